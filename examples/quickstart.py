@@ -1,0 +1,85 @@
+"""Train a few steps, save to s3://, and load it back in a fresh process, on an S3 server of this machine's own.
+
+    python examples/quickstart.py
+
+Needs the extra `server`: pip install 'fsspec-csx[server]'.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+import fsspec
+import torch
+
+import fsspec_csx as cstorch
+from fsspec_csx.testing import LocalS3
+
+PATH = "s3://quickstart/run/checkpoint_{step}.mdl"
+WIDTH, STEPS = 2048, 3
+
+
+def make_training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A model of 50 million weights, whose optimizer keeps as many again."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(12)))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> float:
+    """One step on made-up data; the loss."""
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    loss = model(torch.randn(8, WIDTH)).square().mean()
+    loss.backward()
+    optimizer.step()
+    return float(loss)
+
+
+def save() -> str:
+    """Train, save, and show what is stored; the checkpoint's URL."""
+    model, optimizer = make_training()
+    for step in range(1, STEPS + 1):
+        print(f"step {step}  loss {train(model, optimizer, step):.6f}")
+    path = PATH.format(step=STEPS)
+    started = time.perf_counter()
+    cstorch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": STEPS}, path)
+    seconds = time.perf_counter() - started
+
+    print("\nstored:")
+    filesystem, root = fsspec.url_to_fs("s3://quickstart")
+    for name, info in filesystem.find(root, detail=True).items():
+        print(f"  s3://{name}  {info['size']:,} bytes")
+        print(f"saved in {seconds:.2f} s, {info['size'] / seconds / 1e6:.0f} MB/s")
+    print(f"next loss, had we gone on: {train(model, optimizer, STEPS + 1):.6f}")
+    return path
+
+
+def resume(path: str) -> None:
+    """What a fresh process does: load, and go on where the other stopped."""
+    model, optimizer = make_training()
+    started = time.perf_counter()
+    checkpoint = cstorch.load(path)
+    seconds = time.perf_counter() - started
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    size = fsspec.url_to_fs(path)[0].size(path)
+    print(f"\nfresh process: loaded step {checkpoint['step']} in {seconds:.2f} s, {size / seconds / 1e6:.0f} MB/s")
+    print(f"next loss, resumed:        {train(model, optimizer, checkpoint['step'] + 1):.6f}")
+
+
+def main() -> None:
+    """Without arguments the whole tour; with a URL the part of the fresh process."""
+    if len(sys.argv) > 1:
+        resume(sys.argv[1])
+        return
+    with LocalS3() as server:
+        os.environ.update(server.environment())
+        print(f"S3 server at {server.endpoint_url}")
+        path = save()
+        subprocess.run([sys.executable, __file__, path], check=True)
+
+
+if __name__ == "__main__":
+    main()

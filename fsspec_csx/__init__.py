@@ -1,0 +1,11 @@
+"""S3 for fsspec with clear credential rules and safe writes, and checkpoints on any fsspec URL.
+
+``import fsspec_csx as cstorch`` gives ``cstorch.save``, ``cstorch.load`` and
+``cstorch.backends.csx.storage.s3.profile``.
+"""
+
+from fsspec_csx.checkpoint import load, save
+from fsspec_csx.settings import backends
+
+__all__ = ["backends", "load", "save"]
+__version__ = "0.1.0"

@@ -1,0 +1,203 @@
+"""Which credentials are used: the six rules, in order, and the error that lists them where none gives any.
+
+1. what the call names: ``key``/``secret``/``token``, ``profile`` (or ``profile_name``), ``session``, ``anon``;
+2. ``backends.csx.storage.s3.profile``;
+3. the fsspec configuration (``FSSPEC_S3_PROFILE``, ``fsspec.conf``);
+4. the environment (``AWS_ACCESS_KEY_ID``, ..., ``AWS_PROFILE``);
+5. ``[default]`` of the AWS config and credentials files;
+6. the rest of botocore's chain: SSO, assumed roles, web identity, container, instance.
+
+Rules 1 to 3 settle the arguments of the filesystem; 4 to 6 are botocore's own, on those arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from botocore import exceptions as boto
+from botocore.session import Session
+
+from fsspec_csx.errors import (
+    CredentialsError,
+    ExpiredCredentialsError,
+    IncompleteCredentialsError,
+    NoCredentialsError,
+    UnknownProfileError,
+)
+
+# The options of a filesystem that say who is asking, by the rules above.
+OPTIONS = frozenset({"anon", "key", "password", "profile", "profile_name", "secret", "session", "token", "username"})
+SETTING = "backends.csx.storage.s3.profile"
+_CLIENT_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+_NO_CREDENTIALS_FROM_PROFILE = (
+    boto.ClientError,  # STS or SSO refused
+    boto.CredentialRetrievalError,
+    boto.InvalidConfigError,
+    boto.UnknownCredentialError,
+)
+_CUSTOMER_KEYS = ("SSECustomerKey", "CopySourceSSECustomerKey")
+_PROXY = ("_proxy", "_PROXY")
+_REMEDY = (
+    f"Name a profile of the AWS files ({SETTING} = 'name', or storage_options={{'profile': 'name'}}), or set "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment (anon=True reads public buckets)."
+)
+
+
+def settle(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str | None) -> dict[str, Any]:
+    """Apply rules 1 to 3: the options of a call, with those of the fsspec configuration that must not win masked.
+
+    Args:
+        call: the options that the call names.
+        configured: those that the fsspec configuration adds where the call is silent.
+        setting: the profile of the process-wide setting, or None.
+    """
+    options = dict(call)
+    if "profile_name" in options:
+        options["profile"] = options.pop("profile_name") or options.get("profile")
+    named = any(options.get(name) for name in OPTIONS) or any(
+        (options.get("client_kwargs") or {}).get(name) for name in _CLIENT_SECRETS
+    )
+    if not named and setting is not None:
+        options["profile"] = setting
+        named = True
+    if named:
+        masked = {name: None for name in OPTIONS & configured.keys() if name != "profile_name"}
+        options = {**masked, **options}
+    return options
+
+
+def check_pair(key: str | None, secret: str | None, token: str | None, where: str) -> None:
+    """Raise IncompleteCredentialsError if one half of an access key is there without the other."""
+    if bool(key) == bool(secret) and (key or not token):
+        return
+    have, lack = ("key", "secret") if key else ("secret", "key") if secret else ("token", "key and secret")
+    raise IncompleteCredentialsError(f"Half a pair of credentials: {where} gives the {have} without the {lack}.",
+                                     "Give both the access key and its secret, or neither.")  # fmt: skip
+
+
+def check_options(key: str | None, secret: str | None, token: str | None, client: Mapping[str, Any]) -> None:
+    """Raise IncompleteCredentialsError if the options of a filesystem give half a pair."""
+    explicit = [given or client.get(name) for given, name in zip((key, secret, token), _CLIENT_SECRETS, strict=True)]
+    check_pair(*explicit, where="the call or the fsspec configuration")
+
+
+def environment_token() -> str:
+    """A digest that changes whenever the AWS environment or the AWS files do; it reveals neither."""
+    watched = sorted(item for item in os.environ.items() if item[0].startswith("AWS_") or item[0].endswith(_PROXY))
+    files = [(str(path), _stamp(path)) for path in _files(os.environ)]
+    return hashlib.sha256(repr((watched, files)).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _files(environment: Mapping[str, str]) -> list[Path]:
+    """The AWS config and credentials files that botocore reads in this environment."""
+    config = environment.get("AWS_CONFIG_FILE", "~/.aws/config")
+    shared = environment.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    return [Path(config).expanduser(), Path(shared).expanduser()]
+
+
+async def find(session: Any) -> str:
+    """Resolve a session's credentials now, rather than at the first request, and say in a few words whose they are.
+
+    Args:
+        session: the aiobotocore session whose chain is asked.
+
+    Raises:
+        NoCredentialsError, IncompleteCredentialsError, UnknownProfileError, ExpiredCredentialsError: each with what was
+            tried and what to do.
+    """
+    try:
+        _check_halves(session)
+        credentials = await session.get_credentials()
+        if credentials is None:
+            raise _none_found(session)
+        key = (await credentials.get_frozen_credentials()).access_key
+    except (boto.BotoCoreError, boto.ClientError) as error:
+        raise_explained(error, session)
+    profile = session.get_config_variable("profile")
+    if credentials.method == "env":
+        return f"the environment's access key {mask(key)}"
+    return f"profile {profile or 'default'!r} ({credentials.method}, access key {mask(key)})"
+
+
+def raise_explained(error: Exception, session: Session) -> NoReturn:
+    """Raise what botocore says of credentials as an error of ours, chained; anything else as it is."""
+    profile = session.instance_variables().get("profile") or os.environ.get("AWS_PROFILE") or "default"
+    if isinstance(error, boto.ProfileNotFound):
+        raise _unknown_profile(session, profile) from error
+    if isinstance(error, boto.PartialCredentialsError):
+        raise IncompleteCredentialsError(f"Half a pair of credentials: {error}.".replace("..", "."),
+                                         "Give both the access key and its secret, or neither.") from error  # fmt: skip
+    if isinstance(error, boto.ConfigParseError):
+        reason = f"An AWS file cannot be read: {error}."
+        raise CredentialsError(reason, "Mend the file named, or remove it.") from error
+    if isinstance(error, (boto.SSOError, boto.TokenRetrievalError)):
+        reason = f"The SSO session of profile {profile!r} is missing or has expired."
+        raise ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}") from error
+    if isinstance(error, _NO_CREDENTIALS_FROM_PROFILE):
+        reason = f"Profile {profile!r} gives no credentials: {str(error).rstrip('.')}."
+        raise CredentialsError(reason, "Mend the profile in the AWS files, or name another.") from error
+    raise error
+
+
+def _check_halves(session: Session) -> None:
+    """botocore overlooks a secret without its key and goes on to the next source: say so instead."""
+    profile = session.get_config_variable("profile") or "default"
+    if session.instance_variables().get("profile") is None:
+        key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+        check_pair(key, secret, None, "the environment")
+        if key:
+            return
+    section = session.full_config["profiles"].get(profile, {})
+    check_pair(section.get("aws_access_key_id"), section.get("aws_secret_access_key"), None, f"profile {profile!r}")
+
+
+def _none_found(session: Session) -> NoCredentialsError:
+    config, shared = _files(os.environ)
+    files = " and ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in (config, shared))
+    named = session.instance_variables().get("profile")
+    if named is not None:
+        reason = f"Profile {named!r} gives no credentials: {files} hold none for it, and nor does any role or instance."
+        return NoCredentialsError(reason, _REMEDY)
+    tried = (
+        "the call (key and secret, profile, session, anon): none",
+        f"{SETTING}: not set",
+        "the fsspec configuration (FSSPEC_S3_PROFILE and its like): none",
+        f"the environment: AWS_ACCESS_KEY_ID not set, AWS_PROFILE {os.environ.get('AWS_PROFILE', 'not set')}",
+        f"[default] of {files}: no credentials",
+        "SSO, assumed roles, web identity, container and instance: none",
+    )
+    listed = "; ".join(f"{number}. {line}" for number, line in enumerate(tried, 1))
+    return NoCredentialsError(f"No S3 credentials were found. Tried, in order: {listed}.", _REMEDY)
+
+
+def _unknown_profile(session: Session, profile: str) -> UnknownProfileError:
+    files = ", ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in _files(os.environ))
+    known = ", ".join(sorted(session.available_profiles)) or "none"
+    return UnknownProfileError(f"There is no profile {profile!r} in {files}; the profiles there: {known}.",
+                               "Name one of them, or add it with: aws configure --profile NAME")  # fmt: skip
+
+
+def mask(key: str) -> str:
+    """An access key's last four characters, enough to tell it from another."""
+    return f"...{key[-4:]}" if len(key) >= 8 else "..."
+
+
+def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a filesystem less everything that proves who is asking; such a copy falls back on the rules."""
+    public = {name: value for name, value in options.items() if name not in OPTIONS - {"anon", "profile"}}
+    for name, secrets in (("client_kwargs", _CLIENT_SECRETS), ("s3_additional_kwargs", _CUSTOMER_KEYS)):
+        if isinstance(public.get(name), Mapping):
+            public[name] = {key: value for key, value in public[name].items() if key not in secrets}
+    return public

@@ -1,0 +1,150 @@
+"""Every error this package raises on purpose.
+
+Each says in one sentence what went wrong and in one what to do, and inherits the builtin that a caller would catch:
+
+    CSXError
+    ├── CredentialsError (PermissionError)      who we are could not be settled, or is not accepted
+    │   ├── NoCredentialsError
+    │   ├── IncompleteCredentialsError (ValueError)
+    │   ├── UnknownProfileError (LookupError)
+    │   ├── RejectedCredentialsError
+    │   └── ExpiredCredentialsError
+    ├── AccessDeniedError (PermissionError)     who we are is known, and may not do this
+    ├── BucketNotFoundError (FileNotFoundError)
+    ├── ObjectNotFoundError (FileNotFoundError)
+    ├── InvalidBucketNameError (ValueError)
+    ├── ClockSkewError (PermissionError)
+    ├── WrongRegionError (OSError)
+    ├── EndpointError (ConnectionError)         nobody we trust answers at the endpoint
+    │   └── UntrustedCertificateError
+    ├── DeleteError (OSError)                   some of many objects were not deleted
+    ├── UnknownFlagError (AttributeError, LookupError)
+    ├── CheckpointPathError (ValueError)
+    └── CheckpointError (ValueError)            the file was read, and is not what it should be
+        ├── InvalidCheckpointError
+        └── UnsafeCheckpointError
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDeniedError",
+    "BucketNotFoundError",
+    "CSXError",
+    "CheckpointError",
+    "CheckpointPathError",
+    "ClockSkewError",
+    "CredentialsError",
+    "DeleteError",
+    "EndpointError",
+    "ExpiredCredentialsError",
+    "IncompleteCredentialsError",
+    "InvalidBucketNameError",
+    "InvalidCheckpointError",
+    "NoCredentialsError",
+    "ObjectNotFoundError",
+    "RejectedCredentialsError",
+    "UnknownFlagError",
+    "UnknownProfileError",
+    "UnsafeCheckpointError",
+    "UntrustedCertificateError",
+    "WrongRegionError",
+]
+
+
+class CSXError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        reason: one sentence that says what went wrong.
+        remedy: one sentence that says what to do; empty if there is nothing to say.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason} {remedy}".rstrip())
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        # KeyError would print its repr, OSError its errno.
+        return f"{self.reason} {self.remedy}".rstrip()
+
+
+class CredentialsError(CSXError, PermissionError):
+    """The credentials could not be found, or the server does not accept them."""
+
+
+class NoCredentialsError(CredentialsError):
+    """No rule gave any credentials."""
+
+
+class IncompleteCredentialsError(CredentialsError, ValueError):
+    """An access key without its secret, or the other way round."""
+
+
+class UnknownProfileError(CredentialsError, LookupError):
+    """The named profile is in none of the AWS files."""
+
+
+class RejectedCredentialsError(CredentialsError):
+    """The server does not know the access key, or the secret does not belong to it."""
+
+
+class ExpiredCredentialsError(CredentialsError):
+    """The credentials were good once."""
+
+
+class AccessDeniedError(CSXError, PermissionError):
+    """The server knows who we are and refuses what was asked."""
+
+
+class BucketNotFoundError(CSXError, FileNotFoundError):
+    """There is no such bucket."""
+
+
+class ObjectNotFoundError(CSXError, FileNotFoundError):
+    """There is no such object."""
+
+
+class InvalidBucketNameError(CSXError, ValueError):
+    """No bucket can have this name."""
+
+
+class ClockSkewError(CSXError, PermissionError):
+    """This machine's clock is too far from the server's."""
+
+
+class WrongRegionError(CSXError, OSError):
+    """The bucket is in another region than the one asked."""
+
+
+class EndpointError(CSXError, ConnectionError):
+    """The endpoint cannot be reached, or does not answer in time."""
+
+
+class UntrustedCertificateError(EndpointError):
+    """The endpoint's TLS certificate is not trusted."""
+
+
+class DeleteError(CSXError, OSError):
+    """The server deleted only some of the objects."""
+
+
+class UnknownFlagError(CSXError, AttributeError, LookupError):
+    """There is no flag of this name under ``backends``."""
+
+
+class CheckpointPathError(CSXError, ValueError):
+    """The path cannot name a checkpoint."""
+
+
+class CheckpointError(CSXError, ValueError):
+    """The file at this path is not a checkpoint that can be loaded."""
+
+
+class InvalidCheckpointError(CheckpointError):
+    """The file is empty, truncated, or something else than a checkpoint."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """Loading the file would run code that it names."""

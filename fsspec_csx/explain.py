@@ -1,0 +1,174 @@
+"""What botocore and s3fs raise, told as errors of ours: what was asked, what refused it, and what to do.
+
+Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from botocore import exceptions as boto
+
+from fsspec_csx.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    ClockSkewError,
+    CSXError,
+    EndpointError,
+    ExpiredCredentialsError,
+    InvalidBucketNameError,
+    ObjectNotFoundError,
+    RejectedCredentialsError,
+    UntrustedCertificateError,
+    WrongRegionError,
+)
+
+
+class GaveUpError(Exception):
+    """The endpoint has never answered and its connection failed: there is no use in botocore's retries."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, as an error tells of it."""
+
+    operation: str
+    bucket: str
+    key: str
+    endpoint: str
+    region: str | None
+    identity: str
+
+    @property
+    def target(self) -> str:
+        """The URL of what was asked for."""
+        return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}" if self.bucket else "S3"
+
+
+def code_of(error: BaseException) -> str:
+    """The S3 error code of what botocore raised or s3fs made of it; empty if there is none."""
+    return str(_details(error).get("Code", ""))
+
+
+def explain(error: Exception, request: Request) -> Exception:
+    """The error of ours that tells this one better; itself where there is none."""
+    if isinstance(error, CSXError):
+        return error
+    if isinstance(error, GaveUpError):
+        return _unreachable(error.__cause__ or error, request)
+    if isinstance(error, boto.ParamValidationError):
+        return _invalid_name(request, {}) if "bucket name" in str(error) else error
+    if isinstance(error, (boto.ConnectionError, boto.ReadTimeoutError)):
+        return _unreachable(error, request)
+    tell = _BY_CODE.get(code_of(error))
+    return tell(request, _details(error)) if tell else error
+
+
+def _details(error: BaseException) -> dict[str, Any]:
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, dict):
+            return dict(response.get("Error", {}))
+    return {}
+
+
+def _said(details: dict[str, Any]) -> str:
+    message = str(details.get("Message", "")).strip().rstrip(".")
+    return f" ({message})" if message and message not in ("Forbidden", "Not Found") else ""
+
+
+def _unreachable(error: BaseException, request: Request) -> EndpointError:
+    endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "")
+    # botocore names the whole URL of the request; what counts is whom it was sent to.
+    endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
+    if isinstance(error, boto.SSLError):
+        reason = f"The TLS certificate of {endpoint} is not trusted: {error.kwargs.get('error', error)}."
+        remedy = "Point AWS_CA_BUNDLE, or ca_bundle in the profile, at the certificate of the authority that signed it."
+        return UntrustedCertificateError(reason, remedy)
+    if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
+        reason = f"The endpoint {endpoint} did not answer in time."
+        return EndpointError(reason, "Check that it is up and that no firewall or proxy is in the way.")
+    reason = f"The endpoint {endpoint} cannot be reached."
+    remedy = "Check the address (endpoint_url, AWS_ENDPOINT_URL_S3, or endpoint_url in the profile) and that it is up."
+    return EndpointError(reason, remedy)
+
+
+def _denied(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"{request.operation} on {request.target} was refused to {request.identity}{_said(details)}."
+    if request.key:
+        remedy = "Ask for the right, or use other credentials; without s3:ListBucket a missing object is refused too."
+    else:
+        remedy = f"The bucket {request.bucket!r} may be someone else's: ask for the right, or use other credentials."
+    return AccessDeniedError(reason, remedy if request.bucket else "Ask for the right, or use other credentials.")
+
+
+def _rejected(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"{request.endpoint} does not accept {request.identity}{_said(details)}."
+    return RejectedCredentialsError(reason, "Check the access key, its secret, and that they are of this endpoint.")
+
+
+def _expired(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"{request.identity[:1].upper()}{request.identity[1:]} has expired{_said(details)}."
+    return ExpiredCredentialsError(reason, "Renew the credentials, and open the file again.")
+
+
+def _no_bucket(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"There is no bucket {request.bucket!r} at {request.endpoint}."
+    return BucketNotFoundError(reason, "Check its name and the endpoint; a write makes it where that is allowed.")
+
+
+def _no_object(request: Request, details: dict[str, Any]) -> CSXError:
+    return ObjectNotFoundError(f"There is no object {request.target} at {request.endpoint}.", "Check its name.")
+
+
+def _invalid_name(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"{request.bucket!r} cannot be the name of a bucket{_said(details)}."
+    remedy = "A bucket's name has 3 to 63 characters: lower-case letters, digits, dots and hyphens."
+    return InvalidBucketNameError(reason, remedy)
+
+
+def _someone_elses(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"The bucket {request.bucket!r} belongs to someone else."
+    return AccessDeniedError(reason, "Choose another name: names are shared by all users of an endpoint.")
+
+
+def _skewed(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"This machine's clock is too far from that of {request.endpoint}{_said(details)}."
+    return ClockSkewError(reason, "Set the clock, for instance by NTP.")
+
+
+def _wrong_region(request: Request, details: dict[str, Any]) -> CSXError:
+    wanted = details.get("Region")
+    reason = f"{request.target} was asked of region {request.region!r}, which is the wrong one{_said(details)}."
+    region = repr(str(wanted)) if wanted else "the bucket's"
+    return WrongRegionError(reason, f"Set the region to {region} (AWS_DEFAULT_REGION, or region in the profile).")
+
+
+_BY_CODE: dict[str, Callable[[Request, dict[str, Any]], CSXError]] = {
+    "403": _denied,
+    "AccessDenied": _denied,
+    "AccountProblem": _denied,
+    "AllAccessDisabled": _denied,
+    "404": _no_object,
+    "NoSuchBucket": _no_bucket,
+    "NoSuchKey": _no_object,
+    "NoSuchVersion": _no_object,
+    "InvalidAccessKeyId": _rejected,
+    "InvalidSecurity": _rejected,
+    "InvalidToken": _rejected,
+    "SignatureDoesNotMatch": _rejected,
+    "ExpiredToken": _expired,
+    "ExpiredTokenException": _expired,
+    "TokenRefreshRequired": _expired,
+    "RequestExpired": _expired,
+    "RequestTimeTooSkewed": _skewed,
+    "InvalidBucketName": _invalid_name,
+    "BucketAlreadyExists": _someone_elses,
+    "AuthorizationHeaderMalformed": _wrong_region,
+    "IllegalLocationConstraintException": _wrong_region,
+    "InvalidLocationConstraint": _wrong_region,
+    "PermanentRedirect": _wrong_region,
+    "301": _wrong_region,
+}

@@ -1,0 +1,225 @@
+"""CSXFile: the file that ``fsspec.open("s3://...")`` returns, published whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import sys
+import weakref
+from concurrent.futures import Future
+from typing import Any
+
+from s3fs.core import S3File
+
+from fsspec_csx.errors import ObjectNotFoundError
+
+logger = logging.getLogger("fsspec_csx")
+
+_ABORT_SECONDS = 30.0
+_ABORT_SECONDS_AT_EXIT = 5.0
+_unfinished: weakref.WeakSet[CSXFile] = weakref.WeakSet()
+
+
+class CSXFile(S3File):  # type: ignore[misc]
+    """An S3 object as a file; as ``s3fs.S3File``, but an unfinished write leaves no trace.
+
+    Written data becomes the object when the file is closed, and only if it is closed in good order. A ``with`` block
+    left by an exception (Ctrl-C too), a ``close`` while an exception raised since the opening is being handled, a
+    write that failed, a transaction rolled back, and a file dropped without ``close`` all discard it: the former
+    object stays, and the multipart upload is aborted.
+
+    Raises:
+        ObjectNotFoundError: when opened for reading and there is no such object.
+        CredentialsError: at once, if the credentials are missing; for writing too.
+    """
+
+    # What __del__ finds on a file whose __init__ failed.
+    mode = "rb"
+    buffer = None
+    mpu = None
+    _finished = False
+    _in_flight_at_open: BaseException | None = None
+
+    def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
+        if mode == "rb":
+            super().__init__(fs, path, mode, **kwargs)
+            if self._details is not None and self._details.get("type") == "directory":
+                reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
+                raise ObjectNotFoundError(reason, "Name one of them.")
+            return
+        self._in_flight_at_open = sys.exc_info()[1]
+        fs.connect()
+        super().__init__(fs, path, mode, **kwargs)
+        _unfinished.add(self)
+
+    # -- the ways to end a write ------------------------------------------------------------------------------------
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.mode == "rb" or self.closed:
+            super().close()
+        elif error is None:
+            self._publish()
+        else:
+            self.discard()
+
+    def close(self) -> None:
+        """Publish what was written, unless an exception is in flight that was not when the file was opened."""
+        in_flight = sys.exc_info()[1]
+        if self.mode == "rb" or self.closed:
+            super().close()
+        elif in_flight is None or in_flight is self._in_flight_at_open:
+            self._publish()
+        else:
+            # A text or compressing wrapper closes us without saying why.
+            logger.warning("s3://%s was not written: closed while %s is in flight", self.path, type(in_flight).__name__)
+            self.discard()
+
+    def _publish(self) -> None:
+        with self._discarded_on_failure():
+            super().close()
+
+    def commit(self) -> None:
+        """Make what was written the object; a transaction calls this.
+
+        Raises:
+            FileExistsError: in mode ``x``, if the object exists by now.
+            ValueError: if it was discarded.
+        """
+        if self._finished:
+            msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
+            raise ValueError(msg)
+        with self._discarded_on_failure():
+            if self.tell() == 0 and "x" in self.mode:
+                # s3fs would put the empty object over an existing one.
+                self._call_s3("put_object", Bucket=self.bucket, Key=self.key, Body=b"", IfNoneMatch="*")
+                self._abort_upload(_ABORT_SECONDS)
+            else:
+                super().commit()
+        self._end()
+
+    def discard(self) -> None:
+        """Forget what was written: the former object stays, and no multipart upload is left behind."""
+        self._discard(_ABORT_SECONDS)
+
+    def _discard(self, seconds: float) -> None:
+        """Discard, waiting this long for the abort of the upload to be answered."""
+        if self._finished:
+            return
+        self.closed = True
+        self._end()
+        if not self.autocommit and self.fs._transaction and self in self.fs._transaction.files:
+            self.fs._transaction.files.remove(self)  # it shall commit the others
+        self._abort_upload(seconds)
+
+    def _end(self) -> None:
+        self._finished = True
+        self._in_flight_at_open = None
+        self.buffer = None
+        _unfinished.discard(self)
+
+    @contextlib.contextmanager
+    def _discarded_on_failure(self) -> Any:
+        try:
+            yield
+        except BaseException:
+            self.discard()
+            raise
+
+    def __del__(self) -> None:
+        # Reached unfinished only when dropped: what it holds may be half of what was meant.
+        if self.mode != "rb":
+            self._discard(seconds=0)
+
+    def _dealloc_warn(self, source: object) -> None:
+        """A text wrapper that is dropped unclosed calls this, and then closes us."""
+        if self.mode != "rb":
+            self._discard(seconds=0)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def _initiate_upload(self) -> None:
+        with self._discarded_on_failure():
+            super()._initiate_upload()
+
+    def _upload_chunk(self, final: bool = False) -> Any:
+        with self._discarded_on_failure():
+            return super()._upload_chunk(final)
+
+    def _call_s3(self, method: str, *kwarglist: Any, **kwargs: Any) -> Any:
+        if self._on_loop():
+            msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
+            raise RuntimeError(msg)
+        payer = getattr(self, "_request_payer_kw", self.req_kw)
+        future = self._start(self.fs._call_s3(method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs))
+        try:
+            return future.result()
+        except BaseException:
+            # Ctrl-C ends the waiting, not the request.
+            if method == "create_multipart_upload":
+                future.add_done_callback(self._abort_when_created)
+            else:
+                future.cancel()
+            raise
+
+    def _abort_when_created(self, future: Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._start(self.fs._abort_mpu(self.bucket, self.key, future.result()["UploadId"]))
+
+    def _abort_upload(self, seconds: float) -> None:
+        upload, self.mpu = self.mpu, None
+        if upload is None or self.fs.loop.is_closed():
+            return
+        future = self._start(self.fs._abort_mpu(self.bucket, self.key, upload["UploadId"]))
+        if not seconds or self._on_loop():
+            return
+        try:
+            future.result(seconds)
+        except FileNotFoundError:
+            pass  # completed or aborted already
+        except OSError as error:  # a TimeoutError too
+            logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
+
+    def _start(self, coroutine: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop)
+
+    def _on_loop(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self.fs.loop
+        except RuntimeError:
+            return False
+
+
+def close_together(wrapper: Any, file: CSXFile) -> Any:
+    """Let a compressor's ``close`` publish the file below it, which fsspec leaves to the garbage collector.
+
+    Args:
+        wrapper: the compressing file object, such as a ``gzip.GzipFile``.
+        file: the file that it writes to.
+
+    Returns:
+        The wrapper.
+    """
+    compressor = type(wrapper)
+    reference = weakref.ref(wrapper)  # a strong one would keep it from being dropped
+
+    def close() -> None:
+        alive = reference()
+        if alive is None or getattr(alive, "_finalizing", False):
+            file._discard(seconds=0)
+            return
+        with file._discarded_on_failure():
+            compressor.close(alive)
+        file.close()
+
+    with contextlib.suppress(AttributeError):  # extension types take no attribute, and close the file themselves
+        wrapper.close = close
+    return wrapper
+
+
+@atexit.register
+def _discard_unfinished() -> None:
+    """Abort the uploads of files that were never closed, while the loop still runs."""
+    for file in list(_unfinished):
+        file._discard(_ABORT_SECONDS_AT_EXIT)

@@ -1,0 +1,359 @@
+"""CSXFileSystem: s3fs with the credential rules, errors and safe writes of this package; what ``s3://`` opens."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import fsspec.core
+from aiobotocore.session import AioSession
+from botocore import exceptions as boto
+from fsspec.asyn import sync, sync_wrapper
+from fsspec.compression import compr
+from fsspec.config import apply_config
+from s3fs import S3FileSystem
+
+from fsspec_csx import credentials
+from fsspec_csx.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    CSXError,
+    DeleteError,
+    ObjectNotFoundError,
+    WrongRegionError,
+)
+from fsspec_csx.explain import GaveUpError, Request, code_of, explain
+from fsspec_csx.file import CSXFile, close_together
+from fsspec_csx.redaction import redact_logs
+from fsspec_csx.settings import backends
+
+_POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
+_ENVIRONMENT: ContextVar[str] = ContextVar("environment")
+# What S3 cannot do without the bucket, and a write may make it for.
+_CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
+_NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
+
+
+class _Cached(type(S3FileSystem)):  # type: ignore[misc]
+    """fsspec keeps one instance for each set of arguments; here the setting and the AWS environment count as such."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        options = credentials.settle(call, apply_config(cls, {}), backends.csx.storage.s3.profile)
+        with _environment_snapshot():
+            return super().__call__(**options)
+
+    @property
+    def environment_token(cls) -> str:
+        """The AWS environment that the instance being made stands for."""
+        return _ENVIRONMENT.get()
+
+
+@contextmanager
+def _environment_snapshot() -> Iterator[None]:
+    """Let the token and the instance see the same environment, whatever other threads do to it meanwhile."""
+    reset = _ENVIRONMENT.set(credentials.environment_token())
+    try:
+        yield
+    finally:
+        _ENVIRONMENT.reset(reset)
+
+
+class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
+    """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
+
+    - credentials by the rules of ``fsspec_csx.credentials``, resolved before any data is read or written;
+    - errors that say what was asked, what refused it and what to do (``fsspec_csx.errors``);
+    - a missing bucket made by the first write into it, where that is allowed;
+    - files that are published whole or not at all (``fsspec_csx.file.CSXFile``).
+
+    Args:
+        profile: name of a profile in the AWS files (``profile_name`` means the same).
+        kwargs: those of ``s3fs.S3FileSystem``.
+
+    Raises:
+        IncompleteCredentialsError: if only one of ``key`` and ``secret`` is given.
+    """
+
+    protocol = ("s3", "s3a", "csx")
+    # A file left by an exception leaves no trace, so writers need no temporary name.
+    atomic_writes = True
+    _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        credentials.check_options(self.key, self.secret, self.token, self.client_kwargs)
+        self._owns_session = self.session is None
+        self._environment = _ENVIRONMENT.get()
+        self._identity = ""
+        self._sign_in_lock = asyncio.Lock()
+        redact_logs()
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The filesystem as a dict for JSON, less every secret; one made from it finds credentials by the rules."""
+        return credentials.without_secrets(super().to_dict(**kwargs))
+
+    # -- signing in -------------------------------------------------------------------------------------------------
+
+    async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Connect: find the credentials and make the client; as ``s3fs.S3FileSystem.set_session``.
+
+        Raises:
+            CredentialsError: if the rules give no credentials, or not whole ones.
+        """
+        if self._s3 is None or refresh:
+            async with self._sign_in_lock:
+                if self._s3 is None or refresh:
+                    await self._sign_in(refresh)
+        return await super().set_session(refresh=refresh)
+
+    async def _sign_in(self, refresh: bool) -> None:
+        if self._owns_session and (self.session is None or refresh):
+            self._leave_cache_if_outdated()
+            session = AioSession(**self.kwargs)
+            session.register("needs-retry.s3", _FirstContact())
+            self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
+        else:
+            session = self.session
+        explicit = self.key or self.client_kwargs.get("aws_access_key_id")
+        try:
+            if self.anon:
+                self._identity = "anonymous access"
+            elif explicit:
+                self._identity = f"the access key {credentials.mask(explicit)} that the call names"
+            else:
+                self._identity = await credentials.find(session)
+            session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
+        except boto.ProfileNotFound as error:
+            credentials.raise_explained(error, session)
+        self.session = session
+
+    def _leave_cache_if_outdated(self) -> None:
+        """Made under another environment than the one it now signs in under: nobody else shall be handed it."""
+        cls = type(self)
+        if self._environment != credentials.environment_token():
+            with cls._instantiation_lock:
+                if cls._cache.get(self._fs_token) is self:
+                    del cls._cache[self._fs_token]
+
+    connect = sync_wrapper(set_session)
+    _connect = set_session
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        try:
+            return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+        except Exception as error:
+            explained = await self._explain(error, method, kwargs)
+            # A body that was read from a stream is gone and cannot be sent again.
+            replayable = isinstance(kwargs.get("Body", b""), (bytes, bytearray, memoryview))
+            if not (method in _CREATES_BUCKET and replayable and isinstance(explained, BucketNotFoundError)):
+                if explained is error:
+                    raise
+                raise explained from (error.__cause__ or error)
+        await self._create_bucket(kwargs["Bucket"])
+        return await super()._call_s3(method, *akwarglist, **kwargs)
+
+    call_s3 = sync_wrapper(_call_s3)
+
+    @property
+    def _endpoint(self) -> str:
+        return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
+
+    async def _explain(self, error: Exception, method: str, kwargs: Mapping[str, Any]) -> Exception:
+        request = Request(
+            operation="".join(word.capitalize() for word in method.split("_")),
+            bucket=str(kwargs.get("Bucket", "")),
+            key=str(kwargs.get("Key", "")),
+            endpoint=self._endpoint,
+            region=self._s3.meta.region_name if self._s3 else None,
+            identity=self._identity,
+        )
+        explained = explain(error, request)
+        if method in ("head_object", "head_bucket") and code_of(error) in ("400", "403"):
+            told = explain(await self._ask_with_body(kwargs) or error, request)
+            if isinstance(told, (PermissionError, WrongRegionError)):
+                return told
+        return explained
+
+    async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
+        """The answer to a HEAD has no body; the like question as a GET tells why it was refused."""
+        try:
+            if kwargs.get("Key"):
+                answer = await super()._call_s3("get_object", **{**kwargs, "Range": "bytes=0-0"})
+                answer["Body"].close()
+            else:
+                await super()._call_s3("list_objects_v2", Bucket=kwargs["Bucket"], MaxKeys=1)
+        except Exception as error:
+            return error
+        return None
+
+    # -- buckets ----------------------------------------------------------------------------------------------------
+
+    async def _create_bucket(self, bucket: str, acl: str | None = None, region: str | None = None) -> None:
+        """Make a bucket in the session's region; no matter if we have it already.
+
+        Raises:
+            AccessDeniedError: if the credentials do not allow it, or the name is someone else's.
+            InvalidBucketNameError: if the server does not take the name.
+        """
+        await self.set_session()
+        region = region or self._s3.meta.region_name
+        options: dict[str, Any] = {"ACL": acl} if acl else {}
+        if region not in _NO_CONSTRAINT:
+            options["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        try:
+            await self._call_s3("create_bucket", Bucket=bucket, **options)
+        except FileExistsError:
+            pass  # ours: another writer was quicker
+        except AccessDeniedError as error:
+            if code_of(error.__cause__ or error) == "BucketAlreadyExists":
+                raise
+            reason = f"The bucket {bucket!r} does not exist, and {self._identity} may not make it."
+            raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
+        self.invalidate_cache("")
+        self.invalidate_cache(bucket)
+
+    async def _mkdir(self, path: str, acl: Any = False, create_parents: bool = True, **kwargs: Any) -> None:
+        bucket, key, _ = self.split_path(self._strip_protocol(path).rstrip("/"))
+        if not bucket:
+            msg = f"{path!r} names no bucket. Give one, as in s3://bucket."
+            raise ValueError(msg)
+        if await self._exists(bucket):
+            if not key:
+                msg = f"The bucket {bucket!r} exists already. Use makedirs with exist_ok=True if that is all right."
+                raise FileExistsError(msg)
+        elif key and not create_parents:
+            raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Make it first, or pass create_parents=True.")
+        else:
+            await self._create_bucket(bucket, acl or None, kwargs.get("region_name"))
+
+    mkdir = sync_wrapper(_mkdir)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make the bucket of a path if it is missing; below it S3 has no folders to make.
+
+        Raises:
+            AccessDeniedError: if the bucket is not ours to see or to make.
+            FileExistsError: if the path is a bucket that exists, unless ``exist_ok``.
+        """
+        # fsspec.open asks this before every write: there the write itself finds out, without a request of its own.
+        if exist_ok and sys._getframe(1).f_code is fsspec.core.open_files.__code__:
+            return
+        sync(self.loop, self._makedirs, path, exist_ok=exist_ok)
+
+    async def _exists(self, path: str) -> bool:
+        bucket, key, _ = self.split_path(path)
+        if key or not bucket:
+            return bool(await super()._exists(path))
+        probes: list[tuple[str, dict[str, Any]]] = [("head_bucket", {}), ("get_bucket_location", {})]
+        if self.req_kw:
+            probes.append(("list_objects_v2", {"MaxKeys": 1}))
+        refusal = None
+        for method, options in probes:
+            try:
+                await self._call_s3(method, Bucket=bucket, **options)
+            except FileNotFoundError:
+                return False
+            except PermissionError as error:
+                refusal = refusal or error
+            else:
+                return True
+        assert refusal is not None
+        raise refusal
+
+    exists = sync_wrapper(_exists)
+
+    # -- missing things ---------------------------------------------------------------------------------------------
+
+    async def _info(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        with self._missing_named(path):
+            return await super()._info(path, *args, **kwargs)
+
+    async def _ls(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        with self._missing_named(path):
+            return await super()._ls(path, *args, **kwargs)
+
+    @contextmanager
+    def _missing_named(self, path: str) -> Iterator[None]:
+        """s3fs says only the path of what it did not find."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if isinstance(error, CSXError):
+                raise
+            reason = f"There is no object s3://{self._strip_protocol(path)} at {self._endpoint}, and none below it."
+            raise ObjectNotFoundError(reason, "Check its name.") from error
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def open(self, path: str, mode: str = "rb", *args: Any, compression: str | None = None, **kwargs: Any) -> Any:
+        """Open a file; as ``s3fs.S3FileSystem.open``, but a compressed file is published by its own ``close``."""
+        if compression is None or "b" not in mode:
+            return super().open(path, mode, *args, compression=compression, **kwargs)
+        file = super().open(path, mode, *args, **kwargs)
+        wrapper = compr[fsspec.core.get_compression(path, compression)](file, mode=mode[0])
+        return wrapper if "r" in mode else close_together(wrapper, file)
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        acl: Any = False,
+        version_id: str | None = None,
+        fill_cache: bool | None = None,
+        cache_type: str | None = None,
+        autocommit: bool = True,
+        size: int | None = None,
+        requester_pays: bool | None = None,
+        cache_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> CSXFile:
+        if version_id and not self.version_aware:
+            msg = "A version can be opened only by a filesystem that knows versions. Pass version_aware=True to it."
+            raise ValueError(msg)
+        extra = self.s3_additional_kwargs
+        return CSXFile(
+            self,
+            path,
+            mode,
+            block_size=self.default_block_size if block_size is None else block_size,
+            acl=acl or extra.get("ACL", False) or extra.get("acl", False),
+            version_id=version_id,
+            fill_cache=self.default_fill_cache if fill_cache is None else fill_cache,
+            s3_additional_kwargs={**extra, **kwargs},
+            cache_type=self.default_cache_type if cache_type is None else cache_type,
+            autocommit=autocommit,
+            requester_pays=bool(self.req_kw) if requester_pays is None else requester_pays,
+            cache_options=cache_options,
+            size=size,
+        )
+
+
+class _FirstContact:
+    """Ends the retries of a connection to an endpoint that has never answered: it is down or misspelt, not busy."""
+
+    def __init__(self) -> None:
+        self._answered = False
+
+    def __call__(self, response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
+        if response is not None:
+            self._answered = True
+        elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
+            raise GaveUpError from caught_exception
+
+
+def _whole(method: str, answer: Any) -> Any:
+    """DeleteObjects answers 200 also where objects were left: s3fs would not notice."""
+    if method == "delete_objects" and answer.get("Errors"):
+        first, count = answer["Errors"][0], len(answer["Errors"])
+        reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {first.get('Message')}."
+        raise DeleteError(reason, "Check the rights to delete them.")
+    return answer

@@ -1,0 +1,1 @@
+"""Checkpoint formats: bytes to tensors and back, over any file object."""

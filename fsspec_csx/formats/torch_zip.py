@@ -1,0 +1,229 @@
+"""The files of torch.save and torch.load, over any file object: zip archives, and the format before torch 1.6.
+
+Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+import struct
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import _weights_only_unpickler
+
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.formats.watched import WatchedReader, WatchedWriter
+
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
+
+_GIST_SHOWN = 200
+_NAMES_SHOWN = 5
+_LEGACY_PICKLES = 5
+# torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
+_PLACING = {"restore_location", "default_restore_location"}
+_NOT_THE_FILE = (ImportError, MemoryError, NotImplementedError, OSError, Warning, torch.OutOfMemoryError)
+# What zipfile and pickletools raise for a file that is not whole.
+_NOT_WHOLE = (EOFError, LookupError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+# What torch.load raises for one that is, but makes no sense; other errors may be those of a class that it names.
+_NONSENSE = (AssertionError, EOFError, RuntimeError, pickle.UnpicklingError)
+
+
+def tensor_bytes(obj: object) -> int:
+    """How many bytes the tensors in nested mappings, lists, tuples and sets take; shared memory counts once."""
+    pending, seen, storages = [obj], set(), {}
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            storages.update(_storage(item))
+        elif isinstance(item, Mapping):
+            pending.extend(item.values())
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            pending.extend(item)
+    return sum(storages.values())
+
+
+def _storage(tensor: torch.Tensor) -> dict[int, int]:
+    """Size by address; nothing for a tensor without memory of its own, such as a sparse one."""
+    if tensor.device.type == "meta":
+        return {}
+    try:
+        storage = tensor.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    except (NotImplementedError, RuntimeError):
+        return {}
+
+
+def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
+    """Write what ``torch.save(obj, file)`` writes.
+
+    Args:
+        file: a binary file object; ``write`` gets memoryviews of the tensors' own memory.
+        advance: is told how many bytes were written, many times.
+
+    Raises:
+        Exception: what the file or ``advance`` raised, or torch and pickle for an object that cannot be saved.
+    """
+    writer = WatchedWriter(file, advance)
+    writer.unmasked(lambda: torch.save(obj, writer))  # type: ignore[arg-type]  # the protocol asks for more than is used
+
+
+def read(
+    file: Any,
+    *,
+    name: str,
+    size: int,
+    advance: Callable[[int], object],
+    map_location: MAP_LOCATION = None,
+    weights_only: bool = True,
+) -> Any:
+    """Read what ``torch.save`` wrote; as ``torch.load``.
+
+    Args:
+        file: a binary file object that can seek, at its start; ``readinto`` gets memoryviews of the tensors' memory.
+        name: what errors call the file.
+        size: its size in bytes.
+        advance: is told how many bytes were read, many times.
+        map_location: as of ``torch.load``.
+        weights_only: as of ``torch.load``; if False, the file may run any code.
+
+    Raises:
+        InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
+        UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
+        Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
+    """
+    plain = WatchedReader(file, size)
+    plain.seek(0)
+    head = plain.read(sniff.HEAD)
+    plain.seek(0)
+    if not (sniff.is_zip(head) or sniff.is_legacy(head)):
+        what, remedy = sniff.describe(head, size)
+        raise InvalidCheckpointError(f"{name} {what}", remedy)
+    reader = WatchedReader(file, size, advance)
+    try:
+        return reader.unmasked(
+            lambda: torch.load(reader, map_location=map_location, weights_only=weights_only, mmap=False)  # type: ignore[arg-type]
+        )
+    except Exception as error:
+        explained = None if reader.failure is error else _explain(error, plain, name, weights_only)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explain(error: Exception, file: WatchedReader, name: str, weights_only: bool) -> CheckpointError | None:
+    """The error of ours for what torch.load raised; None if the file is not at fault."""
+    if isinstance(error, _NOT_THE_FILE) or _while_placing(error) or _out_of_memory(error):
+        return None
+    if found := file.unmasked(lambda: _damage(file)):
+        return InvalidCheckpointError(f"{name} {found[0]}", found[1])
+    if weights_only and isinstance(error, pickle.UnpicklingError):
+        return _unsafe(name, *_pickles(file))
+    if _raised_while_decoding(error) and (weights_only or isinstance(error, _NONSENSE)):
+        return InvalidCheckpointError(f"{name} is damaged ({_gist(error)}).", sniff.AGAIN)
+    return None
+
+
+def _gist(error: Exception) -> str:
+    """The first sentence of what torch says, less the line of its source."""
+    text = re.sub(r"^\[enforce fail at [^\]]*\] \. ", "", str(error)).partition("\n")[0].partition(". ")[0].rstrip(".")
+    said = "".join(character if character.isprintable() else "?" for character in text)
+    said = said[:_GIST_SHOWN]
+    return said if isinstance(error, RuntimeError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
+
+
+def _frames(error: Exception) -> list[Any]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _while_placing(error: Exception) -> bool:
+    return any(frame.f_code.co_name in _PLACING for frame in _frames(error))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch raises a plain RuntimeError for want of main memory."""
+    return isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+
+
+def _raised_while_decoding(error: Exception) -> bool:
+    """Not by a class that the file names, which has troubles of its own."""
+    package = str(_frames(error)[-1].f_globals.get("__name__")).partition(".")[0]
+    return package in ("torch", "fsspec_csx")
+
+
+def _damage(file: WatchedReader) -> tuple[str, str] | None:
+    """What is wrong with the structure of a file that begins like one of torch.save, and what to do."""
+    file.seek(0)
+    if sniff.is_zip(file.read(sniff.HEAD)):
+        try:
+            names = zipfile.ZipFile(file).namelist()
+        except _NOT_WHOLE:
+            what = "looks like a torch checkpoint cut short"
+            return f"{what}: {file.size} bytes without the zip directory that ends one.", sniff.AGAIN
+        root = names[0].partition("/")[0] if names else ""
+        if f"{root}/constants.pkl" in names:
+            return "is a TorchScript archive.", "Load it with torch.jit.load."
+        if f"{root}/data.pkl" not in names:
+            first = f" (its first entry is {names[0]!r})" if names else ""
+            return f"is a zip archive that is not a torch checkpoint{first}.", "Check that the path is that of one."
+    try:
+        _pickles(file)
+    except _NOT_WHOLE as error:
+        return f"is cut short or damaged: its pickle is not whole ({error}).", sniff.AGAIN
+    return None
+
+
+def _pickles(file: WatchedReader) -> tuple[int, list[str]]:
+    """The protocol and the globals of the pickles of a file, which are read over and not run."""
+    file.seek(0)
+    if sniff.is_zip(file.read(sniff.HEAD)):
+        archive = zipfile.ZipFile(file)
+        root = archive.namelist()[0].partition("/")[0]
+        stream: Any = io.BytesIO(archive.read(f"{root}/data.pkl"))
+        count = 1
+    else:
+        file.seek(0)
+        stream, count = file, _LEGACY_PICKLES
+    protocol, names = 0, []
+    for _ in range(count):
+        for opcode, argument, _position in pickletools.genops(stream):
+            if opcode.name == "PROTO":
+                protocol = int(argument or 0)
+            elif opcode.name in ("GLOBAL", "INST"):
+                names.append(str(argument).replace(" ", "."))
+    return protocol, list(dict.fromkeys(names))
+
+
+def _allowed() -> set[str]:
+    """The globals that torch.load accepts; its public list lacks those that are built in."""
+    own, added = _weights_only_unpickler._get_allowed_globals, _weights_only_unpickler._get_user_allowed_globals
+    return {*own(), *added()}  # type: ignore[no-untyped-call]  # torch leaves these untyped
+
+
+def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError:
+    trust = "pass weights_only=False only if you trust its author"
+    refused = [each for each in named if each not in _allowed()]
+    if refused:
+        shown = ", ".join(refused[:_NAMES_SHOWN])
+        more = f" and {len(refused) - _NAMES_SHOWN} more" if len(refused) > _NAMES_SHOWN else ""
+        reason = f"{name} names {shown}{more}, which could run code when loaded."
+        remedy = f"Allow classes that you trust with torch.serialization.add_safe_globals([...]), or {trust}."
+    elif protocol not in (2, 3):
+        reason = f"{name} is pickled with protocol {protocol}, which torch reads only where code may run."
+        remedy = f"Save it with the default protocol, or {trust}."
+    else:
+        reason = f"{name} holds what torch reads only where code may run."
+        remedy = f"See torch's error above for what it is, and {trust}."
+    return UnsafeCheckpointError(reason, remedy)

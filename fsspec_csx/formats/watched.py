@@ -1,0 +1,175 @@
+"""File objects that count the bytes that pass, and remember what went wrong below them.
+
+torch reports an error of the file that it works on as one of its own: its zip writer answers a failed ``write`` with
+"unexpected pos", its readers a failed ``readinto`` with a SystemError. ``unmasked`` gives the caller the first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_LARGE = 2**20
+
+
+class _Watched:
+    """What reader and writer share.
+
+    Args:
+        file: a binary file object.
+        advance: is told how many bytes moved.
+    """
+
+    failure: BaseException | None = None
+
+    def __init__(self, file: Any, advance: Callable[[int], object]) -> None:
+        self._file = file
+        self._advance = advance
+
+    def unmasked(self, operation: Callable[[], T]) -> T:
+        """Run what uses the file; an error of the file or an interrupt comes out as itself."""
+        try:
+            result = operation()
+        except BaseException as error:
+            original = self.failure or _interrupt(error)
+            if original is None or original is error:
+                raise
+        else:
+            original = self.failure
+            if original is None:
+                return result
+        # Here and not above, where it would carry torch's error as its context.
+        raise original
+
+    def _call(self, method: Callable[..., T], *args: Any) -> T:
+        if self.failure is not None:
+            raise self.failure
+        try:
+            return method(*args)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return int(self._call(self._file.tell))
+
+
+class WatchedWriter(_Watched):
+    """A file that is written to. After a failure nothing more reaches the file below."""
+
+    def write(self, data: Any) -> int:
+        """Write all of a buffer, which is handed on as it is."""
+        # Not by _call: a checkpoint of many small tensors comes here five times for each.
+        if self.failure is not None:
+            raise self.failure
+        try:
+            size = memoryview(data).nbytes
+            written = self._file.write(data)
+            # torch does not look at the answer, and one system call writes at most 2 GiB. None means all.
+            if written is not None and written < size:
+                self._write_rest(memoryview(data).cast("B")[written:])
+            self._advance(size)
+        except BaseException as error:
+            self.failure = error
+            raise
+        return size
+
+    def _write_rest(self, rest: memoryview) -> None:
+        while rest:
+            written = self._file.write(rest)
+            if not written:
+                msg = f"The file took no more bytes, {len(rest)} before the end. Check that its device is ready."
+                raise OSError(msg)
+            rest = rest[written:]
+
+    def flush(self) -> None:
+        """Hand on what the file below still buffers."""
+        self._call(self._file.flush)
+
+
+class WatchedReader(_Watched):
+    """A file that is read from, and that can seek.
+
+    Args:
+        file: a binary file object.
+        size: its size in bytes.
+        advance: is told how many bytes moved.
+    """
+
+    def __init__(self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None) -> None:
+        super().__init__(file, advance)
+        self.size = size
+
+    def read(self, size: int = -1) -> bytes:
+        """Read so many bytes, fewer only at the end of the file; -1 for all."""
+        return self._call(self._read, size)
+
+    def _read(self, size: int) -> bytes:
+        if size > _LARGE:
+            # A damaged file asks for any number, and the file below may reserve memory for it first.
+            size = max(0, min(size, self.size - self._file.tell()))
+        data: bytes = self._file.read(size)
+        while 0 < len(data) < size and (more := self._file.read(size - len(data))):
+            data += more
+        self._advance(len(data))
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, which is handed on as it is; only at the end of the file it is not filled."""
+        return self._call(self._readinto, buffer)
+
+    def _readinto(self, buffer: Any) -> int:
+        size = memoryview(buffer).nbytes
+        count = last = self._read_once(buffer)
+        while 0 < count < size and last:
+            last = self._read_once(memoryview(buffer).cast("B")[count:])
+            count += last
+        self._advance(count)
+        return count
+
+    def _read_once(self, buffer: Any) -> int:
+        if hasattr(self._file, "readinto"):
+            return int(self._file.readinto(buffer))
+        view = memoryview(buffer).cast("B")
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def readline(self) -> bytes:
+        """Read up to and including the next newline."""
+        line: bytes = self._call(self._file.readline)
+        self._advance(len(line))
+        return line
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a position in bytes and return it.
+
+        Raises:
+            ValueError: if it lies before the start, which only a damaged file asks for.
+        """
+        base = 0
+        if whence:
+            self._call(self._file.seek, 0, whence)
+            base = self.tell()
+        if base + offset < 0:
+            msg = f"The position {base + offset} lies before the start of the file. Seek to 0 or more."
+            raise ValueError(msg)
+        self._call(self._file.seek, base + offset)
+        return base + offset
+
+
+def _interrupt(error: BaseException) -> BaseException | None:
+    """Ctrl-C or an exit that struck inside torch's C++ code, behind the error that torch made of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if not isinstance(seen, Exception):
+            return seen
+        seen = seen.__context__
+    return None

@@ -1,0 +1,103 @@
+"""How far a save or a load has got, told to an fsspec callback; by default to a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from fsspec.callbacks import Callback, NoOpCallback, TqdmCallback
+
+_DELAY = 1.0
+_STEP = 256 * 1024
+
+
+class Meter:
+    """Feeds a callback so that its value never passes its size, and is equal to it in the end.
+
+    Args:
+        callback: gets ``set_size`` with the total, and ``relative_update`` with what was added, all in bytes. Many
+            small steps come as one.
+        size: the total in bytes.
+        estimated: whether the true total may differ; then the callback's size follows what really comes.
+    """
+
+    def __init__(self, callback: Callback, size: int, *, estimated: bool = False) -> None:
+        self._callback = callback
+        self._size = size
+        self._estimated = estimated
+        self._told = 0
+        self._pending = 0
+        callback.set_size(size)
+
+    def advance(self, count: int) -> None:
+        """Add a number of bytes that moved."""
+        self._pending += count
+        if self._pending >= _STEP:
+            self._tell()
+
+    def finish(self) -> None:
+        """Everything that there was has moved."""
+        self._tell()
+        if self._estimated:
+            self._resize(self._told)
+        else:
+            self._pending = self._size - self._told
+            self._tell()
+
+    def _tell(self) -> None:
+        count, self._pending = self._pending, 0
+        if self._estimated and self._told + count > self._size:
+            self._resize(self._told + count)
+        count = min(count, self._size - self._told)
+        if count:
+            self._told += count
+            self._callback.relative_update(count)
+
+    def _resize(self, size: int) -> None:
+        if size != self._size:
+            self._size = size
+            self._callback.set_size(size)
+
+
+@contextlib.contextmanager
+def reporting(callback: Callback | None, path: str) -> Iterator[Callback]:
+    """The caller's callback, which stays open, or a progress bar of our own, closed at the end.
+
+    The bar needs tqdm and a terminal on stderr, and shows only after a second. ``TQDM_DISABLE=1`` switches it off.
+
+    Args:
+        callback: the caller's; None for the bar.
+        path: whose last part the bar bears.
+    """
+    if callback is not None:
+        yield callback
+        return
+    bar = _bar(path.rpartition("/")[2])
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def _bar(name: str) -> Callback:
+    if not _on_terminal():
+        return NoOpCallback()
+    options = {
+        "desc": name,
+        "delay": _DELAY,
+        "dynamic_ncols": True,
+        "miniters": 1,  # sizes of steps differ widely, which tqdm's own choice takes badly
+        "unit": "B",
+        "unit_divisor": 1024,
+        "unit_scale": True,
+    }
+    try:
+        return TqdmCallback(tqdm_kwargs=options)
+    except ImportError:
+        return NoOpCallback()
+
+
+def _on_terminal() -> bool:
+    stderr = sys.stderr
+    return stderr is not None and not getattr(stderr, "closed", False) and stderr.isatty()

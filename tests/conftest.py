@@ -1,0 +1,110 @@
+"""Fixtures of the whole suite: a real S3 server, and an environment without anybody's credentials."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import fsspec.config
+import pytest
+
+from fsspec_csx import backends
+from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.testing import Identity, LocalS3
+
+TENANT_BUCKET = "tenant-bucket"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalS3]:
+    """The S3 server of the suite, with an identity of each kind."""
+    identities = [Identity.full("admin"), Identity.read_only("reader"), Identity.one_bucket("tenant", TENANT_BUCKET)]
+    with LocalS3(identities=identities) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credentials of the machine reach a test, and none of a test reaches the next."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "FSSPEC_")):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(fsspec.config, "conf", {})
+    backends.csx.storage.s3.profile = None
+
+
+@pytest.fixture
+def aws_files(tmp_path: Path) -> Path:
+    """The folder of the AWS config and credentials files."""
+    folder = tmp_path / "home" / ".aws"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def environment(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> LocalS3:
+    """The environment variables of a container that may do all on the server."""
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def fs(server: LocalS3) -> CSXFileSystem:
+    """A filesystem that may do all on the server."""
+    made = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False)
+    assert isinstance(made, CSXFileSystem)
+    return made
+
+
+@pytest.fixture
+def bucket(fs: CSXFileSystem) -> str:
+    """The name of a bucket of the test's own, which exists."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    fs.mkdir(name)
+    return name
+
+
+@pytest.fixture
+def new_bucket() -> str:
+    """A name that no bucket has."""
+    return f"new-{uuid.uuid4().hex[:12]}"
+
+
+class Requests(logging.Handler):
+    """The requests that went out, as botocore logs them: a list of operation names."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.operations: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Making request for OperationModel"):
+            self.operations.append(message.split("name=")[1].split(")")[0])
+
+
+@contextmanager
+def recorded_requests() -> Iterator[list[str]]:
+    """The operations sent to S3 within the block, in order."""
+    handler = Requests()
+    loggers = [logging.getLogger(name) for name in ("botocore.endpoint", "aiobotocore.endpoint")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield handler.operations
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
