@@ -12,6 +12,7 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── AccessDeniedError (PermissionError)     who we are is known, and may not do this
     ├── BucketNotFoundError (FileNotFoundError)
     ├── ObjectNotFoundError (FileNotFoundError)
+    ├── ObjectExistsError (FileExistsError)     only a new object was to be written
     ├── InvalidBucketNameError (ValueError)
     ├── ClockSkewError (PermissionError)
     ├── WrongRegionError (OSError)
@@ -42,6 +43,7 @@ __all__ = [
     "InvalidBucketNameError",
     "InvalidCheckpointError",
     "NoCredentialsError",
+    "ObjectExistsError",
     "ObjectNotFoundError",
     "RejectedCredentialsError",
     "UnknownFlagError",
@@ -104,6 +106,10 @@ class BucketNotFoundError(CSXError, FileNotFoundError):
 
 class ObjectNotFoundError(CSXError, FileNotFoundError):
     """There is no such object."""
+
+
+class ObjectExistsError(CSXError, FileExistsError):
+    """An object that was to be created is there."""
 
 
 class InvalidBucketNameError(CSXError, ValueError):

@@ -19,6 +19,7 @@ from fsspec_csx.errors import (
     EndpointError,
     ExpiredCredentialsError,
     InvalidBucketNameError,
+    ObjectExistsError,
     ObjectNotFoundError,
     RejectedCredentialsError,
     UntrustedCertificateError,
@@ -37,6 +38,7 @@ class Request:
     operation: str
     bucket: str
     key: str
+    exclusive: bool  # only if there is no such object yet
     endpoint: str
     region: str | None
     identity: str
@@ -62,7 +64,10 @@ def explain(error: Exception, request: Request) -> Exception:
         return _invalid_name(request, {}) if "bucket name" in str(error) else error
     if isinstance(error, (boto.ConnectionError, boto.ReadTimeoutError)):
         return _unreachable(error, request)
-    tell = _BY_CODE.get(code_of(error))
+    code = code_of(error)
+    if request.exclusive and code in ("PreconditionFailed", "412"):
+        return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
+    tell = _BY_CODE.get(code)
     return tell(request, _details(error)) if tell else error
 
 

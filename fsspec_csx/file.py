@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import logging
 import sys
@@ -19,7 +18,6 @@ logger = logging.getLogger("fsspec_csx")
 
 _ABORT_SECONDS = 30.0
 _ABORT_SECONDS_AT_EXIT = 5.0
-_unfinished: weakref.WeakSet[CSXFile] = weakref.WeakSet()
 
 
 class CSXFile(S3File):  # type: ignore[misc]
@@ -52,7 +50,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         self._in_flight_at_open = sys.exc_info()[1]
         fs.connect()
         super().__init__(fs, path, mode, **kwargs)
-        _unfinished.add(self)
+        fs.unfinished[id(self)] = self
 
     # -- the ways to end a write ------------------------------------------------------------------------------------
 
@@ -117,7 +115,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         self._finished = True
         self._in_flight_at_open = None
         self.buffer = None
-        _unfinished.discard(self)
+        self.fs.unfinished.pop(id(self), None)
 
     @contextlib.contextmanager
     def _discarded_on_failure(self) -> Any:
@@ -178,7 +176,7 @@ class CSXFile(S3File):  # type: ignore[misc]
             future.result(seconds)
         except FileNotFoundError:
             pass  # completed or aborted already
-        except OSError as error:  # a TimeoutError too
+        except Exception as error:  # what led here must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
 
     def _start(self, coroutine: Any) -> Future[Any]:
@@ -201,16 +199,14 @@ def close_together(wrapper: Any, file: CSXFile) -> Any:
     Returns:
         The wrapper.
     """
-    compressor = type(wrapper)
-    reference = weakref.ref(wrapper)  # a strong one would keep it from being dropped
+    finish = wrapper.close
 
     def close() -> None:
-        alive = reference()
-        if alive is None or getattr(alive, "_finalizing", False):
+        if getattr(wrapper, "_finalizing", False):  # io sets it on what is dropped unclosed
             file._discard(seconds=0)
             return
         with file._discarded_on_failure():
-            compressor.close(alive)
+            finish()
         file.close()
 
     with contextlib.suppress(AttributeError):  # extension types take no attribute, and close the file themselves
@@ -218,8 +214,7 @@ def close_together(wrapper: Any, file: CSXFile) -> Any:
     return wrapper
 
 
-@atexit.register
-def _discard_unfinished() -> None:
-    """Abort the uploads of files that were never closed, while the loop still runs."""
-    for file in list(_unfinished):
+def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile]) -> None:
+    """Discard the files that are still open for writing when the interpreter exits."""
+    for file in list(unfinished.values()):
         file._discard(_ABORT_SECONDS_AT_EXIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +29,7 @@ from fsspec_csx.errors import (
     WrongRegionError,
 )
 from fsspec_csx.explain import GaveUpError, Request, code_of, explain
-from fsspec_csx.file import CSXFile, close_together
+from fsspec_csx.file import CSXFile, close_together, discard_all
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.settings import backends
 
@@ -92,6 +93,8 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
         self._environment = _ENVIRONMENT.get()
         self._identity = ""
         self._sign_in_lock = asyncio.Lock()
+        # Files open for writing, by id: fsspec hashes some files by asking the server for them.
+        self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
         redact_logs()
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
@@ -110,7 +113,11 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
             async with self._sign_in_lock:
                 if self._s3 is None or refresh:
                     await self._sign_in(refresh)
-        return await super().set_session(refresh=refresh)
+        before, client = self._s3, await super().set_session(refresh=refresh)
+        if client is not before:
+            # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
+            weakref.finalize(self, discard_all, self.unfinished)
+        return client
 
     async def _sign_in(self, refresh: bool) -> None:
         if self._owns_session and (self.session is None or refresh):
@@ -171,6 +178,7 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
             operation="".join(word.capitalize() for word in method.split("_")),
             bucket=str(kwargs.get("Bucket", "")),
             key=str(kwargs.get("Key", "")),
+            exclusive="IfNoneMatch" in kwargs,
             endpoint=self._endpoint,
             region=self._s3.meta.region_name if self._s3 else None,
             identity=self._identity,

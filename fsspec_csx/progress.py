@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator
 
@@ -81,7 +82,7 @@ def reporting(callback: Callback | None, path: str) -> Iterator[Callback]:
 
 
 def _bar(name: str) -> Callback:
-    if not _on_terminal():
+    if not (_on_terminal() and _has_tqdm()):
         return NoOpCallback()
     options = {
         "desc": name,
@@ -92,10 +93,16 @@ def _bar(name: str) -> Callback:
         "unit_divisor": 1024,
         "unit_scale": True,
     }
+    return TqdmCallback(tqdm_kwargs=options)
+
+
+def _has_tqdm() -> bool:
+    # Asked beforehand: a TqdmCallback that cannot be made complains again when it is deleted.
     try:
-        return TqdmCallback(tqdm_kwargs=options)
+        importlib.import_module("tqdm")
     except ImportError:
-        return NoOpCallback()
+        return False
+    return True
 
 
 def _on_terminal() -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import pandas
@@ -92,11 +93,10 @@ def test_versions(server: LocalS3, bucket: str) -> None:
         fsspec.filesystem("s3", **server.storage_options()).open(f"{bucket}/key", version_id="x")
 
 
-def test_callbacks_count(fs: CSXFileSystem, bucket: str, tmp_path: object) -> None:
+def test_callbacks_count(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
     """put and get tell a callback how many bytes moved."""
-    local = f"{tmp_path}/file"
-    with open(local, "wb") as file:  # noqa: PTH123
-        file.write(b"x" * 100_000)
+    local = str(tmp_path / "file")
+    Path(local).write_bytes(b"x" * 100_000)
     up, down = Callback(), Callback()
     fs.put_file(local, f"{bucket}/key", callback=up)
     fs.get_file(f"{bucket}/key", local, callback=down)

@@ -111,6 +111,14 @@ endpoint_url = {url}
             pytest.fail("opened without a role")
 
 
+def test_copy_makes_the_bucket(profiles: Path, new_bucket: str) -> None:
+    """A copy into a missing bucket makes it, as every write does."""
+    fs = fsspec.filesystem("s3", profile="east")
+    fs.pipe_file(f"{new_bucket}-a/key", b"data")
+    fs.cp_file(f"{new_bucket}-a/key", f"{new_bucket}-b/key")
+    assert fs.cat_file(f"{new_bucket}-b/key") == b"data"
+
+
 def test_bucket_name_taken(profiles: Path, new_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is someone else's cannot be made, and the error says so."""
     with answering(409, s3_error("BucketAlreadyExists")) as url:

@@ -120,6 +120,18 @@ def test_dropped_unclosed(fs: CSXFileSystem, path: str, server: LocalS3, opener:
     assert fs.cat_file(path) == b"old"
 
 
+@pytest.mark.parametrize("mode", ["ab", "xb"])
+def test_dropped_in_other_modes(fs: CSXFileSystem, path: str, mode: str) -> None:
+    """So does a file dropped in the modes that add to an object or create one."""
+    target = path if mode == "ab" else path + "-new"
+    file = fs.open(target, mode)
+    file.write(b"n")
+    del file
+    gc.collect()
+    assert fs.find(path.split("/")[0]) == [path]
+    assert fs.cat_file(path) == b"old"
+
+
 def test_dropped_at_exit(environment: LocalS3, fs: CSXFileSystem, path: str) -> None:
     """A process that ends with a file open keeps the old object and leaves no upload."""
     code = f"""

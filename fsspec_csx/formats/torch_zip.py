@@ -31,7 +31,7 @@ _NAMES_SHOWN = 5
 _LEGACY_PICKLES = 5
 # torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
 _PLACING = {"restore_location", "default_restore_location"}
-_NOT_THE_FILE = (ImportError, MemoryError, NotImplementedError, OSError, Warning, torch.OutOfMemoryError)
+_NOT_THE_FILE = (ImportError, MemoryError, NotImplementedError, OSError, Warning, torch.cuda.OutOfMemoryError)
 # What zipfile and pickletools raise for a file that is not whole.
 _NOT_WHOLE = (EOFError, LookupError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
 # What torch.load raises for one that is, but makes no sense; other errors may be those of a class that it names.

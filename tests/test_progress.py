@@ -1,0 +1,267 @@
+"""Progress: callbacks hear of every byte, and a bar shows on a terminal when it takes a while."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from checkpoints import MIB, Leaving, make_root
+from fsspec.callbacks import Callback
+
+from fsspec_csx.checkpoint import load, save
+from fsspec_csx.formats.torch_zip import tensor_bytes
+from fsspec_csx.progress import Meter
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that exists, of each kind of filesystem."""
+    return make_root(request.param, tmp_path)
+
+
+class Noting(Callback):  # type: ignore[misc]
+    """Notes each state as (value, size)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[tuple[int, int]] = []
+        self.closed = False
+
+    def call(self, *args: Any, **kwargs: Any) -> None:
+        self.states.append((self.value, self.size))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def size_of(path: str) -> int:
+    """A file's size in bytes."""
+    fs, inner = fsspec.url_to_fs(path)
+    return int(fs.size(inner))
+
+
+# -- the caller's callback ---------------------------------------------------------------------------------------------
+
+
+def test_save_tells(root: str) -> None:
+    """Save first tells the size of the tensors, then the bytes as they go, and ends at the size of the file."""
+    noting = Noting()
+    tensors = [torch.randn(MIB // 4) for _ in range(8)]
+    save({"x": tensors, "tied": tensors[0]}, f"{root}/x.pt", callback=noting)
+    size = size_of(f"{root}/x.pt")
+    assert noting.states[0] == (0, 8 * MIB)
+    assert noting.states[-1] == (size, size)
+    assert len(noting.states) > 8
+
+
+def test_load_tells(root: str) -> None:
+    """Load tells the size of the file, the bytes as they come, and ends at the size."""
+    save([torch.randn(MIB // 4) for _ in range(8)], f"{root}/x.pt")
+    noting = Noting()
+    load(f"{root}/x.pt", callback=noting)
+    size = size_of(f"{root}/x.pt")
+    assert noting.states[0] == (0, size)
+    assert noting.states[-1] == (size, size)
+    assert len(noting.states) > 8
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_never_beyond(root: str, zipped: bool) -> None:
+    """The value only grows, and never passes the size."""
+    state = {"x": [torch.randn(100) for _ in range(1000)], "pickled": "a" * MIB}
+    noting = Noting()
+    save(state, f"{root}/x.pt", callback=noting)
+    with fsspec.open(f"{root}/x.pt", "wb") as file:
+        torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    reading = Noting()
+    load(f"{root}/x.pt", callback=reading)
+    for states in (noting.states, reading.states):
+        values = [value for value, _ in states]
+        assert values == sorted(values)
+        assert all(value <= size for value, size in states)
+
+
+def test_partial_load_ends_at_the_size(root: str) -> None:
+    """A load that needs only a part of the file still ends at its size."""
+    save({"x": torch.randn(MIB)}, f"{root}/x.pt")
+    noting = Noting()
+    load(f"{root}/x.pt", map_location="meta", callback=noting)
+    size = size_of(f"{root}/x.pt")
+    assert noting.states[-1] == (size, size)
+
+
+def test_callers_callback_stays_open(root: str) -> None:
+    """The caller's callback is not closed, as it may serve for more."""
+    noting = Noting()
+    save([1], f"{root}/x.pt", callback=noting)
+    load(f"{root}/x.pt", callback=noting)
+    assert not noting.closed
+
+
+def test_small_steps_come_together() -> None:
+    """Thousands of small steps are not thousands of calls."""
+    noting = Noting()
+    meter = Meter(noting, MIB)
+    for _ in range(MIB // 16):
+        meter.advance(16)
+    meter.finish()
+    assert noting.value == MIB
+    assert len(noting.states) < 10
+
+
+def test_estimate_too_high() -> None:
+    """If less came than was estimated, the size follows in the end."""
+    noting = Noting()
+    meter = Meter(noting, 100, estimated=True)
+    meter.advance(60)
+    meter.finish()
+    assert noting.states[-1] == (60, 60)
+
+
+# -- the estimate ------------------------------------------------------------------------------------------------------
+
+
+def test_tensor_bytes_counts_memory_once() -> None:
+    """Tied tensors and views count once, with all of the memory that they stand in."""
+    tensor = torch.zeros(100)
+    assert tensor_bytes({"a": tensor, "b": [tensor, (tensor[:3], {torch.zeros(5, dtype=torch.int8)})]}) == 405
+
+
+def test_tensor_bytes_of_tensors_without_memory() -> None:
+    """Sparse and meta tensors have no memory of their own that could be counted."""
+    assert tensor_bytes([torch.eye(3).to_sparse(), torch.zeros(3, device="meta"), None, "text"]) == 0
+
+
+def test_tensor_bytes_of_a_cycle() -> None:
+    """A structure that holds itself is walked once."""
+    state: dict[str, Any] = {"x": torch.zeros(2)}
+    state["self"] = state
+    assert tensor_bytes(state) == 8
+
+
+# -- the bar -----------------------------------------------------------------------------------------------------------
+
+SAVE = """
+import sys, fsspec, torch
+from fsspec_csx.checkpoint import save
+from fsspec.callbacks import NoOpCallback
+{before}
+save([torch.zeros(2**20) for _ in range(4)], sys.argv[1]{arguments})
+"""
+
+
+def terminal() -> tuple[int, int]:
+    """Both ends of a terminal of the usual width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    return ours, theirs
+
+
+def shown(
+    path: Path,
+    *,
+    before: str = "",
+    arguments: str = "",
+    stderr: Callable[[], tuple[int, int]] = terminal,
+    environment: Mapping[str, str] = os.environ,
+) -> str:
+    """What a process shows on stderr that saves to a path."""
+    ours, theirs = stderr()
+    code = SAVE.format(before=before, arguments=arguments)
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while part := os.read(ours, 4096):
+                output += part
+        except OSError:  # how the end of a terminal is told
+            pass
+        os.close(ours)
+        assert process.wait(60) == 0, output.decode()
+    return output.decode()
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """A FIFO whose reader takes its time, so that a save to it lasts over a second."""
+    path = tmp_path / "slow.pt"
+    os.mkfifo(path)
+
+    def drain() -> None:
+        with path.open("rb") as file:
+            file.read(MIB)
+            time.sleep(1.5)
+            while file.read(MIB):
+                pass
+
+    threading.Thread(target=drain, daemon=True).start()
+    return path
+
+
+def test_bar(slow: Path) -> None:
+    """On a terminal, a save that lasts shows the file's name, the bytes and the rate, and ends at 100 %."""
+    output = shown(slow)
+    assert "slow.pt: " in output
+    assert "16.0M/16.0M" in output
+    assert "B/s" in output
+    assert "100%" in output
+    assert output.endswith("\n")
+
+
+def test_no_bar_for_a_quick_save(tmp_path: Path) -> None:
+    """A save of under a second shows nothing."""
+    assert shown(tmp_path / "x.pt") == ""
+
+
+def test_no_bar_in_a_pipe(slow: Path) -> None:
+    """Where stderr is no terminal nothing is shown."""
+    assert shown(slow, stderr=os.pipe) == ""
+
+
+def test_no_bar_when_told_off(slow: Path) -> None:
+    """A callback that does nothing shows nothing."""
+    assert shown(slow, arguments=", callback=NoOpCallback()") == ""
+
+
+def test_no_bar_when_tqdm_is_disabled(slow: Path) -> None:
+    """tqdm's own switch is honoured."""
+    assert shown(slow, environment={**os.environ, "TQDM_DISABLE": "1"}) == ""
+
+
+def test_no_bar_without_tqdm(slow: Path) -> None:
+    """Without tqdm there is no bar, and no error."""
+    assert shown(slow, before="sys.modules['tqdm'] = None") == ""
+
+
+def test_no_bar_without_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without stderr saves all the same."""
+    monkeypatch.setattr(sys, "stderr", None)
+    save([1], tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt") == [1]
+
+
+def test_bar_is_closed_on_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own bar is closed when a save fails."""
+    closed = []
+
+    class Bar(Leaving):
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr("fsspec_csx.progress._bar", lambda name: Bar(LookupError("stop")))
+    with pytest.raises(LookupError, match="stop"):
+        save(torch.zeros(MIB), tmp_path / "x.pt")
+    assert closed == [True]
