@@ -12,7 +12,7 @@ from typing import Any
 
 from s3fs.core import S3File
 
-from fsspec_csx.errors import ObjectNotFoundError
+from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -30,6 +30,7 @@ class CSXFile(S3File):  # type: ignore[misc]
 
     Raises:
         ObjectNotFoundError: when opened for reading and there is no such object.
+        ObjectExistsError: when opened in mode ``x`` and there is one.
         CredentialsError: at once, if the credentials are missing; for writing too.
     """
 
@@ -47,8 +48,13 @@ class CSXFile(S3File):  # type: ignore[misc]
                 reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
                 raise ObjectNotFoundError(reason, "Name one of them.")
             return
+        if fs.split_path(path)[2]:
+            msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
+            raise ValueError(msg)
         self._in_flight_at_open = sys.exc_info()[1]
         fs.connect()
+        if mode == "xb":
+            _check_absent(fs, path)
         super().__init__(fs, path, mode, **kwargs)
         fs.unfinished[id(self)] = self
 
@@ -187,6 +193,16 @@ class CSXFile(S3File):  # type: ignore[misc]
             return asyncio.get_running_loop() is self.fs.loop
         except RuntimeError:
             return False
+
+
+def _check_absent(fs: Any, path: str) -> None:
+    """Tell a writer of a new object that it exists now rather than after all its work; the commit decides."""
+    try:
+        found = fs.info(path, refresh=True)
+    except FileNotFoundError:
+        return
+    if found["type"] == "file":
+        raise ObjectExistsError(f"s3://{path} exists already.", "Choose another name, or overwrite it.")
 
 
 def close_together(wrapper: Any, file: CSXFile) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
+# botocore's models of S3 take longer to read than all the rest of a connection; by the AWS_DATA_PATH they are read from.
+_loaders: dict[str | None, Any] = {}
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
 
@@ -123,6 +126,10 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
         if self._owns_session and (self.session is None or refresh):
             self._leave_cache_if_outdated()
             session = AioSession(**self.kwargs)
+            data_path = os.environ.get("AWS_DATA_PATH")
+            session.register_component(
+                "data_loader", _loaders.setdefault(data_path, session.get_component("data_loader"))
+            )
             session.register("needs-retry.s3", _FirstContact())
             self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
         else:
@@ -298,6 +305,13 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
                 raise
             reason = f"There is no object s3://{self._strip_protocol(path)} at {self._endpoint}, and none below it."
             raise ObjectNotFoundError(reason, "Check its name.") from error
+
+    def split_path(self, path: str) -> tuple[str, str, str | None]:
+        """Bucket, key and version of a path; as s3fs, which cuts ``?versionId=`` off where it knows no versions too."""
+        bucket, key, version = super().split_path(path)
+        if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
+            key += path[mark:]
+        return bucket, key, version
 
     # -- files ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import fsspec.config
 import pytest
+from moto.server import ThreadedMotoServer
 
 from fsspec_csx import backends
 from fsspec_csx.filesystem import CSXFileSystem
@@ -26,6 +27,17 @@ def server() -> Iterator[LocalS3]:
     identities = [Identity.full("admin"), Identity.read_only("reader"), Identity.one_bucket("tenant", TENANT_BUCKET)]
     with LocalS3(identities=identities) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The URL of a moto server, for what the real one does otherwise than AWS, or not at all."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +90,19 @@ def bucket(fs: CSXFileSystem) -> str:
 def new_bucket() -> str:
     """A name that no bucket has."""
     return f"new-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that exists, of each kind of filesystem."""
+    if request.param == "local":
+        (tmp_path / "run").mkdir()
+        return str(tmp_path / "run")
+    if request.param == "memory":
+        fsspec.filesystem("memory").makedirs(f"/{tmp_path.name}", exist_ok=True)
+        return f"memory://{tmp_path.name}"
+    request.getfixturevalue("environment")
+    return f"s3://checkpoints/{uuid.uuid4().hex[:12]}"
 
 
 class Requests(logging.Handler):

@@ -1,9 +1,6 @@
-"""fsspec's own conformance classes, on the real server."""
+"""fsspec's own conformance classes, on moto: the embedded server keeps folders that are empty, and S3 has none."""
 
 from __future__ import annotations
-
-import uuid
-from typing import Any
 
 import fsspec.tests.abstract as abstract
 import pytest
@@ -14,15 +11,14 @@ from fsspec_csx.filesystem import CSXFileSystem
 class CSXFixtures(abstract.AbstractFixtures):  # type: ignore[misc]
     """What the conformance classes ask of a filesystem."""
 
-    @pytest.fixture(scope="class")
-    def fs(self, server: Any) -> CSXFileSystem:
-        return CSXFileSystem(**server.storage_options())
+    @pytest.fixture
+    def fs(self, moto: str) -> CSXFileSystem:
+        return CSXFileSystem(key="key", secret="secret", endpoint_url=moto)
 
     @pytest.fixture
-    def fs_path(self, fs: CSXFileSystem) -> str:
-        bucket = f"abstract-{uuid.uuid4().hex[:12]}"
-        fs.mkdir(bucket)
-        return bucket
+    def fs_path(self, fs: CSXFileSystem, new_bucket: str) -> str:
+        fs.mkdir(new_bucket)
+        return new_bucket
 
     @pytest.fixture
     def supports_empty_directories(self) -> bool:

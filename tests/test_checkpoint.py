@@ -9,13 +9,12 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
-from checkpoints import MIB, Point, make_root
+from checkpoints import MIB, Point
 
 from fsspec_csx.checkpoint import load, save
 from fsspec_csx.formats import torch_zip
@@ -55,12 +54,6 @@ VALUES = [
     torch.device("cpu"),
     torch.strided,
 ]
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that exists, of each kind of filesystem."""
-    return make_root(request.param, tmp_path)
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -17,16 +17,10 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from checkpoints import MIB, Leaving, make_root, names
+from checkpoints import MIB, Leaving, names
 from fsspec.implementations.memory import MemoryFileSystem
 
 from fsspec_csx.checkpoint import load, save
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that exists, of each kind of filesystem."""
-    return make_root(request.param, tmp_path)
 
 
 def test_folders_are_made(root: str) -> None:

@@ -19,16 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import STATE, Point, make_root, put, saved, unzipped, zipped
+from checkpoints import STATE, Point, put, saved, unzipped, zipped
 
 from fsspec_csx.checkpoint import load
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that exists, of each kind of filesystem."""
-    return make_root(request.param, tmp_path)
 
 
 def tarred(names: list[str]) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import make_root, names
+from checkpoints import names
 
 from fsspec_csx.checkpoint import load, save
 from fsspec_csx.errors import CheckpointPathError
@@ -77,12 +77,6 @@ GOOD = [
     "dir://x.pt::s3://bucket/run/",
     "dir://x.pt::s3://bucket",
 ]
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that exists, of each kind of filesystem."""
-    return make_root(request.param, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

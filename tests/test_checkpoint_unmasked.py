@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
-from checkpoints import STATE, Point, make_root, put, saved, unzipped, zipped
+from checkpoints import STATE, Point, put, saved, unzipped, zipped
 from fsspec.callbacks import Callback
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from fsspec_csx.checkpoint import load, save
 from fsspec_csx.errors import InvalidCheckpointError
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that exists, of each kind of filesystem."""
-    return make_root(request.param, tmp_path)
 
 
 def test_missing_file(root: str) -> None:

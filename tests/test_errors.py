@@ -15,9 +15,9 @@ import botocore.compat
 import fsspec
 import pytest
 import trustme
+from answers import answering, s3_error
 from conftest import TENANT_BUCKET, recorded_requests
 
-from answers import answering, s3_error
 from fsspec_csx import errors
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -202,9 +202,7 @@ def test_clock_skew(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatc
         (403, "AccessDenied", "", errors.AccessDeniedError),
     ],
 )
-def test_what_aws_answers(
-    operation: str, status: int, code: str, extra: str, kind: type[errors.CSXError]
-) -> None:
+def test_what_aws_answers(operation: str, status: int, code: str, extra: str, kind: type[errors.CSXError]) -> None:
     """Each of AWS's refusals is told by every operation, also those that ask by HEAD, which has no body."""
     with answering(status, s3_error(code, "As AWS puts it", extra)) as url:
         fs = fsspec.filesystem("s3", key="AKIA0000000000WXYZ", secret="a-secret", endpoint_url=url)

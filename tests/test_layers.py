@@ -33,7 +33,10 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fsspec_csx"):
-            found |= {f"{node.module}.{alias.name}" if node.module == "fsspec_csx" else str(node.module) for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if node.module == "fsspec_csx" else str(node.module)
+                for alias in node.names
+            }
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.startswith("fsspec_csx")}
     return found

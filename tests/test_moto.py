@@ -7,26 +7,13 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
-
 from answers import answering, s3_error
+
 from fsspec_csx.errors import AccessDeniedError
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """The URL of a moto server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture
@@ -105,8 +92,9 @@ source_profile = base
 region = eu-central-1
 endpoint_url = {url}
 """)
-        with pytest.raises(PermissionError, match=r"'role'.*sts:AssumeRole"), fsspec.open(
-            "s3://bucket/key", "wb", profile="role"
+        with (
+            pytest.raises(PermissionError, match=r"'role'.*sts:AssumeRole"),
+            fsspec.open("s3://bucket/key", "wb", profile="role"),
         ):
             pytest.fail("opened without a role")
 

@@ -18,18 +18,12 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from checkpoints import MIB, Leaving, make_root
+from checkpoints import MIB, Leaving
 from fsspec.callbacks import Callback
 
 from fsspec_csx.checkpoint import load, save
 from fsspec_csx.formats.torch_zip import tensor_bytes
 from fsspec_csx.progress import Meter
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that exists, of each kind of filesystem."""
-    return make_root(request.param, tmp_path)
 
 
 class Noting(Callback):  # type: ignore[misc]

@@ -191,8 +191,12 @@ def test_exclusive_creation(fs: CSXFileSystem, path: str, size: int) -> None:
     with fs.open(path + "-new", "xb", block_size=BLOCK) as file:
         file.write(b"n" * size)
     assert fs.cat_file(path + "-new") == b"n" * size
-    with pytest.raises(FileExistsError), fs.open(path, "xb", block_size=BLOCK) as file:
+    with pytest.raises(FileExistsError):
+        fs.open(path, "xb")
+    with pytest.raises(FileExistsError), fs.open(path + "-late", "xb", block_size=BLOCK) as file:
         file.write(b"n" * size)
+        fs.pipe_file(path + "-late", b"old")
+    assert fs.cat_file(path + "-late") == b"old"
     assert fs.cat_file(path) == b"old"
     assert uploads(fs, path.split("/")[0]) == 0
 
