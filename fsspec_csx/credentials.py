@@ -81,8 +81,8 @@ def check_pair(key: str | None, secret: str | None, token: str | None, where: st
 
 def check_options(key: str | None, secret: str | None, token: str | None, client: Mapping[str, Any]) -> None:
     """Raise IncompleteCredentialsError if the options of a filesystem give half a pair."""
-    explicit = [given or client.get(name) for given, name in zip((key, secret, token), _CLIENT_SECRETS, strict=True)]
-    check_pair(*explicit, where="the call or the fsspec configuration")
+    whole = [given or client.get(name) for given, name in zip((key, secret, token), _CLIENT_SECRETS, strict=True)]
+    check_pair(whole[0], whole[1], whole[2], "the call or the fsspec configuration")
 
 
 def environment_token() -> str:

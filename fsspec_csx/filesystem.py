@@ -38,7 +38,7 @@ _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
-# botocore's models of S3 take longer to read than all the rest of a connection; by the AWS_DATA_PATH they are read from.
+# botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
 _loaders: dict[str | None, Any] = {}
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
@@ -87,6 +87,7 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
     protocol = ("s3", "s3a", "csx")
     # A file left by an exception leaves no trace, so writers need no temporary name.
     atomic_writes = True
+    session: Any
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -123,29 +124,27 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
         return client
 
     async def _sign_in(self, refresh: bool) -> None:
-        if self._owns_session and (self.session is None or refresh):
+        session = self.session
+        if self._owns_session and (session is None or refresh):
             self._leave_cache_if_outdated()
             session = AioSession(**self.kwargs)
-            data_path = os.environ.get("AWS_DATA_PATH")
-            session.register_component(
-                "data_loader", _loaders.setdefault(data_path, session.get_component("data_loader"))
-            )
-            session.register("needs-retry.s3", _FirstContact())
-            self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
-        else:
-            session = self.session
-        explicit = self.key or self.client_kwargs.get("aws_access_key_id")
         try:
-            if self.anon:
-                self._identity = "anonymous access"
-            elif explicit:
-                self._identity = f"the access key {credentials.mask(explicit)} that the call names"
-            else:
-                self._identity = await credentials.find(session)
             session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
-        except boto.ProfileNotFound as error:
+        except boto.BotoCoreError as error:
             credentials.raise_explained(error, session)
-        self.session = session
+        explicit = self.key or self.client_kwargs.get("aws_access_key_id")
+        if self.anon:
+            self._identity = "anonymous access"
+        elif explicit:
+            self._identity = f"the access key {credentials.mask(explicit)} that the call names"
+        else:
+            self._identity = await credentials.find(session)
+        if session is not self.session:
+            session.register("needs-retry.s3", _FirstContact())
+            loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
+            session.register_component("data_loader", loader)
+            self.session = session
+            self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
 
     def _leave_cache_if_outdated(self) -> None:
         """Made under another environment than the one it now signs in under: nobody else shall be handed it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -15,19 +14,12 @@ MIB = 2**20
 STATE = {"x": torch.arange(1000.0), "y": torch.randn(10), "z": ["text", 1, None]}
 
 
-def make_root(kind: str, tmp_path: Path) -> str:
-    """A folder that exists, on the local filesystem or in memory."""
-    if kind == "local":
-        (tmp_path / "run").mkdir()
-        return str(tmp_path / "run")
-    fsspec.filesystem("memory").makedirs(f"/{tmp_path.name}", exist_ok=True)
-    return f"memory://{tmp_path.name}"
-
-
 def names(root: str) -> list[str]:
-    """What lies in a folder, hidden files too."""
+    """What lies in a folder, hidden files too; a folder without any is no folder on S3."""
     fs, path = fsspec.url_to_fs(root)
-    return sorted(name.rpartition("/")[2] for name in fs.ls(path, detail=False))
+    fs.invalidate_cache()
+    found = fs.ls(path, detail=False) if fs.isdir(path) else []
+    return sorted(name.rpartition("/")[2] for name in found)
 
 
 class Leaving(Callback):  # type: ignore[misc]

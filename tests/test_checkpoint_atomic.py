@@ -95,8 +95,9 @@ def test_savers_do_not_mix(root: str) -> None:
     assert names(root) == ["x.pt"]
 
 
+@pytest.mark.parametrize("root", ["local", "memory"], indirect=True)
 def test_a_folder(root: str) -> None:
-    """A folder is neither replaced nor read."""
+    """A folder, where there are any, is neither replaced nor read."""
     save([1], f"{root}/folder/x.pt")
     with pytest.raises(IsADirectoryError):
         save([2], f"{root}/folder")

@@ -150,8 +150,8 @@ def test_endpoint_that_never_answers() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=url, config_kwargs={"read_timeout": 1})
         with recorded_requests() as operations, pytest.raises(errors.EndpointError, match=url):
-            fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=url, config_kwargs={"read_timeout": 1})
             fs.cat_file("bucket/key")
     assert len(operations) == 1
 
@@ -213,11 +213,10 @@ def test_what_aws_answers(operation: str, status: int, code: str, extra: str, ki
             assert "eu-west-3" in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["Bad Name!", "a/../b!", "x" * 300])
+@pytest.mark.parametrize("name", ["Bad Name!", "x" * 300])
 @pytest.mark.parametrize("operation", ["open-write", "open-read", "exists", "mkdir"])
 def test_invalid_bucket_name(fs: CSXFileSystem, name: str, operation: str) -> None:
     """A name that no bucket can have is a ValueError that tells the rules."""
-    name = name.partition("/")[0] if "/" not in name else "bad!name"
     with pytest.raises(ValueError, match="3 to 63") as caught:
         if operation == "mkdir":
             fs.mkdir(name)
@@ -230,7 +229,7 @@ def test_partly_refused_delete(server: LocalS3, fs: CSXFileSystem, bucket: str) 
     """A delete that left objects behind does not pass for done."""
     fs.pipe_file(f"{bucket}/key", b"data")
     reader = fsspec.filesystem("s3", **server.storage_options("reader"))
-    with pytest.raises(OSError, match="key|refused"):
+    with pytest.raises(OSError, match=r"not deleted|refused"):
         reader.rm(f"{bucket}/key")
     assert fs.exists(f"{bucket}/key")
 
