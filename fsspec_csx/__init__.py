@@ -4,8 +4,8 @@
 ``cstorch.backends.csx.storage.s3.profile``.
 """
 
-from fsspec_csx.checkpoint import load, save
+from fsspec_csx.checkpoint import copy, load, save
 from fsspec_csx.settings import backends
 
-__all__ = ["backends", "load", "save"]
+__all__ = ["backends", "copy", "load", "save"]
 __version__ = "0.1.0"

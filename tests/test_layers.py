@@ -12,6 +12,8 @@ import fsspec_csx
 PACKAGE = Path(fsspec_csx.__file__).parent
 # From the top down; a module may import only from rows below its own.
 ROWS = [
+    {"__main__"},
+    {"cli"},
     {"__init__"},
     {"checkpoint"},
     {"formats", "paths", "atomic", "progress"},

@@ -1,0 +1,84 @@
+"""Every block of the README runs as printed, and its drawing of the house is the house."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fsspec_csx
+from fsspec_csx.testing import Identity, LocalS3
+
+PROJECT = Path(__file__).parent.parent
+README = (PROJECT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+SET_UP, *RECIPES = [block for block in BLOCKS if block[0] != "text"]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[LocalS3]:
+    """A server that knows the README's access key."""
+    me = Identity("me", ("Admin",), "my-access-key", "my-secret-key")
+    with LocalS3(identities=[me]) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("language", "code"), RECIPES, ids=[code.splitlines()[-1][:50] for _, code in RECIPES])
+def test_recipe(store: LocalS3, aws_files: Path, tmp_path: Path, language: str, code: str) -> None:
+    """A recipe runs where there is the profile my-profile, and the store of its own is the test's server."""
+    (aws_files / "config").write_text(
+        "[profile my-profile]\naws_access_key_id = my-access-key\naws_secret_access_key = my-secret-key\n"
+        f"endpoint_url = {store.endpoint_url}\n"
+    )
+    (tmp_path / "checkpoint_100.mdl").write_bytes(b"some checkpoint")
+    code = code.replace("http://localhost:8333", store.endpoint_url)
+    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-e", "-c", code]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PATH": path}, timeout=100)
+
+
+def test_environment_recipe_comes_after_a_write() -> None:
+    """The recipes share one bucket, which the first of them makes."""
+    first = next(code for _, code in RECIPES)
+    assert "s3://my-bucket/" in first
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    """The first set-up line's script saves, resumes in a fresh process with the same loss, and leaves nothing."""
+    command = [sys.executable, str(PROJECT / "examples" / "quickstart.py")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    run = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=100
+    )
+    losses = re.findall(r"next loss.*?([\d.]+)$", run.stdout, re.MULTILINE)
+    assert len(losses) == 2
+    assert losses[0] == losses[1]
+    assert re.search(r"s3://quickstart/run/checkpoint_3\.mdl +[\d,]+ bytes", run.stdout)
+    assert len(re.findall(r"\d MB/s", run.stdout)) == 2
+    assert not list(tmp_path.glob("fsspec-csx*"))
+
+
+def test_two_set_up_commands() -> None:
+    """There are two, each on one line, and the suite's runner executes these very lines."""
+    language, code = SET_UP
+    assert language == "bash"
+    lines = code.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("examples/quickstart.py")
+    assert lines[1].endswith("-m pytest")
+    assert all("-c tests/constraints.txt" in line for line in lines)
+    assert "README.md" in (PROJECT / ".ci" / "run").read_text()
+
+
+def test_drawing_names_every_room() -> None:
+    """The drawing of the house has every module, and no other."""
+    drawing = next(code for language, code in BLOCKS if language == "text")
+    drawn = set(re.findall(r"(\w+)(?:\.py|/)", drawing))
+    package = Path(fsspec_csx.__file__).parent
+    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert drawn == rooms - {"__init__", "__main__"}
