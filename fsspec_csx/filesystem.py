@@ -148,11 +148,9 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
 
     def _leave_cache_if_outdated(self) -> None:
         """Made under another environment than the one it now signs in under: nobody else shall be handed it."""
-        cls = type(self)
-        if self._environment != credentials.environment_token():
-            with cls._instantiation_lock:
-                if cls._cache.get(self._fs_token) is self:
-                    del cls._cache[self._fs_token]
+        cache = type(self)._cache
+        if self._environment != credentials.environment_token() and cache.get(self._fs_token) is self:
+            cache.pop(self._fs_token, None)
 
     connect = sync_wrapper(set_session)
     _connect = set_session
@@ -174,6 +172,15 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
         return await super()._call_s3(method, *akwarglist, **kwargs)
 
     call_s3 = sync_wrapper(_call_s3)
+
+    async def _lsdir(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super()._lsdir(path, *args, **kwargs)
+        except Exception as error:  # older releases of s3fs list without _call_s3
+            explained = await self._explain(error, "list_objects_v2", {"Bucket": self.split_path(path)[0]})
+            if explained is error:
+                raise
+            raise explained from (error.__cause__ or error)
 
     @property
     def _endpoint(self) -> str:
