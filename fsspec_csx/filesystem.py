@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import os
 import sys
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import fsspec.core
-from aiobotocore.session import AioSession
-from botocore import exceptions as boto
 from fsspec.asyn import sync, sync_wrapper
 from fsspec.compression import compr
 from fsspec.config import apply_config
 from s3fs import S3FileSystem
 
 from fsspec_csx import credentials
-from fsspec_csx.errors import (
-    AccessDeniedError,
-    BucketNotFoundError,
-    CSXError,
-    DeleteError,
-    ObjectNotFoundError,
-    WrongRegionError,
-)
-from fsspec_csx.explain import GaveUpError, Request, code_of, explain
-from fsspec_csx.file import CSXFile, close_together, discard_all
-from fsspec_csx.redaction import redact_logs
+from fsspec_csx.connection import ConnectedS3
+from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
+from fsspec_csx.explain import code_of
+from fsspec_csx.file import CSXFile, close_together
 from fsspec_csx.settings import backends
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
-# botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
-_loaders: dict[str | None, Any] = {}
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
 
@@ -68,7 +54,7 @@ def _environment_snapshot() -> Iterator[None]:
         _ENVIRONMENT.reset(reset)
 
 
-class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
+class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
 
     - credentials by the rules of ``fsspec_csx.credentials``, resolved before any data is read or written;
@@ -87,133 +73,35 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
     protocol = ("s3", "s3a", "csx")
     # A file left by an exception leaves no trace, so writers need no temporary name.
     atomic_writes = True
-    session: Any
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        credentials.check_options(self.key, self.secret, self.token, self.client_kwargs)
-        self._owns_session = self.session is None
         self._environment = _ENVIRONMENT.get()
-        self._identity = ""
-        self._sign_in_lock = asyncio.Lock()
-        # Files open for writing, by id: fsspec hashes some files by asking the server for them.
-        self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
-        redact_logs()
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The filesystem as a dict for JSON, less every secret; one made from it finds credentials by the rules."""
         return credentials.without_secrets(super().to_dict(**kwargs))
 
-    # -- signing in -------------------------------------------------------------------------------------------------
-
-    async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Connect: find the credentials and make the client; as ``s3fs.S3FileSystem.set_session``.
-
-        Raises:
-            CredentialsError: if the rules give no credentials, or not whole ones.
-        """
-        if self._s3 is None or refresh:
-            async with self._sign_in_lock:
-                if self._s3 is None or refresh:
-                    await self._sign_in(refresh)
-        before, client = self._s3, await super().set_session(refresh=refresh)
-        if client is not before:
-            # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
-            weakref.finalize(self, discard_all, self.unfinished)
-        return client
-
     async def _sign_in(self, refresh: bool) -> None:
-        session = self.session
-        if self._owns_session and (session is None or refresh):
-            self._leave_cache_if_outdated()
-            session = AioSession(**self.kwargs)
-        try:
-            session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
-        except boto.BotoCoreError as error:
-            credentials.raise_explained(error, session)
-        explicit = self.key or self.client_kwargs.get("aws_access_key_id")
-        if self.anon:
-            self._identity = "anonymous access"
-        elif explicit:
-            self._identity = f"the access key {credentials.mask(explicit)} that the call names"
-        else:
-            self._identity = await credentials.find(session)
-        if session is not self.session:
-            session.register("needs-retry.s3", _FirstContact())
-            loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
-            session.register_component("data_loader", loader)
-            self.session = session
-            self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
-
-    def _leave_cache_if_outdated(self) -> None:
-        """Made under another environment than the one it now signs in under: nobody else shall be handed it."""
+        # Made under another environment than the one it now signs in under: nobody else shall be handed it.
         cache = type(self)._cache
         if self._environment != credentials.environment_token() and cache.get(self._fs_token) is self:
             cache.pop(self._fs_token, None)
-
-    connect = sync_wrapper(set_session)
-    _connect = set_session
-
-    # -- requests ---------------------------------------------------------------------------------------------------
+        await super()._sign_in(refresh)
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         try:
-            return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
-        except Exception as error:
-            explained = await self._explain(error, method, kwargs)
+            return await super()._call_s3(method, *akwarglist, **kwargs)
+        except BucketNotFoundError:
             # A body that was read from a stream is gone and cannot be sent again.
             replayable = isinstance(kwargs.get("Body", b""), (bytes, bytearray, memoryview))
-            if not (method in _CREATES_BUCKET and replayable and isinstance(explained, BucketNotFoundError)):
-                if explained is error:
-                    raise
-                raise explained from (error.__cause__ or error)
+            if method not in _CREATES_BUCKET or not replayable:
+                raise
         await self._create_bucket(kwargs["Bucket"])
         return await super()._call_s3(method, *akwarglist, **kwargs)
 
     call_s3 = sync_wrapper(_call_s3)
-
-    async def _lsdir(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await super()._lsdir(path, *args, **kwargs)
-        except Exception as error:  # older releases of s3fs list without _call_s3
-            explained = await self._explain(error, "list_objects_v2", {"Bucket": self.split_path(path)[0]})
-            if explained is error:
-                raise
-            raise explained from (error.__cause__ or error)
-
-    @property
-    def _endpoint(self) -> str:
-        return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
-
-    async def _explain(self, error: Exception, method: str, kwargs: Mapping[str, Any]) -> Exception:
-        request = Request(
-            operation="".join(word.capitalize() for word in method.split("_")),
-            bucket=str(kwargs.get("Bucket", "")),
-            key=str(kwargs.get("Key", "")),
-            exclusive="IfNoneMatch" in kwargs,
-            endpoint=self._endpoint,
-            region=self._s3.meta.region_name if self._s3 else None,
-            identity=self._identity,
-        )
-        explained = explain(error, request)
-        if method in ("head_object", "head_bucket") and code_of(error) in ("400", "403"):
-            told = explain(await self._ask_with_body(kwargs) or error, request)
-            if isinstance(told, (PermissionError, WrongRegionError)):
-                return told
-        return explained
-
-    async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
-        """The answer to a HEAD has no body; the like question as a GET tells why it was refused."""
-        try:
-            if kwargs.get("Key"):
-                answer = await super()._call_s3("get_object", **{**kwargs, "Range": "bytes=0-0"})
-                answer["Body"].close()
-            else:
-                await super()._call_s3("list_objects_v2", Bucket=kwargs["Bucket"], MaxKeys=1)
-        except Exception as error:
-            return error
-        return None
 
     # -- buckets ----------------------------------------------------------------------------------------------------
 
@@ -291,26 +179,7 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
 
     exists = sync_wrapper(_exists)
 
-    # -- missing things ---------------------------------------------------------------------------------------------
-
-    async def _info(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        with self._missing_named(path):
-            return await super()._info(path, *args, **kwargs)
-
-    async def _ls(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        with self._missing_named(path):
-            return await super()._ls(path, *args, **kwargs)
-
-    @contextmanager
-    def _missing_named(self, path: str) -> Iterator[None]:
-        """s3fs says only the path of what it did not find."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            if isinstance(error, CSXError):
-                raise
-            reason = f"There is no object s3://{self._strip_protocol(path)} at {self._endpoint}, and none below it."
-            raise ObjectNotFoundError(reason, "Check its name.") from error
+    # -- files ------------------------------------------------------------------------------------------------------
 
     def split_path(self, path: str) -> tuple[str, str, str | None]:
         """Bucket, key and version of a path; as s3fs, which cuts ``?versionId=`` off where it knows no versions too."""
@@ -318,8 +187,6 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
         if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
             key += path[mark:]
         return bucket, key, version
-
-    # -- files ------------------------------------------------------------------------------------------------------
 
     def open(self, path: str, mode: str = "rb", *args: Any, compression: str | None = None, **kwargs: Any) -> Any:
         """Open a file; as ``s3fs.S3FileSystem.open``, but a compressed file is published by its own ``close``."""
@@ -363,25 +230,3 @@ class CSXFileSystem(S3FileSystem, metaclass=_Cached):  # type: ignore[misc]
             cache_options=cache_options,
             size=size,
         )
-
-
-class _FirstContact:
-    """Ends the retries of a connection to an endpoint that has never answered: it is down or misspelt, not busy."""
-
-    def __init__(self) -> None:
-        self._answered = False
-
-    def __call__(self, response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
-        if response is not None:
-            self._answered = True
-        elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
-            raise GaveUpError from caught_exception
-
-
-def _whole(method: str, answer: Any) -> Any:
-    """DeleteObjects answers 200 also where objects were left: s3fs would not notice."""
-    if method == "delete_objects" and answer.get("Errors"):
-        first, count = answer["Errors"][0], len(answer["Errors"])
-        reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {first.get('Message')}."
-        raise DeleteError(reason, "Check the rights to delete them.")
-    return answer

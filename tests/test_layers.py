@@ -18,6 +18,7 @@ ROWS = [
     {"checkpoint"},
     {"formats", "paths", "atomic", "progress"},
     {"filesystem"},
+    {"connection"},
     {"file"},
     {"credentials", "explain", "redaction", "settings"},
     {"errors"},

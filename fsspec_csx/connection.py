@@ -1,0 +1,174 @@
+"""ConnectedS3: s3fs that signs in by the credential rules before anything else, and explains what S3 refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from aiobotocore.session import AioSession
+from botocore import exceptions as boto
+from fsspec.asyn import sync_wrapper
+from s3fs import S3FileSystem
+
+from fsspec_csx import credentials
+from fsspec_csx.errors import CSXError, DeleteError, ObjectNotFoundError, WrongRegionError
+from fsspec_csx.explain import GaveUpError, Request, code_of, explain
+from fsspec_csx.file import CSXFile, discard_all
+from fsspec_csx.redaction import redact_logs
+
+# botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
+_loaders: dict[str | None, Any] = {}
+
+
+class ConnectedS3(S3FileSystem):  # type: ignore[misc]
+    """s3fs with a checked sign-in and told errors; the base of CSXFileSystem, of no use alone."""
+
+    session: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        credentials.check_options(self.key, self.secret, self.token, self.client_kwargs)
+        # Files open for writing, by id: fsspec hashes some files by asking the server for them.
+        self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
+        self._owns_session = self.session is None
+        self._identity = ""
+        self._sign_in_lock = asyncio.Lock()
+        redact_logs()
+
+    # -- signing in -------------------------------------------------------------------------------------------------
+
+    async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Connect: find the credentials and make the client; as ``s3fs.S3FileSystem.set_session``.
+
+        Raises:
+            CredentialsError: if the rules give no credentials, or not whole ones.
+        """
+        if self._s3 is None or refresh:
+            async with self._sign_in_lock:
+                if self._s3 is None or refresh:
+                    await self._sign_in(refresh)
+        before, client = self._s3, await super().set_session(refresh=refresh)
+        if client is not before:
+            # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
+            weakref.finalize(self, discard_all, self.unfinished)
+        return client
+
+    connect = sync_wrapper(set_session)
+    _connect = set_session
+
+    async def _sign_in(self, refresh: bool) -> None:
+        renewed = self._owns_session and (self.session is None or refresh)
+        session = AioSession(**self.kwargs) if renewed else self.session
+        try:
+            session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
+        except boto.BotoCoreError as error:
+            credentials.raise_explained(error, session)
+        explicit = self.key or self.client_kwargs.get("aws_access_key_id")
+        if self.anon:
+            self._identity = "anonymous access"
+        elif explicit:
+            self._identity = f"the access key {credentials.mask(explicit)} that the call names"
+        else:
+            self._identity = await credentials.find(session)
+        if renewed:
+            session.register("needs-retry.s3", _FirstContact())
+            loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
+            session.register_component("data_loader", loader)
+            self.session = session
+            self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        try:
+            return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+        except Exception as error:
+            await self._raise_explained(error, method, kwargs)
+
+    async def _lsdir(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super()._lsdir(path, *args, **kwargs)
+        except Exception as error:  # older releases of s3fs list without _call_s3
+            await self._raise_explained(error, "list_objects_v2", {"Bucket": self.split_path(path)[0]})
+
+    async def _raise_explained(self, error: Exception, method: str, kwargs: Mapping[str, Any]) -> None:
+        request = Request(
+            operation="".join(word.capitalize() for word in method.split("_")),
+            bucket=str(kwargs.get("Bucket", "")),
+            key=str(kwargs.get("Key", "")),
+            exclusive="IfNoneMatch" in kwargs,
+            endpoint=self._endpoint,
+            region=self._s3.meta.region_name if self._s3 else None,
+            identity=self._identity,
+        )
+        explained = explain(error, request)
+        if method in ("head_object", "head_bucket") and code_of(error) in ("400", "403"):
+            told = explain(await self._ask_with_body(kwargs) or error, request)
+            if isinstance(told, (PermissionError, WrongRegionError)):
+                explained = told
+        if explained is error:
+            raise error
+        raise explained from (error.__cause__ or error)
+
+    async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
+        """The answer to a HEAD has no body; the like question as a GET tells why it was refused."""
+        try:
+            if kwargs.get("Key"):
+                answer = await super()._call_s3("get_object", **{**kwargs, "Range": "bytes=0-0"})
+                answer["Body"].close()
+            else:
+                await super()._call_s3("list_objects_v2", Bucket=kwargs["Bucket"], MaxKeys=1)
+        except Exception as error:
+            return error
+        return None
+
+    @property
+    def _endpoint(self) -> str:
+        return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
+
+    # -- missing things ---------------------------------------------------------------------------------------------
+
+    async def _info(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        with self._missing_named(path):
+            return await super()._info(path, *args, **kwargs)
+
+    async def _ls(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        with self._missing_named(path):
+            return await super()._ls(path, *args, **kwargs)
+
+    @contextmanager
+    def _missing_named(self, path: str) -> Iterator[None]:
+        """s3fs says only the path of what it did not find."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if isinstance(error, CSXError):
+                raise
+            reason = f"There is no object s3://{self._strip_protocol(path)} at {self._endpoint}, and none below it."
+            raise ObjectNotFoundError(reason, "Check its name.") from error
+
+
+class _FirstContact:
+    """Ends the retries of a connection to an endpoint that has never answered: it is down or misspelt, not busy."""
+
+    def __init__(self) -> None:
+        self._answered = False
+
+    def __call__(self, response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
+        if response is not None:
+            self._answered = True
+        elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
+            raise GaveUpError from caught_exception
+
+
+def _whole(method: str, answer: Any) -> Any:
+    """DeleteObjects answers 200 also where objects were left: s3fs would not notice."""
+    if method == "delete_objects" and answer.get("Errors"):
+        first, count = answer["Errors"][0], len(answer["Errors"])
+        reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {first.get('Message')}."
+        raise DeleteError(reason, "Check the rights to delete them.")
+    return answer
