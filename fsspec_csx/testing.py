@@ -15,16 +15,12 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import secrets
-import select
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -32,13 +28,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fsspec_csx import seaweed
+
 __all__ = ["Identity", "LocalS3"]
 
-_HOST = "127.0.0.1"
 _REGION = "us-east-1"
 _ATTEMPTS = 3
-_SERVICES = ("master", "volume", "filer", "s3")  # a process each
-_Ports = dict[str, tuple[int, int]]  # of each service, for HTTP and for gRPC
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ class LocalS3:
     def endpoint_url(self) -> str:
         """Such as ``http://127.0.0.1:23456``; raises RuntimeError outside the ``with`` block."""
         self._running_guard()
-        return f"{'https' if self._tls else 'http'}://{_HOST}:{self._ports['s3'][0]}"
+        return f"{'https' if self._tls else 'http'}://{seaweed.HOST}:{self._ports['s3'][0]}"
 
     def storage_options(self, identity: Identity | str | None = None) -> dict[str, str]:
         """What an fsspec filesystem needs to use the server as ``identity`` (or its name; by default the first).
@@ -178,7 +173,7 @@ class LocalS3:
     def __enter__(self) -> LocalS3:
         if self._guard:
             raise RuntimeError("This LocalS3 is already running. Create another one for a second server.")
-        weed = _find_weed()
+        weed = seaweed.find_weed()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._create(weed)
@@ -199,14 +194,14 @@ class LocalS3:
     def _create(self, weed: str) -> None:
         """Make the folder, and start the guard in it."""
         self._owner = os.getpid()
-        self._ports = _free_ports()
+        self._ports = seaweed.free_ports()
         self.folder = Path(tempfile.mkdtemp(prefix="fsspec-csx-s3-", dir=self._directory)).absolute()
         config = self.folder / "identities.json"
         config.touch(mode=0o600)
         config.write_text(json.dumps({"identities": [_configured(known) for known in self.identities]}))
-        job = json.dumps([self._owner, str(self.folder), _commands(weed, self._ports, self._tls)])
-        # This file instead of the module: importing the package would take longer than starting the server.
-        command = [sys.executable, "-I", "-S", __file__, job]
+        job = json.dumps([self._owner, str(self.folder), seaweed.commands(weed, self._ports, self._tls)])
+        # The file instead of the module: importing the package would take longer than starting the server.
+        command = [sys.executable, "-I", "-S", seaweed.__file__, job]
         pipe = subprocess.PIPE
         self._guard = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
 
@@ -214,8 +209,8 @@ class LocalS3:
         """Start each process when those that it needs are up, since by itself it would try again only after seconds."""
         deadline, expected = time.monotonic() + self._timeout, 0
         steps: tuple[tuple[int, Callable[[], bool]], ...] = (
-            (1, lambda: _listening(*self._ports["master"])),
-            (2, lambda: _listening(*self._ports["volume"], *self._ports["filer"])),
+            (1, lambda: seaweed.listening(*self._ports["master"])),
+            (2, lambda: seaweed.listening(*self._ports["volume"], *self._ports["filer"])),
             (1, self._ready),
         )
         for processes, ready in steps:
@@ -239,7 +234,7 @@ class LocalS3:
         S3SigV4Auth(Credentials(self.identity.access_key, self.identity.secret_key), "s3", _REGION).add_auth(request)
         buckets = _get(self._ports["s3"][0], "/", dict(request.headers), tls=self._tls is not None)
         volumes = _get(self._ports["master"][0], "/dir/status")
-        return "<Buckets" in buckets and f"{_HOST}:{self._ports['volume'][0]}" in volumes
+        return "<Buckets" in buckets and f"{seaweed.HOST}:{self._ports['volume'][0]}" in volumes
 
     def _failure(self, what: str) -> str:
         log = (self.folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -288,123 +283,23 @@ class _ServerEndedError(RuntimeError):
     """A process of the server ended while it was starting."""
 
 
-def _find_weed() -> str:
-    """The path of SeaweedFS's program."""
-    folders = [str(Path(sys.executable).parent), sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
-    weed = shutil.which("weed", path=os.pathsep.join(folders))
-    if weed is None:
-        raise FileNotFoundError(
-            "The local S3 server needs the program `weed` of SeaweedFS, which is not installed. "
-            "Install it with: pip install 'fsspec-csx[server]'"
-        )
-    return str(Path(weed).absolute())
-
-
-def _free_ports() -> _Ports:
-    """Ports that nobody uses, below those that systems give to outgoing connections: after a kill they are free too."""
-    with contextlib.ExitStack() as probes:
-        free: list[int] = []
-        for port in random.SystemRandom().sample(range(20000, 32000), 1000):
-            with contextlib.suppress(OSError):
-                probes.enter_context(socket.socket()).bind((_HOST, port))
-                free.append(port)
-            if len(free) == 2 * len(_SERVICES):
-                return {service: (free.pop(), free.pop()) for service in _SERVICES}
-    raise RuntimeError("Too few ports are free between 20000 and 32000. Stop some of the programs that listen on them.")
-
-
 def _configured(identity: Identity) -> dict[str, object]:
     credentials = {"accessKey": identity.access_key, "secretKey": identity.secret_key}
     return {"name": identity.name, "credentials": [credentials], "actions": identity.actions}
 
 
-def _commands(weed: str, ports: _Ports, tls: tuple[str | Path, str | Path] | None) -> list[list[str]]:
-    """The command lines of the four processes in the order of their start; paths are relative to the folder."""
-
-    def command(service: str, *options: str) -> list[str]:
-        http_port, grpc_port = ports[service]
-        where = [f"-ip={_HOST}", f"-ip.bind={_HOST}", f"-port={http_port}", f"-port.grpc={grpc_port}"]
-        return [weed, "-logtostderr=true", service, *where, *options]
-
-    address = {service: f"-{service}={_HOST}:{http}.{grpc}" for service, (http, grpc) in ports.items()}
-    s3 = ["-iam=false", "-port.iceberg=0", "-port.lance=0"]
-    s3 += ["-autoCreateBucket=false", "-allowDeleteBucketNotEmpty=false"]
-    if tls:
-        s3 += [f"-cert.file={Path(tls[0]).absolute()}", f"-key.file={Path(tls[1]).absolute()}"]
-    return [
-        command("master", "-mdir=.", "-peers=none", "-telemetry=false"),
-        command("volume", "-dir=.", "-max=1000", address["master"]),
-        command("filer", "-defaultStoreDir=.", "-localSocket=filer.sock", address["master"]),
-        command("s3", "-config=identities.json", "-localSocket=s3.sock", address["filer"], *s3),
-    ]
-
-
-def _listening(*ports: int) -> bool:
-    with contextlib.suppress(OSError):
-        for port in ports:
-            socket.create_connection((_HOST, port), timeout=1).close()
-        return True
-    return False
-
-
 def _get(port: int, path: str, headers: dict[str, str] | None = None, tls: bool = False) -> str:
     """The body of an answer, empty if there is none within 5 seconds."""
-    connection = http.client.HTTPConnection(_HOST, port, timeout=5)
+    connection = http.client.HTTPConnection(seaweed.HOST, port, timeout=5)
     if tls:
         # Whether the certificate can be trusted, and for which name, is for the users of the server to check.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection = http.client.HTTPSConnection(_HOST, port, timeout=5, context=context)
+        connection = http.client.HTTPSConnection(seaweed.HOST, port, timeout=5, context=context)
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", path, headers=headers or {})
         return connection.getresponse().read().decode(errors="replace")
     return ""
-
-
-def _guard_main(owner: int, folder: str, commands: list[list[str]]) -> None:
-    """Own the processes and the folder: do what the owner asks on stdin, and remove everything when the owner is gone.
-
-    It is gone at the end of stdin, or, as children that it forked may keep stdin open, when our parent is another one.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    processes: list[subprocess.Popen[bytes]] = []
-    # Nothing is inherited: weed would make an administrator of AWS_ACCESS_KEY_ID, and obey variables named WEED_*.
-    environment = {"HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "512MiB", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "2"}
-
-    def signal_all(number: int) -> None:
-        for process in processes:
-            process.send_signal(number)
-
-    def kill() -> None:
-        signal_all(signal.SIGKILL)
-        while processes:
-            processes.pop().wait()
-
-    def start() -> None:
-        with open("log", "ab") as log:
-            command, nothing = commands[len(processes)], subprocess.DEVNULL
-            processes.append(subprocess.Popen(command, env=environment, stdin=nothing, stdout=log, stderr=log))
-
-    actions: dict[str, Callable[[], None]] = {
-        "start": start,
-        "kill": kill,
-        "pause": lambda: signal_all(signal.SIGSTOP),
-        "resume": lambda: signal_all(signal.SIGCONT),
-        "count": lambda: None,
-    }
-    os.chdir(folder)
-    try:
-        while os.getppid() == owner:
-            if select.select([0], [], [], 0.5)[0]:
-                request = os.read(0, 100).decode()
-                if request not in actions:
-                    break
-                actions[request]()
-                os.write(1, b"%d\n" % sum(process.poll() is None for process in processes))
-    finally:
-        kill()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if "pytest" in sys.modules:  # elsewhere the fixture is of no use, and importing pytest takes time
@@ -415,7 +310,3 @@ if "pytest" in sys.modules:  # elsewhere the fixture is of no use, and importing
         """A running `LocalS3` that all tests of the session share."""
         with LocalS3() as server:
             yield server
-
-
-if __name__ == "__main__":
-    _guard_main(*json.loads(sys.argv[1]))

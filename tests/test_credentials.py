@@ -55,7 +55,7 @@ def test_rules_in_order(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-environment")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-environment")
     assert signer() == "key-of-environment"
-    fsspec.config.conf["s3"] = {"profile": "configured"}
+    fsspec.config.set_conf_env(fsspec.config.conf, {"FSSPEC_S3_PROFILE": "configured"})
     assert signer() == "key-of-configured"
     backends.csx.storage.s3.profile = "set"
     assert signer() == "key-of-set"

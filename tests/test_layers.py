@@ -23,7 +23,7 @@ ROWS = [
     {"credentials", "explain", "redaction", "settings"},
     {"errors"},
 ]
-ALONE = {"testing"}
+ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 
 
 def room(module: str) -> str:
@@ -51,7 +51,7 @@ def test_imports_run_down(path: Path) -> None:
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     wanted = {room(module) for module in imports(path)} - {own}
     if own in ALONE:
-        assert not wanted
+        assert wanted <= ALONE[own]
         return
     row = next(number for number, rooms in enumerate(ROWS) if own in rooms)
     below = set().union(*ROWS[row + 1 :])

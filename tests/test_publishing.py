@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import signal
 import subprocess
 import sys
 import time
@@ -140,6 +141,28 @@ file = fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}).open()
 file.write(b"n" * {SIZES[1]})
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert uploads(fs, path.split("/")[0]) == 0
+    assert fs.cat_file(path) == b"old"
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.15, 0.4])
+def test_ctrl_c_while_uploading(environment: LocalS3, fs: CSXFileSystem, path: str, moment: float) -> None:
+    """Ctrl-C that strikes while parts are on their way keeps the old object and leaves no upload."""
+    code = f"""
+import fsspec
+with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
+    print("writing", flush=True)
+    while True:
+        file.write(bytes({BLOCK}))
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        time.sleep(moment)
+        writer.send_signal(signal.SIGINT)
+        _, errors = writer.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
 
