@@ -11,7 +11,7 @@ from typing import Any
 
 from aiobotocore.session import AioSession
 from botocore import exceptions as boto
-from fsspec.asyn import sync_wrapper
+from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
 
 from fsspec_csx import credentials
@@ -28,6 +28,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     """s3fs with a checked sign-in and told errors; the base of CSXFileSystem, of no use alone."""
 
     session: Any
+    _s3: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +38,24 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._owns_session = self.session is None
         self._identity = ""
         self._sign_in_lock = asyncio.Lock()
+        self._of_parent: Any = None
         redact_logs()
+
+    @property
+    def loop(self) -> Any:
+        """The event loop that serves this filesystem; a forked child, which has no such thread, gets a new one."""
+        if self._pid != os.getpid() and not self.asynchronous:
+            self._start_afresh()
+        return super().loop
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._loop = get_loop()
+        self._of_parent = self._s3, self.session  # if freed, they would close connections on a loop that is gone
+        self._s3 = None
+        self.session = None if self._owns_session else self.session
+        self._sign_in_lock, self._set_session_lock = asyncio.Lock(), asyncio.Lock()
+        self.unfinished = weakref.WeakValueDictionary()
 
     # -- signing in -------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import weakref
 from concurrent.futures import Future
@@ -39,6 +40,7 @@ class CSXFile(S3File):  # type: ignore[misc]
     buffer = None
     mpu = None
     _finished = False
+    _pid = 0
     _in_flight_at_open: BaseException | None = None
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
@@ -52,6 +54,7 @@ class CSXFile(S3File):  # type: ignore[misc]
             msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
             raise ValueError(msg)
         self._in_flight_at_open = sys.exc_info()[1]
+        self._pid = os.getpid()
         fs.connect()
         if mode == "xb":
             _check_absent(fs, path)
@@ -81,6 +84,9 @@ class CSXFile(S3File):  # type: ignore[misc]
             self.discard()
 
     def _publish(self) -> None:
+        if self._pid != os.getpid():
+            self.discard()
+            return
         with self._discarded_on_failure():
             super().close()
 
@@ -113,6 +119,8 @@ class CSXFile(S3File):  # type: ignore[misc]
             return
         self.closed = True
         self._end()
+        if self._pid != os.getpid():
+            return  # a forked child drops its copy of the file; the upload is its parent's
         if not self.autocommit and self.fs._transaction and self in self.fs._transaction.files:
             self.fs._transaction.files.remove(self)  # it shall commit the others
         self._abort_upload(seconds)
@@ -152,6 +160,9 @@ class CSXFile(S3File):  # type: ignore[misc]
             return super()._upload_chunk(final)
 
     def _call_s3(self, method: str, *kwarglist: Any, **kwargs: Any) -> Any:
+        if self._pid != os.getpid() and self.mode != "rb":
+            msg = f"s3://{self.path} is being written by the process that opened it. Open another in this one."
+            raise RuntimeError(msg)
         if self._on_loop():
             msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
             raise RuntimeError(msg)
