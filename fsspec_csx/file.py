@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -37,9 +38,10 @@ class CSXFile(S3File):  # type: ignore[misc]
 
     # What __del__ finds on a file whose __init__ failed.
     mode = "rb"
-    buffer = None
+    buffer: io.BytesIO | None = None
     mpu = None
     _finished = False
+    _dropped = False
     _pid = 0
     _in_flight_at_open: BaseException | None = None
 
@@ -76,6 +78,8 @@ class CSXFile(S3File):  # type: ignore[misc]
         in_flight = sys.exc_info()[1]
         if self.mode == "rb" or self.closed:
             super().close()
+        elif self._dropped:
+            self._discard(seconds=0)
         elif in_flight is None or in_flight is self._in_flight_at_open:
             self._publish()
         else:
@@ -145,9 +149,10 @@ class CSXFile(S3File):  # type: ignore[misc]
             self._discard(seconds=0)
 
     def _dealloc_warn(self, source: object) -> None:
-        """A text wrapper that is dropped unclosed calls this, and then closes us."""
-        if self.mode != "rb":
-            self._discard(seconds=0)
+        """A text wrapper that is dropped unclosed calls this, writes what it still holds, and closes us."""
+        if self.mode != "rb" and not self._finished:
+            self._dropped = True
+            self.buffer = io.BytesIO()  # what it writes shall start no upload
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
