@@ -39,7 +39,15 @@ _NO_CREDENTIALS_FROM_PROFILE = (
     boto.InvalidConfigError,
     boto.UnknownCredentialError,
 )
+# What botocore calls the sources that are no profile.
+_OWNERS = {
+    "assume-role-with-web-identity": "the environment's web identity",
+    "container-role": "the container's role",
+    "env": "the environment",
+    "iam-role": "the instance's role",
+}
 _CUSTOMER_KEYS = ("SSECustomerKey", "CopySourceSSECustomerKey")
+_BOTH = "Give both the access key and its secret, or neither."
 _PROXY = ("_proxy", "_PROXY")
 _REMEDY = (
     f"Name a profile of the AWS files ({SETTING} = 'name', or storage_options={{'profile': 'name'}}), or set "
@@ -75,8 +83,7 @@ def check_pair(key: str | None, secret: str | None, token: str | None, where: st
     if bool(key) == bool(secret) and (key or not token):
         return
     have, lack = ("key", "secret") if key else ("secret", "key") if secret else ("token", "key and secret")
-    raise IncompleteCredentialsError(f"Half a pair of credentials: {where} gives the {have} without the {lack}.",
-                                     "Give both the access key and its secret, or neither.")  # fmt: skip
+    raise IncompleteCredentialsError(f"Half a pair of credentials: {where} gives the {have} without the {lack}.", _BOTH)
 
 
 def check_options(key: str | None, secret: str | None, token: str | None, client: Mapping[str, Any]) -> None:
@@ -125,20 +132,17 @@ async def find(session: Any) -> str:
         key = (await credentials.get_frozen_credentials()).access_key
     except (boto.BotoCoreError, boto.ClientError) as error:
         raise_explained(error, session)
-    profile = session.get_config_variable("profile")
-    if credentials.method == "env":
-        return f"the environment's access key {mask(key)}"
-    return f"profile {profile or 'default'!r} ({credentials.method}, access key {mask(key)})"
+    owner = _OWNERS.get(credentials.method) or f"profile {_profile(session)!r} ({credentials.method})"
+    return f"{owner} with access key {mask(key)}"
 
 
 def raise_explained(error: Exception, session: Session) -> NoReturn:
     """Raise what botocore says of credentials as an error of ours, chained; anything else as it is."""
-    profile = session.instance_variables().get("profile") or os.environ.get("AWS_PROFILE") or "default"
+    profile = _profile(session)
     if isinstance(error, boto.ProfileNotFound):
         raise _unknown_profile(session, profile) from error
     if isinstance(error, boto.PartialCredentialsError):
-        raise IncompleteCredentialsError(f"Half a pair of credentials: {error}.".replace("..", "."),
-                                         "Give both the access key and its secret, or neither.") from error  # fmt: skip
+        raise IncompleteCredentialsError(f"Half a pair of credentials: {error}.", _BOTH) from error
     if isinstance(error, boto.ConfigParseError):
         reason = f"An AWS file cannot be read: {error}."
         raise CredentialsError(reason, "Mend the file named, or remove it.") from error
@@ -151,14 +155,18 @@ def raise_explained(error: Exception, session: Session) -> NoReturn:
     raise error
 
 
+def _profile(session: Session) -> str:
+    return str(session.get_config_variable("profile") or "default")
+
+
 def _check_halves(session: Session) -> None:
     """botocore overlooks a secret without its key and goes on to the next source: say so instead."""
-    profile = session.get_config_variable("profile") or "default"
     if session.instance_variables().get("profile") is None:
         key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
         check_pair(key, secret, None, "the environment")
         if key:
             return
+    profile = _profile(session)
     section = session.full_config["profiles"].get(profile, {})
     check_pair(section.get("aws_access_key_id"), section.get("aws_secret_access_key"), None, f"profile {profile!r}")
 
@@ -170,11 +178,12 @@ def _none_found(session: Session) -> NoCredentialsError:
     if named is not None:
         reason = f"Profile {named!r} gives no credentials: {files} hold none for it, and nor does any role or instance."
         return NoCredentialsError(reason, _REMEDY)
+    by_environment = session.get_config_variable("profile") or "not set"
     tried = (
         "the call (key and secret, profile, session, anon): none",
         f"{SETTING}: not set",
         "the fsspec configuration (FSSPEC_S3_PROFILE and its like): none",
-        f"the environment: AWS_ACCESS_KEY_ID not set, AWS_PROFILE {os.environ.get('AWS_PROFILE', 'not set')}",
+        f"the environment: AWS_ACCESS_KEY_ID not set, AWS_PROFILE {by_environment}",
         f"[default] of {files}: no credentials",
         "SSO, assumed roles, web identity, container and instance: none",
     )
@@ -185,8 +194,8 @@ def _none_found(session: Session) -> NoCredentialsError:
 def _unknown_profile(session: Session, profile: str) -> UnknownProfileError:
     files = ", ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in _files(os.environ))
     known = ", ".join(sorted(session.available_profiles)) or "none"
-    return UnknownProfileError(f"There is no profile {profile!r} in {files}; the profiles there: {known}.",
-                               "Name one of them, or add it with: aws configure --profile NAME")  # fmt: skip
+    reason = f"There is no profile {profile!r} in {files}; the profiles there: {known}."
+    return UnknownProfileError(reason, "Name one of them, or add it with: aws configure --profile NAME")
 
 
 def mask(key: str) -> str:

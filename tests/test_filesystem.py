@@ -59,6 +59,16 @@ def test_pandas(environment: LocalS3, bucket: str) -> None:
     assert back.equals(frame)
 
 
+def test_pandas_write_that_fails(environment: LocalS3, bucket: str) -> None:
+    """A table that pandas cannot finish leaves the old one, although pandas itself closes the file."""
+    url = f"s3://{bucket}/table.csv"
+    good = pandas.DataFrame({"a": ["old"]})
+    good.to_csv(url, index=False)
+    with pytest.raises(UnicodeEncodeError):
+        pandas.DataFrame({"a": ["x"] * 100_000 + ["ä"]}).to_csv(url, index=False, encoding="ascii", chunksize=1000)
+    assert pandas.read_csv(url).equals(good)
+
+
 def test_torch_save_on_a_file(environment: LocalS3, bucket: str) -> None:
     """torch.save and torch.load work on what fsspec.open gives."""
     tensor = torch.arange(5_000_000, dtype=torch.float32)

@@ -144,3 +144,24 @@ endpoint_url = {url}
         assert expired.returncode
         assert "ExpiredCredentialsError" in expired.stderr
         assert "aws sso login --profile sso" in expired.stderr
+
+
+def test_container_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the credentials come from the address that its environment names."""
+    role = {"AccessKeyId": "ASIAKEYOFCONTAINER", "SecretAccessKey": "secret-of-it", "Token": "token-of-it",
+            "Expiration": "2099-01-01T00:00:00Z"}  # fmt: skip
+    with answering(200, json.dumps(role).encode(), "application/json") as url:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/role")
+        assert "ASIAKEYOFCONTAINER" in fsspec.filesystem("s3").sign("bucket/key")
+
+
+def test_web_identity(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_bucket: str) -> None:
+    """In a pod the credentials are those of the role that its token stands for."""
+    (tmp_path / "token").write_text("the-token-of-the-pod")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trainer")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    fs = fsspec.filesystem("s3")
+    fs.pipe_file(f"{new_bucket}/key", b"data")
+    assert "ASIA" in fs.sign(f"{new_bucket}/key")
