@@ -176,16 +176,12 @@ class CSXFile(S3File):  # type: ignore[misc]
         try:
             return future.result()
         except BaseException:
-            # Ctrl-C ends the waiting, not the request.
+            # Ctrl-C ends the waiting, not the request: an upload that it creates must be known to be aborted.
             if method == "create_multipart_upload":
-                future.add_done_callback(self._abort_when_created)
-            else:
-                future.cancel()
+                with contextlib.suppress(Exception):
+                    self.mpu = future.result(_ABORT_SECONDS)
+            future.cancel()
             raise
-
-    def _abort_when_created(self, future: Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self._start(self.fs._abort_mpu(self.bucket, self.key, future.result()["UploadId"]))
 
     def _abort_upload(self, seconds: float) -> None:
         upload, self.mpu = self.mpu, None

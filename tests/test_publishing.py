@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import gzip
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -163,6 +165,20 @@ with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
         writer.send_signal(signal.SIGINT)
         _, errors = writer.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
+    assert uploads(fs, path.split("/")[0]) == 0
+    assert fs.cat_file(path) == b"old"
+
+
+def test_ctrl_c_while_the_upload_is_created(fs: CSXFileSystem, server: LocalS3, path: str) -> None:
+    """Ctrl-C that strikes while the server is creating the upload aborts it once it is there."""
+    file = fs.open(path, "wb", block_size=BLOCK)
+    file.write(b"n" * (BLOCK - 1))
+    server.pause()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.6, server.resume).start()
+    with pytest.raises(KeyboardInterrupt):
+        file.write(b"n")
+    assert file.closed
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
 
