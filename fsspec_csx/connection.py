@@ -19,6 +19,7 @@ from fsspec_csx.errors import CSXError, DeleteError, ObjectNotFoundError, WrongR
 from fsspec_csx.explain import GaveUpError, Request, code_of, explain
 from fsspec_csx.file import CSXFile, discard_all
 from fsspec_csx.redaction import redact_logs
+from fsspec_csx.transfer import Transfer
 
 # botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
 _loaders: dict[str | None, Any] = {}
@@ -28,6 +29,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     """s3fs with a checked sign-in and told errors; the base of CSXFileSystem, of no use alone."""
 
     session: Any
+    transfer: Transfer
     _s3: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,7 +75,14 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         if client is not before:
             # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
             weakref.finalize(self, discard_all, self.unfinished)
+            self.transfer = self._make_transfer(client)
         return client
+
+    def _make_transfer(self, client: Any) -> Transfer:
+        verify = self.client_kwargs.get("verify")
+        if verify is None:
+            verify = self.session.get_config_variable("ca_bundle")
+        return Transfer(client, True if verify is None else verify)
 
     connect = sync_wrapper(set_session)
     _connect = set_session

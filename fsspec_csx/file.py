@@ -12,12 +12,15 @@ import weakref
 from concurrent.futures import Future
 from typing import Any
 
-from s3fs.core import S3File
+from s3fs.core import S3File, version_id_kw
+from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
+from fsspec_csx.explain import code_of
 
 logger = logging.getLogger("fsspec_csx")
 
+_PARALLEL_FROM = 2 * 2**20
 _ABORT_SECONDS = 30.0
 _ABORT_SECONDS_AT_EXIT = 5.0
 
@@ -154,6 +157,45 @@ class CSXFile(S3File):  # type: ignore[misc]
             self._dropped = True
             self.buffer = io.BytesIO()  # what it writes shall start no upload
 
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current position, a large one by parallel requests straight into its memory.
+
+        Returns:
+            The number of bytes read, less than the buffer's only at the end of the object.
+
+        Raises:
+            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
+        """
+        memory = memoryview(buffer).cast("B")
+        memory = memory[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else memory[:0]
+        if len(memory) < _PARALLEL_FROM:
+            return int(super().readinto(buffer))
+        self._wait(self._read_parts(memory))
+        self.loc += len(memory)
+        return len(memory)
+
+    async def _read_parts(self, memory: memoryview) -> None:
+        pinned = version_id_kw(self.version_id)
+        read_kw = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
+
+        async def get(span: str) -> Any:
+            answer = await self.fs._call_s3(
+                "get_object", read_kw, Bucket=self.bucket, Key=self.key, Range=span, **pinned
+            )
+            if self._details is not None and answer.get("ETag") != self._details.get("ETag", answer.get("ETag")):
+                raise FileExpired(self.path, self._details["ETag"])
+            return answer
+
+        await self.fs.set_session()
+        try:
+            await self.fs.transfer.read(get, self.loc, memory)
+        except OSError as error:
+            if code_of(error) in ("PreconditionFailed", "412"):
+                raise FileExpired(self.path, self.details.get("ETag")) from error
+            raise
+
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def _initiate_upload(self) -> None:
@@ -168,16 +210,23 @@ class CSXFile(S3File):  # type: ignore[misc]
         if self._pid != os.getpid() and self.mode != "rb":
             msg = f"s3://{self.path} is being written by the process that opened it. Open another in this one."
             raise RuntimeError(msg)
+        payer = getattr(self, "_request_payer_kw", self.req_kw)
+        return self._wait(
+            self.fs._call_s3(method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs),
+            creates_upload=method == "create_multipart_upload",
+        )
+
+    def _wait(self, coroutine: Any, creates_upload: bool = False) -> Any:
         if self._on_loop():
+            coroutine.close()
             msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
             raise RuntimeError(msg)
-        payer = getattr(self, "_request_payer_kw", self.req_kw)
-        future = self._start(self.fs._call_s3(method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs))
+        future = self._start(coroutine)
         try:
             return future.result()
         except BaseException:
             # Ctrl-C ends the waiting, not the request: an upload that it creates must be known to be aborted.
-            if method == "create_multipart_upload":
+            if creates_upload:
                 with contextlib.suppress(Exception):
                     self.mpu = future.result(_ABORT_SECONDS)
             future.cancel()

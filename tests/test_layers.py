@@ -20,7 +20,7 @@ ROWS = [
     {"filesystem"},
     {"connection"},
     {"file"},
-    {"credentials", "explain", "redaction", "settings"},
+    {"credentials", "explain", "redaction", "settings", "transfer"},
     {"errors"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
