@@ -62,7 +62,7 @@ def explain(error: Exception, request: Request) -> Exception:
         return _unreachable(error.__cause__ or error, request)
     if isinstance(error, boto.ParamValidationError):
         return _invalid_name(request, {}) if "bucket name" in str(error) else error
-    if isinstance(error, (boto.ConnectionError, boto.ReadTimeoutError)):
+    if isinstance(error, (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)):
         return _unreachable(error, request)
     code = code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
@@ -95,6 +95,9 @@ def _unreachable(error: BaseException, request: Request) -> EndpointError:
     if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
         reason = f"The endpoint {endpoint} did not answer in time."
         return EndpointError(reason, "Check that it is up and that no firewall or proxy is in the way.")
+    if isinstance(error, boto.ConnectionClosedError):
+        reason = f"The endpoint {endpoint} broke the connection off, also when asked again."
+        return EndpointError(reason, "Check that it is well, and that nothing on the way ends long transfers.")
     reason = f"The endpoint {endpoint} cannot be reached."
     remedy = "Check the address (endpoint_url, AWS_ENDPOINT_URL_S3, or endpoint_url in the profile) and that it is up."
     return EndpointError(reason, remedy)

@@ -8,8 +8,8 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -26,10 +26,12 @@ IN_FLIGHT = 8
 
 @dataclass
 class _Target:
-    """Where the bytes of an answer shall go, and whether they went there."""
+    """Where the bytes of an answer shall go, and how that stands."""
 
     memory: memoryview
+    thread: Future[AioAWSResponse] | None = None
     filled: bool = False
+    given_up: bool = False
 
 
 # What the running task asks for; None where botocore's own connection shall answer.
@@ -70,8 +72,7 @@ class Transfer:
         """
         slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def read_part(offset: int) -> None:
-            target = _Target(memory[offset : offset + PART])
+        async def read_part(offset: int, target: _Target) -> None:
             async with slots:
                 _asked.set(target)
                 first = start + offset
@@ -79,18 +80,19 @@ class Transfer:
                 if not target.filled:  # another client of the filesystem answered, one of another region
                     target.memory[:] = await answer["Body"].read()
 
-        parts = [asyncio.ensure_future(read_part(offset)) for offset in range(0, len(memory), PART)]
+        targets = {offset: _Target(memory[offset : offset + PART]) for offset in range(0, len(memory), PART)}
+        parts = [asyncio.ensure_future(read_part(*each)) for each in targets.items()]
         try:
             await asyncio.gather(*parts)
         finally:
-            for part in parts:
-                part.cancel()
+            await _give_up(parts, list(targets.values()))
 
     async def _answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
         target = _asked.get()
         if target is None:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._exchange, request, target)
+        target.thread = self._threads.submit(self._exchange, request, target)
+        return await asyncio.wrap_future(target.thread)
 
     def _exchange(self, request: Any, target: _Target) -> AioAWSResponse:
         answer = self._session.send(request)
@@ -98,7 +100,7 @@ class Transfer:
         body = b""
         try:
             if moved:
-                _fill(target.memory, answer.raw)
+                _fill(target, answer.raw)
             else:
                 body = answer.raw.read()
         except TimeoutError as error:
@@ -112,8 +114,20 @@ class Transfer:
         return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(body))
 
 
-def _fill(memory: memoryview, response: Any) -> None:
-    """Read a body of exactly this length, by the system's own calls on the memory: urllib3 would copy."""
+async def _give_up(parts: Sequence[asyncio.Future[None]], targets: Sequence[_Target]) -> None:
+    """End what still runs, and return when no thread writes to the memory any more: it is the caller's again."""
+    for part in parts:
+        part.cancel()
+    for target in targets:
+        target.given_up = True
+    running = [asyncio.wrap_future(each.thread) for each in targets if each.thread and not each.thread.done()]
+    if running:
+        await asyncio.wait(running)
+
+
+def _fill(target: _Target, response: Any) -> None:
+    """Read a body of exactly the target's length, by the system's own calls on its memory: urllib3 would copy."""
+    memory = target.memory
     length = response.headers.get("Content-Length")
     if length is not None and int(length) != len(memory):
         response.close()
@@ -121,7 +135,7 @@ def _fill(memory: memoryview, response: Any) -> None:
         raise OSError(msg)
     filled = 0
     while filled < len(memory):
-        count = response._fp.readinto(memory[filled:])
+        count = 0 if target.given_up else response._fp.readinto(memory[filled:])
         if not count:
             msg = f"The connection ended after {filled} of {len(memory)} bytes."
             raise OSError(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import fsspec
@@ -14,7 +15,7 @@ from proxy import cutting_proxy
 from s3fs.utils import FileExpired
 
 import fsspec_csx
-from fsspec_csx.errors import AccessDeniedError
+from fsspec_csx.errors import AccessDeniedError, EndpointError
 from fsspec_csx.file import CSXFile
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.testing import Identity, LocalS3
@@ -74,6 +75,18 @@ def test_cut_connections_are_made_good(server: LocalS3, path: str, cuts: int, af
     assert buffer == DATA
 
 
+def test_connection_that_is_always_cut(server: LocalS3, path: str) -> None:
+    """A read that cannot be made good is an error that names the endpoint."""
+    with cutting_proxy(server.endpoint_url) as proxy:
+        options = {**server.storage_options(), "endpoint_url": proxy.url}
+        fs = fsspec.filesystem("s3", **options, config_kwargs={"retries": {"max_attempts": 1}})
+        fs.retries = 1
+        with fs.open(path, "rb") as file:
+            proxy.cuts, proxy.after = 1000, PART // 2
+            with pytest.raises(EndpointError, match=f"{proxy.url}.*broke"):
+                file.readinto(bytearray(len(DATA)))
+
+
 def test_replaced_object_is_never_mixed(fs: CSXFileSystem, bucket: str) -> None:
     """An object replaced after the file was opened is an error, not a mixture."""
     fs.pipe_file(f"{bucket}/object", DATA)
@@ -82,6 +95,21 @@ def test_replaced_object_is_never_mixed(fs: CSXFileSystem, bucket: str) -> None:
         fs.pipe_file(f"{bucket}/object", DATA[::-1])
         with pytest.raises(FileExpired):
             file.readinto(bytearray(2 * PART))
+
+
+def test_memory_is_the_callers_again_after_an_error(fs: CSXFileSystem, bucket: str) -> None:
+    """Once a read has failed, nothing writes to the buffer any more."""
+    fs.pipe_file(f"{bucket}/object", DATA)
+    buffer = bytearray(3 * PART)
+    with fs.open(f"{bucket}/object", "rb") as file:
+        fs.rm_file(f"{bucket}/object")
+        fs.pipe_file(f"{bucket}/object", DATA[: PART + 1])
+        file.read_kw = file.req_kw  # unpinned, so that some parts come before others fail
+        with pytest.raises(OSError, match="range"):
+            file.readinto(buffer)
+        after = bytes(buffer)
+        time.sleep(0.3)
+    assert buffer == after
 
 
 def test_refused_read_is_told(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
