@@ -104,8 +104,8 @@ def test_memory_is_the_callers_again_after_an_error(fs: CSXFileSystem, bucket: s
     with fs.open(f"{bucket}/object", "rb") as file:
         fs.rm_file(f"{bucket}/object")
         fs.pipe_file(f"{bucket}/object", DATA[: PART + 1])
-        file.read_kw = file.req_kw  # unpinned, so that some parts come before others fail
-        with pytest.raises(OSError, match="range"):
+        file.read_kw = {}  # unpinned, so that some parts come before others fail
+        with pytest.raises(OSError, match=r"range|no longer exists"):
             file.readinto(buffer)
         after = bytes(buffer)
         time.sleep(0.3)
