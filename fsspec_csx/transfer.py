@@ -121,8 +121,7 @@ async def _give_up(parts: Sequence[asyncio.Future[None]], targets: Sequence[_Tar
     for target in targets:
         target.given_up = True
     running = [asyncio.wrap_future(each.thread) for each in targets if each.thread and not each.thread.done()]
-    if running:
-        await asyncio.wait(running)
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 def _fill(target: _Target, response: Any) -> None:
