@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import fsspec.config
 import pytest
+import trustme
 from moto.server import ThreadedMotoServer
 
 from fsspec_csx import backends
@@ -27,6 +28,20 @@ def server() -> Iterator[LocalS3]:
     identities = [Identity.full("admin"), Identity.read_only("reader"), Identity.one_bucket("tenant", TENANT_BUCKET)]
     with LocalS3(identities=identities) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def secure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalS3, Path]]:
+    """A server with TLS, and the certificate of the authority that nobody trusts by default."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key, trusted = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    key.write_bytes(issued.private_key_pem.bytes())
+    trusted.write_bytes(authority.cert_pem.bytes())
+    with LocalS3(tls=(certificate, key)) as running:
+        yield running, trusted
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import botocore.auth
 import botocore.compat
 import fsspec
 import pytest
-import trustme
 from answers import answering, s3_error
 from conftest import TENANT_BUCKET, recorded_requests
 
@@ -165,20 +164,13 @@ def test_endpoint_that_went_away_is_asked_again(tmp_path: Path) -> None:
         assert fs.cat_file("bucket/key") == b"data"
 
 
-def test_untrusted_certificate(tmp_path: Path) -> None:
+def test_untrusted_certificate(secure_server: tuple[LocalS3, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A certificate of an unknown authority is named with the remedy, and the remedy works."""
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    certificate, key, trusted = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
-    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    key.write_bytes(issued.private_key_pem.bytes())
-    trusted.write_bytes(authority.cert_pem.bytes())
-    with LocalS3(tls=(certificate, key)) as secure:
-        with pytest.raises(errors.UntrustedCertificateError, match=f"{secure.endpoint_url}.*AWS_CA_BUNDLE"):
-            fsspec.filesystem("s3", **secure.storage_options()).ls("")
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setenv("AWS_CA_BUNDLE", str(trusted))
-            fsspec.filesystem("s3", **secure.storage_options()).pipe_file("bucket/key", b"data")
+    server, authority = secure_server
+    with pytest.raises(errors.UntrustedCertificateError, match=f"{server.endpoint_url}.*AWS_CA_BUNDLE"):
+        fsspec.filesystem("s3", **server.storage_options()).ls("")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
+    fsspec.filesystem("s3", **server.storage_options()).pipe_file("bucket/key", b"data")
 
 
 def test_clock_skew(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-import trustme
 from conftest import recorded_requests
 from proxy import cutting_proxy
 from s3fs.utils import FileExpired
@@ -137,21 +136,15 @@ def test_versions(server: LocalS3, bucket: str) -> None:
     assert buffer == DATA
 
 
-def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls(secure_server: tuple[LocalS3, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The bulk connections trust the authorities that the others trust."""
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    certificate, key, trusted = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
-    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    key.write_bytes(issued.private_key_pem.bytes())
-    trusted.write_bytes(authority.cert_pem.bytes())
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(trusted))
-    with LocalS3(tls=(certificate, key)) as secure:
-        fs = fsspec.filesystem("s3", **secure.storage_options())
-        fs.pipe_file("bucket/object", DATA)
-        buffer = bytearray(len(DATA))
-        with fs.open("bucket/object", "rb") as file:
-            file.readinto(buffer)
+    server, authority = secure_server
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
+    fs = fsspec.filesystem("s3", **server.storage_options())
+    fs.pipe_file("bucket/object", DATA)
+    buffer = bytearray(len(DATA))
+    with fs.open("bucket/object", "rb") as file:
+        file.readinto(buffer)
     assert buffer == DATA
 
 
