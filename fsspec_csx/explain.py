@@ -92,6 +92,9 @@ def _unreachable(error: BaseException, request: Request) -> EndpointError:
         reason = f"The TLS certificate of {endpoint} is not trusted: {error.kwargs.get('error', error)}."
         remedy = "Point AWS_CA_BUNDLE, or ca_bundle in the profile, at the certificate of the authority that signed it."
         return UntrustedCertificateError(reason, remedy)
+    if isinstance(error, boto.ProxyConnectionError):
+        reason = f"The proxy {error.kwargs.get('proxy_url', '')} on the way to {endpoint} cannot be reached."
+        return EndpointError(reason, "Check HTTP_PROXY and HTTPS_PROXY, or name the endpoint's host in NO_PROXY.")
     if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
         reason = f"The endpoint {endpoint} did not answer in time."
         return EndpointError(reason, "Check that it is up and that no firewall or proxy is in the way.")

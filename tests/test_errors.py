@@ -143,6 +143,18 @@ def test_endpoint_down(mode: str) -> None:
     assert time.monotonic() - started < CSXFileSystem.connect_timeout
 
 
+def test_proxy_down(server: LocalS3) -> None:
+    """A proxy that cannot be reached is named, not the endpoint behind it alone, and its password is not."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    proxies = {"http": f"http://user:password-of-proxy@127.0.0.1:{port}"}
+    fs = fsspec.filesystem("s3", **server.storage_options(), config_kwargs={"proxies": proxies})
+    with pytest.raises(errors.EndpointError, match=f"proxy.*127.0.0.1:{port}.*{server.endpoint_url}") as caught:
+        fs.ls("")
+    assert "password-of-proxy" not in str(caught.value)
+
+
 def test_endpoint_that_never_answers() -> None:
     """An endpoint that takes connections and says nothing is named after one timeout, not after many."""
     with socket.socket() as silent:
