@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -56,6 +57,12 @@ class Case:
 
 
 WARM_UP = Case("warm-up", tensors=1, length=1024)
+
+
+def loaded(file: Any) -> State:
+    """What ``torch.load`` reads from a file."""
+    state: State = torch.load(file, weights_only=True)
+    return state
 
 
 def difference(first: State, second: State) -> str | None:

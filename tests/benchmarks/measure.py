@@ -22,6 +22,7 @@ from target import Target
 
 _TIMEOUT = 900.0
 _PROC = Path("/proc/self")
+_ERROR_LENGTH = 160
 _SAMPLE_SECONDS = 0.002
 
 
@@ -179,7 +180,7 @@ def main() -> None:
         result = run(_task(json.load(sys.stdin)))
     except Exception as error:  # every peer has its own
         text = " ".join(str(error).split())
-        result = Result(error=f"{type(error).__name__}: {text}"[:300])
+        result = Result(error=f"{type(error).__name__}: {text}"[:_ERROR_LENGTH])
     print(json.dumps(asdict(result)))
 
 

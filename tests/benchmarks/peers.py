@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from cases import Case, State
+from amazon import Boto3, Crt, S3TorchConnector
+from cases import Case, State, loaded
 from sockets import Sockets
 from target import Target
 
@@ -68,8 +69,8 @@ class Ours:
 
     def load(self, case: Case) -> State:
         """Load."""
-        loaded: State = self._library.load(f"{self._root}/{case.key}", storage_options=self._options)
-        return loaded
+        state: State = self._library.load(f"{self._root}/{case.key}", storage_options=self._options)
+        return state
 
 
 class S3fs:
@@ -96,37 +97,15 @@ class S3fs:
     def load(self, case: Case) -> State:
         """Load."""
         with self._fs.open(f"{self._bucket}/{case.key}", "rb") as file:
-            return _load(file)
-
-
-class S3TorchConnector:
-    """``S3Checkpoint``: its writer, and its sequential reader, which is the default."""
-
-    def __init__(self, target: Target) -> None:
-        from s3torchconnector import S3Checkpoint, S3ClientConfig
-
-        self._config = S3ClientConfig(force_path_style=True)
-        self._checkpoint = S3Checkpoint(target.region, endpoint=target.endpoint, s3client_config=self._config)
-        self._root = f"s3://{target.bucket}"
-
-    @property
-    def settings(self) -> str:
-        """Part size, and the speed that it aims at."""
-        return f"{self._config.part_size // _MIB} MiB parts, target {self._config.throughput_target_gbps:g} Gbit/s"
-
-    def save(self, state: State, key: str) -> None:
-        """Save."""
-        with self._checkpoint.writer(f"{self._root}/{key}") as writer:
-            torch.save(state, writer)
-
-    def load(self, case: Case) -> State:
-        """Load."""
-        with self._checkpoint.reader(f"{self._root}/{case.key}") as reader:
-            return _load(reader)
+            return loaded(file)
 
 
 class Obstore:
-    """``obstore.open_writer``, and ``obstore.get`` into memory, both with what obstore chooses itself."""
+    """``obstore.open_writer``, and ``obstore.get`` into memory, both with what obstore chooses itself.
+
+    What is written is copied first: the writer sends the memory that it is given later on, and ``torch.save`` reuses
+    some of it at once, so that without the copy the object is damaged. (``obstore.put`` of a BytesIO takes longer.)
+    """
 
     def __init__(self, target: Target) -> None:
         import obstore
@@ -151,92 +130,25 @@ class Obstore:
     def save(self, state: State, key: str) -> None:
         """Save."""
         with self._obstore.open_writer(self._store, key) as writer:
-            torch.save(state, writer)
+            torch.save(state, _Copying(writer))
 
     def load(self, case: Case) -> State:
         """Load."""
-        return _load(io.BytesIO(self._obstore.get(self._store, case.key).bytes()))
+        return loaded(io.BytesIO(self._obstore.get(self._store, case.key).bytes()))
 
 
-class Boto3:
-    """``upload_fileobj`` and ``download_fileobj`` through ``io.BytesIO``."""
+class _Copying:
+    """A file to write to that hands on a copy."""
 
-    def __init__(self, target: Target) -> None:
-        import boto3
-        from boto3.s3.transfer import TransferConfig
+    def __init__(self, file: Any) -> None:
+        self._file = file
 
-        # Its default would change with what else is installed and with the machine.
-        self._config = TransferConfig(preferred_transfer_client="classic")
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=target.endpoint,
-            region_name=target.region,
-            aws_access_key_id=target.access_key,
-            aws_secret_access_key=target.secret_key,
-        )
-        self._bucket = target.bucket
+    def write(self, data: bytes | memoryview) -> int:
+        self._file.write(bytes(data))
+        return len(data)
 
-    @property
-    def settings(self) -> str:
-        """Part size and threads."""
-        return f"{self._config.multipart_chunksize // _MIB} MiB parts, {self._config.max_request_concurrency} in flight"
-
-    def save(self, state: State, key: str) -> None:
-        """Save."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        buffer.seek(0)
-        self._client.upload_fileobj(buffer, self._bucket, key, Config=self._config)
-
-    def load(self, case: Case) -> State:
-        """Load."""
-        buffer = io.BytesIO()
-        self._client.download_fileobj(self._bucket, case.key, buffer, Config=self._config)
-        buffer.seek(0)
-        return _load(buffer)
-
-
-class Crt:
-    """The AWS CRT client, as boto3's transfers use it, through ``io.BytesIO``.
-
-    boto3's own ``preferred_transfer_client="crt"`` insists on https and on Amazon's endpoints, so the layer below it
-    is used.
-    """
-
-    def __init__(self, target: Target) -> None:
-        from awscrt.auth import AwsCredentialsProvider
-        from botocore.session import Session
-        from s3transfer.crt import BotocoreCRTRequestSerializer, CRTTransferManager, create_s3_crt_client
-
-        credentials = AwsCredentialsProvider.new_static(target.access_key, target.secret_key)
-        client = create_s3_crt_client(target.region, crt_credentials_provider=credentials, use_ssl=False)
-        options = {"region_name": target.region, "endpoint_url": target.endpoint}
-        self._manager = CRTTransferManager(client, BotocoreCRTRequestSerializer(Session(), options))
-        self._bucket = target.bucket
-
-    @property
-    def settings(self) -> str:
-        """Those of ``create_s3_crt_client``."""
-        return "8 MiB parts, in flight as it chooses"
-
-    def save(self, state: State, key: str) -> None:
-        """Save."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        buffer.seek(0)
-        self._manager.upload(buffer, self._bucket, key).result()
-
-    def load(self, case: Case) -> State:
-        """Load."""
-        buffer = io.BytesIO()
-        self._manager.download(self._bucket, case.key, buffer).result()
-        buffer.seek(0)
-        return _load(buffer)
-
-
-def _load(file: Any) -> State:
-    loaded: State = torch.load(file, weights_only=True)
-    return loaded
+    def flush(self) -> None:
+        self._file.flush()
 
 
 PEERS: dict[str, Peer] = {

@@ -67,15 +67,17 @@ def _parts(state: State) -> list[memoryview | bytes]:
     """The memory of the tensors in parts, without a copy for tensors of a part or more."""
     parts: list[memoryview | bytes] = []
     small: list[memoryview] = []
+    length = 0
     for tensor in state.values():
         memory = memoryview(tensor.numpy()).cast("B")
         if len(memory) >= _PART:
             parts += [memory[start : start + _PART] for start in range(0, len(memory), _PART)]
             continue
         small.append(memory)
-        if sum(map(len, small)) >= _PART:
+        length += len(memory)
+        if length >= _PART:
             parts.append(b"".join(small))
-            small = []
+            small, length = [], 0
     return [*parts, b"".join(small)] if small else parts
 
 

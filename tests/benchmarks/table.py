@@ -64,7 +64,10 @@ def as_text(facts: dict[str, Any], rows: Sequence[Row]) -> str:
         else:
             lines.append(f"{name}: {value}")
     cells = [_HEAD, *(_cells(row, _base(row, rows)) for row in rows)]
-    widths = [max(len(line[column]) for line in cells if column < len(line)) for column in range(len(_HEAD))]
+    columns = [
+        [line[at] for line in cells if at < _TEXT_COLUMNS or len(line) == len(_HEAD)] for at in range(len(_HEAD))
+    ]
+    widths = [max(map(len, column)) for column in columns]
     previous = None
     for line in cells:
         if previous is not None and line[:2] != previous:
