@@ -114,7 +114,7 @@ def test_change_takes_effect_at_the_next_open(profiles: Path, monkeypatch: pytes
     assert "key-of-default" in before.sign("bucket/key")
 
 
-def test_threads_that_change_the_environment_do_not_mix(profiles: Path) -> None:
+def test_threads_with_profiles_of_their_own_do_not_mix(profiles: Path) -> None:
     """Each thread that names its own profile signs with it, however many there are."""
     wrong: list[str] = []
 
