@@ -31,17 +31,17 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -
     """One step on made-up data; the loss."""
     torch.manual_seed(step)
     optimizer.zero_grad()
-    loss = model(torch.randn(8, WIDTH)).square().mean()
+    loss = (model(torch.randn(8, WIDTH)) - 1).square().mean()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def save() -> str:
     """Train, save, and show what is stored; the checkpoint's URL."""
     model, optimizer = make_training()
     for step in range(1, STEPS + 1):
-        print(f"step {step}  loss {train(model, optimizer, step):.6f}")
+        print(f"step {step}  loss {train(model, optimizer, step):.9g}")
     path = PATH.format(step=STEPS)
     started = time.perf_counter()
     cstorch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": STEPS}, path)
@@ -52,7 +52,7 @@ def save() -> str:
     for name, info in filesystem.find(root, detail=True).items():
         print(f"  s3://{name}  {info['size']:,} bytes")
         print(f"saved in {seconds:.2f} s, {info['size'] / seconds / 1e6:.0f} MB/s")
-    print(f"next loss, had we gone on: {train(model, optimizer, STEPS + 1):.6f}")
+    print(f"next loss, had we gone on: {train(model, optimizer, STEPS + 1):.9g}")
     return path
 
 
@@ -66,7 +66,7 @@ def resume(path: str) -> None:
     optimizer.load_state_dict(checkpoint["optimizer"])
     size = fsspec.url_to_fs(path)[0].size(path)
     print(f"\nfresh process: loaded step {checkpoint['step']} in {seconds:.2f} s, {size / seconds / 1e6:.0f} MB/s")
-    print(f"next loss, resumed:        {train(model, optimizer, checkpoint['step'] + 1):.6f}")
+    print(f"next loss, resumed:        {train(model, optimizer, checkpoint['step'] + 1):.9g}")
 
 
 def main() -> None:
