@@ -34,7 +34,7 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -
     loss = (model(torch.randn(8, WIDTH)) - 1).square().mean()
     loss.backward()
     optimizer.step()
-    return loss.item()
+    return float(loss.detach())
 
 
 def save() -> str:
