@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from s3fs.core import S3File, version_id_kw
 from s3fs.utils import FileExpired
+from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
 from fsspec_csx.explain import code_of
@@ -175,6 +177,46 @@ class CSXFile(S3File):  # type: ignore[misc]
         self._wait(self._read_parts(memory))
         self.loc += len(memory)
         return len(memory)
+
+    def readinto_many(
+        self,
+        spans: Sequence[tuple[int, memoryview]],
+        *,
+        advance: Callable[[int], object] | None = None,
+        crc32: bool = False,
+    ) -> list[int]:
+        """Fill many memories from many positions, all at once; the file's own position stays.
+
+        Args:
+            spans: positions in the file, in bytes, each with the writable memory (contiguous, of single bytes) that
+                is to be filled from there. In any order; the file must reach as far.
+            advance: is told, in this thread, how many bytes came, many times.
+            crc32: whether to compute the CRC-32 of each span, as it comes.
+
+        Returns:
+            The CRC-32 of each span, in the order of the spans; an empty list unless ``crc32``.
+
+        Raises:
+            ValueError: if a span reaches beyond the end of the file.
+            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
+        """
+        for position, memory in spans:
+            self.seek(position)
+            self.readinto(memory)
+            if advance:
+                advance(len(memory))
+        return [zlib_ng.crc32(memory) for _, memory in spans] if crc32 else []
+
+    def write_borrowed(self, data: Any) -> int:
+        """Write a buffer without copying it; as ``write``, but it must neither change nor go until the file is closed.
+
+        Args:
+            data: contiguous memory, such as that of a tensor which the caller holds.
+
+        Returns:
+            Its size in bytes.
+        """
+        return int(self.write(data))
 
     async def _read_parts(self, memory: memoryview) -> None:
         pinned = version_id_kw(self.version_id)

@@ -1,0 +1,38 @@
+"""What a file holds, with its tensors' memory reserved but not filled yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where the bytes of a storage lie in its file.
+
+    Attributes:
+        name: what errors call it, where no tensor's name is known.
+        offset: of the first byte, in bytes.
+        storage: what they are to fill, all of it; on any device.
+        crc32: the CRC-32 that the bytes must have; None where the format has none.
+    """
+
+    name: str
+    offset: int
+    storage: torch.UntypedStorage
+    crc32: int | None = None
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """An object as it was saved, whose tensors' storages are still to be filled.
+
+    Attributes:
+        obj: the object; its tensors have their dtypes, shapes and strides.
+        records: one for each storage that has bytes.
+    """
+
+    obj: Any
+    records: list[Record]
