@@ -82,7 +82,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         verify = self.client_kwargs.get("verify")
         if verify is None:
             verify = self.session.get_config_variable("ca_bundle")
-        return Transfer(client, True if verify is None else verify)
+        return Transfer(client, True if verify is None else verify, self.max_concurrency)
 
     connect = sync_wrapper(set_session)
     _connect = set_session

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import logging
 import os
+import queue
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,14 +17,21 @@ from typing import Any
 
 from s3fs.core import S3File, version_id_kw
 from s3fs.utils import FileExpired
-from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
 from fsspec_csx.explain import code_of
+from fsspec_csx.multipart import Call
+from fsspec_csx.ranges import Range, Span, crc32s, planned
+from fsspec_csx.readahead import ReadAhead
+from fsspec_csx.transfer import Transfer
+from fsspec_csx.writer import PartWriter
 
 logger = logging.getLogger("fsspec_csx")
 
 _PARALLEL_FROM = 2 * 2**20
+# Bytes of a request of a large read. More, and a read has too few requests; fewer, and they take longer than the bytes.
+_LEAST, _MOST = 4 * 2**20, 32 * 2**20
+_FOLLOWING = 64 * 1024
 _ABORT_SECONDS = 30.0
 _ABORT_SECONDS_AT_EXIT = 5.0
 
@@ -43,8 +52,8 @@ class CSXFile(S3File):  # type: ignore[misc]
 
     # What __del__ finds on a file whose __init__ failed.
     mode = "rb"
-    buffer: io.BytesIO | None = None
-    mpu = None
+    loc: int
+    forced: bool
     _finished = False
     _dropped = False
     _pid = 0
@@ -56,6 +65,8 @@ class CSXFile(S3File):  # type: ignore[misc]
             if self._details is not None and self._details.get("type") == "directory":
                 reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
                 raise ObjectNotFoundError(reason, "Name one of them.")
+            if kwargs.get("cache_type") == ReadAhead.name:
+                self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self.size)
             return
         if fs.split_path(path)[2]:
             msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
@@ -66,6 +77,10 @@ class CSXFile(S3File):  # type: ignore[misc]
         if mode == "xb":
             _check_absent(fs, path)
         super().__init__(fs, path, mode, **kwargs)
+        self.buffer = None
+        if self.append_block:
+            self._writer.sources = [{"CopySource": self.path}]
+        self._size_at_open = self.loc
         fs.unfinished[id(self)] = self
 
     # -- the ways to end a write ------------------------------------------------------------------------------------
@@ -110,12 +125,11 @@ class CSXFile(S3File):  # type: ignore[misc]
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
         with self._discarded_on_failure():
-            if self.tell() == 0 and "x" in self.mode:
-                # s3fs would put the empty object over an existing one.
-                self._call_s3("put_object", Bucket=self.bucket, Key=self.key, Body=b"", IfNoneMatch="*")
-                self._abort_upload(_ABORT_SECONDS)
-            else:
-                super().commit()
+            if not self.append_block or self.loc > self._size_at_open:
+                answer = self._writer.finish(**({"IfNoneMatch": "*"} if "x" in self.mode else {}))
+                if self.fs.version_aware:
+                    self.version_id = answer.get("VersionId")
+        self.fs.invalidate_cache(self.path)
         self._end()
 
     def discard(self) -> None:
@@ -137,7 +151,6 @@ class CSXFile(S3File):  # type: ignore[misc]
     def _end(self) -> None:
         self._finished = True
         self._in_flight_at_open = None
-        self.buffer = None
         self.fs.unfinished.pop(id(self), None)
 
     @contextlib.contextmanager
@@ -157,7 +170,74 @@ class CSXFile(S3File):  # type: ignore[misc]
         """A text wrapper that is dropped unclosed calls this, writes what it still holds, and closes us."""
         if self.mode != "rb" and not self._finished:
             self._dropped = True
-            self.buffer = io.BytesIO()  # what it writes shall start no upload
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def write(self, data: Any) -> int:
+        """Write a buffer; its parts are sent in the background, and what failed there is raised by a later call.
+
+        The memory is the caller's again when this returns: it was copied, or if it is large sent from where it is.
+
+        Returns:
+            Its size in bytes.
+        """
+        return self._write(data, keep=type(data) is bytes)
+
+    def write_borrowed(self, data: Any) -> int:
+        """Write a buffer without copying it; as ``write``, but it must neither change nor go until the file is closed.
+
+        Args:
+            data: contiguous memory, such as that of a tensor which the caller holds.
+
+        Returns:
+            Its size in bytes.
+        """
+        return self._write(data, keep=True)
+
+    def _write(self, data: Any, keep: bool) -> int:
+        if self.mode == "rb":
+            msg = "The file was opened for reading. Open it in mode wb."
+            raise ValueError(msg)
+        if self.closed or self.forced:
+            msg = f"s3://{self.path} is closed. Open it again."
+            raise ValueError(msg)
+        view = memoryview(data).cast("B")
+        if self._dropped:
+            return len(view)  # a wrapper that is dropped too writes what it still holds
+        if self._pid != os.getpid():
+            msg = f"s3://{self.path} is being written by the process that opened it. Open another in this one."
+            raise RuntimeError(msg)
+        self._check_off_loop()
+        try:
+            self._writer.write(view, keep=keep)
+        except BaseException:
+            self.discard()
+            raise
+        self.loc += len(view)
+        return len(view)
+
+    def flush(self, force: bool = False) -> None:
+        """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
+        if self.closed:
+            msg = f"s3://{self.path} is closed. Open it again."
+            raise ValueError(msg)
+        if not force or self.mode == "rb" or self.forced:
+            return
+        self.forced = True
+        if self.autocommit:
+            self.commit()
+
+    @functools.cached_property
+    def _writer(self) -> PartWriter:
+        own = any(name.startswith("Checksum") for name in self.s3_additional_kwargs)
+        return PartWriter(
+            self._request,
+            self.fs.transfer,
+            functools.partial(_start, self.fs),
+            first_part=self.blocksize,
+            growing=not self.fs.fixed_upload_size,
+            checked=not own,
+        )
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -174,13 +254,19 @@ class CSXFile(S3File):  # type: ignore[misc]
         memory = memory[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else memory[:0]
         if len(memory) < _PARALLEL_FROM:
             return int(super().readinto(buffer))
-        self._wait(self._read_parts(memory))
-        self.loc += len(memory)
+        ahead = self.cache if isinstance(self.cache, ReadAhead) else None
+        here = ahead.take(self.loc, memory) if ahead else 0
+        end = self.loc + len(memory)
+        following = memoryview(bytearray(min(_FOLLOWING, self.size - end) if ahead else 0))
+        self.readinto_many([(self.loc + here, memory[here:]), (end, following)])
+        if ahead:
+            ahead.put(end, bytes(following))
+        self.loc = end
         return len(memory)
 
     def readinto_many(
         self,
-        spans: Sequence[tuple[int, memoryview]],
+        spans: Sequence[Span],
         *,
         advance: Callable[[int], object] | None = None,
         crc32: bool = False,
@@ -201,38 +287,61 @@ class CSXFile(S3File):  # type: ignore[misc]
             s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
         """
         for position, memory in spans:
-            self.seek(position)
-            self.readinto(memory)
-            if advance:
-                advance(len(memory))
-        return [zlib_ng.crc32(memory) for _, memory in spans] if crc32 else []
+            if not 0 <= position <= position + len(memory) <= self.size:
+                msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
+                raise ValueError(msg)
+        ranges = planned(spans, self._part(sum(len(memory) for _, memory in spans)), crc32=crc32)
+        told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._check_off_loop()
+        future = self._start(self._fetch(ranges, told.put))
+        future.add_done_callback(lambda _: told.put(None))
+        try:
+            while (count := told.get()) is not None:
+                if advance:
+                    advance(count)
+            future.result()
+        except BaseException:
+            future.cancel()
+            self._start(Transfer.ended(ranges)).result()  # the memory is the caller's again
+            raise
+        return crc32s(ranges, len(spans)) if crc32 else []
 
-    def write_borrowed(self, data: Any) -> int:
-        """Write a buffer without copying it; as ``write``, but it must neither change nor go until the file is closed.
+    def _part(self, size: int) -> int:
+        """Bytes of a request of a read of so many."""
+        in_flight: int = self.fs.max_concurrency
+        return max(_LEAST, min(_MOST, -(-size // in_flight)))
 
-        Args:
-            data: contiguous memory, such as that of a tensor which the caller holds.
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self._check_off_loop()
+        future = self._fetch_bytes(start, end)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
-        Returns:
-            Its size in bytes.
-        """
-        return int(self.write(data))
+    def _fetch_bytes(self, start: int, end: int) -> Future[bytes]:
+        return self._start(self._read(start, end))
 
-    async def _read_parts(self, memory: memoryview) -> None:
+    async def _read(self, start: int, end: int) -> bytes:
+        target = io.BytesIO(bytes(end - start))  # lets its memory be written to, and handed out as bytes uncopied
+        with target.getbuffer() as memory:
+            await self._fetch(planned([(start, memory)], self._part(end - start)))
+        return target.getvalue()
+
+    async def _fetch(self, ranges: Sequence[Range], advance: Callable[[int], object] = lambda count: None) -> None:
         pinned = version_id_kw(self.version_id)
-        read_kw = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
+        read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
 
         async def get(span: str) -> Any:
-            answer = await self.fs._call_s3(
-                "get_object", read_kw, Bucket=self.bucket, Key=self.key, Range=span, **pinned
-            )
+            answer = await self._request("get_object", **read_kw, Range=span, **pinned)
             if self._details is not None and answer.get("ETag") != self._details.get("ETag", answer.get("ETag")):
                 raise FileExpired(self.path, self._details["ETag"])
             return answer
 
         await self.fs.set_session()
         try:
-            await self.fs.transfer.read(get, self.loc, memory)
+            await self.fs.transfer.fetch(get, ranges, advance)
         except OSError as error:
             if code_of(error) in ("PreconditionFailed", "412"):
                 raise FileExpired(self.path, self.details.get("ETag")) from error
@@ -240,62 +349,53 @@ class CSXFile(S3File):  # type: ignore[misc]
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    def _initiate_upload(self) -> None:
-        with self._discarded_on_failure():
-            super()._initiate_upload()
+    @functools.cached_property
+    def _request(self) -> Call:
+        """Makes requests for the object. It knows nothing of the file: an upload must not keep a dropped file alive."""
+        fs, acl, extra = self.fs, {"ACL": self.acl} if self.acl else {}, self.s3_additional_kwargs
+        payer = getattr(self, "_request_payer_kw", self.req_kw)
+        named = {"Bucket": self.bucket, "Key": self.key}
 
-    def _upload_chunk(self, final: bool = False) -> Any:
-        with self._discarded_on_failure():
-            return super()._upload_chunk(final)
+        async def request(method: str, **kwargs: Any) -> Any:
+            given = acl if method in ("create_multipart_upload", "put_object") else {}
+            return await fs._call_s3(method, extra, payer, **named, **given, **kwargs)
+
+        return request
 
     def _call_s3(self, method: str, *kwarglist: Any, **kwargs: Any) -> Any:
-        if self._pid != os.getpid() and self.mode != "rb":
-            msg = f"s3://{self.path} is being written by the process that opened it. Open another in this one."
-            raise RuntimeError(msg)
         payer = getattr(self, "_request_payer_kw", self.req_kw)
-        return self._wait(
-            self.fs._call_s3(method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs),
-            creates_upload=method == "create_multipart_upload",
-        )
-
-    def _wait(self, coroutine: Any, creates_upload: bool = False) -> Any:
-        if self._on_loop():
-            coroutine.close()
-            msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
-            raise RuntimeError(msg)
-        future = self._start(coroutine)
-        try:
-            return future.result()
-        except BaseException:
-            # Ctrl-C ends the waiting, not the request: an upload that it creates must be known to be aborted.
-            if creates_upload:
-                with contextlib.suppress(Exception):
-                    self.mpu = future.result(_ABORT_SECONDS)
-            future.cancel()
-            raise
+        self._check_off_loop()
+        return self._start(self.fs._call_s3(method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs)).result()
 
     def _abort_upload(self, seconds: float) -> None:
-        upload, self.mpu = self.mpu, None
-        if upload is None or self.fs.loop.is_closed():
+        writer = self.__dict__.get("_writer")
+        if writer is None or self.fs.loop.is_closed():
             return
-        future = self._start(self.fs._abort_mpu(self.bucket, self.key, upload["UploadId"]))
+        future = self._start(writer.abandon())
         if not seconds or self._on_loop():
             return
         try:
             future.result(seconds)
-        except FileNotFoundError:
-            pass  # completed or aborted already
         except Exception as error:  # what led here must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
 
     def _start(self, coroutine: Any) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop)
+        return _start(self.fs, coroutine)
+
+    def _check_off_loop(self) -> None:
+        if self._on_loop():
+            msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
+            raise RuntimeError(msg)
 
     def _on_loop(self) -> bool:
         try:
             return asyncio.get_running_loop() is self.fs.loop
         except RuntimeError:
             return False
+
+
+def _start(fs: Any, coroutine: Any) -> Future[Any]:
+    return asyncio.run_coroutine_threadsafe(coroutine, fs.loop)
 
 
 def _check_absent(fs: Any, path: str) -> None:

@@ -20,7 +20,9 @@ from fsspec_csx.connection import ConnectedS3
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.file import CSXFile, close_together
+from fsspec_csx.payload import Payload
 from fsspec_csx.settings import backends
+from fsspec_csx.transfer import PART
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
@@ -95,7 +97,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
             return await super()._call_s3(method, *akwarglist, **kwargs)
         except BucketNotFoundError:
             # A body that was read from a stream is gone and cannot be sent again.
-            replayable = isinstance(kwargs.get("Body", b""), (bytes, bytearray, memoryview))
+            replayable = isinstance(kwargs.get("Body", b""), (bytes, bytearray, memoryview, Payload))
             if method not in _CREATES_BUCKET or not replayable:
                 raise
         await self._create_bucket(kwargs["Bucket"])
@@ -214,12 +216,15 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         if version_id and not self.version_aware:
             msg = "A version can be opened only by a filesystem that knows versions. Pass version_aware=True to it."
             raise ValueError(msg)
+        if block_size is None:
+            chosen = self.default_block_size != type(self).default_block_size
+            block_size = self.default_block_size if chosen or mode == "rb" else PART
         extra = self.s3_additional_kwargs
         return CSXFile(
             self,
             path,
             mode,
-            block_size=self.default_block_size if block_size is None else block_size,
+            block_size=block_size,
             acl=acl or extra.get("ACL", False) or extra.get("acl", False),
             version_id=version_id,
             fill_cache=self.default_fill_cache if fill_cache is None else fill_cache,

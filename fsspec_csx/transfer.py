@@ -1,4 +1,4 @@
-"""Bytes from S3 straight into memory: parts of an object read side by side, by threads that copy nothing.
+"""Bytes between S3 and memory: the bodies of bulk requests, moved side by side by threads that copy nothing.
 
 botocore signs each request, retries it and reads its errors, as for every other one; only the moving of the bytes is
 taken from it, at its event ``before-send``, where a handler may answer in place of botocore's own connection:
@@ -8,137 +8,187 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 
 from aiobotocore.awsrequest import AioAWSResponse
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
+from fsspec_csx.payload import Payload
+from fsspec_csx.ranges import Range
+
+T = TypeVar("T")
+
 PART = 8 * 2**20
-IN_FLIGHT = 8
+"""Bytes of a request of a large read, and of the first parts of an upload."""
 
+# What one call of the system may fill: between two, it is seen whether the bytes are still wanted.
+_STEP = 2**20
 
-@dataclass
-class _Target:
-    """Where the bytes of an answer shall go, and how that stands."""
+# Of the headers of an answer that brought a part: to parse all of them for each part takes long.
+_NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
 
-    memory: memoryview
-    thread: Future[AioAWSResponse] | None = None
-    filled: bool = False
-    given_up: bool = False
-
-
-# What the running task asks for; None where botocore's own connection shall answer.
-_asked: ContextVar[_Target | None] = ContextVar("asked", default=None)
+# The range that the running task asks for; None where botocore's own connection shall answer.
+_asked: ContextVar[Range | None] = ContextVar("asked", default=None)
 
 
 class Transfer:
-    """The threads and connections of the bulk reads of one client.
+    """The threads and connections that move the bodies of the bulk requests of one client.
 
     Args:
-        client: the aiobotocore client whose GetObject requests are to be answered.
+        client: the aiobotocore client whose GetObject, PutObject and UploadPart requests are to be served.
         verify: as of botocore: True, False, or the path of a certificate bundle.
+        in_flight: how many requests at a time.
+
+    Attributes:
+        in_flight: the same.
+        checksums: whether uploads carry checksums; False once the server has refused them.
     """
 
-    def __init__(self, client: Any, verify: bool | str) -> None:
+    def __init__(self, client: Any, verify: bool | str, in_flight: int) -> None:
         config = client.meta.config
         self._session = URLLib3Session(
             verify=verify,
             proxies=get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
             timeout=(config.connect_timeout, config.read_timeout),
-            max_pool_connections=IN_FLIGHT,
+            max_pool_connections=in_flight,
             client_cert=config.client_cert,
             proxies_config=config.proxies_config,
         )
-        self._threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fsspec_csx")
-        client.meta.events.register("before-send.s3.GetObject", self._answer)
+        self.in_flight = in_flight
+        self.checksums = True
+        self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="fsspec_csx")
+        self._slots = asyncio.Semaphore(in_flight)
+        self._unhashed = _unhashed(config)
+        for operation in ("GetObject", "PutObject", "UploadPart"):
+            client.meta.events.register_first(f"request-created.s3.{operation}", self._before_signing)
+            client.meta.events.register(f"before-send.s3.{operation}", self._answer)
 
-    async def read(self, get: Callable[[str], Awaitable[Any]], start: int, memory: memoryview) -> None:
-        """Fill memory with the bytes of an object from a position on, several parts at a time.
+    async def fetch(
+        self,
+        get: Callable[[str], Awaitable[Any]],
+        ranges: Sequence[Range],
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Fill the memories of ranges of an object, several at a time.
 
         Args:
             get: makes a GetObject request for a ``Range``, and returns botocore's answer.
-            start: position of the first byte.
-            memory: writable and contiguous, of single bytes; the object must reach as far.
+            ranges: whose bytes the object must have.
+            advance: is told, on the event loop, the bytes of each range that has come.
 
         Raises:
-            Exception: what ``get`` raised for the first part that failed; the others are given up.
+            Exception: what ``get`` raised for the first range that failed; the others are given up.
         """
-        slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def read_part(offset: int, target: _Target) -> None:
-            async with slots:
-                _asked.set(target)
-                first = start + offset
-                answer = await get(f"bytes={first}-{first + len(target.memory) - 1}")
-                if not target.filled:  # another client of the filesystem answered, one of another region
-                    target.memory[:] = await answer["Body"].read()
+        async def fetch_one(wanted: Range) -> None:
+            async with self._slots:
+                _asked.set(wanted)
+                answer = await get(wanted.header())
+                if not wanted.complete:  # another client of the filesystem answered, one of another region
+                    wanted.accept(await answer["Body"].read())
+            advance(wanted.length)
 
-        targets = {offset: _Target(memory[offset : offset + PART]) for offset in range(0, len(memory), PART)}
-        parts = [asyncio.ensure_future(read_part(*each)) for each in targets.items()]
+        tasks = [asyncio.ensure_future(fetch_one(each)) for each in ranges]
         try:
-            await asyncio.gather(*parts)
+            await asyncio.gather(*tasks)
         finally:
-            await _give_up(parts, list(targets.values()))
+            # Nothing may write to the memory any more when this returns: it is the caller's again.
+            for task in tasks:
+                task.cancel()
+            await self.ended(ranges)
+
+    async def send(self, put: Callable[[], Awaitable[T]], payload: Payload) -> T:
+        """Send a payload when it is its turn.
+
+        Args:
+            put: makes the request whose body is the payload.
+            payload: not used by any thread any more when this returns.
+        """
+        try:
+            async with self._slots:
+                return await put()
+        finally:
+            await self.ended([payload])
+
+    @staticmethod
+    async def ended(bodies: Sequence[Range | Payload]) -> None:
+        """Wait until no thread works on these any more; what still runs is given up."""
+        for body in bodies:
+            body.given_up = True
+        running = [asyncio.wrap_future(each.thread) for each in bodies if each.thread and not each.thread.done()]
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _before_signing(self, request: Any, **_: Any) -> None:
+        if isinstance(request.data, Payload):
+            del request.headers["Expect"]  # it would cost a round trip; the body can be sent again
+            request.context["client_config"] = self._unhashed
+        elif (wanted := _asked.get()) is not None:
+            del request.headers["Range"]
+            request.headers["Range"] = wanted.header()  # a cut answer is gone on with where it ended
 
     async def _answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
-        target = _asked.get()
-        if target is None:
+        body = request.body if isinstance(request.body, Payload) else _asked.get()
+        if body is None:
             return None
-        target.thread = self._threads.submit(self._exchange, request, target)
-        return await asyncio.wrap_future(target.thread)
+        exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, Payload) else self._get
+        body.thread = self._threads.submit(exchange, request, body)
+        return await asyncio.wrap_future(body.thread)
 
-    def _exchange(self, request: Any, target: _Target) -> AioAWSResponse:
+    def _put(self, request: Any, payload: Payload) -> AioAWSResponse:
+        outgoing = copy.copy(request)
+        outgoing.body = payload.pieces()
+        answer = self._session.send(outgoing)
+        return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(answer.content))
+
+    def _get(self, request: Any, wanted: Range) -> AioAWSResponse:
         answer = self._session.send(request)
-        moved = 200 <= answer.status_code < 300
         body = b""
         try:
-            if moved:
-                _fill(target, answer.raw)
+            if 200 <= answer.status_code < 300:
+                _fill(wanted, answer)
+                headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
             else:
-                body = answer.raw.read()
+                body, headers = answer.raw.read(), answer.headers
         except TimeoutError as error:
+            answer.raw.close()
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
         except (OSError, HTTPException) as error:
             answer.raw.close()
             raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
         finally:
             answer.raw.release_conn()
-        target.filled = moved
-        return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(body))
+        return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
 
 
-async def _give_up(parts: Sequence[asyncio.Future[None]], targets: Sequence[_Target]) -> None:
-    """End what still runs, and return when no thread writes to the memory any more: it is the caller's again."""
-    for part in parts:
-        part.cancel()
-    for target in targets:
-        target.given_up = True
-    running = [asyncio.wrap_future(each.thread) for each in targets if each.thread and not each.thread.done()]
-    await asyncio.gather(*running, return_exceptions=True)
-
-
-def _fill(target: _Target, response: Any) -> None:
-    """Read a body of exactly the target's length, by the system's own calls on its memory: urllib3 would copy."""
-    memory = target.memory
-    length = response.headers.get("Content-Length")
-    if length is not None and int(length) != len(memory):
-        response.close()
-        msg = f"{length} bytes came where {len(memory)} were asked for."
-        raise OSError(msg)
-    filled = 0
-    while filled < len(memory):
-        count = 0 if target.given_up else response._fp.readinto(memory[filled:])
+def _fill(wanted: Range, answer: Any) -> None:
+    """Read a body straight into memory, by the system's own calls on it: urllib3 would copy."""
+    wanted.expect(answer.status_code, answer.headers)
+    while len(memory := wanted.rest(_STEP)):
+        count = 0 if wanted.given_up else answer.raw._fp.readinto(memory)
         if not count:
-            msg = f"The connection ended after {filled} of {len(memory)} bytes."
+            msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
             raise OSError(msg)
-        filled += count
+        wanted.advance(count)
+
+
+def _unhashed(config: Any) -> Any:
+    """The client's configuration, by which bodies are not hashed for the signature unless the user asked for it.
+
+    A checksum in a signed header covers them, and a SHA-256 takes longer than the sending.
+    """
+    changed = copy.copy(config)
+    options = dict(config.s3 or {})
+    if options.get("payload_signing_enabled") is None:
+        options["payload_signing_enabled"] = False
+    changed.s3 = options
+    return changed
 
 
 class _Body:

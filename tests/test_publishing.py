@@ -177,7 +177,7 @@ def test_ctrl_c_while_the_upload_is_created(fs: CSXFileSystem, server: LocalS3, 
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     threading.Timer(0.6, server.resume).start()
     with pytest.raises(KeyboardInterrupt):
-        file.write(b"n")
+        file.write(b"nn")
     assert file.closed
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
@@ -213,8 +213,7 @@ def test_failed_upload_is_aborted(fs: CSXFileSystem, server: LocalS3, path: str)
     """A file whose upload fails raises, keeps the old object and leaves no upload."""
     file = fs.open(path, "wb", block_size=BLOCK)
     file.write(b"n" * SIZES[1])
-    upload = file.mpu["UploadId"]
-    fs.abort_mpu(*path.split("/", 1), upload)
+    fs.abort_mpu(*path.split("/", 1), file._writer.upload.id)
     with pytest.raises(FileNotFoundError):
         file.close()
     assert file.closed

@@ -1,0 +1,164 @@
+"""Multipart uploads: an object made of parts that are sent side by side, each with a checksum that the server checks.
+
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fsspec_csx.explain import code_of
+from fsspec_csx.payload import Payload, combined, encoded
+from fsspec_csx.transfer import PART, Transfer
+
+Call = Callable[..., Awaitable[Any]]
+"""Makes a request for one object: the operation's name as botocore's method has it, then its parameters."""
+
+PARTS = 10_000
+"""The most parts of an object."""
+
+_MIB = 2**20
+_LARGEST_PART = 5 * 2**30
+# Parts before the size of a part is doubled; so 10,000 of them reach 7.8 TiB, and S3 allows 5.
+_OF_ONE_SIZE = 1000
+# What servers answer to checksums that they do not know.
+_REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
+
+
+def part_size(number: int, first: int = PART) -> int:
+    """Bytes of a part of an object of unknown size.
+
+    Args:
+        number: of the part, from 1.
+        first: bytes of part 1.
+    """
+    return min(first << ((number - 1) // _OF_ONE_SIZE), max(first, _LARGEST_PART))
+
+
+def part_size_for(size: int) -> int:
+    """Bytes of each part, but the last, of an object of so many bytes."""
+    return max(PART, -(-size // PARTS // _MIB) * _MIB)
+
+
+class Upload:
+    """A multipart upload, from its creation to its completion or its end without one.
+
+    Args:
+        call: makes its requests.
+        transfer: carries its parts.
+        checked: whether to send checksums.
+
+    Attributes:
+        id: the server's name for it; None before it is created, and after it is completed or aborted.
+    """
+
+    def __init__(self, call: Call, transfer: Transfer, *, checked: bool = True) -> None:
+        self._call = call
+        self._transfer = transfer
+        self._checked = checked
+        self.id: str | None = None
+        self._etags: dict[int, str] = {}
+        self._checksums: dict[int, tuple[int, int] | None] = {}
+
+    async def create(self) -> None:
+        """Begin."""
+        checksum = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"} if self._checked else {}
+        answer = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
+        self.id = answer["UploadId"]
+
+    async def send(self, number: int, payload: Payload) -> None:
+        """Send a part.
+
+        Args:
+            number: of the part, from 1.
+            payload: its bytes; not used any more when this returns, or raises.
+        """
+
+        async def put() -> Any:
+            checksum = {"ChecksumCRC64NVME": encoded(payload.crc64nvme)} if self._checked else {}
+            named = {"PartNumber": number, "UploadId": self.id, "Body": payload}
+            return await with_checksum(self._call, self._transfer, "upload_part", checksum, **named)
+
+        answer = await self._transfer.send(put, payload)
+        self._etags[number] = answer["ETag"]
+        self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
+
+    async def copy(self, number: int, **source: str) -> None:
+        """Let a part be a part of another object; as of UploadPartCopy."""
+        answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
+        self._etags[number] = answer["CopyPartResult"]["ETag"]
+        self._checksums[number] = None
+
+    async def complete(self, **conditions: str) -> Any:
+        """Make the parts the object, and return the server's answer."""
+        numbers = sorted(self._etags)
+        parts = [{"PartNumber": number, "ETag": self._etags[number]} for number in numbers]
+        whole = [known for number in numbers if (known := self._checksums[number]) is not None]
+        checksum = {}
+        if self._checked and len(whole) == len(parts):
+            checksum = {"ChecksumCRC64NVME": encoded(combined(whole)), "ChecksumType": "FULL_OBJECT"}
+        named = {"UploadId": self.id, "MultipartUpload": {"Parts": parts}}
+        try:
+            answer = await with_checksum(
+                self._call, self._transfer, "complete_multipart_upload", checksum, **named, **conditions
+            )
+        except FileNotFoundError as error:
+            answer = await self._completed_before(error)
+        self.id = None
+        return answer
+
+    async def _completed_before(self, error: FileNotFoundError) -> Any:
+        """The object, if it is of these parts: a connection may end after the server has completed an upload."""
+        expected = _etag([self._etags[number] for number in sorted(self._etags)])
+        if code_of(error) != "NoSuchUpload" or expected is None:
+            raise error
+        found = await self._call("head_object")
+        if found.get("ETag", "").strip('"') != expected:
+            raise error
+        return found
+
+    async def abort(self) -> None:
+        """End without an object; no matter if it was ended before."""
+        if self.id is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            await self._call("abort_multipart_upload", UploadId=self.id)
+        self.id = None
+
+
+async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool = True, **conditions: str) -> Any:
+    """Make a payload the object by a single request, and return the server's answer."""
+
+    async def send() -> Any:
+        checksum = {"ChecksumCRC64NVME": encoded(payload.crc64nvme)} if checked else {}
+        return await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
+
+    return await transfer.send(send, payload)
+
+
+async def with_checksum(
+    call: Call, transfer: Transfer, method: str, checksum: dict[str, str], **parameters: Any
+) -> Any:
+    """Make a request with a checksum, unless the server takes none: that is found out once, and remembered."""
+    if not checksum or not transfer.checksums:
+        return await call(method, **parameters)
+    try:
+        return await call(method, **parameters, **checksum)
+    except Exception as error:
+        if code_of(error) not in _REFUSALS:
+            raise
+    answer = await call(method, **parameters)
+    transfer.checksums = False
+    return answer
+
+
+def _etag(parts: list[str]) -> str | None:
+    """The ETag that a server gives to an object of parts with these ones; None if they are no MD5 sums."""
+    if not all(re.fullmatch('"?[0-9a-f]{32}"?', part) for part in parts):
+        return None
+    joined = b"".join(bytes.fromhex(part.strip('"')) for part in parts)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"

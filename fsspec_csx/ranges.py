@@ -1,0 +1,222 @@
+"""Ranges: which bytes of an object one request fetches, and the memories that they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from zlib_ng import zlib_ng
+
+Span = tuple[int, memoryview]
+"""A position in an object, in bytes, and the memory that is to be filled from there."""
+
+# Spans that are closer than this, in bytes, are fetched by one request.
+_GAP = 64 * 1024
+# Shorter memories are read together and copied: a call of the system for each would take longer.
+_SMALL = 64 * 1024
+_TOGETHER = 2**20
+
+
+class _Piece:
+    """Bytes that follow each other: those of one memory, or of several small ones with the gaps between them.
+
+    Attributes:
+        start: position in the object.
+        length: in bytes.
+        homes: the memories: the number of the span that each is a part of, its position in the object, and itself.
+    """
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.length = 0
+        self.homes: list[tuple[int, int, memoryview]] = []
+        self.crc = 0
+        self._memory: memoryview | None = None
+
+    @property
+    def direct(self) -> bool:
+        """Whether the bytes are read straight into their home."""
+        return len(self.homes) == 1 and len(self.homes[0][2]) == self.length
+
+    def add(self, span: int, position: int, memory: memoryview) -> None:
+        self.homes.append((span, position, memory))
+        self.length = position + len(memory) - self.start
+
+    @property
+    def memory(self) -> memoryview:
+        if self._memory is None:
+            self._memory = self.homes[0][2] if self.direct else memoryview(bytearray(self.length))
+        return self._memory
+
+    def settle(self) -> None:
+        """Bring the bytes home, once all have come, and let go of the memory that they were read into."""
+        memory, self._memory = self.memory, None
+        if not self.direct:
+            for _, position, home in self.homes:
+                home[:] = memory[position - self.start :][: len(home)]
+
+
+class Range:
+    """What one request fetches.
+
+    Args:
+        start: position of the first byte.
+        crc32: whether to compute CRC-32s.
+        open_ended: whether the object may end before the range does; then ``length`` becomes what there is.
+
+    Attributes:
+        length: in bytes.
+        filled: how many of them have come.
+        etag: of the object that they are of.
+        total: the object's size in bytes, once an answer has told it.
+        thread: what fills it, while and after it does.
+        given_up: set to make the filling fail soon.
+    """
+
+    def __init__(self, start: int, *, crc32: bool = False, open_ended: bool = False) -> None:
+        self.start = start
+        self.length = 0
+        self.filled = 0
+        self.etag: str | None = None
+        self.total: int | None = None
+        self.thread: Future[Any] | None = None
+        self.given_up = False
+        self._crc32 = crc32
+        self._open_ended = open_ended
+        self._pieces: list[_Piece] = []
+        self._current = 0
+
+    @property
+    def end(self) -> int:
+        """Position behind the last byte."""
+        return self.start + self.length
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes have come."""
+        return self.filled == self.length
+
+    def add(self, span: int, position: int, memory: memoryview) -> None:
+        """Let a memory, which is a part of the span of that number, be filled too; what lies before it is skipped."""
+        last = self._pieces[-1] if self._pieces else None
+        small = len(memory) < _SMALL
+        if small and last is not None and not last.direct and last.length < _TOGETHER:
+            last.add(span, position, memory)
+        else:
+            if not small and position > self.end:  # a gap of its own, so that the memory is filled directly
+                self._pieces.append(_Piece(self.end))
+                self._pieces[-1].length = position - self.end
+            self._pieces.append(_Piece(position if not small else self.end))
+            self._pieces[-1].add(span, position, memory)
+        self.length = position + len(memory) - self.start
+
+    def header(self) -> str:
+        """The value of the header ``Range`` for what has not come yet."""
+        return f"bytes={self.start + self.filled}-{self.end - 1}"
+
+    def expect(self, status: int, headers: Mapping[str, str]) -> None:
+        """Check that an answer brings what is missing.
+
+        Raises:
+            OSError: if it brings something else. If the object was replaced since the first bytes came, all of them
+                are to be fetched again.
+        """
+        etag = headers.get("ETag")
+        if self.filled and etag != self.etag:
+            self.filled = self._current = 0
+            for piece in self._pieces:
+                piece.crc = 0
+            msg = "The object was replaced while it was read."
+            raise OSError(msg)
+        self.etag = etag
+        first, length, self.total = _content(status, headers)
+        if self._open_ended and self.total is not None and self.end > self.total == first + (length or 0):
+            self.length = self.total - self.start
+        if first != self.start + self.filled or length not in (None, self.length - self.filled):
+            msg = f"{length} bytes from {first} came where {self.length - self.filled} were asked for: {self.header()}."
+            raise OSError(msg)
+
+    def rest(self, most: int) -> memoryview:
+        """The next memory to be filled, of at most so many bytes; empty when the range is complete."""
+        if self.complete:
+            return memoryview(b"")
+        piece = self._pieces[self._current]
+        offset = self.start + self.filled - piece.start
+        return piece.memory[offset : min(offset + most, offset + self.length - self.filled)]
+
+    def advance(self, count: int) -> None:
+        """So many bytes of ``rest`` were filled."""
+        piece = self._pieces[self._current]
+        offset = self.start + self.filled - piece.start
+        if self._crc32 and piece.direct:
+            piece.crc = zlib_ng.crc32(piece.memory[offset : offset + count], piece.crc)
+        self.filled += count
+        if offset + count == piece.length:
+            piece.settle()
+            self._current += 1
+
+    def accept(self, data: bytes) -> None:
+        """Fill the whole range from bytes that were read elsewhere.
+
+        Raises:
+            OSError: if they are too few or too many.
+        """
+        if self._open_ended:
+            self.length = min(self.length, len(data))
+        if len(data) != self.length:
+            msg = f"{len(data)} bytes came where {self.length} were asked for."
+            raise OSError(msg)
+        while len(memory := self.rest(self.length)):
+            memory[:] = data[self.filled : self.filled + len(memory)]
+            self.advance(len(memory))
+
+    def checksums(self) -> list[tuple[int, int, int, int]]:
+        """The number of the span, position, CRC-32 and length of each memory that was filled."""
+        return [
+            (span, position, piece.crc if piece.direct else zlib_ng.crc32(memory), len(memory))
+            for piece in self._pieces
+            for span, position, memory in piece.homes
+        ]
+
+
+def planned(spans: Sequence[Span], part: int, *, crc32: bool = False) -> list[Range]:
+    """The ranges by which spans are best fetched: near ones together, long ones in parts.
+
+    Args:
+        spans: in any order.
+        part: the most bytes of a range.
+        crc32: whether to compute CRC-32s.
+    """
+    ranges: list[Range] = []
+    for number, (position, memory) in sorted(enumerate(spans), key=lambda each: each[1][0]):
+        while len(memory):
+            near = ranges and 0 <= position - ranges[-1].end <= _GAP and position - ranges[-1].start < part
+            if not near:
+                ranges.append(Range(position, crc32=crc32))
+            room = part - (position - ranges[-1].start)
+            ranges[-1].add(number, position, memory[:room])
+            position, memory = position + len(memory[:room]), memory[room:]
+    return ranges
+
+
+def crc32s(ranges: Sequence[Range], count: int) -> list[int]:
+    """The CRC-32 of each of so many spans, from those of their parts."""
+    whole = [0] * count
+    parts = sorted((each for one in ranges for each in one.checksums()), key=lambda each: each[1])
+    for span, _, crc, length in parts:
+        whole[span] = zlib_ng.crc32_combine(whole[span], crc, length)
+    return whole
+
+
+def _content(status: int, headers: Mapping[str, str]) -> tuple[int, int | None, int | None]:
+    """Where the body of an answer begins in the object, its length, and the object's size, as far as they are told."""
+    length = int(headers["Content-Length"]) if "Content-Length" in headers else None
+    if status != 206:
+        return 0, length, length
+    span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+    first = span.partition("-")[0]
+    if not first.isdigit():
+        msg = f"An answer says where it belongs by Content-Range {headers.get('Content-Range')!r}."
+        raise OSError(msg)
+    return int(first), length, int(total) if total.isdigit() else None

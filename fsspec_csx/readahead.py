@@ -1,0 +1,115 @@
+"""ReadAhead: the cache of a file that is read from front to back, filled while its reader is busy with what it has."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from fsspec.caching import BaseCache
+
+# The first read fetches so much; each further one that goes on where the last ended, so many times more.
+_FIRST = 256 * 1024
+_GROWTH = 4
+# The least that is worth a request of its own, and how many of them the reader is ahead of.
+_LEAST = 2**20
+_SHARES = 4
+# What is read over rather than asked for anew.
+_GAP = 64 * 1024
+
+
+@dataclass
+class _Chunk:
+    start: int
+    end: int
+    data: Future[bytes]
+
+
+class ReadAhead(BaseCache):  # type: ignore[misc]
+    """Keeps what follows the last read, fetched before it is asked for; the more, the longer the reader goes on.
+
+    A read somewhere else fetches little more than itself, and forgets what was ahead.
+
+    Args:
+        ahead: the most bytes to fetch before they are asked for.
+        fetch: starts to fetch the bytes from one position to another.
+        size: of the file, in bytes.
+    """
+
+    name = "readahead"
+
+    def __init__(self, ahead: int, fetch: Callable[[int, int], Future[bytes]], size: int) -> None:
+        super().__init__(ahead, lambda start, end: fetch(start, end).result(), size)
+        self._start = fetch
+        self._chunks: deque[_Chunk] = deque()
+        self._window = 0
+
+    def _fetch(self, start: int | None, stop: int | None) -> bytes:
+        start = start or 0
+        stop = self.size if stop is None else min(stop, self.size)
+        if start >= stop:
+            return b""
+        self._forget_before(start)
+        if self._chunks:
+            self._go_on(stop)
+        else:
+            self._window = 0
+            self._add(start, min(max(stop, start + min(_FIRST, self.blocksize)), self.size))
+        try:
+            return self._taken(start, stop)
+        except BaseException:
+            self.clear()
+            raise
+
+    def take(self, start: int, memory: memoryview) -> int:
+        """Fill the beginning of a memory from what is here or on its way, and return how many bytes that were."""
+        self._forget_before(start)
+        if not self._chunks:
+            return 0
+        data = self._taken(start, min(start + len(memory), self._chunks[-1].end))
+        memory[: len(data)] = data
+        return len(data)
+
+    def put(self, start: int, data: bytes) -> None:
+        """Keep bytes that were fetched together with others."""
+        self.clear()
+        done: Future[bytes] = Future()
+        done.set_result(data)
+        self._chunks.append(_Chunk(start, start + len(data), done))
+
+    def clear(self) -> None:
+        """Forget everything, and end what is being fetched."""
+        for chunk in self._chunks:
+            chunk.data.cancel()
+        self._chunks.clear()
+        self._window = 0
+
+    def _forget_before(self, start: int) -> None:
+        while len(self._chunks) > 1 and self._chunks[0].end <= start:
+            self._chunks.popleft()
+        if self._chunks and not self._chunks[0].start <= start <= self._chunks[-1].end + _GAP:
+            self.clear()
+
+    def _add(self, start: int, end: int) -> None:
+        self._chunks.append(_Chunk(start, end, self._start(start, end)))
+
+    def _go_on(self, stop: int) -> None:
+        """Fetch what a read up to here lacks, and what will follow it."""
+        if stop > self._chunks[-1].end or not self._chunks[-1].data.done():
+            self._window = min(max(self._window * _GROWTH, _LEAST), self.blocksize)
+        end = min(stop + self._window, self.size)
+        step = max(_LEAST, self._window // _SHARES)
+        while (begun := self._chunks[-1].end) < stop or end - begun >= step or begun < end == self.size:
+            self._add(begun, min(max(stop, begun + step), self.size))
+
+    def _taken(self, start: int, stop: int) -> bytes:
+        pieces = []
+        for chunk in list(self._chunks):
+            if chunk.start < stop and chunk.end > start:
+                data = chunk.data.result()
+                first, last = max(start - chunk.start, 0), min(stop, chunk.end) - chunk.start
+                pieces.append(data if last - first == len(data) else data[first:last])
+        if len(self._chunks) == 1 and self._chunks[0].end == stop and stop - self._chunks[0].start > _LEAST:
+            self.clear()  # nobody needs it any more
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

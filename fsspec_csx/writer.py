@@ -1,0 +1,215 @@
+"""PartWriter: what a file is written makes parts, which are sent while the writing goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from fsspec_csx.multipart import PARTS, Call, Upload, part_size, put
+from fsspec_csx.payload import Payload
+from fsspec_csx.transfer import Transfer
+
+# Bytes of copies on their way; another part is being filled meanwhile.
+_COPIES_IN_FLIGHT = 48 * 2**20
+# Smaller memories are copied, also those that may be kept.
+_SMALL = 64 * 1024
+_CHUNK = 4 * 2**20
+# A larger memory that may not be kept is sent before the writing goes on, rather than copied.
+_SENT_AT_ONCE = 64 * 2**20
+_CREATION_SECONDS = 30.0
+
+
+class PartWriter:
+    """The writing end of an object: a single request if it is small, else a multipart upload.
+
+    To be used by one thread at a time, and not by the event loop's own.
+
+    Args:
+        call: makes requests for the object.
+        transfer: carries its bytes.
+        start: hands a coroutine to the event loop.
+        first_part: bytes of the first parts.
+        growing: whether later parts may be larger; then the object can reach 5 TiB.
+        checked: whether to send checksums.
+
+    Attributes:
+        upload: the multipart upload, once there is one.
+        sources: objects, or parts of them, that the object begins with; as of UploadPartCopy.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        transfer: Transfer,
+        start: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
+        *,
+        first_part: int,
+        growing: bool,
+        checked: bool,
+    ) -> None:
+        self._call = call
+        self._transfer = transfer
+        self._start = start
+        self._first_part = self._part_size = first_part
+        self._growing = growing
+        self._checked = checked
+        self.upload: Upload | None = None
+        self.sources: Sequence[dict[str, str]] = ()
+        self._number = 0  # of the last part
+        # What the next part has so far: memories, and behind them what lies copied in a part of a chunk.
+        self._memories: list[memoryview] = []
+        self._filled = 0
+        self._copied = 0
+        self._chunk = memoryview(b"")
+        self._sealed = self._used = 0
+        self._changed = threading.Condition()
+        self._in_flight: dict[Future[None], Payload] = {}
+        self._copies_in_flight = 0
+        self._failure: BaseException | None = None
+
+    def write(self, view: memoryview, *, keep: bool) -> None:
+        """Add bytes, and send the parts that become full.
+
+        Args:
+            view: contiguous, of single bytes.
+            keep: whether the memory stays as it is until the object is finished or abandoned.
+
+        Raises:
+            Exception: what the sending of a former part raised.
+        """
+        at_once = not keep and len(view) >= _SENT_AT_ONCE
+        while view:
+            if self._filled == self._part_size:
+                self._send_part()
+            room = self._part_size - self._filled
+            piece, view = view[:room], view[room:]
+            if (keep and len(piece) >= _SMALL) or (at_once and len(piece) == room):
+                self._seal()
+                self._memories.append(piece)
+            else:
+                self._copy(piece)
+            self._filled += len(piece)
+        if at_once:
+            if self._filled == self._part_size:
+                self._send_part()
+            self._wait_until(lambda: not self._in_flight)
+
+    def finish(self, **conditions: str) -> Any:
+        """Make what was written the object, and return the server's answer.
+
+        Args:
+            conditions: on which it is made, as of PutObject and CompleteMultipartUpload.
+        """
+        if self.upload is None and not self.sources:
+            payload = self._payload()
+            sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
+            return _result(self._start(sending))
+        if self._filled:
+            self._send_part()
+        self._wait_until(lambda: not self._in_flight)
+        assert self.upload is not None
+        return _result(self._start(self.upload.complete(**conditions)))
+
+    async def abandon(self) -> None:
+        """End without an object, on the event loop: no memory is used any more when this returns."""
+        with self._changed:
+            payloads = list(self._in_flight.values())
+            running = list(self._in_flight)
+        for payload in payloads:
+            payload.given_up = True
+        for future in running:
+            future.cancel()
+        await self._transfer.ended(payloads)
+        if self.upload is not None:
+            await self.upload.abort()
+
+    # -- the part that is being filled ------------------------------------------------------------------------------
+
+    def _copy(self, piece: memoryview) -> None:
+        while piece:
+            if self._used == len(self._chunk):
+                self._seal()
+                size = max(_SMALL, min(2 * len(self._chunk), _CHUNK), min(len(piece), _CHUNK))
+                self._chunk = memoryview(bytearray(size))
+                self._sealed = self._used = 0
+            end = min(len(self._chunk), self._used + len(piece))
+            taken, piece = piece[: end - self._used], piece[end - self._used :]
+            self._chunk[self._used : end] = taken
+            self._used = end
+            self._copied += len(taken)
+
+    def _seal(self) -> None:
+        """Close off what was copied, before other memory follows it."""
+        if self._used > self._sealed:
+            self._memories.append(self._chunk[self._sealed : self._used])
+            self._sealed = self._used
+
+    def _payload(self) -> Payload:
+        self._seal()
+        payload = Payload(self._memories)
+        self._memories = []
+        self._filled = self._copied = 0
+        return payload
+
+    # -- the parts that are on their way ----------------------------------------------------------------------------
+
+    def _send_part(self) -> None:
+        if self.upload is None:
+            self._create()
+        assert self.upload is not None
+        self._number += 1
+        if self._number > PARTS:
+            msg = f"{PARTS} parts, the most of an object, are full. Write it with a block_size above {self._part_size}."
+            raise ValueError(msg)
+        copied = self._copied
+        self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(copied))
+        payload = self._payload()
+        with self._changed:
+            self._copies_in_flight += copied
+            future = self._start(self.upload.send(self._number, payload))
+            self._in_flight[future] = payload
+        future.add_done_callback(lambda done: self._sent(done, copied))
+        if self._growing:
+            self._part_size = part_size(self._number + 1, self._first_part)
+
+    def _has_room(self, copied: int) -> bool:
+        return not copied or not self._copies_in_flight or self._copies_in_flight + copied <= _COPIES_IN_FLIGHT
+
+    def _create(self) -> None:
+        self.upload = Upload(self._call, self._transfer, checked=self._checked)
+        creating = self._start(self.upload.create())
+        try:
+            creating.result()
+        except BaseException:
+            # Ctrl-C ends the waiting, not the request: an upload that it creates must be known to be aborted.
+            with contextlib.suppress(Exception):
+                creating.result(_CREATION_SECONDS)
+            raise
+        for source in self.sources:
+            self._number += 1
+            _result(self._start(self.upload.copy(self._number, **source)))
+
+    def _sent(self, future: Future[None], copied: int) -> None:
+        with self._changed:
+            del self._in_flight[future]
+            self._copies_in_flight -= copied
+            if not future.cancelled():
+                self._failure = self._failure or future.exception()
+            self._changed.notify_all()
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or condition())
+            if self._failure is not None:
+                raise self._failure
+
+
+def _result(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
