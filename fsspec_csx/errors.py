@@ -18,12 +18,19 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── WrongRegionError (OSError)
     ├── EndpointError (ConnectionError)         nobody we trust answers at the endpoint
     │   └── UntrustedCertificateError
+    ├── ChecksumError (OSError)                 bytes were damaged on the way, also when asked for again
     ├── DeleteError (OSError)                   some of many objects were not deleted
     ├── UnknownFlagError (AttributeError, LookupError)
     ├── CheckpointPathError (ValueError)
     └── CheckpointError (ValueError)            the file was read, and is not what it should be
         ├── InvalidCheckpointError
-        └── UnsafeCheckpointError
+        ├── UnsafeCheckpointError
+        ├── MissingEntryError (KeyError)    a name that was asked for is not in the file
+        └── MismatchError                   the file does not fit what it was to fill
+
+and one warning:
+
+    DtypeCastWarning (UserWarning)          tensors were cast to other dtypes while they were loaded
 """
 
 from __future__ import annotations
@@ -34,14 +41,18 @@ __all__ = [
     "CSXError",
     "CheckpointError",
     "CheckpointPathError",
+    "ChecksumError",
     "ClockSkewError",
     "CredentialsError",
     "DeleteError",
+    "DtypeCastWarning",
     "EndpointError",
     "ExpiredCredentialsError",
     "IncompleteCredentialsError",
     "InvalidBucketNameError",
     "InvalidCheckpointError",
+    "MismatchError",
+    "MissingEntryError",
     "NoCredentialsError",
     "ObjectExistsError",
     "ObjectNotFoundError",
@@ -132,6 +143,10 @@ class UntrustedCertificateError(EndpointError):
     """The endpoint's TLS certificate is not trusted."""
 
 
+class ChecksumError(CSXError, OSError):
+    """What came from the server does not have the checksum that it tells, also when read again."""
+
+
 class DeleteError(CSXError, OSError):
     """The server deleted only some of the objects."""
 
@@ -154,3 +169,15 @@ class InvalidCheckpointError(CheckpointError):
 
 class UnsafeCheckpointError(CheckpointError):
     """Loading the file would run code that it names."""
+
+
+class MissingEntryError(CheckpointError, KeyError):
+    """The file has no entry of a name that was asked for."""
+
+
+class MismatchError(CheckpointError):
+    """The file does not fit the object that it was to fill, which is unchanged."""
+
+
+class DtypeCastWarning(UserWarning):
+    """Tensors were cast to other dtypes while they were loaded, which takes time, and may lose precision."""

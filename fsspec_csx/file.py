@@ -17,11 +17,12 @@ from typing import Any
 
 from s3fs.core import S3File, version_id_kw
 from s3fs.utils import FileExpired
+from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.multipart import Call
-from fsspec_csx.ranges import Range, Span, crc32s, planned
+from fsspec_csx.ranges import Range, Span, checksums, planned, size_for
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.transfer import Transfer
 from fsspec_csx.writer import PartWriter
@@ -29,8 +30,6 @@ from fsspec_csx.writer import PartWriter
 logger = logging.getLogger("fsspec_csx")
 
 _PARALLEL_FROM = 2 * 2**20
-# Bytes of a request of a large read. More, and a read has too few requests; fewer, and they take longer than the bytes.
-_LEAST, _MOST = 4 * 2**20, 32 * 2**20
 _FOLLOWING = 64 * 1024
 _ABORT_SECONDS = 30.0
 _ABORT_SECONDS_AT_EXIT = 5.0
@@ -290,7 +289,8 @@ class CSXFile(S3File):  # type: ignore[misc]
             if not 0 <= position <= position + len(memory) <= self.size:
                 msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
                 raise ValueError(msg)
-        ranges = planned(spans, self._part(sum(len(memory) for _, memory in spans)), crc32=crc32)
+        part = size_for(sum(len(memory) for _, memory in spans), self.fs.max_concurrency)
+        ranges = planned(spans, part, zlib_ng.crc32 if crc32 else None)
         told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._check_off_loop()
         future = self._start(self._fetch(ranges, told.put))
@@ -304,12 +304,7 @@ class CSXFile(S3File):  # type: ignore[misc]
             future.cancel()
             self._start(Transfer.ended(ranges)).result()  # the memory is the caller's again
             raise
-        return crc32s(ranges, len(spans)) if crc32 else []
-
-    def _part(self, size: int) -> int:
-        """Bytes of a request of a read of so many."""
-        in_flight: int = self.fs.max_concurrency
-        return max(_LEAST, min(_MOST, -(-size // in_flight)))
+        return checksums(ranges, len(spans), zlib_ng.crc32_combine) if crc32 else []
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         self._check_off_loop()
@@ -326,15 +321,15 @@ class CSXFile(S3File):  # type: ignore[misc]
     async def _read(self, start: int, end: int) -> bytes:
         target = io.BytesIO(bytes(end - start))  # lets its memory be written to, and handed out as bytes uncopied
         with target.getbuffer() as memory:
-            await self._fetch(planned([(start, memory)], self._part(end - start)))
+            await self._fetch(planned([(start, memory)], size_for(end - start, self.fs.max_concurrency)))
         return target.getvalue()
 
     async def _fetch(self, ranges: Sequence[Range], advance: Callable[[int], object] = lambda count: None) -> None:
         pinned = version_id_kw(self.version_id)
         read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
 
-        async def get(span: str) -> Any:
-            answer = await self._request("get_object", **read_kw, Range=span, **pinned)
+        async def get(**span: str) -> Any:
+            answer = await self._request("get_object", **read_kw, **span, **pinned)
             if self._details is not None and answer.get("ETag") != self._details.get("ETag", answer.get("ETag")):
                 raise FileExpired(self.path, self._details["ETag"])
             return answer

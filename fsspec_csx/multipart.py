@@ -6,13 +6,15 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from fsspec_csx.checksum import CRC64NVME
 from fsspec_csx.explain import code_of
-from fsspec_csx.payload import Payload, combined, encoded
+from fsspec_csx.payload import Payload
 from fsspec_csx.transfer import PART, Transfer
 
 Call = Callable[..., Awaitable[Any]]
@@ -79,7 +81,7 @@ class Upload:
         """
 
         async def put() -> Any:
-            checksum = {"ChecksumCRC64NVME": encoded(payload.crc64nvme)} if self._checked else {}
+            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._checked else {}
             named = {"PartNumber": number, "UploadId": self.id, "Body": payload}
             return await with_checksum(self._call, self._transfer, "upload_part", checksum, **named)
 
@@ -87,7 +89,7 @@ class Upload:
         self._etags[number] = answer["ETag"]
         self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
 
-    async def copy(self, number: int, **source: str) -> None:
+    async def copy(self, number: int, **source: Any) -> None:
         """Let a part be a part of another object; as of UploadPartCopy."""
         answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
         self._etags[number] = answer["CopyPartResult"]["ETag"]
@@ -100,7 +102,8 @@ class Upload:
         whole = [known for number in numbers if (known := self._checksums[number]) is not None]
         checksum = {}
         if self._checked and len(whole) == len(parts):
-            checksum = {"ChecksumCRC64NVME": encoded(combined(whole)), "ChecksumType": "FULL_OBJECT"}
+            crc = functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), whole, 0)
+            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(crc), "ChecksumType": "FULL_OBJECT"}
         named = {"UploadId": self.id, "MultipartUpload": {"Parts": parts}}
         try:
             answer = await with_checksum(
@@ -134,7 +137,7 @@ async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool
     """Make a payload the object by a single request, and return the server's answer."""
 
     async def send() -> Any:
-        checksum = {"ChecksumCRC64NVME": encoded(payload.crc64nvme)} if checked else {}
+        checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if checked else {}
         return await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
 
     return await transfer.send(send, payload)

@@ -1,56 +1,55 @@
-"""Payload: the body of an upload, in memories that are not joined."""
+"""Payloads: the bodies of uploads, in memories that are not joined, or in a file."""
 
 from __future__ import annotations
 
-import base64
 import io
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from awscrt.checksums import combine_crc64nvme, crc64nvme
+from fsspec_csx.checksum import CRC64NVME
 
 # Bytes handed to the system at a time. A call that takes longer than the time limit fails, on slow lines too.
 _PIECE = 128 * 1024
+_READ = 2**20
 
 
 class Payload(io.RawIOBase):
-    """Memories to be sent one after the other, as a file for those who can only read files.
-
-    Args:
-        memories: contiguous, of single bytes; unchanged until the payload has been sent.
+    """Bytes to be sent, as a file for those who can only read files.
 
     Attributes:
         length: in bytes.
+        crc64nvme: the checksum of all, by the NVM Express polynomial, once it is prepared.
         thread: what sends it, while and after it does.
         given_up: set to make the sending fail soon.
     """
 
-    def __init__(self, memories: Sequence[memoryview]) -> None:
-        self.length = sum(map(len, memories))
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.crc64nvme = 0
         self.thread: Future[Any] | None = None
         self.given_up = False
-        self._memories = memories
         self._position = 0
-        self._crc: int | None = None
 
-    @property
-    def crc64nvme(self) -> int:
-        """The checksum of all, by the NVM Express polynomial; computed once."""
-        if self._crc is None:
-            crc = 0
-            for memory in self._memories:
-                crc = crc64nvme(memory, crc)
-            self._crc = crc
-        return self._crc
+    def parts(self, start: int = 0) -> Iterator[memoryview]:
+        """The bytes from a position on, in memories that follow each other."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Compute the checksum."""
+        crc = 0
+        for memory in self.parts():
+            crc = CRC64NVME.compute(memory, crc)
+        self.crc64nvme = crc
 
     def pieces(self) -> Iterator[memoryview]:
-        """The memories in pieces that fit a call of the system.
+        """The bytes in pieces that fit a call of the system.
 
         Raises:
             OSError: if the payload was given up.
         """
-        for memory in self._memories:
+        for memory in self.parts():
             for start in range(0, len(memory), _PIECE):
                 if self.given_up:
                     msg = "The upload was given up."
@@ -77,29 +76,55 @@ class Payload(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Copy the next bytes, and return how many."""
-        start = 0
-        for memory in self._memories:
-            if self._position < start + len(memory):
-                found = memory[self._position - start :][: len(buffer)]
-                buffer[: len(found)] = found
-                self._position += len(found)
-                return len(found)
-            start += len(memory)
-        return 0
+        found = next(self.parts(self._position), memoryview(b""))[: len(buffer)]
+        buffer[: len(found)] = found
+        self._position += len(found)
+        return len(found)
 
 
-def encoded(crc: int) -> str:
-    """A CRC-64 as S3 has it in its headers: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html"""
-    return base64.b64encode(crc.to_bytes(8, "big")).decode()
-
-
-def combined(checksums: Sequence[tuple[int, int]]) -> int:
-    """The CRC-64 of bytes that follow each other.
+class Memories(Payload):
+    """A payload that lies in memory, in pieces that are not joined.
 
     Args:
-        checksums: CRC-64 and length of each.
+        memories: contiguous, of single bytes; unchanged until the payload has been sent.
     """
-    whole = 0
-    for crc, length in checksums:
-        whole = combine_crc64nvme(whole, crc, length)
-    return whole
+
+    def __init__(self, memories: Sequence[memoryview]) -> None:
+        super().__init__(sum(map(len, memories)))
+        self._memories = memories
+
+    def parts(self, start: int = 0) -> Iterator[memoryview]:
+        """The bytes from a position on, in memories that follow each other."""
+        for memory in self._memories:
+            if start < len(memory):
+                yield memory[start:]
+            start = max(0, start - len(memory))
+
+
+class FilePart(Payload):
+    """A payload that is a part of a local file, read as it is sent.
+
+    Args:
+        descriptor: of the file.
+        start: position of the first byte in it.
+        length: in bytes.
+    """
+
+    def __init__(self, descriptor: int, start: int, length: int) -> None:
+        super().__init__(length)
+        self._descriptor = descriptor
+        self._start = start
+
+    def parts(self, start: int = 0) -> Iterator[memoryview]:
+        """The bytes from a position on, in memories that follow each other.
+
+        Raises:
+            OSError: if the file has become shorter.
+        """
+        while start < self.length:
+            data = os.pread(self._descriptor, min(_READ, self.length - start), self._start + start)
+            if not data:
+                msg = "The file became shorter while it was sent."
+                raise OSError(msg)
+            yield memoryview(data)
+            start += len(data)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from zlib_ng import zlib_ng
-
+Check = Callable[[memoryview, int], int]
 Span = tuple[int, memoryview]
 """A position in an object, in bytes, and the memory that is to be filled from there."""
 
+# Bytes of a request of a large read. More, and a read has too few requests; fewer, and they take longer than the bytes.
+LEAST, MOST = 4 * 2**20, 32 * 2**20
 # Spans that are closer than this, in bytes, are fetched by one request.
 _GAP = 64 * 1024
 # Shorter memories are read together and copied: a call of the system for each would take longer.
@@ -62,28 +64,33 @@ class Range:
 
     Args:
         start: position of the first byte.
-        crc32: whether to compute CRC-32s.
-        open_ended: whether the object may end before the range does; then ``length`` becomes what there is.
+        check: computes a checksum of the bytes as they come, from a memory and the checksum before it.
+        probing: whether the object may end before the range does, and is of unknown size: ``length`` becomes what there
+            is, and the object is asked for whole, since only then does the server tell its checksum.
+        clipped: whether the object may end before the range does; then ``length`` becomes what there is.
 
     Attributes:
         length: in bytes.
         filled: how many of them have come.
         etag: of the object that they are of.
         total: the object's size in bytes, once an answer has told it.
+        headers: of the answer.
         thread: what fills it, while and after it does.
         given_up: set to make the filling fail soon.
     """
 
-    def __init__(self, start: int, *, crc32: bool = False, open_ended: bool = False) -> None:
+    def __init__(self, start: int, *, check: Check | None = None, probing: bool = False, clipped: bool = False) -> None:
         self.start = start
         self.length = 0
         self.filled = 0
         self.etag: str | None = None
         self.total: int | None = None
+        self.headers: Mapping[str, str] = {}
         self.thread: Future[Any] | None = None
         self.given_up = False
-        self._crc32 = crc32
-        self._open_ended = open_ended
+        self._check = check
+        self._probing = probing
+        self._clipped = clipped
         self._pieces: list[_Piece] = []
         self._current = 0
 
@@ -111,8 +118,10 @@ class Range:
             self._pieces[-1].add(span, position, memory)
         self.length = position + len(memory) - self.start
 
-    def header(self) -> str:
-        """The value of the header ``Range`` for what has not come yet."""
+    def header(self) -> str | None:
+        """The value of the header ``Range`` for what has not come yet; None to ask for the whole object."""
+        if self._probing and not self.filled:
+            return None
         return f"bytes={self.start + self.filled}-{self.end - 1}"
 
     def expect(self, status: int, headers: Mapping[str, str]) -> None:
@@ -124,18 +133,30 @@ class Range:
         """
         etag = headers.get("ETag")
         if self.filled and etag != self.etag:
-            self.filled = self._current = 0
-            for piece in self._pieces:
-                piece.crc = 0
+            self.restart()
             msg = "The object was replaced while it was read."
             raise OSError(msg)
-        self.etag = etag
         first, length, self.total = _content(status, headers)
-        if self._open_ended and self.total is not None and self.end > self.total == first + (length or 0):
-            self.length = self.total - self.start
+        if self._probing and not self.filled and self.total is not None:
+            self.length = min(self.length, self.total)
+            length = self.length
+        elif self._clipped and self.total is not None and self.total == first + (length or 0):
+            self.length = min(self.length, self.total - self.start)
+        self.etag, self.headers = etag, headers
         if first != self.start + self.filled or length not in (None, self.length - self.filled):
-            msg = f"{length} bytes from {first} came where {self.length - self.filled} were asked for: {self.header()}."
+            msg = f"{length} bytes from {first} on came where {self.length - self.filled} from {self.start} were due."
             raise OSError(msg)
+
+    def restart(self) -> None:
+        """Forget what has come."""
+        self.filled = self._current = 0
+        for piece in self._pieces:
+            piece.crc = 0
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the answer has more bytes than are read of it."""
+        return self._probing and self.total is not None and self.total > self.end
 
     def rest(self, most: int) -> memoryview:
         """The next memory to be filled, of at most so many bytes; empty when the range is complete."""
@@ -149,8 +170,8 @@ class Range:
         """So many bytes of ``rest`` were filled."""
         piece = self._pieces[self._current]
         offset = self.start + self.filled - piece.start
-        if self._crc32 and piece.direct:
-            piece.crc = zlib_ng.crc32(piece.memory[offset : offset + count], piece.crc)
+        if self._check is not None and piece.direct:
+            piece.crc = self._check(piece.memory[offset : offset + count], piece.crc)
         self.filled += count
         if offset + count == piece.length:
             piece.settle()
@@ -162,7 +183,10 @@ class Range:
         Raises:
             OSError: if they are too few or too many.
         """
-        if self._open_ended:
+        if self._probing:
+            self.total = len(data)
+            data = data[: self.length]
+        if self._probing or self._clipped:
             self.length = min(self.length, len(data))
         if len(data) != self.length:
             msg = f"{len(data)} bytes came where {self.length} were asked for."
@@ -172,40 +196,93 @@ class Range:
             self.advance(len(memory))
 
     def checksums(self) -> list[tuple[int, int, int, int]]:
-        """The number of the span, position, CRC-32 and length of each memory that was filled."""
+        """The number of the span, position, checksum and length of each memory that was filled."""
+        check = self._check
+        assert check is not None
         return [
-            (span, position, piece.crc if piece.direct else zlib_ng.crc32(memory), len(memory))
+            (span, position, piece.crc if piece.direct else check(memory, 0), len(memory))
             for piece in self._pieces
             for span, position, memory in piece.homes
         ]
 
 
-def planned(spans: Sequence[Span], part: int, *, crc32: bool = False) -> list[Range]:
+class FileRange(Range):
+    """A range whose bytes are written to a local file, at the same positions as in the object.
+
+    Args:
+        descriptor: of the file, open for writing.
+        length: in bytes.
+    """
+
+    def __init__(self, descriptor: int, start: int, length: int, **kwargs: Any) -> None:
+        super().__init__(start, **kwargs)
+        self.length = length
+        self._descriptor = descriptor
+        self._buffer = memoryview(b"")
+        self._checksum = 0
+
+    def restart(self) -> None:
+        """Forget what has come."""
+        self.filled = self._checksum = 0
+
+    def rest(self, most: int) -> memoryview:
+        """Memory for the next bytes, at most so many; empty when the range is complete."""
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(most))
+        return self._buffer[: min(most, self.length - self.filled)]
+
+    def advance(self, count: int) -> None:
+        """Write so many bytes of ``rest``."""
+        memory, position = self._buffer[:count], self.start + self.filled
+        while memory:
+            written = os.pwrite(self._descriptor, memory, position)
+            memory, position = memory[written:], position + written
+        if self._check is not None:
+            self._checksum = self._check(self._buffer[:count], self._checksum)
+        self.filled += count
+        if self.complete:
+            self._buffer = memoryview(b"")
+
+    def checksums(self) -> list[tuple[int, int, int, int]]:
+        """As of ``Range``."""
+        return [(0, self.start, self._checksum, self.length)]
+
+
+def size_for(size: int, in_flight: int) -> int:
+    """Bytes of each request of a read of so many, when so many requests go at a time."""
+    return max(LEAST, min(MOST, -(-size // in_flight)))
+
+
+def planned(spans: Sequence[Span], part: int, check: Check | None = None) -> list[Range]:
     """The ranges by which spans are best fetched: near ones together, long ones in parts.
 
     Args:
         spans: in any order.
         part: the most bytes of a range.
-        crc32: whether to compute CRC-32s.
+        check: as of ``Range``.
     """
     ranges: list[Range] = []
     for number, (position, memory) in sorted(enumerate(spans), key=lambda each: each[1][0]):
         while len(memory):
             near = ranges and 0 <= position - ranges[-1].end <= _GAP and position - ranges[-1].start < part
             if not near:
-                ranges.append(Range(position, crc32=crc32))
+                ranges.append(Range(position, check=check))
             room = part - (position - ranges[-1].start)
             ranges[-1].add(number, position, memory[:room])
             position, memory = position + len(memory[:room]), memory[room:]
     return ranges
 
 
-def crc32s(ranges: Sequence[Range], count: int) -> list[int]:
-    """The CRC-32 of each of so many spans, from those of their parts."""
+def checksums(ranges: Sequence[Range], count: int, combine: Callable[[int, int, int], int]) -> list[int]:
+    """The checksum of each of so many spans, from those of their parts.
+
+    Args:
+        combine: makes one checksum of that of some bytes, that of those that follow, and the number of the latter.
+    """
     whole = [0] * count
     parts = sorted((each for one in ranges for each in one.checksums()), key=lambda each: each[1])
-    for span, _, crc, length in parts:
-        whole[span] = zlib_ng.crc32_combine(whole[span], crc, length)
+    for span, _, checksum, length in parts:
+        whole[span] = combine(whole[span], checksum, length)
     return whole
 
 

@@ -72,14 +72,14 @@ class Transfer:
 
     async def fetch(
         self,
-        get: Callable[[str], Awaitable[Any]],
+        get: Callable[..., Awaitable[Any]],
         ranges: Sequence[Range],
         advance: Callable[[int], object] = lambda count: None,
     ) -> None:
         """Fill the memories of ranges of an object, several at a time.
 
         Args:
-            get: makes a GetObject request for a ``Range``, and returns botocore's answer.
+            get: makes a GetObject request with the parameter ``Range``, or without, and returns botocore's answer.
             ranges: whose bytes the object must have.
             advance: is told, on the event loop, the bytes of each range that has come.
 
@@ -90,7 +90,8 @@ class Transfer:
         async def fetch_one(wanted: Range) -> None:
             async with self._slots:
                 _asked.set(wanted)
-                answer = await get(wanted.header())
+                span = wanted.header()
+                answer = await get(**({"Range": span} if span else {}))
                 if not wanted.complete:  # another client of the filesystem answered, one of another region
                     wanted.accept(await answer["Body"].read())
             advance(wanted.length)
@@ -111,8 +112,10 @@ class Transfer:
             put: makes the request whose body is the payload.
             payload: not used by any thread any more when this returns.
         """
+        loop = asyncio.get_running_loop()
         try:
             async with self._slots:
+                await loop.run_in_executor(self._threads, payload.prepare)
                 return await put()
         finally:
             await self.ended([payload])
@@ -129,9 +132,9 @@ class Transfer:
         if isinstance(request.data, Payload):
             del request.headers["Expect"]  # it would cost a round trip; the body can be sent again
             request.context["client_config"] = self._unhashed
-        elif (wanted := _asked.get()) is not None:
+        elif (wanted := _asked.get()) is not None and (span := wanted.header()):
             del request.headers["Range"]
-            request.headers["Range"] = wanted.header()  # a cut answer is gone on with where it ended
+            request.headers["Range"] = span  # a cut answer is gone on with where it ended
 
     async def _answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
         body = request.body if isinstance(request.body, Payload) else _asked.get()
@@ -153,6 +156,8 @@ class Transfer:
         try:
             if 200 <= answer.status_code < 300:
                 _fill(wanted, answer)
+                if wanted.cut_off:
+                    answer.raw.close()
                 headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
             else:
                 body, headers = answer.raw.read(), answer.headers

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fsspec_csx.multipart import PARTS, Call, Upload, part_size, put
-from fsspec_csx.payload import Payload
+from fsspec_csx.payload import Memories, Payload
 from fsspec_csx.transfer import Transfer
 
 # Bytes of copies on their way; another part is being filled meanwhile.
@@ -149,7 +149,7 @@ class PartWriter:
 
     def _payload(self) -> Payload:
         self._seal()
-        payload = Payload(self._memories)
+        payload = Memories(self._memories)
         self._memories = []
         self._filled = self._copied = 0
         return payload

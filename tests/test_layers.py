@@ -18,10 +18,14 @@ ROWS = [
     {"checkpoint"},
     {"formats", "paths", "atomic", "progress"},
     {"filesystem"},
+    {"bulk"},
     {"connection"},
     {"file"},
+    {"readahead", "writer"},
+    {"multipart"},
     {"credentials", "explain", "redaction", "settings", "transfer"},
-    {"errors"},
+    {"payload", "ranges"},
+    {"checksum", "errors"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 

@@ -1,0 +1,463 @@
+"""BulkS3: whole objects and ranges of them, to and from memory and local files, several requests at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import mimetypes
+import os
+import secrets
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.utils import is_exception
+from s3fs.core import version_id_kw
+from s3fs.utils import FileExpired
+
+from fsspec_csx.checksum import of_object
+from fsspec_csx.connection import ConnectedS3
+from fsspec_csx.errors import ChecksumError
+from fsspec_csx.explain import code_of
+from fsspec_csx.multipart import Call, Upload, part_size_for, put
+from fsspec_csx.payload import FilePart, Memories, Payload
+from fsspec_csx.ranges import LEAST, FileRange, Range, checksums, planned, size_for
+
+T = TypeVar("T")
+
+# Copied by the server in one request, up to this size in bytes; larger objects in parts of this size or more.
+_COPIED_WHOLE = 256 * 2**20
+# What an object has besides its bytes, and a copy in parts must be told.
+_HEADERS = (
+    "CacheControl",
+    "ContentDisposition",
+    "ContentEncoding",
+    "ContentLanguage",
+    "ContentType",
+    "Expires",
+    "Metadata",
+    "StorageClass",
+    "WebsiteRedirectLocation",
+)
+
+
+class BulkS3(ConnectedS3):
+    """Reads and writes of whole objects by parallel requests; the base of CSXFileSystem, of no use alone.
+
+    A read that takes several requests is of one state of the object: if it is replaced meanwhile, the read begins
+    anew, once. What came is compared with the checksum that the server tells of the object, where it does.
+    """
+
+    # -- from S3 to memory ------------------------------------------------------------------------------------------
+
+    async def _cat_file(
+        self,
+        path: str,
+        version_id: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        **kwargs: Any,
+    ) -> bytes:
+        """The bytes of an object, or of a range of it.
+
+        Args:
+            version_id: of a former version.
+            start: position of the first byte; negative from the end.
+            end: position behind the last one; negative from the end.
+
+        Raises:
+            ObjectNotFoundError: if there is no such object.
+            ChecksumError: if what comes is not what the server holds, twice.
+        """
+        if start is None and end is None:
+            return await _twice(lambda: self._whole(_Object(self, path, version_id)))
+        found = _Object(self, path, version_id)
+        start = start or 0
+        if start < 0 or end is None or end < 0 or end - start > LEAST:
+            info = await self._info(path, version_id=found.version)
+            start, end, _ = slice(start, end).indices(info["size"])
+            found.etag = info.get("ETag")
+        if end <= start:
+            return b""
+        await self.set_session()
+        with _Bytes(end - start) as target:
+            if end - start <= LEAST:
+                ranges = [Range(start, clipped=True)]
+                ranges[0].add(0, start, target.memory)
+            else:
+                ranges = planned([(start, target.memory)], size_for(end - start, self.max_concurrency))
+            await self.transfer.fetch(found.get, ranges)
+            return target.taken(sum(each.length for each in ranges))
+
+    async def _whole(self, found: _Object) -> bytes:
+        await self.set_session()
+        with _Bytes(LEAST) as head:
+            probe = Range(0, probing=True)
+            probe.add(0, 0, head.memory)
+            await self.transfer.fetch(found.get, [probe])
+            total = probe.total or probe.length
+            if probe.complete and not probe.cut_off:
+                data = head.taken(probe.length)
+                _check(found, probe, memoryview(data), [])
+                return data
+            with _Bytes(total) as target:
+                target.memory[: probe.length] = head.memory
+                rest = (probe.length, target.memory[probe.length :])
+                ranges = planned([rest], size_for(total, self.max_concurrency), _compute(probe))
+                await self.transfer.fetch(found.get, ranges)
+                _check(found, probe, head.memory, ranges)
+                return target.taken(total)
+
+    async def _cat_ranges(
+        self,
+        paths: Sequence[str],
+        starts: Any,
+        ends: Any,
+        max_gap: int | None = None,
+        batch_size: int | None = None,
+        on_error: str = "return",
+        **kwargs: Any,
+    ) -> list[Any]:
+        """The bytes of many ranges of objects; near ones of one object by one request.
+
+        Args:
+            paths: one for each range.
+            starts: position of the first byte of each, or of all.
+            ends: positions behind the last ones.
+            on_error: "return" puts exceptions in the place of results, anything else raises the first.
+        """
+        starts = list(starts) if isinstance(starts, Sequence) else [starts] * len(paths)
+        ends = list(ends) if isinstance(ends, Sequence) else [ends] * len(paths)
+        if not len(paths) == len(starts) == len(ends):
+            msg = f"There are {len(paths)} paths, {len(starts)} starts and {len(ends)} ends. Give as many of each."
+            raise ValueError(msg)
+        wanted: dict[str, list[int]] = {}
+        for number, path in enumerate(paths):
+            wanted.setdefault(path, []).append(number)
+        results: list[Any] = [None] * len(paths)
+
+        async def read(path: str, numbers: list[int]) -> None:
+            spans = [(starts[number], ends[number]) for number in numbers]
+            try:
+                found = await self._spans(path, spans, **kwargs)
+            except Exception as error:
+                found = [error] * len(numbers)
+            for number, data in zip(numbers, found, strict=True):
+                results[number] = data
+
+        await asyncio.gather(*(read(path, numbers) for path, numbers in wanted.items()))
+        if on_error != "return" and (error := next(filter(is_exception, results), None)):
+            raise error
+        return results
+
+    async def _spans(self, path: str, spans: list[tuple[Any, Any]], **kwargs: Any) -> list[Any]:
+        if len(spans) == 1:
+            return [await self._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
+        found = _Object(self, path, kwargs.get("version_id"))
+        info = await self._info(path, version_id=found.version)
+        found.etag = info.get("ETag")
+        limits = [slice(*span).indices(info["size"])[:2] for span in spans]
+        with contextlib.ExitStack() as stack:
+            targets = [stack.enter_context(_Bytes(max(0, end - start))) for start, end in limits]
+            pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
+            size = size_for(sum(len(memory) for _, memory in pairs), self.max_concurrency)
+            await self.transfer.fetch(found.get, planned(pairs, size))
+            return [target.taken() for target in targets]
+
+    # -- from memory to S3 ------------------------------------------------------------------------------------------
+
+    async def _pipe_file(
+        self, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
+    ) -> Any:
+        """Make bytes an object.
+
+        Args:
+            data: any contiguous memory; a str is encoded as UTF-8.
+            chunksize: bytes of a part; chosen by the size if not given.
+            mode: "create" to replace no object.
+
+        Raises:
+            ObjectExistsError: in mode "create", if there is an object.
+        """
+        memory = memoryview(data.encode() if isinstance(data, str) else data).cast("B")
+        return await self._send(path, len(memory), lambda a, b: Memories([memory[a:b]]), chunksize, mode, kwargs)
+
+    async def _put_file(
+        self,
+        lpath: str,
+        rpath: str,
+        callback: Callback = DEFAULT_CALLBACK,
+        chunksize: int | None = None,
+        mode: str = "overwrite",
+        **kwargs: Any,
+    ) -> None:
+        """Make a local file an object; as ``_pipe_file``. A folder, which S3 does not know, only makes a bucket."""
+        if os.path.isdir(lpath):
+            if not self.split_path(rpath)[1]:
+                await self._mkdir(rpath)
+            return
+        if guessed := mimetypes.guess_type(lpath)[0]:
+            kwargs.setdefault("ContentType", guessed)
+        with open(lpath, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            callback.set_size(size)
+            descriptor = file.fileno()
+
+            def payload(start: int, end: int) -> FilePart:
+                return FilePart(descriptor, start, end - start)
+
+            await self._send(rpath, size, payload, chunksize, mode, kwargs, callback.relative_update)
+
+    async def _send(
+        self,
+        path: str,
+        size: int,
+        payload: Callable[[int, int], Payload],
+        part: int | None,
+        mode: str,
+        options: dict[str, Any],
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> Any:
+        """Make an object of payloads, each of the bytes between two positions."""
+        options.pop("max_concurrency", None)
+        bucket, key, _ = self.split_path(path)
+        await self.set_session()
+        call = self._caller(bucket, key, options)
+        checked = not any(name.startswith("Checksum") for name in {**self.s3_additional_kwargs, **options})
+        match = {"IfNoneMatch": "*"} if mode == "create" else {}
+        part = part or part_size_for(size)
+        if size <= part:
+            answer = await put(call, self.transfer, payload(0, size), checked=checked, **match)
+            advance(size)
+            self.invalidate_cache(path)
+            return answer
+
+        async def send_part(number: int, start: int) -> None:
+            await upload.send(number, payload(start, min(start + part, size)))
+            advance(min(part, size - start))
+
+        upload = Upload(call, self.transfer, checked=checked)
+        async with _ended(upload):
+            await upload.create()
+            await _all(send_part(number, start) for number, start in enumerate(range(0, size, part), 1))
+            answer = await upload.complete(**match)
+        self.invalidate_cache(path)
+        return answer
+
+    def _caller(self, bucket: str, key: str, options: dict[str, Any]) -> Call:
+        async def call(method: str, **parameters: Any) -> Any:
+            return await self._call_s3(method, options, Bucket=bucket, Key=key, **parameters)
+
+        return call
+
+    # -- from S3 to local files -------------------------------------------------------------------------------------
+
+    async def _get_file(
+        self,
+        rpath: str,
+        lpath: str,
+        callback: Callback = DEFAULT_CALLBACK,
+        version_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Make an object a local file, which takes the place of a former one only when it is whole.
+
+        Raises:
+            ObjectNotFoundError: if there is no such object.
+            ChecksumError: if what comes is not what the server holds, twice.
+        """
+        if os.path.isdir(lpath):
+            return
+        await self.set_session()
+        with _replacing(lpath) as descriptor:
+
+            async def fetch() -> None:
+                found = _Object(self, rpath, version_id)
+                os.ftruncate(descriptor, 0)
+                probe = FileRange(descriptor, 0, LEAST, probing=True)
+                await self.transfer.fetch(found.get, [probe])
+                total = probe.total or probe.length
+                callback.set_size(total)
+                callback.relative_update(probe.length)
+                part = size_for(total, self.max_concurrency)
+                ranges = [
+                    FileRange(descriptor, start, min(part, total - start), check=_compute(probe))
+                    for start in range(probe.length, total, part)
+                ]
+                await self.transfer.fetch(found.get, ranges, callback.relative_update)
+                first = memoryview(os.pread(descriptor, probe.length, 0))
+                _check(found, probe, first, ranges)
+
+            await _twice(fetch)
+
+    # -- from S3 to S3 ----------------------------------------------------------------------------------------------
+
+    async def _cp_file(self, path1: str, path2: str, preserve_etag: bool | None = None, **kwargs: Any) -> None:
+        """Copy an object, by the server; a large one in parts, with its metadata.
+
+        Args:
+            preserve_etag: whether to copy the very parts that it was made of, so that its ETag stays.
+        """
+        source = _Object(self, self._strip_protocol(path1), None)
+        if self.split_path(path2)[2]:
+            msg = f"{path2!r} names a version, and versions cannot be written. Leave ?versionId= away."
+            raise ValueError(msg)
+        info = await self._info(path1, source.bucket, source.key, version_id=source.version)
+        if info["size"] <= _COPIED_WHOLE or preserve_etag:
+            await super()._cp_file(path1, path2, preserve_etag=preserve_etag, **kwargs)
+            return
+        version = version_id_kw(source.version)
+        head = await self._call_s3("head_object", Bucket=source.bucket, Key=source.key, **version)
+        size, etag = head["ContentLength"], head["ETag"]
+        kept = {name: head[name] for name in _HEADERS if name in head}
+        bucket, key, _ = self.split_path(path2)
+        await self.set_session()
+        call = self._caller(bucket, key, {**kept, **kwargs})
+        origin = {"Bucket": source.bucket, "Key": source.key, **version}
+        part = max(_COPIED_WHOLE, part_size_for(size))
+        slots = asyncio.Semaphore(self.max_concurrency)
+
+        async def copy_part(number: int, start: int) -> None:
+            span = f"bytes={start}-{min(start + part, size) - 1}"
+            async with slots:
+                await upload.copy(number, CopySource=origin, CopySourceRange=span, CopySourceIfMatch=etag)
+
+        upload = Upload(call, self.transfer, checked=False)
+        async with _ended(upload):
+            await upload.create()
+            await _all(copy_part(number, start) for number, start in enumerate(range(0, size, part), 1))
+            await upload.complete()
+        self.invalidate_cache(path2)
+
+
+class _Object:
+    """One state of an object: that of the first answer, or of the ETag that it is given."""
+
+    def __init__(self, fs: BulkS3, path: str, version_id: str | None) -> None:
+        self.bucket, self.key, version = fs.split_path(path)
+        self.version = version_id or version
+        self.etag: str | None = None
+        self._fs = fs
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    async def get(self, **span: str) -> Any:
+        """Ask for a range of it, or all.
+
+        Raises:
+            FileExpired: an OSError, if the object has been replaced.
+        """
+        pinned = {"IfMatch": self.etag} if self.etag else {}
+        named = {"Bucket": self.bucket, "Key": self.key, **version_id_kw(self.version)}
+        try:
+            answer = await self._fs._call_s3("get_object", **named, **pinned, **span)
+        except OSError as error:
+            if code_of(error) in ("PreconditionFailed", "412"):
+                raise FileExpired(str(self), self.etag) from error
+            raise
+        self.etag = self.etag or answer.get("ETag")
+        if answer.get("ETag") != self.etag:
+            raise FileExpired(str(self), self.etag)
+        return answer
+
+
+class _Bytes:
+    """Memory of so many bytes that can be written to, and handed out as bytes without a copy."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._file = io.BytesIO(bytes(size))
+        self.memory = memoryview(b"")
+
+    def __enter__(self) -> _Bytes:
+        self.memory = self._file.getbuffer()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.memory.release()
+
+    def taken(self, size: int | None = None) -> bytes:
+        """All of it, or so much of its beginning; the memory is gone then."""
+        self.memory.release()
+        if size is not None and size < self._size:
+            self._file.truncate(size)
+        return self._file.getvalue()
+
+
+def _compute(probe: Range) -> Callable[[memoryview, int], int] | None:
+    told = of_object(probe.headers)
+    return told[0].compute if told else None
+
+
+def _check(found: _Object, probe: Range, first: memoryview, ranges: Sequence[Range]) -> None:
+    """Compare what came, by the probe and by the ranges after it, with the checksum that the server told of all."""
+    told = of_object(probe.headers)
+    if told is None:
+        return
+    algorithm, expected = told
+    came = algorithm.compute(first, 0)
+    if ranges:
+        length = sum(each.length for each in ranges)
+        came = algorithm.combine(came, checksums(ranges, 1, algorithm.combine)[0], length)
+    if algorithm.encoded(came) != expected:
+        reason = f"What came of {found} has the checksum {algorithm.encoded(came)}, and the server tells {expected}."
+        raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
+
+
+async def _twice(read: Callable[[], Awaitable[T]]) -> T:
+    """Read, and if the object was replaced or damaged on the way, once more."""
+    try:
+        return await read()
+    except (FileExpired, ChecksumError):
+        return await read()
+
+
+async def _all(parts: Any) -> None:
+    """Run all; when one fails, end the others before its exception goes on."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _ended(upload: Upload) -> AsyncIterator[None]:
+    """Abort an upload that is not completed within the block."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # what led here must not be hidden
+            await upload.abort()
+        raise
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Any:
+    """The descriptor of a file that takes the place of ``path`` when the block ends without an exception."""
+    try:
+        special = not stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        special = False
+    target = os.path.realpath(path)
+    temporary = target if special else f"{target}.{secrets.token_hex(8)}.tmp"
+    flags = os.O_RDWR | (0 if special else os.O_CREAT | os.O_EXCL) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o666)
+    try:
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+        if not special:
+            os.replace(temporary, target)
+    except BaseException:
+        if not special:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        raise

@@ -1,0 +1,51 @@
+"""Checksums that S3 knows, by the names of its headers.
+
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from awscrt import checksums as crt
+from zlib_ng import zlib_ng
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How a checksum is computed.
+
+    Attributes:
+        compute: from a memory, and the checksum of what comes before it.
+        combine: from the checksum of some bytes, that of those that follow, and the number of the latter.
+        size: in bytes.
+    """
+
+    compute: Callable[[memoryview, int], int]
+    combine: Callable[[int, int, int], int]
+    size: int
+
+    def encoded(self, checksum: int) -> str:
+        """A checksum as S3 writes it."""
+        return base64.b64encode(checksum.to_bytes(self.size, "big")).decode()
+
+
+CRC64NVME = Algorithm(crt.crc64nvme, crt.combine_crc64nvme, 8)
+_BY_HEADER = {
+    "x-amz-checksum-crc64nvme": CRC64NVME,
+    "x-amz-checksum-crc32c": Algorithm(crt.crc32c, crt.combine_crc32c, 4),
+    "x-amz-checksum-crc32": Algorithm(zlib_ng.crc32, zlib_ng.crc32_combine, 4),
+}
+
+
+def of_object(headers: Mapping[str, str]) -> tuple[Algorithm, str] | None:
+    """The algorithm and the checksum, as S3 writes it, of a whole object; None if the headers tell none."""
+    if headers.get("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT":
+        return None
+    for header, algorithm in _BY_HEADER.items():
+        told = headers.get(header)
+        if told is not None and "-" not in told:  # with a hyphen, it is of the checksums of parts
+            return algorithm, told
+    return None
