@@ -7,6 +7,8 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from aiobotocore.session import AioSession
@@ -18,9 +20,14 @@ from fsspec_csx import credentials
 from fsspec_csx.errors import CSXError, DeleteError, ObjectNotFoundError, WrongRegionError
 from fsspec_csx.explain import GaveUpError, Request, code_of, explain
 from fsspec_csx.file import CSXFile, discard_all
+from fsspec_csx.payload import Payload
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.transfer import Transfer
 
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+# Of a request, unless the configuration says otherwise; botocore's own number.
+_ATTEMPTS = 5
+_LONGEST_WAIT = 60.0
 # botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
 _loaders: dict[str | None, Any] = {}
 
@@ -39,7 +46,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
         self._owns_session = self.session is None
         self._identity = ""
-        self._sign_in_lock = asyncio.Lock()
+        self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
         self._of_parent: Any = None
         redact_logs()
 
@@ -57,6 +64,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._s3 = None
         self.session = None if self._owns_session else self.session
         self._sign_in_lock, self._set_session_lock = asyncio.Lock(), asyncio.Lock()
+        self._renewal_lock = asyncio.Lock()
         self.unfinished = weakref.WeakValueDictionary()
 
     # -- signing in -------------------------------------------------------------------------------------------------
@@ -103,6 +111,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             self._identity = await credentials.find(session)
         if renewed:
             session.register("needs-retry.s3", _FirstContact())
+            session.register("needs-retry.s3", _retry_after)
             loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
             session.register_component("data_loader", loader)
             self.session = session
@@ -111,10 +120,25 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        client = self._s3
+        try:
+            return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+        except Exception as error:
+            if code_of(error) not in _EXPIRED or not replayable(kwargs) or not await self._renewed(client):
+                await self._raise_explained(error, method, kwargs)
         try:
             return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
         except Exception as error:
             await self._raise_explained(error, method, kwargs)
+
+    async def _renewed(self, client: Any) -> bool:
+        """Whether the credentials that a client was made with have been looked up anew, as they are no longer valid."""
+        if not self._owns_session or self.key or self.client_kwargs.get("aws_access_key_id"):
+            return False
+        async with self._renewal_lock:
+            if self._s3 is client:  # many requests find out at a time
+                await self.set_session(refresh=True)
+        return True
 
     async def _lsdir(self, path: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -190,6 +214,28 @@ class _FirstContact:
             self._answered = True
         elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
             raise GaveUpError from caught_exception
+
+
+def _retry_after(attempts: int, request_dict: Any, response: Any = None, **_: Any) -> float | None:
+    """How many seconds to wait where the server itself says it; None to leave it to botocore."""
+    if response is None or response[0].status_code not in (429, 503):
+        return None
+    retries = request_dict["context"]["client_config"].retries or {}
+    if attempts >= retries.get("total_max_attempts", _ATTEMPTS):
+        return None
+    told = response[0].headers.get("Retry-After", "")
+    if told.isdigit():
+        return min(float(told), _LONGEST_WAIT)
+    try:
+        moment = parsedate_to_datetime(told)
+    except ValueError:
+        return None
+    return min(max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0), _LONGEST_WAIT)
+
+
+def replayable(parameters: Mapping[str, Any]) -> bool:
+    """Whether a request can be made again: a body that was read from a stream is gone."""
+    return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, Payload))
 
 
 def _whole(method: str, answer: Any) -> Any:

@@ -17,10 +17,10 @@ from s3fs import S3FileSystem
 
 from fsspec_csx import credentials
 from fsspec_csx.bulk import BulkS3
+from fsspec_csx.connection import replayable
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.file import CSXFile, close_together
-from fsspec_csx.payload import Payload
 from fsspec_csx.settings import backends
 from fsspec_csx.transfer import PART
 
@@ -96,9 +96,7 @@ class CSXFileSystem(BulkS3, metaclass=_Cached):
         try:
             return await super()._call_s3(method, *akwarglist, **kwargs)
         except BucketNotFoundError:
-            # A body that was read from a stream is gone and cannot be sent again.
-            replayable = isinstance(kwargs.get("Body", b""), (bytes, bytearray, memoryview, Payload))
-            if method not in _CREATES_BUCKET or not replayable:
+            if method not in _CREATES_BUCKET or not replayable(kwargs):
                 raise
         await self._create_bucket(kwargs["Bucket"])
         return await super()._call_s3(method, *akwarglist, **kwargs)
