@@ -15,6 +15,7 @@ import botocore.compat
 import fsspec
 import pytest
 from answers import answering, s3_error
+from botocore.crt import auth as signers
 from conftest import TENANT_BUCKET, recorded_requests
 
 from fsspec_csx import errors
@@ -187,11 +188,14 @@ def test_untrusted_certificate(secure_server: tuple[LocalS3, Path], monkeypatch:
 
 def test_clock_skew(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that is an hour off is told as such."""
-    hour = datetime.timedelta(hours=1)
-    late = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None) + hour
+    late = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
     fs = fsspec.filesystem("s3", **server.storage_options(), skip_instance_cache=True)
-    moments = {"get_current_datetime": lambda **_: late} if hasattr(botocore.auth, "get_current_datetime") else {}
-    with patch.multiple(botocore.auth, **moments), pytest.raises(errors.ClockSkewError, match="clock"):
+
+    def now(remove_tzinfo: bool = True) -> datetime.datetime:
+        return late.replace(tzinfo=None) if remove_tzinfo else late
+
+    clocks = [patch.object(module, "get_current_datetime", now) for module in (botocore.auth, signers)]
+    with clocks[0], clocks[1], pytest.raises(errors.ClockSkewError, match="clock"):
         fs.cat_file(f"{bucket}/key")
 
 
