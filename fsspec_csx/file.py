@@ -200,13 +200,11 @@ class CSXFile(S3File):  # type: ignore[misc]
         if self.closed or self.forced:
             msg = f"s3://{self.path} is closed. Open it again."
             raise ValueError(msg)
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        if view.format != "B" or view.ndim != 1:
+            view = view.cast("B")
         if self._dropped:
             return len(view)  # a wrapper that is dropped too writes what it still holds
-        if self._pid != os.getpid():
-            msg = f"s3://{self.path} is being written by the process that opened it. Open another in this one."
-            raise RuntimeError(msg)
-        self._check_off_loop()
         try:
             self._writer.write(view, keep=keep)
         except BaseException:
@@ -232,7 +230,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         return PartWriter(
             self._request,
             self.fs.transfer,
-            functools.partial(_start, self.fs),
+            functools.partial(_start_sending, self.fs, self.path, self._pid),
             first_part=self.blocksize,
             growing=not self.fs.fixed_upload_size,
             checked=not own,
@@ -292,7 +290,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         part = size_for(sum(len(memory) for _, memory in spans), self.fs.max_concurrency)
         ranges = planned(spans, part, zlib_ng.crc32 if crc32 else None)
         told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._check_off_loop()
+        _check_off_loop(self.fs)
         future = self._start(self._fetch(ranges, told.put))
         future.add_done_callback(lambda _: told.put(None))
         try:
@@ -307,7 +305,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         return checksums(ranges, len(spans), zlib_ng.crc32_combine) if crc32 else []
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        self._check_off_loop()
+        _check_off_loop(self.fs)
         future = self._fetch_bytes(start, end)
         try:
             return future.result()
@@ -359,7 +357,7 @@ class CSXFile(S3File):  # type: ignore[misc]
 
     def _call_s3(self, method: str, *kwarglist: Any, **kwargs: Any) -> Any:
         payer = getattr(self, "_request_payer_kw", self.req_kw)
-        self._check_off_loop()
+        _check_off_loop(self.fs)
         return self._start(self.fs._call_s3(method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs)).result()
 
     def _abort_upload(self, seconds: float) -> None:
@@ -367,7 +365,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         if writer is None or self.fs.loop.is_closed():
             return
         future = self._start(writer.abandon())
-        if not seconds or self._on_loop():
+        if not seconds or _on_loop(self.fs):
             return
         try:
             future.result(seconds)
@@ -377,20 +375,34 @@ class CSXFile(S3File):  # type: ignore[misc]
     def _start(self, coroutine: Any) -> Future[Any]:
         return _start(self.fs, coroutine)
 
-    def _check_off_loop(self) -> None:
-        if self._on_loop():
-            msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
-            raise RuntimeError(msg)
-
-    def _on_loop(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self.fs.loop
-        except RuntimeError:
-            return False
-
 
 def _start(fs: Any, coroutine: Any) -> Future[Any]:
     return asyncio.run_coroutine_threadsafe(coroutine, fs.loop)
+
+
+def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Future[Any]:
+    try:
+        _check_off_loop(fs)
+        if pid != os.getpid():
+            msg = f"s3://{path} is being written by the process that opened it. Open another in this one."
+            raise RuntimeError(msg)
+    except RuntimeError:
+        coroutine.close()
+        raise
+    return _start(fs, coroutine)
+
+
+def _on_loop(fs: Any) -> bool:
+    try:
+        return asyncio.get_running_loop() is fs.loop
+    except RuntimeError:
+        return False
+
+
+def _check_off_loop(fs: Any) -> None:
+    if _on_loop(fs):
+        msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
+        raise RuntimeError(msg)
 
 
 def _check_absent(fs: Any, path: str) -> None:

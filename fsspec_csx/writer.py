@@ -17,6 +17,8 @@ _COPIES_IN_FLIGHT = 48 * 2**20
 # Smaller memories are copied, also those that may be kept.
 _SMALL = 64 * 1024
 _CHUNK = 4 * 2**20
+# A part of memory that is not copied may have this share of what was sent before it, and so many bytes.
+_SHARES, _KEPT_PART = 8, 32 * 2**20
 # A larger memory that may not be kept is sent before the writing goes on, rather than copied.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
@@ -65,6 +67,7 @@ class PartWriter:
         self._copied = 0
         self._chunk = memoryview(b"")
         self._sealed = self._used = 0
+        self._sent_before = 0
         self._changed = threading.Condition()
         self._in_flight: dict[Future[None], Payload] = {}
         self._copies_in_flight = 0
@@ -82,9 +85,10 @@ class PartWriter:
         """
         at_once = not keep and len(view) >= _SENT_AT_ONCE
         while view:
-            if self._filled == self._part_size:
+            room = self._limit() - self._filled
+            if room <= 0:
                 self._send_part()
-            room = self._part_size - self._filled
+                room = self._limit()
             piece, view = view[:room], view[room:]
             if (keep and len(piece) >= _SMALL) or (at_once and len(piece) == room):
                 self._seal()
@@ -93,7 +97,7 @@ class PartWriter:
                 self._copy(piece)
             self._filled += len(piece)
         if at_once:
-            if self._filled == self._part_size:
+            if self._filled >= self._limit():
                 self._send_part()
             self._wait_until(lambda: not self._in_flight)
 
@@ -125,6 +129,12 @@ class PartWriter:
         await self._transfer.ended(payloads)
         if self.upload is not None:
             await self.upload.abort()
+
+    def _limit(self) -> int:
+        """Bytes at which the part is sent: more where they need no memory of their own, as the object grows."""
+        if self._copied > _SMALL or not self._growing:
+            return self._part_size
+        return max(self._part_size, min(self._sent_before // _SHARES, _KEPT_PART) // _SMALL * _SMALL)
 
     # -- the part that is being filled ------------------------------------------------------------------------------
 
@@ -167,6 +177,7 @@ class PartWriter:
         copied = self._copied
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(copied))
         payload = self._payload()
+        self._sent_before += payload.length
         with self._changed:
             self._copies_in_flight += copied
             future = self._start(self.upload.send(self._number, payload))
