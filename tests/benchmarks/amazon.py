@@ -6,7 +6,7 @@ import io
 
 import torch
 from cases import Case, State, loaded
-from target import Target
+from target import UNHASHED, Target
 
 _MIB = 2**20
 
@@ -31,9 +31,9 @@ class S3TorchConnector:
         with self._checkpoint.writer(f"{self._root}/{key}") as writer:
             torch.save(state, writer)
 
-    def load(self, case: Case) -> State:
+    def load(self, key: str, case: Case) -> State:
         """Load."""
-        with self._checkpoint.reader(f"{self._root}/{case.key}") as reader:
+        with self._checkpoint.reader(f"{self._root}/{key}") as reader:
             return loaded(reader)
 
 
@@ -43,6 +43,7 @@ class Boto3:
     def __init__(self, target: Target) -> None:
         import boto3
         from boto3.s3.transfer import TransferConfig
+        from botocore.config import Config
 
         # Its default would change with what else is installed and with the machine.
         self._config = TransferConfig(preferred_transfer_client="classic")
@@ -52,6 +53,7 @@ class Boto3:
             region_name=target.region,
             aws_access_key_id=target.access_key,
             aws_secret_access_key=target.secret_key,
+            config=Config(s3=UNHASHED),
         )
         self._bucket = target.bucket
 
@@ -67,10 +69,10 @@ class Boto3:
         buffer.seek(0)
         self._client.upload_fileobj(buffer, self._bucket, key, Config=self._config)
 
-    def load(self, case: Case) -> State:
+    def load(self, key: str, case: Case) -> State:
         """Load."""
         buffer = io.BytesIO()
-        self._client.download_fileobj(self._bucket, case.key, buffer, Config=self._config)
+        self._client.download_fileobj(self._bucket, key, buffer, Config=self._config)
         buffer.seek(0)
         return loaded(buffer)
 
@@ -81,6 +83,8 @@ class Crt:
     boto3's own ``preferred_transfer_client="crt"`` insists on https and on Amazon's endpoints, so the layer below it
     is used.
     """
+
+    settings = "8 MiB parts, in flight as it chooses"
 
     def __init__(self, target: Target) -> None:
         from awscrt.auth import AwsCredentialsProvider
@@ -93,11 +97,6 @@ class Crt:
         self._manager = CRTTransferManager(client, BotocoreCRTRequestSerializer(Session(), options))
         self._bucket = target.bucket
 
-    @property
-    def settings(self) -> str:
-        """Those of ``create_s3_crt_client``."""
-        return "8 MiB parts, in flight as it chooses"
-
     def save(self, state: State, key: str) -> None:
         """Save."""
         buffer = io.BytesIO()
@@ -105,9 +104,9 @@ class Crt:
         buffer.seek(0)
         self._manager.upload(buffer, self._bucket, key).result()
 
-    def load(self, case: Case) -> State:
+    def load(self, key: str, case: Case) -> State:
         """Load."""
         buffer = io.BytesIO()
-        self._manager.download(self._bucket, case.key, buffer).result()
+        self._manager.download(self._bucket, key, buffer).result()
         buffer.seek(0)
         return loaded(buffer)

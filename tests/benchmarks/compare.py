@@ -1,134 +1,61 @@
 """Saving and loading whole checkpoints: ours beside what else there is, on one machine.
 
     pip install . -r tests/benchmarks/requirements.txt
-    python tests/benchmarks/compare.py --server nginx
+    python tests/benchmarks/compare.py --json found.json --markdown table.md --plot plot.svg
 
-Every measurement runs in a fresh process, which first saves or loads a small checkpoint, so that imports and the
-first connection do not count. The runs of all peers are mixed at random. Exit status: 0, 1 if a peer failed, 2 if the
-server cannot be had.
+Two servers in turn: nginx, which costs the least and drops what is put, so that the clients' own work shows, and a
+real one. Exit status: 0, 1 if a peer failed, 2 if a server cannot be had; whether a goal was met does not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
-import random
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `python -m tests.benchmarks.compare`
 
+import goals
 from cases import Case
-from measure import Result, Task, in_process
 from peers import PEERS
+from plot import as_svg
+from report import Report
+from rounds import Plan, measure
 from servers import running
-from table import Row, as_json, as_text, median
-from target import Target
+from table import as_markdown, as_text
 
-_MIB = 2**20
-_SMALL = 1024  # float32 numbers: 4 KiB
-_OPERATIONS = ("save", "load")
-_SEED = 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be measured: names of peers, cases, and how often."""
-
-    peers: tuple[str, ...]
-    cases: tuple[Case, ...]
-    runs: int
-
-    @property
-    def space(self) -> int:
-        """Bytes that a server which stores everything may come to keep."""
-        saves = len(self.peers) * (self.runs + 1) + 1
-        return saves * sum(case.nbytes for case in self.cases)
+_KIB, _MIB, _GIB = 2**10, 2**20, 2**30
+_CASES = (
+    Case("large", tensors=64, size=16 * _MIB),
+    Case("single", tensors=1, size=_GIB),
+    Case("small", tensors=5000, size=4 * _KIB),
+    Case("mixed", tensors=200, size=4 * _MIB, mixed=True),
+)
+_QUICK = (
+    Case("large", tensors=16, size=16 * _MIB),
+    Case("single", tensors=1, size=256 * _MIB),
+    Case("small", tensors=1000, size=4 * _KIB),
+    _CASES[3],
+)
+_RUNS, _QUICK_RUNS = 5, 1
+_SERVERS = {"nginx": "nginx, which drops what is put", "local": "SeaweedFS (LocalS3), which stores it"}
 
 
-def measure(plan: Plan, target: Target) -> tuple[list[Row], dict[str, str]]:
-    """Measure everything on a server that has the cases to load.
-
-    Returns:
-        A row for each case, operation and peer, and the settings of each peer that works.
-    """
-    notes = {name: note for name in plan.peers if (note := _excluded(name, target))}
-    able = [name for name in plan.peers if name not in notes]
-    settings: dict[str, str] = {}
-    broken: dict[tuple[str, str, str], str] = {}
-    results: dict[tuple[str, str, str], list[Result]] = {}
-    for name in able:
-        for case in plan.cases:
-            _tell(f"verify {case.name} {name}")
-            checked = in_process(Task(name, "verify", case, target))
-            settings[name] = checked.settings or settings.get(name, "")
-            if checked.error:
-                broken |= {(case.name, operation, name): checked.error for operation in _OPERATIONS}
-    order = random.Random(_SEED)
-    for number in range(plan.runs):
-        turn = [(case, operation, name) for case in plan.cases for operation in _OPERATIONS for name in able]
-        order.shuffle(turn)
-        for case, operation, name in turn:
-            place = (case.name, operation, name)
-            if place in broken:
-                continue
-            _tell(f"run {number + 1} of {plan.runs}: {' '.join(place)}")
-            result = in_process(Task(name, operation, case, target))
-            if result.error:
-                broken[place] = result.error
-            results.setdefault(place, []).append(result)
-    rows = []
-    for case in plan.cases:
-        for operation in _OPERATIONS:
-            for name in plan.peers:
-                place = (case.name, operation, name)
-                if name in notes or place in broken:
-                    note = notes.get(name) or f"error: {broken[place]}"
-                    rows.append(Row(*place, note=note, failed=place in broken))
-                else:
-                    verified = "equal" if operation == "load" or target.stores else "received"
-                    rows.append(_row(case, place, results[place], verified))
-    return rows, settings
-
-
-def _excluded(name: str, target: Target) -> str | None:
-    """Why a peer is not measured."""
-    if any(importlib.util.find_spec(module) is None for module in PEERS[name].modules):
-        return "not installed"
-    if PEERS[name].unsigned and target.stores:
-        return "does not sign its requests; see --server nginx"
-    return None
-
-
-def _row(case: Case, place: tuple[str, str, str], results: Sequence[Result], verified: str) -> Row:
-    gigabytes = case.nbytes / 1e9
-    seconds = median([result.seconds for result in results])
-    cpu = median([result.cpu_seconds for result in results])
-    extra = median([result.extra_bytes for result in results])
-    assert seconds
-    assert cpu is not None
-    mib = None if extra is None else max(extra / _MIB, 0.0)
-    return Row(*place, seconds, gigabytes / seconds, cpu / gigabytes, mib, verified)
-
-
-def _facts(plan: Plan, server: str, settings: dict[str, str]) -> dict[str, Any]:
+def _facts(plan: Plan) -> dict[str, Any]:
     """What one has to know to repeat the run."""
     distributions = dict.fromkeys(["torch", *(name for peer in plan.peers for name in PEERS[peer].distributions)])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    machine = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}"
     return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "server": {"nginx": "nginx, drops what is put", "local": "LocalS3 (SeaweedFS), stores it"}[server],
-        "cases": {case.name: str(case).partition(": ")[2] for case in plan.cases},
-        "runs": f"{plan.runs}, medians of them",
-        "versions": {name: _version(name) for name in distributions},
-        "settings": settings,
+        "machine": f"{machine}, {platform.system()} {platform.release()}; client and server on it",
+        "runs": f"medians of {plan.runs}",
+        "versions": {"Python": platform.python_version(), **{name: _version(name) for name in distributions}},
     }
 
 
@@ -137,11 +64,6 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _tell(what: str) -> None:
-    if sys.stderr.isatty():
-        print(what, file=sys.stderr)
 
 
 def _positive(text: str) -> int:
@@ -153,25 +75,35 @@ def _positive(text: str) -> int:
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--server", choices=["nginx", "local"], default="nginx", help="the cheapest one, or a real one")
-    parser.add_argument("--size-mib", type=_positive, default=1024, help="of the checkpoint with large tensors")
-    parser.add_argument("--tensors", type=_positive, default=64, help="how many large tensors")
-    parser.add_argument("--small", type=int, default=5000, help="how many tensors of 4 KiB; 0 to leave this case out")
-    parser.add_argument("--runs", type=_positive, default=5, help="of each measurement")
-    parser.add_argument("--only", nargs="+", choices=list(PEERS), metavar="NAME", help=f"of: {', '.join(PEERS)}")
-    parser.add_argument("--output", choices=["table", "json"], default="table")
-    arguments = parser.parse_args(given)
-    if arguments.size_mib * _MIB // 4 < arguments.tensors:
-        parser.error("The tensors would be empty. Give more --size-mib or fewer --tensors.")
-    return arguments
+    names = [case.name for case in _CASES]
+    parser.add_argument("--quick", action="store_true", help="smaller cases and one round: to see that all works")
+    parser.add_argument("--runs", type=_positive, help=f"rounds; {_RUNS} if not given")
+    parser.add_argument("--server", nargs="+", choices=_SERVERS, default=list(_SERVERS), help="by default both")
+    parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--only", nargs="+", choices=PEERS, metavar="NAME", help=f"of: {', '.join(PEERS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write tables for a README")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, as SVG")
+    parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="measure nothing, read this JSON")
+    return parser.parse_args(given)
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    cases = [Case("large", arguments.tensors, arguments.size_mib * _MIB // 4 // arguments.tensors)]
-    if arguments.small > 0:
-        cases.append(Case("small", arguments.small, _SMALL))
+    cases = tuple(case for case in (_QUICK if arguments.quick else _CASES) if case.name in arguments.cases)
     chosen = tuple(name for name in PEERS if not arguments.only or name in arguments.only)
-    return Plan(chosen, tuple(cases), arguments.runs)
+    return Plan(chosen, cases, arguments.runs or (_QUICK_RUNS if arguments.quick else _RUNS))
+
+
+def _measured(arguments: argparse.Namespace) -> Report:
+    plan = _plan(arguments)
+    report = Report(_facts(plan), {case.name: (str(case), case.nbytes) for case in plan.cases}, {})
+    for server in dict.fromkeys(arguments.server):
+        report.servers[server] = _SERVERS[server]
+        with running(server, plan.cases, plan.kinds) as target:
+            measure(plan, target, report)
+        if arguments.json:
+            arguments.json.write_text(report.as_json())
+    return report
 
 
 def _terminated(*_: object) -> NoReturn:
@@ -182,16 +114,17 @@ def _terminated(*_: object) -> NoReturn:
 def main(given: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _arguments(given)
-    plan = _plan(arguments)
     try:
-        with running(arguments.server, plan.cases, plan.space if arguments.server == "local" else 0) as target:
-            rows, settings = measure(plan, target)
+        report = Report.from_json(arguments.source.read_text()) if arguments.source else _measured(arguments)
     except (FileNotFoundError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    facts = _facts(plan, arguments.server, settings)
-    print((as_json if arguments.output == "json" else as_text)(facts, rows))
-    return int(any(row.failed for row in rows))
+    if arguments.markdown:
+        arguments.markdown.write_text(as_markdown(report))
+    if arguments.plot:
+        arguments.plot.write_text(as_svg(report))
+    print(as_text(report), goals.as_text(report), sep="\n\n")
+    return int(report.failed)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cases import WARM_UP, Case, State, difference
-from peers import PEERS, Client
+from peers import PEERS, Client, Peer
 from target import Target
 
 _TIMEOUT = 900.0
@@ -32,19 +32,16 @@ class Task:
 
     Attributes:
         peer: its name.
-        operation: "save", "load" or "verify": to load what it saved and compare it, or where the server drops that,
-            to see that it all came, and to load and compare what somebody else saved.
+        operation: "save" or "load".
+        check: whether to compare afterwards what was loaded, or what the peer loads of what it saved, with what it
+            should be; where the server drops what is saved, to see that it all came.
     """
 
     peer: str
     operation: str
     case: Case
     target: Target
-
-    @property
-    def saved(self) -> Case:
-        """The case under the name that this peer saves it by."""
-        return Case(f"{self.case.name}-by-{self.peer}", self.case.tensors, self.case.length)
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,8 @@ class Result:
         seconds: on the wall.
         cpu_seconds: of the client, in its own code and in the kernel.
         extra_bytes: memory at the peak beyond the state dict; None where the system does not tell.
+        requests: that the server answered; None if it does not tell.
+        page_faults: pages of memory that were touched for the first time.
         settings: part size and requests in flight.
         error: what went wrong, in one line; the rest is then of no meaning.
     """
@@ -62,6 +61,8 @@ class Result:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     extra_bytes: int | None = None
+    requests: int | None = None
+    page_faults: int = 0
     settings: str = ""
     error: str | None = None
 
@@ -85,42 +86,52 @@ def in_process(task: Task) -> Result:
 
 def run(task: Task) -> Result:
     """Run a task in this process."""
-    client = PEERS[task.peer].connect(task.target)
-    if task.operation == "verify":
-        return Result(settings=client.settings, error=_problem(task, client))
-    operation: Callable[[], State | None]
-    if task.operation == "save":
-        state = task.case.state()
-        client.save(WARM_UP.state(), f"{WARM_UP.name}-by-{task.peer}.pt")
-        operation, own = (lambda: client.save(state, task.saved.key)), 0
-    else:
-        client.load(WARM_UP)
-        operation, own = (lambda: client.load(task.case)), task.case.nbytes
-    return _measured(operation, own, client.settings)
+    peer = PEERS[task.peer]
+    client = peer.connect(task.target)
+    measured, problem = (_save if task.operation == "save" else _load)(task, peer, client)
+    return replace(measured, settings=client.settings, error=problem)
 
 
-def _problem(task: Task, client: Client) -> str | None:
-    """What is wrong with how a peer saves and loads, or None."""
-    state = task.case.state()
-    before = 0 if task.target.stores else task.target.received()
-    client.save(state, task.saved.key)
-    if task.target.stores:
-        return difference(state, client.load(task.saved))
-    if not task.target.has_received(task.case.nbytes, before):
-        return f"sent {task.target.received() - before} bytes of {task.case.nbytes}"
-    return difference(state, client.load(task.case))
+def _save(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
+    """What was found, and what is wrong with what was saved, if that is asked."""
+    target, key = task.target, f"by-{task.peer}-{task.case.key(peer.kind)}"
+    state = _state(peer, task.case)
+    client.save(_state(peer, WARM_UP), f"by-{task.peer}-{WARM_UP.key(peer.kind)}")
+    before = target.received() if task.check and not target.stores else 0
+    measured, _ = _measured(lambda: client.save(state, key), 0, target)
+    if not task.check:
+        return measured, None
+    if target.stores:
+        return measured, difference(state, client.load(key, task.case))
+    if target.has_received(task.case.nbytes, before):
+        return measured, None
+    return measured, f"sent {target.received() - before} bytes of {task.case.nbytes}"
 
 
-def _measured(operation: Callable[[], State | None], own: int, settings: str) -> Result:
+def _load(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
+    """What was found, and what is wrong with what was loaded, if that is asked."""
+    client.load(WARM_UP.key(peer.kind), WARM_UP)
+    key = task.case.key(peer.kind)
+    measured, state = _measured(lambda: client.load(key, task.case), task.case.nbytes, task.target)
+    return measured, difference(_state(peer, task.case), state) if task.check else None
+
+
+def _state(peer: Peer, case: Case) -> State:
+    return case.state() if peer.kind == "torch" else case.flat()
+
+
+def _measured(operation: Callable[[], State | None], own: int, target: Target) -> tuple[Result, State | None]:
     gc.collect()
+    requests = target.requests()
     before = _status("VmRSS")
     with _peak() as peak:
-        cpu, start = _cpu_seconds(), time.perf_counter()
-        result = operation()
-        seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
-    del result
+        faults, cpu, start = _page_faults(), _cpu_seconds(), time.perf_counter()
+        state = operation()
+        seconds, cpu, faults = time.perf_counter() - start, _cpu_seconds() - cpu, _page_faults() - faults
     extra = None if before is None or not peak else peak[0] - before - own
-    return Result(seconds, cpu, extra, settings)
+    after = target.requests()
+    sent = None if after is None or requests is None else after - requests
+    return Result(seconds, cpu, extra, sent, faults), state
 
 
 @contextlib.contextmanager
@@ -170,8 +181,12 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def _task(given: dict[str, Any]) -> Task:
-    return Task(given["peer"], given["operation"], Case(**given["case"]), Target(**given["target"]))
+    return Task(**{**given, "case": Case(**given["case"]), "target": Target(**given["target"])})
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ pid {folder}/pid;
 error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off;
   sendfile on;
   tcp_nodelay on;
   keepalive_requests 1000000;
@@ -36,7 +35,8 @@ http {{
   fastcgi_temp_path {folder}/fastcgi;
   scgi_temp_path {folder}/scgi;
   uwsgi_temp_path {folder}/uwsgi;
-  log_format length $request_length;
+  log_format request "$request_method $request_length";
+  access_log {folder}/requests request;
   default_type application/octet-stream;
   map "$request_method $args" $call {{
     default read;
@@ -51,7 +51,6 @@ http {{
     # A plain `return` would answer before the body has come, and some clients then do not send the rest.
     location = /put {{
       internal;
-      access_log {folder}/put length;
       client_body_buffer_size 64m;
       proxy_pass_request_body off;
       proxy_set_header Content-Length "";
@@ -59,7 +58,7 @@ http {{
       proxy_http_version 1.1;
       proxy_pass http://self/dropped;
     }}
-    location = /dropped {{ add_header ETag '"{etag}"'; return 200; }}
+    location = /dropped {{ access_log off; add_header ETag '"{etag}"'; return 200; }}
     location / {{
       root {folder}/data;
       if ($call = put) {{ rewrite ^ /put last; }}
@@ -122,7 +121,7 @@ class Nginx:
                     log = (root / "log").read_text(errors="replace").strip()
                     msg = f"nginx does not start: {log or 'it says nothing'}. Run `nginx -t` to see whether it works."
                     raise RuntimeError(msg)
-            self.target = Target("nginx", f"http://127.0.0.1:{port}", "anybody", "anything", str(root / "put"))
+            self.target = Target("nginx", f"http://127.0.0.1:{port}", "anybody", "anything", str(root / "requests"))
             self._stack = stack.pop_all()
         return self
 

@@ -4,44 +4,54 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import s3fs
 import torch
 from cases import WARM_UP, Case
 from nginx import Nginx
+from sockets import parts
 from target import BUCKET, Target
 
 from fsspec_csx.testing import LocalS3
 
 _MEMORY = Path("/dev/shm")
+_SCRATCH = "scratch"
 
 
 @contextmanager
-def running(server: str, cases: Sequence[Case], space: int) -> Iterator[Target]:
+def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterator[Target]:
     """A server that runs within the block.
 
     Args:
         server: "nginx" or "local".
         cases: what can be loaded from it.
-        space: bytes that it may come to store.
+        kinds: in which forms.
 
     Raises:
         FileNotFoundError: the server is not installed; the message says how to get it.
         RuntimeError: the server does not start.
     """
+    kinds = list(kinds)
+    kept = sum(case.nbytes for case in cases) * len(kinds) + max(case.nbytes for case in cases)
     if server == "nginx":
-        with Nginx(_directory(space)) as nginx:
-            for case in (WARM_UP, *cases):
-                torch.save(case.state(), nginx.folder / case.key)
-                _save_raw(case, nginx.folder / case.raw_key)
+        with Nginx(_directory(kept)) as nginx:
+
+            def create(key: str) -> IO[bytes]:
+                path = nginx.folder / key
+                path.parent.mkdir(exist_ok=True)
+                return path.open("wb")
+
+            _store(cases, kinds, create)
             yield nginx.target
         return
-    with LocalS3(directory=_directory(space)) as local:
+    with LocalS3(directory=_directory(kept)) as local:
         target = target_of(local)
-        fill(target, cases)
+        fill(target, cases, kinds)
         yield target
 
 
@@ -50,20 +60,49 @@ def target_of(local: LocalS3) -> Target:
     return Target("local", local.endpoint_url, local.identity.access_key, local.identity.secret_key)
 
 
-def fill(target: Target, cases: Sequence[Case]) -> None:
+def fill(target: Target, cases: Sequence[Case], kinds: Iterable[str]) -> None:
     """Put the checkpoints to load into a server that stores what it gets."""
-    options = {"key": target.access_key, "secret": target.secret_key, "endpoint_url": target.endpoint}
-    fs = s3fs.S3FileSystem(**options, skip_instance_cache=True)
+    fs = _filesystem(target)
     fs.mkdir(BUCKET)
+    _store(cases, kinds, lambda key: fs.open(f"{BUCKET}/{key}", "wb"))
+
+
+@contextmanager
+def scratch(target: Target) -> Iterator[Target]:
+    """The server with an empty bucket to save in, which is gone afterwards, and its memory with it."""
+    if not target.stores:
+        yield target
+        return
+    fs = _filesystem(target)
+    fs.mkdir(_SCRATCH)
+    try:
+        yield replace(target, bucket=_SCRATCH)
+    finally:
+        fs.rm(_SCRATCH, recursive=True)
+
+
+def _filesystem(target: Target) -> s3fs.S3FileSystem:
+    options = {"key": target.access_key, "secret": target.secret_key, "endpoint_url": target.endpoint}
+    return s3fs.S3FileSystem(**options, use_listings_cache=False)
+
+
+def _store(
+    cases: Sequence[Case], kinds: Iterable[str], create: Callable[[str], AbstractContextManager[IO[bytes]]]
+) -> None:
     for case in (WARM_UP, *cases):
-        with fs.open(f"{BUCKET}/{case.key}", "wb") as file:
-            torch.save(case.state(), file)
+        for kind in kinds:
+            if kind == "raw":
+                for number, part in enumerate(parts(case.flat().values())):
+                    with create(f"{case.key(kind)}/{number}") as file:
+                        file.writelines(part)
+                continue
+            with create(case.key(kind)) as file:
+                if kind == "torch":
+                    torch.save(case.state(), file)
+                else:
+                    from safetensors.torch import save
 
-
-def _save_raw(case: Case, path: Path) -> None:
-    with path.open("wb") as file:
-        for tensor in case.state().values():
-            file.write(memoryview(tensor.numpy()).cast("B"))
+                    file.write(save(case.flat()))
 
 
 def _directory(space: int) -> str | None:

@@ -1,115 +1,129 @@
-"""Sockets: the least work that moves the bytes, as the limit; unsigned, and not one file of PyTorch's format."""
+"""Sockets: the least work that moves the bytes, as the limit; no file format, no check, and no object made of parts."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from cases import Case, State
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from cases import Case, State, as_bytes
 from target import Target
 
 _CONNECTIONS = 8
 _PART = 16 * 2**20
+_VECTOR = 1024  # pieces of memory in one call of the system
+_HEAD_LENGTH = 16384
+
+Part = Sequence[memoryview]
 
 
 class Sockets:
-    """GET by ``recv_into`` straight into the tensors' memory, PUT by ``sendall`` from it."""
+    """GET by ``recvmsg_into`` straight into the tensors' memory, PUT by ``sendmsg`` from it; each part is an object."""
+
+    settings = f"{_PART // 2**20} MiB parts, {_CONNECTIONS} in flight"
 
     def __init__(self, target: Target) -> None:
+        self._endpoint = urlsplit(target.endpoint)
+        self._base = f"{target.endpoint}/{target.bucket}"
+        self._signer = None
         if target.stores:
-            msg = "Raw sockets do not sign their requests. Choose --server nginx to see the limit."
-            raise ValueError(msg)
-        address = urlsplit(target.endpoint)
-        self._address = (address.hostname, address.port)
-        self._bucket = target.bucket
-
-    @property
-    def settings(self) -> str:
-        """Part size and connections."""
-        return f"{_PART // 2**20} MiB parts, {_CONNECTIONS} in flight"
+            credentials = Credentials(target.access_key, target.secret_key)
+            self._signer = S3SigV4QueryAuth(credentials, "s3", target.region, expires=3600)
 
     def save(self, state: State, key: str) -> None:
-        """Send the tensors' bytes, in parts."""
-        self._in_threads(_parts(state), lambda link, part: _put(link, f"/{self._bucket}/{key}", part))
+        """Send the tensors' bytes."""
+        self._in_threads("PUT", key, parts(state.values()))
 
-    def load(self, case: Case) -> State:
-        """Read the tensors' bytes, in ranges; the tensors share one memory."""
-        flat = torch.empty(case.tensors * case.length, dtype=torch.float32)
-        memory = memoryview(flat.numpy()).cast("B")
-        ranges = [(start, memory[start : start + _PART]) for start in range(0, len(memory), _PART)]
-        self._in_threads(ranges, lambda link, part: _get(link, f"/{self._bucket}/{case.raw_key}", *part))
-        return dict(zip(case.names(), flat.split(case.length), strict=True))
+    def load(self, key: str, case: Case) -> State:
+        """Read the tensors' bytes, each tensor into fresh memory of its own."""
+        state = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in case.layout()}
+        self._in_threads("GET", key, parts(state.values()))
+        return state
 
-    def _in_threads(self, parts: Sequence[Any], move: Callable[[socket.socket, Any], None]) -> None:
+    def _in_threads(self, method: str, key: str, moved: Sequence[Part]) -> None:
         waiting: SimpleQueue[Any] = SimpleQueue()
-        workers = min(_CONNECTIONS, len(parts))
-        for part in [*parts, *[None] * workers]:
-            waiting.put(part)
+        workers = min(_CONNECTIONS, len(moved))
+        for item in [*enumerate(moved), *[None] * workers]:
+            waiting.put(item)
 
         def work() -> None:
-            with closing(socket.create_connection(self._address)) as link:
+            with closing(socket.create_connection((self._endpoint.hostname, self._endpoint.port))) as link:
                 link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                while (part := waiting.get()) is not None:
-                    move(link, part)
+                while (item := waiting.get()) is not None:
+                    number, part = item
+                    _exchange(link, self._head(method, f"{key}/{number}", part), part, method)
 
         with ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(work) for _ in range(workers)]:
                 done.result()
 
-
-def _parts(state: State) -> list[memoryview | bytes]:
-    """The memory of the tensors in parts, without a copy for tensors of a part or more."""
-    parts: list[memoryview | bytes] = []
-    small: list[memoryview] = []
-    length = 0
-    for tensor in state.values():
-        memory = memoryview(tensor.numpy()).cast("B")
-        if len(memory) >= _PART:
-            parts += [memory[start : start + _PART] for start in range(0, len(memory), _PART)]
-            continue
-        small.append(memory)
-        length += len(memory)
-        if length >= _PART:
-            parts.append(b"".join(small))
-            small, length = [], 0
-    return [*parts, b"".join(small)] if small else parts
+    def _head(self, method: str, key: str, part: Part) -> bytes:
+        request = AWSRequest(method, f"{self._base}/{key}")
+        if self._signer:
+            self._signer.add_auth(request)
+        path = request.url.partition(self._endpoint.netloc)[2]
+        length = f"Content-Length: {sum(map(len, part))}\r\n" if method == "PUT" else ""
+        return f"{method} {path} HTTP/1.1\r\nHost: {self._endpoint.netloc}\r\n{length}\r\n".encode()
 
 
-def _put(link: socket.socket, path: str, part: memoryview | bytes) -> None:
-    link.sendall(f"PUT {path} HTTP/1.1\r\nHost: limit\r\nContent-Length: {len(part)}\r\n\r\n".encode())
-    link.sendall(part)
-    _head(link, b"200")
+def parts(tensors: Iterable[torch.Tensor]) -> list[Part]:
+    """The memory of tensors, one after the other, cut into parts of pieces; nothing is copied."""
+    found: list[list[memoryview]] = []
+    room = 0
+    for tensor in tensors:
+        array: Any = as_bytes(tensor).numpy()
+        memory = memoryview(array)
+        while memory:
+            if not room:
+                found.append([])
+                room = _PART
+            piece, memory = memory[:room], memory[room:]
+            found[-1].append(piece)
+            room -= len(piece)
+    return list(found)
 
 
-def _get(link: socket.socket, path: str, start: int, memory: memoryview) -> None:
-    last = start + len(memory) - 1
-    link.sendall(f"GET {path} HTTP/1.1\r\nHost: limit\r\nRange: bytes={start}-{last}\r\n\r\n".encode())
-    early = _head(link, b"206")
-    memory[: len(early)] = early
-    at = len(early)
-    while at < len(memory):
-        received = link.recv_into(memory[at:])
-        if not received:
+def _exchange(link: socket.socket, head: bytes, part: Part, method: str) -> None:
+    link.sendall(head)
+    if method == "PUT":
+        _move(part, link.sendmsg)
+        _skip_head(link)
+    else:
+        _skip_head(link)
+        _move(part, lambda pieces: link.recvmsg_into(pieces)[0])
+
+
+def _move(part: Part, call: Callable[[list[memoryview]], int]) -> None:
+    """Have a call of the system move all pieces, of which it may do only some at a time."""
+    waiting = deque(part)
+    while waiting:
+        count = call(list(islice(waiting, _VECTOR)))
+        if not count:
             raise ConnectionError("The server ended the connection within an answer. Run the benchmark again.")
-        at += received
+        while waiting and count >= len(waiting[0]):
+            count -= len(waiting.popleft())
+        if count:
+            waiting[0] = waiting[0][count:]
 
 
-def _head(link: socket.socket, status: bytes) -> bytes:
-    """Read an answer's head; returns what came of its body with it."""
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        received = link.recv(4096)
-        if not received:
+def _skip_head(link: socket.socket) -> None:
+    """Read an answer's head, and nothing of its body."""
+    end = -1
+    while end < 0:
+        seen = link.recv(_HEAD_LENGTH, socket.MSG_PEEK)
+        end = seen.find(b"\r\n\r\n")
+        if not seen or (end < 0 and len(seen) == _HEAD_LENGTH):
             raise ConnectionError("The server ended the connection before it answered. Run the benchmark again.")
-        answer += received
-    if answer.split(b" ", 2)[1] != status:
-        raise ConnectionError(
-            f"The server answered {answer[:40]!r}. Look for the reason in the server's configuration."
-        )
-    return answer.partition(b"\r\n\r\n")[2]
+    if seen.split(b" ", 2)[1] != b"200":
+        raise ConnectionError(f"The server answered {seen[:40]!r}. Look for the reason in the server's configuration.")
+    link.recv(end + 4)

@@ -1,122 +1,121 @@
-"""Rows: what was measured of each peer, as text or as JSON."""
+"""The report as text, and as Markdown."""
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-BASE = "ours"
-_HEAD = ("case", "operation", "peer", "seconds", "GB/s", "to ours", "CPU s/GB", "CPU to ours", "extra MiB", "verified")
-_TEXT_COLUMNS = 3
+from peers import PEERS
+from report import OPERATIONS, Report, Row
 
-
-@dataclass(frozen=True)
-class Row:
-    """One operation of one peer.
-
-    Attributes:
-        seconds: the median of the runs, as are ``cpu_seconds_per_gb`` and ``extra_mib``.
-        verified: "equal" in every bit, "received" by a server that does not store it, or "" if there are no numbers.
-        note: why there are no numbers, if there are none.
-        failed: whether that is an error.
-    """
-
-    case: str
-    operation: str
-    peer: str
-    seconds: float | None = None
-    gb_per_second: float | None = None
-    cpu_seconds_per_gb: float | None = None
-    extra_mib: float | None = None
-    verified: str = ""
-    note: str = ""
-    failed: bool = False
+NOTES = (
+    "Each measurement runs in a fresh process, in which the client is made, the checkpoint to save is in memory, and a"
+    " checkpoint of 4 KiB was saved or loaded before; further connections and threads are part of the measurement.",
+    "GB/s counts the bytes of the tensors, in 10^9 a second. The ratios to ours are medians of the ratios within each"
+    " round. Extra memory is the peak above the state dict; the memory of a state dict that is loaded is new.",
+    "In the first round what each peer loaded, and where the server stores it what it saved, was compared bit for bit.",
+    "The servers speak plain HTTP. s3fs and boto3 are told not to hash for the signature what they send, as over TLS;"
+    " obstore hashes it in any case. Ours, s3fs, boto3 and CRT send checksums; sockets neither compute nor check any."
+    " fsspec_csx.load compares the CRC-32 of each tensor in a torch file; torch.load on the others' files does not.",
+)
+_HEAD = ("", "seconds", "GB/s", "ours is faster by", "CPU s/GB", "ours takes", "extra MiB", "requests")
+_COST = ("CPU s/GB", "extra MiB", "requests")
 
 
-def median(values: Sequence[float | None]) -> float | None:
-    """Of values that are known, or None."""
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+def as_text(report: Report) -> str:
+    """Everything, for people."""
+    lines = [*_facts(report), ""]
+    for server, case, operation in _places(report):
+        lines.append(f"{server}: {operation} {report.cases[case][0]} ({case})")
+        cells = [_HEAD, *(_cells(report.row(server, case, operation, peer)) for peer in report.peers)]
+        lines += [*_aligned(cells), ""]
+    return "\n".join([*lines, *NOTES])
 
 
-def as_json(facts: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The facts of the run, and the rows with their ratios to ours."""
-    listed = []
-    for row in rows:
-        base = _base(row, rows)
-        ratios = {
-            "seconds_to_ours": _ratio(row.seconds, base.seconds if base else None),
-            "cpu_to_ours": _ratio(row.cpu_seconds_per_gb, base.cpu_seconds_per_gb if base else None),
-        }
-        listed.append({**asdict(row), **ratios})
-    return json.dumps({**facts, "rows": listed}, indent=2)
+def _aligned(cells: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Lines with the first column to the left and the others to the right; a note takes the place of all numbers."""
+    first = max(len(line[0]) for line in cells)
+    full = [line[1:] for line in cells if len(line) == len(_HEAD)]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    for name, *numbers in cells:
+        if len(numbers) == len(widths):
+            numbers = [text.rjust(width) for text, width in zip(numbers, widths, strict=True)]
+        yield "  ".join(["", name.ljust(first), *numbers]).rstrip()
 
 
-def as_text(facts: dict[str, Any], rows: Sequence[Row]) -> str:
-    """A table for people."""
-    lines = []
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            lines += [f"{name}:", *(f"  {key}: {said}" for key, said in value.items())]
-        else:
-            lines.append(f"{name}: {value}")
-    cells = [_HEAD, *(_cells(row, _base(row, rows)) for row in rows)]
-    columns = [
-        [line[at] for line in cells if at < _TEXT_COLUMNS or len(line) == len(_HEAD)] for at in range(len(_HEAD))
-    ]
-    widths = [max(map(len, column)) for column in columns]
-    previous = None
-    for line in cells:
-        if previous is not None and line[:2] != previous:
-            lines.append("")
-        previous = line[:2]
-        if len(line) < len(_HEAD):  # the note takes the place of all numbers
-            padded = [*(text.ljust(width) for text, width in zip(line[:-1], widths, strict=False)), line[-1]]
-        else:
-            padded = [
-                text.ljust(width) if column < _TEXT_COLUMNS else text.rjust(width)
-                for column, (text, width) in enumerate(zip(line, widths, strict=True))
-            ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+def as_markdown(report: Report) -> str:
+    """Per server a table of the speed in every case, and one of the cost in the first."""
+    parts = []
+    for server, what in report.servers.items():
+        first = next(iter(report.cases))
+        speed = [["GB/s (ours is so many times as fast)", *_columns(report)]]
+        cost = [[report.cases[first][0], *(f"{each}: {number}" for each in OPERATIONS for number in _COST)]]
+        for peer in report.peers:
+            rows = [report.row(server, case, operation, peer) for case in report.cases for operation in OPERATIONS]
+            label = f"**{PEERS[peer].label}**" if peer == PEERS[peer].base else PEERS[peer].label
+            speed.append([label, *(_speed(row) for row in rows)])
+            cost.append([label, *(text for row in rows[: len(OPERATIONS)] for text in _cost(row))])
+        parts += [f"Server: {what}", _table(speed), _table(cost)]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in (*_facts(report, short=True), *NOTES))]) + "\n"
 
 
-def _cells(row: Row, base: Row | None) -> tuple[str, ...]:
-    place = (row.case, row.operation, row.peer)
-    if row.note:
-        return (*place, row.note)
+def _columns(report: Report) -> list[str]:
+    return [f"{operation} {text}" for text, _ in report.cases.values() for operation in OPERATIONS]
+
+
+def _speed(row: Row) -> str:
+    if row.note or row.gb_per_second is None:
+        return _missing(row)
+    return _number(row.gb_per_second, 2) + (f" ({row.faster:.1f}x)" if row.faster else "")
+
+
+def _cost(row: Row) -> list[str]:
+    if row.note or row.seconds is None:
+        return [_missing(row), "-", "-"]
+    return [_number(row.cpu_seconds_per_gb, 2), _number(row.extra_mib, 0), _number(row.requests, 0)]
+
+
+def _missing(row: Row) -> str:
+    return row.note.partition(":")[0] or "-"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if row.seconds is None:
+        return (row.peer, row.note or "not measured")
     return (
-        *place,
+        row.peer,
         _number(row.seconds, 3),
         _number(row.gb_per_second, 2),
-        _compared(_ratio(row.seconds, base.seconds if base else None), row, "slower", "faster"),
+        _number(row.faster, 2, "x"),
         _number(row.cpu_seconds_per_gb, 2),
-        _compared(_ratio(row.cpu_seconds_per_gb, base.cpu_seconds_per_gb if base else None), row, "more", "less"),
+        _number(row.cpu, 2, "x"),
         _number(row.extra_mib, 0),
-        row.verified,
+        _number(row.requests, 0),
     )
 
 
-def _base(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Our row of the same operation."""
-    for other in rows:
-        if (other.case, other.operation, other.peer) == (row.case, row.operation, BASE):
-            return other
-    return None
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
+def _places(report: Report) -> Iterator[tuple[str, str, str]]:
+    for server in report.servers:
+        for case in report.cases:
+            for operation in OPERATIONS:
+                yield server, case, operation
 
 
-def _compared(ratio: float | None, row: Row, above: str, below: str) -> str:
-    if row.peer == BASE or not ratio:
-        return "-"
-    return f"{ratio:.1f}x {above}" if ratio >= 1 else f"{1 / ratio:.1f}x {below}"
+def _facts(report: Report, short: bool = False) -> list[str]:
+    lines = []
+    for name, value in report.facts.items():
+        said = ", ".join(f"{key} {text}" for key, text in value.items()) if isinstance(value, dict) else value
+        lines.append(f"{name}: {said}")
+    if not short:
+        lines += [f"{name}: {what}" for name, what in report.servers.items()]
+    settings = (f"{name} {report.settings[name]}" for name in report.peers if report.settings.get(name))
+    return [*lines, f"settings: {'; '.join(settings)}"]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "unknown" if value is None else f"{value:.{digits}f}"
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    rule = "|---|" + "---:|" * (len(rows[0]) - 1)
+    return "\n".join([lines[0], rule, *lines[1:]])

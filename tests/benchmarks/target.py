@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BUCKET = "benchmark"
+# For botocore's configuration of S3: not to hash a body for its signature, which it does only without TLS.
+UNHASHED = {"payload_signing_enabled": False}
 _LOG_SECONDS = 2.0
+_QUIET_SECONDS = 0.1
+_STEP_SECONDS = 0.02
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -21,7 +25,8 @@ class Target:
         endpoint: such as ``http://127.0.0.1:23456``.
         access_key: who is asking.
         secret_key: not in the repr.
-        log: a file with the length of every PUT, a line each, where the server drops what it gets.
+        log: a file with a line for each request that was answered, its method and its length in bytes; "" for none.
+        bucket: where to save or load.
     """
 
     server: str
@@ -43,19 +48,31 @@ class Target:
         while self.received() - before < nbytes:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.02)
+            time.sleep(_STEP_SECONDS)
         return True
 
     def received(self) -> int:
         """Bytes that were put so far."""
-        return sum(map(int, Path(self.log).read_text().split()))
+        lines = (line.split() for line in Path(self.log).read_text().splitlines())
+        return sum(int(length) for method, length in lines if method == "PUT")
+
+    def requests(self) -> int | None:
+        """How many requests were answered so far, when no more come; None if the server does not tell."""
+        if not self.log:
+            return None
+        log, size, since = Path(self.log), -1, time.monotonic()
+        while time.monotonic() - since < _QUIET_SECONDS:
+            if (now := log.stat().st_size) != size:
+                size, since = now, time.monotonic()
+            time.sleep(_STEP_SECONDS)
+        return log.read_bytes().count(b"\n")
 
     def environment(self) -> dict[str, str]:
         """The environment of a process that uses the server, without the machine's own credentials and proxies."""
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("AWS_", "FSSPEC_")) and name.lower() not in _PROXIES
+            if not name.startswith(("AWS_", "FSSPEC_", "RUNAI_")) and name.lower() not in _PROXIES
         }
         return {
             **kept,
@@ -63,7 +80,9 @@ class Target:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": self.region,
             "AWS_DEFAULT_REGION": self.region,
+            "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
+            "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
         }

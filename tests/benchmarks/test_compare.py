@@ -2,69 +2,135 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import compare
+import goals
 import pytest
+import rounds
 from cases import Case, difference
 from measure import Result, Task, in_process, run
 from peers import PEERS, Peer
-from servers import fill, target_of
+from plot import as_svg
+from report import Gap, Report, Run
+from servers import fill, running, target_of
+from table import as_markdown, as_text
 from target import Target
 
 from fsspec_csx.testing import LocalS3
 
-CASE = Case("large", tensors=2, length=2**18)
+CASE = Case("large", tensors=2, size=2**20)
+MIXED = Case("mixed", tensors=24, size=2**12, mixed=True)
+HERE = ("ours", "ours-open", "s3fs", "sockets", "ours-safetensors", "s3fs-safetensors")
+WITH_NGINX = pytest.mark.skipif(
+    shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None, reason="nginx is not installed"
+)
 
 
 @pytest.fixture(scope="module")
 def target(server: LocalS3) -> Target:
-    """The server of the suite, with the case to load."""
+    """The server of the suite, with the cases to load."""
     made = target_of(server)
-    fill(made, [CASE])
+    fill(made, [CASE, MIXED], ["torch", "safetensors", "raw"])
     return made
 
 
-def test_every_row_is_there_and_verified(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each peer has a row for saving and one for loading, and one that cannot be measured says why."""
-    monkeypatch.setattr(compare, "in_process", run)  # a process for each takes seconds
-    rows, settings = compare.measure(compare.Plan(("ours", "s3fs", "sockets"), (CASE,), runs=1), target)
-    assert [(row.operation, row.peer) for row in rows] == [
-        (operation, peer) for operation in ("save", "load") for peer in ("ours", "s3fs", "sockets")
-    ]
-    for row in rows:
-        if row.peer == "sockets":
-            assert row.note.startswith("does not sign")
-        else:
-            assert (row.note, row.verified) == ("", "equal")
-            assert row.seconds
-    assert set(settings) == {"ours", "s3fs"}
+def report_of(*cases: Case, servers: tuple[str, ...] = ("local",)) -> Report:
+    """A report without measurements."""
+    named = {case.name: (str(case), case.nbytes) for case in cases}
+    return Report({"runs": "1"}, named, {server: server for server in servers})
+
+
+@pytest.fixture
+def moody() -> Report:
+    """Two rounds, of which the second was ten times as slow for all, and s3fs alone lucky in a third."""
+    report = report_of(CASE)
+    for number, mood in enumerate((1.0, 10.0)):
+        for operation in ("save", "load"):
+            report.runs.append(Run("local", "large", operation, "ours", number, 1 * mood, 0.5 * mood, 2**20, 3))
+            report.runs.append(Run("local", "large", operation, "s3fs", number, 6 * mood, 1.0 * mood, 2**27, 9))
+    report.runs.append(Run("local", "large", "load", "s3fs", 2, 0.1, 0.1))
+    report.gaps.append(Gap("local", "obstore", "not installed"))
+    return report
+
+
+def test_every_row_is_there_and_checked(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each peer has numbers for saving and loading, and what it loads is what was saved."""
+    asked: list[Task] = []
+
+    def in_here(task: Task) -> Result:  # a process for each takes seconds
+        asked.append(task)
+        return run(task)
+
+    monkeypatch.setattr(rounds, "in_process", in_here)
+    report = report_of(MIXED)
+    rounds.measure(rounds.Plan(HERE, (MIXED,), runs=1), target, report)
+    assert report.gaps == []
+    for operation in ("save", "load"):
+        for name in HERE:
+            assert report.row("local", "mixed", operation, name).seconds, (operation, name)
+    assert all(task.check for task in asked)
+    assert set(report.settings) == set(HERE)
 
 
 def test_process_measures_or_tells_its_error(target: Target) -> None:
     """A measurement works in a process of its own, and an error in it comes back as a line."""
-    assert in_process(Task("ours", "load", CASE, target)).error is None
-    missing = Case("missing", tensors=1, length=1)
+    found = in_process(Task("ours", "load", CASE, target, check=True))
+    assert (found.error, found.requests) == (None, None)
+    assert found.page_faults
+    missing = Case("missing", tensors=1, size=4)
     assert "NotFoundError" in str(in_process(Task("ours", "load", missing, target)).error)
 
 
-@pytest.mark.parametrize("form", ["table", "json"])
+def test_check_sees_what_is_not_as_saved(target: Target) -> None:
+    """A checkpoint that is loaded otherwise than it was saved is an error, and not a measurement."""
+    other = Case("large", tensors=2, size=2**19)
+    assert "instead of torch.float32 (131072,)" in str(run(Task("s3fs", "load", other, target, check=True)).error)
+
+
+@WITH_NGINX
+@pytest.mark.parametrize(("peer", "saves", "loads"), [("sockets", 2, 2), ("s3fs-safetensors", 1, 2)])
+def test_requests_are_counted_and_what_is_dropped_had_come(
+    peer: str, saves: int, loads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nginx counts the requests of the measured part alone, and knows how much was put."""
+    monkeypatch.setattr("target._LOG_SECONDS", 0.2)
+    case = Case("large", tensors=2, size=9 * 2**20)
+    with running("nginx", [case], [PEERS[peer].kind]) as target:
+        saved = run(Task(peer, "save", case, target, check=True))
+        loaded = run(Task(peer, "load", case, target, check=True))
+        assert not target.has_received(4 * case.nbytes)
+    assert (saved.error, saved.requests) == (None, saves)
+    assert (loaded.error, loaded.requests) == (None, loads)
+
+
 @pytest.mark.parametrize(("error", "status"), [("it broke", 1), (None, 0)])
 def test_failure_is_shown_and_is_the_exit_status(
-    form: str, error: str | None, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: str | None, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """A peer that fails has its error in the output, one that is missing is listed, and only the first is a failure."""
-    monkeypatch.setattr(compare, "running", _NoServer)
-    monkeypatch.setattr(compare, "in_process", lambda task: Result(1.0, 1.0, 0, "settings", error))
-    monkeypatch.setitem(PEERS, "obstore", Peer(("no_such_module",), lambda target: pytest.fail("connected")))
-    asked = ["--only", "s3fs", "obstore", "--runs", "1", "--output", form]
-    assert compare.main(asked) == status
+    monkeypatch.setattr(compare, "running", _no_server)
+    monkeypatch.setattr(rounds, "in_process", lambda task: Result(1.0, 1.0, 0, settings="settings", error=error))
+    missing = Peer("missing", ("no_such_module",), lambda target: pytest.fail("connected"))
+    monkeypatch.setitem(PEERS, "obstore", missing)
+    found = tmp_path / "found.json"
+    asked = ["--only", "s3fs", "obstore", "--runs", "1", "--server", "nginx"]
+    assert compare.main([*asked, "--json", str(found)]) == status
     printed = capsys.readouterr().out
     assert "not installed" in printed
     assert ("it broke" in printed) == bool(error)
-    if form == "json":
-        assert len(json.loads(printed)["rows"]) == 8
+    assert (
+        compare.main(["--from", str(found), "--markdown", str(tmp_path / "m"), "--plot", str(tmp_path / "p")]) == status
+    )
+    assert capsys.readouterr().out == printed
+    assert (tmp_path / "m").read_text()
+    assert (tmp_path / "p").read_text()
 
 
 def test_missing_server_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,23 +140,54 @@ def test_missing_server_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "apt-get install nginx-light" in capsys.readouterr().err
 
 
+def test_ratios_are_taken_within_a_round(moody: Report) -> None:
+    """What slows a whole round changes no ratio, and a round without ours does not count."""
+    row = moody.row("local", "large", "load", "s3fs")
+    assert (row.faster, row.cpu, row.seconds) == (6.0, 0.5, 6.0)
+    assert moody.row("local", "large", "load", "ours").faster is None
+
+
+def test_goals_are_told_by_the_numbers(moody: Report) -> None:
+    """Each goal says for each place whether it was met; one without numbers says so."""
+    text = goals.as_text(moody)
+    assert "s3fs\n  local: large save 6.00 met, large load 6.00 met\n" in text
+    assert "sockets\n  local: not measured\n" in text
+    assert "extra memory\n  local: large save 1.00 met" in text
+    moody.runs.append(Run("local", "large", "load", "sockets", 0, 0.5, 0.1))
+    assert "sockets\n  local: large load 0.50 MISSED\n" in goals.as_text(moody)
+
+
+def test_tables_and_plot_are_made_again_from_json(moody: Report) -> None:
+    """JSON keeps all that tables and plot need; the tables are even, and the plot has a bar for each number."""
+    again = Report.from_json(moody.as_json())
+    assert as_text(again) == as_text(moody)
+    markdown = as_markdown(again)
+    tables = [part.splitlines() for part in markdown.split("\n\n") if part.startswith("|")]
+    assert [len({line.count("|") for line in table}) for table in tables] == [1, 1]
+    assert "(6.0x)" in markdown
+    assert "not installed" in markdown
+    drawn = ElementTree.fromstring(as_svg(again))
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}rect")) == 4
+
+
 def test_one_bit_is_a_difference() -> None:
-    """Verification sees a changed value and a missing tensor."""
-    state = CASE.state()
-    changed = CASE.state()
-    changed["layers.1.weight"][3] += 1e-3
-    assert difference(state, CASE.state()) is None
-    assert "layers.1.weight" in str(difference(state, changed))
-    del changed["layers.1.weight"]
-    assert "names" in str(difference(state, changed))
+    """The check sees a changed value, a missing tensor and another plain value, however deep."""
+    assert difference(MIXED.state(), MIXED.state()) is None
+    changed = MIXED.state()
+    changed["optimizer"]["state"][3]["exp_avg"].view(-1)[0] += 1
+    assert "exp_avg" in str(difference(MIXED.state(), changed))
+    missing = MIXED.state()
+    del missing["model"]["layers.1.weight"]
+    assert "names in model" in str(difference(MIXED.state(), missing))
+    assert "4 instead of 3" in str(difference(MIXED.state(), {**MIXED.state(), "epoch": 4}))
 
 
-class _NoServer:
-    def __init__(self, *_: object) -> None:
-        pass
+def test_mixed_case_has_a_byte_and_what_was_asked() -> None:
+    """The tensors of the mixed case reach from one byte to the given size, and it knows how much they are."""
+    sizes = [tensor.untyped_storage().nbytes() for tensor in MIXED.flat().values()]
+    assert (len(sizes), min(sizes), max(sizes), sum(sizes)) == (24, 1, 2**12, MIXED.nbytes)
 
-    def __enter__(self) -> Any:
-        return Target("nginx", "http://127.0.0.1:1", "key", "secret")
 
-    def __exit__(self, *_: object) -> None:
-        pass
+@contextlib.contextmanager
+def _no_server(*_: Any) -> Iterator[Target]:
+    yield Target("nginx", "http://127.0.0.1:1", "key", "secret")

@@ -1,0 +1,146 @@
+"""The peers that open files: Ours, Opened, S3fs and Obstore."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from cases import Case, State, loaded
+from target import UNHASHED, Target
+
+# Libraries are imported where they are used: a process has only the one that it measures, and some may be missing.
+_MIB = 2**20
+
+
+class Ours:
+    """``fsspec_csx.save`` and ``fsspec_csx.load``."""
+
+    def __init__(self, target: Target) -> None:
+        import fsspec
+
+        import fsspec_csx
+
+        self._library = fsspec_csx
+        self._options = {"key": target.access_key, "secret": target.secret_key, "endpoint_url": target.endpoint}
+        self._fs = fsspec.filesystem("s3", **self._options)
+        self._root = f"s3://{target.bucket}"
+
+    @property
+    def settings(self) -> str:
+        """Part size, and how many parts are moved at a time."""
+        from fsspec_csx.transfer import PART
+
+        return f"{PART // _MIB} MiB parts, {self._fs.max_concurrency} in flight"
+
+    def save(self, state: State, key: str) -> None:
+        """Save."""
+        self._library.save(state, f"{self._root}/{key}", storage_options=self._options)
+
+    def load(self, key: str, case: Case) -> State:
+        """Load."""
+        state: State = self._library.load(f"{self._root}/{key}", storage_options=self._options)
+        return state
+
+
+class Opened(Ours):
+    """``torch.save`` and ``torch.load`` on the file of ``fsspec.open``, with fsspec_csx behind it."""
+
+    def save(self, state: State, key: str) -> None:
+        """Save."""
+        import fsspec
+
+        with fsspec.open(f"{self._root}/{key}", "wb", **self._options) as file:
+            torch.save(state, file)
+
+    def load(self, key: str, case: Case) -> State:
+        """Load."""
+        import fsspec
+
+        with fsspec.open(f"{self._root}/{key}", "rb", **self._options) as file:
+            return loaded(file)
+
+
+class S3fs:
+    """``torch.save`` and ``torch.load`` on the file of ``s3fs.S3FileSystem.open``."""
+
+    def __init__(self, target: Target) -> None:
+        import s3fs
+
+        self.fs = s3fs.S3FileSystem(
+            key=target.access_key,
+            secret=target.secret_key,
+            endpoint_url=target.endpoint,
+            use_listings_cache=False,
+            config_kwargs={"s3": UNHASHED},
+        )
+        self.bucket = target.bucket
+
+    @property
+    def settings(self) -> str:
+        """Block size, and how many it writes at a time."""
+        return f"{self.fs.default_block_size // _MIB} MiB blocks, {self.fs.max_concurrency} in flight"
+
+    def save(self, state: State, key: str) -> None:
+        """Save."""
+        with self.fs.open(f"{self.bucket}/{key}", "wb") as file:
+            torch.save(state, file)
+
+    def load(self, key: str, case: Case) -> State:
+        """Load."""
+        with self.fs.open(f"{self.bucket}/{key}", "rb") as file:
+            return loaded(file)
+
+
+class Obstore:
+    """``obstore.open_writer``, and the chunks of ``obstore.get`` joined in memory: the fastest of its ways for each.
+
+    What is written is copied first: the writer sends the memory that it is given later on, and ``torch.save`` reuses
+    some of it at once, so that without the copy the object is damaged. (``obstore.put`` of a BytesIO takes longer, as
+    do ``get_ranges`` and ``bytes`` for reading, and for small tensors ``open_reader``.)
+    """
+
+    settings = "save: 10 MiB parts, 12 in flight; load: one request"
+
+    def __init__(self, target: Target) -> None:
+        import obstore
+        from obstore.store import S3Store
+
+        self._obstore = obstore
+        self._store = S3Store(
+            target.bucket,
+            endpoint=target.endpoint,
+            region=target.region,
+            access_key_id=target.access_key,
+            secret_access_key=target.secret_key,
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
+
+    def save(self, state: State, key: str) -> None:
+        """Save."""
+        with self._obstore.open_writer(self._store, key) as writer:
+            copying: Any = _Copying(writer)
+            torch.save(state, copying)
+
+    def load(self, key: str, case: Case) -> State:
+        """Load."""
+        buffer = io.BytesIO()
+        for chunk in self._obstore.get(self._store, key):
+            buffer.write(chunk)
+        buffer.seek(0)
+        return loaded(buffer)
+
+
+class _Copying:
+    """A file to write to that hands on a copy."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._file.write(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
