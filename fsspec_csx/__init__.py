@@ -4,8 +4,10 @@
 ``cstorch.backends.csx.storage.s3.profile``.
 """
 
-from fsspec_csx.checkpoint import copy, load, save
+from fsspec_csx.background import async_save
+from fsspec_csx.checkpoint import copy, inspect, load, save
+from fsspec_csx.save_future import SaveFuture
 from fsspec_csx.settings import backends
 
-__all__ = ["backends", "copy", "load", "save"]
+__all__ = ["SaveFuture", "async_save", "backends", "copy", "inspect", "load", "save"]
 __version__ = "0.1.0"

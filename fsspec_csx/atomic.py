@@ -39,7 +39,7 @@ def replacing(fs: AbstractFileSystem | None, path: str) -> Iterator[IO[bytes]]:
         IsADirectoryError: if there is a folder at the path.
         PermissionError: if the file there is write-protected.
     """
-    fs, path, caches = _behind_wrappers(fs, path)
+    fs, path, caches = behind_wrappers(fs, path)
     if fs is None or isinstance(fs, LocalFileSystem):
         opened = _replacing_local(path)
     elif getattr(fs, "atomic_writes", False):
@@ -179,7 +179,7 @@ def _clean_up(path: str, step: Callable[[], object]) -> None:
         logger.warning("Cleaning up the temporary file %s failed: %s", path, error)
 
 
-def _behind_wrappers(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str]]]:
+def behind_wrappers(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str]]]:
     """The filesystem that caches and ``dir::`` stand before, the path there, and the caches with their own paths.
 
     A cache publishes on close whatever happened, and a temporary file would fill it.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import mimetypes
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -22,8 +23,8 @@ from fsspec_csx.checksum import of_object
 from fsspec_csx.connection import ConnectedS3
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.explain import code_of
-from fsspec_csx.multipart import Call, Upload, part_size_for, put
-from fsspec_csx.payload import FilePart, Memories, Payload
+from fsspec_csx.multipart import PARTS, Call, Upload, part_size_for, put
+from fsspec_csx.payload import FilePart, Memories, Payload, single_bytes
 from fsspec_csx.ranges import LEAST, FileRange, Range, checksums, planned, size_for
 
 T = TypeVar("T")
@@ -73,11 +74,12 @@ class BulkS3(ConnectedS3):
             ChecksumError: if what comes is not what the server holds, twice.
         """
         if start is None and end is None:
-            return await _twice(lambda: self._whole(_Object(self, path, version_id)))
-        found = _Object(self, path, version_id)
-        start = start or 0
+            return await _twice(lambda again: self._whole(_Object(self, path, version_id)))
+        return await _twice(lambda again: self._part(path, _Object(self, path, version_id), start or 0, end, again))
+
+    async def _part(self, path: str, found: _Object, start: int, end: int | None, refresh: bool) -> bytes:
         if start < 0 or end is None or end < 0 or end - start > LEAST:
-            info = await self._info(path, version_id=found.version)
+            info = await self._info(path, refresh=refresh, version_id=found.version)
             start, end, _ = slice(start, end).indices(info["size"])
             found.etag = info.get("ETag")
         if end <= start:
@@ -89,7 +91,12 @@ class BulkS3(ConnectedS3):
                 ranges[0].add(0, start, target.memory)
             else:
                 ranges = planned([(start, target.memory)], size_for(end - start, self.max_concurrency))
-            await self.transfer.fetch(found.get, ranges)
+            try:
+                await self.transfer.fetch(found.get, ranges)
+            except OSError as error:
+                if code_of(error) in ("InvalidRange", "416"):
+                    return b""  # it begins behind the end
+                raise
             return target.taken(sum(each.length for each in ranges))
 
     async def _whole(self, found: _Object) -> bytes:
@@ -104,7 +111,7 @@ class BulkS3(ConnectedS3):
                 _check(found, probe, memoryview(data), [])
                 return data
             with _Bytes(total) as target:
-                target.memory[: probe.length] = head.memory
+                target.memory[: probe.length] = head.memory[: probe.length]
                 rest = (probe.length, target.memory[probe.length :])
                 ranges = planned([rest], size_for(total, self.max_concurrency), _compute(probe))
                 await self.transfer.fetch(found.get, ranges)
@@ -129,8 +136,8 @@ class BulkS3(ConnectedS3):
             ends: positions behind the last ones.
             on_error: "return" puts exceptions in the place of results, anything else raises the first.
         """
-        starts = list(starts) if isinstance(starts, Sequence) else [starts] * len(paths)
-        ends = list(ends) if isinstance(ends, Sequence) else [ends] * len(paths)
+        starts = list(starts) if isinstance(starts, Iterable) else [starts] * len(paths)
+        ends = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
         if not len(paths) == len(starts) == len(ends):
             msg = f"There are {len(paths)} paths, {len(starts)} starts and {len(ends)} ends. Give as many of each."
             raise ValueError(msg)
@@ -142,7 +149,7 @@ class BulkS3(ConnectedS3):
         async def read(path: str, numbers: list[int]) -> None:
             spans = [(starts[number], ends[number]) for number in numbers]
             try:
-                found = await self._spans(path, spans, **kwargs)
+                found = await _twice(lambda again: self._spans(path, spans, refresh=again, **kwargs))
             except Exception as error:
                 found = [error] * len(numbers)
             for number, data in zip(numbers, found, strict=True):
@@ -153,11 +160,11 @@ class BulkS3(ConnectedS3):
             raise error
         return results
 
-    async def _spans(self, path: str, spans: list[tuple[Any, Any]], **kwargs: Any) -> list[Any]:
+    async def _spans(self, path: str, spans: list[tuple[Any, Any]], refresh: bool, **kwargs: Any) -> list[Any]:
         if len(spans) == 1:
             return [await self._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
         found = _Object(self, path, kwargs.get("version_id"))
-        info = await self._info(path, version_id=found.version)
+        info = await self._info(path, refresh=refresh, version_id=found.version)
         found.etag = info.get("ETag")
         limits = [slice(*span).indices(info["size"])[:2] for span in spans]
         with contextlib.ExitStack() as stack:
@@ -182,7 +189,7 @@ class BulkS3(ConnectedS3):
         Raises:
             ObjectExistsError: in mode "create", if there is an object.
         """
-        memory = memoryview(data.encode() if isinstance(data, str) else data).cast("B")
+        memory = single_bytes(data.encode() if isinstance(data, str) else data)
         return await self._send(path, len(memory), lambda a, b: Memories([memory[a:b]]), chunksize, mode, kwargs)
 
     async def _put_file(
@@ -202,12 +209,15 @@ class BulkS3(ConnectedS3):
         if guessed := mimetypes.guess_type(lpath)[0]:
             kwargs.setdefault("ContentType", guessed)
         with open(lpath, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            callback.set_size(size)
             descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            # A pipe and what the kernel makes up have no size before they are read.
+            memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
+            size = size or len(memory)
+            callback.set_size(size)
 
-            def payload(start: int, end: int) -> FilePart:
-                return FilePart(descriptor, start, end - start)
+            def payload(start: int, end: int) -> Payload:
+                return Memories([memory[start:end]]) if memory else FilePart(descriptor, start, end - start)
 
             await self._send(rpath, size, payload, chunksize, mode, kwargs, callback.relative_update)
 
@@ -228,7 +238,7 @@ class BulkS3(ConnectedS3):
         call = self._caller(bucket, key, options)
         checked = not any(name.startswith("Checksum") for name in {**self.s3_additional_kwargs, **options})
         match = {"IfNoneMatch": "*"} if mode == "create" else {}
-        part = part or part_size_for(size)
+        part = max(part, -(-size // PARTS)) if part else part_size_for(size)
         if size <= part:
             answer = await put(call, self.transfer, payload(0, size), checked=checked, **match)
             advance(size)
@@ -271,23 +281,26 @@ class BulkS3(ConnectedS3):
         """
         if os.path.isdir(lpath):
             return
+        if os.path.exists(lpath) and not os.path.isfile(lpath):  # a pipe or a device is written from front to back
+            await super()._get_file(rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
+            return
         await self.set_session()
         with _replacing(lpath) as descriptor:
 
-            async def fetch() -> None:
+            async def fetch(again: bool) -> None:
                 found = _Object(self, rpath, version_id)
-                os.ftruncate(descriptor, 0)
                 probe = FileRange(descriptor, 0, LEAST, probing=True)
                 await self.transfer.fetch(found.get, [probe])
                 total = probe.total or probe.length
                 callback.set_size(total)
-                callback.relative_update(probe.length)
+                callback.absolute_update(probe.length)
                 part = size_for(total, self.max_concurrency)
                 ranges = [
                     FileRange(descriptor, start, min(part, total - start), check=_compute(probe))
                     for start in range(probe.length, total, part)
                 ]
                 await self.transfer.fetch(found.get, ranges, callback.relative_update)
+                os.ftruncate(descriptor, total)  # a former state of the object may have been longer
                 first = memoryview(os.pread(descriptor, probe.length, 0))
                 _check(found, probe, first, ranges)
 
@@ -408,12 +421,12 @@ def _check(found: _Object, probe: Range, first: memoryview, ranges: Sequence[Ran
         raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
 
 
-async def _twice(read: Callable[[], Awaitable[T]]) -> T:
-    """Read, and if the object was replaced or damaged on the way, once more."""
+async def _twice(read: Callable[[bool], Awaitable[T]]) -> T:
+    """Read, and if the object was replaced or damaged on the way, once more; then with True as the argument."""
     try:
-        return await read()
+        return await read(False)
     except (FileExpired, ChecksumError):
-        return await read()
+        return await read(True)
 
 
 async def _all(parts: Any) -> None:
@@ -441,23 +454,22 @@ async def _ended(upload: Upload) -> AsyncIterator[None]:
 @contextlib.contextmanager
 def _replacing(path: str) -> Any:
     """The descriptor of a file that takes the place of ``path`` when the block ends without an exception."""
-    try:
-        special = not stat.S_ISREG(os.stat(path).st_mode)
-    except FileNotFoundError:
-        special = False
     target = os.path.realpath(path)
-    temporary = target if special else f"{target}.{secrets.token_hex(8)}.tmp"
-    flags = os.O_RDWR | (0 if special else os.O_CREAT | os.O_EXCL) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o666)
+    former = os.stat(target) if os.path.exists(target) else None
+    if former and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    temporary = f"{target}.{secrets.token_hex(8)}.tmp"
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, stat.S_IMODE(former.st_mode) if former else 0o666)
     try:
         try:
+            if former and hasattr(os, "fchmod"):
+                os.fchmod(descriptor, stat.S_IMODE(former.st_mode))  # the umask may have taken some of it
             yield descriptor
         finally:
             os.close(descriptor)
-        if not special:
-            os.replace(temporary, target)
+        os.replace(temporary, target)
     except BaseException:
-        if not special:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise

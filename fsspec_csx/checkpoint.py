@@ -1,10 +1,10 @@
-"""save, load and copy: checkpoints at any path that fsspec knows, whole or not at all."""
+"""save, load, inspect and copy: checkpoints at any path that fsspec knows, whole or not at all."""
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
@@ -22,6 +22,8 @@ _READ_AHEAD = 2**20
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
+    from fsspec_csx.inspection import CheckpointInfo
+
 
 def save(
     obj: object,
@@ -31,6 +33,8 @@ def save(
     callback: Callback | None = None,
 ) -> None:
     """Save an object to a file that ``torch.load`` reads; as ``torch.save``, to any path.
+
+    Under a name that ends in ``.safetensors`` a mapping of names to tensors is saved in that format.
 
     What was at the path before is replaced only by a whole checkpoint: if anything goes wrong on the way, it is
     untouched. Missing local folders, and a missing bucket where the credentials allow, are made.
@@ -45,32 +49,48 @@ def save(
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        ValueError: if the format cannot hold the object.
         OSError: whatever the filesystem raised, as it raised it; PermissionError and others are among it.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import torch_zip  # only here, as it imports torch
+    from fsspec_csx.formats.writing import Saving  # only here, as it imports torch
 
-    fs, inner = _locate(path, text, storage_options)
+    fs, inner = locate(path, text, storage_options)
     with reporting(callback, text) as progress:
-        meter = Meter(progress, torch_zip.tensor_bytes(obj), estimated=True)
+        saving = Saving(obj, text)
+        meter = Meter(progress, saving.nbytes, estimated=True)
         with replacing(fs, inner) as file:
-            torch_zip.write(obj, file, advance=meter.advance)
+            saving.write(file, advance=meter.advance)
+        saving.free()  # the file may have used it until it was closed
         meter.finish()
 
 
 def load(
     path: str | os.PathLike[str],
     *,
+    keys: Iterable[str] | Callable[[str], bool] | None = None,
+    into: Any = None,
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Any:
-    """Load what ``save`` or ``torch.save`` wrote; as ``torch.load``, from any path.
+    """Load what ``save`` or ``torch.save`` wrote, or a safetensors file; as ``torch.load``, from any path.
+
+    The checksums that torch files have are checked. Of a file that torch.save wrote in its format of today, the bytes
+    of plain tensors go straight into place, and with ``keys`` only those are read that are asked for. Others (of torch
+    before 1.6, of sparse or quantized tensors, compressed, or with ``weights_only=False``) are read whole.
+
+    The name of an entry is its path in nested mappings, lists and tuples, joined by dots: ``model.0.weight``.
 
     Args:
         path: a local path or an fsspec URL, as of ``save``.
-        map_location: where tensors go, as of ``torch.load``.
+        keys: names, each of an entry or of all that is below it, or a function that is asked for the name of each
+            entry. The result has the nesting of the whole; lists and tuples close up.
+        into: a mapping, such as a state dict, or a list, which is filled and returned: its tensors keep their memory,
+            dtypes and devices, and other values are replaced. It must have the same entries as the file, or, with
+            ``keys``, those that are asked for.
+        map_location: where tensors go, as of ``torch.load``. With ``into`` it has no effect.
         weights_only: if False, the file may run any code: for files of authors whom you trust.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: gets the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
@@ -78,27 +98,55 @@ def load(
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format.
+        InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format. Tensors of
+            ``into`` may have changed by then.
         UnsafeCheckpointError: a ValueError, if ``weights_only`` and the file names what may run code.
+        MissingEntryError: a KeyError, if there is nothing of a name in ``keys``.
+        MismatchError: a ValueError that tells all that is missing, unexpected or different in ``into``, unchanged yet.
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+
+    Warns:
+        DtypeCastWarning: if tensors of ``into`` have other dtypes than those of the file.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import torch_zip  # only here, as it imports torch
+    from fsspec_csx.formats import reading  # only here, as it imports torch
+    from fsspec_csx.formats.source import Source
 
-    fs, inner = _locate(path, text, storage_options)
+    fs, inner = locate(path, text, storage_options)
     with reporting(callback, text) as progress, _opened(fs, inner) as file:
         size = _size(file)
         meter = Meter(progress, size)
-        loaded = torch_zip.read(
-            file,
-            name=redacted(text),
-            size=size,
-            advance=meter.advance,
-            map_location=map_location,
-            weights_only=weights_only,
-        )
+        source = Source(file, size, meter.advance)
+        name = redacted(text)
+        if into is None:
+            loaded = reading.read(source, name=name, keys=keys, map_location=map_location, weights_only=weights_only)
+        else:
+            loaded = into
+            reading.read_into(source, into, name=name, keys=keys, weights_only=weights_only)
         meter.finish()
     return loaded
+
+
+def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> CheckpointInfo:
+    """Tell what a checkpoint holds, from a few short reads; where ``load`` reads the whole file, so does this.
+
+    Args:
+        path: a local path or an fsspec URL, as of ``load``.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format.
+        UnsafeCheckpointError: a ValueError, if the file names what may run code.
+        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+    """
+    text = checkpoint_path(path)
+    from fsspec_csx.formats import reading  # only here, as it imports torch
+    from fsspec_csx.formats.source import Source
+
+    fs, inner = locate(path, text, storage_options)
+    with _opened(fs, inner) as file:
+        return reading.describe(Source(file, _size(file)), name=redacted(text))
 
 
 def copy(
@@ -127,8 +175,8 @@ def copy(
     origin = checkpoint_path(source)
     place = os.fspath(target)
     text = checkpoint_path(place + origin.rpartition("/")[2] if place.endswith("/") else target)
-    source_fs, source_path = _locate(source, origin, None)
-    target_fs, target_path = _locate(target, text, None)
+    source_fs, source_path = locate(source, origin, None)
+    target_fs, target_path = locate(target, text, None)
     if not overwrite and _exists(target_fs, target_path):
         msg = f"{redacted(text)} exists already. Choose another name, or allow it to be overwritten."
         raise FileExistsError(msg)
@@ -149,7 +197,7 @@ def _exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:
     return bool(fs.exists(path))
 
 
-def _locate(
+def locate(
     path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
 ) -> tuple[fsspec.AbstractFileSystem | None, str]:
     """The filesystem and the path on it; None for this machine's own."""
@@ -175,7 +223,7 @@ def _forget_listings(fs: fsspec.AbstractFileSystem, path: str) -> None:
     if invalidate is None:
         return
     try:
-        inspect.signature(invalidate).bind(path)
+        signature(invalidate).bind(path)
     except TypeError:  # some filesystems forget all or nothing
         invalidate()
         return

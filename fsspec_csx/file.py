@@ -22,6 +22,7 @@ from zlib_ng import zlib_ng
 from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.multipart import Call
+from fsspec_csx.payload import single_bytes
 from fsspec_csx.ranges import Range, Span, checksums, planned, size_for
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.transfer import Transfer
@@ -31,6 +32,8 @@ logger = logging.getLogger("fsspec_csx")
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
+# A line is looked for in so many bytes at a time.
+_LINE = 64 * 1024
 _ABORT_SECONDS = 30.0
 _ABORT_SECONDS_AT_EXIT = 5.0
 
@@ -200,9 +203,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         if self.closed or self.forced:
             msg = f"s3://{self.path} is closed. Open it again."
             raise ValueError(msg)
-        view = memoryview(data)
-        if view.format != "B" or view.ndim != 1:
-            view = view.cast("B")
+        view = single_bytes(data)
         if self._dropped:
             return len(view)  # a wrapper that is dropped too writes what it still holds
         try:
@@ -238,6 +239,11 @@ class CSXFile(S3File):  # type: ignore[misc]
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
+    def readline(self) -> bytes:
+        """The bytes up to the next line feed, it included, or to the end."""
+        # fsspec copies a whole block for each line.
+        return bytes(self.readuntil(b"\n", min(self.blocksize, _LINE)))
+
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer from the current position, a large one by parallel requests straight into its memory.
 
@@ -247,10 +253,10 @@ class CSXFile(S3File):  # type: ignore[misc]
         Raises:
             s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
         """
-        memory = memoryview(buffer).cast("B")
-        memory = memory[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else memory[:0]
+        whole = single_bytes(buffer)
+        memory = whole[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else whole[:0]
         if len(memory) < _PARALLEL_FROM:
-            return int(super().readinto(buffer))
+            return int(super().readinto(whole))
         ahead = self.cache if isinstance(self.cache, ReadAhead) else None
         here = ahead.take(self.loc, memory) if ahead else 0
         end = self.loc + len(memory)
@@ -317,6 +323,9 @@ class CSXFile(S3File):  # type: ignore[misc]
         return self._start(self._read(start, end))
 
     async def _read(self, start: int, end: int) -> bytes:
+        end = min(end, self.size)  # some of fsspec's caches ask for whole blocks
+        if start >= end:
+            return b""
         target = io.BytesIO(bytes(end - start))  # lets its memory be written to, and handed out as bytes uncopied
         with target.getbuffer() as memory:
             await self._fetch(planned([(start, memory)], size_for(end - start, self.fs.max_concurrency)))

@@ -25,8 +25,8 @@ PARTS = 10_000
 
 _MIB = 2**20
 _LARGEST_PART = 5 * 2**30
-# Parts before the size of a part is doubled; so 10,000 of them reach 7.8 TiB, and S3 allows 5.
-_OF_ONE_SIZE = 1000
+# Parts before the size of a part is doubled; so 10,000 of them reach 7 TiB from the least first part on. S3 allows 5.
+_OF_ONE_SIZE = 950
 # What servers answer to checksums that they do not know.
 _REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
 
@@ -64,6 +64,7 @@ class Upload:
         self._checked = checked
         self.id: str | None = None
         self._etags: dict[int, str] = {}
+        self._told: dict[int, dict[str, str]] = {}
         self._checksums: dict[int, tuple[int, int] | None] = {}
 
     async def create(self) -> None:
@@ -87,18 +88,20 @@ class Upload:
 
         answer = await self._transfer.send(put, payload)
         self._etags[number] = answer["ETag"]
+        self._told[number] = {} if self._checked else _checksums_in(answer)
         self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
 
     async def copy(self, number: int, **source: Any) -> None:
         """Let a part be a part of another object; as of UploadPartCopy."""
         answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
         self._etags[number] = answer["CopyPartResult"]["ETag"]
+        self._told[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
         self._checksums[number] = None
 
     async def complete(self, **conditions: str) -> Any:
         """Make the parts the object, and return the server's answer."""
         numbers = sorted(self._etags)
-        parts = [{"PartNumber": number, "ETag": self._etags[number]} for number in numbers]
+        parts = [{"PartNumber": number, "ETag": self._etags[number], **self._told[number]} for number in numbers]
         whole = [known for number in numbers if (known := self._checksums[number]) is not None]
         checksum = {}
         if self._checked and len(whole) == len(parts):
@@ -157,6 +160,11 @@ async def with_checksum(
     answer = await call(method, **parameters)
     transfer.checksums = False
     return answer
+
+
+def _checksums_in(answer: Any) -> dict[str, str]:
+    """The checksums that a server tells of a part: those of some algorithms it wants to be told again in the end."""
+    return {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
 
 
 def _etag(parts: list[str]) -> str | None:

@@ -15,6 +15,14 @@ _PIECE = 128 * 1024
 _READ = 2**20
 
 
+def single_bytes(data: Any) -> memoryview:
+    """The memory of any contiguous buffer, by single bytes."""
+    view = memoryview(data)
+    if view.format == "B" and view.ndim == 1 and view.contiguous:
+        return view
+    return view.cast("B") if view.nbytes else memoryview(bytearray())  # an empty array has no cast
+
+
 class Payload(io.RawIOBase):
     """Bytes to be sent, as a file for those who can only read files.
 

@@ -93,6 +93,7 @@ class Range:
         self._clipped = clipped
         self._pieces: list[_Piece] = []
         self._current = 0
+        self._unclipped = 0
 
     @property
     def end(self) -> int:
@@ -137,6 +138,8 @@ class Range:
             msg = "The object was replaced while it was read."
             raise OSError(msg)
         first, length, self.total = _content(status, headers)
+        if not self.filled:
+            self.length = self._unclipped = self._unclipped or self.length  # what came before was another object
         if self._probing and not self.filled and self.total is not None:
             self.length = min(self.length, self.total)
             length = self.length

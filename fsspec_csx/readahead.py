@@ -56,18 +56,14 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         else:
             self._window = 0
             self._add(start, min(max(stop, start + min(_FIRST, self.blocksize)), self.size))
-        try:
-            return self._taken(start, stop)
-        except BaseException:
-            self.clear()
-            raise
+        return self._taken_or_forgotten(start, stop)
 
     def take(self, start: int, memory: memoryview) -> int:
         """Fill the beginning of a memory from what is here or on its way, and return how many bytes that were."""
         self._forget_before(start)
         if not self._chunks:
             return 0
-        data = self._taken(start, min(start + len(memory), self._chunks[-1].end))
+        data = self._taken_or_forgotten(start, min(start + len(memory), self._chunks[-1].end))
         memory[: len(data)] = data
         return len(data)
 
@@ -102,6 +98,13 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         step = max(_LEAST, self._window // _SHARES)
         while (begun := self._chunks[-1].end) < stop or end - begun >= step or begun < end == self.size:
             self._add(begun, min(max(stop, begun + step), self.size))
+
+    def _taken_or_forgotten(self, start: int, stop: int) -> bytes:
+        try:
+            return self._taken(start, stop)
+        except BaseException:
+            self.clear()  # what could not be fetched may be asked for again
+            raise
 
     def _taken(self, start: int, stop: int) -> bytes:
         pieces = []

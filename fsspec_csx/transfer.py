@@ -65,8 +65,9 @@ class Transfer:
         self.checksums = True
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="fsspec_csx")
         self._slots = asyncio.Semaphore(in_flight)
-        self._unhashed = _unhashed(config)
+        self._for_payloads = _for_payloads(config)
         for operation in ("GetObject", "PutObject", "UploadPart"):
+            client.meta.events.register_first(f"before-parameter-build.s3.{operation}", self._before_building)
             client.meta.events.register_first(f"request-created.s3.{operation}", self._before_signing)
             client.meta.events.register(f"before-send.s3.{operation}", self._answer)
 
@@ -128,10 +129,13 @@ class Transfer:
         running = [asyncio.wrap_future(each.thread) for each in bodies if each.thread and not each.thread.done()]
         await asyncio.gather(*running, return_exceptions=True)
 
+    def _before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        if isinstance(params.get("Body"), Payload):
+            context["client_config"] = self._for_payloads
+
     def _before_signing(self, request: Any, **_: Any) -> None:
         if isinstance(request.data, Payload):
             del request.headers["Expect"]  # it would cost a round trip; the body can be sent again
-            request.context["client_config"] = self._unhashed
         elif (wanted := _asked.get()) is not None and (span := wanted.header()):
             del request.headers["Range"]
             request.headers["Range"] = span  # a cut answer is gone on with where it ended
@@ -183,12 +187,14 @@ def _fill(wanted: Range, answer: Any) -> None:
         wanted.advance(count)
 
 
-def _unhashed(config: Any) -> Any:
+def _for_payloads(config: Any) -> Any:
     """The client's configuration, by which bodies are not hashed for the signature unless the user asked for it.
 
-    A checksum in a signed header covers them, and a SHA-256 takes longer than the sending.
+    A checksum in a signed header covers them, and a SHA-256 takes longer than the sending. Nor does botocore add a
+    checksum of its own where there is none, as to a server that has refused them.
     """
     changed = copy.copy(config)
+    changed.request_checksum_calculation = "when_required"
     options = dict(config.s3 or {})
     if options.get("payload_signing_enabled") is None:
         options["payload_signing_enabled"] = False

@@ -1,82 +1,341 @@
-"""A proxy that cuts connections, between a client and the real server."""
+"""A proxy between a client and the real server, that records the requests and does damage by rules.
+
+It leaves the header ``Host`` as it is, so that signatures hold. It serves as an HTTP proxy too, for http endpoints.
+"""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
+
+import fsspec
+from answers import s3_error
+
+from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
+
+Answer = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and body."""
+
+_PIECE = 64 * 1024
+_STALLED_SECONDS = 30.0
 
 
 @dataclass
-class CuttingProxy:
-    """Passes bytes on, and cuts as many answers as asked for, each after so many bytes.
+class Request:
+    """What came through the proxy.
+
+    Attributes:
+        method: such as GET.
+        path: without the query, as it was sent.
+        query: what follows the question mark.
+        headers: by names in lower case.
+        began: when the request had come, but for its body; in seconds of ``time.monotonic``.
+        ended: when the answer had been passed on, or the connection had been broken off; 0 before that.
+        body: bytes of the request's body that were passed on, or taken.
+        status: of the answer; 0 if there was none.
+        answered: headers of the answer, by names in lower case.
+        sent: bytes of the answer's body that were passed on.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+    body: int = 0
+    status: int = 0
+    answered: Mapping[str, str] = field(default_factory=dict)
+    sent: int = 0
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The range that is asked for, as positions of the first byte and behind the last; None for all."""
+        first, hyphen, last = self.headers.get("range", "").removeprefix("bytes=").partition("-")
+        return (int(first), int(last) + 1) if hyphen else None
+
+
+@dataclass
+class Fault:
+    """What is done to requests, and to which: all those that fit, but for the first ``skip``, ``times`` times.
+
+    Positions are in bytes of a body. "up" is from the client to the server, "down" the way back.
+
+    Attributes:
+        method: of the requests that fit; empty for any.
+        query: what their query contains, such as ``partNumber=2``.
+        when: what else they must be.
+        skip: how many of them pass unharmed before.
+        times: how many of them are harmed.
+        before: is called before a request is passed on.
+        delay: seconds to wait before a request is passed on.
+        answer: what is answered in the server's place.
+        cut_up: after so many bytes the connections are broken off.
+        cut_down: likewise; at 0 the server has done what was asked, and the client hears nothing.
+        stall_up: after so many bytes nothing more is passed on, and the connections stay open.
+        stall_down: likewise.
+        flip_up: position of a byte whose bits are inverted.
+        flip_down: likewise.
+        shorten: bytes that are missing at the end of the answer's body, while its Content-Length fits what is left.
+        status: takes the place of the answer's own.
+        headers: take the place of the answer's own.
+        after: is called when the answer was passed on, or the connections are about to be broken off.
+    """
+
+    method: str = ""
+    query: str = ""
+    when: Callable[[Request], bool] = lambda request: True
+    skip: int = 0
+    times: int = 1
+    before: Callable[[], object] = lambda: None
+    delay: float = 0.0
+    answer: Answer | None = None
+    cut_up: int | None = None
+    cut_down: int | None = None
+    stall_up: int | None = None
+    stall_down: int | None = None
+    flip_up: int | None = None
+    flip_down: int | None = None
+    shorten: int = 0
+    status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    after: Callable[[], object] = lambda: None
+
+    def fits(self, request: Request) -> bool:
+        """Whether a request is one of those that count."""
+        return self.method in ("", request.method) and self.query in request.query and self.when(request)
+
+
+class FaultProxy:
+    """Passes requests on to a server.
+
+    Args:
+        url: of the server.
 
     Attributes:
         url: what clients are given in place of the server's.
-        cuts: how many answers are still to be cut; only those that reach ``after`` bytes are.
-        after: in bytes.
+        faults: the rules; the first that fits a request and is not used up counts. May be changed at any time.
+        requests: what came, in order.
     """
 
-    url: str = ""
-    cuts: int = 0
-    after: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, url: str) -> None:
+        target = urlsplit(url)
+        self._target = (target.hostname, target.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.faults: list[Fault] = []
+        self.requests: list[Request] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
 
-    def take_cut(self) -> bool:
-        """Whether this answer is to be cut."""
-        with self.lock:
-            if not self.cuts:
-                return False
-            self.cuts -= 1
-            return True
+    def made(self, method: str = "", query: str = "") -> list[Request]:
+        """The requests of a method, whose query contains something."""
+        return [one for one in self.requests if method in ("", one.method) and query in one.query]
 
-    def serve(self, client: socket.socket, upstream: socket.socket) -> None:
-        """Pass one connection on, both ways."""
-        up = threading.Thread(target=_pump, args=(client, upstream))
-        up.start()
-        passed = 0
+    def close(self) -> None:
+        """Break off what is under way, and end."""
+        self._ended.set()
         with suppress(OSError):
-            while data := upstream.recv(65536):
-                client.sendall(data)
-                passed += len(data)
-                if passed >= self.after and self.take_cut():
-                    break
-        for end in (client, upstream):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        up.join()
-        client.close()
-        upstream.close()
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join()
+        for one in list(self._sockets):
+            _break_off(one)
+        for thread in self._threads[1:]:
+            thread.join()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._sockets.append(client)
+                self._threads.append(threading.Thread(target=self._serve, args=(client,)))
+                self._threads[-1].start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """All requests of a connection, until one side ends it or a fault does."""
+        with suppress(OSError, _BrokenOffError), socket.create_connection(self._target) as server:
+            self._sockets.append(server)
+            for one in (client, server):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a head and its body are sent one by one
+            with client, client.makefile("rb") as incoming, server.makefile("rb") as answers:
+                while self._exchange(client, incoming, server, answers):
+                    pass
+                _break_off(client)
+
+    def _exchange(self, client: socket.socket, incoming: BinaryIO, server: socket.socket, answers: BinaryIO) -> bool:
+        """One request and its answer; whether another may follow."""
+        line, headers = _head(incoming)
+        if not line:
+            return False
+        method, target, version = line.split(" ")
+        url = urlsplit(target)
+        request = Request(method, url.path, url.query, _named(headers))
+        fault = self._recorded(request)
+        try:
+            fault.before()
+            self._ended.wait(fault.delay)
+            if request.headers.get("expect"):
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            kept = [each for each in headers if each[0].lower() != "expect"]
+            origin = url._replace(scheme="", netloc="").geturl()
+            sink = None if fault.answer else server
+            _send(sink, _joined(f"{method} {origin} {version}", kept))
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered, and read no further
+                for piece in self._harmed(_body(incoming, request.headers), fault, up=True):
+                    request.body += len(piece)
+                    _send(sink, piece)
+            return self._answered(request, fault, client, answers)
+        finally:
+            request.ended = time.monotonic()
+            fault.after()
+
+    def _answered(self, request: Request, fault: Fault, client: socket.socket, answers: BinaryIO) -> bool:
+        if fault.answer:
+            request.status, told, body = fault.answer
+            request.answered = {**told, "Content-Length": str(len(body))}
+            body = b"" if request.method == "HEAD" else body
+            client.sendall(_joined(f"HTTP/1.1 {request.status} Told", list(request.answered.items())) + body)
+            return True
+        if fault.cut_down == 0:
+            _head(answers)
+            return False
+        line, headers = _head(answers)
+        if not line:
+            return False
+        version, status, reason = line.split(" ", 2)
+        request.status = fault.status or int(status)
+        request.answered = _named(headers)
+        length = int(request.answered.get("content-length", 0)) - fault.shorten
+        changed = {name.lower(): value for name, value in fault.headers.items()}
+        if fault.shorten:
+            changed["content-length"] = str(length)
+        kept = [each for each in headers if each[0].lower() not in changed] + list(changed.items())
+        client.sendall(_joined(f"{version} {request.status} {reason}", kept))
+        if request.method != "HEAD" and int(status) not in (204, 304):
+            for piece in self._harmed(_body(answers, request.answered), fault, up=False):
+                allowed = piece[: length - request.sent] if fault.shorten else piece
+                client.sendall(allowed)
+                request.sent += len(allowed)
+        return request.answered.get("connection", "").lower() != "close"
+
+    def _recorded(self, request: Request) -> Fault:
+        with self._lock:
+            self.requests.append(request)
+            for fault in self.faults:
+                if fault.times and fault.fits(request):
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
+                    fault.times -= 1
+                    return fault
+        return Fault()
+
+    def _harmed(self, pieces: Iterator[bytes], fault: Fault, *, up: bool) -> Iterator[bytes]:
+        """A body as the other side shall get it."""
+        cut, stall = (fault.cut_up, fault.stall_up) if up else (fault.cut_down, fault.stall_down)
+        flip = fault.flip_up if up else fault.flip_down
+        end = cut if cut is not None else stall
+        position = 0
+        for piece in pieces:
+            first, position = position, position + len(piece)
+            if flip is not None and first <= flip < position:
+                piece = piece[: flip - first] + bytes([piece[flip - first] ^ 255]) + piece[flip - first + 1 :]
+            if end is not None and position >= end:
+                yield piece[: end - first]
+                if cut is None:
+                    self._ended.wait(_STALLED_SECONDS)
+                raise _BrokenOffError
+            yield piece
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
+class _BrokenOffError(Exception):
+    """A connection was broken off on purpose, or by the other side in the middle of something."""
 
 
 @contextmanager
-def cutting_proxy(url: str) -> Iterator[CuttingProxy]:
+def fault_proxy(url: str) -> Iterator[FaultProxy]:
     """Yield a proxy before the server at this URL."""
-    target = urlsplit(url)
-    proxy = CuttingProxy()
-    threads: list[threading.Thread] = []
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                upstream = socket.create_connection((target.hostname, target.port))
-                threads.append(threading.Thread(target=proxy.serve, args=(client, upstream), daemon=True))
-                threads[-1].start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        proxy.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        acceptor = threading.Thread(target=accept, daemon=True)
-        acceptor.start()
+    proxy = FaultProxy(url)
+    try:
         yield proxy
-        listener.shutdown(socket.SHUT_RDWR)
-        acceptor.join()
+    finally:
+        proxy.close()
+
+
+def through(proxy: FaultProxy, server: LocalS3, **options: Any) -> CSXFileSystem:
+    """A filesystem of its own, that may do all on the server, and reaches it through the proxy."""
+    options = {**server.storage_options(), "endpoint_url": proxy.url, "use_listings_cache": False, **options}
+    made = fsspec.filesystem("s3", skip_instance_cache=True, **options)
+    assert isinstance(made, CSXFileSystem)
+    return made
+
+
+def error_answer(status: int, code: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """An answer of S3 that refuses a request."""
+    return status, {"Content-Type": "application/xml", **(headers or {})}, s3_error(code)
+
+
+def _head(stream: BinaryIO) -> tuple[str, list[tuple[str, str]]]:
+    """The first line of a request or an answer, and its headers; an empty line if there is none any more."""
+    line = stream.readline().decode("latin-1").rstrip("\r\n")
+    headers = []
+    while line and (header := stream.readline().decode("latin-1").rstrip("\r\n")):
+        name, _, value = header.partition(":")
+        headers.append((name, value.strip()))
+    return line, headers
+
+
+def _named(headers: list[tuple[str, str]]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers}
+
+
+def _joined(line: str, headers: list[tuple[str, str]]) -> bytes:
+    lines = [line, *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def _body(stream: BinaryIO, headers: Mapping[str, str]) -> Iterator[bytes]:
+    """The bytes of a body, as they stand on the wire.
+
+    https://www.rfc-editor.org/rfc/rfc9112#name-message-body-length
+    """
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        while size := int((line := stream.readline()).split(b";")[0], 16):
+            yield line
+            yield from _exactly(stream, size + 2)
+        yield line
+        while line.strip():
+            line = stream.readline()
+            yield line
+        return
+    yield from _exactly(stream, int(headers.get("content-length", 0)))
+
+
+def _exactly(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    while size:
+        piece = stream.read1(min(size, _PIECE))  # type: ignore[attr-defined]
+        if not piece:
+            raise _BrokenOffError
+        yield piece
+        size -= len(piece)
+
+
+def _send(sink: socket.socket | None, data: bytes) -> None:
+    if sink is not None:
+        sink.sendall(data)
+
+
+def _break_off(one: socket.socket) -> None:
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)

@@ -15,7 +15,9 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"__init__"},
-    {"checkpoint"},
+    {"background"},
+    {"background"},
+    {"checkpoint", "save_future"},
     {"formats", "paths", "atomic", "progress"},
     {"filesystem"},
     {"bulk"},
@@ -25,7 +27,7 @@ ROWS = [
     {"multipart"},
     {"credentials", "explain", "redaction", "settings", "transfer"},
     {"payload", "ranges"},
-    {"checksum", "errors"},
+    {"checksum", "errors", "inspection"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 import torch
 from conftest import recorded_requests
-from proxy import cutting_proxy
+from proxy import Fault, fault_proxy
 from s3fs.utils import FileExpired
 
 import fsspec_csx
@@ -64,24 +64,24 @@ def test_memory_of_other_kinds(fs: CSXFileSystem, path: str) -> None:
 @pytest.mark.parametrize("cuts", [1, 3])
 def test_cut_connections_are_made_good(server: LocalS3, path: str, cuts: int, after: int) -> None:
     """Answers that end early are asked for again, and nothing of them is taken for whole."""
-    with cutting_proxy(server.endpoint_url) as proxy:
+    with fault_proxy(server.endpoint_url) as proxy:
         fs = fsspec.filesystem("s3", **{**server.storage_options(), "endpoint_url": proxy.url})
         with fs.open(path, "rb") as file:
-            proxy.cuts, proxy.after = cuts, after
+            proxy.faults = [Fault("GET", times=cuts, cut_down=after)]
             buffer = bytearray(len(DATA))
             assert file.readinto(buffer) == len(DATA)
-        assert proxy.cuts == 0
+        assert proxy.faults[0].times == 0
     assert buffer == DATA
 
 
 def test_connection_that_is_always_cut(server: LocalS3, path: str) -> None:
     """A read that cannot be made good is an error that names the endpoint."""
-    with cutting_proxy(server.endpoint_url) as proxy:
+    with fault_proxy(server.endpoint_url) as proxy:
         options = {**server.storage_options(), "endpoint_url": proxy.url}
         fs = fsspec.filesystem("s3", **options, config_kwargs={"retries": {"max_attempts": 1}})
         fs.retries = 1
         with fs.open(path, "rb") as file:
-            proxy.cuts, proxy.after = 1000, PART // 4
+            proxy.faults = [Fault("GET", times=1000, cut_down=1000)]
             with pytest.raises(EndpointError, match=f"{proxy.url}.*broke"):
                 file.readinto(bytearray(len(DATA)))
 

@@ -32,7 +32,9 @@ class Skeleton:
     Attributes:
         obj: the object; its tensors have their dtypes, shapes and strides.
         records: one for each storage that has bytes.
+        left: whether there are storages on the CPU, as they were not wanted, that belong on other devices.
     """
 
     obj: Any
     records: list[Record]
+    left: bool = False

@@ -1,7 +1,6 @@
 """What a file is, told from its first bytes.
 
-Signatures: https://en.wikipedia.org/wiki/List_of_file_signatures, and for safetensors
-https://huggingface.co/docs/safetensors#format
+Signatures: https://en.wikipedia.org/wiki/List_of_file_signatures
 """
 
 from __future__ import annotations
@@ -65,8 +64,6 @@ def describe(head: bytes, size: int) -> tuple[str, str]:
     for offset, signature, what, remedy in _SIGNATURES:
         if head.startswith(signature, offset):
             return f"{what}.", remedy
-    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8:
-        return "is a safetensors file.", "Read it with safetensors.torch.load_file."
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:
         return "is a plain pickle, which torch.save did not write.", "Read it with pickle if you trust its author."
     return _describe_text(head) or (f"is of an unknown format (first bytes {head[:16].hex(' ')}).", _ELSEWHERE)

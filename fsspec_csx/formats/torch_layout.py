@@ -11,15 +11,14 @@ CRC-32s (torch/caffe2/serialize/inline_container.cc).
 
 from __future__ import annotations
 
-import pickle
 import struct
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from zlib_ng import zlib_ng
 
+from fsspec_csx.formats.pickled import Pickled
 from fsspec_csx.formats.source import memory_of
 
 _LOCAL, _ENTRY = b"PK\x03\x04", b"PK\x01\x02"
@@ -28,6 +27,8 @@ _END_SIZE = 98  # of the three records that end an archive of torch
 _IDENTITY = b"/.data/serialization_id"
 _64_BITS = 2**64 - 1
 _STAGED = 16 * 2**20
+HERE = "cpu"
+"""The type of device whose memory is written as it is."""
 
 
 class Layout:
@@ -38,13 +39,13 @@ class Layout:
         names: of the storages' records, in order.
 
     Attributes:
-        size: in bytes.
+        nbytes: its size.
     """
 
     def __init__(self, parts: list[bytes | torch.UntypedStorage], names: list[bytes]) -> None:
         self._parts = parts
         self._names = names
-        self.size = sum(len(part) if isinstance(part, bytes) else part.nbytes() for part in parts)
+        self.nbytes = sum(len(part) if isinstance(part, bytes) else part.nbytes() for part in parts)
 
     def write(self, write: Callable[[Any], object], keep: Callable[[Any], object]) -> None:
         """Write the archive.
@@ -61,44 +62,22 @@ class Layout:
                 after_storage = True
                 continue
             if number == len(self._parts) - 1 and crcs:
-                part = _finished(part, self.size, dict(zip(self._names, crcs, strict=True)))
+                part = _finished(part, self.nbytes, dict(zip(self._names, crcs, strict=True)))
             if after_storage:
                 part = part[:4] + _CRC.pack(crcs[-1]) + part[8:]  # the record's descriptor
             write(part)
             after_storage = False
 
 
-def laid_out(obj: object) -> Layout | None:
-    """The archive that torch.save would make of an object; None where torch cannot tell.
-
-    Raises:
-        Exception: what the pickling of the object raised.
-    """
+def laid_out(pickled: Pickled) -> Layout | None:
+    """The archive that torch.save makes of an object; None where torch cannot tell it beforehand."""
     skip_data = getattr(torch.serialization, "skip_data", None)
     if skip_data is None:  # before torch 2.6
         return None
-    sink, storages = _Sink(), {}
-
-    class Pickler(pickle.Pickler):
-        """Notes the storages that torch's own pickler, which inherits this one, finds."""
-
-        def __init_subclass__(cls, **kwargs: Any) -> None:
-            super().__init_subclass__(**kwargs)
-            named: Callable[[Any, Any], Any] = cls.persistent_id
-
-            def persistent_id(self: Any, item: Any) -> Any:
-                identity = named(self, item)
-                if identity is not None:
-                    storages[identity[2]] = getattr(item, "_untyped_storage", item)
-                return identity
-
-            cls.persistent_id = persistent_id  # type: ignore[method-assign]
-
-    module = types.ModuleType("pickle")
-    module.__dict__.update(vars(pickle), Pickler=Pickler)
+    sink = _Sink()
     with skip_data():
-        torch.save(obj, sink, pickle_module=module)  # type: ignore[arg-type]  # the protocol asks for more than is used
-    return _layout(sink.parts, storages)
+        pickled.torch_save(sink)
+    return _layout(sink.parts, pickled.storages)
 
 
 class _Sink:
@@ -125,7 +104,7 @@ class _Sink:
         pass
 
 
-def _layout(parts: list[bytearray | int], storages: dict[str, torch.UntypedStorage]) -> Layout | None:
+def _layout(parts: list[bytearray | int], storages: list[torch.UntypedStorage]) -> Layout | None:
     filled: list[bytes | torch.UntypedStorage] = []
     names = []
     for part in parts:
@@ -133,10 +112,10 @@ def _layout(parts: list[bytearray | int], storages: dict[str, torch.UntypedStora
             filled.append(bytes(part))
             continue
         name = _record_before(filled)
-        storage = storages.get(name.rpartition(b"/")[2].decode())
-        if storage is None or storage.nbytes() != part:
+        key = name.rpartition(b"/")[2]
+        if not key.isdigit() or int(key) >= len(storages) or storages[int(key)].nbytes() != part:
             return None
-        filled.append(storage)
+        filled.append(storages[int(key)])
         names.append(name)
     return Layout(filled, names) if filled and isinstance(filled[-1], bytes) else None
 
@@ -153,7 +132,7 @@ def _record_before(parts: list[bytes | torch.UntypedStorage]) -> bytes:
 
 def _write_storage(storage: torch.UntypedStorage, write: Callable[[Any], object], keep: Callable[[Any], object]) -> int:
     """Write the bytes of a storage, through bounded memory if it is on another device, and return their CRC-32."""
-    if storage.device.type == "cpu":
+    if storage.device.type == HERE:
         memory = memory_of(storage)
         crc: int = zlib_ng.crc32(memory)
         keep(memory)

@@ -13,15 +13,17 @@ import struct
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import _weights_only_unpickler
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import sniff
-from fsspec_csx.formats.watched import WatchedReader, WatchedWriter
+from fsspec_csx.formats import fill, names, sniff, torch_archive, torch_skeleton
+from fsspec_csx.formats.skeleton import Skeleton
+from fsspec_csx.formats.source import Source
+from fsspec_csx.formats.watched import WatchedReader
 
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
@@ -38,48 +40,6 @@ _NOT_WHOLE = (EOFError, LookupError, RuntimeError, ValueError, struct.error, zip
 _NONSENSE = (AssertionError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
-def tensor_bytes(obj: object) -> int:
-    """How many bytes the tensors in nested mappings, lists, tuples and sets take; shared memory counts once."""
-    pending, seen, storages = [obj], set(), {}
-    while pending:
-        item = pending.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            storages.update(_storage(item))
-        elif isinstance(item, Mapping):
-            pending.extend(item.values())
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            pending.extend(item)
-    return sum(storages.values())
-
-
-def _storage(tensor: torch.Tensor) -> dict[int, int]:
-    """Size by address; nothing for a tensor without memory of its own, such as a sparse one."""
-    if tensor.device.type == "meta":
-        return {}
-    try:
-        storage = tensor.untyped_storage()
-        return {storage.data_ptr(): storage.nbytes()}
-    except (NotImplementedError, RuntimeError):
-        return {}
-
-
-def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
-    """Write what ``torch.save(obj, file)`` writes.
-
-    Args:
-        file: a binary file object; ``write`` gets memoryviews of the tensors' own memory.
-        advance: is told how many bytes were written, many times.
-
-    Raises:
-        Exception: what the file or ``advance`` raised, or torch and pickle for an object that cannot be saved.
-    """
-    writer = WatchedWriter(file, advance)
-    writer.unmasked(lambda: torch.save(obj, writer))  # type: ignore[arg-type]  # the protocol asks for more than is used
-
-
 def read(
     file: Any,
     *,
@@ -92,7 +52,7 @@ def read(
     """Read what ``torch.save`` wrote; as ``torch.load``.
 
     Args:
-        file: a binary file object that can seek, at its start; ``readinto`` gets memoryviews of the tensors' memory.
+        file: a binary file object that can seek; its ``readinto`` gets memoryviews of the tensors' memory.
         name: what errors call the file.
         size: its size in bytes.
         advance: is told how many bytes were read, many times.
@@ -104,23 +64,77 @@ def read(
         UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
         Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
     """
-    plain = WatchedReader(file, size)
-    plain.seek(0)
-    head = plain.read(sniff.HEAD)
-    plain.seek(0)
+    source = Source(file, size, advance)
+    found = skeleton(source, name=name, map_location=map_location, weights_only=weights_only)
+    complete(source, found, name=name)
+    return found.obj
+
+
+def skeleton(
+    source: Source,
+    *,
+    name: str,
+    map_location: MAP_LOCATION = None,
+    weights_only: bool = True,
+    wanted: Collection[int] | None = None,
+) -> Skeleton:
+    """Read the structure of what ``torch.save`` wrote; as ``torch.load``, less the tensors' bytes.
+
+    What torch.save writes today, of plain tensors, is read by a few ranges. Anything else is read whole, as torch.load
+    does it: then the skeleton has no records, and its tensors are filled.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+        map_location: as of ``torch.load``.
+        weights_only: as of ``torch.load``; if False, the file may run any code, and is read whole.
+        wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
+            on the CPU. None for all.
+
+    Raises:
+        InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
+        UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
+        Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
+    """
+    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
     if not (sniff.is_zip(head) or sniff.is_legacy(head)):
-        what, remedy = sniff.describe(head, size)
+        what, remedy = sniff.describe(head, source.size)
         raise InvalidCheckpointError(f"{name} {what}", remedy)
-    reader = WatchedReader(file, size, advance)
+    in_order = weights_only and sniff.is_zip(head) and not _is_fake_mode()
+    archive = torch_archive.read(source, name) if in_order else None
+    reader = WatchedReader(source.file, source.size, source.advance)
     try:
-        return reader.unmasked(
+        if archive is not None:
+            source.advance(source.kept)
+            return torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
+        reader.seek(0)
+        obj = reader.unmasked(
             lambda: torch.load(reader, map_location=map_location, weights_only=weights_only, mmap=False)  # type: ignore[arg-type]
         )
+        return Skeleton(obj, [])
     except Exception as error:
-        explained = None if reader.failure is error else _explain(error, plain, name, weights_only)
+        if reader.failure is error or isinstance(error, CheckpointError):
+            raise
+        explained = _explain(error, WatchedReader(source.file, source.size), name, weights_only)
         if explained is None:
             raise
         raise explained from error
+
+
+def _is_fake_mode() -> bool:
+    """Whether tensors that are made now have no data, which torch.load then does not ask for."""
+    return type(torch.empty(0, device="cpu")) is not torch.Tensor
+
+
+def complete(source: Source, found: Skeleton, *, name: str) -> None:
+    """Fill the tensors of a skeleton.
+
+    Raises:
+        InvalidCheckpointError: if the bytes of some are not those that were saved.
+        OSError: what the file raised.
+    """
+    if wrong := fill.fill(source, found.records):
+        raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
 
 
 def _explain(error: Exception, file: WatchedReader, name: str, weights_only: bool) -> CheckpointError | None:

@@ -62,12 +62,19 @@ class WatchedWriter(_Watched):
 
     def write(self, data: Any) -> int:
         """Write all of a buffer, which is handed on as it is."""
+        return self._write(self._file.write, data)
+
+    def borrow(self, data: Any) -> int:
+        """Write all of a buffer that stays as it is until the file below is closed."""
+        return self._write(getattr(self._file, "write_borrowed", self._file.write), data)
+
+    def _write(self, write: Callable[[Any], int | None], data: Any) -> int:
         # Not by _call: a checkpoint of many small tensors comes here five times for each.
         if self.failure is not None:
             raise self.failure
         try:
             size = memoryview(data).nbytes
-            written = self._file.write(data)
+            written = write(data)
             # torch does not look at the answer, and one system call writes at most 2 GiB. None means all.
             if written is not None and written < size:
                 self._write_rest(memoryview(data).cast("B")[written:])

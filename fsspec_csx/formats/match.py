@@ -1,0 +1,112 @@
+"""What of a file goes where in an object that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, MutableSequence
+from typing import Any, NamedTuple
+
+import torch
+
+from fsspec_csx.errors import MismatchError
+from fsspec_csx.formats.names import Choice, below, children, listed, walk
+
+_REMEDY = "Pass an object of the same structure, or only the keys that both have."
+
+
+class Pair(NamedTuple):
+    """A tensor of the file, and the one that takes its values."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+class Match:
+    """What of a file goes where in an object.
+
+    Args:
+        found: what the file holds.
+        into: a mapping or list.
+        choice: which entries of the file matter.
+        partial: whether the object may have more than these.
+        path: what errors call the file.
+
+    Attributes:
+        pairs: tensors that match.
+
+    Raises:
+        MismatchError: if something is missing or unexpected, or of another shape or kind; it names all of it.
+    """
+
+    def __init__(self, found: Any, into: Any, choice: Choice, *, partial: bool, path: str) -> None:
+        self.pairs: list[Pair] = []
+        self._values: list[tuple[Any, Any, Any]] = []
+        self._missing: list[str] = []
+        self._unexpected: list[str] = []
+        self._different: list[str] = []
+        self._choice = choice
+        self._partial = partial
+        self._open: set[int] = set()
+        if not isinstance(into, (MutableMapping, MutableSequence)) or children(found) is None:
+            msg = f"A {type(found).__name__} cannot be loaded into a {type(into).__name__}. Pass a state dict."
+            raise TypeError(msg)
+        self._add_container(found, into, "")
+        self._check(path)
+
+    def replace_values(self) -> None:
+        """Put what is no tensor where it belongs."""
+        for container, key, value in self._values:
+            container[key] = value
+
+    def _add_container(self, found: Any, into: Any, name: str) -> None:
+        if id(found) in self._open:
+            return
+        self._open.add(id(found))
+        theirs, ours = dict(children(found) or ()), dict(children(into) or ())
+        for key, value in theirs.items():
+            if key in ours:
+                self._add(value, ours[key], below(name, key), into, key)
+            else:
+                self._unexpected += [each for each, _ in walk(value, below(name, key)) if each in self._choice]
+        if not self._partial:
+            for key, value in ours.items():
+                if key not in theirs:
+                    self._missing += [each for each, _ in walk(value, below(name, key))]
+        self._open.remove(id(found))
+
+    def _add(self, found: Any, into: Any, name: str, container: Any, key: Any) -> None:
+        chosen = [each in self._choice for each, _ in walk(found, name)]
+        if not any(chosen):
+            return
+        if isinstance(found, torch.Tensor) and isinstance(into, torch.Tensor):
+            if found.shape == into.shape:
+                self.pairs.append(Pair(found, into))
+            else:
+                self._different.append(f"{name!r} ({_form(found)} in the file, {_form(into)} to fill)")
+        elif _both_containers(found, into) and (_has_tensors(found) or _has_tensors(into) or not all(chosen)):
+            self._add_container(found, into, name)
+        elif _has_tensors(found) or _has_tensors(into):
+            self._different.append(f"{name!r} ({_form(found)} in the file, {_form(into)} to fill)")
+        elif isinstance(container, (MutableMapping, MutableSequence)):
+            self._values.append((container, key, found))
+        elif found != into:
+            self._different.append(f"{name!r} (in a {type(container).__name__}, where nothing can be replaced)")
+
+    def _check(self, path: str) -> None:
+        lacks = f"lacks {listed(self._missing)}" if self._missing else ""
+        has = f"has {listed(self._unexpected)}, which the object lacks" if self._unexpected else ""
+        differs = f"differs in {', '.join(self._different)}" if self._different else ""
+        if problems := [problem for problem in (lacks, has, differs) if problem]:
+            raise MismatchError(f"{path} does not fit: it {', and '.join(problems)}.", _REMEDY)
+
+
+def _both_containers(found: Any, into: Any) -> bool:
+    first, second = children(found), children(into)
+    return first is not None and second is not None and isinstance(found, Mapping) == isinstance(into, Mapping)
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(each, torch.Tensor) for _, each in walk(value))
+
+
+def _form(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,162 @@
+"""Reads checkpoints of all formats, told by their content: whole, in part, into what exists, or their structure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fsspec_csx.formats import names, safetensors, sniff, torch_archive, torch_zip
+from fsspec_csx.formats.into import Casts, fill_into
+from fsspec_csx.formats.match import Match
+from fsspec_csx.formats.names import Choice, Keys, place_of
+from fsspec_csx.formats.placing import Places, reserved
+from fsspec_csx.formats.skeleton import Skeleton
+from fsspec_csx.formats.source import Source
+from fsspec_csx.inspection import CheckpointInfo, TensorInfo
+
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
+
+
+def read(
+    source: Source,
+    *,
+    name: str,
+    keys: Keys | None = None,
+    map_location: MAP_LOCATION = None,
+    weights_only: bool = True,
+) -> Any:
+    """What a checkpoint holds, or a part of it.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+        keys: as of ``checkpoint.load``.
+        map_location: as of ``torch.load``.
+        weights_only: as of ``torch.load``; if False, the file may run any code.
+
+    Raises:
+        CheckpointError: if the file is not what it should be.
+        Exception: what the file raised, or torch where it is not the file's fault.
+    """
+    wanted = None if keys is None else ()
+    found = _skeleton(source, name, map_location, weights_only, wanted)
+    if keys is not None:
+        choice = Choice(found.obj, keys, name)
+        chosen = _part(found, choice)
+        if found.left:
+            # Only now is it known what has to go to other devices.
+            positions = {record.offset for record in chosen.records}
+            found = _skeleton(source, name, map_location, weights_only, positions)
+            chosen = _part(found, choice)
+        found = chosen
+    _complete(source, found, name)
+    return found.obj
+
+
+def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None, weights_only: bool = True) -> None:
+    """Fill an object with what a checkpoint holds, or a part of it.
+
+    Args:
+        source: the file.
+        into: as of ``checkpoint.load``.
+        name: what errors call the file.
+        keys: as of ``checkpoint.load``.
+        weights_only: as of ``torch.load``; if False, the file may run any code.
+
+    Raises:
+        CheckpointError: if the file is not what it should be, or does not fit.
+        Exception: what the file raised, or torch where it is not the file's fault.
+    """
+    found = _skeleton(source, name, "cpu", weights_only)
+    match = Match(found.obj, into, Choice(found.obj, keys, name), partial=keys is not None, path=name)
+    casts = Casts()
+    if wrong := fill_into(source, found, match.pairs, casts):
+        raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
+    match.replace_values()
+    casts.warn()
+
+
+def describe(source: Source, *, name: str) -> CheckpointInfo:
+    """What a checkpoint holds, without its tensors' data.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+
+    Raises:
+        CheckpointError: if the file is not what it should be.
+        Exception: what the file raised.
+    """
+    tensors, values = {}, {}
+    for key, value in names.walk(_structure(source, name)):
+        if isinstance(value, torch.Tensor):
+            nbytes = value.numel() * value.element_size()
+            tensors[key] = TensorInfo(value.dtype, tuple(value.shape), nbytes)
+        else:
+            values[key] = value
+    kind = "safetensors" if _is_safetensors(source) else "torch"
+    return CheckpointInfo(name, kind, source.size, tensors, values)
+
+
+def _structure(source: Source, name: str) -> Any:
+    try:
+        return _skeleton(source, name, "meta", True).obj
+    except NotImplementedError:  # torch has no quantized and no nested tensors without data
+        return _skeleton(source, name, "cpu", True).obj
+
+
+def _is_safetensors(source: Source) -> bool:
+    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
+    return safetensors.is_safetensors(head, source.size)
+
+
+def _skeleton(
+    source: Source, name: str, map_location: Any, weights_only: bool, wanted: Collection[int] | None = None
+) -> Skeleton:
+    if not _is_safetensors(source):
+        return torch_zip.skeleton(
+            source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
+        )
+    found = safetensors.skeleton(source.file, name=name, size=source.size)
+    places = Places(map_location)
+    if places.stays("cpu"):
+        return found
+    if wanted is not None and not wanted:
+        return replace(found, left=True)
+    return _moved(source, found, name, places, wanted)
+
+
+def _moved(source: Source, found: Skeleton, name: str, places: Places, wanted: Collection[int] | None) -> Skeleton:
+    """A skeleton of tensors on the CPU, those with wanted bytes moved to where they belong."""
+    device = places.device("cpu")
+    records = {record.name: record for record in found.records}
+    obj: dict[str, torch.Tensor] = {}
+    moved = []
+    for key, tensor in found.obj.items():
+        record = records.get(key)
+        storage: Any = tensor.untyped_storage()
+        if record is None or wanted is None or record.offset in wanted:
+            if device is None:
+                # The caller's map_location is to see the storage as it will be.
+                _complete(source, Skeleton({key: tensor}, [record] if record else []), name)
+                storage = places.placed(storage, "cpu")
+            else:
+                storage = reserved(storage.nbytes(), device)
+                moved += [replace(record, storage=storage)] if record and device.type != "meta" else []
+        obj[key] = torch.empty(0, dtype=tensor.dtype, device=storage.device)
+        obj[key].set_(storage, 0, tensor.shape, tensor.stride())
+    return Skeleton(obj, moved)
+
+
+def _part(found: Skeleton, choice: Choice) -> Skeleton:
+    obj = names.select(found.obj, choice)
+    used = {place_of(value) for _, value in names.walk(obj)}
+    return Skeleton(obj, [each for each in found.records if (each.storage.device, each.storage.data_ptr()) in used])
+
+
+def _complete(source: Source, found: Skeleton, name: str) -> None:
+    torch_zip.complete(source, found, name=name)

@@ -1,0 +1,145 @@
+"""A file that is read in spans: many at once, straight into memory, and what was read before not again."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from zlib_ng import zlib_ng
+
+HEAD = 256 * 2**10
+"""How many bytes at the start of a file are read first."""
+
+TAIL = 2**20
+"""How many bytes at its end are read with them."""
+
+_PIECE = 16 * 2**20
+_WRITABLE = 0x200  # PyBUF_WRITE
+_view = ctypes.pythonapi.PyMemoryView_FromMemory
+_view.restype = ctypes.py_object
+_view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+
+Spans = Sequence[tuple[int, memoryview]]
+
+
+def memory_of(storage: torch.UntypedStorage) -> memoryview:
+    """The bytes of a storage of the CPU, writable; it must outlive them."""
+    return memory_at(storage.data_ptr(), storage.nbytes())
+
+
+def memory_at(address: int, size: int) -> memoryview:
+    """So many bytes at an address, writable; what is there must outlive them."""
+    memory: memoryview = _view(address, size, _WRITABLE)
+    return memory
+
+
+class Source:
+    """A file that is read in spans.
+
+    Its first and last bytes are read at once, side by side, and kept.
+
+    Args:
+        file: a binary file object that can seek. If it has ``readinto_many``, as a ``CSXFile``, that is used.
+        size: its size in bytes.
+        advance: is told how many bytes were read, many times; not of those that are kept.
+
+    Attributes:
+        file: the file object.
+        size: its size in bytes.
+        advance: as given.
+    """
+
+    def __init__(self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None) -> None:
+        self.file = file
+        self.size = size
+        self.advance = advance
+        self._kept: list[tuple[int, memoryview]] = []
+        if size <= HEAD + TAIL:
+            self._keep([(0, size)])
+        else:
+            self._keep([(0, HEAD), (size - TAIL, TAIL)])
+
+    @property
+    def kept(self) -> int:
+        """How many bytes are kept."""
+        return sum(len(memory) for _, memory in self._kept)
+
+    def _keep(self, ranges: Sequence[tuple[int, int]]) -> None:
+        spans = [(start, memoryview(bytearray(length))) for start, length in ranges if length]
+        self._read(spans, lambda count: None, crc32=False)
+        self._kept += spans
+
+    def bytes_of(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of many ranges, each given as its start and its length in bytes."""
+        spans = [(start, memoryview(bytearray(length))) for start, length in ranges]
+        self.read(spans)
+        return [memory.tobytes() for _, memory in spans]
+
+    def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
+        """Fill many memories from many positions.
+
+        Args:
+            spans: positions in the file, in bytes, each with the writable memory (contiguous, of single bytes) that is
+                to be filled from there. In any order.
+            crc32: whether to compute the CRC-32 of each span.
+
+        Returns:
+            The CRC-32 of each span, in their order; an empty list unless ``crc32``.
+
+        Raises:
+            OSError: what the file raised, or that it ended early.
+        """
+        missing = []
+        crcs = [0] * len(spans)
+        for number, (start, memory) in enumerate(spans):
+            kept = self._find(start, len(memory))
+            if kept is None:
+                missing.append(number)
+                continue
+            memory[:] = kept
+            if crc32:
+                crcs[number] = zlib_ng.crc32(kept)
+        if missing:
+            answers = self._read([spans[number] for number in missing], self.advance, crc32=crc32)
+            for number, crc in zip(missing, answers, strict=False):
+                crcs[number] = crc
+        return crcs if crc32 else []
+
+    def _find(self, start: int, length: int) -> memoryview | None:
+        for position, memory in self._kept:
+            if position <= start and start + length <= position + len(memory):
+                return memory[start - position : start - position + length]
+        return None
+
+    def _read(self, spans: Spans, advance: Callable[[int], object], *, crc32: bool) -> list[int]:
+        if hasattr(self.file, "readinto_many"):
+            crcs: list[int] = self.file.readinto_many(spans, advance=advance, crc32=crc32)
+            return crcs
+        crcs = [0] * len(spans)
+        for number in sorted(range(len(spans)), key=lambda number: spans[number][0]):  # read-ahead goes forwards
+            crcs[number] = self._read_one(*spans[number], advance, crc32=crc32)
+        return crcs
+
+    def _read_one(self, start: int, memory: memoryview, advance: Callable[[int], object], *, crc32: bool) -> int:
+        self.file.seek(start)
+        done, crc = 0, 0
+        while done < len(memory):
+            piece = memory[done : done + _PIECE]
+            count = self._read_some(piece)
+            if not count:
+                msg = f"The file ended at byte {start + done}, and had {self.size} bytes when it was opened. Try again."
+                raise OSError(msg)
+            if crc32:
+                crc = zlib_ng.crc32(piece[:count], crc)
+            advance(count)
+            done += count
+        return crc
+
+    def _read_some(self, memory: memoryview) -> int:
+        if hasattr(self.file, "readinto"):
+            return int(self.file.readinto(memory) or 0)
+        data = self.file.read(len(memory))
+        memory[: len(data)] = data
+        return len(data)
