@@ -112,20 +112,30 @@ class Upload:
             answer = await with_checksum(
                 self._call, self._transfer, "complete_multipart_upload", checksum, **named, **conditions
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FileExistsError) as error:
             answer = await self._completed_before(error)
         self.id = None
         return answer
 
-    async def _completed_before(self, error: FileNotFoundError) -> Any:
+    async def _completed_before(self, error: OSError) -> Any:
         """The object, if it is of these parts: a connection may end after the server has completed an upload."""
         expected = _etag([self._etags[number] for number in sorted(self._etags)])
-        if code_of(error) != "NoSuchUpload" or expected is None:
+        if expected is None or not await self._is_gone(error):
             raise error
         found = await self._call("head_object")
         if found.get("ETag", "").strip('"') != expected:
             raise error
         return found
+
+    async def _is_gone(self, error: OSError) -> bool:
+        """Whether the upload is no more: if it is there, an object that exists is someone else's."""
+        if isinstance(error, FileNotFoundError):
+            return code_of(error) == "NoSuchUpload"
+        try:
+            await self._call("list_parts", UploadId=self.id, MaxParts=1)
+        except FileNotFoundError:
+            return True
+        return False
 
     async def abort(self) -> None:
         """End without an object; no matter if it was ended before."""

@@ -10,8 +10,6 @@ from typing import Any
 
 from fsspec_csx.checksum import CRC64NVME
 
-# Bytes handed to the system at a time. A call that takes longer than the time limit fails, on slow lines too.
-_PIECE = 128 * 1024
 _READ = 2**20
 
 
@@ -51,18 +49,18 @@ class Payload(io.RawIOBase):
             crc = CRC64NVME.compute(memory, crc)
         self.crc64nvme = crc
 
-    def pieces(self) -> Iterator[memoryview]:
-        """The bytes in pieces that fit a call of the system.
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The bytes in pieces of at most so many.
 
         Raises:
             OSError: if the payload was given up.
         """
         for memory in self.parts():
-            for start in range(0, len(memory), _PIECE):
+            for start in range(0, len(memory), size):
                 if self.given_up:
                     msg = "The upload was given up."
                     raise OSError(msg)
-                yield memory[start : start + _PIECE]
+                yield memory[start : start + size]
 
     # -- as a file --------------------------------------------------------------------------------------------------
 

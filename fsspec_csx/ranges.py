@@ -76,6 +76,7 @@ class Range:
         total: the object's size in bytes, once an answer has told it.
         headers: of the answer.
         thread: what fills it, while and after it does.
+        source: what it is being filled from, while it is.
         given_up: set to make the filling fail soon.
     """
 
@@ -87,6 +88,7 @@ class Range:
         self.total: int | None = None
         self.headers: Mapping[str, str] = {}
         self.thread: Future[Any] | None = None
+        self.source: Any = None
         self.given_up = False
         self._check = check
         self._probing = probing

@@ -8,7 +8,10 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -30,6 +33,12 @@ PART = 8 * 2**20
 
 # What one call of the system may fill: between two, it is seen whether the bytes are still wanted.
 _STEP = 2**20
+
+# What one call of the system may send. Python's time limit for TLS is that of a whole call, on slow lines too.
+_PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 128 * 1024
+
+# How long to wait for a thread that does no harm: it sends, or waits for an answer which it will not look at.
+_STUCK_SECONDS = 1.0
 
 # Of the headers of an answer that brought a part: to parse all of them for each part takes long.
 _NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
@@ -53,11 +62,13 @@ class Transfer:
 
     def __init__(self, client: Any, verify: bool | str, in_flight: int) -> None:
         config = client.meta.config
+        self._plain = client.meta.endpoint_url.startswith("http:")
         self._session = URLLib3Session(
             verify=verify,
             proxies=get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
-            timeout=(config.connect_timeout, config.read_timeout),
+            timeout=(None, None) if self._plain else (config.connect_timeout, config.read_timeout),
             max_pool_connections=in_flight,
+            socket_options=_socket_options(config.read_timeout if self._plain else None),
             client_cert=config.client_cert,
             proxies_config=config.proxies_config,
         )
@@ -123,11 +134,20 @@ class Transfer:
 
     @staticmethod
     async def ended(bodies: Sequence[Range | Payload]) -> None:
-        """Wait until no thread works on these any more; what still runs is given up."""
+        """Wait until no thread writes to these any more, and none reads them but one whose line is stuck.
+
+        What still runs is given up.
+        """
         for body in bodies:
             body.given_up = True
-        running = [asyncio.wrap_future(each.thread) for each in bodies if each.thread and not each.thread.done()]
-        await asyncio.gather(*running, return_exceptions=True)
+            if isinstance(body, Range) and body.source is not None:
+                _break_off(body.source)
+        running = [each for each in bodies if each.thread and not each.thread.done()]
+        filling = [each for each in running if isinstance(each, Range) and each.source is not None]
+        for waited, seconds in ((filling, None), (running, _STUCK_SECONDS)):
+            threads = [asyncio.wrap_future(each.thread) for each in waited if each.thread]
+            if threads:
+                await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
 
     def _before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
         if isinstance(params.get("Body"), Payload):
@@ -139,6 +159,9 @@ class Transfer:
         elif (wanted := _asked.get()) is not None and (span := wanted.header()):
             del request.headers["Range"]
             request.headers["Range"] = span  # a cut answer is gone on with where it ended
+            if wanted.filled and wanted.etag:
+                del request.headers["If-Match"]
+                request.headers["If-Match"] = wanted.etag
 
     async def _answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
         body = request.body if isinstance(request.body, Payload) else _asked.get()
@@ -150,7 +173,7 @@ class Transfer:
 
     def _put(self, request: Any, payload: Payload) -> AioAWSResponse:
         outgoing = copy.copy(request)
-        outgoing.body = payload.pieces()
+        outgoing.body = payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS)
         answer = self._session.send(outgoing)
         return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(answer.content))
 
@@ -159,6 +182,7 @@ class Transfer:
         body = b""
         try:
             if 200 <= answer.status_code < 300:
+                wanted.source = answer.raw
                 _fill(wanted, answer)
                 if wanted.cut_off:
                     answer.raw.close()
@@ -172,6 +196,7 @@ class Transfer:
             answer.raw.close()
             raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
         finally:
+            wanted.source = None
             answer.raw.release_conn()
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
 
@@ -185,6 +210,25 @@ def _fill(wanted: Range, answer: Any) -> None:
             msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
             raise OSError(msg)
         wanted.advance(count)
+
+
+def _break_off(source: Any) -> None:
+    """Let a call of the system that waits for bytes return."""
+    with contextlib.suppress(OSError, AttributeError):  # it has ended by itself
+        socket.socket.shutdown(source.connection.sock, socket.SHUT_RDWR)
+
+
+def _socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
+    """Options of a connection; with a time limit that the system keeps, by which its calls need not be many and short.
+
+    Those of a connection by TLS are many in any case, and Python keeps the time limit.
+    """
+    options: list[tuple[int, int, Any]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if seconds is not None:
+        whole, fraction = divmod(seconds, 1)
+        limit = struct.pack("@ll", int(whole), int(fraction * 1e6))
+        options += [(socket.SOL_SOCKET, name, limit) for name in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO)]
+    return options
 
 
 def _for_payloads(config: Any) -> Any:

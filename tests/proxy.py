@@ -283,7 +283,7 @@ def through(proxy: FaultProxy, server: LocalS3, **options: Any) -> CSXFileSystem
 
 def error_answer(status: int, code: str, headers: Mapping[str, str] | None = None) -> Answer:
     """An answer of S3 that refuses a request."""
-    return status, {"Content-Type": "application/xml", **(headers or {})}, s3_error(code)
+    return status, {"Content-Type": "application/xml", **(headers or {})}, s3_error(code, f"This is {code}")
 
 
 def _head(stream: BinaryIO) -> tuple[str, list[tuple[str, str]]]:

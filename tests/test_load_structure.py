@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,9 @@ from conftest import recorded_requests
 
 from fsspec_csx.checkpoint import load
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import source, torch_archive, torch_zip, zip_directory
+from fsspec_csx.formats import fill, source, torch_archive, torch_zip, zip_directory
+from fsspec_csx.formats.placing import reserved
+from fsspec_csx.formats.skeleton import Record
 from fsspec_csx.formats.source import HEAD, TAIL, Source, memory_of
 from fsspec_csx.transfer import PART
 
@@ -411,6 +414,22 @@ def test_a_file_without_readinto() -> None:
 
     data = saved(state := {"x": torch.randn(MIB)})
     assert equal(torch_zip.read(Plain(data), name="file", size=len(data), advance=lambda count: None), state)
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 640, 1000])
+@pytest.mark.parametrize("crc32", [None, "right", "wrong"])
+def test_through_staging(size: int, crc32: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes to another device (here it is the CPU) goes there by pieces, and is checked all the same."""
+    monkeypatch.setattr(fill, "PIECE", 100)
+    monkeypatch.setattr(fill, "_STAGING", 256)
+    data = bytes(number % 251 for number in range(2000))
+    expected = zlib.crc32(data[7 : 7 + size]) ^ (crc32 == "wrong")
+    record = Record("x", 7, reserved(size, torch.device("cpu")), None if crc32 is None else expected)
+    other = Record("y", 1000, reserved(50, torch.device("cpu")))
+    transfers = [transfer for each in (other, record) for transfer in fill._transfers(each)]
+    assert fill.run(source_of(data), transfers) == ([record] if crc32 == "wrong" else [])
+    assert bytes(memory_of(record.storage)) == data[7 : 7 + size]
+    assert bytes(memory_of(other.storage)) == data[1000:1050]
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------

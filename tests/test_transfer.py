@@ -30,8 +30,8 @@ def path(server: LocalS3) -> str:
     return "transfer/object"
 
 
-@pytest.mark.parametrize("start", [0, 1, PART - 1, len(DATA) - PART, len(DATA) - 1, len(DATA)])
-@pytest.mark.parametrize("length", [1, PART, PART + 1, 2 * PART, len(DATA), len(DATA) + PART])
+@pytest.mark.parametrize("start", [0, PART - 1, len(DATA) - PART, len(DATA) - 1, len(DATA)])
+@pytest.mark.parametrize("length", [1, PART + 1, len(DATA)])
 def test_readinto(fs: CSXFileSystem, path: str, start: int, length: int) -> None:
     """Any range is read as a local file would: what there is, up to the end, and the position moves on."""
     buffer = bytearray(b"?" * length)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from fsspec_csx.ranges import LEAST
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
+BUCKET = "faults"
 BLOCK = 5 * MIB
 DATA = os.urandom(3 * LEAST + 4321)
 OTHER = os.urandom(2 * LEAST + 1234)
@@ -84,6 +86,12 @@ WRITES: dict[str, Write] = {
 SMALL, LARGE = DATA[:1000], DATA[: BLOCK + 1000]
 
 
+@pytest.fixture
+def folder() -> str:
+    """A folder of the test's own, in a bucket that they share: the first write of a bucket takes the server long."""
+    return f"{BUCKET}/{uuid.uuid4().hex[:12]}"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def objects(server: LocalS3) -> None:
     """An object of several parts."""
@@ -129,16 +137,13 @@ def test_cut_read_goes_on_where_it_was_cut(
     """Exactly the bytes that are missing are asked for again, each of the three times."""
     proxy.faults = [Fault("GET", times=3, cut_down=after)]
     assert READS[read](far, PATH, tmp_path) == DATA
-    gets = proxy.made("GET")
-    cut, whole = gets[:3], gets[3:]
     assert proxy.faults[0].times == 0
-    starts = [one.span[0] for one in whole if one.span]
-    for one in cut:
+    gets = proxy.made("GET")
+    asked = [one.span for one in gets]
+    for one in gets[:3]:
         first, end = one.span or (0, LEAST)
-        assert (
-            first + one.sent in starts or (first + one.sent, end) in [again.span for again in cut] or not first + after
-        )
-    assert sum(one.sent for one in gets if one.span) <= len(DATA) + MIB
+        missing = (first + one.sent, end) if one.sent else one.span
+        assert one.sent == end - first or asked.count(missing) == 1 + (not one.sent)
 
 
 WRONG = {
@@ -175,14 +180,14 @@ def test_replaced_while_it_is_read(
     fs: CSXFileSystem,
     far: CSXFileSystem,
     proxy: FaultProxy,
-    bucket: str,
+    folder: str,
     tmp_path: Path,
     read: str,
     other: bytes,
     moment: str,
 ) -> None:
     """A whole read of an object that is replaced meanwhile is of the new one."""
-    path = f"{bucket}/object"
+    path = f"{folder}/object"
     fs.pipe_file(path, DATA)
     if moment == "between":
         proxy.faults = [Fault("GET", skip=1, before=lambda: fs.pipe_file(path, other))]
@@ -199,22 +204,22 @@ def test_replaced_while_it_is_read(
 
 
 def test_range_of_an_object_that_is_replaced(
-    fs: CSXFileSystem, far: CSXFileSystem, proxy: FaultProxy, bucket: str
+    fs: CSXFileSystem, far: CSXFileSystem, proxy: FaultProxy, folder: str
 ) -> None:
     """A range that was cut, and goes on in another object, is read anew as long as that object has it."""
-    fs.pipe_file(f"{bucket}/object", SMALL)
-    proxy.faults = [Fault("GET", cut_down=300, after=lambda: fs.pipe_file(f"{bucket}/object", OTHER))]
-    assert far.cat_file(f"{bucket}/object", start=10, end=5000) == OTHER[10:5000]
+    fs.pipe_file(f"{folder}/object", SMALL)
+    proxy.faults = [Fault("GET", cut_down=300, after=lambda: fs.pipe_file(f"{folder}/object", OTHER))]
+    assert far.cat_file(f"{folder}/object", start=10, end=5000) == OTHER[10:5000]
 
 
 @pytest.mark.parametrize("read", WHOLE)
 def test_replaced_again_and_again(
-    fs: CSXFileSystem, far: CSXFileSystem, proxy: FaultProxy, bucket: str, tmp_path: Path, read: str
+    fs: CSXFileSystem, far: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, read: str
 ) -> None:
     """An object that does not stay as it is for one read is an error."""
-    path = f"{bucket}/object"
+    path = f"{folder}/object"
     fs.pipe_file(path, DATA)
-    states = [DATA[::-1], DATA] * 20
+    states = [bytes([number]) + DATA for number in range(20)]
     proxy.faults = [Fault("GET", skip=1, times=20, before=lambda: fs.pipe_file(path, states.pop()))]
     with pytest.raises(FileExpired):
         WHOLE[read](far, path, tmp_path)
@@ -227,14 +232,14 @@ def test_bit_flipped_on_the_way_down(
     fs: CSXFileSystem,
     far: CSXFileSystem,
     proxy: FaultProxy,
-    bucket: str,
+    folder: str,
     tmp_path: Path,
     read: str,
     data: bytes,
     part: int,
 ) -> None:
     """A whole object is compared with the server's checksum, read again if it is damaged, and then refused."""
-    path = f"{bucket}/object"
+    path = f"{folder}/object"
     fs.pipe_file(path, data)
     proxy.faults = [Fault("GET", skip=part, flip_down=len(data) // 4 % 1000)]
     assert WHOLE[read](far, path, tmp_path) == data
@@ -257,7 +262,7 @@ def test_busy_server_is_asked_again(
     far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, refusal: tuple[int, str], read: str
 ) -> None:
     """Answers that say "not now" are ridden out while reading."""
-    proxy.faults = [Fault("GET", times=6, answer=error_answer(*refusal))]
+    proxy.faults = [Fault("GET", times=4, answer=error_answer(*refusal))]
     assert READS[read](far, PATH, tmp_path) == DATA
     assert proxy.faults[0].times == 0
 
@@ -267,7 +272,7 @@ def test_busy_server_is_asked_again(
 def test_busy_server_is_written_to_again(
     far: CSXFileSystem,
     proxy: FaultProxy,
-    bucket: str,
+    folder: str,
     tmp_path: Path,
     refusal: tuple[int, str],
     write: str,
@@ -276,22 +281,22 @@ def test_busy_server_is_written_to_again(
     """So they are while writing, whatever the request is."""
     busy = error_answer(*refusal)
     proxy.faults = [Fault("PUT", times=3, answer=busy), *(Fault("POST", skip=n, answer=busy) for n in (0, 0))]
-    WRITES[write](far, f"{bucket}/object", data, tmp_path)
+    WRITES[write](far, f"{folder}/object", data, tmp_path)
     assert proxy.faults[0].times == 0
-    assert far.cat_file(f"{bucket}/object") == data
+    assert far.cat_file(f"{folder}/object") == data
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 @pytest.mark.parametrize("status", [429, 503])
 def test_server_says_when_to_come_back(
-    far: CSXFileSystem, proxy: FaultProxy, bucket: str, method: str, status: int
+    far: CSXFileSystem, proxy: FaultProxy, folder: str, method: str, status: int
 ) -> None:
     """Nothing is asked before the time that Retry-After tells."""
-    far.pipe_file(f"{bucket}/object", SMALL)
+    far.pipe_file(f"{folder}/object", SMALL)
     proxy.requests = []
     proxy.faults = [Fault(method, answer=error_answer(status, "SlowDown", {"Retry-After": "1"}))]
-    far.pipe_file(f"{bucket}/object", LARGE[:500])
-    assert far.cat_file(f"{bucket}/object") == LARGE[:500]
+    far.pipe_file(f"{folder}/object", LARGE[:500])
+    assert far.cat_file(f"{folder}/object") == LARGE[:500]
     first, second = proxy.made(method)
     assert 1 <= second.began - first.ended < 2
 
@@ -308,14 +313,14 @@ def test_stalled_read(far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, rea
 @pytest.mark.parametrize("fault", [Fault("PUT", stall_up=MIB), Fault("PUT", stall_down=0), Fault("PUT", cut_up=MIB)])
 @pytest.mark.parametrize(("write", "data"), [("open", LARGE), ("pipe_file", LARGE[:BLOCK]), ("put_file", LARGE)])
 def test_stalled_or_cut_write(
-    far: CSXFileSystem, proxy: FaultProxy, bucket: str, tmp_path: Path, fault: Fault, write: str, data: bytes
+    far: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, fault: Fault, write: str, data: bytes
 ) -> None:
     """An upload that does not get through, or is not answered, is sent again."""
     fault.times = 1
     proxy.faults = [fault]
-    WRITES[write](far, f"{bucket}/object", data, tmp_path)
+    WRITES[write](far, f"{folder}/object", data, tmp_path)
     assert fault.times == 0
-    assert far.cat_file(f"{bucket}/object") == data
+    assert far.cat_file(f"{folder}/object") == data
 
 
 # -- the end of an upload ---------------------------------------------------------------------------------------------
@@ -323,25 +328,25 @@ def test_stalled_or_cut_write(
 
 @pytest.mark.parametrize("write", WRITES)
 def test_completion_that_is_not_heard_of(
-    far: CSXFileSystem, proxy: FaultProxy, bucket: str, tmp_path: Path, write: str
+    far: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, write: str
 ) -> None:
     """A connection that ends after the server has completed an upload makes it no failure."""
     proxy.faults = [Fault("POST", query="uploadId", cut_down=0)]
-    WRITES[write](far, f"{bucket}/object", LARGE, tmp_path)
+    WRITES[write](far, f"{folder}/object", LARGE, tmp_path)
     assert len(proxy.made("POST", "uploadId")) == 2
-    assert far.cat_file(f"{bucket}/object") == LARGE
-    assert far.list_multipart_uploads(bucket) == []
+    assert far.cat_file(f"{folder}/object") == LARGE
+    assert far.list_multipart_uploads(BUCKET) == []
 
 
 def test_upload_of_someone_else_is_not_ours(
-    fs: CSXFileSystem, far: CSXFileSystem, proxy: FaultProxy, bucket: str, tmp_path: Path
+    fs: CSXFileSystem, far: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path
 ) -> None:
     """An upload that is gone is an error, if the object is another one."""
-    path = f"{bucket}/object"
+    path = f"{folder}/object"
     fs.pipe_file(path, b"old")
 
     def end() -> None:
-        fs.abort_mpu(bucket, "object", fs.list_multipart_uploads(bucket)[0]["UploadId"])
+        fs.abort_mpu(BUCKET, path.partition("/")[2], fs.list_multipart_uploads(BUCKET)[0]["UploadId"])
 
     proxy.faults = [Fault("POST", query="uploadId", before=end)]
     with pytest.raises(FileNotFoundError):
@@ -351,30 +356,30 @@ def test_upload_of_someone_else_is_not_ours(
 
 @pytest.mark.parametrize("write", WRITES)
 def test_completion_that_fails_after_its_head(
-    far: CSXFileSystem, impatient: CSXFileSystem, proxy: FaultProxy, bucket: str, tmp_path: Path, write: str
+    far: CSXFileSystem, impatient: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, write: str
 ) -> None:
     """An error that comes with the status of a success is one: asked for again, and then told."""
-    path = f"{bucket}/object"
+    path = f"{folder}/object"
     fault = Fault("POST", query="uploadId", answer=error_answer(200, "InternalError"))
     proxy.faults = [fault]
     WRITES[write](far, path, LARGE, tmp_path)
     assert far.cat_file(path) == LARGE
     fault.times = 1000
-    with pytest.raises(OSError, match="InternalError|internal"):
+    with pytest.raises(OSError, match="InternalError"):
         WRITES[write](impatient, path, DATA, tmp_path)
     assert far.cat_file(path) == LARGE
-    assert far.list_multipart_uploads(bucket) == []
+    assert far.list_multipart_uploads(BUCKET) == []
 
 
-@pytest.mark.parametrize("data", [SMALL, LARGE])
-def test_creation_that_is_not_heard_of(far: CSXFileSystem, proxy: FaultProxy, bucket: str, data: bytes) -> None:
+def test_creation_that_is_not_heard_of(far: CSXFileSystem, proxy: FaultProxy, folder: str) -> None:
     """An object that is only to be created, and was by a request that is not answered, is not taken for another's."""
-    method, query = ("PUT", "") if data is SMALL else ("POST", "uploadId")
-    proxy.faults = [Fault(method, query=query, cut_down=0)]
-    far.pipe_file(f"{bucket}/object", data, mode="create", chunksize=BLOCK)
-    assert far.cat_file(f"{bucket}/object") == data
+    proxy.faults = [Fault("POST", query="uploadId", cut_down=0)]
+    far.pipe_file(f"{folder}/object", LARGE, mode="create", chunksize=BLOCK)
+    assert far.cat_file(f"{folder}/object") == LARGE
+    proxy.faults = [Fault("POST", query="uploadId", cut_up=0)]
     with pytest.raises(ObjectExistsError):
-        far.pipe_file(f"{bucket}/object", data[::-1], mode="create", chunksize=BLOCK)
+        far.pipe_file(f"{folder}/object", LARGE, mode="create", chunksize=BLOCK)
+    assert far.list_multipart_uploads(BUCKET) == []
 
 
 # -- credentials that expire ------------------------------------------------------------------------------------------
@@ -401,11 +406,14 @@ def renewable(
                 f"aws_access_key_id = {options['key']}",
                 f"aws_secret_access_key = {options['secret']}",
             ]
-            (aws_files / "credentials").write_text("\n".join(lines))
+            (aws_files / "new").write_text("\n".join(lines))
+            (aws_files / "new").replace(aws_files / "credentials")
         else:
             told = {"Version": 1, "AccessKeyId": options["key"], "SecretAccessKey": options["secret"]}
-            (aws_files / "keys").write_text(json.dumps(told))
-            (aws_files / "config").write_text(f"[default]\ncredential_process = cat {aws_files / 'keys'}\n")
+            (aws_files / "new").write_text(json.dumps(told))
+            (aws_files / "new").replace(aws_files / "keys")  # it may be read at this moment
+            if not (aws_files / "config").exists():
+                (aws_files / "config").write_text(f"[default]\ncredential_process = cat {aws_files / 'keys'}\n")
         return options["key"]
 
     return renew
@@ -440,11 +448,11 @@ def test_credentials_that_expire(
     assert {one.status for one in proxy.requests[-1:]} <= {200, 206}
 
 
-def test_credentials_that_stay_expired(server: LocalS3, proxy: FaultProxy, bucket: str) -> None:
+def test_credentials_that_stay_expired(server: LocalS3, proxy: FaultProxy, folder: str) -> None:
     """Keys that the call names cannot be looked up anew: an error says that they have expired."""
     fs = through(proxy, server)
     proxy.faults = [Fault(times=1000, answer=error_answer(400, "ExpiredToken"))]
-    for attempt in (lambda: fs.pipe_file(f"{bucket}/object", SMALL), lambda: fs.cat_file(PATH)):
+    for attempt in (lambda: fs.pipe_file(f"{folder}/object", SMALL), lambda: fs.cat_file(PATH)):
         with pytest.raises(ExpiredCredentialsError):
             attempt()
 
@@ -483,52 +491,52 @@ def test_untrusted_certificate(secure_server: tuple[LocalS3, Path]) -> None:
 
 
 def test_proxy_of_the_environment(
-    server: LocalS3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bucket: str
+    server: LocalS3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
 ) -> None:
     """A proxy that the environment names is used by all requests."""
     for name in ("NO_PROXY", "no_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
     fs = fsspec.filesystem("s3", **server.storage_options(), skip_instance_cache=True)
-    round_trip(fs, bucket, tmp_path)
+    round_trip(fs, folder, tmp_path)
     assert {"PUT", "POST", "GET", "HEAD"} <= {one.method for one in proxy.requests}
     assert len(proxy.made("PUT", "partNumber")) == 6
 
 
-def test_many_threads(far: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
+def test_many_threads(far: CSXFileSystem, folder: str, tmp_path: Path) -> None:
     """Many threads read and write at a time."""
 
     def work(number: int) -> bool:
         data = DATA[number : number + BLOCK + number]
-        write_file(far, f"{bucket}/{number}", data, tmp_path)
-        return far.cat_file(f"{bucket}/{number}") == read_file(far, f"{bucket}/{number}", tmp_path) == data
+        write_file(far, f"{folder}/{number}", data, tmp_path)
+        return far.cat_file(f"{folder}/{number}") == read_file(far, f"{folder}/{number}", tmp_path) == data
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))
 
 
-def test_asynchronous_use(server: LocalS3, tmp_path: Path, bucket: str) -> None:
+def test_asynchronous_use(server: LocalS3, tmp_path: Path, folder: str) -> None:
     """The coroutines serve a program with an event loop of its own."""
 
     async def work() -> None:
         fs = fsspec.filesystem("s3", **server.storage_options(), asynchronous=True, skip_instance_cache=True)
         session = await fs.set_session()
-        await fs._pipe_file(f"{bucket}/object", LARGE, chunksize=BLOCK)
-        assert await fs._cat_file(f"{bucket}/object") == LARGE
-        await fs._get_file(f"{bucket}/object", str(tmp_path / "local"))
-        await fs._put_file(str(tmp_path / "local"), f"{bucket}/copy")
-        both = await asyncio.gather(*(fs._cat_file(f"{bucket}/copy", start=start) for start in (0, 1)))
+        await fs._pipe_file(f"{folder}/object", LARGE, chunksize=BLOCK)
+        assert await fs._cat_file(f"{folder}/object") == LARGE
+        await fs._get_file(f"{folder}/object", str(tmp_path / "local"))
+        await fs._put_file(str(tmp_path / "local"), f"{folder}/copy")
+        both = await asyncio.gather(*(fs._cat_file(f"{folder}/copy", start=start) for start in (0, 1)))
         assert both == [LARGE, LARGE[1:]]
         await session.close()
 
     asyncio.run(work())
 
 
-def test_within_a_running_loop(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
+def test_within_a_running_loop(fs: CSXFileSystem, folder: str, tmp_path: Path) -> None:
     """As in a notebook, the plain calls work where an event loop runs."""
 
     async def work() -> None:
-        round_trip(fs, bucket, tmp_path)
+        round_trip(fs, folder, tmp_path)
 
     asyncio.run(work())
 
@@ -555,9 +563,9 @@ assert os.path.getsize(sys.argv[2]) == size
 """
 
 
-def test_fork_after_use(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
+def test_fork_after_use(environment: LocalS3, folder: str, tmp_path: Path) -> None:
     """A forked child reads and writes, also by a file that its parent opened, while its parent goes on."""
-    command = [sys.executable, "-c", FORKED, f"{bucket}/object", str(tmp_path / "local")]
+    command = [sys.executable, "-c", FORKED, f"{folder}/object", str(tmp_path / "local")]
     subprocess.run(command, check=True, timeout=60)
 
 
@@ -586,18 +594,18 @@ def test_ctrl_c_while_reading(server: LocalS3, proxy: FaultProxy, fault: Fault) 
 
 
 @pytest.mark.parametrize("fault", [Fault("PUT", delay=0.2), Fault("PUT", stall_up=MIB)])
-def test_ctrl_c_while_writing(server: LocalS3, proxy: FaultProxy, bucket: str, fault: Fault) -> None:
+def test_ctrl_c_while_writing(server: LocalS3, proxy: FaultProxy, folder: str, fault: Fault) -> None:
     """Ctrl-C ends a write soon, also one that does not get through, and leaves nothing behind."""
     fs = through(proxy, server, config_kwargs={"read_timeout": 30, "connect_timeout": 30})
-    with fs.open(f"{bucket}/first", "wb", block_size=BLOCK) as file:
+    with fs.open(f"{folder}/first", "wb", block_size=BLOCK) as file:
         file.write(LARGE)
     fault.times = 1000
     proxy.faults = [fault]
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), fs.open(f"{bucket}/object", "wb", block_size=BLOCK) as file:
+    with pytest.raises(KeyboardInterrupt), fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
         while True:
             file.write(LARGE)
     assert time.monotonic() - began < 3
-    assert fs.list_multipart_uploads(bucket) == []
-    assert not fs.exists(f"{bucket}/object")
+    assert fs.list_multipart_uploads(BUCKET) == []
+    assert not fs.exists(f"{folder}/object")
