@@ -78,9 +78,10 @@ def test_two_set_up_commands() -> None:
 
 
 def test_drawing_names_every_room() -> None:
-    """The drawing of the house has every module, and no other."""
+    """The drawing of the house has every module, those of formats/ indented, and no other."""
     drawing = next(code for language, code in BLOCKS if language == "text")
-    drawn = set(re.findall(r"(\w+)(?:\.py|/)", drawing))
     package = Path(fsspec_csx.__file__).parent
-    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert drawn == rooms - {"__init__", "__main__"}
+    for folder, lines in ((package, r"^\S.*"), (package / "formats", r"^ +\S.*")):
+        drawn = set(re.findall(r"(\w+)(?:\.py|/)", "\n".join(re.findall(lines, drawing, re.MULTILINE))))
+        rooms = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+        assert drawn == rooms - {"__init__", "__main__"}
