@@ -16,8 +16,6 @@ from fsspec_csx.paths import checkpoint_path, is_local, redacted
 from fsspec_csx.progress import Meter, reporting
 
 _PIECE = 16 * 2**20
-# In bytes. torch reads a short header before each tensor, far from the last; most of a long read-ahead would be lost.
-_READ_AHEAD = 2**20
 
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
@@ -213,7 +211,7 @@ def _opened(fs: fsspec.AbstractFileSystem | None, path: str) -> IO[bytes]:
     if fs is None:
         return open(path, "rb")
     _forget_listings(fs, path)
-    file: IO[bytes] = fs.open(path, "rb", block_size=_READ_AHEAD)
+    file: IO[bytes] = fs.open(path, "rb")
     return file
 
 

@@ -183,7 +183,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         Returns:
             Its size in bytes.
         """
-        return self._write(data, keep=type(data) is bytes)
+        return self._write(data, keep=type(data) is bytes, held=False)
 
     def write_borrowed(self, data: Any) -> int:
         """Write a buffer without copying it; as ``write``, but it must neither change nor go until the file is closed.
@@ -194,9 +194,9 @@ class CSXFile(S3File):  # type: ignore[misc]
         Returns:
             Its size in bytes.
         """
-        return self._write(data, keep=True)
+        return self._write(data, keep=True, held=True)
 
-    def _write(self, data: Any, keep: bool) -> int:
+    def _write(self, data: Any, *, keep: bool, held: bool) -> int:
         if self.mode == "rb":
             msg = "The file was opened for reading. Open it in mode wb."
             raise ValueError(msg)
@@ -207,7 +207,7 @@ class CSXFile(S3File):  # type: ignore[misc]
         if self._dropped:
             return len(view)  # a wrapper that is dropped too writes what it still holds
         try:
-            self._writer.write(view, keep=keep)
+            self._writer.write(view, keep=keep, held=held)
         except BaseException:
             self.discard()
             raise

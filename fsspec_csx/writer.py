@@ -12,12 +12,12 @@ from fsspec_csx.multipart import PARTS, Call, Upload, part_size, put
 from fsspec_csx.payload import Memories, Payload
 from fsspec_csx.transfer import Transfer
 
-# Bytes of copies on their way; another part is being filled meanwhile.
-_COPIES_IN_FLIGHT = 48 * 2**20
+# Bytes of memory of our own on their way; another part is being filled meanwhile.
+_OWN_IN_FLIGHT = 48 * 2**20
 # Smaller memories are copied, also those that may be kept.
 _SMALL = 64 * 1024
 _CHUNK = 4 * 2**20
-# A part of memory that is not copied may have this share of what was sent before it, and so many bytes.
+# A part of memory that is not ours may have this share of what was sent before it, and so many bytes.
 _SHARES, _KEPT_PART = 8, 32 * 2**20
 # A larger memory that may not be kept is sent before the writing goes on, rather than copied.
 _SENT_AT_ONCE = 64 * 2**20
@@ -64,21 +64,22 @@ class PartWriter:
         # What the next part has so far: memories, and behind them what lies copied in a part of a chunk.
         self._memories: list[memoryview] = []
         self._filled = 0
-        self._copied = 0
+        self._own = 0
         self._chunk = memoryview(b"")
         self._sealed = self._used = 0
         self._sent_before = 0
         self._changed = threading.Condition()
         self._in_flight: dict[Future[None], Payload] = {}
-        self._copies_in_flight = 0
+        self._own_in_flight = 0
         self._failure: BaseException | None = None
 
-    def write(self, view: memoryview, *, keep: bool) -> None:
+    def write(self, view: memoryview, *, keep: bool, held: bool = False) -> None:
         """Add bytes, and send the parts that become full.
 
         Args:
             view: contiguous, of single bytes.
             keep: whether the memory stays as it is until the object is finished or abandoned.
+            held: whether the caller holds it all that time, so that it is none of ours.
 
         Raises:
             Exception: what the sending of a former part raised.
@@ -93,6 +94,7 @@ class PartWriter:
             if (keep and len(piece) >= _SMALL) or (at_once and len(piece) == room):
                 self._seal()
                 self._memories.append(piece)
+                self._own += 0 if held or at_once else len(piece)
             else:
                 self._copy(piece)
             self._filled += len(piece)
@@ -132,7 +134,7 @@ class PartWriter:
 
     def _limit(self) -> int:
         """Bytes at which the part is sent: more where they need no memory of their own, as the object grows."""
-        if self._copied > _SMALL or not self._growing:
+        if self._own > _SMALL or not self._growing:
             return self._part_size
         return max(self._part_size, min(self._sent_before // _SHARES, _KEPT_PART) // _SMALL * _SMALL)
 
@@ -149,7 +151,7 @@ class PartWriter:
             taken, piece = piece[: end - self._used], piece[end - self._used :]
             self._chunk[self._used : end] = taken
             self._used = end
-            self._copied += len(taken)
+            self._own += len(taken)
 
     def _seal(self) -> None:
         """Close off what was copied, before other memory follows it."""
@@ -161,7 +163,7 @@ class PartWriter:
         self._seal()
         payload = Memories(self._memories)
         self._memories = []
-        self._filled = self._copied = 0
+        self._filled = self._own = 0
         return payload
 
     # -- the parts that are on their way ----------------------------------------------------------------------------
@@ -174,20 +176,20 @@ class PartWriter:
         if self._number > PARTS:
             msg = f"{PARTS} parts, the most of an object, are full. Write it with a block_size above {self._part_size}."
             raise ValueError(msg)
-        copied = self._copied
-        self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(copied))
+        own = self._own
+        self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(own))
         payload = self._payload()
         self._sent_before += payload.length
         with self._changed:
-            self._copies_in_flight += copied
+            self._own_in_flight += own
             future = self._start(self.upload.send(self._number, payload))
             self._in_flight[future] = payload
-        future.add_done_callback(lambda done: self._sent(done, copied))
+        future.add_done_callback(lambda done: self._sent(done, own))
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
 
-    def _has_room(self, copied: int) -> bool:
-        return not copied or not self._copies_in_flight or self._copies_in_flight + copied <= _COPIES_IN_FLIGHT
+    def _has_room(self, own: int) -> bool:
+        return not own or not self._own_in_flight or self._own_in_flight + own <= _OWN_IN_FLIGHT
 
     def _create(self) -> None:
         self.upload = Upload(self._call, self._transfer, checked=self._checked)
@@ -203,10 +205,10 @@ class PartWriter:
             self._number += 1
             _result(self._start(self.upload.copy(self._number, **source)))
 
-    def _sent(self, future: Future[None], copied: int) -> None:
+    def _sent(self, future: Future[None], own: int) -> None:
         with self._changed:
             del self._in_flight[future]
-            self._copies_in_flight -= copied
+            self._own_in_flight -= own
             if not future.cancelled():
                 self._failure = self._failure or future.exception()
             self._changed.notify_all()
