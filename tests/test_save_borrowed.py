@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import MIB
+from conftest import recorded_requests
 
 from fsspec_csx.checkpoint import load, save
 from fsspec_csx.formats import torch_layout
@@ -146,6 +147,15 @@ def test_saved_over_s3(environment: Any, bucket: str) -> None:
     assert torch.equal(loaded["view"], state["view"])  # type: ignore[arg-type]
     assert all(map(torch.equal, loaded["tensors"], state["tensors"]))  # type: ignore[arg-type]
     assert bool((loaded["made"]["made"] == 3).all())
+
+
+def test_many_small_tensors_take_few_requests(environment: Any, bucket: str) -> None:
+    """5,000 tensors of 4 KiB are saved by a handful of requests."""
+    state = {f"layer.{number}": torch.full((1024,), float(number)) for number in range(5000)}
+    with recorded_requests() as operations:
+        save(state, f"s3://{bucket}/x.pt")
+    assert len(operations) <= 6
+    assert set(operations) == {"CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"}
 
 
 @pytest.mark.parametrize("size", [0, 1, 16 * MIB, 16 * MIB + 1, 40 * MIB])
