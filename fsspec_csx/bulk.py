@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import io
 import mimetypes
 import os
 import secrets
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from fsspec.asyn import sync
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.utils import is_exception
 from s3fs.core import version_id_kw
@@ -31,6 +34,8 @@ T = TypeVar("T")
 
 # Copied by the server in one request, up to this size in bytes; larger objects in parts of this size or more.
 _COPIED_WHOLE = 256 * 2**20
+# How long work that was given up may take to end: its upload is aborted.
+_END_SECONDS = 30.0
 # What an object has besides its bytes, and a copy in parts must be told.
 _HEADERS = (
     "CacheControl",
@@ -43,6 +48,32 @@ _HEADERS = (
     "StorageClass",
     "WebsiteRedirectLocation",
 )
+
+
+def _interruptible(coroutine: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """A plain method of a coroutine; as by fsspec, but what ends the waiting, such as Ctrl-C, ends the work too."""
+
+    @functools.wraps(coroutine)
+    def call(self: Any, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+        tasks: list[Any] = []
+        ended = threading.Event()
+
+        async def work() -> Any:
+            tasks.append(asyncio.current_task())
+            try:
+                return await coroutine(self, *args, **kwargs)
+            finally:
+                ended.set()
+
+        try:
+            return sync(self.loop, work, timeout=timeout)
+        except BaseException:
+            for task in tasks:
+                self.loop.call_soon_threadsafe(task.cancel)
+                ended.wait(_END_SECONDS)
+            raise
+
+    return call
 
 
 class BulkS3(ConnectedS3):
@@ -344,6 +375,13 @@ class BulkS3(ConnectedS3):
             await _all(copy_part(number, start) for number, start in enumerate(range(0, size, part), 1))
             await upload.complete()
         self.invalidate_cache(path2)
+
+    cat_file = _interruptible(_cat_file)
+    cat_ranges = _interruptible(_cat_ranges)
+    pipe_file = _interruptible(_pipe_file)
+    put_file = _interruptible(_put_file)
+    get_file = _interruptible(_get_file)
+    cp_file = _interruptible(_cp_file)
 
 
 class _Object:

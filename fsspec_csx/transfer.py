@@ -12,6 +12,7 @@ import contextlib
 import copy
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -63,6 +64,7 @@ class Transfer:
     def __init__(self, client: Any, verify: bool | str, in_flight: int) -> None:
         config = client.meta.config
         self._plain = client.meta.endpoint_url.startswith("http:")
+        self._limit = config.read_timeout
         self._session = URLLib3Session(
             verify=verify,
             proxies=get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
@@ -171,14 +173,25 @@ class Transfer:
         body.thread = self._threads.submit(exchange, request, body)
         return await asyncio.wrap_future(body.thread)
 
+    def _send(self, request: Any) -> Any:
+        """Send a request, and wait for the head of its answer."""
+        began = time.monotonic()
+        try:
+            return self._session.send(request)
+        except ConnectionClosedError as error:
+            # A time limit that the system keeps looks like the end of the connection.
+            if not self._plain or self._limit is None or time.monotonic() - began < self._limit:
+                raise
+            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
+
     def _put(self, request: Any, payload: Payload) -> AioAWSResponse:
         outgoing = copy.copy(request)
         outgoing.body = payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS)
-        answer = self._session.send(outgoing)
+        answer = self._send(outgoing)
         return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(answer.content))
 
     def _get(self, request: Any, wanted: Range) -> AioAWSResponse:
-        answer = self._session.send(request)
+        answer = self._send(request)
         body = b""
         try:
             if 200 <= answer.status_code < 300:
