@@ -230,6 +230,7 @@ def _retry_after(attempts: int, request_dict: Any, response: Any = None, **_: An
         moment = parsedate_to_datetime(told)
     except ValueError:
         return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return min(max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0), _LONGEST_WAIT)
 
 

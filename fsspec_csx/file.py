@@ -21,7 +21,7 @@ from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
 from fsspec_csx.explain import code_of
-from fsspec_csx.multipart import Call
+from fsspec_csx.multipart import LARGEST_PART, Call
 from fsspec_csx.payload import single_bytes
 from fsspec_csx.ranges import Range, Span, checksums, planned, size_for
 from fsspec_csx.readahead import ReadAhead
@@ -81,9 +81,17 @@ class CSXFile(S3File):  # type: ignore[misc]
         super().__init__(fs, path, mode, **kwargs)
         self.buffer = None
         if self.append_block:
-            self._writer.sources = [{"CopySource": self.path}]
+            self._writer.sources = self._copied()
         self._size_at_open = self.loc
         fs.unfinished[id(self)] = self
+
+    def _copied(self) -> list[dict[str, Any]]:
+        """What is to be copied by the server: all that there is, in parts of the largest size."""
+        source = {"CopySource": {"Bucket": self.bucket, "Key": self.key}}
+        if self.loc <= LARGEST_PART:
+            return [source]
+        spans = [(start, min(start + LARGEST_PART, self.loc)) for start in range(0, self.loc, LARGEST_PART)]
+        return [{**source, "CopySourceRange": f"bytes={start}-{end - 1}"} for start, end in spans]
 
     # -- the ways to end a write ------------------------------------------------------------------------------------
 

@@ -23,8 +23,10 @@ Call = Callable[..., Awaitable[Any]]
 PARTS = 10_000
 """The most parts of an object."""
 
+LARGEST_PART = 5 * 2**30
+"""The most bytes of a part."""
+
 _MIB = 2**20
-_LARGEST_PART = 5 * 2**30
 # Parts before the size of a part is doubled; so 10,000 of them reach 7 TiB from the least first part on. S3 allows 5.
 _OF_ONE_SIZE = 950
 # What servers answer to checksums that they do not know.
@@ -38,7 +40,7 @@ def part_size(number: int, first: int = PART) -> int:
         number: of the part, from 1.
         first: bytes of part 1.
     """
-    return min(first << ((number - 1) // _OF_ONE_SIZE), max(first, _LARGEST_PART))
+    return min(first << ((number - 1) // _OF_ONE_SIZE), max(first, LARGEST_PART))
 
 
 def part_size_for(size: int) -> int:

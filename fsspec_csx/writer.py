@@ -59,7 +59,7 @@ class PartWriter:
         self._growing = growing
         self._checked = checked
         self.upload: Upload | None = None
-        self.sources: Sequence[dict[str, str]] = ()
+        self.sources: Sequence[dict[str, Any]] = ()
         self._number = 0  # of the last part
         # What the next part has so far: memories, and behind them what lies copied in a part of a chunk.
         self._memories: list[memoryview] = []

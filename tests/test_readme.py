@@ -72,7 +72,7 @@ def test_two_set_up_commands() -> None:
     lines = code.splitlines()
     assert len(lines) == 2
     assert lines[0].endswith("examples/quickstart.py")
-    assert lines[1].endswith("-m pytest")
+    assert lines[1].endswith("-m pytest -n 2 --dist loadfile")
     assert all("-c tests/constraints.txt" in line for line in lines)
     assert "README.md" in (PROJECT / ".ci" / "run").read_text()
 

@@ -400,18 +400,19 @@ def renewable(
 
     def renew(name: str) -> str:
         options = server.storage_options(name)
+        new = aws_files / uuid.uuid4().hex  # several requests are refused at a time
         if request.param == "file":
             lines = [
                 "[default]",
                 f"aws_access_key_id = {options['key']}",
                 f"aws_secret_access_key = {options['secret']}",
             ]
-            (aws_files / "new").write_text("\n".join(lines))
-            (aws_files / "new").replace(aws_files / "credentials")
+            new.write_text("\n".join(lines))
+            new.replace(aws_files / "credentials")
         else:
             told = {"Version": 1, "AccessKeyId": options["key"], "SecretAccessKey": options["secret"]}
-            (aws_files / "new").write_text(json.dumps(told))
-            (aws_files / "new").replace(aws_files / "keys")  # it may be read at this moment
+            new.write_text(json.dumps(told))
+            new.replace(aws_files / "keys")  # it may be read at this moment
             if not (aws_files / "config").exists():
                 (aws_files / "config").write_text(f"[default]\ncredential_process = cat {aws_files / 'keys'}\n")
         return options["key"]
