@@ -66,7 +66,8 @@ class Pickled:
         if isinstance(obj, torch.UntypedStorage):
             storage, dtype, count, kind = obj, torch.uint8, obj.nbytes(), torch.UntypedStorage
         else:
-            storage, dtype, count = obj._untyped_storage, obj.dtype, obj._size()
+            storage, dtype = obj._untyped_storage, obj.dtype
+            count = storage.nbytes() // dtype.itemsize
             kind = getattr(torch, obj._pickle_storage_type())
         address = storage.data_ptr()
         if address and self._dtype_at.setdefault(address, dtype) != dtype:
