@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import functools
-import io
 import mimetypes
 import os
-import secrets
-import stat
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from fsspec.asyn import sync
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.utils import is_exception
 from s3fs.core import version_id_kw
-from s3fs.utils import FileExpired
 
-from fsspec_csx.checksum import of_object
 from fsspec_csx.connection import ConnectedS3
-from fsspec_csx.errors import ChecksumError
 from fsspec_csx.explain import code_of
-from fsspec_csx.multipart import PARTS, Call, Upload, part_size_for, put
+from fsspec_csx.interrupt import interruptible
+from fsspec_csx.localfile import replacing
+from fsspec_csx.multipart import PARTS, Call, Upload, all_of, part_size_for, put
 from fsspec_csx.payload import FilePart, Memories, Payload, single_bytes
-from fsspec_csx.ranges import LEAST, FileRange, Range, checksums, planned, size_for
-
-T = TypeVar("T")
+from fsspec_csx.ranges import LEAST, FileRange, Range, planned, size_for
+from fsspec_csx.whole import Bytes, ObjectState, check, compute_of, twice
 
 # Copied by the server in one request, up to this size in bytes; larger objects in parts of this size or more.
 _COPIED_WHOLE = 256 * 2**20
-# How long work that was given up may take to end: its upload is aborted.
-_END_SECONDS = 30.0
 # What an object has besides its bytes, and a copy in parts must be told.
 _HEADERS = (
     "CacheControl",
@@ -48,32 +36,6 @@ _HEADERS = (
     "StorageClass",
     "WebsiteRedirectLocation",
 )
-
-
-def _interruptible(coroutine: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """A plain method of a coroutine; as by fsspec, but what ends the waiting, such as Ctrl-C, ends the work too."""
-
-    @functools.wraps(coroutine)
-    def call(self: Any, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
-        tasks: list[Any] = []
-        ended = threading.Event()
-
-        async def work() -> Any:
-            tasks.append(asyncio.current_task())
-            try:
-                return await coroutine(self, *args, **kwargs)
-            finally:
-                ended.set()
-
-        try:
-            return sync(self.loop, work, timeout=timeout)
-        except BaseException:
-            for task in tasks:
-                self.loop.call_soon_threadsafe(task.cancel)
-                ended.wait(_END_SECONDS)
-            raise
-
-    return call
 
 
 class BulkS3(ConnectedS3):
@@ -105,10 +67,10 @@ class BulkS3(ConnectedS3):
             ChecksumError: if what comes is not what the server holds, twice.
         """
         if start is None and end is None:
-            return await _twice(lambda again: self._whole(_Object(self, path, version_id)))
-        return await _twice(lambda again: self._part(path, _Object(self, path, version_id), start or 0, end, again))
+            return await twice(lambda again: self._whole(ObjectState(self, path, version_id)))
+        return await twice(lambda again: self._part(path, ObjectState(self, path, version_id), start or 0, end, again))
 
-    async def _part(self, path: str, found: _Object, start: int, end: int | None, refresh: bool) -> bytes:
+    async def _part(self, path: str, found: ObjectState, start: int, end: int | None, refresh: bool) -> bytes:
         if start < 0 or end is None or end < 0 or end - start > LEAST:
             info = await self._info(path, refresh=refresh, version_id=found.version)
             start, end, _ = slice(start, end).indices(info["size"])
@@ -116,7 +78,7 @@ class BulkS3(ConnectedS3):
         if end <= start:
             return b""
         await self.set_session()
-        with _Bytes(end - start) as target:
+        with Bytes(end - start) as target:
             if end - start <= LEAST:
                 ranges = [Range(start, clipped=True)]
                 ranges[0].add(0, start, target.memory)
@@ -130,23 +92,23 @@ class BulkS3(ConnectedS3):
                 raise
             return target.taken(sum(each.length for each in ranges))
 
-    async def _whole(self, found: _Object) -> bytes:
+    async def _whole(self, found: ObjectState) -> bytes:
         await self.set_session()
-        with _Bytes(LEAST) as head:
+        with Bytes(LEAST) as head:
             probe = Range(0, probing=True)
             probe.add(0, 0, head.memory)
             await self.transfer.fetch(found.get, [probe])
             total = probe.total or probe.length
             if probe.complete and not probe.cut_off:
                 data = head.taken(probe.length)
-                _check(found, probe, memoryview(data), [])
+                check(found, probe, memoryview(data), [])
                 return data
-            with _Bytes(total) as target:
+            with Bytes(total) as target:
                 target.memory[: probe.length] = head.memory[: probe.length]
                 rest = (probe.length, target.memory[probe.length :])
-                ranges = planned([rest], size_for(total, self.max_concurrency), _compute(probe))
+                ranges = planned([rest], size_for(total, self.max_concurrency), compute_of(probe))
                 await self.transfer.fetch(found.get, ranges)
-                _check(found, probe, head.memory, ranges)
+                check(found, probe, head.memory, ranges)
                 return target.taken(total)
 
     async def _cat_ranges(
@@ -180,7 +142,7 @@ class BulkS3(ConnectedS3):
         async def read(path: str, numbers: list[int]) -> None:
             spans = [(starts[number], ends[number]) for number in numbers]
             try:
-                found = await _twice(lambda again: self._spans(path, spans, refresh=again, **kwargs))
+                found = await twice(lambda again: self._spans(path, spans, refresh=again, **kwargs))
             except Exception as error:
                 found = [error] * len(numbers)
             for number, data in zip(numbers, found, strict=True):
@@ -194,12 +156,12 @@ class BulkS3(ConnectedS3):
     async def _spans(self, path: str, spans: list[tuple[Any, Any]], refresh: bool, **kwargs: Any) -> list[Any]:
         if len(spans) == 1:
             return [await self._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
-        found = _Object(self, path, kwargs.get("version_id"))
+        found = ObjectState(self, path, kwargs.get("version_id"))
         info = await self._info(path, refresh=refresh, version_id=found.version)
         found.etag = info.get("ETag")
         limits = [slice(*span).indices(info["size"])[:2] for span in spans]
         with contextlib.ExitStack() as stack:
-            targets = [stack.enter_context(_Bytes(max(0, end - start))) for start, end in limits]
+            targets = [stack.enter_context(Bytes(max(0, end - start))) for start, end in limits]
             pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
             size = size_for(sum(len(memory) for _, memory in pairs), self.max_concurrency)
             await self.transfer.fetch(found.get, planned(pairs, size))
@@ -280,10 +242,9 @@ class BulkS3(ConnectedS3):
             await upload.send(number, payload(start, min(start + part, size)))
             advance(min(part, size - start))
 
-        upload = Upload(call, self.transfer, checked=checked)
-        async with _ended(upload):
+        async with Upload(call, self.transfer, checked=checked) as upload:
             await upload.create()
-            await _all(send_part(number, start) for number, start in enumerate(range(0, size, part), 1))
+            await all_of(send_part(number, start) for number, start in enumerate(range(0, size, part), 1))
             answer = await upload.complete(**match)
         self.invalidate_cache(path)
         return answer
@@ -316,10 +277,10 @@ class BulkS3(ConnectedS3):
             await super()._get_file(rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
             return
         await self.set_session()
-        with _replacing(lpath) as descriptor:
+        with replacing(lpath) as descriptor:
 
             async def fetch(again: bool) -> None:
-                found = _Object(self, rpath, version_id)
+                found = ObjectState(self, rpath, version_id)
                 probe = FileRange(descriptor, 0, LEAST, probing=True)
                 await self.transfer.fetch(found.get, [probe])
                 total = probe.total or probe.length
@@ -327,15 +288,15 @@ class BulkS3(ConnectedS3):
                 callback.absolute_update(probe.length)
                 part = size_for(total, self.max_concurrency)
                 ranges = [
-                    FileRange(descriptor, start, min(part, total - start), check=_compute(probe))
+                    FileRange(descriptor, start, min(part, total - start), check=compute_of(probe))
                     for start in range(probe.length, total, part)
                 ]
                 await self.transfer.fetch(found.get, ranges, callback.relative_update)
                 os.ftruncate(descriptor, total)  # a former state of the object may have been longer
                 first = memoryview(os.pread(descriptor, probe.length, 0))
-                _check(found, probe, first, ranges)
+                check(found, probe, first, ranges)
 
-            await _twice(fetch)
+            await twice(fetch)
 
     # -- from S3 to S3 ----------------------------------------------------------------------------------------------
 
@@ -345,7 +306,7 @@ class BulkS3(ConnectedS3):
         Args:
             preserve_etag: whether to copy the very parts that it was made of, so that its ETag stays.
         """
-        source = _Object(self, self._strip_protocol(path1), None)
+        source = ObjectState(self, self._strip_protocol(path1), None)
         if self.split_path(path2)[2]:
             msg = f"{path2!r} names a version, and versions cannot be written. Leave ?versionId= away."
             raise ValueError(msg)
@@ -369,145 +330,15 @@ class BulkS3(ConnectedS3):
             async with slots:
                 await upload.copy(number, CopySource=origin, CopySourceRange=span, CopySourceIfMatch=etag)
 
-        upload = Upload(call, self.transfer, checked=False)
-        async with _ended(upload):
+        async with Upload(call, self.transfer, checked=False) as upload:
             await upload.create()
-            await _all(copy_part(number, start) for number, start in enumerate(range(0, size, part), 1))
+            await all_of(copy_part(number, start) for number, start in enumerate(range(0, size, part), 1))
             await upload.complete()
         self.invalidate_cache(path2)
 
-    cat_file = _interruptible(_cat_file)
-    cat_ranges = _interruptible(_cat_ranges)
-    pipe_file = _interruptible(_pipe_file)
-    put_file = _interruptible(_put_file)
-    get_file = _interruptible(_get_file)
-    cp_file = _interruptible(_cp_file)
-
-
-class _Object:
-    """One state of an object: that of the first answer, or of the ETag that it is given."""
-
-    def __init__(self, fs: BulkS3, path: str, version_id: str | None) -> None:
-        self.bucket, self.key, version = fs.split_path(path)
-        self.version = version_id or version
-        self.etag: str | None = None
-        self._fs = fs
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
-
-    async def get(self, **span: str) -> Any:
-        """Ask for a range of it, or all.
-
-        Raises:
-            FileExpired: an OSError, if the object has been replaced.
-        """
-        pinned = {"IfMatch": self.etag} if self.etag else {}
-        named = {"Bucket": self.bucket, "Key": self.key, **version_id_kw(self.version)}
-        try:
-            answer = await self._fs._call_s3("get_object", **named, **pinned, **span)
-        except OSError as error:
-            if code_of(error) in ("PreconditionFailed", "412"):
-                raise FileExpired(str(self), self.etag) from error
-            raise
-        self.etag = self.etag or answer.get("ETag")
-        if answer.get("ETag") != self.etag:
-            raise FileExpired(str(self), self.etag)
-        return answer
-
-
-class _Bytes:
-    """Memory of so many bytes that can be written to, and handed out as bytes without a copy."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._file = io.BytesIO(bytes(size))
-        self.memory = memoryview(b"")
-
-    def __enter__(self) -> _Bytes:
-        self.memory = self._file.getbuffer()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.memory.release()
-
-    def taken(self, size: int | None = None) -> bytes:
-        """All of it, or so much of its beginning; the memory is gone then."""
-        self.memory.release()
-        if size is not None and size < self._size:
-            self._file.truncate(size)
-        return self._file.getvalue()
-
-
-def _compute(probe: Range) -> Callable[[memoryview, int], int] | None:
-    told = of_object(probe.headers)
-    return told[0].compute if told else None
-
-
-def _check(found: _Object, probe: Range, first: memoryview, ranges: Sequence[Range]) -> None:
-    """Compare what came, by the probe and by the ranges after it, with the checksum that the server told of all."""
-    told = of_object(probe.headers)
-    if told is None:
-        return
-    algorithm, expected = told
-    came = algorithm.compute(first, 0)
-    if ranges:
-        length = sum(each.length for each in ranges)
-        came = algorithm.combine(came, checksums(ranges, 1, algorithm.combine)[0], length)
-    if algorithm.encoded(came) != expected:
-        reason = f"What came of {found} has the checksum {algorithm.encoded(came)}, and the server tells {expected}."
-        raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
-
-
-async def _twice(read: Callable[[bool], Awaitable[T]]) -> T:
-    """Read, and if the object was replaced or damaged on the way, once more; then with True as the argument."""
-    try:
-        return await read(False)
-    except (FileExpired, ChecksumError):
-        return await read(True)
-
-
-async def _all(parts: Any) -> None:
-    """Run all; when one fails, end the others before its exception goes on."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _ended(upload: Upload) -> AsyncIterator[None]:
-    """Abort an upload that is not completed within the block."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(Exception):  # what led here must not be hidden
-            await upload.abort()
-        raise
-
-
-@contextlib.contextmanager
-def _replacing(path: str) -> Any:
-    """The descriptor of a file that takes the place of ``path`` when the block ends without an exception."""
-    target = os.path.realpath(path)
-    former = os.stat(target) if os.path.exists(target) else None
-    if former and not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    temporary = f"{target}.{secrets.token_hex(8)}.tmp"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, stat.S_IMODE(former.st_mode) if former else 0o666)
-    try:
-        try:
-            if former and hasattr(os, "fchmod"):
-                os.fchmod(descriptor, stat.S_IMODE(former.st_mode))  # the umask may have taken some of it
-            yield descriptor
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    cat_file = interruptible(_cat_file)
+    cat_ranges = interruptible(_cat_ranges)
+    pipe_file = interruptible(_pipe_file)
+    put_file = interruptible(_put_file)
+    get_file = interruptible(_get_file)
+    cp_file = interruptible(_cp_file)

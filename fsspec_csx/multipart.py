@@ -5,11 +5,12 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from fsspec_csx.checksum import CRC64NVME
@@ -68,6 +69,15 @@ class Upload:
         self._etags: dict[int, str] = {}
         self._told: dict[int, dict[str, str]] = {}
         self._checksums: dict[int, tuple[int, int] | None] = {}
+
+    async def __aenter__(self) -> Upload:
+        return self
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # By an exception, before it was completed.
+        if error is not None:
+            with contextlib.suppress(Exception):  # what led here must not be hidden
+                await self.abort()
 
     async def create(self) -> None:
         """Begin."""
@@ -146,6 +156,17 @@ class Upload:
         with contextlib.suppress(FileNotFoundError):
             await self._call("abort_multipart_upload", UploadId=self.id)
         self.id = None
+
+
+async def all_of(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all at a time; when one fails, end the others before its exception goes on."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool = True, **conditions: str) -> Any:

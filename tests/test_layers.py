@@ -21,7 +21,7 @@ ROWS = [
     {"formats", "paths", "atomic", "progress"},
     {"filesystem"},
     {"bulk"},
-    {"connection"},
+    {"connection", "interrupt", "localfile", "whole"},
     {"file"},
     {"readahead", "writer"},
     {"multipart"},
