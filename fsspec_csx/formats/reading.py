@@ -121,7 +121,7 @@ def _skeleton(
         return torch_zip.skeleton(
             source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
         )
-    found = safetensors.skeleton(source.file, name=name, size=source.size)
+    found = safetensors.skeleton(source, name=name)
     places = Places(map_location)
     if places.stays("cpu"):
         return found

@@ -17,11 +17,11 @@ from torch.nn.parameter import is_lazy
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.skeleton import Record, Skeleton
-from fsspec_csx.formats.watched import WatchedReader, WatchedWriter
+from fsspec_csx.formats.source import Source
+from fsspec_csx.formats.watched import WatchedWriter
 
 _LENGTH = 8
 _HEADER_MAX = 100_000_000  # bytes; the format's own limit
-_FIRST_READ = 2**20
 _PIECE = 16 * 2**20
 _METADATA = "__metadata__"
 _NUMBER_MAX = 2**63 - 1
@@ -247,13 +247,12 @@ def _check_byte_order() -> None:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def skeleton(file: Any, *, name: str, size: int) -> Skeleton:
+def skeleton(source: Source, *, name: str) -> Skeleton:
     """Read the header, and reserve the memory of the tensors.
 
     Args:
-        file: a binary file object that can seek.
-        name: what errors call the file.
-        size: its size in bytes.
+        source: the file.
+        name: what errors call it.
 
     Returns:
         The tensors by name, in the order of the header, on the CPU; metadata is left out.
@@ -265,10 +264,10 @@ def skeleton(file: Any, *, name: str, size: int) -> Skeleton:
     """
     _check_byte_order()
     try:
-        header = _read_header(file, size)
+        header = _read_header(source)
         entries = _parsed(header)
         begin = _LENGTH + len(header)
-        _check_spans(entries, size - begin)
+        _check_spans(entries, source.size - begin)
     except InvalidCheckpointError as error:
         raise InvalidCheckpointError(f"{name} {error.reason}", error.remedy) from error.__cause__
     obj, records = {}, []
@@ -279,23 +278,20 @@ def skeleton(file: Any, *, name: str, size: int) -> Skeleton:
     return Skeleton(obj, records)
 
 
-def _read_header(file: Any, size: int) -> bytes:
-    """The JSON of the header; of most files by one read."""
-    reader = WatchedReader(file, size)
-    reader.seek(0)
-    head = reader.read(min(size, _FIRST_READ))
+def _read_header(source: Source) -> bytes:
+    """The JSON of the header; of most files no further read is needed for it."""
+    (head,) = source.bytes_of([(0, min(source.size, _LENGTH + 1))])
     length = int.from_bytes(head[:_LENGTH], "little")
-    if head[_LENGTH : _LENGTH + 1] != b"{":
-        reason = f"is no safetensors file, or cut short: {size} bytes without the start of a header."
+    if head[_LENGTH:] != b"{":
+        reason = f"is no safetensors file, or cut short: {source.size} bytes without the start of a header."
         raise InvalidCheckpointError(reason, sniff.AGAIN)
     if length > _HEADER_MAX:
         reason = f"is a damaged safetensors file: a header of {length} bytes, more than the {_HEADER_MAX} allowed."
         raise InvalidCheckpointError(reason, sniff.AGAIN)
-    if len(head) < _LENGTH + length:
-        head += reader.read(_LENGTH + length - len(head))
-    if len(head) < _LENGTH + length:
-        raise _cut_short(size, _LENGTH + length)
-    return head[_LENGTH : _LENGTH + length]
+    if source.size < _LENGTH + length:
+        raise _cut_short(source.size, _LENGTH + length)
+    (header,) = source.bytes_of([(_LENGTH, length)])
+    return header
 
 
 def _cut_short(size: int, wanted: int) -> InvalidCheckpointError:
