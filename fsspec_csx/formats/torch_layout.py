@@ -27,6 +27,8 @@ _END_SIZE = 98  # of the three records that end an archive of torch
 _IDENTITY = b"/.data/serialization_id"
 _64_BITS = 2**64 - 1
 _STAGED = 16 * 2**20
+# Storages below so many bytes are joined with what is around them, up to about so many.
+_SMALL, _JOINED = 64 * 1024, 2**20
 HERE = "cpu"
 """The type of device whose memory is written as it is."""
 
@@ -56,17 +58,33 @@ class Layout:
         """
         crcs: list[int] = []
         after_storage = False
+        joined = bytearray()  # small parts: thousands of them, each handed on, would take longer than their bytes
+
+        def hand_on() -> None:
+            if joined:
+                write(joined)
+                joined.clear()
+
         for number, part in enumerate(self._parts):
             if isinstance(part, torch.UntypedStorage):
-                crcs.append(_write_storage(part, write, keep))
+                if part.device.type == HERE and part.nbytes() < _SMALL:
+                    memory = memory_of(part)
+                    crcs.append(zlib_ng.crc32(memory))
+                    joined += memory
+                else:
+                    hand_on()
+                    crcs.append(_write_storage(part, write, keep))
                 after_storage = True
                 continue
             if number == len(self._parts) - 1 and crcs:
                 part = _finished(part, self.nbytes, dict(zip(self._names, crcs, strict=True)))
             if after_storage:
                 part = part[:4] + _CRC.pack(crcs[-1]) + part[8:]  # the record's descriptor
-            write(part)
+            joined += part
             after_storage = False
+            if len(joined) >= _JOINED:
+                hand_on()
+        hand_on()
 
 
 def laid_out(pickled: Pickled) -> Layout | None:
