@@ -227,8 +227,10 @@ def _fill(wanted: Range, answer: Any) -> None:
 
 def _break_off(source: Any) -> None:
     """Let a call of the system that waits for bytes return."""
-    with contextlib.suppress(OSError, AttributeError):  # it has ended by itself
-        socket.socket.shutdown(source.connection.sock, socket.SHUT_RDWR)
+    link = getattr(source.connection, "sock", None)
+    if link is not None:
+        with contextlib.suppress(OSError):  # it has ended by itself
+            socket.socket.shutdown(link, socket.SHUT_RDWR)  # not TLS's own, which would wait for the other side
 
 
 def _socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
