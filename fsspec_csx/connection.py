@@ -224,7 +224,7 @@ def _retry_after(attempts: int, request_dict: Any, response: Any = None, **_: An
     if attempts >= retries.get("total_max_attempts", _ATTEMPTS):
         return None
     told = response[0].headers.get("Retry-After", "")
-    if told.isdigit():
+    if told.isdecimal():
         return min(float(told), _LONGEST_WAIT)
     try:
         moment = parsedate_to_datetime(told)

@@ -56,6 +56,7 @@ class CSXFile(S3File):  # type: ignore[misc]
     mode = "rb"
     loc: int
     forced: bool
+    cache: Any = None
     _finished = False
     _dropped = False
     _pid = 0
@@ -97,7 +98,7 @@ class CSXFile(S3File):  # type: ignore[misc]
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self.mode == "rb" or self.closed:
-            super().close()
+            self.close()
         elif error is None:
             self._publish()
         else:
@@ -107,6 +108,8 @@ class CSXFile(S3File):  # type: ignore[misc]
         """Publish what was written, unless an exception is in flight that was not when the file was opened."""
         in_flight = sys.exc_info()[1]
         if self.mode == "rb" or self.closed:
+            if isinstance(self.cache, ReadAhead):
+                self.cache.clear()  # what is still being fetched for it
             super().close()
         elif self._dropped:
             self._discard(seconds=0)

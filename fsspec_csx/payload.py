@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -27,9 +28,12 @@ class Payload(io.RawIOBase):
     Attributes:
         length: in bytes.
         crc64nvme: the checksum of all, by the NVM Express polynomial, once it is prepared.
-        thread: what sends it, while and after it does.
+        thread: what prepares or sends it, while and after it does.
         given_up: set to make the sending fail soon.
+        owned: whether what is to be sent stays, whatever becomes of the sender.
     """
+
+    owned = True
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -38,14 +42,14 @@ class Payload(io.RawIOBase):
         self.given_up = False
         self._position = 0
 
+    @abstractmethod
     def parts(self, start: int = 0) -> Iterator[memoryview]:
         """The bytes from a position on, in memories that follow each other."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Compute the checksum."""
         crc = 0
-        for memory in self.parts():
+        for memory in self.pieces(_READ):
             crc = CRC64NVME.compute(memory, crc)
         self.crc64nvme = crc
 
@@ -97,6 +101,7 @@ class Memories(Payload):
 
     def __init__(self, memories: Sequence[memoryview]) -> None:
         super().__init__(sum(map(len, memories)))
+        self.owned = all(memory.obj is not None for memory in memories)
         self._memories = memories
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
@@ -118,6 +123,7 @@ class FilePart(Payload):
 
     def __init__(self, descriptor: int, start: int, length: int) -> None:
         super().__init__(length)
+        self.owned = False  # another file may get the descriptor's number
         self._descriptor = descriptor
         self._start = start
 

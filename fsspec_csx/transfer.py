@@ -38,7 +38,8 @@ _STEP = 2**20
 # What one call of the system may send. Python's time limit for TLS is that of a whole call, on slow lines too.
 _PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 128 * 1024
 
-# How long to wait for a thread that does no harm: it sends, or waits for an answer which it will not look at.
+# How long to wait for a thread that does no harm: it sends memory that stays, or waits for an answer which it will not
+# look at.
 _STUCK_SECONDS = 1.0
 
 # Of the headers of an answer that brought a part: to parse all of them for each part takes long.
@@ -126,27 +127,24 @@ class Transfer:
             put: makes the request whose body is the payload.
             payload: not used by any thread any more when this returns.
         """
-        loop = asyncio.get_running_loop()
         try:
             async with self._slots:
-                await loop.run_in_executor(self._threads, payload.prepare)
+                payload.thread = self._threads.submit(payload.prepare)
+                await asyncio.wrap_future(payload.thread)
                 return await put()
         finally:
             await self.ended([payload])
 
     @staticmethod
     async def ended(bodies: Sequence[Range | Payload]) -> None:
-        """Wait until no thread writes to these any more, and none reads them but one whose line is stuck.
-
-        What still runs is given up.
-        """
+        """Wait until no thread writes to these any more, nor reads what may go; what still runs is given up."""
         for body in bodies:
             body.given_up = True
             if isinstance(body, Range) and body.source is not None:
                 _break_off(body.source)
         running = [each for each in bodies if each.thread and not each.thread.done()]
-        filling = [each for each in running if isinstance(each, Range) and each.source is not None]
-        for waited, seconds in ((filling, None), (running, _STUCK_SECONDS)):
+        harmful = [each for each in running if (each.source if isinstance(each, Range) else not each.owned)]
+        for waited, seconds in ((harmful, None), (running, _STUCK_SECONDS)):
             threads = [asyncio.wrap_future(each.thread) for each in waited if each.thread]
             if threads:
                 await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)

@@ -443,10 +443,11 @@ def test_callback_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         raise SystemExit
 
     with Gate() as gate:
-        for name in "12":
-            async_save(state(1), tmp_path / name, callback=gate).add_done_callback(leave)
-        last = [async_save([1], tmp_path / name) for name in "345"]
-    for future in last:
+        saves = [async_save(state(1), tmp_path / name, callback=gate) for name in "12"]
+        for future in saves:
+            future.add_done_callback(leave)
+        saves += [async_save([1], tmp_path / name) for name in "345"]
+    for future in saves:
         future.result(SECONDS)
     assert names(str(tmp_path)) == ["1", "2", "3", "4", "5", "home"]
     assert len(caplog.records) == 2

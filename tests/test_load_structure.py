@@ -480,6 +480,20 @@ def test_flipped_bits_with_a_callable() -> None:
         loaded(bytes(flipped), map_location=lambda storage, location: storage)
 
 
+@pytest.mark.parametrize("obj", [NESTED, [torch.eye(40).to_sparse()]], ids=["any", "sparse"])
+def test_flipped_bits_that_torch_reads(root: str, obj: Any) -> None:
+    """What torch.load reads by itself is compared as well: any object, and tensors that are not plain."""
+    data = saved(obj)
+    for record, (start, end) in spans(data).items():
+        if not record.startswith("data/") or start == end:
+            continue
+        flipped = bytearray(data)
+        flipped[(start + end) // 2] ^= 1
+        path = put(root, bytes(flipped))
+        with pytest.raises(InvalidCheckpointError, match=f"checksum of its record '[^']*{record}' is wrong"):
+            load(path, weights_only=obj is not NESTED)
+
+
 def test_ends_cut_off() -> None:
     """A file cut short anywhere is an error of the file."""
     data = saved(NESTED)

@@ -79,7 +79,7 @@ def fill_into(source: Source, found: Skeleton, pairs: Iterable[Pair], casts: Cas
                 filled.append(pair)
             elif _same_memory(pair):
                 address, size = pair.target.data_ptr(), pair.source.nbytes
-                transfer = Transfer(record, _start(pair.source), size, memory_at(address, size))
+                transfer = Transfer(record, _start(pair.source), size, memory_at(address, size, pair.target))
                 straight[address, size, transfer.record.offset + transfer.start] = transfer, pair
             else:
                 pinned |= pair.target.device.type == "cuda"

@@ -5,7 +5,6 @@ Format: https://huggingface.co/docs/safetensors#format
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.skeleton import Record, Skeleton
-from fsspec_csx.formats.source import Source
+from fsspec_csx.formats.source import Source, memory_at
 from fsspec_csx.formats.watched import WatchedWriter
 
 _LENGTH = 8
@@ -107,11 +106,8 @@ def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
         if not _lies_as_saved(tensor):
             for piece in _pieces(tensor):
                 writer.write(_memory(_resolved(piece)))
-        elif hasattr(file, "write_borrowed"):
-            file.write_borrowed(_memory(tensor))
-            advance(tensor.nbytes)
         else:
-            writer.write(_memory(tensor))
+            writer.borrow(_memory(tensor))
 
 
 def _checked(obj: object) -> list[tuple[str, torch.Tensor]]:
@@ -233,9 +229,7 @@ def _resolved(tensor: torch.Tensor) -> torch.Tensor:
 
 def _memory(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, which it keeps alive."""
-    array = (ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())
-    array.owner = tensor  # type: ignore[attr-defined]
-    return memoryview(array).cast("B")
+    return memory_at(tensor.data_ptr(), tensor.nbytes, tensor)
 
 
 def _check_byte_order() -> None:

@@ -16,23 +16,19 @@ TAIL = 2**20
 """How many bytes at its end are read with them."""
 
 _PIECE = 16 * 2**20
-_WRITABLE = 0x200  # PyBUF_WRITE
-_view = ctypes.pythonapi.PyMemoryView_FromMemory
-_view.restype = ctypes.py_object
-_view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-
 Spans = Sequence[tuple[int, memoryview]]
 
 
 def memory_of(storage: torch.UntypedStorage) -> memoryview:
-    """The bytes of a storage of the CPU, writable; it must outlive them."""
-    return memory_at(storage.data_ptr(), storage.nbytes())
+    """The bytes of a storage of the CPU, writable; they keep it alive."""
+    return memory_at(storage.data_ptr(), storage.nbytes(), storage)
 
 
-def memory_at(address: int, size: int) -> memoryview:
-    """So many bytes at an address, writable; what is there must outlive them."""
-    memory: memoryview = _view(address, size, _WRITABLE)
-    return memory
+def memory_at(address: int, size: int, owner: object) -> memoryview:
+    """So many bytes at an address, writable; they keep alive what owns them."""
+    array = (ctypes.c_ubyte * size).from_address(address)
+    array.owner = owner  # type: ignore[attr-defined]
+    return memoryview(array).cast("B") if size else memoryview(bytearray())
 
 
 class Source:

@@ -102,6 +102,13 @@ def read(source: Source, name: str) -> Archive | None:
     return Archive(held, list(zip(data, offsets, strict=True)), span.start, end)
 
 
+def stored(source: Source) -> list[Entry]:
+    """The records of an archive that lie in it as they are and have a checksum; none if it is no archive."""
+    found = _directory(source)
+    entries = found[2] if found else []
+    return [each for each in entries if each.method == STORED and each.compressed == each.size and each.crc32]
+
+
 def damaged(name: str, what: str) -> InvalidCheckpointError:
     """The error for bytes that are not those that were saved."""
     return InvalidCheckpointError(f"{name} is damaged: the checksum of {what} is wrong.", sniff.AGAIN)

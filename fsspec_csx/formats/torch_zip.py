@@ -21,6 +21,7 @@ from torch import _weights_only_unpickler
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import fill, names, sniff, torch_archive, torch_skeleton
+from fsspec_csx.formats.checked import CheckedReader
 from fsspec_csx.formats.skeleton import Skeleton
 from fsspec_csx.formats.source import Source
 from fsspec_csx.formats.watched import WatchedReader
@@ -102,18 +103,19 @@ def skeleton(
         raise InvalidCheckpointError(f"{name} {what}", remedy)
     in_order = weights_only and sniff.is_zip(head) and not _is_fake_mode()
     archive = torch_archive.read(source, name) if in_order else None
-    reader = WatchedReader(source.file, source.size, source.advance)
+    reader = None
     try:
         if archive is not None:
             source.advance(source.kept)
             return torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
+        reader = CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
             lambda: torch.load(reader, map_location=map_location, weights_only=weights_only, mmap=False)  # type: ignore[arg-type]
         )
         return Skeleton(obj, [])
     except Exception as error:
-        if reader.failure is error or isinstance(error, CheckpointError):
+        if (reader is not None and reader.failure is error) or isinstance(error, CheckpointError):
             raise
         explained = _explain(error, WatchedReader(source.file, source.size), name, weights_only)
         if explained is None:
