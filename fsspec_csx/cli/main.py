@@ -1,0 +1,109 @@
+"""Runs ``cszoo``: its arguments, its errors and its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fsspec.config
+import shtab
+
+from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, listing, prune, verify
+from fsspec_csx.cli.failure import told
+from fsspec_csx.cli.verbs import Verbs
+from fsspec_csx.settings import backends
+
+DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+"""What the exit status says."""
+
+_STATUS = """exit status:
+  0  done
+  1  diff found a difference, or verify some damage
+  2  wrong usage
+  3  failed
+"""
+_VERBS = (copy, listing, info, diff, verify, delete, convert, gc, prune, doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, those of the process by default.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: for wrong usage, after ``--help``, and when the process is told to end.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        with _terminable(), _settings(options):
+            status = int(options.run(options) or DONE)
+            sys.stdout.flush()
+            return status
+    except KeyboardInterrupt:
+        print("cszoo: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # of stdout: who reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if options.debug:
+            raise
+        print(told(error), file=sys.stderr)
+        return FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command understands."""
+    made = argparse.ArgumentParser(
+        prog="cszoo",
+        description="Checkpoints from the shell, on any fsspec URL.",
+        epilog=_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    shtab.add_argument_to(made, "--print-completion", help="print the completions for a shell")
+    nouns = made.add_subparsers(title="nouns", required=True, metavar="NOUN")
+    noun = nouns.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
+    verbs = Verbs(noun.add_subparsers(title="verbs", required=True, metavar="VERB"))
+    for each in _VERBS:
+        each.add(verbs)
+    return made
+
+
+@contextlib.contextmanager
+def _settings(options: argparse.Namespace) -> Iterator[None]:
+    """The profile and the endpoint that were asked for, where a path names no others."""
+    before = fsspec.config.conf.get("s3", {})
+    if options.endpoint_url:
+        fsspec.config.conf["s3"] = {**before, "endpoint_url": options.endpoint_url}
+    flags = {"csx.storage.s3.profile": options.profile} if options.profile else {}
+    try:
+        with backends.scoped_flags(flags):
+            yield
+    finally:
+        if options.endpoint_url:
+            fsspec.config.conf["s3"] = before
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets what is under way clean up when the process is told to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,67 @@
+"""What ``cszoo`` prints: for people, or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
+    """Print a result: the data with ``--json``, else the lines."""
+    if options.json:
+        print(json.dumps(_plain(data), ensure_ascii=False, allow_nan=False))
+    else:
+        for line in lines:
+            print(line)
+
+
+def say(options: argparse.Namespace, text: str) -> None:
+    """Tell what was done, unless it is to be quiet or prints JSON."""
+    if not options.quiet and not options.json:
+        print(text)
+
+
+def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Rows as lines, their columns below each other.
+
+    Args:
+        rows: the texts of the cells.
+        right: the columns that end below each other, such as those of numbers.
+    """
+    rows, right = [*rows], {*right}
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def in_bytes(size: int) -> str:
+    """A size for people: ``1.5 GiB``."""
+    value, unit = float(size), 0
+    while value >= 1023.95 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{size} B" if not unit else f"{value:.1f} {_UNITS[unit]}"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value; numbers that are none are text, and times are in ISO 8601."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,62 @@
+"""What the verbs of ``cszoo checkpoint`` have in common: options, and the form of their help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import shtab
+
+_S3 = ("s3://", "s3a://", "csx://")
+
+
+class Verbs:
+    """The verbs of a noun.
+
+    Args:
+        parsers: argparse's, of the noun.
+    """
+
+    def __init__(self, parsers: Any) -> None:
+        self._parsers = parsers
+
+    def add(
+        self, name: str, run: Callable[[argparse.Namespace], int | None], *, help: str, description: str, examples: str
+    ) -> argparse.ArgumentParser:
+        """A verb, with the options that all have.
+
+        Args:
+            name: what is typed.
+            run: does it, and returns the exit status; None is 0.
+            help: a line for the list of verbs.
+            description: what it does, above its options.
+            examples: lines of commands, below them.
+        """
+        lines = "\n".join(f"  cszoo checkpoint {line}" for line in examples.strip().splitlines())
+        parser: argparse.ArgumentParser = self._parsers.add_parser(
+            name,
+            help=help,
+            description=description,
+            epilog=f"examples:\n{lines}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(run=run)
+        common = parser.add_argument_group("options of every verb")
+        common.add_argument("-p", "--profile", help="the profile of the AWS files to use")
+        common.add_argument("--endpoint-url", metavar="URL", help="the S3 endpoint to use")
+        common.add_argument("-q", "--quiet", action="store_true", help="print no more than was asked for, and errors")
+        common.add_argument("--json", action="store_true", help="print the result as JSON")
+        common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return parser
+
+
+def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: Any) -> None:
+    """An argument that is a local path or an fsspec URL; shells complete local ones."""
+    parser.add_argument(name, help=help, **options).complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def s3_options(path: str, **options: str | None) -> dict[str, str]:
+    """The storage options of a path: those that are given, if it is one of S3; else none."""
+    return {name: value for name, value in options.items() if value and path.startswith(_S3)}

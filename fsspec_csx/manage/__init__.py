@@ -1,0 +1,1 @@
+"""What is done to checkpoints as a whole: copied, listed, compared, checked, converted, deleted."""

@@ -1,0 +1,37 @@
+"""The command ``cszoo`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+DONE, DIFFERENT, USAGE, FAILED = 0, 1, 2, 3
+"""Exit statuses."""
+
+
+def cszoo(
+    *arguments: str, environment: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a verb of ``cszoo checkpoint``.
+
+    Args:
+        arguments: the verb, and what follows it.
+        environment: variables in addition to those of this process.
+        options: as of ``subprocess.run``, such as ``input``.
+
+    Returns:
+        What it printed, and its exit status.
+    """
+    command = [sys.executable, "-m", "fsspec_csx", "checkpoint", *arguments]
+    told = {"capture_output": True, "text": True, "timeout": 90, "env": {**os.environ, **(environment or {})}}
+    return subprocess.run(command, check=False, **{**told, **options})
+
+
+def failure(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """The lines of cause and remedy of a command that failed, and printed nothing else."""
+    assert done.returncode == FAILED, done
+    cause, remedy = done.stderr.splitlines()
+    assert cause.startswith("cszoo: ")
+    return cause, remedy
