@@ -15,18 +15,20 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"__init__"},
+    {"trainer"},
     {"background", "manage"},
     {"checkpoint", "save_future"},
     {"formats", "paths", "atomic", "progress"},
     {"filesystem"},
     {"bulk"},
+    {"partial"},
     {"connection", "interrupt", "localfile", "whole"},
     {"file"},
     {"readahead", "writer"},
     {"multipart"},
     {"credentials", "explain", "redaction", "settings", "transfer"},
     {"payload", "ranges"},
-    {"checksum", "errors", "inspection"},
+    {"checksum", "errors", "inspection", "record"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 

@@ -1,0 +1,31 @@
+"""A training loop whose checkpoints are on any fsspec URL, with the names that the Cerebras ModelZoo has."""
+
+from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.checkpointing import Checkpoint, LoadCheckpointStates, SaveCheckpointState
+from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
+from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger
+from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.precision import MixedPrecision, Precision
+from fsspec_csx.trainer.retention import KeepBestCheckpoints, KeepNCheckpoints
+from fsspec_csx.trainer.trainer import Trainer
+
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "GlobalFlags",
+    "KeepBestCheckpoints",
+    "KeepNCheckpoints",
+    "LoadCheckpointStates",
+    "Logger",
+    "Logging",
+    "MixedPrecision",
+    "Precision",
+    "ProgressLogger",
+    "SaveCheckpointState",
+    "ScopedTrainFlags",
+    "ScopedValidateFlags",
+    "TensorBoardLogger",
+    "Trainer",
+    "TrainingLoop",
+    "ValidationLoop",
+]

@@ -1,0 +1,299 @@
+"""Callbacks that save and load checkpoints, at any fsspec URL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+from fsspec_csx.background import async_save
+from fsspec_csx.checkpoint import inspect, load, save
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.paths import redacted
+from fsspec_csx.save_future import SaveFuture
+from fsspec_csx.trainer import processes, roots, state
+from fsspec_csx.trainer.callback import Callback
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsspec_csx.trainer.trainer import Trainer
+
+_TIMESTAMP = "%Y%m%d_%H%M%S"
+
+
+class Checkpoint(Callback):
+    """Saves the training every so many steps, and finds the newest checkpoint to resume from.
+
+    A checkpoint is written in the background, of a copy that is made before the training goes on; if that fails, the
+    training ends with its error at the next step. The next one waits for it. The end of ``fit`` does, too.
+
+    Args:
+        steps: steps between checkpoints; the last step has one, too. None or 0 to save none.
+        autoload_last_checkpoint: whether ``fit`` and ``validate`` load the newest one there is, where no ``ckpt_path``
+            is given.
+        disable_strict_checkpoint_loading: whether a checkpoint may lack tensors of the model, have others, or have some
+            in other shapes; these are left as they are, with a warning.
+        save_initial_checkpoint: whether to save before the first step.
+        checkpoint_root: where checkpoints are, an fsspec URL or a local path; the trainer's ``model_dir`` if None.
+        checkpoint_name: of a checkpoint, with ``{step}`` in it.
+        asynchronous: if False, the training waits until each checkpoint is whole.
+
+    Attributes:
+        root: where checkpoints are, without a slash at its end.
+        resumed_from: the path that was loaded; None if none was.
+        saved_at: the step of the last save, or of the checkpoint of this root that was loaded.
+
+    Raises:
+        ValueError: for a number or a name that makes no sense.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = None,
+        autoload_last_checkpoint: bool = True,
+        disable_strict_checkpoint_loading: bool = False,
+        save_initial_checkpoint: bool = False,
+        checkpoint_root: str | None = None,
+        checkpoint_name: str = "checkpoint_{step}.mdl",
+        asynchronous: bool = True,
+    ) -> None:
+        if steps is not None and (type(steps) is not int or steps < 0):
+            msg = f"steps is a whole number or None, not {steps!r}. Give the steps between two checkpoints."
+            raise ValueError(msg)
+        fields = [name for _, name, _, _ in Formatter().parse(checkpoint_name) if name is not None]
+        if fields != ["step"] or "/" in checkpoint_name:
+            msg = f"{checkpoint_name!r} cannot name checkpoints: it must have {{step}} in it once, and no slash. "
+            raise ValueError(msg + "Give a name such as 'checkpoint_{step}.mdl'.")
+        self.steps = steps
+        self.autoload_last_checkpoint = autoload_last_checkpoint
+        self.disable_strict_checkpoint_loading = disable_strict_checkpoint_loading
+        self.save_initial_checkpoint = save_initial_checkpoint
+        self.checkpoint_root = checkpoint_root
+        self.checkpoint_name = checkpoint_name
+        self.asynchronous = asynchronous
+        self.root = ""
+        self.resumed_from: str | None = None
+        self._pending: tuple[str, SaveFuture] | None = None
+        self.saved_at: int | None = None
+
+    def setup(self, trainer: Trainer) -> None:
+        """Settle the root, and show now, not after hours, whether it can be written to."""
+        self.root = str(self.checkpoint_root or trainer.model_dir).rstrip("/") or "/"
+        if (self.steps or self.save_initial_checkpoint) and processes.is_first():
+            roots.check_writable(self.root)
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(
+        self, trainer: Trainer, model: torch.nn.Module, train_dataloader: Any, loop: Any, loop_idx: int
+    ) -> None:
+        if loop_idx == 0 and self.save_initial_checkpoint and self.resumed_from is None:
+            trainer.save_checkpoint()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        self._proceed(trainer)
+        due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
+        if trainer.stepped and due:
+            trainer.save_checkpoint()
+
+    def save(self, trainer: Trainer) -> str:
+        """Save the training as it is now; by all processes together, of which the first writes.
+
+        Returns:
+            The path, at which the checkpoint will be once it is whole.
+
+        Raises:
+            OSError: what the filesystem raised, of this save or the one before it.
+        """
+        self.wait(trainer)
+        saved: dict[str, Any] = state.collect(trainer)
+        trainer.call("on_save_checkpoint", saved)
+        trainer.call("postprocess_checkpoint", saved)
+        self.saved_at = trainer.global_step
+        path = self.get_checkpoint_path(self.root, trainer.global_step) if processes.is_first() else ""
+        if not path:
+            return path
+        trainer.logger.info("Saving checkpoint at step %d", trainer.global_step)
+        if self.asynchronous:
+            self._pending = path, async_save(saved, path)
+        else:
+            save(saved, path)
+            self._whole(trainer, path)
+        return path
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Save the training as it is now, unless that was done, and wait until the checkpoint is whole."""
+        if self.saved_at != trainer.global_step:
+            trainer.save_checkpoint()
+        self.wait(trainer)
+
+    def wait(self, trainer: Trainer) -> None:
+        """Wait until the last checkpoint is whole.
+
+        Raises:
+            OSError: what the filesystem raised when it was written.
+        """
+        if self._pending is not None:
+            (path, future), self._pending = self._pending, None
+            future.result()
+            self._whole(trainer, path)
+
+    def _proceed(self, trainer: Trainer) -> None:
+        if self._pending is not None and self._pending[1].done():
+            self.wait(trainer)
+
+    def _whole(self, trainer: Trainer, path: str) -> None:
+        trainer.logger.info("Saved checkpoint %s", redacted(path))
+        trainer.call("on_after_save_checkpoint", path)
+
+    def get_checkpoint_path(self, ckpt_dir: str, step: int) -> str:
+        """Where to save: the name of the step, with the time appended to it if it is taken."""
+        path = roots.joined(ckpt_dir, self.checkpoint_name.format(step=step))
+        if roots.exists(path):
+            stamped = f"{step}_{datetime.now():{_TIMESTAMP}}"
+            path = roots.joined(ckpt_dir, self.checkpoint_name.format(step=stamped))
+        return path
+
+    def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
+        self.wait(trainer)
+
+    def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
+        try:
+            self.wait(trainer)
+        except Exception as error:  # the one that ends the training must not be hidden
+            if error is not exception:
+                trainer.logger.error("The last checkpoint was not saved: %s", error)
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def load(self, trainer: Trainer, path: str | None) -> dict[str, Any] | None:
+        """Load a checkpoint, and restore all but the position in the data.
+
+        Returns:
+            What was loaded; None without a path.
+
+        Raises:
+            CheckpointError: a ValueError, if it is damaged, or does not fit the model.
+            OSError: what the filesystem raised.
+        """
+        trainer.call("on_before_load_checkpoint", path)
+        if path is None:
+            trainer.logger.info("No checkpoint is loaded.")
+            return None
+        trainer.logger.info("Loading checkpoint %s", redacted(path))
+        self.resumed_from = path
+        loaded = state.as_training(load(path, map_location="cpu"), path)
+        trainer.call("preprocess_checkpoint", loaded)
+        state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
+        trainer.call("on_load_checkpoint", loaded)
+        self.saved_at = trainer.global_step if self.is_own(path) else None
+        return loaded
+
+    def get_latest_checkpoint(self, trainer: Trainer) -> str | None:
+        """The newest checkpoint at the root that is whole; None if there is none.
+
+        Raises:
+            OSError: what the filesystem raised.
+        """
+        for path in reversed(self.get_all_checkpoints(self.root)):
+            try:
+                inspect(path)
+            except CheckpointError as error:
+                trainer.logger.warning("%s is passed over: %s", redacted(path), error)
+                continue
+            return path
+        return None
+
+    def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
+        """The checkpoints in a folder that have names of this callback's, by step and time, the newest last."""
+        found = []
+        for name in roots.names(ckpt_dir):
+            if match := self._pattern().fullmatch(name):
+                found.append((int(match["step"]), match["time"] or "", name))
+        return [roots.joined(ckpt_dir, name) for _, _, name in sorted(found)]
+
+    def is_own(self, path: str) -> bool:
+        """Whether a path is one that this callback would give to a checkpoint."""
+        folder, _, name = path.rpartition("/")
+        return folder == self.root.rstrip("/") and self._pattern().fullmatch(name) is not None
+
+    def _pattern(self) -> re.Pattern[str]:
+        before, after = (re.escape(part.format()) for part in self.checkpoint_name.split("{step}"))
+        return re.compile(rf"{before}(?P<step>\d+)(?:_(?P<time>\d{{8}}_\d{{6}}))?{after}")
+
+
+class LoadCheckpointStates(Callback):
+    """Loads only some states of a checkpoint.
+
+    Args:
+        load_checkpoint_states: their keys, also as one text with commas; "all" for all.
+    """
+
+    def __init__(self, load_checkpoint_states: str | Iterable[str] = "all") -> None:
+        self.states = _keys(load_checkpoint_states)
+
+    def preprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        for key in state_dict.keys() - _chosen(self.states, state_dict):
+            del state_dict[key]
+
+
+class SaveCheckpointState(Callback):
+    """Saves some states of every k-th checkpoint, and of the last, to a file of their own that is never deleted.
+
+    Args:
+        k: checkpoints for each such file.
+        checkpoint_states: the keys of the states, also as one text with commas; "all" for all.
+        checkpoint_name: of the file, beside the checkpoint; with ``{checkpoint_states}`` and ``{ckpt_name}`` in it.
+
+    Raises:
+        ValueError: for a number or a name that makes no sense.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        checkpoint_states: str | Iterable[str] = "model",
+        checkpoint_name: str = "{checkpoint_states}_{ckpt_name}",
+    ) -> None:
+        if type(k) is not int or k < 1:
+            msg = f"k is a whole number from 1 on, not {k!r}. Give the checkpoints for each file."
+            raise ValueError(msg)
+        fields = {name for _, name, _, _ in Formatter().parse(checkpoint_name) if name is not None}
+        if fields != {"checkpoint_states", "ckpt_name"}:
+            msg = f"{checkpoint_name!r} must have {{checkpoint_states}} and {{ckpt_name}} in it. Add what is missing."
+            raise ValueError(msg)
+        self.k = k
+        self.states = _keys(checkpoint_states)
+        self.checkpoint_name = checkpoint_name
+        self._count = 0
+
+    def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
+        self._count += 1
+        if self._count % self.k and not trainer.is_last_step:
+            return
+        saved = load(ckpt_path, map_location="cpu")
+        folder, _, name = ckpt_path.rpartition("/")
+        states = "_".join(self.states or ["all"])
+        own = roots.joined(folder, self.checkpoint_name.format(checkpoint_states=states, ckpt_name=name))
+        save({key: saved[key] for key in saved if key in _chosen(self.states, saved)}, own)
+
+
+def _keys(states: str | Iterable[str]) -> list[str] | None:
+    """A list of keys; None for all."""
+    if isinstance(states, str):
+        return None if states.lower() == "all" else [each.strip() for each in states.split(",")]
+    return [*states]
+
+
+def _chosen(states: list[str] | None, state_dict: dict[str, Any]) -> set[str]:
+    if states is None:
+        return {*state_dict}
+    if unknown := [each for each in states if each not in state_dict]:
+        msg = f"The checkpoint has no state {', '.join(map(repr, unknown))}. It has {', '.join(map(repr, state_dict))}."
+        raise KeyError(msg)
+    return {*states}

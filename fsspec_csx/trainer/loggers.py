@@ -1,0 +1,109 @@
+"""What a run tells while it goes on: on the console, and to TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fsspec_csx.trainer.callback import Callback
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsspec_csx.trainer.trainer import Trainer
+
+
+class Logging(Callback):
+    """How often metrics are logged, and how much is said.
+
+    Args:
+        log_steps: steps between two times; None for none but the last.
+        log_level: of Python's logging, as a name or a number.
+    """
+
+    def __init__(self, log_steps: int | None = 1, log_level: str | int = "INFO") -> None:
+        if log_steps is not None and (type(log_steps) is not int or log_steps < 1):
+            msg = f"log_steps is a whole number from 1 on, or None, not {log_steps!r}. Give such a number."
+            raise ValueError(msg)
+        self.log_steps = log_steps
+        self.log_level = log_level
+        self.logger = logging.getLogger("fsspec_csx.trainer")
+
+    def pre_setup(self, trainer: Trainer) -> None:
+        self.logger.setLevel(self.log_level)
+        if not logging.getLogger().handlers and not self.logger.handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+            self.logger.addHandler(handler)
+
+    def is_log_step(self, trainer: Trainer) -> bool:
+        """Whether metrics of this step are logged."""
+        every = self.log_steps
+        return trainer.is_last_step or (every is not None and trainer.global_step % every == 0)
+
+
+class Logger(Callback):
+    """Takes the metrics of a run; subclasses say where to."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Take the metrics of a step."""
+        raise NotImplementedError
+
+
+class ProgressLogger(Logger):
+    """Logs a line with the metrics, the steps and the rate to the console, through Python's logging."""
+
+    def setup(self, trainer: Trainer) -> None:
+        self._trainer_logger = trainer.logger
+        self._device = str(trainer.device)
+        self._last: tuple[float, int] | None = None
+
+    def on_train_start(
+        self, trainer: Trainer, model: torch.nn.Module, train_dataloader: Any, loop: Any, loop_idx: int
+    ) -> None:
+        self._last = (time.monotonic(), trainer.global_step)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        told = [f"step {step}", *(f"{name} {value:.6g}" for name, value in metrics.items())]
+        now = time.monotonic()
+        if self._last is not None and now > self._last[0] and step > self._last[1]:
+            told.append(f"{(step - self._last[1]) / (now - self._last[0]):.3g} steps/s")
+            self._last = (now, step)
+        self._trainer_logger.info("%s on %s", ", ".join(told), self._device)
+
+
+class TensorBoardLogger(Logger):
+    """Writes metrics as TensorBoard has them, which needs the package ``tensorboard``.
+
+    Args:
+        summary_dir: the folder; ``tensorboard`` in the trainer's ``model_dir`` if None.
+    """
+
+    def __init__(self, summary_dir: str | os.PathLike[str] | None = None) -> None:
+        self.summary_dir = summary_dir
+        self._writer: Any = None
+
+    def setup(self, trainer: Trainer) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            msg = "The package tensorboard is not installed. Install fsspec-csx[trainer], or leave this logger away."
+            raise ImportError(msg) from error
+        folder = os.fspath(self.summary_dir or os.path.join(trainer.model_dir, "tensorboard"))
+        self._writer = SummaryWriter(folder)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
+        self._writer.flush()
+
+    def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
+        self._writer.flush()
+
+    def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: Any) -> None:
+        self._writer.flush()

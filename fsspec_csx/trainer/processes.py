@@ -1,0 +1,90 @@
+"""One process of one or many: https://docs.pytorch.org/docs/stable/distributed.html
+
+Where tensors are sharded (FSDP2's DTensors), all processes gather and scatter them together, so that what is saved is
+the same whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._pytree import tree_map
+
+
+def join(device: torch.device) -> None:
+    """Join the other processes, if ``torchrun`` started this one and nobody has done it yet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return not _joined() or dist.get_rank() == 0
+
+
+def agreed(value: Any) -> Any:
+    """What the first process has; of values that can be pickled."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def together(flag: bool) -> bool:
+    """Whether any process has a true one."""
+    if count() == 1:
+        return flag
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(int(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found.item())
+
+
+def shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model as all processes train it: by DistributedDataParallel, unless it is sharded or wrapped already."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    parameters = [*model.parameters()]
+    if count() == 1 or isinstance(model, DistributedDataParallel) or any(map(_is_sharded, parameters)):
+        return model
+    if not any(each.requires_grad for each in parameters):
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def bare(model: torch.nn.Module) -> torch.nn.Module:
+    """The model without what stands before it for training in many processes."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def whole(state: Any) -> Any:
+    """A state dict with every sharded tensor gathered, on the first process; all must call it."""
+    return tree_map(lambda value: value.full_tensor() if _is_sharded(value) else value, state)
+
+
+def sharded_as(value: Any, like: Any) -> Any:
+    """A whole tensor sharded as another one is."""
+    if not _is_sharded(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _is_sharded(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")

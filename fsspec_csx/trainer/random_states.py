@@ -1,0 +1,56 @@
+"""The states of all random number generators that a training may draw from."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def generators_of(dataloader: Any) -> list[torch.Generator]:
+    """The generators of a data loader's own, each once."""
+    found: list[torch.Generator] = []
+    holders = [dataloader, getattr(dataloader, "sampler", None), getattr(dataloader, "batch_sampler", None)]
+    holders.append(getattr(holders[-1], "sampler", None))
+    for holder in holders:
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator) and all(generator is not each for each in found):
+            found.append(generator)
+    return found
+
+
+def taken(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
+    """The states now, of values that ``load`` reads without running code.
+
+    Args:
+        generators: further ones of torch.
+    """
+    version, state, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "python": [version, torch.tensor(state, dtype=torch.int64), gauss],
+        "torch": torch.get_rng_state(),
+        "generators": [each.get_state() for each in generators],
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if numpy := sys.modules.get("numpy"):
+        kind, keys, position, has_gauss, cached = numpy.random.get_state()
+        states["numpy"] = [kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached]
+    return states
+
+
+def restore(states: dict[str, Any], generators: Iterable[torch.Generator] = ()) -> None:
+    """Put back what was taken; what is not there now, or was not then, is left alone."""
+    version, state, gauss = states["python"]
+    random.setstate((version, tuple(state.tolist()), gauss))
+    torch.set_rng_state(states["torch"])
+    for generator, own in zip(generators, states["generators"], strict=False):
+        generator.set_state(own)
+    if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if "numpy" in states and (numpy := sys.modules.get("numpy")):
+        kind, keys, *rest = states["numpy"]
+        numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))

@@ -1,0 +1,165 @@
+"""What a checkpoint holds of a training, taken and put back.
+
+Its keys are those of the ModelZoo: ``model``, ``optimizer``, ``schedulers`` and ``global_step``; and besides them
+``batches`` and ``random_states``, without which a resumed training would go another way.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, MismatchError
+from fsspec_csx.paths import redacted
+from fsspec_csx.trainer import processes, random_states
+
+if TYPE_CHECKING:
+    from fsspec_csx.trainer.trainer import Trainer
+
+_SHOWN = 10
+
+
+def collect(trainer: Trainer) -> dict[str, Any]:
+    """The state of a training, of this moment; all processes must call it."""
+    state: dict[str, Any] = {"model": processes.whole(processes.bare(trainer.model).state_dict())}
+    if trainer.optimizer is not None:
+        state["optimizer"] = processes.whole(trainer.optimizer.state_dict())
+    if trainer.schedulers:
+        state["schedulers"] = [each.state_dict() for each in trainer.schedulers]
+    state["global_step"] = trainer.global_step
+    if trainer.batches is not None:
+        state["batches"] = trainer.batches.state_dict()
+    state["random_states"] = random_states.taken(trainer.batches.generators if trainer.batches else ())
+    return state
+
+
+def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool) -> None:
+    """Put back what ``collect`` took; what is not in it stays as it is.
+
+    Args:
+        trainer: all of it is set up.
+        state: it is used up.
+        path: of the checkpoint, for errors.
+        strict: whether the model must have exactly the tensors that the checkpoint has.
+
+    Raises:
+        MismatchError: a ValueError that lists all that is missing, unexpected or of another shape.
+        InvalidCheckpointError: a ValueError, if it holds no model.
+
+    Warns:
+        DtypeCastWarning: if tensors of the model have other dtypes than those of the checkpoint.
+    """
+    if "model" in state:
+        _restore_model(processes.bare(trainer.model), state["model"], path, strict=strict)
+    if "optimizer" in state and trainer.optimizer is not None:
+        _restore_optimizer(trainer.optimizer, state["optimizer"], path)
+    for scheduler, own in zip(trainer.schedulers, state.get("schedulers", ()), strict=False):
+        scheduler.load_state_dict(own)
+    trainer.global_step = state.get("global_step", trainer.global_step)
+
+
+def restore_position(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Go to the batch, and to the random states, of a checkpoint that was restored."""
+    if trainer.batches is not None and "batches" in state:
+        trainer.batches.load_state_dict(state["batches"])
+    if "random_states" in state:
+        random_states.restore(state["random_states"], trainer.batches.generators if trainer.batches else ())
+
+
+def as_training(found: Any, path: str) -> dict[str, Any]:
+    """A checkpoint as ``collect`` makes it; one that is the state dict of a model alone becomes its ``model``.
+
+    Raises:
+        InvalidCheckpointError: if it is neither.
+    """
+    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+        return found
+    if isinstance(found, dict) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        return {"model": found}
+    if isinstance(found, dict) and {"optimizer", "schedulers", "global_step"} & found.keys():
+        return found
+    reason = f"{redacted(path)} holds no training, but a {type(found).__name__}."
+    raise InvalidCheckpointError(reason, "Give a checkpoint of a Trainer, or the state dict of a model.")
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, strict: bool) -> None:
+    own = model.state_dict()
+    tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = {
+        name: f"{name} (shape {_shape(state[name])}, not {tuple(value.shape)})"
+        for name, value in tensors.items()
+        if name in state and _shape(state[name]) != tuple(value.shape)
+    }
+    told = {"missing": missing, "unexpected": unexpected, "of another shape": [*shapes.values()]}
+    lists = [f"{what}: {_listed(names)}" for what, names in told.items() if names]
+    if lists and strict:
+        reason = f"{redacted(path)} does not fit the model. It has {'; '.join(lists)}."
+        raise MismatchError(reason, "Load it into the model it is of, or set disable_strict_checkpoint_loading.")
+    if lists:
+        warnings.warn(f"{redacted(path)} does not fit the model: {'; '.join(lists)}. The rest is loaded.", stacklevel=2)
+    fitting = {name: value for name, value in state.items() if name in own and name not in shapes}
+    _cast(fitting, tensors, path)
+    for name in fitting.keys() & tensors.keys():
+        fitting[name] = processes.sharded_as(fitting[name], tensors[name])
+    model.load_state_dict(fitting, strict=False)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _cast(state: dict[str, Any], like: dict[str, torch.Tensor], path: str) -> None:
+    """Cast the tensors of a state dict to the dtypes of others, and warn, once, as it takes time."""
+    casts: Counter[tuple[torch.dtype, torch.dtype]] = Counter()
+    begun = time.perf_counter()
+    for name, target in like.items():
+        value = state.get(name)
+        if isinstance(value, torch.Tensor) and value.dtype != target.dtype:
+            casts[value.dtype, target.dtype] += 1
+            state[name] = value.to(target.dtype)
+    if not casts:
+        return
+    seconds = time.perf_counter() - begun
+    told = ", ".join(f"{count} tensors of {_name(one)} to {_name(other)}" for (one, other), count in casts.items())
+    common = _name(casts.most_common(1)[0][0][1])
+    warnings.warn(
+        f"{redacted(path)} has other dtypes than the model: {told} were cast, in {seconds:.2f} s. To cast only once, "
+        f"convert it: cszoo checkpoint convert {redacted(path)} NEW_PATH --dtype {common}",
+        DtypeCastWarning,
+        stacklevel=2,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# -- the optimizer -----------------------------------------------------------------------------------------------------
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    for number, own in state.get("state", {}).items():
+        if number < len(parameters):
+            state["state"][number] = {
+                name: processes.sharded_as(value, parameters[number]) for name, value in own.items()
+            }
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        reason = f"{redacted(path)} is of another optimizer: {error}."
+        raise MismatchError(reason, "Use the optimizer it was saved with, or leave its state out.") from error

@@ -1,0 +1,454 @@
+"""Trainer: trains and validates a model, and keeps its checkpoints where the next run finds them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from logging import Logger as PythonLogger
+from typing import Any, cast
+
+import torch
+from torch.utils._pytree import tree_map
+
+from fsspec_csx.trainer import processes, random_states, state
+from fsspec_csx.trainer.batches import Batches
+from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.checkpointing import Checkpoint
+from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
+from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.precision import Precision
+
+_TERMINATED = 143
+_UNSAID: Any = ...
+
+
+class Trainer:
+    """Trains and validates a model.
+
+    Under ``torchrun`` all processes train together: by DistributedDataParallel, unless ``model`` is already wrapped or
+    sharded (by ``fully_shard``). The first one saves the whole state, so another number of processes can go on with it.
+    The data loader has to give each process samples of its own, as by a ``DistributedSampler``.
+
+    Args:
+        device: ``"CPU"``, ``"GPU"`` or any device of torch; a GPU if there is one, by default.
+        model_dir: a local folder for what is no checkpoint, and for these where no ``checkpoint_root`` is given.
+        model: a module, or a function that makes it. Called with a batch, it returns the loss, or a mapping or a
+            sequence that holds it as ``loss`` or at first.
+        optimizer: an optimizer, or a function that makes it of the model; None if there is only validation.
+        schedulers: of the learning rate or the like, a step for each of the optimizer's; or functions that make them of
+            the optimizer.
+        precision: mixed precision and clipping.
+        loop: how long to train and how often to validate; one epoch by default.
+        checkpoint: when to save, and where; by default never, but the newest one is loaded.
+        logging: how often to log.
+        callbacks: called in this order at each point of the run.
+        loggers: where metrics go; the console by default.
+        seed: of all random generators.
+
+    Attributes:
+        global_step: steps that were trained, those before a resume included.
+        stepped: whether the last batch completed a step.
+        is_last_step: whether the training ends with this step.
+        is_fitting: whether ``fit`` is under way.
+        batches: the training data; None outside ``fit``.
+
+    Raises:
+        TypeError: if an argument is not what it must be.
+        PermissionError: if checkpoints are to be saved where that is not allowed.
+        OSError: what else the filesystem raised when that was tried.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device | None = None,
+        model_dir: str | os.PathLike[str] = "./model_dir",
+        model: torch.nn.Module | Callable[[], torch.nn.Module] | None = None,
+        optimizer: torch.optim.Optimizer | Callable[[torch.nn.Module], torch.optim.Optimizer] | None = None,
+        schedulers: Any = None,
+        precision: Precision | None = None,
+        loop: TrainingLoop | ValidationLoop | None = None,
+        checkpoint: Checkpoint | None = None,
+        logging: Logging | None = None,
+        callbacks: Iterable[Callback] | None = None,
+        loggers: Iterable[Logger] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not isinstance(model, torch.nn.Module) and not callable(model):
+            msg = f"model is a module or a function that makes one, not {type(model).__name__}. Give one of these."
+            raise TypeError(msg)
+        self.model_dir = os.fspath(model_dir)
+        self.precision = precision or Precision()
+        self.loop = loop or TrainingLoop()
+        self.checkpoint = checkpoint or Checkpoint()
+        self.logging = logging or Logging()
+        self.loggers = [ProgressLogger()] if loggers is None else [*loggers]
+        self.callbacks: list[Callback] = [self.precision, self.loop, self.logging, *(callbacks or ()), *self.loggers]
+        self.callbacks.append(self.checkpoint)  # the last, so that it saves what the others have done
+        for each in self.callbacks:
+            if not isinstance(each, Callback):
+                msg = f"{each!r} is no Callback. Derive its class from fsspec_csx.trainer.Callback."
+                raise TypeError(msg)
+        self.global_step = 0
+        self.stepped = self.is_last_step = self.is_fitting = False
+        self.batches: Batches | None = None
+        self._terminated = False
+        self.call("pre_setup")
+        self.device = _device(device)
+        processes.join(self.device)
+        if seed is not None:
+            _seed(seed)
+        self._set_up(model, optimizer, schedulers)
+        self.call("setup")
+        self.call("post_setup")
+
+    def _set_up(self, model: Any, optimizer: Any, schedulers: Any) -> None:
+        made = model if isinstance(model, torch.nn.Module) else model()
+        self.model = processes.shared(made.to(self.device), self.device)
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            optimizer = optimizer(processes.bare(self.model))
+        self.optimizer: torch.optim.Optimizer | None = optimizer
+        if schedulers is None:
+            schedulers = []
+        elif callable(schedulers) or hasattr(schedulers, "step"):
+            schedulers = [schedulers]
+        if schedulers and optimizer is None:
+            msg = "There are schedulers, and no optimizer. Give an optimizer, too."
+            raise TypeError(msg)
+        self.schedulers: list[Any] = [each if hasattr(each, "step") else each(optimizer) for each in schedulers]
+
+    @property
+    def logger(self) -> PythonLogger:
+        """Where to say what happens."""
+        return self.logging.logger
+
+    def call(self, hook: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of all callbacks, in their order, with the trainer as its first argument."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *args, **kwargs)
+
+    def log_metrics(self, **metrics: Any) -> None:
+        """Give metrics of this step to all loggers."""
+        if processes.is_first():
+            numbers = {name: float(value) for name, value in metrics.items()}
+            for logger in self.loggers:
+                logger.log_metrics(numbers, self.global_step)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def fit(self, train_dataloader: Any, val_dataloader: Any = None, ckpt_path: Any = _UNSAID) -> None:
+        """Train, and validate now and then.
+
+        On SIGTERM the step under way is completed and saved (if checkpoints are), and the process exits with status
+        143. What is drawn from random generators by validation does not change the training.
+
+        Args:
+            train_dataloader: batches to train with.
+            val_dataloader: batches to validate with, or several such loaders.
+            ckpt_path: the checkpoint to go on from; None for none. If it is left away, the newest whole one of the
+                checkpoint root, if ``autoload_last_checkpoint``.
+
+        Raises:
+            TypeError: without an optimizer, or with a loop that only validates.
+            CheckpointError: a ValueError, if the checkpoint is damaged, or does not fit the model.
+            OSError: what the filesystem raised, also when a checkpoint was saved.
+        """
+        loop = self.loop
+        if not isinstance(loop, TrainingLoop) or self.optimizer is None:
+            msg = "Training takes an optimizer and a TrainingLoop. Give them to the Trainer."
+            raise TypeError(msg)
+        with contextlib.ExitStack() as stack:
+            self.call("on_enter_fit", stack, train_dataloader, val_dataloader, loop)
+            stack.enter_context(self._on_exception("on_fit_exception"))
+            stack.enter_context(self._terminable())
+            limit = loop.steps_per_epoch and loop.steps_per_epoch * loop.grad_accum_steps
+            self.batches = Batches(train_dataloader, limit, processes.count())
+            stack.callback(setattr, self, "batches", None)
+            loaded = self._load(ckpt_path)
+            last = loop.last_step(train_dataloader, self.global_step)
+            self.call("on_fit_start", train_dataloader, val_dataloader, loop)
+            if loaded is not None:
+                state.restore_position(self, loaded)
+                del loaded
+            self.is_fitting = True
+            stack.callback(setattr, self, "is_fitting", False)
+            loop_idx = 0
+            while self.global_step < last:
+                self._train(train_dataloader, loop, loop_idx, last)
+                if loop.eval_frequency:
+                    self._validate_between(val_dataloader, loop_idx)
+                loop_idx += 1
+            self.call("on_fit_end", loop)
+
+    def _train(self, dataloader: Any, loop: TrainingLoop, loop_idx: int, last: int) -> None:
+        """Train up to the next validation, or the end."""
+        assert self.batches is not None
+        self.model.train()
+        self.call("on_train_start", self.model, dataloader, loop, loop_idx)
+        batch_idx = 0
+        losses: list[torch.Tensor] = []
+        while True:
+            batch = self._moved(self.batches.next())
+            self.call("on_train_batch_start", self.model, batch, batch_idx)
+            self.stepped = (batch_idx + 1) % loop.grad_accum_steps == 0
+            self.is_last_step = self.stepped and self.global_step + 1 == last
+            outputs = self.training_step(batch, loop.grad_accum_steps)
+            losses.append(outputs["loss"].detach())
+            if self.stepped:
+                self.global_step += 1
+                if self.logging.is_log_step(self):
+                    self.log_metrics(loss=torch.stack(losses).mean())
+                losses.clear()
+            self.call("on_train_batch_end", self.model, outputs, batch, batch_idx)
+            batch_idx += 1
+            if not self.stepped:
+                continue
+            if processes.together(self._terminated):
+                self._leave()
+            if self.global_step >= last or loop.validates_after(self.global_step, last):
+                break
+        self.call("on_train_end", self.model, loop, loop_idx)
+
+    def training_step(self, batch: Any, accumulated: int = 1) -> dict[str, Any]:
+        """Compute the gradients of a batch, and apply them if that completes a step.
+
+        Args:
+            batch: on the trainer's device.
+            accumulated: batches whose gradients make one step.
+
+        Returns:
+            What the model returned, as a dict with the key ``loss``.
+        """
+        assert self.optimizer is not None
+        with contextlib.nullcontext() if self.stepped else _unsynced(self.model):
+            outputs = self.forward(batch)
+            self.call("on_before_backward", self.model, outputs)
+            self.precision.backward(outputs["loss"] / accumulated)
+            self.call("on_after_backward", self.model, outputs)
+        if self.stepped:
+            self._step(self.optimizer)
+        return outputs
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.call("on_before_optimizer_step", self.model, optimizer)
+        self.precision.clip_gradients(optimizer)
+        self.precision.optimizer_step(optimizer)
+        self.call("on_after_optimizer_step", self.model, optimizer)
+        self.call("on_before_optimizer_zero_grad", self.model, optimizer)
+        optimizer.zero_grad()
+        self.call("on_after_optimizer_zero_grad", self.model, optimizer)
+        for scheduler in self.schedulers:
+            self.call("on_before_scheduler_step", self.model, optimizer, scheduler)
+            scheduler.step()
+            self.call("on_after_scheduler_step", self.model, optimizer, scheduler)
+
+    def forward(self, batch: Any) -> dict[str, Any]:
+        """Call the model with a batch.
+
+        Returns:
+            What it returned, as a dict with the key ``loss``.
+
+        Raises:
+            TypeError: if there is no loss in it.
+        """
+        args, kwargs = [batch], dict[str, Any]()
+        self.call("on_before_forward", self.model, batch, args, kwargs)
+        with self.precision.autocast_context_manager():
+            outputs = _as_dict(self.model(*args, **kwargs))
+        self.call("on_after_forward", self.model, outputs, batch)
+        return outputs
+
+    def _moved(self, batch: Any) -> Any:
+        """A batch on the trainer's device."""
+        return tree_map(
+            lambda value: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value, batch
+        )
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def validate(
+        self, val_dataloader: Any = None, ckpt_path: Any = _UNSAID, loop: ValidationLoop | None = None
+    ) -> dict[str, float]:
+        """Validate the model.
+
+        Args:
+            val_dataloader: batches to validate with.
+            ckpt_path: the checkpoint to validate, as of ``fit``.
+            loop: how long; the one of the trainer's loop by default.
+
+        Returns:
+            The means over the batches of ``loss``, and of what else the model told in numbers.
+
+        Raises:
+            CheckpointError: a ValueError, if the checkpoint is damaged, or does not fit the model.
+            OSError: what the filesystem raised.
+        """
+        own = self.loop.val_loop if isinstance(self.loop, TrainingLoop) else self.loop
+        loop = loop or own
+        with contextlib.ExitStack() as stack:
+            self.call("on_enter_validate", stack, val_dataloader, loop)
+            stack.enter_context(self._on_exception("on_validate_exception"))
+            self._load(ckpt_path)
+            self._validate(val_dataloader, loop)
+        return loop.metrics
+
+    def validate_all(self, val_dataloaders: Any = None, ckpt_paths: Any = _UNSAID, loop: Any = None) -> None:
+        """Validate one checkpoint after the other with each of several loaders, and as callbacks have it.
+
+        Args:
+            val_dataloaders: a loader, or several.
+            ckpt_paths: a path, or several; otherwise as ``ckpt_path`` of ``fit``.
+            loop: as of ``validate``.
+        """
+        loaders = _several(val_dataloaders)
+        paths = [ckpt_paths] if ckpt_paths is None or ckpt_paths is _UNSAID else _several(ckpt_paths)
+        with contextlib.ExitStack() as stack:
+            self.call("on_enter_validate_all", stack, loaders, loop, paths)
+            for path in paths:
+                self._load(path)
+                for loader in loaders:
+                    self.validate(loader, ckpt_path=None, loop=loop)
+                self.call("run_validation", None, True)
+
+    def _validate_between(self, val_dataloader: Any, loop_idx: int) -> None:
+        assert isinstance(self.loop, TrainingLoop)
+        before = random_states.taken(self.batches.generators if self.batches else ())
+        for loader in _several(val_dataloader):
+            with contextlib.ExitStack() as stack:
+                self.call("on_enter_validate", stack, loader, self.loop.val_loop)
+                stack.enter_context(self._on_exception("on_validate_exception"))
+                self._validate(loader, self.loop.val_loop)
+        self.call("run_validation", loop_idx, self.is_last_step)
+        random_states.restore(before, self.batches.generators if self.batches else ())
+
+    def _validate(self, dataloader: Any, loop: ValidationLoop) -> None:
+        self.model.eval()
+        self.call("on_validate_start", self.model, dataloader, loop)
+        sums: dict[str, torch.Tensor] = {}
+        count = 0
+        with torch.no_grad():
+            for batch_idx, batch in enumerate(dataloader):
+                if batch_idx == loop.eval_steps:
+                    break
+                batch = self._moved(batch)
+                self.call("on_validate_batch_start", self.model, batch, batch_idx)
+                outputs = self.forward(batch)
+                for name, value in outputs.items():
+                    if isinstance(value, torch.Tensor) and value.numel() == 1:
+                        sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach().float().mean()
+                count += 1
+                self.call("on_validate_batch_end", self.model, outputs, batch, batch_idx)
+        if not count:
+            msg = "The data loader for validation has no batches. Check its dataset."
+            raise ValueError(msg)
+        loop.metrics = {name: float(value / count) for name, value in sums.items()}
+        self.log_metrics(**{f"validate/{name}": value for name, value in loop.metrics.items()})
+        self.call("on_validate_end", self.model, loop)
+        self.model.train()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> str:
+        """Save the training as it is now; in the background, if the checkpoint callback does so.
+
+        Returns:
+            The path, at which the checkpoint will be once it is whole; empty on processes other than the first.
+        """
+        return self.checkpoint.save(self)
+
+    def load_checkpoint(self, ckpt_path: Any = None) -> None:
+        """Load a checkpoint, as ``fit`` does, all but the position in the data.
+
+        Args:
+            ckpt_path: as of ``fit``.
+        """
+        self._load(ckpt_path)
+
+    def _load(self, path: Any) -> dict[str, Any] | None:
+        if path is _UNSAID:
+            auto = self.checkpoint.autoload_last_checkpoint
+            path = processes.agreed(self.checkpoint.get_latest_checkpoint(self) if auto else None)
+        return self.checkpoint.load(self, None if path is None else os.fspath(path))
+
+    # -- how it ends -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _on_exception(self, hook: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.call(hook, error)
+            raise
+
+    @contextlib.contextmanager
+    def _terminable(self) -> Iterator[None]:
+        """Lets the training end in good order on SIGTERM, which spot machines and schedulers send."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: Any) -> None:
+            self._terminated = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _leave(self) -> None:
+        self.logger.warning("SIGTERM: the training ends after step %d.", self.global_step)
+        if self.checkpoint.steps:
+            self.checkpoint.save_last(self)
+        sys.exit(_TERMINATED)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = "GPU" if torch.cuda.is_available() else "CPU"
+    if isinstance(device, torch.device):
+        return device
+    if device.upper() == "GPU":
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        torch.cuda.set_device(rank)
+        return torch.device("cuda", rank)
+    return torch.device(device.lower())
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed % 2**32)
+
+
+def _as_dict(outputs: Any) -> dict[str, Any]:
+    """What a model returned as a dict with the key ``loss``."""
+    if isinstance(outputs, torch.Tensor):
+        return {"loss": outputs}
+    if isinstance(outputs, Mapping):
+        found = dict(outputs)
+    elif isinstance(outputs, (tuple, list)) and outputs:
+        found = {"loss": outputs[0], **{f"output_{number}": each for number, each in enumerate(outputs[1:], 1)}}
+    else:
+        found = {}
+    if not isinstance(found.get("loss"), torch.Tensor):
+        msg = f"The model returned {type(outputs).__name__} without a loss. Let it return the loss, or a dict with it."
+        raise TypeError(msg)
+    return found
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [*value] if isinstance(value, (list, tuple)) else [value]
+
+
+def _unsynced(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Keeps the gradients of a batch that completes no step from being sent to the other processes."""
+    unsynced: Any = getattr(model, "no_sync", contextlib.nullcontext)
+    return cast("contextlib.AbstractContextManager[Any]", unsynced())

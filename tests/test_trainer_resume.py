@@ -1,0 +1,109 @@
+"""A training that is resumed goes the very same way as one that never stopped."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from training import loader, made
+
+from fsspec_csx.trainer import Callback, Trainer
+
+
+class StopError(Exception):
+    """Ends a training in its midst."""
+
+
+class StopAfter(Callback):
+    """Raises after a step, as if the machine were gone."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, model: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise StopError
+
+
+def resumed(root: str, data: Any, stop: int, **options: Any) -> list[float]:
+    """The losses of a training that is stopped after a step, and resumed by a trainer of another seed."""
+    trainer, before = made(root, StopAfter(stop), **options)
+    with pytest.raises(StopError):
+        trainer.fit(data(), loader(8) if options.get("loop", {}).get("eval_frequency") else None)
+    torch.manual_seed(99)
+    random.seed(99)
+    trainer, after = made(root, **{**options, "seed": 12345})
+    trainer.fit(data(), loader(8) if options.get("loop", {}).get("eval_frequency") else None)
+    accumulated = options.get("loop", {}).get("grad_accum_steps", 1)
+    saved = stop - stop % 2
+    return before[: saved * accumulated] + after
+
+
+def whole(root: str, data: Any, **options: Any) -> list[float]:
+    """The losses of a training that nothing stops."""
+    trainer, losses = made(root, **options)
+    trainer.fit(data(), loader(8) if options.get("loop", {}).get("eval_frequency") else None)
+    return losses
+
+
+@pytest.mark.parametrize("stop", [2, 5, 6, 7])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_exact(tmp_path: Path, stop: int, workers: int) -> None:
+    """From the middle of an epoch, from its end, and with workers that draw random numbers."""
+    expected = whole(str(tmp_path / "a"), lambda: loader(num_workers=workers))
+    assert len(expected) == 10
+    assert resumed(str(tmp_path / "b"), lambda: loader(num_workers=workers), stop) == expected
+
+
+def test_exact_on_any_filesystem(root: str) -> None:
+    """Local, in memory and on S3."""
+    assert resumed(f"{root}/b", loader, 5) == whole(f"{root}/a", loader)
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        {"num_epochs": 2, "eval_frequency": 0},
+        {"max_steps": 5, "grad_accum_steps": 2, "eval_frequency": 0},
+        {"max_steps": 10, "eval_frequency": 4},
+        {"max_steps": 8, "steps_per_epoch": 3, "eval_frequency": 0},
+    ],
+    ids=str,
+)
+def test_exact_in_any_loop(tmp_path: Path, loop: dict[str, Any]) -> None:
+    """By epochs, with accumulated gradients, with validations in between, and with short epochs."""
+    expected = whole(str(tmp_path / "a"), loader, loop=loop)
+    assert resumed(str(tmp_path / "b"), loader, 3, loop=loop) == expected
+
+
+def test_exact_with_a_generator(tmp_path: Path) -> None:
+    """A generator of the loader's own is where it would have been."""
+
+    def data() -> Any:
+        return loader(generator=torch.Generator().manual_seed(3))
+
+    expected = whole(str(tmp_path / "a"), data)
+    for stop in (5, 6, 9):
+        assert resumed(str(tmp_path / f"b{stop}"), data, stop) == expected
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    """Samples without a known number."""
+
+    def __iter__(self) -> Any:
+        yield from (torch.randn(4) for _ in range(22))
+
+
+def test_exact_without_a_length(tmp_path: Path) -> None:
+    """Data that do not know how many they are."""
+
+    def data() -> Any:
+        return DataLoader(Stream(), batch_size=4)
+
+    expected = whole(str(tmp_path / "a"), data)
+    for stop in (4, 6, 7):
+        assert resumed(str(tmp_path / f"b{stop}"), data, stop) == expected
