@@ -7,6 +7,7 @@ the same whatever the number of processes.
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 import torch
@@ -39,6 +40,28 @@ def agreed(value: Any) -> Any:
     return values[0]
 
 
+def gathered(value: Any) -> list[Any]:
+    """What each process has, in their order; of values that can be pickled."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def own(values: list[Any]) -> Any:
+    """Of what was gathered, that of this process; of another number of processes, that of the first one."""
+    return values[dist.get_rank() if len(values) == count() > 1 else 0]
+
+
+def diversify() -> None:
+    """Let the processes that follow the first draw other random numbers than it does."""
+    if count() > 1 and dist.get_rank():
+        seed = int(torch.empty((), dtype=torch.int64).random_().item()) + dist.get_rank()
+        torch.manual_seed(seed)
+        random.seed(seed)
+
+
 def together(flag: bool) -> bool:
     """Whether any process has a true one."""
     if count() == 1:
@@ -69,8 +92,15 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def whole(state: Any) -> Any:
-    """A state dict with every sharded tensor gathered, on the first process; all must call it."""
-    return tree_map(lambda value: value.full_tensor() if _is_sharded(value) else value, state)
+    """A state dict with every sharded tensor gathered into the first process; all must call it."""
+
+    def gather(value: Any) -> Any:
+        if not _is_sharded(value):
+            return value
+        full = value.full_tensor()
+        return full.cpu() if is_first() else None
+
+    return tree_map(gather, state)
 
 
 def sharded_as(value: Any, like: Any) -> Any:

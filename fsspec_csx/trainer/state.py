@@ -1,7 +1,7 @@
 """What a checkpoint holds of a training, taken and put back.
 
 Its keys are those of the ModelZoo: ``model``, ``optimizer``, ``schedulers`` and ``global_step``; and besides them
-``batches`` and ``random_states``, without which a resumed training would go another way.
+``batches`` and ``random_states``, of each process, without which a resumed training would go another way.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def collect(trainer: Trainer) -> dict[str, Any]:
         state["schedulers"] = [each.state_dict() for each in trainer.schedulers]
     state["global_step"] = trainer.global_step
     if trainer.batches is not None:
-        state["batches"] = trainer.batches.state_dict()
-    state["random_states"] = random_states.taken(trainer.batches.generators if trainer.batches else ())
+        state["batches"] = processes.gathered(trainer.batches.state_dict())
+    generators = trainer.batches.generators if trainer.batches else ()
+    state["random_states"] = processes.gathered(random_states.taken(generators))
     return state
 
 
@@ -65,9 +66,13 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
 def restore_position(trainer: Trainer, state: dict[str, Any]) -> None:
     """Go to the batch, and to the random states, of a checkpoint that was restored."""
     if trainer.batches is not None and "batches" in state:
-        trainer.batches.load_state_dict(state["batches"])
+        trainer.batches.load_state_dict(processes.own(state["batches"]))
     if "random_states" in state:
-        random_states.restore(state["random_states"], trainer.batches.generators if trainer.batches else ())
+        random_states.restore(
+            processes.own(state["random_states"]), trainer.batches.generators if trainer.batches else ()
+        )
+        if len(state["random_states"]) != processes.count():  # or some would draw what others do
+            processes.diversify()
 
 
 def as_training(found: Any, path: str) -> dict[str, Any]:
