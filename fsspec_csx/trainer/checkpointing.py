@@ -161,6 +161,7 @@ class Checkpoint(Callback):
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
         self.wait(trainer)
+        processes.together(False)  # so that no process ends before the checkpoint is whole
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         try:

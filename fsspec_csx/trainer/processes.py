@@ -6,6 +6,7 @@ the same whatever the number of processes.
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 from typing import Any
@@ -17,8 +18,15 @@ from torch.utils._pytree import tree_map
 
 def join(device: torch.device) -> None:
     """Join the other processes, if ``torchrun`` started this one and nobody has done it yet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+    started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if started and dist.is_available() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def count() -> int:

@@ -113,8 +113,9 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
         warnings.warn(f"{redacted(path)} does not fit the model: {'; '.join(lists)}. The rest is loaded.", stacklevel=2)
     fitting = {name: value for name, value in state.items() if name in own and name not in shapes}
     _cast(fitting, tensors, path)
-    for name in fitting.keys() & tensors.keys():
-        fitting[name] = processes.sharded_as(fitting[name], tensors[name])
+    for name, like in tensors.items():  # in the same order in all processes
+        if name in fitting:
+            fitting[name] = processes.sharded_as(fitting[name], like)
     model.load_state_dict(fitting, strict=False)
 
 

@@ -1,0 +1,71 @@
+"""Classes and functions by the names that a configuration gives them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from fsspec_csx.errors import ConfigError
+
+
+def imported(name: str, path: str, home: ModuleType | None = None) -> Any:
+    """What an import path names; importing it runs the code of its modules.
+
+    Args:
+        name: modules and attributes with dots between them, or one of ``home`` alone.
+        path: where the configuration has it, for errors.
+        home: the module whose public classes need no import path.
+
+    Raises:
+        ConfigError: if there is nothing of this name, or its module cannot be imported.
+    """
+    if "." not in name:
+        known = _public(home)
+        if name not in known:
+            raise ConfigError(f"{path}: there is no {name!r}.", nearest(name, known, _NOT_SHORT))
+        return getattr(home, name)
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:count])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if count > 1 and f"{module}.".startswith(f"{error.name}."):
+                continue  # it may be a class
+            raise _failed(module, path, error) from error
+        except Exception as error:  # whatever the code of the module raises
+            raise _failed(module, path, error) from error
+        for attribute in parts[count:]:
+            if not hasattr(found, attribute):
+                raise ConfigError(
+                    f"{path}: there is no {attribute!r} in {module}.", nearest(attribute, dir(found), "Check the name.")
+                )
+            found = getattr(found, attribute)
+        return found
+    raise AssertionError(name)
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """A remedy for a name that is not known: the one that is most like it, if there is any."""
+    near = difflib.get_close_matches(name, [*known], 1)
+    return f"Did you mean {near[0]!r}?" if near else otherwise
+
+
+_NOT_SHORT = "Give its import path, such as 'package.module.Class'."
+
+
+def _public(home: ModuleType | None) -> list[str]:
+    if home is None:
+        return []
+    return [each for each in getattr(home, "__all__", dir(home)) if isinstance(getattr(home, each), type)]
+
+
+def _failed(module: str, path: str, error: Exception) -> ConfigError:
+    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        reason = f"{path}: there is no module {error.name!r}."
+        return ConfigError(reason, "Check the name, install it, or run in the folder that has it.")
+    reason = f"{path}: {module} cannot be imported: {type(error).__name__}: {error}."
+    return ConfigError(reason, "Correct that module, or install what it needs.")
