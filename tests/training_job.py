@@ -36,7 +36,7 @@ def sharded_model() -> torch.nn.Module:
 def main(root: str, steps: int, sharding: str = "") -> None:
     """Train up to a step, or resume."""
     torch.set_num_threads(1)
-    options: dict[str, Any] = {"loop": {"max_steps": steps, "eval_frequency": 0}}
+    options: dict[str, Any] = {"loop": {"max_steps": steps, "eval_frequency": 0 if "RANK" not in os.environ else 1.0}}
     if sharding == "fsdp":
         options["model"] = sharded_model
     checkpoint = Checkpoint(int(os.environ.get("STEPS", "2")), checkpoint_root=root)
@@ -44,7 +44,11 @@ def main(root: str, steps: int, sharding: str = "") -> None:
     data: DataLoader[torch.Tensor] = loader()
     if "WORLD_SIZE" in os.environ:
         data = DataLoader(Noisy(), batch_size=2, sampler=DistributedSampler(Noisy(), seed=3))
-    trainer.fit(data)
+    trainer.fit(data, loader(8))
+    if "WORLD_SIZE" in os.environ:
+        losses: list[Any] = [None] * int(os.environ["WORLD_SIZE"])
+        torch.distributed.all_gather_object(losses, trainer.loop.val_loop.metrics["loss"])
+        assert len({*losses}) == 1, losses
     if trainer.global_step == steps and os.environ.get("RANK", "0") == "0":
         print("done", flush=True)
 

@@ -15,7 +15,7 @@ class ValidationLoop(Callback):
         eval_steps: batches of each validation; None for all.
 
     Attributes:
-        metrics: of the last validation: the means over its batches of ``loss`` and of what else the model told in
+        metrics: of the last validation: the means over its batches, in all processes, of ``loss`` and of what else the model told in
             numbers.
     """
 

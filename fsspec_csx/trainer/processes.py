@@ -7,13 +7,30 @@ the same whatever the number of processes.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import random
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map
+
+
+def device(named: str | torch.device | None) -> torch.device:
+    """The device of this process.
+
+    Args:
+        named: ``"CPU"``, ``"GPU"`` for the one of this process, or any of torch; None for a GPU if there is one.
+    """
+    if isinstance(named, torch.device):
+        return named
+    named = named or ("GPU" if torch.cuda.is_available() else "CPU")
+    if named.upper() != "GPU":
+        return torch.device(named.lower())
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def join(device: torch.device) -> None:
@@ -80,6 +97,14 @@ def together(flag: bool) -> bool:
     return bool(found.item())
 
 
+def mean(value: torch.Tensor) -> float:
+    """The mean of a number over all processes."""
+    if count() > 1:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+    return float(value / count())
+
+
 def shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The model as all processes train it: by DistributedDataParallel, unless it is sharded or wrapped already."""
     from torch.nn.parallel import DistributedDataParallel
@@ -90,6 +115,12 @@ def shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     if not any(each.requires_grad for each in parameters):
         return model
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def unsynced(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Within it the gradients of a batch, which completes no step, are not sent to the other processes."""
+    context: Any = getattr(model, "no_sync", contextlib.nullcontext)
+    return cast("contextlib.AbstractContextManager[Any]", context())
 
 
 def bare(model: torch.nn.Module) -> torch.nn.Module:

@@ -22,6 +22,14 @@ def generators_of(dataloader: Any) -> list[torch.Generator]:
     return found
 
 
+def seed(number: int) -> None:
+    """Seed all generators."""
+    torch.manual_seed(number)
+    random.seed(number)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(number % 2**32)
+
+
 def taken(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
     """The states now, of values that ``load`` reads without running code.
 

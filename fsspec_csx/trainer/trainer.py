@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from logging import Logger as PythonLogger
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
-from fsspec_csx.trainer import processes, random_states, state
+from fsspec_csx.trainer import processes, random_states, state, validation
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpointing import Checkpoint
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.passing import moved, outputs_of, several
 from fsspec_csx.trainer.precision import Precision
 
 _TERMINATED = 143
@@ -98,10 +97,10 @@ class Trainer:
         self.batches: Batches | None = None
         self._terminated = False
         self.call("pre_setup")
-        self.device = _device(device)
+        self.device = processes.device(device)
         processes.join(self.device)
         if seed is not None:
-            _seed(seed)
+            random_states.seed(seed)
         self._set_up(model, optimizer, schedulers)
         self.call("setup")
         self.call("post_setup")
@@ -192,7 +191,7 @@ class Trainer:
         batch_idx = 0
         losses: list[torch.Tensor] = []
         while True:
-            batch = self._moved(self.batches.next())
+            batch = moved(self.device, self.batches.next())
             self.call("on_train_batch_start", self.model, batch, batch_idx)
             self.stepped = (batch_idx + 1) % loop.grad_accum_steps == 0
             self.is_last_step = self.stepped and self.global_step + 1 == last
@@ -224,7 +223,7 @@ class Trainer:
             What the model returned, as a dict with the key ``loss``.
         """
         assert self.optimizer is not None
-        with contextlib.nullcontext() if self.stepped else _unsynced(self.model):
+        with contextlib.nullcontext() if self.stepped else processes.unsynced(self.model):
             outputs = self.forward(batch)
             self.call("on_before_backward", self.model, outputs)
             self.precision.backward(outputs["loss"] / accumulated)
@@ -258,15 +257,9 @@ class Trainer:
         args, kwargs = [batch], dict[str, Any]()
         self.call("on_before_forward", self.model, batch, args, kwargs)
         with self.precision.autocast_context_manager():
-            outputs = _as_dict(self.model(*args, **kwargs))
+            outputs = outputs_of(self.model(*args, **kwargs))
         self.call("on_after_forward", self.model, outputs, batch)
         return outputs
-
-    def _moved(self, batch: Any) -> Any:
-        """A batch on the trainer's device."""
-        return tree_map(
-            lambda value: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value, batch
-        )
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -293,7 +286,7 @@ class Trainer:
             self.call("on_enter_validate", stack, val_dataloader, loop)
             stack.enter_context(self._on_exception("on_validate_exception"))
             self._load(ckpt_path)
-            self._validate(val_dataloader, loop)
+            validation.run(self, val_dataloader, loop)
         return loop.metrics
 
     def validate_all(self, val_dataloaders: Any = None, ckpt_paths: Any = _UNSAID, loop: Any = None) -> None:
@@ -304,8 +297,8 @@ class Trainer:
             ckpt_paths: a path, or several; otherwise as ``ckpt_path`` of ``fit``.
             loop: as of ``validate``.
         """
-        loaders = _several(val_dataloaders)
-        paths = [ckpt_paths] if ckpt_paths is None or ckpt_paths is _UNSAID else _several(ckpt_paths)
+        loaders = several(val_dataloaders)
+        paths = [ckpt_paths] if ckpt_paths is None or ckpt_paths is _UNSAID else several(ckpt_paths)
         with contextlib.ExitStack() as stack:
             self.call("on_enter_validate_all", stack, loaders, loop, paths)
             for path in paths:
@@ -317,38 +310,13 @@ class Trainer:
     def _validate_between(self, val_dataloader: Any, loop_idx: int) -> None:
         assert isinstance(self.loop, TrainingLoop)
         before = random_states.taken(self.batches.generators if self.batches else ())
-        for loader in _several(val_dataloader):
+        for loader in several(val_dataloader):
             with contextlib.ExitStack() as stack:
                 self.call("on_enter_validate", stack, loader, self.loop.val_loop)
                 stack.enter_context(self._on_exception("on_validate_exception"))
-                self._validate(loader, self.loop.val_loop)
+                validation.run(self, loader, self.loop.val_loop)
         self.call("run_validation", loop_idx, self.is_last_step)
         random_states.restore(before, self.batches.generators if self.batches else ())
-
-    def _validate(self, dataloader: Any, loop: ValidationLoop) -> None:
-        self.model.eval()
-        self.call("on_validate_start", self.model, dataloader, loop)
-        sums: dict[str, torch.Tensor] = {}
-        count = 0
-        with torch.no_grad():
-            for batch_idx, batch in enumerate(dataloader):
-                if batch_idx == loop.eval_steps:
-                    break
-                batch = self._moved(batch)
-                self.call("on_validate_batch_start", self.model, batch, batch_idx)
-                outputs = self.forward(batch)
-                for name, value in outputs.items():
-                    if isinstance(value, torch.Tensor) and value.numel() == 1:
-                        sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach().float().mean()
-                count += 1
-                self.call("on_validate_batch_end", self.model, outputs, batch, batch_idx)
-        if not count:
-            msg = "The data loader for validation has no batches. Check its dataset."
-            raise ValueError(msg)
-        loop.metrics = {name: float(value / count) for name, value in sums.items()}
-        self.log_metrics(**{f"validate/{name}": value for name, value in loop.metrics.items()})
-        self.call("on_validate_end", self.model, loop)
-        self.model.train()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -405,50 +373,3 @@ class Trainer:
         if self.checkpoint.steps:
             self.checkpoint.save_last(self)
         sys.exit(_TERMINATED)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        device = "GPU" if torch.cuda.is_available() else "CPU"
-    if isinstance(device, torch.device):
-        return device
-    if device.upper() == "GPU":
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        torch.cuda.set_device(rank)
-        return torch.device("cuda", rank)
-    return torch.device(device.lower())
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(seed % 2**32)
-
-
-def _as_dict(outputs: Any) -> dict[str, Any]:
-    """What a model returned as a dict with the key ``loss``."""
-    if isinstance(outputs, torch.Tensor):
-        return {"loss": outputs}
-    if isinstance(outputs, Mapping):
-        found = dict(outputs)
-    elif isinstance(outputs, (tuple, list)) and outputs:
-        found = {"loss": outputs[0], **{f"output_{number}": each for number, each in enumerate(outputs[1:], 1)}}
-    else:
-        found = {}
-    if not isinstance(found.get("loss"), torch.Tensor):
-        msg = f"The model returned {type(outputs).__name__} without a loss. Let it return the loss, or a dict with it."
-        raise TypeError(msg)
-    return found
-
-
-def _several(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return [*value] if isinstance(value, (list, tuple)) else [value]
-
-
-def _unsynced(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Keeps the gradients of a batch that completes no step from being sent to the other processes."""
-    unsynced: Any = getattr(model, "no_sync", contextlib.nullcontext)
-    return cast("contextlib.AbstractContextManager[Any]", unsynced())

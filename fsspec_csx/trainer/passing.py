@@ -1,0 +1,43 @@
+"""What goes into a model, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+
+def moved(device: torch.device, batch: Any) -> Any:
+    """A batch on a device."""
+    return tree_map(
+        lambda value: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value, batch
+    )
+
+
+def outputs_of(outputs: Any) -> dict[str, Any]:
+    """What a model returned as a dict with the key ``loss``.
+
+    Raises:
+        TypeError: if there is no loss in it.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return {"loss": outputs}
+    if isinstance(outputs, Mapping):
+        found = dict(outputs)
+    elif isinstance(outputs, (tuple, list)) and outputs:
+        found = {"loss": outputs[0], **{f"output_{number}": each for number, each in enumerate(outputs[1:], 1)}}
+    else:
+        found = {}
+    if not isinstance(found.get("loss"), torch.Tensor):
+        msg = f"The model returned {type(outputs).__name__} without a loss. Let it return the loss, or a dict with it."
+        raise TypeError(msg)
+    return found
+
+
+def several(value: Any) -> list[Any]:
+    """A list, of one thing or of the several that a list or tuple holds; of None, an empty one."""
+    if value is None:
+        return []
+    return [*value] if isinstance(value, (list, tuple)) else [value]
