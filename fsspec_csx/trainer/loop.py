@@ -15,8 +15,8 @@ class ValidationLoop(Callback):
         eval_steps: batches of each validation; None for all.
 
     Attributes:
-        metrics: of the last validation: the means over its batches, in all processes, of ``loss`` and of what else the model told in
-            numbers.
+        metrics: of the last validation: the means over its batches, in all processes, of ``loss`` and of what else the
+            model told in numbers.
     """
 
     def __init__(self, eval_steps: int | None = None) -> None:
