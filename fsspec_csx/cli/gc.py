@@ -2,8 +2,93 @@
 
 from __future__ import annotations
 
-from fsspec_csx.cli.verbs import Verbs
+import argparse
+import re
+from datetime import datetime, timedelta, timezone
+
+from fsspec_csx.cli.delete import raise_failed, told_of
+from fsspec_csx.cli.listing import counted, shown
+from fsspec_csx.cli.output import emit, in_bytes, say, table
+from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.manage.leftovers import DAY, Leftover, clear, leftovers
+from fsspec_csx.paths import redacted
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def add(verbs: Verbs) -> None:
     """The verb."""
+    parser = verbs.add(
+        "gc",
+        _gc,
+        help="clear what killed processes have left",
+        description="Show, and with --yes clear, what killed processes have left under a root: unfinished uploads on\n"
+        "S3, and never an object; elsewhere temporary files, and parts of checkpoints without a manifest.",
+        examples="""
+gc s3://bucket/run
+gc s3://bucket --older-than 7d --yes
+""",
+    )
+    add_path(parser, "root", "a folder or a URL; s3://BUCKET is one too")
+    parser.add_argument(
+        "--older-than",
+        type=_age,
+        default=DAY,
+        metavar="AGE",
+        help="leave what was written to since: 30m, 12h, 7d (default: 1d); it may be under way",
+    )
+    parser.add_argument("-y", "--yes", action="store_true", help="clear, and do not only show what would be cleared")
+
+
+def _age(text: str) -> timedelta:
+    found = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    try:
+        if found:
+            return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        pass
+    msg = f"{text!r} is no age such as 30m, 12h or 7d"
+    raise argparse.ArgumentTypeError(msg)
+
+
+def _gc(options: argparse.Namespace) -> None:
+    found = leftovers(options.root, older_than=options.older_than)
+    failed = clear(found) if options.yes else {}
+    data = {
+        "dry_run": not options.yes,
+        "leftovers": [_as_data(each) for each in found],
+        "failed": told_of(failed),
+    }
+    emit(options, data, table(map(_row, found), right=(1, 2)))
+    size = in_bytes(sum(each.size or 0 for each in found))
+    if not found:
+        say(options, "Nothing is left over.")
+    elif not options.yes:
+        say(options, f"{counted(len(found), 'leftover')}, {size}, would be cleared: give --yes to do it.")
+    elif not failed:
+        say(options, f"Cleared {counted(len(found), 'leftover')}, {size}.")
+    raise_failed(failed, len(found), "leftovers")
+
+
+def _row(leftover: Leftover) -> tuple[str, ...]:
+    size = "-" if leftover.size is None else in_bytes(leftover.size)
+    return leftover.kind, _old(leftover), size, shown(leftover.path), leftover.upload_id or ""
+
+
+def _old(leftover: Leftover) -> str:
+    """Its age, in the largest unit of which it has two."""
+    seconds = max(0.0, (datetime.now(timezone.utc) - leftover.modified).total_seconds())
+    for unit, name in reversed(_UNITS.items()):
+        if (count := seconds // timedelta(**{name: 1}).total_seconds()) >= 2:
+            return f"{count:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def _as_data(leftover: Leftover) -> dict[str, object]:
+    return {
+        "kind": leftover.kind,
+        "path": redacted(leftover.path),
+        "size": leftover.size,
+        "modified": leftover.modified,
+        "upload_id": leftover.upload_id,
+    }

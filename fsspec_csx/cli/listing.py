@@ -2,8 +2,66 @@
 
 from __future__ import annotations
 
-from fsspec_csx.cli.verbs import Verbs
+import argparse
+from datetime import datetime
+
+from fsspec_csx.cli.output import emit, in_bytes, table
+from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.manage.listing import Found, checkpoints
+from fsspec_csx.paths import redacted
 
 
 def add(verbs: Verbs) -> None:
     """The verb."""
+    parser = verbs.add(
+        "list",
+        _list,
+        help="list the checkpoints under a root",
+        description="List the checkpoints under a root: step, time and size, the newest last.",
+        examples="""
+list s3://bucket/run
+list s3://bucket -r
+list s3://bucket/run --latest
+""",
+    )
+    add_path(parser, "root", "a folder or a URL; s3://BUCKET is one too")
+    parser.add_argument("-r", "--recursive", action="store_true", help="look below its folders as well")
+    parser.add_argument("--latest", action="store_true", help="print only the path of the newest one")
+
+
+def shown(path: str) -> str:
+    """A path on a line: without passwords, and with escapes for what is no printable character."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in redacted(path))
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def when(moment: datetime | None) -> str:
+    """A point in time for people, in their own time zone."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else "-"
+
+
+def row(found: Found) -> tuple[str, str, str, str]:
+    """The cells that show a checkpoint: step, time, size and path."""
+    files = f" ({found.files} files)" if found.sharded else ""
+    step = "-" if found.step is None else str(found.step)
+    return step, when(found.modified), in_bytes(found.size), shown(found.path) + files
+
+
+def as_data(found: Found) -> dict[str, object]:
+    """A checkpoint for JSON."""
+    return {**vars(found), "path": redacted(found.path)}
+
+
+def _list(options: argparse.Namespace) -> None:
+    found = checkpoints(options.root, recursive=options.recursive)
+    if not options.latest:
+        emit(options, [*map(as_data, found)], table(map(row, found), right=(0, 2)))
+        return
+    if not found:
+        msg = f"There is no checkpoint under {redacted(options.root)}. Check the path, or look deeper with --recursive."
+        raise FileNotFoundError(msg)
+    emit(options, as_data(found[-1]), [redacted(found[-1].path)])

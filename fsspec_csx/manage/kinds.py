@@ -15,13 +15,28 @@ MANIFESTS = (".metadata", "*.index.json")
 torch.distributed.checkpoint writes the first, Hugging Face's sharded files have the second.
 """
 
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp|\.[0-9a-f]{16}\.tmp")
+LEFTOVER = re.compile(r".*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 """The name of a file that is not whole yet, or never will be."""
+
+SHARD = re.compile(r".+\.distcp|.+-\d{5}-of-\d{5}\.(?:safetensors|bin)", re.DOTALL)
+"""The name of a file that is a part of a checkpoint, and of no use alone."""
+
+_STAMP = re.compile(r"(?:^|_)(\d{8}_\d{6})$")
 
 
 def is_checkpoint(name: str) -> bool:
     """Whether a file of this name (without its folders) is taken for a checkpoint."""
-    return name.endswith(SUFFIXES) and not LEFTOVER.fullmatch(name)
+    return name.endswith(SUFFIXES) and not is_shard(name)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is not whole yet, or never will be."""
+    return LEFTOVER.fullmatch(name) is not None
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is a part of a checkpoint."""
+    return SHARD.fullmatch(name) is not None
 
 
 def is_manifest(name: str) -> bool:
@@ -40,9 +55,19 @@ def step_of(name: str) -> int | None:
     Known are ``checkpoint_100.mdl``, ``checkpoint_100_20260101_120000.mdl``, ``checkpoint-100`` and the like, and
     ``epoch=1-step=100.ckpt``.
     """
+    stem = _STAMP.sub("", _stem(name))
+    found = re.search(r"step[=_-]?(\d+)", stem) or re.search(r"(?:^|[^0-9a-z])(\d+)$", stem, re.IGNORECASE)
+    return int(found[1]) if found and len(found[1]) < 19 else None
+
+
+def stamp_of(name: str) -> str:
+    """The moment that a checkpoint's name ends in, as ``20260101_120000``; empty if there is none."""
+    found = _STAMP.search(_stem(name))
+    return found[1] if found else ""
+
+
+def _stem(name: str) -> str:
     stem = name.rpartition("/")[2]
     for suffix in SUFFIXES:
         stem = stem.removesuffix(suffix)
-    stem = re.sub(r"_\d{8}_\d{6}$", "", stem)
-    found = re.search(r"step[=_-]?(\d+)", stem) or re.search(r"(?:^|[^0-9a-z])(\d+)$", stem, re.IGNORECASE)
-    return int(found[1]) if found and len(found[1]) < 19 else None
+    return stem

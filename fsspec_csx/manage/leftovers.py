@@ -1,0 +1,125 @@
+"""What processes that were killed have left, and its clearance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from fsspec_csx.manage import deleting, kinds, s3
+from fsspec_csx.manage.roots import File, Root
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something of which no checkpoint became.
+
+    Attributes:
+        kind: ``upload``, a multipart upload that was neither completed nor aborted; ``file``, a temporary file;
+            ``shards``, a folder of parts without a manifest; ``state``, a note on this machine about an upload.
+        path: of the object that the upload would make, or of the file or folder.
+        size: in bytes, of an upload that of its parts so far; None if it is not known.
+        modified: when it was written to last.
+        upload_id: the server's name for an upload; else None.
+        fs: the filesystem; None for this machine's own.
+        held: the paths there of its files, or the upload.
+    """
+
+    kind: str
+    path: str
+    size: int | None
+    modified: datetime
+    upload_id: str | None
+    fs: Any
+    held: Sequence[str] | s3.Upload
+
+
+def leftovers(
+    root: str | os.PathLike[str], *, older_than: timedelta = DAY, storage_options: Mapping[str, Any] | None = None
+) -> list[Leftover]:
+    """What was left under a root, however deep, by processes that were killed.
+
+    On S3 these are uploads, and never an object; elsewhere temporary files, and folders in which all files are parts of
+    a checkpoint whose manifest is missing. On this machine notes about uploads are among them, whatever the root.
+
+    Args:
+        root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
+        older_than: since when nothing was written to it; what is younger may be under way.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a folder.
+        FileNotFoundError: if there is no such folder or bucket.
+        OSError: whatever the filesystem raised, as it raised it.
+    """
+    place = Root(root, storage_options)
+    found = [*(_uploads(place) if s3.is_s3(place.fs) else _files(place)), *_states()]
+    limit = datetime.now(timezone.utc) - older_than
+    return [each for each in found if each.modified <= limit]
+
+
+def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
+    """Remove what ``leftovers`` found.
+
+    Returns:
+        What went wrong, by the paths of those that are left.
+    """
+    failed: dict[str, Exception] = {}
+    for each in found:
+        if isinstance(each.held, s3.Upload):
+            try:
+                s3.abort(each.fs, each.held)
+            except Exception as error:
+                failed[each.path] = error
+            continue
+        left = deleting.remove(each.fs, each.held)
+        if left:
+            failed[each.path] = next(iter(left.values()))
+        elif each.kind == "shards":
+            deleting.remove_empty(each.fs, os.path.dirname(each.held[0]))
+    return failed
+
+
+def _uploads(root: Root) -> Iterator[Leftover]:
+    # The path of the root may end in the whole key, or in a part of it.
+    top = root.inner()
+    for each in s3.uploads(root.fs, top):
+        name = f"{each.bucket}/{each.key}"[len(top) :].removeprefix("/")
+        path = root.path_of(name) if name else root.path
+        yield Leftover("upload", path, each.size, each.modified, each.id, root.fs, each)
+
+
+def _files(root: Root) -> Iterator[Leftover]:
+    for folder, files in sorted(root.tree().items()):
+        names = [file.name.rpartition("/")[2] for file in files]
+        if folder and names and all(name.endswith(".distcp") for name in names):
+            yield from _leftover("shards", root, folder.rstrip("/"), files)
+            continue
+        for file, name in zip(files, names, strict=True):
+            if kinds.is_leftover(name):
+                yield from _leftover("file", root, file.name, [file])
+
+
+def _leftover(kind: str, root: Root, name: str, files: Sequence[File]) -> Iterator[Leftover]:
+    times = [file.modified for file in files if file.modified]
+    if len(times) < len(files):
+        return  # of unknown age, and so perhaps under way
+    size = sum(file.size or 0 for file in files)
+    held = [root.inner(file.name) for file in files]
+    yield Leftover(kind, root.path_of(name), size, max(times), None, root.fs, held)
+
+
+def _states() -> Iterator[Leftover]:
+    """Notes by which an upload that was interrupted goes on."""
+    with contextlib.suppress(OSError, RuntimeError):  # there is no such folder, or no home that it could be in
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        for path in sorted((cache / "fsspec_csx" / "uploads").iterdir()):
+            status = path.stat()
+            modified = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+            yield Leftover("state", str(path), status.st_size, modified, None, None, [str(path)])

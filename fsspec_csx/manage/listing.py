@@ -1,0 +1,123 @@
+"""The checkpoints below a root, in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fsspec_csx.manage import kinds, s3
+from fsspec_csx.manage.roots import File, Root, side_by_side
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint, as far as a listing tells of it.
+
+    Attributes:
+        path: as ``load`` takes it.
+        step: which its name tells; None if it tells none.
+        modified: when it was written last; None if the filesystem does not tell.
+        size: of all its files, in bytes.
+        files: how many it has.
+        sharded: whether it is a folder.
+    """
+
+    path: str
+    step: int | None
+    modified: datetime | None
+    size: int
+    files: int
+    sharded: bool
+
+
+def checkpoints(
+    root: str | os.PathLike[str], *, recursive: bool = False, storage_options: Mapping[str, Any] | None = None
+) -> list[Found]:
+    """The checkpoints under a root, the newest last: in order of their steps, and those of one step in order of time.
+
+    Those whose names tell no step come before the others, in order of time. Names tell what is a checkpoint
+    (``manage.kinds``); a file without any bytes, one that is not whole yet, and a folder without its manifest is none.
+
+    Args:
+        root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
+        recursive: whether to look below its folders as well.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a folder.
+        FileNotFoundError: if there is no such folder; also BucketNotFoundError.
+        NotADirectoryError: if it is a file.
+        OSError: whatever the filesystem raised, as it raised it.
+    """
+    place = Root(root, storage_options)
+    folders = place.tree() if recursive else _folders(place)
+    found = []
+    for folder, files in folders.items():
+        # The root is no checkpoint below itself.
+        if folder and (whole := _sharded(place, folder, files)):
+            found.append(whole)
+        elif recursive or not folder:
+            found += _single(place, files)
+    return sorted(found, key=order)
+
+
+def latest(
+    root: str | os.PathLike[str], *, recursive: bool = False, storage_options: Mapping[str, Any] | None = None
+) -> Found | None:
+    """The last of ``checkpoints``; None if there is none."""
+    found = checkpoints(root, recursive=recursive, storage_options=storage_options)
+    return found[-1] if found else None
+
+
+def order(found: Found) -> Any:
+    """What checkpoints are sorted by; a moment in a name counts more than when it was written, as copies are later."""
+    time = found.modified.timestamp() if found.modified else 0.0
+    if found.step is None:
+        return False, 0, "", time, found.path
+    return True, found.step, kinds.stamp_of(found.path), time, found.path
+
+
+def _folders(place: Root) -> dict[str, list[File]]:
+    """The files of the root and of each folder in it."""
+    files, folders = place.scan()
+
+    def scan(folder: str) -> list[File]:
+        if s3.is_s3(place.fs):
+            first, more = s3.first_page(place.fs, place.inner(folder), folder)
+            # A folder may hold millions of other files; manifests come early in the order of names.
+            if not more or not kinds.is_sharded(map(_base, first)):
+                return first
+        try:
+            return place.scan(folder)[0]
+        except FileNotFoundError:
+            return []  # gone by now
+        except PermissionError:
+            if place.fs is not None:
+                raise
+            return []  # what nobody may look into is no checkpoint either
+
+    return {"": files, **dict(zip(folders, side_by_side(place.fs, scan, folders), strict=True))}
+
+
+def _sharded(place: Root, folder: str, files: Sequence[File]) -> Found | None:
+    held = [file for file in files if file.size != 0 and not kinds.is_leftover(file.name)]
+    if len(held) < 2 or not kinds.is_sharded(_base(file) for file in held):
+        return None
+    name = folder.rstrip("/")
+    modified = max((file.modified for file in held if file.modified), default=None)
+    size = sum(file.size or 0 for file in held)
+    return Found(place.path_of(name), kinds.step_of(name), modified, size, len(held), True)
+
+
+def _single(place: Root, files: Sequence[File]) -> Iterator[Found]:
+    for file in files:
+        name = _base(file)
+        if file.size != 0 and kinds.is_checkpoint(name):
+            yield Found(place.path_of(file.name), kinds.step_of(name), file.modified, file.size or 0, 1, False)
+
+
+def _base(file: File) -> str:
+    return file.name.rpartition("/")[2]

@@ -1,0 +1,170 @@
+"""What S3 has and other filesystems have not: deletion by the thousand, and multipart uploads that go on or were left.
+
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fsspec_csx.errors import CredentialsError, EndpointError
+from fsspec_csx.manage.roots import File, side_by_side
+
+BATCH = 1000
+"""The most objects that one request deletes."""
+
+PAGE = 1000
+"""Objects or uploads that one request lists."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A multipart upload that was neither completed nor aborted.
+
+    Attributes:
+        bucket: in which it is.
+        key: of the object that it would make.
+        id: the server's name for it.
+        size: of its parts so far, in bytes; None if we may not see them.
+        modified: when its last part came, or it was begun.
+    """
+
+    bucket: str
+    key: str
+    id: str
+    size: int | None
+    modified: datetime
+
+
+def is_s3(fs: Any) -> bool:
+    """Whether a filesystem is S3, ours or that of plain s3fs."""
+    return hasattr(fs, "call_s3")
+
+
+def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
+    """The first files directly in a folder, by one request, and whether there is more in it.
+
+    Args:
+        fs: an S3 filesystem.
+        path: bucket and key of the folder.
+        name: what the names of its files are to begin with.
+    """
+    bucket, key, _ = fs.split_path(path)
+    prefix = f"{key.rstrip('/')}/"
+    answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=PAGE)
+    listed = [each for each in answer.get("Contents", []) if each["Key"] != prefix]
+    files = [File(name + each["Key"][len(prefix) :], each["Size"], each["LastModified"]) for each in listed]
+    return files, bool(answer.get("IsTruncated"))
+
+
+def remove(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
+    """Delete objects, whatever their names look like.
+
+    Args:
+        fs: an S3 filesystem.
+        paths: bucket and key of each.
+
+    Returns:
+        What went wrong, by the paths of those that are left. It is no failure if there is no such object.
+    """
+    buckets: dict[str, list[str]] = {}
+    for path in paths:
+        buckets.setdefault(fs.split_path(path)[0], []).append(path)
+    batches = [group[start : start + BATCH] for group in buckets.values() for start in range(0, len(group), BATCH)]
+    failed: dict[str, Exception] = {}
+    for batch in batches:
+        failed |= _remove_batch(fs, batch)
+    return failed
+
+
+def _remove_batch(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
+    for path in paths:
+        fs.invalidate_cache(path)
+    if len(paths) > 1:
+        keys = [{"Key": fs.split_path(path)[1]} for path in paths]
+        try:
+            answer = fs.call_s3(
+                "delete_objects", Bucket=fs.split_path(paths[0])[0], Delete={"Objects": keys, "Quiet": True}
+            )
+            if not answer.get("Errors"):
+                return {}
+        except (CredentialsError, EndpointError) as error:
+            return dict.fromkeys(paths, error)
+        except Exception:
+            pass  # some servers know no such request, and what it says of a single object is little
+
+    def remove_one(path: str) -> Exception | None:
+        try:
+            fs.rm_file(path)
+        except Exception as error:
+            return error
+        return None
+
+    failures = zip(paths, side_by_side(fs, remove_one, paths), strict=True)
+    return {path: error for path, error in failures if error is not None}
+
+
+def uploads(fs: Any, path: str) -> list[Upload]:
+    """The uploads of an object, and of all below it as a folder, by their keys.
+
+    Args:
+        fs: an S3 filesystem.
+        path: a bucket, or bucket and key.
+
+    Raises:
+        OSError: if they cannot be listed; BucketNotFoundError and AccessDeniedError are among it.
+    """
+    bucket, key, _ = fs.split_path(path.rstrip("/"))
+    listed = [
+        each for each in _listed(fs, bucket, key) if not key or each["Key"] == key or each["Key"].startswith(f"{key}/")
+    ]
+    found = side_by_side(fs, lambda each: _upload(fs, bucket, each), listed)
+    return sorted((each for each in found if each), key=lambda each: (each.key, each.modified))
+
+
+def abort(fs: Any, upload: Upload) -> None:
+    """End an upload without an object; no matter if it was ended before."""
+    with contextlib.suppress(FileNotFoundError):
+        fs.abort_mpu(upload.bucket, upload.key, upload.id)
+
+
+def _listed(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    markers: dict[str, str] = {}
+    while True:
+        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, MaxUploads=PAGE, **markers)
+        fresh = [each for each in answer.get("Uploads", []) if each["UploadId"] not in seen]
+        yield from fresh
+        if not answer.get("IsTruncated") or not fresh:
+            return
+        seen.update(each["UploadId"] for each in fresh)
+        markers = {
+            "KeyMarker": answer.get("NextKeyMarker", ""),
+            "UploadIdMarker": answer.get("NextUploadIdMarker", ""),
+        }
+
+
+def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> Upload | None:
+    """An upload with what its parts tell; None if it has ended by now."""
+    key, name = listed["Key"], listed["UploadId"]
+    size, modified, after = 0, listed["Initiated"], 0
+    try:
+        while True:
+            answer = fs.call_s3("list_parts", Bucket=bucket, Key=key, UploadId=name, PartNumberMarker=after)
+            for part in answer.get("Parts", []):
+                size += part["Size"]
+                modified = max(modified, part["LastModified"])
+            if not answer.get("IsTruncated"):
+                return Upload(bucket, key, name, size, modified)
+            after = answer["NextPartNumberMarker"]
+    except FileNotFoundError:
+        return None
+    except CredentialsError:
+        raise
+    except PermissionError:
+        return Upload(bucket, key, name, None, modified)
