@@ -22,6 +22,7 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── DeleteError (OSError)                   some of many objects were not deleted
     ├── UnknownFlagError (AttributeError, LookupError)
     ├── CheckpointPathError (ValueError)
+    ├── ConfigError (ValueError)                what configures a training cannot be made
     └── CheckpointError (ValueError)            the file was read, and is not what it should be
         ├── InvalidCheckpointError
         ├── UnsafeCheckpointError
@@ -43,6 +44,7 @@ __all__ = [
     "CheckpointPathError",
     "ChecksumError",
     "ClockSkewError",
+    "ConfigError",
     "CredentialsError",
     "DeleteError",
     "DtypeCastWarning",
@@ -157,6 +159,10 @@ class UnknownFlagError(CSXError, AttributeError, LookupError):
 
 class CheckpointPathError(CSXError, ValueError):
     """The path cannot name a checkpoint."""
+
+
+class ConfigError(CSXError, ValueError):
+    """The configuration of a training has something in it that cannot be made, or is no YAML."""
 
 
 class CheckpointError(CSXError, ValueError):

@@ -12,19 +12,20 @@ DONE, DIFFERENT, USAGE, FAILED = 0, 1, 2, 3
 
 
 def cszoo(
-    *arguments: str, environment: dict[str, str] | None = None, **options: Any
+    *arguments: str, environment: dict[str, str] | None = None, noun: str = "checkpoint", **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a verb of ``cszoo checkpoint``.
 
     Args:
         arguments: the verb, and what follows it.
         environment: variables in addition to those of this process.
+        noun: what stands before the verb; ``fit`` and ``validate`` stand there without one.
         options: as of ``subprocess.run``, such as ``input``.
 
     Returns:
         What it printed, and its exit status.
     """
-    command = [sys.executable, "-m", "fsspec_csx", "checkpoint", *arguments]
+    command = [sys.executable, "-m", "fsspec_csx", noun, *arguments]
     told = {"capture_output": True, "text": True, "timeout": 90, "env": {**os.environ, **(environment or {})}}
     return subprocess.run(command, check=False, **{**told, **options})
 

@@ -26,7 +26,7 @@ from fsspec_csx.settings import backends
 
 def verbs() -> list[str]:
     """The verbs of ``cszoo checkpoint``."""
-    noun = next(action for action in parser()._actions if action.metavar == "NOUN").choices["checkpoint"]
+    noun = next(action for action in parser()._actions if action.metavar == "COMMAND").choices["checkpoint"]
     return list(next(action for action in noun._actions if action.metavar == "VERB").choices)
 
 

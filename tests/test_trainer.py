@@ -202,6 +202,15 @@ def test_a_model_without_a_loss(tmp_path: Path) -> None:
             trainer.forward(torch.ones(2))
 
 
+@pytest.mark.parametrize("device", ["GPUU", "cuda:x", "GPU"])
+def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
+    """A device that torch does not know, or this machine does not have."""
+    if device == "GPU" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match=r"no device|no GPU"):
+        made(str(tmp_path), device=device)
+
+
 def test_seed(tmp_path: Path) -> None:
     """The same seed gives the same training, another one another."""
     runs = []

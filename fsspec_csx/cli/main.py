@@ -14,7 +14,7 @@ from typing import Any
 import fsspec.config
 import shtab
 
-from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, listing, prune, verify
+from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, listing, prune, train, verify
 from fsspec_csx.cli.failure import told
 from fsspec_csx.cli.verbs import Verbs
 from fsspec_csx.settings import backends
@@ -63,17 +63,18 @@ def parser() -> argparse.ArgumentParser:
     """What the command understands."""
     made = argparse.ArgumentParser(
         prog="cszoo",
-        description="Checkpoints from the shell, on any fsspec URL.",
+        description="Checkpoints from the shell, on any fsspec URL, and trainings that make them.",
         epilog=_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     shtab.add_argument_to(made, "--print-completion", help="print the completions for a shell")
-    nouns = made.add_subparsers(title="nouns", required=True, metavar="NOUN")
-    noun = nouns.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
+    commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    noun = commands.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
     verbs = Verbs(noun.add_subparsers(title="verbs", required=True, metavar="VERB"))
     for each in _VERBS:
         each.add(verbs)
+    train.add(Verbs(commands, "cszoo"))
     return made
 
 

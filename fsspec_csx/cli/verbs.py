@@ -1,4 +1,4 @@
-"""What the verbs of ``cszoo checkpoint`` have in common: options, and the form of their help."""
+"""What the verbs of ``cszoo`` have in common: options, and the form of their help."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class Verbs:
 
     Args:
         parsers: argparse's, of the noun.
+        command: what is typed before a verb.
     """
 
-    def __init__(self, parsers: Any) -> None:
+    def __init__(self, parsers: Any, command: str = "cszoo checkpoint") -> None:
         self._parsers = parsers
+        self._command = command
 
     def add(
         self, name: str, run: Callable[[argparse.Namespace], int | None], *, help: str, description: str, examples: str
@@ -33,7 +35,7 @@ class Verbs:
             description: what it does, above its options.
             examples: lines of commands, below them.
         """
-        lines = "\n".join(f"  cszoo checkpoint {line}" for line in examples.strip().splitlines())
+        lines = "\n".join(f"  {self._command} {line}" for line in examples.strip().splitlines())
         parser: argparse.ArgumentParser = self._parsers.add_parser(
             name,
             help=help,

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from fsspec_csx.errors import ConfigError, CSXError
-from fsspec_csx.trainer.hints import fitted
+from fsspec_csx.trainer.hints import fitted, shown
 from fsspec_csx.trainer.imported import imported, nearest
 
 
@@ -84,7 +84,7 @@ def named(
     if isinstance(node, str):
         return blueprint(_called(node, path, home), {}, path, given)
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path} cannot be {node!r}.", "Give a mapping with class_path and init_args.")
+        raise ConfigError(f"{path} cannot be {shown(node, path)}.", "Give a mapping with class_path and init_args.")
     if "class_path" in node:
         check_keys(node, ("class_path", "init_args"), path)
         function = _called(node["class_path"], f"{path}.class_path", home)
@@ -112,7 +112,7 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
         ConfigError: if it does not take these arguments, or takes others besides them.
     """
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path} cannot be {node!r}.", "Give a mapping of arguments.")
+        raise ConfigError(f"{path} cannot be {shown(node, path)}.", "Give a mapping of arguments.")
     parameters = _parameters(function)
     if parameters is None:
         return Blueprint(path, function, {key: _nested(each, f"{path}.{key}", given) for key, each in node.items()})
@@ -149,11 +149,14 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 def _called(name: Any, path: str, home: ModuleType | None) -> Callable[..., Any]:
     """The class or the function of a name."""
     if not isinstance(name, str):
-        raise ConfigError(f"{path} cannot be {name!r}.", "Give an import path, such as 'package.module.Class'.")
-    function: Any = imported(name, path, home)
-    if not callable(function):
+        raise ConfigError(
+            f"{path} cannot be {shown(name, path)}.", "Give an import path, such as 'package.module.Class'."
+        )
+    found = imported(name, path, home)
+    if not callable(found):
         raise ConfigError(f"{path}: {name} is neither a class nor a function.", "Give one of these.")
-    return function  # type: ignore[no-any-return]
+    function: Callable[..., Any] = found
+    return function
 
 
 def _or_none(arguments: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fsspec_csx.errors import ConfigError
+from fsspec_csx.paths import redacted
 from fsspec_csx.trainer.imported import imported
 
 _NAMES = {
@@ -22,6 +24,8 @@ _NAMES = {
     set: "a list",
     dict: "a mapping",
 }
+_SECRET = re.compile("secret|token|password|key", re.IGNORECASE)
+_LONGEST = 80
 _VALUES = (type(None), bool, int, float, str, list, dict)
 """What a configuration holds; everything else is going to be made by it."""
 
@@ -42,8 +46,18 @@ def fitted(value: Any, hint: Any, path: str) -> Any:
     """
     found = _fitted(value, hint, path)
     if found is _UNFIT:
-        raise ConfigError(f"{path} cannot be {value!r}.", f"Give {described(hint)}.")
+        raise ConfigError(f"{path} cannot be {shown(value, path)}.", f"Give {described(hint)}.")
     return found
+
+
+def shown(value: Any, path: str) -> str:
+    """A value as errors show it: short, and no secret."""
+    if isinstance(value, (list, dict)):
+        return _NAMES[type(value)]
+    if _SECRET.search(path.rpartition(".")[2]):
+        return _NAMES.get(type(value), "such a value")
+    text = repr(value) if not isinstance(value, str) else repr(redacted(value))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def described(hint: Any) -> str:

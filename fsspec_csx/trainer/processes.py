@@ -22,12 +22,22 @@ def device(named: str | torch.device | None) -> torch.device:
 
     Args:
         named: ``"CPU"``, ``"GPU"`` for the one of this process, or any of torch; None for a GPU if there is one.
+
+    Raises:
+        ValueError: if there is no such device.
     """
     if isinstance(named, torch.device):
         return named
     named = named or ("GPU" if torch.cuda.is_available() else "CPU")
     if named.upper() != "GPU":
-        return torch.device(named.lower())
+        try:
+            return torch.device(named.lower())
+        except RuntimeError as error:
+            msg = f"There is no device {named!r}. Give 'CPU', 'GPU' or one that torch knows, such as 'cuda:1'."
+            raise ValueError(msg) from error
+    if not torch.cuda.is_available():
+        msg = "This machine has no GPU that torch can use. Give the device 'CPU', or install torch for this GPU."
+        raise ValueError(msg)
     number = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(number)
     return torch.device("cuda", number)

@@ -1,0 +1,99 @@
+"""``cszoo fit`` and ``cszoo validate``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fsspec_csx.cli.output import emit, say, table
+from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.paths import redacted
+
+if TYPE_CHECKING:
+    from fsspec_csx.trainer.config import Config
+    from fsspec_csx.trainer.trainer import Trainer
+
+_NONE = "none"
+_TRUST = "The classes that the file names are imported and run: use files of authors whom you trust."
+
+
+def add(verbs: Verbs) -> None:
+    """The verbs."""
+    fit = verbs.add(
+        "fit",
+        _fit,
+        help="train as a YAML file says",
+        description=f"Train as a YAML file says, from the newest checkpoint on.\n{_TRUST}",
+        examples="""
+fit params.yaml
+fit s3://bucket/params.yaml --checkpoint_root s3://bucket/run --profile my-profile
+""",
+    )
+    _add_common(fit)
+    validate = verbs.add(
+        "validate",
+        _validate,
+        help="validate as a YAML file says",
+        description=f"Validate a checkpoint, the newest by default, as a YAML file says.\n{_TRUST}",
+        examples="""
+validate params.yaml
+validate params.yaml --ckpt_path s3://bucket/run/checkpoint_100.mdl --json
+""",
+    )
+    _add_common(validate)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add_path(parser, "params", "the YAML file: a local path or a URL")
+    parser.add_argument(
+        "--ckpt_path",
+        "--ckpt-path",
+        metavar="PATH",
+        help=f"the checkpoint to load, whatever the file says; {_NONE!r} for none (a file of that name is './{_NONE}')",
+    )
+    parser.add_argument(
+        "--checkpoint_root", "--checkpoint-root", metavar="PATH", help="where checkpoints are, whatever the file says"
+    )
+    parser.add_argument("--model_dir", "--model-dir", metavar="PATH", help="the local folder, whatever the file says")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    trainer = _config(options).fit()
+    if _is_first():
+        say(options, f"Trained to step {trainer.global_step}")
+        if options.json:
+            emit(options, _position(trainer), [])
+
+
+def _validate(options: argparse.Namespace) -> None:
+    trainer, metrics = _config(options).validate()
+    if _is_first():
+        rows = [(name, f"{value:.6g}") for each in metrics for name, value in each.items()]
+        emit(options, {**_position(trainer), "metrics": metrics}, table(rows, right=[1]))
+
+
+def _config(options: argparse.Namespace) -> Config:
+    from fsspec_csx.trainer import config  # only here, as it imports torch
+
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)  # as python -m has it
+    changes = {name: getattr(options, name) for name in ("checkpoint_root", "model_dir", "profile")}
+    if options.ckpt_path is not None:
+        changes["ckpt_path"] = None if options.ckpt_path == _NONE else options.ckpt_path
+    made = config.read(options.params, **changes)
+    if options.quiet:
+        made.quieten()
+    return made
+
+
+def _position(trainer: Trainer) -> dict[str, Any]:
+    loaded = trainer.checkpoint.resumed_from
+    return {"step": trainer.global_step, "loaded": loaded if loaded is None else redacted(loaded)}
+
+
+def _is_first() -> bool:
+    from fsspec_csx.trainer import processes  # only here, as it imports torch
+
+    return processes.is_first()
