@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,35 @@ def test_exact_without_a_length(tmp_path: Path) -> None:
     expected = whole(str(tmp_path / "a"), data)
     for stop in (4, 6, 7):
         assert resumed(str(tmp_path / f"b{stop}"), data, stop) == expected
+
+
+class StopLater(Callback):
+    """Raises some steps after the first of this process."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.first: int | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, model: Any, batch: Any, batch_idx: int) -> None:
+        self.first = trainer.global_step if self.first is None else self.first
+        if trainer.global_step == self.first + self.steps:
+            raise StopError
+
+
+def test_exact_after_many_interruptions(root: str) -> None:
+    """A run that is stopped at random steps, again and again."""
+    loop = {"max_steps": 30, "eval_frequency": 7}
+    trainer, expected = made(f"{root}/whole", steps=None, loop=loop)
+    trainer.fit(loader(), loader(8))
+    generator = random.Random(1)
+    losses: dict[int, float] = {}
+    runs = 0
+    while trainer.global_step < 30 or not runs:
+        stop = StopLater(generator.randrange(4, 12))
+        trainer, some = made(f"{root}/run", stop, steps=3, loop=loop)
+        with contextlib.suppress(StopError):
+            trainer.fit(loader(), loader(8))
+        losses.update(enumerate(some, stop.first or 0))
+        runs += 1
+    assert runs > 3
+    assert [losses[step] for step in range(30)] == expected

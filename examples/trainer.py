@@ -1,7 +1,15 @@
-"""What ``train.yaml`` names: a model that returns its loss, and the batches that it takes."""
+"""A small training in Python; ``trainer.yaml`` is the same run, and names the model and the data of this file.
+
+python examples/trainer.py s3://bucket/run
+cszoo fit examples/trainer.yaml --checkpoint_root s3://bucket/run
+"""
+
+import sys
 
 import torch
 from torch.utils.data import DataLoader
+
+from fsspec_csx.trainer import Checkpoint, KeepNCheckpoints, Logging, MixedPrecision, Trainer, TrainingLoop
 
 
 class Autoencoder(torch.nn.Module):
@@ -30,3 +38,24 @@ def loader(
     phases = torch.rand(samples, 1, generator=torch.Generator().manual_seed(seed)) * 2 * torch.pi
     waves = torch.sin(phases + torch.arange(width))
     return DataLoader([*waves], batch_size=batch_size, shuffle=shuffle)  # type: ignore[arg-type]
+
+
+def main(root: str) -> None:
+    """Train, or go on with the newest checkpoint under the root."""
+    trainer = Trainer(
+        device="CPU",
+        model=lambda: Autoencoder(16, 4),
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
+        schedulers=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100),
+        precision=MixedPrecision(max_gradient_norm=1.0),
+        loop=TrainingLoop(max_steps=100, eval_frequency=50),
+        checkpoint=Checkpoint(50, checkpoint_root=root),
+        logging=Logging(25),
+        callbacks=[KeepNCheckpoints(3)],
+        seed=1,
+    )
+    trainer.fit(loader(8, 256), loader(8, 64, seed=2, shuffle=False))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
