@@ -19,6 +19,7 @@ from s3fs.core import S3File, version_id_kw
 from s3fs.utils import FileExpired
 from zlib_ng import zlib_ng
 
+from fsspec_csx.checksum import Algorithm, of_object
 from fsspec_csx.errors import ObjectExistsError, ObjectNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.multipart import LARGEST_PART, Call
@@ -320,6 +321,22 @@ class CSXFile(S3File):  # type: ignore[misc]
             self._start(Transfer.ended(ranges)).result()  # the memory is the caller's again
             raise
         return checksums(ranges, len(spans), zlib_ng.crc32_combine) if crc32 else []
+
+    def object_checksum(self) -> tuple[Algorithm, str] | None:
+        """What the server tells of the whole object: how its checksum is computed, and the checksum as S3 writes it.
+
+        Returns:
+            None if it tells none.
+
+        Raises:
+            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
+        """
+        _check_off_loop(self.fs)
+        asked = self._request("head_object", ChecksumMode="ENABLED", **version_id_kw(self.version_id))
+        answer = self._start(asked).result()
+        if answer.get("ETag") != self.details.get("ETag"):
+            raise FileExpired(self.path, self.details.get("ETag"))
+        return of_object(answer["ResponseMetadata"]["HTTPHeaders"])
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         _check_off_loop(self.fs)

@@ -2,8 +2,111 @@
 
 from __future__ import annotations
 
-from fsspec_csx.cli.verbs import Verbs
+import argparse
+import dataclasses
+from collections import Counter
+from typing import Any
+
+from fsspec_csx.cli.output import emit, in_bytes, table
+from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.inspection import TensorInfo
+from fsspec_csx.manage.describing import Description, describe
+
+_TEXT_SHOWN = 200
 
 
 def add(verbs: Verbs) -> None:
     """The verb."""
+    parser = verbs.add(
+        "info",
+        _info,
+        help="tell what a checkpoint holds, from a few short reads",
+        description="Tell what a checkpoint holds, and where it lies. Only a few short ranges of it are read.",
+        examples="""
+info s3://bucket/run/checkpoint_100.mdl
+info -l model.safetensors
+""",
+    )
+    add_path(parser, "path", "a local path or a URL")
+    parser.add_argument(
+        *("-l", "--list-objects", "--list_objects"), action="store_true", help="list each tensor and other value too"
+    )
+
+
+def _info(options: argparse.Namespace) -> None:
+    from fsspec_csx.formats.told import short  # only here, as it imports torch
+
+    found = describe(options.path)
+    info = found.info
+    values = {name: short(value) for name, value in info.values.items()}
+    dtypes = _dtypes(info.tensors.values())
+    data = {
+        **{name: getattr(info, name) for name in ("path", "format", "written_by", "size", "metadata")},
+        "tensors": len(info.tensors),
+        "parameters": _count(info.tensors.values()),
+        "tensor_bytes": sum(each.nbytes for each in info.tensors.values()),
+        "values": len(values),
+        "dtypes": dtypes,
+        **{field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "info"},
+    }
+    if options.list_objects:
+        data["objects"] = [
+            {"name": name, "dtype": _dtype(each), "shape": each.shape, "bytes": each.nbytes}
+            for name, each in info.tensors.items()
+        ] + [{"name": name, "value": text} for name, text in values.items()]
+    emit(options, data, _lines(found, dtypes) + (_objects(found, values) if options.list_objects else []))
+
+
+def _lines(found: Description, dtypes: dict[str, dict[str, int]]) -> list[str]:
+    info = found.info
+    size = in_bytes(info.size)
+    of_tensors = sum(each.nbytes for each in info.tensors.values())
+    told = info.metadata if info.format == "safetensors" else {}  # of a torch file the writer says the same
+    rows = [
+        ("Path", info.path),
+        ("Format", info.format),
+        ("Written by", info.written_by),
+        *(("Metadata", f"{_shown(name)}: {_shown(text[:_TEXT_SHOWN])}") for name, text in told.items()),
+        ("Size", size if info.size < 1024 else f"{size} ({info.size} bytes)"),
+        ("Tensors", f"{len(info.tensors)} ({_count(info.tensors.values())} parameters, {in_bytes(of_tensors)})"),
+        *(("", f"{dtype}: {each['tensors']} ({in_bytes(each['bytes'])})") for dtype, each in dtypes.items()),
+        ("Other values", str(len(info.values))),
+        ("Last modified", found.modified.isoformat(sep=" ", timespec="seconds") if found.modified else "not told"),
+        ("ETag", found.etag or ""),
+        ("Profile", (found.profile or "none") if found.credentials else ""),
+        ("Credentials", found.credentials or ""),
+        ("Endpoint", found.endpoint or ""),
+    ]
+    return table([(f"{name}:" if name else "", text) for name, text in rows if text])
+
+
+def _objects(found: Description, values: dict[str, str]) -> list[str]:
+    tensors = [
+        (_shown(name), _dtype(each), str(each.shape), in_bytes(each.nbytes))
+        for name, each in found.info.tensors.items()
+    ]
+    others = [(_shown(name), text) for name, text in values.items()]
+    lines = ["", *table([("Tensor", "dtype", "shape", "size"), *tensors], right=[3])] if tensors else []
+    return [*lines, "", *table([("Value", ""), *others])] if others else lines
+
+
+def _dtypes(tensors: Any) -> dict[str, dict[str, int]]:
+    """How many tensors there are of each dtype, and their bytes; the most bytes first."""
+    counts, sizes = Counter[str](), Counter[str]()
+    for each in tensors:
+        counts[_dtype(each)] += 1
+        sizes[_dtype(each)] += each.nbytes
+    return {dtype: {"tensors": counts[dtype], "bytes": size} for dtype, size in sizes.most_common()}
+
+
+def _count(tensors: Any) -> int:
+    return sum(each.numel for each in tensors)
+
+
+def _dtype(tensor: TensorInfo) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _shown(text: str) -> str:
+    """A text that a terminal can take."""
+    return text if text and text.isprintable() else repr(text)

@@ -2,8 +2,63 @@
 
 from __future__ import annotations
 
-from fsspec_csx.cli.verbs import Verbs
+import argparse
+import dataclasses
+from typing import Any
+
+from fsspec.callbacks import NoOpCallback
+
+from fsspec_csx.cli.failure import told
+from fsspec_csx.cli.output import emit, in_bytes
+from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.manage.verifying import Verified, verify
+
+_DAMAGED = 1
 
 
 def add(verbs: Verbs) -> None:
     """The verb."""
+    parser = verbs.add(
+        "verify",
+        _verify,
+        help="read all of checkpoints, and look for damage",
+        description="Read all of each checkpoint and compare it with every checksum that there is. "
+        "The exit status is 1 if any is damaged.",
+        examples="""
+verify s3://bucket/run/checkpoint_100.mdl
+verify *.mdl --json
+""",
+    )
+    add_path(parser, "paths", "local paths or URLs", nargs="+", metavar="path")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    data: list[dict[str, Any]] = []
+    lines: list[str] = []
+    failure = None
+    damaged = False
+    for path in options.paths:
+        try:
+            found = verify(path, callback=NoOpCallback() if options.quiet else None)
+        except Exception as error:  # the others are verified in spite of it
+            failure = failure or error
+            text = told(error).removeprefix("cszoo: ").replace("\n", " ")
+            data.append({"path": path, "error": text})
+            lines.append(f"{path}: not verified: {text}")
+            continue
+        damaged |= bool(found.damage)
+        data.append(dataclasses.asdict(found))
+        lines += _lines(found)
+    emit(options, data, lines if len(options.paths) > 1 or not failure else [])
+    if failure:
+        raise failure
+    return _DAMAGED if damaged else 0
+
+
+def _lines(found: Verified) -> list[str]:
+    counts = f"{found.records} records with checksums, {found.unchecked} without"
+    whole = "; as the server's checksum has it" if found.object_checked and not found.damage else ""
+    state = "damaged" if found.damage else "whole"
+    lines = [f"{found.path}: {state} ({in_bytes(found.size)}; {counts}{whole})"]
+    lines += [f"  {each}" for each in found.damage]
+    return [*lines, f"  {found.note}"] if found.note else lines

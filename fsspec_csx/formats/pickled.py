@@ -21,6 +21,7 @@ class Pickled:
     Args:
         obj: what is to be saved.
         copied: whether to copy the storages, so that the object may change; to the CPU, if they are elsewhere.
+        replaced: is given each tensor, and returns what is pickled in its place; None for the tensor itself.
 
     Attributes:
         data: the file's ``data.pkl``.
@@ -32,7 +33,13 @@ class Pickled:
         Exception: what pickle raised for an object that cannot be saved.
     """
 
-    def __init__(self, obj: object, *, copied: bool = False) -> None:
+    def __init__(
+        self,
+        obj: object,
+        *,
+        copied: bool = False,
+        replaced: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+    ) -> None:
         self.storages: list[torch.UntypedStorage] = []
         self._copied = copied
         self._dtypes: list[torch.dtype] = []
@@ -40,7 +47,11 @@ class Pickled:
         self._dtype_at: dict[int, torch.dtype] = {}
         self._originals: list[torch.UntypedStorage] = []
         buffer = io.BytesIO()
-        _Pickler(buffer, (torch.storage.TypedStorage, torch.UntypedStorage), self._identify).dump(obj)
+        storages = (torch.storage.TypedStorage, torch.UntypedStorage)
+        if replaced is None:
+            _Pickler(buffer, storages, self._identify).dump(obj)
+        else:
+            _ReplacingPickler(buffer, storages, self._identify, replaced).dump(obj)
         for device in {storage.device for storage in self._originals if copied and storage.device.type == "cuda"}:
             torch.cuda.current_stream(device).synchronize()
         self._originals.clear()
@@ -91,6 +102,24 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> Any:
         return self._identify(obj) if isinstance(obj, self._types) else None
+
+
+class _ReplacingPickler(_Pickler):
+    """Pickles other tensors in the place of some."""
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        types: tuple[type, ...],
+        identify: Callable[[Any], Any],
+        replaced: Callable[[torch.Tensor], torch.Tensor | None],
+    ) -> None:
+        super().__init__(file, types, identify)
+        self._replaced = replaced
+
+    def reducer_override(self, obj: Any) -> Any:
+        other = self._replaced(obj) if isinstance(obj, torch.Tensor) else None
+        return NotImplemented if other is None else other.__reduce_ex__(2)  # type: ignore[no-untyped-call]
 
 
 class _Unpickler(pickle.Unpickler):

@@ -92,17 +92,55 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
         Exception: what the file raised.
     """
     tensors, values = {}, {}
-    for key, value in names.walk(_structure(source, name)):
+    for key, value in names.walk(_without_data(source, name)):
         if isinstance(value, torch.Tensor):
             nbytes = value.numel() * value.element_size()
-            tensors[key] = TensorInfo(value.dtype, tuple(value.shape), nbytes)
+            tensors[key] = TensorInfo(value.dtype, _shape(value), nbytes)
         else:
             values[key] = value
-    kind = "safetensors" if _is_safetensors(source) else "torch"
-    return CheckpointInfo(name, kind, source.size, tensors, values)
+    if _is_safetensors(source):
+        told = safetensors.metadata(source)
+        kind, writer = "safetensors", "safetensors"
+    elif is_legacy(source):
+        told = {}
+        kind, writer = "torch", "torch.save, in the format before torch 1.6"
+    else:
+        told = torch_archive.metadata(source)
+        version, form = told.get("version", "unknown"), told.get(".format_version")
+        kind, writer = "torch", f"torch.save, as a zip archive of version {version}"
+        writer += f" (format version {form})" if form else ""
+    return CheckpointInfo(name, kind, writer, source.size, tensors, values, told)
 
 
-def _structure(source: Source, name: str) -> Any:
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    if not tensor.is_nested:
+        return tuple(tensor.shape)
+    return (tensor.size(0), *(-1 for _ in range(tensor.dim() - 1)))
+
+
+def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
+    """What a checkpoint holds, on the CPU, its tensors not filled; or filled, where the file is read whole.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+        bounded: whether tensors of a file that would be read whole may have no data, for what has to do without them.
+
+    Raises:
+        CheckpointError: if the file is not what it should be.
+        Exception: what the file raised.
+    """
+    if bounded and not is_legacy(source) and not (_is_safetensors(source) or torch_archive.read(source, name)):
+        return Skeleton(_without_data(source, name), [])
+    return _skeleton(source, name, "cpu", True)
+
+
+def is_legacy(source: Source) -> bool:
+    """Whether a file is of the format before torch 1.6."""
+    return sniff.is_legacy(_head(source))
+
+
+def _without_data(source: Source, name: str) -> Any:
     try:
         return _skeleton(source, name, "meta", True).obj
     except NotImplementedError:  # torch has no quantized and no nested tensors without data
@@ -110,8 +148,12 @@ def _structure(source: Source, name: str) -> Any:
 
 
 def _is_safetensors(source: Source) -> bool:
+    return safetensors.is_safetensors(_head(source), source.size)
+
+
+def _head(source: Source) -> bytes:
     (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
-    return safetensors.is_safetensors(head, source.size)
+    return head
 
 
 def _skeleton(

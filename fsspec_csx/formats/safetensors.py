@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ from torch.nn.parameter import is_lazy
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
+from fsspec_csx.formats.in_order import memories, memory
 from fsspec_csx.formats.skeleton import Record, Skeleton
-from fsspec_csx.formats.source import Source, memory_at
+from fsspec_csx.formats.source import Source
 from fsspec_csx.formats.watched import WatchedWriter
 
 _LENGTH = 8
@@ -100,14 +101,56 @@ def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
     header = _header(tensors)
     writer = WatchedWriter(file, advance)
     writer.write(header)
+    staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
     for _, tensor in tensors:
         if not tensor.nbytes:
             continue
         if not _lies_as_saved(tensor):
-            for piece in _pieces(tensor):
-                writer.write(_memory(_resolved(piece)))
+            for piece in memories(tensor.detach(), tensor.dtype, staging):
+                writer.write(piece)
         else:
-            writer.borrow(_memory(tensor))
+            writer.borrow(memory(tensor))
+
+
+def outlined(
+    tensors: Mapping[str, torch.Tensor],
+    dtype_of: Callable[[torch.Tensor], torch.dtype],
+    told: Mapping[str, str],
+) -> tuple[bytes, list[str]]:
+    """The header of a file of tensors, which may share memory, as each is written apart.
+
+    Args:
+        tensors: by name; their data is not looked at.
+        dtype_of: tells what a tensor's dtype is to be.
+        told: metadata for the header.
+
+    Returns:
+        The bytes in front of the first tensor's, and the names in the order in which the tensors follow.
+
+    Raises:
+        ValueError: if the format cannot hold some.
+        NotImplementedError: on a big-endian machine.
+    """
+    _check_byte_order()
+    forms = []
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+        forms.append((name, torch.empty(tensor.shape, dtype=dtype_of(tensor), device="meta")))
+    forms = _in_order(forms)
+    return _header(forms, told), [name for name, _ in forms]
+
+
+def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """The names of tensors that overlap in memory, each with another such."""
+    spans = sorted((str(tensor.device), *_span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
+    found, last = [], ("", 0, 0, "")
+    for span in spans:
+        device, start, end, name = span
+        if device == last[0] and start < last[2]:
+            found.append((last[3], name))
+        if device != last[0] or end > last[2]:
+            last = span
+    return found
 
 
 def _checked(obj: object) -> list[tuple[str, torch.Tensor]]:
@@ -117,13 +160,21 @@ def _checked(obj: object) -> list[tuple[str, torch.Tensor]]:
         raise ValueError(msg)
     tensors = []
     for name, value in obj.items():
-        _check_name(name)
-        if flaw := _flaw(value):
-            msg = f"A safetensors file cannot hold {_shown(name)}: {flaw[0]}. {flaw[1]}"
-            raise ValueError(msg)
+        _check(name, value)
         tensors.append((name, value))
-    _check_sharing(tensors)
+    _check_sharing(dict(tensors))
+    return _in_order(tensors)
+
+
+def _in_order(tensors: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
     return sorted(tensors, key=lambda item: (_RANKS[item[1].dtype], item[0]))
+
+
+def _check(name: object, value: object) -> None:
+    _check_name(name)
+    if flaw := _flaw(value):
+        msg = f"A safetensors file cannot hold {_shown(name)}: {flaw[0]}. {flaw[1]}"
+        raise ValueError(msg)
 
 
 def _check_name(name: object) -> None:
@@ -162,16 +213,9 @@ def _address(tensor: torch.Tensor) -> int:
         return 0
 
 
-def _check_sharing(tensors: list[tuple[str, torch.Tensor]]) -> None:
+def _check_sharing(tensors: Mapping[str, torch.Tensor]) -> None:
     """A ValueError if any overlap in memory: after loading they would be apart."""
-    spans = sorted((str(tensor.device), *_span(tensor), name) for name, tensor in tensors if tensor.numel())
-    found, last = [], ("", 0, 0, "")
-    for span in spans:
-        device, start, end, name = span
-        if device == last[0] and start < last[2]:
-            found.append(f"{_shown(last[3])} and {_shown(name)}")
-        if device != last[0] or end > last[2]:
-            last = span
+    found = [f"{_shown(first)} and {_shown(second)}" for first, second in overlapping(tensors)]
     if found:
         more = f" and {len(found) - _NAMES_SHOWN} more pairs" if len(found) > _NAMES_SHOWN else ""
         msg = f"A safetensors file cannot hold tensors that overlap in memory: {'; '.join(found[:_NAMES_SHOWN])}{more}."
@@ -185,8 +229,8 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize
 
 
-def _header(tensors: list[tuple[str, torch.Tensor]]) -> bytes:
-    entries: dict[str, Any] = {_METADATA: {"format": "pt"}}
+def _header(tensors: list[tuple[str, torch.Tensor]], told: Mapping[str, str] | None = None) -> bytes:
+    entries: dict[str, Any] = {_METADATA: {"format": "pt", **(told or {})}}
     end = 0
     for name, tensor in tensors:
         start, end = end, end + tensor.nbytes
@@ -207,29 +251,6 @@ def _lies_as_saved(tensor: torch.Tensor) -> bool:
     """Whether the bytes of the tensor's memory are those of the file."""
     lazy = tensor.is_conj() or tensor.is_neg()
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not lazy
-
-
-def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Parts in the order of the file, none of which has more than ``_PIECE`` bytes."""
-    if tensor.nbytes <= _PIECE:
-        yield tensor
-        return
-    rows = _PIECE * len(tensor) // tensor.nbytes
-    if rows:
-        yield from (tensor[start : start + rows] for start in range(0, len(tensor), rows))
-    else:
-        for row in tensor:
-            yield from _pieces(row)
-
-
-def _resolved(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous one on the CPU."""
-    return tensor.resolve_conj().resolve_neg().contiguous().cpu()
-
-
-def _memory(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, which it keeps alive."""
-    return memory_at(tensor.data_ptr(), tensor.nbytes, tensor)
 
 
 def _check_byte_order() -> None:
@@ -270,6 +291,19 @@ def skeleton(source: Source, *, name: str) -> Skeleton:
         if tensor.nbytes:
             records.append(Record(key, begin + entry.start, tensor.untyped_storage()))
     return Skeleton(obj, records)
+
+
+def metadata(source: Source) -> dict[str, str]:
+    """What the header of a file says besides the tensors.
+
+    Args:
+        source: the file, whose header is known to be right.
+
+    Raises:
+        OSError: what the file raised.
+    """
+    found: dict[str, str] = json.loads(_read_header(source)).get(_METADATA) or {}
+    return found
 
 
 def _read_header(source: Source) -> bytes:

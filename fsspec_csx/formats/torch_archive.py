@@ -21,8 +21,13 @@ from fsspec_csx.formats.zip_directory import FULL_32, LOCAL, STORED, Entry, Span
 PICKLE = "data.pkl"
 """The record with the object, less the tensors' bytes."""
 
+CHECKSUM = "is damaged: the checksum of"
+"""What errors say of bytes that are not those that were saved, before they name them."""
+
 # The records that torch.load reads besides.
-_SMALL = (PICKLE, "byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
+_TOLD = ("version", ".format_version", "byteorder", ".storage_alignment", ".data/serialization_id")
+_SMALL = (PICKLE, *_TOLD)
+_TOLD_MAX = 256  # bytes
 _PLAIN_MAX = 64 * 2**10  # bytes; more than these between a small record and the next entry is not torch's doing
 _EXTRA_MAX = 2**16
 _INFLATED_MAX = 1100  # deflate packs at most some 1030 bytes into one
@@ -102,16 +107,44 @@ def read(source: Source, name: str) -> Archive | None:
     return Archive(held, list(zip(data, offsets, strict=True)), span.start, end)
 
 
+def records(source: Source) -> tuple[list[Entry], int] | None:
+    """All records of an archive, and where its zip directory begins.
+
+    Returns:
+        None if it is no archive.
+
+    Raises:
+        OSError: what the file raised.
+    """
+    found = _directory(source)
+    return (found[2], found[0].start) if found else None
+
+
+def metadata(source: Source) -> dict[str, str]:
+    """What the small records of an archive say of it, by their names.
+
+    Raises:
+        OSError: what the file raised.
+    """
+    entries, end = records(source) or ([], 0)
+    root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
+    wanted = {root + record.encode(): record for record in _TOLD}
+    chosen = [each for each in entries if each.name in wanted and each.method == STORED and each.size <= _TOLD_MAX]
+    found = _read_small(source, entries, chosen, end) or {}
+    contents = {wanted[entry.name]: content.decode(errors="replace").strip() for entry, (_, content) in found.items()}
+    return {record: contents[record] for record in _TOLD if record in contents}
+
+
 def stored(source: Source) -> list[Entry]:
     """The records of an archive that lie in it as they are and have a checksum; none if it is no archive."""
-    found = _directory(source)
-    entries = found[2] if found else []
+    found = records(source)
+    entries = found[0] if found else []
     return [each for each in entries if each.method == STORED and each.compressed == each.size and each.crc32]
 
 
 def damaged(name: str, what: str) -> InvalidCheckpointError:
     """The error for bytes that are not those that were saved."""
-    return InvalidCheckpointError(f"{name} is damaged: the checksum of {what} is wrong.", sniff.AGAIN)
+    return InvalidCheckpointError(f"{name} {CHECKSUM} {what} is wrong.", sniff.AGAIN)
 
 
 def _directory(source: Source) -> tuple[Span, bytes, list[Entry]] | None:

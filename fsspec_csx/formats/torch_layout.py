@@ -12,7 +12,7 @@ CRC-32s (torch/caffe2/serialize/inline_container.cc).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,20 +42,30 @@ class Layout:
 
     Attributes:
         nbytes: its size.
+        storages: in the order of the archive, which has only those with bytes.
     """
 
     def __init__(self, parts: list[bytes | torch.UntypedStorage], names: list[bytes]) -> None:
         self._parts = parts
         self._names = names
+        self.storages = [part for part in parts if not isinstance(part, bytes)]
         self.nbytes = sum(len(part) if isinstance(part, bytes) else part.nbytes() for part in parts)
 
-    def write(self, write: Callable[[Any], object], keep: Callable[[Any], object]) -> None:
+    def write(
+        self,
+        write: Callable[[Any], object],
+        keep: Callable[[Any], object],
+        contents: Iterable[Iterable[memoryview]] | None = None,
+    ) -> None:
         """Write the archive.
 
         Args:
             write: takes a buffer that may be used again at once.
             keep: takes the memory of a tensor of the CPU, which stays as it is as long as this object lives.
+            contents: the bytes of each storage, in pieces that may be used again at once; by default those that are in
+                the storages.
         """
+        given = None if contents is None else iter(contents)
         crcs: list[int] = []
         after_storage = False
         joined = bytearray()  # small parts: thousands of them, each handed on, would take longer than their bytes
@@ -65,9 +75,22 @@ class Layout:
                 write(joined)
                 joined.clear()
 
+        def take(pieces: Iterable[memoryview]) -> int:
+            crc = 0
+            for piece in pieces:
+                crc = zlib_ng.crc32(piece, crc)
+                if len(piece) < _SMALL:
+                    joined.extend(piece)
+                else:
+                    hand_on()
+                    write(piece)
+            return crc
+
         for number, part in enumerate(self._parts):
             if isinstance(part, torch.UntypedStorage):
-                if part.device.type == HERE and part.nbytes() < _SMALL:
+                if given is not None:
+                    crcs.append(take(next(given)))
+                elif part.device.type == HERE and part.nbytes() < _SMALL:
                     memory = memory_of(part)
                     crcs.append(zlib_ng.crc32(memory))
                     joined += memory

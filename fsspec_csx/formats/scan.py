@@ -1,0 +1,145 @@
+"""A file read from its first byte to its last, and what has checksums in it compared with them."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from zlib_ng import zlib_ng
+
+from fsspec_csx.formats import zip_directory
+from fsspec_csx.formats.source import Source, memory_of
+from fsspec_csx.formats.zip_directory import LOCAL, STORED, Entry
+
+_PIECE = 32 * 2**20
+_DEFLATED = 8
+_INFLATED = 2**20  # bytes at a time
+
+Sum = Callable[[memoryview, int], int]
+"""Computes a checksum of some bytes, and that of those before them."""
+
+
+def scan(source: Source, entries: Sequence[Entry], compute: Sum) -> tuple[list[Entry], list[Entry], int]:
+    """Read a file, at most 64 MiB of it at a time.
+
+    Args:
+        source: the file.
+        entries: the records of the archive that it is, which do not reach beyond its directory; none if it is none.
+        compute: the checksum of the file as a whole.
+
+    Returns:
+        The records whose bytes do not have their checksum, those whose local header is not theirs, and the checksum of
+        the whole.
+
+    Raises:
+        OSError: what the file raised, or that it ended early.
+    """
+    waiting = deque(sorted(entries, key=lambda entry: entry.header))
+    # Each piece comes with the header of a record that begins at its end.
+    margin = max((LOCAL.size + len(entry.name) for entry in entries), default=0)
+    under_way: list[_Record] = []
+    wrong: list[Entry] = []
+    lost: list[Entry] = []
+    total = 0
+    for start, memory in _pieces(source, margin):
+        piece = memory[:_PIECE]
+        while waiting and waiting[0].header < start + len(piece):
+            entry = waiting.popleft()
+            offset = _offset(memory[entry.header - start :], entry)
+            if offset is None:
+                lost.append(entry)
+            else:
+                under_way.append(_Record(entry, offset))
+        for record in under_way:
+            record.add(start, piece)
+        end = start + len(piece)
+        wrong += [record.entry for record in under_way if record.end <= end and record.is_wrong()]
+        under_way = [record for record in under_way if record.end > end]
+        total = compute(piece, total)
+    return wrong + [record.entry for record in under_way], lost, total
+
+
+def is_checked(entry: Entry) -> bool:
+    """Whether a record has a checksum that can be compared."""
+    return bool(entry.crc32 or not entry.size) and entry.method in (STORED, _DEFLATED)
+
+
+def _pieces(source: Source, margin: int) -> Iterator[tuple[int, memoryview]]:
+    """The position and the bytes of each piece, with some that follow; the next one is read meanwhile."""
+    memories = [_memory(min(source.size, _PIECE + margin)) for _ in range(1 if source.size <= _PIECE else 2)]
+
+    def read(number: int) -> tuple[int, memoryview]:
+        start = number * _PIECE
+        memory = memories[number % 2][: source.size - start]
+        source.read([(start, memory)])
+        return start, memory
+
+    with ThreadPoolExecutor(1) as reader:
+        count = -(-source.size // _PIECE)
+        following = reader.submit(read, 0) if count else None
+        for number in range(1, count + 1):
+            assert following is not None
+            piece = following.result()
+            following = reader.submit(read, number) if number < count else None
+            yield piece
+
+
+def _memory(size: int) -> memoryview:
+    return memory_of(torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage())
+
+
+def _offset(memory: memoryview, entry: Entry) -> int | None:
+    """Where the bytes of a record begin, told by its local header; None if it is not that of this record."""
+    offset = zip_directory.data_offset(bytes(memory[: LOCAL.size]), entry)
+    named = bytes(memory[LOCAL.size : LOCAL.size + len(entry.name)])
+    return offset if named == entry.name else None
+
+
+class _Record:
+    """A record whose bytes come by.
+
+    Attributes:
+        entry: what the directory says of it.
+        end: where its bytes end.
+    """
+
+    def __init__(self, entry: Entry, offset: int) -> None:
+        self.entry = entry
+        self.end = offset + entry.compressed
+        self._start = offset
+        self._crc = 0
+        self._size = 0
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == _DEFLATED else None
+        self._broken = False
+
+    def add(self, start: int, memory: memoryview) -> None:
+        """Take in those of its bytes that are among these, which begin at a position."""
+        first, last = max(self._start - start, 0), self.end - start
+        data = memory[first : max(first, last)]
+        if self._inflater is None:
+            self._take(data)
+        elif data and not self._broken:
+            try:
+                self._inflate(data)
+            except zlib.error:
+                self._broken = True
+
+    def _inflate(self, data: memoryview) -> None:
+        assert self._inflater is not None
+        rest: memoryview | bytes = data
+        while rest and self._size <= self.entry.size:
+            self._take(self._inflater.decompress(rest, _INFLATED))
+            rest = self._inflater.unconsumed_tail
+
+    def _take(self, data: memoryview | bytes) -> None:
+        self._crc = zlib_ng.crc32(data, self._crc)
+        self._size += len(data)
+
+    def is_wrong(self) -> bool:
+        """Whether its bytes are not those that they must be."""
+        return is_checked(self.entry) and (
+            self._broken or self._size != self.entry.size or self._crc != self.entry.crc32
+        )
