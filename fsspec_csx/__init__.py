@@ -5,9 +5,10 @@
 """
 
 from fsspec_csx.background import async_save
-from fsspec_csx.checkpoint import copy, inspect, load, save
+from fsspec_csx.checkpoint import inspect, load, save
+from fsspec_csx.manage.copying import copy, move
 from fsspec_csx.save_future import SaveFuture
 from fsspec_csx.settings import backends
 
-__all__ = ["SaveFuture", "async_save", "backends", "copy", "inspect", "load", "save"]
+__all__ = ["SaveFuture", "async_save", "backends", "copy", "inspect", "load", "move", "save"]
 __version__ = "0.1.0"

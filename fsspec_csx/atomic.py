@@ -14,10 +14,11 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from fsspec_csx.localfile import beside
+
 logger = logging.getLogger("fsspec_csx")
 
 _BUFFER = 128 * 1024
-_NAME_MAX = 255
 # What filesystems answer that cannot sync a folder, or may not open one.
 _NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
 
@@ -67,7 +68,7 @@ def _replacing_local(path: str) -> Iterator[IO[bytes]]:
     if status is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    temporary = _beside(target)
+    temporary = beside(target, secrets.token_hex(8))
     file = None
     try:
         file = _create(temporary, status)
@@ -89,15 +90,6 @@ def _status(path: str) -> os.stat_result | None:
         return os.stat(path)
     except FileNotFoundError:
         return None
-
-
-def _beside(path: str) -> str:
-    folder, separator, name = path.rpartition("/") if "/" in path else path.rpartition(os.sep)
-    token = secrets.token_hex(8)
-    temporary = f".{name}.{token}.tmp"
-    if len(os.fsencode(temporary)) > _NAME_MAX:
-        temporary = f".{token}.tmp"
-    return f"{folder}{separator}{temporary}"
 
 
 def _create(path: str, like: os.stat_result | None) -> Any:
@@ -142,7 +134,7 @@ def _replacing_remote(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     with contextlib.suppress(PermissionError):  # as fsspec.open: there may be no need to make any
         fs.makedirs(fs._parent(path), exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path, secrets.token_hex(8))
     file = None
     try:
         file = fs.open(temporary, "wb")

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mimetypes
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.utils import is_exception
 from s3fs.core import version_id_kw
+from s3fs.utils import FileExpired
 
-from fsspec_csx.connection import ConnectedS3
+from fsspec_csx.checksum import CRC64NVME
+from fsspec_csx.errors import ChecksumError
 from fsspec_csx.explain import code_of
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.localfile import replacing
-from fsspec_csx.multipart import PARTS, Call, Upload, all_of, part_size_for, put
-from fsspec_csx.payload import FilePart, Memories, Payload, single_bytes
+from fsspec_csx.multipart import Upload, all_of, part_size_for
+from fsspec_csx.partial import Resuming
+from fsspec_csx.payload import Memories, Payload
 from fsspec_csx.ranges import LEAST, FileRange, Range, planned, size_for
-from fsspec_csx.whole import Bytes, ObjectState, check, compute_of, twice
+from fsspec_csx.record import Origin, recorded
+from fsspec_csx.transfer import PART
+from fsspec_csx.uploading import UploadingS3
+from fsspec_csx.whole import Bytes, ObjectState, Stamp, check, compute_of, stamp_of, twice
 
-# Copied by the server in one request, up to this size in bytes; larger objects in parts of this size or more.
+# Copied by the server in one request, up to this size in bytes.
 _COPIED_WHOLE = 256 * 2**20
-# What an object has besides its bytes, and a copy in parts must be told.
-_HEADERS = (
-    "CacheControl",
-    "ContentDisposition",
-    "ContentEncoding",
-    "ContentLanguage",
-    "ContentType",
-    "Expires",
-    "Metadata",
-    "StorageClass",
-    "WebsiteRedirectLocation",
-)
+# Larger ones in parts of so many bytes, or more: several are copied at a time, and a server that does not answer within
+# read_timeout is asked again, though it may only be slow.
+_COPIED_PART = 32 * 2**20
+# What a copy by another server may not know.
+_OWN_HEADERS = {"StorageClass", "WebsiteRedirectLocation"}
+# Bytes of memory, at most, of parts that go from one server to another, unless one part has more.
+_IN_MEMORY = 128 * 2**20
 
 
-class BulkS3(ConnectedS3):
+class BulkS3(UploadingS3):
     """Reads and writes of whole objects by parallel requests; the base of CSXFileSystem, of no use alone.
 
     A read that takes several requests is of one state of the object: if it is replaced meanwhile, the read begins
@@ -167,94 +167,6 @@ class BulkS3(ConnectedS3):
             await self.transfer.fetch(found.get, planned(pairs, size))
             return [target.taken() for target in targets]
 
-    # -- from memory to S3 ------------------------------------------------------------------------------------------
-
-    async def _pipe_file(
-        self, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
-    ) -> Any:
-        """Make bytes an object.
-
-        Args:
-            data: any contiguous memory; a str is encoded as UTF-8.
-            chunksize: bytes of a part; chosen by the size if not given.
-            mode: "create" to replace no object.
-
-        Raises:
-            ObjectExistsError: in mode "create", if there is an object.
-        """
-        memory = single_bytes(data.encode() if isinstance(data, str) else data)
-        return await self._send(path, len(memory), lambda a, b: Memories([memory[a:b]]), chunksize, mode, kwargs)
-
-    async def _put_file(
-        self,
-        lpath: str,
-        rpath: str,
-        callback: Callback = DEFAULT_CALLBACK,
-        chunksize: int | None = None,
-        mode: str = "overwrite",
-        **kwargs: Any,
-    ) -> None:
-        """Make a local file an object; as ``_pipe_file``. A folder, which S3 does not know, only makes a bucket."""
-        if os.path.isdir(lpath):
-            if not self.split_path(rpath)[1]:
-                await self._mkdir(rpath)
-            return
-        if guessed := mimetypes.guess_type(lpath)[0]:
-            kwargs.setdefault("ContentType", guessed)
-        with open(lpath, "rb") as file:
-            descriptor = file.fileno()
-            size = os.fstat(descriptor).st_size
-            # A pipe and what the kernel makes up have no size before they are read.
-            memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
-            size = size or len(memory)
-            callback.set_size(size)
-
-            def payload(start: int, end: int) -> Payload:
-                return Memories([memory[start:end]]) if memory else FilePart(descriptor, start, end - start)
-
-            await self._send(rpath, size, payload, chunksize, mode, kwargs, callback.relative_update)
-
-    async def _send(
-        self,
-        path: str,
-        size: int,
-        payload: Callable[[int, int], Payload],
-        part: int | None,
-        mode: str,
-        options: dict[str, Any],
-        advance: Callable[[int], object] = lambda count: None,
-    ) -> Any:
-        """Make an object of payloads, each of the bytes between two positions."""
-        options.pop("max_concurrency", None)
-        bucket, key, _ = self.split_path(path)
-        await self.set_session()
-        call = self._caller(bucket, key, options)
-        checked = not any(name.startswith("Checksum") for name in {**self.s3_additional_kwargs, **options})
-        match = {"IfNoneMatch": "*"} if mode == "create" else {}
-        part = max(part, -(-size // PARTS)) if part else part_size_for(size)
-        if size <= part:
-            answer = await put(call, self.transfer, payload(0, size), checked=checked, **match)
-            advance(size)
-            self.invalidate_cache(path)
-            return answer
-
-        async def send_part(number: int, start: int) -> None:
-            await upload.send(number, payload(start, min(start + part, size)))
-            advance(min(part, size - start))
-
-        async with Upload(call, self.transfer, checked=checked) as upload:
-            await upload.create()
-            await all_of(send_part(number, start) for number, start in enumerate(range(0, size, part), 1))
-            answer = await upload.complete(**match)
-        self.invalidate_cache(path)
-        return answer
-
-    def _caller(self, bucket: str, key: str, options: dict[str, Any]) -> Call:
-        async def call(method: str, **parameters: Any) -> Any:
-            return await self._call_s3(method, options, Bucket=bucket, Key=key, **parameters)
-
-        return call
-
     # -- from S3 to local files -------------------------------------------------------------------------------------
 
     async def _get_file(
@@ -263,11 +175,19 @@ class BulkS3(ConnectedS3):
         lpath: str,
         callback: Callback = DEFAULT_CALLBACK,
         version_id: str | None = None,
+        mode: str = "overwrite",
+        resumable: bool = False,
         **kwargs: Any,
     ) -> None:
         """Make an object a local file, which takes the place of a former one only when it is whole.
 
+        Args:
+            mode: "create" to replace no file.
+            resumable: whether what has come of a large one stays beside it when this is broken off, and is gone on
+                with when it is called again.
+
         Raises:
+            FileExistsError: in mode "create", if there is a file.
             ObjectNotFoundError: if there is no such object.
             ChecksumError: if what comes is not what the server holds, twice.
         """
@@ -277,7 +197,10 @@ class BulkS3(ConnectedS3):
             await super()._get_file(rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
             return
         await self.set_session()
-        with replacing(lpath) as descriptor:
+        exclusive = mode == "create"
+        if resumable and await Resuming(self, rpath, version_id, lpath, exclusive=exclusive).fetch(callback):
+            return
+        with replacing(lpath, exclusive=exclusive) as descriptor:
 
             async def fetch(again: bool) -> None:
                 found = ObjectState(self, rpath, version_id)
@@ -300,45 +223,115 @@ class BulkS3(ConnectedS3):
 
     # -- from S3 to S3 ----------------------------------------------------------------------------------------------
 
-    async def _cp_file(self, path1: str, path2: str, preserve_etag: bool | None = None, **kwargs: Any) -> None:
+    async def _cp_file(
+        self,
+        path1: str,
+        path2: str,
+        preserve_etag: bool | None = None,
+        callback: Callback = DEFAULT_CALLBACK,
+        mode: str = "overwrite",
+        resumable: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Copy an object, by the server; a large one in parts, with its metadata.
 
         Args:
             preserve_etag: whether to copy the very parts that it was made of, so that its ETag stays.
+            mode: "create" to replace no object by a large one.
+            resumable: whether a copy in parts that is broken off stays, and is gone on with when this is called again.
+
+        Raises:
+            ObjectExistsError: in mode "create", if there is an object.
         """
-        source = ObjectState(self, self._strip_protocol(path1), None)
+        origin = ObjectState(self, self._strip_protocol(path1), None)
         if self.split_path(path2)[2]:
             msg = f"{path2!r} names a version, and versions cannot be written. Leave ?versionId= away."
             raise ValueError(msg)
-        info = await self._info(path1, source.bucket, source.key, version_id=source.version)
+        info = await self._info(path1, origin.bucket, origin.key, version_id=origin.version)
         if info["size"] <= _COPIED_WHOLE or preserve_etag:
             await super()._cp_file(path1, path2, preserve_etag=preserve_etag, **kwargs)
+            callback.relative_update(info["size"])
             return
-        version = version_id_kw(source.version)
-        head = await self._call_s3("head_object", Bucket=source.bucket, Key=source.key, **version)
-        size, etag = head["ContentLength"], head["ETag"]
-        kept = {name: head[name] for name in _HEADERS if name in head}
+        stamp = await stamp_of(self, path1)
         bucket, key, _ = self.split_path(path2)
-        await self.set_session()
-        call = self._caller(bucket, key, {**kept, **kwargs})
-        origin = {"Bucket": source.bucket, "Key": source.key, **version}
-        part = max(_COPIED_WHOLE, part_size_for(size))
+        call = self._caller(bucket, key, {**stamp.headers, **kwargs})
+        source = {"Bucket": origin.bucket, "Key": origin.key, **version_id_kw(origin.version)}
         slots = asyncio.Semaphore(self.max_concurrency)
 
         async def copy_part(number: int, start: int) -> None:
-            span = f"bytes={start}-{min(start + part, size) - 1}"
+            end = min(start + part, stamp.size)
             async with slots:
-                await upload.copy(number, CopySource=origin, CopySourceRange=span, CopySourceIfMatch=etag)
+                kept = upload.kept.get(number)
+                if kept is not None and kept.length == end - start:
+                    upload.keep(number)
+                else:
+                    span = {"CopySourceRange": f"bytes={start}-{end - 1}", "CopySourceIfMatch": stamp.etag}
+                    await upload.copy(number, CopySource=source, **span)
+            callback.relative_update(end - start)
 
-        async with Upload(call, self.transfer, checked=False) as upload:
-            await upload.create()
-            await all_of(copy_part(number, start) for number, start in enumerate(range(0, size, part), 1))
-            await upload.complete()
+        known = Origin(f"{self._endpoint} {path1}", f"{stamp.etag} {stamp.size}") if resumable else None
+        with recorded(known, f"{self._endpoint} {path2}") as record:
+            async with Upload(call, self.transfer, checked=False, record=record) as upload:
+                part = await upload.begin(max(min(_COPIED_PART, _COPIED_WHOLE), part_size_for(stamp.size)))
+                await all_of(copy_part(number, start) for number, start in enumerate(range(0, stamp.size, part), 1))
+                await upload.complete(**({"IfNoneMatch": "*"} if mode == "create" else {}))
         self.invalidate_cache(path2)
+
+    async def _take_file(
+        self,
+        source: BulkS3,
+        rpath: str,
+        path: str,
+        callback: Callback = DEFAULT_CALLBACK,
+        mode: str = "overwrite",
+        resumable: bool = False,
+    ) -> None:
+        """Copy an object of another server, or that other credentials may read, through this machine's memory.
+
+        Args:
+            source: the filesystem that it is on.
+            rpath: the path there.
+            path: the path here.
+            mode: "create" to replace no object.
+            resumable: whether an upload that is broken off stays, and is gone on with when this is called again.
+
+        Raises:
+            ChecksumError: if what came is not what the other server holds.
+            s3fs.utils.FileExpired: an OSError, if the object was replaced meanwhile.
+        """
+        stamp = await stamp_of(source, rpath)
+        found = ObjectState(source, rpath, None)
+        found.etag = stamp.etag or None
+        callback.set_size(stamp.size)
+
+        async def payload(start: int, end: int) -> Payload:
+            if end - start == stamp.size:
+                data = await source._cat_file(rpath)  # it compares the checksum of all
+                if len(data) != stamp.size:
+                    raise FileExpired(str(found), stamp.etag)
+                return Memories([memoryview(data)])
+            memory = memoryview(bytearray(end - start))
+            await source.transfer.fetch(found.get, planned([(start, memory)], PART))
+            return Memories([memory])
+
+        def unharmed(checksum: int | None) -> None:
+            if checksum is not None and stamp.algorithm is CRC64NVME and CRC64NVME.encoded(checksum) != stamp.checksum:
+                reason = f"What came of {found} has another checksum than {stamp.checksum}, which the server tells."
+                remedy = "Copy it again; if that does not help, the network or the server damages data."
+                raise ChecksumError(reason, remedy)
+
+        options = {name: value for name, value in stamp.headers.items() if name not in _OWN_HEADERS}
+        origin = Origin(f"{source._endpoint} {rpath}", f"{stamp.etag} {stamp.size}") if resumable else None
+        more: dict[str, Any] = {"in_memory": _IN_MEMORY, "origin": origin, "ready": unharmed}
+        await self._send(path, stamp.size, payload, None, mode, options, callback.relative_update, **more)
+
+    async def _stamp(self, path: str) -> Stamp:
+        """What the server tells of an object now."""
+        return await stamp_of(self, path)
 
     cat_file = interruptible(_cat_file)
     cat_ranges = interruptible(_cat_ranges)
-    pipe_file = interruptible(_pipe_file)
-    put_file = interruptible(_put_file)
     get_file = interruptible(_get_file)
     cp_file = interruptible(_cp_file)
+    take_file = interruptible(_take_file)
+    stamp = interruptible(_stamp)

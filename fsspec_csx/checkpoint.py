@@ -1,4 +1,4 @@
-"""save, load, inspect and copy: checkpoints at any path that fsspec knows, whole or not at all."""
+"""save, load and inspect: checkpoints at any path that fsspec knows, whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec_csx.atomic import replacing
 from fsspec_csx.paths import checkpoint_path, is_local, redacted
 from fsspec_csx.progress import Meter, reporting
-
-_PIECE = 16 * 2**20
 
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
@@ -145,47 +143,6 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
     fs, inner = locate(path, text, storage_options)
     with _opened(fs, inner) as file:
         return reading.describe(Source(file, _size(file)), name=redacted(text))
-
-
-def copy(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    callback: Callback | None = None,
-) -> str:
-    """Copy a checkpoint, byte for byte, between any two paths.
-
-    Args:
-        source: a local path or an fsspec URL, as of ``load``.
-        target: the like; one that ends in a slash takes the source's name.
-        overwrite: whether a checkpoint at the target may be replaced.
-        callback: as of ``load``.
-
-    Returns:
-        The path that was written.
-
-    Raises:
-        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        FileExistsError: if there is something at the target, unless ``overwrite``.
-        OSError: whatever a filesystem raised, as it raised it.
-    """
-    origin = checkpoint_path(source)
-    place = os.fspath(target)
-    text = checkpoint_path(place + origin.rpartition("/")[2] if place.endswith("/") else target)
-    source_fs, source_path = locate(source, origin, None)
-    target_fs, target_path = locate(target, text, None)
-    if not overwrite and _exists(target_fs, target_path):
-        msg = f"{redacted(text)} exists already. Choose another name, or allow it to be overwritten."
-        raise FileExistsError(msg)
-    with reporting(callback, text) as progress, _opened(source_fs, source_path) as file:
-        meter = Meter(progress, _size(file))
-        with replacing(target_fs, target_path) as written:
-            while piece := file.read(_PIECE):
-                written.write(piece)
-                meter.advance(len(piece))
-        meter.finish()
-    return text
 
 
 def _exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:

@@ -9,26 +9,74 @@ import secrets
 import stat
 from collections.abc import Iterator
 
+_NAME_MAX = 255
+# What filesystems answer that know no hard links.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
+
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[int]:
-    """The descriptor of a file that takes the place of ``path`` when the block ends without an exception."""
-    target = os.path.realpath(path)
-    former = os.stat(target) if os.path.exists(target) else None
-    if former and not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    temporary = f"{target}.{secrets.token_hex(8)}.tmp"
+def replacing(path: str, *, exclusive: bool = False) -> Iterator[int]:
+    """The descriptor of a file that takes the place of ``path`` when the block ends without an exception.
+
+    Args:
+        path: its folder exists.
+        exclusive: whether there must be no file yet.
+    """
+    target, mode = replaceable(path)
+    temporary = beside(target, secrets.token_hex(8))
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, stat.S_IMODE(former.st_mode) if former else 0o666)
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else mode)
     try:
         try:
-            if former and hasattr(os, "fchmod"):
-                os.fchmod(descriptor, stat.S_IMODE(former.st_mode))  # the umask may have taken some of it
+            if mode is not None and hasattr(os, "fchmod"):
+                os.fchmod(descriptor, mode)  # the umask may have taken some of it
             yield descriptor
         finally:
             os.close(descriptor)
-        os.replace(temporary, target)
+        place(temporary, target, exclusive=exclusive)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def replaceable(path: str) -> tuple[str, int | None]:
+    """The file that is replaced, where ``path`` may be a link to it, and its mode; None if there is none yet.
+
+    Raises:
+        PermissionError: if it is write-protected.
+    """
+    target = os.path.realpath(path)
+    former = os.stat(target) if os.path.exists(target) else None
+    if former and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return target, stat.S_IMODE(former.st_mode) if former else None
+
+
+def place(temporary: str, target: str, *, exclusive: bool) -> None:
+    """Let a file have its name.
+
+    Raises:
+        FileExistsError: if ``exclusive`` and there is something of that name.
+    """
+    if exclusive:
+        try:
+            os.link(temporary, target)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+            if error.errno not in _NO_LINKS or os.path.lexists(target):
+                raise
+        else:
+            os.unlink(temporary)
+            return
+    os.replace(temporary, target)
+
+
+def beside(path: str, token: str) -> str:
+    """The path of a file that will be ``path`` when it is whole."""
+    folder, separator, name = path.rpartition("/") if "/" in path else path.rpartition(os.sep)
+    temporary = f".{name}.{token}.tmp"
+    if len(os.fsencode(temporary)) > _NAME_MAX:
+        temporary = f".{token}.tmp"
+    return f"{folder}{separator}{temporary}"

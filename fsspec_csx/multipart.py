@@ -11,11 +11,14 @@ import functools
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.checksum import CRC64NVME
+from fsspec_csx.errors import ExpiredCredentialsError
 from fsspec_csx.explain import code_of
 from fsspec_csx.payload import Payload
+from fsspec_csx.record import UploadRecord
 from fsspec_csx.transfer import PART, Transfer
 
 Call = Callable[..., Awaitable[Any]]
@@ -32,6 +35,8 @@ _MIB = 2**20
 _OF_ONE_SIZE = 950
 # What servers answer to checksums that they do not know.
 _REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
+# What servers answer that may do better later.
+_BUSY = {"500", "502", "503", "504", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
 
 
 def part_size(number: int, first: int = PART) -> int:
@@ -49,6 +54,23 @@ def part_size_for(size: int) -> int:
     return max(PART, -(-size // PARTS // _MIB) * _MIB)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A part that the server has from before.
+
+    Attributes:
+        etag: of the part.
+        length: in bytes.
+        crc64nvme: of its bytes; None if it was not computed.
+        told: checksums of it that the server tells, as CompleteMultipartUpload takes them.
+    """
+
+    etag: str
+    length: int
+    crc64nvme: int | None
+    told: dict[str, str]
+
+
 class Upload:
     """A multipart upload, from its creation to its completion or its end without one.
 
@@ -56,16 +78,22 @@ class Upload:
         call: makes its requests.
         transfer: carries its parts.
         checked: whether to send checksums.
+        record: where to remember it; then it stays when it is broken off, to be gone on with.
 
     Attributes:
         id: the server's name for it; None before it is created, and after it is completed or aborted.
+        kept: the parts that the server has from before, by their numbers.
     """
 
-    def __init__(self, call: Call, transfer: Transfer, *, checked: bool = True) -> None:
+    def __init__(
+        self, call: Call, transfer: Transfer, *, checked: bool = True, record: UploadRecord | None = None
+    ) -> None:
         self._call = call
         self._transfer = transfer
         self._checked = checked
+        self._record = record
         self.id: str | None = None
+        self.kept: dict[int, Kept] = {}
         self._etags: dict[int, str] = {}
         self._told: dict[int, dict[str, str]] = {}
         self._checksums: dict[int, tuple[int, int] | None] = {}
@@ -75,9 +103,61 @@ class Upload:
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # By an exception, before it was completed.
-        if error is not None:
+        if error is not None and not (self._record and _may_go_on(error)):
             with contextlib.suppress(Exception):  # what led here must not be hidden
                 await self.abort()
+
+    async def begin(self, part: int) -> int:
+        """Take up the upload that the record tells of, if there is one of the source as it is now, or create one.
+
+        Args:
+            part: bytes of each part, but the last.
+
+        Returns:
+            The bytes of a part that hold.
+        """
+        record = self._record
+        if record and record.id:
+            self.id = record.id
+            try:
+                if record.current:
+                    self.kept = await self._found(record)
+                    return record.part
+            except OSError as error:  # it was ended, or is someone else's, or the server tells of no parts
+                if _may_go_on(error):
+                    raise
+            with contextlib.suppress(OSError):
+                await self.abort()
+            record.forget()
+        await self.create()
+        if record and self.id:
+            record.begin(self.id, part)
+        return part
+
+    async def _found(self, record: UploadRecord) -> dict[int, Kept]:
+        """The parts that the server has, if they are those that were sent."""
+        found: dict[int, list[Any]] = {}
+        marker: dict[str, Any] = {}
+        while True:
+            answer = await self._call("list_parts", UploadId=self.id, **marker)
+            for part in answer.get("Parts", ()):
+                found.setdefault(part["PartNumber"], []).append(part)  # some servers list former ones too
+            if not answer.get("IsTruncated") or not answer.get("NextPartNumberMarker"):
+                break
+            marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+        kept = {}
+        for number, parts in found.items():
+            etag, crc = record.parts.get(number, ("", None))
+            etags = {part["ETag"].strip('"') for part in parts}
+            if etags == {etag.strip('"')} and (crc is not None or not self._checked):
+                kept[number] = Kept(etag, parts[0]["Size"], crc, {} if self._checked else _checksums_in(parts[0]))
+        return kept
+
+    def keep(self, number: int) -> None:
+        """Let a part be the one that the server has."""
+        part = self.kept[number]
+        self._etags[number], self._told[number] = part.etag, part.told
+        self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
 
     async def create(self) -> None:
         """Begin."""
@@ -102,6 +182,7 @@ class Upload:
         self._etags[number] = answer["ETag"]
         self._told[number] = {} if self._checked else _checksums_in(answer)
         self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
+        self._remember(number, payload.crc64nvme if self._checked else None)
 
     async def copy(self, number: int, **source: Any) -> None:
         """Let a part be a part of another object; as of UploadPartCopy."""
@@ -109,15 +190,26 @@ class Upload:
         self._etags[number] = answer["CopyPartResult"]["ETag"]
         self._told[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
         self._checksums[number] = None
+        self._remember(number, None)
+
+    def _remember(self, number: int, checksum: int | None) -> None:
+        if self._record:
+            self._record.add(number, self._etags[number], checksum)
+
+    @property
+    def crc64nvme(self) -> int | None:
+        """The checksum of all that was sent; None if it is not known of all."""
+        parts = [known for number in sorted(self._etags) if (known := self._checksums[number]) is not None]
+        if not self._checked or len(parts) < len(self._etags):
+            return None
+        return functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), parts, 0)
 
     async def complete(self, **conditions: str) -> Any:
         """Make the parts the object, and return the server's answer."""
         numbers = sorted(self._etags)
         parts = [{"PartNumber": number, "ETag": self._etags[number], **self._told[number]} for number in numbers]
-        whole = [known for number in numbers if (known := self._checksums[number]) is not None]
         checksum = {}
-        if self._checked and len(whole) == len(parts):
-            crc = functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), whole, 0)
+        if (crc := self.crc64nvme) is not None:
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(crc), "ChecksumType": "FULL_OBJECT"}
         named = {"UploadId": self.id, "MultipartUpload": {"Parts": parts}}
         try:
@@ -126,7 +218,7 @@ class Upload:
             )
         except (FileNotFoundError, FileExistsError) as error:
             answer = await self._completed_before(error)
-        self.id = None
+        self._ended()
         return answer
 
     async def _completed_before(self, error: OSError) -> Any:
@@ -155,7 +247,12 @@ class Upload:
             return
         with contextlib.suppress(FileNotFoundError):
             await self._call("abort_multipart_upload", UploadId=self.id)
+        self._ended()
+
+    def _ended(self) -> None:
         self.id = None
+        if self._record:
+            self._record.forget()
 
 
 async def all_of(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -193,6 +290,12 @@ async def with_checksum(
     answer = await call(method, **parameters)
     transfer.checksums = False
     return answer
+
+
+def _may_go_on(error: BaseException) -> bool:
+    """Whether an upload that ended so was only broken off."""
+    broken_off = (ConnectionError, TimeoutError, ExpiredCredentialsError)
+    return not isinstance(error, Exception) or isinstance(error, broken_off) or code_of(error) in _BUSY
 
 
 def _checksums_in(answer: Any) -> dict[str, str]:

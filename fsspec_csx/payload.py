@@ -116,16 +116,22 @@ class FilePart(Payload):
     """A payload that is a part of a local file, read as it is sent.
 
     Args:
-        descriptor: of the file.
+        descriptor: of the file; may be closed once this is made.
         start: position of the first byte in it.
         length: in bytes.
     """
 
     def __init__(self, descriptor: int, start: int, length: int) -> None:
         super().__init__(length)
-        self.owned = False  # another file may get the descriptor's number
-        self._descriptor = descriptor
+        self._descriptor: int | None = os.dup(descriptor)
         self._start = start
+
+    def close(self) -> None:
+        """Let go of the file; as when the payload is dropped."""
+        super().close()
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
         """The bytes from a position on, in memories that follow each other.
@@ -133,8 +139,9 @@ class FilePart(Payload):
         Raises:
             OSError: if the file has become shorter.
         """
-        while start < self.length:
-            data = os.pread(self._descriptor, min(_READ, self.length - start), self._start + start)
+        descriptor = self._descriptor
+        while start < self.length and descriptor is not None:
+            data = os.pread(descriptor, min(_READ, self.length - start), self._start + start)
             if not data:
                 msg = "The file became shorter while it was sent."
                 raise OSError(msg)

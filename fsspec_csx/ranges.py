@@ -78,6 +78,7 @@ class Range:
         thread: what fills it, while and after it does.
         source: what it is being filled from, while it is.
         given_up: set to make the filling fail soon.
+        failure: what went wrong on this machine's side, so that there is no use in asking for the bytes again.
     """
 
     def __init__(self, start: int, *, check: Check | None = None, probing: bool = False, clipped: bool = False) -> None:
@@ -90,6 +91,7 @@ class Range:
         self.thread: Future[Any] | None = None
         self.source: Any = None
         self.given_up = False
+        self.failure: OSError | None = None
         self._check = check
         self._probing = probing
         self._clipped = clipped
@@ -237,11 +239,19 @@ class FileRange(Range):
         return self._buffer[: min(most, self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """Write so many bytes of ``rest``."""
+        """Write so many bytes of ``rest``.
+
+        Raises:
+            OSError: if the disk is full, for instance.
+        """
         memory, position = self._buffer[:count], self.start + self.filled
-        while memory:
-            written = os.pwrite(self._descriptor, memory, position)
-            memory, position = memory[written:], position + written
+        try:
+            while memory:
+                written = os.pwrite(self._descriptor, memory, position)
+                memory, position = memory[written:], position + written
+        except OSError as error:
+            self.failure = error
+            raise
         if self._check is not None:
             self._checksum = self._check(self._buffer[:count], self._checksum)
         self.filled += count

@@ -205,6 +205,8 @@ class Transfer:
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
         except (OSError, HTTPException) as error:
             answer.raw.close()
+            if error is wanted.failure:
+                raise
             raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
         finally:
             wanted.source = None

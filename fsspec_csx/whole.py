@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from s3fs.core import version_id_kw
 from s3fs.utils import FileExpired
 
-from fsspec_csx.checksum import of_object
+from fsspec_csx.checksum import Algorithm, of_object
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.explain import code_of
 from fsspec_csx.ranges import Range, checksums
@@ -56,6 +57,51 @@ class ObjectState:
         if answer.get("ETag") != self.etag:
             raise FileExpired(str(self), self.etag)
         return answer
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the server tells of one state of an object.
+
+    Attributes:
+        size: in bytes.
+        etag: differs from that of any other content.
+        algorithm: of the checksum; None if the server tells none of the whole object.
+        checksum: as S3 writes it.
+        headers: what the object has besides its bytes, as botocore names it.
+    """
+
+    size: int
+    etag: str
+    algorithm: Algorithm | None
+    checksum: str
+    headers: Mapping[str, Any]
+
+
+# What an object has besides its bytes, and a copy in parts must be told.
+_HEADERS = (
+    "CacheControl",
+    "ContentDisposition",
+    "ContentEncoding",
+    "ContentLanguage",
+    "ContentType",
+    "Expires",
+    "Metadata",
+    "StorageClass",
+    "WebsiteRedirectLocation",
+)
+
+
+async def stamp_of(fs: Any, path: str, version_id: str | None = None) -> Stamp:
+    """Ask what the server tells of an object."""
+    bucket, key, version = fs.split_path(path)
+    await fs.set_session()
+    named = {"Bucket": bucket, "Key": key, **version_id_kw(version_id or version)}
+    # The filesystem's own options, such as keys of encryption, are those of this request that it takes.
+    head = await fs._call_s3("head_object", fs.kwargs, **named, ChecksumMode="ENABLED")
+    algorithm, checksum = of_object(head["ResponseMetadata"].get("HTTPHeaders", {})) or (None, "")
+    kept = {name: head[name] for name in _HEADERS if name in head}
+    return Stamp(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, kept)
 
 
 class Bytes:

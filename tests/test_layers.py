@@ -21,7 +21,7 @@ ROWS = [
     {"formats", "paths", "atomic", "progress"},
     {"filesystem"},
     {"bulk"},
-    {"partial"},
+    {"partial", "uploading"},
     {"connection", "interrupt", "localfile", "whole"},
     {"file"},
     {"readahead", "writer"},

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import fsspec_csx
+from fsspec_csx import save
 from fsspec_csx.testing import Identity, LocalS3
 
 PROJECT = Path(__file__).parent.parent
@@ -35,7 +38,8 @@ def test_recipe(store: LocalS3, aws_files: Path, tmp_path: Path, language: str, 
         "[profile my-profile]\naws_access_key_id = my-access-key\naws_secret_access_key = my-secret-key\n"
         f"endpoint_url = {store.endpoint_url}\n"
     )
-    (tmp_path / "checkpoint_100.mdl").write_bytes(b"some checkpoint")
+    save({"w": torch.ones(8)}, tmp_path / "checkpoint_100.mdl")
+    shutil.copytree(PROJECT / "examples", tmp_path / "examples")
     code = code.replace("http://localhost:8333", store.endpoint_url)
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-e", "-c", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -78,10 +82,22 @@ def test_two_set_up_commands() -> None:
 
 
 def test_drawing_names_every_room() -> None:
-    """The drawing of the house has every module, those of formats/ indented, and no other."""
+    """The drawing of the house has every module, those of a folder indented below it, and no other."""
     drawing = next(code for language, code in BLOCKS if language == "text")
+    drawn: dict[str, set[str]] = {"": set()}
+    folder = ""
+    for line in drawing.splitlines():
+        names = re.findall(r"(\w+)(?:\.py|/)", line)
+        if line.startswith(" "):
+            drawn[folder] |= {*names}
+            continue
+        drawn[""] |= {*names}
+        if re.match(r"\w+/", line):
+            folder = names[0]
+            drawn[folder] = set()
     package = Path(fsspec_csx.__file__).parent
-    for folder, lines in ((package, r"^\S.*"), (package / "formats", r"^ +\S.*")):
-        drawn = set(re.findall(r"(\w+)(?:\.py|/)", "\n".join(re.findall(lines, drawing, re.MULTILINE))))
-        rooms = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-        assert drawn == rooms - {"__init__", "__main__"}
+    folders = {path.parent.name: path.parent for path in package.glob("*/__init__.py")}
+    assert drawn.keys() - {""} == folders.keys()
+    for name, place in {"": package, **folders}.items():
+        rooms = {path.stem for path in place.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+        assert drawn[name] == rooms - {"__init__", "__main__"}

@@ -3,35 +3,121 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator, Mapping
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.checkpoint import copy
-from fsspec_csx.cli.output import say
-from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.cli.output import emit, say
+from fsspec_csx.cli.verbs import Verbs, add_path, s3_options
+from fsspec_csx.manage.carrying import GOES_ON
+from fsspec_csx.manage.copying import takes_names, transfer
+from fsspec_csx.manage.patterns import expanded
+from fsspec_csx.manage.roots import folder_path
+from fsspec_csx.paths import redacted
+
+_PATHS = """
+It appears whole or not at all. From or to S3 a broken-off one goes on where it stopped when the command is given again.
+A folder that is one checkpoint (of torch.distributed.checkpoint, or Hugging Face's) is taken as one.
+"""
 
 
 def add(verbs: Verbs) -> None:
     """The verbs."""
-    parser = verbs.add(
+    _add(
+        verbs,
         "copy",
-        _copy,
-        help="copy a checkpoint, byte for byte",
-        description="Copy a checkpoint, byte for byte, between any two paths. It appears whole or not at all.",
+        help="copy checkpoints, byte for byte",
+        description=f"Copy checkpoints, byte for byte, between any two paths.{_PATHS}",
         examples="""
 copy model.mdl s3://bucket/run/
 copy s3://bucket/run/model.mdl . --profile my-profile
+copy 's3://bucket/run/*.mdl' checkpoints/
+copy s3://here/model.mdl s3://there/model.mdl --source-profile mine --dest-profile theirs
 """,
     )
-    add_path(parser, "source", "a local path or a URL")
-    add_path(parser, "target", "the like; one that ends in a slash takes the source's name")
+    _add(
+        verbs,
+        "move",
+        help="move checkpoints",
+        description=f"Move checkpoints; the source is deleted when all bytes of the copy have been compared.{_PATHS}",
+        examples="""
+move model.mdl s3://bucket/archive/
+move s3://bucket/run/model.mdl s3://bucket/archive/model.mdl
+""",
+    )
+
+
+def _add(verbs: Verbs, name: str, *, help: str, description: str, examples: str) -> None:
+    run = functools.partial(_run, name=name)
+    parser = verbs.add(name, run, help=help, description=description, examples=examples)
+    parser.set_defaults(parser=parser)
+    add_path(parser, "source", "local paths or URLs; patterns too, in quotes", nargs="+", metavar="SRC")
+    target = "the like; one that ends in a slash, or is a local folder, takes the source's name"
+    add_path(parser, "target", target, metavar="DST")
     parser.add_argument("-f", "--force", action="store_true", help="replace a checkpoint at the target")
+    sides = parser.add_argument_group("options of one side, where --profile and --endpoint-url are of both")
+    for side, path in (("source", "SRC"), ("dest", "DST")):
+        sides.add_argument(f"--{side}-profile", metavar="NAME", help=f"the profile to use for {path}")
+        sides.add_argument(f"--{side}-endpoint-url", metavar="URL", help=f"the S3 endpoint of {path}")
 
 
-def _copy(options: argparse.Namespace) -> None:
-    target = options.target
-    if os.path.isdir(target) and not target.endswith("/"):
-        target += "/"  # as cp has it
-    written = copy(options.source, target, overwrite=options.force, callback=NoOpCallback() if options.quiet else None)
-    say(options, f"Copied checkpoint from {options.source} to {written}")
+def _run(options: argparse.Namespace, name: str) -> None:
+    folder = takes_names(options.target)
+    if len(options.source) > 1 and not folder:
+        options.parser.error(f"several sources need a folder as DST: end {options.target} with a slash")
+    pairs = _sources(options, folder)
+    target = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
+    done = []
+    for source, source_options in pairs:
+        with _to_be_gone_on_with(options):
+            copied = transfer(
+                source,
+                options.target,
+                moving=name == "move",
+                overwrite=options.force,
+                source_options=source_options,
+                target_options=target,
+                callback=NoOpCallback() if options.quiet else None,
+            )
+        verb = "Moved" if name == "move" else "Copied"
+        say(options, f"{verb} checkpoint from {redacted(source)} to {redacted(copied.target)}")
+        shown = {"source": redacted(copied.source), "target": redacted(copied.target), "bytes": copied.size}
+        done.append(shown)
+    if options.json:
+        emit(options, {"moved" if name == "move" else "copied": done}, [])
+
+
+@contextlib.contextmanager
+def _to_be_gone_on_with(options: argparse.Namespace) -> Iterator[None]:
+    """Tells who interrupts it that it is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not options.quiet:
+            print(GOES_ON, file=sys.stderr)
+        raise
+
+
+def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mapping[str, str]]]:
+    """The sources with their storage options, patterns expanded."""
+    found: list[tuple[str, Mapping[str, str]]] = []
+    for source in options.source:
+        own = s3_options(source, profile=options.source_profile, endpoint_url=options.source_endpoint_url)
+        paths = expanded(source, own)
+        if paths is not None and not folder:
+            msg = f"{redacted(source)} is a pattern, and {options.target} no folder. End the latter with a slash."
+            raise ValueError(msg)
+        found += [(path, own) for path in paths or [source]]
+    if folder:
+        _check_names([folder_path(path).rpartition("/")[2] for path, _ in found])
+    return found
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            msg = f"Several sources have the name {name}, and would replace each other. Give them one by one."
+            raise ValueError(msg)

@@ -1,0 +1,82 @@
+"""A Hugging Face Trainer whose checkpoints are copied to an s3:// URL, and which goes on from the newest there.
+
+python examples/huggingface_trainer.py s3://bucket/folder
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import fsspec
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+LAST = "trainer_state.json"
+"""The file of a checkpoint that is sent when all others are there: a folder that has it is whole."""
+
+
+class Uploading(TrainerCallback):
+    """Copies each checkpoint to another file system as soon as it is written.
+
+    Args:
+        root: URL of the folder for the folders of the checkpoints.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.filesystem, self.folder = fsspec.url_to_fs(root)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Copy the checkpoint that was just written."""
+        if not state.is_world_process_zero:
+            return
+        local = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        files = sorted(local.rglob("*"), key=lambda path: path.name == LAST)
+        for path in filter(Path.is_file, files):
+            self.filesystem.put_file(str(path), f"{self.folder}/{path.relative_to(local.parent).as_posix()}")
+
+    def newest(self, output_dir: str) -> str | None:
+        """Fetch the newest whole checkpoint.
+
+        Returns:
+            Its folder below ``output_dir``, or None if there is none yet.
+        """
+        whole = [Path(path).parent for path in self.filesystem.glob(f"{self.folder}/{PREFIX_CHECKPOINT_DIR}-*/{LAST}")]
+        newest = max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+        if newest is None:
+            return None
+        self.filesystem.get(f"{newest}/", f"{output_dir}/{newest.name}/", recursive=True)
+        return get_last_checkpoint(output_dir)
+
+
+class Model(torch.nn.Linear):
+    """Learns to give back its batch."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """The loss of a batch of shape (samples, features)."""
+        return {"loss": (super().forward(x) - x).square().mean()}
+
+
+def train(root: str, steps: int) -> None:
+    """Train up to a step, from the newest checkpoint there is."""
+    uploading = Uploading(f"{root}/huggingface")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=steps, save_steps=2, save_total_limit=1, report_to="none", use_cpu=True, disable_tqdm=True
+        )
+        samples = [{"x": sample} for sample in torch.randn(64, 8)]
+        trainer = Trainer(Model(8, 8), arguments, train_dataset=samples, callbacks=[uploading])
+        resumed = uploading.newest(folder)
+        trainer.train(resume_from_checkpoint=resumed)
+    print(f"step {trainer.state.global_step}, begun from {Path(resumed).name if resumed else 'nothing'}")
+
+
+def main(root: str) -> None:
+    """Train twice; the second trainer knows nothing of the first, as on another machine."""
+    train(root, steps=4)
+    train(root, steps=6)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,53 @@
+"""Lightning keeps its checkpoints at an s3:// URL, and goes on from the last of them.
+
+python examples/lightning_training.py s3://bucket/folder
+"""
+
+import sys
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+
+class Model(lightning.LightningModule):
+    """Learns to give back its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch of shape (samples, 8)."""
+        return (self.layer(batch) - batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer, whose state is part of each checkpoint."""
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def train(root: str, epochs: int) -> None:
+    """Train up to an epoch, from the last checkpoint there is."""
+    checkpoints = ModelCheckpoint(f"{root}/lightning", filename="{epoch}", save_top_k=-1, save_last=True)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[checkpoints],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(torch.randn(32, 8), batch_size=8)  # type: ignore[arg-type]
+    trainer.fit(Model(), loader, ckpt_path="last")
+    print(f"epoch {trainer.current_epoch}, step {trainer.global_step}")
+
+
+def main(root: str) -> None:
+    """Train twice; the second trainer knows nothing of the first, as on another machine."""
+    train(root, epochs=1)
+    train(root, epochs=3)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

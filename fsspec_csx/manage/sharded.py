@@ -1,0 +1,209 @@
+"""Checkpoints that are folders: copied as one, so that the manifest is never there without all that it tells of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from fsspec.callbacks import Callback
+
+from fsspec_csx.errors import CheckpointPathError
+from fsspec_csx.localfile import beside, place
+from fsspec_csx.manage import deleting, kinds
+from fsspec_csx.manage.carrying import carry
+from fsspec_csx.manage.places import Place
+from fsspec_csx.manage.roots import Root
+from fsspec_csx.manage.sameness import same
+from fsspec_csx.paths import redacted
+from fsspec_csx.progress import Meter
+from fsspec_csx.record import digest
+
+
+class Shards:
+    """A folder that is a checkpoint.
+
+    Args:
+        root: the folder.
+
+    Attributes:
+        names: of all files below it, manifests last.
+        size: of all, in bytes.
+
+    Raises:
+        IsADirectoryError: if it is no checkpoint.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        files = [file for folder in root.tree().values() for file in folder if not kinds.is_leftover(_last(file.name))]
+        if not any(map(_is_manifest, (file.name for file in files))):
+            msg = f"{redacted(root.path)} is a folder, and no checkpoint. Name the checkpoints in it."
+            raise IsADirectoryError(msg)
+        self.names = sorted((file.name for file in files), key=lambda name: (_is_manifest(name), name))
+        self.size = sum(file.size or 0 for file in files)
+
+    def target(
+        self, target: str | os.PathLike[str], name: str, options: Mapping[str, Any] | None
+    ) -> str | os.PathLike[str]:
+        """Where it is to be copied to.
+
+        Args:
+            target: as it was given: a folder of this machine takes the name, unless it is a checkpoint itself, or what
+                is to be one was begun beside it.
+            name: of this one.
+            options: arguments for the target's filesystem.
+        """
+        text = os.fspath(target)
+        if not text.endswith("/"):
+            if not os.path.isdir(text):
+                return target
+            there = Root(target, options)
+            if kinds.is_sharded(os.listdir(text)) or os.path.isdir(self._staging(there)):
+                return target
+            text += "/"
+        return text + name if isinstance(target, str) else type(target)(text + name)  # type: ignore[call-arg]
+
+    def carry(self, target: Root, progress: Callback, *, overwrite: bool, moving: bool) -> None:
+        """Copy or move it.
+
+        Args:
+            target: the folder that it becomes.
+            progress: is told the bytes.
+            overwrite: whether a checkpoint there may be replaced; what it has no more is removed.
+            moving: whether all bytes are compared, and the source deleted then.
+
+        Raises:
+            CheckpointPathError: if the target is the source, or in it.
+            FileExistsError: if there is a checkpoint, or a file of one, unless ``overwrite``.
+        """
+        self._check_apart(target)
+        held = _held(target)
+        local = target.fs is None
+        if not overwrite:
+            if any(map(_is_manifest, held)):
+                raise FileExistsError(_exists(target.path))
+            for name in held:
+                if local and name in self.names:
+                    raise FileExistsError(_exists(target.path_of(name)))
+        if not (moving and local and not os.path.lexists(target.inner()) and self._renamed(target)):
+            meter = Meter(progress, self.size)
+            if local:
+                self._carry_local(target, held, meter, overwrite, moving)
+            else:
+                self._carry_in_place(target, held, meter, overwrite, moving)
+            if moving:
+                self._remove()
+            meter.finish()
+
+    def _check_apart(self, target: Root) -> None:
+        one, other = Place.below(self._root, "x"), Place.below(target, "x")
+        if one.is_at(other) or (
+            one.fs == other.fs and other.path.startswith(f"{self._root.inner().rstrip('/')}/") and one.fs is None
+        ):
+            reason = f"{redacted(target.path)} is the very folder that is to be copied or moved, or in it."
+            raise CheckpointPathError(reason, "Name another target.")
+
+    def _carry_in_place(self, target: Root, held: list[str], meter: Meter, overwrite: bool, moving: bool) -> None:
+        """Where folders cannot be renamed: the old manifest goes first, and the new one comes last."""
+        if overwrite:
+            _remove_former(target, held, self.names)
+        for name in self.names:
+            there = name in held and not _is_manifest(name)
+            self._carry_one(name, target, meter, there=there, overwrite=overwrite, moving=moving)
+
+    def _carry_local(self, target: Root, held: list[str], meter: Meter, overwrite: bool, moving: bool) -> None:
+        """Beside the target first, and there under its name only when it is whole."""
+        staging = Root(self._staging(target))
+        os.makedirs(staging.inner(), exist_ok=True)
+        before = _held(staging)
+        for name in self.names:
+            self._carry_one(name, staging, meter, there=name in before, overwrite=True, moving=moving)
+        deleting.remove(
+            None, [staging.inner(name) for name in _held(staging, leftovers=True) if name not in self.names]
+        )
+        if not held:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(target.inner())  # an empty one
+            os.rename(staging.inner(), target.inner())
+            return
+        _remove_former(target, held, self.names)
+        for name in self.names:
+            os.makedirs(os.path.dirname(target.inner(name)), exist_ok=True)
+            place(staging.inner(name), target.inner(name), exclusive=not overwrite)
+        shutil.rmtree(staging.inner())
+
+    def _carry_one(self, name: str, target: Root, meter: Meter, *, there: bool, overwrite: bool, moving: bool) -> None:
+        source, goal = Place.below(self._root, name), Place.below(target, name)
+        if there:
+            if same(source, goal):  # from a copy that was broken off
+                meter.advance(source.state()["size"])
+                return
+            if not overwrite:
+                raise FileExistsError(_exists(goal.text))
+        carry(source, goal, meter, overwrite=overwrite, verified=moving)
+
+    def _renamed(self, target: Root) -> bool:
+        """Whether it could be moved by giving the folder another name."""
+        if self._root.fs is not None or os.path.islink(self._root.inner()):
+            return False
+        os.makedirs(os.path.dirname(target.inner()), exist_ok=True)
+        try:
+            os.rename(self._root.inner(), target.inner())
+        except OSError:
+            return False  # on another disk, for instance
+        return True
+
+    def _remove(self) -> None:
+        """Delete the source: its manifest first, without which it is no checkpoint."""
+        for manifests in (True, False):
+            going = [self._root.inner(name) for name in self.names if _is_manifest(name) == manifests]
+            for error in deleting.remove(self._root.fs, going).values():
+                raise error
+        folder = self._root.inner()
+        if self._root.fs is None:
+            for path, _, _ in os.walk(folder, topdown=False):
+                with contextlib.suppress(OSError):  # something else may be in it
+                    os.rmdir(path)
+        elif not hasattr(self._root.fs, "split_path"):  # S3 has no folders
+            with contextlib.suppress(Exception):
+                self._root.fs.rmdir(folder)
+
+    def _staging(self, target: Root) -> str:
+        """The folder beside one of this machine in which it is made."""
+        path = os.path.realpath(target.inner())
+        return beside(path, digest(self._root.path, path)[:16])
+
+
+def _held(root: Root, *, leftovers: bool = False) -> list[str]:
+    """The names of the files that are below a folder; none if there is no such folder."""
+    try:
+        files = [file.name for folder in root.tree().values() for file in folder]
+    except FileNotFoundError:
+        return []
+    return [name for name in files if leftovers or not kinds.is_leftover(_last(name))]
+
+
+def _remove_former(target: Root, held: list[str], names: list[str]) -> None:
+    """Remove a former checkpoint's manifests, and then its shards that the new one has not."""
+    manifests = [name for name in held if _is_manifest(name)]
+    shards = [name for name in held if kinds.is_shard(_last(name)) and name not in names]
+    for going in (manifests, shards):
+        for error in deleting.remove(target.fs, [target.inner(name) for name in going]).values():
+            raise error
+
+
+def _is_manifest(name: str) -> bool:
+    """Whether a file of this name makes the folder a checkpoint."""
+    return "/" not in name and kinds.is_manifest(name)
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _exists(path: str) -> str:
+    shown = redacted(path)
+    return f"{shown} exists already. Choose another name, or replace it with --force or overwrite=True."

@@ -1,0 +1,142 @@
+"""What is remembered of an upload on this machine, so that one that was broken off can be gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the bytes of an upload come from.
+
+    Attributes:
+        name: tells the source from any other.
+        state: tells its content of now from any other content that it had or will have.
+    """
+
+    name: str
+    state: str
+
+
+class UploadRecord:
+    """What is known of an upload; in a file, whose first line is a JSON object, and each other one of a part.
+
+    Args:
+        descriptor: of the file, open for reading and writing, and locked.
+        state: of the source now.
+
+    Attributes:
+        id: the server's name for the upload; None if there is none.
+        part: bytes of a part of it.
+        current: whether it is of the source as it is now.
+        parts: ETag and CRC64NVME, if that was computed, of each part that the server has, by its number.
+    """
+
+    def __init__(self, descriptor: int, state: str) -> None:
+        self._descriptor = descriptor
+        self._state = state
+        self.id: str | None = None
+        self.part = 0
+        self.current = False
+        self.parts: dict[int, tuple[str, int | None]] = {}
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # what has them was cut short
+            self._read()
+
+    def _read(self) -> None:
+        head, *parts = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0).split(b"\n")
+        told = json.loads(head)
+        self.id, self.part, self.current = str(told["upload"]), int(told["part"]), told["state"] == self._state
+        for line in parts:
+            with contextlib.suppress(ValueError, TypeError):
+                number, etag, checksum = json.loads(line)
+                self.parts[number] = etag, checksum
+
+    def begin(self, upload: str, part: int) -> None:
+        """Remember a new upload, in parts of so many bytes."""
+        self.forget()
+        self.id, self.part, self.current = upload, part, True
+        self._append({"upload": upload, "part": part, "state": self._state})
+
+    def add(self, number: int, etag: str, checksum: int | None) -> None:
+        """Remember that the server has a part."""
+        if self.id is not None:
+            self._append([number, etag, checksum])
+
+    def forget(self) -> None:
+        """The upload is no more."""
+        self.id, self.parts = None, {}
+        with contextlib.suppress(OSError):  # it is of use only to a later run
+            os.ftruncate(self._descriptor, 0)
+
+    def _append(self, value: Any) -> None:
+        with contextlib.suppress(OSError):
+            first = os.lseek(self._descriptor, 0, os.SEEK_END) == 0
+            # The line feed comes first, as the line before may have been cut short.
+            os.write(self._descriptor, f"{'' if first else chr(10)}{json.dumps(value)}".encode())
+
+
+@contextlib.contextmanager
+def recorded(origin: Origin | None, target: str) -> Iterator[UploadRecord | None]:
+    """The record of the uploads from one source to one target, for this process alone.
+
+    Args:
+        origin: the source; None if nothing is to be remembered.
+        target: the URL, with the endpoint.
+
+    Returns:
+        None if there can be none: another process has it, or the folder cannot be written to.
+    """
+    path = _folder() / f"{digest(origin.name, target)}.json" if origin else None
+    descriptor = _locked(path) if path else None
+    if origin is None or path is None or descriptor is None:
+        yield None
+        return
+    record = UploadRecord(descriptor, origin.state)
+    try:
+        yield record
+    finally:
+        if record.id is None:
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def digest(*texts: str) -> str:
+    """32 digits that stand for some texts."""
+    return hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def lock(descriptor: int) -> bool:
+    """Lock a file until its descriptor is closed; False if another process has, or where there are no such locks."""
+    try:
+        import fcntl  # only here, as not every system has it
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return os.fstat(descriptor).st_nlink > 0  # who had it before may have removed it
+
+
+def _folder() -> Path:
+    # https://specifications.freedesktop.org/basedir-spec/latest/
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fsspec_csx" / "uploads"
+
+
+def _locked(path: Path) -> int | None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except (OSError, RuntimeError):  # the latter if there is no home
+        return None
+    if lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None

@@ -1,0 +1,169 @@
+"""UploadingS3: objects made of memory and of local files, several requests at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+
+from fsspec_csx.connection import ConnectedS3
+from fsspec_csx.interrupt import interruptible
+from fsspec_csx.multipart import PARTS, Call, Kept, Upload, all_of, part_size_for, put
+from fsspec_csx.payload import FilePart, Memories, Payload, single_bytes
+from fsspec_csx.record import Origin, recorded
+
+
+class UploadingS3(ConnectedS3):
+    """Writes of whole objects by parallel requests; a base of CSXFileSystem, of no use alone."""
+
+    async def _pipe_file(
+        self, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
+    ) -> Any:
+        """Make bytes an object.
+
+        Args:
+            data: any contiguous memory; a str is encoded as UTF-8.
+            chunksize: bytes of a part; chosen by the size if not given.
+            mode: "create" to replace no object.
+
+        Raises:
+            ObjectExistsError: in mode "create", if there is an object.
+        """
+        memory = single_bytes(data.encode() if isinstance(data, str) else data)
+
+        async def payload(start: int, end: int) -> Payload:
+            return Memories([memory[start:end]])
+
+        return await self._send(path, len(memory), payload, chunksize, mode, kwargs)
+
+    async def _put_file(
+        self,
+        lpath: str,
+        rpath: str,
+        callback: Callback = DEFAULT_CALLBACK,
+        chunksize: int | None = None,
+        mode: str = "overwrite",
+        resumable: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Make a local file an object; as ``_pipe_file``. A folder, which S3 does not know, only makes a bucket.
+
+        Args:
+            resumable: whether an upload that is broken off stays, and is gone on with when this is called again.
+
+        Raises:
+            OSError: if ``resumable`` and the file changes meanwhile.
+        """
+        if os.path.isdir(lpath):
+            if not self.split_path(rpath)[1]:
+                await self._mkdir(rpath)
+            return
+        if guessed := mimetypes.guess_type(lpath)[0]:
+            kwargs.setdefault("ContentType", guessed)
+        with open(lpath, "rb") as file:
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            # A pipe and what the kernel makes up have no size before they are read.
+            memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
+            size = size or len(memory)
+            callback.set_size(size)
+
+            async def payload(start: int, end: int) -> Payload:
+                return Memories([memory[start:end]]) if memory else FilePart(descriptor, start, end - start)
+
+            def unchanged(checksum: int | None) -> None:
+                if origin and _state(descriptor) != origin.state:
+                    msg = f"{lpath} changed while it was copied. Copy it again when nothing writes to it any more."
+                    raise OSError(msg)
+
+            origin = Origin(os.path.realpath(lpath), _state(descriptor)) if resumable and not memory else None
+            await self._send(
+                rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, origin=origin, ready=unchanged
+            )
+
+    async def _send(
+        self,
+        path: str,
+        size: int,
+        payload: Callable[[int, int], Awaitable[Payload]],
+        part: int | None,
+        mode: str,
+        options: dict[str, Any],
+        advance: Callable[[int], object] = lambda count: None,
+        *,
+        in_memory: int | None = None,
+        origin: Origin | None = None,
+        ready: Callable[[int | None], object] = lambda checksum: None,
+    ) -> Any:
+        """Make an object of payloads, each of the bytes between two positions.
+
+        Args:
+            in_memory: bytes of payloads at a time, at most; if given, they come from elsewhere, and are not asked for
+                only to compare them.
+            origin: where they come from; if given, an upload that is broken off is gone on with.
+            ready: is called when all has been sent, with its CRC64NVME if that is known, and may prevent that it
+                becomes the object.
+        """
+        options.pop("max_concurrency", None)
+        bucket, key, _ = self.split_path(path)
+        await self.set_session()
+        call = self._caller(bucket, key, options)
+        checked = not any(name.startswith("Checksum") for name in {**self.s3_additional_kwargs, **options})
+        match = {"IfNoneMatch": "*"} if mode == "create" else {}
+        chosen = max(part, -(-size // PARTS)) if part else part_size_for(size)
+        if size <= chosen:
+            answer = await put(call, self.transfer, await payload(0, size), checked=checked, **match)
+            ready(None)
+            advance(size)
+            self.invalidate_cache(path)
+            return answer
+
+        async def send_part(number: int, start: int) -> None:
+            end = min(start + chosen, size)
+            async with slots:
+                kept = upload.kept.get(number)
+                known = kept is not None and kept.length == end - start
+                if known and (in_memory or await _same(kept, await payload(start, end))):
+                    upload.keep(number)
+                else:
+                    await upload.send(number, await payload(start, end))
+            advance(end - start)
+
+        with recorded(origin, f"{self._endpoint} {path}") as record:
+            async with Upload(call, self.transfer, checked=checked, record=record) as upload:
+                chosen = await upload.begin(chosen)
+                at_a_time = max(1, in_memory // chosen) if in_memory else self.max_concurrency
+                slots = asyncio.Semaphore(min(at_a_time, self.max_concurrency))
+                await all_of(send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1))
+                ready(upload.crc64nvme)
+                answer = await upload.complete(**match)
+        self.invalidate_cache(path)
+        return answer
+
+    def _caller(self, bucket: str, key: str, options: dict[str, Any]) -> Call:
+        async def call(method: str, **parameters: Any) -> Any:
+            return await self._call_s3(method, options, Bucket=bucket, Key=key, **parameters)
+
+        return call
+
+    pipe_file = interruptible(_pipe_file)
+    put_file = interruptible(_put_file)
+
+
+async def _same(kept: Kept | None, payload: Payload) -> bool:
+    """Whether a part that the server has is of these bytes."""
+    try:
+        await asyncio.to_thread(payload.prepare)
+    finally:
+        payload.given_up = True
+    return kept is not None and kept.crc64nvme == payload.crc64nvme
+
+
+def _state(descriptor: int) -> str:
+    """What changes when a local file does."""
+    status = os.fstat(descriptor)
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
