@@ -254,6 +254,21 @@ def test_changed_source_is_no_copy(
         assert path.exists()
 
 
+@pytest.mark.parametrize("kinds", [("local", "s3"), ("s3", "s3"), ("memory", "local")], ids=" to ".join)
+def test_move_that_was_stopped_before_the_deletion(folder: Callable[[str], str], kinds: tuple[str, str]) -> None:
+    """A move finds the whole copy of a former one, and needs no more than delete the source; another file is kept."""
+    source, target = (f"{folder(kind)}/x.mdl" for kind in kinds)
+    written(source, DATA)
+    written(target, DATA[:-1] + b"?")
+    with pytest.raises(FileExistsError):
+        move(source, target)
+    copy(source, target, overwrite=True)
+    assert move(source, target) == target
+    with fsspec.open(target, "rb") as file:
+        assert file.read() == DATA
+    assert not Place.of(source, None).exists()
+
+
 def test_damaged_copy_is_no_move(folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The source of a move stays if the copy turns out to be another."""
 

@@ -14,6 +14,7 @@ from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage.carrying import carry, renamed
 from fsspec_csx.manage.places import Place
 from fsspec_csx.manage.roots import Root
+from fsspec_csx.manage.sameness import same
 from fsspec_csx.manage.sharded import Shards
 from fsspec_csx.paths import redacted
 from fsspec_csx.progress import Meter, reporting
@@ -88,6 +89,8 @@ def move(
 ) -> str:
     """Move a checkpoint; as ``copy``, and the source is deleted when all bytes of the copy have been compared.
 
+    A file that is at the target already, with the very bytes of the source, counts as the copy.
+
     Args:
         source: as of ``copy``; of a local link, the file that it points to stays.
         target: as of ``copy``.
@@ -136,9 +139,12 @@ def transfer(
             shards.carry(goal_root, progress, overwrite=overwrite, moving=moving)
         return Copied(origin.text, goal_root.path, shards.size)
     goal = Place.of(_named(target, origin.name), target_options)
+    size = origin.state()["size"]
+    if moving and not overwrite and _is_there(origin, goal):
+        origin.remove()  # a former move got as far as that
+        return Copied(origin.text, goal.text, size)
     _check_target(origin, goal, overwrite)
     with reporting(callback, goal.text) as progress:
-        size = origin.state()["size"]
         meter = Meter(progress, size)
         if moving:
             goal.make_parents()
@@ -162,6 +168,11 @@ def _named(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
         return target
     named = f"{text}{name}" if text.endswith("/") else f"{text}/{name}"
     return named if isinstance(target, str) else type(target)(named)  # type: ignore[call-arg]
+
+
+def _is_there(source: Place, target: Place) -> bool:
+    """Whether there is another file at the target that has the same bytes."""
+    return not source.is_at(target) and target.exists() and not target.is_folder() and same(source, target)
 
 
 def _check_target(source: Place, target: Place, overwrite: bool) -> None:
