@@ -5,6 +5,7 @@ python examples/dask_frames.py s3://bucket/folder
 
 import sys
 
+import dask
 import dask.bag
 import dask.dataframe
 import pandas as pd
@@ -12,6 +13,7 @@ import pandas as pd
 
 def main(root: str) -> None:
     """Write a table and a bag in parts, and compute on what is stored."""
+    dask.config.set(scheduler="threads")
     table = pd.DataFrame({"run": ["a", "b"] * 50, "loss": range(100)})
     dask.dataframe.from_pandas(table, npartitions=4).to_parquet(f"{root}/table")
     dask.bag.range(100, npartitions=4).map(str).to_textfiles(f"{root}/lines/*.txt.gz")

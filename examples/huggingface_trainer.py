@@ -11,7 +11,7 @@ import fsspec
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 LAST = "trainer_state.json"
 """The file of a checkpoint that is sent when all others are there: a folder that has it is whole."""
@@ -36,18 +36,19 @@ class Uploading(TrainerCallback):
         for path in filter(Path.is_file, files):
             self.filesystem.put_file(str(path), f"{self.folder}/{path.relative_to(local.parent).as_posix()}")
 
-    def newest(self, output_dir: str) -> str | None:
+    def fetch_newest(self, output_dir: str) -> str | None:
         """Fetch the newest whole checkpoint.
 
         Returns:
             Its folder below ``output_dir``, or None if there is none yet.
         """
         whole = [Path(path).parent for path in self.filesystem.glob(f"{self.folder}/{PREFIX_CHECKPOINT_DIR}-*/{LAST}")]
-        newest = max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-        if newest is None:
+        if not whole:
             return None
-        self.filesystem.get(f"{newest}/", f"{output_dir}/{newest.name}/", recursive=True)
-        return get_last_checkpoint(output_dir)
+        newest = max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+        local = f"{output_dir}/{newest.name}"
+        self.filesystem.get(f"{newest}/", f"{local}/", recursive=True)
+        return local
 
 
 class Model(torch.nn.Linear):
@@ -67,7 +68,7 @@ def train(root: str, steps: int) -> None:
         )
         samples = [{"x": sample} for sample in torch.randn(64, 8)]
         trainer = Trainer(Model(8, 8), arguments, train_dataset=samples, callbacks=[uploading])
-        resumed = uploading.newest(folder)
+        resumed = uploading.fetch_newest(folder)
         trainer.train(resume_from_checkpoint=resumed)
     print(f"step {trainer.state.global_step}, begun from {Path(resumed).name if resumed else 'nothing'}")
 

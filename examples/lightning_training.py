@@ -5,6 +5,7 @@ python examples/lightning_training.py s3://bucket/folder
 
 import sys
 
+import fsspec
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -39,8 +40,12 @@ def train(root: str, epochs: int) -> None:
         enable_model_summary=False,
     )
     loader = DataLoader(torch.randn(32, 8), batch_size=8)  # type: ignore[arg-type]
-    trainer.fit(Model(), loader, ckpt_path="last")
-    print(f"epoch {trainer.current_epoch}, step {trainer.global_step}")
+    # Not ckpt_path="last": Lightning would look for the names of the objects on the local disk, and begin anew.
+    last = f"{root}/lightning/last.ckpt"
+    filesystem, path = fsspec.url_to_fs(last)
+    resumed = last if filesystem.exists(path) else None
+    trainer.fit(Model(), loader, ckpt_path=resumed)
+    print(f"step {trainer.global_step}, begun from {resumed or 'nothing'}")
 
 
 def main(root: str) -> None:

@@ -36,7 +36,7 @@ def main(root: str) -> None:
             torch.save(torch.full((4,), float(index)), file)
 
     for method in ("fork", "spawn"):
-        loader = DataLoader(Samples(f"{root}/samples"), batch_size=4, num_workers=2, multiprocessing_context=method)
+        loader = DataLoader(Samples(f"{root}/samples"), batch_size=4, num_workers=1, multiprocessing_context=method)
         print(f"{method}: batches add up to {[batch.sum().item() for batch in loader]}")
 
 

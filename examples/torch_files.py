@@ -22,8 +22,8 @@ def main(root: str) -> None:
         loaded = torch.load(file)
     with fsspec.open(f"{root}/model.safetensors", "rb") as file:
         again = safetensors.torch.load(file.read())
-    print("equal:", all(torch.equal(state[name], loaded[name]) for name in state))
-    print("equal:", all(torch.equal(state[name], again[name]) for name in state))
+    print("torch:", all(torch.equal(state[name], loaded[name]) for name in state))
+    print("safetensors:", all(torch.equal(state[name], again[name]) for name in state))
 
 
 if __name__ == "__main__":

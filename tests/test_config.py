@@ -525,7 +525,7 @@ class Mode(TypedDict):
         (object, "a", "a"),
         (Any, "a", "a"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_fitted(hint: Any, value: Any, expected: Any) -> None:
     """A value that a parameter takes, as it takes it."""
