@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import fsspec
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.atomic import replacing
+from fsspec_csx.atomic import behind_wrappers, replacing
 from fsspec_csx.paths import checkpoint_path, is_local, redacted
 from fsspec_csx.progress import Meter, reporting
 
@@ -25,6 +25,7 @@ def save(
     obj: object,
     path: str | os.PathLike[str],
     *,
+    format: Literal["cerebras"] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
@@ -35,29 +36,54 @@ def save(
     What was at the path before is replaced only by a whole checkpoint: if anything goes wrong on the way, it is
     untouched. Missing local folders, and a missing bucket where the credentials allow, are made.
 
+    A Cerebras checkpoint is many objects, so what was at its path is gone when the first of them is written; but there
+    is no checkpoint there until the last one is.
+
     Args:
         obj: tensors, state dicts, and whatever else can be pickled.
         path: a local path or an fsspec URL. An S3 URL has bucket and object path. Every character of a name is part
             of the name.
+        format: "cerebras" for the objects below an S3 path that ``cerebras_pytorch`` loads; None for one file.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: gets the total in bytes by ``set_size``, and the bytes written by ``relative_update``. By default
             a progress bar shows on a terminal after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        ValueError: if the format cannot hold the object.
+        ValueError: if the format cannot hold the object, or the path is not on S3 for one that must be.
+        FileExistsError: if a Cerebras checkpoint is to be where an object is.
         OSError: whatever the filesystem raised, as it raised it; PermissionError and others are among it.
     """
     text = checkpoint_path(path)
     from fsspec_csx.formats.writing import Saving  # only here, as it imports torch
 
     fs, inner = locate(path, text, storage_options)
+    if format is not None:
+        _save_as(format, obj, text, fs, inner, callback)
+        return
     with reporting(callback, text) as progress:
         saving = Saving(obj, text)
         meter = Meter(progress, saving.nbytes, estimated=True)
         with replacing(fs, inner) as file:
             saving.write(file, advance=meter.advance)
         saving.free()  # the file may have used it until it was closed
+        meter.finish()
+
+
+def _save_as(
+    format: str, obj: object, text: str, fs: fsspec.AbstractFileSystem | None, path: str, callback: Callback | None
+) -> None:
+    from fsspec_csx.formats import cerebras_writing
+    from fsspec_csx.formats.cerebras_plan import Plan
+
+    if format != "cerebras":
+        msg = f"There is no format {format!r} to save in. Pass 'cerebras', or none: the name's suffix tells the others."
+        raise ValueError(msg)
+    with reporting(callback, text) as progress:
+        plan = Plan(obj)
+        meter = Meter(progress, plan.nbytes)
+        fs, path, _ = behind_wrappers(fs, path)
+        cerebras_writing.write(plan, fs, path, name=redacted(text), advance=meter.advance)
         meter.finish()
 
 
@@ -105,15 +131,16 @@ def load(
         DtypeCastWarning: if tensors of ``into`` have other dtypes than those of the file.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import reading  # only here, as it imports torch
-    from fsspec_csx.formats.source import Source
+    from fsspec_csx.formats import opening, reading  # only here, as they import torch
 
     fs, inner = locate(path, text, storage_options)
-    with reporting(callback, text) as progress, _opened(fs, inner) as file:
-        size = _size(file)
-        meter = Meter(progress, size)
-        source = Source(file, size, meter.advance)
-        name = redacted(text)
+    name = redacted(text)
+    with (
+        reporting(callback, text) as progress,
+        opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
+    ):
+        meter = Meter(progress, source.size)
+        source.advance = meter.advance
         if into is None:
             loaded = reading.read(source, name=name, keys=keys, map_location=map_location, weights_only=weights_only)
         else:
@@ -137,12 +164,12 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import reading  # only here, as it imports torch
-    from fsspec_csx.formats.source import Source
+    from fsspec_csx.formats import opening, reading  # only here, as they import torch
 
     fs, inner = locate(path, text, storage_options)
-    with _opened(fs, inner) as file:
-        return reading.describe(Source(file, _size(file)), name=redacted(text))
+    name = redacted(text)
+    with opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source:
+        return reading.describe(source, name=name)
 
 
 def _exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:

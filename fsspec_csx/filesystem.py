@@ -16,11 +16,11 @@ from fsspec.config import apply_config
 from s3fs import S3FileSystem
 
 from fsspec_csx import credentials
-from fsspec_csx.bulk import BulkS3
 from fsspec_csx.connection import replayable
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.file import CSXFile, close_together
+from fsspec_csx.objects import ObjectsS3
 from fsspec_csx.settings import backends
 from fsspec_csx.transfer import PART
 
@@ -56,7 +56,7 @@ def _environment_snapshot() -> Iterator[None]:
         _ENVIRONMENT.reset(reset)
 
 
-class CSXFileSystem(BulkS3, metaclass=_Cached):
+class CSXFileSystem(ObjectsS3, metaclass=_Cached):
     """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
 
     - credentials by the rules of ``fsspec_csx.credentials``, resolved before any data is read or written;

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsspec_csx.formats import names, safetensors, sniff, torch_archive, torch_zip
+from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.into import Casts, fill_into
 from fsspec_csx.formats.match import Match
 from fsspec_csx.formats.names import Choice, Keys, place_of
@@ -53,6 +54,8 @@ def read(
             found = _skeleton(source, name, map_location, weights_only, positions)
             chosen = _part(found, choice)
         found = chosen
+    if isinstance(source, CerebrasSource):
+        refuse_unread(found.obj, name)
     _complete(source, found, name)
     return found.obj
 
@@ -72,7 +75,10 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
         Exception: what the file raised, or torch where it is not the file's fault.
     """
     found = _skeleton(source, name, "cpu", weights_only)
-    match = Match(found.obj, into, Choice(found.obj, keys, name), partial=keys is not None, path=name)
+    choice = Choice(found.obj, keys, name)
+    if isinstance(source, CerebrasSource):
+        refuse_unread(names.select(found.obj, choice), name)
+    match = Match(found.obj, into, choice, partial=keys is not None, path=name)
     casts = Casts()
     if wrong := fill_into(source, found, match.pairs, casts):
         raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
@@ -91,6 +97,8 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised.
     """
+    if isinstance(source, CerebrasSource):
+        return source.described()
     tensors, values = {}, {}
     for key, value in names.walk(_without_data(source, name)):
         if isinstance(value, torch.Tensor):
@@ -130,6 +138,8 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised.
     """
+    if isinstance(source, CerebrasSource):
+        return _skeleton(source, name, "cpu", True)
     if bounded and not is_legacy(source) and not (_is_safetensors(source) or torch_archive.read(source, name)):
         return Skeleton(_without_data(source, name), [])
     return _skeleton(source, name, "cpu", True)
@@ -159,11 +169,18 @@ def _head(source: Source) -> bytes:
 def _skeleton(
     source: Source, name: str, map_location: Any, weights_only: bool, wanted: Collection[int] | None = None
 ) -> Skeleton:
+    if isinstance(source, CerebrasSource):
+        found = _placed(source, source.tensors(), name, map_location, wanted)
+        return replace(found, obj=source.assembled(found.obj, weights_only=weights_only))
     if not _is_safetensors(source):
         return torch_zip.skeleton(
             source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
         )
-    found = safetensors.skeleton(source, name=name)
+    return _placed(source, safetensors.skeleton(source, name=name), name, map_location, wanted)
+
+
+def _placed(source: Source, found: Skeleton, name: str, map_location: Any, wanted: Collection[int] | None) -> Skeleton:
+    """A skeleton of tensors on the CPU, these moved to where ``map_location`` has them."""
     places = Places(map_location)
     if places.stays("cpu"):
         return found

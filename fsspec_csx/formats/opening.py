@@ -1,0 +1,61 @@
+"""Opens a checkpoint to be read: a file, or a folder where a file of its name would be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from fsspec_csx.errors import CredentialsError
+from fsspec_csx.formats import cerebras_folder, cerebras_hdf5, sniff
+from fsspec_csx.formats.source import Source
+
+
+@contextlib.contextmanager
+def source(
+    open_file: Callable[[], IO[bytes]], fs: AbstractFileSystem | None, path: str, *, name: str
+) -> Iterator[Source]:
+    """The bytes of a checkpoint, while the block lasts.
+
+    Args:
+        open_file: opens the file of the path.
+        fs: the filesystem; None for this machine's own.
+        path: the path on it.
+        name: what errors call the checkpoint.
+
+    Raises:
+        CheckpointError: if it is a Cerebras checkpoint, and not what it should be.
+        OSError: what the filesystem raised.
+    """
+    missing: OSError | None = None
+    try:
+        file = open_file()
+    except CredentialsError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        missing = error  # S3 also refuses to tell who may not list a bucket that there is no such object
+    if missing is not None:
+        if fs is None:
+            fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # it would take a '~' for someone's home
+        try:
+            with cerebras_folder.opened(fs, path, name=name) as folder:
+                if folder is None:
+                    raise missing
+                yield folder
+        finally:
+            missing = None  # its traceback leads here
+        return
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        found = Source(file, size)
+        (head,) = found.bytes_of([(0, min(size, sniff.HEAD))])
+        if not cerebras_hdf5.is_hdf5(head):
+            yield found
+            return
+        with contextlib.closing(cerebras_hdf5.source(found, name)) as hdf5:
+            yield hdf5
