@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec_csx.atomic import behind_wrappers, replacing
 from fsspec_csx.paths import checkpoint_path, is_local, redacted
 from fsspec_csx.progress import Meter, reporting
+from fsspec_csx.sharded.folder import found
 
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
@@ -99,6 +100,8 @@ def load(
 ) -> Any:
     """Load what ``save`` or ``torch.save`` wrote, or a safetensors file; as ``torch.load``, from any path.
 
+    From a folder of ``torch.distributed.checkpoint`` it loads the whole, as ``fsspec_csx.distributed.whole`` does.
+
     The checksums that torch files have are checked. Of a file that torch.save wrote in its format of today, the bytes
     of plain tensors go straight into place, and with ``keys`` only those are read that are asked for. Others (of torch
     before 1.6, of sparse or quantized tensors, compressed, or with ``weights_only=False``) are read whole.
@@ -135,18 +138,31 @@ def load(
 
     fs, inner = locate(path, text, storage_options)
     name = redacted(text)
-    with (
-        reporting(callback, text) as progress,
-        opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
-    ):
-        meter = Meter(progress, source.size)
-        source.advance = meter.advance
-        if into is None:
-            loaded = reading.read(source, name=name, keys=keys, map_location=map_location, weights_only=weights_only)
-        else:
-            loaded = into
-            reading.read_into(source, into, name=name, keys=keys, weights_only=weights_only)
-        meter.finish()
+    try:
+        with (
+            reporting(callback, text) as progress,
+            opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
+        ):
+            meter = Meter(progress, source.size)
+            source.advance = meter.advance
+            if into is None:
+                loaded = reading.read(
+                    source, name=name, keys=keys, map_location=map_location, weights_only=weights_only
+                )
+            else:
+                loaded = into
+                reading.read_into(source, into, name=name, keys=keys, weights_only=weights_only)
+            meter.finish()
+    except (FileNotFoundError, IsADirectoryError):
+        folder = found(fs, inner, name)
+        if folder is None:
+            raise
+        from fsspec_csx.sharded import whole  # only here, as it imports torch.distributed
+
+        if into is not None:
+            msg = f"{name} is sharded, which into= cannot be filled from. Use fsspec_csx.distributed.load."
+            raise ValueError(msg) from None
+        loaded = whole.read(folder, keys=keys, map_location=map_location, weights_only=weights_only)
     return loaded
 
 
@@ -168,8 +184,16 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
 
     fs, inner = locate(path, text, storage_options)
     name = redacted(text)
-    with opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source:
-        return reading.describe(source, name=name)
+    try:
+        with opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source:
+            return reading.describe(source, name=name)
+    except (FileNotFoundError, IsADirectoryError):
+        folder = found(fs, inner, name)
+        if folder is None:
+            raise
+        from fsspec_csx.sharded import whole  # only here, as it imports torch.distributed
+
+        return whole.describe(folder)
 
 
 def _exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:

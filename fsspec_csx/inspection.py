@@ -36,7 +36,7 @@ class CheckpointInfo:
 
     Attributes:
         path: where it is, without any password.
-        format: ``torch``, ``safetensors`` or ``cerebras``.
+        format: ``torch``, ``safetensors``, ``cerebras`` or ``distributed``.
         written_by: what the file tells of its writer and of the variant of its format.
         size: that of the file in bytes.
         tensors: by their dotted names, in the order of the file.

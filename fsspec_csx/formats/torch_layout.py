@@ -109,6 +109,14 @@ class Layout:
                 hand_on()
         hand_on()
 
+    def around_one(self) -> tuple[bytes, bytes, bytes] | None:
+        """What comes before and after the only storage, and the name of its record; None if there is not just one."""
+        if len(self._names) != 1 or not isinstance(self._parts[0], bytes):
+            return None
+        before, after = self._parts[0], self._parts[-1]
+        assert isinstance(after, bytes)
+        return before, after, self._names[0]
+
 
 def laid_out(pickled: Pickled) -> Layout | None:
     """The archive that torch.save makes of an object; None where torch cannot tell it beforehand."""
@@ -206,6 +214,11 @@ def _finished(tail: bytes, size: int, crcs: dict[bytes, int]) -> bytes:
         if length:
             combined ^= (crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)) & _64_BITS
     return bytes(changed)
+
+
+def completed(tail: bytes, size: int, name: bytes, crc32: int) -> bytes:
+    """The end of an archive of so many bytes, after its only storage, whose record has this name and checksum."""
+    return _finished(tail[:4] + _CRC.pack(crc32) + tail[8:], size, {name: crc32})
 
 
 def _entries(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:

@@ -1,0 +1,150 @@
+"""save, load and whole: sharded checkpoints at any path, by a call each."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
+
+from fsspec_csx.distributed.paths import Path, folder_at, shards_of
+from fsspec_csx.distributed.reader import StorageReader
+from fsspec_csx.distributed.writer import StorageWriter
+from fsspec_csx.formats.names import Keys
+from fsspec_csx.sharded import manifest
+from fsspec_csx.sharded import whole as sharded_whole
+from fsspec_csx.sharded.folder import MANIFEST
+
+
+def save(
+    state_dict: dict[str, Any],
+    path: Path,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
+    planner: SavePlanner | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
+    """Save a state dict, of which each rank writes its own shards; as ``dcp.save`` with a ``StorageWriter``.
+
+    What was at the path before is replaced only by a whole checkpoint.
+
+    Args:
+        state_dict: tensors, DTensors and values, nested as they may be; on every rank of the group.
+        path: that of a folder: a local path or an fsspec URL.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+        overwrite: whether a checkpoint that is there may be replaced.
+        planner: torch's default planner if not given; it spreads what is on all ranks over them.
+        process_group: the ranks that take part; by default all, or this process alone where there are no others.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        FileExistsError: if there is a checkpoint, unless ``overwrite``.
+        Exception: what went wrong on this rank, or else on the first one that failed.
+    """
+    writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite)
+    try:
+        with unwrapped(process_group):
+            state_dict_saver.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
+    except BaseException as error:
+        cause = error.__cause__
+        writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
+        raise
+
+
+def load(
+    state_dict: dict[str, Any],
+    path: Path,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    weights_only: bool = True,
+    planner: LoadPlanner | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
+    """Fill a state dict, of which each rank reads its own parts; as ``dcp.load`` with a ``StorageReader``.
+
+    Args:
+        state_dict: as of ``save``, sharded as it may be; tensors keep their memory, other values are replaced.
+        path: as of ``save``.
+        storage_options: as of ``save``.
+        weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
+        planner: torch's default planner if not given.
+        process_group: as of ``save``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        InvalidCheckpointError: a ValueError, if the checkpoint is damaged.
+        UnsafeCheckpointError: a ValueError, if it names what may run code.
+        Exception: what else went wrong on this rank, or else on the first one that failed; FileNotFoundError if there
+            is no checkpoint.
+    """
+    reader = StorageReader(path, storage_options=storage_options, weights_only=weights_only)
+    with unwrapped(process_group, reader):
+        state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
+
+
+def whole(
+    path: Path,
+    *,
+    keys: Keys | None = None,
+    map_location: torch.device | str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All of a sharded checkpoint, or a part of it, as a nested state dict in this process alone.
+
+    Keys of dicts that are no strings come back as strings, as torch's planner has them.
+
+    Args:
+        path: as of ``save``.
+        keys: as of ``fsspec_csx.load``.
+        map_location: the device of the tensors; the CPU if not given.
+        storage_options: as of ``save``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        CheckpointError: a ValueError, if the checkpoint is not what it should be, or has nothing of a name in ``keys``.
+        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+    """
+    state: dict[str, Any] = sharded_whole.read(folder_at(path, storage_options), keys=keys, map_location=map_location)
+    return state
+
+
+def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
+    """The shards in a folder that no manifest names: of saves that were killed, or that are under way.
+
+    Args:
+        path: as of ``save``.
+        storage_options: as of ``save``.
+
+    Returns:
+        The names of the files in the folder.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        CheckpointError: a ValueError, if the manifest is not what it should be.
+        OSError: whatever the filesystem raised, as it raised it.
+    """
+    folder = folder_at(path, storage_options)
+    named = shards_of(manifest.read(folder)) if folder.exists(MANIFEST) else set()
+    return [name for name in folder.shards() if name not in named]
+
+
+@contextlib.contextmanager
+def unwrapped(group: dist.ProcessGroup | None, reader: StorageReader | None = None) -> Iterator[None]:
+    """Let errors out as they were raised, and torch not warn of a process that is alone."""
+    joined = dist.is_available() and dist.is_initialized()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
+    except CheckpointException as error:
+        failures = error.failures
+        rank = dist.get_rank(group) if joined else 0
+        own = failures.get(rank) or failures[min(failures)]
+        raise (reader.failure if reader and reader.failure else own[0]) from error

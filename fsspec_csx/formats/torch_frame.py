@@ -1,0 +1,46 @@
+"""A torch file of a single tensor, for thousands of them: made once for all tensors of a dtype and a shape."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fsspec_csx.formats.pickled import Pickled
+from fsspec_csx.formats.torch_layout import completed, laid_out
+
+_KEPT = 4096
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What torch.save writes around the bytes of a tensor.
+
+    Attributes:
+        before: what comes first.
+        name: that of the record that has the bytes.
+        size: of the file in bytes.
+    """
+
+    before: bytes
+    name: bytes
+    size: int
+    _after: bytes
+
+    def after(self, crc32: int) -> bytes:
+        """What follows bytes of this CRC-32."""
+        return completed(self._after, self.size, self.name, crc32)
+
+
+@functools.lru_cache(_KEPT)
+def frame(dtype: torch.dtype, shape: Sequence[int]) -> Frame | None:
+    """The frame of a row-major tensor on the CPU; None if it has no bytes, or torch does not tell (before 2.6)."""
+    tensor = torch.empty(tuple(shape), dtype=dtype, device="cpu")
+    layout = laid_out(Pickled(tensor)) if tensor.nbytes else None
+    parts = layout.around_one() if layout else None
+    if layout is None or parts is None:
+        return None
+    before, after, name = parts
+    return Frame(before, name, layout.nbytes, after)
