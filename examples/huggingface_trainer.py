@@ -32,9 +32,12 @@ class Uploading(TrainerCallback):
         if not state.is_world_process_zero:
             return
         local = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        remote = f"{self.folder}/{local.name}"
+        if self.filesystem.exists(f"{remote}/{LAST}"):
+            self.filesystem.rm_file(f"{remote}/{LAST}")
         files = sorted(local.rglob("*"), key=lambda path: path.name == LAST)
         for path in filter(Path.is_file, files):
-            self.filesystem.put_file(str(path), f"{self.folder}/{path.relative_to(local.parent).as_posix()}")
+            self.filesystem.put_file(str(path), f"{remote}/{path.relative_to(local).as_posix()}")
 
     def fetch_newest(self, output_dir: str) -> str | None:
         """Fetch the newest whole checkpoint.

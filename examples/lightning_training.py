@@ -21,7 +21,7 @@ class Model(lightning.LightningModule):
 
     def training_step(self, batch: torch.Tensor) -> torch.Tensor:
         """The loss of a batch of shape (samples, 8)."""
-        return (self.layer(batch) - batch).square().mean()
+        return torch.nn.functional.mse_loss(self.layer(batch), batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer, whose state is part of each checkpoint."""
@@ -39,7 +39,7 @@ def train(root: str, epochs: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = DataLoader(torch.randn(32, 8), batch_size=8)  # type: ignore[arg-type]
+    loader: DataLoader[torch.Tensor] = DataLoader([*torch.randn(32, 8)], batch_size=8)  # type: ignore[arg-type]
     # Not ckpt_path="last": Lightning would look for the names of the objects on the local disk, and begin anew.
     last = f"{root}/lightning/last.ckpt"
     filesystem, path = fsspec.url_to_fs(last)

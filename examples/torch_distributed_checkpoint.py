@@ -9,8 +9,9 @@ import sys
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -18,9 +19,9 @@ from torch.distributed.fsdp import fully_shard
 def make_model() -> torch.nn.Module:
     """A model; where there are several processes, each has a shard of it."""
     model = torch.nn.Linear(64, 64)
-    return (
-        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),))) if dist.is_initialized() else model
-    )
+    if dist.is_initialized():
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    return model
 
 
 def main(root: str) -> None:
@@ -30,11 +31,11 @@ def main(root: str) -> None:
     path = f"{root}/step_100"
     model = make_model()
     # What is closed is stored already: no call of os.sync, which would wait for every local disk.
-    dcp.save(model.state_dict(), storage_writer=FsspecWriter(path, sync_files=False))
+    save(model.state_dict(), storage_writer=FsspecWriter(path, sync_files=False))
 
     other = make_model()
     state = other.state_dict()
-    dcp.load(state, storage_reader=FsspecReader(path))
+    load(state, storage_reader=FsspecReader(path))
     other.load_state_dict(state)
     batch = torch.ones(1, 64)
     print("equal:", torch.equal(model(batch), other(batch)))
