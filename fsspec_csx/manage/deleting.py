@@ -51,7 +51,7 @@ def targets(
     """What the deletion of these checkpoints takes; nothing is deleted yet.
 
     A file is taken whatever its name. A folder is one checkpoint if it has a manifest, or if all its files are parts of
-    one whose manifest is gone; its own folders are none of it.
+    one whose manifest is gone; its own folders are none of it, but those of a Cerebras checkpoint are.
 
     Args:
         paths: local paths or fsspec URLs, as of ``load``.
@@ -180,7 +180,10 @@ def _folder(path: str, root: Root) -> Target:
     if not kinds.is_sharded(names) and not (names and all(map(kinds.is_shard, names))):
         msg = f"{redacted(path)} is a folder, and no checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    files, manifests = ([*map(root.inner, chosen)] for chosen in (names, filter(kinds.is_manifest, names)))
+    manifests = [*map(root.inner, filter(kinds.is_manifest, names))]
+    if kinds.CEREBRAS in names:
+        held = [file for files in root.tree().values() for file in files]
+    files = [root.inner(file.name) for file in held]
     return Target(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner())
 
 

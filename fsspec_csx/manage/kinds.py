@@ -9,10 +9,14 @@ from collections.abc import Iterable
 SUFFIXES = (".mdl", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Of files that are checkpoints."""
 
-MANIFESTS = (".metadata", "*.index.json")
+CEREBRAS = "__METADATA__"
+"""The object that makes a Cerebras checkpoint of those beside and below it."""
+
+MANIFESTS = (".metadata", "*.index.json", CEREBRAS)
 """Of folders that are checkpoints: the file that is written last, and without which it is none.
 
-torch.distributed.checkpoint writes the first, Hugging Face's sharded files have the second.
+torch.distributed.checkpoint writes the first, Hugging Face's sharded files have the second, and Cerebras checkpoints on
+S3 the third.
 """
 
 LEFTOVER = re.compile(r".*\.[0-9a-f]{16}\.tmp", re.DOTALL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fsspec_csx.manage import kinds, s3
+from fsspec_csx.manage import cerebras, kinds, s3
 from fsspec_csx.manage.roots import File, Root, side_by_side
 
 
@@ -40,6 +40,7 @@ def checkpoints(
 
     Those whose names tell no step come before the others, in order of time. Names tell what is a checkpoint
     (``manage.kinds``); a file without any bytes, one that is not whole yet, and a folder without its manifest is none.
+    Of a Cerebras checkpoint, which is a folder, a read tells whether it was finished.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
@@ -55,10 +56,15 @@ def checkpoints(
     place = Root(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
     found = []
+    of_cerebras = [folder for folder, files in folders.items() if folder and kinds.CEREBRAS in map(_base, files)]
+    whole = side_by_side(place.fs, lambda folder: cerebras.finished(place, folder), of_cerebras)
+    unfinished = {folder for folder, is_whole in zip(of_cerebras, whole, strict=True) if not is_whole}
     for folder, files in folders.items():
+        if folder in unfinished:
+            continue
         # The root is no checkpoint below itself.
-        if folder and (whole := _sharded(place, folder, files)):
-            found.append(whole)
+        if folder and (sharded := _sharded(place, folder, files)):
+            found.append(sharded)
         elif recursive or not folder:
             found += _single(place, files)
     return sorted(found, key=order)
@@ -104,7 +110,9 @@ def _folders(place: Root) -> dict[str, list[File]]:
 
 def _sharded(place: Root, folder: str, files: Sequence[File]) -> Found | None:
     held = [file for file in files if file.size != 0 and not kinds.is_leftover(file.name)]
-    if len(held) < 2 or not kinds.is_sharded(_base(file) for file in held):
+    names = {_base(file) for file in held}
+    # All the values of a small Cerebras checkpoint can be in its metadata.
+    if not kinds.is_sharded(names) or (len(held) < 2 and kinds.CEREBRAS not in names):
         return None
     name = folder.rstrip("/")
     modified = max((file.modified for file in held if file.modified), default=None)

@@ -10,9 +10,9 @@ from typing import Any
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.errors import CheckpointPathError
+from fsspec_csx.errors import CheckpointPathError, ChecksumError
 from fsspec_csx.localfile import beside, place
-from fsspec_csx.manage import deleting, kinds
+from fsspec_csx.manage import cerebras, deleting, kinds
 from fsspec_csx.manage.carrying import carry
 from fsspec_csx.manage.places import Place
 from fsspec_csx.manage.roots import Root
@@ -31,6 +31,7 @@ class Shards:
     Attributes:
         names: of all files below it, manifests last.
         size: of all, in bytes.
+        is_cerebras: whether it is a Cerebras checkpoint, of whose objects the user metadata counts as well.
 
     Raises:
         IsADirectoryError: if it is no checkpoint.
@@ -38,12 +39,14 @@ class Shards:
 
     def __init__(self, root: Root) -> None:
         self._root = root
+        self._metadata = Place.below(root, kinds.CEREBRAS)
         files = [file for folder in root.tree().values() for file in folder if not kinds.is_leftover(_last(file.name))]
         if not any(map(_is_manifest, (file.name for file in files))):
             msg = f"{redacted(root.path)} is a folder, and no checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
         self.names = sorted((file.name for file in files), key=lambda name: (_is_manifest(name), name))
         self.size = sum(file.size or 0 for file in files)
+        self.is_cerebras = kinds.CEREBRAS in self.names
 
     def target(
         self, target: str | os.PathLike[str], name: str, options: Mapping[str, Any] | None
@@ -76,10 +79,13 @@ class Shards:
             moving: whether all bytes are compared, and the source deleted then.
 
         Raises:
-            CheckpointPathError: if the target is the source, or in it.
+            CheckpointPathError: if the target is the source, or in it, or cannot hold a Cerebras checkpoint of S3.
+            ChecksumError: if a copy is not the same.
             FileExistsError: if there is a checkpoint, or a file of one, unless ``overwrite``.
         """
         self._check_apart(target)
+        if self.is_cerebras:
+            cerebras.check_target(self._root, target)
         held = _held(target)
         local = target.fs is None
         if not overwrite:
@@ -110,7 +116,10 @@ class Shards:
         """Where folders cannot be renamed: the old manifest goes first, and the new one comes last."""
         if overwrite:
             _remove_former(target, held, self.names)
+        before = self._metadata.state() if self.is_cerebras else {}
         for name in self.names:
+            if name == kinds.CEREBRAS:
+                self._metadata.check_state(before)  # names of objects are used again when it is saved anew
             there = name in held and not _is_manifest(name)
             self._carry_one(name, target, meter, there=there, overwrite=overwrite, moving=moving)
 
@@ -138,12 +147,16 @@ class Shards:
     def _carry_one(self, name: str, target: Root, meter: Meter, *, there: bool, overwrite: bool, moving: bool) -> None:
         source, goal = Place.below(self._root, name), Place.below(target, name)
         if there:
-            if same(source, goal):  # from a copy that was broken off
+            alike = not self.is_cerebras or cerebras.told_alike(source, goal)
+            if alike and same(source, goal):  # from a copy that was broken off
                 meter.advance(source.state()["size"])
                 return
             if not overwrite:
                 raise FileExistsError(_exists(goal.text))
         carry(source, goal, meter, overwrite=overwrite, verified=moving)
+        if moving and self.is_cerebras and not cerebras.told_alike(source, goal):
+            reason = f"{goal.shown} has not the user metadata of {source.shown}, of which it is a copy."
+            raise ChecksumError(reason, "Keep the source, or make one file of it: cszoo checkpoint convert.")
 
     def _renamed(self, target: Root) -> bool:
         """Whether it could be moved by giving the folder another name."""
@@ -187,9 +200,11 @@ def _held(root: Root, *, leftovers: bool = False) -> list[str]:
 
 
 def _remove_former(target: Root, held: list[str], names: list[str]) -> None:
-    """Remove a former checkpoint's manifests, and then its shards that the new one has not."""
+    """Remove a former checkpoint's manifests, and then its parts that the new one has not."""
     manifests = [name for name in held if _is_manifest(name)]
-    shards = [name for name in held if kinds.is_shard(_last(name)) and name not in names]
+    is_cerebras = kinds.CEREBRAS in held
+    parts = [name for name in held if is_cerebras or kinds.is_shard(_last(name))]
+    shards = [name for name in parts if name not in (*names, *manifests)]
     for going in (manifests, shards):
         for error in deleting.remove(target.fs, [target.inner(name) for name in going]).values():
             raise error
