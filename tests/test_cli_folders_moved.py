@@ -7,12 +7,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from cerebras import changed, headers, objects, upload
+import torch
+from cerebras import DATA, changed, expected, headers, objects, readable, same, upload
 from commands import DONE, FAILED, cszoo, failure
 from proxy import fault_proxy
 from roots import fill, left
 
-from fsspec_csx import copy, load, move
+from fsspec_csx import copy, distributed, load, move, save
 from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.filesystem import CSXFileSystem
@@ -152,3 +153,71 @@ def test_in_processes(held: str, tmp_path: Path) -> None:
     refused, remedy = failure(cszoo("copy", f"s3://{held}/checkpoint_5.mdl", f"{tmp_path}/"))
     assert "user metadata" in refused
     assert "convert" in remedy
+
+
+# -- convert -----------------------------------------------------------------------------------------------------------
+
+STATE = {"model": {"w": torch.arange(12.0).view(3, 4), "n": torch.arange(3)}, "names": ["a", "b"], "step": 7}
+
+
+@pytest.fixture
+def sharded(root: str) -> str:
+    """A sharded checkpoint, on each kind of filesystem."""
+    distributed.save(STATE, f"{root}/sharded_7")
+    return f"{root}/sharded_7"
+
+
+def test_sharded_to_one_file(sharded: str, tmp_path: Path) -> None:
+    """All of it, cast, a part of it, or its tensors alone; into a folder under its name with a suffix."""
+    assert run("convert", sharded, f"{tmp_path}/out/") == DONE
+    assert same(load(tmp_path / "out" / "sharded_7.mdl"), STATE)
+    assert run("convert", sharded, f"{tmp_path}/half.mdl", "--dtype", "float16", "--keys", "model") == DONE
+    half = {"w": STATE["model"]["w"].half(), "n": STATE["model"]["n"]}  # type: ignore[index]
+    assert same(load(tmp_path / "half.mdl"), {"model": half})
+    assert run("convert", sharded, f"{tmp_path}/x.safetensors", "--drop-values") == DONE
+    assert set(load(tmp_path / "x.safetensors")) == {"model.w", "model.n"}
+
+
+def test_one_file_to_sharded(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file becomes a folder that torch's own reader reads, whole or in part; what is there stays unless --force."""
+    save(STATE, tmp_path / "model_7.mdl")
+    assert run("convert", str(tmp_path / "model_7.mdl"), f"{root}/", "--format", "distributed", "--json") == DONE
+    told = json.loads(capsys.readouterr().out)
+    assert (told["path"], told["format"], told["tensors"]) == (f"{root}/model_7", "distributed", 2)
+    assert same(load(f"{root}/model_7"), STATE)
+    again = ("convert", str(tmp_path / "model_7.mdl"), f"{root}/model_7", "--format", "distributed")
+    assert run(*again) == FAILED
+    assert run(*again, "--force", "--keys", "step", "model.n") == DONE
+    assert same(load(f"{root}/model_7"), {"model": {"n": STATE["model"]["n"]}, "step": 7})  # type: ignore[index]
+    assert run(*again, "--force", "--dtype", "float16") == FAILED
+    assert run("convert", str(tmp_path / "model_7.mdl"), str(tmp_path / "model_7.mdl"), *again[3:], "--force") == FAILED
+    assert same(load(tmp_path / "model_7.mdl"), STATE)
+
+
+def test_cerebras_to_one_file(held: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Objects become one file, compressed or not; one with pickles only in part, and one in HDF5 like the others."""
+    for case in (CASE, "weights_compressed", "tied", "optimizer"):
+        fs = fsspec.filesystem("s3")
+        url = upload(fs, case, f"{held}/{case}.mdl")
+        keys = ["--keys", *(key for key in expected(case))] if readable(case) else []
+        assert run("convert", url, f"{tmp_path}/{case}.mdl", *keys) == DONE
+        assert same(load(tmp_path / f"{case}.mdl"), expected(case))
+    assert run("convert", f"s3://{held}/tied.mdl", f"{tmp_path}/no.mdl") == FAILED
+    assert "pickles" in capsys.readouterr().err
+    assert not (tmp_path / "no.mdl").exists()
+    assert run("convert", str(DATA / CASE / "local.mdl"), f"{tmp_path}/hdf5.mdl") == DONE
+    assert same(load(tmp_path / "hdf5.mdl"), expected(CASE))
+
+
+def test_one_file_to_cerebras(held: str, tmp_path: Path, fs: CSXFileSystem) -> None:
+    """A file becomes objects on S3, and nowhere else; a file is no more replaced by them than they are by it."""
+    save(STATE, tmp_path / "model.mdl")
+    local, url = str(tmp_path / "model.mdl"), f"s3://{held}/out/model.mdl"
+    assert run("convert", local, f"s3://{held}/out/", "--format", "cerebras") == DONE
+    assert cerebras_folder.is_cerebras(fs, f"{held}/out/model.mdl")
+    assert same(load(url), STATE)
+    assert run("convert", local, url, "--force") == FAILED
+    assert not fs.isfile(f"{held}/out/model.mdl")
+    assert run("convert", local, f"{tmp_path}/x.mdl", "--format", "cerebras") == FAILED
+    assert run("convert", local, url, "--force", "--format", "cerebras", "--keys", "step") == DONE
+    assert load(url) == {"step": 7}

@@ -22,10 +22,14 @@ def add(verbs: Verbs) -> None:
         _convert,
         help="write a checkpoint in another format or dtype, or a part of it",
         description="Write a checkpoint in another format or dtype, or a part of it. Its tensors are read while they "
-        "are written,\nso that one of any size needs little memory. The result appears whole or not at all.",
+        "are written,\nso that one of any size needs little memory. The result appears whole or not at all.\n"
+        "The formats distributed and cerebras are folders; what becomes one is in memory, but for a whole torch file "
+        "that\nbecomes a distributed one.",
         examples="""
 convert model.mdl model.safetensors --drop-values
 convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 --keys model
+convert s3://bucket/run/sharded_100 model.mdl
+convert model.mdl s3://bucket/run/model.mdl --format cerebras
 """,
     )
     add_path(parser, "source", "a local path or a URL")
@@ -38,7 +42,11 @@ convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 
         metavar="NAME",
         help="only these entries, or all that is below them: model.head.weight, optimizer",
     )
-    parser.add_argument("--format", choices=FORMATS, help="default: safetensors for that suffix, else torch")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: safetensors for that suffix, else torch; distributed is that of torch.distributed.checkpoint",
+    )
     parser.add_argument("--drop-values", action="store_true", help="leave out what a safetensors file cannot hold")
     parser.add_argument("-f", "--force", action="store_true", help="replace a checkpoint at the target")
 

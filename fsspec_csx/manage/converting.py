@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback
 
 from fsspec_csx.atomic import replacing
-from fsspec_csx.checkpoint import _size
+from fsspec_csx.checkpoint import inspect, load, save
+from fsspec_csx.manage import kinds
 from fsspec_csx.manage.copying import _named, takes_names
 from fsspec_csx.manage.kinds import SUFFIXES
 from fsspec_csx.manage.places import Place
@@ -19,8 +21,12 @@ from fsspec_csx.progress import Meter, reporting
 if TYPE_CHECKING:
     import torch
 
+    from fsspec_csx.formats.skeleton import Skeleton
+    from fsspec_csx.formats.source import Source
+
 TORCH, SAFETENSORS = "torch", "safetensors"
-FORMATS = (TORCH, SAFETENSORS)
+DISTRIBUTED, CEREBRAS = "distributed", "cerebras"
+FORMATS = (TORCH, SAFETENSORS, DISTRIBUTED, CEREBRAS)
 """What can be written."""
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -36,8 +42,8 @@ class Converted:
 
     Attributes:
         path: where it is now, without any password.
-        format: ``torch`` or ``safetensors``.
-        size: that of the file in bytes.
+        format: one of ``FORMATS``.
+        size: that of the file, or of what is in the folder, in bytes.
         tensors: how many it holds.
         cast: how many of them in another dtype than before.
         dropped: the names of what it lacks, as a safetensors file holds tensors alone.
@@ -74,21 +80,26 @@ def convert(
 
     It is read while it is written, with some 100 MiB of memory whatever its size; only a file that ``load`` reads whole
     (of torch before 1.6, of sparse or quantized tensors, compressed) is in memory, and a transposed tensor while it is
-    written to a safetensors file. The checksums that torch files have are checked. What was at the target before is
-    replaced only by a whole checkpoint.
+    written to a safetensors file, and a tensor or two of a sharded checkpoint. The checksums that torch files have are
+    checked. What was at the target before is replaced only by a whole checkpoint, but for that of a Cerebras one, as of
+    ``save``.
 
     A torch file keeps the nesting, values that are no tensors, memory that tensors share, and parameters; tensors of
     other devices become those of the CPU. A safetensors file has the tensors by their dotted names; the metadata of one
     stays where it becomes another.
 
+    The formats ``distributed`` (a folder of torch.distributed.checkpoint, of one shard) and ``cerebras`` (objects on
+    S3) are written by way of an object in memory; only a torch file of which all becomes ``distributed`` is read while
+    it is written, with the memory of its largest tensor.
+
     Args:
-        source: a local path or an fsspec URL, as of ``load``.
+        source: a local path or an fsspec URL, as of ``load``; a sharded or a Cerebras checkpoint is a folder.
         target: the like; one that ends in a slash, or is a local folder, takes the source's name, with a suffix of the
             format.
         dtype: one of torch, or its name, that tensors of floating-point numbers are cast to; by default they stay. Bits
-            that it lacks are lost as by ``Tensor.to``.
+            that it lacks are lost as by ``Tensor.to``. Only for a file.
         keys: as of ``load``.
-        format: ``torch`` or ``safetensors``; by default what the target's suffix says.
+        format: one of ``FORMATS``; by default ``torch`` or ``safetensors``, as the target's suffix says.
         drop_values: whether a safetensors file may go without what is no tensor.
         overwrite: whether a checkpoint at the target may be replaced.
         source_options: arguments for the source's filesystem, such as ``{"profile": "my-profile"}``.
@@ -98,26 +109,33 @@ def convert(
     Raises:
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
         CheckpointError: a ValueError, if the source is not what it should be, or has nothing of a name in ``keys``.
-        FileExistsError: if there is something at the target, unless ``overwrite``.
+        FileExistsError: if there is something at the target, unless ``overwrite``; also a file where a folder is to be.
+        IsADirectoryError: if a folder is to be replaced by a file.
         ValueError: if a safetensors file cannot hold what the source does, or of an unknown dtype or format.
         OSError: whatever a filesystem raised, as it raised it.
     """
     _check(dtype, format)
     origin = Place.of(source, source_options)
-    written, kind = _written(origin.name, target, format)
+    written, kind = _written(origin, target, format)
     place = Place.of(written, target_options)
     if not overwrite and place.exists():
         msg = f"{place.shown} exists already. Choose another name, or allow it to be overwritten."
         raise FileExistsError(msg)
-    with reporting(callback, place.text) as progress, origin.opened() as file:
+    if overwrite:
+        _check_kind(place, folder=kind in (DISTRIBUTED, CEREBRAS))
+    if kind in (DISTRIBUTED, CEREBRAS):
+        _write_folder(source, written, kind, keys, source_options, target_options, callback)
+        told = inspect(written, storage_options=target_options)
+        return Converted(place.shown, kind, told.size, len(told.tensors), 0, (), (), ())
+    with reporting(callback, place.text) as progress, _source(origin) as (read, found):
         import torch  # only here, as all that is wrong with the paths is told at once without it
 
         from fsspec_csx.formats.converting import Converting
-        from fsspec_csx.formats.source import Source
 
         converting = Converting(
-            Source(file, _size(file)),
+            read,
             name=origin.shown,
+            found=found,
             as_safetensors=kind == SAFETENSORS,
             dtype=None if dtype is None else getattr(torch, _name(dtype)),
             keys=keys,
@@ -146,18 +164,85 @@ def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
     if dtype is not None and _name(dtype) not in DTYPES:
         msg = f"Tensors cannot be cast to {dtype!r}. Choose one of {', '.join(DTYPES)}."
         raise ValueError(msg)
+    if dtype is not None and format in (DISTRIBUTED, CEREBRAS):
+        msg = f"Tensors are cast on their way into one file, and not into the format {format}."
+        msg += " Convert to a file with the dtype, and then that file."
+        raise ValueError(msg)
+
+
+@contextlib.contextmanager
+def _source(origin: Place) -> Iterator[tuple[Source, Skeleton | None]]:
+    """What is read in spans, and what it holds where it tells that itself."""
+    from fsspec_csx.formats import opening  # only here, as it imports torch
+    from fsspec_csx.sharded.folder import found
+
+    with contextlib.ExitStack() as stack:
+        try:
+            source = stack.enter_context(opening.source(origin.opened, origin.fs, origin.path, name=origin.shown))
+        except (FileNotFoundError, IsADirectoryError):
+            folder = found(origin.fs, origin.path, origin.shown)
+            if folder is None:
+                raise
+            from fsspec_csx.sharded.source import ShardedSource  # only here, as it imports torch.distributed
+
+            sharded = ShardedSource(folder)
+            yield sharded, sharded.found
+            return
+        yield source, None
+
+
+def _write_folder(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    kind: str,
+    keys: Iterable[str] | Callable[[str], bool] | None,
+    source_options: Mapping[str, Any] | None,
+    target_options: Mapping[str, Any] | None,
+    callback: Callback | None,
+) -> None:
+    if kind == CEREBRAS:
+        obj = load(source, keys=keys, storage_options=source_options, callback=callback)
+        save(obj, target, format="cerebras", storage_options=target_options, callback=callback)
+        return
+    from fsspec_csx import distributed  # only here, as it imports torch.distributed
+
+    if keys is None and inspect(source, storage_options=source_options).format == TORCH:
+        distributed.from_one_file(source, target, file_options=source_options, storage_options=target_options)
+        return
+    obj = load(source, keys=keys, storage_options=source_options, callback=callback)
+    if not isinstance(obj, dict):
+        msg = f"It holds a {type(obj).__name__}, and only mappings can be sharded. Write a torch file."
+        raise ValueError(msg)
+    distributed.save(obj, target, storage_options=target_options)
+
+
+def _check_kind(place: Place, *, folder: bool) -> None:
+    """Refuse to replace a file by a folder, or a folder by a file."""
+    if not place.exists() or place.is_folder() == folder:
+        return
+    if folder:
+        msg = f"{place.shown} is a file, and the checkpoint becomes a folder. Delete it, or choose another name."
+        raise FileExistsError(msg)
+    if not place.bulk or place.fs.exists(f"{place.path}/{kinds.CEREBRAS}"):
+        msg = f"{place.shown} is a folder, and the checkpoint becomes a file. Delete it, or choose another name."
+        raise IsADirectoryError(msg)
 
 
 def _name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _written(name: str, target: str | os.PathLike[str], format: str | None) -> tuple[str | os.PathLike[str], str]:
+def _written(origin: Place, target: str | os.PathLike[str], format: str | None) -> tuple[str | os.PathLike[str], str]:
     """The path to write to, and in which format; in a folder its name follows the source's."""
+    name, text = origin.name, os.fspath(target)
+    if format == DISTRIBUTED and not text.endswith("/") and os.path.isdir(text) and kinds.is_sharded(os.listdir(text)):
+        return target, format  # a checkpoint is no folder of checkpoints
     if not takes_names(target):
-        return target, format or (SAFETENSORS if os.fspath(target).endswith(_SUFFIX) else TORCH)
+        return target, format or (SAFETENSORS if text.endswith(_SUFFIX) else TORCH)
     kind = format or (SAFETENSORS if name.endswith(_SUFFIX) else TORCH)
-    if name.endswith(_SUFFIX) != (kind == SAFETENSORS):
-        suffix = next((each for each in SUFFIXES if name.endswith(each) and name != each), "")
-        name = name[: len(name) - len(suffix)] + (_SUFFIX if kind == SAFETENSORS else _TORCH_SUFFIX)
+    suffix = next((each for each in SUFFIXES if name.endswith(each) and name != each), "")
+    own = {SAFETENSORS: _SUFFIX, DISTRIBUTED: ""}.get(kind, _TORCH_SUFFIX)
+    of_folder = not suffix and kind != DISTRIBUTED and origin.is_folder()
+    if kind == DISTRIBUTED or of_folder or name.endswith(_SUFFIX) != (kind == SAFETENSORS):
+        name = name[: len(name) - len(suffix)] + own
     return _named(target, name), kind
