@@ -468,20 +468,20 @@ def test_missing_section(section: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "cause"),
     [
-        ("import not_there", "broken cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
-        ("1 / 0", "broken cannot be imported: ZeroDivisionError"),
-        ("def f(:", "broken cannot be imported: SyntaxError"),
+        ("import not_there", "breaking cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
+        ("1 / 0", "breaking cannot be imported: ZeroDivisionError"),
+        ("def f(:", "breaking cannot be imported: SyntaxError"),
     ],
 )
 def test_broken_module(code: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that fails to be imported is told apart from one that is not there."""
-    (tmp_path / "broken.py").write_text(code)
+    (tmp_path / "breaking.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    reason, remedy = refusal(with_({"init/model": {"class_path": "broken.Model"}}))
+    reason, remedy = refusal(with_({"init/model": {"class_path": "breaking.Model"}}))
     assert cause in reason
     assert remedy == "Correct that module, or install what it needs."
-    sys.modules.pop("broken", None)
+    sys.modules.pop("breaking", None)
 
 
 # -- values and type hints ---------------------------------------------------------------------------------------------
