@@ -96,7 +96,8 @@ def test_torchscript(root: str) -> None:
 def test_cut_short(root: str, zip_format: bool, weights_only: bool) -> None:
     """A file cut short anywhere is reported as such, whatever torch stumbles over."""
     whole = saved(_use_new_zipfile_serialization=zip_format)
-    for length in [*range(1, 60), *range(60, len(whole), 97), *range(len(whole) - 60, len(whole))]:
+    lengths = [*range(1, 60), *range(60, len(whole), 97), *range(len(whole) - 60, len(whole))]
+    for length in lengths[:: 10 if root.startswith("s3") else 1]:  # the way of the bytes makes no difference
         with pytest.raises(InvalidCheckpointError, match=r"cut short|is damaged"):
             load(put(root, whole[:length]), weights_only=weights_only)
 
@@ -107,7 +108,7 @@ def test_flipped_bits(root: str, zip_format: bool) -> None:
     whole = saved({"x": torch.arange(3), "y": [1, "a", (None, 2.0)]}, _use_new_zipfile_serialization=zip_format)
     generator = random.Random(1)
     location = whole.index(b"cpu")
-    for position in range(0, len(whole), 3):
+    for position in range(0, len(whole), 30 if root.startswith("s3") else 3):
         if location <= position < location + 3:
             continue  # another device is not the file's fault
         flipped = bytearray(whole)
