@@ -676,6 +676,7 @@ def test_only_what_is_needed_is_read(bucket: str, environment: object, monkeypat
 # -- many processes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_many_processes(bucket: str, environment: object, fs: CSXFileSystem) -> None:
     """Saved by four processes in all ways, a checkpoint is loaded by four, by two and by one, and by torch's reader."""
@@ -692,6 +693,7 @@ def test_many_processes(bucket: str, environment: object, fs: CSXFileSystem) -> 
     assert loaded.returncode == 0, loaded.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_killed_process(bucket: str, environment: object) -> None:
     """A process that is killed while it saves leaves the former checkpoint; the new shards are found by name."""

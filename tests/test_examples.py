@@ -15,6 +15,8 @@ import pytest
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TESTED_ELSEWHERE = {"quickstart", "trainer"}
 

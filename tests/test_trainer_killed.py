@@ -71,6 +71,7 @@ def test_ended(environment: LocalS3, bucket: str, number: signal.Signals, whole:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+@pytest.mark.long
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_many_processes(environment: LocalS3, bucket: str, sharding: str) -> None:
     """Two processes go on with what one saved, or one with what two did."""

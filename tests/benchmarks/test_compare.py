@@ -60,6 +60,7 @@ def moody() -> Report:
     return report
 
 
+@pytest.mark.long
 def test_every_row_is_there_and_checked(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each peer has numbers for saving and loading, and what it loads is what was saved."""
     asked: list[Task] = []
@@ -79,6 +80,7 @@ def test_every_row_is_there_and_checked(target: Target, monkeypatch: pytest.Monk
     assert set(report.settings) == set(HERE)
 
 
+@pytest.mark.long
 def test_process_measures_or_tells_its_error(target: Target) -> None:
     """A measurement works in a process of its own, and an error in it comes back as a line."""
     found = in_process(Task("ours", "load", CASE, target, check=True))
