@@ -15,6 +15,10 @@ from fsspec_csx.formats.skeleton import Record
 Keys: TypeAlias = Iterable[str] | Callable[[str], bool]
 
 _SHOWN = 5
+_NAME_SHOWN = 200
+_LONGEST = 1000
+# Comparing two names takes up to a microsecond for each character of one and of the other.
+_EFFORT = 8 * 10**6
 _NOTHING = object()
 
 
@@ -79,9 +83,10 @@ def _listed(present: Sequence[str], keys: Iterable[str], path: str) -> set[str]:
         msg = f"keys is a list of names, or a function, not a single str. Pass [{keys!r}]."
         raise TypeError(msg)
     listed = set(keys)
+    lengths = sorted({len(key) for key in listed if isinstance(key, str)})
     chosen, met = set(), set()
     for name in present:
-        found = listed.intersection(_above(name))
+        found = {name[:length] for length in lengths if name[length : length + 1] in ("", ".")} & listed
         if found:
             chosen.add(name)
             met |= found
@@ -99,8 +104,17 @@ def _above(name: str) -> Iterator[str]:
 
 
 def _nearest(unknown: Sequence[str], present: Sequence[str]) -> str:
-    known = list(dict.fromkeys(each for name in present for each in _above(name)))
-    near = [close for name in unknown[:_SHOWN] for close in difflib.get_close_matches(str(name), known, 2, 0.4)]
+    known = list(dict.fromkeys(each for name in present if len(name) <= _LONGEST for each in _above(name)))
+    near: list[str] = []
+    effort = 0
+    for name in unknown[:_SHOWN]:
+        looked_at = []
+        for each in known:
+            effort += len(str(name)) * len(each)
+            if effort > _EFFORT:
+                break
+            looked_at.append(each)
+        near += difflib.get_close_matches(str(name), looked_at, 2, 0.4)
     if near:
         return f"The nearest names are {shown(list(dict.fromkeys(near)))}."
     return f"It has {shown(present)}." if any(present) else "It has no entries of a name."
@@ -138,8 +152,11 @@ def _like(value: Any, entries: list[tuple[Any, Any]]) -> Any:
 
 
 def listed(names: Iterable[object]) -> str:
-    """All of some names."""
-    return ", ".join(repr(name) for name in names)
+    """All of some names; a file may have them of any length."""
+    return ", ".join(
+        f"{name[:_NAME_SHOWN]!r}…" if isinstance(name, str) and len(name) > _NAME_SHOWN else repr(name)
+        for name in names
+    )
 
 
 def shown(names: Collection[object]) -> str:

@@ -114,6 +114,8 @@ class _Placing:
     def __call__(self, storage: torch.UntypedStorage, location: str) -> Any:
         """What torch.load is to take for a storage that it just read, or believes so."""
         noted, self._file.noted = self._file.noted, None
+        if not isinstance(location, str):
+            raise InvalidCheckpointError(f"{self._name} is damaged: it has a storage on no device.", sniff.AGAIN)
         if noted is None or noted[2] != storage.data_ptr():
             return self._places.placed(storage, location)
         entry, offset, _ = noted

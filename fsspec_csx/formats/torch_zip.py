@@ -20,7 +20,7 @@ import torch
 from torch import _weights_only_unpickler
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import fill, names, sniff, torch_archive, torch_skeleton
+from fsspec_csx.formats import fill, names, nesting, sniff, torch_archive, torch_skeleton
 from fsspec_csx.formats.checked import CheckedReader
 from fsspec_csx.formats.skeleton import Skeleton
 from fsspec_csx.formats.source import Source
@@ -32,11 +32,22 @@ if TYPE_CHECKING:
 _GIST_SHOWN = 200
 _NAMES_SHOWN = 5
 _LEGACY_PICKLES = 5
+# What an honest file can need besides, and how many times its size.
+_ROOM, _HELD = 2**20, 4
 # torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
 _PLACING = {"restore_location", "default_restore_location"}
-_NOT_THE_FILE = (ImportError, MemoryError, NotImplementedError, OSError, Warning, torch.cuda.OutOfMemoryError)
+_NOT_THE_FILE = (ImportError, NotImplementedError, OSError, Warning, torch.cuda.OutOfMemoryError)
 # What zipfile and pickletools raise for a file that is not whole.
-_NOT_WHOLE = (EOFError, LookupError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+_NOT_WHOLE = (
+    EOFError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # What torch.load raises for one that is, but makes no sense; other errors may be those of a class that it names.
 _NONSENSE = (AssertionError, EOFError, RuntimeError, pickle.UnpicklingError)
 
@@ -107,12 +118,16 @@ def skeleton(
     try:
         if archive is not None:
             source.advance(source.kept)
-            return torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
+            found = torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
+            nesting.check(found.obj, name)
+            return found
         reader = CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
             lambda: torch.load(reader, map_location=map_location, weights_only=weights_only, mmap=False)  # type: ignore[arg-type]
         )
+        if weights_only:
+            nesting.check(obj, name)
         return Skeleton(obj, [])
     except Exception as error:
         if (reader is not None and reader.failure is error) or isinstance(error, CheckpointError):
@@ -141,8 +156,11 @@ def complete(source: Source, found: Skeleton, *, name: str) -> None:
 
 def _explain(error: Exception, file: WatchedReader, name: str, weights_only: bool) -> CheckpointError | None:
     """The error of ours for what torch.load raised; None if the file is not at fault."""
-    if isinstance(error, _NOT_THE_FILE) or _while_placing(error) or _out_of_memory(error):
+    if isinstance(error, _NOT_THE_FILE) or _while_placing(error):
         return None
+    if _out_of_memory(error):
+        reason = f"{name} is damaged: it asks for much more memory than its {file.size} bytes can fill."
+        return InvalidCheckpointError(reason, sniff.AGAIN) if weights_only and _is_room(file.size) else None
     if found := file.unmasked(lambda: _damage(file)):
         return InvalidCheckpointError(f"{name} {found[0]}", found[1])
     if weights_only and isinstance(error, pickle.UnpicklingError):
@@ -170,7 +188,17 @@ def _while_placing(error: Exception) -> bool:
 
 def _out_of_memory(error: Exception) -> bool:
     """torch raises a plain RuntimeError for want of main memory."""
-    return isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+    told = isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+    return told or isinstance(error, MemoryError)
+
+
+def _is_room(size: int) -> bool:
+    """Whether there is memory for much more than a file of this size holds; it is not touched."""
+    try:
+        torch.empty(_ROOM + _HELD * size, dtype=torch.uint8, device="cpu")
+    except RuntimeError:
+        return False
+    return True
 
 
 def _raised_while_decoding(error: Exception) -> bool:
