@@ -18,7 +18,7 @@ from fsspec_csx.checksum import CRC64NVME
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.localfile import beside, place, replaceable
 from fsspec_csx.ranges import LEAST, FileRange, size_for
-from fsspec_csx.record import digest, lock
+from fsspec_csx.record import digest, lock, own
 from fsspec_csx.whole import ObjectState, Stamp, stamp_of, twice
 
 # Upon which the bytes of a part depend: one number, whatever a filesystem's own may be.
@@ -178,8 +178,14 @@ class Resuming:
         of_object = digest(self._fs._endpoint, name, self._target)[:8]
         path = beside(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])
         _remove_others(path, of_object)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(path, flags, 0o666 if self._mode is None else self._mode)
+        try:
+            descriptor = own(path, 0o666 if self._mode is None else self._mode)
+        except OSError:
+            if not os.path.lexists(path):
+                raise
+            # Someone else has put something in its place, which is not written to: all is fetched anew.
+            yield None
+            return
         try:
             if not lock(descriptor):
                 yield None

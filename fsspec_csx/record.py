@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_LARGEST = 4 * 2**20  # bytes; 10,000 parts take less than a quarter
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,23 @@ class UploadRecord:
         self.part = 0
         self.current = False
         self.parts: dict[int, tuple[str, int | None]] = {}
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # what has them was cut short
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # what has them was cut short
             self._read()
 
     def _read(self) -> None:
-        head, *parts = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0).split(b"\n")
+        size = os.fstat(self._descriptor).st_size
+        if size > _LARGEST:
+            return
+        head, *parts = os.pread(self._descriptor, size, 0).split(b"\n")
         told = json.loads(head)
-        self.id, self.part, self.current = str(told["upload"]), int(told["part"]), told["state"] == self._state
+        if not isinstance(told["upload"], str) or type(told["part"]) is not int or told["part"] < 1:
+            return
+        self.id, self.part, self.current = told["upload"], told["part"], told["state"] == self._state
         for line in parts:
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 number, etag, checksum = json.loads(line)
-                self.parts[number] = etag, checksum
+                if type(number) is int and isinstance(etag, str) and _is_checksum(checksum):
+                    self.parts[number] = etag, checksum
 
     def begin(self, upload: str, part: int) -> None:
         """Remember a new upload, in parts of so many bytes."""
@@ -125,6 +135,30 @@ def lock(descriptor: int) -> bool:
     return os.fstat(descriptor).st_nlink > 0  # who had it before may have removed it
 
 
+def own(path: str | Path, mode: int) -> int:
+    """Open a file for reading and writing, which is made if there is none; others may write to its folder.
+
+    Args:
+        path: of the file.
+        mode: of a new one.
+
+    Raises:
+        OSError: if it cannot be opened, or is a link, of another user, or no plain file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), mode)
+    status = os.fstat(descriptor)
+    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_uid == user:
+        return descriptor
+    os.close(descriptor)
+    raise PermissionError(errno.EPERM, "This file was not made by this user", os.fspath(path))
+
+
+def _is_checksum(value: object) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 2**64)
+
+
 def _folder() -> Path:
     # https://specifications.freedesktop.org/basedir-spec/latest/
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fsspec_csx" / "uploads"
@@ -133,7 +167,7 @@ def _folder() -> Path:
 def _locked(path: Path) -> int | None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = own(path, 0o600)
     except (OSError, RuntimeError):  # the latter if there is no home
         return None
     if lock(descriptor):
