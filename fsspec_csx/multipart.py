@@ -142,9 +142,10 @@ class Upload:
             answer = await self._call("list_parts", UploadId=self.id, **marker)
             for part in answer.get("Parts", ()):
                 found.setdefault(part["PartNumber"], []).append(part)  # some servers list former ones too
-            if not answer.get("IsTruncated") or not answer.get("NextPartNumberMarker"):
+            following = answer.get("NextPartNumberMarker") or 0
+            if not answer.get("IsTruncated") or following <= marker.get("PartNumberMarker", 0):
                 break
-            marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+            marker = {"PartNumberMarker": following}
         kept = {}
         for number, parts in found.items():
             etag, crc = record.parts.get(number, ("", None))

@@ -159,9 +159,10 @@ def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> Upload | None:
             for part in answer.get("Parts", []):
                 size += part["Size"]
                 modified = max(modified, part["LastModified"])
-            if not answer.get("IsTruncated"):
+            following = answer.get("NextPartNumberMarker") or 0
+            if not answer.get("IsTruncated") or following <= after:
                 return Upload(bucket, key, name, size, modified)
-            after = answer["NextPartNumberMarker"]
+            after = following
     except FileNotFoundError:
         return None
     except CredentialsError:
