@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from fsspec_csx.cli.output import printable
 from fsspec_csx.errors import CSXError
 from fsspec_csx.paths import redacted
 
@@ -31,7 +32,7 @@ def told(error: Exception) -> str:
     """Cause and remedy of an error, a line each."""
     cause, remedy = _cause_and_remedy(error)
     lines = [" ".join(text.split()) for text in (f"cszoo: {cause}", remedy) if text]
-    return "\n".join(redacted(line) for line in lines)
+    return "\n".join(printable(redacted(line)) for line in lines)
 
 
 def _cause_and_remedy(error: Exception) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 
-from fsspec_csx.cli.output import emit, in_bytes, table
+from fsspec_csx.cli.output import emit, in_bytes, printable, table
 from fsspec_csx.cli.verbs import Verbs, add_path
 from fsspec_csx.manage.listing import Found, checkpoints
 from fsspec_csx.paths import redacted
@@ -31,7 +31,7 @@ list s3://bucket/run --latest
 
 def shown(path: str) -> str:
     """A path on a line: without passwords, and with escapes for what is no printable character."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in redacted(path))
+    return printable(redacted(path))
 
 
 def counted(number: int, noun: str) -> str:

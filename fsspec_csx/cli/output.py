@@ -15,16 +15,24 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
     """Print a result: the data with ``--json``, else the lines."""
     if options.json:
-        print(json.dumps(_plain(data), ensure_ascii=False, allow_nan=False))
+        text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False)
+        print("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
     else:
         for line in lines:
-            print(line)
+            print(printable(line))
 
 
 def say(options: argparse.Namespace, text: str) -> None:
     """Tell what was done, unless it is to be quiet or prints JSON."""
     if not options.quiet and not options.json:
-        print(text)
+        print(printable(text))
+
+
+def printable(text: str) -> str:
+    """A text with escapes for what is no printable character, which a terminal might take for an order."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
