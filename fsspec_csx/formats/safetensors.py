@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.formats import json_entries, sniff
 from fsspec_csx.formats.in_order import memories, memory
 from fsspec_csx.formats.skeleton import Record, Skeleton
 from fsspec_csx.formats.source import Source
@@ -22,6 +22,8 @@ from fsspec_csx.formats.watched import WatchedWriter
 
 _LENGTH = 8
 _HEADER_MAX = 100_000_000  # bytes; the format's own limit
+_AT_ONCE_MAX = 4 * 2**20  # bytes of a header; Python takes up to 30 times as many for what is forged
+_TENSORS_MAX = 250_000
 _PIECE = 16 * 2**20
 _METADATA = "__metadata__"
 _NUMBER_MAX = 2**63 - 1
@@ -240,6 +242,10 @@ def _header(tensors: list[tuple[str, torch.Tensor]], told: Mapping[str, str] | N
         entries[name] = {"dtype": label, "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
+    if len(tensors) > _TENSORS_MAX:
+        msg = f"A safetensors file of {len(tensors)} tensors would be refused by load, which takes {_TENSORS_MAX}."
+        msg += " Save in several files, or under another suffix, such as .mdl."
+        raise ValueError(msg)
     if len(header) > _HEADER_MAX:
         msg = f"The header of the safetensors file would take {len(header)} bytes, more than the {_HEADER_MAX} allowed."
         msg += " Shorten the names, or save in several files."
@@ -280,7 +286,7 @@ def skeleton(source: Source, *, name: str) -> Skeleton:
     _check_byte_order()
     try:
         header = _read_header(source)
-        entries = _parsed(header)
+        entries, _ = _parsed(header)
         begin = _LENGTH + len(header)
         _check_spans(entries, source.size - begin)
     except InvalidCheckpointError as error:
@@ -302,8 +308,7 @@ def metadata(source: Source) -> dict[str, str]:
     Raises:
         OSError: what the file raised.
     """
-    found: dict[str, str] = json.loads(_read_header(source)).get(_METADATA) or {}
-    return found
+    return _parsed(_read_header(source))[1]
 
 
 def _read_header(source: Source) -> bytes:
@@ -327,15 +332,39 @@ def _cut_short(size: int, wanted: int) -> InvalidCheckpointError:
     return InvalidCheckpointError(reason, sniff.AGAIN)
 
 
-def _parsed(header: bytes) -> dict[str, _Entry]:
+def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The tensors' entries, and the metadata."""
+    found: dict[str, _Entry] = {}
+    told: dict[str, str] = {}
     try:
-        found = json.loads(header.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+        for key, value in _items(header):
+            if key in found:
+                msg = "a name is there twice"
+                raise ValueError(msg)
+            if not _is_text(key):
+                msg = "a name is no valid Unicode"
+                raise ValueError(msg)
+            if key != _METADATA:
+                found[key] = _entry(key, value)
+            elif value is not None and not _is_metadata(value):
+                raise _damaged(f"{_METADATA} is not a mapping of text to text")
+            else:
+                told = value or {}
+            if len(found) > _TENSORS_MAX:
+                raise _damaged(f"its header tells of more than {_TENSORS_MAX} tensors")
+    except InvalidCheckpointError:
+        raise
     except (ValueError, RecursionError) as error:
         raise _damaged(f"its header is not valid JSON ({error})") from error
-    metadata = found.pop(_METADATA, None)
-    if metadata is not None and not _is_metadata(metadata):
-        raise _damaged(f"{_METADATA} is not a mapping of text to text")
-    return {key: _entry(key, value) for key, value in found.items()}
+    return found, told
+
+
+def _items(header: bytes) -> Iterable[tuple[str, Any]]:
+    """What a header holds; all at once, or one after the other if that could take much memory."""
+    if len(header) > _AT_ONCE_MAX:
+        return json_entries.entries(header, _without_repeats, _no_constant)
+    found: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+    return found.items()
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
