@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,12 +27,17 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats.nesting import DEPTH
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.sharded.folder import MANIFEST, Folder
 
 __all__ = ["Place", "Plain", "encode", "read"]
 
 T = TypeVar("T")
+
+_DIMENSIONS = 1000  # torch has no such tensors, and each takes a while
+_PATH_MAX = 1024
+_SHOWN = 80
 
 VERSION = "1.0.0"
 """Of the format, as torch writes it."""
@@ -100,6 +106,7 @@ def read(folder: Folder, name: str = MANIFEST) -> Metadata:
         data = file.read()
     shown = f"The manifest of {folder.name}"
     try:
+        _check_memo(data)
         return _metadata(_Unpickler(data, shown).load())
     except UnsafeCheckpointError:
         raise
@@ -149,6 +156,13 @@ class _Unpickler(pickle.Unpickler):
             return found
         reason = f"{self._shown} names {full}, which could run code when loaded."
         raise UnsafeCheckpointError(reason, "Load it only by the tool of an author whom you trust.")
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse numbers of remembered objects that the pickle cannot have: Python reserves memory up to the largest."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "LONG_BINPUT"):
+            _check(isinstance(argument, int) and 0 <= argument < len(data), f"memo {argument}")
 
 
 class _MalformedError(Exception):
@@ -202,7 +216,8 @@ def _place(found: Any) -> Place:
     state = _state(found, "_StorageInfo")
     path = _a(state.get("relative_path"), str)
     parts = path.replace("\\", "/").split("/")
-    _check(bool(parts[-1]) and ".." not in parts and bool(parts[0]) and ":" not in path, f"path {path!r}")
+    inside = bool(parts[-1]) and ".." not in parts and bool(parts[0]) and ":" not in path and "\0" not in path
+    _check(inside and path.isprintable() and len(path) <= _PATH_MAX, f"path {path[:_SHOWN]!r}")
     made = place(path, _count(state.get("offset")), _count(state.get("length")), _plain(state.get("plain")))
     if transforms := state.get("transform_descriptors"):
         made.transform_descriptors = [_a(each, str) for each in _a(transforms, list)]
@@ -221,6 +236,7 @@ def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
     """Where each entry was in the nested state dict, which only planners of torch's own tell."""
     if not isinstance(found, dict) or not all(isinstance(path, tuple) and path for path in found.values()):
         return None
+    _check(all(len(path) <= DEPTH for path in found.values()), f"nesting deeper than {DEPTH}")
     return {
         _a(name, str): tuple(each if isinstance(each, str) else _count(each) for each in path)
         for name, path in found.items()
@@ -235,7 +251,8 @@ def _state(found: Any, kind: str) -> dict[str, Any]:
 
 
 def _size(found: Any) -> torch.Size:
-    return torch.Size([_count(each) for each in _a(found, tuple)])
+    _check(len(_a(found, tuple)) <= _DIMENSIONS, "number of dimensions")
+    return torch.Size([_count(each) for each in found])
 
 
 def _count(found: Any) -> int:

@@ -115,11 +115,7 @@ def _of_all_shards(
 
     def read_one(name: str) -> None:
         with folder.open(name) as file:
-            size = _size(file)
-            end = max(place(each).offset + place(each).length for each in shards[name])
-            if end > size:
-                reason = f"The shard {name} of {folder.name} is cut short: it has {size} of at least {end} bytes."
-                raise InvalidCheckpointError(reason, AGAIN)
+            size = _checked_size(folder, name, file, map(place, shards[name]))
             read(folder, _Known(file, size), shards[name])
 
     if len(shards) == 1:
@@ -128,6 +124,28 @@ def _of_all_shards(
     with ThreadPoolExecutor(_FILES, thread_name_prefix="fsspec_csx-shard") as pool:
         for done in [pool.submit(read_one, name) for name in shards]:
             done.result()
+
+
+def check_shards(folder: Folder, places: Iterable[Place]) -> None:
+    """See whether shards are as long as the places of items in them say.
+
+    Raises:
+        InvalidCheckpointError: if one is too short.
+        OSError: what the filesystem raised; FileNotFoundError is among it.
+    """
+    for each in places:
+        with folder.open(each.relative_path) as file:
+            _checked_size(folder, each.relative_path, file, [each])
+
+
+def _checked_size(folder: Folder, name: str, file: IO[bytes], places: Iterable[Place]) -> int:
+    """The size of a shard in bytes, which is enough for the items in it."""
+    size = _size(file)
+    end = max(each.offset + each.length for each in places)
+    if end > size:
+        reason = f"The shard {name} of {folder.name} is cut short: it has {size} of at least {end} bytes."
+        raise InvalidCheckpointError(reason, AGAIN)
+    return size
 
 
 class _Known(Source):

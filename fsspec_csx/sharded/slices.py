@@ -11,6 +11,7 @@ from fsspec_csx.sharded.manifest import Place
 T = TypeVar("T")
 
 _BATCH = 64 * 2**20
+_LINE = 512  # bytes that are looked through at a time for the end of a line
 
 SMALL = HEAD + TAIL
 """Items of at most so many bytes are read whole at once."""
@@ -98,8 +99,9 @@ class _File:
 
     def readline(self) -> bytes:
         """Read up to and including the next newline."""
-        start = self._position
-        line = self.read().partition(b"\n")
-        found = line[0] + line[1]
-        self._position = start + len(found)
-        return found
+        line = b""
+        while not line.endswith(b"\n") and (piece := self.read(_LINE)):
+            head, found, _ = piece.partition(b"\n")
+            line += head + found
+            self._position -= len(piece) - len(head) - len(found)
+        return line

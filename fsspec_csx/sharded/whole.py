@@ -15,7 +15,7 @@ from fsspec_csx.inspection import CheckpointInfo, TensorInfo
 from fsspec_csx.sharded import manifest
 from fsspec_csx.sharded.folder import Folder
 from fsspec_csx.sharded.manifest import Place
-from fsspec_csx.sharded.reading import Wanted, load_bytes, read_bytes, read_tensors
+from fsspec_csx.sharded.reading import Wanted, check_shards, load_bytes, read_bytes, read_tensors
 
 
 class Entry:
@@ -144,7 +144,13 @@ def empty(folder: Folder, metadata: Metadata, entry: Entry, device: torch.device
     if covered != told.size.numel() or there < covered * told.properties.dtype.itemsize:
         reason = f"{folder.name} is damaged: {entry.name!r} has {covered} of {told.size.numel()} elements."
         raise InvalidCheckpointError(reason, AGAIN)
-    return torch.empty(told.size, dtype=told.properties.dtype, device=device or "cpu")
+    try:
+        return torch.empty(told.size, dtype=told.properties.dtype, device=device or "cpu")
+    except RuntimeError:
+        check_shards(
+            folder, [stored(folder, metadata, MetadataIndex(entry.name, each.offsets)) for each in told.chunks]
+        )
+        raise
 
 
 def replaced(value: Any, found: dict[str, Any]) -> Any:
