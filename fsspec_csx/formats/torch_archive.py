@@ -30,6 +30,8 @@ _SMALL = (PICKLE, *_TOLD)
 _TOLD_MAX = 256  # bytes
 _PLAIN_MAX = 64 * 2**10  # bytes; more than these between a small record and the next entry is not torch's doing
 _EXTRA_MAX = 2**16
+_TEXT_MAX = 32 * 2**20  # bytes of a record that is no tensor's, if it is packed more densely than most
+_TEXT_INFLATED_MAX = 50
 _INFLATED_MAX = 1100  # deflate packs at most some 1030 bytes into one
 # What a pickle may name and yet never look at the data of a tensor: of torch.load's own list, all else does or might.
 _BLIND = {
@@ -164,11 +166,19 @@ def _directory(source: Source) -> tuple[Span, bytes, list[Entry]] | None:
 def _check_sizes(entries: Sequence[Entry], end: int, name: str) -> None:
     """Refuse what would have torch reserve more memory than the file can fill; its directory begins at the end."""
     stored = sum(entry.size for entry in entries if entry.method == STORED)
-    inflated = any(entry.size > (entry.compressed + 1) * _INFLATED_MAX for entry in entries if entry.method != STORED)
+    compressed = sum(entry.compressed for entry in entries)  # more if several share their bytes
+    inflated = any(entry.size > _most_of(entry) for entry in entries if entry.method != STORED)
     beyond = any(entry.header + LOCAL.size + len(entry.name) + entry.compressed > end for entry in entries)
-    if stored > end or inflated or beyond:
+    if stored > end or compressed > end or inflated or beyond:
         reason = f"{name} is damaged: its zip directory claims more than the {end} bytes before it."
         raise InvalidCheckpointError(reason, sniff.AGAIN)
+
+
+def _most_of(entry: Entry) -> int:
+    """How many bytes a compressed record may have; only of tensors it is likely that most of them are the same."""
+    if b"/data/" in entry.name:
+        return (entry.compressed + 1) * _INFLATED_MAX
+    return max(_TEXT_MAX, entry.compressed * _TEXT_INFLATED_MAX)
 
 
 def _read_small(

@@ -114,6 +114,8 @@ def skeleton(
         raise InvalidCheckpointError(f"{name} {what}", remedy)
     in_order = weights_only and sniff.is_zip(head) and not _is_fake_mode()
     archive = torch_archive.read(source, name) if in_order else None
+    if in_order and archive is None and torch_archive.records(source) is None:
+        raise _without_directory(source, name)
     reader = None
     try:
         if archive is not None:
@@ -136,6 +138,15 @@ def skeleton(
         if explained is None:
             raise
         raise explained from error
+
+
+def _without_directory(source: Source, name: str) -> InvalidCheckpointError:
+    """The error for an archive of which it cannot be told what its records claim, which torch would believe."""
+    reader = WatchedReader(source.file, source.size)
+    found = reader.unmasked(lambda: _damage(reader))
+    remedy = "Load it with torch.load if you trust its author, and save it again."
+    what, remedy = found or ("is a zip archive with a directory that torch.save does not write.", remedy)
+    return InvalidCheckpointError(f"{name} {what}", remedy)
 
 
 def _is_fake_mode() -> bool:
