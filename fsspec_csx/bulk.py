@@ -190,9 +190,11 @@ class BulkS3(UploadingS3):
             FileExistsError: in mode "create", if there is a file.
             ObjectNotFoundError: if there is no such object.
             ChecksumError: if what comes is not what the server holds, twice.
+            ValueError: if its key leads out of the folder that it is fetched to.
         """
         if os.path.isdir(lpath):
             return
+        _check_inside(rpath, lpath)
         if os.path.exists(lpath) and not os.path.isfile(lpath):  # a pipe or a device is written from front to back
             await super()._get_file(rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
             return
@@ -335,3 +337,14 @@ class BulkS3(UploadingS3):
     cp_file = interruptible(_cp_file)
     take_file = interruptible(_take_file)
     stamp = interruptible(_stamp)
+
+
+def _check_inside(rpath: str, lpath: str) -> None:
+    """Refuse a local path that leads upwards where the key does: whoever made the key chose it."""
+    parts = str(rpath).split("/")
+    if ".." not in parts:
+        return
+    upwards = "/".join(parts[parts.index("..") :])
+    if str(lpath).replace(os.sep, "/").endswith(upwards):
+        msg = f"The key {rpath!r} leads out of the folder that it is fetched to. Fetch it alone, to a name of your own."
+        raise ValueError(msg)

@@ -79,11 +79,14 @@ class Shards:
             moving: whether all bytes are compared, and the source deleted then.
 
         Raises:
-            CheckpointPathError: if the target is the source, or in it, or cannot hold a Cerebras checkpoint of S3.
+            CheckpointPathError: if the target is the source, or in it, or cannot hold a Cerebras checkpoint of S3, or
+                if names of files lead out of it.
             ChecksumError: if a copy is not the same.
             FileExistsError: if there is a checkpoint, or a file of one, unless ``overwrite``.
         """
         self._check_apart(target)
+        if target.fs is None:
+            self._check_names()
         if self.is_cerebras:
             cerebras.check_target(self._root, target)
         held = _held(target)
@@ -111,6 +114,13 @@ class Shards:
         ):
             reason = f"{redacted(target.path)} is the very folder that is to be copied or moved, or in it."
             raise CheckpointPathError(reason, "Name another target.")
+
+    def _check_names(self) -> None:
+        """Refuse keys that would be files elsewhere on this machine."""
+        for name in self.names:
+            if {".", ".."} & set(name.replace(os.sep, "/").split("/")) or "\0" in name:
+                reason = f"{redacted(self._root.path)} has the file {name!r}, which cannot be in a folder."
+                raise CheckpointPathError(reason, "Do not copy it; ask its author what it is.")
 
     def _carry_in_place(self, target: Root, held: list[str], meter: Meter, overwrite: bool, moving: bool) -> None:
         """Where folders cannot be renamed: the old manifest goes first, and the new one comes last."""
