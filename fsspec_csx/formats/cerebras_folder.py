@@ -173,6 +173,12 @@ class FolderSource(CerebrasSource):
             return "/".join(leaf.elsewhere)
         return f"{self._path}/{key}"
 
+    def _is_stored(self, name: str, leaf: Body) -> bool:
+        try:
+            return bool(self._fs.info(self._object(name, leaf))["size"] == leaf.stored)
+        except FileNotFoundError:
+            return False
+
     def _fetch(self, parts: Sequence[tuple[Place, int, memoryview]]) -> None:
         self._read_objects(
             [Wanted(self._object(at.name, at.leaf), start, memory, at.leaf.nbytes) for at, start, memory in parts]

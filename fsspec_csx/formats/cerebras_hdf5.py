@@ -6,12 +6,12 @@ Read by h5py, and of it only what lies in the file itself: what HDF5 could have 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import cerebras_leaf
-from fsspec_csx.formats.cerebras_leaf import Leaf, Unread, shown
+from fsspec_csx.formats.cerebras_leaf import MOST_PACKED, Body, Leaf, Unread, shown
 from fsspec_csx.formats.cerebras_metadata import LEAF, damaged
 from fsspec_csx.formats.cerebras_source import CerebrasSource, Place
 from fsspec_csx.formats.sniff import AGAIN
@@ -79,7 +79,20 @@ class Hdf5Source(CerebrasSource):
 
     def _form(self, key: str) -> dict[str, Any]:
         dataset = self._dataset(key)
-        return {"shape": [int(size) for size in dataset.shape], "dtype": dataset.dtype.name}
+        with self._telling_damage(key):
+            return {"shape": [int(size) for size in dataset.shape], "dtype": dataset.dtype.name}
+
+    @contextlib.contextmanager
+    def _telling_damage(self, key: str) -> Iterator[None]:
+        """HDF5 finds damage only where it comes to it."""
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError) as error:
+            raise damaged(self.name, f"{shown(key)} cannot be read ({error}). {_EXTRA}") from error
+
+    def _is_stored(self, name: str, leaf: Body) -> bool:
+        with self._telling_damage(name):
+            return leaf.nbytes <= MOST_PACKED * int(self._dataset(name).id.get_storage_size())
 
     def _dataset(self, key: str) -> Any:
         """The dataset of a value, which lies in this file as a whole."""
@@ -87,17 +100,24 @@ class Hdf5Source(CerebrasSource):
 
         group: Any = self._h5
         for part in key.split("/"):
-            link = group.get(part, getlink=True) if isinstance(group, h5py.Group) and part not in ("", ".") else None
+            with self._telling_damage(key):
+                inside = isinstance(group, h5py.Group) and part not in ("", ".")
+                link = group.get(part, getlink=True) if inside else None
             if not isinstance(link, h5py.HardLink):
                 raise damaged(self.name, f"it has no dataset {shown(key)} of its own")
-            group = group[part]
-        if not isinstance(group, h5py.Dataset) or group.is_virtual or group.external:
+            with self._telling_damage(key):
+                group = group[part]
+        with self._telling_damage(key):
+            elsewhere = not isinstance(group, h5py.Dataset) or group.is_virtual or group.external
+        if elsewhere:
             raise damaged(self.name, f"{shown(key)} is not a dataset whose bytes are in the file")
         return group
 
     def _pickle(self, key: str) -> bytes:
-        body = self._dataset(key).attrs.get("__BYTES__")
-        return body.tobytes() if body is not None else b""
+        dataset = self._dataset(key)
+        with self._telling_damage(key):
+            body = dataset.attrs.get("__BYTES__")
+        return body.tobytes() if hasattr(body, "tobytes") else b""
 
     def close(self) -> None:
         """Let go of the file."""
@@ -121,10 +141,8 @@ class Hdf5Source(CerebrasSource):
         target = numpy.frombuffer(memory, dataset.dtype.newbyteorder("=")).reshape(dataset.shape)
         with contextlib.suppress(ImportError):
             import hdf5plugin  # noqa: F401 - has the filter by which the reference compresses
-        try:
+        with self._telling_damage(place.name):
             dataset.read_direct(target)
-        except OSError as error:
-            raise damaged(self.name, f"{shown(place.name)} cannot be read ({error}). {_EXTRA}") from error
 
     def _objects(self, wanted: Sequence[tuple[str, Any]]) -> list[bytes]:
         return [self._pickle(key) for key, _ in wanted]

@@ -21,7 +21,12 @@ _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES
 # What NumPy does not have is stored as something of the same size.
 _STORED_AS = {"bfloat16": "int16"}
 _NUMBER_MAX = 2**63 - 1
+_DIMENSIONS = 1000
 _SHOWN = 80
+
+
+MOST_PACKED = 50_000
+"""How many bytes of a value can be in one, at most: a block of zstd has 128 KiB, and takes no less than four."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +163,20 @@ def _plain(told: dict[str, Any], form: Form | None = None) -> Leaf:
     if kind == "LinkedObject":
         return Link(_of_type(told["key"], str))
     if kind == "DeferredFullTensor":
-        number = _of_type(told["fill_value"], bool, int, float)
-        return Full(_dtype(told["dtype"]), _shape(told["shape"]), number)
+        return _full(told)
     if kind == "ObjectSerializer":
         return Unread(kind, _count(told.get("boundaries", [0])), bool(told.get("compressed")), runs_code=True)
     return Unread(str(kind)[:_SHOWN])
+
+
+def _full(told: dict[str, Any]) -> Full:
+    dtype, number = _dtype(told["dtype"]), _of_type(told["fill_value"], bool, int, float)
+    try:
+        torch.full((), number, dtype=dtype)
+    except (RuntimeError, OverflowError) as error:
+        msg = f"no {dtype} can be the number that it is full of"
+        raise ValueError(msg) from error
+    return Full(dtype, _shape(told["shape"]), number)
 
 
 def _nested(key: str, told: dict[str, Any]) -> Leaf:
@@ -197,6 +211,9 @@ def _body(told: dict[str, Any], form: Form | None, elsewhere: tuple[str, str] | 
     if _count(told.get("data_sizes", [nbytes])) != nbytes or (stored != nbytes and not compressed):
         msg = f"it takes {nbytes} bytes, and has {told.get('data_sizes')} in an object of {stored}"
         raise ValueError(msg)
+    if nbytes > MOST_PACKED * stored:
+        msg = f"it takes {nbytes} bytes, which cannot be in {stored}"
+        raise ValueError(msg)
     return Body(dtype, shape, stored, compressed, is_array, elsewhere)
 
 
@@ -214,8 +231,12 @@ def _dtype(told: object) -> torch.dtype:
 def _shape(told: Any) -> tuple[int, ...]:
     shape = tuple(_of_type(size, int) for size in told)
     # Those with a 0 among them too: torch counts the others.
-    if any(size < 0 for size in shape) or math.prod(max(size, 1) for size in shape) > _NUMBER_MAX // 16:
-        msg = f"a shape of {told}"
+    if (
+        len(shape) > _DIMENSIONS
+        or any(size < 0 for size in shape)
+        or math.prod(max(size, 1) for size in shape) > _NUMBER_MAX // 16
+    ):
+        msg = f"a shape of {str(told)[:_SHOWN]}"
         raise ValueError(msg)
     return shape
 

@@ -126,7 +126,7 @@ class CerebrasSource(Source):
         for name, leaf, start in self.places():
             if isinstance(leaf, Body) and leaf.is_array:
                 continue
-            tensor = obj[name] = torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
+            tensor = obj[name] = self._reserved(name, leaf)
             if tensor.nbytes:
                 records.append(Record(name, start, tensor.untyped_storage(), self._crc32.get(name)))
         return Skeleton(obj, records)
@@ -192,9 +192,23 @@ class CerebrasSource(Source):
 
     def _arrays(self) -> dict[str, Any]:
         places = [place for place in self._places if isinstance(place.leaf, Body) and place.leaf.is_array]
-        made = [torch.empty(place.leaf.shape, dtype=place.leaf.dtype, device="cpu") for place in places]
+        made = [self._reserved(place.name, place.leaf) for place in places]
         self._read_checked(places, made)
         return {place.name: tensor.numpy() for place, tensor in zip(places, made, strict=True)}
+
+    def _reserved(self, name: str, leaf: Body | Full) -> torch.Tensor:
+        """The memory of a tensor; where there is not so much, it is told whether there are so many bytes at all."""
+        try:
+            return torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
+        except RuntimeError as error:
+            if isinstance(leaf, Full) or not self._is_stored(name, leaf):
+                what = f"{shown(name)} is to have {leaf.nbytes} bytes, more than there are and than memory has"
+                raise damaged(self.name, what) from error
+            raise
+
+    @abstractmethod
+    def _is_stored(self, name: str, leaf: Body) -> bool:
+        """Whether as many bytes of a tensor are there as its metadata tells."""
 
     def _read_checked(self, places: Sequence[Place], made: Sequence[torch.Tensor]) -> None:
         spans = [(place.start, memory_of(tensor.untyped_storage())) for place, tensor in zip(places, made, strict=True)]
