@@ -29,6 +29,8 @@ _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
+# Instances that fsspec keeps at most: credentials that are renewed in the environment make one after the other.
+_KEPT = 32
 
 
 class _Cached(type(S3FileSystem)):  # type: ignore[misc]
@@ -38,7 +40,10 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
         call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
         options = credentials.settle(call, apply_config(cls, {}), backends.csx.storage.s3.profile)
         with _environment_snapshot():
-            return super().__call__(**options)
+            made = super().__call__(**options)
+        for token in list(cls._cache)[:-_KEPT]:  # the first ones made; whoever uses one has it still
+            cls._cache.pop(token, None)
+        return made
 
     @property
     def environment_token(cls) -> str:
