@@ -38,4 +38,4 @@ def test_six_gib(tmp_path: Path) -> None:
         assert fs.size("other/moved.mdl") == PARTS * PART
         generator = random.Random(1)
         for start in [0, (PARTS - 1) * PART, *(generator.randrange(PARTS - 1) * PART for _ in range(10))]:
-            assert fs.cat_file("other/moved.mdl", start, start + PART) == data
+            assert fs.cat_file("other/moved.mdl", start=start, end=start + PART) == data
