@@ -12,7 +12,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.connection import ConnectedS3
 from fsspec_csx.interrupt import interruptible
-from fsspec_csx.multipart import PARTS, Call, Kept, Upload, all_of, part_size_for, put
+from fsspec_csx.multipart import Call, Kept, Upload, all_of, part_size_for, put
 from fsspec_csx.payload import FilePart, Memories, Payload, single_bytes
 from fsspec_csx.record import Origin, recorded
 
@@ -27,11 +27,12 @@ class UploadingS3(ConnectedS3):
 
         Args:
             data: any contiguous memory; a str is encoded as UTF-8.
-            chunksize: bytes of a part; chosen by the size if not given.
+            chunksize: bytes of a part, as far as S3 allows; chosen by the size if not given.
             mode: "create" to replace no object.
 
         Raises:
             ObjectExistsError: in mode "create", if there is an object.
+            ValueError: if they are more than any object can have; before any is sent.
         """
         memory = single_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -114,7 +115,7 @@ class UploadingS3(ConnectedS3):
         call = self._caller(bucket, key, options)
         checked = not any(name.startswith("Checksum") for name in {**self.s3_additional_kwargs, **options})
         match = {"IfNoneMatch": "*"} if mode == "create" else {}
-        chosen = max(part, -(-size // PARTS)) if part else part_size_for(size)
+        chosen = part_size_for(size, part)
         if size <= chosen:
             answer = await put(call, self.transfer, await payload(0, size), checked=checked, **match)
             ready(None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from fsspec_csx.multipart import PARTS, Call, Upload, part_size, put
+from fsspec_csx.multipart import LARGEST_PART, PARTS, Call, Upload, part_size, put
 from fsspec_csx.payload import Memories, Payload
 from fsspec_csx.transfer import Transfer
 
@@ -33,7 +33,7 @@ class PartWriter:
         call: makes requests for the object.
         transfer: carries its bytes.
         start: hands a coroutine to the event loop.
-        first_part: bytes of the first parts.
+        first_part: bytes of the first parts; of the largest that S3 takes, if they are more.
         growing: whether later parts may be larger; then the object can reach 5 TiB.
         checked: whether to send checksums.
 
@@ -55,7 +55,7 @@ class PartWriter:
         self._call = call
         self._transfer = transfer
         self._start = start
-        self._first_part = self._part_size = first_part
+        self._first_part = self._part_size = min(first_part, LARGEST_PART)
         self._growing = growing
         self._checked = checked
         self.upload: Upload | None = None
@@ -174,7 +174,8 @@ class PartWriter:
         assert self.upload is not None
         self._number += 1
         if self._number > PARTS:
-            msg = f"{PARTS} parts, the most of an object, are full. Write it with a block_size above {self._part_size}."
+            reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
+            msg = f"{reason} Write it with a block_size above {self._first_part}, or in several objects."
             raise ValueError(msg)
         own = self._own
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(own))
