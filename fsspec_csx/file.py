@@ -88,11 +88,12 @@ class CSXFile(S3File):  # type: ignore[misc]
         fs.unfinished[id(self)] = self
 
     def _copied(self) -> list[dict[str, Any]]:
-        """What is to be copied by the server: all that there is, in parts of the largest size."""
+        """What is to be copied by the server: all that there is, in equal parts, as none may be too small either."""
         source = {"CopySource": {"Bucket": self.bucket, "Key": self.key}}
         if self.loc <= LARGEST_PART:
             return [source]
-        spans = [(start, min(start + LARGEST_PART, self.loc)) for start in range(0, self.loc, LARGEST_PART)]
+        part = -(-self.loc // -(-self.loc // LARGEST_PART))
+        spans = [(start, min(start + part, self.loc)) for start in range(0, self.loc, part)]
         return [{**source, "CopySourceRange": f"bytes={start}-{end - 1}"} for start, end in spans]
 
     # -- the ways to end a write ------------------------------------------------------------------------------------
