@@ -97,7 +97,7 @@ def open_and_copy(folder: str, number: int) -> None:
 def parts(folder: str, number: int) -> None:
     """A file of two parts is written and read, and another is given up midway."""
     for given_up in (False, True):
-        with suppress(ZeroDivisionError), fsspec.open(f"s3://{folder}/x", "wb", block_size=5 * MIB) as file:
+        with suppress(ZeroDivisionError), fsspec.open(f"s3://{folder}/x", "wb", default_block_size=5 * MIB) as file:
             file.write(DATA)
             1 / (not given_up)
     assert fsspec.filesystem("s3").cat_file(f"{folder}/x") == DATA
@@ -155,12 +155,11 @@ WAYS: dict[Callable[[str, int], None], int] = {
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("rounds", [100, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize("rounds", [60, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
 def test_nothing_grows(
     environment: LocalS3,
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
-    record_property: Callable[[str, object], None],
     way: Callable[[str, int], None],
     rounds: int,
 ) -> None:
@@ -175,7 +174,7 @@ def test_nothing_grows(
         way(bucket, number)
     after = held()
     grown = {each.name: getattr(after, each.name) - getattr(before, each.name) for each in fields(Held)}
-    record_property("grown", grown)
+    print(f"{before}, grown by {grown}")
     assert max(grown[name] for name in ("threads", "descriptors", "tasks", "instances", "ours")) <= 2, grown
-    assert grown["objects"] < (last - warm) / 2 + 100, grown
+    assert grown["objects"] < last - warm + 300, grown
     assert grown["memory"] < 8 * MIB, grown
