@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 from botocore.session import Session
 
 from fsspec_csx.errors import (
@@ -38,6 +39,7 @@ _NO_CREDENTIALS_FROM_PROFILE = (
     boto.CredentialRetrievalError,
     boto.InvalidConfigError,
     boto.UnknownCredentialError,
+    ResponseParserError,
 )
 # What botocore calls the sources that are no profile.
 _OWNERS = {
@@ -130,7 +132,7 @@ async def find(session: Any) -> str:
         if credentials is None:
             raise _none_found(session)
         key = (await credentials.get_frozen_credentials()).access_key
-    except (boto.BotoCoreError, boto.ClientError) as error:
+    except (boto.BotoCoreError, boto.ClientError, ResponseParserError, RuntimeError) as error:
         raise_explained(error, session)
     owner = _OWNERS.get(credentials.method) or f"profile {_profile(session)!r} ({credentials.method})"
     return f"{owner} with access key {mask(key)}"
@@ -149,6 +151,10 @@ def raise_explained(error: Exception, session: Session) -> NoReturn:
     if isinstance(error, (boto.SSOError, boto.TokenRetrievalError)):
         reason = f"The SSO session of profile {profile!r} is missing or has expired."
         raise ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}") from error
+    if isinstance(error, RuntimeError) and "expired" in str(error):
+        reason = f"Profile {profile!r} gives credentials that have expired already."
+        remedy = "Renew what it gets them from (the program, role or file that the profile names), and check the clock."
+        raise ExpiredCredentialsError(reason, remedy) from error
     if isinstance(error, _NO_CREDENTIALS_FROM_PROFILE):
         reason = f"Profile {profile!r} gives no credentials: {str(error).rstrip('.')}."
         raise CredentialsError(reason, "Mend the profile in the AWS files, or name another.") from error
