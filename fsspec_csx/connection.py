@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from aiobotocore.session import AioSession
 from botocore import exceptions as boto
 from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
@@ -22,6 +21,7 @@ from fsspec_csx.explain import GaveUpError, Request, code_of, explain
 from fsspec_csx.file import CSXFile, discard_all
 from fsspec_csx.payload import Payload
 from fsspec_csx.redaction import redact_logs
+from fsspec_csx.straight import StraightHTTPSession, StraightSession, stay
 from fsspec_csx.transfer import Transfer
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
@@ -83,6 +83,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         if client is not before:
             # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
             weakref.finalize(self, discard_all, self.unfinished)
+            client.meta.events.register_first("needs-retry.s3", stay)
             self.transfer = self._make_transfer(client)
         return client
 
@@ -92,12 +93,15 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             verify = self.session.get_config_variable("ca_bundle")
         return Transfer(client, True if verify is None else verify, self.max_concurrency)
 
+    def _prepare_config_kwargs(self) -> dict[str, Any]:
+        return {"http_session_cls": StraightHTTPSession, **super()._prepare_config_kwargs()}
+
     connect = sync_wrapper(set_session)
     _connect = set_session
 
     async def _sign_in(self, refresh: bool) -> None:
         renewed = self._owns_session and (self.session is None or refresh)
-        session = AioSession(**self.kwargs) if renewed else self.session
+        session = StraightSession(**self.kwargs) if renewed else self.session
         try:
             session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
         except boto.BotoCoreError as error:

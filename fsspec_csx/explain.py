@@ -31,6 +31,14 @@ class GaveUpError(Exception):
     """The endpoint has never answered and its connection failed: there is no use in botocore's retries."""
 
 
+class RedirectedError(Exception):
+    """The endpoint sends to another address, of which it tells no more than that."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(f"sent on to {location}")
+        self.location = location
+
+
 @dataclass(frozen=True)
 class Request:
     """One request, as an error tells of it."""
@@ -60,6 +68,9 @@ def explain(error: Exception, request: Request) -> Exception:
         return error
     if isinstance(error, GaveUpError):
         return _unreachable(error.__cause__ or error, request)
+    if isinstance(error, RedirectedError):
+        reason = f"The endpoint {request.endpoint} sends on to {error.location}, which is not followed."
+        return EndpointError(reason, "Name the right endpoint (endpoint_url, AWS_ENDPOINT_URL_S3, or the profile).")
     if isinstance(error, boto.ParamValidationError):
         return _invalid_name(request, {}) if "bucket name" in str(error) else error
     if isinstance(error, (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)):

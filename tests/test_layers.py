@@ -28,7 +28,7 @@ ROWS = [
     {"connection", "interrupt", "localfile", "whole"},
     {"file"},
     {"readahead", "writer"},
-    {"multipart"},
+    {"multipart", "straight"},
     {"credentials", "explain", "redaction", "settings", "transfer"},
     {"payload", "ranges"},
     {"checksum", "errors", "inspection", "record"},

@@ -1,0 +1,84 @@
+"""A server of HTTP whose answers a function gives, and that remembers what it was asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Answer = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and body."""
+
+
+@dataclass
+class Heard:
+    """A request.
+
+    Attributes:
+        method: such as GET.
+        path: with the query.
+        headers: by names in lower case.
+        body: all of it.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass
+class Listener:
+    """The server.
+
+    Attributes:
+        url: where it is.
+        answer: what it says to a request; may be changed at any time.
+        heard: the requests, in order.
+    """
+
+    url: str
+    answer: Callable[[Heard], Answer]
+    heard: list[Heard]
+
+
+@contextmanager
+def listening(answer: Callable[[Heard], Answer] = lambda heard: (200, {}, b"")) -> Iterator[Listener]:
+    """Yield such a server; a HEAD gets no body, as everywhere in HTTP."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            heard = Heard(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+            listener.heard.append(heard)
+            status, headers, told = listener.answer(heard)
+            told = b"" if self.command == "HEAD" else told
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(told)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(told)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = serve  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # a client that goes away in the middle of something prints nothing
+
+    server = Server(("127.0.0.1", 0), Handler)
+    listener = Listener(f"http://127.0.0.1:{server.server_port}", answer, [])
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield listener
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

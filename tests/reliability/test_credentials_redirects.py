@@ -1,0 +1,144 @@
+"""An answer that sends elsewhere gets nothing sent there: no token, no key, no signature and no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from aiobotocore.session import AioSession
+from answers import s3_error
+from listener import Answer, Heard, Listener, listening
+
+from fsspec_csx.errors import EndpointError, WrongRegionError
+from fsspec_csx.filesystem import CSXFileSystem
+
+SECRETS = {"key": "AKIA0000000000WXYZ", "secret": "a-secret-of-ours", "token": "the-session-token-of-ours"}
+DATA = b"data-that-is-ours"
+STATUSES = [301, 302, 307, 308]
+
+
+def write(fs: CSXFileSystem) -> None:
+    """Write through a file."""
+    with fs.open("bucket/run/key", "wb") as file:
+        file.write(DATA)
+
+
+OPERATIONS: dict[str, Callable[[CSXFileSystem], object]] = {
+    "cat": lambda fs: fs.cat_file("bucket/run/key"),
+    "read": lambda fs: fs.open("bucket/run/key", "rb").read(),
+    "write": write,
+    "pipe": lambda fs: fs.pipe_file("bucket/run/key", DATA),
+    "pipe_parts": lambda fs: fs.pipe_file("bucket/run/key", bytes(6 * 2**20), chunksize=5 * 2**20),
+    "info": lambda fs: fs.info("bucket/run/key"),
+    "exists": lambda fs: fs.exists("bucket/run/key"),
+    "exists_bucket": lambda fs: fs.exists("bucket"),
+    "ls": lambda fs: fs.ls("bucket/run"),
+    "buckets": lambda fs: fs.ls(""),
+    "rm": lambda fs: fs.rm(["bucket/run/key", "bucket/run/other"]),
+    "cp": lambda fs: fs.cp_file("bucket/run/key", "bucket/run/other"),
+    "mkdir": lambda fs: fs.mkdir("another"),
+}
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Listener]:
+    """A server that nobody has named as an endpoint."""
+    with listening() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Listener]:
+    """A server that is named as the endpoint."""
+    with listening() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def unheard(endpoint: Listener, elsewhere: Listener) -> None:
+    """Nothing is remembered from test to test."""
+    endpoint.heard.clear()
+    elsewhere.heard.clear()
+
+
+def sending_on(status: int, elsewhere: Listener, body: bytes | None = None) -> Callable[[Heard], Answer]:
+    """Answers of a status that name another host in every way there is."""
+    host = elsewhere.url.replace("127.0.0.1", "localhost").removeprefix("http://")
+    told = s3_error("TemporaryRedirect", "Elsewhere", f"<Endpoint>{host}</Endpoint>") if body is None else body
+    return lambda heard: (status, {"Location": f"http://{host}{heard.path}"}, told)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_redirect_to_another_host(endpoint: Listener, elsewhere: Listener, operation: str, status: int) -> None:
+    """It is an error that names the host, which hears nothing, whatever was asked."""
+    endpoint.answer = sending_on(status, elsewhere)
+    fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
+    with pytest.raises(EndpointError, match=r"sends on to http://localhost:\d+,.*Name the right endpoint"):
+        OPERATIONS[operation](fs)
+    assert endpoint.heard
+    assert all(one.headers["x-amz-security-token"] == SECRETS["token"] for one in endpoint.heard)
+    assert not elsewhere.heard
+
+
+def test_redirect_of_a_session_of_the_caller(endpoint: Listener, elsewhere: Listener) -> None:
+    """A session that the call brings along is held to it too."""
+    session = AioSession()
+    session.set_credentials(SECRETS["key"], SECRETS["secret"], SECRETS["token"])
+    endpoint.answer = sending_on(307, elsewhere)
+    fs = fsspec.filesystem("s3", session=session, endpoint_url=endpoint.url, skip_instance_cache=True)
+    for operation in ("info", "ls", "rm", "pipe"):
+        with pytest.raises(EndpointError, match="sends on"):
+            OPERATIONS[operation](fs)
+    assert not elsewhere.heard
+
+
+def test_redirect_to_a_page(endpoint: Listener, elsewhere: Listener) -> None:
+    """A page for people that a network shows in place of the server is told as what it is, and holds no objects."""
+    endpoint.answer = sending_on(302, elsewhere, b"<html>Log in</html>")
+    elsewhere.answer = lambda heard: (200, {"Content-Type": "text/html"}, b"<html>Log in here</html>")
+    fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
+    for operation in ("info", "ls", "rm", "cat"):
+        with pytest.raises(EndpointError, match="sends on"):
+            OPERATIONS[operation](fs)
+    assert not elsewhere.heard
+
+
+def test_redirect_from_https_to_http(endpoint: Listener, elsewhere: Listener) -> None:
+    """A user's name, a password and a query in the address sent to are not told."""
+    address = "http://user:password-of-someone@localhost:1/key?X-Amz-Signature=0123456789abcdef"
+    endpoint.answer = lambda heard: (307, {"Location": address}, b"")
+    fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
+    with pytest.raises(EndpointError, match="sends on to http://localhost:1,") as caught:
+        fs.info("bucket/run/key")
+    assert "password-of-someone" not in str(caught.value)
+    assert "0123456789abcdef" not in str(caught.value)
+
+
+@pytest.mark.parametrize("operation", ["cat", "pipe", "info", "ls"])
+def test_redirect_by_region(endpoint: Listener, elsewhere: Listener, operation: str) -> None:
+    """An answer that names a region is told as one of the wrong region; the endpoint stays the one that was named."""
+    told = {"x-amz-bucket-region": "eu-west-3", "Location": elsewhere.url}
+    endpoint.answer = lambda heard: (301, told, s3_error("PermanentRedirect", "Elsewhere"))
+    fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
+    with pytest.raises(WrongRegionError):
+        OPERATIONS[operation](fs)
+    assert not elsewhere.heard
+
+
+def test_redirect_of_what_gives_credentials(
+    endpoint: Listener, elsewhere: Listener, aws_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token that a role is asked for with goes to the endpoint that was named alone."""
+    (aws_files / "token").write_text("the-token-of-the-pod")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(aws_files / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trainer")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    endpoint.answer = sending_on(307, elsewhere, b"")
+    with pytest.raises(PermissionError, match="gives no credentials"):
+        fsspec.filesystem("s3", skip_instance_cache=True).ls("bucket")
+    assert any(b"the-token-of-the-pod" in one.body for one in endpoint.heard)
+    assert not elsewhere.heard
