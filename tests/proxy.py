@@ -6,6 +6,7 @@ It leaves the header ``Host`` as it is, so that signatures hold. It serves as an
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,7 @@ class Request:
         status: of the answer; 0 if there was none.
         answered: headers of the answer, by names in lower case.
         sent: bytes of the answer's body that were passed on.
+        heard: whether the server's answer, to a request that it got once, was passed on to its end.
     """
 
     method: str
@@ -54,6 +56,7 @@ class Request:
     status: int = 0
     answered: Mapping[str, str] = field(default_factory=dict)
     sent: int = 0
+    heard: bool = False
 
     @property
     def span(self) -> tuple[int, int] | None:
@@ -66,7 +69,8 @@ class Request:
 class Fault:
     """What is done to requests, and to which: all those that fit, but for the first ``skip``, ``times`` times.
 
-    Positions are in bytes of a body. "up" is from the client to the server, "down" the way back.
+    Positions are in bytes of a body, or a share of them if they are a float. "up" is from the client to the server,
+    "down" the way back.
 
     Attributes:
         method: of the requests that fit; empty for any.
@@ -81,12 +85,17 @@ class Fault:
         cut_down: likewise; at 0 the server has done what was asked, and the client hears nothing.
         stall_up: after so many bytes nothing more is passed on, and the connections stay open.
         stall_down: likewise.
-        flip_up: position of a byte whose bits are inverted.
+        rate: bytes of a body that are passed on in a second, either way; 0 for as many as come.
+        flip_up: position of a byte of which one bit is inverted.
         flip_down: likewise.
+        twice: whether the server is sent the request two times; its second answer is passed on.
         shorten: bytes that are missing at the end of the answer's body, while its Content-Length fits what is left.
         status: takes the place of the answer's own.
         headers: take the place of the answer's own.
+        resets: in place of any answer the connection is reset, and so are as many that follow it.
+        closes: whether the connection is closed after the answer, which does not say so.
         after: is called when the answer was passed on, or the connections are about to be broken off.
+        done: how many requests were harmed so far.
     """
 
     method: str = ""
@@ -97,16 +106,21 @@ class Fault:
     before: Callable[[], object] = lambda: None
     delay: float = 0.0
     answer: Answer | None = None
-    cut_up: int | None = None
-    cut_down: int | None = None
-    stall_up: int | None = None
-    stall_down: int | None = None
-    flip_up: int | None = None
-    flip_down: int | None = None
+    cut_up: float | None = None
+    cut_down: float | None = None
+    stall_up: float | None = None
+    stall_down: float | None = None
+    rate: float = 0.0
+    flip_up: float | None = None
+    flip_down: float | None = None
+    twice: bool = False
     shorten: int = 0
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+    resets: int = 0
+    closes: bool = False
     after: Callable[[], object] = lambda: None
+    done: int = 0
 
     def fits(self, request: Request) -> bool:
         """Whether a request is one of those that count."""
@@ -132,6 +146,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._sockets: list[socket.socket] = []
+        self._resets = 0
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -158,6 +173,11 @@ class FaultProxy:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self._resets:
+                    self._resets -= 1
+                    _to_be_reset(client)
+                    client.close()
+                    continue
                 self._sockets.append(client)
                 self._threads.append(threading.Thread(target=self._serve, args=(client,)))
                 self._threads[-1].start()
@@ -184,21 +204,39 @@ class FaultProxy:
         fault = self._recorded(request)
         try:
             fault.before()
+            if fault.resets:
+                self._resets += fault.resets
+                _to_be_reset(client)
+                raise _BrokenOffError
             self._ended.wait(fault.delay)
             if request.headers.get("expect"):
                 client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             kept = [each for each in headers if each[0].lower() != "expect"]
             origin = url._replace(scheme="", netloc="").geturl()
             sink = None if fault.answer else server
-            _send(sink, _joined(f"{method} {origin} {version}", kept))
+            head = _joined(f"{method} {origin} {version}", kept)
+            body = self._harmed(_body(incoming, request.headers), fault, request.headers, up=True)
+            if fault.twice:
+                body = iter([self._delivered(method, head, b"".join(body))])
+            _send(sink, head)
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered, and read no further
-                for piece in self._harmed(_body(incoming, request.headers), fault, up=True):
+                for piece in body:
                     request.body += len(piece)
                     _send(sink, piece)
-            return self._answered(request, fault, client, answers)
+            return self._answered(request, fault, client, answers) and not fault.closes
         finally:
             request.ended = time.monotonic()
             fault.after()
+
+    def _delivered(self, method: str, head: bytes, body: bytes) -> bytes:
+        """Send a request by a connection of its own, and return its body when it has been answered."""
+        with socket.create_connection(self._target) as server, server.makefile("rb") as answers:
+            server.sendall(head + body)
+            line, headers = _head(answers)
+            if method != "HEAD" and line.split(" ")[1:2] not in (["204"], ["304"]):
+                for _ in _body(answers, _named(headers)):
+                    pass
+        return body
 
     def _answered(self, request: Request, fault: Fault, client: socket.socket, answers: BinaryIO) -> bool:
         if fault.answer:
@@ -216,17 +254,18 @@ class FaultProxy:
         version, status, reason = line.split(" ", 2)
         request.status = fault.status or int(status)
         request.answered = _named(headers)
-        length = int(request.answered.get("content-length", 0)) - fault.shorten
+        length = max(0, int(request.answered.get("content-length", 0)) - fault.shorten)
         changed = {name.lower(): value for name, value in fault.headers.items()}
         if fault.shorten:
             changed["content-length"] = str(length)
         kept = [each for each in headers if each[0].lower() not in changed] + list(changed.items())
         client.sendall(_joined(f"{version} {request.status} {reason}", kept))
         if request.method != "HEAD" and int(status) not in (204, 304):
-            for piece in self._harmed(_body(answers, request.answered), fault, up=False):
+            for piece in self._harmed(_body(answers, request.answered), fault, request.answered, up=False):
                 allowed = piece[: length - request.sent] if fault.shorten else piece
                 client.sendall(allowed)
                 request.sent += len(allowed)
+        request.heard = not fault.twice
         return request.answered.get("connection", "").lower() != "close"
 
     def _recorded(self, request: Request) -> Fault:
@@ -238,24 +277,31 @@ class FaultProxy:
                         fault.skip -= 1
                         continue
                     fault.times -= 1
+                    fault.done += 1
                     return fault
         return Fault()
 
-    def _harmed(self, pieces: Iterator[bytes], fault: Fault, *, up: bool) -> Iterator[bytes]:
+    def _harmed(
+        self, pieces: Iterator[bytes], fault: Fault, headers: Mapping[str, str], *, up: bool
+    ) -> Iterator[bytes]:
         """A body as the other side shall get it."""
-        cut, stall = (fault.cut_up, fault.stall_up) if up else (fault.cut_down, fault.stall_down)
-        flip = fault.flip_up if up else fault.flip_down
+        size = int(headers.get("content-length", 0))
+        upwards = (fault.cut_up, fault.stall_up, fault.flip_up)
+        downwards = (fault.cut_down, fault.stall_down, fault.flip_down)
+        cut, stall, flip = (_place(each, size) for each in (upwards if up else downwards))
         end = cut if cut is not None else stall
         position = 0
         for piece in pieces:
             first, position = position, position + len(piece)
             if flip is not None and first <= flip < position:
-                piece = piece[: flip - first] + bytes([piece[flip - first] ^ 255]) + piece[flip - first + 1 :]
+                piece = piece[: flip - first] + bytes([piece[flip - first] ^ 1]) + piece[flip - first + 1 :]
             if end is not None and position >= end:
                 yield piece[: end - first]
                 if cut is None:
                     self._ended.wait(_STALLED_SECONDS)
                 raise _BrokenOffError
+            if fault.rate:
+                self._ended.wait(len(piece) / fault.rate)
             yield piece
 
 
@@ -331,6 +377,11 @@ def _exactly(stream: BinaryIO, size: int) -> Iterator[bytes]:
         size -= len(piece)
 
 
+def _place(position: float | None, size: int) -> int | None:
+    """A position in a body of so many bytes."""
+    return int(position * size) if isinstance(position, float) else position
+
+
 def _send(sink: socket.socket | None, data: bytes) -> None:
     if sink is not None:
         sink.sendall(data)
@@ -339,3 +390,8 @@ def _send(sink: socket.socket | None, data: bytes) -> None:
 def _break_off(one: socket.socket) -> None:
     with suppress(OSError):
         one.shutdown(socket.SHUT_RDWR)
+
+
+def _to_be_reset(one: socket.socket) -> None:
+    """Let the other side be told of a failure when the connection is closed."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
