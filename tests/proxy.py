@@ -137,6 +137,7 @@ class FaultProxy:
         url: what clients are given in place of the server's.
         faults: the rules; the first that fits a request and is not used up counts. May be changed at any time.
         requests: what came, in order.
+        resets: how many connections are yet to be reset as they come.
     """
 
     def __init__(self, url: str) -> None:
@@ -146,7 +147,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._sockets: list[socket.socket] = []
-        self._resets = 0
+        self.resets = 0
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -173,8 +174,8 @@ class FaultProxy:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                if self._resets:
-                    self._resets -= 1
+                if self.resets:
+                    self.resets -= 1
                     _to_be_reset(client)
                     client.close()
                     continue
@@ -205,7 +206,7 @@ class FaultProxy:
         try:
             fault.before()
             if fault.resets:
-                self._resets += fault.resets
+                self.resets += fault.resets
                 _to_be_reset(client)
                 raise _BrokenOffError
             self._ended.wait(fault.delay)

@@ -1,0 +1,119 @@
+"""The fault suite in its long form: operations under random faults, until so many faults have happened.
+
+    python tests/reliability/run.py --faults 1000 --seed 1
+
+Progress goes to stderr, and the table, in Markdown, to stdout. Exit status 1 if anything was lost; then stderr has the
+command that repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import multiprocessing
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
+from multiprocessing.util import Finalize
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from outcomes import Outcome, as_table, faults_in
+from place import direct_client
+from scenarios import SCENARIOS
+from schedule import schedule
+from trial import LONGEST, Bench, bench
+
+from fsspec_csx.testing import Identity, LocalS3
+
+_BUCKET = "trials"
+_IDENTITIES = ("first", "second")
+_AHEAD = 3
+"""Trials in line for each process."""
+_running = ExitStack()
+
+
+@cache
+def _bench() -> Bench:
+    """A server and a proxy of this process's own."""
+    logging.disable(logging.CRITICAL)  # trainings tell of their progress
+    warnings.simplefilter("ignore")
+    Finalize(None, _running.close, exitpriority=1)  # the proxy's threads would keep the process
+    server = _running.enter_context(LocalS3(identities=[Identity.full(name) for name in _IDENTITIES]))
+    direct_client(server).create_bucket(Bucket=_BUCKET)
+    return _running.enter_context(bench(server, _BUCKET, _IDENTITIES))
+
+
+@cache
+def _fitting(name: str) -> dict[str, int]:
+    return _bench().fitting(SCENARIOS[name], f"unharmed-{list(SCENARIOS).index(name)}")
+
+
+def tried(seed: int, number: int) -> Outcome:
+    """Make one trial of a run; the same seed and number give the same faults."""
+    faulthandler.dump_traceback_later(float(os.environ.get("DUMP", 3 * LONGEST)), exit=True)
+    try:
+        scenario = list(SCENARIOS.values())[number % len(SCENARIOS)]
+        faults = schedule(f"{seed}-{number}", _fitting(scenario.name))
+        return _bench().tried(scenario, faults, f"trial-{seed}-{number}")
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def faults(seed: int, count: int, workers: int) -> Iterator[Outcome]:
+    """The outcomes of trials, in order, until so many faults have happened."""
+    happened = number = 0
+    pending: deque[Future[Outcome]] = deque()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            while happened < count:
+                while len(pending) < _AHEAD * workers:
+                    pending.append(pool.submit(tried, seed, number + len(pending)))
+                outcome = pending.popleft().result()
+                happened += len(outcome.faults)
+                _tell(outcome, happened, seed, number)
+                yield outcome
+                number += 1
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _tell(outcome: Outcome, happened: int, seed: int, number: int) -> None:
+    line = f"{happened:5} {outcome.result:8}{outcome.seconds:5.1f} s  {outcome.operation}: {', '.join(outcome.faults)}"
+    print(line, file=sys.stderr, flush=True)
+    if outcome.result == "lost":
+        repeat = f"python tests/reliability/run.py --seed {seed} --trial {number}"
+        print(f"      LOST: {outcome.detail}\n      {repeat}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=1000, help="how many are to happen")
+    parser.add_argument("--seed", type=int, default=1, help="of all that is random")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--trial", type=int, help="make this one alone")
+    arguments = parser.parse_args()
+    if arguments.trial is not None:
+        with _running:
+            outcomes = [tried(arguments.seed, arguments.trial)]
+            _tell(outcomes[0], len(outcomes[0].faults), arguments.seed, arguments.trial)
+            print(outcomes[0].detail, file=sys.stderr)
+    else:
+        outcomes = [*faults(arguments.seed, arguments.faults, arguments.workers)]
+    print(as_table(outcomes))
+    print(f"\n{len(outcomes):,} operations, {faults_in(outcomes):,} faults, seed {arguments.seed}.")
+    return 1 if any(each.result == "lost" for each in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
