@@ -185,11 +185,11 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket) -> None:
         """All requests of a connection, until one side ends it or a fault does."""
-        with suppress(OSError, _BrokenOffError), socket.create_connection(self._target) as server:
+        with suppress(OSError, _BrokenOffError), client, socket.create_connection(self._target) as server:
             self._sockets.append(server)
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a head and its body are sent one by one
-            with client, client.makefile("rb") as incoming, server.makefile("rb") as answers:
+            with client.makefile("rb") as incoming, server.makefile("rb") as answers:
                 while self._exchange(client, incoming, server, answers):
                     pass
                 _break_off(client)
