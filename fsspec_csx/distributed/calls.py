@@ -140,8 +140,10 @@ def unwrapped(group: dist.ProcessGroup | None, reader: StorageReader | None = No
     """Let errors out as they were raised, and torch not warn of a process that is alone."""
     joined = dist.is_available() and dist.is_initialized()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        # All threads share the filters, so that they stay as they are where nothing is to be ignored.
+        with contextlib.nullcontext() if joined else warnings.catch_warnings():
+            if not joined:
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             yield
     except CheckpointException as error:
         failures = error.failures
