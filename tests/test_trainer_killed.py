@@ -101,4 +101,5 @@ def test_many_processes(environment: LocalS3, bucket: str, sharding: str) -> Non
     saved = load(f"{root}/checkpoint_{4 if sharding == 'ddp' else 6}.mdl")
     assert len(saved["random_states"]) == len(saved["batches"]) == 2
     assert {name: tuple(value.shape) for name, value in saved["model"].items()}["layers.0.weight"] == (8, 4)
-    assert saved["optimizer"]["state"][0]["exp_avg"].shape == (8, 4)
+    first = 0 if sharding == "ddp" else "0"  # what is sharded has text for keys
+    assert saved["optimizer"]["state"][first]["exp_avg"].shape == (8, 4)

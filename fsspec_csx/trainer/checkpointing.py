@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from concurrent.futures import Future
 from datetime import datetime
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from fsspec_csx.background import async_save
 from fsspec_csx.checkpoint import inspect, load, save
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.paths import redacted
-from fsspec_csx.save_future import SaveFuture
 from fsspec_csx.trainer import processes, roots, state
 from fsspec_csx.trainer.callback import Callback
 
@@ -30,6 +29,11 @@ class Checkpoint(Callback):
     A checkpoint is written in the background, of a copy that is made before the training goes on; if that fails, the
     training ends with its error at the next step. The next one waits for it. The end of ``fit`` does, too.
 
+    A sharded one is a folder that ``torch.distributed.checkpoint`` reads, too. Each process writes its own parts, side
+    by side, and the manifest comes last: without it there is no checkpoint. In the background the processes speak by a
+    group of their own (gloo), which does not disturb the training. They all get the error of any. A process that is
+    alone writes it before the training goes on.
+
     Args:
         steps: steps between checkpoints; the last step has one, too. None or 0 to save none.
         autoload_last_checkpoint: whether ``fit`` and ``validate`` load the newest one there is, where no ``ckpt_path``
@@ -40,6 +44,7 @@ class Checkpoint(Callback):
         checkpoint_root: where checkpoints are, an fsspec URL or a local path; the trainer's ``model_dir`` if None.
         checkpoint_name: of a checkpoint, with ``{step}`` in it.
         asynchronous: if False, the training waits until each checkpoint is whole.
+        sharded: whether each process saves its own parts, or the first one all; None for what the model is.
 
     Attributes:
         root: where checkpoints are, without a slash at its end.
@@ -59,6 +64,7 @@ class Checkpoint(Callback):
         checkpoint_root: str | None = None,
         checkpoint_name: str = "checkpoint_{step}.mdl",
         asynchronous: bool = True,
+        sharded: bool | None = None,
     ) -> None:
         if steps is not None and (type(steps) is not int or steps < 0):
             msg = f"steps is a whole number or None, not {steps!r}. Give the steps between two checkpoints."
@@ -74,14 +80,18 @@ class Checkpoint(Callback):
         self.checkpoint_root = checkpoint_root
         self.checkpoint_name = checkpoint_name
         self.asynchronous = asynchronous
+        self.sharded = sharded
         self.root = ""
         self.resumed_from: str | None = None
-        self._pending: tuple[str, SaveFuture] | None = None
         self.saved_at: int | None = None
+        self._pending: tuple[str, Future[None]] | None = None
+        self._in_parts = bool(sharded)
+        self._group: Any = None
 
     def setup(self, trainer: Trainer) -> None:
         """Settle the root, and show now, not after hours, whether it can be written to."""
         self.root = str(self.checkpoint_root or trainer.model_dir).rstrip("/") or "/"
+        self._in_parts = processes.are_parts(trainer.model) if self.sharded is None else self.sharded
         if (self.steps or self.save_initial_checkpoint) and processes.is_first():
             roots.check_writable(self.root)
 
@@ -96,35 +106,53 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        self._proceed(trainer)
+        if self._pending is not None and self._pending[1].done() and not self.failed:
+            self.wait(trainer)
         due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
         if trainer.stepped and due:
             trainer.save_checkpoint()
 
     def save(self, trainer: Trainer) -> str:
-        """Save the training as it is now; by all processes together, of which the first writes.
+        """Save the training as it is now; by all processes together, which write their parts, or the first one all.
 
         Returns:
-            The path, at which the checkpoint will be once it is whole.
+            The path, at which the checkpoint will be once it is whole; empty where another process writes it.
 
         Raises:
             OSError: what the filesystem raised, of this save or the one before it.
         """
         self.wait(trainer)
-        saved: dict[str, Any] = state.collect(trainer)
+        saved: dict[str, Any] = state.collect(trainer, sharded=self._in_parts)
         trainer.call("on_save_checkpoint", saved)
         trainer.call("postprocess_checkpoint", saved)
         self.saved_at = trainer.global_step
         path = self.get_checkpoint_path(self.root, trainer.global_step) if processes.is_first() else ""
+        path = processes.agreed(path) if self._in_parts else path
         if not path:
             return path
-        trainer.logger.info("Saving checkpoint at step %d", trainer.global_step)
-        if self.asynchronous:
+        if processes.is_first():
+            trainer.logger.info("Saving checkpoint at step %d", trainer.global_step)
+        if self._in_parts:
+            self._save_parts(trainer, saved, path)
+        elif self.asynchronous:
             self._pending = path, async_save(saved, path)
         else:
             save(saved, path)
             self._whole(trainer, path)
         return path
+
+    def _save_parts(self, trainer: Trainer, saved: dict[str, Any], path: str) -> None:
+        from fsspec_csx.trainer.sharding import Saving  # only here, as it imports torch.distributed.checkpoint
+
+        self._group = self._group or processes.apart()
+        # To be silent about it, a process without others changes the filters of warnings, which all threads share.
+        background = self.asynchronous and self._group is not None
+        saving = Saving(trainer, saved, copied=background)
+        if background:
+            self._pending = path, saving.start(path, self._group)
+        else:
+            saving.write(path, self._group)
+            self._whole(trainer, path)
 
     def save_last(self, trainer: Trainer) -> None:
         """Save the training as it is now, unless that was done, and wait until the checkpoint is whole."""
@@ -143,18 +171,21 @@ class Checkpoint(Callback):
             future.result()
             self._whole(trainer, path)
 
-    def _proceed(self, trainer: Trainer) -> None:
-        if self._pending is not None and self._pending[1].done():
-            self.wait(trainer)
+    @property
+    def failed(self) -> bool:
+        """Whether it is known that the last checkpoint could not be saved, which ``wait`` will raise."""
+        return self._pending is not None and self._pending[1].done() and self._pending[1].exception() is not None
 
     def _whole(self, trainer: Trainer, path: str) -> None:
+        if not processes.is_first():
+            return
         trainer.logger.info("Saved checkpoint %s", redacted(path))
         trainer.call("on_after_save_checkpoint", path)
 
     def get_checkpoint_path(self, ckpt_dir: str, step: int) -> str:
         """Where to save: the name of the step, with the time appended to it if it is taken."""
         path = roots.joined(ckpt_dir, self.checkpoint_name.format(step=step))
-        if roots.exists(path):
+        if roots.is_taken(path, sharded=self._in_parts):
             stamped = f"{step}_{datetime.now():{_TIMESTAMP}}"
             path = roots.joined(ckpt_dir, self.checkpoint_name.format(step=stamped))
         return path
@@ -188,12 +219,19 @@ class Checkpoint(Callback):
             return None
         trainer.logger.info("Loading checkpoint %s", redacted(path))
         self.resumed_from = path
-        loaded = state.as_training(load(path, map_location="cpu"), path)
+        loaded = state.as_training(self._loaded(trainer, path), path)
         trainer.call("preprocess_checkpoint", loaded)
         state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
         trainer.call("on_load_checkpoint", loaded)
         self.saved_at = trainer.global_step if self.is_own(path) else None
         return loaded
+
+    def _loaded(self, trainer: Trainer, path: str) -> Any:
+        if not processes.are_parts(trainer.model):
+            return load(path, map_location="cpu")
+        from fsspec_csx.trainer import sharding  # only here, as it imports torch.distributed.checkpoint
+
+        return sharding.load(trainer, path)
 
     def get_latest_checkpoint(self, trainer: Trainer) -> str | None:
         """The newest checkpoint at the root that is whole; None if there is none.
@@ -204,7 +242,7 @@ class Checkpoint(Callback):
         for path in reversed(self.get_all_checkpoints(self.root)):
             try:
                 inspect(path)
-            except CheckpointError as error:
+            except (CheckpointError, FileNotFoundError, IsADirectoryError) as error:  # a folder without its manifest
                 trainer.logger.warning("%s is passed over: %s", redacted(path), error)
                 continue
             return path
@@ -226,75 +264,3 @@ class Checkpoint(Callback):
     def _pattern(self) -> re.Pattern[str]:
         before, after = (re.escape(part.format()) for part in self.checkpoint_name.split("{step}"))
         return re.compile(rf"{before}(?P<step>\d+)(?:_(?P<time>\d{{8}}_\d{{6}}))?{after}")
-
-
-class LoadCheckpointStates(Callback):
-    """Loads only some states of a checkpoint.
-
-    Args:
-        load_checkpoint_states: their keys, also as one text with commas; "all" for all.
-    """
-
-    def __init__(self, load_checkpoint_states: str | Iterable[str] = "all") -> None:
-        self.states = _keys(load_checkpoint_states)
-
-    def preprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        for key in state_dict.keys() - _chosen(self.states, state_dict):
-            del state_dict[key]
-
-
-class SaveCheckpointState(Callback):
-    """Saves some states of every k-th checkpoint, and of the last, to a file of their own that is never deleted.
-
-    Args:
-        k: checkpoints for each such file.
-        checkpoint_states: the keys of the states, also as one text with commas; "all" for all.
-        checkpoint_name: of the file, beside the checkpoint; with ``{checkpoint_states}`` and ``{ckpt_name}`` in it.
-
-    Raises:
-        ValueError: for a number or a name that makes no sense.
-    """
-
-    def __init__(
-        self,
-        k: int,
-        checkpoint_states: str | Iterable[str] = "model",
-        checkpoint_name: str = "{checkpoint_states}_{ckpt_name}",
-    ) -> None:
-        if type(k) is not int or k < 1:
-            msg = f"k is a whole number from 1 on, not {k!r}. Give the checkpoints for each file."
-            raise ValueError(msg)
-        fields = {name for _, name, _, _ in Formatter().parse(checkpoint_name) if name is not None}
-        if fields != {"checkpoint_states", "ckpt_name"}:
-            msg = f"{checkpoint_name!r} must have {{checkpoint_states}} and {{ckpt_name}} in it. Add what is missing."
-            raise ValueError(msg)
-        self.k = k
-        self.states = _keys(checkpoint_states)
-        self.checkpoint_name = checkpoint_name
-        self._count = 0
-
-    def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
-        self._count += 1
-        if self._count % self.k and not trainer.is_last_step:
-            return
-        saved = load(ckpt_path, map_location="cpu")
-        folder, _, name = ckpt_path.rpartition("/")
-        states = "_".join(self.states or ["all"])
-        own = roots.joined(folder, self.checkpoint_name.format(checkpoint_states=states, ckpt_name=name))
-        save({key: saved[key] for key in saved if key in _chosen(self.states, saved)}, own)
-
-
-def _keys(states: str | Iterable[str]) -> list[str] | None:
-    """A list of keys; None for all."""
-    if isinstance(states, str):
-        return None if states.lower() == "all" else [each.strip() for each in states.split(",")]
-    return [*states]
-
-
-def _chosen(states: list[str] | None, state_dict: dict[str, Any]) -> set[str]:
-    if states is None:
-        return {*state_dict}
-    if unknown := [each for each in states if each not in state_dict]:
-        msg = f"The checkpoint has no state {', '.join(map(repr, unknown))}. It has {', '.join(map(repr, state_dict))}."
-        raise KeyError(msg)
-    return {*states}

@@ -1,7 +1,7 @@
 """One process of one or many: https://docs.pytorch.org/docs/stable/distributed.html
 
-Where tensors are sharded (FSDP2's DTensors), all processes gather and scatter them together, so that what is saved is
-the same whatever the number of processes.
+Where tensors are sharded (FSDP2's DTensors) and a checkpoint is not to be, all processes gather and scatter them
+together, so that what is saved is the same whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -97,14 +97,19 @@ def diversify() -> None:
         random.seed(seed)
 
 
-def together(flag: bool) -> bool:
-    """Whether any process has a true one."""
+def together(*flags: bool) -> list[bool]:
+    """Of each, whether any process has a true one."""
     if count() == 1:
-        return flag
+        return [*flags]
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    found = torch.tensor(int(flag), device=device)
+    found = torch.tensor(flags, dtype=torch.int64, device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found.item())
+    return [bool(each) for each in found.tolist()]
+
+
+def apart() -> dist.ProcessGroup | None:
+    """A group of all processes, for what goes on beside the training; all must call it. None for one process alone."""
+    return dist.new_group(backend="gloo") if _joined() else None
 
 
 def mean(value: torch.Tensor) -> float:
@@ -120,7 +125,7 @@ def shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     parameters = [*model.parameters()]
-    if count() == 1 or isinstance(model, DistributedDataParallel) or any(map(_is_sharded, parameters)):
+    if count() == 1 or isinstance(model, DistributedDataParallel) or any(map(is_sharded, parameters)):
         return model
     if not any(each.requires_grad for each in parameters):
         return model
@@ -140,11 +145,21 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def is_sharded(value: Any) -> bool:
+    """Whether it is a tensor of many processes."""
+    return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")
+
+
+def are_parts(model: torch.nn.Module) -> bool:
+    """Whether this process has but parts of a model."""
+    return any(is_sharded(each) and cast("Any", each).device_mesh.size() > 1 for each in model.parameters())
+
+
 def whole(state: Any) -> Any:
     """A state dict with every sharded tensor gathered into the first process; all must call it."""
 
     def gather(value: Any) -> Any:
-        if not _is_sharded(value):
+        if not is_sharded(value):
             return value
         full = value.full_tensor()
         return full.cpu() if is_first() else None
@@ -154,7 +169,7 @@ def whole(state: Any) -> Any:
 
 def sharded_as(value: Any, like: Any) -> Any:
     """A whole tensor sharded as another one is."""
-    if not _is_sharded(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
+    if not is_sharded(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -163,7 +178,3 @@ def sharded_as(value: Any, like: Any) -> Any:
 
 def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _is_sharded(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")

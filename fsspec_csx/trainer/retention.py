@@ -112,10 +112,10 @@ class KeepBestCheckpoints(_Retention):
         return {*known[: self.n]}
 
     def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: Any) -> None:
-        if not trainer.is_fitting or not processes.is_first():
+        if not trainer.is_fitting:
             return
         trainer.checkpoint.wait(trainer)
-        if self._names and trainer.checkpoint.saved_at == trainer.global_step:
+        if processes.is_first() and self._names and trainer.checkpoint.saved_at == trainer.global_step:
             self._values[self._names[-1]] = loop.metrics[self.metric]
             self.clean(trainer)
 

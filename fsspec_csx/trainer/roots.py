@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 
-from fsspec_csx.checkpoint import locate
+from fsspec_csx.atomic import replacing
+from fsspec_csx.manage import deleting, kinds
+from fsspec_csx.manage.places import Place
+from fsspec_csx.manage.roots import Root
 
 
 def joined(root: str, name: str) -> str:
     """The path of a file in a folder."""
-    return f"{root.rstrip('/')}/{name}"
+    return Root(root).path_of(name)
 
 
 def names(root: str) -> list[str]:
     """The names of the files and folders in a folder; none if there is no such folder."""
-    fs, path = locate(root, root, None)
-    if fs is None:
-        return os.listdir(path) if os.path.isdir(path) else []
-    fs.invalidate_cache()
     try:
-        found = fs.ls(path, detail=False)
+        files, folders = Root(root).scan()
     except FileNotFoundError:
         return []
-    return [each.rstrip("/").rpartition("/")[2] for each in found]
+    return [*(file.name for file in files), *(folder.rstrip("/") for folder in folders)]
 
 
-def exists(path: str) -> bool:
-    """Whether there is a file or a folder."""
-    fs, inner = locate(path, path, None)
-    if fs is None:
-        return os.path.lexists(inner)
-    fs.invalidate_cache()
-    return bool(fs.exists(inner))
+def is_taken(path: str, *, sharded: bool) -> bool:
+    """Whether there is something at the path of a checkpoint that is to be saved.
+
+    Args:
+        path: of the checkpoint.
+        sharded: whether it will be a folder: one that holds no more than parts of another, whose save was killed, does
+            not count.
+    """
+    place = Place.of(path, None)
+    if not place.exists():
+        return False
+    if not sharded or not place.is_folder():
+        return True
+    files, folders = Root(path).scan()
+    return bool(folders) or not all(kinds.is_shard(file.name) or kinds.is_leftover(file.name) for file in files)
 
 
 def remove(path: str) -> None:
-    """Delete a file.
+    """Delete a checkpoint.
 
     Raises:
         OSError: what the filesystem raised; nothing if it is gone already.
     """
-    fs, inner = locate(path, path, None)
     try:
-        if fs is None:
-            os.unlink(inner)
-        else:
-            fs.rm_file(inner)
+        doomed = deleting.targets([path])
     except FileNotFoundError:
         return
+    for error in deleting.delete(doomed).values():
+        raise error
 
 
 def check_writable(root: str) -> None:
@@ -58,13 +62,7 @@ def check_writable(root: str) -> None:
         PermissionError: if that is not allowed, or there are no credentials.
         OSError: what else the filesystem raised.
     """
-    probe = joined(root, f".writable.{secrets.token_hex(8)}.tmp")
-    fs, inner = locate(probe, probe, None)
-    if fs is None:
-        os.makedirs(root, exist_ok=True)
-        with open(inner, "xb") as file:
-            file.write(b"writable")
-    else:
-        fs.makedirs(fs._parent(inner), exist_ok=True)
-        fs.pipe_file(inner, b"writable")
-    remove(probe)
+    probe = Place.below(Root(root), f".writable.{secrets.token_hex(8)}.tmp")
+    with replacing(probe.fs, probe.path) as file:
+        file.write(b"writable")
+    probe.remove()

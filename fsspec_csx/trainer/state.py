@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 _SHOWN = 10
 
 
-def collect(trainer: Trainer) -> dict[str, Any]:
-    """The state of a training, of this moment; all processes must call it."""
-    state: dict[str, Any] = {"model": processes.whole(processes.bare(trainer.model).state_dict())}
+def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
+    """The state of a training, of this moment; all processes must call it.
+
+    Args:
+        trainer: of which.
+        sharded: whether tensors that are sharded stay so.
+    """
+    state: dict[str, Any] = {"model": processes.bare(trainer.model).state_dict()}
     if trainer.optimizer is not None:
-        state["optimizer"] = processes.whole(trainer.optimizer.state_dict())
+        state["optimizer"] = trainer.optimizer.state_dict()
+    if not sharded:
+        state = processes.whole(state)
     if trainer.schedulers:
         state["schedulers"] = [each.state_dict() for each in trainer.schedulers]
     state["global_step"] = trainer.global_step
@@ -159,12 +166,13 @@ def _name(dtype: torch.dtype) -> str:
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    for number, own in state.get("state", {}).items():
-        if number < len(parameters):
-            state["state"][number] = {
-                name: processes.sharded_as(value, parameters[number]) for name, value in own.items()
-            }
     try:
+        # In a sharded checkpoint keys are text.
+        state["state"] = {int(number): own for number, own in state.get("state", {}).items()}
+        for number, own in state["state"].items():
+            if number < len(parameters):
+                for name, value in own.items():
+                    own[name] = processes.sharded_as(value, parameters[number])
         optimizer.load_state_dict(state)
     except ValueError as error:
         reason = f"{redacted(path)} is of another optimizer: {error}."

@@ -30,8 +30,9 @@ class Trainer:
     """Trains and validates a model.
 
     Under ``torchrun`` all processes train together: by DistributedDataParallel, unless ``model`` is already wrapped or
-    sharded (by ``fully_shard``). The first one saves the whole state, so another number of processes can go on with it.
-    The data loader has to give each process samples of its own, as by a ``DistributedSampler``.
+    sharded (by ``fully_shard``). Of a sharded one each saves and loads its own parts; of others the first process saves
+    all. Another number of processes can go on with either. The data loader has to give each process samples of its own,
+    as by a ``DistributedSampler``.
 
     Args:
         device: ``"CPU"``, ``"GPU"`` or any device of torch; a GPU if there is one, by default.
@@ -206,7 +207,10 @@ class Trainer:
             batch_idx += 1
             if not self.stepped:
                 continue
-            if processes.together(self._terminated):
+            terminated, failed = processes.together(self._terminated, self.checkpoint.failed)
+            if failed:  # all end at the same step, with the same error
+                self.checkpoint.wait(self)
+            if terminated:
                 self._leave()
             if self.global_step >= last or loop.validates_after(self.global_step, last):
                 break
@@ -324,7 +328,7 @@ class Trainer:
         """Save the training as it is now; in the background, if the checkpoint callback does so.
 
         Returns:
-            The path, at which the checkpoint will be once it is whole; empty on processes other than the first.
+            The path, at which the checkpoint will be once it is whole; empty on processes that have no part in it.
         """
         return self.checkpoint.save(self)
 

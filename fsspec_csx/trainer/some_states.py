@@ -1,0 +1,86 @@
+"""Callbacks that load or save some states of a checkpoint only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+from fsspec_csx.checkpoint import load, save
+from fsspec_csx.trainer import roots
+from fsspec_csx.trainer.callback import Callback
+
+if TYPE_CHECKING:
+    from fsspec_csx.trainer.trainer import Trainer
+
+
+class LoadCheckpointStates(Callback):
+    """Loads only some states of a checkpoint.
+
+    Args:
+        load_checkpoint_states: their keys, also as one text with commas; "all" for all.
+    """
+
+    def __init__(self, load_checkpoint_states: str | Iterable[str] = "all") -> None:
+        self.states = _keys(load_checkpoint_states)
+
+    def preprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        for key in state_dict.keys() - _chosen(self.states, state_dict):
+            del state_dict[key]
+
+
+class SaveCheckpointState(Callback):
+    """Saves some states of every k-th checkpoint, and of the last, to a file of their own that is never deleted.
+
+    Args:
+        k: checkpoints for each such file.
+        checkpoint_states: the keys of the states, also as one text with commas; "all" for all.
+        checkpoint_name: of the file, beside the checkpoint; with ``{checkpoint_states}`` and ``{ckpt_name}`` in it.
+
+    Raises:
+        ValueError: for a number or a name that makes no sense.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        checkpoint_states: str | Iterable[str] = "model",
+        checkpoint_name: str = "{checkpoint_states}_{ckpt_name}",
+    ) -> None:
+        if type(k) is not int or k < 1:
+            msg = f"k is a whole number from 1 on, not {k!r}. Give the checkpoints for each file."
+            raise ValueError(msg)
+        fields = {name for _, name, _, _ in Formatter().parse(checkpoint_name) if name is not None}
+        if fields != {"checkpoint_states", "ckpt_name"}:
+            msg = f"{checkpoint_name!r} must have {{checkpoint_states}} and {{ckpt_name}} in it. Add what is missing."
+            raise ValueError(msg)
+        self.k = k
+        self.states = _keys(checkpoint_states)
+        self.checkpoint_name = checkpoint_name
+        self._count = 0
+
+    def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
+        self._count += 1
+        if self._count % self.k and not trainer.is_last_step:
+            return
+        saved = load(ckpt_path, map_location="cpu")
+        folder, _, name = ckpt_path.rpartition("/")
+        states = "_".join(self.states or ["all"])
+        own = roots.joined(folder, self.checkpoint_name.format(checkpoint_states=states, ckpt_name=name))
+        save({key: saved[key] for key in saved if key in _chosen(self.states, saved)}, own)
+
+
+def _keys(states: str | Iterable[str]) -> list[str] | None:
+    """A list of keys; None for all."""
+    if isinstance(states, str):
+        return None if states.lower() == "all" else [each.strip() for each in states.split(",")]
+    return [*states]
+
+
+def _chosen(states: list[str] | None, state_dict: dict[str, Any]) -> set[str]:
+    if states is None:
+        return {*state_dict}
+    if unknown := [each for each in states if each not in state_dict]:
+        msg = f"The checkpoint has no state {', '.join(map(repr, unknown))}. It has {', '.join(map(repr, state_dict))}."
+        raise KeyError(msg)
+    return {*states}
