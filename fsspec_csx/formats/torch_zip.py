@@ -167,8 +167,13 @@ def complete(source: Source, found: Skeleton, *, name: str) -> None:
 
 def _explain(error: Exception, file: WatchedReader, name: str, weights_only: bool) -> CheckpointError | None:
     """The error of ours for what torch.load raised; None if the file is not at fault."""
-    if isinstance(error, _NOT_THE_FILE) or _while_placing(error):
+    if isinstance(error, _NOT_THE_FILE):
         return None
+    if _while_placing(error):
+        if not isinstance(error, TypeError) and "don't know how to restore data location" not in str(error):
+            return None
+        reason = f"{name} has a storage on a device of which torch {torch.__version__} does not know the kind."
+        return InvalidCheckpointError(reason, "Load it with map_location='cpu', or save it again from a CPU.")
     if _out_of_memory(error):
         reason = f"{name} is damaged: it asks for much more memory than its {file.size} bytes can fill."
         return InvalidCheckpointError(reason, sniff.AGAIN) if weights_only and _is_room(file.size) else None
