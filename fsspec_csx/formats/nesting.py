@@ -13,7 +13,7 @@ from fsspec_csx.formats import sniff
 DEPTH = 200
 """How deep a nesting may be: deeper than any state dict, and not so deep that recursion through it fails."""
 
-_MANY = 10**6
+_MANY = 10**5
 _REPEATED = 8
 
 
@@ -28,7 +28,6 @@ def check(obj: Any, name: str) -> None:
         InvalidCheckpointError: if it is nested deeper than ``DEPTH``, if containers that lie in several others make
             many more entries of it than there are, or if attributes of a value hide its methods.
     """
-    _check_attributes(obj, name)
     stack, above = [iter((obj,))], [0]
     seen: set[int] = set()
     visited = own = 0
@@ -37,13 +36,13 @@ def check(obj: Any, name: str) -> None:
             if isinstance(value, torch.Tensor):
                 _check_attributes(value, name)
             inside = _inside(value)
-            if not inside or id(value) in above:
-                continue
-            visited += len(inside)
-            if id(value) not in seen:
+            if inside is not None and id(value) not in seen:
                 seen.add(id(value))
                 own += len(inside)
                 _check_attributes(value, name)
+            if not inside or id(value) in above:
+                continue
+            visited += len(inside)
             if len(stack) > DEPTH:
                 raise _refused(name, f"it is nested deeper than {DEPTH}")
             if visited > max(_MANY, _REPEATED * own):
