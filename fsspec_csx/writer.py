@@ -86,10 +86,11 @@ class PartWriter:
         """
         at_once = not keep and len(view) >= _SENT_AT_ONCE
         while view:
-            room = self._limit() - self._filled
+            coming = 0 if held or at_once else len(view)
+            room = self._limit(coming) - self._filled
             if room <= 0:
                 self._send_part()
-                room = self._limit()
+                room = self._limit(coming)
             piece, view = view[:room], view[room:]
             if (keep and len(piece) >= _SMALL) or (at_once and len(piece) == room):
                 self._seal()
@@ -99,7 +100,7 @@ class PartWriter:
                 self._copy(piece)
             self._filled += len(piece)
         if at_once:
-            if self._filled >= self._limit():
+            if self._filled >= self._limit(0):
                 self._send_part()
             self._wait_until(lambda: not self._in_flight)
 
@@ -132,9 +133,13 @@ class PartWriter:
         if self.upload is not None:
             await self.upload.abort()
 
-    def _limit(self) -> int:
-        """Bytes at which the part is sent: more where they need no memory of their own, as the object grows."""
-        if self._own > _SMALL or not self._growing:
+    def _limit(self, coming: int) -> int:
+        """Bytes at which the part is sent: more where they need no memory of their own, as the object grows.
+
+        Args:
+            coming: how many bytes that need such memory come next.
+        """
+        if self._own + coming > _SMALL or not self._growing:
             return self._part_size
         return max(self._part_size, min(self._sent_before // _SHARES, _KEPT_PART) // _SMALL * _SMALL)
 
