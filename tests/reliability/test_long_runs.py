@@ -146,7 +146,7 @@ WAYS: dict[Callable[[str, int], None], int] = {
     save_and_load: 1,
     new_paths: 1,
     open_and_copy: 1,
-    parts: 5,
+    parts: 3,
     async_saves: 1,
     failures: 1,
     changing_credentials: 1,
@@ -175,6 +175,6 @@ def test_nothing_grows(
     after = held()
     grown = {each.name: getattr(after, each.name) - getattr(before, each.name) for each in fields(Held)}
     print(f"{before}, grown by {grown}")
-    assert max(grown[name] for name in ("threads", "descriptors", "tasks", "instances", "ours")) <= 2, grown
+    assert max(grown[name] for name in ("threads", "descriptors", "tasks", "instances", "ours")) <= 8, grown
     assert grown["objects"] < last - warm + 300, grown
     assert grown["memory"] < 8 * MIB, grown
