@@ -9,6 +9,7 @@ import fsspec
 from fsspec.registry import registry
 
 from fsspec_csx.errors import CheckpointPathError
+from fsspec_csx.redaction import without_password
 
 _S3 = ("s3", "s3a", "csx")
 _EXAMPLE = "Give bucket and object path, as in 's3://bucket/run/checkpoint_100.mdl'."
@@ -16,7 +17,6 @@ _EXAMPLE = "Give bucket and object path, as in 's3://bucket/run/checkpoint_100.m
 _ACCESS_POINT = re.compile(r"arn:[^/]*?:(?:accesspoint|outpost[:/][^:/]+[:/](?:accesspoint|bucket))[:/][^/]+")
 # A protocol without its two slashes; a single letter is a drive.
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?![/\\]{2})([/\\]?)")
-_PASSWORD = re.compile(r"(://[^/@:]*:)[^/@]+@")
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> str:
@@ -53,8 +53,8 @@ def is_local(path: str | os.PathLike[str]) -> bool:
 
 
 def redacted(path: str) -> str:
-    """A path as messages show it, without the password that a URL may hold."""
-    return _PASSWORD.sub(r"\1***@", path)
+    """A path as messages show it, without the password, or the signature, that a URL may hold."""
+    return without_password(path)
 
 
 def _protocols() -> set[str]:

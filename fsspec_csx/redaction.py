@@ -1,25 +1,37 @@
-"""No secret in a log: botocore and s3fs write requests and answers at DEBUG, with the credentials in them."""
+"""No secret in a log: the libraries below write requests and answers at DEBUG, with the credentials in them."""
 
 from __future__ import annotations
 
 import logging
 import re
 
+# Whose loggers are watched, with all below them; and those that may be made only when they are needed.
+_LIBRARIES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "fsspec_csx", "s3fs", "urllib3")
 _LOGGERS = (
+    *_LIBRARIES,
+    "aiobotocore.credentials",
     "aiobotocore.endpoint",
     "aiobotocore.parsers",
+    "aiobotocore.regions",
+    "aiobotocore.tokens",
     "aiobotocore.utils",
     "botocore.auth",
+    "botocore.credentials",
+    "botocore.crt.auth",
     "botocore.endpoint",
     "botocore.hooks",
     "botocore.httpsession",
     "botocore.parsers",
     "botocore.regions",
+    "botocore.retryhandler",
+    "botocore.tokens",
     "botocore.utils",
-    "s3fs",
+    "fsspec.http",
+    "urllib3.connectionpool",
 )
 _NAMES = (
     "x-amz-security-token",
+    "x-aws-ec2-metadata-token",
     r"x-amz-(?:copy-source-)?server-side-encryption-customer-key(?!-md5)",
     r"(?:CopySource)?SSECustomerKey(?!MD5)",
     "aws_?secret_?access_?key",
@@ -29,18 +41,46 @@ _NAMES = (
     "accessToken",
     "refreshToken",
     "clientSecret",
+    "Signature",
     "Token",
 )
 # A name, what stands between in headers, reprs of dicts, JSON and XML alike, and the value.
 _SECRET = re.compile(rf"""((?:{"|".join(_NAMES)})["']?\s*[:=>,]\s*(?:b?["'])?)([^\s"'<>&,]{{8,}})""", re.IGNORECASE)
+_AUTHORIZATION = re.compile(r"""(authorization["']?\s*[:=,]\s*(?:b?["'])?)[^"'\s<>][^"'\n<>]*""", re.IGNORECASE)
+# What proves who is asking in a URL that was signed for others, by Amazon's names, old and new, and by Azure's.
+_SIGNED = re.compile(
+    r"""([?&](?:X-Amz-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|Signature|sig)=)[^\s&"'<>]+""",
+    re.IGNORECASE,
+)
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/\s]+@")
+
+
+def without_password(text: str) -> str:
+    """A text without the passwords, and the signatures, that are in its URLs."""
+    return _SIGNED.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+
+
+def without_user(url: str) -> str:
+    """A URL without the user's name and the password."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def blotted(text: str) -> str:
+    """A text without what looks like a secret, by the names that stand before it."""
+    return _AUTHORIZATION.sub(r"\1***", _SECRET.sub(r"\1***", without_password(text)))
 
 
 class _Redact(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        redacted = _SECRET.sub(r"\1***", message)
-        if redacted != message:
-            record.msg, record.args = redacted, None
+        if (shown := blotted(message)) != message:
+            record.msg, record.args = shown, None
+        if record.exc_info and not record.exc_text:
+            trace = logging.Formatter().formatException(record.exc_info)
+            if (shown := blotted(trace)) != trace:
+                record.exc_text = shown  # what formatters take in place of their own
         return True
 
 
@@ -48,6 +88,7 @@ _filter = _Redact()
 
 
 def redact_logs() -> None:
-    """Blot secrets out of what botocore, aiobotocore and s3fs log; calling it again changes nothing."""
-    for name in _LOGGERS:
+    """Blot secrets out of what the libraries log; calling it again minds the loggers that were made since."""
+    made = [each for each in list(logging.root.manager.loggerDict) if each.partition(".")[0] in _LIBRARIES]
+    for name in {*_LOGGERS, *made}:
         logging.getLogger(name).addFilter(_filter)
