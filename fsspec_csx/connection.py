@@ -25,6 +25,8 @@ from fsspec_csx.straight import StraightHTTPSession, StraightSession, stay
 from fsspec_csx.transfer import Transfer
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+# How often a request is signed anew, each time with other credentials.
+_RENEWALS = 4
 # Of a request, unless the configuration says otherwise; botocore's own number.
 _ATTEMPTS = 5
 _LONGEST_WAIT = 60.0
@@ -42,10 +44,12 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         credentials.check_options(self.key, self.secret, self.token, self.client_kwargs)
+        for url in (self.endpoint_url, self.client_kwargs.get("endpoint_url")):
+            credentials.check_endpoint(url)
         # Files open for writing, by id: fsspec hashes some files by asking the server for them.
         self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
         self._owns_session = self.session is None
-        self._identity = ""
+        self._identity, self._keys = "", ""
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
         self._of_parent: Any = None
         redact_logs()
@@ -74,6 +78,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
         Raises:
             CredentialsError: if the rules give no credentials, or not whole ones.
+            ValueError: if the environment or the profile names an endpoint with a password in its URL.
         """
         if self._s3 is None or refresh:
             async with self._sign_in_lock:
@@ -81,17 +86,26 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                     await self._sign_in(refresh)
         before, client = self._s3, await super().set_session(refresh=refresh)
         if client is not before:
+            redact_logs()
+            self._check_endpoint(client)
             # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
             weakref.finalize(self, discard_all, self.unfinished)
             client.meta.events.register_first("needs-retry.s3", stay)
-            self.transfer = self._make_transfer(client)
+            self.transfer = self._make_transfer(client, None if before is None else self.transfer)
         return client
 
-    def _make_transfer(self, client: Any) -> Transfer:
+    def _check_endpoint(self, client: Any) -> None:
+        try:
+            credentials.check_endpoint(client.meta.endpoint_url)
+        except ValueError:
+            self._s3 = None  # the next use shall say so too
+            raise
+
+    def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
         verify = self.client_kwargs.get("verify")
         if verify is None:
             verify = self.session.get_config_variable("ca_bundle")
-        return Transfer(client, True if verify is None else verify, self.max_concurrency)
+        return Transfer(client, True if verify is None else verify, self.max_concurrency, former)
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
         return {"http_session_cls": StraightHTTPSession, **super()._prepare_config_kwargs()}
@@ -112,7 +126,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         elif explicit:
             self._identity = f"the access key {credentials.mask(explicit)} that the call names"
         else:
-            self._identity = await credentials.find(session)
+            self._identity, self._keys = await credentials.find(session)
         if renewed:
             session.register("needs-retry.s3", _FirstContact())
             session.register("needs-retry.s3", _retry_after)
@@ -124,25 +138,28 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
-        client = self._s3
-        try:
-            return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
-        except Exception as error:
-            if code_of(error) not in _EXPIRED or not replayable(kwargs) or not await self._renewed(client):
-                await self._raise_explained(error, method, kwargs)
+        for _ in range(_RENEWALS):
+            client = self._s3
+            try:
+                return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+            except Exception as error:
+                if code_of(error) not in _EXPIRED or not replayable(kwargs) or not await self._renewed(client):
+                    await self._raise_explained(error, method, kwargs)
         try:
             return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
         except Exception as error:
             await self._raise_explained(error, method, kwargs)
 
     async def _renewed(self, client: Any) -> bool:
-        """Whether the credentials that a client was made with have been looked up anew, as they are no longer valid."""
+        """Whether there are other credentials than a client was made with, which are no longer valid."""
         if not self._owns_session or self.key or self.client_kwargs.get("aws_access_key_id"):
             return False
         async with self._renewal_lock:
-            if self._s3 is client:  # many requests find out at a time
-                await self.set_session(refresh=True)
-        return True
+            if self._s3 is not client:  # many requests find out at a time
+                return True
+            before = self._keys
+            await self.set_session(refresh=True)
+            return self._keys != before
 
     async def _lsdir(self, path: str, *args: Any, **kwargs: Any) -> Any:
         try:

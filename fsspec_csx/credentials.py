@@ -14,33 +14,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
 from botocore.session import Session
 
 from fsspec_csx.errors import (
     CredentialsError,
+    CSXError,
+    EndpointError,
     ExpiredCredentialsError,
     IncompleteCredentialsError,
     NoCredentialsError,
     UnknownProfileError,
 )
+from fsspec_csx.redaction import blotted, without_user
 
 # The options of a filesystem that say who is asking, by the rules above.
 OPTIONS = frozenset({"anon", "key", "password", "profile", "profile_name", "secret", "session", "token", "username"})
 SETTING = "backends.csx.storage.s3.profile"
 _CLIENT_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-_NO_CREDENTIALS_FROM_PROFILE = (
-    boto.ClientError,  # STS or SSO refused
-    boto.CredentialRetrievalError,
-    boto.InvalidConfigError,
-    boto.UnknownCredentialError,
-    ResponseParserError,
-)
+# What STS answers when it is asked with what is no longer valid.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
 # What botocore calls the sources that are no profile.
 _OWNERS = {
     "assume-role-with-web-identity": "the environment's web identity",
@@ -94,6 +93,13 @@ def check_options(key: str | None, secret: str | None, token: str | None, client
     check_pair(whole[0], whole[1], whole[2], "the call or the fsspec configuration")
 
 
+def check_endpoint(url: str | None) -> None:
+    """Raise ValueError if the URL of an endpoint holds a user's name or a password, which S3 does not know."""
+    if url and "@" in urlsplit(url).netloc:
+        msg = "The endpoint's URL holds a user's name or a password. Leave them away, and name key and secret instead."
+        raise ValueError(msg)
+
+
 def environment_token() -> str:
     """A digest that changes whenever the AWS environment or the AWS files do; it reveals neither."""
     watched = sorted(item for item in os.environ.items() if item[0].startswith("AWS_") or item[0].endswith(_PROXY))
@@ -116,49 +122,88 @@ def _files(environment: Mapping[str, str]) -> list[Path]:
     return [Path(config).expanduser(), Path(shared).expanduser()]
 
 
-async def find(session: Any) -> str:
-    """Resolve a session's credentials now, rather than at the first request, and say in a few words whose they are.
+async def find(session: Any) -> tuple[str, str]:
+    """Resolve a session's credentials now, rather than at the first request.
 
     Args:
         session: the aiobotocore session whose chain is asked.
 
+    Returns:
+        Whose they are, in a few words; and a digest that tells them from others, and reveals nothing.
+
     Raises:
         NoCredentialsError, IncompleteCredentialsError, UnknownProfileError, ExpiredCredentialsError: each with what was
-            tried and what to do.
+            tried and what to do. So are those of later requests, when the credentials are renewed.
+        EndpointError: if who gives the credentials cannot be reached.
     """
-    try:
+    with _told(session):
         _check_halves(session)
         credentials = await session.get_credentials()
-        if credentials is None:
-            raise _none_found(session)
-        key = (await credentials.get_frozen_credentials()).access_key
-    except (boto.BotoCoreError, boto.ClientError, ResponseParserError, RuntimeError) as error:
-        raise_explained(error, session)
+    if credentials is None:
+        raise _none_found(session)
+    _tell_of_renewals(credentials, session)
+    found = await credentials.get_frozen_credentials()
     owner = _OWNERS.get(credentials.method) or f"profile {_profile(session)!r} ({credentials.method})"
-    return f"{owner} with access key {mask(key)}"
+    digest = hashlib.sha256(repr((found.access_key, found.secret_key, found.token)).encode()).hexdigest()
+    return f"{owner} with access key {mask(found.access_key)}", digest
+
+
+def _tell_of_renewals(credentials: Any, session: Any) -> None:
+    """Let what goes wrong when credentials are renewed, also within a request, be told as of the credentials."""
+    renew = credentials.get_frozen_credentials
+
+    async def get_frozen_credentials() -> Any:
+        with _told(session):
+            return await renew()
+
+    if not hasattr(renew, "told"):  # else they are of a session of the call, which is used again
+        get_frozen_credentials.told = True  # type: ignore[attr-defined]
+        credentials.get_frozen_credentials = get_frozen_credentials
+
+
+@contextmanager
+def _told(session: Session) -> Iterator[None]:
+    """Whatever goes wrong while credentials are looked up is an error of the credentials, and never "not found"."""
+    try:
+        yield
+    except CSXError:
+        raise
+    except Exception as error:
+        raise_explained(error, session)
 
 
 def raise_explained(error: Exception, session: Session) -> NoReturn:
-    """Raise what botocore says of credentials as an error of ours, chained; anything else as it is."""
+    """Raise what went wrong while credentials were looked up as an error of ours, chained unless it shows a secret."""
+    said = blotted(" ".join(str(error).split()).rstrip("."))
+    raise _explained(error, session, said) from (error if blotted(str(error)) == str(error) else None)
+
+
+def _explained(error: Exception, session: Session, said: str) -> CSXError:
     profile = _profile(session)
     if isinstance(error, boto.ProfileNotFound):
-        raise _unknown_profile(session, profile) from error
+        return _unknown_profile(session, profile)
     if isinstance(error, boto.PartialCredentialsError):
-        raise IncompleteCredentialsError(f"Half a pair of credentials: {error}.", _BOTH) from error
+        return IncompleteCredentialsError(f"Half a pair of credentials: {said}.", _BOTH)
     if isinstance(error, boto.ConfigParseError):
-        reason = f"An AWS file cannot be read: {error}."
-        raise CredentialsError(reason, "Mend the file named, or remove it.") from error
+        return CredentialsError(f"An AWS file cannot be read: {said}.", "Mend the file named, or remove it.")
     if isinstance(error, (boto.SSOError, boto.TokenRetrievalError)):
         reason = f"The SSO session of profile {profile!r} is missing or has expired."
-        raise ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}") from error
-    if isinstance(error, RuntimeError) and "expired" in str(error):
+        return ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}")
+    if isinstance(error, RuntimeError) and "expired" in said:
         reason = f"Profile {profile!r} gives credentials that have expired already."
-        remedy = "Renew what it gets them from (the program, role or file that the profile names), and check the clock."
-        raise ExpiredCredentialsError(reason, remedy) from error
-    if isinstance(error, _NO_CREDENTIALS_FROM_PROFILE):
-        reason = f"Profile {profile!r} gives no credentials: {str(error).rstrip('.')}."
-        raise CredentialsError(reason, "Mend the profile in the AWS files, or name another.") from error
-    raise error
+        remedy = "Renew what it gets them from (the program, role or file that it names), and check the clock."
+        return ExpiredCredentialsError(reason, remedy)
+    if isinstance(error, boto.HTTPClientError):
+        reason = f"What profile {profile!r} gets its credentials from cannot be reached: {said}."
+        return EndpointError(reason, "Check the network, and the addresses that the profile and the environment name.")
+    if isinstance(error, boto.ClientError) and error.response.get("Error", {}).get("Code") in _EXPIRED:
+        reason = f"What profile {profile!r} gets its credentials with has expired: {said}."
+        return ExpiredCredentialsError(reason, "Renew the credentials, or the token, that the profile names.")
+    if owner := _OWNERS.get(str(getattr(error, "kwargs", {}).get("provider"))):
+        reason = f"{owner[:1].upper()}{owner[1:]} gives no credentials: {said}."
+        return CredentialsError(reason, "Check who gives them, and the AWS_* variables of the environment.")
+    reason = f"Profile {profile!r} gives no credentials: {said or type(error).__name__}."
+    return CredentialsError(reason, "Mend the profile in the AWS files, or name another.")
 
 
 def _profile(session: Session) -> str:
@@ -215,4 +260,8 @@ def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, secrets in (("client_kwargs", _CLIENT_SECRETS), ("s3_additional_kwargs", _CUSTOMER_KEYS)):
         if isinstance(public.get(name), Mapping):
             public[name] = {key: value for key, value in public[name].items() if key not in secrets}
+    config = public.get("config_kwargs")
+    if isinstance(config, Mapping) and isinstance(config.get("proxies"), Mapping):
+        proxies = {scheme: without_user(proxy) for scheme, proxy in config["proxies"].items()}
+        public["config_kwargs"] = {**config, "proxies": proxies}
     return public

@@ -29,8 +29,8 @@ _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
-# Instances that fsspec keeps at most: credentials that are renewed in the environment make one after the other.
-_KEPT = 32
+# Instances that fsspec keeps at most: each thread has its own, and so has each change of credentials in the environment.
+_KEPT = 128
 
 
 class _Cached(type(S3FileSystem)):  # type: ignore[misc]

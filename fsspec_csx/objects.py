@@ -82,9 +82,9 @@ class ObjectsS3(BulkS3):
         ]
         return await Sweep(self.transfer, siblings, advance).read(rest)
 
-    def _make_transfer(self, client: Any) -> Transfer:
+    def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
         remember(client)
-        return super()._make_transfer(client)
+        return super()._make_transfer(client, former)
 
     async def _readinto_object(self, wanted: Wanted) -> int:
         path, start, memory, size = wanted

@@ -56,29 +56,36 @@ class Transfer:
         client: the aiobotocore client whose GetObject, PutObject and UploadPart requests are to be served.
         verify: as of botocore: True, False, or the path of a certificate bundle.
         in_flight: how many requests at a time.
+        former: of a client that this one takes the place of; its threads and connections are gone on with.
 
     Attributes:
         in_flight: the same.
         checksums: whether uploads carry checksums; False once the server has refused them.
     """
 
-    def __init__(self, client: Any, verify: bool | str, in_flight: int) -> None:
+    def __init__(self, client: Any, verify: bool | str, in_flight: int, former: Transfer | None = None) -> None:
         config = client.meta.config
         self._plain = client.meta.endpoint_url.startswith("http:")
         self._limit = config.read_timeout
-        self._session = URLLib3Session(
-            verify=verify,
-            proxies=get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
-            timeout=(None, None) if self._plain else (config.connect_timeout, config.read_timeout),
-            max_pool_connections=in_flight,
-            socket_options=_socket_options(config.read_timeout if self._plain else None),
-            client_cert=config.client_cert,
-            proxies_config=config.proxies_config,
-        )
+        self._settings: dict[str, Any] = {
+            "verify": verify,
+            "proxies": get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
+            "timeout": (None, None) if self._plain else (config.connect_timeout, config.read_timeout),
+            "max_pool_connections": in_flight,
+            "socket_options": _socket_options(config.read_timeout if self._plain else None),
+            "client_cert": config.client_cert,
+            "proxies_config": config.proxies_config,
+        }
         self.in_flight = in_flight
         self.checksums = True
-        self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="fsspec_csx")
-        self._slots = asyncio.Semaphore(in_flight)
+        self._loop = asyncio.get_running_loop()
+        if former is not None and (former._loop, former._settings) == (self._loop, self._settings):
+            self._session, self._threads, self._slots = former._session, former._threads, former._slots
+            self.checksums = former.checksums
+        else:
+            self._session = URLLib3Session(**self._settings)
+            self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="fsspec_csx")
+            self._slots = asyncio.Semaphore(in_flight)
         self._for_payloads = _for_payloads(config)
         for operation in ("GetObject", "PutObject", "UploadPart"):
             client.meta.events.register_first(f"before-parameter-build.s3.{operation}", self._before_building)
