@@ -12,9 +12,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import torch
 from commands import DONE, FAILED, USAGE, cszoo, failure
 from roots import ODD, fill, left
 
+from fsspec_csx import distributed
 from fsspec_csx.cli import main
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError, EndpointError, RejectedCredentialsError
 from fsspec_csx.filesystem import CSXFileSystem
@@ -96,12 +98,13 @@ def test_only_below_the_root(environment: LocalS3, bucket: str, fs: CSXFileSyste
     outside = ["run0", "run0/x.mdl", "ru", "run.mdl", "other/run/x.mdl"]
     for key in (*inside, *outside):
         begin(fs, f"{bucket}/{key}")
-    fill(f"s3://{bucket}", "run/x.mdl", f"run/{LEFT[0]}", "run0/x.mdl", "run/ckpt_1/__0_0.distcp")
+    fill(f"s3://{bucket}", "run/x.mdl", f"run0/{LEFT[0]}", "run0/x.mdl", "run/ckpt_1/__0_0.distcp")
     objects = left(f"s3://{bucket}")
     for root in (f"s3://{bucket}/run", f"s3://{bucket}/run/"):
         found = leftovers(root, older_than=NOW)
         assert sorted(each.path for each in found) == sorted(f"s3://{bucket}/{key}" for key in inside)
-    assert len(leftovers(f"s3://{bucket}", older_than=NOW)) == len([*inside, *outside])
+    in_bucket = leftovers(f"s3://{bucket}", older_than=NOW)
+    assert [each.kind for each in in_bucket] == ["upload"] * len([*inside, *outside]) + ["file"]
     assert [each.path for each in leftovers(f"s3://{bucket}/run/x.mdl", older_than=NOW)] == [f"s3://{bucket}/run/x.mdl"]
     assert clear(found) == {}
     assert unfinished(fs, bucket) == sorted(outside)
@@ -179,6 +182,34 @@ def test_shards(tmp_path: Path, states: Path) -> None:
     assert len(left(str(root))) == 6
     with_parts_on_top = leftovers(root / "4", older_than=NOW)
     assert with_parts_on_top == []
+
+
+def test_shards_on_s3(environment: LocalS3, bucket: str, states: Path) -> None:
+    """On S3 only parts that this package has named are left over; others may be of somebody who writes just now."""
+    own = "__0_0.0123456789abcdef.distcp"
+    fill(f"s3://{bucket}", f"1/{own}", "2/__0_0.distcp", f"3/{own}", "3/__1_0.distcp", f"4/{own}", "4/x.txt", own)
+    fill(f"s3://{bucket}", f"run/.writable.{16 * 'a'}.tmp")
+    found = leftovers(f"s3://{bucket}", older_than=NOW)
+    assert [(each.kind, each.path) for each in found] == [
+        ("shards", f"s3://{bucket}/1"),
+        ("file", f"s3://{bucket}/run/.writable.{16 * 'a'}.tmp"),
+    ]
+    assert clear(found) == {}
+    assert len(left(f"s3://{bucket}")) == 6
+
+
+def test_shards_that_no_manifest_names(root: str, states: Path) -> None:
+    """Parts of a killed save go, and what is in the checkpoint that lies there stays; so does all of a damaged one."""
+    for name in ("run/1", "run/2"):
+        distributed.save({"x": torch.ones(3)}, f"{root}/{name}")
+    whole = left(root)
+    fill(root, "run/1/__0_0.0123456789abcdef.distcp", "run/2/__0_0.0123456789abcdef.distcp", "run/1/notes.txt")
+    fill(root, "run/2/.metadata", data=b"damaged")
+    assert leftovers(root) == []
+    (found,) = leftovers(root, older_than=NOW)
+    assert (found.kind, found.path, found.size) == ("shards", f"{root}/run/1", 4)
+    assert clear([found]) == {}
+    assert left(root) == sorted([*whole, "run/1/notes.txt", "run/2/__0_0.0123456789abcdef.distcp"])
 
 
 def test_states(environment: LocalS3, bucket: str, states: Path) -> None:

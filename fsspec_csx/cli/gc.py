@@ -23,7 +23,7 @@ def add(verbs: Verbs) -> None:
         _gc,
         help="clear what killed processes have left",
         description="Show, and with --yes clear, what killed processes have left under a root: unfinished uploads on\n"
-        "S3, and never an object; elsewhere temporary files, and parts of checkpoints without a manifest.",
+        "S3, temporary files, and parts of sharded checkpoints that no manifest names.",
         examples="""
 gc s3://bucket/run
 gc s3://bucket --older-than 7d --yes

@@ -10,8 +10,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage import deleting, kinds, s3
 from fsspec_csx.manage.roots import File, Root
+from fsspec_csx.sharded.folder import MANIFEST, SHARD
 
 DAY = timedelta(days=1)
 
@@ -22,7 +24,7 @@ class Leftover:
 
     Attributes:
         kind: ``upload``, a multipart upload that was neither completed nor aborted; ``file``, a temporary file;
-            ``shards``, a folder of parts without a manifest; ``state``, a note on this machine about an upload.
+            ``shards``, parts that no manifest names; ``state``, a note on this machine about an upload.
         path: of the object that the upload would make, or of the file or folder.
         size: in bytes, of an upload that of its parts so far; None if it is not known.
         modified: when it was written to last.
@@ -45,8 +47,9 @@ def leftovers(
 ) -> list[Leftover]:
     """What was left under a root, however deep, by processes that were killed.
 
-    On S3 these are uploads, and never an object; elsewhere temporary files, and folders in which all files are parts of
-    a checkpoint whose manifest is missing. On this machine notes about uploads are among them, whatever the root.
+    These are uploads on S3; temporary files; folders in which all files are parts of a checkpoint whose manifest is
+    missing, on S3 only parts that this package has named; and such parts in a folder whose manifest does not name them.
+    On this machine notes about uploads are among them, whatever the root.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
@@ -59,7 +62,8 @@ def leftovers(
         OSError: whatever the filesystem raised, as it raised it.
     """
     place = Root(root, storage_options)
-    found = [*(_uploads(place) if s3.is_s3(place.fs) else _files(place)), *_states()]
+    uploads = _uploads(place) if s3.is_s3(place.fs) else ()
+    found = [*uploads, *_files(place, storage_options), *_states()]
     limit = datetime.now(timezone.utc) - older_than
     return [each for each in found if each.modified <= limit]
 
@@ -95,15 +99,45 @@ def _uploads(root: Root) -> Iterator[Leftover]:
         yield Leftover("upload", path, each.size, each.modified, each.id, root.fs, each)
 
 
-def _files(root: Root) -> Iterator[Leftover]:
-    for folder, files in sorted(root.tree().items()):
-        names = [file.name.rpartition("/")[2] for file in files]
-        if folder and names and all(name.endswith(".distcp") for name in names):
-            yield from _leftover("shards", root, folder.rstrip("/"), files)
-            continue
-        for file, name in zip(files, names, strict=True):
-            if kinds.is_leftover(name):
-                yield from _leftover("file", root, file.name, [file])
+def _files(root: Root, options: Mapping[str, Any] | None) -> Iterator[Leftover]:
+    shared = s3.is_s3(root.fs)  # with whoever writes to the bucket, so that only our own names count
+    try:
+        tree = root.tree()
+    except (FileNotFoundError, NotADirectoryError):
+        if not shared:
+            raise
+        return  # there are uploads alone, or the root is the object of one
+    for folder, files in sorted(tree.items()):
+        temporary = [file for file in files if kinds.is_leftover(_base(file))]
+        for file in temporary:
+            yield from _leftover("file", root, file.name, [file])
+        others = [file for file in files if file not in temporary]
+        names = [*map(_base, others)]
+        if (
+            folder
+            and names
+            and all(SHARD.fullmatch(name) or (name.endswith(".distcp") and not shared) for name in names)
+        ):
+            yield from _leftover("shards", root, folder.rstrip("/"), others)
+        elif MANIFEST in names and any(map(SHARD.fullmatch, names)):
+            path = root.path_of(folder.rstrip("/")) if folder else root.path
+            unnamed = _unnamed(path, options)
+            if orphans := [file for file in others if _base(file) in unnamed]:
+                yield from _leftover("shards", root, folder.rstrip("/"), orphans)
+
+
+def _base(file: File) -> str:
+    return file.name.rpartition("/")[2]
+
+
+def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:
+    """The parts in a folder that its manifest does not name; none if it cannot be read."""
+    from fsspec_csx import distributed  # only here, as it imports torch.distributed
+
+    try:
+        return {*distributed.leftovers(path, storage_options=options)}
+    except (CheckpointError, FileNotFoundError, PermissionError):
+        return set()
 
 
 def _leftover(kind: str, root: Root, name: str, files: Sequence[File]) -> Iterator[Leftover]:
@@ -112,7 +146,7 @@ def _leftover(kind: str, root: Root, name: str, files: Sequence[File]) -> Iterat
         return  # of unknown age, and so perhaps under way
     size = sum(file.size or 0 for file in files)
     held = [root.inner(file.name) for file in files]
-    yield Leftover(kind, root.path_of(name), size, max(times), None, root.fs, held)
+    yield Leftover(kind, root.path_of(name) if name else root.path, size, max(times), None, root.fs, held)
 
 
 def _states() -> Iterator[Leftover]:

@@ -20,7 +20,8 @@ logger = logging.getLogger("fsspec_csx")
 MANIFEST = ".metadata"
 """The file that makes a folder a checkpoint, by the name that torch gives it."""
 
-_SHARD = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
+SHARD = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
+"""The name of a shard that this package has written."""
 
 
 def shard_name(rank: int) -> str:
@@ -108,7 +109,7 @@ class Folder:
         except FileNotFoundError:
             return []
         names = (path.rstrip("/").rpartition("/")[2] for path in found)
-        return sorted(name for name in names if _SHARD.fullmatch(name))
+        return sorted(name for name in names if SHARD.fullmatch(name))
 
 
 def found(fs: AbstractFileSystem | None, path: str, name: str) -> Folder | None:
