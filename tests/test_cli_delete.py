@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -25,6 +26,7 @@ from fsspec_csx.errors import (
     RejectedCredentialsError,
 )
 from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.manage import deleting
 from fsspec_csx.manage.deleting import delete, targets
 from fsspec_csx.testing import LocalS3
 
@@ -86,9 +88,28 @@ def test_manifest_first(bucket: str, environment: LocalS3) -> None:
     doomed = targets([f"s3://{bucket}/{name}" for name in ("ckpt_1", "ckpt_2", "x.mdl")])
     with recorded_requests() as requests:
         assert delete(doomed) == {}
-    assert requests == ["DeleteObjects", "DeleteObjects"]
+    assert requests == ["DeleteObjects", "DeleteObject", "DeleteObjects"]  # the second one of notes.txt
     assert left(f"s3://{bucket}") == []
     assert [each.manifests for each in doomed][1] == [f"{bucket}/ckpt_2/.metadata", f"{bucket}/ckpt_2/a.index.json"]
+
+
+def test_killed_halfway(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of a folder when its deletion was stopped is still known as one, and goes when it is asked again."""
+    shards = [f"h/model-0000{number}-of-00003.safetensors" for number in range(1, 4)]
+    fill(root, "h/config.json", "h/model.safetensors.index.json", *shards, "x.mdl")
+    remove = deleting.remove
+
+    def killing(fs: Any, files: Any) -> dict[str, Exception]:
+        if any(file.endswith(shards[0]) for file in files):
+            raise KeyboardInterrupt
+        return remove(fs, files)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(deleting, "remove", killing)
+        delete(targets([f"{root}/h"]))
+    assert left(root) == [*shards, "x.mdl"]
+    assert delete(targets([f"{root}/h"])) == {}
+    assert left(root) == ["x.mdl"]
 
 
 def test_manifest_that_stays(bucket: str, environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:

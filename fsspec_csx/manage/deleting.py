@@ -35,9 +35,16 @@ class Target:
     folder: str | None
 
     @property
+    def parts(self) -> list[str]:
+        """The files that go last: those by which a folder is known when its manifests are gone, if it has such."""
+        shards = [file for file in self.files if kinds.is_shard(file.rpartition("/")[2])]
+        return shards or [file for file in self.files if file not in self.manifests]
+
+    @property
     def others(self) -> list[str]:
-        """The files that are no manifests."""
-        return [file for file in self.files if file not in self.manifests]
+        """The files that are neither."""
+        first_and_last = {*self.manifests, *self.parts}
+        return [file for file in self.files if file not in first_and_last]
 
     @property
     def key(self) -> tuple[int, str]:
@@ -71,7 +78,7 @@ def targets(
 
 
 def delete(doomed: Iterable[Target]) -> dict[str, Exception]:
-    """Delete checkpoints: all manifests first, then the other files, on S3 a thousand by one request.
+    """Delete checkpoints: all manifests first, and the parts last, on S3 a thousand by one request.
 
     Args:
         doomed: what ``targets`` gave.
@@ -85,6 +92,7 @@ def delete(doomed: Iterable[Target]) -> dict[str, Exception]:
         there = [each for each in doomed if each.fs is fs]
         failed |= _delete(fs, {each.path: each.manifests for each in there})
         failed |= _delete(fs, {each.path: each.others for each in there if each.path not in failed})
+        failed |= _delete(fs, {each.path: each.parts for each in there if each.path not in failed})
         for each in there:
             if each.folder is not None and each.path not in failed:
                 remove_empty(fs, each.folder)
