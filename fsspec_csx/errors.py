@@ -16,6 +16,7 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── InvalidBucketNameError (ValueError)
     ├── ClockSkewError (PermissionError)
     ├── WrongRegionError (OSError)
+    ├── NoSpaceError (OSError)                  the server has no room, or a quota is used up
     ├── EndpointError (ConnectionError)         nobody we trust answers at the endpoint
     │   └── UntrustedCertificateError
     ├── ChecksumError (OSError)                 bytes were damaged on the way, also when asked for again
@@ -56,6 +57,7 @@ __all__ = [
     "MismatchError",
     "MissingEntryError",
     "NoCredentialsError",
+    "NoSpaceError",
     "ObjectExistsError",
     "ObjectNotFoundError",
     "RejectedCredentialsError",
@@ -135,6 +137,10 @@ class ClockSkewError(CSXError, PermissionError):
 
 class WrongRegionError(CSXError, OSError):
     """The bucket is in another region than the one asked."""
+
+
+class NoSpaceError(CSXError, OSError):
+    """The server has no room for an object, or none for us."""
 
 
 class EndpointError(CSXError, ConnectionError):

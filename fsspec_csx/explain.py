@@ -19,6 +19,7 @@ from fsspec_csx.errors import (
     EndpointError,
     ExpiredCredentialsError,
     InvalidBucketNameError,
+    NoSpaceError,
     ObjectExistsError,
     ObjectNotFoundError,
     RejectedCredentialsError,
@@ -168,6 +169,11 @@ def _wrong_region(request: Request, details: dict[str, Any]) -> CSXError:
     return WrongRegionError(reason, f"Set the region to {region} (AWS_DEFAULT_REGION, or region in the profile).")
 
 
+def _no_room(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"{request.endpoint} has no room for {request.target}{_said(details)}."
+    return NoSpaceError(reason, "Free some there, for instance by deleting old checkpoints, or ask for a larger quota.")
+
+
 _BY_CODE: dict[str, Callable[[Request, dict[str, Any]], CSXError]] = {
     "403": _denied,
     "AccessDenied": _denied,
@@ -186,6 +192,11 @@ _BY_CODE: dict[str, Callable[[Request, dict[str, Any]], CSXError]] = {
     "TokenRefreshRequired": _expired,
     "RequestExpired": _expired,
     "RequestTimeTooSkewed": _skewed,
+    "507": _no_room,
+    "InsufficientStorage": _no_room,
+    "QuotaExceeded": _no_room,  # of Ceph
+    "XMinioAdminBucketQuotaExceeded": _no_room,
+    "XMinioStorageFull": _no_room,
     "InvalidBucketName": _invalid_name,
     "BucketAlreadyExists": _someone_elses,
     "AuthorizationHeaderMalformed": _wrong_region,
