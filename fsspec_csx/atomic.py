@@ -14,7 +14,7 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.localfile import beside
+from fsspec_csx.localfile import beside, check_writable, name_full
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -39,6 +39,7 @@ def replacing(fs: AbstractFileSystem | None, path: str) -> Iterator[IO[bytes]]:
     Raises:
         IsADirectoryError: if there is a folder at the path.
         PermissionError: if the file there is write-protected.
+        OSError: if all of its filesystem is.
     """
     fs, path, caches = behind_wrappers(fs, path)
     if fs is None or isinstance(fs, LocalFileSystem):
@@ -65,8 +66,8 @@ def _replacing_local(path: str) -> Iterator[IO[bytes]]:
             yield special
         return
     target = os.path.realpath(path)  # a link stays, and what it points to is replaced
-    if status is not None and not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    if status is not None:
+        check_writable(target, path)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     temporary = beside(target, secrets.token_hex(8))
     file = None
@@ -77,10 +78,11 @@ def _replacing_local(path: str) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
         file.close()
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         if file is not None:
             file.raw.close()  # file.close() would write what is still buffered, and may fail at it
         _clean_up(temporary, lambda: os.unlink(temporary))
+        name_full(error, target)
         raise
     _sync_folder(os.path.dirname(target))
 

@@ -10,6 +10,8 @@ import stat
 from collections.abc import Iterator
 
 _NAME_MAX = 255
+# What filesystems answer that have no room, or none for this user.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What filesystems answer that know no hard links.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 
@@ -34,10 +36,17 @@ def replacing(path: str, *, exclusive: bool = False) -> Iterator[int]:
         finally:
             os.close(descriptor)
         place(temporary, target, exclusive=exclusive)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        name_full(error, target)
         raise
+
+
+def name_full(error: BaseException, path: str) -> None:
+    """Let an error tell which folder has no room, where that is its cause: the system tells only that there is none."""
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        error.filename = os.path.dirname(path)
 
 
 def replaceable(path: str) -> tuple[str, int | None]:
@@ -45,12 +54,31 @@ def replaceable(path: str) -> tuple[str, int | None]:
 
     Raises:
         PermissionError: if it is write-protected.
+        OSError: if all of its filesystem is.
     """
     target = os.path.realpath(path)
     former = os.stat(target) if os.path.exists(target) else None
-    if former and not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    if former:
+        check_writable(target, path)
     return target, stat.S_IMODE(former.st_mode) if former else None
+
+
+def check_writable(target: str, path: str) -> None:
+    """Refuse to replace a file that is write-protected: the renaming alone would not ask.
+
+    Args:
+        target: the file.
+        path: by which it is told.
+
+    Raises:
+        PermissionError: if it is.
+        OSError: if all of its filesystem is.
+    """
+    if os.access(target, os.W_OK):
+        return
+    read_only = hasattr(os, "statvfs") and os.statvfs(target).f_flag & os.ST_RDONLY
+    number = errno.EROFS if read_only else errno.EACCES
+    raise OSError(number, os.strerror(number), path)
 
 
 def place(temporary: str, target: str, *, exclusive: bool) -> None:

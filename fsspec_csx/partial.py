@@ -16,7 +16,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.checksum import CRC64NVME
 from fsspec_csx.errors import ChecksumError
-from fsspec_csx.localfile import beside, place, replaceable
+from fsspec_csx.localfile import beside, name_full, place, replaceable
 from fsspec_csx.ranges import LEAST, FileRange, size_for
 from fsspec_csx.record import digest, lock, own
 from fsspec_csx.whole import ObjectState, Stamp, stamp_of, twice
@@ -26,7 +26,6 @@ _IN_FLIGHT = 10
 # Of a part behind the bytes of the object: 1 once it has come, and its CRC64NVME.
 _MARK = 9
 _READ = 2**20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PartialFile:
@@ -198,8 +197,7 @@ class Resuming:
             except BaseException as error:
                 if isinstance(error, (ChecksumError, FileExpired)) or not file.marked():
                     os.unlink(path)
-                if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-                    error.filename = os.path.dirname(path)
+                name_full(error, path)
                 raise
         finally:
             os.close(descriptor)

@@ -22,6 +22,7 @@ _REMEDIES = (
 _BY_NUMBER = {
     errno.ENOSPC: "Free some space, or use another folder.",
     errno.EDQUOT: "Free some space, or use another folder.",
+    errno.EFBIG: "Let files be larger (ulimit -f), or use another folder.",
     errno.EROFS: "Use a folder that can be written to.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
