@@ -1,0 +1,241 @@
+"""Operations whose process, or whose server, is ended at a random moment: nothing is lost, and the same again is done.
+
+``python tests/reliability/kills.py SEED COUNT`` tells what became of so many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import fsspec
+from outcomes import Outcome, as_table
+from proxy import Fault, FaultProxy, fault_proxy
+from scenes import SCENES, Scene, Stage
+from victims import CleanProcess, Victim
+
+from fsspec_csx import distributed
+from fsspec_csx.manage import kinds
+from fsspec_csx.manage.leftovers import clear, leftovers
+from fsspec_csx.testing import LocalS3
+
+KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED = "kill -9", "SIGTERM", "server killed", "server paused"
+ENDS = {KILLED: (0, -signal.SIGKILL), TERMINATED: (0, -signal.SIGTERM, 143)}
+"""The statuses that a process may end with."""
+
+_BUCKET = "s3://kills"
+_ROUNDS_OF_A_SERVER = 40  # it gives the room of what is deleted back only after minutes
+_SECONDS = 0.7  # in which most operations are over
+_REQUESTS, _BYTES = 12, 20 * 2**20
+
+
+@dataclass
+class Moment:
+    """When something is ended.
+
+    Attributes:
+        text: as it is told.
+        faults: the rules of a proxy that bring it about.
+        come: whether it has come, by the bytes that have moved and the seconds that have gone by.
+    """
+
+    text: str
+    faults: list[Fault]
+    come: Callable[[int, float], bool] = lambda size, seconds: False
+
+
+def kills(seed: int, count: int) -> Iterator[Outcome]:
+    """End so many operations, and tell what became of each; the same for the same seed.
+
+    An outcome is "done" if all was as it was, or as it was to be, and the same operation, given again, did the rest;
+    "refused" if besides the operation told what was wrong, as its server was gone.
+    """
+    for first in range(0, count, _ROUNDS_OF_A_SERVER):
+        with LocalS3() as server, CleanProcess() as clean:
+            fsspec.filesystem("s3", **server.storage_options()).mkdir(_BUCKET)
+            for number in range(first, min(count, first + _ROUNDS_OF_A_SERVER)):
+                with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+                    yield _Round(seed, number, server, clean, Path(folder)).outcome()
+
+
+class _Round:
+    """One operation, that is ended once."""
+
+    def __init__(self, seed: int, number: int, server: LocalS3, clean: CleanProcess, folder: Path) -> None:
+        self._choice = random.Random(f"{seed} {number}")
+        self._server, self._clean = server, clean
+        self._repeat = f"It is number {number} of kills({seed}, …)."
+        (folder / "local").mkdir()
+        self._cache = folder / "cache"
+        store = server.storage_options()
+        self._stage = Stage(f"{_BUCKET}/{number}", folder / "local", store, server.endpoint_url, self._choice)
+        self._scene: Scene = SCENES[number % len(SCENES)](self._stage)
+        self._action = self._choice.choices([KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED], (6, 2, 1, 1))[0]
+        self._own = {**server.environment(), "HOME": str(folder), "XDG_CACHE_HOME": str(self._cache)}
+
+    def outcome(self) -> Outcome:
+        """Play it."""
+        began = time.monotonic()
+        text, detail, result = "", "", "done"
+        try:
+            with _variables(XDG_CACHE_HOME=str(self._cache)):
+                text, detail = self._ended()
+                result = "refused" if detail else "done"
+                self._scene.intact()
+                self._ended_in_the_end()
+        except Exception as error:
+            result, detail = "lost", f"{type(error).__name__}: {error} Ended {text}. {self._repeat} {detail}"
+        name, action = self._scene.name, f"{self._action}"
+        return Outcome(name, (action,), result, time.monotonic() - began, detail)  # type: ignore[arg-type]
+
+    def _ended(self) -> tuple[str, str]:
+        """When it was ended, and what it told of a server that was gone; the latter is empty if it rode that out."""
+        with fault_proxy(self._server.endpoint_url) as proxy:
+            victims: list[Victim] = []
+            started, harmed = threading.Event(), threading.Event()
+
+            def harm() -> None:
+                started.wait()
+                self._harm(victims[0])
+                harmed.set()
+
+            moment = self._moment(harm)
+            proxy.faults = moment.faults
+            environment = {**self._own, "AWS_ENDPOINT_URL_S3": proxy.url}
+            with self._clean.started(*self._scene.job, environment=environment) as victim:
+                victims.append(victim)
+                started.set()
+                try:
+                    self._watch(victim, proxy, moment, harm, harmed)
+                finally:
+                    if harmed.is_set():
+                        self._mend()
+                status, said = victim.wait(), victim.said()
+        if self._action in ENDS:
+            assert status in ENDS[self._action], f"It ended with {status}. {said}"
+            return moment.text, ""
+        assert not status or _is_clear(said), f"It said: {said}"
+        return moment.text, said.strip().splitlines()[-1] if status else ""
+
+    def _watch(
+        self, victim: Victim, proxy: FaultProxy, moment: Moment, harm: Callable[[], None], harmed: threading.Event
+    ) -> None:
+        began = time.monotonic()
+        before = self._local_bytes()
+        while victim.poll() is None and not harmed.is_set():
+            moved = sum(each.body + each.sent for each in proxy.requests) + self._local_bytes() - before
+            if moment.come(moved, time.monotonic() - began):
+                harm()
+            time.sleep(0.001)
+
+    def _harm(self, victim: Victim) -> None:
+        if self._action == SERVER_KILLED:
+            self._server.kill()
+        elif self._action == SERVER_PAUSED:
+            self._server.pause()
+        else:
+            victim.send(signal.SIGKILL if self._action == KILLED else signal.SIGTERM)
+
+    def _mend(self) -> None:
+        """Let the server be there again, after a while."""
+        if self._action in (SERVER_KILLED, SERVER_PAUSED):
+            time.sleep(self._choice.random())
+            (self._server.restart if self._action == SERVER_KILLED else self._server.resume)()
+
+    def _moment(self, harm: Callable[[], object]) -> Moment:
+        kind, number = (
+            self._choice.choice(["before", "after", "unheard", "bytes", "time"]),
+            self._choice.randrange(_REQUESTS),
+        )
+        if kind == "before":
+            return Moment(f"before request {number}", [Fault(skip=number, before=harm)])
+        if kind == "after":
+            return Moment(f"after request {number}", [Fault(skip=number, after=harm)])
+        if kind == "unheard":
+            return Moment(f"before the answer to request {number}", [Fault(skip=number, cut_down=0, after=harm)])
+        if kind == "bytes":
+            size = self._choice.randrange(1, _BYTES)
+            return Moment(f"when {size} bytes had moved", [], lambda moved, seconds: moved >= size)
+        least = self._choice.random() * _SECONDS
+        return Moment(f"after {least:.2f} s", [], lambda moved, seconds: seconds >= least)
+
+    def _local_bytes(self) -> int:
+        with contextlib.suppress(FileNotFoundError):  # something is deleted just now
+            return sum(path.stat().st_size for path in self._stage.local.rglob("*"))
+        return 0
+
+    # -- afterwards --------------------------------------------------------------------------------------------------
+
+    def _ended_in_the_end(self) -> None:
+        """Clear up before or after the same is done again; that, and nothing else, is there then."""
+        if self._choice.random() < 0.5:
+            self._clear()
+            self._scene.intact()
+        if job := self._scene.again():
+            status, said = self._clean.run(*job, environment=self._own)
+            assert not status, f"The second time it ended with {status}: {said}"
+        self._scene.right()
+        self._clear()
+        self._scene.right()
+        if self._scene.stays is not None:
+            assert self._stage.files() == self._scene.stays, self._stage.files()
+        if path := self._scene.orphans:
+            assert not distributed.leftovers(path, storage_options=self._stage.store if "://" in path else None)
+
+    def _clear(self) -> None:
+        """Clear what is left over, and see that this is all, and that nothing else is gone."""
+        before = self._stage.files()
+        for root, options in ((self._stage.remote, self._stage.store), (str(self._stage.local), None)):
+            assert not clear(leftovers(root, older_than=timedelta(0), storage_options=options))
+            assert not leftovers(root, older_than=timedelta(0), storage_options=options)
+        gone = {*before} - {*self._stage.files()}
+        assert all(kinds.is_leftover(name) or kinds.is_shard(name) for name in gone), gone
+        assert not any(map(kinds.is_leftover, self._stage.files()))
+        fs, path = self._stage.filesystem(self._stage.remote)
+        bucket, key, _ = fs.split_path(path)
+        assert not fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads")
+        assert not [path for path in self._cache.rglob("*") if path.is_file()]
+
+
+def _is_clear(said: str) -> bool:
+    """Whether what a process told ends with an error of this package."""
+    lines = said.strip().splitlines()
+    return bool(lines) and (
+        lines[-1].startswith("fsspec_csx.errors.") or any(line.startswith("cszoo: ") for line in lines)
+    )
+
+
+@contextlib.contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _main(seed: str, count: str) -> None:
+    outcomes = []
+    for each in kills(int(seed), int(count)):
+        outcomes.append(each)
+        print(f"{each.seconds:6.2f} s  {each.operation}  {each.faults[0]}: {each.result} {each.detail}", flush=True)
+    print(as_table(outcomes))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    _main(*sys.argv[1:])

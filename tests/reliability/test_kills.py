@@ -1,0 +1,52 @@
+"""Processes and servers that are killed: a short form of ``kills``, and what it stands on."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import fsspec
+import pytest
+from kills import ENDS, SERVER_KILLED, SERVER_PAUSED, kills
+
+from fsspec_csx.testing import LocalS3
+
+SEED, COUNT = 4, 16
+"""With these, everything that can be killed is, in the midst of each operation twice."""
+
+
+@pytest.mark.timeout(600)
+def test_kills() -> None:
+    """Whatever is killed, and whenever: nothing is lost, and the same operation, given again, does the rest."""
+    outcomes = [*kills(SEED, COUNT)]
+    assert [each.detail for each in outcomes if each.result == "lost"] == []
+    assert len(outcomes) == COUNT
+    assert {each.faults[0] for each in outcomes} == {*ENDS, SERVER_KILLED, SERVER_PAUSED}
+
+
+def test_what_the_server_acknowledged_is_there(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the tests' server has said to have does not get lost when it is killed, so that it may be asked for."""
+    known: dict[str, bytes] = {}
+    with LocalS3() as server:
+        fs = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False)
+        fs.mkdir("kept")
+
+        def write() -> None:
+            for number in range(10_000):
+                data = f"{number} ".encode() * 50_000
+                try:
+                    fs.pipe_file(f"kept/{number}", data)
+                except OSError:
+                    return
+                known[f"kept/{number}"] = data
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        while len(known) < 20:
+            time.sleep(0.01)
+        server.kill()
+        server_gone = len(known)
+        writer.join()
+        server.restart()
+        assert server_gone >= 20
+        assert {path: fs.cat_file(path) == data for path, data in known.items()} == dict.fromkeys(known, True)
