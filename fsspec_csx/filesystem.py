@@ -29,7 +29,7 @@ _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
-# Instances that fsspec keeps at most: each thread has its own, and so has each change of credentials in the environment.
+# Instances that fsspec keeps at most: each thread has its own, and each change of credentials in the environment.
 _KEPT = 128
 
 

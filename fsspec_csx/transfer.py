@@ -80,7 +80,9 @@ class Transfer:
         self.checksums = True
         self._loop = asyncio.get_running_loop()
         if former is not None and (former._loop, former._settings) == (self._loop, self._settings):
-            self._session, self._threads, self._slots = former._session, former._threads, former._slots
+            self._session: URLLib3Session = former._session
+            self._threads: ThreadPoolExecutor = former._threads
+            self._slots: asyncio.Semaphore = former._slots
             self.checksums = former.checksums
         else:
             self._session = URLLib3Session(**self._settings)
