@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from typing import Any
+
+from forked import python
 
 DONE, DIFFERENT, USAGE, FAILED = 0, 1, 2, 3
 """Exit statuses."""
@@ -25,7 +26,7 @@ def cszoo(
     Returns:
         What it printed, and its exit status.
     """
-    command = [sys.executable, "-m", "fsspec_csx", noun, *arguments]
+    command = [*python(), "-m", "fsspec_csx", noun, *arguments]
     told = {"capture_output": True, "text": True, "timeout": 90, "env": {**os.environ, **(environment or {})}}
     return subprocess.run(command, check=False, **{**told, **options})
 

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import MIB, Leaving, Point, names, saved
+from forked import python
 from fsspec.callbacks import Callback
 from test_publishing import uploads
 
@@ -87,7 +88,7 @@ def bytes_at(path: str) -> bytes:
 
 def run(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
-    command = [sys.executable, "-c", code, *arguments]
+    command = [*python(), "-c", code, *arguments]
     return subprocess.run(command, check=False, timeout=60, capture_output=True, text=True, **options)
 
 

@@ -8,7 +8,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -18,6 +17,7 @@ import fsspec
 import pytest
 import torch
 from checkpoints import MIB, Leaving, names
+from forked import python
 from fsspec.implementations.memory import MemoryFileSystem
 
 from fsspec_csx.checkpoint import load, save
@@ -71,7 +71,7 @@ save({"x": torch.zeros(2**20), "y": torch.zeros(2**20)}, sys.argv[1], callback=K
 def test_killed(tmp_path: Path) -> None:
     """A process killed in the middle of a save leaves the old checkpoint whole."""
     save({"x": torch.ones(2)}, tmp_path / "x.pt")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x.pt")], check=False, timeout=60)
+    killed = subprocess.run([*python(), "-c", KILLED, str(tmp_path / "x.pt")], check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert torch.equal(load(tmp_path / "x.pt")["x"], torch.ones(2))
 

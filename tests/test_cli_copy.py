@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import fsspec
 import pytest
 from checkpoints import MIB
 from commands import DONE, FAILED, USAGE, cszoo, failure
+from forked import python
 from proxy import Fault, fault_proxy
 from test_progress import terminal
 
@@ -182,7 +182,7 @@ def test_bar(here: Path, remote: str, fs: CSXFileSystem, server: LocalS3) -> Non
         for quiet in (False, True):
             proxy.faults = [Fault("PUT", query="partNumber=2", delay=2.0)]
             ours, theirs = terminal()
-            command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "copy", "--endpoint-url", proxy.url]
+            command = [*python(), "-m", "fsspec_csx", "checkpoint", "copy", "--endpoint-url", proxy.url]
             command += ["x.mdl", f"{remote}/{quiet}.mdl", *(["--quiet"] if quiet else [])]
             environment = {**os.environ, "AWS_ENDPOINT_URL_S3": proxy.url}
             with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as process:

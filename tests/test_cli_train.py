@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from commands import DONE, FAILED, USAGE, cszoo, failure
+from forked import python
 from test_config import PROFILE, with_
 
 from fsspec_csx import load
@@ -250,7 +251,7 @@ def test_terminated(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
         init__callbacks=["test_cli_train.Pause"],
         init__checkpoint={"steps": 1000},
     )
-    command = [sys.executable, "-m", "fsspec_csx", "fit", path, "--checkpoint_root", f"s3://{bucket}/run"]
+    command = [*python(), "-m", "fsspec_csx", "fit", path, "--checkpoint_root", f"s3://{bucket}/run"]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TESTS)
     assert process.stdout is not None
     for line in process.stdout:
@@ -293,7 +294,7 @@ def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert main(["validate", *run, "--ckpt_path", name, "--json", "--quiet"]) == DONE
         losses.append(as_json(capsys)["metrics"][0]["loss"])
     assert losses[1] < losses[0] / 2
-    command = [sys.executable, "examples/trainer.py", str(tmp_path / "python")]
+    command = [*python(), "examples/trainer.py", str(tmp_path / "python")]
     subprocess.run(command, check=True, cwd=folder, capture_output=True, timeout=100)
     first, second = (load(place / "checkpoint_100.mdl") for place in (saved, tmp_path / "python"))
     assert first["model"].keys() == second["model"].keys()

@@ -11,7 +11,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import fsspec
 import pytest
 import torch
 from checkpoints import MIB, Leaving
+from forked import python
 from fsspec.callbacks import Callback
 
 from fsspec_csx.checkpoint import load, save
@@ -162,11 +163,12 @@ def shown(
     arguments: str = "",
     stderr: Callable[[], tuple[int, int]] = terminal,
     environment: Mapping[str, str] = os.environ,
+    start: Sequence[str] = (),
 ) -> str:
-    """What a process shows on stderr that saves to a path."""
+    """What a process shows on stderr that saves to a path; ``start`` is what to begin its command with."""
     ours, theirs = stderr()
     code = SAVE.format(before=before, arguments=arguments)
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=theirs, env=environment) as process:
+    with subprocess.Popen([*(start or python()), "-c", code, str(path)], stderr=theirs, env=environment) as process:
         os.close(theirs)
         output = b""
         try:
@@ -222,8 +224,8 @@ def test_no_bar_when_told_off(slow: Path) -> None:
 
 
 def test_no_bar_when_tqdm_is_disabled(slow: Path) -> None:
-    """tqdm's own switch is honoured."""
-    assert shown(slow, environment={**os.environ, "TQDM_DISABLE": "1"}) == ""
+    """tqdm's own switch, which it reads when it is imported, is honoured."""
+    assert shown(slow, environment={**os.environ, "TQDM_DISABLE": "1"}, start=[sys.executable]) == ""
 
 
 def test_no_bar_without_tqdm(slow: Path) -> None:

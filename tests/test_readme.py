@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import python
 
 import fsspec_csx
 from fsspec_csx import save
@@ -31,8 +33,17 @@ def store() -> Iterator[LocalS3]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the command ``cszoo`` as a process that is forked."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "cszoo").write_text(f'#!/bin/sh\nexec {shlex.join(python())} -m fsspec_csx "$@"\n')
+    (folder / "cszoo").chmod(0o755)
+    return folder
+
+
 @pytest.mark.parametrize(("language", "code"), RECIPES, ids=[code.splitlines()[-1][:50] for _, code in RECIPES])
-def test_recipe(store: LocalS3, aws_files: Path, tmp_path: Path, language: str, code: str) -> None:
+def test_recipe(store: LocalS3, programs: Path, aws_files: Path, tmp_path: Path, language: str, code: str) -> None:
     """A recipe runs where there is the profile my-profile, and the store of its own is the test's server."""
     (aws_files / "config").write_text(
         "[profile my-profile]\naws_access_key_id = my-access-key\naws_secret_access_key = my-secret-key\n"
@@ -41,9 +52,24 @@ def test_recipe(store: LocalS3, aws_files: Path, tmp_path: Path, language: str, 
     save({"w": torch.ones(8)}, tmp_path / "checkpoint_100.mdl")
     shutil.copytree(PROJECT / "examples", tmp_path / "examples")
     code = code.replace("http://localhost:8333", store.endpoint_url)
-    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-e", "-c", code]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # The others show what fsspec finds where nobody has imported our package.
+    begun = python() if "fsspec_csx" in code else [sys.executable]
+    command = [*begun, "-c", code] if language == "python" else ["bash", "-e", "-c", code]
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PATH": path}, timeout=100)
+
+
+def test_command_is_installed(programs: Path) -> None:
+    """The command that the recipes name is installed with the package, and is the one that runs in its place."""
+    installed = shutil.which("cszoo", path=str(Path(sys.executable).parent))
+    assert installed
+    for options in (["--print-completion", "bash"], ["--help"]):
+        first, second = (
+            subprocess.run([program, *options], check=True, capture_output=True, text=True, timeout=60).stdout
+            for program in (installed, programs / "cszoo")
+        )
+        assert first == second
+        assert "checkpoint" in first
 
 
 def test_environment_recipe_comes_after_a_write() -> None:

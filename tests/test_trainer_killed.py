@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from forked import python
 from training import loader, made
 
 from fsspec_csx import load
@@ -22,7 +23,7 @@ JOB = Path(__file__).with_name("training_job.py")
 def started(root: str, steps: int, pause: float = 0.0) -> subprocess.Popen[str]:
     """A training in a process of its own."""
     environment = {**os.environ, "PAUSE": str(pause), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(JOB), root, str(steps)]
+    command = [*python(), str(JOB), root, str(steps)]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=JOB.parent
     )
