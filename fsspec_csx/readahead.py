@@ -15,8 +15,10 @@ _GROWTH = 4
 # The least that is worth a request of its own, and how many of them the reader is ahead of.
 _LEAST = 2**20
 _SHARES = 4
-# What is read over rather than asked for anew.
+# What is read over rather than asked for anew, and how far behind the reader is kept what it had: readers of zip files
+# go to the end of each, and back.
 _GAP = 64 * 1024
+_BEHIND = 2**20
 
 
 @dataclass
@@ -29,7 +31,8 @@ class _Chunk:
 class ReadAhead(BaseCache):  # type: ignore[misc]
     """Keeps what follows the last read, fetched before it is asked for; the more, the longer the reader goes on.
 
-    A read somewhere else fetches little more than itself, and forgets what was ahead.
+    What the reader has passed stays for a while, so that it may go back a little. A read somewhere else fetches little
+    more than itself, and forgets what was ahead.
 
     Args:
         ahead: the most bytes to fetch before they are asked for.
@@ -82,7 +85,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._window = 0
 
     def _forget_before(self, start: int) -> None:
-        while len(self._chunks) > 1 and self._chunks[0].end <= start:
+        while len(self._chunks) > 1 and self._chunks[0].end + _BEHIND <= start:
             self._chunks.popleft()
         if self._chunks and not self._chunks[0].start <= start <= self._chunks[-1].end + _GAP:
             self.clear()

@@ -160,6 +160,18 @@ def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:
             assert operations == ["GetObject"] * number
 
 
+def test_zip_files_in_a_file(fs: CSXFileSystem) -> None:
+    """A reader that begins with the end of each piece, and goes back in it, still reads from front to back."""
+    size = 67_000
+    with fs.open(PATH, "rb") as file, recorded_requests() as operations:
+        for start in range(0, 300 * size, size):
+            for first, last in ((0, 8), (size - 4096, size), (200, 300), (700, size - 1500)):
+                file.seek(start + first)
+                assert file.read(last - first) == DATA[start + first : start + last]
+    assert operations == ["GetObject"] * len(operations)
+    assert len(operations) < 25
+
+
 # -- vectored reads ---------------------------------------------------------------------------------------------------
 
 
