@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
-from training import Noisy, made
+from training import Model, Noisy, made
 from training_job import sharded_model
 
 import fsspec_csx
@@ -77,11 +77,11 @@ def stop() -> None:
     raise StopError
 
 
-def train(root: str, *callbacks: Callback, steps: int = 8, seed: int = 7, **options: Any) -> list[str]:
-    """The losses of a training up to a step, or up to what ends it."""
-    checkpoint = Checkpoint(3, checkpoint_root=root, **options)
-    loop = {"max_steps": steps, "eval_frequency": 0}
-    trainer, losses = made(root, *callbacks, checkpoint=checkpoint, model=sharded_model, loop=loop, seed=seed)
+def train(root: str, *callbacks: Callback, model: Any = sharded_model, seed: int = 7, **options: Any) -> list[str]:
+    """The losses of a training of 8 steps, or up to what ends it."""
+    checkpoint = Checkpoint(**{"steps": 3, "checkpoint_root": root, **options})
+    loop = {"max_steps": 8, "eval_frequency": 0}
+    trainer, losses = made(root, *callbacks, checkpoint=checkpoint, model=model, loop=loop, seed=seed)
     data: DataLoader[torch.Tensor] = DataLoader(
         Noisy(), batch_size=2, sampler=DistributedSampler(Noisy(), seed=3, num_replicas=2, rank=dist.get_rank())
     )
@@ -99,6 +99,9 @@ def resumed(root: str) -> dict[str, Any]:
     for name, options in (("sharded", {}), ("waiting", {"asynchronous": False}), ("whole", {"sharded": False})):
         before = train(f"{root}/{name}", At(6, stop), **options)
         found[name] = before[:3] + train(f"{root}/{name}", seed=99)
+    found["copies"] = train(f"{root}/unused", steps=0, model=Model)
+    train(f"{root}/copies", At(6, stop), model=Model, sharded=True)
+    found["copies resumed"] = train(f"{root}/copies", model=Model, sharded=True, seed=99)
     found["ends"] = []
     own = os.environ if dist.get_rank() == 0 else json.loads(os.environ["READER"])
     for name, rank, action in (

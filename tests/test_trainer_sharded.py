@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -44,13 +45,14 @@ def test_two_processes(environment: LocalS3, bucket: str) -> None:
         assert len(told["without"]) == 8
         for name in ("sharded", "waiting", "whole"):
             assert told[name] == told["without"], (rank, name)
+        assert told["copies resumed"] == told["copies"][3:]
         refused, terminated = told["ends"]
         assert refused[0]
         assert "checkpoint_6.mdl/__1_0" in refused[1]
         assert terminated == [False, "143"]
     assert files(f"{root}/without").keys() == {"checkpoint_8.mdl"}
-    for folder in ("checkpoint_3.mdl", "checkpoint_6.mdl", "checkpoint_8.mdl"):
-        manifest, first, second = sorted(files(f"{root}/sharded")[folder])
+    for run, folder in itertools.product(("sharded", "copies"), ("checkpoint_3.mdl", "checkpoint_8.mdl")):
+        manifest, first, second = sorted(files(f"{root}/{run}")[folder])
         assert (manifest, first[:5], second[:5]) == (".metadata", "__0_0", "__1_0")
     assert [*files(f"{root}/refused")] == ["checkpoint_3.mdl"]
     assert {*files(f"{root}/terminated")} == {"checkpoint_3.mdl", "checkpoint_5.mdl"}
