@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-LONGEST = 4 * 2**20
+LONGEST = 2**20
 """The most bytes of an entry."""
 
 _WINDOW = 256
-_GROWTH = 16
+_GROWTH = 64
 _SPACE = re.compile(rb"[ \t\n\r]*")
 _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
 
