@@ -79,9 +79,7 @@ REFUSED: dict[str, Any] = {
 def test_refused(tmp_path: Path, case: str, method: int) -> None:
     """What claims what it has not, or takes no end, is refused, and looked at in no way that breaks down."""
     path = written(tmp_path, archive({"x": REFUSED[case]}, method=method))
-    errors = look(path)
-    assert isinstance(errors["load"], InvalidCheckpointError)
-    assert isinstance(errors["safetensors"], InvalidCheckpointError)
+    assert isinstance(look(path)["load"], InvalidCheckpointError)
 
 
 PICKLES = {

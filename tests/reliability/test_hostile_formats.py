@@ -1,0 +1,328 @@
+"""safetensors files, Cerebras and sharded checkpoints, and YAML, all made to do harm."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+from cerebras import DATA, changed, told
+from hostile import MIB, few, little_memory, look, many
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import Metadata
+
+from fsspec_csx import distributed
+from fsspec_csx.checkpoint import inspect, load
+from fsspec_csx.errors import ConfigError, InvalidCheckpointError
+from fsspec_csx.formats import json_entries, safetensors
+from fsspec_csx.sharded import manifest
+from fsspec_csx.sharded.folder import Folder
+from fsspec_csx.trainer import config, yaml_file
+
+# -- safetensors -------------------------------------------------------------------------------------------------------
+
+
+def of_header(header: bytes, body: bytes = b"") -> bytes:
+    """A safetensors file."""
+    return len(header).to_bytes(8, "little") + header + body
+
+
+EMPTY = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+LONG: dict[str, Callable[[], bytes]] = {
+    "lists": lambda: b'{"a":[' + b"[]," * (10 * MIB) + b"[]]}",
+    "lists in lists": lambda: b'{"a":' + b"[" * (20 * MIB) + b"}",
+    "mappings": lambda: b'{"a":[' + b"{}," * (10 * MIB) + b"{}]}",
+    "text": lambda: b'{"__metadata__":{"a":"' + b"x" * (30 * MIB) + b'"}}',
+    "text of four bytes each": lambda: b'{"__metadata__":{"a":"' + "😀".encode() * (8 * MIB) + b'"}}',
+    "numbers": lambda: b"{" + b",".join(b'"%d":1' % number for number in range(500_000)) + b"}",
+    "white space, and no end": lambda: b"{" + b" " * (30 * MIB),
+    "the same name": lambda: b"{" + b",".join([EMPTY % 1] * 100_000) + b"}",
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_long_headers(tmp_path: Path, case: str) -> None:
+    """A header of 30 MiB that is no header takes little more memory than it has bytes."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(of_header(LONG[case]()))
+    for attempt in (load, inspect):
+        with little_memory(), pytest.raises(InvalidCheckpointError, match="damaged safetensors"):
+            attempt(path)
+
+
+def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of very many tensors without bytes is refused, and not written either."""
+    monkeypatch.setattr(safetensors, "_TENSORS_MAX", 100)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(of_header(b"{" + b",".join(EMPTY % number for number in range(101)) + b"}"))
+    with pytest.raises(InvalidCheckpointError, match="more than 100 tensors"):
+        load(path)
+    with pytest.raises(ValueError, match="which takes 100"):
+        safetensors.write({str(number): torch.zeros(0) for number in range(101)}, path, advance=lambda count: None)
+
+
+def test_a_long_header_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is the same, whether its header is read at once or entry by entry."""
+    monkeypatch.setattr(safetensors, "_AT_ONCE_MAX", 0)
+    entry = '{"dtype": "F32", "x": [1.5, {"y": "}"}],\n "shape": [1], "data_offsets": [%d, %d]}'
+    header = (
+        f'{{ "é\\u0041" :{entry % (0, 4)},\t"__metadata__": {{"a": "b{"x" * 1000}"}} , "b😀":{entry % (4, 8)} }} \n'
+    )
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(of_header(header.encode(), torch.tensor([1.0, 2.0]).numpy().tobytes()))
+    assert load(path) == {"éA": torch.tensor([1.0]), "b😀": torch.tensor([2.0])}
+    assert inspect(path).metadata == {"a": f"b{'x' * 1000}"}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@few
+@given(st.dictionaries(st.text(max_size=5), values, max_size=3), st.sampled_from([None, 0, 3]), st.booleans())
+def test_entries(found: dict[str, Any], indent: int | None, ascii_only: bool) -> None:
+    """What is read entry by entry is what json reads at once."""
+    data = json.dumps(found, indent=indent, ensure_ascii=ascii_only).encode(errors="replace")
+    expected = json.loads(data)
+    assert dict(json_entries.entries(data, dict, float)) == expected
+
+
+@few
+@given(st.text(alphabet='{}[]",:1e-. \n\\u"a', max_size=30))
+def test_entries_of_any_text(text: str) -> None:
+    """What is no JSON is an error, and what json reads is read alike."""
+    data = b"{" + text.encode()
+    try:
+        found = dict(json_entries.entries(data, dict, float))
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            json.loads(data)
+    else:
+        assert found == json.loads(data)
+
+
+SMALL = of_header(
+    json.dumps({
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+    }).encode(),
+    bytes(range(32)),
+)  # fmt: skip
+edits = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=5)
+
+
+def edited(data: bytes, edits: list[tuple[int, int]]) -> bytes:
+    """Bytes of which some are others."""
+    found = bytearray(data)
+    for position, value in edits:
+        found[position % len(found)] = value
+    return bytes(found)
+
+
+@few
+@given(edits, st.integers(0, 400))
+def test_any_change_of_a_safetensors_file(tmp_path: Path, edits: list[tuple[int, int]], cut: int) -> None:
+    """Whatever is changed in the file, each look at it ends well, or with an error of ours."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(edited(SMALL, edits)[: cut if cut % 4 == 0 else None])
+    look(path)
+
+
+# -- Cerebras ----------------------------------------------------------------------------------------------------------
+
+HUGE = 2**40
+CLAIMS: dict[str, dict[str, Any]] = {
+    "plain": {"boundaries": [4 * HUGE], "data_sizes": [4 * HUGE]},
+    "compressed a little": {"boundaries": [4 * HUGE], "data_sizes": [4 * HUGE], "compressed": True},
+    "compressed beyond measure": {"boundaries": [10], "data_sizes": [4 * HUGE], "compressed": True},
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_bodies_of_terabytes(tmp_path: Path, case: str) -> None:
+    """An object that is to be of terabytes, and is not, is refused, and no memory is taken for it."""
+    entry = {"shapes": [[HUGE]], "__NUMPY__": {"shape": [HUGE], "dtype": "float32"}, **CLAIMS[case]}
+    folder = changed(tmp_path / "x", "weights_plain", **told("weights_plain", "w", **entry))
+    for attempt in (load, lambda path: load(path, keys=["w"])):
+        with little_memory(), pytest.raises(InvalidCheckpointError, match="'w'"):
+            attempt(folder)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [HUGE], "dtype": "torch.float32", "fill_value": 1},
+        {"shape": [4], "dtype": "torch.uint8", "fill_value": 10**400},
+        {"shape": [4], "dtype": "torch.int32", "fill_value": float("nan")},
+        {"shape": [1] * 100_000, "dtype": "torch.int32", "fill_value": 1},
+    ],
+    ids=["terabytes", "a large number", "no number", "dimensions"],
+)
+def test_tensors_of_one_number(tmp_path: Path, entry: dict[str, Any]) -> None:
+    """A tensor that is full of one number must fit the memory, and the number the dtype."""
+    told_of_it = told("weights_plain", "w", __TYPE__="DeferredFullTensor", **entry)
+    with little_memory(), pytest.raises(InvalidCheckpointError, match="'w'"):
+        load(changed(tmp_path / "x", "weights_plain", **told_of_it))
+
+
+def test_dataset_of_terabytes(tmp_path: Path) -> None:
+    """A dataset of terabytes of which nothing is stored is refused."""
+    path = tmp_path / "x.mdl"
+    path.write_bytes((DATA / "weights_plain" / "local.mdl").read_bytes())
+    claims = {"shapes": [[HUGE]], "__NUMPY__": {"shape": [HUGE], "dtype": "float32"}, **CLAIMS["plain"]}
+    with h5py.File(path, "r+") as file:
+        del file["w"]
+        file.create_dataset("w", (HUGE,), "f4", chunks=(1024,))
+        for name, text in told("weights_plain", "w", **claims).items():
+            file.attrs[name] = text
+    with little_memory(), pytest.raises(InvalidCheckpointError, match="'w'"):
+        load(path)
+
+
+@few
+@given(edits)
+def test_any_change_of_an_hdf5_file(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
+    """Whatever is changed in an HDF5 file, it is read, or refused by an error of ours."""
+    path = tmp_path / "x.mdl"
+    path.write_bytes(edited((DATA / "weights_plain" / "local.mdl").read_bytes(), edits))
+    found = look(path)
+    assert found["load"] is None or isinstance(found["load"], InvalidCheckpointError)
+
+
+# -- sharded -----------------------------------------------------------------------------------------------------------
+
+
+def sharded(folder: Path, change: Callable[[Metadata], object]) -> Path:
+    """A sharded checkpoint whose manifest was changed."""
+    distributed.save({"x": torch.ones(3), "y": 5}, folder)
+    found = manifest.read(Folder(None, str(folder), "x"))
+    change(found)
+    (folder / ".metadata").write_bytes(pickle.dumps(found))
+    return folder
+
+
+def _terabytes(found: Metadata) -> None:
+    size = torch.Size([2**45])
+    told_of_it: Any = found.state_dict_metadata["x"]
+    told_of_it.size = told_of_it.chunks[0].sizes = size
+    for index, place in found.storage_data.items():
+        if index.fqn == "x":
+            place.length = 2**48
+            place.plain = (0, torch.float32, size, None)
+
+
+def _deep(found: Metadata) -> None:
+    found.planner_data = {"x": ("a",) * 100_000}
+
+
+def _dimensions(found: Metadata) -> None:
+    found.state_dict_metadata["x"].size = torch.Size([1] * 100_000)  # type: ignore[union-attr]
+
+
+def _named(path: str) -> Callable[[Metadata], None]:
+    def change(found: Metadata) -> None:
+        for place in found.storage_data.values():
+            place.relative_path = path
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_terabytes, _deep, _dimensions, _named("a\0b"), _named("a\x1b[31mb"), _named("x" * 10_000), _named(".metadata")],
+    ids=["terabytes", "deep", "dimensions", "zero byte", "escape", "long", "itself"],
+)
+def test_manifests(tmp_path: Path, change: Callable[[Metadata], object]) -> None:
+    """A manifest that lies of its tensors or shards is refused, and no memory is taken for what it claims."""
+    folder = sharded(tmp_path / "x", change)
+    with little_memory(), pytest.raises(InvalidCheckpointError):
+        load(folder)
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02}r\xff\xff\xff\x7f.", b"(dp99999999999\n.", b"\x80\x04\x95" + b"\xff" * 8])
+def test_numbers_in_a_manifest(tmp_path: Path, data: bytes) -> None:
+    """A few bytes in a manifest do not have Python reserve gigabytes for what it is to remember."""
+    (tmp_path / ".metadata").write_bytes(data)
+    with little_memory(), pytest.raises(InvalidCheckpointError):
+        load(tmp_path)
+
+
+# -- YAML --------------------------------------------------------------------------------------------------------------
+
+GROWING = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9))
+YAML = {
+    "aliases": (GROWING, "more than"),
+    "merged": (MERGED, "more than"),
+    "holding itself": ("a: &a [*a]", "holds it"),
+    "merged with itself": ("a: &a {<<: *a}", "holds it"),
+    "deep": ("[" * 5000, "deeper"),
+    "deep in blocks": ("".join(f"{' ' * n}a:\n" for n in range(1000)), "deeper"),
+    "many": ("[" + "1," * 31_000 + "]", "more than"),
+    "large": ("#" * (MIB + 1), "has more than"),
+    "digits": (f"a: {'9' * 10_000}", "is no int"),
+    "hexadecimal digits": (f"a: 0x{'f' * 10_000}", "is no int"),
+    "sixties": (f"a: {'1:' * 10_000}1", "is no int"),
+    "day": ("a: 2020-99-99", "'2020-99-99' is no timestamp"),
+    "day as a key": ("2020-99-99: 1", "is no timestamp"),
+    "time": ("a: !!timestamp x", "'x' is no timestamp"),
+    "number": ("a: !!int abc", "'abc' is no int"),
+    "float": ("a: !!float x", "'x' is no float"),
+    "truth": ("a: !!bool x", "'x' is no bool"),
+    "set": ("a: !!set [1]", "expected a mapping"),
+    "code": ("a: !!python/object/new:os.system [x]", "could not determine a constructor"),
+    "name": ("!!python/name:os.system : 1", "could not determine a constructor"),
+    "module": ("a: !!python/module:os", "could not determine a constructor"),
+}
+
+
+@pytest.mark.parametrize("case", YAML)
+def test_yaml(tmp_path: Path, case: str) -> None:
+    """YAML that makes objects, grows or is no end of nesting is refused with its place."""
+    text, said = YAML[case]
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with little_memory(), pytest.raises(ConfigError) as caught:
+        config.read(str(path))
+    assert caught.value.reason.startswith(str(path))
+    assert said in caught.value.reason
+    assert len(str(caught.value)) < 1000
+
+
+WORDS = ["a", "&a ", "*a", "- ", ": ", "\n", "  ", "[", "]", "{", "}", ",", "!!int ", "!!set ", "<<", "1", "|", ">"]
+WORDS += ["'", '"', "? ", "#", "%", "---", "~", "0x", ".5", "2001-01-01", "=", "\t", "\\"]
+words = st.sampled_from(WORDS)
+
+
+def _read_any(folder: Path, text: str) -> None:
+    path = folder / "x.yaml"
+    path.write_text(text)
+    with contextlib.suppress(ConfigError):
+        yaml_file.read(str(path))
+
+
+@few
+@given(st.lists(words, max_size=25).map("".join))
+def test_any_yaml(tmp_path: Path, text: str) -> None:
+    """Any text is read, or refused by an error of ours."""
+    _read_any(tmp_path, text)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+@many
+@given(st.lists(words, max_size=25).map("".join))
+def test_any_yaml_at_length(tmp_path: Path, text: str) -> None:
+    """The same, with other examples each time."""
+    _read_any(tmp_path, text)
