@@ -9,14 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from botocore import exceptions as boto
 from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
 
-from fsspec_csx import credentials
-from fsspec_csx.errors import CSXError, DeleteError, ObjectNotFoundError, WrongRegionError
+from fsspec_csx import credentials, doubt
+from fsspec_csx.errors import (
+    CSXError,
+    DeleteError,
+    ExpiredCredentialsError,
+    ObjectNotFoundError,
+    WrongRegionError,
+)
 from fsspec_csx.explain import GaveUpError, Request, code_of, explain
 from fsspec_csx.file import CSXFile, discard_all
 from fsspec_csx.payload import Payload
@@ -24,7 +30,6 @@ from fsspec_csx.redaction import redact_logs
 from fsspec_csx.straight import StraightHTTPSession, StraightSession, stay
 from fsspec_csx.transfer import Transfer
 
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 # How often a request is signed anew, each time with other credentials.
 _RENEWALS = 4
 # Of a request, unless the configuration says otherwise; botocore's own number.
@@ -92,6 +97,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             weakref.finalize(self, discard_all, self.unfinished)
             client.meta.events.register_first("needs-retry.s3", stay)
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
+            doubt.watch(client)
         return client
 
     def _check_endpoint(self, client: Any) -> None:
@@ -138,17 +144,21 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
-        for _ in range(_RENEWALS):
-            client = self._s3
+        with doubt.doubt() as found:
+            for _ in range(_RENEWALS):
+                client = None
+                try:
+                    client = await self.set_session()
+                    return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+                except Exception as error:
+                    explained = await self._explained(error, method, kwargs, found)
+                    expired = isinstance(explained, ExpiredCredentialsError)
+                    if not expired or not replayable(kwargs) or not await self._renewed(client):
+                        _raise(explained, error)
             try:
                 return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
             except Exception as error:
-                if code_of(error) not in _EXPIRED or not replayable(kwargs) or not await self._renewed(client):
-                    await self._raise_explained(error, method, kwargs)
-        try:
-            return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
-        except Exception as error:
-            await self._raise_explained(error, method, kwargs)
+                _raise(await self._explained(error, method, kwargs, found), error)
 
     async def _renewed(self, client: Any) -> bool:
         """Whether there are other credentials than a client was made with, which are no longer valid."""
@@ -165,9 +175,12 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         try:
             return await super()._lsdir(path, *args, **kwargs)
         except Exception as error:  # older releases of s3fs list without _call_s3
-            await self._raise_explained(error, "list_objects_v2", {"Bucket": self.split_path(path)[0]})
+            bucket = self.split_path(path)[0]
+            _raise(await self._explained(error, "list_objects_v2", {"Bucket": bucket}, doubt.Doubt()), error)
 
-    async def _raise_explained(self, error: Exception, method: str, kwargs: Mapping[str, Any]) -> None:
+    async def _explained(
+        self, error: Exception, method: str, kwargs: Mapping[str, Any], found: doubt.Doubt
+    ) -> Exception:
         request = Request(
             operation="".join(word.capitalize() for word in method.split("_")),
             bucket=str(kwargs.get("Bucket", "")),
@@ -182,9 +195,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             told = explain(await self._ask_with_body(kwargs) or error, request)
             if isinstance(told, (PermissionError, WrongRegionError)):
                 explained = told
-        if explained is error:
-            raise error
-        raise explained from (error.__cause__ or error)
+        doubt.told(explained, found, request.operation, request.target)
+        return explained
 
     async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
         """The answer to a HEAD has no body; the like question as a GET tells why it was refused."""
@@ -253,6 +265,12 @@ def _retry_after(attempts: int, request_dict: Any, response: Any = None, **_: An
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return min(max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0), _LONGEST_WAIT)
+
+
+def _raise(explained: Exception, error: Exception) -> NoReturn:
+    if explained is error:
+        raise error
+    raise explained from (error.__cause__ or error)
 
 
 def replayable(parameters: Mapping[str, Any]) -> bool:

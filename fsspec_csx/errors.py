@@ -18,7 +18,9 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── WrongRegionError (OSError)
     ├── NoSpaceError (OSError)                  the server has no room, or a quota is used up
     ├── EndpointError (ConnectionError)         nobody we trust answers at the endpoint
-    │   └── UntrustedCertificateError
+    │   ├── UntrustedCertificateError
+    │   └── UnavailableError                it answers, and cannot do what it is asked for now
+    ├── RefusedError (OSError)              the server has a reason of its own
     ├── ChecksumError (OSError)                 bytes were damaged on the way, also when asked for again
     ├── DeleteError (OSError)                   some of many objects were not deleted
     ├── UnknownFlagError (AttributeError, LookupError)
@@ -60,7 +62,9 @@ __all__ = [
     "NoSpaceError",
     "ObjectExistsError",
     "ObjectNotFoundError",
+    "RefusedError",
     "RejectedCredentialsError",
+    "UnavailableError",
     "UnknownFlagError",
     "UnknownProfileError",
     "UnsafeCheckpointError",
@@ -75,7 +79,10 @@ class CSXError(Exception):
     Attributes:
         reason: one sentence that says what went wrong.
         remedy: one sentence that says what to do; empty if there is nothing to say.
+        in_doubt: whether the server may have done what it was asked for all the same, since its answer was not heard.
     """
+
+    in_doubt = False
 
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(f"{reason} {remedy}".rstrip())
@@ -151,8 +158,16 @@ class UntrustedCertificateError(EndpointError):
     """The endpoint's TLS certificate is not trusted."""
 
 
+class UnavailableError(EndpointError):
+    """The endpoint answers that it is too busy or out of order, also when asked again."""
+
+
+class RefusedError(CSXError, OSError):
+    """The server refuses what was asked; its code says why, and ``errno`` is the nearest of the system's numbers."""
+
+
 class ChecksumError(CSXError, OSError):
-    """What came from the server does not have the checksum that it tells, also when read again."""
+    """What came does not have the checksum that the sender tells, also when it is sent again."""
 
 
 class DeleteError(CSXError, OSError):

@@ -14,6 +14,7 @@ from botocore import exceptions as boto
 from fsspec_csx.errors import (
     AccessDeniedError,
     BucketNotFoundError,
+    ChecksumError,
     ClockSkewError,
     CSXError,
     EndpointError,
@@ -22,10 +23,16 @@ from fsspec_csx.errors import (
     NoSpaceError,
     ObjectExistsError,
     ObjectNotFoundError,
+    RefusedError,
     RejectedCredentialsError,
+    UnavailableError,
     UntrustedCertificateError,
     WrongRegionError,
 )
+
+_OF_NUMBERS = {"429", "500", "502", "503", "504"}
+BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
+"""What servers answer that may do better later."""
 
 
 class GaveUpError(Exception):
@@ -79,8 +86,10 @@ def explain(error: Exception, request: Request) -> Exception:
     code = code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
-    tell = _BY_CODE.get(code)
-    return tell(request, _details(error)) if tell else error
+    if tell := _BY_CODE.get(code):
+        return tell(request, _details(error))
+    # What s3fs makes of other codes; it is told apart by type where it is some builtin in particular.
+    return _refused(request, _details(error), error.errno) if code and type(error) is OSError else error
 
 
 def _details(error: BaseException) -> dict[str, Any]:
@@ -174,6 +183,29 @@ def _no_room(request: Request, details: dict[str, Any]) -> CSXError:
     return NoSpaceError(reason, "Free some there, for instance by deleting old checkpoints, or ask for a larger quota.")
 
 
+def _unavailable(request: Request, details: dict[str, Any]) -> CSXError:
+    code = details.get("Code")
+    reason = f"{request.endpoint} answered {request.operation} on {request.target} with {code}{_said(details)}."
+    return UnavailableError(reason, "Try again later; if that does not help, ask those who run it.")
+
+
+def _damaged(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"What {request.operation} sent to {request.target} was damaged on the way{_said(details)}."
+    return ChecksumError(reason, "Send it again; if that does not help, the network or the server damages data.")
+
+
+def _no_upload(request: Request, details: dict[str, Any]) -> CSXError:
+    reason = f"The multipart upload to {request.target} is gone from {request.endpoint}{_said(details)}."
+    return ObjectNotFoundError(reason, "Write the object again, and see that nothing else ends its uploads.")
+
+
+def _refused(request: Request, details: dict[str, Any], number: int | None) -> CSXError:
+    reason = f"{request.operation} on {request.target} was refused with {details.get('Code')}{_said(details)}."
+    error = RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
+    error.errno = number
+    return error
+
+
 _BY_CODE: dict[str, Callable[[Request, dict[str, Any]], CSXError]] = {
     "403": _denied,
     "AccessDenied": _denied,
@@ -204,4 +236,10 @@ _BY_CODE: dict[str, Callable[[Request, dict[str, Any]], CSXError]] = {
     "InvalidLocationConstraint": _wrong_region,
     "PermanentRedirect": _wrong_region,
     "301": _wrong_region,
+    "BadDigest": _damaged,
+    "InvalidDigest": _damaged,
+    "XAmzContentChecksumMismatch": _damaged,
+    "XAmzContentSHA256Mismatch": _damaged,
+    "NoSuchUpload": _no_upload,
+    **dict.fromkeys(BUSY, _unavailable),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,11 +27,11 @@ from fsspec_csx.transfer import PART
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
+# The last that filesystems were made in, the newest at the end.
+_recent: deque[str] = deque(maxlen=4)
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
-# Instances that fsspec keeps at most: each thread has its own, and each change of credentials in the environment.
-_KEPT = 128
 
 
 class _Cached(type(S3FileSystem)):  # type: ignore[misc]
@@ -40,15 +41,23 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
         call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
         options = credentials.settle(call, apply_config(cls, {}), backends.csx.storage.s3.profile)
         with _environment_snapshot():
-            made = super().__call__(**options)
-        for token in list(cls._cache)[:-_KEPT]:  # the first ones made; whoever uses one has it still
-            cls._cache.pop(token, None)
-        return made
+            _forget_former(cls._cache)
+            return super().__call__(**options)
 
     @property
     def environment_token(cls) -> str:
         """The AWS environment that the instance being made stands for."""
         return _ENVIRONMENT.get()
+
+
+def _forget_former(cache: dict[str, Any]) -> None:
+    """Let go of instances for environments of long ago: where credentials change by the hour, they would be many."""
+    now = _ENVIRONMENT.get()
+    if not _recent or _recent[-1] != now:
+        _recent.append(now)
+        for token, made in list(cache.items()):
+            if made._environment not in _recent:
+                cache.pop(token, None)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ ROWS = [
     {"file"},
     {"readahead", "writer"},
     {"multipart", "straight"},
-    {"credentials", "explain", "settings", "transfer"},
+    {"credentials", "doubt", "explain", "settings", "transfer"},
     {"payload", "ranges", "redaction"},
     {"checksum", "errors", "inspection", "record"},
 ]
