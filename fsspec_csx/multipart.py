@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.checksum import CRC64NVME
-from fsspec_csx.errors import ExpiredCredentialsError
-from fsspec_csx.explain import code_of
+from fsspec_csx.errors import ExpiredCredentialsError, ObjectExistsError
+from fsspec_csx.explain import BUSY, code_of
 from fsspec_csx.payload import Payload
 from fsspec_csx.record import UploadRecord
 from fsspec_csx.transfer import PART, Transfer
@@ -36,8 +36,6 @@ _MIB = 2**20
 _OF_ONE_SIZE = 950
 # What servers answer to checksums that they do not know.
 _REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
-# What servers answer that may do better later.
-_BUSY = {"500", "502", "503", "504", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
 
 
 def part_size(number: int, first: int = PART) -> int:
@@ -239,10 +237,11 @@ class Upload:
     async def _completed_before(self, error: OSError) -> Any:
         """The object, if it is of these parts: a connection may end after the server has completed an upload."""
         expected = _etag([self._etags[number] for number in sorted(self._etags)])
-        if expected is None or not await self._is_gone(error):
-            raise error
-        found = await self._call("head_object")
-        if found.get("ETag", "").strip('"') != expected:
+        try:
+            found = await self._call("head_object") if expected and await self._is_gone(error) else {}
+        except OSError as failed:  # that the upload is gone tells more
+            raise error from failed
+        if not expected or found.get("ETag", "").strip('"') != expected:
             raise error
         return found
 
@@ -288,7 +287,16 @@ async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool
         checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if checked else {}
         return await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
 
-    return await transfer.send(send, payload)
+    try:
+        return await transfer.send(send, payload)
+    except ObjectExistsError as error:
+        found: Any = {}
+        if error.in_doubt:
+            with contextlib.suppress(OSError):
+                found = await call("head_object", ChecksumMode="ENABLED")
+        if found.get("ChecksumCRC64NVME") != CRC64NVME.encoded(payload.crc64nvme):
+            raise
+        return found  # a request of ours made it, whose answer was not heard
 
 
 async def with_checksum(
@@ -310,7 +318,7 @@ async def with_checksum(
 def _may_go_on(error: BaseException) -> bool:
     """Whether an upload that ended so was only broken off."""
     broken_off = (ConnectionError, TimeoutError, ExpiredCredentialsError)
-    return not isinstance(error, Exception) or isinstance(error, broken_off) or code_of(error) in _BUSY
+    return not isinstance(error, Exception) or isinstance(error, broken_off) or code_of(error) in BUSY
 
 
 def _checksums_in(answer: Any) -> dict[str, str]:
