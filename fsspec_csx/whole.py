@@ -123,7 +123,10 @@ class Bytes:
         """All of it, or so much of its beginning; the memory is gone then."""
         self.memory.release()
         if size is not None and size < self._size:
-            self._file.truncate(size)
+            try:
+                self._file.truncate(size)
+            except BufferError:  # the traceback of a former attempt holds a part of the memory
+                return self._file.getvalue()[:size]
         return self._file.getvalue()
 
 
