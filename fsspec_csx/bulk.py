@@ -87,9 +87,11 @@ class BulkS3(UploadingS3):
             try:
                 await self.transfer.fetch(found.get, ranges)
             except OSError as error:
-                if code_of(error) in ("InvalidRange", "416"):
-                    return b""  # it begins behind the end
-                raise
+                if code_of(error) not in ("InvalidRange", "416"):
+                    raise
+                if start < (await self._info(path, refresh=True, version_id=found.version))["size"]:
+                    raise
+                return b""  # it begins behind the end
             return target.taken(sum(each.length for each in ranges))
 
     async def _whole(self, found: ObjectState) -> bytes:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from fsspec_csx.errors import EndpointError
+
 Check = Callable[[memoryview, int], int]
 Span = tuple[int, memoryview]
 """A position in an object, in bytes, and the memory that is to be filled from there."""
@@ -18,6 +20,8 @@ _GAP = 64 * 1024
 # Shorter memories are read together and copied: a call of the system for each would take longer.
 _SMALL = 64 * 1024
 _TOGETHER = 2**20
+# So often another answer than was asked for is taken for an accident.
+_WRONG_ANSWERS = 3
 
 
 class _Piece:
@@ -92,6 +96,7 @@ class Range:
         self.source: Any = None
         self.given_up = False
         self.failure: OSError | None = None
+        self._wrong = 0
         self._check = check
         self._probing = probing
         self._clipped = clipped
@@ -135,12 +140,23 @@ class Range:
         Raises:
             OSError: if it brings something else. If the object was replaced since the first bytes came, all of them
                 are to be fetched again.
+            EndpointError: if something else was brought several times.
         """
-        etag = headers.get("ETag")
-        if self.filled and etag != self.etag:
+        if self.filled and headers.get("ETag") != self.etag:
             self.restart()
             msg = "The object was replaced while it was read."
             raise OSError(msg)
+        try:
+            self._expect(status, headers)
+        except OSError as error:
+            self._wrong += 1
+            if self._wrong < _WRONG_ANSWERS:
+                raise
+            reason = f"{self._wrong} answers were not what was asked for; the last: {error}"
+            self.failure = EndpointError(reason, "Look for a proxy or a cache on the way that changes answers.")
+            raise self.failure from error
+
+    def _expect(self, status: int, headers: Mapping[str, str]) -> None:
         first, length, self.total = _content(status, headers)
         if not self.filled:
             self.length = self._unclipped = self._unclipped or self.length  # what came before was another object
@@ -149,9 +165,10 @@ class Range:
             length = self.length
         elif self._clipped and self.total is not None and self.total == first + (length or 0):
             self.length = min(self.length, self.total - self.start)
-        self.etag, self.headers = etag, headers
+        self.etag, self.headers = headers.get("ETag"), headers
         if first != self.start + self.filled or length not in (None, self.length - self.filled):
-            msg = f"{length} bytes from {first} on came where {self.length - self.filled} from {self.start} were due."
+            due = f"{self.length - self.filled} from {self.start + self.filled}"
+            msg = f"{length} bytes from {first} on came where {due} were due."
             raise OSError(msg)
 
     def restart(self) -> None:
