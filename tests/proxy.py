@@ -92,7 +92,7 @@ class Fault:
         shorten: bytes that are missing at the end of the answer's body, while its Content-Length fits what is left.
         status: takes the place of the answer's own.
         headers: take the place of the answer's own.
-        resets: in place of any answer the connection is reset, and so are as many that follow it.
+        resets: in place of any answer so many connections are reset: this one, and those that come next.
         closes: whether the connection is closed after the answer, which does not say so.
         after: is called when the answer was passed on, or the connections are about to be broken off.
         done: how many requests were harmed so far.
@@ -206,7 +206,7 @@ class FaultProxy:
         try:
             fault.before()
             if fault.resets:
-                self.resets += fault.resets
+                self.resets += fault.resets - 1
                 _to_be_reset(client)
                 raise _BrokenOffError
             self._ended.wait(fault.delay)

@@ -143,7 +143,7 @@ KINDS: dict[str, Kind] = {
     "bit flipped on the way down": Kind(asks_for_data, lambda random, keys: Fault(flip_down=_share(random))),
     "delivered twice": Kind(is_any, lambda random, keys: Fault(twice=True)),
     "answer lost": Kind(is_any, lambda random, keys: Fault(cut_down=0), burst=2),
-    "connection reset": Kind(is_any, lambda random, keys: Fault(resets=random.randint(1, 3))),
+    "connection reset": Kind(is_any, lambda random, keys: Fault(resets=random.randint(1, 2))),
     "closed after the answer": Kind(is_any, lambda random, keys: Fault(closes=True), burst=3),
     "credentials expired, then renewed": Kind(is_any, _expired, lasting=True),
     "credentials expired": Kind(is_any, _expired_for_good, lasting=True),

@@ -22,7 +22,7 @@ class Scenario:
         run: does the work, by way of the proxy.
         found: OLD, NEW, BETWEEN, or in other words what lies there now; it is given what ``run`` returned, or None if
             that was refused.
-        unseen: kinds of faults that nobody can notice without TLS, as S3 tells no checksum of what is read.
+        unseen: kinds of faults that are left out, as nobody can notice them.
         goes_on: whether what is broken off stays, so that the same call goes on with it.
     """
 
@@ -35,6 +35,7 @@ class Scenario:
 
 
 UNSEEN = frozenset({"bit flipped on the way down"})
+"""Without TLS nobody notices it in a part of an object, of which S3 tells no checksum."""
 
 
 Equal = Callable[[Any, Any], bool]

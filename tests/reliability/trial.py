@@ -25,9 +25,9 @@ from fsspec_csx.errors import CSXError
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
-_LIMITS = {"read_timeout": 1, "connect_timeout": 1, "retries": {"total_max_attempts": 2}}
+_LIMITS = {"read_timeout": 1, "connect_timeout": 1, "retries": {"total_max_attempts": 3}}
 _ATTEMPTS = 2
-"""s3fs's own: so every request is made 4 times at most."""
+"""s3fs's own: so every request is made 6 times at most."""
 LONGEST = 60.0
 """Seconds of a trial, which is lost if it takes longer."""
 _MAY_BE_DONE = "may have been done all the same"
