@@ -59,7 +59,7 @@ def _fitting(name: str) -> dict[str, int]:
 
 def tried(seed: int, number: int) -> Outcome:
     """Make one trial of a run; the same seed and number give the same faults."""
-    faulthandler.dump_traceback_later(float(os.environ.get("DUMP", 3 * LONGEST)), exit=True)
+    faulthandler.dump_traceback_later(3 * LONGEST, exit=True)
     try:
         scenario = list(SCENARIOS.values())[number % len(SCENARIOS)]
         faults = schedule(f"{seed}-{number}", _fitting(scenario.name))
