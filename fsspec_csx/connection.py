@@ -108,10 +108,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             raise
 
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
-        verify = self.client_kwargs.get("verify")
-        if verify is None:
-            verify = self.session.get_config_variable("ca_bundle")
-        return Transfer(client, True if verify is None else verify, self.max_concurrency, former)
+        verify = credentials.verify_of(self.session, self.client_kwargs)
+        return Transfer(client, verify, self.max_concurrency, former)
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
         return {"http_session_cls": StraightHTTPSession, **super()._prepare_config_kwargs()}

@@ -50,6 +50,8 @@ _OWNERS = {
 _CUSTOMER_KEYS = ("SSECustomerKey", "CopySourceSSECustomerKey")
 _BOTH = "Give both the access key and its secret, or neither."
 _PROXY = ("_proxy", "_PROXY")
+BUNDLE = "REQUESTS_CA_BUNDLE"
+"""The variable that names trusted certificates where nothing of AWS does: botocore asks for it too."""
 _REMEDY = (
     f"Name a profile of the AWS files ({SETTING} = 'name', or storage_options={{'profile': 'name'}}), or set "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment (anon=True reads public buckets)."
@@ -93,6 +95,19 @@ def check_options(key: str | None, secret: str | None, token: str | None, client
     check_pair(whole[0], whole[1], whole[2], "the call or the fsspec configuration")
 
 
+def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
+    """Whether certificates are checked, or the path of those that are trusted; by botocore's rules.
+
+    Args:
+        session: whose profile and environment count.
+        client: the arguments for the client that the call names.
+    """
+    for named in (client.get("verify"), session.get_config_variable("ca_bundle"), os.environ.get(BUNDLE)):
+        if named is not None:
+            return bool(named) if isinstance(named, bool) else str(named)
+    return True
+
+
 def check_endpoint(url: str | None) -> None:
     """Raise ValueError if the URL of an endpoint holds a user's name or a password, which S3 does not know."""
     if url and "@" in urlsplit(url).netloc:
@@ -102,7 +117,9 @@ def check_endpoint(url: str | None) -> None:
 
 def environment_token() -> str:
     """A digest that changes whenever the AWS environment or the AWS files do; it reveals neither."""
-    watched = sorted(item for item in os.environ.items() if item[0].startswith("AWS_") or item[0].endswith(_PROXY))
+    watched = sorted(
+        item for item in os.environ.items() if item[0].startswith(("AWS_", BUNDLE)) or item[0].endswith(_PROXY)
+    )
     files = [(str(path), _stamp(path)) for path in _files(os.environ)]
     return hashlib.sha256(repr((watched, files)).encode()).hexdigest()
 

@@ -33,6 +33,14 @@ from fsspec_csx.errors import (
 _OF_NUMBERS = {"429", "500", "502", "503", "504"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
 """What servers answer that may do better later."""
+# What OpenSSL, and the libraries on it, say of servers that answer in plain text, and of certificates.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "RECORD_LAYER_FAILURE", "record layer failure")
+_OTHER_NAME = "Name the endpoint as its certificate does, or have a certificate issued for this name."
+_BAD_CERTIFICATES = {
+    "certificate has expired": "Have the server's certificate renewed, and check this machine's clock.",
+    "certificate is not valid for": _OTHER_NAME,
+    "doesn't match": _OTHER_NAME,
+}
 
 
 class GaveUpError(Exception):
@@ -110,9 +118,7 @@ def _unreachable(error: BaseException, request: Request) -> EndpointError:
     # botocore names the whole URL of the request; what counts is whom it was sent to.
     endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
     if isinstance(error, boto.SSLError):
-        reason = f"The TLS certificate of {endpoint} is not trusted: {error.kwargs.get('error', error)}."
-        remedy = "Point AWS_CA_BUNDLE, or ca_bundle in the profile, at the certificate of the authority that signed it."
-        return UntrustedCertificateError(reason, remedy)
+        return _insecure(endpoint, str(error.kwargs.get("error", error)))
     if isinstance(error, boto.ProxyConnectionError):
         reason = f"The proxy {error.kwargs.get('proxy_url', '')} on the way to {endpoint} cannot be reached."
         return EndpointError(reason, "Check HTTP_PROXY and HTTPS_PROXY, or name the endpoint's host in NO_PROXY.")
@@ -125,6 +131,17 @@ def _unreachable(error: BaseException, request: Request) -> EndpointError:
     reason = f"The endpoint {endpoint} cannot be reached."
     remedy = "Check the address (endpoint_url, AWS_ENDPOINT_URL_S3, or endpoint_url in the profile) and that it is up."
     return EndpointError(reason, remedy)
+
+
+def _insecure(endpoint: str, said: str) -> EndpointError:
+    if any(sign in said for sign in _NO_TLS):
+        reason = f"The endpoint {endpoint} does not speak TLS: {said}."
+        return EndpointError(reason, "Name it with http:// if the network is to be trusted, or check the port.")
+    remedy = "Point AWS_CA_BUNDLE, or ca_bundle in the profile, at the certificate of the authority that signed it."
+    for sign, instead in _BAD_CERTIFICATES.items():
+        if sign in said:
+            remedy = instead
+    return UntrustedCertificateError(f"The TLS certificate of {endpoint} is not trusted: {said}.", remedy)
 
 
 def _denied(request: Request, details: dict[str, Any]) -> CSXError:

@@ -59,7 +59,7 @@ def moto() -> Iterator[str]:
 def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No credentials of the machine reach a test, and none of a test reaches the next."""
     for name in list(os.environ):
-        if name.startswith(("AWS_", "FSSPEC_")):
+        if name.startswith(("AWS_", "FSSPEC_", "REQUESTS_CA_BUNDLE")):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()

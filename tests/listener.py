@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,7 +46,9 @@ class Listener:
 
 
 @contextmanager
-def listening(answer: Callable[[Heard], Answer] = lambda heard: (200, {}, b"")) -> Iterator[Listener]:
+def listening(
+    answer: Callable[[Heard], Answer] = lambda heard: (200, {}, b""), tls: ssl.SSLContext | None = None
+) -> Iterator[Listener]:
     """Yield such a server; a HEAD gets no body, as everywhere in HTTP."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -73,7 +76,9 @@ def listening(answer: Callable[[Heard], Answer] = lambda heard: (200, {}, b"")) 
             pass  # a client that goes away in the middle of something prints nothing
 
     server = Server(("127.0.0.1", 0), Handler)
-    listener = Listener(f"http://127.0.0.1:{server.server_port}", answer, [])
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    listener = Listener(f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}", answer, [])
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:

@@ -99,9 +99,7 @@ class InForce:
     @property
     def verify(self) -> bool | str:
         """As of botocore: True, False, or the path of a certificate bundle."""
-        named = self.unsigned.client_kwargs.get("verify")
-        named = self._session.get_config_variable("ca_bundle") if named is None else named
-        return True if named is None else named
+        return credentials.verify_of(self._session, self.unsigned.client_kwargs)
 
     @property
     def proxies(self) -> Mapping[str, str]:
@@ -210,8 +208,10 @@ class InForce:
             source = f"named by client_kwargs of {self._named_by('client_kwargs')}"
         elif os.environ.get("AWS_CA_BUNDLE"):
             source = "named by AWS_CA_BUNDLE"
-        else:
+        elif self._session.get_config_variable("ca_bundle"):
             source = self._of_profile("ca_bundle")
+        else:
+            source = f"named by {credentials.BUNDLE}"
         if isinstance(verify, str) and not os.path.exists(verify):
             return failed("certificates", f"There is no file {verify}, {source}.", "Name a file of certificates.")
         if self.endpoint.startswith("http:"):
