@@ -83,7 +83,7 @@ def test_quickstart(tmp_path: Path) -> None:
     script = (PROJECT / "examples" / "quickstart.py").read_text()
     assert "WIDTH, STEPS = 2048, 3" in script
     (tmp_path / "quickstart.py").write_text(script.replace("WIDTH, STEPS = 2048, 3", "WIDTH, STEPS = 256, 3"))
-    command = [sys.executable, str(tmp_path / "quickstart.py")]
+    command = [*python(), str(tmp_path / "quickstart.py")]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     run = subprocess.run(
         command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=100
