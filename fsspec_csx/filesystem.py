@@ -193,6 +193,14 @@ class CSXFileSystem(ObjectsS3, metaclass=_Cached):
 
     exists = sync_wrapper(_exists)
 
+    async def _du(self, path: str, total: bool = True, maxdepth: int | None = None, **kwargs: Any) -> Any:
+        # fsspec asks for the size of each object by a request of its own.
+        found = await self._find(path, maxdepth=maxdepth, detail=True, **kwargs)
+        sizes = {name: info["size"] for name, info in found.items()}
+        return sum(sizes.values()) if total else sizes
+
+    du = sync_wrapper(_du)
+
     # -- files ------------------------------------------------------------------------------------------------------
 
     def split_path(self, path: str) -> tuple[str, str, str | None]:
