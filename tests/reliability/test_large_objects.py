@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import MIB
+from memory import little_memory
 from null_server import NullServer, Request, null_server
 from sparse import Sparse
 
@@ -64,32 +63,6 @@ def check_object(server: NullServer, path: str, size: int) -> None:
     assert sum(len(data) - data.count(0) for data in found.pieces.values()) == len(marked(size)) * (
         len(MARK) - MARK.count(0)
     )
-
-
-@contextmanager
-def little_memory(most: int) -> Iterator[None]:
-    """Within the block, this process has so many bytes of memory of its own more than before, at most."""
-    ended, seen = threading.Event(), [anonymous()]
-
-    def watch() -> None:
-        while not ended.wait(0.02):
-            seen.append(anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-    print(f"{(max(seen) - seen[0]) / MIB:.0f} MiB more at most")
-    assert max(seen) - seen[0] < most
-
-
-def anonymous() -> int:
-    """Memory that this process holds, less what is of mapped files; in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
 # -- written -----------------------------------------------------------------------------------------------------------
