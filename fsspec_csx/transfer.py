@@ -86,7 +86,7 @@ class Transfer:
             self.checksums = former.checksums
         else:
             self._session = URLLib3Session(**self._settings)
-            self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="fsspec_csx")
+            self._threads = _Threads(in_flight, thread_name_prefix="fsspec_csx")
             self._slots = asyncio.Semaphore(in_flight)
         self._for_payloads = _for_payloads(config)
         for operation in ("GetObject", "PutObject", "UploadPart"):
@@ -221,6 +221,18 @@ class Transfer:
             wanted.source = None
             answer.raw.release_conn()
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
+
+
+class _Threads(ThreadPoolExecutor):
+    """Makes do with the threads that there are where no more can be had."""
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                msg = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
+                raise RuntimeError(msg) from error
 
 
 def _fill(wanted: Range, answer: Any) -> None:
