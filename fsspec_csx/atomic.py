@@ -14,7 +14,7 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.localfile import beside, check_writable, name_full
+from fsspec_csx.localfile import beside, check_writable, name_full, place
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -24,7 +24,7 @@ _NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.
 
 
 @contextlib.contextmanager
-def replacing(fs: AbstractFileSystem | None, path: str) -> Iterator[IO[bytes]]:
+def replacing(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of ``path`` when the block ends without an exception.
 
     If it ends with one, of any kind, what was at ``path`` is untouched and nothing is left beside it. A process that
@@ -35,17 +35,19 @@ def replacing(fs: AbstractFileSystem | None, path: str) -> Iterator[IO[bytes]]:
             discard a file whose ``with`` block is left by an exception, and is written to directly. On others a
             temporary file beside ``path`` is moved into place.
         path: the path on it; missing folders are made.
+        exclusive: whether there must be no file yet, on this machine and where ``atomic_writes``; others cannot tell.
 
     Raises:
+        FileExistsError: if ``exclusive`` and there is one by the end of the block.
         IsADirectoryError: if there is a folder at the path.
         PermissionError: if the file there is write-protected.
         OSError: if all of its filesystem is.
     """
     fs, path, caches = behind_wrappers(fs, path)
     if fs is None or isinstance(fs, LocalFileSystem):
-        opened = _replacing_local(path)
+        opened = _replacing_local(path, exclusive)
     elif getattr(fs, "atomic_writes", False):
-        opened = fs.open(path, "wb")
+        opened = fs.open(path, "xb" if exclusive else "wb")
     else:
         opened = _replacing_remote(fs, path)
     with opened as file:
@@ -58,7 +60,7 @@ def replacing(fs: AbstractFileSystem | None, path: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _replacing_local(path: str) -> Iterator[IO[bytes]]:
+def _replacing_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
     status = _status(path)
     if status is not None and not stat.S_ISREG(status.st_mode):
         # A device or a FIFO is written to; a folder makes open() raise.
@@ -77,7 +79,7 @@ def _replacing_local(path: str) -> Iterator[IO[bytes]]:
         file.flush()
         os.fsync(file.fileno())
         file.close()
-        os.replace(temporary, target)
+        place(temporary, target, exclusive=exclusive)
     except BaseException as error:
         if file is not None:
             file.raw.close()  # file.close() would write what is still buffered, and may fail at it

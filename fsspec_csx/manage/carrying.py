@@ -49,7 +49,7 @@ def carry(source: Place, target: Place, meter: Meter, *, overwrite: bool, verifi
         except Exception as error:
             if not _not_known(error):
                 raise
-            _in_pieces(source, target, _Forward(meter).relative_update)
+            _in_pieces(source, target, _Forward(meter).relative_update, mode)
     source.check_state(before)
     if not (same(source, target) if verified else target.state()["size"] == before["size"]):
         reason = f"{target.shown} is not the same as {source.shown}, of which it is a copy."
@@ -76,7 +76,7 @@ def renamed(source: Place, target: Place, *, overwrite: bool) -> bool:
 def _carry(source: Place, target: Place, callback: Callback, mode: str) -> None:
     options: dict[str, Any] = {"callback": callback, "mode": mode, "resumable": True}
     if not _resumable(source, target):
-        _in_pieces(source, target, callback.relative_update)
+        _in_pieces(source, target, callback.relative_update, mode)
     elif target.fs is None:
         source.fs.get_file(source.path, target.path, **options)
     elif source.fs is None:
@@ -93,9 +93,9 @@ def _resumable(source: Place, target: Place) -> bool:
     return all(sides) and (source.bulk or target.bulk) and target.through[0] in (None, target.fs)
 
 
-def _in_pieces(source: Place, target: Place, advance: Callable[[int], object]) -> None:
+def _in_pieces(source: Place, target: Place, advance: Callable[[int], object], mode: str) -> None:
     before = source.state()
-    with source.opened() as file, replacing(*target.through) as written:
+    with source.opened() as file, replacing(*target.through, exclusive=mode == "create") as written:
         while piece := file.read(_PIECE):
             written.write(piece)
             advance(len(piece))

@@ -142,7 +142,7 @@ def convert(
             drop_values=drop_values,
         )
         meter = Meter(progress, converting.nbytes, estimated=True)
-        with replacing(*place.through) as replaced:
+        with replacing(*place.through, exclusive=not overwrite) as replaced:
             overflowed = converting.write(replaced, advance=meter.advance)
         meter.finish()
     return Converted(
