@@ -148,11 +148,11 @@ class CleanProcess:
 # -- what victims do ---------------------------------------------------------------------------------------------------
 
 
-def save(path: str, seed: int) -> None:
+def save(path: str, seed: int, numbers: int = NUMBERS) -> None:
     """Save a checkpoint."""
     from fsspec_csx import save
 
-    save(state(seed), path)
+    save(state(seed, numbers), path)
 
 
 def async_save(path: str, seed: int) -> None:
