@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import fsspec
-from outcomes import Outcome, as_table
+from outcomes import Outcome, Result, as_table
 from proxy import Fault, FaultProxy, fault_proxy
 from scenes import SCENES, Scene, Stage
 from victims import CleanProcess, Victim
@@ -81,12 +81,14 @@ class _Round:
         self._stage = Stage(f"{_BUCKET}/{number}", folder / "local", store, server.endpoint_url, self._choice)
         self._scene: Scene = SCENES[number % len(SCENES)](self._stage)
         self._action = self._choice.choices([KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED], (6, 2, 1, 1))[0]
+        self._happened = False
         self._own = {**server.environment(), "HOME": str(folder), "XDG_CACHE_HOME": str(self._cache)}
 
     def outcome(self) -> Outcome:
         """Play it."""
         began = time.monotonic()
-        text, detail, result = "", "", "done"
+        text, detail = "", ""
+        result: Result = "done"
         try:
             with _variables(XDG_CACHE_HOME=str(self._cache)):
                 text, detail = self._ended()
@@ -95,8 +97,8 @@ class _Round:
                 self._ended_in_the_end()
         except Exception as error:
             result, detail = "lost", f"{type(error).__name__}: {error} Ended {text}. {self._repeat} {detail}"
-        name, action = self._scene.name, f"{self._action}"
-        return Outcome(name, (action,), result, time.monotonic() - began, detail)  # type: ignore[arg-type]
+        happened = (self._action,) if self._happened else ()  # else all was over before
+        return Outcome(self._scene.name, happened, result, time.monotonic() - began, detail)
 
     def _ended(self) -> tuple[str, str]:
         """When it was ended, and what it told of a server that was gone; the latter is empty if it rode that out."""
@@ -118,7 +120,8 @@ class _Round:
                 try:
                     self._watch(victim, proxy, moment, harm, harmed)
                 finally:
-                    if harmed.is_set():
+                    self._happened = harmed.is_set()
+                    if self._happened:
                         self._mend()
                 status, said = victim.wait(), victim.said()
         if self._action in ENDS:
@@ -232,7 +235,7 @@ def _main(seed: str, count: str) -> None:
     outcomes = []
     for each in kills(int(seed), int(count)):
         outcomes.append(each)
-        print(f"{each.seconds:6.2f} s  {each.operation}  {each.faults[0]}: {each.result} {each.detail}", flush=True)
+        print(f"{each.seconds:6.2f} s  {each.operation}  {each.faults}: {each.result} {each.detail}", flush=True)
     print(as_table(outcomes))
 
 

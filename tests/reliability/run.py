@@ -1,6 +1,6 @@
-"""The fault suite in its long form: operations under random faults, until so many faults have happened.
+"""The fault suite in its long form: operations under random faults, until so many have happened, and killed ones.
 
-    python tests/reliability/run.py --faults 1000 --seed 1
+    python tests/reliability/run.py --faults 1000 --kills 100 --seed 1
 
 Progress goes to stderr, and the table, in Markdown, to stdout. Exit status 1 if anything was lost; then stderr has the
 command that repeats it.
@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from kills import kills
 from outcomes import Outcome, as_table, faults_in
 from place import direct_client
 from scenarios import SCENARIOS
@@ -79,7 +80,7 @@ def faults(seed: int, count: int, workers: int) -> Iterator[Outcome]:
                     pending.append(pool.submit(tried, seed, number + len(pending)))
                 outcome = pending.popleft().result()
                 happened += len(outcome.faults)
-                _tell(outcome, happened, seed, number)
+                _tell(outcome, happened, f"python tests/reliability/run.py --seed {seed} --trial {number}")
                 yield outcome
                 number += 1
         finally:
@@ -87,11 +88,10 @@ def faults(seed: int, count: int, workers: int) -> Iterator[Outcome]:
                 future.cancel()
 
 
-def _tell(outcome: Outcome, happened: int, seed: int, number: int) -> None:
+def _tell(outcome: Outcome, happened: int, repeat: str) -> None:
     line = f"{happened:5} {outcome.result:8}{outcome.seconds:5.1f} s  {outcome.operation}: {', '.join(outcome.faults)}"
     print(line, file=sys.stderr, flush=True)
     if outcome.result == "lost":
-        repeat = f"python tests/reliability/run.py --seed {seed} --trial {number}"
         print(f"      LOST: {outcome.detail}\n      {repeat}", file=sys.stderr, flush=True)
 
 
@@ -99,6 +99,7 @@ def main() -> int:
     """Run, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=1000, help="how many are to happen")
+    parser.add_argument("--kills", type=int, default=100, help="how many operations are to be killed besides")
     parser.add_argument("--seed", type=int, default=1, help="of all that is random")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--trial", type=int, help="make this one alone")
@@ -106,10 +107,13 @@ def main() -> int:
     if arguments.trial is not None:
         with _running:
             outcomes = [tried(arguments.seed, arguments.trial)]
-            _tell(outcomes[0], len(outcomes[0].faults), arguments.seed, arguments.trial)
+            _tell(outcomes[0], len(outcomes[0].faults), "")
             print(outcomes[0].detail, file=sys.stderr)
     else:
         outcomes = [*faults(arguments.seed, arguments.faults, arguments.workers)]
+        for number, killed in enumerate(kills(arguments.seed, arguments.kills), 1):
+            _tell(killed, number, f"python tests/reliability/kills.py {arguments.seed} {number}")
+            outcomes.append(killed)
     print(as_table(outcomes))
     print(f"\n{len(outcomes):,} operations, {faults_in(outcomes):,} faults, seed {arguments.seed}.")
     return 1 if any(each.result == "lost" for each in outcomes) else 0
