@@ -141,31 +141,32 @@ def changing_threads(folder: str, number: int) -> None:
     assert not failed
 
 
-# Each with its cost: the others do it so many times while it is done once.
-WAYS: dict[Callable[[str, int], None], int] = {
-    save_and_load: 1,
-    new_paths: 1,
-    open_and_copy: 1,
-    parts: 3,
-    async_saves: 1,
-    failures: 1,
-    changing_credentials: 1,
-    changing_threads: 1,
+# How often each is done, for a few seconds and for many minutes. All that parts bring stays on the server's disk.
+WAYS: dict[Callable[[str, int], None], tuple[int, int]] = {
+    save_and_load: (60, 10_000),
+    new_paths: (60, 10_000),
+    open_and_copy: (40, 10_000),
+    parts: (20, 500),
+    async_saves: (60, 10_000),
+    failures: (40, 10_000),
+    changing_credentials: (66, 10_000),  # at first as many instances as are kept
+    changing_threads: (40, 10_000),
 }
+LONG = pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(7200)], id="long")
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("rounds", [60, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize("length", [pytest.param(0, id="short"), LONG])
 def test_nothing_grows(
     environment: LocalS3,
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
     way: Callable[[str, int], None],
-    rounds: int,
+    length: int,
 ) -> None:
     """A process that has done it some times holds after many more what it held before."""
     monkeypatch.setenv(CHANGING, "")
-    last = rounds // WAYS[way]
+    last = WAYS[way][length]
     warm = min(last // 2, 500)
     for number in range(warm):
         way(bucket, number)

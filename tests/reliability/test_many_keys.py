@@ -66,12 +66,10 @@ def pages(count: int) -> int:
 
 
 WAYS: dict[str, Callable[[NullServer], object]] = {
-    "ls": lambda server: len(server.filesystem().ls(ROOT)),
-    "ls_detail": lambda server: len(server.filesystem().ls(ROOT, detail=True)),
+    "ls": lambda server: len(server.filesystem().ls(ROOT, detail=True)),
     "find": lambda server: len(server.filesystem().find(ROOT)),
     "glob": lambda server: len(server.filesystem().glob(f"{ROOT}/checkpoint_*.mdl")),
     "du": lambda server: server.filesystem().du(ROOT) // server.objects[path_of(0)].size,
-    "walk": lambda server: sum(len(files) for _, _, files in server.filesystem().walk(ROOT)),
     "checkpoints": lambda server: len(checkpoints(f"s3://{ROOT}")),
     "recursive": lambda server: len(checkpoints(f"s3://{ROOT}", recursive=True)),
     "prune_dry": lambda server: len(prune(f"s3://{ROOT}", 1, dry_run=True).doomed) + 1,
