@@ -210,7 +210,7 @@ def _explained(error: Exception, session: Session, said: str) -> CSXError:
         reason = f"Profile {profile!r} gives credentials that have expired already."
         remedy = "Renew what it gets them from (the program, role or file that it names), and check the clock."
         return ExpiredCredentialsError(reason, remedy)
-    if isinstance(error, boto.HTTPClientError):
+    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         reason = f"What profile {profile!r} gets its credentials from cannot be reached: {said}."
         return EndpointError(reason, "Check the network, and the addresses that the profile and the environment name.")
     if isinstance(error, boto.ClientError) and error.response.get("Error", {}).get("Code") in _EXPIRED:
