@@ -179,10 +179,12 @@ def _check_target(source: Place, target: Place, overwrite: bool) -> None:
     if source.is_at(target):
         reason = f"{redacted(target.text)} is the very file that is to be copied or moved."
         raise CheckpointPathError(reason, "Name another target.")
+    if overwrite and target.bulk:
+        return  # S3 can have an object of a folder's name; and whether there is one only who may list can ask
     if not target.exists():
         return
     with contextlib.suppress(FileNotFoundError):  # a link to nothing
-        if target.is_folder() and not (target.bulk and overwrite):  # S3 can have an object of a folder's name
+        if target.is_folder():
             msg = f"{target.shown} is a folder. End it with a slash to copy into it."
             raise IsADirectoryError(msg)
     if not overwrite:
