@@ -67,6 +67,5 @@ def _note(response: Any = None, caught_exception: Exception | None = None, **_: 
 
 def told(error: Exception, found: Doubt, operation: str, target: str) -> None:
     """Let an error of ours say that what was asked may have been done, if that is so."""
-    if found.unheard and operation in _CHANGES and isinstance(error, CSXError) and not error.in_doubt:
-        error.in_doubt = True
-        error.reason = f"{error.reason.rstrip('.')}; {operation} on {target} may have been done all the same."
+    if found.unheard and operation in _CHANGES and isinstance(error, CSXError):
+        error.leave_doubt(f"{operation} on {target}")

@@ -89,6 +89,12 @@ class CSXError(Exception):
         self.reason = reason
         self.remedy = remedy
 
+    def leave_doubt(self, what: str) -> None:
+        """Say that something may have been done all the same."""
+        if not self.in_doubt:
+            self.in_doubt = True
+            self.reason = f"{self.reason.rstrip('.')}; {what} may have been done all the same."
+
     def __str__(self) -> str:
         # KeyError would print its repr, OSError its errno.
         return f"{self.reason} {self.remedy}".rstrip()

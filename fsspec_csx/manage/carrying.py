@@ -51,7 +51,12 @@ def carry(source: Place, target: Place, meter: Meter, *, overwrite: bool, verifi
                 raise
             _in_pieces(source, target, _Forward(meter).relative_update, mode)
     source.check_state(before)
-    if not (same(source, target) if verified else target.state()["size"] == before["size"]):
+    try:
+        equal = same(source, target) if verified else target.state()["size"] == before["size"]
+    except CSXError as error:
+        error.leave_doubt(f"the copy to {target.shown}")
+        raise
+    if not equal:
         reason = f"{target.shown} is not the same as {source.shown}, of which it is a copy."
         raise ChecksumError(reason, "Copy it again, with --force or overwrite=True.")
     return int(before["size"])

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
+from urllib.parse import unquote
 
 import fsspec
 import fsspec.config
@@ -142,6 +143,7 @@ class Bench:
             return "lost", f"{unclear}: {told}"
         if error and scenario.goes_on and isinstance(error, CSXError):
             place.notes["goes on"] = True
+        place.notes["not deleted"] = self._not_deleted(place)
         found = scenario.found(place, value)
         if error is None and found != NEW:
             return "lost", f"it is said to be done, and {found}"
@@ -168,6 +170,14 @@ class Bench:
             return "lost", f"gone on with, it fails with {type(error).__name__}: {error}"
         found = scenario.found(place, value)
         return ("done", "") if found == NEW else ("lost", f"gone on with, {found}")
+
+    def _not_deleted(self, place: Place) -> set[str]:
+        """The names of objects whose deletion was asked for, and each time in vain, as a fault happened to it."""
+        asked: dict[bool, set[str]] = {False: set(), True: set()}
+        for each in self.proxy.requests:
+            if each.method == "DELETE" and not each.query:
+                asked[each.heard].add(unquote(each.path).partition(f"/{place.prefix}/")[2])
+        return asked[False] - asked[True]
 
     def _left(self, place: Place) -> set[str]:
         """The uploads that are left, but for those that the client cannot have ended.
