@@ -14,7 +14,6 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec_csx.atomic import behind_wrappers, replacing
 from fsspec_csx.paths import checkpoint_path, is_local, redacted
 from fsspec_csx.progress import Meter, reporting
-from fsspec_csx.sharded.folder import found
 
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
@@ -100,7 +99,8 @@ def load(
 ) -> Any:
     """Load what ``save`` or ``torch.save`` wrote, or a safetensors file; as ``torch.load``, from any path.
 
-    From a folder of ``torch.distributed.checkpoint`` it loads the whole, as ``fsspec_csx.distributed.whole`` does.
+    From a folder of ``torch.distributed.checkpoint`` it loads the whole, as ``fsspec_csx.distributed.whole`` does; in
+    it keys of mappings are texts, and tuples are lists.
 
     The checksums that torch files have are checked. Of a file that torch.save wrote in its format of today, the bytes
     of plain tensors go straight into place, and with ``keys`` only those are read that are asked for. Others (of torch
@@ -134,35 +134,23 @@ def load(
         DtypeCastWarning: if tensors of ``into`` have other dtypes than those of the file.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import opening, reading  # only here, as they import torch
+    from fsspec_csx.formats import reading  # only here, as these import torch
+    from fsspec_csx.sharded import opening
 
     fs, inner = locate(path, text, storage_options)
     name = redacted(text)
-    try:
-        with (
-            reporting(callback, text) as progress,
-            opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
-        ):
-            meter = Meter(progress, source.size)
-            source.advance = meter.advance
-            if into is None:
-                loaded = reading.read(
-                    source, name=name, keys=keys, map_location=map_location, weights_only=weights_only
-                )
-            else:
-                loaded = into
-                reading.read_into(source, into, name=name, keys=keys, weights_only=weights_only)
-            meter.finish()
-    except (FileNotFoundError, IsADirectoryError):
-        folder = found(fs, inner, name)
-        if folder is None:
-            raise
-        from fsspec_csx.sharded import whole  # only here, as it imports torch.distributed
-
-        if into is not None:
-            msg = f"{name} is sharded, which into= cannot be filled from. Use fsspec_csx.distributed.load."
-            raise ValueError(msg) from None
-        loaded = whole.read(folder, keys=keys, map_location=map_location, weights_only=weights_only)
+    with (
+        reporting(callback, text) as progress,
+        opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
+    ):
+        meter = Meter(progress, source.size)
+        source.advance = meter.advance
+        if into is None:
+            loaded = reading.read(source, name=name, keys=keys, map_location=map_location, weights_only=weights_only)
+        else:
+            loaded = into
+            reading.read_into(source, into, name=name, keys=keys, weights_only=weights_only)
+        meter.finish()
     return loaded
 
 
@@ -180,20 +168,13 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import opening, reading  # only here, as they import torch
+    from fsspec_csx.formats import reading  # only here, as these import torch
+    from fsspec_csx.sharded import opening
 
     fs, inner = locate(path, text, storage_options)
     name = redacted(text)
-    try:
-        with opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source:
-            return reading.describe(source, name=name)
-    except (FileNotFoundError, IsADirectoryError):
-        folder = found(fs, inner, name)
-        if folder is None:
-            raise
-        from fsspec_csx.sharded import whole  # only here, as it imports torch.distributed
-
-        return whole.describe(folder)
+    with opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source:
+        return reading.describe(source, name=name)
 
 
 def _exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
 
 from fsspec.callbacks import Callback, NoOpCallback, TqdmCallback
+
+T = TypeVar("T")
 
 _DELAY = 1.0
 _STEP = 256 * 1024
@@ -59,6 +65,68 @@ class Meter:
         if size != self._size:
             self._size = size
             self._callback.set_size(size)
+
+
+def in_threads(
+    work: Callable[[T, Callable[[int], object]], object],
+    items: Sequence[T],
+    advance: Callable[[int], object],
+    *,
+    threads: int,
+    name: str,
+) -> None:
+    """Do work on items side by side. After a failure no other is begun, and what goes on ends early.
+
+    Args:
+        work: is called with an item, and with what it is to tell how many bytes moved, many times.
+        items: what it is called with.
+        advance: is told all that, in this thread.
+        threads: how many there are at most; 1 for none but this one.
+        name: what those are called.
+
+    Raises:
+        Exception: what ``work`` or ``advance`` raised first.
+    """
+    if len(items) == 1 or threads == 1:
+        for item in items:
+            work(item, advance)
+        return
+    moved: SimpleQueue[int | Future[object]] = SimpleQueue()
+    stopped = threading.Event()
+
+    def tell(count: int) -> None:
+        if stopped.is_set():
+            raise _StoppedError
+        moved.put(count)
+
+    def run(item: T) -> object:
+        if stopped.is_set():
+            raise _StoppedError
+        try:
+            return work(item, tell)
+        except BaseException:
+            stopped.set()
+            raise
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    try:
+        for item in items:
+            pool.submit(run, item).add_done_callback(moved.put)
+        left = len(items)
+        while left:
+            if isinstance(told := moved.get(), Future):
+                with contextlib.suppress(_StoppedError):  # what failed before is on its way
+                    told.result()
+                left -= 1
+            else:
+                advance(told)
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _StoppedError(Exception):
+    """Ends what nobody waits for any more."""
 
 
 @contextlib.contextmanager

@@ -535,16 +535,16 @@ def test_verify(
     )
     with cerebras_folder.opened(fs, f"{bucket}/x.mdl", name="x") as source:
         assert source is not None
-        assert cerebras_verifying.verified(source) == ([], [], [])
+        assert cerebras_verifying.verified(source) == ([], [], [], {})
     data = bytearray(fs.cat_file(f"{bucket}/x.mdl/a"))
     data[2000] ^= 1
     fs.pipe_file(f"{bucket}/x.mdl/a", bytes(data))
     with cerebras_folder.opened(fs, f"{bucket}/x.mdl", name="x") as source:
         assert source is not None
-        assert cerebras_verifying.verified(source) == (["a"], [], [])
+        assert cerebras_verifying.verified(source) == (["a"], [], [], {})
     with cerebras_folder.opened(fsspec.filesystem("file"), str(DATA / "tied" / "s3"), name="x") as source:
         assert source is not None
-        assert cerebras_verifying.verified(source) == ([], ["emb", "head_view"], ["same_obj", "same_obj2"])
+        assert cerebras_verifying.verified(source) == ([], ["emb", "head_view"], ["same_obj", "same_obj2"], {})
 
 
 def test_is_cerebras(fs: CSXFileSystem, bucket: str) -> None:

@@ -24,8 +24,14 @@ from torch.distributed.checkpoint.planner import WriteItem
 
 import fsspec_csx
 from fsspec_csx import distributed
-from fsspec_csx.distributed import StorageReader, StorageWriter, one_file
-from fsspec_csx.errors import InvalidCheckpointError, MissingEntryError, UnsafeCheckpointError
+from fsspec_csx.distributed import StorageReader, StorageWriter
+from fsspec_csx.errors import (
+    DtypeCastWarning,
+    InvalidCheckpointError,
+    MismatchError,
+    MissingEntryError,
+    UnsafeCheckpointError,
+)
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.sharded import manifest, writing
 from fsspec_csx.sharded.boxes import Box, pieces
@@ -348,16 +354,51 @@ def test_load_and_inspect(root: str) -> None:
     assert told.tensors["model.large"].nbytes == 1_200_000
     assert told.values == {"step": 7, "values": [1, 2.5, "text", None]}
     assert told.size == len(shard_of(f"{root}/a")[1])
-    with pytest.raises(ValueError, match="is sharded, which into= cannot"):
-        fsspec_csx.load(f"{root}/a", into=emptied(state()))
     with pytest.raises(FileNotFoundError):
         fsspec_csx.load(f"{root}/b")
 
 
-def test_to_one_file_and_back(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ours", [True, False])
+def test_load_into(tmp_path: Path, ours: bool) -> None:
+    """A sharded checkpoint fills tensors that are there, keeps their memory, casts, and tells what does not fit."""
+    writer = StorageWriter(tmp_path / "a") if ours else FsspecWriter(str(tmp_path / "a"), sync_files=False)
+    dcp.save(state(), storage_writer=writer)
+    into = emptied(state())
+    bias = into["model"]["bias"]
+    assert fsspec_csx.load(tmp_path / "a", into=into) is into
+    assert difference(into, state()) is None
+    assert bias is into["model"]["bias"]
+    half = {"model": {"large": torch.zeros(3, 100_000, dtype=torch.float16), "bias": torch.zeros(7)}}
+    with pytest.warns(DtypeCastWarning, match="1 from torch.float32 to torch.float16"):
+        fsspec_csx.load(tmp_path / "a", into=half, keys=["model.large", "model.bias"])
+    assert torch.equal(half["model"]["large"], state()["model"]["large"].half())
+    with pytest.raises(MismatchError, match=r"model\.bias"):
+        fsspec_csx.load(tmp_path / "a", into={"model": {"bias": torch.zeros(8)}}, keys=["model.bias"])
+
+
+def test_load_into_of_damage(tmp_path: Path) -> None:
+    """A flipped bit is an error that names the tensor when it is loaded into one that is there, too."""
+    distributed.save({"x": torch.full((1000,), 1.5), "y": torch.zeros(2)}, tmp_path / "a")
+    name, data = shard_of(str(tmp_path / "a"))
+    position = data.index(torch.full((1000,), 1.5).numpy().tobytes()) + 2000
+    put(str(tmp_path / "a"), name, data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+    with pytest.raises(InvalidCheckpointError, match="'x'"):
+        fsspec_csx.load(tmp_path / "a", into={"x": torch.zeros(1000), "y": torch.zeros(2)})
+
+
+def test_incomplete_folder(root: str) -> None:
+    """A folder of shards without a manifest is told to be one, by whatever reads it; an empty place is not."""
+    distributed.save({"x": torch.ones(3)}, f"{root}/a")
+    fs, path = fsspec.url_to_fs(f"{root}/a")
+    fs.rm_file(f"{path}/.metadata")
+    for read in (fsspec_csx.load, fsspec_csx.inspect, lambda path: fsspec_csx.load(path, into={"x": torch.zeros(3)})):
+        with pytest.raises(InvalidCheckpointError, match="has shards and no manifest"):
+            read(f"{root}/a")
+
+
+def test_to_one_file_and_back(root: str) -> None:
     """A sharded checkpoint becomes a file that torch.load reads, and that file a sharded checkpoint, of the same."""
     given = state()
-    monkeypatch.setattr(one_file, "_TOGETHER", 2**20)
     distributed.save(given, f"{root}/a")
     distributed.to_one_file(f"{root}/a", f"{root}/a.pt")
     with fsspec.open(f"{root}/a.pt", "rb") as file:

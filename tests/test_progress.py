@@ -22,9 +22,13 @@ from checkpoints import MIB, Leaving
 from forked import python
 from fsspec.callbacks import Callback
 
+from fsspec_csx import distributed
 from fsspec_csx.checkpoint import load, save
 from fsspec_csx.formats.writing import Saving
-from fsspec_csx.progress import Meter
+from fsspec_csx.manage.converting import convert
+from fsspec_csx.progress import Meter, in_threads
+from fsspec_csx.sharded import manifest
+from fsspec_csx.sharded.folder import Folder
 
 
 class Noting(Callback):  # type: ignore[misc]
@@ -96,6 +100,102 @@ def test_partial_load_ends_at_the_size(root: str) -> None:
     load(f"{root}/x.pt", map_location="meta", callback=noting)
     size = size_of(f"{root}/x.pt")
     assert noting.states[-1] == (size, size)
+
+
+def told(noting: Noting, size: int) -> None:
+    """Check that a callback heard of so many bytes, step by step, and never of more."""
+    values = [value for value, _ in noting.states]
+    assert noting.states[-1] == (size, size)
+    assert values == sorted(values)
+    assert all(value <= of for value, of in noting.states)
+    assert len(values) > 2
+
+
+def test_folders_tell(root: str) -> None:
+    """Saves and loads of sharded checkpoints tell of the bytes of the shards, or of the tensors, as they go."""
+    state = {"x": [torch.randn(MIB // 4) for _ in range(16)], "step": 1}
+    saving, loading, gathering, reading = Noting(), Noting(), Noting(), Noting()
+    distributed.save(state, f"{root}/a", callback=saving)
+    fs, path = fsspec.url_to_fs(f"{root}/a")
+    told(saving, fs.du(path) - fs.size(f"{path}/.metadata"))
+    distributed.load(state, f"{root}/a", callback=loading)
+    told(loading, 16 * MIB)
+    distributed.whole(f"{root}/a", callback=gathering)
+    told(gathering, 16 * MIB)
+    load(f"{root}/a", callback=reading)
+    told(reading, 16 * MIB)
+    into = {"x": [torch.zeros(MIB // 4) for _ in range(16)], "step": 0}
+    filling = Noting()
+    load(f"{root}/a", into=into, callback=filling)
+    told(filling, 16 * MIB)
+
+
+def test_many_shards_tell_in_this_thread(tmp_path: Path) -> None:
+    """Shards are read side by side, and the callback hears of all of them in the thread that loads."""
+    tensors = {str(number): torch.randn(MIB // 4) for number in range(8)}
+    for name, tensor in tensors.items():
+        distributed.save({name: tensor}, tmp_path / name)
+    found = [manifest.read(Folder(None, str(tmp_path / name), name)) for name in tensors]
+    first, *others = found
+    for name, other in zip([*tensors][1:], others, strict=True):
+        (shard,) = (tmp_path / name).glob("*.distcp")
+        shard.rename(tmp_path / "0" / shard.name)
+        first.state_dict_metadata |= other.state_dict_metadata
+        first.planner_data |= other.planner_data
+        first.storage_data |= other.storage_data
+    (tmp_path / "0" / ".metadata").write_bytes(manifest.encode(first))
+    threads = set()
+
+    class Listening(Noting):
+        def call(self, *args: Any, **kwargs: Any) -> None:
+            super().call()
+            threads.add(threading.get_ident())
+
+    noting = Listening()
+    state = {name: torch.zeros(MIB // 4) for name in tensors}
+    distributed.load(state, tmp_path / "0", callback=noting)
+    assert all(torch.equal(state[name], tensors[name]) for name in tensors)
+    told(noting, 8 * MIB)
+    assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("form", ["torch", "distributed"])
+@pytest.mark.parametrize("keys", [None, ["x"]])
+def test_conversions_tell(root: str, tmp_path: Path, form: str, keys: list[str] | None) -> None:
+    """A conversion from a folder, or into one, tells once of the bytes that it writes."""
+    state = {"x": [torch.randn(MIB // 4) for _ in range(8)], "step": 1}
+    if form == "torch":
+        distributed.save(state, f"{root}/a")
+    else:
+        save(state, f"{root}/a")
+    noting = Noting()
+    convert(f"{root}/a", tmp_path / "b", format=form, keys=keys, callback=noting)
+    files = [tmp_path / "b"] if form == "torch" else [*(tmp_path / "b").glob("*.distcp")]
+    told(noting, sum(file.stat().st_size for file in files))
+
+
+def test_work_in_threads_ends_with_the_first_failure() -> None:
+    """What was not begun is not, and what goes on ends at its next byte."""
+    begun, ended = threading.Barrier(2), []
+
+    def work(number: int, advance: Callable[[int], object]) -> None:
+        if number == 0:
+            begun.wait(60)
+            raise KeyError(number)
+        if number == 1:
+            begun.wait(60)
+            try:
+                for _ in range(6000):
+                    advance(1)
+                    time.sleep(0.01)
+            except Exception:
+                ended.append(number)
+                raise
+        ended.append(number)
+
+    with pytest.raises(KeyError):
+        in_threads(work, range(100), lambda count: None, threads=2, name="test")
+    assert ended == [1]
 
 
 def test_callers_callback_stays_open(root: str) -> None:

@@ -29,7 +29,7 @@ diff checkpoint_100.mdl s3://bucket/run/checkpoint_100.mdl
 diff a.mdl b.safetensors --tensor-comparison-op allclose --rtol 1e-3
 """,
     )
-    add_path(parser, "first", "a local path or a URL")
+    add_path(parser, "first", "a local path or a URL, of a file or of a folder that is a checkpoint")
     add_path(parser, "second", "the like")
     parser.add_argument(
         *("--tensor-comparison-op", "--tensor_comparison_op"),

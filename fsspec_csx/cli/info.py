@@ -27,7 +27,7 @@ info s3://bucket/run/checkpoint_100.mdl
 info -l model.safetensors
 """,
     )
-    add_path(parser, "path", "a local path or a URL")
+    add_path(parser, "path", "a local path or a URL, of a file or of a folder that is a checkpoint")
     parser.add_argument(
         *("-l", "--list-objects", "--list_objects"), action="store_true", help="list each tensor and other value too"
     )

@@ -29,7 +29,9 @@ verify s3://bucket/run/checkpoint_100.mdl
 verify *.mdl --json
 """,
     )
-    add_path(parser, "paths", "local paths or URLs", nargs="+", metavar="path")
+    add_path(
+        parser, "paths", "local paths or URLs, of files or of folders that are checkpoints", nargs="+", metavar="path"
+    )
 
 
 def _verify(options: argparse.Namespace) -> int:

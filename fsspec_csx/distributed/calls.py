@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
@@ -17,9 +19,10 @@ from fsspec_csx.distributed.paths import Path, folder_at, shards_of
 from fsspec_csx.distributed.reader import StorageReader
 from fsspec_csx.distributed.writer import StorageWriter
 from fsspec_csx.formats.names import Keys
+from fsspec_csx.progress import Meter, reporting
 from fsspec_csx.sharded import manifest
-from fsspec_csx.sharded import whole as sharded_whole
 from fsspec_csx.sharded.folder import MANIFEST
+from fsspec_csx.sharded.source import ShardedSource
 
 
 def save(
@@ -30,6 +33,7 @@ def save(
     overwrite: bool = True,
     planner: SavePlanner | None = None,
     process_group: dist.ProcessGroup | None = None,
+    callback: Callback | None = None,
 ) -> None:
     """Save a state dict, of which each rank writes its own shards; as ``dcp.save`` with a ``StorageWriter``.
 
@@ -42,20 +46,22 @@ def save(
         overwrite: whether a checkpoint that is there may be replaced.
         planner: torch's default planner if not given; it spreads what is on all ranks over them.
         process_group: the ranks that take part; by default all, or this process alone where there are no others.
+        callback: as of ``fsspec_csx.save``, of the bytes of this rank. The progress bar is that of the first rank.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         FileExistsError: if there is a checkpoint, unless ``overwrite``.
         Exception: what went wrong on this rank, or else on the first one that failed.
     """
-    writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite)
-    try:
-        with unwrapped(process_group):
-            state_dict_saver.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
-    except BaseException as error:
-        cause = error.__cause__
-        writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
-        raise
+    with _reporting(callback, path, process_group) as progress:
+        writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)
+        try:
+            with unwrapped(process_group):
+                state_dict_saver.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
+        except BaseException as error:
+            cause = error.__cause__
+            writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
+            raise
 
 
 def load(
@@ -66,6 +72,7 @@ def load(
     weights_only: bool = True,
     planner: LoadPlanner | None = None,
     process_group: dist.ProcessGroup | None = None,
+    callback: Callback | None = None,
 ) -> None:
     """Fill a state dict, of which each rank reads its own parts; as ``dcp.load`` with a ``StorageReader``.
 
@@ -76,6 +83,7 @@ def load(
         weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
         planner: torch's default planner if not given.
         process_group: as of ``save``.
+        callback: as of ``fsspec_csx.load``, of the bytes of this rank. The progress bar is that of the first rank.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
@@ -84,9 +92,10 @@ def load(
         Exception: what else went wrong on this rank, or else on the first one that failed; FileNotFoundError if there
             is no checkpoint.
     """
-    reader = StorageReader(path, storage_options=storage_options, weights_only=weights_only)
-    with unwrapped(process_group, reader):
-        state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
+    with _reporting(callback, path, process_group) as progress:
+        reader = StorageReader(path, storage_options=storage_options, weights_only=weights_only, callback=progress)
+        with unwrapped(process_group, reader):
+            state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
 
 
 def whole(
@@ -95,6 +104,7 @@ def whole(
     keys: Keys | None = None,
     map_location: torch.device | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
 ) -> dict[str, Any]:
     """All of a sharded checkpoint, or a part of it, as a nested state dict in this process alone.
 
@@ -105,13 +115,19 @@ def whole(
         keys: as of ``fsspec_csx.load``.
         map_location: the device of the tensors; the CPU if not given.
         storage_options: as of ``save``.
+        callback: as of ``fsspec_csx.load``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CheckpointError: a ValueError, if the checkpoint is not what it should be, or has nothing of a name in ``keys``.
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
     """
-    state: dict[str, Any] = sharded_whole.read(folder_at(path, storage_options), keys=keys, map_location=map_location)
+    folder = folder_at(path, storage_options)
+    with reporting(callback, folder.name) as progress, contextlib.closing(ShardedSource(folder)) as source:
+        meter = Meter(progress, source.size)
+        source.advance = meter.advance
+        state: dict[str, Any] = source.loaded(keys=keys, map_location=map_location, weights_only=True)
+        meter.finish()
     return state
 
 
@@ -133,6 +149,16 @@ def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -
     folder = folder_at(path, storage_options)
     named = shards_of(manifest.read(folder)) if folder.exists(MANIFEST) else set()
     return [name for name in folder.shards() if name not in named]
+
+
+@contextlib.contextmanager
+def _reporting(callback: Callback | None, path: Path, group: dist.ProcessGroup | None) -> Iterator[Callback]:
+    """The caller's callback, or a progress bar of the first rank alone."""
+    joined = dist.is_available() and dist.is_initialized()
+    if callback is None and joined and dist.get_rank(group):
+        callback = NoOpCallback()
+    with reporting(callback, os.fspath(path)) as progress:
+        yield progress
 
 
 @contextlib.contextmanager

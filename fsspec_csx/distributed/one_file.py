@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from fsspec.callbacks import Callback
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import WriteItem
 
 from fsspec_csx.atomic import replacing
@@ -18,18 +20,15 @@ from fsspec_csx.distributed.calls import unwrapped
 from fsspec_csx.distributed.paths import Path, folder_at
 from fsspec_csx.distributed.writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import fill, names, torch_archive, torch_zip
-from fsspec_csx.formats.pickled import Pickled
+from fsspec_csx.formats import fill, torch_archive, torch_zip
+from fsspec_csx.formats.converting import Converting
 from fsspec_csx.formats.placing import reserved
 from fsspec_csx.formats.skeleton import Skeleton
-from fsspec_csx.formats.source import Source, memory_of
-from fsspec_csx.formats.torch_layout import Layout, laid_out
+from fsspec_csx.formats.source import Source
 from fsspec_csx.paths import checkpoint_path, redacted
-from fsspec_csx.sharded import manifest, whole
+from fsspec_csx.progress import Meter, reporting
 from fsspec_csx.sharded.folder import Folder
-from fsspec_csx.sharded.reading import read_tensors
-
-_TOGETHER = 64 * 2**20
+from fsspec_csx.sharded.source import ShardedSource
 
 
 def to_one_file(
@@ -38,16 +37,18 @@ def to_one_file(
     *,
     storage_options: Mapping[str, Any] | None = None,
     file_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
 ) -> None:
     """Write all of a sharded checkpoint to a file that ``torch.load`` reads.
 
-    It takes the memory of the largest tensor, or 64 MiB, and what is being sent.
+    It takes some 50 MiB of memory, and what is being sent.
 
     Args:
         path: that of the folder.
         file: that of the file, which is replaced only by a whole one.
         storage_options: arguments for the folder's filesystem.
         file_options: arguments for the file's.
+        callback: as of ``fsspec_csx.save``.
 
     Raises:
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
@@ -55,44 +56,14 @@ def to_one_file(
         OSError: whatever a filesystem raised, as it raised it.
     """
     text = checkpoint_path(file)
-    folder = folder_at(path, storage_options)
-    metadata = manifest.read(folder)
-    state = whole.nested(metadata)
-    entries = [entry for _, entry in names.walk(state) if isinstance(entry, whole.Entry)]
-    # Memory that nobody touches takes none.
-    tensors = {entry.name: whole.empty(folder, metadata, entry) for entry in entries if entry.tensor}
-    made = whole.replaced(state, {**tensors, **whole.values(folder, metadata, entries)})
-    by_address = {tensors[entry.name].data_ptr(): entry for entry in entries if entry.tensor}
     fs, inner = locate(file, text, file_options)
-    layout = laid_out(Pickled(made))
-    with replacing(fs, inner) as target:
-        if layout is None:  # torch before 2.6 has to have all of it
-            torch.save(whole.read(folder), target)
-        else:
-            layout.write(target.write, target.write, _contents(folder, metadata, layout, by_address))
-
-
-def _contents(
-    folder: Folder, metadata: Metadata, layout: Layout, by_address: Mapping[int, whole.Entry]
-) -> Iterator[list[memoryview]]:
-    """The bytes of each storage, several read at a time."""
-    batch: list[whole.Entry] = []
-    taken = 0
-    for storage in layout.storages:
-        if batch and taken + storage.nbytes() > _TOGETHER:
-            yield from _read(folder, metadata, batch)
-            batch, taken = [], 0
-        batch.append(by_address[storage.data_ptr()])
-        taken += storage.nbytes()
-    yield from _read(folder, metadata, batch)
-
-
-def _read(folder: Folder, metadata: Metadata, entries: list[whole.Entry]) -> Iterator[list[memoryview]]:
-    filled = [whole.empty(folder, metadata, entry) for entry in entries]
-    parts = [whole.wanted(folder, metadata, *each) for each in zip(entries, filled, strict=True)]
-    read_tensors(folder, [each for of_tensor in parts for each in of_tensor])
-    for tensor in filled:
-        yield [memory_of(tensor.untyped_storage())]
+    folder = folder_at(path, storage_options)
+    with reporting(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
+        converting = Converting(source, name=folder.name, as_safetensors=False)
+        meter = Meter(progress, converting.nbytes, estimated=True)
+        with replacing(fs, inner) as target:
+            converting.write(target, advance=meter.advance)
+        meter.finish()
 
 
 def from_one_file(
@@ -101,6 +72,7 @@ def from_one_file(
     *,
     file_options: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
 ) -> None:
     """Write a state dict that ``torch.save`` wrote as a sharded checkpoint, of one shard.
 
@@ -111,6 +83,7 @@ def from_one_file(
         path: that of the folder; a checkpoint that is there is replaced only by a whole one.
         file_options: arguments for the file's filesystem.
         storage_options: arguments for the folder's.
+        callback: as of ``fsspec_csx.save``.
 
     Raises:
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
@@ -121,7 +94,8 @@ def from_one_file(
     name = redacted(text)
     above, _, last = text.rpartition("/")
     fs, inner = locate(file, text, file_options)
-    with Folder(fs, inner.rpartition("/")[0] or above, name).open(inner.rpartition("/")[2] or last) as opened:
+    beside = Folder(fs, inner.rpartition("/")[0] or above, name)
+    with reporting(callback, os.fspath(path)) as progress, beside.open(inner.rpartition("/")[2] or last) as opened:
         size = opened.seek(0, 2)
         opened.seek(0)
         source = Source(opened, size)
@@ -129,7 +103,7 @@ def from_one_file(
         if not isinstance(found.obj, dict):
             reason = f"{name} holds a {type(found.obj).__name__}, no state dict."
             raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
-        writer = StorageWriter(path, storage_options=storage_options)
+        writer = StorageWriter(path, storage_options=storage_options, callback=progress)
         planner = _Filling(source, found, name)
         try:
             with unwrapped(None):

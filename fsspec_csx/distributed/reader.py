@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint import storage
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
@@ -14,6 +15,7 @@ from torch.futures import Future
 
 from fsspec_csx.distributed.paths import Path, folder_at, is_path
 from fsspec_csx.errors import MismatchError
+from fsspec_csx.progress import Meter
 from fsspec_csx.sharded import manifest, whole
 from fsspec_csx.sharded.folder import MANIFEST
 from fsspec_csx.sharded.reading import Wanted, load_bytes, read_bytes, read_tensors
@@ -26,6 +28,7 @@ class StorageReader(storage.StorageReader):
         path: that of a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
+        callback: gets how many bytes this rank reads by ``set_size``, and those read by ``relative_update``.
 
     Attributes:
         failure: what went wrong with the manifest, of which torch tells only the text.
@@ -35,9 +38,15 @@ class StorageReader(storage.StorageReader):
     """
 
     def __init__(
-        self, path: Path, *, storage_options: Mapping[str, Any] | None = None, weights_only: bool = True
+        self,
+        path: Path,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        weights_only: bool = True,
+        callback: Callback | None = None,
     ) -> None:
         super().__init__()
+        self._callback = callback
         self._options = storage_options
         self._weights_only = weights_only
         self._folder = folder_at(path, storage_options)
@@ -125,6 +134,8 @@ class StorageReader(storage.StorageReader):
                 reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
                 raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
             wanted.append((target, Wanted(name, place, tuple(item.storage_offsets), target.detach())))
-        read_tensors(self._folder, [each for _, each in wanted])
+        meter = Meter(self._callback or NoOpCallback(), sum(target.nbytes for target, _ in wanted))
+        read_tensors(self._folder, [each for _, each in wanted], advance=meter.advance)
+        meter.finish()
         for item, (target, _) in zip(items, wanted, strict=True):
             planner.commit_tensor(item, target)

@@ -9,15 +9,17 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint import storage
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from fsspec_csx.distributed.paths import Path, folder_at, is_path, shards_of
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.progress import Meter
 from fsspec_csx.sharded import manifest
 from fsspec_csx.sharded.folder import MANIFEST, logger, shard_name
 from fsspec_csx.sharded.writing import Shard
@@ -30,13 +32,22 @@ class StorageWriter(storage.StorageWriter):
         path: that of a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         overwrite: whether a checkpoint that is there may be replaced.
+        callback: gets how many bytes this rank writes by ``set_size``, and those written by ``relative_update``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
     """
 
-    def __init__(self, path: Path, *, storage_options: Mapping[str, Any] | None = None, overwrite: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
+        callback: Callback | None = None,
+    ) -> None:
         super().__init__()
+        self._callback = callback
         self._options = storage_options
         self._overwrite = overwrite
         self._folder = folder_at(path, storage_options)
@@ -125,8 +136,9 @@ class StorageWriter(storage.StorageWriter):
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         name = shard_name(plan.storage_data)
         results = []
+        meter = Meter(self._callback or NoOpCallback(), sum(map(_nbytes, plan.items)), estimated=True)
         with self._folder.creating(name) as file:
-            shard = Shard(file, name, held=_gives_its_own(planner))
+            shard = Shard(file, name, held=_gives_its_own(planner), advance=meter.advance)
             for item in plan.items:
                 data = planner.resolve_data(item)
                 if item.type == WriteItemType.BYTE_IO:
@@ -137,6 +149,7 @@ class StorageWriter(storage.StorageWriter):
                     place = shard.add_tensor(data)
                 results.append(WriteResult(item.index, place.length, place))
             shard.finish()
+        meter.finish()
         self._written.append(name)
         return results
 
@@ -148,6 +161,12 @@ class StorageWriter(storage.StorageWriter):
         except (CheckpointError, PermissionError) as error:  # some may write and not read
             logger.warning("The shards of the former checkpoint stay, as its manifest cannot be read: %s", error)
             return set()
+
+
+def _nbytes(item: WriteItem) -> int:
+    """About how many bytes an item takes."""
+    told = item.tensor_data
+    return 0 if told is None else told.chunk.sizes.numel() * told.properties.dtype.itemsize
 
 
 def _gives_its_own(planner: SavePlanner) -> bool:

@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import CheckpointError, CSXError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.sniff import AGAIN
 
 NAME = "__METADATA__"
@@ -72,7 +72,21 @@ def decoded(data: bytes, *, name: str) -> dict[str, Any]:
 
 def damaged(name: str, what: str) -> InvalidCheckpointError:
     """The error for a checkpoint that is not what this format is."""
-    return InvalidCheckpointError(f"{name} is a damaged Cerebras checkpoint: {what}.", AGAIN)
+    return InvalidCheckpointError(f"{_damaged(name)}{what}.", AGAIN)
+
+
+def damage(error: CSXError, name: str) -> str:
+    """What is damaged, as an error about a checkpoint has it, without a full stop.
+
+    Args:
+        error: of ``damaged``, or another.
+        name: what it calls the checkpoint.
+    """
+    return error.reason.removeprefix(_damaged(name)).rstrip(".")
+
+
+def _damaged(name: str) -> str:
+    return f"{name} is a damaged Cerebras checkpoint: "
 
 
 def is_safe(key: str) -> bool:

@@ -216,13 +216,28 @@ class CerebrasSource(Source):
             if self._crc32.get(place.name, crc) != crc:
                 raise damaged(self.name, f"the bytes of {shown(place.name)} are not those that were saved")
 
+    def pickle_of(self, leaf: Unread) -> bytes:
+        """The bytes of a pickle that is one of its values, and is not run.
+
+        Raises:
+            InvalidCheckpointError: if they are damaged.
+            OSError: what the filesystem raised.
+        """
+        name = next(name for name, each in self.leaves.items() if each is leaf)
+        (data,) = self._objects([(name, leaf)])
+        return self._body(name, leaf, data)
+
+    def _body(self, name: str, leaf: Unread, data: bytes) -> bytes:
+        body: bytes | None = unpacked(data) if leaf.compressed else data
+        if body is None:
+            raise damaged(self.name, f"{shown(name)} is not one zstd frame")
+        return body
+
     def _unpickled(self) -> dict[str, Any]:
         wanted = [(name, leaf) for name, leaf in self.leaves.items() if isinstance(leaf, Unread) and leaf.runs_code]
         found = {}
         for (name, leaf), data in zip(wanted, self._objects(wanted), strict=True):
-            body = unpacked(data) if leaf.compressed else data
-            if body is None:
-                raise damaged(self.name, f"{shown(name)} is not one zstd frame")
+            body = self._body(name, leaf, data)
             try:
                 found[name] = pickle.loads(body)
             except ModuleNotFoundError as error:

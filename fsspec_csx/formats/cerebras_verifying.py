@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from zlib_ng import zlib_ng
 
+from fsspec_csx.errors import ChecksumError, InvalidCheckpointError
 from fsspec_csx.formats.cerebras_leaf import Unread
+from fsspec_csx.formats.cerebras_metadata import damage
 from fsspec_csx.formats.cerebras_source import CerebrasSource, Place
 
 _BATCH = 64 * 2**20
@@ -19,39 +21,66 @@ class Verdict(NamedTuple):
     Attributes:
         damaged: the names of what does not have the CRC-32 that was saved with it.
         unchecked: the names of what has none; if it is on S3, it came as the server has it.
-        unread: the names of pickles and other values that were not read.
+        unread: the names of pickles and other values that were not taken for what they are.
+        broken: by the names of what cannot be read as it should be, why not: its object is missing, for instance.
     """
 
     damaged: list[str]
     unchecked: list[str]
     unread: list[str]
+    broken: dict[str, str]
 
 
 def verified(source: CerebrasSource) -> Verdict:
     """Read all tensors and arrays of a checkpoint, and compare them with their checksums.
 
     The reference saves none; ``fsspec_csx.save`` saves those of all. What S3 tells of whole objects is compared in
-    any case.
+    any case. Of pickles it is seen whether they are there.
 
     Raises:
-        InvalidCheckpointError: if an object is missing, or not of its size.
-        OSError: what the filesystem raised.
+        OSError: what the filesystem raised, other than that an object is missing or not what the server holds.
     """
     crcs: dict[str, int] = {place.name: 0 for place in source.places()}
+    broken: dict[str, str] = {}
     memory = memoryview(bytearray(min(_BATCH, source.size)))
     for batch in _batches(source.places()):
         spans, end = [], 0
         for place, start, size in batch:
             spans.append((place.start + start, memory[end : end + size]))
             end += size
-        source.read(spans)
+        broken |= _read(source, [(place.name, span) for (place, _, _), span in zip(batch, spans, strict=True)])
         for (place, _, _), (_, piece) in zip(batch, spans, strict=True):
             crcs[place.name] = zlib_ng.crc32(piece, crcs[place.name])
+    unread = [name for name in source.leaves if isinstance(source.leaves[source.holder(name)], Unread)]
+    for name in dict.fromkeys(source.holder(name) for name in unread):
+        leaf = source.leaves[name]
+        if isinstance(leaf, Unread) and leaf.runs_code and leaf.stored <= _BATCH:
+            broken |= _failing(source, name, lambda leaf=leaf: source.pickle_of(leaf))  # type: ignore[misc]
     return Verdict(
-        [name for name, crc in crcs.items() if source.crc32(name) not in (None, crc)],
+        [name for name, crc in crcs.items() if name not in broken and source.crc32(name) not in (None, crc)],
         [name for name in crcs if source.crc32(name) is None],
-        [name for name in source.leaves if isinstance(source.leaves[source.holder(name)], Unread)],
+        unread,
+        broken,
     )
+
+
+def _read(source: CerebrasSource, spans: Sequence[tuple[str, tuple[int, memoryview]]]) -> dict[str, str]:
+    """Read spans of values, each by itself if something is wrong with them; what that is."""
+    if not _failing(source, "", lambda: source.read([span for _, span in spans])):
+        return {}
+    found: dict[str, str] = {}
+    for name, span in spans:
+        if name not in found:
+            found |= _failing(source, name, lambda span=span: source.read([span]))  # type: ignore[misc]
+    return found
+
+
+def _failing(source: CerebrasSource, name: str, read: Callable[[], object]) -> dict[str, str]:
+    try:
+        read()
+    except (InvalidCheckpointError, ChecksumError) as error:
+        return {name: damage(error, source.name)}
+    return {}
 
 
 def _batches(places: Sequence[Place]) -> Iterator[list[tuple[Place, int, int]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fsspec_csx.formats import names, reading, safetensors, sniff, torch_archive, torch_zip
+from fsspec_csx.formats.assembled import Assembled
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.names import Choice, Keys, place_of
 from fsspec_csx.formats.pickled import Pickled
@@ -28,7 +29,6 @@ class Converting:
     Args:
         source: the file.
         name: what errors call it.
-        found: what it holds, where the source is no file that tells.
         as_safetensors: whether to write a safetensors file, else one of torch.
         dtype: what tensors of floating-point numbers are cast to; None for their own.
         keys: as of ``checkpoint.load``.
@@ -52,13 +52,12 @@ class Converting:
         source: Source,
         *,
         name: str,
-        found: Skeleton | None = None,
         as_safetensors: bool,
         dtype: torch.dtype | None = None,
         keys: Keys | None = None,
         drop_values: bool = False,
     ) -> None:
-        found, told = (found, {}) if found is not None else _skeleton(source, name)
+        found, told = _skeleton(source, name)
         obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
         if isinstance(source, CerebrasSource):
             refuse_unread(obj, name)
@@ -162,7 +161,7 @@ class _SafetensorsFile:
 
 def _skeleton(source: Source, name: str) -> tuple[Skeleton, dict[str, str]]:
     """What the file holds, on the CPU wherever it was saved, and the metadata of a safetensors file."""
-    if isinstance(source, CerebrasSource):
+    if isinstance(source, (Assembled, CerebrasSource)):
         return reading.structure(source, name), {}
     (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
     if not safetensors.is_safetensors(head, source.size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,13 +44,14 @@ class _Structure(NamedTuple):
     note: str = ""
 
 
-def examine(source: Source, *, name: str, compute: Sum) -> Health:
+def examine(source: Source, *, name: str, compute: Sum, misfit: Callable[[Skeleton], str] = lambda found: "") -> Health:
     """Read all of a checkpoint, and look for damage.
 
     Args:
         source: the file.
         name: what errors call it.
         compute: the checksum of the file as a whole.
+        misfit: tells in what it is not what it should hold; empty if it is.
 
     Raises:
         Exception: what the file raised.
@@ -60,6 +61,7 @@ def examine(source: Source, *, name: str, compute: Sum) -> Health:
     beyond = _beyond(entries, end)
     wrong, lost, checksum = scan.scan(source, [] if beyond else entries, compute)
     damage = [shape.flaw] if shape.flaw and not (wrong and torch_archive.CHECKSUM in shape.flaw) else []
+    damage += [flaw] if shape.found and (flaw := misfit(shape.found)) else []
     damage += [f"{_called(entry, shape.found)} reaches beyond the zip directory" for entry in beyond]
     damage += [f"the local header of {_called(entry, shape.found)} is wrong" for entry in lost]
     damage += [f"the checksum of {_called(entry, shape.found)} is wrong" for entry in wrong]
@@ -101,7 +103,7 @@ def _called(entry: Entry, found: Skeleton | None) -> str:
     if record is None or found is None:
         return f"record {own}"
     owners = names.of_records(found.obj, [record])
-    return f"record {own}" if owners == record.name else f"{owners} (record {own})"
+    return f"record {own}" if owners in (record.name, "''") else f"{owners} (record {own})"
 
 
 def _records(found: Skeleton | None) -> dict[bytes, Record]:

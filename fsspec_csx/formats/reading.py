@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsspec_csx.formats import names, safetensors, sniff, torch_archive, torch_zip
+from fsspec_csx.formats.assembled import Assembled
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.into import Casts, fill_into
 from fsspec_csx.formats.match import Match
@@ -43,6 +44,8 @@ def read(
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised, or torch where it is not the file's fault.
     """
+    if isinstance(source, Assembled):
+        return source.loaded(keys=keys, map_location=map_location, weights_only=weights_only)
     wanted = None if keys is None else ()
     found = _skeleton(source, name, map_location, weights_only, wanted)
     if keys is not None:
@@ -97,7 +100,7 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised.
     """
-    if isinstance(source, CerebrasSource):
+    if isinstance(source, (Assembled, CerebrasSource)):
         return source.described()
     tensors, values = {}, {}
     for key, value in names.walk(_without_data(source, name)):
@@ -138,7 +141,7 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised.
     """
-    if isinstance(source, CerebrasSource):
+    if isinstance(source, (Assembled, CerebrasSource)):
         return _skeleton(source, name, "cpu", True)
     if bounded and not is_legacy(source) and not (_is_safetensors(source) or torch_archive.read(source, name)):
         return Skeleton(_without_data(source, name), [])
@@ -169,6 +172,9 @@ def _head(source: Source) -> bytes:
 def _skeleton(
     source: Source, name: str, map_location: Any, weights_only: bool, wanted: Collection[int] | None = None
 ) -> Skeleton:
+    """With an ``Assembled`` only for the CPU."""
+    if isinstance(source, Assembled):
+        return source.skeleton(weights_only=weights_only)
     if isinstance(source, CerebrasSource):
         found = _placed(source, source.tensors(), name, map_location, wanted)
         return replace(found, obj=source.assembled(found.obj, weights_only=weights_only))

@@ -8,13 +8,13 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.checkpoint import _opened, _size, locate
+from fsspec_csx.checkpoint import _opened, _size
 from fsspec_csx.inspection import Difference
-from fsspec_csx.paths import checkpoint_path, redacted
+from fsspec_csx.manage.places import Place
 from fsspec_csx.progress import Meter, reporting
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ def compare(
 
     Both are read at the same time, piece by piece; sparse, quantized and nested tensors, and the files in which they
     are, whole. NaN equals NaN. Whole numbers are always compared exactly. A Parameter equals a plain tensor. What two
-    files have checksums of, and these are equal, is not read.
+    checkpoints have checksums of, and these are equal, is not read. The pickles of a Cerebras checkpoint are not
+    unpickled: two of them are equal if their bytes are.
 
     Args:
-        first: a local path or an fsspec URL, as of ``load``.
+        first: a local path or an fsspec URL, as of ``load``; of a file, or of a folder that is a checkpoint.
         second: the like.
         op: ``equal``, or ``allclose``: then floating-point numbers may be apart by ``atol + rtol * |second|``, and
             tensors of different dtypes, which are a difference in any case, are compared too.
@@ -76,34 +77,31 @@ def compare(
     Raises:
         ValueError: if ``op`` is no such, or a tolerance is negative.
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if a file is empty, cut short, damaged, or of another format.
+        InvalidCheckpointError: a ValueError, if a checkpoint is empty, cut short, damaged, of another format, or has
+            what cannot be read.
         UnsafeCheckpointError: a ValueError, if a file names what may run code.
         OSError: whatever a filesystem raised, as it raised it.
     """
     _check_operation(op, rtol, atol)
-    texts = checkpoint_path(first), checkpoint_path(second)
+    places = Place.of(first, storage_options), Place.of(second, storage_options)
     from fsspec_csx.formats import compared  # only here, as it imports torch
     from fsspec_csx.formats.deviation import Closeness
-    from fsspec_csx.formats.source import Source
 
     with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(_opened(*locate(path, text, storage_options)))
-            for path, text in zip((first, second), texts, strict=True)
-        ]
-        sizes = [_size(file) for file in files]
-        if sizes[0] == sizes[1] and _same_object(files[0], files[1]):
-            return _unread(Source(files[0], sizes[0]), redacted(texts[0]))
-        progress = stack.enter_context(reporting(callback, texts[0]))
-        meter, lock = Meter(progress, sum(sizes)), threading.Lock()
+        files = [_file(place, stack) for place in places]
+        if _same_object(*files):
+            return _unread(stack.enter_context(places[0].source(files[0])), places[0].shown)
+        one, other = (stack.enter_context(place.source(file)) for place, file in zip(places, files, strict=True))
+        progress = stack.enter_context(reporting(callback, places[0].text))
+        meter, lock = Meter(progress, one.size + other.size), threading.Lock()
 
         def advance(count: int) -> None:
-            with lock:  # both files are read at the same time
+            with lock:  # both are read at the same time
                 meter.advance(count)
 
-        one, other = (Source(file, size, advance) for file, size in zip(files, sizes, strict=True))
+        one.advance = other.advance = advance
         closeness = Closeness(rtol, atol) if op == "allclose" else None
-        found = compared.compare((one, other), (redacted(texts[0]), redacted(texts[1])), closeness)
+        found = compared.compare((one, other), (places[0].shown, places[1].shown), closeness)
         meter.finish()
     return Comparison(tuple(found.differences), found.tensors, found.values, found.skipped)
 
@@ -117,13 +115,21 @@ def _check_operation(op: str, rtol: float, atol: float) -> None:
         raise ValueError(msg)
 
 
-def _same_object(first: IO[bytes], second: IO[bytes]) -> bool:
+def _file(place: Place, stack: contextlib.ExitStack) -> Any:
+    """The file at a place; None if there is none, and so may be a folder."""
+    try:
+        return stack.enter_context(_opened(*place.through))
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        return None
+
+
+def _same_object(first: Any, second: Any) -> bool:
     """Whether the servers tell that two objects have the same bytes."""
     tell: list[Any] = [getattr(file, "object_checksum", None) for file in (first, second)]
-    if None in tell:
+    if None in tell or _size(first) != _size(second):
         return False
-    etag = str(first.details.get("ETag"))  # type: ignore[attr-defined]  # what has object_checksum is a CSXFile
-    if _DIGEST.fullmatch(etag) and etag == second.details.get("ETag"):  # type: ignore[attr-defined]
+    etag = str(first.details.get("ETag"))  # what has object_checksum is a CSXFile
+    if _DIGEST.fullmatch(etag) and etag == second.details.get("ETag"):
         return True
     checksum = tell[0]()
     return checksum is not None and checksum == tell[1]()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsspec.callbacks import Callback
+from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.atomic import replacing
 from fsspec_csx.checkpoint import inspect, load, save
@@ -21,8 +20,6 @@ from fsspec_csx.progress import Meter, reporting
 if TYPE_CHECKING:
     import torch
 
-    from fsspec_csx.formats.skeleton import Skeleton
-    from fsspec_csx.formats.source import Source
 
 TORCH, SAFETENSORS = "torch", "safetensors"
 DISTRIBUTED, CEREBRAS = "distributed", "cerebras"
@@ -80,8 +77,8 @@ def convert(
 
     It is read while it is written, with some 100 MiB of memory whatever its size; only a file that ``load`` reads whole
     (of torch before 1.6, of sparse or quantized tensors, compressed) is in memory, and a transposed tensor while it is
-    written to a safetensors file, and a tensor or two of a sharded checkpoint. The checksums that torch files have are
-    checked. What was at the target before is replaced only by a whole checkpoint, but for that of a Cerebras one, as of
+    written to a safetensors file. The checksums that torch files and shards have are checked.
+    What was at the target before is replaced only by a whole checkpoint, but for that of a Cerebras one, as of
     ``save``.
 
     A torch file keeps the nesting, values that are no tensors, memory that tensors share, and parameters; tensors of
@@ -127,15 +124,14 @@ def convert(
         _write_folder(source, written, kind, keys, source_options, target_options, callback)
         told = inspect(written, storage_options=target_options)
         return Converted(place.shown, kind, told.size, len(told.tensors), 0, (), (), ())
-    with reporting(callback, place.text) as progress, _source(origin) as (read, found):
+    with reporting(callback, place.text) as progress, origin.source() as opened:
         import torch  # only here, as all that is wrong with the paths is told at once without it
 
         from fsspec_csx.formats.converting import Converting
 
         converting = Converting(
-            read,
+            opened,
             name=origin.shown,
-            found=found,
             as_safetensors=kind == SAFETENSORS,
             dtype=None if dtype is None else getattr(torch, _name(dtype)),
             keys=keys,
@@ -170,27 +166,6 @@ def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
         raise ValueError(msg)
 
 
-@contextlib.contextmanager
-def _source(origin: Place) -> Iterator[tuple[Source, Skeleton | None]]:
-    """What is read in spans, and what it holds where it tells that itself."""
-    from fsspec_csx.formats import opening  # only here, as it imports torch
-    from fsspec_csx.sharded.folder import found
-
-    with contextlib.ExitStack() as stack:
-        try:
-            source = stack.enter_context(opening.source(origin.opened, origin.fs, origin.path, name=origin.shown))
-        except (FileNotFoundError, IsADirectoryError):
-            folder = found(origin.fs, origin.path, origin.shown)
-            if folder is None:
-                raise
-            from fsspec_csx.sharded.source import ShardedSource  # only here, as it imports torch.distributed
-
-            sharded = ShardedSource(folder)
-            yield sharded, sharded.found
-            return
-        yield source, None
-
-
 def _write_folder(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -200,20 +175,24 @@ def _write_folder(
     target_options: Mapping[str, Any] | None,
     callback: Callback | None,
 ) -> None:
+    # A caller's callback is told of what is written alone.
+    reading = None if callback is None else NoOpCallback()
     if kind == CEREBRAS:
-        obj = load(source, keys=keys, storage_options=source_options, callback=callback)
+        obj = load(source, keys=keys, storage_options=source_options, callback=reading)
         save(obj, target, format="cerebras", storage_options=target_options, callback=callback)
         return
     from fsspec_csx import distributed  # only here, as it imports torch.distributed
 
     if keys is None and inspect(source, storage_options=source_options).format == TORCH:
-        distributed.from_one_file(source, target, file_options=source_options, storage_options=target_options)
+        distributed.from_one_file(
+            source, target, file_options=source_options, storage_options=target_options, callback=callback
+        )
         return
-    obj = load(source, keys=keys, storage_options=source_options, callback=callback)
+    obj = load(source, keys=keys, storage_options=source_options, callback=reading)
     if not isinstance(obj, dict):
         msg = f"It holds a {type(obj).__name__}, and only mappings can be sharded. Write a torch file."
         raise ValueError(msg)
-    distributed.save(obj, target, storage_options=target_options)
+    distributed.save(obj, target, storage_options=target_options, callback=callback)
 
 
 def _check_kind(place: Place, *, folder: bool) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.checkpoint import _opened, _size, locate
 from fsspec_csx.inspection import CheckpointInfo
-from fsspec_csx.paths import checkpoint_path, redacted
+from fsspec_csx.manage.places import Place
+from fsspec_csx.manage.roots import File, Root, file_of
+from fsspec_csx.paths import redacted
+from fsspec_csx.sharded.folder import MANIFEST
 
-# What filesystems call the time of the last change.
-_CHANGED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+if TYPE_CHECKING:
+    from fsspec_csx.formats.source import Source
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,10 @@ class Description:
     """What is known of a checkpoint and of its place.
 
     Attributes:
-        info: what it holds.
-        modified: when it was last changed, in UTC; None if the filesystem does not tell.
-        etag: of the object; None where there is no such thing.
+        info: what it holds; its size is that of all of its files.
+        modified: when it was last changed, in UTC, and of a folder its newest file; None if the filesystem does not
+            tell.
+        etag: of the object; None where there is no such thing, and of a folder.
         profile: the profile of the AWS files that is used; None for none, and where there is no S3.
         credentials: whose credentials are used, in a few words and without a secret; None where there is no S3.
         endpoint: the URL of the S3 endpoint; None where there is no S3.
@@ -50,33 +53,36 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
         UnsafeCheckpointError: a ValueError, if the file names what may run code.
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
     """
-    text = checkpoint_path(path)
     from fsspec_csx.formats import reading  # only here, as it imports torch
-    from fsspec_csx.formats.source import Source
 
-    fs, inner = locate(path, text, storage_options)
-    with _opened(fs, inner) as file:
-        info = reading.describe(Source(file, _size(file)), name=redacted(text))
-        if fs is None:
-            return Description(info, _moment(os.fstat(file.fileno()).st_mtime), None, None, None, None)
-        details = getattr(file, "details", None) or fs.info(inner)
-    modified = next((moment for name in _CHANGED if (moment := _moment(details.get(name)))), None)
+    place = Place.of(path, storage_options)
+    with place.source() as source:
+        info = reading.describe(source, name=place.shown)
+        if source.file is None and place.is_folder():
+            files = _files(Root(path, storage_options), source)
+            info = replace(info, size=sum(file.size or 0 for file in files))
+            modified = max((file.modified for file in files if file.modified), default=None)
+            return Description(info, modified, None, *_asked(place.fs))
+        details = getattr(source.file, "details", None) or _details(place)
+    info = replace(info, size=details.get("size") or info.size)
     etag = str(details.get("ETag") or "").strip('"') or None
-    return Description(info, modified, etag, *_asked(fs))
+    return Description(info, file_of("", details).modified, etag, *_asked(place.fs))
 
 
-def _moment(told: Any) -> datetime | None:
-    """A time as filesystems tell it: a datetime, its text, or seconds since 1970."""
-    if isinstance(told, (int, float)):
-        return datetime.fromtimestamp(told, timezone.utc)
-    if isinstance(told, str):
-        try:
-            told = datetime.fromisoformat(told.replace("Z", "+00:00"))
-        except ValueError:
-            return None
-    if not isinstance(told, datetime):
-        return None
-    return told.astimezone(timezone.utc) if told.tzinfo else told.replace(tzinfo=timezone.utc)
+def _files(root: Root, source: Source) -> list[File]:
+    """The files of a checkpoint: those that a manifest names, and it; of a Cerebras checkpoint all that are there."""
+    below = [file for files in root.tree().values() for file in files]
+    shards: set[str] | None = getattr(source, "shards", None)
+    return [file for file in below if shards is None or file.name == MANIFEST or file.name in shards]
+
+
+def _details(place: Place) -> Mapping[str, Any]:
+    """What the filesystem tells of a file."""
+    if place.fs is not None:
+        details: Mapping[str, Any] = place.fs.info(place.path)
+        return details
+    status = os.stat(place.path)
+    return {"size": status.st_size, "mtime": status.st_mtime}
 
 
 def _asked(fs: Any) -> tuple[str | None, str | None, str | None]:

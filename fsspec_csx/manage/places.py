@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fsspec_csx.manage.roots import Root, folder_path
 from fsspec_csx.paths import checkpoint_path, redacted
 
 if TYPE_CHECKING:
+    from fsspec_csx.formats.source import Source
     from fsspec_csx.whole import Stamp
 
 # What filesystems tell of a file that changes with its content.
@@ -127,6 +128,22 @@ class Place:
     def opened(self) -> IO[bytes]:
         """The file, open for reading."""
         return _opened(self.fs, self.path)
+
+    @contextlib.contextmanager
+    def source(self, file: IO[bytes] | None = None) -> Iterator[Source]:
+        """The bytes of a checkpoint of any format, be it a file or a folder, while the block lasts.
+
+        Args:
+            file: that of the place, if it is open already; it is closed when the block ends.
+
+        Raises:
+            CheckpointError: if it is a folder, and not what it should be.
+            OSError: what the filesystem raised.
+        """
+        from fsspec_csx.sharded import opening  # only here, as it imports torch
+
+        with opening.source(lambda: file or _opened(*self.through), self.fs, self.path, name=self.shown) as source:
+            yield source
 
     def is_at(self, other: Place) -> bool:
         """Whether both are the same file, by whatever way."""

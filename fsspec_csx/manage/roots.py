@@ -138,7 +138,7 @@ class Root:
             elif name == folder.rstrip("/"):
                 raise NotADirectoryError(_no_folder(self.path_of(name) if name else self.path))
             else:
-                files.append(_file(name, info))
+                files.append(file_of(name, info))
         folders = [each for each in folders if each not in ("/", folder)]
         return files, folders
 
@@ -154,7 +154,7 @@ class Root:
                 continue  # or an object that stands for one
             if not name:
                 raise NotADirectoryError(_no_folder(self.path))
-            yield _file(name, info)
+            yield file_of(name, info)
 
     def _name(self, info: Mapping[str, Any]) -> str:
         name: str = info["name"]
@@ -198,7 +198,8 @@ def _no_folder(path: str) -> str:
     return f"{redacted(path)} is a file, and no folder. Give the folder that it is in."
 
 
-def _file(name: str, info: Mapping[str, Any]) -> File:
+def file_of(name: str, info: Mapping[str, Any]) -> File:
+    """A file, by what a filesystem tells of it."""
     time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
     return File(name, info.get("size"), _moment(time))
 

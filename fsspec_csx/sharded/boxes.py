@@ -82,6 +82,39 @@ def pieces(box: Box, itemsize: int, most: int) -> Iterator[Box]:
         )
 
 
+def boxes_of(shape: tuple[int, ...], first: int, end: int) -> Iterator[Box]:
+    """The boxes that a run of elements of a tensor consists of, in order: few, each with elements.
+
+    Args:
+        shape: of the tensor.
+        first: the number of the first element.
+        end: that of the one after the last.
+    """
+    for start, lengths in _parts(shape, first, end):
+        yield Box(shape, start, lengths)
+
+
+def _parts(shape: tuple[int, ...], first: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Where each box starts, and how long it is."""
+    if first >= end:
+        return
+    if not shape:
+        yield (), ()
+        return
+    inner = shape[1:]
+    size = math.prod(inner)
+    begin, stop = -(-first // size), end // size  # the rows that are whole
+    if first < begin * size:
+        row = begin - 1
+        for start, lengths in _parts(inner, first - row * size, min(end, begin * size) - row * size):
+            yield (row, *start), (1, *lengths)
+    if begin < stop:
+        yield (begin, *(0 for _ in inner)), (stop - begin, *inner)
+    if begin <= stop:
+        for start, lengths in _parts(inner, 0, end - stop * size):
+            yield (stop, *start), (1, *lengths)
+
+
 def _runs(box: Box) -> int:
     """How many runs of elements that follow each other it consists of, at most."""
     last = max((number for number, size in enumerate(box.shape) if box.lengths[number] != size), default=0)

@@ -20,6 +20,7 @@ logger = logging.getLogger("fsspec_csx")
 MANIFEST = ".metadata"
 """The file that makes a folder a checkpoint, by the name that torch gives it."""
 
+_SUFFIX = ".distcp"
 SHARD = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
 """The name of a shard that this package has written."""
 
@@ -58,6 +59,12 @@ class Folder:
         self.forget()
         file: IO[bytes] = self.fs.open(self.at(name), "rb")
         return file
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """A file as of ``open``, while the block lasts."""
+        with self.open(name) as file:
+            yield file
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file now."""
@@ -103,22 +110,20 @@ class Folder:
 
     def shards(self) -> list[str]:
         """The names of the shards that lie in it, whether a manifest names them or not."""
-        self.forget()
         try:
-            found = os.listdir(self.path) if self.fs is None else self.fs.ls(self.path, detail=False)
+            return sorted(name for name in self._names() if SHARD.fullmatch(name))
         except FileNotFoundError:
             return []
-        names = (path.rstrip("/").rpartition("/")[2] for path in found)
-        return sorted(name for name in names if SHARD.fullmatch(name))
 
+    def is_unfinished(self) -> bool:
+        """Whether shards lie in it, of us or of torch, and no manifest; False also if nobody may look."""
+        try:
+            names = self._names()
+        except OSError:
+            return False
+        return MANIFEST not in names and any(name.endswith(_SUFFIX) for name in names)
 
-def found(fs: AbstractFileSystem | None, path: str, name: str) -> Folder | None:
-    """The folder of a sharded checkpoint; None if there is none at the path.
-
-    Args:
-        fs: the filesystem; None for this machine's own.
-        path: the path on it.
-        name: what errors call it.
-    """
-    folder = Folder(fs, path, name)
-    return folder if folder.exists(MANIFEST) else None
+    def _names(self) -> list[str]:
+        self.forget()
+        found = os.listdir(self.path) if self.fs is None else self.fs.ls(self.path, detail=False)
+        return [path.rstrip("/").rpartition("/")[2] for path in found]

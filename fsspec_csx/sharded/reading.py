@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
@@ -21,6 +21,7 @@ from fsspec_csx.formats.skeleton import Record
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.source import Source, memory_at
 from fsspec_csx.formats.zip_directory import LOCAL, STORED, Entry
+from fsspec_csx.progress import in_threads
 from fsspec_csx.sharded.boxes import Box, pieces
 from fsspec_csx.sharded.folder import Folder
 from fsspec_csx.sharded.manifest import Place, Plain, plain_of
@@ -48,19 +49,22 @@ class Wanted:
     target: torch.Tensor
 
 
-def read_tensors(folder: Folder, wanted: Iterable[Wanted]) -> None:
+def read_tensors(
+    folder: Folder, wanted: Iterable[Wanted], *, advance: Callable[[int], object] = lambda count: None
+) -> None:
     """Fill tensors.
 
     Args:
         folder: that of the checkpoint.
         wanted: what goes where.
+        advance: is told, in this thread, how many bytes were read, many times.
 
     Raises:
         InvalidCheckpointError: if a tensor that is read whole does not have the checksum that it must have, or a shard
             is not what it should be.
         OSError: what the filesystem raised; FileNotFoundError is among it.
     """
-    _of_all_shards(folder, wanted, lambda each: each.place, _read_shard)
+    _of_all_shards(folder, wanted, lambda each: each.place, _read_shard, advance)
 
 
 def read_bytes(folder: Folder, places: Sequence[Place]) -> list[bytes]:
@@ -107,23 +111,32 @@ def _of_all_shards(
     items: Iterable[T],
     place: Callable[[T], Place],
     read: Callable[[Folder, Source, Sequence[T]], None],
+    advance: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Read items from their shards, several at a time."""
     shards: dict[str, list[T]] = {}
     for each in items:
         shards.setdefault(place(each).relative_path, []).append(each)
 
-    def read_one(name: str) -> None:
-        with folder.open(name) as file:
-            size = _checked_size(folder, name, file, map(place, shards[name]))
-            read(folder, _Known(file, size), shards[name])
+    def read_one(name: str, advance: Callable[[int], object]) -> None:
+        with opened(folder, name) as source:
+            source.advance = advance
+            _check_size(folder, name, source, map(place, shards[name]))
+            read(folder, source, shards[name])
 
-    if len(shards) == 1:
-        read_one(next(iter(shards)))
-        return
-    with ThreadPoolExecutor(_FILES, thread_name_prefix="fsspec_csx-shard") as pool:
-        for done in [pool.submit(read_one, name) for name in shards]:
-            done.result()
+    if shards:
+        in_threads(read_one, [*shards], advance, threads=_FILES, name="fsspec_csx-shard")
+
+
+@contextlib.contextmanager
+def opened(folder: Folder, name: str) -> Iterator[Source]:
+    """A shard, while the block lasts.
+
+    Raises:
+        OSError: what the filesystem raised; FileNotFoundError is among it.
+    """
+    with folder.reading(name) as file:
+        yield _Known(file, _size(file))
 
 
 def check_shards(folder: Folder, places: Iterable[Place]) -> None:
@@ -134,18 +147,15 @@ def check_shards(folder: Folder, places: Iterable[Place]) -> None:
         OSError: what the filesystem raised; FileNotFoundError is among it.
     """
     for each in places:
-        with folder.open(each.relative_path) as file:
-            _checked_size(folder, each.relative_path, file, [each])
+        with opened(folder, each.relative_path) as source:
+            _check_size(folder, each.relative_path, source, [each])
 
 
-def _checked_size(folder: Folder, name: str, file: IO[bytes], places: Iterable[Place]) -> int:
-    """The size of a shard in bytes, which is enough for the items in it."""
-    size = _size(file)
+def _check_size(folder: Folder, name: str, shard: Source, places: Iterable[Place]) -> None:
     end = max(each.offset + each.length for each in places)
-    if end > size:
-        reason = f"The shard {name} of {folder.name} is cut short: it has {size} of at least {end} bytes."
-        raise InvalidCheckpointError(reason, AGAIN)
-    return size
+    if end > shard.size:
+        what = f"it has {shard.size} of at least {end} bytes"
+        raise InvalidCheckpointError(f"The shard {name} of {folder.name} is cut short: {what}.", AGAIN)
 
 
 class _Known(Source):

@@ -1,82 +1,165 @@
-"""A sharded checkpoint as one file: each tensor has a place in it, wherever its parts are."""
+"""A sharded checkpoint as one source of bytes: each tensor has a place in it, wherever its parts lie."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 from zlib_ng import zlib_ng
 
 from fsspec_csx.formats import names
+from fsspec_csx.formats.assembled import Assembled
+from fsspec_csx.formats.names import Keys
 from fsspec_csx.formats.skeleton import Record, Skeleton
-from fsspec_csx.formats.source import Source, Spans, memory_of
+from fsspec_csx.formats.source import Spans
+from fsspec_csx.inspection import CheckpointInfo
 from fsspec_csx.sharded import manifest, whole
+from fsspec_csx.sharded.boxes import Box, boxes_of
 from fsspec_csx.sharded.folder import Folder
-from fsspec_csx.sharded.reading import read_tensors
+from fsspec_csx.sharded.kept import KeptFolder
+from fsspec_csx.sharded.manifest import plain_of
+from fsspec_csx.sharded.reading import Wanted, read_tensors
+from fsspec_csx.sharded.whole import Entry
 
 
-class ShardedSource(Source):
-    """A sharded checkpoint that is read in spans, each tensor whole: those of the last spans stay in memory.
+class ShardedSource(Assembled):
+    """A sharded checkpoint.
 
     Args:
         folder: where it lies.
 
     Attributes:
+        folder: the same, its files open until ``close``.
+        metadata: its manifest.
         size: the bytes of all tensors.
-        found: what it holds.
 
     Raises:
-        CheckpointError: if it is not what it should be.
+        CheckpointError: if the manifest is not what it should be.
         OSError: what the filesystem raised; FileNotFoundError is among it.
     """
 
     def __init__(self, folder: Folder) -> None:
-        # Not as of Source: there is no file.
+        # Not as of Source: there is no one file whose ends are to be read.
         self.file = None
+        self.folder = KeptFolder(folder)
         self.advance: Callable[[int], object] = lambda count: None
-        self._folder = folder
-        self._metadata = manifest.read(folder)
-        self._filled: dict[int, torch.Tensor] = {}
-        self._entries: list[whole.Entry] = []
+        self.metadata = manifest.read(folder)
+        self._state = whole.nested(self.metadata)
+        self._entries = [entry for _, entry in names.walk(self._state) if isinstance(entry, Entry)]
         self._starts: list[int] = []
-        self.size = 0
-        state = whole.nested(self._metadata)
-        entries = [entry for _, entry in names.walk(state) if isinstance(entry, whole.Entry)]
-        # Memory that nobody touches takes none.
-        tensors = {entry.name: self._empty(entry) for entry in entries if entry.tensor}
-        records = []
-        for entry in entries:
-            if entry.tensor and tensors[entry.name].nbytes:
-                records.append(Record(entry.name, self.size, tensors[entry.name].untyped_storage()))
-                self._entries.append(entry)
-                self._starts.append(self.size)
-                self.size += tensors[entry.name].nbytes
-        values = whole.values(folder, self._metadata, entries)
-        self.found = Skeleton(whole.replaced(state, {**tensors, **values}), records)
+        self._tensors: list[Entry] = []
+        end = 0
+        for entry in self._entries:
+            if entry.tensor is not None and (size := _nbytes(entry)):
+                self._starts.append(end)
+                self._tensors.append(entry)
+                end += size
+        self.size = end
 
     @property
     def kept(self) -> int:
         """How many bytes are kept."""
         return 0
 
+    @property
+    def shards(self) -> set[str]:
+        """The names of the files that the manifest names."""
+        return {place.relative_path for place in self.metadata.storage_data.values()}
+
+    @property
+    def stored(self) -> int:
+        """How many bytes its items take, each counted once."""
+        places = self.metadata.storage_data.values()
+        return sum({(place.relative_path, place.offset): place.length for place in places}.values())
+
+    def close(self) -> None:
+        """Close the files that were read."""
+        self.folder.close()
+
+    def loaded(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
+        """As of ``Assembled``."""
+        return whole.read(
+            self.folder,
+            self.metadata,
+            keys=keys,
+            map_location=map_location,
+            weights_only=weights_only,
+            advance=self.advance,
+        )
+
+    def skeleton(self, *, weights_only: bool = True) -> Skeleton:
+        """As of ``Assembled``; the memory of the tensors takes none before it is written to."""
+        tensors = {
+            entry.name: whole.empty(self.folder, self.metadata, entry) for entry in self._entries if entry.tensor
+        }
+        records = [
+            Record(entry.name, start, tensors[entry.name].untyped_storage(), self._crc32(entry))
+            for start, entry in zip(self._starts, self._tensors, strict=True)
+        ]
+        values = whole.values(self.folder, self.metadata, self._entries, weights_only=weights_only)
+        return Skeleton(whole.replaced(self._state, {**tensors, **values}), records)
+
+    def described(self) -> CheckpointInfo:
+        """As of ``Assembled``."""
+        return whole.describe(self.folder, self.metadata)
+
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """As of ``Source``; no span reaches over the end of a tensor."""
-        numbers = [bisect.bisect_right(self._starts, start) - 1 for start, _ in spans]
-        self._fill(sorted({number for number, (_, memory) in zip(numbers, spans, strict=True) if len(memory)}))
-        for number, (start, memory) in zip(numbers, spans, strict=True):
-            if len(memory):
-                first = start - self._starts[number]
-                memory[:] = memory_of(self._filled[number].untyped_storage())[first : first + len(memory)]
-                self.advance(len(memory))
+        """As of ``Source``; spans begin and end with elements of tensors."""
+        wanted = [each for start, memory in spans if memory for each in self._wanted(start, memory)]
+        read_tensors(self.folder, wanted, advance=self.advance)
         return [zlib_ng.crc32(memory) for _, memory in spans] if crc32 else []
 
-    def _fill(self, numbers: list[int]) -> None:
-        self._filled = {number: tensor for number, tensor in self._filled.items() if number in numbers}
-        made = {number: self._empty(self._entries[number]) for number in numbers if number not in self._filled}
-        parts = [whole.wanted(self._folder, self._metadata, self._entries[n], tensor) for n, tensor in made.items()]
-        read_tensors(self._folder, [each for of_tensor in parts for each in of_tensor])
-        self._filled |= made
+    def _wanted(self, start: int, memory: memoryview) -> Iterator[Wanted]:
+        """The parts of chunks that a span of a tensor consists of."""
+        number = bisect.bisect_right(self._starts, start) - 1
+        entry = self._tensors[number]
+        assert entry.tensor is not None
+        target = torch.frombuffer(memory, dtype=torch.uint8).view(entry.tensor.properties.dtype)
+        first = (start - self._starts[number]) // target.itemsize
+        done = 0
+        for box in boxes_of(tuple(entry.tensor.size), first, first + target.numel()):
+            part = target[done : done + box.count].view(box.lengths)
+            done += box.count
+            for chunk in entry.tensor.chunks:
+                yield from self._of_chunk(entry, chunk, box, part)
 
-    def _empty(self, entry: whole.Entry) -> torch.Tensor:
-        return whole.empty(self._folder, self._metadata, entry)
+    def _of_chunk(self, entry: Entry, chunk: ChunkStorageMetadata, box: Box, part: torch.Tensor) -> Iterator[Wanted]:
+        """What a chunk has of a box of its tensor."""
+        begins = []
+        for dimension, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+            own = box.start[dimension]
+            begin, end = max(own, offset), min(own + box.lengths[dimension], offset + size)
+            if begin >= end:
+                return
+            part = part.narrow(dimension, begin - own, end - begin)
+            begins.append(begin - offset)
+        place = whole.stored(self.folder, self.metadata, MetadataIndex(entry.name, chunk.offsets))
+        yield Wanted(entry.name, place, tuple(begins), part)
+
+    def _crc32(self, entry: Entry) -> int | None:
+        """That of a tensor's bytes, where the manifest tells those of its parts, and these follow each other."""
+        assert entry.tensor is not None
+        shape, dtype = tuple(entry.tensor.size), entry.tensor.properties.dtype
+        crc, rows = 0, 0
+        for chunk in sorted(entry.tensor.chunks, key=lambda each: tuple(each.offsets)):
+            plain = plain_of(whole.stored(self.folder, self.metadata, MetadataIndex(entry.name, chunk.offsets)))
+            if plain is None or plain.crc32 is None or (plain.dtype, plain.shape) != (dtype, tuple(chunk.sizes)):
+                return None
+            if shape and not (chunk.offsets[0] == rows and _has_rows(chunk, shape)):
+                return None
+            rows += chunk.sizes[0] if shape else 0
+            crc = zlib_ng.crc32_combine(crc, plain.crc32, plain.nbytes)
+        return crc
+
+
+def _has_rows(chunk: ChunkStorageMetadata, shape: Sequence[int]) -> bool:
+    """Whether a chunk is cut in the first dimension alone."""
+    return tuple(chunk.sizes[1:]) == tuple(shape[1:])
+
+
+def _nbytes(entry: Entry) -> int:
+    assert entry.tensor is not None
+    return entry.tensor.size.numel() * entry.tensor.properties.dtype.itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from fsspec_csx.formats import names
 from fsspec_csx.formats.names import Choice, Keys
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.inspection import CheckpointInfo, TensorInfo
-from fsspec_csx.sharded import manifest
 from fsspec_csx.sharded.folder import Folder
 from fsspec_csx.sharded.manifest import Place
 from fsspec_csx.sharded.reading import Wanted, check_shards, load_bytes, read_bytes, read_tensors
@@ -33,18 +33,22 @@ class Entry:
 
 def read(
     folder: Folder,
+    metadata: Metadata,
     *,
     keys: Keys | None = None,
     map_location: Any = None,
     weights_only: bool = True,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Any:
     """What a sharded checkpoint holds, or a part of it.
 
     Args:
         folder: where it lies.
+        metadata: its manifest.
         keys: as of ``checkpoint.load``.
         map_location: the device of the tensors, or its name; None for the CPU.
         weights_only: as of ``torch.load``; if False, values that are no tensors may run any code.
+        advance: is told how many bytes of tensors were read, many times.
 
     Raises:
         CheckpointError: if it is not what it should be.
@@ -54,7 +58,6 @@ def read(
     if not isinstance(map_location, (str, torch.device, type(None))):
         msg = f"{folder.name} is sharded, and its tensors have no locations to map. Give a device, or its name."
         raise TypeError(msg)
-    metadata = manifest.read(folder)
     state = nested(metadata)
     if keys is not None:
         state = names.select(state, Choice(state, keys, folder.name))
@@ -62,18 +65,21 @@ def read(
     filled = {entry.name: empty(folder, metadata, entry, map_location) for entry in entries if entry.tensor}
     parts = [wanted(folder, metadata, entry, filled[entry.name]) for entry in entries if entry.tensor]
     if map_location is None or torch.device(map_location).type != "meta":
-        read_tensors(folder, [each for of_tensor in parts for each in of_tensor])
+        read_tensors(folder, [each for of_tensor in parts for each in of_tensor], advance=advance)
     return replaced(state, {**filled, **values(folder, metadata, entries, weights_only=weights_only)})
 
 
-def describe(folder: Folder) -> CheckpointInfo:
-    """What a sharded checkpoint holds, without its tensors' data.
+def describe(folder: Folder, metadata: Metadata) -> CheckpointInfo:
+    """What a sharded checkpoint holds, without its tensors' data; its size is that of its items.
+
+    Args:
+        folder: where it lies.
+        metadata: its manifest.
 
     Raises:
         CheckpointError: if it is not what it should be.
         OSError: what the filesystem raised; FileNotFoundError is among it.
     """
-    metadata = manifest.read(folder)
     named = [(name, entry) for name, entry in names.walk(nested(metadata)) if isinstance(entry, Entry)]
     tensors = {
         name: TensorInfo(

@@ -26,10 +26,13 @@ class Shard:
         file: a binary file object; ``write_borrowed`` is used where it has one.
         name: its name in the folder of the checkpoint.
         held: whether the tensors stay as they are until the file is closed, so that their memory may be sent later.
+        advance: is told how many bytes were written, many times.
     """
 
-    def __init__(self, file: Any, name: str, *, held: bool) -> None:
-        self._file = WatchedWriter(file, lambda count: None)
+    def __init__(
+        self, file: Any, name: str, *, held: bool, advance: Callable[[int], object] = lambda count: None
+    ) -> None:
+        self._file = WatchedWriter(file, advance)
         self._name = name
         self._held = held
         self._position = 0
