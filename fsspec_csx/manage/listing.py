@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -56,11 +56,11 @@ def checkpoints(
     place = Root(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
     found = []
-    of_cerebras = [folder for folder, files in folders.items() if folder and kinds.CEREBRAS in map(_base, files)]
+    of_cerebras = {folder: None for folder, files in folders.items() if folder and kinds.CEREBRAS in map(_base, files)}
     whole = side_by_side(place.fs, lambda folder: cerebras.finished(place, folder), of_cerebras)
     unfinished = {folder for folder, is_whole in zip(of_cerebras, whole, strict=True) if not is_whole}
     for folder, files in folders.items():
-        if folder in unfinished:
+        if folder in unfinished or _is_below(folder, of_cerebras):
             continue
         # The root is no checkpoint below itself.
         if folder and (sharded := _sharded(place, folder, files)):
@@ -93,8 +93,9 @@ def _folders(place: Root) -> dict[str, list[File]]:
     def scan(folder: str) -> list[File]:
         if s3.is_s3(place.fs):
             first, more = s3.first_page(place.fs, place.inner(folder), folder)
-            # A folder may hold millions of other files; manifests come early in the order of names.
-            if not more or not kinds.is_sharded(map(_base, first)):
+            # A folder may hold millions of other files. Manifests come early in the order of names, but for one.
+            metadata = place.inner(f"{folder}{kinds.CEREBRAS}")
+            if not more or not (kinds.is_sharded(map(_base, first)) or s3.lists(place.fs, metadata)):
                 return first
         try:
             return place.scan(folder)[0]
@@ -118,6 +119,12 @@ def _sharded(place: Root, folder: str, files: Sequence[File]) -> Found | None:
     modified = max((file.modified for file in held if file.modified), default=None)
     size = sum(file.size or 0 for file in held)
     return Found(place.path_of(name), kinds.step_of(name), modified, size, len(held), True)
+
+
+def _is_below(folder: str, others: Collection[str]) -> bool:
+    """Whether a folder is in one of others, by their names with slashes at their ends."""
+    ends = [place + 1 for place, letter in enumerate(folder) if letter == "/"]
+    return any(folder[:end] in others for end in ends[:-1])
 
 
 def _single(place: Root, files: Sequence[File]) -> Iterator[Found]:

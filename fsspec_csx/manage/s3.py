@@ -62,6 +62,18 @@ def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
     return files, bool(answer.get("IsTruncated"))
 
 
+def lists(fs: Any, path: str) -> bool:
+    """Whether there is an object of this very path, by one request for a listing.
+
+    Args:
+        fs: an S3 filesystem.
+        path: bucket and key.
+    """
+    bucket, key, _ = fs.split_path(path)
+    answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+    return any(each["Key"] == key for each in answer.get("Contents", []))
+
+
 def remove(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
     """Delete objects, whatever their names look like.
 
