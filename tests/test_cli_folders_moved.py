@@ -18,7 +18,6 @@ from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.formats import cerebras_folder
-from fsspec_csx.manage import deleting
 from fsspec_csx.manage.listing import checkpoints, latest
 from fsspec_csx.testing import LocalS3
 
@@ -129,21 +128,6 @@ def test_deleted(held: str, fs: CSXFileSystem, capsys: pytest.CaptureFixture[str
     assert gone["files"] == len(KEYS) + 1
     assert left(f"s3://{held}") == ["checkpoint_5.mdl0", "plain.mdl/weight"]
     assert run("delete", f"s3://{held}/plain.mdl", "--yes") == FAILED
-
-
-def test_metadata_is_deleted_first(held: str, fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything else goes, what makes it a checkpoint does."""
-    seen = []
-    remove = deleting.remove
-
-    def recorded(at: object, files: list[str]) -> dict[str, Exception]:
-        seen.append([file.rpartition("/")[2] for file in files])
-        return remove(at, files)
-
-    monkeypatch.setattr(deleting, "remove", recorded)
-    assert run("delete", f"s3://{held}/checkpoint_5.mdl", "--yes") == DONE
-    assert seen[0] == ["__METADATA__"]
-    assert not cerebras_folder.is_cerebras(fs, f"{held}/checkpoint_5.mdl")
 
 
 def test_in_processes(held: str, tmp_path: Path) -> None:

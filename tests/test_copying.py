@@ -437,6 +437,7 @@ def test_manifest_comes_last(folder: Callable[[str], str], there: str, monkeypat
         return carrying.carry(source, *args, **kwargs)
 
     monkeypatch.setattr("fsspec_csx.manage.sharded.carry", failing)
+    monkeypatch.setattr("fsspec_csx.manage.sharded._AT_A_TIME", 1)
     for path, overwrite in ((fresh, False), (target, True)):
         carried.clear()
         with pytest.raises(ConnectionResetError):

@@ -15,7 +15,6 @@ from fsspec_csx.errors import ChecksumError, CSXError
 from fsspec_csx.localfile import place, replaceable
 from fsspec_csx.manage.places import Place
 from fsspec_csx.manage.sameness import same
-from fsspec_csx.progress import Meter
 
 _PIECE = 16 * 2**20
 GOES_ON = "Give the same command again: it goes on where this one stopped."
@@ -23,13 +22,15 @@ GOES_ON = "Give the same command again: it goes on where this one stopped."
 _NOT_KNOWN = ("501", "NotImplemented")
 
 
-def carry(source: Place, target: Place, meter: Meter, *, overwrite: bool, verified: bool = False) -> int:
+def carry(
+    source: Place, target: Place, advance: Callable[[int], object], *, overwrite: bool, verified: bool = False
+) -> int:
     """Copy a file, whole or not at all; large ones from or to S3 go on where a former copy was broken off.
 
     Args:
         source: which file.
         target: what it becomes.
-        meter: is told the bytes.
+        advance: is told how many bytes moved, many times.
         overwrite: whether a file there may be replaced.
         verified: whether the source is to be deleted, and so all bytes of the copy are compared with it.
 
@@ -45,11 +46,11 @@ def carry(source: Place, target: Place, meter: Meter, *, overwrite: bool, verifi
     mode = "overwrite" if overwrite else "create"
     with _to_be_gone_on_with(source, target):
         try:
-            _carry(source, target, _Forward(meter), mode)
+            _carry(source, target, _Forward(advance), mode)
         except Exception as error:
             if not _not_known(error):
                 raise
-            _in_pieces(source, target, _Forward(meter).relative_update, mode)
+            _in_pieces(source, target, _Forward(advance).relative_update, mode)
     source.check_state(before)
     try:
         equal = same(source, target) if verified else target.state()["size"] == before["size"]
@@ -108,16 +109,16 @@ def _in_pieces(source: Place, target: Place, advance: Callable[[int], object], m
 
 
 class _Forward(Callback):  # type: ignore[misc]
-    """Tells a meter of the bytes of one file, which begins at none."""
+    """Tells of the bytes of one file, which begins at none."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, advance: Callable[[int], object]) -> None:
         super().__init__()
-        self._meter = meter
+        self._advance = advance
         self._most = 0
 
     def call(self, *args: Any, **kwargs: Any) -> None:
         # What is fetched again, as it was damaged or replaced, counts once.
-        self._meter.advance(max(0, self.value - self._most))
+        self._advance(max(0, self.value - self._most))
         self._most = max(self._most, self.value)
 
 

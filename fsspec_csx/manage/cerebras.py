@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fsspec_csx.atomic import replacing
 from fsspec_csx.errors import CheckpointError, CheckpointPathError
 from fsspec_csx.manage import kinds
 from fsspec_csx.manage.places import Place
@@ -40,6 +41,55 @@ def finished(root: Root, folder: str) -> bool:
         return True
 
 
+def begun(root: Root) -> bool:
+    """Whether a folder is one that ``begin`` made, and nobody finished.
+
+    Raises:
+        OSError: what the filesystem raised.
+    """
+    place = Place.below(root, kinds.CEREBRAS)
+    try:
+        with place.opened() as file:
+            return bool(file.read(_TAIL) == _begun())
+    except FileNotFoundError:
+        return False
+
+
+def begin(fs: Any, folder: str) -> bytes | None:
+    """Make a folder a Cerebras checkpoint that was not finished, whether it is to become one or to go.
+
+    Args:
+        fs: the filesystem; None for this machine's own.
+        folder: its path there.
+
+    Returns:
+        The metadata that there was; None if there was none.
+
+    Raises:
+        OSError: what the filesystem raised; PermissionError is among it.
+    """
+    place = Place(folder, fs, f"{folder}/{kinds.CEREBRAS}", (fs, f"{folder}/{kinds.CEREBRAS}"))
+    try:
+        with place.opened() as file:
+            former: bytes | None = file.read()
+    except FileNotFoundError:
+        former = None
+    write(fs, folder, _begun())
+    return former
+
+
+def write(fs: Any, folder: str, metadata: bytes) -> None:
+    """Write the metadata of a checkpoint.
+
+    Args:
+        fs: the filesystem; None for this machine's own.
+        folder: its path there.
+        metadata: its bytes.
+    """
+    with replacing(fs, f"{folder}/{kinds.CEREBRAS}") as file:
+        file.write(metadata)
+
+
 def check_target(source: Root, target: Root) -> None:
     """Refuse a target that cannot hold all that a checkpoint on S3 is.
 
@@ -58,6 +108,13 @@ def told_alike(one: Place, other: Place) -> bool:
     if stamps[0] is None or stamps[1] is None:
         return True
     return bool(stamps[0].headers.get("Metadata") == stamps[1].headers.get("Metadata"))
+
+
+def _begun() -> bytes:
+    """Metadata without the entry that is there when all else is."""
+    from fsspec_csx.formats.cerebras_metadata import encoded  # only here, as few folders are any
+
+    return encoded({})
 
 
 def _is_bulk(fs: Any) -> bool:

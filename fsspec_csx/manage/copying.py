@@ -149,7 +149,7 @@ def transfer(
         if moving:
             goal.make_parents()
         if not (moving and renamed(origin, goal, overwrite=overwrite)):
-            carry(origin, goal, meter, overwrite=overwrite, verified=moving)
+            carry(origin, goal, meter.advance, overwrite=overwrite, verified=moving)
             if moving:
                 origin.remove()
         meter.finish()

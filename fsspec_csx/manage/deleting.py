@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.errors import CheckpointPathError, CSXError
-from fsspec_csx.manage import kinds, s3
+from fsspec_csx.manage import cerebras, kinds, s3
 from fsspec_csx.manage.listing import Found
 from fsspec_csx.manage.roots import Root, folder_path, side_by_side
 from fsspec_csx.paths import checkpoint_path, redacted
@@ -23,6 +23,8 @@ class Target:
         fs: the filesystem; None for this machine's own.
         files: the paths of its files there.
         manifests: those of them that go first, since without them the others are no checkpoint.
+        metadata: that of a Cerebras checkpoint, which goes last, as it alone tells what the others are: until then it
+            is one that was not finished. None for other checkpoints.
         size: of all, in bytes.
         folder: the path of the folder that it is; None for a single file.
     """
@@ -33,18 +35,19 @@ class Target:
     manifests: Sequence[str]
     size: int
     folder: str | None
+    metadata: str | None = None
 
     @property
     def parts(self) -> list[str]:
-        """The files that go last: those by which a folder is known when its manifests are gone, if it has such."""
+        """The files that go late: those by which a folder is known when its manifests are gone, if it has such."""
         shards = [file for file in self.files if kinds.is_shard(file.rpartition("/")[2])]
-        return shards or [file for file in self.files if file not in self.manifests]
+        return shards or [file for file in self.files if file not in {*self.manifests, self.metadata}]
 
     @property
     def others(self) -> list[str]:
         """The files that are neither."""
-        first_and_last = {*self.manifests, *self.parts}
-        return [file for file in self.files if file not in first_and_last]
+        apart = {*self.manifests, *self.parts, self.metadata}
+        return [file for file in self.files if file not in apart]
 
     @property
     def key(self) -> tuple[int, str]:
@@ -80,6 +83,8 @@ def targets(
 def delete(doomed: Iterable[Target]) -> dict[str, Exception]:
     """Delete checkpoints: all manifests first, and the parts last, on S3 a thousand by one request.
 
+    What is left of one after a failure, or when the process is killed, is deleted by the same call again.
+
     Args:
         doomed: what ``targets`` gave.
 
@@ -89,13 +94,7 @@ def delete(doomed: Iterable[Target]) -> dict[str, Exception]:
     doomed = [*doomed]
     failed: dict[str, Exception] = {}
     for fs in {id(each.fs): each.fs for each in doomed}.values():
-        there = [each for each in doomed if each.fs is fs]
-        failed |= _delete(fs, {each.path: each.manifests for each in there})
-        failed |= _delete(fs, {each.path: each.others for each in there if each.path not in failed})
-        failed |= _delete(fs, {each.path: each.parts for each in there if each.path not in failed})
-        for each in there:
-            if each.folder is not None and each.path not in failed:
-                remove_empty(fs, each.folder)
+        failed |= _delete(fs, [each for each in doomed if each.fs is fs])
     return failed
 
 
@@ -158,10 +157,48 @@ def targets_of(
     return [each for each in found if each is not None], failed
 
 
-def _delete(fs: Any, doomed: Mapping[str, Sequence[str]]) -> dict[str, Exception]:
-    left = remove(fs, [file for files in doomed.values() for file in files])
-    first = {path: next((left[file] for file in files if file in left), None) for path, files in doomed.items()}
-    return {path: error for path, error in first.items() if error is not None}
+def _delete(fs: Any, doomed: Sequence[Target]) -> dict[str, Exception]:
+    """As ``delete``, of one filesystem."""
+    failed: dict[str, Exception] = {}
+    touched: set[str] = set()
+    first = {each.path: [*each.manifests] for each in doomed}
+    last: dict[str, list[str]] = {}
+    former: dict[str, bytes] = {}
+    for each, was in zip(doomed, side_by_side(fs, _begin, doomed), strict=True):
+        if isinstance(was, PermissionError) and each.metadata:
+            first[each.path].append(each.metadata)  # for those who may delete and not write
+        elif isinstance(was, Exception):
+            failed[each.path] = was
+        elif each.metadata:
+            last[each.path] = [each.metadata]
+            former |= {} if was is None else {each.path: was}
+
+    def go(files: Mapping[str, Sequence[str]]) -> None:
+        going = {path: those for path, those in files.items() if path not in failed}
+        left = remove(fs, [file for those in going.values() for file in those])
+        touched.update(path for path, those in going.items() if not left.keys() >= {*those})
+        wrong = {path: next((left[file] for file in those if file in left), None) for path, those in going.items()}
+        failed.update({path: error for path, error in wrong.items() if error is not None})
+
+    others, parts = {each.path: each.others for each in doomed}, {each.path: each.parts for each in doomed}
+    for files in (first, others, parts, last):
+        go(files)
+    for each in doomed:
+        if each.path not in failed:
+            remove_empty(fs, each.folder)
+        elif each.path in former and each.path not in touched:
+            cerebras.write(fs, str(each.folder), former[each.path])  # nothing could be deleted, so all is as it was
+    return failed
+
+
+def _begin(doomed: Target) -> bytes | Exception | None:
+    """Make a Cerebras checkpoint one that was not finished: the metadata that it had, or what hinders that."""
+    if doomed.folder is None or doomed.metadata is None:
+        return None
+    try:
+        return cerebras.begin(doomed.fs, doomed.folder)
+    except Exception as error:
+        return error
 
 
 def _place(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Root:
@@ -188,11 +225,13 @@ def _folder(path: str, root: Root) -> Target:
     if not kinds.is_sharded(names) and not (names and all(map(kinds.is_shard, names))):
         msg = f"{redacted(path)} is a folder, and no checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    manifests = [*map(root.inner, filter(kinds.is_manifest, names))]
+    manifests = [root.inner(name) for name in names if kinds.is_manifest(name) and name != kinds.CEREBRAS]
+    metadata = None
     if kinds.CEREBRAS in names:
+        metadata = root.inner(kinds.CEREBRAS)
         held = [file for files in root.tree().values() for file in files]
     files = [root.inner(file.name) for file in held]
-    return Target(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner())
+    return Target(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner(), metadata)
 
 
 def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
@@ -209,9 +248,9 @@ def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
     return None if info["type"] == "directory" else info.get("size") or 0
 
 
-def remove_empty(fs: Any, folder: str) -> None:
+def remove_empty(fs: Any, folder: str | None) -> None:
     """Remove a folder that was a checkpoint, if nothing else is in it; S3 has none."""
-    if s3.is_s3(fs):
+    if folder is None or s3.is_s3(fs):
         return
     try:
         os.rmdir(folder) if fs is None else fs.rmdir(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fsspec.callbacks import Callback
@@ -18,8 +18,11 @@ from fsspec_csx.manage.places import Place
 from fsspec_csx.manage.roots import Root
 from fsspec_csx.manage.sameness import same
 from fsspec_csx.paths import redacted
-from fsspec_csx.progress import Meter
+from fsspec_csx.progress import Meter, in_threads
 from fsspec_csx.record import digest
+
+_SMALL = 8 * 2**20
+_AT_A_TIME = 10
 
 
 class Shards:
@@ -46,6 +49,7 @@ class Shards:
             raise IsADirectoryError(msg)
         self.names = sorted((file.name for file in files), key=lambda name: (_is_manifest(name), name))
         self.size = sum(file.size or 0 for file in files)
+        self._small = {file.name for file in files if file.size is not None and file.size <= _SMALL}
         self.is_cerebras = kinds.CEREBRAS in self.names
 
     def target(
@@ -92,7 +96,7 @@ class Shards:
         held = _held(target)
         local = target.fs is None
         if not overwrite:
-            if any(map(_is_manifest, held)):
+            if any(map(_is_manifest, held)) and not self._goes_on(target, held):
                 raise FileExistsError(_exists(target.path))
             for name in held:
                 if local and name in self.names:
@@ -124,22 +128,54 @@ class Shards:
 
     def _carry_in_place(self, target: Root, held: list[str], meter: Meter, overwrite: bool, moving: bool) -> None:
         """Where folders cannot be renamed: the old manifest goes first, and the new one comes last."""
-        if overwrite:
-            _remove_former(target, held, self.names)
         before = self._metadata.state() if self.is_cerebras else {}
-        for name in self.names:
+        former = [*held]
+        if self.is_cerebras and (overwrite or kinds.CEREBRAS in held or not {*held} & {*self.names}):
+            cerebras.begin(target.fs, target.inner())
+            held = [name for name in held if name != kinds.CEREBRAS]
+        if overwrite:
+            _remove_former(target, held, self.names, all_parts=kinds.CEREBRAS in former)
+
+        def carry_one(name: str, advance: Callable[[int], object]) -> None:
+            there = name in held and not _is_manifest(name)
+            replaced = overwrite or name == kinds.CEREBRAS
+            self._carry_one(name, target, advance, there=there, overwrite=replaced, moving=moving)
+
+        self._carry_parts(carry_one, meter, target)
+        for name in filter(_is_manifest, self.names):
             if name == kinds.CEREBRAS:
                 self._metadata.check_state(before)  # names of objects are used again when it is saved anew
-            there = name in held and not _is_manifest(name)
-            self._carry_one(name, target, meter, there=there, overwrite=overwrite, moving=moving)
+            carry_one(name, meter.advance)
+
+    def _carry_parts(
+        self, carry_one: Callable[[str, Callable[[int], object]], None], meter: Meter, target: Root
+    ) -> None:
+        """All but the manifests, small ones side by side; large ones go in many requests each."""
+        threads = _AT_A_TIME if _bears_threads(self._root.fs) and _bears_threads(target.fs) else 1
+        parts = [name for name in self.names if not _is_manifest(name)]
+        together = [name for name in parts if name in self._small]
+        if together:
+            in_threads(carry_one, together, meter.advance, threads=threads, name="fsspec_csx-copy")
+        for name in parts:
+            if name not in self._small:
+                carry_one(name, meter.advance)
+
+    def _goes_on(self, target: Root, held: list[str]) -> bool:
+        """Whether at the target is a copy of a Cerebras checkpoint that was broken off."""
+        return self.is_cerebras and [*filter(_is_manifest, held)] == [kinds.CEREBRAS] and cerebras.begun(target)
 
     def _carry_local(self, target: Root, held: list[str], meter: Meter, overwrite: bool, moving: bool) -> None:
         """Beside the target first, and there under its name only when it is whole."""
         staging = Root(self._staging(target))
         os.makedirs(staging.inner(), exist_ok=True)
         before = _held(staging)
-        for name in self.names:
-            self._carry_one(name, staging, meter, there=name in before, overwrite=True, moving=moving)
+
+        def carry_one(name: str, advance: Callable[[int], object]) -> None:
+            self._carry_one(name, staging, advance, there=name in before, overwrite=True, moving=moving)
+
+        self._carry_parts(carry_one, meter, target)
+        for name in filter(_is_manifest, self.names):
+            carry_one(name, meter.advance)
         deleting.remove(
             None, [staging.inner(name) for name in _held(staging, leftovers=True) if name not in self.names]
         )
@@ -154,16 +190,25 @@ class Shards:
             place(staging.inner(name), target.inner(name), exclusive=not overwrite)
         shutil.rmtree(staging.inner())
 
-    def _carry_one(self, name: str, target: Root, meter: Meter, *, there: bool, overwrite: bool, moving: bool) -> None:
+    def _carry_one(
+        self,
+        name: str,
+        target: Root,
+        advance: Callable[[int], object],
+        *,
+        there: bool,
+        overwrite: bool,
+        moving: bool,
+    ) -> None:
         source, goal = Place.below(self._root, name), Place.below(target, name)
         if there:
             alike = not self.is_cerebras or cerebras.told_alike(source, goal)
             if alike and same(source, goal):  # from a copy that was broken off
-                meter.advance(source.state()["size"])
+                advance(source.state()["size"])
                 return
             if not overwrite:
                 raise FileExistsError(_exists(goal.text))
-        carry(source, goal, meter, overwrite=overwrite, verified=moving)
+        carry(source, goal, advance, overwrite=overwrite, verified=moving)
         if moving and self.is_cerebras and not cerebras.told_alike(source, goal):
             reason = f"{goal.shown} has not the user metadata of {source.shown}, of which it is a copy."
             raise ChecksumError(reason, "Keep the source, or make one file of it: cszoo checkpoint convert.")
@@ -180,24 +225,30 @@ class Shards:
         return True
 
     def _remove(self) -> None:
-        """Delete the source: its manifest first, without which it is no checkpoint."""
-        for manifests in (True, False):
-            going = [self._root.inner(name) for name in self.names if _is_manifest(name) == manifests]
-            for error in deleting.remove(self._root.fs, going).values():
-                raise error
+        """Delete the source, so that nothing half deleted looks whole."""
+        metadata = self._root.inner(kinds.CEREBRAS) if self.is_cerebras else None
+        manifests = [self._root.inner(name) for name in self.names if _is_manifest(name) and name != kinds.CEREBRAS]
+        files = [self._root.inner(name) for name in self.names]
+        doomed = deleting.Target(
+            self._root.path, self._root.fs, files, manifests, self.size, self._root.inner(), metadata
+        )
+        for error in deleting.delete([doomed]).values():
+            raise error
         folder = self._root.inner()
         if self._root.fs is None:
             for path, _, _ in os.walk(folder, topdown=False):
                 with contextlib.suppress(OSError):  # something else may be in it
                     os.rmdir(path)
-        elif not hasattr(self._root.fs, "split_path"):  # S3 has no folders
-            with contextlib.suppress(Exception):
-                self._root.fs.rmdir(folder)
 
     def _staging(self, target: Root) -> str:
         """The folder beside one of this machine in which it is made."""
         path = os.path.realpath(target.inner())
         return beside(path, digest(self._root.path, path)[:16])
+
+
+def _bears_threads(fs: Any) -> bool:
+    """Whether a filesystem, or this machine's own, can be used in many threads."""
+    return fs is None or getattr(fs, "async_impl", False)
 
 
 def _held(root: Root, *, leftovers: bool = False) -> list[str]:
@@ -209,11 +260,18 @@ def _held(root: Root, *, leftovers: bool = False) -> list[str]:
     return [name for name in files if leftovers or not kinds.is_leftover(_last(name))]
 
 
-def _remove_former(target: Root, held: list[str], names: list[str]) -> None:
-    """Remove a former checkpoint's manifests, and then its parts that the new one has not."""
+def _remove_former(target: Root, held: list[str], names: list[str], *, all_parts: bool = False) -> None:
+    """Remove a former checkpoint's manifests, and then its parts that the new one has not.
+
+    Args:
+        target: the folder.
+        held: the names of the files in it.
+        names: those of the new one.
+        all_parts: whether all files there are its parts, as those of a Cerebras checkpoint are.
+    """
     manifests = [name for name in held if _is_manifest(name)]
-    is_cerebras = kinds.CEREBRAS in held
-    parts = [name for name in held if is_cerebras or kinds.is_shard(_last(name))]
+    all_parts |= kinds.CEREBRAS in held
+    parts = [name for name in held if all_parts or kinds.is_shard(_last(name))]
     shards = [name for name in parts if name not in (*names, *manifests)]
     for going in (manifests, shards):
         for error in deleting.remove(target.fs, [target.inner(name) for name in going]).values():
