@@ -35,7 +35,7 @@ def python() -> list[str]:
 
 @cache
 def _server() -> str:
-    """Start the process that forks. It ends with this one.
+    """Start the process that forks. It ends with this one, however this ends, and removes the socket's folder.
 
     Returns:
         The path of the socket that it listens on.
@@ -44,14 +44,14 @@ def _server() -> str:
     import subprocess
     import tempfile
 
-    folder = tempfile.TemporaryDirectory(prefix="forked-")
-    address = f"{folder.name}/socket"
+    folder = tempfile.mkdtemp(prefix="forked-")
+    address = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(address)
         listener.listen()
         command = [sys.executable, "-c", "exec(*__import__('forked').serve())", str(listener.fileno())]
         # numpy's library would keep threads.
-        environment = {**os.environ, "HOME": folder.name, "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**os.environ, "HOME": folder, "OPENBLAS_NUM_THREADS": "1"}
         server = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -60,12 +60,7 @@ def _server() -> str:
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-
-    def stop() -> None:
-        server.communicate()
-        folder.cleanup()
-
-    atexit.register(stop)
+    atexit.register(server.communicate)
     return address
 
 
@@ -82,6 +77,7 @@ def serve() -> tuple[CodeType, dict[str, Any]]:
     import gc
     import importlib
     import select
+    import shutil
 
     for name in _TORCH:
         importlib.import_module(name)
@@ -102,6 +98,7 @@ def serve() -> tuple[CodeType, dict[str, Any]]:
                 break
             connection.close()
         else:
+            shutil.rmtree(os.path.dirname(listener.getsockname()))
             sys.exit()
     told, files, *_ = socket.recv_fds(connection, _MOST, 3)
     if child := os.fork():
