@@ -62,14 +62,14 @@ def seen_unfinished(url: str) -> None:
 # -- delete ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_killed_deletion(url: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at any point, it is a checkpoint that was not finished, and the same command deletes the rest."""
     with monkeypatch.context() as patch:
         killed_at(patch, deleting, "remove", call)
         with pytest.raises(Killed):
             main(["checkpoint", "delete", url, "--yes"])
-    assert left(url) == (["__METADATA__"] if call == 3 else KEYS)
+    assert left(url) == (["__METADATA__"] if call == 4 else KEYS)
     seen_unfinished(url)
     assert main(["checkpoint", "delete", url, "--yes"]) == 0
     assert left(url) == []
