@@ -134,7 +134,7 @@ def skeleton(
     except Exception as error:
         if (reader is not None and reader.failure is error) or isinstance(error, CheckpointError):
             raise
-        explained = _explain(error, WatchedReader(source.file, source.size), name, weights_only)
+        explained = _explain(error, WatchedReader(source.file, source.size), name, map_location, weights_only)
         if explained is None:
             raise
         raise explained from error
@@ -165,12 +165,15 @@ def complete(source: Source, found: Skeleton, *, name: str) -> None:
         raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
 
 
-def _explain(error: Exception, file: WatchedReader, name: str, weights_only: bool) -> CheckpointError | None:
+def _explain(
+    error: Exception, file: WatchedReader, name: str, map_location: MAP_LOCATION, weights_only: bool
+) -> CheckpointError | None:
     """The error of ours for what torch.load raised; None if the file is not at fault."""
     if isinstance(error, _NOT_THE_FILE):
         return None
     if _while_placing(error):
-        if not isinstance(error, TypeError) and "don't know how to restore data location" not in str(error):
+        named = map_location is None and "don't know how to restore data location" in str(error)  # by the file
+        if not (named or isinstance(error, TypeError)):
             return None
         reason = f"{name} has a storage on a device of which torch {torch.__version__} does not know the kind."
         return InvalidCheckpointError(reason, "Load it with map_location='cpu', or save it again from a CPU.")

@@ -11,8 +11,8 @@ from kills import ENDS, SERVER_KILLED, SERVER_PAUSED, kills
 
 from fsspec_csx.testing import LocalS3
 
-SEED, COUNT = 4, 16
-"""With these, each operation is ended twice, if it takes long enough."""
+SEED, COUNT = 4, 8
+"""With these, each operation is ended once, if it takes long enough."""
 
 
 @pytest.mark.timeout(600)
