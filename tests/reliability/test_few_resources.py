@@ -65,7 +65,10 @@ def run(folder: str, target: Path, limit: str, options: dict[str, Any]) -> subpr
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
-@pytest.mark.parametrize(("limit", "options"), CASES, ids=[limit for limit, _ in CASES])
+@pytest.mark.parametrize(
+    ("limit", "options"),
+    [pytest.param(*case, id=case[0], marks=[] if case[0] in ("files", "none") else pytest.mark.long) for case in CASES],
+)
 def test_little_suffices(
     environment: LocalS3, bucket: str, tmp_path: Path, limit: str, options: dict[str, Any]
 ) -> None:

@@ -100,7 +100,7 @@ def test_threads_write_one_path(place: str, writers: int) -> None:
     assert leftovers(place, older_than=NOW) == []
 
 
-@pytest.mark.parametrize("writers", WRITERS)
+@pytest.mark.parametrize("writers", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_processes_write_one_path(place: str, environment: LocalS3, clean: CleanProcess, writers: int) -> None:
     """So it is with processes."""
     path = f"{place}/x.mdl"

@@ -69,8 +69,8 @@ def test_memory(clean: CleanProcess, server: LocalS3, bucket: str) -> None:
     assert not status, said
     told = json.loads(said)
     assert told["save"] < 32, told
-    assert told["load"] < 32, told
-    assert 8 < told["write"] < 80, told
+    assert -32 < told["load"] < 32, told  # so the 200 MiB that were loaded have been seen
+    assert told["write"] < 80, told
 
 
 def at_a_time(proxy: FaultProxy, method: str, query: str = "") -> int:
