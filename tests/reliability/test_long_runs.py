@@ -35,7 +35,7 @@ class Held:
         descriptors: open files and connections.
         tasks: of the event loop.
         instances: of the filesystem, in fsspec's cache.
-        ours: objects of this package's classes, but for those that asyncio's cancelled timers hold, some hundred of them.
+        ours: objects of this package, but for those that cancelled timers of asyncio hold, some hundred of them.
         objects: all that the garbage collector knows of.
         memory: resident, in bytes.
     """
