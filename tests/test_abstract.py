@@ -29,10 +29,12 @@ class TestCopy(abstract.AbstractCopyTests, CSXFixtures):  # type: ignore[misc]
     """cp within S3."""
 
 
+@pytest.mark.long
 class TestGet(abstract.AbstractGetTests, CSXFixtures):  # type: ignore[misc]
     """get from S3."""
 
 
+@pytest.mark.long
 class TestPut(abstract.AbstractPutTests, CSXFixtures):  # type: ignore[misc]
     """put to S3."""
 

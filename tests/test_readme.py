@@ -78,6 +78,7 @@ def test_environment_recipe_comes_after_a_write() -> None:
     assert "s3://my-bucket/" in first
 
 
+@pytest.mark.long
 def test_quickstart(tmp_path: Path) -> None:
     """The first set-up line's script saves, resumes in a fresh process with the same loss, and leaves nothing."""
     script = (PROJECT / "examples" / "quickstart.py").read_text()

@@ -96,6 +96,7 @@ def test_check_sees_what_is_not_as_saved(target: Target) -> None:
     assert "instead of torch.float32 (131072,)" in str(run(Task("s3fs", "load", other, target, check=True)).error)
 
 
+@pytest.mark.long
 @WITH_NGINX
 @pytest.mark.parametrize(("peer", "saves", "loads"), [("sockets", 2, 2), ("s3fs-safetensors", 1, 2)])
 def test_requests_are_counted_and_what_is_dropped_had_come(

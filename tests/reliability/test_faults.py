@@ -73,6 +73,7 @@ def test_kind(trials: Bench, fitting: dict[str, dict[str, int]], kind: str) -> N
     assert outcome.faults == (kind,)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

@@ -68,7 +68,7 @@ def check_object(server: NullServer, path: str, size: int) -> None:
 # -- written -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [4 * GIB + 100 * MIB, LONG])
+@pytest.mark.parametrize("size", [pytest.param(4 * GIB + 100 * MIB, marks=pytest.mark.long), LONG])
 def test_written_to_a_file(null: NullServer, size: int) -> None:
     """What is written through open, of a length that nobody knows before, is sent in parts that grow."""
     fs = null.filesystem()
