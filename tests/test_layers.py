@@ -27,11 +27,12 @@ ROWS = [
     {"partial", "uploading"},
     {"connection", "interrupt", "localfile", "whole"},
     {"file"},
+    {"reading"},
     {"readahead", "writer"},
     {"multipart", "straight"},
     {"credentials", "doubt", "explain", "settings", "transfer"},
     {"payload", "ranges", "redaction"},
-    {"checksum", "errors", "inspection", "record"},
+    {"checksum", "errors", "inspection", "record", "waiting"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 
