@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from fsspec_csx.checkpoint import load, save
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import safetensors, sniff
+from fsspec_csx.formats import safetensors_layout, safetensors_reading, safetensors_writing, sniff
 from fsspec_csx.formats.skeleton import Skeleton
 from fsspec_csx.formats.source import Source
 
@@ -54,13 +54,13 @@ def ignore(count: int) -> None:
 def written(obj: object) -> bytes:
     """The bytes that write makes of an object."""
     buffer = io.BytesIO()
-    safetensors.write(obj, buffer, advance=ignore)
+    safetensors_writing.write(obj, buffer, advance=ignore)
     return buffer.getvalue()
 
 
 def skeleton_of(data: bytes) -> Skeleton:
     """What skeleton makes of a file that is named x."""
-    return safetensors.skeleton(Source(io.BytesIO(data), len(data)), name="x")
+    return safetensors_reading.skeleton(Source(io.BytesIO(data), len(data)), name="x")
 
 
 def read(data: bytes) -> Any:
@@ -127,13 +127,13 @@ def test_what_the_official_library_writes(state: dict[str, torch.Tensor]) -> Non
 def test_the_official_library_reads(tmp_path: Any, state: dict[str, torch.Tensor]) -> None:
     """The official library reads what we write, from a file."""
     with open(tmp_path / "x.safetensors", "wb") as file:
-        safetensors.write(state, file, advance=ignore)
+        safetensors_writing.write(state, file, advance=ignore)
     assert same(official.load_file(tmp_path / "x.safetensors"), state)
 
 
 def test_every_dtype_is_known() -> None:
     """Both sides are tested with each dtype that torch and the format share."""
-    assert set(safetensors._DTYPES.values()) == set(DTYPES)
+    assert set(safetensors_layout.DTYPES.values()) == set(DTYPES)
 
 
 @pytest.mark.parametrize("kind", [OrderedDict, MappingProxyType])
@@ -205,7 +205,7 @@ def test_large_copies_are_made_in_pieces(shape: tuple[int, ...]) -> None:
     """A large tensor that has to be copied never is as a whole."""
     tensor = torch.arange(2 * torch.Size(shape).numel(), dtype=torch.int32).reshape(*shape, 2)[..., 1]
     file = Pieces()
-    safetensors.write({"x": tensor}, file, advance=ignore)
+    safetensors_writing.write({"x": tensor}, file, advance=ignore)
     assert max(file.sizes) <= 16 * MIB
     assert len(file.sizes) > 2
     assert file.getvalue()[-tensor.nbytes :] == memoryview(tensor.contiguous().numpy()).cast("B")
@@ -215,7 +215,7 @@ def test_memory_is_handed_on_uncopied() -> None:
     """The memory of a tensor that lies as in the file is lent; copies are written."""
     lent, small, turned = torch.ones(2**15), torch.zeros(8), torch.rand(200, 100).t()
     file, told = Borrowing(), list[int]()
-    safetensors.write({"a": lent, "b": small, "c": turned}, file, advance=told.append)
+    safetensors_writing.write({"a": lent, "b": small, "c": turned}, file, advance=told.append)
     assert file.borrowed == [lent.data_ptr(), small.data_ptr()]
     assert file.sizes[1:] == [turned.nbytes]
     assert sum(told) == len(file.getvalue()) + lent.nbytes + small.nbytes
@@ -224,7 +224,7 @@ def test_memory_is_handed_on_uncopied() -> None:
 def test_lent_memory_stays() -> None:
     """What was lent is there even if the tensors have gone, and shows their changes."""
     file, tensor = Borrowing(), torch.ones(2**15)
-    safetensors.write({"x": tensor}, file, advance=ignore)
+    safetensors_writing.write({"x": tensor}, file, advance=ignore)
     tensor.fill_(2)
     del tensor
     again = torch.zeros(2**15)
@@ -242,7 +242,7 @@ def test_memory_is_not_copied_for_a_plain_file() -> None:
                 seen.append((ctypes.addressof(ctypes.c_char.from_buffer(data)), data.nbytes))
             return super().write(data)
 
-    safetensors.write({"x": tensor}, Seeing(), advance=ignore)
+    safetensors_writing.write({"x": tensor}, Seeing(), advance=ignore)
     assert seen == [(tensor.data_ptr(), tensor.nbytes)]
 
 
@@ -254,7 +254,7 @@ def test_short_writes() -> None:
             return super().write(memoryview(data)[:100])
 
     file, state = Short(), {"x": torch.rand(1000), "y": torch.rand(30, 40).t()}
-    safetensors.write(state, file, advance=ignore)
+    safetensors_writing.write(state, file, advance=ignore)
     assert file.getvalue() == written(state)
 
 
@@ -309,7 +309,7 @@ def test_refused(obj: Any, said: str) -> None:
     """What the format cannot hold is named, with what to do, before anything is written."""
     file = Pieces()
     with pytest.raises(ValueError, match=r"[.] (Save|Rename|Run)") as caught:
-        safetensors.write(obj, file, advance=ignore)
+        safetensors_writing.write(obj, file, advance=ignore)
     assert said in str(caught.value)
     assert not file.sizes
 
@@ -350,7 +350,7 @@ def test_empty_parts_share_nothing() -> None:
 
 def test_a_header_too_long_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """More header than any reader accepts is not written."""
-    monkeypatch.setattr(safetensors, "_HEADER_MAX", 200)
+    monkeypatch.setattr(safetensors_writing, "HEADER_MAX", 200)
     assert written({"x": torch.ones(1)})
     with pytest.raises(ValueError, match=r"would take 288 bytes, more than the 200 allowed\. Shorten the names"):
         written({"x" * 200: torch.ones(1)})
@@ -406,7 +406,7 @@ def test_no_further_read() -> None:
     file = Asked(written({"x": torch.ones(MIB)}))
     source = Source(file, len(file.getvalue()))
     file.spans.clear()
-    safetensors.skeleton(source, name="x")
+    safetensors_reading.skeleton(source, name="x")
     assert file.spans == []
 
 
@@ -417,7 +417,7 @@ def test_a_long_header_takes_one_more_read() -> None:
     file = Asked(data)
     source = Source(file, len(data))
     file.spans.clear()
-    found = safetensors.skeleton(source, name="x")
+    found = safetensors_reading.skeleton(source, name="x")
     length = int.from_bytes(data[:8], "little")
     assert length > MIB
     assert file.spans == [(8, length)]
@@ -443,7 +443,7 @@ LENIENT = {
 def test_other_writers(data: bytes) -> None:
     """What the official library never writes, but reads, we read as it does."""
     assert same(read(data), official.load(data))
-    assert safetensors.is_safetensors(data[: sniff.HEAD], len(data))
+    assert safetensors_layout.is_safetensors(data[: sniff.HEAD], len(data))
 
 
 # Those that the official library reads all the same.
@@ -598,17 +598,17 @@ def test_errors_of_the_file_come_out_as_themselves(error: BaseException) -> None
             raise error
 
     with pytest.raises(type(error)) as caught:
-        safetensors.skeleton(Source(Failing(), 100), name="x")
+        safetensors_reading.skeleton(Source(Failing(), 100), name="x")
     assert caught.value is error
     with pytest.raises(type(error)) as caught:
-        safetensors.write({"x": torch.ones(1)}, Failing(), advance=ignore)
+        safetensors_writing.write({"x": torch.ones(1)}, Failing(), advance=ignore)
     assert caught.value is error
 
 
 def test_a_header_of_any_length_is_known() -> None:
     """A safetensors file is known as one even if its header is longer than it may be."""
-    assert safetensors.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9 + 8)
-    assert not safetensors.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9)
+    assert safetensors_layout.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9 + 8)
+    assert not safetensors_layout.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9)
 
 
 def test_other_files_are_none() -> None:
@@ -624,14 +624,14 @@ def test_other_files_are_none() -> None:
         bytes(8) + b"{}",
         bytes(600),
     ):
-        assert not safetensors.is_safetensors(data[: sniff.HEAD], len(data))
+        assert not safetensors_layout.is_safetensors(data[: sniff.HEAD], len(data))
 
 
 def test_a_file_cut_short_is_known() -> None:
     """A safetensors file is known as one even where its header has lost its end."""
     data = written(STATES["all dtypes"])
-    assert safetensors.is_safetensors(data[:9], 9)
-    assert not safetensors.is_safetensors(data[:8], 8)
+    assert safetensors_layout.is_safetensors(data[:9], 9)
+    assert not safetensors_layout.is_safetensors(data[:8], 8)
 
 
 # -- by save and load --------------------------------------------------------------------------------------------------

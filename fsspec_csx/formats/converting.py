@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.formats import names, reading, safetensors, sniff, torch_archive, torch_zip
+from fsspec_csx.formats import (
+    names,
+    reading,
+    safetensors_layout,
+    safetensors_reading,
+    safetensors_writing,
+    sniff,
+    torch_archive,
+    torch_zip,
+)
 from fsspec_csx.formats.assembled import Assembled
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.names import Choice, Keys, place_of
@@ -72,7 +81,7 @@ class Converting:
             tensors, self.dropped = _flat(obj, name, drop_values)
             self._written: _SafetensorsFile | _TorchFile = _SafetensorsFile(tensors, told, source, recast, damaged)
             # Only now, as it takes tensors that a file can hold.
-            self.separated = tuple(sorted({second for _, second in safetensors.overlapping(tensors)}))
+            self.separated = tuple(sorted({second for _, second in safetensors_writing.overlapping(tensors)}))
         else:
             self._written = _TorchFile(obj, source, recast, damaged)
         present = [value for _, value in names.walk(obj) if isinstance(value, torch.Tensor)]
@@ -144,7 +153,7 @@ class _SafetensorsFile:
         recast: Recast,
         damaged: Callable[[Record], Exception],
     ) -> None:
-        self._header, order = safetensors.outlined(tensors, recast.dtype_of, told)
+        self._header, order = safetensors_writing.outlined(tensors, recast.dtype_of, told)
         runs = []
         for tensor in map(tensors.__getitem__, order):
             record = recast.record_of(tensor.untyped_storage())
@@ -164,10 +173,10 @@ def _skeleton(source: Source, name: str) -> tuple[Skeleton, dict[str, str]]:
     if isinstance(source, (Assembled, CerebrasSource)):
         return reading.structure(source, name), {}
     (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
-    if not safetensors.is_safetensors(head, source.size):
+    if not safetensors_layout.is_safetensors(head, source.size):
         return torch_zip.skeleton(source, name=name, map_location="cpu"), {}
-    found = safetensors.skeleton(source, name=name)
-    return found, safetensors.metadata(source)
+    found = safetensors_reading.skeleton(source, name=name)
+    return found, safetensors_reading.metadata(source)
 
 
 def _flat(obj: Any, path: str, drop_values: bool) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:

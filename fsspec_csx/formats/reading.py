@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsspec_csx.formats import names, safetensors, sniff, torch_archive, torch_zip
+from fsspec_csx.formats import names, safetensors_layout, safetensors_reading, sniff, torch_archive, torch_zip
 from fsspec_csx.formats.assembled import Assembled
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.into import Casts, fill_into
@@ -110,7 +110,7 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
         else:
             values[key] = value
     if _is_safetensors(source):
-        told = safetensors.metadata(source)
+        told = safetensors_reading.metadata(source)
         kind, writer = "safetensors", "safetensors"
     elif is_legacy(source):
         told = {}
@@ -161,7 +161,7 @@ def _without_data(source: Source, name: str) -> Any:
 
 
 def _is_safetensors(source: Source) -> bool:
-    return safetensors.is_safetensors(_head(source), source.size)
+    return safetensors_layout.is_safetensors(_head(source), source.size)
 
 
 def _head(source: Source) -> bytes:
@@ -182,7 +182,7 @@ def _skeleton(
         return torch_zip.skeleton(
             source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
         )
-    return _placed(source, safetensors.skeleton(source, name=name), name, map_location, wanted)
+    return _placed(source, safetensors_reading.skeleton(source, name=name), name, map_location, wanted)
 
 
 def _placed(source: Source, found: Skeleton, name: str, map_location: Any, wanted: Collection[int] | None) -> Skeleton:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.formats import safetensors
+from fsspec_csx.formats import safetensors_writing
 from fsspec_csx.formats.pickled import Pickled
 from fsspec_csx.formats.torch_layout import laid_out
 from fsspec_csx.formats.watched import WatchedWriter
@@ -46,7 +46,9 @@ class Saving:
             Exception: what the file or ``advance`` raised, or torch and pickle for an object that cannot be saved.
         """
         if self._safetensors:
-            safetensors.write(self._obj if self._pickled is None else self._pickled.thawed(), file, advance=advance)
+            safetensors_writing.write(
+                self._obj if self._pickled is None else self._pickled.thawed(), file, advance=advance
+            )
             return
         pickled = self._pickled
         assert pickled is not None

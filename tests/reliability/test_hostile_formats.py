@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from fsspec_csx import distributed
 from fsspec_csx.checkpoint import inspect, load
 from fsspec_csx.errors import ConfigError, InvalidCheckpointError
-from fsspec_csx.formats import json_entries, safetensors
+from fsspec_csx.formats import json_entries, safetensors_reading, safetensors_writing
 from fsspec_csx.sharded import manifest
 from fsspec_csx.sharded.folder import Folder
 from fsspec_csx.trainer import config, yaml_file
@@ -59,18 +59,21 @@ def test_long_headers(tmp_path: Path, case: str) -> None:
 
 def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header of very many tensors without bytes is refused, and not written either."""
-    monkeypatch.setattr(safetensors, "_TENSORS_MAX", 100)
+    for module in (safetensors_reading, safetensors_writing):
+        monkeypatch.setattr(module, "TENSORS_MAX", 100)
     path = tmp_path / "x.safetensors"
     path.write_bytes(of_header(b"{" + b",".join(EMPTY % number for number in range(101)) + b"}"))
     with pytest.raises(InvalidCheckpointError, match="more than 100 tensors"):
         load(path)
     with pytest.raises(ValueError, match="which takes 100"):
-        safetensors.write({str(number): torch.zeros(0) for number in range(101)}, path, advance=lambda count: None)
+        safetensors_writing.write(
+            {str(number): torch.zeros(0) for number in range(101)}, path, advance=lambda count: None
+        )
 
 
 def test_a_long_header_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is the same, whether its header is read at once or entry by entry."""
-    monkeypatch.setattr(safetensors, "_AT_ONCE_MAX", 0)
+    monkeypatch.setattr(safetensors_reading, "_AT_ONCE_MAX", 0)
     entry = '{"dtype": "F32", "x": [1.5, {"y": "}"}],\n "shape": [1], "data_offsets": [%d, %d]}'
     header = (
         f'{{ "é\\u0041" :{entry % (0, 4)},\t"__metadata__": {{"a": "b{"x" * 1000}"}} , "b😀":{entry % (4, 8)} }} \n'

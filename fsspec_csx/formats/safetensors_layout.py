@@ -1,0 +1,76 @@
+"""What is common to safetensors files, read and written: a header that says all, then the tensors' bytes.
+
+Format: https://huggingface.co/docs/safetensors#format
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+LENGTH = 8
+HEADER_MAX = 100_000_000  # bytes; the format's own limit
+TENSORS_MAX = 250_000
+METADATA = "__metadata__"
+_NAME_SHOWN = 80
+# In the order in which the format has them written: those of the largest alignment first.
+_NAMES = {
+    "U64": "uint64",
+    "I64": "int64",
+    "F64": "float64",
+    "C64": "complex64",
+    "F32": "float32",
+    "U32": "uint32",
+    "I32": "int32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "U16": "uint16",
+    "I16": "int16",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I8": "int8",
+    "U8": "uint8",
+    "F4": "float4_e2m1fn_x2",
+    "BOOL": "bool",
+}
+DTYPES: dict[str, torch.dtype] = {label: getattr(torch, name) for label, name in _NAMES.items() if hasattr(torch, name)}
+LABELS = {dtype: label for label, dtype in DTYPES.items()}
+PAIRS = "F4"  # two values to the byte: the format counts the values, torch the bytes
+
+
+def is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file that begins like this is a safetensors file, be it whole or not.
+
+    Args:
+        head: its first ``sniff.HEAD`` bytes.
+        size: its size in bytes.
+    """
+    length = int.from_bytes(head[:LENGTH], "little")
+    return head[LENGTH : LENGTH + 1] == b"{" and 2 <= length <= max(HEADER_MAX, size - LENGTH)
+
+
+def check_byte_order() -> None:
+    """Raise a NotImplementedError on a big-endian machine."""
+    if sys.byteorder != "little":
+        msg = "safetensors files are little-endian, and this machine is not. Use another suffix, such as .mdl."
+        raise NotImplementedError(msg)
+
+
+def is_text(name: str) -> bool:
+    """Whether UTF-8 can hold it; half a surrogate pair it cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(name: object) -> str:
+    """A file may name its tensors as it likes, and at any length."""
+    if isinstance(name, str) and len(name) > _NAME_SHOWN:
+        return f"{name[:_NAME_SHOWN]!r}…"
+    return repr(name)
