@@ -18,7 +18,8 @@ from fsspec_csx.errors import ChecksumError
 from fsspec_csx.explain import code_of
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.localfile import replacing
-from fsspec_csx.multipart import Upload, all_of, part_size_for
+from fsspec_csx.multipart import Upload, all_of
+from fsspec_csx.part_sizes import part_size_for
 from fsspec_csx.partial import Resuming
 from fsspec_csx.payload import Memories, Payload
 from fsspec_csx.ranges import LEAST, FileRange, Range, planned, size_for

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fsspec_csx.errors import ObjectExistsError
-from fsspec_csx.multipart import LARGEST_PART
+from fsspec_csx.part_sizes import LARGEST_PART
 from fsspec_csx.payload import single_bytes
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.reading import ReadFile

@@ -12,7 +12,8 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.connection import ConnectedS3
 from fsspec_csx.interrupt import interruptible
-from fsspec_csx.multipart import Call, Kept, Upload, all_of, part_size_for, put
+from fsspec_csx.multipart import Call, Kept, Upload, all_of, put
+from fsspec_csx.part_sizes import part_size_for
 from fsspec_csx.payload import FilePart, Memories, Payload, single_bytes
 from fsspec_csx.record import Origin, recorded
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from fsspec_csx.multipart import LARGEST_PART, PARTS, Call, Upload, part_size, put
+from fsspec_csx.multipart import Call, Upload, put
+from fsspec_csx.part_sizes import LARGEST_PART, PARTS, part_size
 from fsspec_csx.payload import Memories, Payload
 from fsspec_csx.transfer import Transfer
 

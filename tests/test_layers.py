@@ -29,7 +29,7 @@ ROWS = [
     {"file"},
     {"reading"},
     {"readahead", "writer"},
-    {"multipart", "straight"},
+    {"multipart", "part_sizes", "straight"},
     {"credentials", "doubt", "explain", "settings", "transfer"},
     {"payload", "ranges", "redaction"},
     {"checksum", "errors", "inspection", "record", "waiting"},

@@ -26,7 +26,7 @@ from fsspec_csx import bulk
 from fsspec_csx.checksum import CRC64NVME
 from fsspec_csx.errors import AccessDeniedError, ObjectExistsError
 from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.multipart import PARTS, part_size, part_size_for
+from fsspec_csx.part_sizes import PARTS, part_size, part_size_for
 from fsspec_csx.testing import LocalS3
 from fsspec_csx.transfer import PART
 

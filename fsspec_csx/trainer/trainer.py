@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from logging import Logger as PythonLogger
 from typing import Any
@@ -21,8 +19,8 @@ from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
 from fsspec_csx.trainer.passing import moved, outputs_of, several
 from fsspec_csx.trainer.precision import Precision
+from fsspec_csx.trainer.termination import Termination
 
-_TERMINATED = 143
 _UNSAID: Any = ...
 
 
@@ -96,7 +94,7 @@ class Trainer:
         self.global_step = 0
         self.stepped = self.is_last_step = self.is_fitting = False
         self.batches: Batches | None = None
-        self._terminated = False
+        self._termination = Termination()
         self.call("pre_setup")
         self.device = processes.device(device)
         processes.join(self.device)
@@ -164,7 +162,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             self.call("on_enter_fit", stack, train_dataloader, val_dataloader, loop)
             stack.enter_context(self._on_exception("on_fit_exception"))
-            stack.enter_context(self._terminable())
+            stack.enter_context(self._termination.noted())
             limit = loop.steps_per_epoch and loop.steps_per_epoch * loop.grad_accum_steps
             self.batches = Batches(train_dataloader, limit, processes.count())
             stack.callback(setattr, self, "batches", None)
@@ -207,7 +205,7 @@ class Trainer:
             batch_idx += 1
             if not self.stepped:
                 continue
-            terminated, failed = processes.together(self._terminated, self.checkpoint.failed)
+            terminated, failed = processes.together(self._termination.asked, self.checkpoint.failed)
             if failed:  # all end at the same step, with the same error
                 self.checkpoint.wait(self)
             if terminated:
@@ -356,24 +354,8 @@ class Trainer:
             self.call(hook, error)
             raise
 
-    @contextlib.contextmanager
-    def _terminable(self) -> Iterator[None]:
-        """Lets the training end in good order on SIGTERM, which spot machines and schedulers send."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: Any) -> None:
-            self._terminated = True
-
-        before = signal.signal(signal.SIGTERM, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
     def _leave(self) -> None:
         self.logger.warning("SIGTERM: the training ends after step %d.", self.global_step)
         if self.checkpoint.steps:
             self.checkpoint.save_last(self)
-        sys.exit(_TERMINATED)
+        sys.exit(Termination.STATUS)

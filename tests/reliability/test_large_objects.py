@@ -16,7 +16,7 @@ from sparse import Sparse
 
 import fsspec_csx as cstorch
 from fsspec_csx import writer
-from fsspec_csx.multipart import LARGEST_PART, LEAST_PART, PARTS, part_size, part_size_for
+from fsspec_csx.part_sizes import LARGEST_PART, LEAST_PART, PARTS, part_size, part_size_for
 from fsspec_csx.transfer import PART
 
 GIB, TIB = 2**30, 2**40
