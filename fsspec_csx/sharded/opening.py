@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import IO
 
+import fsspec
 from fsspec import AbstractFileSystem
 
-from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import opening
+from fsspec_csx.errors import CredentialsError, InvalidCheckpointError
+from fsspec_csx.formats import cerebras_folder, cerebras_hdf5, sniff
 from fsspec_csx.formats.source import Source
 from fsspec_csx.sharded.folder import MANIFEST, Folder
 
@@ -27,12 +29,12 @@ def source(
         name: what errors call the checkpoint.
 
     Raises:
-        CheckpointError: if it is a folder, and not what it should be.
+        CheckpointError: if it is a folder or a Cerebras checkpoint, and not what it should be.
         OSError: what the filesystem raised.
     """
     with contextlib.ExitStack() as stack:
         try:
-            found = stack.enter_context(opening.source(open_file, fs, path, name=name))
+            found = stack.enter_context(_file(open_file, fs, path, name))
         except (FileNotFoundError, IsADirectoryError):
             folder = Folder(fs, path, name)
             if not folder.exists(MANIFEST):
@@ -42,6 +44,39 @@ def source(
 
             found = stack.enter_context(contextlib.closing(ShardedSource(folder)))
         yield found
+
+
+@contextlib.contextmanager
+def _file(open_file: Callable[[], IO[bytes]], fs: AbstractFileSystem | None, path: str, name: str) -> Iterator[Source]:
+    """A file, or a Cerebras checkpoint where a file of its name would be."""
+    missing: OSError | None = None
+    try:
+        file = open_file()
+    except CredentialsError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        missing = error  # S3 also refuses to tell who may not list a bucket that there is no such object
+    if missing is not None:
+        if fs is None:
+            fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # it would take a '~' for someone's home
+        try:
+            with cerebras_folder.opened(fs, path, name=name) as folder:
+                if folder is None:
+                    raise missing
+                yield folder
+        finally:
+            missing = None  # its traceback leads here
+        return
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        found = Source(file, size)
+        (head,) = found.bytes_of([(0, min(size, sniff.HEAD))])
+        if not cerebras_hdf5.is_hdf5(head):
+            yield found
+            return
+        with contextlib.closing(cerebras_hdf5.source(found, name)) as hdf5:
+            yield hdf5
 
 
 def _check_finished(folder: Folder) -> None:
