@@ -142,6 +142,8 @@ class _ReadyPickler:
     def dump(self, pickled: Pickled) -> None:
         for storage in pickled.storages:
             self.persistent_id(storage)
+        if "persistent_id" in vars(type(self)):  # a class for this file alone, in a cycle with all that was noted
+            del type(self).persistent_id
         self._file.write(pickled.data)
 
 
