@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from fsspec.callbacks import Callback
-from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 
 from fsspec_csx.atomic import replacing
 from fsspec_csx.checkpoint import locate
-from fsspec_csx.distributed.calls import unwrapped
 from fsspec_csx.distributed.paths import Path, folder_at
 from fsspec_csx.distributed.writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
@@ -106,11 +104,19 @@ def from_one_file(
         writer = StorageWriter(path, storage_options=storage_options, callback=progress)
         planner = _Filling(source, found, name)
         try:
-            with unwrapped(None):
-                state_dict_saver.save(found.obj, storage_writer=writer, planner=planner, no_dist=True)
+            _save_alone(found.obj, writer, planner)
         except BaseException:
             writer.discard()
             raise
+
+
+def _save_alone(obj: dict[str, Any], writer: StorageWriter, planner: DefaultSavePlanner) -> None:
+    """As ``dcp.save`` by this process alone, which not all releases of torch can be told."""
+    planner.set_up_planner(obj, writer.storage_meta(), is_coordinator=True)
+    writer.set_up_storage_writer(True)
+    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
+    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
+    writer.finish(metadata, [writer.write_data(plan, planner).wait()])
 
 
 class _Filling(DefaultSavePlanner):
