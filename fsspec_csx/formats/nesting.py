@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.formats import sniff, sparse
 
 DEPTH = 200
 """How deep a nesting may be: deeper than any state dict, and not so deep that recursion through it fails."""
@@ -26,15 +26,19 @@ def check(obj: Any, name: str) -> None:
 
     Raises:
         InvalidCheckpointError: if it is nested deeper than ``DEPTH``, if containers that lie in several others make
-            many more entries of it than there are, or if attributes of a value hide its methods.
+            many more entries of it than there are, if attributes of a value hide its methods, or if a sparse tensor
+            has indices that lead outside of it.
     """
     stack, above = [iter((obj,))], [0]
     seen: set[int] = set()
     visited = own = 0
     while stack:
         for value in stack[-1]:
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and id(value) not in seen:
+                seen.add(id(value))
                 _check_attributes(value, name)
+                if not sparse.is_sound(value):
+                    raise _refused(name, "a sparse tensor of it has indices that make no sense")
             inside = _inside(value)
             if inside is not None and id(value) not in seen:
                 seen.add(id(value))
