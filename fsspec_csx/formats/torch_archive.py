@@ -55,12 +55,14 @@ class Archive:
         data: the tensors' records, each with the position of its bytes.
         directory: the position of the zip directory.
         end: what is from there to the end of the file.
+        pickle: the record with the object.
     """
 
     small: dict[int, tuple[int, bytes]]
     data: list[tuple[Entry, int]]
     directory: int
     end: bytes
+    pickle: bytes
 
 
 def read(source: Source, name: str) -> Archive | None:
@@ -106,7 +108,7 @@ def read(source: Source, name: str) -> Archive | None:
     if offsets is None:
         return None
     held = {entry.header: (offset, content) for entry, (offset, content) in small.items()}
-    return Archive(held, list(zip(data, offsets, strict=True)), span.start, end)
+    return Archive(held, list(zip(data, offsets, strict=True)), span.start, end, contents[PICKLE])
 
 
 def records(source: Source) -> tuple[list[Entry], int] | None:

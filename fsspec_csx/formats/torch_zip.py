@@ -20,7 +20,7 @@ import torch
 from torch import _weights_only_unpickler
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import fill, names, nesting, sniff, torch_archive, torch_skeleton
+from fsspec_csx.formats import fill, names, nesting, rehearsal, rehearsed, sniff, torch_archive, torch_skeleton
 from fsspec_csx.formats.checked import CheckedReader
 from fsspec_csx.formats.skeleton import Skeleton
 from fsspec_csx.formats.source import Source
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _GIST_SHOWN = 200
 _NAMES_SHOWN = 5
-_LEGACY_PICKLES = 5
 # What an honest file can need besides, and how many times its size.
 _ROOM, _HELD = 2**20, 4
 # torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
@@ -120,9 +119,12 @@ def skeleton(
     try:
         if archive is not None:
             source.advance(source.kept)
+            rehearsal.check(archive.pickle, name, size=source.size)
             found = torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
             nesting.check(found.obj, name)
             return found
+        if weights_only:
+            rehearsed.check_file(source, name, legacy=sniff.is_legacy(head))
         reader = CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
@@ -258,7 +260,7 @@ def _pickles(file: WatchedReader) -> tuple[int, list[str]]:
         count = 1
     else:
         file.seek(0)
-        stream, count = file, _LEGACY_PICKLES
+        stream, count = file, rehearsed.LEGACY_PICKLES
     protocol, names = 0, []
     for _ in range(count):
         for opcode, argument, _position in pickletools.genops(stream):

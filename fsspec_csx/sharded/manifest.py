@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.nesting import DEPTH
+from fsspec_csx.formats.opcodes import EndError, UnknownError
+from fsspec_csx.formats.rehearsal import GrowingError, Rehearsal
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.sharded.folder import MANIFEST, Folder
 
@@ -35,7 +36,7 @@ __all__ = ["Place", "Plain", "encode", "read"]
 
 T = TypeVar("T")
 
-_DIMENSIONS = 1000  # torch has no such tensors, and each takes a while
+_DIMENSIONS = 64  # as of numpy's arrays
 _PATH_MAX = 1024
 _SHOWN = 80
 
@@ -106,8 +107,8 @@ def read(folder: Folder, name: str = MANIFEST) -> Metadata:
         data = file.read()
     shown = f"The manifest of {folder.name}"
     try:
-        _check_memo(data)
-        return _metadata(_Unpickler(data, shown).load())
+        _rehearse(data)
+        return _metadata(_Unpickler(data, shown).load(), len(data))
     except UnsafeCheckpointError:
         raise
     except Exception as error:  # what a pickle of anything may raise
@@ -154,32 +155,49 @@ class _Unpickler(pickle.Unpickler):
         found = getattr(torch, name, None) if module == "torch" and "." not in name else None
         if isinstance(found, torch.dtype):
             return found
-        reason = f"{self._shown} names {full}, which could run code when loaded."
+        reason = f"{self._shown} names {full[:_SHOWN]}, which could run code when loaded."
         raise UnsafeCheckpointError(reason, "Load it only by the tool of an author whom you trust.")
 
 
-def _check_memo(data: bytes) -> None:
-    """Refuse numbers of remembered objects that the pickle cannot have: Python reserves memory up to the largest."""
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "LONG_BINPUT"):
-            _check(isinstance(argument, int) and 0 <= argument < len(data), f"memo {argument}")
+def _rehearse(data: bytes) -> None:
+    """Refuse a pickle of which Python would make far more than it holds."""
+    rehearsal = Rehearsal(data, len(data))
+    try:
+        rehearsal.run()
+    except GrowingError as error:
+        raise _MalformedError(f"its pickle {error}") from None
+    except UnknownError:
+        raise _MalformedError("an opcode that no manifest has") from None
+    except (EndError, LookupError, ValueError):  # of which pickle itself tells more
+        pass
+    # Python reserves memory up to the largest number.
+    _check(rehearsal.largest < len(data), f"memo {rehearsal.largest}")
 
 
 class _MalformedError(Exception):
     """A part of the manifest is not what it should be."""
 
 
-def _metadata(found: Any) -> Metadata:
+def _metadata(found: Any, most: int) -> Metadata:
+    """The manifest, which has no more parts than its pickle has bytes: there may be one list of them in many places."""
     state = _state(found, "Metadata")
-    tensors = {_a(name, str): _entry(each) for name, each in _a(state.get("state_dict_metadata"), dict).items()}
+    entries = _a(state.get("state_dict_metadata"), dict)
+    _check(sum(map(_chunks, entries.values())) <= most, "number of chunks")
+    tensors = {_a(name, str): _entry(each) for name, each in entries.items()}
     metadata = Metadata(tensors)
-    metadata.planner_data = _paths(state.get("planner_data"))
+    metadata.planner_data = _paths(state.get("planner_data"), most)
     stored = {_index(key): _place(each) for key, each in _a(state.get("storage_data"), dict).items()}
     metadata.storage_data = stored
     meta = state.get("storage_meta")
     save_id = _state(meta, "StorageMeta").get("save_id") if isinstance(meta, _Named) else None
     metadata.storage_meta = StorageMeta(save_id=save_id if isinstance(save_id, str) else None)
     return metadata
+
+
+def _chunks(found: Any) -> int:
+    """How many chunks an entry has, if it is a tensor."""
+    chunks = found.state.get("chunks") if isinstance(found, _Named) and isinstance(found.state, dict) else None
+    return len(chunks) if isinstance(chunks, list) else 0
 
 
 def _entry(found: Any) -> TensorStorageMetadata | BytesStorageMetadata:
@@ -220,7 +238,8 @@ def _place(found: Any) -> Place:
     _check(inside and path.isprintable() and len(path) <= _PATH_MAX, f"path {path[:_SHOWN]!r}")
     made = place(path, _count(state.get("offset")), _count(state.get("length")), _plain(state.get("plain")))
     if transforms := state.get("transform_descriptors"):
-        made.transform_descriptors = [_a(each, str) for each in _a(transforms, list)]
+        _check(len(_a(transforms, list)) <= _DIMENSIONS, "number of extensions")
+        made.transform_descriptors = [_a(each, str) for each in transforms]
     return made
 
 
@@ -232,11 +251,12 @@ def _plain(found: Any) -> Plain | None:
     return Plain(_count(start), _a(dtype, torch.dtype), _size(shape), None if crc32 is None else _count(crc32))
 
 
-def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
+def _paths(found: Any, most: int) -> dict[str, tuple[str | int, ...]] | None:
     """Where each entry was in the nested state dict, which only planners of torch's own tell."""
     if not isinstance(found, dict) or not all(isinstance(path, tuple) and path for path in found.values()):
         return None
     _check(all(len(path) <= DEPTH for path in found.values()), f"nesting deeper than {DEPTH}")
+    _check(sum(map(len, found.values())) <= most, "length of paths")
     return {
         _a(name, str): tuple(each if isinstance(each, str) else _count(each) for each in path)
         for name, path in found.items()
@@ -246,8 +266,8 @@ def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
 def _state(found: Any, kind: str) -> dict[str, Any]:
     _check(isinstance(found, _Named) and type(found).__name__ == kind, f"no {kind}")
     state = found.state
-    _check(isinstance(state, dict), kind)
-    return dict(state)
+    found_state: dict[str, Any] = _a(state, dict)
+    return found_state
 
 
 def _size(found: Any) -> torch.Size:

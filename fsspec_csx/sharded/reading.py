@@ -13,7 +13,7 @@ import torch
 from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import fill, torch_archive, torch_zip, zip_directory
+from fsspec_csx.formats import fill, rehearsed, torch_archive, torch_zip, zip_directory
 from fsspec_csx.formats.fill import Transfer
 from fsspec_csx.formats.names import shown
 from fsspec_csx.formats.placing import reserved
@@ -273,6 +273,7 @@ def _small(item: Source) -> torch.Tensor | None:
     if not entries or any(_crc32(data, entry) not in (entry.crc32, None) for entry in entries):
         return None
     try:
+        rehearsed.check_archive(io.BytesIO(data), "", size=len(data))
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
     except Exception:  # the other way tells what it is
         return None

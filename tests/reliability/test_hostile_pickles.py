@@ -1,0 +1,391 @@
+"""Pickles of a few bytes that make gigabytes, or have no end, though they run no code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile import archive, little_memory, look
+from test_hostile_formats import sharded
+
+from fsspec_csx.checkpoint import load
+from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import rehearsal
+from fsspec_csx.sharded.folder import MANIFEST
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated", "ignore:.*quant")
+
+
+def named(path: str) -> bytes:
+    """The opcode for what has a name."""
+    module, _, name = path.rpartition(".")
+    return f"c{module}\n{name}\n".encode()
+
+
+def text(value: str) -> bytes:
+    """The opcode for text."""
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def number(value: int) -> bytes:
+    """The opcode for a number."""
+    return b"\x8a\x10" + value.to_bytes(16, "little", signed=True)
+
+
+def called(function: bytes, *args: bytes) -> bytes:
+    """The opcodes for a call."""
+    return function + b"(" + b"".join(args) + b"tR"
+
+
+def listed(*values: bytes) -> bytes:
+    """The opcodes for a list."""
+    return b"](" + b"".join(values) + b"e"
+
+
+def again(value: bytes, function: str, count: int, args: bytes = b"h\x00\x85") -> bytes:
+    """A list of what a function makes of one value, each time anew."""
+    call = b"h\x01" + args + b"R"
+    return listed(value + b"q\x00", named(function) + b"q\x01" + args + b"R", call * count)
+
+
+def doubled(kind: bytes, depth: int) -> bytes:
+    """The opcodes for a value that has the one before twice, and so on; it is remembered as the number of its depth."""
+    found = b"K\x01\x85q\x00" if kind == b"t" else b"]K\x01aq\x00"
+    for level in range(depth):
+        inner = b"h" + bytes([level])
+        found += b"(" + inner * 2 + b"tq" if kind == b"t" else b"](" + inner * 10 + b"eq"
+        found += bytes([level + 1])
+    return found
+
+
+TUPLES, LISTS = doubled(b"t", 60), doubled(b"l", 8)
+TUPLE, LIST = b"h\x3c", b"h\x08"
+BYTEARRAY, ENCODE, SET = "builtins.bytearray", "_codecs.encode", "builtins.set"
+ORDERED, COUNTER, SIZE = "collections.OrderedDict", "collections.Counter", "torch.Size"
+REBUILD, FROM_TYPE = "torch._utils._rebuild_tensor_v2", "torch._tensor._rebuild_from_type_v2"
+COPY, QUANTIZED = "torch._utils._rebuild_device_tensor_from_cpu_tensor", "torch._utils._rebuild_qtensor"
+SPARSE, LAYOUT = "torch._utils._rebuild_sparse_tensor", "torch.serialization._get_layout"
+GIGABYTES = number(2 * 10**9)
+NUMBERS = b"".join(b"M" + struct.pack("<H", each) for each in range(30_000))
+STORED = b"(" + text("storage") + named("torch.FloatStorage") + text("0") + text("cpu") + b"K\x04tQ"
+ONES = b"(" + b"K\x01" * 30_000 + b"t"
+STATE = b"}(" + b"".join(text(f"a{each}") + b"N" for each in range(10_000)) + b"u"
+NO_HOOKS = called(named(ORDERED))
+
+
+def view(size: bytes = b"K\x04\x85", stride: bytes = b"K\x01\x85", storage: bytes = STORED) -> bytes:
+    """The opcodes for a tensor."""
+    return called(named(REBUILD), storage, b"K\x00", size, stride, b"\x89", NO_HOOKS)
+
+
+def identity(*parts: bytes) -> bytes:
+    """The opcodes for a storage that is told of by these."""
+    return b"(" + text("storage") + b"".join(parts) + b"tQ"
+
+
+def encoded(codec: str, times: int) -> bytes:
+    """Text that is encoded to bytes, and these again and again."""
+    found = called(named(ENCODE), text("a" * 100), text("latin1"))
+    for _ in range(times):
+        found = called(named(ENCODE), found, text(codec))
+    return found
+
+
+GROWING = {
+    "a bytearray": called(named(BYTEARRAY), GIGABYTES),
+    "small bytearrays": listed(called(named(BYTEARRAY), number(2**16)) * 20_000),
+    "copies of a bytearray": again(called(named(BYTEARRAY), number(60_000)), BYTEARRAY, 30_000),
+    "a bytearray by way of a tensor": called(
+        named(FROM_TYPE), named(BYTEARRAY), named("torch.Tensor"), b"(" + GIGABYTES + b"t", b"}"
+    ),
+    "digits of digits": encoded("hex", 24),
+    "quoted quotes": encoded("quopri", 20),
+    "wide letters": again(text("a" * 100_000), ENCODE, 5000, b"h\x00" + text("utf-32") + b"\x86"),
+    "names of letters": again(
+        text("\ufdfa" * 30_000), ENCODE, 300, b"h\x00" + text("ascii") + text("namereplace") + b"\x87"
+    ),
+    "text encoded often": again(text("a" * 100_000), ENCODE, 30_000, b"h\x00" + text("latin1") + b"\x86"),
+    "sets": again(b"](" + NUMBERS + b"e", SET, 3000),
+    "counters": again(b"](" + NUMBERS + b"e", COUNTER, 3000),
+    "mappings": again(STATE, ORDERED, 4000),
+    "sizes": again(ONES, SIZE, 20_000),
+    "attributes": listed(STATE + b"q\x00", (NO_HOOKS + b"h\x00b") * 4000),
+    "dimensions": listed(
+        ONES + b"q\x00", STORED + b"q\x01", called(named(REBUILD), b"h\x01K\x00h\x00h\x00\x89", NO_HOOKS) * 5000
+    ),
+    "numbers for a tensor": listed(LISTS, called(named("torch.IntTensor"), LIST)),
+    "scales": listed(
+        LISTS,
+        called(
+            named(QUANTIZED), STORED, b"K\x00K\x04\x85K\x01\x85(",
+            named("torch.per_channel_affine"), LIST, LIST, b"K\x00t\x89", NO_HOOKS,
+        ),
+    ),
+    "a tensor of no record": called(named("torch.Tensor"), number(10**9)),
+    "a new tensor of no record": named("torch.FloatTensor") + number(10**9) + b"\x85\x81",
+    "a tensor of a size": called(named("torch.Tensor"), called(named(SIZE), number(10**9) + b"\x85")),
+    "a storage": called(named("torch.storage.UntypedStorage"), number(10**9)),
+    "a typed storage": called(named("torch.storage.TypedStorage"), number(10**9)),
+    "a storage that grows": called(named("torch.Tensor"))
+    + b"(" + called(named("torch.Tensor")) + b"K\x00" + number(10**9) + b"\x85K\x01\x85tb",
+    "a storage that a view enlarges": view(
+        number(10**9) + b"\x85", storage=called(named("torch.storage.TypedStorage"))
+    ),
+    "a copy of one number": called(
+        named(COPY), view(number(10**9) + b"\x85", b"K\x00\x85"), named("torch.float64"), text("cpu"), b"\x89"
+    ),
+    "one quantized number": called(
+        named(QUANTIZED),
+        b"(" + text("storage") + named("torch.QInt8Storage") + text("0") + text("cpu") + b"K\x10tQ",
+        b"K\x00" + number(2**33) + b"\x85K\x00\x85(" + named("torch.per_tensor_affine"),
+        b"G" + struct.pack(">d", 1.0) + b"K\x00t\x89" + NO_HOOKS,
+    ),
+    "one index": called(
+        named(SPARSE), called(named(LAYOUT), text("torch.sparse_coo")),
+        b"(" + view(b"K\x01" + number(2**33) + b"\x86", b"K\x00K\x00\x86"),
+        view(number(2**33) + b"\x85", b"K\x00\x85"),
+        called(named(SIZE), b"K\x05\x85") + b"\x88t",
+    ),
+    "a key": listed(TUPLES, b"}" + TUPLE + b"Ns"),
+    "a key in order": listed(TUPLES, called(named(ORDERED)) + TUPLE + b"Ns"),
+    "an element": listed(TUPLES, called(named(SET), listed(TUPLE))),
+    "a count": listed(TUPLES, called(named(COUNTER), listed(TUPLE))),
+    "what is called": listed(LISTS, LIST + b")R"),
+    "what is made": listed(LISTS, LIST + b")\x81"),
+    "a tuple that is called": listed(TUPLES, TUPLE + b")R"),
+    "a number of elements": listed(LISTS, identity(named("torch.FloatStorage"), text("0"), text("cpu"), LIST)),
+    "the name of a record": listed(LISTS, identity(named("torch.FloatStorage"), LIST, text("cpu"), b"K\x04")),
+    "a tuple for the name of a record": listed(
+        TUPLES, identity(named("torch.FloatStorage"), TUPLE, text("cpu"), b"K\x04")
+    ),
+    "a device": listed(LISTS, identity(named("torch.FloatStorage"), text("0"), LIST, b"K\x04")),
+    "a layout": listed(TUPLES, called(named(LAYOUT), TUPLE)),
+}  # fmt: skip
+
+
+def entry(value: bytes) -> bytes:
+    """A pickle of a mapping with one entry."""
+    return b"\x80\x02}" + text("x") + value + b"s."
+
+
+def legacy(data: bytes) -> bytes:
+    """A file of a pickle, in the format before torch 1.6."""
+    buffer = io.BytesIO()
+    torch.save({}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue().replace(pickle.dumps({}, 2), data, 1)
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_growing(tmp_path: Path, case: str) -> None:
+    """What would make far more than the file holds is refused before anything of it is made, however it is packed."""
+    data = entry(GROWING[case])
+    path = tmp_path / "x.mdl"
+    path.write_bytes(archive(data))
+    errors = look(path)
+    assert {type(error) for name, error in errors.items() if name != "verify"} == {InvalidCheckpointError}
+    assert "its pickle" in str(errors["load"])
+    path.write_bytes(archive(data, method=zipfile.ZIP_DEFLATED) if len(data) < 2**20 else legacy(data))
+    with little_memory(), pytest.raises(InvalidCheckpointError, match="its pickle"):
+        load(path)
+
+
+@pytest.mark.parametrize("case", ["a bytearray", "text encoded often", "a key", "what is called"])
+def test_growing_of_old(tmp_path: Path, case: str) -> None:
+    """In the format before torch 1.6 it is refused, too."""
+    path = tmp_path / "x.mdl"
+    path.write_bytes(legacy(entry(GROWING[case])))
+    assert isinstance(look(path)["load"], InvalidCheckpointError)
+    path.write_bytes(legacy(b"\x80\x02}" + text("x" * 2**20) + GROWING[case] + b"s."))  # more than is read at first
+    with little_memory(), pytest.raises(InvalidCheckpointError, match="its pickle"):
+        load(path)
+
+
+@pytest.mark.parametrize("size", [10, 10 * 2**20])
+def test_growing_item(tmp_path: Path, size: int) -> None:
+    """A value of a sharded checkpoint that would grow is refused."""
+    folder = sharded(tmp_path / "x", lambda found: None)
+    (shard,) = folder.glob("*.distcp")
+    # Over all of the shard: whatever is read of it first is such an item.
+    data = archive(b"\x80\x02" + GROWING["a bytearray"] + b".", {"0": bytes(size)})
+
+    def moved(found: Any) -> None:
+        for place in found.storage_data.values():
+            place.offset, place.length = 0, len(data)
+            vars(place).pop("plain", None)
+
+    again_at = sharded(tmp_path / "y", moved)
+    (shard,) = again_at.glob("*.distcp")
+    shard.write_bytes(data)
+    with little_memory(), pytest.raises(InvalidCheckpointError, match="its pickle"):
+        load(again_at)
+
+
+def _sparse() -> dict[str, torch.Tensor]:
+    def coo(indices: list[list[int]], values: list[float], size: int) -> torch.Tensor:
+        return torch.sparse_coo_tensor(torch.tensor(indices), torch.tensor(values), (size,), check_invariants=True)
+
+    return {
+        "coo": torch.eye(5).to_sparse(),
+        "uncoalesced": coo([[1, 1]], [1.0, 2.0], 3),
+        "large": coo([[2**39]], [1.0], 2**40),
+        "empty": coo([[]], [], 3),
+        "csr": torch.eye(5).to_sparse_csr(),
+        "bsc": torch.eye(4).to_sparse_bsc((2, 2)),
+    }
+
+
+HONEST: dict[str, Callable[[], Any]] = {
+    "bytes": lambda: {"one": b"x", "long": bytes(range(256)) * 1000, "array": bytearray(b"x" * 99), "no": bytearray()},
+    "containers": lambda: {"set": set(range(1000)), "count": Counter("abac"), "order": OrderedDict(a=1), "no": set()},
+    "keys": lambda: {(1, (2, "x")): 1, (): 2, torch.Size([1, 2]): 3, 1.5: 4, None: 5, b"x": 6},
+    "views": lambda: {"w": torch.ones(1).expand(2**34), "e": torch.zeros(0, 5), "t": torch.ones(3, 4).t()},
+    "many of one": lambda: dict.fromkeys(map(str, range(3000)), torch.ones(4)),
+    "parameters": lambda: {"p": torch.nn.Parameter(torch.ones(2))},
+    "a model": lambda: torch.nn.TransformerEncoderLayer(8, 2, 16).state_dict(),
+    "sparse": _sparse,
+    "others": lambda: {"d": torch.device("cpu"), "t": torch.float16, "s": torch.Size([2]), "n": 2**200, "c": 1j},
+    "meta": lambda: {"m": torch.empty(2**40, device="meta")},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("case", HONEST)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_honest(tmp_path: Path, case: str, zipped: bool) -> None:
+    """What torch.save writes is loaded as torch.load loads it."""
+    path = tmp_path / "x.mdl"
+    torch.save(HONEST[case](), path, _use_new_zipfile_serialization=zipped)
+    with little_memory():
+        found = load(path)
+    expected = torch.load(path, weights_only=True)
+    assert list(found) == list(expected)
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        assert type(one) is type(other)
+        assert _form(one) == _form(other)
+
+
+def _form(value: Any) -> Any:
+    """A value, or what can be told of a tensor without making all of its elements."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    form = value.shape, value.dtype, value.layout, value.device, value.requires_grad
+    plain = value.layout == torch.strided and value.device.type != "meta"
+    return (*form, value.stride(), bytes(value.untyped_storage())) if plain else form
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_every_opcode(protocol: int) -> None:
+    """Pickles of Python itself are gone through to their ends."""
+    long = {"x" * 300: b"y" * 300, "z" * 70_000: b"z" * 70_000, "n": [2**31, -1, 300, 2**3000, 1.5, None, True, False]}
+    obj: list[Any] = [long, (1, 2, 3, 4), (1,), (1, 2), (1, 2, 3), set(range(5)), frozenset([1]), bytearray(b"x")]
+    obj += [Counter("ab"), [(each,) for each in range(1000)]]  # more than 256 that are remembered
+    data = pickle.dumps([obj, obj], protocol)
+    machine = rehearsal.Rehearsal(data * 2, len(data))
+    machine.run()
+    assert machine.at == len(data)
+    machine.run()
+    assert machine.at == 2 * len(data)
+
+
+# -- sparse tensors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("torch.sparse_coo", torch.tensor([[-5, 2]]), torch.ones(2), torch.Size([4]), True),
+        ("torch.sparse_coo", torch.tensor([[0, 2**60]]), torch.ones(2), torch.Size([4]), False),
+        ("torch.sparse_csr", torch.tensor([0, 2**40, 2]), torch.tensor([0, 1]), torch.ones(2), torch.Size([2, 2])),
+        ("torch.sparse_csc", torch.tensor([0, 1, 2]), torch.tensor([0, 2**40]), torch.ones(2), torch.Size([2, 2])),
+    ],
+    ids=["negative", "far", "rows", "columns"],
+)
+def test_indices_that_lead_outside(tmp_path: Path, parts: tuple[Any, ...]) -> None:
+    """A sparse tensor whose indices would have torch read and write elsewhere in memory is refused."""
+    saved = {"x": _Sparse(*parts)}
+    path = tmp_path / "x.mdl"
+    torch.save(saved, path)
+    errors = look(path)
+    assert isinstance(errors["load"], InvalidCheckpointError)
+    assert "indices that make no sense" in str(errors["load"])
+    assert isinstance(errors["diff"], InvalidCheckpointError)
+
+
+class _Sparse:
+    """Is pickled as a sparse tensor of these parts."""
+
+    def __init__(self, layout: str, *parts: Any) -> None:
+        self._made = (_layout(layout), parts)
+
+    def __reduce__(self) -> Any:
+        return torch._utils._rebuild_sparse_tensor, self._made
+
+
+class _layout:  # noqa: N801
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __reduce__(self) -> Any:
+        return torch.serialization._get_layout, (self._name,)
+
+
+# -- manifests ---------------------------------------------------------------------------------------------------------
+
+META = "torch.distributed.checkpoint.metadata"
+CHUNK = named(f"{META}.ChunkStorageMetadata") + b")\x81"
+MANIFESTS = {
+    "copies": again(b"](" + NUMBERS + b"e", SIZE, 20_000),
+    "mappings": again(STATE, ORDERED, 4000),
+    "a key": listed(TUPLES, b"}" + TUPLE + b"Ns"),
+    "an element": listed(TUPLES, b"\x8f(" + TUPLE + b"\x90"),
+    "a frozen element": listed(TUPLES, b"(" + TUPLE + b"\x91"),
+    "a key of sizes": listed(TUPLES, b"}" + called(named(SIZE), TUPLE) + b"Ns"),
+    "twice the same": b"]K\x01a" + b"2\x86" * 60,
+    "text of old": b"(lp0\nI1\na",
+}
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_growing_manifests(tmp_path: Path, case: str) -> None:
+    """A manifest that would grow far beyond its bytes is refused."""
+    (tmp_path / MANIFEST).write_bytes(b"\x80\x04" + MANIFESTS[case] + b".")
+    with little_memory(), pytest.raises(InvalidCheckpointError, match=r"its pickle|no manifest has"):
+        load(tmp_path)
+
+
+def _shares_chunks(found: Any) -> None:
+    chunks = found.state_dict_metadata["x"].chunks * 3000
+    for count in range(3000):
+        copy = type(found.state_dict_metadata["x"])(found.state_dict_metadata["x"].properties, torch.Size([3]), chunks)
+        found.state_dict_metadata[str(count)] = copy
+
+
+def _shares_paths(found: Any) -> None:
+    path = ("a",) * 200
+    found.state_dict_metadata |= {f"v{count}": found.state_dict_metadata["y"] for count in range(50_000)}
+    found.planner_data = dict.fromkeys(found.state_dict_metadata, path)
+
+
+@pytest.mark.parametrize(("change", "said"), [(_shares_chunks, "number of chunks"), (_shares_paths, "length of paths")])
+def test_parts_that_are_in_many_places(tmp_path: Path, change: Any, said: str) -> None:
+    """A part of a manifest that lies in very many places is refused."""
+    folder = sharded(tmp_path / "x", change)
+    with little_memory(), pytest.raises(InvalidCheckpointError, match=said):
+        load(folder)
+
+
+def test_names_that_are_long(tmp_path: Path) -> None:
+    """What a manifest names is told in few words."""
+    (tmp_path / MANIFEST).write_bytes(b"\x80\x04c" + b"x" * 2**20 + b"\ny\n.")
+    with pytest.raises(UnsafeCheckpointError) as caught:
+        load(tmp_path)
+    assert len(str(caught.value)) < 1000
