@@ -36,8 +36,9 @@ _ROOM, _HELD = 2**20, 4
 # torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
 _PLACING = {"restore_location", "default_restore_location"}
 _NOT_THE_FILE = (ImportError, NotImplementedError, OSError, Warning, torch.cuda.OutOfMemoryError)
-# What zipfile and pickletools raise for a file that is not whole.
+# What zipfile and pickletools raise for a file that is not whole; the warning where it is an error, for a backslash.
 _NOT_WHOLE = (
+    DeprecationWarning,
     EOFError,
     LookupError,
     OverflowError,

@@ -93,6 +93,7 @@ PICKLES = {
     "nothing on the stack": b"\x80\x02.",
     "a name that is no text": b"\x80\x02c\xff\n\xff\n.",
     "half a name": b"\x80\x02cfoo",
+    "a name with a backslash": b"\x80\x02ctorch\n\\orage\n.",
     "a key that is a list": b"\x80\x02}]K\x01s.",
     "a key that is no text": b"\x80\x02}X\x02\x00\x00\x00\xff\xffK\x01s.",
     "a storage that is a number": b"\x80\x02K\x01Q.",
