@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fsspec_csx.trainer import random_states
+from fsspec_csx.trainer import checking, random_states
 from fsspec_csx.trainer.loop import length_of
+
+_MOST = 2**40  # batches, more than any training has
+_END = object()
 
 
 class Batches:
@@ -93,16 +96,22 @@ class Batches:
 
         That changes the random states, so those of the moment that is gone back to must be restored after it. Among
         another number of processes it goes on after as many samples, which are others than they would have been.
+
+        Raises:
+            ValueError: if a number of it is none.
+            LookupError: if it lacks one; or another error of Python's, if it is of other types.
         """
-        self.epoch, self.index = state["epoch"], 0
+        epoch, index, processes = (checking.count_in(state[name], _MOST) for name in ("epoch", "index", "processes"))
+        self.epoch, self.index = epoch, 0
         self._iterator = None
         if self._stateful and "loader" in state:
             self._loader.load_state_dict(state["loader"])
-            self.index = state["index"]
-        elif state["index"]:
+            self.index = index
+        elif index:
             self._start = state["start"]
             random_states.restore(state["start"], self.generators)
             self._iterator = self._begun()
-            for _ in range(state["index"] * state["processes"] // self._processes):
-                next(self._iterator, None)
+            for _ in range(index * processes // self._processes):
+                if next(self._iterator, _END) is _END:
+                    break
                 self.index += 1

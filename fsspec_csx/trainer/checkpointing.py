@@ -12,7 +12,7 @@ from fsspec_csx.background import async_save
 from fsspec_csx.checkpoint import inspect, load, save
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.paths import redacted
-from fsspec_csx.trainer import processes, roots, state
+from fsspec_csx.trainer import checking, processes, roots, state
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ class Checkpoint(Callback):
         loaded = state.as_training(self._loaded(trainer, path), path)
         trainer.call("preprocess_checkpoint", loaded)
         state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
-        trainer.call("on_load_checkpoint", loaded)
+        with checking.putting_back(path, "states"):
+            trainer.call("on_load_checkpoint", loaded)
         self.saved_at = trainer.global_step if self.is_own(path) else None
         return loaded
 

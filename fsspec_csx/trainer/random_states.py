@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+_WORDS = 624  # of the Mersenne Twister
+
 
 def generators_of(dataloader: Any) -> list[torch.Generator]:
     """The generators of a data loader's own, each once."""
@@ -51,8 +53,13 @@ def taken(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any], generators: Iterable[torch.Generator] = ()) -> None:
-    """Put back what was taken; what is not there now, or was not then, is left alone."""
+    """Put back what was taken; what is not there now, or was not then, is left alone.
+
+    Raises:
+        ValueError: if a state is none; LookupError, RuntimeError, TypeError or another error of theirs, likewise.
+    """
     version, state, gauss = states["python"]
+    _check(gauss is None or type(gauss) is float)
     random.setstate((version, tuple(state.tolist()), gauss))
     torch.set_rng_state(states["torch"])
     for generator, own in zip(generators, states["generators"], strict=False):
@@ -60,5 +67,14 @@ def restore(states: dict[str, Any], generators: Iterable[torch.Generator] = ()) 
     if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all(states["cuda"])
     if "numpy" in states and (numpy := sys.modules.get("numpy")):
-        kind, keys, *rest = states["numpy"]
-        numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+        kind, keys, position, has_gauss, cached = states["numpy"]
+        # It believes these, and would draw from elsewhere in memory.
+        _check(type(position) is int and 0 <= position <= _WORDS and has_gauss in (0, 1) and type(cached) is float)
+        _check(keys.dtype == torch.int64 and len(keys) == _WORDS and keys.min() >= 0 and keys.max() < 2**32)
+        numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
+
+
+def _check(holds: bool | torch.Tensor) -> None:
+    if not holds:
+        msg = "a random generator has no such state"
+        raise ValueError(msg)

@@ -15,7 +15,7 @@ import torch
 
 from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, MismatchError
 from fsspec_csx.paths import redacted
-from fsspec_csx.trainer import processes, random_states
+from fsspec_csx.trainer import checking, processes, random_states
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -56,28 +56,50 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
 
     Raises:
         MismatchError: a ValueError that lists all that is missing, unexpected or of another shape.
-        InvalidCheckpointError: a ValueError, if it holds no model.
+        InvalidCheckpointError: a ValueError, if a state of it is none; then nothing is put back.
 
     Warns:
         DtypeCastWarning: if tensors of the model have other dtypes than those of the checkpoint.
     """
-    if "model" in state:
-        _restore_model(processes.bare(trainer.model), state["model"], path, strict=strict)
+    step = trainer.global_step
+    if "global_step" in state:
+        with checking.putting_back(path, "global_step"):
+            step = checking.count_in(state["global_step"])
     if "optimizer" in state and trainer.optimizer is not None:
-        _restore_optimizer(trainer.optimizer, state["optimizer"], path)
+        with checking.putting_back(path, "optimizer"):
+            _check_optimizer(trainer.optimizer, state["optimizer"], path)
+    if "schedulers" in state:
+        _check_schedulers(trainer.schedulers, state["schedulers"], path)
+    if "model" in state:
+        with checking.putting_back(path, "model"):
+            _restore_model(processes.bare(trainer.model), state["model"], path, strict=strict)
+    if "optimizer" in state and trainer.optimizer is not None:
+        with checking.putting_back(path, "optimizer"):
+            _restore_optimizer(trainer.optimizer, state["optimizer"], path)
     for scheduler, own in zip(trainer.schedulers, state.get("schedulers", ()), strict=False):
-        scheduler.load_state_dict(own)
-    trainer.global_step = state.get("global_step", trainer.global_step)
+        with checking.putting_back(path, "schedulers"):
+            scheduler.load_state_dict(own)
+    trainer.global_step = step
 
 
-def restore_position(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Go to the batch, and to the random states, of a checkpoint that was restored."""
+def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None:
+    """Go to the batch, and to the random states, of a checkpoint that was restored.
+
+    Args:
+        trainer: all else of it is restored.
+        state: the checkpoint.
+        path: of the checkpoint, for errors.
+
+    Raises:
+        InvalidCheckpointError: a ValueError, if there is no such position, or random states are none.
+    """
     if trainer.batches is not None and "batches" in state:
-        trainer.batches.load_state_dict(processes.own(state["batches"]))
+        with checking.putting_back(path, "batches"):
+            trainer.batches.load_state_dict(processes.own(state["batches"]))
     if "random_states" in state:
-        random_states.restore(
-            processes.own(state["random_states"]), trainer.batches.generators if trainer.batches else ()
-        )
+        generators = trainer.batches.generators if trainer.batches else ()
+        with checking.putting_back(path, "random_states"):
+            random_states.restore(processes.own(state["random_states"]), generators)
         if len(state["random_states"]) != processes.count():  # or some would draw what others do
             processes.diversify()
 
@@ -92,7 +114,7 @@ def as_training(found: Any, path: str) -> dict[str, Any]:
         return found
     if isinstance(found, dict) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
         return {"model": found}
-    if isinstance(found, dict) and {"optimizer", "schedulers", "global_step"} & found.keys():
+    if isinstance(found, dict) and {"optimizer", "schedulers", "global_step"} & found.keys() and "model" not in found:
         return found
     reason = f"{redacted(path)} holds no training, but a {type(found).__name__}."
     raise InvalidCheckpointError(reason, "Give a checkpoint of a Trainer, or the state dict of a model.")
@@ -102,14 +124,16 @@ def as_training(found: Any, path: str) -> dict[str, Any]:
 
 
 def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, strict: bool) -> None:
+    if not all(isinstance(name, str) for name in state):
+        raise checking.invalid(path, "model", "it has entries without a name")
     own = model.state_dict()
     tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = {
-        name: f"{name} (shape {_shape(state[name])}, not {tuple(value.shape)})"
+        name: f"{name} ({_form(state[name], value)}, not {tuple(value.shape)})"
         for name, value in tensors.items()
-        if name in state and _shape(state[name]) != tuple(value.shape)
+        if name in state and not _is_like(state[name], value)
     }
     told = {"missing": missing, "unexpected": unexpected, "of another shape": [*shapes.values()]}
     lists = [f"{what}: {_listed(names)}" for what, names in told.items() if names]
@@ -126,8 +150,20 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
     model.load_state_dict(fitting, strict=False)
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+def _is_like(value: Any, own: torch.Tensor) -> bool:
+    """Whether a value is a tensor that can be copied into another, with all that it says."""
+    if not isinstance(value, torch.Tensor) or value.is_nested or value.shape != own.shape:
+        return False
+    kinds = ((each.layout, each.is_quantized, each.device.type == "meta") for each in (value, own))
+    return next(kinds) == next(kinds) and value.is_complex() <= own.is_complex()
+
+
+def _form(value: Any, own: torch.Tensor) -> str:
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    if value.is_nested or value.shape == own.shape:
+        return f"of {value.dtype} and {value.layout} on {value.device.type}"
+    return f"shape {tuple(value.shape)}"
 
 
 def _listed(names: list[str]) -> str:
@@ -164,11 +200,17 @@ def _name(dtype: torch.dtype) -> str:
 # -- the optimizer -----------------------------------------------------------------------------------------------------
 
 
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> None:
+    if isinstance(state, dict) and isinstance(state.get("state"), dict):
+        # In a sharded checkpoint keys are text.
+        state["state"] = {int(number): own for number, own in state["state"].items()}
+    checking.check_optimizer(optimizer, state, path)
+
+
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    options = [{*group} for group in optimizer.param_groups]
     try:
-        # In a sharded checkpoint keys are text.
-        state["state"] = {int(number): own for number, own in state.get("state", {}).items()}
         for number, own in state["state"].items():
             if number < len(parameters):
                 for name, value in own.items():
@@ -176,4 +218,22 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], 
         optimizer.load_state_dict(state)
     except ValueError as error:
         reason = f"{redacted(path)} is of another optimizer: {error}."
-        raise MismatchError(reason, "Use the optimizer it was saved with, or leave its state out.") from error
+        raise MismatchError(reason, checking.OTHER_OPTIMIZER) from error
+    lost = {name for own, group in zip(options, optimizer.param_groups, strict=True) for name in own - {*group}}
+    if lost:
+        reason = f"{redacted(path)} is of another optimizer: it lacks {', '.join(sorted(lost))}."
+        raise MismatchError(reason, checking.OTHER_OPTIMIZER)
+
+
+# -- the schedulers ----------------------------------------------------------------------------------------------------
+
+
+def _check_schedulers(schedulers: list[Any], states: Any, path: str) -> None:
+    if not isinstance(states, (list, tuple)):
+        raise checking.invalid(path, "schedulers", f"they are a {type(states).__name__}")
+    if len(states) != len(schedulers):
+        reason = f"{redacted(path)} has {len(states)} schedulers, and the training {len(schedulers)}."
+        raise MismatchError(reason, "Use the schedulers it was saved with, or leave their states out.")
+    for scheduler, state in zip(schedulers, states, strict=True):
+        if isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
+            checking.check_attributes(scheduler, state, "schedulers", path)

@@ -170,7 +170,7 @@ class Trainer:
             last = loop.last_step(train_dataloader, self.global_step)
             self.call("on_fit_start", train_dataloader, val_dataloader, loop)
             if loaded is not None:
-                state.restore_position(self, loaded)
+                state.restore_position(self, loaded, self.checkpoint.resumed_from or "")
                 del loaded
             self.is_fitting = True
             stack.callback(setattr, self, "is_fitting", False)

@@ -1,0 +1,203 @@
+"""States of a checkpoint compared with those whose place they are to take, before any of them is put back.
+
+torch takes almost anything for the state of an optimizer or a scheduler, and fails at the first step, or never.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, MismatchError
+from fsspec_csx.paths import redacted
+
+_REMEDY = "Load another checkpoint, or only some of its states (LoadCheckpointStates)."
+_SHOWN = 60
+_STEPS_MAX = 2**63
+# Of the optimizers of torch, these are as large as their parameter.
+_LIKE_PARAMETERS = {"exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer"}
+_LIKE_PARAMETERS |= {"acc_delta", "ax", "grad_avg", "square_avg", "sum"}
+
+OTHER_OPTIMIZER = "Use the optimizer it was saved with, or leave its state out."
+"""What to do about the state of another optimizer."""
+
+
+def invalid(path: str, what: str, why: str) -> InvalidCheckpointError:
+    """The error for a state that makes no sense.
+
+    Args:
+        path: of the checkpoint.
+        what: the name of the state.
+        why: what is wrong with it.
+    """
+    return InvalidCheckpointError(f"The {what} of {redacted(path)} cannot be put back: {why}.", _REMEDY)
+
+
+@contextlib.contextmanager
+def putting_back(path: str, what: str) -> Iterator[None]:
+    """What goes wrong within the block is told as the fault of a state.
+
+    Args:
+        path: of the checkpoint.
+        what: the name of the state.
+
+    Raises:
+        InvalidCheckpointError: for the errors that a state of other types leads to.
+    """
+    try:
+        yield
+    except (CheckpointError, torch.cuda.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise invalid(path, what, f"{type(error).__name__}: {said[: 4 * _SHOWN]}") from error
+
+
+def count_in(value: Any, most: int = _STEPS_MAX) -> int:
+    """A whole number from 0 on, also where it is a tensor of one.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
+        value = value.item()
+    if type(value) is not int or not 0 <= value < most:
+        msg = f"it is {_shown(value)}, no number of steps"
+        raise ValueError(msg)
+    return value
+
+
+def difference(own: Any, found: Any, name: str) -> str | None:
+    """What keeps a state from taking the place of another.
+
+    Numbers take the place of numbers, mappings and lists that of theirs if their entries do.
+
+    Args:
+        own: the one that is there.
+        found: that of the checkpoint.
+        name: its name.
+
+    Returns:
+        None if nothing does.
+    """
+    if own is None or found is None:
+        return None
+    told = f"{name} is {_shown(found)} in place of {_shown(own)}"
+    if isinstance(own, Mapping):
+        if not isinstance(found, Mapping):
+            return told
+        inner = (difference(own[key], found[key], f"{name}.{key}") for key in own if key in found)
+        return next(filter(None, inner), None)
+    if isinstance(own, (list, tuple)):
+        if not isinstance(found, (list, tuple)) or len(own) != len(found):
+            return told
+        return next(filter(None, (difference(*each, name) for each in zip(own, found, strict=True))), None)
+    if isinstance(own, bool) or not isinstance(own, (int, float, torch.Tensor, str)):
+        return told if isinstance(own, bool) and not isinstance(found, bool) else None
+    if isinstance(own, str) or isinstance(found, str):
+        return None if isinstance(own, str) and isinstance(found, str) else told
+    return None if _is_alike(own, found) else told
+
+
+def _is_alike(own: int | float | torch.Tensor, found: Any) -> bool:
+    """Whether a number, or a tensor of some, can take the place of another."""
+    if isinstance(own, torch.Tensor) and own.numel() != 1:
+        return isinstance(found, torch.Tensor) and own.shape == found.shape
+    number, other = _number(own), _number(found)
+    if number is None or other is None or math.isnan(other) or (math.isinf(other) and math.isfinite(number)):
+        return False
+    return not isinstance(own, int) or float(other).is_integer()
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type != "meta":
+        value = value.item()
+    return value if type(value) in (int, float) and (type(value) is float or abs(value) < _STEPS_MAX) else None
+
+
+def check_attributes(own: object, found: Any, what: str, path: str) -> None:
+    """Refuse the state of a scheduler, whose entries become its attributes, that would break it.
+
+    Args:
+        own: the scheduler, which has a ``state_dict``.
+        found: the state.
+        what: the name of the state.
+        path: of the checkpoint.
+
+    Raises:
+        InvalidCheckpointError: if an entry is of another kind than its own, or hides a method.
+    """
+    if not isinstance(found, Mapping):
+        raise invalid(path, what, f"it is {_shown(found)}, no mapping")
+    state: Any = own
+    expected = state.state_dict()
+    for key in found:
+        hides = key not in expected and (key == "optimizer" or callable(getattr(type(own), str(key), None)))
+        if hides or not isinstance(key, str):
+            raise invalid(path, what, f"it has {_shown(key)}, which is no entry of such a state")
+    if why := difference(expected, found, what):
+        raise invalid(path, what, why)
+    for inner, each in zip(getattr(own, "_schedulers", ()), found.get("_schedulers", ()), strict=False):
+        check_attributes(inner, each, what, path)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> None:
+    """Refuse the state of an optimizer that would fail, or work on other numbers, at the first step.
+
+    What torch itself refuses, such as another number of parameters, is left to it.
+
+    Raises:
+        InvalidCheckpointError: if it is no such state, or numbers in it are none.
+        MismatchError: if it is of other parameters.
+    """
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
+        raise invalid(path, "optimizer", "it lacks its state or its param_groups")
+    if not all(isinstance(each, Mapping) and isinstance(each.get("params"), list) for each in groups):
+        raise invalid(path, "optimizer", "its param_groups are none")
+    if [len(each["params"]) for each in groups] != [len(each["params"]) for each in optimizer.param_groups]:
+        return
+    numbers = [*chain.from_iterable(each["params"] for each in groups)]
+    if not all(type(each) is int for each in numbers) or len({*numbers}) != len(numbers):
+        raise invalid(path, "optimizer", "its param_groups have no numbers of parameters")
+    for own, found in zip(optimizer.param_groups, groups, strict=False):
+        told = {key: value for key, value in own.items() if key != "params"}
+        if why := difference(told, found, "its group"):
+            raise invalid(path, "optimizer", why)
+    if not any(each.__module__.startswith("torch.optim.") for each in type(optimizer).__mro__[:-2]):
+        return  # others may have tensors of any shape by the same names
+    parameters = [*chain.from_iterable(each["params"] for each in optimizer.param_groups)]
+    for number, parameter in zip(numbers, parameters, strict=False):
+        if number in state["state"]:
+            _check_parameter(state["state"][number], parameter, number, path)
+
+
+def _check_parameter(found: Any, parameter: torch.Tensor, number: int, path: str) -> None:
+    if not isinstance(found, Mapping):
+        raise invalid(path, "optimizer", f"the state of parameter {number} is {_shown(found)}")
+    for key, value in found.items():
+        if key == "step" and ((step := _number(value)) is None or not 0 <= step < math.inf):
+            raise invalid(path, "optimizer", f"the step of parameter {number} is {_shown(value)}")
+        if key not in _LIKE_PARAMETERS or value is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise invalid(path, "optimizer", f"{key} of parameter {number} is {_shown(value)}")
+        if value.shape != parameter.shape or value.layout != parameter.layout or value.device.type == "meta":
+            what = f"{key} of parameter {number} is {_shown(value)}, not {_shown(parameter)}"
+            raise MismatchError(f"{redacted(path)} is of another optimizer: {what}.", OTHER_OPTIMIZER)
+
+
+def _shown(value: Any) -> str:
+    """A few words for a value, which may be of any length."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (str, bytes)):
+        return repr(value[:_SHOWN])
+    if isinstance(value, (bool, float)) or (type(value) is int and abs(value) < 2**100):
+        return repr(value)
+    return f"a {type(value).__name__}"
