@@ -88,6 +88,29 @@ def test_deletion_that_is_refused(url: str, server: LocalS3) -> None:
     assert load(url, keys=readable(CASE)).keys()
 
 
+def test_deletion_that_is_refused_and_cannot_be_undone(url: str, fs: CSXFileSystem, server: LocalS3) -> None:
+    """That nothing could be deleted, nor the checkpoint be made what it was, is told of it alone; the others go."""
+    other = upload(fs, CASE, f"{url.removeprefix('s3://').rpartition('/')[0]}/checkpoint_6.mdl")
+    with fault_proxy(server.endpoint_url) as proxy:
+        options = {**server.storage_options(), "endpoint_url": proxy.url}
+        doomed = deleting.targets([url, other], storage_options=options)
+        refuse(proxy, "POST", "delete")
+        refuse(proxy, "DELETE")
+        refuse(proxy, "PUT")
+        for fault in proxy.faults[1:]:
+            fault.when = lambda request: "checkpoint_5" in request.path
+        proxy.faults[2].skip = 1  # by the first it becomes one that was not finished
+        failed = deleting.delete(doomed)
+    assert [*failed] == [url]
+    assert isinstance(failed[url], AccessDeniedError)
+    assert "PutObject" in str(failed[url])
+    assert left(other) == []
+    assert left(url) == KEYS
+    seen_unfinished(url)
+    assert main(["checkpoint", "delete", url, "--yes"]) == 0
+    assert left(url) == []
+
+
 def test_deletion_by_those_who_may_not_write(url: str, server: LocalS3) -> None:
     """Who may delete and not write deletes what makes it a checkpoint first."""
     with fault_proxy(server.endpoint_url) as proxy:

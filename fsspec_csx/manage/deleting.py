@@ -187,7 +187,10 @@ def _delete(fs: Any, doomed: Sequence[Target]) -> dict[str, Exception]:
         if each.path not in failed:
             remove_empty(fs, each.folder)
         elif each.path in former and each.path not in touched:
-            cerebras.write(fs, str(each.folder), former[each.path])  # nothing could be deleted, so all is as it was
+            try:  # nothing could be deleted, so all is as it was
+                cerebras.write(fs, str(each.folder), former[each.path])
+            except Exception as error:
+                failed[each.path] = error
     return failed
 
 
