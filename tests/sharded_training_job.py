@@ -147,4 +147,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     processes.join(torch.device("cpu"))
     result = {"resumed": resumed, "killed": killed, "plain": plain}[sys.argv[1]](sys.argv[2])
-    print(json.dumps({"rank": dist.get_rank(), **result}), flush=True)
+    # All at once: the processes have one stdout.
+    print(json.dumps({"rank": dist.get_rank(), **result}) + "\n", end="", flush=True)
