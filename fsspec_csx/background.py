@@ -16,6 +16,7 @@ from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.atomic import behind_wrappers, replacing
 from fsspec_csx.checkpoint import locate
+from fsspec_csx.exit_status import note_failure
 from fsspec_csx.paths import checkpoint_path, redacted
 from fsspec_csx.progress import Meter
 from fsspec_csx.save_future import Course, SaveFuture, log_unasked
@@ -52,7 +53,9 @@ def async_save(
         callback: as of ``save``, but called in another thread, and no progress bar shows without one.
 
     Returns:
-        The save's future. If it fails and its result is never asked for, the failure is logged as an error.
+        The save's future. If it fails and its result is never asked for, the failure is logged as an error, and the
+        status with which the interpreter exits is 120, or 1 if an exception ended it. (The children that
+        multiprocessing forks do not exit like this, and keep theirs.)
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
@@ -185,6 +188,7 @@ class _Saves:
         except KeyboardInterrupt:
             for save in [*self._waiting, *self._running]:
                 if save.future.cancel():
+                    note_failure()
                     logger.error("%s was not saved: interrupted", redacted(save.text))
             self._close()
         log_unasked()

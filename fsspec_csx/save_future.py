@@ -10,6 +10,7 @@ import weakref
 
 from fsspec.callbacks import Callback
 
+from fsspec_csx.exit_status import note_failure
 from fsspec_csx.paths import redacted
 
 logger = logging.getLogger("fsspec_csx")
@@ -99,6 +100,7 @@ class SaveFuture(concurrent.futures.Future[None]):
     def _log_unasked(self) -> None:
         message, self._unasked = self._unasked, ""
         if message and self._owner == os.getpid():
+            note_failure()
             logger.error("%s", message)
 
     def __del__(self) -> None:

@@ -29,7 +29,7 @@ from forked import python
 from fsspec.callbacks import Callback
 from test_publishing import uploads
 
-from fsspec_csx import backends
+from fsspec_csx import backends, exit_status
 from fsspec_csx import background as module
 from fsspec_csx.background import async_save
 from fsspec_csx.checkpoint import load, save
@@ -75,9 +75,10 @@ def wait_for_all() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """No save of a test reaches into the next."""
+    """No save of a test reaches into the next, or into the exit status of all."""
     yield
     wait_for_all()
+    exit_status._forget()
 
 
 def state(value: float) -> dict[str, Any]:
@@ -645,7 +646,7 @@ for path in sys.argv[1:]:
     async_save({"x": torch.ones(3 * 2**20)}, path)
 """
 FAILING = """
-import logging, sys, torch
+import atexit, logging, sys, torch
 from fsspec.callbacks import Callback
 from fsspec_csx.background import async_save
 
@@ -653,8 +654,41 @@ class Failing(Callback):
     def relative_update(self, inc=1):
         raise ValueError("stop")
 
+class Last:
+    def __del__(self):
+        print("deleted", file=sys.stderr)
+
+def leave():
+    print("left")
+    print("left", file=sys.stderr, flush=True)
+
 logging.basicConfig(filename=sys.argv[2], filemode="w", format="%(message)s")  # a log that is closed before objects go
+atexit.register(leave)
+written, last = open(sys.argv[1] + ".txt", "w"), Last()
+written.write("not yet flushed")
+print("saving")
 kept = async_save({"x": torch.ones(2**20)}, sys.argv[1], callback=Failing())
+"""
+CHILDREN = """
+import multiprocessing, os, sys
+from fsspec_csx.background import async_save
+
+def fail():
+    async_save([1], sys.argv[1] + "/file/x.pt")
+
+if __name__ == "__main__":
+    open(sys.argv[1] + "/file", "w").close()
+    if sys.argv[2] == "spawn":
+        child = multiprocessing.get_context("spawn").Process(target=fail)
+        child.start()
+        child.join()
+        os._exit(child.exitcode)
+    future = async_save([1], sys.argv[1] + "/file/x.pt")
+    while not future.done():
+        pass
+    del future
+    child = os.fork() or sys.exit(0)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 SLOW = """
 import sys, time, torch
@@ -734,10 +768,41 @@ def test_process_that_ends(root: str, server: LocalS3, monkeypatch: pytest.Monke
         assert bytes_at(f"{root}/{number}.pt") == saved({"x": torch.ones(3 * MIB)})
 
 
-def test_failure_at_exit(tmp_path: Path) -> None:
-    """A failure that nobody asked for is told at the end of the process."""
-    run(FAILING, str(tmp_path / "x.pt"), str(tmp_path / "log"))
-    assert (tmp_path / "log").read_text() == f"{tmp_path}/x.pt was not saved: ValueError: stop\n"
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("", 120),
+        ("sys.exit(0)", 120),
+        ("raise KeyError", 1),
+        ("sys.stderr.close()", 120),
+        ("sys.stderr = None", 120),
+        ("kept.exception()", 0),
+    ],
+)
+def test_failure_at_exit(tmp_path: Path, end: str, status: int) -> None:
+    """A failure that nobody asked for is told at the end of the process, and by its status; all else is done."""
+    ended = run(FAILING + end, str(tmp_path / "x.pt"), str(tmp_path / "log"))
+    told = [*ended.stderr.splitlines()]
+    assert ended.returncode == status, told
+    assert ended.stdout == "saving\nleft\n"
+    assert (tmp_path / "x.pt.txt").read_text() == "not yet flushed"
+    if "stderr" not in end:
+        assert told.count("left") == told.count("deleted") == 1
+        assert sum("so the exit status is 120" in line for line in told) == (status == 120)
+    failures = [f"{tmp_path}/x.pt was not saved: ValueError: stop"]
+    assert (tmp_path / "log").read_text().splitlines() == (failures if status else [])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("kind", "status"), [("fork", 0), pytest.param("spawn", 120, marks=pytest.mark.long)])
+def test_failure_and_children(tmp_path: Path, kind: str, status: int) -> None:
+    """A child's exit status tells of a save of its own that failed, and not of one of its parent's."""
+    (tmp_path / "children.py").write_text(CHILDREN)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+    command = [*python(), str(tmp_path / "children.py"), str(tmp_path), kind]
+    ended = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
+    assert ended.returncode == status, ended.stderr
+    assert "x.pt was not saved: " in ended.stderr
 
 
 def test_ctrl_c_at_exit(tmp_path: Path) -> None:
@@ -752,7 +817,10 @@ def test_ctrl_c_at_exit(tmp_path: Path) -> None:
         began = time.monotonic()
         _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 8  # each save takes ten seconds
-    assert errors.splitlines() == [f"{tmp_path}/x.pt was not saved: interrupted"] * 2
+    *stopped, told = errors.splitlines()
+    assert stopped == [f"{tmp_path}/x.pt was not saved: interrupted"] * 2
+    assert "so the exit status is 120" in told
+    assert process.returncode == 120
     assert load(tmp_path / "x.pt") == [1]
     assert names(str(tmp_path)) == ["home", "x.pt"]
 

@@ -32,7 +32,7 @@ ROWS = [
     {"multipart", "part_sizes", "straight"},
     {"credentials", "doubt", "explain", "settings", "transfer"},
     {"payload", "ranges", "redaction"},
-    {"checksum", "errors", "inspection", "record", "waiting"},
+    {"checksum", "errors", "exit_status", "inspection", "record", "waiting"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 
