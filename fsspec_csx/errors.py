@@ -23,6 +23,7 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── RefusedError (OSError)              the server has a reason of its own
     ├── ChecksumError (OSError)                 bytes were damaged on the way, also when asked for again
     ├── DeleteError (OSError)                   some of many objects were not deleted
+    ├── LostProcessError (RuntimeError)         another process of the job is gone
     ├── UnknownFlagError (AttributeError, LookupError)
     ├── CheckpointPathError (ValueError)
     ├── ConfigError (ValueError)                what configures a training cannot be made
@@ -56,6 +57,7 @@ __all__ = [
     "IncompleteCredentialsError",
     "InvalidBucketNameError",
     "InvalidCheckpointError",
+    "LostProcessError",
     "MismatchError",
     "MissingEntryError",
     "NoCredentialsError",
@@ -178,6 +180,10 @@ class ChecksumError(CSXError, OSError):
 
 class DeleteError(CSXError, OSError):
     """The server deleted only some of the objects."""
+
+
+class LostProcessError(CSXError, RuntimeError):
+    """Another process of a job of many has ended, or does not answer in time."""
 
 
 class UnknownFlagError(CSXError, AttributeError, LookupError):

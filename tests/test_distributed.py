@@ -6,6 +6,8 @@ import contextlib
 import os
 import pickle
 import random
+import signal
+import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from forked import python
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorProperties
@@ -732,6 +735,56 @@ def test_many_processes(bucket: str, environment: object, fs: CSXFileSystem) -> 
     assert len(fs.ls(f"{bucket}/run/twice")) == 5
     loaded = distributed_job.run("load", root, 2)
     assert loaded.returncode == 0, loaded.stderr
+
+
+LOSING = """
+import os, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from fsspec_csx import distributed
+from fsspec_csx.errors import LostProcessError
+
+verb, rank, lost, number = sys.argv[2], *map(int, sys.argv[3:])
+meeting = f"file://{sys.argv[1]}/meeting"
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=2))
+dist.barrier()
+if rank == lost:
+    os.kill(os.getpid(), number)
+try:
+    getattr(distributed, verb)({"x": torch.ones(3)}, f"{sys.argv[1]}/checkpoint")
+except LostProcessError as error:
+    print(error.in_doubt, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "lost", "number", "in_doubt"),
+    [
+        ("save", 1, signal.SIGKILL, False),
+        ("save", 0, signal.SIGKILL, True),
+        ("save", 1, signal.SIGSTOP, False),
+        ("load", 1, signal.SIGKILL, False),
+    ],
+)
+def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, in_doubt: bool) -> None:
+    """A process is told that another one was killed, or hangs, and by an error of ours; the old checkpoint stays."""
+    distributed.save({"x": torch.zeros(3)}, tmp_path / "checkpoint")
+    (tmp_path / "losing.py").write_text(LOSING)
+    command = [*python(), str(tmp_path / "losing.py"), str(tmp_path), verb]
+    started = [
+        subprocess.Popen([*command, *map(str, (rank, lost, int(number)))], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        told, _ = started[1 - lost].communicate(timeout=60)
+    finally:
+        for process in started:
+            with process:
+                process.kill()
+    assert told.startswith(f"{in_doubt} Another process of this job has ended, or does not answer in time: "), told
+    assert ("may have been done" in told) == in_doubt
+    assert distributed.whole(tmp_path / "checkpoint")["x"].sum() == 0
+    assert distributed.leftovers(tmp_path / "checkpoint") == []
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from fsspec_csx.distributed.paths import Path, folder_at, shards_of
 from fsspec_csx.distributed.reader import StorageReader
 from fsspec_csx.distributed.writer import StorageWriter
+from fsspec_csx.errors import LostProcessError
 from fsspec_csx.formats.names import Keys
 from fsspec_csx.progress import Meter, reporting
 from fsspec_csx.sharded import manifest
@@ -51,6 +53,7 @@ def save(
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         FileExistsError: if there is a checkpoint, unless ``overwrite``.
+        LostProcessError: a RuntimeError, if another rank has ended, or does not answer in time.
         Exception: what went wrong on this rank, or else on the first one that failed.
     """
     with _reporting(callback, path, process_group) as progress:
@@ -60,7 +63,9 @@ def save(
                 state_dict_saver.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
         except BaseException as error:
             cause = error.__cause__
-            writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
+            is_left = not writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
+            if is_left and isinstance(error, LostProcessError):
+                error.leave_doubt("the save")
             raise
 
 
@@ -89,6 +94,7 @@ def load(
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         InvalidCheckpointError: a ValueError, if the checkpoint is damaged.
         UnsafeCheckpointError: a ValueError, if it names what may run code.
+        LostProcessError: a RuntimeError, if another rank has ended, or does not answer in time.
         Exception: what else went wrong on this rank, or else on the first one that failed; FileNotFoundError if there
             is no checkpoint.
     """
@@ -176,3 +182,17 @@ def unwrapped(group: dist.ProcessGroup | None, reader: StorageReader | None = No
         rank = dist.get_rank(group) if joined else 0
         own = failures.get(rank) or failures[min(failures)]
         raise (reader.failure if reader and reader.failure else own[0]) from error
+    except RuntimeError as error:
+        if not _is_of_a_collective(error):
+            raise
+        cause = re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0].rstrip(".")
+        reason = f"Another process of this job has ended, or does not answer in time: {cause}."
+        raise LostProcessError(reason, "Look at what the others told, and start the job again.") from error
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    """Whether it was raised where processes exchange something, and not by what they run themselves."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_globals["__name__"] == "torch.distributed.distributed_c10d"

@@ -117,16 +117,21 @@ class StorageWriter(storage.StorageWriter):
             file.write(manifest.encode(metadata))
         self._folder.remove(sorted(former - shards_of(metadata)))
 
-    def discard(self, failed: Collection[int] = ()) -> None:
+    def discard(self, failed: Collection[int] = ()) -> bool:
         """Remove what this rank wrote, after a save that failed; not where the manifest may be there nevertheless.
 
         Args:
             failed: the numbers of the ranks that failed, where they are known.
+
+        Returns:
+            Whether it is certain that there is no manifest of this save.
         """
         # Rank 0 alone writes the manifest, and only when no other has failed.
-        if not self._finishing if self._is_coordinator else any(failed):
+        is_none = not self._finishing if self._is_coordinator else any(failed)
+        if is_none:
             self._folder.remove(self._written)
             self._written = []
+        return is_none
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
