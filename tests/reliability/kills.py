@@ -6,22 +6,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from outcomes import Outcome, Result, as_table
 from proxy import Fault, FaultProxy, fault_proxy
-from scenes import SCENES, Scene, Stage
+from ranks import SECONDS
+from scenes import SCENES
+from stage import Scene, Stage
 from victims import CleanProcess, Victim
 
 from fsspec_csx import distributed
@@ -35,8 +43,11 @@ ENDS = {KILLED: (0, -signal.SIGKILL), TERMINATED: (0, -signal.SIGTERM, 143)}
 
 _BUCKET = "s3://kills"
 _ROUNDS_OF_A_SERVER = 40  # it gives the room of what is deleted back only after minutes
-_SECONDS = 0.7  # in which most operations are over
-_REQUESTS, _BYTES = 12, 20 * 2**20
+_BYTES = 20 * 2**20
+_LONGEST = SECONDS + 30.0  # that an operation takes; one of many processes waits for the others before
+_LOST = re.compile(
+    r"(RuntimeError|torch\.distributed\.\w+): .*(closed by peer|reset by peer|Broken pipe|refused|[Tt]imed out|timeout)"
+)
 
 
 @dataclass
@@ -82,72 +93,98 @@ class _Round:
         self._scene: Scene = SCENES[number % len(SCENES)](self._stage)
         self._action = self._choice.choices([KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED], (6, 2, 1, 1))[0]
         self._happened = False
+        self._when = ""
+        self._meetings = (str(folder / f"meeting-{number}") for number in itertools.count())
         self._own = {**server.environment(), "HOME": str(folder), "XDG_CACHE_HOME": str(self._cache)}
 
     def outcome(self) -> Outcome:
         """Play it."""
         began = time.monotonic()
-        text, detail = "", ""
+        detail = ""
         result: Result = "done"
         try:
             with _variables(XDG_CACHE_HOME=str(self._cache)):
-                text, detail = self._ended()
+                detail = self._ended()
                 result = "refused" if detail else "done"
                 self._scene.intact()
                 self._ended_in_the_end()
         except Exception as error:
-            result, detail = "lost", f"{type(error).__name__}: {error} Ended {text}. {self._repeat} {detail}"
+            result, detail = "lost", f"{type(error).__name__}: {error} Ended {self._when}. {self._repeat} {detail}"
         happened = (self._action,) if self._happened else ()  # else all was over before
         return Outcome(self._scene.name, happened, result, time.monotonic() - began, detail)
 
-    def _ended(self) -> tuple[str, str]:
-        """When it was ended, and what it told of a server that was gone; the latter is empty if it rode that out."""
+    def _ended(self) -> str:
+        """End it, and return what it told of a server that was gone; nothing if it rode that out."""
         with fault_proxy(self._server.endpoint_url) as proxy:
             victims: list[Victim] = []
             started, harmed = threading.Event(), threading.Event()
 
             def harm() -> None:
                 started.wait()
-                self._harm(victims[0])
+                self._harm(victims)
                 harmed.set()
 
             moment = self._moment(harm)
+            self._when = moment.text
             proxy.faults = moment.faults
-            environment = {**self._own, "AWS_ENDPOINT_URL_S3": proxy.url}
-            with self._clean.started(*self._scene.job, environment=environment) as victim:
-                victims.append(victim)
+            with contextlib.ExitStack() as stack:
+                victims += self._started(stack, self._scene.job, {"AWS_ENDPOINT_URL_S3": proxy.url})
                 started.set()
                 try:
-                    self._watch(victim, proxy, moment, harm, harmed)
+                    self._watch(victims, proxy, moment, harm, harmed)
                 finally:
                     self._happened = harmed.is_set()
                     if self._happened:
                         self._mend()
-                status, said = victim.wait(), victim.said()
-        if self._action in ENDS:
+                ends = [(victim.wait(_LONGEST), victim.said()) for victim in victims]
+        told = [said.strip().splitlines()[-1] for status, said in ends if self._failed(status, said)]
+        return "" if self._action in ENDS else "".join(told[:1])
+
+    def _failed(self, status: int, said: str) -> bool:
+        """Whether a process has told of a failure; one that was killed tells nothing."""
+        if self._action in ENDS and (self._scene.ranks == 1 or status in ENDS[self._action]):
             assert status in ENDS[self._action], f"It ended with {status}. {said}"
-            return moment.text, ""
-        assert not status or _is_clear(said), f"It said: {said}"
-        return moment.text, said.strip().splitlines()[-1] if status else ""
+            return False
+        assert not status or _is_clear(said), f"It ended with {status}, and said: {said}"
+        return bool(status)
+
+    def _started(
+        self, stack: contextlib.ExitStack, job: tuple[Any, ...], environment: Mapping[str, str]
+    ) -> list[Victim]:
+        """The processes that do a job, each of which is told which one it is."""
+        operation, *arguments = job
+        meeting = next(self._meetings)
+        parts = [(number, self._scene.ranks, meeting) for number in range(self._scene.ranks)]
+        environment = {**self._own, **environment}
+        return [
+            stack.enter_context(self._clean.started(operation, *part, *arguments, environment=environment))
+            for part in (parts if self._scene.ranks > 1 else [()])
+        ]
 
     def _watch(
-        self, victim: Victim, proxy: FaultProxy, moment: Moment, harm: Callable[[], None], harmed: threading.Event
+        self,
+        victims: Sequence[Victim],
+        proxy: FaultProxy,
+        moment: Moment,
+        harm: Callable[[], None],
+        harmed: threading.Event,
     ) -> None:
         began = time.monotonic()
         before = self._local_bytes()
-        while victim.poll() is None and not harmed.is_set():
+        while None in [victim.poll() for victim in victims] and not harmed.is_set():
             moved = sum(each.body + each.sent for each in proxy.requests) + self._local_bytes() - before
             if moment.come(moved, time.monotonic() - began):
                 harm()
             time.sleep(0.001)
 
-    def _harm(self, victim: Victim) -> None:
+    def _harm(self, victims: Sequence[Victim]) -> None:
         if self._action == SERVER_KILLED:
             self._server.kill()
         elif self._action == SERVER_PAUSED:
             self._server.pause()
         else:
-            victim.send(signal.SIGKILL if self._action == KILLED else signal.SIGTERM)
+            for victim in self._choice.sample(victims, self._choice.randint(1, len(victims))):
+                victim.send(signal.SIGKILL if self._action == KILLED else signal.SIGTERM)
 
     def _mend(self) -> None:
         """Let the server be there again, after a while."""
@@ -158,7 +195,7 @@ class _Round:
     def _moment(self, harm: Callable[[], object]) -> Moment:
         kind, number = (
             self._choice.choice(["before", "after", "unheard", "bytes", "time"]),
-            self._choice.randrange(_REQUESTS),
+            self._choice.randrange(self._scene.requests),
         )
         if kind == "before":
             return Moment(f"before request {number}", [Fault(skip=number, before=harm)])
@@ -169,7 +206,7 @@ class _Round:
         if kind == "bytes":
             size = self._choice.randrange(1, _BYTES)
             return Moment(f"when {size} bytes had moved", [], lambda moved, seconds: moved >= size)
-        least = self._choice.random() * _SECONDS
+        least = self._choice.random() * self._scene.seconds
         return Moment(f"after {least:.2f} s", [], lambda moved, seconds: seconds >= least)
 
     def _local_bytes(self) -> int:
@@ -185,8 +222,10 @@ class _Round:
             self._clear()
             self._scene.intact()
         if job := self._scene.again():
-            status, said = self._clean.run(*job, environment=self._own)
-            assert not status, f"The second time it ended with {status}: {said}"
+            with contextlib.ExitStack() as stack:
+                for victim in self._started(stack, job, {}):
+                    status = victim.wait(_LONGEST)
+                    assert not status, f"The second time it ended with {status}: {victim.said()}"
         self._scene.right()
         self._clear()
         self._scene.right()
@@ -211,10 +250,14 @@ class _Round:
 
 
 def _is_clear(said: str) -> bool:
-    """Whether what a process told ends with an error of this package."""
+    """Whether what a process told ends with an error of this package, or with what torch tells of a process lost."""
     lines = said.strip().splitlines()
-    return bool(lines) and (
-        lines[-1].startswith("fsspec_csx.errors.") or any(line.startswith("cszoo: ") for line in lines)
+    if not lines:
+        return False
+    # Where processes meet outside of this package, torch tells of one that is gone.
+    is_torchs = _LOST.match(lines[-1]) and "fsspec_csx/distributed/calls.py" not in said
+    return bool(
+        lines[-1].startswith("fsspec_csx.errors.") or is_torchs or any(line.startswith("cszoo: ") for line in lines)
     )
 
 
@@ -240,5 +283,4 @@ def _main(seed: str, count: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     _main(*sys.argv[1:])

@@ -16,7 +16,7 @@ import torch
 from proxy import Fault, fault_proxy, through
 from roots import fill, left
 from s3fs.utils import FileExpired
-from scenes import save_small
+from stage import save_small
 from victims import CleanProcess, state
 
 from fsspec_csx import copy, distributed, load, move, save

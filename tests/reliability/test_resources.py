@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from proxy import Fault, FaultProxy, fault_proxy, through
-from scenes import blob, save_small
+from stage import blob, save_small
 from victims import CleanProcess
 
 from fsspec_csx.filesystem import CSXFileSystem

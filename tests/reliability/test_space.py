@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, error_answer, fault_proxy
-from scenes import blob, save_small
+from stage import blob, save_small
 from training import loader, made
 from victims import CleanProcess, state
 

@@ -155,6 +155,13 @@ def save(path: str, seed: int, numbers: int = NUMBERS) -> None:
     save(state(seed, numbers), path)
 
 
+def save_cerebras(path: str, seed: int) -> None:
+    """Save one that is of many objects."""
+    from fsspec_csx import save
+
+    save(state(seed), path, format="cerebras")
+
+
 def async_save(path: str, seed: int) -> None:
     """Save one in the background, and end."""
     from fsspec_csx import async_save
@@ -194,7 +201,7 @@ def cszoo(*arguments: str) -> None:
 
 
 OPERATIONS: dict[str, Callable[..., None]] = {
-    each.__name__: each for each in (save, async_save, load, distributed_save, train, cszoo)
+    each.__name__: each for each in (save, save_cerebras, async_save, load, distributed_save, train, cszoo)
 }
 
 
@@ -204,7 +211,9 @@ OPERATIONS: dict[str, Callable[..., None]] = {
 def _imported() -> None:
     """Import all that a victim may need, which takes seconds."""
     import aiobotocore.session
+    import ranks
     import s3fs
+    import torch._dynamo
     import training
 
     import fsspec_csx.cli
@@ -212,7 +221,7 @@ def _imported() -> None:
     import fsspec_csx.filesystem
     import fsspec_csx.trainer
 
-    assert all((aiobotocore.session, s3fs, training, fsspec_csx))
+    assert all((aiobotocore.session, ranks, s3fs, torch._dynamo, training, fsspec_csx))
     gc.freeze()  # what a child does not look at, it need not copy
 
 
