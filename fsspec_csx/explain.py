@@ -29,6 +29,7 @@ from fsspec_csx.errors import (
     UntrustedCertificateError,
     WrongRegionError,
 )
+from fsspec_csx.waiting import SHUTDOWN, TOO_LATE
 
 _OF_NUMBERS = {"429", "500", "502", "503", "504"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
@@ -91,6 +92,8 @@ def explain(error: Exception, request: Request) -> Exception:
         return _invalid_name(request, {}) if "bucket name" in str(error) else error
     if isinstance(error, (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)):
         return _unreachable(error, request)
+    if isinstance(error, boto.HTTPClientError) and str(error).endswith(SHUTDOWN):
+        return RuntimeError(TOO_LATE)
     code = code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")

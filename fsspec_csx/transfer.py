@@ -26,6 +26,7 @@ from botocore.utils import get_environ_proxies
 
 from fsspec_csx.payload import Payload
 from fsspec_csx.ranges import Range
+from fsspec_csx.waiting import SHUTDOWN, TOO_LATE
 
 T = TypeVar("T")
 
@@ -225,6 +226,14 @@ class Transfer:
 
 class _Threads(ThreadPoolExecutor):
     """Makes do with the threads that there are where no more can be had."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            if not str(error).endswith(SHUTDOWN):
+                raise
+            raise RuntimeError(TOO_LATE) from error
 
     def _adjust_thread_count(self) -> None:
         try:

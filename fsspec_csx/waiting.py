@@ -7,6 +7,13 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any
 
+TOO_LATE = (
+    "The main thread has ended, and Python starts no other for requests any more. "
+    "Let it wait for this thread, or save by async_save, which is waited for."
+)
+SHUTDOWN = ("after shutdown", "after interpreter shutdown")
+"""How concurrent.futures ends its sentence then."""
+
 
 def start(fs: Any, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
     """Hand a coroutine to the event loop of a filesystem."""
