@@ -22,6 +22,11 @@ def single_bytes(data: Any) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(bytearray())  # an empty array has no cast
 
 
+def changed(path: str) -> OSError:
+    """What to raise where a local file changed while it was sent."""
+    return OSError(f"{path} changed while it was copied. Copy it again when nothing writes to it any more.")
+
+
 class Payload(io.RawIOBase):
     """Bytes to be sent, as a file for those who can only read files.
 
@@ -30,6 +35,7 @@ class Payload(io.RawIOBase):
         crc64nvme: the checksum of all, by the NVM Express polynomial, once it is prepared.
         thread: what prepares or sends it, while and after it does.
         given_up: set to make the sending fail soon.
+        failure: why its bytes could not be had, if that ended the sending.
         owned: whether what is to be sent stays, whatever becomes of the sender.
     """
 
@@ -40,6 +46,7 @@ class Payload(io.RawIOBase):
         self.crc64nvme = 0
         self.thread: Future[Any] | None = None
         self.given_up = False
+        self.failure: OSError | None = None
         self._position = 0
 
     @abstractmethod
@@ -117,13 +124,15 @@ class FilePart(Payload):
 
     Args:
         descriptor: of the file; may be closed once this is made.
+        path: of it, for messages.
         start: position of the first byte in it.
         length: in bytes.
     """
 
-    def __init__(self, descriptor: int, start: int, length: int) -> None:
+    def __init__(self, descriptor: int, path: str, start: int, length: int) -> None:
         super().__init__(length)
         self._descriptor: int | None = os.dup(descriptor)
+        self._path = path
         self._start = start
 
     def close(self) -> None:
@@ -137,13 +146,16 @@ class FilePart(Payload):
         """The bytes from a position on, in memories that follow each other.
 
         Raises:
-            OSError: if the file has become shorter.
+            OSError: if the file has become shorter, or cannot be read.
         """
         descriptor = self._descriptor
         while start < self.length and descriptor is not None:
-            data = os.pread(descriptor, min(_READ, self.length - start), self._start + start)
-            if not data:
-                msg = "The file became shorter while it was sent."
-                raise OSError(msg)
+            try:
+                data = os.pread(descriptor, min(_READ, self.length - start), self._start + start)
+                if not data:
+                    raise changed(self._path)
+            except OSError as error:
+                self.failure = error
+                raise
             yield memoryview(data)
             start += len(data)

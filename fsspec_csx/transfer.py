@@ -195,7 +195,12 @@ class Transfer:
     def _put(self, request: Any, payload: Payload) -> AioAWSResponse:
         outgoing = copy.copy(request)
         outgoing.body = payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS)
-        answer = self._send(outgoing)
+        try:
+            answer = self._send(outgoing)
+        except Exception as error:
+            if payload.failure is not None:  # not the connection's, so that there is no use in another
+                raise payload.failure from error
+            raise
         return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(answer.content))
 
     def _get(self, request: Any, wanted: Range) -> AioAWSResponse:

@@ -11,10 +11,11 @@ from typing import Any
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.connection import ConnectedS3
+from fsspec_csx.errors import ChecksumError
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.multipart import Call, Kept, Upload, all_of, put
 from fsspec_csx.part_sizes import part_size_for
-from fsspec_csx.payload import FilePart, Memories, Payload, single_bytes
+from fsspec_csx.payload import FilePart, Memories, Payload, changed, single_bytes
 from fsspec_csx.record import Origin, recorded
 
 
@@ -58,7 +59,7 @@ class UploadingS3(ConnectedS3):
             resumable: whether an upload that is broken off stays, and is gone on with when this is called again.
 
         Raises:
-            OSError: if ``resumable`` and the file changes meanwhile.
+            OSError: if the file changes meanwhile; unless ``resumable``, only if that hinders the upload.
         """
         if os.path.isdir(lpath):
             if not self.split_path(rpath)[1]:
@@ -75,17 +76,20 @@ class UploadingS3(ConnectedS3):
             callback.set_size(size)
 
             async def payload(start: int, end: int) -> Payload:
-                return Memories([memory[start:end]]) if memory else FilePart(descriptor, start, end - start)
+                return Memories([memory[start:end]]) if memory else FilePart(descriptor, lpath, start, end - start)
 
-            def unchanged(checksum: int | None) -> None:
-                if origin and _state(descriptor) != origin.state:
-                    msg = f"{lpath} changed while it was copied. Copy it again when nothing writes to it any more."
-                    raise OSError(msg)
+            def unchanged(checksum: int | None = None) -> None:
+                if not memory and _state(lpath) != before:
+                    raise changed(lpath)
 
-            origin = Origin(os.path.realpath(lpath), _state(descriptor)) if resumable and not memory else None
-            await self._send(
-                rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, origin=origin, ready=unchanged
-            )
+            before = _state(descriptor)
+            origin = Origin(os.path.realpath(lpath), before) if resumable and not memory else None
+            checks: dict[str, Any] = {"origin": origin, "ready": unchanged} if origin else {}
+            try:
+                await self._send(rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
+            except ChecksumError:
+                unchanged()  # else it is said that the network damaged what was sent
+                raise
 
     async def _send(
         self,
@@ -107,7 +111,7 @@ class UploadingS3(ConnectedS3):
             in_memory: bytes of payloads at a time, at most; if given, they come from elsewhere, and are not asked for
                 only to compare them.
             origin: where they come from; if given, an upload that is broken off is gone on with.
-            ready: is called when all has been sent, with its CRC64NVME if that is known, and may prevent that it
+            ready: is called when all has been read, with its CRC64NVME if that is known, and may prevent that it
                 becomes the object.
         """
         options.pop("max_concurrency", None)
@@ -118,8 +122,12 @@ class UploadingS3(ConnectedS3):
         match = {"IfNoneMatch": "*"} if mode == "create" else {}
         chosen = part_size_for(size, part)
         if size <= chosen:
-            answer = await put(call, self.transfer, await payload(0, size), checked=checked, **match)
-            ready(None)
+
+            async def call_when_ready(method: str, **parameters: Any) -> Any:
+                ready(None)  # it has been read for its checksum, which what is sent now has to have
+                return await call(method, **parameters)
+
+            answer = await put(call_when_ready, self.transfer, await payload(0, size), checked=checked, **match)
             advance(size)
             self.invalidate_cache(path)
             return answer
@@ -165,7 +173,10 @@ async def _same(kept: Kept | None, payload: Payload) -> bool:
     return kept is not None and kept.crc64nvme == payload.crc64nvme
 
 
-def _state(descriptor: int) -> str:
-    """What changes when a local file does."""
-    status = os.fstat(descriptor)
+def _state(file: str | int) -> str:
+    """What changes when a local file does; empty if there is none any more."""
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:
+        return ""
     return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"

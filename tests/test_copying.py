@@ -14,6 +14,7 @@ import torch
 from checkpoints import MIB, names
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
+from proxy import Fault, fault_proxy
 
 from fsspec_csx import bulk, copy, load, move, save
 from fsspec_csx.errors import (
@@ -30,6 +31,7 @@ from fsspec_csx.manage.copying import transfer
 from fsspec_csx.manage.patterns import expanded
 from fsspec_csx.manage.places import Place
 from fsspec_csx.manage.sameness import same
+from fsspec_csx.payload import FilePart
 from fsspec_csx.testing import LocalS3
 
 DATA = os.urandom(20 * MIB + 4321)
@@ -236,22 +238,72 @@ def test_across_servers(
         assert content(target) == DATA[:size]
 
 
+def replace(path: Path) -> None:
+    """Put another file of its size in a file's place."""
+    other = path.with_name("other")
+    other.write_bytes(DATA[::-1])
+    other.replace(path)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "shortened": lambda path: os.truncate(path, MIB),
+    "written over": lambda path: path.write_bytes(DATA[::-1]),
+    "replaced": replace,
+    "removed": Path.unlink,
+}
+CHANGED = r"x\.mdl changed while it was copied\. Copy it again"
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_changed_source_is_no_copy(
+    folder: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """A source that changes while its second part is on the way is an error, and nothing is left at the target."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, target = tmp_path / "x.mdl", f"{folder('s3')}/y.mdl"
+    path.write_bytes(DATA)
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        proxy.faults = [Fault("PUT", "partNumber=2", before=lambda: CHANGES[change](path))]
+        with pytest.raises(OSError, match=CHANGED):
+            move(path, target)
+        assert proxy.faults[0].done
+        assert proxy.made("DELETE", "uploadId=")
+        assert not exists(target)
+    assert path.exists() == (change != "removed")
+
+
+def test_changed_small_source_is_no_copy(
     folder: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A source that changes while it is copied is an error, and neither copied nor deleted."""
-    path = tmp_path / "x.mdl"
+    """A source that changes between the two times that it is read, for its checksum and to be sent, is an error."""
+    path, target = tmp_path / "x.mdl", written(f"{folder('s3')}/y.mdl", b"former")
+    path.write_bytes(DATA[:MIB])
+    prepare = FilePart.prepare
+
+    def change_afterwards(part: FilePart) -> None:
+        prepare(part)
+        path.write_bytes(DATA[:MIB][::-1])
+
+    monkeypatch.setattr(FilePart, "prepare", change_afterwards)
+    with pytest.raises(OSError, match=CHANGED):
+        copy(path, target, overwrite=True)
+    assert content(target) == b"former"
+
+
+def test_source_changed_on_the_way_to_memory_is_no_copy(folder: Callable[[str], str], tmp_path: Path) -> None:
+    """The same where there is no S3."""
+    path, target = tmp_path / "x.mdl", f"{folder('memory')}/y.mdl"
+    path.write_bytes(DATA)
 
     class Changing(Callback):  # type: ignore[misc]
         def relative_update(self, inc: int = 1) -> None:
             path.write_bytes(DATA[::-1])
 
-    for target in (f"{folder('s3')}/y.mdl", f"{folder('memory')}/y.mdl"):
-        path.write_bytes(DATA)
-        with pytest.raises(OSError, match=r"x\.mdl changed while it was copied\. Copy it again"):
-            move(path, target, callback=Changing())
-        assert not exists(target)
-        assert path.exists()
+    with pytest.raises(OSError, match=CHANGED):
+        move(path, target, callback=Changing())
+    assert not exists(target)
+    assert path.exists()
 
 
 @pytest.mark.parametrize("kinds", [("local", "s3"), ("s3", "s3"), ("memory", "local")], ids=" to ".join)

@@ -114,7 +114,11 @@ class Place:
         Raises:
             OSError: if they differ.
         """
-        if self.state() != before:
+        try:
+            changed = self.state() != before
+        except FileNotFoundError:
+            changed = True
+        if changed:
             msg = f"{self.shown} changed while it was copied. Copy it again when nothing writes to it any more."
             raise OSError(msg)
 
