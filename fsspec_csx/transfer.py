@@ -23,6 +23,8 @@ from aiobotocore.awsrequest import AioAWSResponse
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
+from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ReadTimeoutError as AnswerTimeoutError
 
 from fsspec_csx.payload import Payload
 from fsspec_csx.ranges import Range
@@ -215,10 +217,10 @@ class Transfer:
                 headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
             else:
                 body, headers = answer.raw.read(), answer.headers
-        except TimeoutError as error:
+        except (TimeoutError, AnswerTimeoutError) as error:
             answer.raw.close()
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, HTTPError) as error:  # the last one of an answer that tells an error
             answer.raw.close()
             if error is wanted.failure:
                 raise

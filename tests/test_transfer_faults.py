@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -299,6 +300,20 @@ def test_server_says_when_to_come_back(
     assert far.cat_file(f"{folder}/object") == LARGE[:500]
     first, second = proxy.made(method)
     assert 1 <= second.began - first.ended < 2
+
+
+@pytest.mark.parametrize(("stop", "times"), [("cut_down", 1), ("cut_down", 100), ("stall_down", 1)])
+def test_error_of_which_half_came(server: LocalS3, proxy: FaultProxy, tmp_path: Path, stop: str, times: int) -> None:
+    """An answer that tells an error, and ends in the midst of it, is a failure of the connection."""
+    far = through(proxy, server, config_kwargs={"read_timeout": 1, "retries": {"max_attempts": 1}})
+    far.info(PATH)
+    harm = Fault("GET", when=lambda request: request.span is not None, status=500, times=times)
+    setattr(harm, stop, 0.5)
+    proxy.faults = [harm]
+    refused = pytest.raises(EndpointError, match="broke the connection off")
+    with refused if times > 1 else contextlib.nullcontext():
+        assert READS["readinto"](far, PATH, tmp_path) == DATA
+    assert harm.done
 
 
 @pytest.mark.parametrize("read", ["readinto", "cat_file", "get_file"])
