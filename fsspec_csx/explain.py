@@ -34,6 +34,8 @@ from fsspec_csx.waiting import SHUTDOWN, TOO_LATE
 _OF_NUMBERS = {"429", "500", "502", "503", "504"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
 """What servers answer that may do better later."""
+# What OpenSSL says of records that nobody sealed, or that were changed on the way.
+_SPOILT = ("BAD_RECORD_MAC", "bad record mac")
 # What OpenSSL, and the libraries on it, say of servers that answer in plain text, and of certificates.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "RECORD_LAYER_FAILURE", "record layer failure")
 _OTHER_NAME = "Name the endpoint as its certificate does, or have a certificate issued for this name."
@@ -120,8 +122,12 @@ def _unreachable(error: BaseException, request: Request) -> EndpointError:
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "")
     # botocore names the whole URL of the request; what counts is whom it was sent to.
     endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
+    said = str(getattr(error, "kwargs", {}).get("error", error))
+    if any(sign in said for sign in _SPOILT):
+        reason = f"What came by TLS from or to {endpoint} was damaged on the way: {said}."
+        return EndpointError(reason, "Try again; if that does not help, have what is on the way there checked.")
     if isinstance(error, boto.SSLError):
-        return _insecure(endpoint, str(error.kwargs.get("error", error)))
+        return _insecure(endpoint, said)
     if isinstance(error, boto.ProxyConnectionError):
         reason = f"The proxy {error.kwargs.get('proxy_url', '')} on the way to {endpoint} cannot be reached."
         return EndpointError(reason, "Check HTTP_PROXY and HTTPS_PROXY, or name the endpoint's host in NO_PROXY.")
@@ -140,6 +146,9 @@ def _insecure(endpoint: str, said: str) -> EndpointError:
     if any(sign in said for sign in _NO_TLS):
         reason = f"The endpoint {endpoint} does not speak TLS: {said}."
         return EndpointError(reason, "Name it with http:// if the network is to be trusted, or check the port.")
+    if not any(sign in said for sign in ("certificate verify failed", *_BAD_CERTIFICATES)):
+        reason = f"No connection by TLS to {endpoint} came about: {said}."
+        return EndpointError(reason, "Try again; if that does not help, check that it speaks TLS 1.2 or later.")
     remedy = "Point AWS_CA_BUNDLE, or ca_bundle in the profile, at the certificate of the authority that signed it."
     for sign, instead in _BAD_CERTIFICATES.items():
         if sign in said:
