@@ -1,6 +1,7 @@
 """A proxy between a client and the real server, that records the requests and does damage by rules.
 
 It leaves the header ``Host`` as it is, so that signatures hold. It serves as an HTTP proxy too, for http endpoints.
+With clients it speaks TLS, if it is to; with the server it does not.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 from answers import s3_error
+from handshakes import Handshakes, Oddity
 
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -26,6 +28,8 @@ Answer = tuple[int, Mapping[str, str], bytes]
 
 _PIECE = 64 * 1024
 _STALLED_SECONDS = 30.0
+# As long as a record that its head tells of, but sealed by nobody.
+_GARBAGE = b"\x17\x03\x03\x00\x40" + bytes(range(64))
 
 
 @dataclass
@@ -92,7 +96,9 @@ class Fault:
         shorten: bytes that are missing at the end of the answer's body, while its Content-Length fits what is left.
         status: takes the place of the answer's own.
         headers: take the place of the answer's own.
+        garbage: after so many bytes of the answer's body come some that are none of TLS's.
         resets: in place of any answer so many connections are reset: this one, and those that come next.
+        odd: in place of any answer the connection is broken off, and the next handshakes of TLS are like this.
         closes: whether the connection is closed after the answer, which does not say so.
         after: is called when the answer was passed on, or the connections are about to be broken off.
         done: how many requests were harmed so far.
@@ -117,7 +123,9 @@ class Fault:
     shorten: int = 0
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+    garbage: float | None = None
     resets: int = 0
+    odd: Sequence[Oddity] = ()
     closes: bool = False
     after: Callable[[], object] = lambda: None
     done: int = 0
@@ -132,15 +140,17 @@ class FaultProxy:
 
     Args:
         url: of the server.
+        handshakes: by which clients are greeted; None to speak no TLS.
 
     Attributes:
+        handshakes: the same.
         url: what clients are given in place of the server's.
         faults: the rules; the first that fits a request and is not used up counts. May be changed at any time.
         requests: what came, in order.
         resets: how many connections are yet to be reset as they come.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, handshakes: Handshakes | None = None) -> None:
         target = urlsplit(url)
         self._target = (target.hostname, target.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -148,7 +158,8 @@ class FaultProxy:
         self._ended = threading.Event()
         self._sockets: list[socket.socket] = []
         self.resets = 0
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.handshakes = handshakes
+        self.url = f"http{'s' if handshakes else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self._threads = [threading.Thread(target=self._accept)]
@@ -185,7 +196,11 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket) -> None:
         """All requests of a connection, until one side ends it or a fault does."""
-        with suppress(OSError, _BrokenOffError), client, socket.create_connection(self._target) as server:
+        with (
+            suppress(OSError, _BrokenOffError),
+            self._greeted(client) as client,
+            socket.create_connection(self._target) as server,
+        ):
             self._sockets.append(server)
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a head and its body are sent one by one
@@ -193,6 +208,19 @@ class FaultProxy:
                 while self._exchange(client, incoming, server, answers):
                     pass
                 _break_off(client)
+
+    def _greeted(self, client: socket.socket) -> socket.socket:
+        """The connection when both sides have agreed on how to speak."""
+        if self.handshakes is None:
+            return client
+        wrapped = self.handshakes.wrapped(client, self._ended)
+        self._sockets.append(wrapped)
+        try:
+            wrapped.do_handshake()
+        except OSError:
+            wrapped.close()
+            raise
+        return wrapped
 
     def _exchange(self, client: socket.socket, incoming: BinaryIO, server: socket.socket, answers: BinaryIO) -> bool:
         """One request and its answer; whether another may follow."""
@@ -208,6 +236,9 @@ class FaultProxy:
             if fault.resets:
                 self.resets += fault.resets - 1
                 _to_be_reset(client)
+                raise _BrokenOffError
+            if fault.odd and self.handshakes:
+                self.handshakes.next.extend(fault.odd)
                 raise _BrokenOffError
             self._ended.wait(fault.delay)
             if request.headers.get("expect"):
@@ -262,11 +293,15 @@ class FaultProxy:
         kept = [each for each in headers if each[0].lower() not in changed] + list(changed.items())
         client.sendall(_joined(f"{version} {request.status} {reason}", kept))
         if request.method != "HEAD" and int(status) not in (204, 304):
+            spoilt = _place(fault.garbage, length)
             for piece in self._harmed(_body(answers, request.answered), fault, request.answered, up=False):
                 allowed = piece[: length - request.sent] if fault.shorten else piece
+                if spoilt is not None and request.sent + len(allowed) >= spoilt:
+                    socket.socket.sendall(client, _GARBAGE)  # past TLS, if that is spoken
+                    spoilt = None
                 client.sendall(allowed)
                 request.sent += len(allowed)
-        request.heard = not fault.twice
+        request.heard = not fault.twice and fault.garbage is None
         return request.answered.get("connection", "").lower() != "close"
 
     def _recorded(self, request: Request) -> Fault:
@@ -311,9 +346,9 @@ class _BrokenOffError(Exception):
 
 
 @contextmanager
-def fault_proxy(url: str) -> Iterator[FaultProxy]:
+def fault_proxy(url: str, handshakes: Handshakes | None = None) -> Iterator[FaultProxy]:
     """Yield a proxy before the server at this URL."""
-    proxy = FaultProxy(url)
+    proxy = FaultProxy(url, handshakes)
     try:
         yield proxy
     finally:
@@ -390,7 +425,7 @@ def _send(sink: socket.socket | None, data: bytes) -> None:
 
 def _break_off(one: socket.socket) -> None:
     with suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(one, socket.SHUT_RDWR)  # not TLS's own, which another thread may be about to use
 
 
 def _to_be_reset(one: socket.socket) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from random import Random
 
+from handshakes import Oddity
 from proxy import Fault, Request, error_answer
 
 _SLOW = 6 * 2**20
@@ -36,12 +37,14 @@ class Kind:
         made: a fault of this kind, which happens to any request.
         burst: the most requests, one after the other, that it happens to.
         lasting: whether it goes on, once it has begun.
+        tls: whether it can only happen to TLS.
     """
 
     fits: Callable[[Request], bool]
     made: Callable[[Random, Keys], Fault]
     burst: int = 1
     lasting: bool = False
+    tls: bool = False
 
 
 def is_any(request: Request) -> bool:
@@ -123,6 +126,10 @@ def _later(random: Random, keys: Keys) -> Fault:
     return Fault(answer=error_answer(503, "SlowDown", {"Retry-After": random.choice(["0", "1"])}))
 
 
+def _odd(how: Oddity, random: Random) -> list[Oddity]:
+    return [how] * random.randint(1, 2)
+
+
 KINDS: dict[str, Kind] = {
     "cut on the way up": Kind(brings_body, lambda random, keys: Fault(cut_up=_share(random))),
     "cut on the way down": Kind(asks_for_body, lambda random, keys: Fault(cut_down=_share(random))),
@@ -150,5 +157,11 @@ KINDS: dict[str, Kind] = {
     "clock skew": Kind(is_any, _skewed),
     "wrong Content-Range": Kind(asks_for_range, _elsewhere),
     "200 in place of 206": Kind(asks_for_range, lambda random, keys: Fault(status=200)),
+    "garbage among the records of TLS": Kind(
+        asks_for_body, lambda random, keys: Fault(garbage=_share(random)), tls=True
+    ),
+    "handshake of TLS stalled": Kind(is_any, lambda random, keys: Fault(odd=_odd("stalled", random)), tls=True),
+    "handshake of TLS broken off": Kind(is_any, lambda random, keys: Fault(odd=_odd("broken off", random)), tls=True),
+    "certificate of a stranger": Kind(is_any, lambda random, keys: Fault(odd=_odd("of a stranger", random)), tls=True),
     "416": Kind(asks_for_data, lambda random, keys: Fault(answer=error_answer(416, "InvalidRange"))),
 }

@@ -47,9 +47,9 @@ def _both(one: Callable[[Request], bool], other: Callable[[Request], bool]) -> C
     return lambda request: one(request) and other(request)
 
 
-def possible(requests: Sequence[Request]) -> dict[str, int]:
-    """For each kind, how many of the requests that an operation makes it could happen to."""
-    return {name: sum(map(kind.fits, requests)) for name, kind in KINDS.items()}
+def possible(requests: Sequence[Request], *, tls: bool = False) -> dict[str, int]:
+    """For each kind, how many of the requests that an operation makes, over TLS or not, it could happen to."""
+    return {name: sum(map(kind.fits, requests)) if tls or not kind.tls else 0 for name, kind in KINDS.items()}
 
 
 def schedule(seed: int | str, fitting: Mapping[str, int]) -> tuple[Planned, ...]:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import fsspec
 import fsspec.config
+from handshakes import Handshakes
 from outcomes import Outcome, Result
 from place import PART, Place
 from proxy import FaultProxy, Request, fault_proxy
@@ -83,13 +84,15 @@ class Bench:
         if outcome.result != "done":
             msg = f"{scenario.name} fails though nothing happens to it: {outcome.detail}"
             raise AssertionError(msg)
-        found = possible(self.proxy.requests)
+        found = possible(self.proxy.requests, tls=self.proxy.handshakes is not None)
         return {kind: 0 if kind in scenario.unseen else count for kind, count in found.items()}
 
     def _lift(self) -> None:
         """Let no more faults happen."""
         self.proxy.faults = []
         self.proxy.resets = 0
+        if self.proxy.handshakes:
+            self.proxy.handshakes.next.clear()
 
     @contextmanager
     def _place(self, name: str) -> Iterator[Place]:
@@ -123,6 +126,8 @@ class Bench:
             "AWS_EC2_METADATA_DISABLED": "true",
             "TQDM_DISABLE": "1",
         }
+        if self.proxy.handshakes:
+            environment["AWS_CA_BUNDLE"] = str(self.proxy.handshakes.trusted)
         options = {"config_kwargs": _LIMITS, "use_listings_cache": False, "default_block_size": PART}
         first, second = self.identities
         with (
@@ -218,7 +223,10 @@ def _unclear(error: Exception) -> str:
 
 
 @contextmanager
-def bench(server: LocalS3, bucket: str, identities: tuple[str, str]) -> Iterator[Bench]:
-    """Yield a place for trials on a server, where the bucket exists."""
-    with fault_proxy(server.endpoint_url) as proxy:
+def bench(server: LocalS3, bucket: str, identities: tuple[str, str], *, tls: bool = False) -> Iterator[Bench]:
+    """Yield a place for trials on a server, where the bucket exists; over TLS, if asked for."""
+    with (
+        tempfile.TemporaryDirectory(prefix="certificates-") as folder,
+        fault_proxy(server.endpoint_url, Handshakes(Path(folder)) if tls else None) as proxy,
+    ):
         yield Bench(server, proxy, bucket, identities)
