@@ -27,7 +27,7 @@ from fsspec_csx.explain import GaveUpError, Request, code_of, explain
 from fsspec_csx.file import CSXFile, discard_all
 from fsspec_csx.payload import Payload
 from fsspec_csx.redaction import redact_logs
-from fsspec_csx.straight import StraightHTTPSession, StraightSession, stay
+from fsspec_csx.straight import StraightHTTPSession, StraightSession, hold, stay
 from fsspec_csx.transfer import Transfer
 
 # How often a request is signed anew, each time with other credentials.
@@ -130,6 +130,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         elif explicit:
             self._identity = f"the access key {credentials.mask(explicit)} that the call names"
         else:
+            hold(session)
             self._identity, self._keys = await credentials.find(session)
         if renewed:
             session.register("needs-retry.s3", _FirstContact())

@@ -32,6 +32,7 @@ from fsspec_csx.errors import (
     NoCredentialsError,
     UnknownProfileError,
 )
+from fsspec_csx.explain import RedirectedError
 from fsspec_csx.redaction import blotted, without_user
 
 # The options of a filesystem that say who is asking, by the rules above.
@@ -210,6 +211,12 @@ def _explained(error: Exception, session: Session, said: str) -> CSXError:
         reason = f"Profile {profile!r} gives credentials that have expired already."
         remedy = "Renew what it gets them from (the program, role or file that it names), and check the clock."
         return ExpiredCredentialsError(reason, remedy)
+    if isinstance(error, RedirectedError):
+        reason = (
+            f"The metadata service that profile {profile!r} gets its credentials from sends on to {error.location}, "
+        )
+        remedy = "Check the addresses that the AWS_* variables and the profile name, and what answers there."
+        return CredentialsError(f"{reason}which is not followed.", remedy)
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         reason = f"What profile {profile!r} gets its credentials from cannot be reached: {said}."
         return EndpointError(reason, "Check the network, and the addresses that the profile and the environment name.")

@@ -38,10 +38,53 @@ class StraightSession(AioSession):  # type: ignore[misc]
 
     def create_client(self, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As of ``AioSession``."""
-        config = AioConfig() if config is None else config
-        if getattr(config, "http_session_cls", None) is AIOHTTPSession:
-            config.http_session_cls = StraightHTTPSession
-        return super().create_client(*args, config=config, **kwargs)
+        return super().create_client(*args, config=_straight(config), **kwargs)
+
+    def _get_internal_component(self, name: str) -> Any:
+        found = super()._get_internal_component(name)
+        if name == "smart_defaults_factory":  # asks the instance for its region
+            _hold(found._imds_region_provider._get_fetcher())
+        return found
+
+
+def _straight(config: Any) -> Any:
+    config = AioConfig() if config is None else config
+    if getattr(config, "http_session_cls", None) is AIOHTTPSession:
+        config.http_session_cls = StraightHTTPSession
+    return config
+
+
+def hold(session: Any) -> None:
+    """Let nothing that a session asks for credentials, a container or an instance either, send it elsewhere.
+
+    Args:
+        session: of aiobotocore. One that is not of this module is changed in that, and that alone.
+    """
+    if not isinstance(session, StraightSession) and "create_client" not in vars(session):
+        make = session.create_client
+        session.create_client = lambda *args, config=None, **rest: make(*args, config=_straight(config), **rest)
+    for provider in session.get_component("credential_provider").providers:
+        for name in ("_fetcher", "_role_fetcher"):
+            _hold(getattr(provider, name, None))
+
+
+def _hold(fetcher: Any) -> None:
+    """Let the connections of what fetches metadata follow no redirect, and raise RedirectedError for one."""
+    connections = getattr(fetcher, "_session", None)
+    if not isinstance(connections, AIOHTTPSession) or "send" in vars(connections):
+        return
+    connect, send = connections._get_session, connections.send
+
+    async def get_session(proxy_url: Any) -> Any:
+        return _Straight(await connect(proxy_url))
+
+    async def send_straight(request: Any) -> Any:
+        answer = await send(request)
+        if answer.status_code in _REDIRECTS:
+            raise RedirectedError(_host(answer))
+        return answer
+
+    connections._get_session, connections.send = get_session, send_straight
 
 
 def stay(response: Any = None, **_: Any) -> None:
@@ -50,6 +93,11 @@ def stay(response: Any = None, **_: Any) -> None:
         return
     answer, parsed = response
     if "x-amz-bucket-region" not in answer.headers and "Region" not in parsed.get("Error", {}):
-        told = urlsplit(answer.headers.get("Location", ""))
-        host = told.netloc.rpartition("@")[2]
-        raise RedirectedError(f"{told.scheme}://{host}" if host else "another address")
+        raise RedirectedError(_host(answer))
+
+
+def _host(answer: Any) -> str:
+    """Where an answer sends to, less the name of a user, a password, a path and a query."""
+    told = urlsplit(answer.headers.get("Location", ""))
+    host = told.netloc.rpartition("@")[2]
+    return f"{told.scheme}://{host}" if host else "another address"

@@ -30,8 +30,8 @@ ROWS = [
     {"reading"},
     {"readahead", "writer"},
     {"multipart", "part_sizes", "straight"},
-    {"credentials", "doubt", "explain", "settings", "transfer"},
-    {"payload", "ranges", "redaction"},
+    {"credentials", "doubt", "settings", "transfer"},
+    {"explain", "payload", "ranges", "redaction"},
     {"checksum", "errors", "exit_status", "inspection", "record", "waiting"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}

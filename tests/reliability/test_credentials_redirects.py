@@ -11,7 +11,7 @@ from aiobotocore.session import AioSession
 from answers import s3_error
 from listener import Answer, Heard, Listener, listening
 
-from fsspec_csx.errors import EndpointError, WrongRegionError
+from fsspec_csx.errors import CredentialsError, EndpointError, WrongRegionError
 from fsspec_csx.filesystem import CSXFileSystem
 
 SECRETS = {"key": "AKIA0000000000WXYZ", "secret": "a-secret-of-ours", "token": "the-session-token-of-ours"}
@@ -140,5 +140,85 @@ def test_redirect_of_what_gives_credentials(
     endpoint.answer = sending_on(307, elsewhere, b"")
     with pytest.raises(PermissionError, match="gives no credentials"):
         fsspec.filesystem("s3", skip_instance_cache=True).ls("bucket")
+    assert any(b"the-token-of-the-pod" in one.body for one in endpoint.heard)
+    assert not elsewhere.heard
+
+
+@pytest.fixture
+def container(endpoint: Listener, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A container's metadata service, which is asked with a token; the token."""
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{endpoint.url}/role")
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "the-token-of-the-container")
+    return "the-token-of-the-container"
+
+
+@pytest.fixture
+def instance(endpoint: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance's metadata service."""
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.url)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["made", "of_the_caller"])
+@pytest.mark.parametrize("status", STATUSES)
+def test_redirect_of_a_container(
+    endpoint: Listener, elsewhere: Listener, container: str, status: int, own: bool
+) -> None:
+    """The token of a container goes to the address that was named alone, once; where it sends to is told."""
+    endpoint.answer = sending_on(status, elsewhere, b"")
+    options = {"session": AioSession()} if own else {}
+    with pytest.raises(CredentialsError, match=r"sends on to http://localhost:\d+, which is not followed.*Check the a"):
+        fsspec.filesystem("s3", **options, skip_instance_cache=True).ls("bucket")
+    assert [one.headers["authorization"] for one in endpoint.heard] == [container]
+    assert not elsewhere.heard
+
+
+@pytest.mark.parametrize("redirected", ["PUT", "GET"], ids=["token", "role"])
+@pytest.mark.parametrize("status", STATUSES)
+def test_redirect_of_an_instance(
+    endpoint: Listener, elsewhere: Listener, instance: None, status: int, redirected: str
+) -> None:
+    """So it is with an instance that sends on those who ask for its token, or come with it."""
+    sent = sending_on(status, elsewhere, b"")
+    endpoint.answer = lambda heard: sent(heard) if heard.method == redirected else (200, {}, b"token-of-the-instance")
+    with pytest.raises(CredentialsError, match=r"sends on to http://localhost:\d+, which is not followed"):
+        fsspec.filesystem("s3", skip_instance_cache=True).ls("bucket")
+    assert [one.method for one in endpoint.heard] == (["PUT"] if redirected == "PUT" else ["PUT", "GET"])
+    assert not elsewhere.heard
+
+
+def test_redirect_of_an_instance_that_tells_its_region(
+    endpoint: Listener, elsewhere: Listener, instance: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is where the instance is asked for its region, without which things go on."""
+    monkeypatch.setenv("AWS_DEFAULTS_MODE", "auto")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRETS["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["secret"])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    sent = sending_on(307, elsewhere, b"")
+    told = (
+        b"<ListBucketResult><KeyCount>1</KeyCount><Contents><Key>key</Key><Size>1</Size></Contents></ListBucketResult>"
+    )
+    endpoint.answer = lambda heard: sent(heard) if heard.path.startswith("/latest/") else (200, {}, told)
+    fs = fsspec.filesystem("s3", endpoint_url=endpoint.url, skip_instance_cache=True)
+    assert fs.ls("bucket", detail=False) == ["bucket/key"]
+    assert [one.path for one in endpoint.heard][:1] == ["/latest/api/token"]
+    assert not elsewhere.heard
+
+
+def test_redirect_of_a_session_of_the_caller_that_asks_for_a_role(
+    endpoint: Listener, elsewhere: Listener, aws_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token of a pod stays with the endpoint also where the call brings the session along."""
+    (aws_files / "token").write_text("the-token-of-the-pod")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(aws_files / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trainer")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    endpoint.answer = sending_on(307, elsewhere, b"")
+    session = AioSession()
+    for _ in range(2):
+        with pytest.raises(PermissionError, match="gives no credentials"):
+            fsspec.filesystem("s3", session=session, skip_instance_cache=True).ls("bucket")
     assert any(b"the-token-of-the-pod" in one.body for one in endpoint.heard)
     assert not elsewhere.heard
