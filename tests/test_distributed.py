@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import os
 import pickle
 import random
@@ -622,6 +623,26 @@ def test_manifest_of_older_torch(tmp_path: Path) -> None:
     found.state_dict_metadata["x"].properties = Older(dtype=torch.float32)  # type: ignore[union-attr,assignment]
     (tmp_path / "a" / ".metadata").write_bytes(pickle.dumps(found))
     assert distributed.whole(tmp_path / "a")["x"].tolist() == [1, 1, 1]
+
+
+class _Newer:
+    """Stands for the properties of a tensor in a manifest of torch 2.15, which tells the strides, too."""
+
+    def __reduce__(self) -> Any:
+        named = TensorProperties(dtype=torch.float32).__getstate__()[:5]
+        return copyreg.__newobj__, (TensorProperties,), (*named, (1,))  # type: ignore[attr-defined]
+
+
+def test_manifest_of_newer_torch(tmp_path: Path) -> None:
+    """Manifests of later releases tell more of a tensor."""
+    distributed.save({"x": torch.ones(3)}, tmp_path / "a")
+    found = manifest.read(folder(str(tmp_path / "a")))
+    found.state_dict_metadata["x"].properties = _Newer()  # type: ignore[union-attr,assignment]
+    (tmp_path / "a" / ".metadata").write_bytes(pickle.dumps(found))
+    assert distributed.whole(tmp_path / "a")["x"].tolist() == [1, 1, 1]
+    state_dict = {"x": torch.zeros(3)}
+    distributed.load(state_dict, tmp_path / "a")
+    assert state_dict["x"].tolist() == [1, 1, 1]
 
 
 def test_properties_are_those_that_torch_tells(tmp_path: Path) -> None:

@@ -204,13 +204,18 @@ def _entry(found: Any) -> TensorStorageMetadata | BytesStorageMetadata:
     if isinstance(found, _Named) and type(found).__name__ == "BytesStorageMetadata":
         return BytesStorageMetadata()
     state = _state(found, "TensorStorageMetadata")
-    properties = state.get("properties")
-    told = _a(_a(properties, _Named).state, tuple)
-    _check(len(told) == 5, "properties")
     size = _size(state.get("size"))
     chunks = [_chunk(each, size) for each in _a(state.get("chunks"), list)]
+    return TensorStorageMetadata(_properties(state.get("properties")), size, chunks)
+
+
+def _properties(found: Any) -> TensorProperties:
+    told = _a(_a(found, _Named).state, tuple)
+    _check(len(told) in (5, 6), "properties")
     made = TensorProperties(dtype=_a(told[0], torch.dtype), requires_grad=_a(told[2], bool))
-    return TensorStorageMetadata(made, size, chunks)
+    if len(told) == 6 and told[5] is not None and hasattr(made, "strides"):  # of torch 2.15, and not of 2.13
+        made.strides = tuple(_size(told[5]))
+    return made
 
 
 def _chunk(found: Any, size: torch.Size) -> ChunkStorageMetadata:
