@@ -628,6 +628,8 @@ def test_manifest_of_older_torch(tmp_path: Path) -> None:
 class _Newer:
     """Stands for the properties of a tensor in a manifest of torch 2.15, which tells the strides, too."""
 
+    __class__ = TensorProperties  # type: ignore[assignment]  # as what it is to be pickled
+
     def __reduce__(self) -> Any:
         named = TensorProperties(dtype=torch.float32).__getstate__()[:5]
         return copyreg.__newobj__, (TensorProperties,), (*named, (1,))  # type: ignore[attr-defined]
