@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fsspec_csx.errors import MismatchError
-from fsspec_csx.formats.names import Choice, below, children, listed, walk
+from fsspec_csx.formats.names import Choice, below, children, listed, shown, walk
 
 _REMEDY = "Pass an object of the same structure, or only the keys that both have."
 
@@ -78,7 +78,7 @@ class Match:
         if not any(chosen):
             return
         if isinstance(found, torch.Tensor) and isinstance(into, torch.Tensor):
-            if found.shape == into.shape:
+            if fits(found, into):
                 self.pairs.append(Pair(found, into))
             else:
                 self._different.append(f"{name!r} ({_form(found)} in the file, {_form(into)} to fill)")
@@ -108,5 +108,31 @@ def _has_tensors(value: Any) -> bool:
     return any(isinstance(each, torch.Tensor) for _, each in walk(value))
 
 
+def fits(found: torch.Tensor, into: torch.Tensor) -> bool:
+    """Whether a tensor can take the values of another, cast to its dtype."""
+    if found.is_nested or into.is_nested:
+        return found.is_nested == into.is_nested and _shapes(found) == _shapes(into)
+    if found.shape != into.shape or found.layout != into.layout:
+        return False
+    floats = found.dtype == torch.float32 and found.is_contiguous()  # which torch quantizes
+    quantized = found.is_quantized == into.is_quantized or (into.is_quantized and floats)
+    empty = found.device.type == "meta" and into.device.type != "meta"
+    return quantized and not empty
+
+
+def form(tensor: torch.Tensor) -> str:
+    """What has to be alike for a tensor to take the values of another: its shape, and what is not usual about it."""
+    if tensor.is_nested:
+        return f"nested, shapes {shown([*map(tuple, _shapes(tensor))])}"
+    unusual = [str(tensor.layout)] if tensor.layout != torch.strided else []
+    unusual += [str(tensor.dtype)] if tensor.is_quantized or tensor.is_complex() else []
+    unusual += ["without data"] if tensor.device.type == "meta" else []
+    return ", ".join([f"shape {tuple(tensor.shape)}", *unusual])
+
+
+def _shapes(nested: torch.Tensor) -> list[torch.Size]:
+    return [each.shape for each in nested.unbind()]
+
+
 def _form(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+    return form(value) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

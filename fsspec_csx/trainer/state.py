@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, MismatchError
+from fsspec_csx.formats import match
 from fsspec_csx.paths import redacted
 from fsspec_csx.trainer import checking, processes, random_states
 
@@ -131,9 +132,9 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = {
-        name: f"{name} ({_form(state[name], value)}, not {tuple(value.shape)})"
+        name: f"{name} ({_form(state[name])}, not {_form(value).removeprefix('shape ')})"
         for name, value in tensors.items()
-        if name in state and not _is_like(state[name], value)
+        if name in state and not _fits(state[name], value)
     }
     told = {"missing": missing, "unexpected": unexpected, "of another shape": [*shapes.values()]}
     lists = [f"{what}: {_listed(names)}" for what, names in told.items() if names]
@@ -150,20 +151,12 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
     model.load_state_dict(fitting, strict=False)
 
 
-def _is_like(value: Any, own: torch.Tensor) -> bool:
-    """Whether a value is a tensor that can be copied into another, with all that it says."""
-    if not isinstance(value, torch.Tensor) or value.is_nested or value.shape != own.shape:
-        return False
-    kinds = ((each.layout, each.is_quantized, each.device.type == "meta") for each in (value, own))
-    return next(kinds) == next(kinds) and value.is_complex() <= own.is_complex()
+def _fits(value: Any, own: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and match.fits(value, own) and value.is_complex() <= own.is_complex()
 
 
-def _form(value: Any, own: torch.Tensor) -> str:
-    if not isinstance(value, torch.Tensor):
-        return f"a {type(value).__name__}"
-    if value.is_nested or value.shape == own.shape:
-        return f"of {value.dtype} and {value.layout} on {value.device.type}"
-    return f"shape {tuple(value.shape)}"
+def _form(value: Any) -> str:
+    return match.form(value) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
 def _listed(names: list[str]) -> str:
