@@ -370,6 +370,14 @@ def test_any_strides(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_what_both_repeat(tmp_path: Path) -> None:
+    """Elements that lie in both tensors again and again are compared once, and counted as often as they are there."""
+    first, second = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[1.0], [2.5], [1.0]])
+    assert of_tensors(tmp_path, first.expand(3, 2**38), second.expand(3, 2**38))[:2] == (2**39, 2.0)
+    assert of_tensors(tmp_path, first.expand(4, 3, 5), second.repeat(4, 1, 5))[:2] == (40, 2.0)
+    assert of_tensors(tmp_path, first.expand(3, 2**38), first.clone().expand(3, 2**38)) is None
+
+
 def test_shared_storages(tmp_path: Path) -> None:
     """Tensors that share their memory are each told, and read once."""
     first, second = torch.randn(300), torch.randn(300)

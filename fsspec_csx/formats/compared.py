@@ -138,7 +138,8 @@ class _Comparing:
         self._closeness = closeness
         self._found = Compared([])
         self._pairs: list[Pair] = []
-        self._waiting: list[tuple[int, str, int, Deviation]] = []  # where it goes, name, elements
+        # Where it goes, its name, its elements, what was found, and how many times over each element lies in both.
+        self._waiting: list[tuple[int, str, int, Deviation, int]] = []
         self._known: dict[Any, Deviation] = {}
 
     def tell(self, name: str, what: str, first: str | None, second: str | None) -> None:
@@ -170,13 +171,14 @@ class _Comparing:
                 comparable &= near and deviation.can_compare(first.dtype, second.dtype)
         if not comparable or first.device.type == "meta":
             return
-        found = Deviation()
+        found, times, total = Deviation(), 1, _count(first)
         if first.layout != torch.strided or first.is_nested or first.is_quantized:
             self._pairs += [Pair((Stored(one), Stored(other)), found) for one, other in _strided(first, second)]
         else:
+            first, second, times = _once(first, second)
             stored = self._sides[0].stored(first), self._sides[1].stored(second)
             found = self._add_stored(stored, found)
-        self._waiting.append((len(self._found.differences), name, _count(first), found))
+        self._waiting.append((len(self._found.differences), name, total, found, times))
 
     def _add_stored(self, stored: tuple[Stored, Stored], found: Deviation) -> Deviation:
         if _alike(*stored):
@@ -196,15 +198,25 @@ class _Comparing:
         pairs.compare(files, self._pairs, self._closeness or Closeness())
         differences: list[Difference] = []
         reached = 0
-        for place, name, total, found in self._waiting:
+        for place, name, total, found, times in self._waiting:
             differences += self._found.differences[reached:place]
             reached = place
             if found.elements:
-                count, absolute, relative = found.elements, found.absolute, found.relative
+                count, absolute, relative = times * found.elements, found.absolute, found.relative
                 differences.append(Difference(name, "value", None, None, count, total, absolute, relative))
         differences += self._found.differences[reached:]
         self._found.differences = differences
         return self._found
+
+
+def _once(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Two tensors without what both repeat of their own memory, which may be without end, and how often they do."""
+    times = 1
+    for dimension, size in enumerate(first.shape):
+        if size > 1 and not first.stride(dimension) and not second.stride(dimension):
+            first, second = first.narrow(dimension, 0, 1), second.narrow(dimension, 0, 1)
+            times *= size
+    return first, second, times
 
 
 def _mark(stored: Stored) -> tuple[Any, ...]:
