@@ -42,14 +42,19 @@ class Made:
 
     Attributes:
         length: of a container, or in bytes.
-        shape: of a tensor.
+        shape: of a tensor; None for what is none.
+        inner: the containers among the values of a mapping; None if there are none.
     """
 
-    __slots__ = ("length", "shape")
+    __slots__ = ("inner", "length", "shape")
 
-    def __init__(self, length: int = 0, shape: Any = (0,)) -> None:
+    def __init__(self, length: int = 0, shape: Any = None) -> None:
         self.length = length
         self.shape = shape
+        self.inner: list[Any] | None = None
+
+
+_CONTAINERS = (tuple, list)
 
 
 class Stored:
@@ -246,6 +251,11 @@ class Machine:
 
     def _set(self, values: list[Any]) -> None:
         self._add(values[::2])
+        for value in values[1::2]:
+            if type(value) in _CONTAINERS or (type(value) is Made and value.length):
+                target = self._stack[-1]
+                target.inner = target.inner or []
+                target.inner.append(value)
 
     def _add(self, keys: list[Any]) -> None:
         target = self._stack[-1]

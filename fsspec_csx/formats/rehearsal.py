@@ -21,14 +21,17 @@ _WINDOW = 256 * 2**10
 _CODECS = ("latin1", "latin-1", "iso-8859-1", "utf-8", "ascii")
 _MEASURED = ("torch.", "builtins.", "collections.", "_codecs.")
 _OF_TEXT = _MEASURED[1:]
+_OF_MEMORY = ("Tensor", "Storage", "Parameter")
+_WALKING = (*_OF_TEXT, "torch.Size", "torch.device", "torch.serialization.")
 _REBUILT = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 _QUANTIZED = "torch._utils._rebuild_qtensor"
 _COPYING = {_QUANTIZED, *(f"torch._utils._rebuild_{each}_tensor" for each in ("device_tensor_from_cpu", "sparse"))}
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _NO_RECORD = "puts a tensor on memory that is in no record"
 # What errors of torch would print: a list of lists of a few bytes has no end.
-_CONTAINERS = {tuple, list}
-_NO_NAME = "has a list in the place of a name"
+_CONTAINERS = {tuple, list, Made}
+_NO_NAME = "has a container in the place of a name"
+_NO_TUPLE = "walks through a tensor, or what else is no tuple"
 _STORED = Stored()
 # Where torch and pickle end as well, and tell what it is.
 _ENDS = (UnknownError, LookupError, ValueError)
@@ -52,17 +55,22 @@ class Rehearsal(Machine):
         self._made = self._copied = 0
 
     def called(self, function: Any, args: Any) -> Any:
-        if type(function) is not Name or type(args) is not tuple:
+        if type(function) is not Name:
             raise GrowingError(_NO_NAME) if type(function) in _CONTAINERS else UnknownError
+        if type(args) is not tuple:
+            raise GrowingError(_NO_TUPLE)
         path = function.path
         if path in _REBUILT:
             return self._tensor(*args[:4])
         if not args or not path.startswith(_MEASURED):  # a class that the caller allowed
-            return Made()
+            return Made(shape=() if path.startswith("torch.") and path.endswith(_OF_MEMORY) else None)
         if path == _FROM_TYPE and len(args) == 4:
             self._charge("attributes", args[3:])
             return self.called(args[0], args[2])
-        self._charge(path, args, texts=path.startswith(_OF_TEXT))
+        walked = path.startswith(_WALKING)
+        self._charge(path, args, texts=path.startswith(_OF_TEXT), walked=walked)
+        if walked and any(map(_is_tensor, args)):
+            raise GrowingError(_NO_TUPLE)
         if path == "torch.Size":
             return tuple(args[0]) if type(args[0]) in (tuple, list) else Made()
         return self._other(path, args)
@@ -83,15 +91,17 @@ class Rehearsal(Machine):
             self._copied += _product(args[2]) if path == _QUANTIZED and len(args) > 2 else 0
             if self._copied > self._copied_most:
                 raise GrowingError(f"makes much more by {path} than the file holds")
-        elif path.startswith("torch.") and path.endswith(("Tensor", "Storage")):
+        elif path.startswith("torch.") and path.endswith(_OF_MEMORY[:2]):
             raise GrowingError(_NO_RECORD)
-        shapes = [each.shape for each in _tensors(args)] or [args[2] if len(args) > 2 else (0,)]
-        return Made(_length(args[0]), max(shapes, key=_product))
+        shapes = [each.shape for each in _tensors(args)] or [args[2] if len(args) > 2 else ()]
+        return Made(_length(args[0]), None if path.startswith(_WALKING) else max(shapes, key=_product))
 
     def built(self, made: Any, state: Any) -> None:
-        if type(state) is tuple and len(state) >= 4 and type(state[0]) is Made:
+        if _is_tensor(state):
+            raise GrowingError(_NO_TUPLE)
+        if _is_tensor(made) and type(state) is tuple and len(state) == 4 and type(state[0]) is not Stored:
             raise GrowingError(_NO_RECORD)
-        self._charge("attributes", (state,))
+        self._charge("attributes", (state,), walked=True)
 
     def hashed(self, key: Any) -> None:
         if type(key) is tuple:
@@ -102,15 +112,18 @@ class Rehearsal(Machine):
             raise GrowingError(_NO_NAME)
         return _STORED
 
-    def _charge(self, what: str, values: Iterable[Any], *, texts: bool = False) -> None:
-        """Take note that values are walked through or copied, with all that is in them."""
+    def _charge(self, what: str, values: Iterable[Any], *, texts: bool = False, walked: bool = False) -> None:
+        """Take note that values, with all that is in them, are copied or printed, or walked through by elements."""
         stack = [iter(values)]
         while stack:
             for value in stack[-1]:
                 counted = type(value) is Made or (texts and isinstance(value, (str, bytes)))
                 self._take(what, _length(value) if counted else 1)
-                if type(value) in (tuple, list):
-                    stack.append(iter(value))
+                if walked and type(value) is Made and _elements(value) > self._copied_most:
+                    raise GrowingError(_NO_TUPLE)
+                inner = value.inner if type(value) is Made else value
+                if inner and type(inner) in (tuple, list):
+                    stack.append(iter(inner))
                     break
             else:
                 stack.pop()
@@ -177,6 +190,10 @@ def _product(shape: Any) -> int:
     return math.prod(each for each in shape if type(each) is int) if type(shape) is tuple else 0
 
 
+def _is_tensor(value: Any) -> bool:
+    return type(value) is Stored or (type(value) is Made and value.shape is not None)
+
+
 def _elements(tensor: Made) -> int:
     return max(0, _product(tensor.shape))
 
@@ -184,4 +201,4 @@ def _elements(tensor: Made) -> int:
 def _tensors(args: tuple[Any, ...]) -> list[Made]:
     """What may be a tensor among arguments, and one level deeper."""
     inner = [each for arg in args if type(arg) is tuple for each in arg]
-    return [each for each in (*args, *inner) if type(each) is Made]
+    return [each for each in (*args, *inner) if type(each) is Made and each.shape is not None]

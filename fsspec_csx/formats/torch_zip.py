@@ -33,6 +33,7 @@ _GIST_SHOWN = 200
 _NAMES_SHOWN = 5
 # What an honest file can need besides, and how many times its size.
 _ROOM, _HELD = 2**20, 4
+_NO_LAYOUT = "rebuilding sparse tensor for layout"
 # torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
 _PLACING = {"restore_location", "default_restore_location"}
 _NOT_THE_FILE = (ImportError, NotImplementedError, OSError, Warning, torch.cuda.OutOfMemoryError)
@@ -172,7 +173,7 @@ def _explain(
     error: Exception, file: WatchedReader, name: str, map_location: MAP_LOCATION, weights_only: bool
 ) -> CheckpointError | None:
     """The error of ours for what torch.load raised; None if the file is not at fault."""
-    if isinstance(error, _NOT_THE_FILE):
+    if isinstance(error, _NOT_THE_FILE) and _NO_LAYOUT not in str(error):
         return None
     if _while_placing(error):
         named = map_location is None and "don't know how to restore data location" in str(error)  # by the file

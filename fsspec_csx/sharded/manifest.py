@@ -185,7 +185,7 @@ def _metadata(found: Any, most: int) -> Metadata:
     _check(sum(map(_chunks, entries.values())) <= most, "number of chunks")
     tensors = {_a(name, str): _entry(each) for name, each in entries.items()}
     metadata = Metadata(tensors)
-    metadata.planner_data = _paths(state.get("planner_data"), most)
+    metadata.planner_data = _paths(state.get("planner_data"))
     stored = {_index(key): _place(each) for key, each in _a(state.get("storage_data"), dict).items()}
     metadata.storage_data = stored
     meta = state.get("storage_meta")
@@ -256,12 +256,11 @@ def _plain(found: Any) -> Plain | None:
     return Plain(_count(start), _a(dtype, torch.dtype), _size(shape), None if crc32 is None else _count(crc32))
 
 
-def _paths(found: Any, most: int) -> dict[str, tuple[str | int, ...]] | None:
+def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
     """Where each entry was in the nested state dict, which only planners of torch's own tell."""
     if not isinstance(found, dict) or not all(isinstance(path, tuple) and path for path in found.values()):
         return None
     _check(all(len(path) <= DEPTH for path in found.values()), f"nesting deeper than {DEPTH}")
-    _check(sum(map(len, found.values())) <= most, "length of paths")
     return {
         _a(name, str): tuple(each if isinstance(each, str) else _count(each) for each in path)
         for name, path in found.items()

@@ -168,6 +168,23 @@ GROWING = {
         TUPLES, identity(named("torch.FloatStorage"), TUPLE, text("cpu"), b"K\x04")
     ),
     "a device": listed(LISTS, identity(named("torch.FloatStorage"), text("0"), LIST, b"K\x04")),
+    "a layout of lists in a mapping": listed(
+        LISTS, called(named(QUANTIZED), STORED, b"K\x00K\x04\x85K\x01\x85(}N" + LIST + b"sK\x00K\x00t\x89", NO_HOOKS)
+    ),
+    "a mapping that is called": listed(LISTS, b"}N" + LIST + b"s)R"),
+    "arguments in a list": named(BYTEARRAY) + b"]" + GIGABYTES + b"aR",
+    "arguments in a tensor": named(BYTEARRAY) + view(number(2**34) + b"\x85", b"K\x00\x85") + b"R",
+    "the elements of a tensor": called(named(SET), view(number(2**34) + b"\x85", b"K\x00\x85")),
+    "the elements of a storage": called(named(BYTEARRAY), STORED),
+    "the rows of a tensor": called(named(ORDERED), listed(view(number(2**34) + b"\x85", b"K\x00\x85"))),
+    "a state that is a tensor": NO_HOOKS + view(number(2**34) + b"K\x02\x86", b"K\x00K\x00\x86") + b"b",
+    "a state of a tensor": NO_HOOKS + listed(view(number(2**34) + b"\x85", b"K\x00\x85")) + b"b",
+    "the parts of a tensor": called(named("torch.Tensor")) + view(number(2**34) + b"\x85", b"K\x00\x85") + b"b",
+    "a state of three": called(
+        named(FROM_TYPE), named(REBUILD), named("torch.Tensor"),
+        b"(" + STORED + b"K\x00K\x04\x85K\x01\x85\x89" + NO_HOOKS,
+        b"t(" + LISTS + b"}N" + LIST + b"sNNt",
+    ),
     "a layout": listed(TUPLES, called(named(LAYOUT), TUPLE)),
 }  # fmt: skip
 
@@ -375,7 +392,7 @@ def _shares_paths(found: Any) -> None:
     found.planner_data = dict.fromkeys(found.state_dict_metadata, path)
 
 
-@pytest.mark.parametrize(("change", "said"), [(_shares_chunks, "number of chunks"), (_shares_paths, "length of paths")])
+@pytest.mark.parametrize(("change", "said"), [(_shares_chunks, "number of chunks"), (_shares_paths, "of attributes")])
 def test_parts_that_are_in_many_places(tmp_path: Path, change: Any, said: str) -> None:
     """A part of a manifest that lies in very many places is refused."""
     folder = sharded(tmp_path / "x", change)
