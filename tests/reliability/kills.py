@@ -193,10 +193,9 @@ class _Round:
             (self._server.restart if self._action == SERVER_KILLED else self._server.resume)()
 
     def _moment(self, harm: Callable[[], object]) -> Moment:
-        kind, number = (
-            self._choice.choice(["before", "after", "unheard", "bytes", "time"]),
-            self._choice.randrange(self._scene.requests),
-        )
+        of_requests = ["before", "after", "unheard"] if self._stage.is_remote else []
+        kind = self._choice.choice([*of_requests, "bytes", "time"])
+        number = self._choice.randrange(self._scene.requests)
         if kind == "before":
             return Moment(f"before request {number}", [Fault(skip=number, before=harm)])
         if kind == "after":

@@ -87,7 +87,7 @@ def of_prune(stage: Stage) -> Scene:
         assert stage.files() == others
 
     job = ("cszoo", "prune", root, "--keep", "1", "--yes")
-    return Scene(f"prune {'on S3' if remote else 'local'}", job, intact, right, others, lambda: job)
+    return Scene(f"prune {'on S3' if remote else 'local'}", job, intact, right, others, lambda: job, seconds=0.2)
 
 
 def of_distributed(stage: Stage) -> Scene:

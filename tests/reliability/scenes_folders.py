@@ -71,7 +71,7 @@ def of_delete(stage: Stage) -> Scene:
 
     first = job()
     assert first is not None
-    return Scene(f"delete {'on S3' if remote else 'local'}", first, intact, right, sorted(others), job)
+    return Scene(f"delete {'on S3' if remote else 'local'}", first, intact, right, sorted(others), job, seconds=0.2)
 
 
 def of_convert(stage: Stage) -> Scene:
@@ -154,4 +154,4 @@ def of_gc(stage: Stage) -> Scene:
         assert not leftovers(root, older_than=timedelta(0), storage_options=stage.options(root))
 
     job = ("cszoo", "gc", root, "--older-than", "0s", "--yes")
-    return Scene(f"gc {'on S3' if remote else 'local'}", job, intact, right, whole, lambda: job, path)
+    return Scene(f"gc {'on S3' if remote else 'local'}", job, intact, right, whole, lambda: job, path, seconds=0.2)

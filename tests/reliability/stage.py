@@ -31,6 +31,7 @@ class Stage:
         store: the storage options for the URL.
         near: the endpoint of the server itself; that of the victim's environment may be another one.
         choice: the source of all that is random.
+        is_remote: whether anything is on S3.
     """
 
     remote: str
@@ -38,10 +39,12 @@ class Stage:
     store: dict[str, str]
     near: str
     choice: random.Random
+    is_remote: bool = False
 
     def place(self, name: str, *, remote: bool | None = None) -> str:
         """A path of this name, on S3 or local as it comes."""
         remote = self.choice.random() < 0.7 if remote is None else remote
+        self.is_remote = self.is_remote or remote
         return f"{self.remote}/{name}" if remote else str(self.local / name)
 
     def filesystem(self, path: str) -> tuple[Any, str]:
