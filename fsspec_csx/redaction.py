@@ -1,9 +1,11 @@
-"""No secret in a log: the libraries below write requests and answers at DEBUG, with the credentials in them."""
+"""No secret in a log or an error: libraries write requests and answers at DEBUG, and programs tell their arguments."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Whose loggers are watched, with all below them; and those that may be made only when they are needed.
 _LIBRARIES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "fsspec_csx", "s3fs", "urllib3")
@@ -27,6 +29,7 @@ _LOGGERS = (
     "botocore.tokens",
     "botocore.utils",
     "fsspec.http",
+    "fsspec_csx.trainer",
     "urllib3.connectionpool",
 )
 _NAMES = (
@@ -52,7 +55,49 @@ _SIGNED = re.compile(
     r"""([?&](?:X-Amz-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|Signature|sig)=)[^\s&"'<>]+""",
     re.IGNORECASE,
 )
-_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/\s]+@")
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)([^/\s]+)@")
+# Arguments of filesystems, as reprs of dicts, calls and JSON show them: words that stand in sentences, too.
+_QUOTED = re.compile(
+    r"""((?:secret|secret_key|passw(?:or)?d|passphrase|account_key|sas_token|connection_string)["']?\s*[:=]\s*b?(["']))"""
+    r"""(?:(?!\2).)+""",
+    re.IGNORECASE,
+)
+# Names of settings whose values are secrets.
+_OF_SECRETS = re.compile(
+    r"(.*_)?(secret|secret_key|secret_access_key|passw(or)?d|passphrase|api_key|account_key|connection_string)"
+    r"|((session|access|refresh|sas|auth|api|hf)_)?token",
+    re.IGNORECASE,
+)
+# Shorter values are words that may stand anywhere.
+_LEAST = 8
+_concealed: set[str] = set()
+
+
+def conceal(settings: Any) -> None:
+    """Blot the secrets among these settings out of logs and errors from now on, whoever tells them and how.
+
+    Args:
+        settings: nested mappings and lists; what counts are texts by names of secrets, and passwords in URLs.
+    """
+    redact_logs()
+    for secret in _secrets(settings):
+        if len(secret) >= _LEAST:
+            _concealed.update((secret, repr(secret)[1:-1]))
+
+
+def _secrets(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        for name, value in settings.items():
+            if isinstance(name, str) and isinstance(value, str) and _OF_SECRETS.fullmatch(name):
+                yield value
+            else:
+                yield from _secrets(value)
+    elif isinstance(settings, (list, tuple)):
+        for value in settings:
+            yield from _secrets(value)
+    elif isinstance(settings, str):
+        for found in _PASSWORD.finditer(settings):
+            yield found[2]
 
 
 def without_password(text: str) -> str:
@@ -68,8 +113,11 @@ def without_user(url: str) -> str:
 
 
 def blotted(text: str) -> str:
-    """A text without what looks like a secret, by the names that stand before it."""
-    return _AUTHORIZATION.sub(r"\1***", _SECRET.sub(r"\1***", without_password(text)))
+    """A text without what looks like a secret, by the names that stand before it, and without those to conceal."""
+    for secret in sorted(_concealed, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = _QUOTED.sub(r"\1***", _SECRET.sub(r"\1***", without_password(text)))
+    return _AUTHORIZATION.sub(r"\1***", text)
 
 
 class _Redact(logging.Filter):

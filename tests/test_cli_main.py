@@ -128,11 +128,15 @@ def test_cause_and_remedy(error: Exception, cause: str, remedy: str | None) -> N
         assert remedy in lines[1]
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    """Only --debug shows where an error came from."""
-    with pytest.raises(FileNotFoundError):
-        main(["checkpoint", "copy", str(tmp_path / "missing"), str(tmp_path / "y"), "--debug"])
-    assert main(["checkpoint", "copy", str(tmp_path / "missing"), str(tmp_path / "y")]) == FAILED
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str], debug: bool) -> None:
+    """Only --debug shows where an error came from; cause, remedy and exit status are the same."""
+    arguments = ["checkpoint", "copy", str(tmp_path / "missing"), str(tmp_path / "y")]
+    assert main([*arguments, *["--debug"] * debug]) == FAILED
+    told = capsys.readouterr().err
+    assert ("Traceback" in told) == ("copying.py" in told) == debug
+    assert "\ncszoo: " in f"\n{told}"
+    assert told.endswith("Check its name.\n")
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------

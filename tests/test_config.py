@@ -648,7 +648,7 @@ def test_values(text: str, expected: Any, tmp_path: Path) -> None:
         (b"trainer:\n  init: {a: 1\n  fit: 2", "line 3, column 6: expected ',' or '}', but got ':'."),
         (b"a: 1\nb: 2\na: 3", "line 3, column 1: 'a' is there twice."),
         (b"a: !!python/object/apply:os.system ['true']", "line 1, column 4: could not determine a constructor"),
-        (b"a: *b", "line 1, column 4: found undefined alias 'b'."),
+        (b"a: *b", "line 1, column 4: found undefined alias."),
         (b"a: 1\n---\nb: 2", "line 2, column 1: but found another document."),
         (b"a: \xff", "x.yaml: invalid start byte."),
         (b"a: \x01", "x.yaml: special characters are not allowed."),

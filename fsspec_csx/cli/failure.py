@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 
 from fsspec_csx.cli.output import printable
 from fsspec_csx.errors import CSXError
-from fsspec_csx.paths import redacted
+from fsspec_csx.redaction import blotted
 
 _REMEDIES = (
     (FileNotFoundError, "Check the path."),
@@ -33,7 +34,12 @@ def told(error: Exception) -> str:
     """Cause and remedy of an error, a line each."""
     cause, remedy = _cause_and_remedy(error)
     lines = [" ".join(text.split()) for text in (f"cszoo: {cause}", remedy) if text]
-    return "\n".join(printable(redacted(line)) for line in lines)
+    return "\n".join(printable(blotted(line)) for line in lines)
+
+
+def traced(error: Exception) -> str:
+    """The traceback of an error, and of those that led to it, without secrets that their messages hold."""
+    return blotted("".join(traceback.format_exception(error)))
 
 
 def _cause_and_remedy(error: Exception) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import fsspec.config
 import shtab
 
 from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, listing, prune, train, verify
-from fsspec_csx.cli.failure import told
+from fsspec_csx.cli.failure import told, traced
 from fsspec_csx.cli.verbs import Verbs
 from fsspec_csx.settings import backends
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except Exception as error:
         if options.debug:
-            raise
+            print(traced(error), file=sys.stderr)
         print(told(error), file=sys.stderr)
         return FAILED
 

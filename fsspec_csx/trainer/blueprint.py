@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from fsspec_csx.errors import ConfigError, CSXError
+from fsspec_csx.redaction import blotted
 from fsspec_csx.trainer.hints import fitted, shown
 from fsspec_csx.trainer.imported import imported, nearest
 
@@ -52,10 +53,11 @@ class Blueprint:
 
     def refused(self, error: Exception) -> ConfigError:
         """An error with the path of what it is about."""
-        cause, dot, remedy = str(error).rpartition(". ")
+        said = blotted(str(error))
+        cause, dot, remedy = said.rpartition(". ")
         if dot and remedy.endswith("."):  # as the errors of this package are
             return ConfigError(f"{self.path}: {cause}.", remedy)
-        return ConfigError(f"{self.path}: {type(error).__name__}: {error}", "Check its arguments.")
+        return ConfigError(f"{self.path}: {type(error).__name__}: {said}", "Check its arguments.")
 
 
 def named(

@@ -17,6 +17,7 @@ import torch
 
 import fsspec_csx.trainer as trainer_module
 from fsspec_csx.errors import ConfigError
+from fsspec_csx.redaction import conceal
 from fsspec_csx.settings import backends
 from fsspec_csx.trainer import yaml_file
 from fsspec_csx.trainer.blueprint import Blueprint, blueprint, check_keys, named
@@ -94,6 +95,7 @@ class Config:
         model_dir: str | None = None,
         profile: str | None = None,
     ) -> None:
+        conceal(config)
         top = _mapping(config, "The configuration")
         check_keys(top, ["trainer"], "")
         sections = _mapping(top.get("trainer"), "trainer")

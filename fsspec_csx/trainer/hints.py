@@ -24,7 +24,7 @@ _NAMES = {
     set: "a list",
     dict: "a mapping",
 }
-_SECRET = re.compile("secret|token|password|key", re.IGNORECASE)
+_SECRET = re.compile("secret|token|passw|passphrase|credential|connection_string|key", re.IGNORECASE)
 _LONGEST = 80
 _VALUES = (type(None), bool, int, float, str, list, dict)
 """What a configuration holds; everything else is going to be made by it."""

@@ -16,7 +16,8 @@ _LARGEST = 2**20  # bytes
 _DEPTH = 100
 _NODES = 30_000
 _DIGITS = 100
-_SHOWN = 40
+# What PyYAML repeats of a value that has no quotes, and begins as an alias, an anchor or a tag does.
+_FROM_FILE = re.compile(r"(alias|anchor|tag|handle) '[^']*'")
 
 
 def read(path: str) -> Any:
@@ -67,7 +68,7 @@ def read(path: str) -> Any:
                     raise ValueError
                 return super().construct_object(node, deep)
             except (ValueError, LookupError, AttributeError, OverflowError) as error:
-                what = f"{str(node.value)[:_SHOWN]!r} is no {node.tag.rpartition(':')[2]}"
+                what = f"what stands there is no {node.tag.rpartition(':')[2]}"  # it may be a secret
                 raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -86,8 +87,10 @@ def read(path: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        told = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        raise ConfigError(f"{redacted(path)}{place}: {told}.", "Correct the YAML there.") from error
+        told = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        told = _FROM_FILE.sub(r"\1", told)
+        # PyYAML's own message has the line, in which there may be a secret.
+        raise ConfigError(f"{redacted(path)}{place}: {told}.", "Correct the YAML there.") from None
 
 
 def _inner(node: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import pickle
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -50,16 +50,25 @@ class Seen(logging.Handler):
         self.text.write("\n".join(map(str, shown)) + "\n")
 
 
-@pytest.fixture
-def seen() -> Iterator[Seen]:
-    """What is logged from now on, at every level."""
+@contextmanager
+def all_logs() -> Iterator[Seen]:
+    """What is logged within the block, at every level."""
     handler, root = Seen(), logging.getLogger()
     level = root.level
     root.addHandler(handler)
     root.setLevel(1)
-    yield handler
-    root.setLevel(level)
-    root.removeHandler(handler)
+    try:
+        yield handler
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+
+
+@pytest.fixture
+def seen() -> Iterator[Seen]:
+    """What is logged while a test runs."""
+    with all_logs() as logs:
+        yield logs
 
 
 @pytest.fixture
@@ -237,6 +246,9 @@ def test_tracebacks_in_logs(seen: Seen) -> None:
         "https://account.blob.core.windows.net/c/b?sv=2024&sig=SECRETVALUE",
         "{'http': 'http://someone:SECRET@VALUE@127.0.0.1:1'}",
         "'x-aws-ec2-metadata-token': 'SECRETVALUE'",
+        "{'key': 'k', 'secret': 'SECRETVALUE', 'anon': False}",
+        """S3(key='k', password="SECRETVALUE of two words")""",
+        '{"account_key": "SECRETVALUE"}',
     ],
 )
 def test_forms_of_secrets(text: str) -> None:
@@ -250,7 +262,15 @@ def test_forms_of_secrets(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["http://127.0.0.1:80/a@b", "s3://bucket/run/a:b@c", "the Signature does not match", "Tokens: 12", "key?sign=1"],
+    [
+        "http://127.0.0.1:80/a@b",
+        "s3://bucket/run/a:b@c",
+        "the Signature does not match",
+        "Tokens: 12",
+        "key?sign=1",
+        "the secret: described elsewhere",
+        "without its secret, or password",
+    ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     """Names and messages that only look alike are left as they are."""
