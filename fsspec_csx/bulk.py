@@ -6,40 +6,26 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.utils import is_exception
-from s3fs.core import version_id_kw
-from s3fs.utils import FileExpired
 
-from fsspec_csx.checksum import CRC64NVME
-from fsspec_csx.errors import ChecksumError
+from fsspec_csx.copies import CopyingS3
 from fsspec_csx.explain import code_of
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.localfile import replacing
-from fsspec_csx.multipart import Upload, all_of
-from fsspec_csx.part_sizes import part_size_for
 from fsspec_csx.partial import Resuming
-from fsspec_csx.payload import Memories, Payload
-from fsspec_csx.ranges import LEAST, FileRange, Range, planned, size_for
-from fsspec_csx.record import Origin, recorded
-from fsspec_csx.transfer import PART
-from fsspec_csx.uploading import UploadingS3
-from fsspec_csx.whole import Bytes, ObjectState, Stamp, check, compute_of, stamp_of, twice
+from fsspec_csx.planning import LEAST, planned, size_for
+from fsspec_csx.ranges import FileRange, Range
+from fsspec_csx.whole import Bytes, ObjectState, check, compute_of, twice
 
-# Copied by the server in one request, up to this size in bytes.
-_COPIED_WHOLE = 256 * 2**20
-# Larger ones in parts of so many bytes, or more: several are copied at a time, and a server that does not answer within
-# read_timeout is asked again, though it may only be slow.
-_COPIED_PART = 32 * 2**20
-# What a copy by another server may not know.
-_OWN_HEADERS = {"StorageClass", "WebsiteRedirectLocation"}
-# Bytes of memory, at most, of parts that go from one server to another, unless one part has more.
-_IN_MEMORY = 128 * 2**20
+# Whether what a path stands for is looked up to be made files in a folder.
+_into_folder: ContextVar[bool] = ContextVar("into_folder", default=False)
 
 
-class BulkS3(UploadingS3):
+class BulkS3(CopyingS3):
     """Reads and writes of whole objects by parallel requests; the base of CSXFileSystem, of no use alone.
 
     A read that takes several requests is of one state of the object: if it is replaced meanwhile, the read begins
@@ -79,7 +65,7 @@ class BulkS3(UploadingS3):
         if end <= start:
             return b""
         await self.set_session()
-        with Bytes(end - start) as target:
+        with Bytes(end - start, found) as target:
             if end - start <= LEAST:
                 ranges = [Range(start, clipped=True)]
                 ranges[0].add(0, start, target.memory)
@@ -97,7 +83,7 @@ class BulkS3(UploadingS3):
 
     async def _whole(self, found: ObjectState) -> bytes:
         await self.set_session()
-        with Bytes(LEAST) as head:
+        with Bytes(LEAST, found) as head:
             probe = Range(0, probing=True)
             probe.add(0, 0, head.memory)
             await self.transfer.fetch(found.get, [probe])
@@ -106,7 +92,7 @@ class BulkS3(UploadingS3):
                 data = head.taken(probe.length)
                 check(found, probe, memoryview(data), [])
                 return data
-            with Bytes(total) as target:
+            with Bytes(total, found) as target:
                 target.memory[: probe.length] = head.memory[: probe.length]
                 rest = (probe.length, target.memory[probe.length :])
                 ranges = planned([rest], size_for(total, self.max_concurrency), compute_of(probe))
@@ -164,13 +150,34 @@ class BulkS3(UploadingS3):
         found.etag = info.get("ETag")
         limits = [slice(*span).indices(info["size"])[:2] for span in spans]
         with contextlib.ExitStack() as stack:
-            targets = [stack.enter_context(Bytes(max(0, end - start))) for start, end in limits]
+            targets = [stack.enter_context(Bytes(max(0, end - start), found)) for start, end in limits]
             pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
             size = size_for(sum(len(memory) for _, memory in pairs), self.max_concurrency)
             await self.transfer.fetch(found.get, planned(pairs, size))
             return [target.taken() for target in targets]
 
     # -- from S3 to local files -------------------------------------------------------------------------------------
+
+    async def _get(self, rpath: Any, lpath: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make objects local files; as ``s3fs.S3FileSystem``.
+
+        Raises:
+            ValueError: before anything is made, if a key that was found leads out of the folder.
+        """
+        reset = _into_folder.set(not isinstance(lpath, (list, tuple)))  # else the caller has named each file
+        try:
+            return await super()._get(rpath, lpath, *args, **kwargs)
+        finally:
+            _into_folder.reset(reset)
+
+    async def _expand_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        found = await super()._expand_path(path, *args, **kwargs)
+        if _into_folder.get():
+            named = {self._strip_protocol(each) for each in ([path] if isinstance(path, str) else path)}
+            for each in found:
+                if each not in named and ".." in each.split("/"):
+                    raise _leading_out(each)
+        return found
 
     async def _get_file(
         self,
@@ -226,128 +233,20 @@ class BulkS3(UploadingS3):
 
             await twice(fetch)
 
-    # -- from S3 to S3 ----------------------------------------------------------------------------------------------
-
-    async def _cp_file(
-        self,
-        path1: str,
-        path2: str,
-        preserve_etag: bool | None = None,
-        callback: Callback = DEFAULT_CALLBACK,
-        mode: str = "overwrite",
-        resumable: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Copy an object, by the server; a large one in parts, with its metadata.
-
-        Args:
-            preserve_etag: whether to copy the very parts that it was made of, so that its ETag stays.
-            mode: "create" to replace no object by a large one.
-            resumable: whether a copy in parts that is broken off stays, and is gone on with when this is called again.
-
-        Raises:
-            ObjectExistsError: in mode "create", if there is an object.
-        """
-        origin = ObjectState(self, self._strip_protocol(path1), None)
-        if self.split_path(path2)[2]:
-            msg = f"{path2!r} names a version, and versions cannot be written. Leave ?versionId= away."
-            raise ValueError(msg)
-        info = await self._info(path1, origin.bucket, origin.key, version_id=origin.version)
-        if info["size"] <= _COPIED_WHOLE or preserve_etag:
-            await super()._cp_file(path1, path2, preserve_etag=preserve_etag, **kwargs)
-            callback.relative_update(info["size"])
-            return
-        stamp = await stamp_of(self, path1)
-        bucket, key, _ = self.split_path(path2)
-        call = self._caller(bucket, key, {**stamp.headers, **kwargs})
-        source = {"Bucket": origin.bucket, "Key": origin.key, **version_id_kw(origin.version)}
-        slots = asyncio.Semaphore(self.max_concurrency)
-
-        async def copy_part(number: int, start: int) -> None:
-            end = min(start + part, stamp.size)
-            async with slots:
-                kept = upload.kept.get(number)
-                if kept is not None and kept.length == end - start:
-                    upload.keep(number)
-                else:
-                    span = {"CopySourceRange": f"bytes={start}-{end - 1}", "CopySourceIfMatch": stamp.etag}
-                    await upload.copy(number, CopySource=source, **span)
-            callback.relative_update(end - start)
-
-        known = Origin(f"{self._endpoint} {path1}", f"{stamp.etag} {stamp.size}") if resumable else None
-        with recorded(known, f"{self._endpoint} {path2}") as record:
-            async with Upload(call, self.transfer, checked=False, record=record) as upload:
-                part = await upload.begin(max(min(_COPIED_PART, _COPIED_WHOLE), part_size_for(stamp.size)))
-                await all_of(copy_part(number, start) for number, start in enumerate(range(0, stamp.size, part), 1))
-                await upload.complete(**({"IfNoneMatch": "*"} if mode == "create" else {}))
-        self.invalidate_cache(path2)
-
-    async def _take_file(
-        self,
-        source: BulkS3,
-        rpath: str,
-        path: str,
-        callback: Callback = DEFAULT_CALLBACK,
-        mode: str = "overwrite",
-        resumable: bool = False,
-    ) -> None:
-        """Copy an object of another server, or that other credentials may read, through this machine's memory.
-
-        Args:
-            source: the filesystem that it is on.
-            rpath: the path there.
-            path: the path here.
-            mode: "create" to replace no object.
-            resumable: whether an upload that is broken off stays, and is gone on with when this is called again.
-
-        Raises:
-            ChecksumError: if what came is not what the other server holds.
-            s3fs.utils.FileExpired: an OSError, if the object was replaced meanwhile.
-        """
-        stamp = await stamp_of(source, rpath)
-        found = ObjectState(source, rpath, None)
-        found.etag = stamp.etag or None
-        callback.set_size(stamp.size)
-
-        async def payload(start: int, end: int) -> Payload:
-            if end - start == stamp.size:
-                data = await source._cat_file(rpath)  # it compares the checksum of all
-                if len(data) != stamp.size:
-                    raise FileExpired(str(found), stamp.etag)
-                return Memories([memoryview(data)])
-            memory = memoryview(bytearray(end - start))
-            await source.transfer.fetch(found.get, planned([(start, memory)], PART))
-            return Memories([memory])
-
-        def unharmed(checksum: int | None) -> None:
-            if checksum is not None and stamp.algorithm is CRC64NVME and CRC64NVME.encoded(checksum) != stamp.checksum:
-                reason = f"What came of {found} has another checksum than {stamp.checksum}, which the server tells."
-                remedy = "Copy it again; if that does not help, the network or the server damages data."
-                raise ChecksumError(reason, remedy)
-
-        options = {name: value for name, value in stamp.headers.items() if name not in _OWN_HEADERS}
-        origin = Origin(f"{source._endpoint} {rpath}", f"{stamp.etag} {stamp.size}") if resumable else None
-        more: dict[str, Any] = {"in_memory": _IN_MEMORY, "origin": origin, "ready": unharmed}
-        await self._send(path, stamp.size, payload, None, mode, options, callback.relative_update, **more)
-
-    async def _stamp(self, path: str) -> Stamp:
-        """What the server tells of an object now."""
-        return await stamp_of(self, path)
-
     cat_file = interruptible(_cat_file)
     cat_ranges = interruptible(_cat_ranges)
     get_file = interruptible(_get_file)
-    cp_file = interruptible(_cp_file)
-    take_file = interruptible(_take_file)
-    stamp = interruptible(_stamp)
 
 
 def _check_inside(rpath: str, lpath: str) -> None:
     """Refuse a local path that leads upwards where the key does: whoever made the key chose it."""
     parts = str(rpath).split("/")
-    if ".." not in parts:
-        return
-    upwards = "/".join(parts[parts.index("..") :])
-    if str(lpath).replace(os.sep, "/").endswith(upwards):
-        msg = f"The key {rpath!r} leads out of the folder that it is fetched to. Fetch it alone, to a name of your own."
-        raise ValueError(msg)
+    if ".." in parts:
+        upwards = "/".join(parts[parts.index("..") :])
+        if str(lpath).replace(os.sep, "/").endswith(upwards):
+            raise _leading_out(rpath)
+
+
+def _leading_out(rpath: str) -> ValueError:
+    msg = f"The key {rpath!r} leads out of the folder that it is fetched to. Fetch it alone, to a name of your own."
+    return ValueError(msg)

@@ -7,15 +7,13 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 from botocore import exceptions as boto
 from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
 
-from fsspec_csx import credentials, doubt
+from fsspec_csx import credentials, doubt, understood
 from fsspec_csx.errors import (
     CSXError,
     DeleteError,
@@ -23,18 +21,16 @@ from fsspec_csx.errors import (
     ObjectNotFoundError,
     WrongRegionError,
 )
-from fsspec_csx.explain import GaveUpError, Request, code_of, explain
+from fsspec_csx.explain import Request, code_of, explain
 from fsspec_csx.file import CSXFile, discard_all
 from fsspec_csx.payload import Payload
 from fsspec_csx.redaction import redact_logs
+from fsspec_csx.retries import FirstContact, give_up, retry_after, timed
 from fsspec_csx.straight import StraightHTTPSession, StraightSession, hold, stay
 from fsspec_csx.transfer import Transfer
 
 # How often a request is signed anew, each time with other credentials.
 _RENEWALS = 4
-# Of a request, unless the configuration says otherwise; botocore's own number.
-_ATTEMPTS = 5
-_LONGEST_WAIT = 60.0
 # botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
 _loaders: dict[str | None, Any] = {}
 
@@ -55,6 +51,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
         self._owns_session = self.session is None
         self._identity, self._keys = "", ""
+        self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
         self._of_parent: Any = None
         redact_logs()
@@ -95,9 +92,19 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             self._check_endpoint(client)
             # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
             weakref.finalize(self, discard_all, self.unfinished)
-            client.meta.events.register_first("needs-retry.s3", stay)
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
+            await self.get_s3()
+        return client
+
+    async def get_s3(self, bucket: str | None = None) -> Any:
+        """The client for a bucket; as of ``s3fs.S3FileSystem``, which has one for each region if it is told to."""
+        client = await super().get_s3(bucket)
+        if client not in self._watched:
+            self._watched.add(client)
+            client.meta.events.register_first("needs-retry.s3", stay)
             doubt.watch(client)
+            understood.watch(client)
+            client.meta.events.register_first("needs-retry.s3", give_up)
         return client
 
     def _check_endpoint(self, client: Any) -> None:
@@ -133,8 +140,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             hold(session)
             self._identity, self._keys = await credentials.find(session)
         if renewed:
-            session.register("needs-retry.s3", _FirstContact())
-            session.register("needs-retry.s3", _retry_after)
+            session.register("needs-retry.s3", FirstContact())
+            session.register("needs-retry.s3", retry_after)
             loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
             session.register_component("data_loader", loader)
             self.session = session
@@ -143,21 +150,19 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
-        with doubt.doubt() as found:
-            for _ in range(_RENEWALS):
+        with timed(), doubt.doubt() as found:
+            renewals = _RENEWALS
+            while True:
                 client = None
                 try:
                     client = await self.set_session()
                     return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
                 except Exception as error:
                     explained = await self._explained(error, method, kwargs, found)
-                    expired = isinstance(explained, ExpiredCredentialsError)
-                    if not expired or not replayable(kwargs) or not await self._renewed(client):
+                    again = renewals and isinstance(explained, ExpiredCredentialsError) and replayable(kwargs)
+                    if not again or not await self._renewed(client):
                         _raise(explained, error)
-            try:
-                return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
-            except Exception as error:
-                _raise(await self._explained(error, method, kwargs, found), error)
+                    renewals -= 1
 
     async def _renewed(self, client: Any) -> bool:
         """Whether there are other credentials than a client was made with, which are no longer valid."""
@@ -172,7 +177,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     async def _lsdir(self, path: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await super()._lsdir(path, *args, **kwargs)
+            with understood.listing():
+                return await super()._lsdir(path, *args, **kwargs)
         except Exception as error:  # older releases of s3fs list without _call_s3
             bucket = self.split_path(path)[0]
             _raise(await self._explained(error, "list_objects_v2", {"Bucket": bucket}, doubt.Doubt()), error)
@@ -233,37 +239,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                 raise
             reason = f"There is no object s3://{self._strip_protocol(path)} at {self._endpoint}, and none below it."
             raise ObjectNotFoundError(reason, "Check its name.") from error
-
-
-class _FirstContact:
-    """Ends the retries of a connection to an endpoint that has never answered: it is down or misspelt, not busy."""
-
-    def __init__(self) -> None:
-        self._answered = False
-
-    def __call__(self, response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
-        if response is not None:
-            self._answered = True
-        elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
-            raise GaveUpError from caught_exception
-
-
-def _retry_after(attempts: int, request_dict: Any, response: Any = None, **_: Any) -> float | None:
-    """How many seconds to wait where the server itself says it; None to leave it to botocore."""
-    if response is None or response[0].status_code not in (429, 503):
-        return None
-    retries = request_dict["context"]["client_config"].retries or {}
-    if attempts >= retries.get("total_max_attempts", _ATTEMPTS):
-        return None
-    told = response[0].headers.get("Retry-After", "")
-    if told.isdecimal():
-        return min(float(told), _LONGEST_WAIT)
-    try:
-        moment = parsedate_to_datetime(told)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return min(max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0), _LONGEST_WAIT)
 
 
 def _raise(explained: Exception, error: Exception) -> NoReturn:

@@ -55,6 +55,12 @@ def watch(client: Any) -> None:
     client.meta.events.register_first("needs-retry.s3", _note)
 
 
+def unclear() -> None:
+    """The request that is being made was answered with something that does not tell what was done."""
+    if (found := _current.get()) is not None:
+        found.unheard = True
+
+
 def _note(response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
     found = _current.get()
     if found is None:

@@ -22,6 +22,7 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     │   └── UnavailableError                it answers, and cannot do what it is asked for now
     ├── RefusedError (OSError)              the server has a reason of its own
     ├── ChecksumError (OSError)                 bytes were damaged on the way, also when asked for again
+    ├── TooLargeError (MemoryError)             there is no memory for what the server says an object has
     ├── DeleteError (OSError)                   some of many objects were not deleted
     ├── LostProcessError (RuntimeError)         another process of the job is gone
     ├── UnknownFlagError (AttributeError, LookupError)
@@ -66,6 +67,7 @@ __all__ = [
     "ObjectNotFoundError",
     "RefusedError",
     "RejectedCredentialsError",
+    "TooLargeError",
     "UnavailableError",
     "UnknownFlagError",
     "UnknownProfileError",
@@ -176,6 +178,10 @@ class RefusedError(CSXError, OSError):
 
 class ChecksumError(CSXError, OSError):
     """What came does not have the checksum that the sender tells, also when it is sent again."""
+
+
+class TooLargeError(CSXError, MemoryError):
+    """There is no memory for as many bytes as the server says that an object has."""
 
 
 class DeleteError(CSXError, OSError):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from fsspec_csx.errors import (
     AccessDeniedError,
@@ -58,6 +59,10 @@ class RedirectedError(Exception):
         self.location = location
 
 
+class MeaninglessError(Exception):
+    """The endpoint answered with what no server of S3 answers, so that there is no use in asking again."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One request, as an error tells of it."""
@@ -90,12 +95,16 @@ def explain(error: Exception, request: Request) -> Exception:
     if isinstance(error, RedirectedError):
         reason = f"The endpoint {request.endpoint} sends on to {error.location}, which is not followed."
         return EndpointError(reason, "Name the right endpoint (endpoint_url, AWS_ENDPOINT_URL_S3, or the profile).")
+    if isinstance(error, (MeaninglessError, ResponseParserError)):
+        return _meaningless(request, str(error))
     if isinstance(error, boto.ParamValidationError):
         return _invalid_name(request, {}) if "bucket name" in str(error) else error
     if isinstance(error, (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)):
         return _unreachable(error, request)
     if isinstance(error, boto.HTTPClientError) and str(error).endswith(SHUTDOWN):
         return RuntimeError(TOO_LATE)
+    if isinstance(error, boto.HTTPClientError) and _is_of_http(cause := error.kwargs.get("error")):
+        return _meaningless(request, f"no answer of HTTP, as {type(cause).__name__} tells")
     code = code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
@@ -140,6 +149,16 @@ def _unreachable(error: BaseException, request: Request) -> EndpointError:
     reason = f"The endpoint {endpoint} cannot be reached."
     remedy = "Check the address (endpoint_url, AWS_ENDPOINT_URL_S3, or endpoint_url in the profile) and that it is up."
     return EndpointError(reason, remedy)
+
+
+def _meaningless(request: Request, what: str) -> EndpointError:
+    reason = f"{request.endpoint} answered {request.operation} on {request.target} as no server of S3 does: {what}."
+    return EndpointError(reason, "Check that the address is that of S3, and that no proxy answers in its place.")
+
+
+def _is_of_http(error: object) -> bool:
+    """Whether this is what a library says of an answer that it cannot read, rather than of this machine."""
+    return isinstance(error, UnicodeError) or type(error).__module__.partition(".")[0] in ("aiohttp", "http", "urllib3")
 
 
 def _insecure(endpoint: str, said: str) -> EndpointError:

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 from fsspec_csx.bulk import BulkS3
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.multipart import all_of
-from fsspec_csx.ranges import LEAST, Range, planned, size_for
+from fsspec_csx.planning import LEAST, planned, size_for
+from fsspec_csx.ranges import Range
 from fsspec_csx.siblings import Siblings, Sweep, remember, sent
 from fsspec_csx.transfer import Transfer
 from fsspec_csx.whole import ObjectState, check, compute_of, twice

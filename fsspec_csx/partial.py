@@ -17,7 +17,8 @@ from s3fs.utils import FileExpired
 from fsspec_csx.checksum import CRC64NVME
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.localfile import beside, name_full, place, replaceable
-from fsspec_csx.ranges import LEAST, FileRange, size_for
+from fsspec_csx.planning import LEAST, size_for
+from fsspec_csx.ranges import FileRange
 from fsspec_csx.record import digest, lock, own
 from fsspec_csx.whole import ObjectState, Stamp, stamp_of, twice
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from fsspec_csx.errors import EndpointError
 
 Check = Callable[[memoryview, int], int]
-Span = tuple[int, memoryview]
-"""A position in an object, in bytes, and the memory that is to be filled from there."""
 
-# Bytes of a request of a large read. More, and a read has too few requests; fewer, and they take longer than the bytes.
-LEAST, MOST = 4 * 2**20, 32 * 2**20
-# Spans that are closer than this, in bytes, are fetched by one request.
-_GAP = 64 * 1024
 # Shorter memories are read together and copied: a call of the system for each would take longer.
 _SMALL = 64 * 1024
 _TOGETHER = 2**20
@@ -280,52 +274,18 @@ class FileRange(Range):
         return [(0, self.start, self._checksum, self.length)]
 
 
-def size_for(size: int, in_flight: int) -> int:
-    """Bytes of each request of a read of so many, when so many requests go at a time."""
-    return max(LEAST, min(MOST, -(-size // in_flight)))
-
-
-def planned(spans: Sequence[Span], part: int, check: Check | None = None) -> list[Range]:
-    """The ranges by which spans are best fetched: near ones together, long ones in parts.
-
-    Args:
-        spans: in any order.
-        part: the most bytes of a range.
-        check: as of ``Range``.
-    """
-    ranges: list[Range] = []
-    for number, (position, memory) in sorted(enumerate(spans), key=lambda each: each[1][0]):
-        while len(memory):
-            near = ranges and 0 <= position - ranges[-1].end <= _GAP and position - ranges[-1].start < part
-            if not near:
-                ranges.append(Range(position, check=check))
-            room = part - (position - ranges[-1].start)
-            ranges[-1].add(number, position, memory[:room])
-            position, memory = position + len(memory[:room]), memory[room:]
-    return ranges
-
-
-def checksums(ranges: Sequence[Range], count: int, combine: Callable[[int, int, int], int]) -> list[int]:
-    """The checksum of each of so many spans, from those of their parts.
-
-    Args:
-        combine: makes one checksum of that of some bytes, that of those that follow, and the number of the latter.
-    """
-    whole = [0] * count
-    parts = sorted((each for one in ranges for each in one.checksums()), key=lambda each: each[1])
-    for span, _, checksum, length in parts:
-        whole[span] = combine(whole[span], checksum, length)
-    return whole
-
-
 def _content(status: int, headers: Mapping[str, str]) -> tuple[int, int | None, int | None]:
     """Where the body of an answer begins in the object, its length, and the object's size, as far as they are told."""
-    length = int(headers["Content-Length"]) if "Content-Length" in headers else None
+    told = headers.get("Content-Length")
+    if told is not None and not told.isdecimal():
+        msg = f"an answer tells its length by Content-Length {told!r}."
+        raise OSError(msg)
+    length = None if told is None else int(told)
     if status != 206:
         return 0, length, length
     span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     first = span.partition("-")[0]
-    if not first.isdigit():
-        msg = f"An answer says where it belongs by Content-Range {headers.get('Content-Range')!r}."
+    if not first.isdecimal() or not (total.isdecimal() or total == "*"):
+        msg = f"an answer says where it belongs by Content-Range {headers.get('Content-Range')!r}."
         raise OSError(msg)
-    return int(first), length, int(total) if total.isdigit() else None
+    return int(first), length, int(total) if total.isdecimal() else None

@@ -18,7 +18,8 @@ from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.multipart import Call
 from fsspec_csx.payload import single_bytes
-from fsspec_csx.ranges import Range, Span, checksums, planned, size_for
+from fsspec_csx.planning import Span, blank, checksums, planned, size_for
+from fsspec_csx.ranges import Range
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.transfer import Transfer
 from fsspec_csx.waiting import check_off_loop, start
@@ -132,7 +133,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         check_off_loop(self.fs)
         asked = self._request("head_object", ChecksumMode="ENABLED", **version_id_kw(self.version_id))
         answer = self._start(asked).result()
-        if answer.get("ETag") != self.details.get("ETag"):
+        if (answer.get("ETag") or "") != (self.details.get("ETag") or ""):
             raise FileExpired(self.path, self.details.get("ETag"))
         return of_object(answer["ResponseMetadata"]["HTTPHeaders"])
 
@@ -152,7 +153,8 @@ class ReadFile(S3File):  # type: ignore[misc]
         end = min(end, self.size)  # some of fsspec's caches ask for whole blocks
         if start >= end:
             return b""
-        target = io.BytesIO(bytes(end - start))  # lets its memory be written to, and handed out as bytes uncopied
+        # It lets its memory be written to, and handed out as bytes uncopied.
+        target = io.BytesIO(blank(end - start, f"s3://{self.path}"))
         with target.getbuffer() as memory:
             await self._fetch(planned([(start, memory)], size_for(end - start, self.fs.max_concurrency)))
         return target.getvalue()
@@ -163,8 +165,9 @@ class ReadFile(S3File):  # type: ignore[misc]
 
         async def get(**span: str) -> Any:
             answer = await self._request("get_object", **read_kw, **span, **pinned)
-            if self._details is not None and answer.get("ETag") != self._details.get("ETag", answer.get("ETag")):
-                raise FileExpired(self.path, self._details["ETag"])
+            known = self._details.get("ETag") if self._details is not None else None
+            if known and answer.get("ETag") != known:  # some servers tell none
+                raise FileExpired(self.path, known)
             return answer
 
         await self.fs.set_session()

@@ -12,14 +12,28 @@ from urllib.parse import urlsplit
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from botocore import exceptions as boto
 
-from fsspec_csx.explain import RedirectedError
+from fsspec_csx.explain import MeaninglessError, RedirectedError
+from fsspec_csx.reception import received, streamed
 
-_REDIRECTS = (301, 302, 303, 307, 308)
+_REDIRECTS = (300, 301, 302, 303, 307, 308)
 
 
 class StraightHTTPSession(AIOHTTPSession):  # type: ignore[misc]
-    """The connections of a client, which follow no redirect."""
+    """The connections of a client, which follow no redirect and take no answer without end."""
+
+    async def send(self, request: Any) -> Any:
+        """As of ``AIOHTTPSession``."""
+        reset = streamed.set(request.stream_output)
+        try:
+            return await super().send(request)
+        except boto.HTTPClientError as error:
+            if isinstance(cause := error.kwargs.get("error"), MeaninglessError):
+                raise cause from None
+            raise
+        finally:
+            streamed.reset(reset)
 
     async def _get_session(self, proxy_url: Any) -> Any:
         return _Straight(await super()._get_session(proxy_url))
@@ -29,8 +43,8 @@ class _Straight:
     def __init__(self, session: Any) -> None:
         self._session = session
 
-    def request(self, *args: Any, **kwargs: Any) -> Any:
-        return self._session.request(*args, **kwargs, allow_redirects=False)
+    async def request(self, method: str, **kwargs: Any) -> Any:
+        return await received(method, self._session.request(method, **kwargs, allow_redirects=False))
 
 
 class StraightSession(AioSession):  # type: ignore[misc]
@@ -92,7 +106,8 @@ def stay(response: Any = None, **_: Any) -> None:
     if response is None or response[0].status_code not in _REDIRECTS:
         return
     answer, parsed = response
-    if "x-amz-bucket-region" not in answer.headers and "Region" not in parsed.get("Error", {}):
+    told = "x-amz-bucket-region" in answer.headers or "Region" in parsed.get("Error", {})
+    if not told or answer.status_code == 300:  # of which botocore makes no error
         raise RedirectedError(_host(answer))
 
 

@@ -8,35 +8,27 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from http.client import HTTPException
 from typing import Any, TypeVar
 
 from aiobotocore.awsrequest import AioAWSResponse
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
-from urllib3.exceptions import HTTPError
-from urllib3.exceptions import ReadTimeoutError as AnswerTimeoutError
 
 from fsspec_csx.payload import Payload
 from fsspec_csx.ranges import Range
+from fsspec_csx.sockets import break_off, drained, fill, socket_options, told
 from fsspec_csx.waiting import SHUTDOWN, TOO_LATE
 
 T = TypeVar("T")
 
 PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
-
-# What one call of the system may fill: between two, it is seen whether the bytes are still wanted.
-_STEP = 2**20
 
 # What one call of the system may send. Python's time limit for TLS is that of a whole call, on slow lines too.
 _PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 128 * 1024
@@ -75,7 +67,7 @@ class Transfer:
             "proxies": get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
             "timeout": (None, None) if self._plain else (config.connect_timeout, config.read_timeout),
             "max_pool_connections": in_flight,
-            "socket_options": _socket_options(config.read_timeout if self._plain else None),
+            "socket_options": socket_options(config.read_timeout if self._plain else None),
             "client_cert": config.client_cert,
             "proxies_config": config.proxies_config,
         }
@@ -153,7 +145,7 @@ class Transfer:
         for body in bodies:
             body.given_up = True
             if isinstance(body, Range) and body.source is not None:
-                _break_off(body.source)
+                break_off(body.source)
         running = [each for each in bodies if each.thread and not each.thread.done()]
         harmful = [each for each in running if (each.source if isinstance(each, Range) else not each.owned)]
         for waited, seconds in ((harmful, None), (running, _STUCK_SECONDS)):
@@ -197,37 +189,31 @@ class Transfer:
     def _put(self, request: Any, payload: Payload) -> AioAWSResponse:
         outgoing = copy.copy(request)
         outgoing.body = payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS)
+        outgoing.stream_output = True
         try:
             answer = self._send(outgoing)
         except Exception as error:
             if payload.failure is not None:  # not the connection's, so that there is no use in another
                 raise payload.failure from error
             raise
-        return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(answer.content))
+        with told(answer, request):
+            return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(drained(answer)))
 
     def _get(self, request: Any, wanted: Range) -> AioAWSResponse:
         answer = self._send(request)
         body = b""
         try:
-            if 200 <= answer.status_code < 300:
-                wanted.source = answer.raw
-                _fill(wanted, answer)
-                if wanted.cut_off:
-                    answer.raw.close()
-                headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
-            else:
-                body, headers = answer.raw.read(), answer.headers
-        except (TimeoutError, AnswerTimeoutError) as error:
-            answer.raw.close()
-            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
-        except (OSError, HTTPException, HTTPError) as error:  # the last one of an answer that tells an error
-            answer.raw.close()
-            if error is wanted.failure:
-                raise
-            raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
+            with told(answer, request, wanted):
+                if 200 <= answer.status_code < 300:
+                    wanted.source = answer.raw
+                    fill(wanted, answer)
+                    if wanted.cut_off:
+                        answer.raw.close()
+                    headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
+                else:
+                    body, headers = drained(answer), answer.headers
         finally:
             wanted.source = None
-            answer.raw.release_conn()
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
 
 
@@ -249,38 +235,6 @@ class _Threads(ThreadPoolExecutor):
             if not self._threads:
                 msg = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
                 raise RuntimeError(msg) from error
-
-
-def _fill(wanted: Range, answer: Any) -> None:
-    """Read a body straight into memory, by the system's own calls on it: urllib3 would copy."""
-    wanted.expect(answer.status_code, answer.headers)
-    while len(memory := wanted.rest(_STEP)):
-        count = 0 if wanted.given_up else answer.raw._fp.readinto(memory)
-        if not count:
-            msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
-            raise OSError(msg)
-        wanted.advance(count)
-
-
-def _break_off(source: Any) -> None:
-    """Let a call of the system that waits for bytes return."""
-    link = getattr(source.connection, "sock", None)
-    if link is not None:
-        with contextlib.suppress(OSError):  # it has ended by itself
-            socket.socket.shutdown(link, socket.SHUT_RDWR)  # not TLS's own, which would wait for the other side
-
-
-def _socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
-    """Options of a connection; with a time limit that the system keeps, by which its calls need not be many and short.
-
-    Those of a connection by TLS are many in any case, and Python keeps the time limit.
-    """
-    options: list[tuple[int, int, Any]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
-    if seconds is not None:
-        whole, fraction = divmod(seconds, 1)
-        limit = struct.pack("@ll", int(whole), int(fraction * 1e6))
-        options += [(socket.SOL_SOCKET, name, limit) for name in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO)]
-    return options
 
 
 def _for_payloads(config: Any) -> Any:

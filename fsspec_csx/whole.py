@@ -13,7 +13,8 @@ from s3fs.utils import FileExpired
 from fsspec_csx.checksum import Algorithm, of_object
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.explain import code_of
-from fsspec_csx.ranges import Range, checksums
+from fsspec_csx.planning import blank, checksums
+from fsspec_csx.ranges import Range
 
 T = TypeVar("T")
 
@@ -105,11 +106,19 @@ async def stamp_of(fs: Any, path: str, version_id: str | None = None) -> Stamp:
 
 
 class Bytes:
-    """Memory of so many bytes that can be written to, and handed out as bytes without a copy."""
+    """Memory of so many bytes that can be written to, and handed out as bytes without a copy.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: in bytes.
+        name: whose bytes will be in it.
+
+    Raises:
+        TooLargeError: a MemoryError, if there is not so much.
+    """
+
+    def __init__(self, size: int, name: object) -> None:
         self._size = size
-        self._file = io.BytesIO(bytes(size))
+        self._file = io.BytesIO(blank(size, name))
         self.memory = memoryview(b"")
 
     def __enter__(self) -> Bytes:

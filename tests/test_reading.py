@@ -22,7 +22,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.ranges import LEAST, planned
+from fsspec_csx.planning import LEAST, planned
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20

@@ -25,7 +25,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError, EndpointError, ExpiredCredentialsError, ObjectExistsError
 from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.ranges import LEAST
+from fsspec_csx.planning import LEAST
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20

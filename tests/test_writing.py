@@ -22,7 +22,7 @@ from conftest import recorded_requests
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
 
-from fsspec_csx import bulk
+from fsspec_csx import copies
 from fsspec_csx.checksum import CRC64NVME
 from fsspec_csx.errors import AccessDeniedError, ObjectExistsError
 from fsspec_csx.filesystem import CSXFileSystem
@@ -350,8 +350,8 @@ def test_put_of_a_folder_makes_nothing(fs: CSXFileSystem, folder: str, tmp_path:
 def test_copy(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     """The server copies an object, a large one in parts, and what belongs to it stays with it."""
     if not whole:
-        monkeypatch.setattr(bulk, "_COPIED_WHOLE", BLOCK)
-        monkeypatch.setattr(bulk, "part_size_for", lambda size: BLOCK)
+        monkeypatch.setattr(copies, "_COPIED_WHOLE", BLOCK)
+        monkeypatch.setattr(copies, "part_size_for", lambda size: BLOCK)
     told = {"ContentType": "text/x-log", "CacheControl": "no-store", "Metadata": {"of": "a run"}}
     fs.pipe_file(f"{folder}/object", DATA, chunksize=BLOCK, **told)
     with recorded_requests() as operations:
@@ -366,8 +366,8 @@ def test_copy_of_what_is_replaced_meanwhile(
     server: LocalS3, fs: CSXFileSystem, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy in parts is of one state of its source, or it is an error that leaves nothing behind."""
-    monkeypatch.setattr(bulk, "_COPIED_WHOLE", BLOCK)
-    monkeypatch.setattr(bulk, "part_size_for", lambda size: BLOCK)
+    monkeypatch.setattr(copies, "_COPIED_WHOLE", BLOCK)
+    monkeypatch.setattr(copies, "part_size_for", lambda size: BLOCK)
     fs.pipe_file(f"{folder}/object", DATA)
     proxy.faults = [Fault("PUT", before=lambda: fs.pipe_file(f"{folder}/object", DATA[::-1]))]
     with pytest.raises(OSError, match="pre-condition"):

@@ -196,9 +196,8 @@ def test_redirect_of_an_instance_that_tells_its_region(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["secret"])
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     sent = sending_on(307, elsewhere, b"")
-    told = (
-        b"<ListBucketResult><KeyCount>1</KeyCount><Contents><Key>key</Key><Size>1</Size></Contents></ListBucketResult>"
-    )
+    entry = b"<Contents><Key>key</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+    told = b"<ListBucketResult>" + entry + b"</ListBucketResult>"
     endpoint.answer = lambda heard: sent(heard) if heard.path.startswith("/latest/") else (200, {}, told)
     fs = fsspec.filesystem("s3", endpoint_url=endpoint.url, skip_instance_cache=True)
     assert fs.ls("bucket", detail=False) == ["bucket/key"]

@@ -21,7 +21,7 @@ from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.formats import json_entries
 from fsspec_csx.manage import s3
 from fsspec_csx.manage.copying import copy
-from fsspec_csx.ranges import LEAST
+from fsspec_csx.planning import LEAST
 from fsspec_csx.record import Origin, recorded
 
 ORIGIN = Origin("source", "state")
