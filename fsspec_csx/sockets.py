@@ -41,7 +41,15 @@ def told(answer: Any, request: Any, wanted: Range | None = None) -> Iterator[Non
 def drained(answer: Any) -> bytes:
     """The body of an answer that is no object."""
     source = answer.raw._fp
-    body = taken_from(source.read1, answer.status_code)
+
+    def read(most: int) -> bytes:
+        piece: bytes = source.read1(most)
+        if not piece and source.length:
+            msg = f"The connection ended {source.length} bytes before the end of the answer."
+            raise OSError(msg)
+        return piece
+
+    body = taken_from(read, answer.status_code)
     if source.length == 0:
         source.read(0)  # lets it know that it is at the end, so that the connection can be used again
     if not source.isclosed():

@@ -303,7 +303,7 @@ def test_server_says_when_to_come_back(
 
 
 @pytest.mark.parametrize(("stop", "times"), [("cut_down", 1), ("cut_down", 100), ("stall_down", 1)])
-def test_error_of_which_half_came(server: LocalS3, proxy: FaultProxy, tmp_path: Path, stop: str, times: int) -> None:
+def test_error_of_which_half_came(server: LocalS3, proxy: FaultProxy, stop: str, times: int) -> None:
     """An answer that tells an error, and ends in the midst of it, is a failure of the connection."""
     far = through(proxy, server, config_kwargs={"read_timeout": 1, "retries": {"max_attempts": 1}})
     far.info(PATH)
@@ -312,7 +312,7 @@ def test_error_of_which_half_came(server: LocalS3, proxy: FaultProxy, tmp_path: 
     proxy.faults = [harm]
     refused = pytest.raises(EndpointError, match="broke the connection off")
     with refused if times > 1 else contextlib.nullcontext():
-        assert READS["readinto"](far, PATH, tmp_path) == DATA
+        assert far.cat_file(PATH, start=0, end=1000) == DATA[:1000]
     assert harm.done
 
 
