@@ -11,6 +11,8 @@ from typing import Any
 
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
+from fsspec_csx.formats.standins import Made, Name, Stored
+
 _INT, _LONG, _FLOAT = struct.Struct("<i"), struct.Struct("<Q"), struct.Struct(">d")
 _COUNT = struct.Struct("<I")
 _STOP, _MARK, _BINGET, _LONG_BINPUT, _BININT1, _BININT2, _BINUNICODE, _TUPLE, _TUPLE1 = b".(hrKMXt\x85"
@@ -22,45 +24,6 @@ class UnknownError(Exception):
 
 class EndError(Exception):
     """The pickle ends before it is whole."""
-
-
-class Name:
-    """Stands for what a pickle names.
-
-    Attributes:
-        path: its module, a dot, and its name there.
-    """
-
-    __slots__ = ("path",)
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-
-class Made:
-    """Stands for a mapping, a set, or what a call gave.
-
-    Attributes:
-        length: of a container, or in bytes.
-        shape: of a tensor; None for what is none.
-        inner: the containers among the values of a mapping; None if there are none.
-    """
-
-    __slots__ = ("inner", "length", "shape")
-
-    def __init__(self, length: int = 0, shape: Any = None) -> None:
-        self.length = length
-        self.shape = shape
-        self.inner: list[Any] | None = None
-
-
-_CONTAINERS = (tuple, list)
-
-
-class Stored:
-    """Stands for a storage whose bytes are in the file."""
-
-    __slots__ = ()
 
 
 class Machine:
@@ -252,7 +215,7 @@ class Machine:
     def _set(self, values: list[Any]) -> None:
         self._add(values[::2])
         for value in values[1::2]:
-            if type(value) in _CONTAINERS or (type(value) is Made and value.length):
+            if type(value) in (tuple, list) or (type(value) is Made and value.length):
                 target = self._stack[-1]
                 target.inner = target.inner or []
                 target.inner.append(value)

@@ -13,7 +13,8 @@ from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.opcodes import EndError, Machine, Made, Name, Stored, UnknownError
+from fsspec_csx.formats.opcodes import EndError, Machine, UnknownError
+from fsspec_csx.formats.standins import Made, Name, Stored
 
 _ROOM, _HELD = 2**16, 2  # what a pickle may make besides, and for each of its bytes
 _COPIED_ROOM, _COPIED_HELD = 2**20, 4  # elements of tensors that are copied besides, and for each byte of the file
