@@ -33,6 +33,7 @@ _GIST_SHOWN = 200
 _NAMES_SHOWN = 5
 # What an honest file can need besides, and how many times its size.
 _ROOM, _HELD = 2**20, 4
+_DECODING = {"collections", "fsspec_csx", "torch"}
 _NO_LAYOUT = "rebuilding sparse tensor for layout"
 # torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
 _PLACING = {"restore_location", "default_restore_location"}
@@ -225,9 +226,9 @@ def _is_room(size: int) -> bool:
 
 
 def _raised_while_decoding(error: Exception) -> bool:
-    """Not by a class that the file names, which has troubles of its own."""
-    package = str(_frames(error)[-1].f_globals.get("__name__")).partition(".")[0]
-    return package in ("torch", "fsspec_csx")
+    """Not by a class that the file names, which has troubles of its own; Counter is allowed, and written in Python."""
+    packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in _frames(error)]
+    return packages[-1] in ("torch", "fsspec_csx") or (packages[-1] == "collections" and {*packages} <= _DECODING)
 
 
 def _damage(file: WatchedReader) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ REFUSED: dict[str, Any] = {
     "a list that grows": laughs(40),
     "a mapping in place of its own method": Call(OrderedDict, state={"items": 1}),
     "a tensor in place of its own methods": rebuilt({"numel": 1, "untyped_storage": 2}),
+    "a count of what cannot be counted": Call(Counter, True),
     "no layout": Call(torch._utils._rebuild_sparse_tensor, None, None),
     "a number in place of a device": Call(torch.device, "nothing"),
 }
