@@ -400,6 +400,13 @@ def test_incomplete_folder(root: str) -> None:
             read(f"{root}/a")
 
 
+def test_shard_that_is_not_whole(tmp_path: Path) -> None:
+    """Nor is one in which a save was killed with its first shard."""
+    (tmp_path / ".__0_0.0123456789abcdef.distcp.0123456789abcdef.tmp").touch()
+    with pytest.raises(InvalidCheckpointError, match="has shards and no manifest"):
+        fsspec_csx.load(tmp_path)
+
+
 def test_to_one_file_and_back(root: str) -> None:
     """A sharded checkpoint becomes a file that torch.load reads, and that file a sharded checkpoint, of the same."""
     given = state()

@@ -116,12 +116,12 @@ class Folder:
             return []
 
     def is_unfinished(self) -> bool:
-        """Whether shards lie in it, of us or of torch, and no manifest; False also if nobody may look."""
+        """Whether shards lie in it, whole or not, and no manifest; False also if nobody may look."""
         try:
             names = self._names()
         except OSError:
             return False
-        return MANIFEST not in names and any(name.endswith(_SUFFIX) for name in names)
+        return MANIFEST not in names and any(_SUFFIX in name for name in names)
 
     def _names(self) -> list[str]:
         self.forget()

@@ -11,8 +11,8 @@ from kills import ENDS, SERVER_KILLED, SERVER_PAUSED, kills
 
 from fsspec_csx.testing import LocalS3
 
-SEED, COUNT = 4, 8
-"""With these, each operation is ended once, if it takes long enough."""
+SEED, COUNT = 6, 12
+"""With these, each operation is done once, and nearly all are ended."""
 
 
 @pytest.mark.timeout(600)
