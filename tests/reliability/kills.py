@@ -72,7 +72,7 @@ def kills(seed: int, count: int) -> Iterator[Outcome]:
     "refused" if besides the operation told what was wrong, as its server was gone.
     """
     for first in range(0, count, _ROUNDS_OF_A_SERVER):
-        with LocalS3() as server, CleanProcess() as clean:
+        with LocalS3() as server, CleanProcess("ranks", "torch._dynamo") as clean:
             fsspec.filesystem("s3", **server.storage_options()).mkdir(_BUCKET)
             for number in range(first, min(count, first + _ROUNDS_OF_A_SERVER)):
                 with tempfile.TemporaryDirectory(prefix="kills-") as folder:
@@ -89,7 +89,7 @@ class _Round:
         (folder / "local").mkdir()
         self._cache = folder / "cache"
         store = server.storage_options()
-        self._stage = Stage(f"{_BUCKET}/{number}", folder / "local", store, server.endpoint_url, self._choice)
+        self._stage = Stage(f"{_BUCKET}/{number}", folder / "local", store, server.endpoint_url, clean, self._choice)
         self._scene: Scene = SCENES[number % len(SCENES)](self._stage)
         self._action = self._choice.choices([KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED], (6, 2, 1, 1))[0]
         self._happened = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import tempfile
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def of_ranks_training(stage: Stage) -> Scene:
     def right() -> None:
         intact()
         model = loaded(6)["model"]
-        expected = trained_by_two()
+        expected = trained_by_two(stage.clean)
         assert model.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(tensor, model[name]), name
@@ -61,15 +62,16 @@ def of_ranks_training(stage: Stage) -> Scene:
     return Scene(name, job, intact, right, None, lambda: job, ranks=RANKS, seconds=3.0, requests=40)
 
 
-@functools.cache
-def trained_by_two() -> dict[str, torch.Tensor]:
+def trained_by_two(clean: CleanProcess) -> dict[str, torch.Tensor]:
     """The model of a training that nothing stops."""
-    import tempfile
+    if not _trained:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            arguments = (RANKS, f"{folder}/meeting", folder, 6, False)
+            started = [clean.started("ranks:train", rank, *arguments, environment={}) for rank in range(RANKS)]
+            for victim in [stack.enter_context(each) for each in started]:
+                assert not victim.wait(), victim.said()
+            _trained.update(load(f"{folder}/checkpoint_6.mdl")["model"])
+    return _trained
 
-    with tempfile.TemporaryDirectory() as folder, CleanProcess() as clean:
-        with (
-            clean.started("ranks:train", 0, RANKS, f"{folder}/meeting", folder, 6, False, environment={}) as first,
-            clean.started("ranks:train", 1, RANKS, f"{folder}/meeting", folder, 6, False, environment={}) as second,
-        ):
-            assert [first.wait(), second.wait()] == [0, 0], first.said() + second.said()
-        return dict(load(f"{folder}/checkpoint_6.mdl")["model"])
+
+_trained: dict[str, torch.Tensor] = {}

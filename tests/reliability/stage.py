@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 import torch
-from victims import state
+from victims import CleanProcess, state
 
 from fsspec_csx import load, save
 from fsspec_csx.errors import InvalidCheckpointError
@@ -30,6 +30,7 @@ class Stage:
         local: an empty folder.
         store: the storage options for the URL.
         near: the endpoint of the server itself; that of the victim's environment may be another one.
+        clean: the process from which others are forked.
         choice: the source of all that is random.
         is_remote: whether anything is on S3.
     """
@@ -38,6 +39,7 @@ class Stage:
     local: Path
     store: dict[str, str]
     near: str
+    clean: CleanProcess
     choice: random.Random
     is_remote: bool = False
 

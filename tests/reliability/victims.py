@@ -87,17 +87,22 @@ class Victim:
 
 
 class CleanProcess:
-    """The process from which victims are forked, and the folder for what they tell; to be used in a ``with`` block."""
+    """The process from which victims are forked, and the folder for what they tell; to be used in a ``with`` block.
 
-    def __init__(self) -> None:
+    Args:
+        modules: the names of those that it imports besides.
+    """
+
+    def __init__(self, *modules: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="victims-")
         self._lock = threading.Lock()
         self._count = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         tests = str(Path(__file__).parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, __file__, *modules]
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
 
     def __enter__(self) -> CleanProcess:
@@ -211,9 +216,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
 def _imported() -> None:
     """Import all that a victim may need, which takes seconds."""
     import aiobotocore.session
-    import ranks
     import s3fs
-    import torch._dynamo
     import training
 
     import fsspec_csx.cli
@@ -221,7 +224,9 @@ def _imported() -> None:
     import fsspec_csx.filesystem
     import fsspec_csx.trainer
 
-    assert all((aiobotocore.session, ranks, s3fs, torch._dynamo, training, fsspec_csx))
+    assert all((aiobotocore.session, s3fs, training, fsspec_csx))
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     gc.freeze()  # what a child does not look at, it need not copy
 
 
