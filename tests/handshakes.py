@@ -48,10 +48,9 @@ class Handshakes:
         """
         odd = self.next.popleft() if self.next else None
         if odd in ("stalled", "broken off"):
-            client.recv(1)  # what it begins with has come
-            ended.wait(_STALLED_SECONDS if odd == "stalled" else 0)
-            client.shutdown(socket.SHUT_RDWR)
-            client.close()
+            with client:
+                client.recv(2**16)  # all that it begins with: else the connection would be reset
+                ended.wait(_STALLED_SECONDS if odd == "stalled" else 0)
             raise ConnectionAbortedError
         context = self._strange if odd == "of a stranger" else self._own
         return context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,21 @@ from fsspec_csx.errors import EndpointError, UntrustedCertificateError
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
+# Python leaves a socket to the collector whose connection was reset before its handshake began.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+)
 _SEED = 1
 _OPERATIONS = ("save", "load", "copy up", "distributed.save")
 _OF_TLS = [name for name, kind in KINDS.items() if kind.tls]
 LARGE = bytes(11 * 2**20)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What a test leaves to the collector is collected before the next one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +67,14 @@ def test_scenario(
     assert outcome.faults
 
 
-@pytest.mark.parametrize("name", ["save", "load"])
-@pytest.mark.parametrize("kind", [*_OF_TLS, "cut on the way down", "stalled on the way down", "connection reset"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((kind, name) for kind in _OF_TLS for name in ("save", "load")),
+        ("cut on the way down", "load"),
+        ("connection reset", "save"),
+    ],
+)
 def test_kind(trials: Bench, fitting: dict[str, dict[str, int]], kind: str, name: str) -> None:
     """Each kind of fault happens, and what it happens to is done or clearly refused."""
     planned = one(kind, fitting[name], Random(f"{_SEED}-{kind}"), always=False)
@@ -81,6 +99,7 @@ def proxy(server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("stalled", EndpointError, "did not answer in time"),
         ("broken off", EndpointError, "No connection by TLS to .* came about"),
     ],
+    ids=["of a stranger", "stalled", "broken off"],
 )
 def test_change_in_the_middle_of_an_upload(
     server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, odd: Oddity, kind: type[Exception], told: str
