@@ -56,10 +56,10 @@ class Rehearsal(Machine):
         self._made = self._copied = 0
 
     def called(self, function: Any, args: Any) -> Any:
-        if type(function) is not Name:
-            raise GrowingError(_NO_NAME) if type(function) in _CONTAINERS else UnknownError
         if type(args) is not tuple:
             raise GrowingError(_NO_TUPLE)
+        if type(function) is not Name:
+            raise GrowingError(_NO_NAME) if type(function) in _CONTAINERS else UnknownError
         path = function.path
         if path in _REBUILT:
             return self._tensor(*args[:4])

@@ -174,6 +174,10 @@ GROWING = {
     "a mapping that is called": listed(LISTS, b"}N" + LIST + b"s)R"),
     "arguments in a list": named(BYTEARRAY) + b"]" + GIGABYTES + b"aR",
     "arguments in a tensor": named(BYTEARRAY) + view(number(2**34) + b"\x85", b"K\x00\x85") + b"R",
+    "arguments in a storage, for nothing": called(named(FROM_TYPE), b"NN", STORED, b"N"),
+    "arguments in a tensor, for nothing": called(
+        named(FROM_TYPE), b"NN", view(number(2**34) + b"\x85", b"K\x00\x85"), b"N"
+    ),
     "the elements of a tensor": called(named(SET), view(number(2**34) + b"\x85", b"K\x00\x85")),
     "the elements of a storage": called(named(BYTEARRAY), STORED),
     "the rows of a tensor": called(named(ORDERED), listed(view(number(2**34) + b"\x85", b"K\x00\x85"))),
