@@ -54,8 +54,8 @@ def async_save(
 
     Returns:
         The save's future. If it fails and its result is never asked for, the failure is logged as an error, and the
-        status with which the interpreter exits is 120, or 1 if an exception ended it. (The children that
-        multiprocessing forks do not exit like this, and keep theirs.)
+        status with which the interpreter exits is 120 (also after ``sys.exit(3)``), or 1 if an exception ended it. (The
+        children that multiprocessing forks do not exit like this, and keep theirs.)
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
