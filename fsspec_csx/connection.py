@@ -6,6 +6,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -49,6 +50,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             credentials.check_endpoint(url)
         # Files open for writing, by id: fsspec hashes some files by asking the server for them.
         self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
+        self.aborting: set[Future[None]] = set()  # what ends the uploads of files that were dropped
         self._owns_session = self.session is None
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -72,6 +74,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._sign_in_lock, self._set_session_lock = asyncio.Lock(), asyncio.Lock()
         self._renewal_lock = asyncio.Lock()
         self.unfinished = weakref.WeakValueDictionary()
+        self.aborting = set()
 
     # -- signing in -------------------------------------------------------------------------------------------------
 
@@ -91,7 +94,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             redact_logs()
             self._check_endpoint(client)
             # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
-            weakref.finalize(self, discard_all, self.unfinished)
+            weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
             await self.get_s3()
         return client

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from fsspec_csx.errors import ObjectExistsError
@@ -235,6 +235,8 @@ class CSXFile(ReadFile):
             return
         future = self._start(writer.abandon())
         if not seconds or is_on_loop(self.fs):
+            self.fs.aborting.add(future)
+            future.add_done_callback(self.fs.aborting.discard)
             return
         try:
             future.result(seconds)
@@ -289,7 +291,15 @@ def close_together(wrapper: Any, file: CSXFile) -> Any:
     return wrapper
 
 
-def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile]) -> None:
-    """Discard the files that are still open for writing when the interpreter exits."""
+def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
+    """Discard the files that are still open for writing when the interpreter exits, and wait for what was begun so.
+
+    Args:
+        unfinished: the files.
+        aborting: what ends the uploads of files that were discarded before.
+        pid: of the process to which that is of concern; nothing of it goes on in children.
+    """
     for file in list(unfinished.values()):
         file._discard(_ABORT_SECONDS_AT_EXIT)
+    if pid == os.getpid():
+        wait(list(aborting), _ABORT_SECONDS_AT_EXIT)

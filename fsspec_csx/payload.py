@@ -23,7 +23,9 @@ def single_bytes(data: Any) -> memoryview:
 
 
 def changed(path: str) -> OSError:
-    """What to raise where a local file changed while it was sent."""
+    """What to raise where a local file changed, or went, while it was sent."""
+    if not os.path.lexists(path):
+        return FileNotFoundError(f"{path} was removed while it was copied. See what moved or deleted it.")
     return OSError(f"{path} changed while it was copied. Copy it again when nothing writes to it any more.")
 
 

@@ -112,12 +112,14 @@ class Place:
         """Compare the state with a former one.
 
         Raises:
+            FileNotFoundError: if there is no such file any more.
             OSError: if they differ.
         """
         try:
             changed = self.state() != before
-        except FileNotFoundError:
-            changed = True
+        except FileNotFoundError as error:
+            msg = f"{self.shown} was removed while it was copied. See what moved or deleted it."
+            raise FileNotFoundError(msg) from error
         if changed:
             msg = f"{self.shown} changed while it was copied. Copy it again when nothing writes to it any more."
             raise OSError(msg)
