@@ -27,6 +27,8 @@ _WALKING = (*_OF_TEXT, "torch.Size", "torch.device", "torch.serialization.")
 _REBUILT = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 _QUANTIZED = "torch._utils._rebuild_qtensor"
 _COPYING = {_QUANTIZED, *(f"torch._utils._rebuild_{each}_tensor" for each in ("device_tensor_from_cpu", "sparse"))}
+# Which of the arguments of functions they take apart.
+_UNPACKING = {_QUANTIZED: 4, "torch._utils._rebuild_sparse_tensor": 1}
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _NO_RECORD = "puts a tensor on memory that is in no record"
 # What errors of torch would print: a list of lists of a few bytes has no end.
@@ -83,6 +85,8 @@ class Rehearsal(Machine):
         return Made(shape=size)
 
     def _other(self, path: str, args: tuple[Any, ...]) -> Made:
+        if path in _UNPACKING and type(args[_UNPACKING[path]]) is not tuple:
+            raise GrowingError(_NO_TUPLE)
         if path == "_codecs.encode" and (len(args) > 2 or (args[1:] and args[1] not in _CODECS)):
             raise GrowingError("encodes text in a way that torch does not")
         if path == "builtins.bytearray" and isinstance(args[0], int):

@@ -63,7 +63,11 @@ def look(path: Path) -> dict[str, Exception | None]:
     for name, attempt in looks(path).items():
         begun = time.monotonic()
         with little_memory():
-            found[name] = _error_of(attempt)
+            try:
+                found[name] = _error_of(attempt)
+            except NotImplementedError as error:  # of nested and quantized tensors torch has none without data
+                assert name == "meta"
+                found[name] = error
         assert time.monotonic() - begun < MOST_SECONDS, name
     return found
 

@@ -178,6 +178,14 @@ GROWING = {
     "arguments in a tensor, for nothing": called(
         named(FROM_TYPE), b"NN", view(number(2**34) + b"\x85", b"K\x00\x85"), b"N"
     ),
+    "the parts of a sparse tensor": called(
+        named(SPARSE),
+        called(named(LAYOUT), text("torch.sparse_coo")),
+        view(number(2**19) + b"\x85", b"K\x00\x85"),
+    ),
+    "the parts of a scheme": called(
+        named(QUANTIZED), STORED, b"K\x00K\x04\x85K\x01\x85", view(number(2**19) + b"\x85", b"K\x00\x85"), b"\x89N"
+    ),
     "the elements of a tensor": called(named(SET), view(number(2**34) + b"\x85", b"K\x00\x85")),
     "the elements of a storage": called(named(BYTEARRAY), STORED),
     "the rows of a tensor": called(named(ORDERED), listed(view(number(2**34) + b"\x85", b"K\x00\x85"))),
