@@ -59,6 +59,8 @@ def equal(first: Any, second: Any) -> bool:
         return len(first) == len(second) and all(map(equal, first, second))
     if isinstance(first, (torch.storage.TypedStorage, torch.UntypedStorage)):
         return list(map(float, first)) == list(map(float, second))
+    if isinstance(first, torch.serialization.StorageType):
+        return first.dtype == second.dtype  # type: ignore[no-any-return]
     return bool(first == second)
 
 

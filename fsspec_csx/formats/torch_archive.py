@@ -56,6 +56,7 @@ class Archive:
         directory: the position of the zip directory.
         end: what is from there to the end of the file.
         pickle: the record with the object.
+        version: that of the layout, as the archive tells it.
     """
 
     small: dict[int, tuple[int, bytes]]
@@ -63,6 +64,7 @@ class Archive:
     directory: int
     end: bytes
     pickle: bytes
+    version: bytes
 
 
 def read(source: Source, name: str) -> Archive | None:
@@ -108,7 +110,14 @@ def read(source: Source, name: str) -> Archive | None:
     if offsets is None:
         return None
     held = {entry.header: (offset, content) for entry, (offset, content) in small.items()}
-    return Archive(held, list(zip(data, offsets, strict=True)), span.start, end, contents[PICKLE])
+    return Archive(
+        held,
+        list(zip(data, offsets, strict=True)),
+        span.start,
+        end,
+        contents[PICKLE],
+        contents.get("version", b"").strip(),
+    )
 
 
 def records(source: Source) -> tuple[list[Entry], int] | None:

@@ -20,7 +20,7 @@ import torch
 from torch import _weights_only_unpickler
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import fill, names, nesting, rehearsal, rehearsed, sniff, torch_archive, torch_skeleton
+from fsspec_csx.formats import fill, names, nesting, plain, rehearsal, rehearsed, sniff, torch_archive, torch_skeleton
 from fsspec_csx.formats.checked import CheckedReader
 from fsspec_csx.formats.skeleton import Skeleton
 from fsspec_csx.formats.source import Source
@@ -122,8 +122,10 @@ def skeleton(
     try:
         if archive is not None:
             source.advance(source.kept)
-            rehearsal.check(archive.pickle, name, size=source.size)
-            found = torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
+            found = plain.load(archive, map_location)
+            if found is None:
+                rehearsal.check(archive.pickle, name, size=source.size)
+                found = torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
             nesting.check(found.obj, name)
             return found
         if weights_only:
