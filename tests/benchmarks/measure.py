@@ -122,6 +122,7 @@ def _state(peer: Peer, case: Case) -> State:
 
 def _measured(operation: Callable[[], State | None], own: int, target: Target) -> tuple[Result, State | None]:
     gc.collect()
+    gc.freeze()  # else it is luck whether all objects of the process are gone through once more meanwhile
     requests = target.requests()
     before = _status("VmRSS")
     with _peak() as peak:
