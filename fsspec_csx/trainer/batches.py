@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fsspec_csx.trainer import checking, random_states
+from fsspec_csx.trainer import checking, kept_workers, random_states
+from fsspec_csx.trainer.data_objects import DataObjects
 from fsspec_csx.trainer.loop import length_of
 
 _MOST = 2**40  # batches, more than any training has
@@ -18,7 +19,7 @@ class Batches:
     After a resume the rest of the epoch is the same as it would have been. A loader that has ``state_dict`` and
     ``load_state_dict``, as torchdata's ``StatefulDataLoader``, goes on by these. From others the batches that were
     trained with are drawn again and dropped, in the random states of that time; so their order, their augmentation and
-    their workers' draws are the same.
+    their workers' draws are the same. Data have random states of their own for that.
 
     Args:
         dataloader: an iterable of batches, whose iterations may differ by what they draw from random generators.
@@ -26,6 +27,7 @@ class Batches:
         processes: among which the samples are shared out.
 
     Attributes:
+        objects: what the loader is made of.
         epoch: passes that are over.
         index: batches of the current pass that were handed out.
     """
@@ -36,9 +38,12 @@ class Batches:
         self._limit = limit
         self._processes = processes
         self._stateful = hasattr(dataloader, "state_dict") and hasattr(dataloader, "load_state_dict")
+        self._workers = kept_workers.seeded_by_pass(dataloader) if kept_workers.are_kept(dataloader) else None
+        self._random = random_states.Separate()
         self._iterator: Iterator[Any] | None = None
         self._start: dict[str, Any] | None = None
-        self.generators = random_states.generators_of(dataloader)
+        self._first: dict[str, Any] | None = None
+        self.objects = DataObjects(dataloader)
         self.epoch = 0
         self.index = 0
 
@@ -48,12 +53,14 @@ class Batches:
         Raises:
             ValueError: if the loader has none.
         """
+        with self._random.used():
+            return self._next()
+
+    def _next(self) -> Any:
         for _ in range(2):
-            if self._iterator is None:
-                self._start = random_states.taken(self.generators)
-                self._iterator = self._begun()
+            iterator = self._begin() if self._iterator is None else self._iterator
             try:
-                batch = next(self._iterator)
+                batch = next(iterator)
             except StopIteration:
                 if not self.index:
                     break
@@ -63,17 +70,22 @@ class Batches:
             if self.index == self._length:
                 # Whatever the loader draws at its end belongs to this epoch.
                 if self._limit is None:
-                    next(self._iterator, None)
+                    next(iterator, None)
                 self._over()
             return batch
         msg = "The data loader has no batches. Check the dataset, and drop_last with few samples."
         raise ValueError(msg)
 
-    def _begun(self) -> Iterator[Any]:
-        for name in ("", "sampler", "batch_sampler"):
-            holder: Any = getattr(self._loader, name, None) if name else self._loader
+    def _begin(self) -> Iterator[Any]:
+        self._start = self._taken()
+        self._first = self._first or self._start
+        self._iterator = self._iterated(self.epoch)
+        return self._iterator
+
+    def _iterated(self, epoch: int) -> Iterator[Any]:
+        for holder in self.objects.samplers:
             if hasattr(holder, "set_epoch"):
-                holder.set_epoch(self.epoch)
+                holder.set_epoch(epoch)
                 break
         return iter(self._loader)
 
@@ -82,20 +94,32 @@ class Batches:
         self.index = 0
         self._iterator = self._start = None
 
+    def _taken(self) -> dict[str, Any]:
+        return {**random_states.taken(), "objects": self.objects.taken()}
+
+    def _restore(self, states: dict[str, Any]) -> None:
+        random_states.restore(states)
+        self.objects.restore(states.get("objects", {}))
+
     def state_dict(self) -> dict[str, Any]:
         """Where it is."""
         state: dict[str, Any] = {"epoch": self.epoch, "index": self.index, "processes": self._processes}
-        if self._stateful:
-            state["loader"] = self._loader.state_dict()
-        elif self.index:
-            state["start"] = self._start
+        with self._random.used():
+            if self._stateful:
+                if self._iterator is None:  # the state of a loader is that of a pass, not of the end of the last one
+                    self._begin()
+                state |= {"loader": self._loader.state_dict(), "start": self._start, "now": self._taken()}
+                return state
+            state["start"] = self._start if self.index else self._taken()
+            if self._workers and self._first:
+                state["first"] = self._first
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where another one was.
 
-        That changes the random states, so those of the moment that is gone back to must be restored after it. Among
-        another number of processes it goes on after as many samples, which are others than they would have been.
+        What the first one did is done again, in the same order. Among another number of processes it goes on after as
+        many samples, which are others than they would have been.
 
         Raises:
             ValueError: if a number of it is none.
@@ -104,14 +128,33 @@ class Batches:
         epoch, index, processes = (checking.count_in(state[name], _MOST) for name in ("epoch", "index", "processes"))
         self.epoch, self.index = epoch, 0
         self._iterator = None
-        if self._stateful and "loader" in state:
-            self._loader.load_state_dict(state["loader"])
-            self.index = index
-        elif index:
-            self._start = state["start"]
-            random_states.restore(state["start"], self.generators)
-            self._iterator = self._begun()
-            for _ in range(index * processes // self._processes):
-                if next(self._iterator, _END) is _END:
-                    break
-                self.index += 1
+        with self._random.used():
+            if self._stateful and "loader" in state:
+                self._go_to(state, index)
+            else:
+                self._draw_again(state, index * processes // self._processes)
+
+    def _go_to(self, state: dict[str, Any], index: int) -> None:
+        if "start" in state:  # a sampler without a state draws its order again
+            self._restore(state["start"])
+        self._loader.load_state_dict(state["loader"])
+        self._begin()
+        if "now" in state:
+            self._restore(state["now"])
+        self.index = index
+
+    def _draw_again(self, state: dict[str, Any], count: int) -> None:
+        if self._workers and self.epoch and "first" in state:
+            self._first = state["first"]
+            self._restore(state["first"])
+            self._workers.second = self.epoch
+            self._iterated(0)
+        if "start" in state:
+            self._restore(state["start"])
+        if not count:
+            return
+        iterator = self._begin()
+        for _ in range(count):
+            if next(iterator, _END) is _END:
+                break
+            self.index += 1

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-_WORDS = 624  # of the Mersenne Twister
+WORDS = 624
+"""Numbers in a state of the Mersenne Twister."""
 
-
-def generators_of(dataloader: Any) -> list[torch.Generator]:
-    """The generators of a data loader's own, each once."""
-    found: list[torch.Generator] = []
-    holders = [dataloader, getattr(dataloader, "sampler", None), getattr(dataloader, "batch_sampler", None)]
-    holders.append(getattr(holders[-1], "sampler", None))
-    for holder in holders:
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator) and all(generator is not each for each in found):
-            found.append(generator)
-    return found
+_States = tuple[Any, torch.Tensor, Any]
 
 
 def seed(number: int) -> None:
@@ -32,27 +24,19 @@ def seed(number: int) -> None:
         numpy.random.seed(number % 2**32)
 
 
-def taken(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
-    """The states now, of values that ``load`` reads without running code.
-
-    Args:
-        generators: further ones of torch.
-    """
-    version, state, gauss = random.getstate()
-    states: dict[str, Any] = {
-        "python": [version, torch.tensor(state, dtype=torch.int64), gauss],
-        "torch": torch.get_rng_state(),
-        "generators": [each.get_state() for each in generators],
-    }
+def taken() -> dict[str, Any]:
+    """The states now, of values that ``load`` reads without running code."""
+    (version, state, gauss), own, numbers = _current()
+    states: dict[str, Any] = {"python": [version, torch.tensor(state, dtype=torch.int64), gauss], "torch": own}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
-    if numpy := sys.modules.get("numpy"):
-        kind, keys, position, has_gauss, cached = numpy.random.get_state()
+    if numbers is not None:
+        kind, keys, position, has_gauss, cached = numbers
         states["numpy"] = [kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached]
     return states
 
 
-def restore(states: dict[str, Any], generators: Iterable[torch.Generator] = ()) -> None:
+def restore(states: dict[str, Any]) -> None:
     """Put back what was taken; what is not there now, or was not then, is left alone.
 
     Raises:
@@ -62,16 +46,54 @@ def restore(states: dict[str, Any], generators: Iterable[torch.Generator] = ()) 
     _check(gauss is None or type(gauss) is float)
     random.setstate((version, tuple(state.tolist()), gauss))
     torch.set_rng_state(states["torch"])
-    for generator, own in zip(generators, states["generators"], strict=False):
-        generator.set_state(own)
     if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all(states["cuda"])
     if "numpy" in states and (numpy := sys.modules.get("numpy")):
         kind, keys, position, has_gauss, cached = states["numpy"]
         # It believes these, and would draw from elsewhere in memory.
-        _check(type(position) is int and 0 <= position <= _WORDS and has_gauss in (0, 1) and type(cached) is float)
-        _check(keys.dtype == torch.int64 and len(keys) == _WORDS and keys.min() >= 0 and keys.max() < 2**32)
+        _check(type(position) is int and 0 <= position <= WORDS and has_gauss in (0, 1) and type(cached) is float)
+        _check(keys.dtype == torch.int64 and len(keys) == WORDS and keys.min() >= 0 and keys.max() < 2**32)
         numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
+
+
+class Separate:
+    """Random states of the data alone, seeded from the current ones.
+
+    What data draw depends then on nothing else that draws, a dropout layer for one, and can be drawn again.
+    """
+
+    def __init__(self) -> None:
+        self._states = (
+            random.Random(random.getrandbits(64)).getstate(),
+            torch.Generator().manual_seed(int(torch.randint(2**62, ()))).get_state(),
+            numpy.random.RandomState(numpy.random.randint(2**31)).get_state()
+            if (numpy := sys.modules.get("numpy"))
+            else None,
+        )
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Within the block all draws are from these states."""
+        outside = _current()
+        _set(self._states)
+        try:
+            yield
+        finally:
+            self._states = _current()
+            _set(outside)
+
+
+def _current() -> _States:
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), torch.get_rng_state(), numpy.random.get_state() if numpy else None
+
+
+def _set(states: _States) -> None:
+    python, own, numbers = states
+    random.setstate(python)
+    torch.set_rng_state(own)
+    if numbers is not None:
+        sys.modules["numpy"].random.set_state(numbers)
 
 
 def _check(holds: bool | torch.Tensor) -> None:

@@ -41,8 +41,7 @@ def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
     state["global_step"] = trainer.global_step
     if trainer.batches is not None:
         state["batches"] = processes.gathered(trainer.batches.state_dict())
-    generators = trainer.batches.generators if trainer.batches else ()
-    state["random_states"] = processes.gathered(random_states.taken(generators))
+    state["random_states"] = processes.gathered(random_states.taken())
     return state
 
 
@@ -98,9 +97,8 @@ def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None
         with checking.putting_back(path, "batches"):
             trainer.batches.load_state_dict(processes.own(state["batches"]))
     if "random_states" in state:
-        generators = trainer.batches.generators if trainer.batches else ()
         with checking.putting_back(path, "random_states"):
-            random_states.restore(processes.own(state["random_states"]), generators)
+            random_states.restore(processes.own(state["random_states"]))
         if len(state["random_states"]) != processes.count():  # or some would draw what others do
             processes.diversify()
 

@@ -311,14 +311,16 @@ class Trainer:
 
     def _validate_between(self, val_dataloader: Any, loop_idx: int) -> None:
         assert isinstance(self.loop, TrainingLoop)
-        before = random_states.taken(self.batches.generators if self.batches else ())
+        assert self.batches is not None
+        before, objects = random_states.taken(), self.batches.objects.taken()
         for loader in several(val_dataloader):
             with contextlib.ExitStack() as stack:
                 self.call("on_enter_validate", stack, loader, self.loop.val_loop)
                 stack.enter_context(self._on_exception("on_validate_exception"))
                 validation.run(self, loader, self.loop.val_loop)
         self.call("run_validation", loop_idx, self.is_last_step)
-        random_states.restore(before, self.batches.generators if self.batches else ())
+        random_states.restore(before)
+        self.batches.objects.restore(objects)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,150 @@
+"""DataObjects: what a data loader, its sampler and its dataset remember from one pass to the next."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from fsspec_csx.trainer import random_states
+
+_SAMPLERS = ("loader", "sampler", "batch_sampler", "batch_sampler.sampler")
+_DEEPEST = 8
+_NO_STATE = "a random generator has no such state"
+_NUMBERS = (bool, int, float, type(None))
+
+
+class DataObjects:
+    """The random generators that these objects hold as attributes, and their numbers that change as they are used.
+
+    Args:
+        dataloader: an iterable of batches.
+
+    Attributes:
+        samplers: the loader itself and its samplers.
+    """
+
+    def __init__(self, dataloader: Any) -> None:
+        self._holders = _holders(dataloader)
+        self.samplers = [self._holders[path] for path in _SAMPLERS if path in self._holders]
+        self._first = {key: value for key, _, _, value in self._attributes() if type(value) in _NUMBERS}
+
+    def taken(self) -> dict[str, Any]:
+        """Their states now, of values that ``load`` reads without running code."""
+        states: dict[str, Any] = {}
+        for key, _, _, value in self._attributes():
+            if _is_generator(value):
+                states[key] = _state(value)
+            elif type(value) in _NUMBERS and not _is_same(value, self._first.get(key, ...)):
+                states[key] = value
+        return states
+
+    def restore(self, states: dict[str, Any]) -> None:
+        """Put back what was taken, where there still is such an attribute.
+
+        Raises:
+            ValueError: if a state is none; LookupError, RuntimeError, TypeError or another error of theirs, likewise.
+        """
+        for key, holder, name, value in [*self._attributes()]:
+            if key not in states:
+                continue
+            if _is_generator(value):
+                _set_state(value, states[key])
+            elif type(value) in _NUMBERS and type(states[key]) in _NUMBERS:
+                setattr(holder, name, states[key])
+
+    def _attributes(self) -> Iterator[tuple[str, Any, str, Any]]:
+        for path, holder in self._holders.items():
+            names = {"generator": getattr(holder, "generator", None)}
+            if not isinstance(holder, DataLoader):
+                names |= getattr(holder, "__dict__", {})
+            for name, value in names.items():
+                yield f"{path}.{name}", holder, name, value
+
+
+def _holders(dataloader: Any) -> dict[str, Any]:
+    batch_sampler = getattr(dataloader, "batch_sampler", None)
+    samplers = (
+        dataloader,
+        getattr(dataloader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    )
+    found = {**dict(zip(_SAMPLERS, samplers, strict=True)), "collate_fn": getattr(dataloader, "collate_fn", None)}
+    dataset = getattr(dataloader, "dataset", None)
+    for depth in range(_DEEPEST):  # a Subset, for one, has another
+        found[f"dataset{depth}"] = dataset
+        dataset = getattr(dataset, "dataset", None)
+    return {path: holder for path, holder in found.items() if holder is not None}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and (one == other or (one != one and other != other))
+
+
+def _is_generator(value: Any) -> bool:
+    if isinstance(value, (torch.Generator, random.Random)):
+        return True
+    numpy: Any = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, (numpy.random.Generator, numpy.random.RandomState))
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        version, state, gauss = generator.getstate()
+        return [version, torch.tensor(state, dtype=torch.int64), gauss]
+    return _encoded(_numpy_state(generator))
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        version, numbers, gauss = state
+        generator.setstate((version, tuple(numbers.tolist()), gauss))
+    else:
+        decoded = _decoded(state, _numpy_state(generator))
+        if not 0 <= decoded["state"].get("pos", 0) <= random_states.WORDS:
+            raise ValueError(_NO_STATE)  # numpy would draw from elsewhere in memory
+        if hasattr(generator, "bit_generator"):
+            generator.bit_generator.state = decoded
+        else:
+            generator.set_state(decoded)
+
+
+def _numpy_state(generator: Any) -> Any:
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.get_state(legacy=False)
+
+
+def _encoded(state: Any) -> Any:
+    """A state of numpy's with tensors for arrays, and texts for whole numbers, which can have more than 64 bits."""
+    if isinstance(state, dict):
+        return {key: _encoded(value) for key, value in state.items()}
+    if isinstance(state, (str, float)):
+        return state
+    if getattr(state, "ndim", 0):
+        return torch.from_numpy(state.view(f"i{state.dtype.itemsize}").copy())
+    return str(int(state))
+
+
+def _decoded(state: Any, like: Any) -> Any:
+    if isinstance(like, dict):
+        return {key: _decoded(state[key], value) for key, value in like.items()}
+    if isinstance(like, (str, float)):
+        if type(state) is not type(like) or (isinstance(like, str) and state != like):
+            raise ValueError(_NO_STATE)
+        return state
+    if not getattr(like, "ndim", 0):
+        return int(state)
+    array = state.numpy().view(like.dtype)
+    if array.shape != like.shape:
+        raise ValueError(_NO_STATE)
+    return array
