@@ -149,7 +149,7 @@ class Batches:
             self._restore(state["first"])
             self._workers.second = self.epoch
             self._iterated(0)
-        if "start" in state:
+        if count or "start" in state:
             self._restore(state["start"])
         if not count:
             return

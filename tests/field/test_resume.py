@@ -92,6 +92,13 @@ class Positioned(IterableDataset):  # type: ignore[type-arg]
         self.passes, self.position = state["passes"], state["position"]
 
 
+class Sized(Positioned):
+    """The same, of a known length."""
+
+    def __len__(self) -> int:
+        return 22
+
+
 class Counting(Sampler[int]):
     """Orders each pass by how many there were."""
 
@@ -180,7 +187,7 @@ WITH_WORKERS: dict[str, Callable[[], Any]] = {
     "workers that stay, stream": lambda: loader(Shuffled(), **KEPT),
     "stateful workers": lambda: stateful(shuffle=True, num_workers=2),
     "stateful workers that stay": lambda: stateful(shuffle=True, generator=generator(), **KEPT),
-    "stateful workers, stream with a state": lambda: stateful(Positioned(), num_workers=1),
+    "stateful workers, stream with a state": lambda: stateful(Sized(), num_workers=1),
 }
 LOOPS: dict[str, dict[str, Any]] = {
     "plain": {},

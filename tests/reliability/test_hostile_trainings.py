@@ -101,7 +101,6 @@ WRONG: list[tuple[str, Any]] = [
     *cases("random_states/0/torch", 5, torch.ones(3), torch.ones(3, dtype=torch.uint8), ...),
     ("random_states/0/torch", lambda value: torch.full_like(value, 255)),
     ("random_states/0/torch", lambda value: value.to("meta")),
-    *cases("random_states/0/generators", 5, ...),
     *cases("random_states/0/numpy", 5, []),
     *cases("random_states/0/numpy/0", 5, "PCG64"),
     *(
