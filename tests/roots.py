@@ -24,3 +24,15 @@ def left(root: str, **options: Any) -> list[str]:
     fs.invalidate_cache()
     names = (name[len(path) + 1 :] for name in fs.find(path))
     return sorted(name for name in names if name and not name.endswith("/"))  # the server keeps empty folders
+
+
+def manifest(*shards: str, size: int = 4) -> bytes:
+    """The manifest of a checkpoint of torch.distributed.checkpoint that has one value of so many bytes in each shard."""
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
+
+    from fsspec_csx.sharded.manifest import encode, place
+
+    names = dict.fromkeys(shards)
+    made = Metadata({name: BytesStorageMetadata() for name in names})
+    made.storage_data = {MetadataIndex(name): place(name, 0, size) for name in names}
+    return encode(made)

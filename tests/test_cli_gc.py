@@ -82,7 +82,7 @@ with fsspec.open("s3://{bucket}/run/x.mdl", "wb") as file:
         while not sum(each.size or 0 for each in s3.uploads(fs, bucket)) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-    assert run(f"s3://{bucket}/run", "--older-than", "0s", "--json") == DONE
+    assert run(f"s3://{bucket}/run", "--older-than", "0s", "--json", "--dry-run") == DONE
     (told,) = json.loads(capsys.readouterr().out)["leftovers"]
     assert (told["kind"], told["path"]) == ("upload", f"s3://{bucket}/run/x.mdl")
     assert told["size"] >= 8 * 2**20
@@ -224,21 +224,23 @@ def test_states(environment: LocalS3, bucket: str, states: Path) -> None:
 
 
 def test_output(tmp_path: Path, states: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What would go is shown, and goes with --yes."""
+    """What would be deleted is shown, and is deleted with --yes."""
     root = tmp_path / "run"
     fill(str(root), LEFT[0], "x.mdl")
     age(root / LEFT[0], 3)
-    assert run(str(root)) == DONE
+    assert run(str(root)) == FAILED
+    assert "Give --yes to delete, or --dry-run to show." in capsys.readouterr().err
+    assert run(str(root), "--dry-run") == DONE
     line, told = capsys.readouterr().out.splitlines()
     assert line == f"file  3d  4 B  {root}/{LEFT[0]}"
-    assert told == "1 leftover, 4 B, would be cleared: give --yes to do it."
-    assert run(str(root), "--json") == DONE
+    assert told == "1 leftover, 4 B, would be deleted: give --yes to do it."
+    assert run(str(root), "--json", "--dry-run") == DONE
     told = json.loads(capsys.readouterr().out)
     assert told["leftovers"][0].pop("modified").startswith("20")
     leftover = {"kind": "file", "path": f"{root}/{LEFT[0]}", "size": 4, "upload_id": None}
     assert told == {"dry_run": True, "leftovers": [leftover], "failed": {}}
     assert run(str(root), "--older-than", "4d", "--yes") == DONE
-    assert capsys.readouterr().out == "Nothing is left over.\n"
+    assert capsys.readouterr().out == "There is nothing to delete.\n"
     assert run(str(root), "--older-than", "71h", "--yes", "--quiet") == DONE
     assert capsys.readouterr().out == f"{line}\n"
     assert left(str(root)) == ["x.mdl"]
@@ -282,7 +284,7 @@ def test_refusals(
         f"[read]\naws_access_key_id = {store['key']}\naws_secret_access_key = {store['secret']}\n"
     )
     asked = [f"s3://{bucket}", "-p", "read", "--endpoint-url", server.endpoint_url, "--older-than", "0m"]
-    assert run(*asked) == DONE
+    assert run(*asked, "--dry-run") == DONE
     capsys.readouterr()
     assert run(*asked, "--yes") == FAILED
     cause, remedy = capsys.readouterr().err.splitlines()
@@ -310,7 +312,7 @@ def test_command(environment: LocalS3, bucket: str, fs: CSXFileSystem) -> None:
     begin(fs, f"{bucket}/run/x.mdl")
     done = cszoo("gc", f"s3://{bucket}/run", "--older-than", "0s", "--yes")
     assert (done.returncode, done.stderr) == (DONE, "")
-    assert done.stdout.splitlines()[-1] == "Cleared 1 leftover, 100 B."
+    assert done.stdout.splitlines()[-1] == "Deleted 1 leftover, 100 B."
     assert unfinished(fs, bucket) == []
     cause, _ = failure(cszoo("gc", f"s3://{bucket}-missing"))
     assert f"{bucket}-missing" in cause

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from commands import DONE, FAILED, cszoo, failure
 from conftest import recorded_requests
-from roots import ODD, fill
+from roots import ODD, fill, manifest
 
 from fsspec_csx import load, save
 from fsspec_csx.cli import main
@@ -62,15 +62,15 @@ def test_what_is_told(root: str) -> None:
 
 
 def test_sharded(root: str) -> None:
-    """A folder with a manifest is one checkpoint, of the size of all its files; one without is none."""
+    """A folder with a manifest is one checkpoint, of the size of all its files; one without is none, nor is one of a format that load does not read."""
     fill(root, "checkpoint_1/.metadata", "checkpoint_1/__0_0.distcp", "checkpoint_1/__1_0.distcp", data=b"123")
     fill(root, "checkpoint_2/model.safetensors.index.json", "checkpoint_2/model-00001-of-00001.safetensors")
     fill(root, "checkpoint_3/__0_0.distcp", "checkpoint_4/model-00001-of-00002.safetensors", "checkpoint_5/.metadata")
     fill(root, "checkpoint_6/__0_0.distcp", "folder/checkpoint_7.mdl")
     fill(root, "checkpoint_6/.metadata", data=b"")
     found = checkpoints(root)
-    assert [each.path for each in found] == [f"{root}/checkpoint_1", f"{root}/checkpoint_2"]
-    assert [(each.step, each.size, each.files, each.sharded) for each in found] == [(1, 9, 3, True), (2, 8, 2, True)]
+    assert [each.path for each in found] == [f"{root}/checkpoint_1"]
+    assert [(each.step, each.size, each.files, each.sharded) for each in found] == [(1, 9, 3, True)]
     assert found[0].modified is not None
 
 
@@ -220,18 +220,19 @@ def test_folders_of_many_files(
 
 def test_output(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     """For people a line each, as JSON all that is known, and the newest is its path alone."""
-    fill(root, "checkpoint_1.mdl", "checkpoint_2/.metadata", "checkpoint_2/x.distcp", "model.mdl")
+    fill(root, "checkpoint_1.mdl", "checkpoint_2/x.distcp", "model.mdl")
+    fill(root, "checkpoint_2/.metadata", data=manifest("x.distcp"))
     assert main(["checkpoint", "list", root]) == DONE
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["-", "1", "2"]
     assert lines[1].endswith(f"4 B  {root}/checkpoint_1.mdl")
-    assert lines[2].endswith(f"8 B  {root}/checkpoint_2 (2 files)")
+    assert lines[2].endswith(f"B  {root}/checkpoint_2 (2 files)")
     assert main(["checkpoint", "list", root, "--json"]) == DONE
     told = json.loads(capsys.readouterr().out)
     assert [each.pop("modified")[:2] for each in told] == ["20"] * 3
     assert told[1:] == [
         {"path": f"{root}/checkpoint_1.mdl", "step": 1, "size": 4, "files": 1, "sharded": False},
-        {"path": f"{root}/checkpoint_2", "step": 2, "size": 8, "files": 2, "sharded": True},
+        {"path": f"{root}/checkpoint_2", "step": 2, "size": 4 + len(manifest("x.distcp")), "files": 2, "sharded": True},
     ]
     assert main(["checkpoint", "list", root, "--latest", "--quiet"]) == DONE
     assert capsys.readouterr().out == f"{root}/checkpoint_2\n"

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from commands import DONE, FAILED, USAGE, cszoo, failure
 from conftest import recorded_requests
-from roots import ODD, fill, left
+from roots import ODD, fill, left, manifest
 
 from fsspec_csx import save, seaweed
 from fsspec_csx.cli import main
@@ -32,7 +32,10 @@ def run(*arguments: str) -> int:
 
 def found(*steps: int | None) -> list[Found]:
     """Checkpoints of these steps, in any order."""
-    return [Found(f"/run/{number}_{step}", step, None, 1, 1, False) for number, step in enumerate(steps)]
+    names = [
+        f"checkpoint_{step}.mdl" if step is not None else f"notes{number}.mdl" for number, step in enumerate(steps)
+    ]
+    return [Found(f"/run/{name}", step, None, 1, 1, False) for name, step in zip(names, steps, strict=True)]
 
 
 def steps(kept: list[Found]) -> list[int | None]:
@@ -96,17 +99,21 @@ def test_plan_of_nothing(keep: int, every: int | None) -> None:
 
 
 def test_prune(root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --yes nothing goes; with it what was shown, and no neighbour."""
+    """Nothing is deleted by a dry run, or where nobody can be asked; with --yes what was shown, and no neighbour."""
     for step in (100, 200, 300, 1000):
         save([step], f"{root}/run/checkpoint_{step}.mdl")
     others = ["run/model.mdl", "run/notes_100.txt", "run/sub/checkpoint_1.mdl", "run0/checkpoint_1.mdl"]
     fill(root, *others, *ODD)
     before = left(root)
-    assert run(f"{root}/run", "--keep", "1", "--keep-every", "200") == DONE
+    assert run(f"{root}/run", "--keep", "1", "--keep-every", "200", "--dry-run", "--yes") == DONE
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["keep", "keep", "keep", "delete", "delete"]
-    assert lines[5].startswith("2 checkpoints, ")
-    assert lines[5].endswith("would be deleted: give --yes to do it.")
+    assert lines[5] == f"{root}/run/model.mdl stays, and does not count: its name says no step."
+    assert lines[6].startswith("2 checkpoints, ")
+    assert lines[6].endswith("would be deleted: give --yes to do it.")
+    assert left(root) == before
+    assert run(f"{root}/run", "--keep", "1", "--keep-every", "200") == FAILED
+    assert "Give --yes to delete, or --dry-run to show." in capsys.readouterr().err
     assert left(root) == before
     assert run(f"{root}/run", "--keep", "1", "--keep-every", "200", "--yes", "--quiet") == DONE
     lines = capsys.readouterr().out.splitlines()
@@ -126,7 +133,8 @@ def test_prune(root: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_sharded(root: str) -> None:
     """A folder with a manifest is kept or deleted as one; one without is neither."""
     for step in (1, 2, 3):
-        fill(root, f"checkpoint_{step}/.metadata", f"checkpoint_{step}/__0_0.distcp")
+        fill(root, f"checkpoint_{step}/__0_0.distcp")
+        fill(root, f"checkpoint_{step}/.metadata", data=manifest("__0_0.distcp"))
     fill(root, "checkpoint_4/__0_0.distcp")
     assert run(root, "--keep", "1", "-y") == DONE
     assert left(root) == ["checkpoint_3/.metadata", "checkpoint_3/__0_0.distcp", "checkpoint_4/__0_0.distcp"]
@@ -135,12 +143,13 @@ def test_sharded(root: str) -> None:
 def test_folders_side_by_side(bucket: str, environment: LocalS3, fs: CSXFileSystem) -> None:
     """Folders take a request each to be listed again, and their files go a thousand by a request."""
     files = [f"{bucket}/checkpoint_{step}/{name}" for step in range(50) for name in (".metadata", "__0_0.distcp")]
-    fs.pipe(dict.fromkeys(files, b"data"))
+    fs.pipe({file: manifest("__0_0.distcp") if file.endswith(".metadata") else b"data" for file in files})
     with recorded_requests() as requests:
         done = prune(f"s3://{bucket}", 1)
     assert (len(done.doomed), done.failed) == (49, {})
-    assert (requests.count("ListObjectsV2"), requests.count("DeleteObjects")) == (1 + 50 + 49, 2)
-    assert {*requests} == {"ListObjectsV2", "DeleteObjects"}
+    assert (requests.count("ListObjectsV2"), requests.count("DeleteObjects")) == (1 + 50 + 1 + 49, 2)
+    assert (requests.count("HeadObject"), requests.count("GetObject")) == (1, 1)  # the manifest of the newest
+    assert {*requests} == {"ListObjectsV2", "DeleteObjects", "HeadObject", "GetObject"}
 
 
 def test_damaged(root: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +227,7 @@ def test_failed(server: LocalS3, bucket: str, aws_files: Path, capsys: pytest.Ca
     asked = [root, "--keep", "1", "-p", "read", "--endpoint-url", server.endpoint_url]
     for step in (1, 2, 3):
         save([step], f"{root}/checkpoint_{step}.mdl", storage_options=server.storage_options())
-    assert run(*asked) == DONE
+    assert run(*asked, "--dry-run") == DONE
     capsys.readouterr()
     assert run(*asked, "--yes") == FAILED
     printed = capsys.readouterr()
@@ -249,11 +258,10 @@ def test_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_name_that_no_path_can_have(bucket: str, environment: LocalS3) -> None:
     """An object whose name would chain URLs is told as one that is left."""
-    fill(f"s3://{bucket}", "checkpoint::_1.mdl", "checkpoint_2.mdl")
-    save([3], f"s3://{bucket}/checkpoint_3.mdl")
+    fill(f"s3://{bucket}", "a::step_1.mdl", "a::step_2.mdl")
     done = prune(f"s3://{bucket}", 1)
-    assert [*done.failed] == [f"s3://{bucket}/checkpoint::_1.mdl"]
-    assert left(f"s3://{bucket}") == ["checkpoint::_1.mdl", "checkpoint_3.mdl"]
+    assert [*done.failed] == [f"s3://{bucket}/a::step_1.mdl"]
+    assert left(f"s3://{bucket}") == ["a::step_1.mdl", "a::step_2.mdl"]
 
 
 def test_refusals(server: LocalS3, bucket: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fsspec_csx.localfile import beside
-from fsspec_csx.manage import kinds
+from fsspec_csx.manage import kinds, naming
 
 TOKEN = "0123456789abcdef"
 
@@ -31,14 +31,14 @@ TOKEN = "0123456789abcdef"
     ],
 )
 def test_step(name: str, step: int | None) -> None:
-    """The step is the last number of a name, or that after the word, and no date."""
-    assert kinds.step_of(name) == step
+    """The step is the number after a known word, or alone, and no date."""
+    assert naming.step_of(name) == step
 
 
 def test_stamp() -> None:
     """A moment at the end of a name is no step."""
-    assert kinds.stamp_of("run/checkpoint_100_20260101_120000.mdl") == "20260101_120000"
-    assert kinds.stamp_of("run/checkpoint_100.mdl") == ""
+    assert naming.stamp_of("run/checkpoint_100_20260101_120000.mdl") == "20260101_120000"
+    assert naming.stamp_of("run/checkpoint_100.mdl") == ""
 
 
 @pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x.ckpt", "x.safetensors", "a b#?*.mdl"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.output import emit, in_bytes, say
-from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.cli.output import emit_data, in_bytes, say
+from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
 from fsspec_csx.manage.converting import DTYPES, FORMATS, Converted, convert
+from fsspec_csx.manage.copying import takes_names
 from fsspec_csx.paths import redacted
 
 _NAMES_SHOWN = 20
@@ -28,12 +30,14 @@ def add(verbs: Verbs) -> None:
         examples="""
 convert model.mdl model.safetensors --drop-values
 convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 --keys model
-convert s3://bucket/run/sharded_100 model.mdl
+convert --keys model.head optimizer s3://bucket/run/sharded_100 model.mdl
 convert model.mdl s3://bucket/run/model.mdl --format cerebras
 """,
     )
-    add_path(parser, "source", "a local path or a URL")
-    add_path(parser, "target", "the like; one that ends in a slash, or is a local folder, takes the source's name")
+    parser.set_defaults(parser=parser)
+    add_path(parser, "source", "a local path or a URL; a pattern too, in quotes")
+    target = "a local path or a URL; one that ends in a slash, or is a local folder, takes the source's name"
+    add_path(parser, "target", target)
     parser.add_argument("--dtype", choices=DTYPES, help="cast tensors of floating-point numbers")
     parser.add_argument(
         "--keys",
@@ -52,20 +56,26 @@ convert model.mdl s3://bucket/run/model.mdl --format cerebras
 
 
 def _convert(options: argparse.Namespace) -> None:
-    converted = convert(
-        options.source,
-        options.target,
-        dtype=options.dtype,
-        keys=options.keys,
-        format=options.format,
-        drop_values=options.drop_values,
-        overwrite=options.force,
-        callback=NoOpCallback() if options.quiet else None,
-    )
-    if options.json:
-        emit(options, asdict(converted), ())
-    for line in _told(redacted(options.source), converted):
-        say(options, line)
+    sources = all_fitting([options.source])
+    if len(sources) > 1 and not takes_names(options.target):
+        options.parser.error(f"several sources need a folder as target: end {options.target} with a slash")
+    done: list[dict[str, Any]] = []
+    options.done = {"converted": done}
+    for each in sources:
+        converted = convert(
+            each,
+            options.target,
+            dtype=options.dtype,
+            keys=options.keys,
+            format=options.format,
+            drop_values=options.drop_values,
+            overwrite=options.force,
+            callback=NoOpCallback() if options.quiet else None,
+        )
+        done.append(asdict(converted))
+        for line in _told(redacted(each), converted):
+            say(options, line)
+    emit_data(options, done[0] if len(done) == 1 else options.done)
 
 
 def _told(source: str, converted: Converted) -> list[str]:

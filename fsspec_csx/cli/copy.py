@@ -7,19 +7,21 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.output import emit, say
+from fsspec_csx.cli.output import emit_data, say
 from fsspec_csx.cli.verbs import Verbs, add_path, s3_options
 from fsspec_csx.manage.carrying import GOES_ON
-from fsspec_csx.manage.copying import takes_names, transfer
+from fsspec_csx.manage.copying import Copied, takes_names, transfer, transferred
 from fsspec_csx.manage.patterns import expanded
 from fsspec_csx.manage.roots import folder_path
 from fsspec_csx.paths import redacted
 
 _PATHS = """
-It appears whole or not at all. From or to S3 a broken-off one goes on where it stopped when the command is given again.
+It appears whole or not at all. From or to S3 a broken-off one goes on where it stopped when the command is given again;
+of several sources those are skipped that are there, and the same.
 A folder that is one checkpoint (of torch.distributed.checkpoint, or Hugging Face's) is taken as one.
 """
 
@@ -69,25 +71,41 @@ def _run(options: argparse.Namespace, name: str) -> None:
     if len(options.source) > 1 and not folder:
         options.parser.error(f"several sources need a folder as DST: end {options.target} with a slash")
     pairs = _sources(options, folder)
-    target = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
-    done = []
+    moving = name == "move"
+    done: list[dict[str, Any]] = []
+    options.done = {"moved" if moving else "copied": done}
     for source, source_options in pairs:
+        there = None
+        if len(pairs) > 1 and not options.force:  # a former call may have been stopped among them
+            there = transferred(source, options.target, moving=moving, **_sides(options, source_options))
+        if there:
+            why = "was moved before" if moving else "is there already, with the same bytes"
+            say(options, f"Skipped {redacted(there.source)}, as {redacted(there.target)} {why}")
+            options.done.setdefault("skipped", []).append(_as_data(there))
+            continue
         with _to_be_gone_on_with(options):
             copied = transfer(
                 source,
                 options.target,
-                moving=name == "move",
+                moving=moving,
                 overwrite=options.force,
-                source_options=source_options,
-                target_options=target,
                 callback=NoOpCallback() if options.quiet else None,
+                **_sides(options, source_options),
             )
-        verb = "Moved" if name == "move" else "Copied"
+        verb = "Moved" if moving else "Copied"
         say(options, f"{verb} checkpoint from {redacted(source)} to {redacted(copied.target)}")
-        shown = {"source": redacted(copied.source), "target": redacted(copied.target), "bytes": copied.size}
-        done.append(shown)
-    if options.json:
-        emit(options, {"moved" if name == "move" else "copied": done}, [])
+        done.append(_as_data(copied))
+    emit_data(options, options.done)
+
+
+def _sides(options: argparse.Namespace, source_options: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    """The storage options of both sides."""
+    target = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
+    return {"source_options": source_options, "target_options": target}
+
+
+def _as_data(copied: Copied) -> dict[str, Any]:
+    return {"source": redacted(copied.source), "target": redacted(copied.target), "bytes": copied.size}
 
 
 @contextlib.contextmanager
@@ -108,7 +126,8 @@ def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mappi
         own = s3_options(source, profile=options.source_profile, endpoint_url=options.source_endpoint_url)
         paths = expanded(source, own)
         if paths is not None and not folder:
-            msg = f"{redacted(source)} is a pattern, and {options.target} no folder. End the latter with a slash."
+            shown = redacted(options.target)
+            msg = f"{redacted(source)} is a pattern, and {shown} no folder. End the latter with a slash."
             raise ValueError(msg)
         found += [(path, own) for path in paths or [source]]
     if folder:

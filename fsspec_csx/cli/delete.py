@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 
-from fsspec_csx.cli.listing import shown
-from fsspec_csx.cli.output import emit, in_bytes, say
-from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.cli import confirmation
+from fsspec_csx.cli.failure import as_data
+from fsspec_csx.cli.listing import counted, shown
+from fsspec_csx.cli.output import emit_data, emit_lines, in_bytes, say
+from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
 from fsspec_csx.errors import CSXError, DeleteError
 from fsspec_csx.manage.deleting import Target, delete, targets
 from fsspec_csx.paths import redacted
@@ -24,11 +25,11 @@ def add(verbs: Verbs) -> None:
         examples="""
 delete s3://bucket/run/checkpoint_100.mdl
 delete --yes checkpoint_100.mdl checkpoint_200.mdl
+delete --dry-run 's3://bucket/run/checkpoint_1*'
 """,
     )
-    add_path(parser, "paths", "a local path or a URL", nargs="+", metavar="path")
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    parser.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
+    add_path(parser, "paths", "local paths or URLs; patterns too, in quotes", nargs="+", metavar="path")
+    confirmation.add_options(parser)
 
 
 def told_of(errors: Mapping[str, Exception]) -> dict[str, str]:
@@ -36,59 +37,54 @@ def told_of(errors: Mapping[str, Exception]) -> dict[str, str]:
     return {redacted(path): redacted(str(error)) for path, error in errors.items()}
 
 
-def raise_failed(failed: Mapping[str, Exception], total: int, what: str = "checkpoints") -> None:
-    """Raise an error that tells what is left of what was to go, if anything.
+def failure_of(failed: Mapping[str, Exception], total: int, what: str = "checkpoints") -> Exception | None:
+    """An error that says what is left of what was to be deleted; None if nothing is.
 
     Args:
         failed: what went wrong, by the paths of those that are left.
         total: how many were to go.
         what: they are.
-
-    Raises:
-        Exception: what went wrong, where only one was to go.
-        DeleteError: else.
     """
     if not failed:
-        return
+        return None
     first = next(iter(failed.values()))
     if total == 1:
-        raise first
+        return first
     reason = first.reason if isinstance(first, CSXError) else str(first)
     names = ", ".join(map(redacted, failed))
     remedy = (first.remedy if isinstance(first, CSXError) else "") or "Check the rights to delete them, and try again."
-    raise DeleteError(f"{len(failed)} of {total} {what} are left ({names}): {reason}", remedy)
+    return DeleteError(f"{len(failed)} of {total} {what} are left ({names}): {reason}", remedy)
+
+
+def finish(options: argparse.Namespace, data: Mapping[str, object], error: Exception | None) -> None:
+    """Print what was deleted as JSON, if that is asked for, with the error, if there is one; and raise the error."""
+    emit_data(options, {**data, **(as_data(error) if error else {})})
+    if error:
+        raise error
 
 
 def _delete(options: argparse.Namespace) -> None:
-    doomed = targets(options.paths)
-    failed = {}
-    if not options.dry_run:
-        _ask(options, doomed)
+    doomed = targets(all_fitting(options.paths))
+    size = in_bytes(sum(each.size for each in doomed))
+    failed: dict[str, Exception] = {}
+    if options.dry_run:
+        emit_lines(options, map(_line, doomed))
+        say(options, would_be_deleted(len(doomed), "checkpoint", size))
+    else:
+        what = f"the checkpoint {shown(doomed[0].path)}" if len(doomed) == 1 else f"{len(doomed)} checkpoints"
+        confirmation.confirm(options, [*map(_line, doomed)] if len(doomed) > 1 else [], f"{what}, {size}")
         failed = delete(doomed)
         for each in doomed:
             if each.path not in failed:
                 say(options, f"Deleted checkpoint {shown(each.path)}")
-    if options.dry_run or options.json:
-        checkpoints = [*map(_as_data, doomed)]
-        data = {"dry_run": options.dry_run, "checkpoints": checkpoints, "failed": told_of(failed)}
-        emit(options, data, map(_line, doomed))
-    raise_failed(failed, len(doomed))
+    checkpoints = [*map(_as_data, doomed)]
+    data = {"dry_run": options.dry_run, "checkpoints": checkpoints, "failed": told_of(failed)}
+    finish(options, data, failure_of(failed, len(doomed)))
 
 
-def _ask(options: argparse.Namespace, doomed: list[Target]) -> None:
-    if options.yes:
-        return
-    size = in_bytes(sum(each.size for each in doomed))
-    what = f"the checkpoint {shown(doomed[0].path)}" if len(doomed) == 1 else f"{len(doomed)} checkpoints"
-    if not sys.stdin.isatty():
-        msg = f"Nobody can be asked whether to delete {what}. Give --yes to delete without a question."
-        raise ValueError(msg)
-    if len(doomed) > 1:
-        print(*map(_line, doomed), sep="\n", file=sys.stderr)
-    print(f"Delete {what}, {size}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        msg = "Nothing was deleted, as the answer was not yes. Answer y, or give --yes."
-        raise ValueError(msg)
+def would_be_deleted(count: int, noun: str, size: str) -> str:
+    """What a dry run ends with."""
+    return f"{counted(count, noun)}, {size}, would be deleted: give --yes to do it."
 
 
 def _line(target: Target) -> str:

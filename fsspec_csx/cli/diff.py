@@ -9,7 +9,7 @@ import math
 from fsspec.callbacks import NoOpCallback
 
 from fsspec_csx.cli.output import emit, say
-from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.cli.verbs import Verbs, add_path, one_fitting
 from fsspec_csx.inspection import Difference
 from fsspec_csx.manage.comparing import ATOL, OPERATIONS, RTOL, compare
 
@@ -56,7 +56,7 @@ def _diff(options: argparse.Namespace) -> int:
         options.refuse("equal allows no tolerance: --rtol and --atol are of allclose")
     op = op or ("allclose" if given else "equal")
     callback = NoOpCallback() if options.quiet else None
-    found = compare(options.first, options.second, op=op, **given, callback=callback)
+    found = compare(one_fitting(options.first), one_fitting(options.second), op=op, **given, callback=callback)
     lines = [_line(each) for each in found.differences]
     if found.differences:
         lines.append(f"Found {_number(len(lines), 'difference')}.")

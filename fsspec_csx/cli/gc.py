@@ -6,10 +6,11 @@ import argparse
 import re
 from datetime import datetime, timedelta, timezone
 
-from fsspec_csx.cli.delete import raise_failed, told_of
+from fsspec_csx.cli import confirmation
+from fsspec_csx.cli.delete import failure_of, finish, told_of, would_be_deleted
 from fsspec_csx.cli.listing import counted, shown
-from fsspec_csx.cli.output import emit, in_bytes, say, table
-from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.cli.output import emit_lines, in_bytes, say, table
+from fsspec_csx.cli.verbs import Verbs, add_path, roots_fitting
 from fsspec_csx.manage.leftovers import DAY, Leftover, clear, leftovers
 from fsspec_csx.paths import redacted
 
@@ -21,11 +22,11 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add(
         "gc",
         _gc,
-        help="clear what killed processes have left",
-        description="Show, and with --yes clear, what killed processes have left under a root: unfinished uploads on\n"
-        "S3, temporary files, and parts of sharded checkpoints that no manifest names.",
+        help="delete what killed processes have left",
+        description="Delete what killed processes have left under a root: unfinished uploads on S3, temporary files,\n"
+        "and parts of sharded checkpoints that no manifest names.",
         examples="""
-gc s3://bucket/run
+gc s3://bucket/run --dry-run
 gc s3://bucket --older-than 7d --yes
 """,
     )
@@ -37,7 +38,7 @@ gc s3://bucket --older-than 7d --yes
         metavar="AGE",
         help="leave what was written to since: 30m, 12h, 7d (default: 1d); it may be under way",
     )
-    parser.add_argument("-y", "--yes", action="store_true", help="clear, and do not only show what would be cleared")
+    confirmation.add_options(parser)
 
 
 def _age(text: str) -> timedelta:
@@ -52,22 +53,22 @@ def _age(text: str) -> timedelta:
 
 
 def _gc(options: argparse.Namespace) -> None:
-    found = leftovers(options.root, older_than=options.older_than)
-    failed = clear(found) if options.yes else {}
-    data = {
-        "dry_run": not options.yes,
-        "leftovers": [_as_data(each) for each in found],
-        "failed": told_of(failed),
-    }
-    emit(options, data, table(map(_row, found), right=(1, 2)))
+    found = [each for root in roots_fitting(options.root) for each in leftovers(root, older_than=options.older_than)]
+    lines = table(map(_row, found), right=(1, 2))
     size = in_bytes(sum(each.size or 0 for each in found))
+    failed: dict[str, Exception] = {}
+    if found and not options.dry_run:
+        confirmation.confirm(options, lines, f"{counted(len(found), 'leftover')}, {size}")
+        failed = clear(found)
+    emit_lines(options, lines)
     if not found:
-        say(options, "Nothing is left over.")
-    elif not options.yes:
-        say(options, f"{counted(len(found), 'leftover')}, {size}, would be cleared: give --yes to do it.")
+        say(options, "There is nothing to delete.")
+    elif options.dry_run:
+        say(options, would_be_deleted(len(found), "leftover", size))
     elif not failed:
-        say(options, f"Cleared {counted(len(found), 'leftover')}, {size}.")
-    raise_failed(failed, len(found), "leftovers")
+        say(options, f"Deleted {counted(len(found), 'leftover')}, {size}.")
+    data = {"dry_run": options.dry_run, "leftovers": [*map(_as_data, found)], "failed": told_of(failed)}
+    finish(options, data, failure_of(failed, len(found), "leftovers"))
 
 
 def _row(leftover: Leftover) -> tuple[str, ...]:

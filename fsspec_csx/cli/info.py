@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from fsspec_csx.cli.output import emit, in_bytes, table
-from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
 from fsspec_csx.inspection import TensorInfo
 from fsspec_csx.manage.describing import Description, describe
 
@@ -27,38 +27,55 @@ info s3://bucket/run/checkpoint_100.mdl
 info -l model.safetensors
 """,
     )
-    add_path(parser, "path", "a local path or a URL, of a file or of a folder that is a checkpoint")
+    add_path(
+        parser, "path", "a local path or a URL, of a file or of a folder that is a checkpoint; a pattern too, in quotes"
+    )
     parser.add_argument(
         *("-l", "--list-objects", "--list_objects"), action="store_true", help="list each tensor and other value too"
     )
 
 
 def _info(options: argparse.Namespace) -> None:
-    from fsspec_csx.formats.told import short  # only here, as it imports torch
+    paths = all_fitting([options.path])
+    if options.json:
+        data = [_as_data(describe(path), all=options.list_objects) for path in paths]
+        emit(options, data[0] if len(data) == 1 else data, ())
+        return
+    for number, path in enumerate(paths):
+        found = describe(path)
+        objects = _objects(found) if options.list_objects else []
+        emit(options, None, [*[""] * bool(number), *_lines(found), *objects])
 
-    found = describe(options.path)
+
+def _as_data(found: Description, *, all: bool) -> dict[str, Any]:
     info = found.info
-    values = {name: short(value) for name, value in info.values.items()}
-    dtypes = _dtypes(info.tensors.values())
-    data = {
+    values = _values(found)
+    data: dict[str, Any] = {
         **{name: getattr(info, name) for name in ("path", "format", "written_by", "size", "metadata")},
         "tensors": len(info.tensors),
         "parameters": _count(info.tensors.values()),
         "tensor_bytes": sum(each.nbytes for each in info.tensors.values()),
         "values": len(values),
-        "dtypes": dtypes,
+        "dtypes": _dtypes(info.tensors.values()),
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "info"},
     }
-    if options.list_objects:
+    if all:
         data["objects"] = [
             {"name": name, "dtype": _dtype(each), "shape": each.shape, "bytes": each.nbytes}
             for name, each in info.tensors.items()
         ] + [{"name": name, "value": text} for name, text in values.items()]
-    emit(options, data, _lines(found, dtypes) + (_objects(found, values) if options.list_objects else []))
+    return data
 
 
-def _lines(found: Description, dtypes: dict[str, dict[str, int]]) -> list[str]:
+def _values(found: Description) -> dict[str, str]:
+    from fsspec_csx.formats.told import short  # only here, as it imports torch
+
+    return {name: short(value) for name, value in found.info.values.items()}
+
+
+def _lines(found: Description) -> list[str]:
     info = found.info
+    dtypes = _dtypes(info.tensors.values())
     size = in_bytes(info.size)
     of_tensors = sum(each.nbytes for each in info.tensors.values())
     told = info.metadata if info.format == "safetensors" else {}  # of a torch file the writer says the same
@@ -80,12 +97,12 @@ def _lines(found: Description, dtypes: dict[str, dict[str, int]]) -> list[str]:
     return table([(f"{name}:" if name else "", text) for name, text in rows if text])
 
 
-def _objects(found: Description, values: dict[str, str]) -> list[str]:
+def _objects(found: Description) -> list[str]:
     tensors = [
         (_shown(name), _dtype(each), str(each.shape), in_bytes(each.nbytes))
         for name, each in found.info.tensors.items()
     ]
-    others = [(_shown(name), text) for name, text in values.items()]
+    others = [(_shown(name), text) for name, text in _values(found).items()]
     lines = ["", *table([("Tensor", "dtype", "shape", "size"), *tensors], right=[3])] if tensors else []
     return [*lines, "", *table([("Value", ""), *others])] if others else lines
 

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from fsspec_csx.cli.output import emit, in_bytes, printable, table
 from fsspec_csx.cli.verbs import Verbs, add_path
-from fsspec_csx.manage.listing import Found, checkpoints
+from fsspec_csx.manage.listing import Found, latest_of
+from fsspec_csx.manage.patterns import listed
 from fsspec_csx.paths import redacted
 
 
@@ -22,11 +23,12 @@ def add(verbs: Verbs) -> None:
 list s3://bucket/run
 list s3://bucket -r
 list s3://bucket/run --latest
+list 's3://bucket/run/checkpoint_1*'
 """,
     )
-    add_path(parser, "root", "a folder or a URL; s3://BUCKET is one too")
+    add_path(parser, "root", "a folder or a URL; s3://BUCKET is one too; a pattern too, in quotes")
     parser.add_argument("-r", "--recursive", action="store_true", help="look below its folders as well")
-    parser.add_argument("--latest", action="store_true", help="print only the path of the newest one")
+    parser.add_argument("--latest", action="store_true", help="print only the path of the newest one that is whole")
 
 
 def shown(path: str) -> str:
@@ -57,11 +59,13 @@ def as_data(found: Found) -> dict[str, object]:
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = checkpoints(options.root, recursive=options.recursive)
+    found = listed(options.root, recursive=options.recursive)
     if not options.latest:
         emit(options, [*map(as_data, found)], table(map(row, found), right=(0, 2)))
         return
-    if not found:
-        msg = f"There is no checkpoint under {redacted(options.root)}. Check the path, or look deeper with --recursive."
+    newest = latest_of(found)
+    if newest is None:
+        what = "whole checkpoint" if found else "checkpoint"
+        msg = f"There is no {what} under {redacted(options.root)}. Check the path, or look deeper with --recursive."
         raise FileNotFoundError(msg)
-    emit(options, as_data(found[-1]), [redacted(found[-1].path)])
+    emit(options, as_data(newest), [newest.path])

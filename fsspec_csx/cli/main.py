@@ -14,8 +14,11 @@ from typing import Any
 import fsspec.config
 import shtab
 
+from fsspec_csx import __version__
 from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, listing, prune, train, verify
-from fsspec_csx.cli.failure import told, traced
+from fsspec_csx.cli.failure import as_data, is_of_others, told, traced
+from fsspec_csx.cli.output import OutputClosedError, emit, flush
+from fsspec_csx.cli.parsing import Parser
 from fsspec_csx.cli.verbs import Verbs
 from fsspec_csx.settings import backends
 
@@ -43,17 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         with _terminable(), _settings(options):
-            status = int(options.run(options) or DONE)
-            sys.stdout.flush()
+            try:
+                status = int(options.run(options) or DONE)
+            except (Exception, KeyboardInterrupt) as error:
+                _emit_error(options, error)
+                raise
+            flush()
             return status
     except KeyboardInterrupt:
         print("cszoo: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # of stdout: who reads it has seen enough
+    except OutputClosedError:  # who reads it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        if options.debug:
+        if options.debug or (getattr(options, "runs_code", False) and is_of_others(error)):
             print(traced(error), file=sys.stderr)
         print(told(error), file=sys.stderr)
         return FAILED
@@ -61,13 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """What the command understands."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="cszoo",
         description="Checkpoints from the shell, on any fsspec URL, and trainings that make them.",
         epilog=_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.add_argument("--version", action="version", version=f"fsspec_csx {__version__}")
     shtab.add_argument_to(made, "--print-completion", help="print the completions for a shell")
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     noun = commands.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
@@ -76,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
         each.add(verbs)
     train.add(Verbs(commands, "cszoo"))
     return made
+
+
+def _emit_error(options: argparse.Namespace, error: BaseException) -> None:
+    """Print an error as JSON, with what was done before it, unless JSON was printed already."""
+    if getattr(options, "json", False) and not hasattr(options, "emitted") and not isinstance(error, OutputClosedError):
+        emit(options, {**getattr(options, "done", {}), **as_data(error)}, ())
+        flush()
 
 
 @contextlib.contextmanager

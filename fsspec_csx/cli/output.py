@@ -5,27 +5,66 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from fsspec_csx.redaction import without_password
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+class OutputClosedError(Exception):
+    """Nobody reads standard output any more."""
 
 
 def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
     """Print a result: the data with ``--json``, else the lines."""
     if options.json:
+        options.emitted = True
         text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False)
-        print("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
+        _print("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
     else:
         for line in lines:
-            print(printable(line))
+            _print(printable(without_password(line)))
+
+
+def emit_data(options: argparse.Namespace, data: Any) -> None:
+    """Print a result if it is printed as JSON."""
+    if options.json:
+        emit(options, data, ())
+
+
+def emit_lines(options: argparse.Namespace, lines: Iterable[str]) -> None:
+    """Print the lines of a result, unless it is printed as JSON."""
+    if not options.json:
+        emit(options, None, lines)
 
 
 def say(options: argparse.Namespace, text: str) -> None:
-    """Tell what was done, unless it is to be quiet or prints JSON."""
+    """Print a status message, unless the command is to be quiet or prints JSON."""
     if not options.quiet and not options.json:
-        print(printable(text))
+        _print(printable(without_password(text)))
+
+
+def flush() -> None:
+    """Write out what standard output holds.
+
+    Raises:
+        OutputClosedError: if nobody reads it any more.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise OutputClosedError from error
+
+
+def _print(line: str) -> None:
+    try:
+        print(line)
+    except BrokenPipeError as error:
+        raise OutputClosedError from error
 
 
 def printable(text: str) -> str:
@@ -63,13 +102,15 @@ def in_bytes(size: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a value; numbers that are none are text, and times are in ISO 8601."""
+    """What JSON can hold of a value: NaN is text, times are in ISO 8601, and URLs have no passwords."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {without_password(str(key)): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return without_password(str(value))

@@ -46,6 +46,7 @@ validate params.yaml --ckpt_path s3://bucket/run/checkpoint_100.mdl --json
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(runs_code=True)
     add_path(parser, "params", "the YAML file: a local path or a URL")
     parser.add_argument(
         "--ckpt_path",

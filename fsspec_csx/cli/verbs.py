@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import shtab
+
+from fsspec_csx.manage import patterns
+from fsspec_csx.paths import redacted
 
 _S3 = ("s3://", "s3a://", "csx://")
 
@@ -57,6 +60,29 @@ class Verbs:
 def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: Any) -> None:
     """An argument that is a local path or an fsspec URL; shells complete local ones."""
     parser.add_argument(name, help=help, **options).complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def all_fitting(paths: Iterable[str]) -> list[str]:
+    """The paths of checkpoints, patterns expanded."""
+    return [each for path in paths for each in patterns.expanded(path) or [path]]
+
+
+def one_fitting(path: str) -> str:
+    """The path of a checkpoint, which may be given by a pattern that only it fits.
+
+    Raises:
+        ValueError: if several checkpoints fit.
+    """
+    found = all_fitting([path])
+    if len(found) > 1:
+        msg = f"{len(found)} checkpoints fit {redacted(path)}, and only one can be taken. Name that one."
+        raise ValueError(msg)
+    return found[0]
+
+
+def roots_fitting(path: str) -> list[str]:
+    """The paths of folders, a pattern expanded."""
+    return patterns.folders(path) or [path]
 
 
 def s3_options(path: str, **options: str | None) -> dict[str, str]:

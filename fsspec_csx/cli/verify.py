@@ -8,10 +8,11 @@ from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.failure import told
+from fsspec_csx.cli.failure import as_data
 from fsspec_csx.cli.output import emit, in_bytes
-from fsspec_csx.cli.verbs import Verbs, add_path
+from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
 from fsspec_csx.manage.verifying import Verified, verify
+from fsspec_csx.paths import redacted
 
 _DAMAGED = 1
 
@@ -27,11 +28,10 @@ def add(verbs: Verbs) -> None:
         examples="""
 verify s3://bucket/run/checkpoint_100.mdl
 verify *.mdl --json
+verify 's3://bucket/run/checkpoint_*'
 """,
     )
-    add_path(
-        parser, "paths", "local paths or URLs, of files or of folders that are checkpoints", nargs="+", metavar="path"
-    )
+    add_path(parser, "paths", "local paths or URLs of checkpoints; patterns too, in quotes", nargs="+", metavar="path")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -39,14 +39,15 @@ def _verify(options: argparse.Namespace) -> int:
     lines: list[str] = []
     failure = None
     damaged = False
-    for path in options.paths:
+    for path in all_fitting(options.paths):
         try:
             found = verify(path, callback=NoOpCallback() if options.quiet else None)
         except Exception as error:  # the others are verified in spite of it
             failure = failure or error
-            text = told(error).removeprefix("cszoo: ").replace("\n", " ")
-            data.append({"path": path, "error": text})
-            lines.append(f"{path}: not verified: {text}")
+            said = as_data(error)
+            text = f"{said['cause']} {said['remedy']}".rstrip()
+            data.append({"path": redacted(path), **said, "error": text})
+            lines.append(f"{redacted(path)}: not verified: {text}")
             continue
         damaged |= bool(found.damage)
         data.append(dataclasses.asdict(found))

@@ -13,7 +13,7 @@ from fsspec_csx.atomic import replacing
 from fsspec_csx.checkpoint import inspect, load, save
 from fsspec_csx.manage import kinds
 from fsspec_csx.manage.copying import _named, takes_names
-from fsspec_csx.manage.kinds import SUFFIXES
+from fsspec_csx.manage.naming import SUFFIXES
 from fsspec_csx.manage.places import Place
 from fsspec_csx.progress import Meter, reporting
 

@@ -156,6 +156,33 @@ def transfer(
     return Copied(origin.text, goal.text, size)
 
 
+def transferred(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    moving: bool,
+    source_options: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
+) -> Copied | None:
+    """What a former ``transfer`` did; None if there is no copy that is the same, or the source is still to be deleted.
+
+    A source that was moved is gone; then there must be a checkpoint of its name at the target.
+    """
+    origin = Place.of(source, source_options)
+    goal = Place.of(_named(target, origin.name), target_options)
+    if not goal.exists():
+        return None
+    if not origin.exists():
+        return Copied(origin.text, goal.text, 0) if moving else None
+    if moving:
+        return None
+    if origin.is_folder():
+        shards = Shards(Root(source, source_options))
+        goal_root = Root(shards.target(target, origin.name, target_options), target_options)
+        return Copied(origin.text, goal_root.path, shards.size) if shards.is_at(goal_root) else None
+    return Copied(origin.text, goal.text, origin.state()["size"]) if _is_there(origin, goal) else None
+
+
 def takes_names(target: str | os.PathLike[str]) -> bool:
     """Whether a target is one that takes the source's name."""
     text = os.fspath(target)

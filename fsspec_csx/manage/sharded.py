@@ -111,6 +111,17 @@ class Shards:
                 self._remove()
             meter.finish()
 
+    def is_at(self, target: Root) -> bool:
+        """Whether there is a copy of all of it, with the same bytes and the same user metadata, and no other manifest."""
+        held = {*_held(target)}
+        if not held.issuperset(self.names) or any(_is_manifest(name) for name in held.difference(self.names)):
+            return False
+        return all(self._is_alike(Place.below(self._root, name), Place.below(target, name)) for name in self.names)
+
+    def _is_alike(self, source: Place, goal: Place) -> bool:
+        alike = not self.is_cerebras or cerebras.told_alike(source, goal)
+        return alike and not source.is_at(goal) and same(source, goal)
+
     def _check_apart(self, target: Root) -> None:
         one, other = Place.below(self._root, "x"), Place.below(target, "x")
         if one.is_at(other) or (
@@ -202,8 +213,7 @@ class Shards:
     ) -> None:
         source, goal = Place.below(self._root, name), Place.below(target, name)
         if there:
-            alike = not self.is_cerebras or cerebras.told_alike(source, goal)
-            if alike and same(source, goal):  # from a copy that was broken off
+            if self._is_alike(source, goal):  # from a copy that was broken off
                 advance(source.state()["size"])
                 return
             if not overwrite:

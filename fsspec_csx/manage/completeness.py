@@ -1,0 +1,106 @@
+"""Whether all files of a checkpoint are there: those that its manifest or index names, or that its shards count."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.manage import kinds
+from fsspec_csx.manage.places import Place
+from fsspec_csx.manage.roots import Root
+from fsspec_csx.paths import redacted
+
+_NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[^.]+)", re.DOTALL)
+_LARGEST = 256 * 2**20  # bytes of an index
+_SHOWN = 3
+_REMEDY = "Copy it again, or delete it."
+
+
+def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Check that all files of a folder that is a checkpoint are there, without a look into them.
+
+    Compared are the names, and of a checkpoint of torch.distributed.checkpoint the sizes, with what the manifest says.
+    Of a Cerebras checkpoint its metadata must have been finished.
+
+    Args:
+        path: of the folder, as ``load`` takes it.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Raises:
+        InvalidCheckpointError: if a file is missing or too short, or the manifest or index cannot be read.
+        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError is among it.
+    """
+    root = Root(path, storage_options)
+    files, _ = root.scan()
+    sizes = {file.name: file.size for file in files}
+    shown = redacted(path)
+    if missing := missing_shards(sizes):
+        raise _incomplete(shown, missing, "its shards count")
+    for name in sizes:
+        if name.endswith(".index.json"):
+            _check_index(root, name, sizes, shown)
+    if ".metadata" in sizes:
+        _check_manifest(root, sizes, shown)
+    if kinds.CEREBRAS in sizes:
+        from fsspec_csx.manage import cerebras  # only here, as it imports this package's folders
+
+        if not cerebras.finished(root, ""):
+            raise InvalidCheckpointError(f"{shown} was not finished.", "Save it again, or delete it.")
+
+
+def missing_shards(names: Iterable[str]) -> list[str]:
+    """The shards that are not there, of sets in which each name has the number of all, as in ``-00001-of-00002``."""
+    found: dict[tuple[str, int, str], set[int]] = defaultdict(set)
+    for name in names:
+        if numbered := _NUMBERED.fullmatch(name):
+            found[numbered[1], int(numbered[3]), numbered[4]].add(int(numbered[2]))
+    missing = []
+    for (stem, count, suffix), numbers in found.items():
+        lacking = (number for number in range(1, count + 1) if number not in numbers)
+        missing += [f"{stem}-{number:05d}-of-{count:05d}{suffix}" for number in lacking]
+    return missing
+
+
+def _check_index(root: Root, name: str, sizes: Mapping[str, int | None], shown: str) -> None:
+    """Check that the files which an index of Hugging Face's names are there."""
+    try:
+        if (sizes[name] or 0) > _LARGEST:
+            raise ValueError(name)
+        with Place.below(root, name).opened() as file:
+            named = {*json.loads(file.read())["weight_map"].values()}
+        missing = sorted(each for each in named if not sizes.get(each))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidCheckpointError(f"The index {name} of {shown} is damaged.", _REMEDY) from error
+    if missing:
+        raise _incomplete(shown, missing, f"{name} names")
+
+
+def _check_manifest(root: Root, sizes: Mapping[str, int | None], shown: str) -> None:
+    """Check that the shards which a manifest names are there, and as long as it says."""
+    from fsspec_csx.sharded import manifest  # only here, as these import torch
+    from fsspec_csx.sharded.folder import Folder
+
+    ends: dict[str, int] = defaultdict(int)
+    for place in manifest.read(Folder(root.fs, root.inner(), shown)).storage_data.values():
+        ends[place.relative_path] = max(ends[place.relative_path], place.offset + place.length)
+    held = sizes
+    if any("/" in name for name in ends):
+        held = {file.name: file.size for files in root.tree().values() for file in files}
+    if missing := sorted(name for name in ends if name not in held):
+        raise _incomplete(shown, missing, "its manifest names")
+    if short := sorted(name for name, end in ends.items() if (size := held[name]) is not None and size < end):
+        reason = f"{shown} is not whole: {_listed(short)} {'is' if len(short) == 1 else 'are'} cut short."
+        raise InvalidCheckpointError(reason, _REMEDY)
+
+
+def _incomplete(shown: str, missing: list[str], what: str) -> InvalidCheckpointError:
+    return InvalidCheckpointError(f"{shown} is not whole: it lacks {_listed(missing)}, which {what}.", _REMEDY)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
