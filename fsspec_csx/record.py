@@ -35,6 +35,7 @@ class UploadRecord:
     Args:
         descriptor: of the file, open for reading and writing, and locked.
         state: of the source now.
+        target: the URL that is written to, with the endpoint.
 
     Attributes:
         id: the server's name for the upload; None if there is none.
@@ -43,8 +44,9 @@ class UploadRecord:
         parts: ETag and CRC64NVME, if that was computed, of each part that the server has, by its number.
     """
 
-    def __init__(self, descriptor: int, state: str) -> None:
+    def __init__(self, descriptor: int, state: str, target: str) -> None:
         self._descriptor = descriptor
+        self._target = target
         self._state = state
         self.id: str | None = None
         self.part = 0
@@ -72,7 +74,7 @@ class UploadRecord:
         """Remember a new upload, in parts of so many bytes."""
         self.forget()
         self.id, self.part, self.current = upload, part, True
-        self._append({"upload": upload, "part": part, "state": self._state})
+        self._append({"upload": upload, "part": part, "state": self._state, "target": self._target})
 
     def add(self, number: int, etag: str, checksum: int | None) -> None:
         """Remember that the server has a part."""
@@ -108,13 +110,25 @@ def recorded(origin: Origin | None, target: str) -> Iterator[UploadRecord | None
     if origin is None or path is None or descriptor is None:
         yield None
         return
-    record = UploadRecord(descriptor, origin.state)
+    record = UploadRecord(descriptor, origin.state, target)
     try:
         yield record
     finally:
         if record.id is None:
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def records() -> list[tuple[Path, str]]:
+    """The files of all records, and the target of each, with the endpoint; those that do not say it are left out."""
+    found = []
+    with contextlib.suppress(OSError, RuntimeError):  # there is no such folder, or no home that it could be in
+        for path in sorted(_folder().iterdir()):
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError), path.open("rb") as file:
+                target = json.loads(file.readline(_LARGEST))["target"]
+                if isinstance(target, str):
+                    found.append((path, target))
+    return found
 
 
 def digest(*texts: str) -> str:

@@ -27,7 +27,7 @@ def left(root: str, **options: Any) -> list[str]:
 
 
 def manifest(*shards: str, size: int = 4) -> bytes:
-    """The manifest of a checkpoint of torch.distributed.checkpoint that has one value of so many bytes in each shard."""
+    """The manifest of a checkpoint of torch.distributed.checkpoint, with one value of so many bytes in each shard."""
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
     from fsspec_csx.sharded.manifest import encode, place

@@ -213,14 +213,23 @@ def test_shards_that_no_manifest_names(root: str, states: Path) -> None:
 
 
 def test_states(environment: LocalS3, bucket: str, states: Path) -> None:
-    """Old notes about uploads go, whatever the root."""
-    (states / "old.json").write_text("{}")
-    (states / "young.json").write_text("{}")
-    age(states / "old.json", 2)
+    """Old notes about uploads to below the root go, and none about others, or without a target."""
+    endpoint = fsspec.filesystem("s3")._endpoint
+    targets = {"old": f"{bucket}/run/x.mdl", "young": f"{bucket}/run/x.mdl", "other": f"{bucket}0/run/x.mdl"}
+    for name, target in targets.items():
+        (states / f"{name}.json").write_text(json.dumps({"upload": "x", "part": 1, "target": f"{endpoint} {target}"}))
+    (states / "elsewhere.json").write_text(json.dumps({"target": f"https://elsewhere {bucket}/run/x.mdl"}))
+    for name, text in {"none": "", "unknown": "{}", "damaged": "[" * 10**5, "number": '{"target": 1}'}.items():
+        (states / f"{name}.json").write_text(text)
+    before = {path.name for path in states.iterdir()}
+    for path in states.iterdir():
+        if path.name != "young.json":
+            age(path, 2)
+    assert leftovers(f"s3://{bucket}/ru") == []
     (found,) = leftovers(f"s3://{bucket}")
     assert (found.kind, found.path) == ("state", str(states / "old.json"))
     assert clear([found]) == {}
-    assert [path.name for path in states.iterdir()] == ["young.json"]
+    assert {path.name for path in states.iterdir()} == before - {"old.json"}
 
 
 def test_output(tmp_path: Path, states: Path, capsys: pytest.CaptureFixture[str]) -> None:

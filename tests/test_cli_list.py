@@ -62,7 +62,7 @@ def test_what_is_told(root: str) -> None:
 
 
 def test_sharded(root: str) -> None:
-    """A folder with a manifest is one checkpoint, of the size of all its files; one without is none, nor is one of a format that load does not read."""
+    """A folder with a manifest that load reads is one checkpoint, of the size of all its files; others are none."""
     fill(root, "checkpoint_1/.metadata", "checkpoint_1/__0_0.distcp", "checkpoint_1/__1_0.distcp", data=b"123")
     fill(root, "checkpoint_2/model.safetensors.index.json", "checkpoint_2/model-00001-of-00001.safetensors")
     fill(root, "checkpoint_3/__0_0.distcp", "checkpoint_4/model-00001-of-00002.safetensors", "checkpoint_5/.metadata")

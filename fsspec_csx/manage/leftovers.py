@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage import deleting, kinds, s3
 from fsspec_csx.manage.roots import File, Root
+from fsspec_csx.record import records
 from fsspec_csx.sharded.folder import MANIFEST, SHARD
 
 DAY = timedelta(days=1)
@@ -24,7 +24,7 @@ class Leftover:
 
     Attributes:
         kind: ``upload``, a multipart upload that was neither completed nor aborted; ``file``, a temporary file;
-            ``shards``, parts that no manifest names; ``state``, a note on this machine about an upload.
+            ``shards``, parts that no manifest names; ``state``, a note on this machine about an upload to below the root.
         path: of the object that the upload would make, or of the file or folder.
         size: in bytes, of an upload that of its parts so far; None if it is not known.
         modified: when it was written to last.
@@ -49,7 +49,7 @@ def leftovers(
 
     These are uploads on S3; temporary files; folders in which all files are parts of a checkpoint whose manifest is
     missing, on S3 only parts that this package has named; and such parts in a folder whose manifest does not name them.
-    On this machine notes about uploads are among them, whatever the root.
+    Notes on this machine about uploads to below a root on S3 are among them.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
@@ -63,7 +63,7 @@ def leftovers(
     """
     place = Root(root, storage_options)
     uploads = _uploads(place) if s3.is_s3(place.fs) else ()
-    found = [*uploads, *_files(place, storage_options), *_states()]
+    found = [*uploads, *_files(place, storage_options), *_states(place)]
     limit = datetime.now(timezone.utc) - older_than
     return [each for each in found if each.modified <= limit]
 
@@ -149,11 +149,15 @@ def _leftover(kind: str, root: Root, name: str, files: Sequence[File]) -> Iterat
     yield Leftover(kind, root.path_of(name) if name else root.path, size, max(times), None, root.fs, held)
 
 
-def _states() -> Iterator[Leftover]:
-    """Notes by which an upload that was interrupted goes on."""
-    with contextlib.suppress(OSError, RuntimeError):  # there is no such folder, or no home that it could be in
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        for path in sorted((cache / "fsspec_csx" / "uploads").iterdir()):
-            status = path.stat()
-            modified = datetime.fromtimestamp(status.st_mtime, timezone.utc)
-            yield Leftover("state", str(path), status.st_size, modified, None, None, [str(path)])
+def _states(root: Root) -> Iterator[Leftover]:
+    """Notes by which an upload to below the root that was interrupted goes on."""
+    if not hasattr(root.fs, "take_file"):
+        return
+    root.fs.connect()
+    top = f"{root.fs._endpoint} {root.inner().rstrip('/')}"
+    for path, target in records():
+        if target == top or target.startswith(f"{top}/"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                modified = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+                yield Leftover("state", str(path), status.st_size, modified, None, None, [str(path)])

@@ -165,7 +165,7 @@ def _is_among(step: Step, paths: Collection[str]) -> bool:
 def _damaged(
     steps: Sequence[Step], keep: int, by: str, storage_options: Mapping[str, Any] | None
 ) -> dict[str, Exception]:
-    """Why checkpoints are not whole, by their paths: from the newest of each run on, until enough whole ones are seen."""
+    """Why checkpoints are not whole, by their paths: the newest of each run, until enough whole ones are seen."""
     damaged: dict[str, Exception] = {}
     counted: Counter[str] = Counter()
     for step in reversed(steps):

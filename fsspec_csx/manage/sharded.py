@@ -112,7 +112,7 @@ class Shards:
             meter.finish()
 
     def is_at(self, target: Root) -> bool:
-        """Whether there is a copy of all of it, with the same bytes and the same user metadata, and no other manifest."""
+        """Whether there is a copy of all of it, with the same bytes and user metadata, and no other manifest."""
         held = {*_held(target)}
         if not held.issuperset(self.names) or any(_is_manifest(name) for name in held.difference(self.names)):
             return False
