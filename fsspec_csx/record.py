@@ -124,7 +124,10 @@ def records() -> list[tuple[Path, str]]:
     found = []
     with contextlib.suppress(OSError, RuntimeError):  # there is no such folder, or no home that it could be in
         for path in sorted(_folder().iterdir()):
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError), path.open("rb") as file:
+            with (
+                contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError),
+                path.open("rb") as file,
+            ):
                 target = json.loads(file.readline(_LARGEST))["target"]
                 if isinstance(target, str):
                     found.append((path, target))

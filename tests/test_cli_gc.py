@@ -11,6 +11,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from commands import DONE, FAILED, USAGE, cszoo, failure
@@ -214,7 +215,9 @@ def test_shards_that_no_manifest_names(root: str, states: Path) -> None:
 
 def test_states(environment: LocalS3, bucket: str, states: Path) -> None:
     """Old notes about uploads to below the root go, and none about others, or without a target."""
-    endpoint = fsspec.filesystem("s3")._endpoint
+    fs = fsspec.filesystem("s3")
+    fs.connect()
+    endpoint = fs._endpoint
     targets = {"old": f"{bucket}/run/x.mdl", "young": f"{bucket}/run/x.mdl", "other": f"{bucket}0/run/x.mdl"}
     for name, target in targets.items():
         (states / f"{name}.json").write_text(json.dumps({"upload": "x", "part": 1, "target": f"{endpoint} {target}"}))

@@ -71,7 +71,7 @@ def _check_index(root: Root, name: str, sizes: Mapping[str, int | None], shown: 
         if (sizes[name] or 0) > _LARGEST:
             raise ValueError(name)
         with Place.below(root, name).opened() as file:
-            named = {*json.loads(file.read())["weight_map"].values()}
+            named = {*map(str, json.loads(file.read())["weight_map"].values())}
         missing = sorted(each for each in named if not sizes.get(each))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidCheckpointError(f"The index {name} of {shown} is damaged.", _REMEDY) from error

@@ -24,7 +24,7 @@ class Leftover:
 
     Attributes:
         kind: ``upload``, a multipart upload that was neither completed nor aborted; ``file``, a temporary file;
-            ``shards``, parts that no manifest names; ``state``, a note on this machine about an upload to below the root.
+            ``shards``, parts that no manifest names; ``state``, a note on this machine about an upload there.
         path: of the object that the upload would make, or of the file or folder.
         size: in bytes, of an upload that of its parts so far; None if it is not known.
         modified: when it was written to last.

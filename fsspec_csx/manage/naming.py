@@ -30,7 +30,7 @@ _PARTS = (
 _STEPS = r"(?:global[_-]?)?step|iter(?:ation)?|updates?"
 _NUMBER = r"(?P<number>[0-9]{1,18})"
 # What follows a number that is whole: another word, or nothing. No decimals, and no unit such as the b of 7b.
-_END = r"(?=[_-]+[A-Za-z]|$)"
+_END = r"(?=[_-]+(?!of[_-])[A-Za-z]|$)"
 _STEP = re.compile(rf"(?:^|(?P<before>[A-Za-z]*)[^A-Za-z])(?:{_STEPS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
 _EPOCH = re.compile(rf"(?:^|(?P<before>[A-Za-z]*)[^A-Za-z])epoch[_-]?{_NUMBER}{_END}", re.IGNORECASE)
 _BATCH = re.compile(rf"(?:^|(?P<before>)[_-])ep(?P<epoch>[0-9]+)-ba{_NUMBER}{_END}")

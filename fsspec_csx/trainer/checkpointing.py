@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.background import async_save
 from fsspec_csx.checkpoint import inspect, load, save
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.paths import redacted
 from fsspec_csx.trainer import checking, processes, roots, state
 from fsspec_csx.trainer.callback import Callback
@@ -242,7 +243,8 @@ class Checkpoint(Callback):
         """
         for path in reversed(self.get_all_checkpoints(self.root)):
             try:
-                inspect(path)
+                if inspect(path).format == "distributed":
+                    check_complete(path)
             except (CheckpointError, FileNotFoundError, IsADirectoryError) as error:  # a folder without its manifest
                 trainer.logger.warning("%s is passed over: %s", redacted(path), error)
                 continue
