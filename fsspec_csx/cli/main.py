@@ -14,7 +14,7 @@ from typing import Any
 import fsspec.config
 import shtab
 
-from fsspec_csx import __version__
+import fsspec_csx
 from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, listing, prune, train, verify
 from fsspec_csx.cli.failure import as_data, is_of_others, told, traced
 from fsspec_csx.cli.output import OutputClosedError, emit, flush
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--version", action="version", version=f"fsspec_csx {__version__}")
+    made.add_argument("--version", action="version", version=f"fsspec_csx {fsspec_csx.__version__}")
     shtab.add_argument_to(made, "--print-completion", help="print the completions for a shell")
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     noun = commands.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
