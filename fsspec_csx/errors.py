@@ -34,8 +34,9 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
         ├── MissingEntryError (KeyError)    a name that was asked for is not in the file
         └── MismatchError                   the file does not fit what it was to fill
 
-and one warning:
+and two warnings:
 
+    DiscardedFileWarning (RuntimeWarning)   what was written to a file is lost, and no exception says so
     DtypeCastWarning (UserWarning)          tensors were cast to other dtypes while they were loaded
 """
 
@@ -52,6 +53,7 @@ __all__ = [
     "ConfigError",
     "CredentialsError",
     "DeleteError",
+    "DiscardedFileWarning",
     "DtypeCastWarning",
     "EndpointError",
     "ExpiredCredentialsError",
@@ -222,6 +224,10 @@ class MissingEntryError(CheckpointError, KeyError):
 
 class MismatchError(CheckpointError):
     """The file does not fit the object that it was to fill, which is unchanged."""
+
+
+class DiscardedFileWarning(RuntimeWarning):
+    """What was written to a file is not published, and no exception says so: the former object stays."""
 
 
 class DtypeCastWarning(UserWarning):

@@ -6,17 +6,20 @@ import contextlib
 import functools
 import logging
 import os
-import sys
+import warnings
 import weakref
 from concurrent.futures import Future, wait
+from types import FrameType
 from typing import Any
 
-from fsspec_csx.errors import ObjectExistsError
+from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
 from fsspec_csx.part_sizes import LARGEST_PART
 from fsspec_csx.payload import single_bytes
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.reading import ReadFile
+from fsspec_csx.unwinding import running_cleanups
 from fsspec_csx.waiting import check_off_loop, is_on_loop, start
+from fsspec_csx.wrappers import Instruction, calling_instruction
 from fsspec_csx.writer import PartWriter
 
 logger = logging.getLogger("fsspec_csx")
@@ -28,10 +31,16 @@ _ABORT_SECONDS_AT_EXIT = 5.0
 class CSXFile(ReadFile):
     """An S3 object as a file; as ``s3fs.S3File``, but an unfinished write leaves no trace.
 
-    Written data becomes the object when the file is closed, and only if it is closed in good order. A ``with`` block
-    left by an exception (Ctrl-C too), a ``close`` while an exception raised since the opening is being handled, a
-    write that failed, a transaction rolled back, and a file dropped without ``close`` all discard it: the former
-    object stays, and the multipart upload is aborted.
+    What was written becomes the object when the file is closed. ``close()`` publishes it wherever it is called, in an
+    ``except`` or ``finally`` block too, with one exception: when it is called, directly or not, by an ``__exit__`` (or
+    ``__aexit__``) that was given an exception. Then a ``with`` block was left by the exception, Ctrl-C too, and the
+    file is discarded: the former object stays, and the multipart upload is aborted. Whose ``__exit__`` it is does not
+    matter: the file's own, that of a text or compressing wrapper, ``contextlib.closing``, an ``ExitStack``, a
+    ``@contextmanager`` function. A file that was opened in the course of that same ``__exit__`` is published.
+
+    A write that failed, a transaction rolled back, and a file dropped without ``close`` discard it too. Where no
+    exception shows that (the garbage collector and the end of the interpreter drop the file; ``GeneratorExit`` or
+    ``SystemExit`` leaves the block), a ``DiscardedFileWarning`` does.
 
     Raises:
         ObjectNotFoundError: when opened for reading and there is no such object.
@@ -42,10 +51,12 @@ class CSXFile(ReadFile):
     # What __del__ finds on a file whose __init__ failed.
     mode = "rb"
     forced: bool
+    _opened = False
     _finished = False
     _dropped = False
     _pid = 0
-    _in_flight_at_open: BaseException | None = None
+    _cleanups_at_open: tuple[FrameType, ...] = ()
+    _asked: Instruction | None = None
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         if mode == "rb":
@@ -54,7 +65,7 @@ class CSXFile(ReadFile):
         if fs.split_path(path)[2]:
             msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
             raise ValueError(msg)
-        self._in_flight_at_open = sys.exc_info()[1]
+        self._cleanups_at_open = tuple(cleanup.frame for cleanup in running_cleanups())
         self._pid = os.getpid()
         fs.connect()
         if mode == "xb":
@@ -65,6 +76,7 @@ class CSXFile(ReadFile):
             self._writer.sources = self._copied()
         self._size_at_open = self.loc
         fs.unfinished[id(self)] = self
+        self._opened = True
 
     def _copied(self) -> list[dict[str, Any]]:
         """What is to be copied by the server: all that there is, in equal parts, as none may be too small either."""
@@ -78,35 +90,37 @@ class CSXFile(ReadFile):
     # -- the ways to end a write ------------------------------------------------------------------------------------
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.mode == "rb" or self.closed:
+        if error is None or self.mode == "rb" or self.closed:
             self.close()
-        elif error is None:
-            self._publish()
         else:
-            self.discard()
+            self._discard(_ABORT_SECONDS)
+            self._warn_if_silent(error)
 
     def close(self) -> None:
-        """Publish what was written, unless an exception is in flight that was not when the file was opened."""
-        in_flight = sys.exc_info()[1]
+        """Publish what was written, or discard it if an ``__exit__`` that was given an exception calls this."""
         if self.mode == "rb" or self.closed:
             if isinstance(self.cache, ReadAhead):
                 self.cache.clear()  # what is still being fetched for it
             super().close()
         elif self._dropped:
+            self.drop()
+        elif self._pid != os.getpid():
             self._discard(seconds=0)
-        elif in_flight is None or in_flight is self._in_flight_at_open:
-            self._publish()
+        elif error := self._left_by():
+            name = error.__name__ if isinstance(error, type) else type(error).__name__
+            logger.warning("s3://%s was not written: %s left the block that closes it", self.path, name)
+            self._discard(_ABORT_SECONDS)
+            self._warn_if_silent(error)
         else:
-            # A text or compressing wrapper closes us without saying why.
-            logger.warning("s3://%s was not written: closed while %s is in flight", self.path, type(in_flight).__name__)
-            self.discard()
+            with self.discarded_on_failure():
+                super().close()
 
-    def _publish(self) -> None:
-        if self._pid != os.getpid():
-            self.discard()
-            return
-        with self._discarded_on_failure():
-            super().close()
+    def _left_by(self) -> BaseException | type[BaseException] | None:
+        """The exception that was given to an ``__exit__`` in whose course this runs, if it began after the opening."""
+        for frame, error in running_cleanups():
+            if not any(frame is other for other in self._cleanups_at_open):
+                return error
+        return None
 
     def commit(self) -> None:
         """Make what was written the object; a transaction calls this.
@@ -118,7 +132,7 @@ class CSXFile(ReadFile):
         if self._finished:
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
-        with self._discarded_on_failure():
+        with self.discarded_on_failure():
             if not self.append_block or self.loc > self._size_at_open:
                 answer = self._writer.finish(**({"IfNoneMatch": "*"} if "x" in self.mode else {}))
                 if self.fs.version_aware:
@@ -129,6 +143,26 @@ class CSXFile(ReadFile):
     def discard(self) -> None:
         """Forget what was written: the former object stays, and no multipart upload is left behind."""
         self._discard(_ABORT_SECONDS)
+        if not self.autocommit and (error := self._left_by()):  # the block of a transaction was left
+            self._warn_if_silent(error)
+
+    def drop(self) -> None:
+        """Discard a file that nobody has closed."""
+        if self._finished:
+            return
+        self._discard(seconds=0)
+        if self._opened and self._pid == os.getpid():
+            self._warn("It was not closed.")
+
+    def _warn_if_silent(self, error: BaseException | type[BaseException]) -> None:
+        """Warn if Python lets an exception end a generator, a task or the process without a word."""
+        kind = error if isinstance(error, type) else type(error)
+        if not issubclass(kind, (Exception, KeyboardInterrupt)) and self._pid == os.getpid():
+            self._warn(f"{kind.__name__} left its with block.")
+
+    def _warn(self, reason: str) -> None:
+        text = f"s3://{self.path} was not written: {reason} Close the file, or leave its with block, when it is whole."
+        warnings.warn(text, DiscardedFileWarning, stacklevel=3)
 
     def _discard(self, seconds: float) -> None:
         """Discard, waiting this long for the abort of the upload to be answered."""
@@ -144,11 +178,12 @@ class CSXFile(ReadFile):
 
     def _end(self) -> None:
         self._finished = True
-        self._in_flight_at_open = None
+        self._cleanups_at_open = ()
         self.fs.unfinished.pop(id(self), None)
 
     @contextlib.contextmanager
-    def _discarded_on_failure(self) -> Any:
+    def discarded_on_failure(self) -> Any:
+        """Discard the file if the block fails."""
         try:
             yield
         except BaseException:
@@ -158,7 +193,7 @@ class CSXFile(ReadFile):
     def __del__(self) -> None:
         # Reached unfinished only when dropped: what it holds may be half of what was meant.
         if self.mode != "rb":
-            self._discard(seconds=0)
+            self.drop()
 
     def _dealloc_warn(self, source: object) -> None:
         """A text wrapper that is dropped unclosed calls this, writes what it still holds, and closes us."""
@@ -198,6 +233,8 @@ class CSXFile(ReadFile):
         view = single_bytes(data)
         if self._dropped:
             return len(view)  # a wrapper that is dropped too writes what it still holds
+        if self._pid != os.getpid():
+            raise _of_parent(self.path)
         try:
             self._writer.write(view, keep=keep, held=held)
         except BaseException:
@@ -205,6 +242,19 @@ class CSXFile(ReadFile):
             raise
         self.loc += len(view)
         return len(view)
+
+    def writable(self) -> bool:
+        """Whether the file takes data."""
+        self._asked = calling_instruction()
+        return bool(super().writable())
+
+    def seekable(self) -> bool:
+        """Whether ``seek`` works: in reading only. A text wrapper that is being made hears otherwise, see wrappers.py.
+
+        It asks ``tell`` only then, and needs the position to know whether a byte order mark is due.
+        """
+        asked, self._asked = self._asked, None
+        return bool(super().seekable()) or (asked == calling_instruction() and not self.closed)
 
     def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
@@ -248,12 +298,15 @@ def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Future[Any]:
     try:
         check_off_loop(fs)
         if pid != os.getpid():
-            msg = f"s3://{path} is being written by the process that opened it. Open another in this one."
-            raise RuntimeError(msg)
+            raise _of_parent(path)
     except RuntimeError:
         coroutine.close()
         raise
     return start(fs, coroutine)
+
+
+def _of_parent(path: str) -> RuntimeError:
+    return RuntimeError(f"s3://{path} is being written by the process that opened it. Open another in this one.")
 
 
 def _check_absent(fs: Any, path: str) -> None:
@@ -266,31 +319,6 @@ def _check_absent(fs: Any, path: str) -> None:
         raise ObjectExistsError(f"s3://{path} exists already.", "Choose another name, or overwrite it.")
 
 
-def close_together(wrapper: Any, file: CSXFile) -> Any:
-    """Let a compressor's ``close`` publish the file below it, which fsspec leaves to the garbage collector.
-
-    Args:
-        wrapper: the compressing file object, such as a ``gzip.GzipFile``.
-        file: the file that it writes to.
-
-    Returns:
-        The wrapper.
-    """
-    finish = wrapper.close
-
-    def close() -> None:
-        if getattr(wrapper, "_finalizing", False):  # io sets it on what is dropped unclosed
-            file._discard(seconds=0)
-            return
-        with file._discarded_on_failure():
-            finish()
-        file.close()
-
-    with contextlib.suppress(AttributeError):  # extension types take no attribute, and close the file themselves
-        wrapper.close = close
-    return wrapper
-
-
 def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
     """Discard the files that are still open for writing when the interpreter exits, and wait for what was begun so.
 
@@ -299,7 +327,11 @@ def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting:
         aborting: what ends the uploads of files that were discarded before.
         pid: of the process to which that is of concern; nothing of it goes on in children.
     """
-    for file in list(unfinished.values()):
+    files = list(unfinished.values())
+    for file in files:
         file._discard(_ABORT_SECONDS_AT_EXIT)
     if pid == os.getpid():
         wait(list(aborting), _ABORT_SECONDS_AT_EXIT)
+        for file in files:
+            with contextlib.suppress(DiscardedFileWarning):  # where warnings are errors
+                file._warn("It was open when the interpreter ended.")

@@ -20,10 +20,11 @@ from fsspec_csx import credentials
 from fsspec_csx.connection import replayable
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
-from fsspec_csx.file import CSXFile, close_together
+from fsspec_csx.file import CSXFile
 from fsspec_csx.objects import ObjectsS3
 from fsspec_csx.settings import backends
 from fsspec_csx.transfer import PART
+from fsspec_csx.wrappers import close_together
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
@@ -31,6 +32,8 @@ _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 _recent: deque[str] = deque(maxlen=4)
 # What S3 cannot do without the bucket, and a write may make it for.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
+# Arguments of text files.
+_OF_TEXT = ("encoding", "errors", "newline")
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
 
@@ -210,8 +213,16 @@ class CSXFileSystem(ObjectsS3, metaclass=_Cached):
             key += path[mark:]
         return bucket, key, version
 
-    def open(self, path: str, mode: str = "rb", *args: Any, compression: str | None = None, **kwargs: Any) -> Any:
-        """Open a file; as ``s3fs.S3FileSystem.open``, but a compressed file is published by its own ``close``."""
+    def open(
+        self, path: str, mode: str | None = None, *args: Any, compression: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Open a file; as ``s3fs.S3FileSystem.open``, but a compressed file is published by its own ``close``.
+
+        Args:
+            mode: "rb" by default, or "r" if ``encoding``, ``errors`` or ``newline`` is given.
+        """
+        if mode is None:
+            mode = "r" if any(kwargs.get(name) is not None for name in _OF_TEXT) else "rb"
         if compression is None or "b" not in mode:
             return super().open(path, mode, *args, compression=compression, **kwargs)
         file = super().open(path, mode, *args, **kwargs)

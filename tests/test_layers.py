@@ -29,13 +29,13 @@ ROWS = [
     {"connection", "interrupt", "localfile", "whole"},
     {"file"},
     {"reading"},
-    {"readahead", "writer"},
+    {"readahead", "wrappers", "writer"},
     {"multipart", "part_sizes", "retries", "straight", "understood"},
     {"credentials", "doubt", "settings", "transfer"},
     {"planning", "sockets"},
     {"reception"},
     {"explain", "payload", "ranges", "redaction"},
-    {"checksum", "errors", "exit_status", "inspection", "record", "waiting"},
+    {"checksum", "errors", "exit_status", "inspection", "record", "unwinding", "waiting"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import fsspec
 import pytest
 
+from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -22,6 +24,7 @@ MIB = 2**20
 BLOCK = 5 * MIB
 SIZES = [3, 2 * BLOCK + 1]  # one request, and a multipart upload that is under way when the block is left
 LEAVING = [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, StopIteration]
+SILENT = (SystemExit, GeneratorExit)  # Python shows them to nobody
 
 
 def uploads(fs: CSXFileSystem, bucket: str, expected: int = 0) -> int:
@@ -83,7 +86,8 @@ def test_left_by_an_exception(
     fs: CSXFileSystem, path: str, server: LocalS3, opener: str, leaving: type[BaseException], size: int
 ) -> None:
     """A block left by any exception keeps the old object, leaves no upload, and lets the exception through."""
-    with pytest.raises(leaving), OPENERS[opener](fs, path, server) as file:  # type: ignore[attr-defined]
+    warned = pytest.warns(DiscardedFileWarning) if leaving in SILENT else contextlib.nullcontext()
+    with warned, pytest.raises(leaving), OPENERS[opener](fs, path, server) as file:  # type: ignore[attr-defined]
         file.write(b"n" * size)
         raise leaving
     assert fs.cat_file(path) == b"old"
@@ -114,11 +118,12 @@ def test_opened_in_a_handler_closed_after_it(fs: CSXFileSystem, path: str) -> No
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("opener", ["fs.open", "text", "gzip"])
 def test_dropped_unclosed(fs: CSXFileSystem, path: str, server: LocalS3, opener: str, size: int) -> None:
-    """A file dropped without close keeps the old object and leaves no upload."""
+    """A file dropped without close keeps the old object, leaves no upload, and is warned of."""
     file = OPENERS[opener](fs, path, server)
     file.write(b"n" * size)  # type: ignore[attr-defined]
-    del file
-    gc.collect()
+    with pytest.warns(DiscardedFileWarning, match="object was not written: It was not closed"):
+        del file
+        gc.collect()
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
 
@@ -129,20 +134,22 @@ def test_dropped_in_other_modes(fs: CSXFileSystem, path: str, mode: str) -> None
     target = path if mode == "ab" else path + "-new"
     file = fs.open(target, mode)
     file.write(b"n")
-    del file
-    gc.collect()
+    with pytest.warns(DiscardedFileWarning):
+        del file
+        gc.collect()
     assert fs.find(path.split("/")[0]) == [path]
     assert fs.cat_file(path) == b"old"
 
 
 def test_dropped_at_exit(environment: LocalS3, fs: CSXFileSystem, path: str) -> None:
-    """A process that ends with a file open keeps the old object and leaves no upload."""
+    """A process that ends with a file open keeps the old object, leaves no upload, and is warned of it."""
     code = f"""
 import fsspec
 file = fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}).open()
 file.write(b"n" * {SIZES[1]})
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    assert "DiscardedFileWarning: s3://" in ended.stderr
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
 

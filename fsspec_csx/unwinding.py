@@ -1,0 +1,72 @@
+"""The ``__exit__`` calls that clean up after an exception: a ``close`` that one of them makes does not publish.
+
+An ``__exit__`` of Python code is a frame on the stack, with the exception among its arguments. One of C code, such as
+that of ``io.TextIOWrapper`` or ``gzip.GzipFile``, has no frame; but the frame of its ``with`` statement stands at the
+instruction that calls it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import opcode
+import sys
+from types import FrameType
+from typing import Any, NamedTuple
+
+# The instruction by which a with statement calls __exit__ with an exception. Without it each frame counts as one that
+# does, so that a file closed while an exception is being handled is discarded rather than published in part.
+_WITH_EXCEPT_START = opcode.opmap.get("WITH_EXCEPT_START")
+
+
+class Cleanup(NamedTuple):
+    """A call of ``__exit__`` that was given an exception.
+
+    Attributes:
+        frame: the outermost frame that the call has of its own.
+        error: the exception, or its class.
+    """
+
+    frame: FrameType
+    error: BaseException | type[BaseException]
+
+
+def running_cleanups() -> list[Cleanup]:
+    """The cleanups that the caller is part of, in its thread, the innermost first."""
+    handled = sys.exc_info()[1]
+    found = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_back
+        arguments = _arguments(frame) if frame.f_code.co_name in ("__exit__", "__aexit__") else None
+        if arguments is not None:
+            # ExitStack clears its arguments when one of its managers has suppressed the exception.
+            if errors := [value for value in arguments if _is_error(value)]:
+                found.append(Cleanup(frame, errors[-1]))
+        elif handled is not None and caller is not None and _calls_exit(caller):
+            found.append(Cleanup(frame, handled))
+        frame = caller
+    return found
+
+
+def _arguments(frame: FrameType) -> list[Any] | None:
+    """The positional arguments of a call, less ``self``; None if the function has deleted one."""
+    code, values = frame.f_code, frame.f_locals
+    names = code.co_varnames[: code.co_argcount]
+    rest = code.co_varnames[code.co_argcount + code.co_kwonlyargcount :][: bool(code.co_flags & inspect.CO_VARARGS)]
+    if not {*names, *rest}.issubset(values):
+        return None
+    found = [values[name] for name in names]
+    for name in rest:
+        found += values[name] or ()
+    return found[1:]
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, BaseException) or (isinstance(value, type) and issubclass(value, BaseException))
+
+
+def _calls_exit(frame: FrameType) -> bool:
+    """Whether the frame's ``with`` statement is calling ``__exit__`` with an exception."""
+    if _WITH_EXCEPT_START is None:
+        return True
+    return frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] == _WITH_EXCEPT_START

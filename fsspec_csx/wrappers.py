@@ -1,0 +1,46 @@
+"""What text and compressing wrappers need of the file below them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import CodeType
+from typing import Any, TypeAlias
+
+Instruction: TypeAlias = tuple[int, CodeType, int]
+
+
+def calling_instruction() -> Instruction:
+    """The instruction of Python code that calls the method that calls this: a frame, its code and the place in it.
+
+    ``io.TextIOWrapper`` asks a file ``writable()`` and then ``seekable()`` while it is made, by one instruction of the
+    Python code that makes it. That recognizes it. It writes a byte order mark only if the file is seekable and at its
+    beginning.
+    """
+    frame = sys._getframe(2)
+    return id(frame), frame.f_code, frame.f_lasti
+
+
+def close_together(wrapper: Any, file: Any) -> Any:
+    """Let a compressor's ``close`` publish the file below it, which fsspec leaves to the garbage collector.
+
+    Args:
+        wrapper: the compressing file object, such as a ``gzip.GzipFile``.
+        file: the ``CSXFile`` that it writes to.
+
+    Returns:
+        The wrapper.
+    """
+    finish = wrapper.close
+
+    def close() -> None:
+        if getattr(wrapper, "_finalizing", False):  # io sets it on what is dropped unclosed
+            file.drop()
+            return
+        with file.discarded_on_failure():
+            finish()
+        file.close()
+
+    with contextlib.suppress(AttributeError):  # extension types take no attribute, and close the file themselves
+        wrapper.close = close
+    return wrapper
