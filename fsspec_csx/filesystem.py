@@ -22,6 +22,7 @@ from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.file import CSXFile
 from fsspec_csx.objects import ObjectsS3
+from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.settings import backends
 from fsspec_csx.transfer import PART
 from fsspec_csx.wrappers import close_together
@@ -95,6 +96,7 @@ class CSXFileSystem(ObjectsS3, metaclass=_Cached):
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("default_cache_type", ReadAhead.name)  # the metaclass names every argument
         super().__init__(*args, **kwargs)
         self._environment = _ENVIRONMENT.get()
 

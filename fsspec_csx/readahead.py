@@ -40,7 +40,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         size: of the file, in bytes.
     """
 
-    name = "readahead"
+    name = "parallel"
 
     def __init__(self, ahead: int, fetch: Callable[[int, int], Future[bytes]], size: int) -> None:
         super().__init__(ahead, lambda start, end: fetch(start, end).result(), size)

@@ -39,16 +39,30 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     loc: int
     cache: Any = None
+    _details: Any = None
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
-        super().__init__(fs, path, mode, **kwargs)
+        own = kwargs.get("cache_type") == ReadAhead.name
+        super().__init__(fs, path, mode, **(kwargs | {"cache_type": "none"} if own else kwargs))
         if mode != "rb":
             return
         if self._details is not None and self._details.get("type") == "directory":
             reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
             raise ObjectNotFoundError(reason, "Name one of them.")
-        if kwargs.get("cache_type") == ReadAhead.name:
+        if own:
             self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self.size)
+
+    @property
+    def details(self) -> Any:
+        """What the server says of the object, as ``info``; what a listing said earlier decides nothing here."""
+        if self._details is None:
+            self._details = self.fs.info(self.path, refresh=True)
+        return self._details
+
+    @details.setter
+    def details(self, value: Any) -> None:
+        self._details = value
+        self.size = value["size"]
 
     def readline(self) -> bytes:
         """The bytes up to the next line feed, it included, or to the end."""

@@ -60,7 +60,9 @@ def unharmed(proxy: FaultProxy) -> None:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", ["readahead", "none", "bytes", "all", "blockcache", "first", "background"])
+@pytest.mark.parametrize(
+    "cache", ["parallel", "readahead", "none", "bytes", "all", "blockcache", "first", "background"]
+)
 @pytest.mark.parametrize("block_size", [50_000, None])
 def test_like_a_local_file(fs: CSXFileSystem, cache: str, block_size: int | None) -> None:
     """Reads and seeks in any order bring what a local file would, with every kind of cache."""

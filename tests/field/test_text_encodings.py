@@ -56,7 +56,7 @@ def test_wrapped_by_hand(fs: CSXFileSystem, bucket: str, wrap: Any) -> None:
         text.write("ä")
         assert not file.seekable()
         assert not text.seekable()
-        with pytest.raises(OSError, match="Seek|seekable"):
+        with pytest.raises(OSError, match=r"(?:Seek|seekable)"):
             text.seek(0)
     assert fs.cat_file(f"{bucket}/text").decode("utf-16") == "ä"
     assert fs.cat_file(f"{bucket}/text")[:2] in (b"\xff\xfe", b"\xfe\xff")
