@@ -6,18 +6,18 @@ import contextlib
 import functools
 import logging
 import os
-import warnings
 import weakref
 from concurrent.futures import Future, wait
-from types import FrameType
 from typing import Any
+
+from fsspec.asyn import sync
 
 from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
 from fsspec_csx.part_sizes import LARGEST_PART
 from fsspec_csx.payload import single_bytes
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.reading import ReadFile
-from fsspec_csx.unwinding import running_cleanups
+from fsspec_csx.unwinding import Opening
 from fsspec_csx.waiting import check_off_loop, is_on_loop, start
 from fsspec_csx.wrappers import Instruction, calling_instruction
 from fsspec_csx.writer import PartWriter
@@ -51,32 +51,28 @@ class CSXFile(ReadFile):
     # What __del__ finds on a file whose __init__ failed.
     mode = "rb"
     forced: bool
-    _opened = False
+    _opening: Opening | None = None  # None in reading, and while it is being opened
     _finished = False
     _dropped = False
     _pid = 0
-    _cleanups_at_open: tuple[FrameType, ...] = ()
     _asked: Instruction | None = None
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         if mode == "rb":
             super().__init__(fs, path, mode, **kwargs)
             return
-        if fs.split_path(path)[2]:
-            msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
-            raise ValueError(msg)
-        self._cleanups_at_open = tuple(cleanup.frame for cleanup in running_cleanups())
+        check_no_version(fs, path)
         self._pid = os.getpid()
         fs.connect()
         if mode == "xb":
-            _check_absent(fs, path)
+            sync(fs.loop, check_absent, fs, path)
         super().__init__(fs, path, mode, **kwargs)
         self.buffer = None
         if self.append_block:
             self._writer.sources = self._copied()
         self._size_at_open = self.loc
         fs.unfinished[id(self)] = self
-        self._opened = True
+        self._opening = Opening(path)
 
     def _copied(self) -> list[dict[str, Any]]:
         """What is to be copied by the server: all that there is, in equal parts, as none may be too small either."""
@@ -94,7 +90,8 @@ class CSXFile(ReadFile):
             self.close()
         else:
             self._discard(_ABORT_SECONDS)
-            self._warn_if_silent(error)
+            if self._opening and self._pid == os.getpid():
+                self._opening.warn_if_silent(error)
 
     def close(self) -> None:
         """Publish what was written, or discard it if an ``__exit__`` that was given an exception calls this."""
@@ -106,21 +103,12 @@ class CSXFile(ReadFile):
             self.drop()
         elif self._pid != os.getpid():
             self._discard(seconds=0)
-        elif error := self._left_by():
-            name = error.__name__ if isinstance(error, type) else type(error).__name__
-            logger.warning("s3://%s was not written: %s left the block that closes it", self.path, name)
+        elif self._opening and (error := self._opening.left_by()):
             self._discard(_ABORT_SECONDS)
-            self._warn_if_silent(error)
+            self._opening.report(error)
         else:
             with self.discarded_on_failure():
                 super().close()
-
-    def _left_by(self) -> BaseException | type[BaseException] | None:
-        """The exception that was given to an ``__exit__`` in whose course this runs, if it began after the opening."""
-        for frame, error in running_cleanups():
-            if not any(frame is other for other in self._cleanups_at_open):
-                return error
-        return None
 
     def commit(self) -> None:
         """Make what was written the object; a transaction calls this.
@@ -142,27 +130,17 @@ class CSXFile(ReadFile):
 
     def discard(self) -> None:
         """Forget what was written: the former object stays, and no multipart upload is left behind."""
+        error = self._opening.left_by() if self._opening and not self.autocommit else None  # a transaction's block
         self._discard(_ABORT_SECONDS)
-        if not self.autocommit and (error := self._left_by()):  # the block of a transaction was left
-            self._warn_if_silent(error)
+        if self._opening and error:
+            self._opening.warn_if_silent(error)
 
     def drop(self) -> None:
         """Discard a file that nobody has closed."""
-        if self._finished:
-            return
-        self._discard(seconds=0)
-        if self._opened and self._pid == os.getpid():
-            self._warn("It was not closed.")
-
-    def _warn_if_silent(self, error: BaseException | type[BaseException]) -> None:
-        """Warn if Python lets an exception end a generator, a task or the process without a word."""
-        kind = error if isinstance(error, type) else type(error)
-        if not issubclass(kind, (Exception, KeyboardInterrupt)) and self._pid == os.getpid():
-            self._warn(f"{kind.__name__} left its with block.")
-
-    def _warn(self, reason: str) -> None:
-        text = f"s3://{self.path} was not written: {reason} Close the file, or leave its with block, when it is whole."
-        warnings.warn(text, DiscardedFileWarning, stacklevel=3)
+        if not self._finished:
+            self._discard(seconds=0)
+            if self._opening and self._pid == os.getpid():
+                self._opening.warn("It was not closed.")
 
     def _discard(self, seconds: float) -> None:
         """Discard, waiting this long for the abort of the upload to be answered."""
@@ -178,7 +156,8 @@ class CSXFile(ReadFile):
 
     def _end(self) -> None:
         self._finished = True
-        self._cleanups_at_open = ()
+        if self._opening:
+            self._opening.forget()
         self.fs.unfinished.pop(id(self), None)
 
     @contextlib.contextmanager
@@ -187,7 +166,7 @@ class CSXFile(ReadFile):
         try:
             yield
         except BaseException:
-            self.discard()
+            self._discard(_ABORT_SECONDS)
             raise
 
     def __del__(self) -> None:
@@ -309,14 +288,21 @@ def _of_parent(path: str) -> RuntimeError:
     return RuntimeError(f"s3://{path} is being written by the process that opened it. Open another in this one.")
 
 
-def _check_absent(fs: Any, path: str) -> None:
-    """Tell a writer of a new object that it exists now rather than after all its work; the commit decides."""
+async def check_absent(fs: Any, path: str) -> None:
+    """Let a writer of a new object know that it exists now rather than after all its work; the commit decides."""
     try:
-        found = fs.info(path, refresh=True)
+        found = await fs._info(path, refresh=True)
     except FileNotFoundError:
         return
     if found["type"] == "file":
         raise ObjectExistsError(f"s3://{path} exists already.", "Choose another name, or overwrite it.")
+
+
+def check_no_version(fs: Any, path: str) -> None:
+    """Refuse to write to a version."""
+    if fs.split_path(path)[2]:
+        msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
+        raise ValueError(msg)
 
 
 def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
@@ -334,4 +320,5 @@ def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting:
         wait(list(aborting), _ABORT_SECONDS_AT_EXIT)
         for file in files:
             with contextlib.suppress(DiscardedFileWarning):  # where warnings are errors
-                file._warn("It was open when the interpreter ended.")
+                if file._opening:
+                    file._opening.warn("It was open when the interpreter ended.")

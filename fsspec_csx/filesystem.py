@@ -17,10 +17,11 @@ from fsspec.config import apply_config
 from s3fs import S3FileSystem
 
 from fsspec_csx import credentials
+from fsspec_csx.async_file import AsyncReadFile, AsyncWriteFile
 from fsspec_csx.connection import replayable
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
-from fsspec_csx.file import CSXFile
+from fsspec_csx.file import CSXFile, check_absent, check_no_version
 from fsspec_csx.objects import ObjectsS3
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.settings import backends
@@ -249,15 +250,12 @@ class CSXFileSystem(ObjectsS3, metaclass=_Cached):
         if version_id and not self.version_aware:
             msg = "A version can be opened only by a filesystem that knows versions. Pass version_aware=True to it."
             raise ValueError(msg)
-        if block_size is None:
-            chosen = self.default_block_size != type(self).default_block_size
-            block_size = self.default_block_size if chosen or mode == "rb" else PART
         extra = self.s3_additional_kwargs
         return CSXFile(
             self,
             path,
             mode,
-            block_size=block_size,
+            block_size=block_size or self._block_size(mode),
             acl=acl or extra.get("ACL", False) or extra.get("acl", False),
             version_id=version_id,
             fill_cache=self.default_fill_cache if fill_cache is None else fill_cache,
@@ -268,3 +266,43 @@ class CSXFileSystem(ObjectsS3, metaclass=_Cached):
             cache_options=cache_options,
             size=size,
         )
+
+    def _block_size(self, mode: str) -> int:
+        chosen = self.default_block_size != type(self).default_block_size
+        return int(self.default_block_size if chosen or mode == "rb" else PART)
+
+    async def open_async(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        acl: str | None = None,
+        requester_pays: bool | None = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> AsyncReadFile | AsyncWriteFile:
+        """Open a binary file for coroutines of the running event loop; see ``fsspec_csx.async_file``.
+
+        Args:
+            mode: "rb", "wb" or "xb".
+            block_size: bytes of the first parts that are sent.
+            kwargs: parameters of the requests, such as ``ContentType``.
+
+        Raises:
+            ObjectExistsError: in mode "xb", if the object exists.
+            ValueError: for text, compression and other modes.
+        """
+        if mode not in ("rb", "wb", "xb") or compression:
+            msg = f"open_async opens uncompressed files in modes rb, wb and xb, not {mode!r}. Use open for others."
+            raise ValueError(msg)
+        await self.set_session()
+        if self.req_kw if requester_pays is None else requester_pays:
+            kwargs["RequestPayer"] = "requester"
+        path = self._strip_protocol(path)
+        if mode == "rb":
+            return AsyncReadFile(self, path, **kwargs)
+        check_no_version(self, path)
+        if mode == "xb":
+            await check_absent(self, path)
+        options = {**kwargs, **({"ACL": acl} if acl else {})}
+        return AsyncWriteFile(self, path, mode, block_size or self._block_size(mode), options)

@@ -8,10 +8,18 @@ instruction that calls it.
 from __future__ import annotations
 
 import inspect
+import logging
 import opcode
 import sys
+import warnings
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+from fsspec_csx.errors import DiscardedFileWarning
+
+logger = logging.getLogger("fsspec_csx")
+
+Error: TypeAlias = BaseException | type[BaseException]
 
 # The instruction by which a with statement calls __exit__ with an exception. Without it each frame counts as one that
 # does, so that a file closed while an exception is being handled is discarded rather than published in part.
@@ -27,7 +35,45 @@ class Cleanup(NamedTuple):
     """
 
     frame: FrameType
-    error: BaseException | type[BaseException]
+    error: Error
+
+
+class Opening:
+    """The moment at which a file was opened for writing, and what is said of its end.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._cleanups = [cleanup.frame for cleanup in running_cleanups()]
+
+    def left_by(self) -> Error | None:
+        """The exception that was given to an ``__exit__`` which calls this, directly or not, since the opening."""
+        for frame, error in running_cleanups():
+            if not any(frame is earlier for earlier in self._cleanups):
+                return error
+        return None
+
+    def report(self, error: Error) -> None:
+        """Say that the file was discarded for an exception that was given to another manager's ``__exit__``."""
+        logger.warning("s3://%s was not written: %s left the block that closes it", self._path, _kind(error).__name__)
+        self.warn_if_silent(error)
+
+    def warn_if_silent(self, error: Error) -> None:
+        """Warn if Python lets the exception end a generator, a task or the process without a word."""
+        if not issubclass(_kind(error), (Exception, KeyboardInterrupt)):
+            self.warn(f"{_kind(error).__name__} left its with block.")
+
+    def warn(self, reason: str) -> None:
+        """Warn that the file was discarded."""
+        text = f"s3://{self._path} was not written: {reason} Close the file, or leave its with block, when it is whole."
+        warnings.warn(text, DiscardedFileWarning, stacklevel=4)
+
+    def forget(self) -> None:
+        """Let go of the frames."""
+        self._cleanups = []
 
 
 def running_cleanups() -> list[Cleanup]:
@@ -59,6 +105,10 @@ def _arguments(frame: FrameType) -> list[Any] | None:
     for name in rest:
         found += values[name] or ()
     return found[1:]
+
+
+def _kind(error: Error) -> type[BaseException]:
+    return error if isinstance(error, type) else type(error)
 
 
 def _is_error(value: object) -> bool:

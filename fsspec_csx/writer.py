@@ -73,6 +73,7 @@ class PartWriter:
         self._in_flight: dict[Future[None], Payload] = {}
         self._own_in_flight = 0
         self._failure: BaseException | None = None
+        self._awaited: Future[Any] | None = None
 
     def write(self, view: memoryview, *, keep: bool, held: bool = False) -> None:
         """Add bytes, and send the parts that become full.
@@ -114,12 +115,24 @@ class PartWriter:
         if self.upload is None and not self.sources:
             payload = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
-            return _result(self._start(sending))
+            return self._result(self._start(sending))
         if self._filled:
             self._send_part()
         self._wait_until(lambda: not self._in_flight)
         assert self.upload is not None
-        return _result(self._start(self.upload.complete(**conditions)))
+        return self._result(self._start(self.upload.complete(**conditions)))
+
+    def fits(self, size: int) -> bool:
+        """Whether ``write`` takes so many bytes without sending any, and so without waiting."""
+        return size < _SENT_AT_ONCE and self._filled + size <= self._limit(size)
+
+    def stop(self) -> None:
+        """Let a ``write`` or ``finish`` that waits in another thread raise, and send no more."""
+        with self._changed:
+            self._failure = self._failure or RuntimeError("The writing was stopped.")
+            self._changed.notify_all()
+        if self._awaited:
+            self._awaited.cancel()
 
     async def abandon(self) -> None:
         """End without an object, on the event loop: no memory is used any more when this returns."""
@@ -210,7 +223,7 @@ class PartWriter:
             raise
         for source in self.sources:
             self._number += 1
-            _result(self._start(self.upload.copy(self._number, **source)))
+            self._result(self._start(self.upload.copy(self._number, **source)))
 
     def _sent(self, future: Future[None], own: int) -> None:
         with self._changed:
@@ -226,10 +239,10 @@ class PartWriter:
             if self._failure is not None:
                 raise self._failure
 
-
-def _result(future: Future[Any]) -> Any:
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
+    def _result(self, future: Future[Any]) -> Any:
+        self._awaited = future
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise

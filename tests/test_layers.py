@@ -27,7 +27,7 @@ ROWS = [
     {"copies"},
     {"partial", "uploading"},
     {"connection", "interrupt", "localfile", "whole"},
-    {"file"},
+    {"async_file", "file"},
     {"reading"},
     {"readahead", "wrappers", "writer"},
     {"multipart", "part_sizes", "retries", "straight", "understood"},
@@ -35,7 +35,8 @@ ROWS = [
     {"planning", "sockets"},
     {"reception"},
     {"explain", "payload", "ranges", "redaction"},
-    {"checksum", "errors", "exit_status", "inspection", "record", "unwinding", "waiting"},
+    {"checksum", "unwinding"},
+    {"errors", "exit_status", "inspection", "record", "waiting"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 
