@@ -9,12 +9,13 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.background import async_save
-from fsspec_csx.checkpoint import inspect, load, save
+from fsspec_csx.checkpoint import inspect, save
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.paths import redacted
-from fsspec_csx.trainer import checking, processes, roots, state
+from fsspec_csx.trainer import checking, loading, processes, roots, state
 from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.some_states import LoadCheckpointStates
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,7 @@ class Checkpoint(Callback):
     Attributes:
         root: where checkpoints are, without a slash at its end.
         resumed_from: the path that was loaded; None if none was.
+        follows_validation: whether a step that is validated, too, is saved after that.
         saved_at: the step of the last save, or of the checkpoint of this root that was loaded.
 
     Raises:
@@ -85,6 +87,8 @@ class Checkpoint(Callback):
         self.root = ""
         self.resumed_from: str | None = None
         self.saved_at: int | None = None
+        self.follows_validation = False
+        self._is_due = False
         self._pending: tuple[str, Future[None]] | None = None
         self._in_parts = bool(sharded)
         self._group: Any = None
@@ -110,7 +114,13 @@ class Checkpoint(Callback):
         if self._pending is not None and self._pending[1].done() and not self.failed:
             self.wait(trainer)
         due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
-        if trainer.stepped and due:
+        self._is_due = trainer.stepped and due
+        if self._is_due and not (self.follows_validation and trainer.validates_next):
+            trainer.save_checkpoint()
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """After a validation, save what waited for it."""
+        if self._is_due:
             trainer.save_checkpoint()
 
     def save(self, trainer: Trainer) -> str:
@@ -122,6 +132,7 @@ class Checkpoint(Callback):
         Raises:
             OSError: what the filesystem raised, of this save or the one before it.
         """
+        self._is_due = False
         self.wait(trainer)
         saved: dict[str, Any] = state.collect(trainer, sharded=self._in_parts)
         trainer.call("on_save_checkpoint", saved)
@@ -197,6 +208,8 @@ class Checkpoint(Callback):
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         try:
+            if self._is_due and isinstance(exception, Exception) and processes.count() == 1:
+                self.save(trainer)
             self.wait(trainer)
         except Exception as error:  # the one that ends the training must not be hidden
             if error is not exception:
@@ -219,8 +232,29 @@ class Checkpoint(Callback):
             trainer.logger.info("No checkpoint is loaded.")
             return None
         trainer.logger.info("Loading checkpoint %s", redacted(path))
+        return self._restored(trainer, path, loading.read(trainer, path, self._states(trainer)))
+
+    def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
+        """Load the newest checkpoint at the root that is whole, or none; older ones take the place of damaged ones.
+
+        Returns:
+            As of ``load``.
+
+        Raises:
+            CheckpointError: a ValueError, if it does not fit the model.
+            OSError: what the filesystem raised.
+        """
+        for path in processes.agreed([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else []):
+            trainer.call("on_before_load_checkpoint", path)
+            trainer.logger.info("Loading checkpoint %s", redacted(path))
+            found = loading.read_if_whole(trainer, path, self._states(trainer))
+            if found is not None:
+                return self._restored(trainer, path, found)
+        return self.load(trainer, None)
+
+    def _restored(self, trainer: Trainer, path: str, found: Any) -> dict[str, Any]:
         self.resumed_from = path
-        loaded = state.as_training(self._loaded(trainer, path), path)
+        loaded = state.as_training(found, path)
         trainer.call("preprocess_checkpoint", loaded)
         state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
         with checking.putting_back(path, "states"):
@@ -228,12 +262,10 @@ class Checkpoint(Callback):
         self.saved_at = trainer.global_step if self.is_own(path) else None
         return loaded
 
-    def _loaded(self, trainer: Trainer, path: str) -> Any:
-        if not processes.are_parts(trainer.model):
-            return load(path, map_location="cpu")
-        from fsspec_csx.trainer import sharding  # only here, as it imports torch.distributed.checkpoint
-
-        return sharding.load(trainer, path)
+    def _states(self, trainer: Trainer) -> list[str] | None:
+        """The states that are to be loaded; None for all."""
+        chosen = [each.states for each in trainer.callbacks if isinstance(each, LoadCheckpointStates)]
+        return next((states for states in chosen if states is not None), None)
 
     def get_latest_checkpoint(self, trainer: Trainer) -> str | None:
         """The newest checkpoint at the root that is whole; None if there is none.

@@ -35,8 +35,8 @@ class TrainingLoop(Callback):
         max_steps: the step at which to end; those of a run that is resumed count.
         num_epochs: passes through the data, those of a run that is resumed counted; 1 if nothing else is given.
         steps_per_epoch: steps of a pass, where it is to be shorter than the data, or these have no length.
-        eval_frequency: a whole number of steps between validations, or a fraction (up to 1.0) of all steps; 0 or None
-            for no validation. The last step is followed by one in any case.
+        eval_frequency: a whole number of steps between validations, or a fraction (up to 1.0) of the steps that ``fit``
+            makes; 0 or None for no validation. The last step is followed by one in any case.
         eval_steps: batches of each validation; None for all.
         grad_accum_steps: batches for each step.
 
@@ -106,12 +106,18 @@ class TrainingLoop(Callback):
             raise ValueError(msg)
         return length // self.grad_accum_steps
 
-    def validates_after(self, step: int, last: int) -> bool:
-        """Whether a validation follows a step."""
+    def validates_after(self, step: int, steps: range) -> bool:
+        """Whether a validation follows a step, of those that ``fit`` is to make.
+
+        A fraction is one of these, counted from the first of them.
+        """
         if not self.eval_frequency:
             return False
-        every = self.eval_frequency if isinstance(self.eval_frequency, int) else round(self.eval_frequency * last)
-        return step >= last or step % max(1, every) == 0
+        if step >= steps.stop:
+            return True
+        if isinstance(self.eval_frequency, int):
+            return step % self.eval_frequency == 0
+        return (step - steps.start) % max(1, round(self.eval_frequency * len(steps))) == 0
 
 
 def length_of(dataloader: Any) -> int | None:

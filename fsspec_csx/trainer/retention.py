@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.paths import redacted
-from fsspec_csx.trainer import processes, roots
+from fsspec_csx.trainer import roots
 from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.passing import several
 
 if TYPE_CHECKING:
     import torch
@@ -85,13 +87,16 @@ class KeepNCheckpoints(_Retention):
 class KeepBestCheckpoints(_Retention):
     """Keeps the checkpoints of a run after which validation was best, and the newest.
 
+    Where a step is both validated and saved, it is saved after the validation, whose result the checkpoint holds: so
+    the best ones stay through any number of resumes. In one process it is saved also if the validation fails.
+
     Args:
         n: how many; None for all.
-        metric: of the validation, by the name that the model gives it.
+        metric: of the validation, by the name that the model gives it. NaN is never among the best.
         mode: ``min`` if less is better, or ``max``.
 
     Raises:
-        ValueError: for a number below 1, or another mode.
+        ValueError: for a number below 1, or another mode; from ``fit``, if there is no validation, or no such metric.
     """
 
     def __init__(self, n: int | None = 1, metric: str = "loss", mode: str = "min") -> None:
@@ -104,29 +109,53 @@ class KeepBestCheckpoints(_Retention):
         self.metric = metric
         self.mode = mode
         self._values: dict[str, float] = {}
+        self._result: tuple[int, float] | None = None
+        self._saved: float | None = None
+
+    def setup(self, trainer: Trainer) -> None:
+        trainer.checkpoint.follows_validation = True
 
     def kept(self) -> set[str]:
-        # Of one that was not validated yet nothing is known; only the newest can be so.
         known = [name for name in self._names if name in self._values]
         known.sort(key=self._values.__getitem__, reverse=self.mode == "max")
         return {*known[: self.n]}
 
+    def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
+        if not loop.eval_frequency or not several(val_dataloader):
+            msg = "KeepBestCheckpoints has no validation to go by. Give val_dataloader, and an eval_frequency above 0."
+            raise ValueError(msg)
+
     def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: Any) -> None:
         if not trainer.is_fitting:
             return
-        trainer.checkpoint.wait(trainer)
-        if processes.is_first() and self._names and trainer.checkpoint.saved_at == trainer.global_step:
-            self._values[self._names[-1]] = loop.metrics[self.metric]
-            self.clean(trainer)
+        if self.metric not in loop.metrics:
+            names = ", ".join(loop.metrics)
+            msg = f"The validation has no metric {self.metric!r}. Give KeepBestCheckpoints one of these: {names}."
+            raise ValueError(msg)
+        self._result = trainer.global_step, float(loop.metrics[self.metric])
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, state_dict)
-        state_dict["retention"][type(self).__name__]["values"] = dict(self._values)
+        step, value = self._result or (None, math.nan)
+        self._saved = value if step == trainer.global_step else math.nan
+        state_dict["retention"][type(self).__name__] |= {"values": dict(self._values), "value": self._saved}
+
+    def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
+        self._add(ckpt_path, self._saved)
+        super().on_after_save_checkpoint(trainer, ckpt_path)
 
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         super().on_load_checkpoint(trainer, state_dict)
         own = state_dict.get("retention", {}).get(type(self).__name__, {})
-        self._values = {name: value for name, value in own.get("values", {}).items() if name in self._names}
+        self._values = {}
+        for name, value in own.get("values", {}).items():
+            self._add(name, value)
+        if trainer.checkpoint.resumed_from is not None:
+            self._add(trainer.checkpoint.resumed_from, own.get("value"))
+
+    def _add(self, path: str, value: Any) -> None:
+        if isinstance(value, (int, float)) and not math.isnan(value):
+            self._values[path.rpartition("/")[2]] = value
 
 
 def _check_number(n: Any) -> None:

@@ -7,7 +7,7 @@ key is one item, so that it comes back as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +87,13 @@ class _Planner(DefaultSavePlanner):
         self.state_dict, self.mappings = state_dict, {**self._paths}
 
 
-def load(trainer: Trainer, path: str) -> Any:
+def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = None) -> Any:
     """Load a checkpoint, sharded or not; of tensors that are sharded both there and here, this process's parts alone.
+
+    Args:
+        trainer: whose model and optimizer tell what is sharded.
+        path: of the checkpoint.
+        wanted: whether an entry of this name is loaded; None for all.
 
     Raises:
         CheckpointError: a ValueError, if it is damaged.
@@ -97,9 +102,11 @@ def load(trainer: Trainer, path: str) -> Any:
     like = _sharded_here(trainer)
     folder = folder_at(path, None)
     if not like or not processes.agreed(processes.is_first() and folder.exists(MANIFEST)):
-        return checkpoint.load(path, map_location="cpu")
+        return checkpoint.load(path, keys=wanted, map_location="cpu")
     metadata = manifest.read(folder)
     state = whole.nested(metadata)
+    if wanted is not None:
+        state = names.select(state, names.Choice(state, wanted, folder.name))
     items: dict[str, Any] = {}
     for name, entry in names.walk(state):
         if isinstance(entry, whole.Entry):

@@ -7,7 +7,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.checkpoint import load, save
-from fsspec_csx.trainer import roots
+from fsspec_csx.trainer import checking, roots
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class LoadCheckpointStates(Callback):
         self.states = _keys(load_checkpoint_states)
 
     def preprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        for key in state_dict.keys() - _chosen(self.states, state_dict):
+        for key in state_dict.keys() - chosen(self.states, state_dict):
             del state_dict[key]
 
 
@@ -58,16 +58,27 @@ class SaveCheckpointState(Callback):
         self.states = _keys(checkpoint_states)
         self.checkpoint_name = checkpoint_name
         self._count = 0
+        self._is_due = False
+
+    def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        self._count += 1
+        self._is_due = self._count % self.k == 0 or trainer.is_last_step
+        state_dict["saved_checkpoints"] = self._count
+
+    def postprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        chosen(self.states, state_dict)  # a wrong name is an error of the first checkpoint, not of the k-th
+
+    def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        if "saved_checkpoints" in state_dict:
+            self._count = checking.count_in(state_dict["saved_checkpoints"])
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
-        self._count += 1
-        if self._count % self.k and not trainer.is_last_step:
+        if not self._is_due:
             return
-        saved = load(ckpt_path, map_location="cpu")
         folder, _, name = ckpt_path.rpartition("/")
         states = "_".join(self.states or ["all"])
         own = roots.joined(folder, self.checkpoint_name.format(checkpoint_states=states, ckpt_name=name))
-        save({key: saved[key] for key in saved if key in _chosen(self.states, saved)}, own)
+        save(load(ckpt_path, keys=self.states, map_location="cpu"), own)
 
 
 def _keys(states: str | Iterable[str]) -> list[str] | None:
@@ -77,10 +88,16 @@ def _keys(states: str | Iterable[str]) -> list[str] | None:
     return [*states]
 
 
-def _chosen(states: list[str] | None, state_dict: dict[str, Any]) -> set[str]:
+def chosen(states: list[str] | None, held: Iterable[str]) -> set[str]:
+    """Of the states that a checkpoint holds the chosen ones; None stands for all.
+
+    Raises:
+        KeyError: if it lacks one.
+    """
     if states is None:
-        return {*state_dict}
-    if unknown := [each for each in states if each not in state_dict]:
-        msg = f"The checkpoint has no state {', '.join(map(repr, unknown))}. It has {', '.join(map(repr, state_dict))}."
+        return {*held}
+    held = [*held]
+    if unknown := [each for each in states if each not in held]:
+        msg = f"The checkpoint has no state {', '.join(map(repr, unknown))}. It has {', '.join(map(repr, held))}."
         raise KeyError(msg)
     return {*states}

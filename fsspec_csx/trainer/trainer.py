@@ -52,6 +52,7 @@ class Trainer:
         global_step: steps that were trained, those before a resume included.
         stepped: whether the last batch completed a step.
         is_last_step: whether the training ends with this step.
+        validates_next: whether a validation follows the last batch.
         is_fitting: whether ``fit`` is under way.
         batches: the training data; None outside ``fit``.
 
@@ -92,7 +93,7 @@ class Trainer:
                 msg = f"{each!r} is no Callback. Derive its class from fsspec_csx.trainer.Callback."
                 raise TypeError(msg)
         self.global_step = 0
-        self.stepped = self.is_last_step = self.is_fitting = False
+        self.stepped = self.is_last_step = self.validates_next = self.is_fitting = False
         self.batches: Batches | None = None
         self._termination = Termination()
         self.call("pre_setup")
@@ -167,6 +168,7 @@ class Trainer:
             self.batches = Batches(train_dataloader, limit, processes.count())
             stack.callback(setattr, self, "batches", None)
             loaded = self._load(ckpt_path)
+            first = self.global_step
             last = loop.last_step(train_dataloader, self.global_step)
             self.call("on_fit_start", train_dataloader, val_dataloader, loop)
             if loaded is not None:
@@ -176,14 +178,14 @@ class Trainer:
             stack.callback(setattr, self, "is_fitting", False)
             loop_idx = 0
             while self.global_step < last:
-                self._train(train_dataloader, loop, loop_idx, last)
+                self._train(train_dataloader, loop, loop_idx, range(first, last))
                 if loop.eval_frequency:
                     self._validate_between(val_dataloader, loop_idx)
                 loop_idx += 1
             self.call("on_fit_end", loop)
 
-    def _train(self, dataloader: Any, loop: TrainingLoop, loop_idx: int, last: int) -> None:
-        """Train up to the next validation, or the end."""
+    def _train(self, dataloader: Any, loop: TrainingLoop, loop_idx: int, steps: range) -> None:
+        """Train up to the next validation, or the end of these steps, of which some may have been made."""
         assert self.batches is not None
         self.model.train()
         self.call("on_train_start", self.model, dataloader, loop, loop_idx)
@@ -193,7 +195,7 @@ class Trainer:
             batch = moved(self.device, self.batches.next())
             self.call("on_train_batch_start", self.model, batch, batch_idx)
             self.stepped = (batch_idx + 1) % loop.grad_accum_steps == 0
-            self.is_last_step = self.stepped and self.global_step + 1 == last
+            self.is_last_step = self.stepped and self.global_step + 1 == steps.stop
             outputs = self.training_step(batch, loop.grad_accum_steps)
             losses.append(outputs["loss"].detach())
             if self.stepped:
@@ -201,6 +203,7 @@ class Trainer:
                 if self.logging.is_log_step(self):
                     self.log_metrics(loss=torch.stack(losses).mean())
                 losses.clear()
+            self.validates_next = self.stepped and loop.validates_after(self.global_step, steps)
             self.call("on_train_batch_end", self.model, outputs, batch, batch_idx)
             batch_idx += 1
             if not self.stepped:
@@ -210,7 +213,7 @@ class Trainer:
                 self.checkpoint.wait(self)
             if terminated:
                 self._leave()
-            if self.global_step >= last or loop.validates_after(self.global_step, last):
+            if self.global_step >= steps.stop or self.validates_next:
                 break
         self.call("on_train_end", self.model, loop, loop_idx)
 
@@ -311,16 +314,25 @@ class Trainer:
 
     def _validate_between(self, val_dataloader: Any, loop_idx: int) -> None:
         assert isinstance(self.loop, TrainingLoop)
+        with self._undisturbed():
+            for loader in several(val_dataloader):
+                with contextlib.ExitStack() as stack:
+                    self.call("on_enter_validate", stack, loader, self.loop.val_loop)
+                    stack.enter_context(self._on_exception("on_validate_exception"))
+                    validation.run(self, loader, self.loop.val_loop)
+            self.call("run_validation", loop_idx, self.is_last_step)
+        self.checkpoint.save_if_due(self)
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """What is drawn within the block does not change what the training draws."""
         assert self.batches is not None
         before, objects = random_states.taken(), self.batches.objects.taken()
-        for loader in several(val_dataloader):
-            with contextlib.ExitStack() as stack:
-                self.call("on_enter_validate", stack, loader, self.loop.val_loop)
-                stack.enter_context(self._on_exception("on_validate_exception"))
-                validation.run(self, loader, self.loop.val_loop)
-        self.call("run_validation", loop_idx, self.is_last_step)
-        random_states.restore(before)
-        self.batches.objects.restore(objects)
+        try:
+            yield
+        finally:
+            random_states.restore(before)
+            self.batches.objects.restore(objects)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -341,9 +353,9 @@ class Trainer:
         self._load(ckpt_path)
 
     def _load(self, path: Any) -> dict[str, Any] | None:
-        if path is _UNSAID:
-            auto = self.checkpoint.autoload_last_checkpoint
-            path = processes.agreed(self.checkpoint.get_latest_checkpoint(self) if auto else None)
+        if path is _UNSAID and self.checkpoint.autoload_last_checkpoint:
+            return self.checkpoint.load_latest(self)
+        path = None if path is _UNSAID else path
         return self.checkpoint.load(self, None if path is None else os.fspath(path))
 
     # -- how it ends -----------------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""Reading a checkpoint to resume from: only what of it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fsspec_csx.checkpoint import inspect, load
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.paths import redacted
+from fsspec_csx.trainer import processes, some_states
+
+if TYPE_CHECKING:
+    from fsspec_csx.trainer.trainer import Trainer
+
+_DAMAGED = (CheckpointError, FileNotFoundError, IsADirectoryError)  # the latter of folders without a manifest
+_OPTIMIZER = ("optimizer.state", "optimizer.param_groups")
+_TRAINING = {"model", "optimizer", "schedulers", "global_step"}
+
+
+def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
+    """A checkpoint, without the bytes of states that are not needed; all processes must call it.
+
+    Args:
+        trainer: that is going to resume.
+        path: of the checkpoint.
+        states: the needed ones; None for all.
+
+    Raises:
+        CheckpointError: a ValueError, if it is damaged.
+        KeyError: if it lacks a state.
+        OSError: what the filesystem raised.
+    """
+    if not processes.are_parts(trainer.model):
+        return load(path, keys=_wanted(trainer, path, states), map_location="cpu")
+    from fsspec_csx.trainer import sharding  # only here, as it imports torch.distributed.checkpoint
+
+    return sharding.load(trainer, path, _wanted(trainer, path, states))
+
+
+def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
+    """The same; None, with a warning, if it is damaged or incomplete for any process."""
+    error: Exception | None = None
+    found = None
+    try:
+        found = read(trainer, path, states)
+    except _DAMAGED as damage:
+        error = damage
+        trainer.logger.warning("%s is passed over: %s", redacted(path), error)
+    (failed,) = processes.together(error is not None)
+    return None if failed else found
+
+
+def _wanted(trainer: Trainer, path: str, states: list[str] | None) -> Callable[[str], bool] | None:
+    """Whether an entry of a checkpoint is needed, by its name; None if all are."""
+    spared = _OPTIMIZER if trainer.optimizer is None else ()
+    if states is not None:
+        info = inspect(path)
+        held = [*dict.fromkeys(name.partition(".")[0] for name in (*info.tensors, *info.values))]
+        if not _TRAINING.isdisjoint(held):  # else it has the tensors of a model alone
+            chosen = some_states.chosen(states, held)
+            return lambda name: name.partition(".")[0] in chosen and not name.startswith(spared)
+    return (lambda name: not name.startswith(spared)) if spared else None
