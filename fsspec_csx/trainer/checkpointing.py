@@ -112,7 +112,8 @@ class Checkpoint(Callback):
         self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         if self._pending is not None and self._pending[1].done() and not self.failed:
-            self.wait(trainer)
+            (path, _), self._pending = self._pending, None
+            self._whole(trainer, path)
         due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
         self._is_due = trainer.stepped and due
         if self._is_due and not (self.follows_validation and trainer.validates_next):
@@ -173,15 +174,31 @@ class Checkpoint(Callback):
         self.wait(trainer)
 
     def wait(self, trainer: Trainer) -> None:
-        """Wait until the last checkpoint is whole.
+        """Wait until the last checkpoint is whole; all processes must call it.
 
         Raises:
             OSError: what the filesystem raised when it was written.
+            RuntimeError: if another process failed to write it.
         """
-        if self._pending is not None:
-            (path, future), self._pending = self._pending, None
+        error = self._finished(trainer)
+        (failed,) = processes.together(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            msg = "Another process did not save the last checkpoint. Its error says why."
+            raise RuntimeError(msg)
+
+    def _finished(self, trainer: Trainer) -> BaseException | None:
+        """Wait until what this process saves is whole; the error, if it fails."""
+        if self._pending is None:
+            return None
+        (path, future), self._pending = self._pending, None
+        try:
             future.result()
             self._whole(trainer, path)
+        except Exception as error:
+            return error
+        return None
 
     @property
     def failed(self) -> bool:
@@ -203,17 +220,17 @@ class Checkpoint(Callback):
         return path
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
-        self.wait(trainer)
-        processes.together(False)  # so that no process ends before the checkpoint is whole
+        self.wait(trainer)  # so that no process ends before the checkpoint is whole
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         try:
             if self._is_due and isinstance(exception, Exception) and processes.count() == 1:
                 self.save(trainer)
-            self.wait(trainer)
-        except Exception as error:  # the one that ends the training must not be hidden
-            if error is not exception:
-                trainer.logger.error("The last checkpoint was not saved: %s", error)
+            error = self._finished(trainer)
+        except Exception as failed:
+            error = failed
+        if error is not None and error is not exception:  # it must not hide the one that ends the training
+            trainer.logger.error("The last checkpoint was not saved: %s", error)
 
     # -- loading ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fsspec_csx.trainer import processes
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Logging(Callback):
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
             self.logger.addHandler(handler)
 
+    def setup(self, trainer: Trainer) -> None:
+        """Let the first process alone speak, if all is well."""
+        if not processes.is_first():
+            self.logger.setLevel(max(self.logger.level, logging.WARNING))
+
     def is_log_step(self, trainer: Trainer) -> bool:
         """Whether metrics of this step are logged."""
         every = self.log_steps
@@ -46,7 +52,7 @@ class Logging(Callback):
 
 
 class Logger(Callback):
-    """Takes the metrics of a run; subclasses say where to."""
+    """Takes the metrics of a run, in the first process; subclasses say where to."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Take the metrics of a step."""
@@ -92,18 +98,23 @@ class TensorBoardLogger(Logger):
         except ImportError as error:
             msg = "The package tensorboard is not installed. Install fsspec-csx[trainer], or leave this logger away."
             raise ImportError(msg) from error
-        folder = os.fspath(self.summary_dir or os.path.join(trainer.model_dir, "tensorboard"))
-        self._writer = SummaryWriter(folder)
+        if processes.is_first():
+            folder = os.fspath(self.summary_dir or os.path.join(trainer.model_dir, "tensorboard"))
+            self._writer = SummaryWriter(folder)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
-        self._writer.flush()
+        self._flush()
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        self._writer.flush()
+        self._flush()
 
     def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: Any) -> None:
-        self._writer.flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import random
+import time
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map
+
+from fsspec_csx.trainer import random_states
 
 
 def device(named: str | torch.device | None) -> torch.device:
@@ -93,18 +95,49 @@ def diversify() -> None:
     """Let the processes that follow the first draw other random numbers than it does."""
     if count() > 1 and dist.get_rank():
         seed = int(torch.empty((), dtype=torch.int64).random_().item()) + dist.get_rank()
-        torch.manual_seed(seed)
-        random.seed(seed)
+        random_states.seed(seed)
 
 
 def together(*flags: bool) -> list[bool]:
-    """Of each, whether any process has a true one."""
+    """Of each, whether any process has a true one; all must call it."""
+    return [bool(each) for each in _largest(*flags)]
+
+
+def _largest(*numbers: int) -> list[int]:
     if count() == 1:
-        return [*flags]
+        return [*numbers]
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    found = torch.tensor(flags, dtype=torch.int64, device=device)
+    found = torch.tensor(numbers, dtype=torch.int64, device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
-    return [bool(each) for each in found.tolist()]
+    return [int(each) for each in found.tolist()]
+
+
+class NowAndThen:
+    """Asks the other processes about once a second, in all of them at the same step: a question at each would slow it.
+
+    A process alone has nobody to ask, and knows at once.
+    """
+
+    _SECONDS = 1.0
+    _STEPS_MAX = 64
+
+    def __init__(self) -> None:
+        self._steps = self._left = 1
+        self._since = time.monotonic()
+
+    def together(self, *flags: bool) -> list[bool]:
+        """Called at each step: as the function of this name, but false between two questions."""
+        if count() == 1:
+            return [*flags]
+        self._left -= 1
+        if self._left:
+            return [False for _ in flags]
+        now = time.monotonic()
+        fitting = int(self._SECONDS * self._steps / max(now - self._since, 1e-9))
+        *found, steps = _largest(*flags, -max(1, min(fitting, 2 * self._steps, self._STEPS_MAX)))
+        self._steps = self._left = -steps
+        self._since = now
+        return [bool(each) for each in found]
 
 
 def apart() -> dist.ProcessGroup | None:

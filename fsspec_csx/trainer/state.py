@@ -68,7 +68,7 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
     if "optimizer" in state and trainer.optimizer is not None:
         with checking.putting_back(path, "optimizer"):
             _check_optimizer(trainer.optimizer, state["optimizer"], path)
-    if "schedulers" in state:
+    if "schedulers" in state and trainer.optimizer is not None:
         _check_schedulers(trainer.schedulers, state["schedulers"], path)
     if "model" in state:
         with checking.putting_back(path, "model"):

@@ -143,7 +143,8 @@ class Trainer:
         """Train, and validate now and then.
 
         On SIGTERM the step under way is completed and saved (if checkpoints are), and the process exits with status
-        143. What is drawn from random generators by validation does not change the training.
+        143; many processes do so together, and agree on it about once a second. What is drawn from random generators by
+        validation does not change the training.
 
         Args:
             train_dataloader: batches to train with.
@@ -162,11 +163,12 @@ class Trainer:
             raise TypeError(msg)
         with contextlib.ExitStack() as stack:
             self.call("on_enter_fit", stack, train_dataloader, val_dataloader, loop)
+            stack.callback(setattr, self, "batches", None)
+            stack.callback(setattr, self, "is_fitting", False)
             stack.enter_context(self._on_exception("on_fit_exception"))
             stack.enter_context(self._termination.noted())
             limit = loop.steps_per_epoch and loop.steps_per_epoch * loop.grad_accum_steps
             self.batches = Batches(train_dataloader, limit, processes.count())
-            stack.callback(setattr, self, "batches", None)
             loaded = self._load(ckpt_path)
             first = self.global_step
             last = loop.last_step(train_dataloader, self.global_step)
@@ -174,8 +176,8 @@ class Trainer:
             if loaded is not None:
                 state.restore_position(self, loaded, self.checkpoint.resumed_from or "")
                 del loaded
+            self._asked = processes.NowAndThen()
             self.is_fitting = True
-            stack.callback(setattr, self, "is_fitting", False)
             loop_idx = 0
             while self.global_step < last:
                 self._train(train_dataloader, loop, loop_idx, range(first, last))
@@ -208,7 +210,7 @@ class Trainer:
             batch_idx += 1
             if not self.stepped:
                 continue
-            terminated, failed = processes.together(self._termination.asked, self.checkpoint.failed)
+            terminated, failed = self._asked.together(self._termination.asked, self.checkpoint.failed)
             if failed:  # all end at the same step, with the same error
                 self.checkpoint.wait(self)
             if terminated:
