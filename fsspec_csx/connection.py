@@ -14,7 +14,8 @@ from botocore import exceptions as boto
 from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
 
-from fsspec_csx import credentials, doubt, understood
+from fsspec_csx import credentials, doubt, half_pairs, understood
+from fsspec_csx.checksum_mode import ChecksumMode
 from fsspec_csx.errors import (
     CSXError,
     DeleteError,
@@ -32,6 +33,9 @@ from fsspec_csx.transfer import Transfer
 
 # How often a request is signed anew, each time with other credentials.
 _RENEWALS = 4
+# What may be wrong with the source of a copy rather than its target.
+_OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "PreconditionFailed"})
+_WRITES = frozenset({"complete_multipart_upload", "put_object"})
 # botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
 _loaders: dict[str | None, Any] = {}
 
@@ -45,7 +49,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        credentials.check_options(self.key, self.secret, self.token, self.client_kwargs)
+        half_pairs.check_options(self.key, self.secret, self.token, self.client_kwargs)
         for url in (self.endpoint_url, self.client_kwargs.get("endpoint_url")):
             credentials.check_endpoint(url)
         # Files open for writing, by id: fsspec hashes some files by asking the server for them.
@@ -55,6 +59,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
+        self._checksum_mode = ChecksumMode()
         self._of_parent: Any = None
         redact_logs()
 
@@ -105,6 +110,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         if client not in self._watched:
             self._watched.add(client)
             client.meta.events.register_first("needs-retry.s3", stay)
+            self._checksum_mode.watch(client)
             doubt.watch(client)
             understood.watch(client)
             client.meta.events.register_first("needs-retry.s3", give_up)
@@ -189,11 +195,16 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     async def _explained(
         self, error: Exception, method: str, kwargs: Mapping[str, Any], found: doubt.Doubt
     ) -> Exception:
+        source = kwargs.get("CopySource")
+        named = kwargs
+        if isinstance(source, dict) and code_of(error) in _OF_SOURCE:
+            named = source
         request = Request(
             operation="".join(word.capitalize() for word in method.split("_")),
-            bucket=str(kwargs.get("Bucket", "")),
-            key=str(kwargs.get("Key", "")),
+            bucket=str(named.get("Bucket", "")),
+            key=str(named.get("Key", "")),
             exclusive="IfNoneMatch" in kwargs,
+            pinned="CopySourceIfMatch" in kwargs or (method in _WRITES and "IfMatch" in kwargs),
             endpoint=self._endpoint,
             region=self._s3.meta.region_name if self._s3 else None,
             identity=self._identity,

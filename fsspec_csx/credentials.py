@@ -33,12 +33,12 @@ from fsspec_csx.errors import (
     UnknownProfileError,
 )
 from fsspec_csx.explain import RedirectedError
+from fsspec_csx.half_pairs import CLIENT_SECRETS, check_session
 from fsspec_csx.redaction import blotted, without_user
 
 # The options of a filesystem that say who is asking, by the rules above.
 OPTIONS = frozenset({"anon", "key", "password", "profile", "profile_name", "secret", "session", "token", "username"})
 SETTING = "backends.csx.storage.s3.profile"
-_CLIENT_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 # What STS answers when it is asked with what is no longer valid.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
 # What botocore calls the sources that are no profile.
@@ -71,7 +71,7 @@ def settle(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str 
     if "profile_name" in options:
         options["profile"] = options.pop("profile_name") or options.get("profile")
     named = any(options.get(name) for name in OPTIONS) or any(
-        (options.get("client_kwargs") or {}).get(name) for name in _CLIENT_SECRETS
+        (options.get("client_kwargs") or {}).get(name) for name in CLIENT_SECRETS
     )
     if not named and setting is not None:
         options["profile"] = setting
@@ -80,20 +80,6 @@ def settle(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str 
         masked = {name: None for name in OPTIONS & configured.keys() if name != "profile_name"}
         options = {**masked, **options}
     return options
-
-
-def check_pair(key: str | None, secret: str | None, token: str | None, where: str) -> None:
-    """Raise IncompleteCredentialsError if one half of an access key is there without the other."""
-    if bool(key) == bool(secret) and (key or not token):
-        return
-    have, lack = ("key", "secret") if key else ("secret", "key") if secret else ("token", "key and secret")
-    raise IncompleteCredentialsError(f"Half a pair of credentials: {where} gives the {have} without the {lack}.", _BOTH)
-
-
-def check_options(key: str | None, secret: str | None, token: str | None, client: Mapping[str, Any]) -> None:
-    """Raise IncompleteCredentialsError if the options of a filesystem give half a pair."""
-    whole = [given or client.get(name) for given, name in zip((key, secret, token), _CLIENT_SECRETS, strict=True)]
-    check_pair(whole[0], whole[1], whole[2], "the call or the fsspec configuration")
 
 
 def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
@@ -155,7 +141,7 @@ async def find(session: Any) -> tuple[str, str]:
         EndpointError: if who gives the credentials cannot be reached.
     """
     with _told(session):
-        _check_halves(session)
+        check_session(session, _profile(session))
         credentials = await session.get_credentials()
     if credentials is None:
         raise _none_found(session)
@@ -234,18 +220,6 @@ def _profile(session: Session) -> str:
     return str(session.get_config_variable("profile") or "default")
 
 
-def _check_halves(session: Session) -> None:
-    """botocore overlooks a secret without its key and goes on to the next source: say so instead."""
-    if session.instance_variables().get("profile") is None:
-        key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-        check_pair(key, secret, None, "the environment")
-        if key:
-            return
-    profile = _profile(session)
-    section = session.full_config["profiles"].get(profile, {})
-    check_pair(section.get("aws_access_key_id"), section.get("aws_secret_access_key"), None, f"profile {profile!r}")
-
-
 def _none_found(session: Session) -> NoCredentialsError:
     config, shared = _files(os.environ)
     files = " and ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in (config, shared))
@@ -281,7 +255,7 @@ def mask(key: str) -> str:
 def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a filesystem less everything that proves who is asking; such a copy falls back on the rules."""
     public = {name: value for name, value in options.items() if name not in OPTIONS - {"anon", "profile"}}
-    for name, secrets in (("client_kwargs", _CLIENT_SECRETS), ("s3_additional_kwargs", _CUSTOMER_KEYS)):
+    for name, secrets in (("client_kwargs", CLIENT_SECRETS), ("s3_additional_kwargs", _CUSTOMER_KEYS)):
         if isinstance(public.get(name), Mapping):
             public[name] = {key: value for key, value in public[name].items() if key not in secrets}
     config = public.get("config_kwargs")

@@ -13,6 +13,7 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── BucketNotFoundError (FileNotFoundError)
     ├── ObjectNotFoundError (FileNotFoundError)
     ├── ObjectExistsError (FileExistsError)     only a new object was to be written
+    ├── ObjectChangedError (OSError)            an object changed while it was copied or appended to
     ├── InvalidBucketNameError (ValueError)
     ├── ClockSkewError (PermissionError)
     ├── WrongRegionError (OSError)
@@ -65,6 +66,7 @@ __all__ = [
     "MissingEntryError",
     "NoCredentialsError",
     "NoSpaceError",
+    "ObjectChangedError",
     "ObjectExistsError",
     "ObjectNotFoundError",
     "RefusedError",
@@ -144,6 +146,10 @@ class ObjectNotFoundError(CSXError, FileNotFoundError):
 
 class ObjectExistsError(CSXError, FileExistsError):
     """An object that was to be created is there."""
+
+
+class ObjectChangedError(CSXError, OSError):
+    """An object changed while it was copied, appended to, or given other metadata."""
 
 
 class InvalidBucketNameError(CSXError, ValueError):

@@ -22,6 +22,7 @@ from fsspec_csx.errors import (
     ExpiredCredentialsError,
     InvalidBucketNameError,
     NoSpaceError,
+    ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
     RefusedError,
@@ -74,6 +75,7 @@ class Request:
     endpoint: str
     region: str | None
     identity: str
+    pinned: bool = False  # only if the object that is copied or replaced has a certain ETag
 
     @property
     def target(self) -> str:
@@ -108,10 +110,17 @@ def explain(error: Exception, request: Request) -> Exception:
     code = code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
+    if request.pinned and code in ("ConditionalRequestConflict", "PreconditionFailed", "412"):
+        return changed(request.target)
     if tell := _BY_CODE.get(code):
         return tell(request, _details(error))
     # What s3fs makes of other codes; it is told apart by type where it is some builtin in particular.
     return _refused(request, _details(error), error.errno) if code and type(error) is OSError else error
+
+
+def changed(target: str) -> ObjectChangedError:
+    """The error for an object that another program replaced between two requests."""
+    return ObjectChangedError(f"{target} changed meanwhile.", "Try again when no other program writes to it.")
 
 
 def _details(error: BaseException) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from fsspec.asyn import sync
 
+from fsspec_csx.appending import Existing, existing, where_possible
 from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
-from fsspec_csx.part_sizes import LARGEST_PART
 from fsspec_csx.payload import single_bytes
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.reading import ReadFile
@@ -50,12 +50,14 @@ class CSXFile(ReadFile):
 
     # What __del__ finds on a file whose __init__ failed.
     mode = "rb"
+    blocksize: int
     forced: bool
     _opening: Opening | None = None  # None in reading, and while it is being opened
     _finished = False
     _dropped = False
     _pid = 0
     _asked: Instruction | None = None
+    _existing: Existing | None = None  # what mode ab appends to
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         if mode == "rb":
@@ -66,22 +68,28 @@ class CSXFile(ReadFile):
         fs.connect()
         if mode == "xb":
             sync(fs.loop, check_absent, fs, path)
-        super().__init__(fs, path, mode, **kwargs)
+        # s3fs appends to what a listing of the folder had, and overwrites what came later.
+        super().__init__(fs, path, "wb" if mode == "ab" else mode, **kwargs)
+        self.mode = mode
         self.buffer = None
-        if self.append_block:
-            self._writer.sources = self._copied()
-        self._size_at_open = self.loc
         fs.unfinished[id(self)] = self
+        if mode == "ab":
+            self._begin_to_append()
         self._opening = Opening(path)
 
-    def _copied(self) -> list[dict[str, Any]]:
-        """What is to be copied by the server: all that there is, in equal parts, as none may be too small either."""
-        source = {"CopySource": {"Bucket": self.bucket, "Key": self.key}}
-        if self.loc <= LARGEST_PART:
-            return [source]
-        part = -(-self.loc // -(-self.loc // LARGEST_PART))
-        spans = [(start, min(start + part, self.loc)) for start in range(0, self.loc, part)]
-        return [{**source, "CopySourceRange": f"bytes={start}-{end - 1}"} for start, end in spans]
+    def _begin_to_append(self) -> None:
+        check_off_loop(self.fs)
+        looking = existing(
+            self._request, self.fs.transfer, self.bucket, self.key, self.blocksize, self.s3_additional_kwargs
+        )
+        with self.discarded_on_failure():
+            found = self._existing = self._start(looking).result()
+            self.s3_additional_kwargs.update(found.kept)
+            self.blocksize = found.part
+            self._request = where_possible(self._request, found.etag, f"s3://{self.path}")
+            self._writer.copied = found.copied
+            self._writer.write(found.tail, keep=True)
+        self.loc = found.size
 
     # -- the ways to end a write ------------------------------------------------------------------------------------
 
@@ -121,12 +129,17 @@ class CSXFile(ReadFile):
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
         with self.discarded_on_failure():
-            if not self.append_block or self.loc > self._size_at_open:
-                answer = self._writer.finish(**({"IfNoneMatch": "*"} if "x" in self.mode else {}))
+            if not self._existing or not self._existing.found or self.loc > self._existing.size:
+                answer = self._writer.finish(**self._conditions())
                 if self.fs.version_aware:
                     self.version_id = answer.get("VersionId")
         self.fs.invalidate_cache(self.path)
         self._end()
+
+    def _conditions(self) -> dict[str, str]:
+        if self._existing is not None:
+            return self._existing.conditions
+        return {"IfNoneMatch": "*"} if "x" in self.mode else {}
 
     def discard(self) -> None:
         """Forget what was written: the former object stays, and no multipart upload is left behind."""
@@ -234,6 +247,14 @@ class CSXFile(ReadFile):
         """
         asked, self._asked = self._asked, None
         return bool(super().seekable()) or (asked == calling_instruction() and not self.closed)
+
+    def expect_size(self, size: int) -> None:
+        """Say about how many bytes will be written, before any are: the parts of a large object are then of one size.
+
+        Args:
+            size: in bytes.
+        """
+        self._writer.expect(size)
 
     def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""

@@ -9,17 +9,20 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.checksum import CRC64NVME
-from fsspec_csx.errors import ExpiredCredentialsError, ObjectExistsError
+from fsspec_csx.errors import ExpiredCredentialsError, ObjectChangedError, ObjectExistsError
 from fsspec_csx.explain import BUSY, code_of
 from fsspec_csx.payload import Payload
 from fsspec_csx.record import UploadRecord
 from fsspec_csx.transfer import Transfer
+
+logger = logging.getLogger("fsspec_csx")
 
 Call = Callable[..., Awaitable[Any]]
 """Makes a request for one object: the operation's name as botocore's method has it, then its parameters."""
@@ -65,6 +68,7 @@ class Upload:
         self._call = call
         self._transfer = transfer
         self._checked = checked
+        self._carried = False  # whether its requests carry checksums; settled when it is created
         self._record = record
         self.id: str | None = None
         self.kept: dict[int, Kept] = {}
@@ -96,6 +100,7 @@ class Upload:
             try:
                 if record.current:
                     self.kept = await self._found(record)
+                    self._carried = self._checked and record.checksums
                     return record.part
             except OSError as error:  # it was ended, or is someone else's, or the server tells of no parts
                 if _may_go_on(error):
@@ -105,7 +110,7 @@ class Upload:
             record.forget()
         await self.create()
         if record and self.id:
-            record.begin(self.id, part)
+            record.begin(self.id, part, checksums=self._carried)
         return part
 
     async def _found(self, record: UploadRecord) -> dict[int, Kept]:
@@ -137,7 +142,7 @@ class Upload:
     async def create(self) -> None:
         """Begin."""
         checksum = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"} if self._checked else {}
-        answer = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
+        answer, self._carried = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
         self.id = answer["UploadId"]
 
     async def send(self, number: int, payload: Payload) -> None:
@@ -149,9 +154,8 @@ class Upload:
         """
 
         async def put() -> Any:
-            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._checked else {}
-            named = {"PartNumber": number, "UploadId": self.id, "Body": payload}
-            return await with_checksum(self._call, self._transfer, "upload_part", checksum, **named)
+            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
+            return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
 
         answer = await self._transfer.send(put, payload)
         self._etags[number] = answer["ETag"]
@@ -179,26 +183,29 @@ class Upload:
             return None
         return functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), parts, 0)
 
+    @property
+    def etag(self) -> str | None:
+        """The ETag that the object will have; None if the server gives other ones than MD5 sums."""
+        return _etag([self._etags[number] for number in sorted(self._etags)])
+
     async def complete(self, **conditions: str) -> Any:
         """Make the parts the object, and return the server's answer."""
         numbers = sorted(self._etags)
         parts = [{"PartNumber": number, "ETag": self._etags[number], **self._told[number]} for number in numbers]
         checksum = {}
-        if (crc := self.crc64nvme) is not None:
+        if self._carried and (crc := self.crc64nvme) is not None:
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(crc), "ChecksumType": "FULL_OBJECT"}
         named = {"UploadId": self.id, "MultipartUpload": {"Parts": parts}}
         try:
-            answer = await with_checksum(
-                self._call, self._transfer, "complete_multipart_upload", checksum, **named, **conditions
-            )
-        except (FileNotFoundError, FileExistsError) as error:
+            answer = await self._call("complete_multipart_upload", **named, **checksum, **conditions)
+        except (FileNotFoundError, FileExistsError, ObjectChangedError) as error:
             answer = await self._completed_before(error)
         self._ended()
         return answer
 
     async def _completed_before(self, error: OSError) -> Any:
         """The object, if it is of these parts: a connection may end after the server has completed an upload."""
-        expected = _etag([self._etags[number] for number in sorted(self._etags)])
+        expected = self.etag
         try:
             found = await self._call("head_object") if expected and await self._is_gone(error) else {}
         except OSError as failed:  # that the upload is gone tells more
@@ -247,11 +254,12 @@ async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool
 
     async def send() -> Any:
         checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if checked else {}
-        return await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
+        answer, _ = await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
+        return answer
 
     try:
         return await transfer.send(send, payload)
-    except ObjectExistsError as error:
+    except (ObjectExistsError, ObjectChangedError) as error:
         found: Any = {}
         if error.in_doubt:
             with contextlib.suppress(OSError):
@@ -263,18 +271,30 @@ async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool
 
 async def with_checksum(
     call: Call, transfer: Transfer, method: str, checksum: dict[str, str], **parameters: Any
-) -> Any:
-    """Make a request with a checksum, unless the server takes none: that is found out once, and remembered."""
-    if not checksum or not transfer.checksums:
-        return await call(method, **parameters)
+) -> tuple[Any, bool]:
+    """Make the request that begins a write, with a checksum unless the server takes none.
+
+    The first of a client settles that for all. What follows it, a part for one, is never sent again without.
+
+    Returns:
+        The answer, and whether the request carried the checksum.
+    """
+    if not checksum or transfer.checksums is False:
+        return await call(method, **parameters), False
     try:
-        return await call(method, **parameters, **checksum)
+        answer = await call(method, **parameters, **checksum)
     except Exception as error:
-        if code_of(error) not in _REFUSALS:
+        if transfer.checksums or code_of(error) not in _REFUSALS:
             raise
+        refusal = str(error)
+    else:
+        transfer.checksums = True
+        return answer, True
     answer = await call(method, **parameters)
-    transfer.checksums = False
-    return answer
+    if transfer.checksums is None:
+        transfer.checksums = False
+        logger.warning("Uploads carry no checksums, as the server refuses them: %s", refusal)
+    return answer, False
 
 
 def _may_go_on(error: BaseException) -> bool:

@@ -41,6 +41,7 @@ class UploadRecord:
         id: the server's name for the upload; None if there is none.
         part: bytes of a part of it.
         current: whether it is of the source as it is now.
+        checksums: whether its parts carry checksums.
         parts: ETag and CRC64NVME, if that was computed, of each part that the server has, by its number.
     """
 
@@ -51,6 +52,7 @@ class UploadRecord:
         self.id: str | None = None
         self.part = 0
         self.current = False
+        self.checksums = True
         self.parts: dict[int, tuple[str, int | None]] = {}
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # what has them was cut short
             self._read()
@@ -64,17 +66,19 @@ class UploadRecord:
         if not isinstance(told["upload"], str) or type(told["part"]) is not int or told["part"] < 1:
             return
         self.id, self.part, self.current = told["upload"], told["part"], told["state"] == self._state
+        self.checksums = told.get("checksums") is not False
         for line in parts:
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 number, etag, checksum = json.loads(line)
                 if type(number) is int and isinstance(etag, str) and _is_checksum(checksum):
                     self.parts[number] = etag, checksum
 
-    def begin(self, upload: str, part: int) -> None:
+    def begin(self, upload: str, part: int, *, checksums: bool = True) -> None:
         """Remember a new upload, in parts of so many bytes."""
         self.forget()
-        self.id, self.part, self.current = upload, part, True
-        self._append({"upload": upload, "part": part, "state": self._state, "target": self._target})
+        self.id, self.part, self.current, self.checksums = upload, part, True, checksums
+        head = {"upload": upload, "part": part, "state": self._state, "target": self._target, "checksums": checksums}
+        self._append(head)
 
     def add(self, number: int, etag: str, checksum: int | None) -> None:
         """Remember that the server has a part."""

@@ -55,7 +55,7 @@ class Transfer:
 
     Attributes:
         in_flight: the same.
-        checksums: whether uploads carry checksums; False once the server has refused them.
+        checksums: whether the server takes checksums of uploads; None before the first upload has settled it.
     """
 
     def __init__(self, client: Any, verify: bool | str, in_flight: int, former: Transfer | None = None) -> None:
@@ -72,7 +72,7 @@ class Transfer:
             "proxies_config": config.proxies_config,
         }
         self.in_flight = in_flight
-        self.checksums = True
+        self.checksums: bool | None = None
         self._loop = asyncio.get_running_loop()
         if former is not None and (former._loop, former._settings) == (self._loop, self._settings):
             self._session: URLLib3Session = former._session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mimetypes
 import os
 from collections.abc import Awaitable, Callable
@@ -10,10 +11,12 @@ from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
+from fsspec_csx.attributes import source_key
 from fsspec_csx.connection import ConnectedS3
-from fsspec_csx.errors import ChecksumError
+from fsspec_csx.errors import ChecksumError, ObjectExistsError
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.multipart import Call, Kept, Upload, all_of, put
+from fsspec_csx.part_copies import CopiedSpan
 from fsspec_csx.part_sizes import part_size_for
 from fsspec_csx.payload import FilePart, Memories, Payload, changed, single_bytes
 from fsspec_csx.record import Origin, recorded
@@ -42,6 +45,31 @@ class UploadingS3(ConnectedS3):
             return Memories([memory[start:end]])
 
         return await self._send(path, len(memory), payload, chunksize, mode, kwargs)
+
+    async def _touch(self, path: str, truncate: bool = True, data: Any = None, **kwargs: Any) -> Any:
+        """Make an empty object; as ``s3fs.S3FileSystem.touch``.
+
+        Args:
+            truncate: whether to replace an object that is there.
+
+        Raises:
+            ValueError: if there is one, unless ``truncate``; and if the path names a version.
+        """
+        bucket, key, version = self.split_path(path)
+        if version:
+            msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
+            raise ValueError(msg)
+        if truncate:
+            return await self._pipe_file(path, b"", **kwargs)
+        try:
+            # Asked before too, as some servers ignore the condition of a write.
+            with contextlib.suppress(FileNotFoundError):
+                await self._call_s3("head_object", self.kwargs, Bucket=bucket, Key=key)
+                raise ObjectExistsError(f"s3://{bucket}/{key} exists already.")
+            return await self._pipe_file(path, b"", mode="create", **kwargs)
+        except ObjectExistsError as error:
+            msg = f"s3://{bucket}/{key} exists, and S3 cannot change its time alone. Pass truncate=True to empty it."
+            raise ValueError(msg) from error
 
     async def _put_file(
         self,
@@ -95,7 +123,7 @@ class UploadingS3(ConnectedS3):
         self,
         path: str,
         size: int,
-        payload: Callable[[int, int], Awaitable[Payload]],
+        payload: Callable[[int, int], Awaitable[Payload | CopiedSpan]],
         part: int | None,
         mode: str,
         options: dict[str, Any],
@@ -108,6 +136,7 @@ class UploadingS3(ConnectedS3):
         """Make an object of payloads, each of the bytes between two positions.
 
         Args:
+            payload: may be a part of another object that the server copies, unless it is the only one.
             in_memory: bytes of payloads at a time, at most; if given, they come from elsewhere, and are not asked for
                 only to compare them.
             origin: where they come from; if given, an upload that is broken off is gone on with.
@@ -127,7 +156,9 @@ class UploadingS3(ConnectedS3):
                 ready(None)  # it has been read for its checksum, which what is sent now has to have
                 return await call(method, **parameters)
 
-            answer = await put(call_when_ready, self.transfer, await payload(0, size), checked=checked, **match)
+            whole = await payload(0, size)
+            assert isinstance(whole, Payload)
+            answer = await put(call_when_ready, self.transfer, whole, checked=checked, **match)
             advance(size)
             self.invalidate_cache(path)
             return answer
@@ -139,8 +170,10 @@ class UploadingS3(ConnectedS3):
                 known = kept is not None and kept.length == end - start
                 if known and (in_memory or await _same(kept, await payload(start, end))):
                     upload.keep(number)
+                elif isinstance(body := await payload(start, end), CopiedSpan):
+                    await upload.copy(number, **body.parameters, **source_key(self.s3_additional_kwargs))
                 else:
-                    await upload.send(number, await payload(start, end))
+                    await upload.send(number, body)
             advance(end - start)
 
         with recorded(origin, f"{self._endpoint} {path}") as record:
@@ -160,12 +193,15 @@ class UploadingS3(ConnectedS3):
 
         return call
 
+    touch = interruptible(_touch)
     pipe_file = interruptible(_pipe_file)
     put_file = interruptible(_put_file)
 
 
-async def _same(kept: Kept | None, payload: Payload) -> bool:
+async def _same(kept: Kept | None, payload: Payload | CopiedSpan) -> bool:
     """Whether a part that the server has is of these bytes."""
+    if isinstance(payload, CopiedSpan):
+        return False
     try:
         await asyncio.to_thread(payload.prepare)
     finally:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from s3fs.core import version_id_kw
 from s3fs.utils import FileExpired
 
+from fsspec_csx import attributes
 from fsspec_csx.checksum import Algorithm, of_object
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.explain import code_of
@@ -69,7 +70,8 @@ class Stamp:
         etag: differs from that of any other content.
         algorithm: of the checksum; None if the server tells none of the whole object.
         checksum: as S3 writes it.
-        headers: what the object has besides its bytes, as botocore names it.
+        headers: what a copy of the object gets besides its bytes, as botocore names it.
+        kept: what the object itself keeps when it gets other bytes or other metadata.
     """
 
     size: int
@@ -77,20 +79,7 @@ class Stamp:
     algorithm: Algorithm | None
     checksum: str
     headers: Mapping[str, Any]
-
-
-# What an object has besides its bytes, and a copy in parts must be told.
-_HEADERS = (
-    "CacheControl",
-    "ContentDisposition",
-    "ContentEncoding",
-    "ContentLanguage",
-    "ContentType",
-    "Expires",
-    "Metadata",
-    "StorageClass",
-    "WebsiteRedirectLocation",
-)
+    kept: Mapping[str, Any]
 
 
 async def stamp_of(fs: Any, path: str, version_id: str | None = None) -> Stamp:
@@ -101,8 +90,8 @@ async def stamp_of(fs: Any, path: str, version_id: str | None = None) -> Stamp:
     # The filesystem's own options, such as keys of encryption, are those of this request that it takes.
     head = await fs._call_s3("head_object", fs.kwargs, **named, ChecksumMode="ENABLED")
     algorithm, checksum = of_object(head["ResponseMetadata"].get("HTTPHeaders", {})) or (None, "")
-    kept = {name: head[name] for name in _HEADERS if name in head}
-    return Stamp(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, kept)
+    headers, kept = attributes.of_copy(head), attributes.of_new_state(head)
+    return Stamp(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, headers, kept)
 
 
 class Bytes:

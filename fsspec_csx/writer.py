@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from fsspec_csx.multipart import Call, Upload, put
-from fsspec_csx.part_sizes import LARGEST_PART, PARTS, part_size
+from fsspec_csx.multipart import Call, Upload, all_of, put
+from fsspec_csx.part_sizes import LARGEST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.payload import Memories, Payload
-from fsspec_csx.transfer import Transfer
+from fsspec_csx.transfer import PART, Transfer
 
 # Bytes of memory of our own on their way; another part is being filled meanwhile.
 _OWN_IN_FLIGHT = 48 * 2**20
 # Smaller memories are copied, also those that may be kept.
 _SMALL = 64 * 1024
 _CHUNK = 4 * 2**20
-# A part of memory that is not ours may have this share of what was sent before it, and so many bytes.
-_SHARES, _KEPT_PART = 8, 32 * 2**20
 # A larger memory that may not be kept is sent before the writing goes on, rather than copied.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
@@ -40,7 +39,7 @@ class PartWriter:
 
     Attributes:
         upload: the multipart upload, once there is one.
-        sources: objects, or parts of them, that the object begins with; as of UploadPartCopy.
+        copied: the parts of other objects that the object begins with; each by its parameters of UploadPartCopy.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class PartWriter:
         self._growing = growing
         self._checked = checked
         self.upload: Upload | None = None
-        self.sources: Sequence[dict[str, Any]] = ()
+        self.copied: Sequence[dict[str, Any]] = ()
         self._number = 0  # of the last part
         # What the next part has so far: memories, and behind them what lies copied in a part of a chunk.
         self._memories: list[memoryview] = []
@@ -88,11 +87,10 @@ class PartWriter:
         """
         at_once = not keep and len(view) >= _SENT_AT_ONCE
         while view:
-            coming = 0 if held or at_once else len(view)
-            room = self._limit(coming) - self._filled
+            room = self._part_size - self._filled
             if room <= 0:
                 self._send_part()
-                room = self._limit(coming)
+                room = self._part_size
             piece, view = view[:room], view[room:]
             if (keep and len(piece) >= _SMALL) or (at_once and len(piece) == room):
                 self._seal()
@@ -102,9 +100,15 @@ class PartWriter:
                 self._copy(piece)
             self._filled += len(piece)
         if at_once:
-            if self._filled >= self._limit(0):
+            if self._filled >= self._part_size:
                 self._send_part()
             self._wait_until(lambda: not self._in_flight)
+
+    def expect(self, size: int) -> None:
+        """Choose the size of the parts for about so many bytes, unless some were written."""
+        if not self._filled and not self._number and not self.copied:
+            first = first_part_size(size, self._first_part, chosen=self._first_part != PART)
+            self._first_part = self._part_size = first
 
     def finish(self, **conditions: str) -> Any:
         """Make what was written the object, and return the server's answer.
@@ -112,7 +116,7 @@ class PartWriter:
         Args:
             conditions: on which it is made, as of PutObject and CompleteMultipartUpload.
         """
-        if self.upload is None and not self.sources:
+        if self.upload is None and not self.copied:
             payload = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
             return self._result(self._start(sending))
@@ -124,7 +128,7 @@ class PartWriter:
 
     def fits(self, size: int) -> bool:
         """Whether ``write`` takes so many bytes without sending any, and so without waiting."""
-        return size < _SENT_AT_ONCE and self._filled + size <= self._limit(size)
+        return size < _SENT_AT_ONCE and self._filled + size <= self._part_size
 
     def stop(self) -> None:
         """Let a ``write`` or ``finish`` that waits in another thread raise, and send no more."""
@@ -146,16 +150,6 @@ class PartWriter:
         await self._transfer.ended(payloads)
         if self.upload is not None:
             await self.upload.abort()
-
-    def _limit(self, coming: int) -> int:
-        """Bytes at which the part is sent: more where they need no memory of their own, as the object grows.
-
-        Args:
-            coming: how many bytes that need such memory come next.
-        """
-        if self._own + coming > _SMALL or not self._growing:
-            return self._part_size
-        return max(self._part_size, min(self._sent_before // _SHARES, _KEPT_PART) // _SMALL * _SMALL)
 
     # -- the part that is being filled ------------------------------------------------------------------------------
 
@@ -221,9 +215,17 @@ class PartWriter:
             with contextlib.suppress(Exception):
                 creating.result(_CREATION_SECONDS)
             raise
-        for source in self.sources:
-            self._number += 1
-            self._result(self._start(self.upload.copy(self._number, **source)))
+        self._result(self._start(self._copy_parts(self.upload)))
+        self._number = len(self.copied)
+
+    async def _copy_parts(self, upload: Upload) -> None:
+        slots = asyncio.Semaphore(self._transfer.in_flight)
+
+        async def copy(number: int, parameters: dict[str, Any]) -> None:
+            async with slots:
+                await upload.copy(number, **parameters)
+
+        await all_of(copy(number, parameters) for number, parameters in enumerate(self.copied, 1))
 
     def _sent(self, future: Future[None], own: int) -> None:
         with self._changed:

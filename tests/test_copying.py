@@ -16,7 +16,7 @@ from conftest import recorded_requests
 from fsspec.callbacks import Callback
 from proxy import Fault, fault_proxy
 
-from fsspec_csx import copies, copy, load, move, save
+from fsspec_csx import copy, load, move, save, server_copies
 from fsspec_csx.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -200,7 +200,7 @@ def test_local_move_copies_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_server_copies_itself(folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same credentials the server copies; a large object in parts, with its metadata."""
-    monkeypatch.setattr(copies, "_COPIED_WHOLE", 6 * MIB)
+    monkeypatch.setattr(server_copies, "_COPIED_WHOLE", 6 * MIB)
     here = folder("s3")
     fs, inner = fsspec.url_to_fs(f"{here}/x.mdl")
     fs.pipe_file(inner, DATA, Metadata={"run": "7"}, ContentType="application/x-run")

@@ -23,7 +23,7 @@ from checkpoints import MIB
 from commands import FAILED
 from proxy import Fault, FaultProxy, error_answer, fault_proxy
 
-from fsspec_csx import copies, copy
+from fsspec_csx import copy, server_copies
 from fsspec_csx.errors import EndpointError
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.manage import kinds
@@ -274,7 +274,7 @@ def test_server_side_copy_goes_on(
     far: FaultProxy, fs: CSXFileSystem, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A copy in parts by the server goes on, unless the source was replaced."""
-    monkeypatch.setattr(copies, "_COPIED_WHOLE", PART)
+    monkeypatch.setattr(server_copies, "_COPIED_WHOLE", PART)
     source = target.replace("x.mdl", "source.mdl")
     fs.pipe_file(source, DATA)
     for data, expected in ((DATA, 1), (DATA[::-1], PARTS)):

@@ -22,9 +22,9 @@ from conftest import recorded_requests
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
 
-from fsspec_csx import copies
+from fsspec_csx import server_copies
 from fsspec_csx.checksum import CRC64NVME
-from fsspec_csx.errors import AccessDeniedError, ObjectExistsError
+from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError
 from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.part_sizes import PARTS, part_size, part_size_for
 from fsspec_csx.testing import LocalS3
@@ -350,8 +350,8 @@ def test_put_of_a_folder_makes_nothing(fs: CSXFileSystem, folder: str, tmp_path:
 def test_copy(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     """The server copies an object, a large one in parts, and what belongs to it stays with it."""
     if not whole:
-        monkeypatch.setattr(copies, "_COPIED_WHOLE", BLOCK)
-        monkeypatch.setattr(copies, "part_size_for", lambda size: BLOCK)
+        monkeypatch.setattr(server_copies, "_COPIED_WHOLE", BLOCK)
+        monkeypatch.setattr(server_copies, "part_size_for", lambda size: BLOCK)
     told = {"ContentType": "text/x-log", "CacheControl": "no-store", "Metadata": {"of": "a run"}}
     fs.pipe_file(f"{folder}/object", DATA, chunksize=BLOCK, **told)
     with recorded_requests() as operations:
@@ -366,11 +366,11 @@ def test_copy_of_what_is_replaced_meanwhile(
     server: LocalS3, fs: CSXFileSystem, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy in parts is of one state of its source, or it is an error that leaves nothing behind."""
-    monkeypatch.setattr(copies, "_COPIED_WHOLE", BLOCK)
-    monkeypatch.setattr(copies, "part_size_for", lambda size: BLOCK)
+    monkeypatch.setattr(server_copies, "_COPIED_WHOLE", BLOCK)
+    monkeypatch.setattr(server_copies, "part_size_for", lambda size: BLOCK)
     fs.pipe_file(f"{folder}/object", DATA)
     proxy.faults = [Fault("PUT", before=lambda: fs.pipe_file(f"{folder}/object", DATA[::-1]))]
-    with pytest.raises(OSError, match="pre-condition"):
+    with pytest.raises(ObjectChangedError, match="changed meanwhile"):
         through(proxy, server, max_concurrency=1).cp_file(f"{folder}/object", f"{folder}/copy")
     assert not fs.exists(f"{folder}/copy")
     assert fs.list_multipart_uploads(BUCKET) == []

@@ -39,12 +39,14 @@ class Saving:
         """Write to a file, which may use the tensors' own memory until it is closed, while this object lives.
 
         Args:
-            file: a binary file object; ``write_borrowed`` is used where it has one.
+            file: a binary file object; its ``expect_size`` and ``write_borrowed`` are used where it has them.
             advance: is told how many bytes were written, many times.
 
         Raises:
             Exception: what the file or ``advance`` raised, or torch and pickle for an object that cannot be saved.
         """
+        if hasattr(file, "expect_size"):
+            file.expect_size(self.nbytes)
         if self._safetensors:
             safetensors_writing.write(
                 self._obj if self._pickled is None else self._pickled.thawed(), file, advance=advance

@@ -30,6 +30,7 @@ _DATE, _DATE_OF_HTTP = "2026-01-01T00:00:00.000Z", "Thu, 01 Jan 2026 00:00:00 GM
 # The operation that a method and a name of the query stand for; with a key, and without.
 _OF_OBJECTS = {
     ("GET", "uploadId"): "list_parts",
+    ("GET", "tagging"): "get_object_tagging",
     ("GET", ""): "get_object",
     ("HEAD", ""): "head_object",
     ("PUT", "partNumber"): "upload_part",
@@ -161,6 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     # -- objects ----------------------------------------------------------------------------------------------------
+
+    def get_object_tagging(self, request: Request) -> None:
+        self.refuse(501, "NotImplemented")
 
     def get_object(self, request: Request) -> None:
         found = self.server.objects.get(request.path)

@@ -82,7 +82,7 @@ def test_written_to_a_file(null: NullServer, size: int) -> None:
     check_object(null, "large/x", size)
     sent = null.made("upload_part")
     check_parts(lengths(sent), size)
-    assert all(0 <= each - part_size(number) < MIB for number, each in enumerate(lengths(sent)[:-1], 1))
+    assert all(each == part_size(number) for number, each in enumerate(lengths(sent)[:-1], 1))
     assert all("x-amz-checksum-crc64nvme" in each.headers for each in sent)
     assert fs.size("large/x") == size
 
@@ -184,12 +184,17 @@ def test_copied_by_the_server(null: NullServer, size: int) -> None:
 
 @pytest.mark.parametrize("size", [5 * GIB, 5 * GIB + 1, 11 * GIB])
 def test_appended_to(null: NullServer, size: int) -> None:
-    """The server copies what there is, in parts none of which is too small, and what is written follows it."""
+    """The server copies what there is but for an end, and what is written follows it, in parts of one size."""
     null.objects["large/x"] = Sparse(size - len(MARK), {0: MARK})
     with null.filesystem().open("large/x", "ab") as file:
         file.write(MARK)
     found = null.objects["large/x"]
-    assert (found.size, found.pieces) == (size, {0: MARK, size - len(MARK): MARK})
+    assert found.size == size
+    assert [b"".join(found.read(at, at + len(MARK))) for at in (0, size - len(MARK))] == [MARK, MARK]
+    assert sum(len(data) - data.count(0) for data in found.pieces.values()) == 2 * (len(MARK) - MARK.count(0))
+    assert sum(each.length for each in null.made("upload_part")) <= PART + len(MARK)
+    copied = {each.headers["x-amz-copy-source-range"] for each in null.made("upload_part_copy")}
+    assert copied == {f"bytes={at}-{at + PART - 1}" for at in range(0, len(copied) * PART, PART)}
 
 
 # -- planned -----------------------------------------------------------------------------------------------------------
