@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 
 from fsspec_csx.distributed.paths import Path, folder_at, shards_of
+from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.reader import StorageReader
 from fsspec_csx.distributed.writer import StorageWriter
 from fsspec_csx.errors import LostProcessError
@@ -39,19 +40,24 @@ def save(
 ) -> None:
     """Save a state dict, of which each rank writes its own shards; as ``dcp.save`` with a ``StorageWriter``.
 
-    What was at the path before is replaced only by a whole checkpoint.
+    What was at the path before is replaced only by a whole checkpoint. What a sharded checkpoint cannot hold (sparse,
+    quantized and nested tensors, those of the user's own classes, two entries whose dotted names are one) is refused
+    before anything is written. Parameters come back as tensors, keys that are no strings as strings.
 
     Args:
         state_dict: tensors, DTensors and values, nested as they may be; on every rank of the group.
         path: that of a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         overwrite: whether a checkpoint that is there may be replaced.
-        planner: torch's default planner if not given; it spreads what is on all ranks over them.
+        planner: plans as torch's default planner if not given: it spreads what is on all ranks over them. Of one that
+            is given, this package checks sparse and quantized tensors alone.
         process_group: the ranks that take part; by default all, or this process alone where there are no others.
         callback: as of ``fsspec_csx.save``, of the bytes of this rank. The progress bar is that of the first rank.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        ValueError: if a sharded checkpoint cannot hold an entry, which it names.
+        TypeError: if a value cannot be pickled.
         FileExistsError: if there is a checkpoint, unless ``overwrite``.
         LostProcessError: a RuntimeError, if another rank has ended, or does not answer in time.
         Exception: what went wrong on this rank, or else on the first one that failed.
@@ -60,7 +66,9 @@ def save(
         writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)
         try:
             with unwrapped(process_group):
-                state_dict_saver.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
+                state_dict_saver.save(
+                    state_dict, storage_writer=writer, planner=planner or Planner(), process_group=process_group
+                )
         except BaseException as error:
             cause = error.__cause__
             is_left = not writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
@@ -109,6 +117,7 @@ def whole(
     *,
     keys: Keys | None = None,
     map_location: torch.device | str | None = None,
+    weights_only: bool = True,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> dict[str, Any]:
@@ -120,6 +129,7 @@ def whole(
         path: as of ``save``.
         keys: as of ``fsspec_csx.load``.
         map_location: the device of the tensors; the CPU if not given.
+        weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
         storage_options: as of ``save``.
         callback: as of ``fsspec_csx.load``.
 
@@ -132,7 +142,7 @@ def whole(
     with reporting(callback, folder.name) as progress, contextlib.closing(ShardedSource(folder)) as source:
         meter = Meter(progress, source.size)
         source.advance = meter.advance
-        state: dict[str, Any] = source.loaded(keys=keys, map_location=map_location, weights_only=True)
+        state: dict[str, Any] = source.loaded(keys=keys, map_location=map_location, weights_only=weights_only)
         meter.finish()
     return state
 

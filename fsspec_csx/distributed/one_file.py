@@ -1,4 +1,4 @@
-"""to_one_file and from_one_file: a sharded checkpoint as a file of torch.save and back, in bounded memory."""
+"""to_one_file and from_one_file: a sharded checkpoint as one file and back, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from typing import Any
 
 import torch
 from fsspec.callbacks import Callback
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 
-from fsspec_csx.atomic import replacing
-from fsspec_csx.checkpoint import locate
+from fsspec_csx.atomic import behind_wrappers, replacing
+from fsspec_csx.checkpoint import _opened, locate
 from fsspec_csx.distributed.paths import Path, folder_at
+from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import fill, torch_archive, torch_zip
+from fsspec_csx.formats import fill, names, reading, torch_archive
+from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.converting import Converting
+from fsspec_csx.formats.names import Choice, Keys
+from fsspec_csx.formats.pickled import Pickled
 from fsspec_csx.formats.placing import reserved
 from fsspec_csx.formats.skeleton import Skeleton
 from fsspec_csx.formats.source import Source
 from fsspec_csx.paths import checkpoint_path, redacted
 from fsspec_csx.progress import Meter, reporting
-from fsspec_csx.sharded.folder import Folder
+from fsspec_csx.sharded import opening
 from fsspec_csx.sharded.source import ShardedSource
 
 
@@ -72,7 +75,7 @@ def from_one_file(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Write a state dict that ``torch.save`` wrote as a sharded checkpoint, of one shard.
+    """Write a state dict, in a file of any format, as a sharded checkpoint of one shard.
 
     It takes the memory of the largest tensor, and what is being sent.
 
@@ -90,27 +93,54 @@ def from_one_file(
     """
     text = checkpoint_path(file)
     name = redacted(text)
-    above, _, last = text.rpartition("/")
     fs, inner = locate(file, text, file_options)
-    beside = Folder(fs, inner.rpartition("/")[0] or above, name)
-    with reporting(callback, os.fspath(path)) as progress, beside.open(inner.rpartition("/")[2] or last) as opened:
-        size = opened.seek(0, 2)
-        opened.seek(0)
-        source = Source(opened, size)
-        found = torch_zip.skeleton(source, name=name, map_location="cpu")
-        if not isinstance(found.obj, dict):
-            reason = f"{name} holds a {type(found.obj).__name__}, no state dict."
-            raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
-        writer = StorageWriter(path, storage_options=storage_options, callback=progress)
-        planner = _Filling(source, found, name)
-        try:
-            _save_alone(found.obj, writer, planner)
-        except BaseException:
-            writer.discard()
-            raise
+    with (
+        reporting(callback, os.fspath(path)) as progress,
+        opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
+    ):
+        write_sharded(source, path, name=name, storage_options=storage_options, callback=progress)
 
 
-def _save_alone(obj: dict[str, Any], writer: StorageWriter, planner: DefaultSavePlanner) -> None:
+def write_sharded(
+    source: Source,
+    path: Path,
+    *,
+    name: str,
+    keys: Keys | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> None:
+    """Write a checkpoint of any format, or a part of it, as a sharded one of one shard; memory as ``from_one_file``.
+
+    Args:
+        source: the checkpoint, opened.
+        path: as of ``from_one_file``.
+        name: what errors call the source.
+        keys: as of ``fsspec_csx.load``.
+        storage_options: as of ``from_one_file``.
+        callback: as of ``from_one_file``.
+
+    Raises:
+        CheckpointError: if the source is not what it should be, or no mapping.
+        ValueError: if a sharded checkpoint cannot hold an entry, which it names.
+        OSError: whatever a filesystem raised, as it raised it.
+    """
+    found = reading.structure(source, name)
+    obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
+    if not isinstance(obj, dict):
+        reason = f"{name} holds a {type(obj).__name__}, no state dict."
+        raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
+    if isinstance(source, CerebrasSource):
+        refuse_unread(obj, name)
+    writer = StorageWriter(path, storage_options=storage_options, callback=callback)
+    try:
+        _save_alone(obj, writer, _Filling(source, found, name))
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _save_alone(obj: dict[str, Any], writer: StorageWriter, planner: Planner) -> None:
     """As ``dcp.save`` by this process alone, which not all releases of torch can be told."""
     planner.set_up_planner(obj, writer.storage_meta(), is_coordinator=True)
     writer.set_up_storage_writer(True)
@@ -119,7 +149,7 @@ def _save_alone(obj: dict[str, Any], writer: StorageWriter, planner: DefaultSave
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
 
 
-class _Filling(DefaultSavePlanner):
+class _Filling(Planner):
     """Gives out tensors one after the other: each is read from the file when it is asked for, into memory of its own.
 
     Args:
@@ -133,6 +163,13 @@ class _Filling(DefaultSavePlanner):
         self._source = source
         self._records = {record.storage.data_ptr(): record for record in found.records}
         self._name = name
+
+    def check_value(self, name: str, value: Any) -> None:
+        """As of ``Planner``; the tensors in a value, such as a tuple, are read now, as it is pickled with them."""
+        super().check_value(name, value)
+        there = {storage.data_ptr() for storage in Pickled(value).storages}
+        if wrong := fill.fill(self._source, [self._records[each] for each in there if each in self._records]):
+            raise torch_archive.damaged(self._name, names.shown([each.name for each in wrong]))
 
     def resolve_data(self, write_item: WriteItem) -> Any:
         """A tensor with its bytes, or a value as a file."""

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from fsspec_csx.distributed.paths import Path, folder_at, is_path, shards_of
+from fsspec_csx.distributed.planner import check_item
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.progress import Meter
 from fsspec_csx.sharded import manifest
@@ -89,11 +90,14 @@ class StorageWriter(storage.StorageWriter):
         """Leave the plan as it is.
 
         Raises:
+            ValueError: if it has a sparse or quantized tensor, whose indices or scale would be lost.
             FileExistsError: if there is a checkpoint that may not be replaced.
         """
         if self._is_coordinator and not self._overwrite and self._folder.exists(MANIFEST):
             msg = f"{self._folder.name} has a checkpoint already. Choose another path, or allow it to be overwritten."
             raise FileExistsError(msg)
+        for item in plan.items:
+            check_item(item)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ DEPTH = 200
 
 _MANY = 10**5
 _REPEATED = 8
+_NAME_SHOWN = 80
 
 
 def check(obj: Any, name: str) -> None:
@@ -73,3 +74,39 @@ def _check_attributes(value: Any, name: str) -> None:
 
 def _refused(name: str, what: str) -> InvalidCheckpointError:
     return InvalidCheckpointError(f"{name} is damaged: {what}.", sniff.AGAIN)
+
+
+def check_depth(obj: Any) -> None:
+    """Refuse to save an object that ``check`` would refuse to load, as it is nested too deeply.
+
+    Raises:
+        ValueError: if it is nested deeper than ``DEPTH``; it names the entry.
+    """
+    stack = [iter(_entries(obj))]
+    path: list[object] = []
+    above = {id(obj)}
+    identities = [id(obj)]
+    while stack:
+        for key, value in stack[-1]:
+            if not isinstance(value, (Mapping, list, tuple)) or id(value) in above or not value:
+                continue
+            path.append(key)
+            if len(stack) >= DEPTH:
+                name = ".".join(map(str, path))[:_NAME_SHOWN]
+                what = f"The entry {name!r}… is nested deeper than {DEPTH}, which load refuses."
+                raise ValueError(f"{what} Save it less deeply nested.")
+            above.add(id(value))
+            identities.append(id(value))
+            stack.append(iter(_entries(value)))
+            break
+        else:
+            stack.pop()
+            above.discard(identities.pop())
+            if path:
+                path.pop()
+
+
+def _entries(value: Any) -> Iterable[tuple[object, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -23,10 +23,40 @@ from fsspec_csx.formats.safetensors_layout import (
 )
 from fsspec_csx.formats.watched import WatchedWriter
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""The classes of tensors that are no more than their elements."""
+
 _PIECE = 16 * 2**20
 _NAMES_SHOWN = 5
 _RANKS = {dtype: rank for rank, dtype in enumerate(LABELS)}
 _TORCH_FILE = "Save under another suffix, such as .mdl: a torch file holds it."
+
+
+class Prepared(NamedTuple):
+    """What is to be written.
+
+    Attributes:
+        header: the bytes in front of the first tensor's.
+        tensors: in the order of the file.
+    """
+
+    header: bytes
+    tensors: list[torch.Tensor]
+
+
+def prepared(obj: object) -> Prepared:
+    """The header and the tensors of a file.
+
+    Args:
+        obj: a mapping of names to tensors.
+
+    Raises:
+        ValueError: if ``obj`` holds what the format cannot; it names the entry.
+        NotImplementedError: on a big-endian machine.
+    """
+    check_byte_order()
+    tensors = _checked(obj)
+    return Prepared(_header(tensors), [tensor for _, tensor in tensors])
 
 
 def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
@@ -43,13 +73,15 @@ def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
         NotImplementedError: on a big-endian machine.
         Exception: what the file or ``advance`` raised.
     """
-    check_byte_order()
-    tensors = _checked(obj)
-    header = _header(tensors)
+    write_prepared(prepared(obj), file, advance=advance)
+
+
+def write_prepared(parts: Prepared, file: Any, *, advance: Callable[[int], object]) -> None:
+    """Write what was prepared; otherwise as ``write``."""
     writer = WatchedWriter(file, advance)
-    writer.write(header)
+    writer.write(parts.header)
     staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
-    for _, tensor in tensors:
+    for tensor in parts.tensors:
         if not tensor.nbytes:
             continue
         if not _lies_as_saved(tensor):
@@ -150,6 +182,8 @@ def _flaw(value: object) -> tuple[str, str] | None:
     if value.numel() and not _address(value):
         whole = "Save a plain one, such as its cpu() or full_tensor()."
         return f"this {type(value).__name__} on {value.device} has no memory of its own", whole
+    if type(value) not in PLAIN:
+        return f"the format does not keep its class, {type(value).__name__}", "Save its as_subclass(torch.Tensor)."
     return None
 
 

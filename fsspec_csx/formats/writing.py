@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from fsspec_csx.formats import safetensors_writing
+from fsspec_csx.formats import nesting, safetensors_writing
 from fsspec_csx.formats.pickled import Pickled
-from fsspec_csx.formats.torch_layout import laid_out
+from fsspec_csx.formats.safetensors_writing import Prepared
+from fsspec_csx.formats.torch_layout import Layout, laid_out
 from fsspec_csx.formats.watched import WatchedWriter
 
 
@@ -25,15 +24,27 @@ class Saving:
         nbytes: about how many bytes will be written.
 
     Raises:
+        ValueError: if the format cannot hold the object; it names the entry.
         Exception: what pickle raised for an object that cannot be saved.
     """
 
     def __init__(self, obj: Any, path: str, *, copied: bool = False) -> None:
+        self._prepared: Prepared | None = None
+        self._pickled: Pickled | None = None
+        self._layout: Layout | None = None
         self._safetensors = path.endswith(".safetensors")
-        self._obj = obj if self._safetensors and not copied else None
-        self._pickled = None if self._obj is obj else Pickled(obj, copied=copied)
-        self._layout = None if self._pickled is None or copied else laid_out(self._pickled)
-        self.nbytes = _nbytes(obj) if self._pickled is None else (self._layout or self._pickled).nbytes
+        if self._safetensors:
+            self._prepared = safetensors_writing.prepared(obj)
+            self.nbytes = len(self._prepared.header) + sum(each.nbytes for each in self._prepared.tensors)
+            if not copied:
+                return
+        else:
+            nesting.check_depth(obj)
+        self._prepared = None
+        self._pickled = Pickled(obj, copied=copied)
+        self._layout = None if copied else laid_out(self._pickled)
+        if not self._safetensors:
+            self.nbytes = (self._layout or self._pickled).nbytes
 
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
         """Write to a file, which may use the tensors' own memory until it is closed, while this object lives.
@@ -43,14 +54,13 @@ class Saving:
             advance: is told how many bytes were written, many times.
 
         Raises:
-            Exception: what the file or ``advance`` raised, or torch and pickle for an object that cannot be saved.
+            Exception: what the file or ``advance`` raised.
         """
         if hasattr(file, "expect_size"):
             file.expect_size(self.nbytes)
         if self._safetensors:
-            safetensors_writing.write(
-                self._obj if self._pickled is None else self._pickled.thawed(), file, advance=advance
-            )
+            parts = self._prepared or safetensors_writing.prepared(self._pickled.thawed() if self._pickled else {})
+            safetensors_writing.write_prepared(parts, file, advance=advance)
             return
         pickled = self._pickled
         assert pickled is not None
@@ -63,9 +73,4 @@ class Saving:
 
     def free(self) -> None:
         """Let go of the object, or its copy."""
-        self._obj = self._pickled = self._layout = None
-
-
-def _nbytes(obj: Any) -> int:
-    values = obj.values() if hasattr(obj, "values") else ()
-    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor) and value.layout == torch.strided)
+        self._prepared = self._pickled = self._layout = None

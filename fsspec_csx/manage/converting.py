@@ -85,9 +85,9 @@ def convert(
     other devices become those of the CPU. A safetensors file has the tensors by their dotted names; the metadata of one
     stays where it becomes another.
 
-    The formats ``distributed`` (a folder of torch.distributed.checkpoint, of one shard) and ``cerebras`` (objects on
-    S3) are written by way of an object in memory; only a torch file of which all becomes ``distributed`` is read while
-    it is written, with the memory of its largest tensor.
+    The format ``distributed`` (a folder of torch.distributed.checkpoint, of one shard) takes the memory of the largest
+    tensor; ``cerebras`` (objects on S3) is written from an object in memory. What a format cannot hold is refused
+    before anything is written.
 
     Args:
         source: a local path or an fsspec URL, as of ``load``; a sharded or a Cerebras checkpoint is a folder.
@@ -108,7 +108,7 @@ def convert(
         CheckpointError: a ValueError, if the source is not what it should be, or has nothing of a name in ``keys``.
         FileExistsError: if there is something at the target, unless ``overwrite``; also a file where a folder is to be.
         IsADirectoryError: if a folder is to be replaced by a file.
-        ValueError: if a safetensors file cannot hold what the source does, or of an unknown dtype or format.
+        ValueError: if the format cannot hold what the source does, or of an unknown dtype or format.
         OSError: whatever a filesystem raised, as it raised it.
     """
     _check(dtype, format)
@@ -121,7 +121,10 @@ def convert(
     if overwrite:
         _check_kind(place, folder=kind in (DISTRIBUTED, CEREBRAS))
     if kind in (DISTRIBUTED, CEREBRAS):
-        _write_folder(source, written, kind, keys, source_options, target_options, callback)
+        if kind == DISTRIBUTED:
+            _write_sharded(origin, written, keys, target_options, callback)
+        else:
+            _write_cerebras(source, written, keys, source_options, target_options, callback)
         told = inspect(written, storage_options=target_options)
         return Converted(place.shown, kind, told.size, len(told.tensors), 0, (), (), ())
     with reporting(callback, place.text) as progress, origin.source() as opened:
@@ -166,10 +169,9 @@ def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
         raise ValueError(msg)
 
 
-def _write_folder(
+def _write_cerebras(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    kind: str,
     keys: Iterable[str] | Callable[[str], bool] | None,
     source_options: Mapping[str, Any] | None,
     target_options: Mapping[str, Any] | None,
@@ -177,22 +179,21 @@ def _write_folder(
 ) -> None:
     # A caller's callback is told of what is written alone.
     reading = None if callback is None else NoOpCallback()
-    if kind == CEREBRAS:
-        obj = load(source, keys=keys, storage_options=source_options, callback=reading)
-        save(obj, target, format="cerebras", storage_options=target_options, callback=callback)
-        return
-    from fsspec_csx import distributed  # only here, as it imports torch.distributed
-
-    if keys is None and inspect(source, storage_options=source_options).format == TORCH:
-        distributed.from_one_file(
-            source, target, file_options=source_options, storage_options=target_options, callback=callback
-        )
-        return
     obj = load(source, keys=keys, storage_options=source_options, callback=reading)
-    if not isinstance(obj, dict):
-        msg = f"It holds a {type(obj).__name__}, and only mappings can be sharded. Write a torch file."
-        raise ValueError(msg)
-    distributed.save(obj, target, storage_options=target_options, callback=callback)
+    save(obj, target, format="cerebras", storage_options=target_options, callback=callback)
+
+
+def _write_sharded(
+    origin: Place,
+    target: str | os.PathLike[str],
+    keys: Iterable[str] | Callable[[str], bool] | None,
+    target_options: Mapping[str, Any] | None,
+    callback: Callback | None,
+) -> None:
+    from fsspec_csx.distributed.one_file import write_sharded  # only here, as it imports torch.distributed
+
+    with reporting(callback, os.fspath(target)) as progress, origin.source() as opened:
+        write_sharded(opened, target, name=origin.shown, keys=keys, storage_options=target_options, callback=progress)
 
 
 def _check_kind(place: Place, *, folder: bool) -> None:

@@ -1,0 +1,136 @@
+"""The planner of saves: torch's default one, which refuses what would be lost, and keeps empty dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint._traverse import traverse_state_dict
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.nn.parameter import is_lazy
+
+from fsspec_csx.formats import nesting
+from fsspec_csx.formats.names import listed, shown
+from fsspec_csx.formats.pickled import Pickled
+
+_Path = tuple[str | int, ...]
+_SIMPLE = (str, int, float, bool, bytes, type(None))
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_REMEDY = "Leave it out, or save to one file, such as one that ends in .mdl: a torch file holds it."
+
+
+class Planner(DefaultSavePlanner):
+    """Plans a save as torch's default planner does, of a state dict that is checked first.
+
+    Empty dicts become items, as values do, so that they are there again after a load; torch leaves them out.
+    """
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        """Check and flatten the state dict.
+
+        Raises:
+            ValueError: if a sharded checkpoint cannot hold it; it names the entry.
+            TypeError: if a value cannot be pickled; it names the entry.
+        """
+        paths = _paths(state_dict)
+        super().set_up_planner(state_dict, storage_meta, is_coordinator)
+        flat = dict(self.state_dict)
+        # In the order of the state dict, with what torch left out.
+        self.state_dict = {name: flat.pop(name, {}) for name in paths} | flat
+        self.mappings |= {name: path for name, path in paths.items() if name not in self.mappings}
+        for name, value in self.state_dict.items():
+            if isinstance(value, torch.Tensor):
+                _check_tensor(name, value)
+            elif not isinstance(value, (*_SIMPLE, ShardedTensor)):
+                self.check_value(name, value)
+
+    def check_value(self, name: str, value: Any) -> None:
+        """Refuse a value that cannot be pickled."""
+        try:
+            Pickled(value)
+        except Exception as error:  # whatever the value's own class raises
+            kind = ValueError if isinstance(error, (ValueError, RuntimeError)) else TypeError
+            what = f"it cannot be pickled ({type(error).__name__}: {error})"
+            raise kind(f"A sharded checkpoint cannot hold {shown([name])}: {what}. Leave it out.") from error
+
+
+def check_item(item: WriteItem) -> None:
+    """Refuse a tensor whose item would not be what the manifest says, whoever planned it.
+
+    Raises:
+        ValueError: if it is sparse or quantized; it names the entry.
+    """
+    properties = item.tensor_data.properties if item.tensor_data else None
+    if properties is not None and (flaw := _flaw_of(properties.layout, properties.dtype)):
+        raise _refused(item.index.fqn, flaw)
+
+
+def _paths(state_dict: Any) -> dict[str, _Path]:
+    """The keys that lead to each leaf and to each empty dict, by their joined name, in order."""
+    nesting.check_depth(state_dict)
+    found: dict[str, _Path] = {}
+
+    def add(path: _Path, value: object = None) -> None:
+        name = ".".join(map(str, path))
+        if name in found:
+            keys = f"the keys {listed(found[name])} and {listed(path)}"
+            msg = f"A sharded checkpoint cannot hold two entries of the name {shown([name])}, of {keys}. Rename one."
+            raise ValueError(msg)
+        found[name] = path
+
+    for key, value in state_dict.items():
+        traverse_state_dict({key: value}, add)
+        for path in _empty({key: value}):
+            add(path)
+    return found
+
+
+def _empty(value: Any, path: _Path = ()) -> Iterator[_Path]:
+    """The paths of empty dicts in mappings and lists; a ValueError if a key could not be told from another."""
+    if isinstance(value, Mapping):
+        if not value:
+            yield path
+        for key, each in value.items():
+            if not isinstance(key, (str, int)) or isinstance(key, bool):
+                name = ".".join(map(str, path))
+                msg = f"A sharded checkpoint cannot hold the key {key!r} of {shown([name])}: its keys are strings."
+                raise ValueError(f"{msg} Rename it, or save to one file, such as one that ends in .mdl.")
+            yield from _empty(each, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _empty(each, (*path, number))
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if flaw := _flaw(tensor):
+        raise _refused(name, flaw)
+
+
+def _refused(name: str, flaw: str) -> ValueError:
+    return ValueError(f"A sharded checkpoint cannot hold {shown([name])}: {flaw}. {_REMEDY}")
+
+
+def _flaw(tensor: torch.Tensor) -> str:
+    """Why a sharded checkpoint cannot hold a tensor; empty if it can."""
+    if hasattr(tensor, "__create_write_items__"):  # DTensor, and what else knows its own parts
+        return ""
+    if is_lazy(tensor):
+        return "it is a parameter without a shape yet"
+    if tensor.is_nested:
+        return "it is a nested tensor"
+    if flaw := _flaw_of(tensor.layout, tensor.dtype):
+        return flaw
+    if tensor.device.type == "meta":
+        return "it is on the meta device, and has no data"
+    if type(tensor) not in _PLAIN:
+        return f"it is a {type(tensor).__name__}, whose class would be lost"
+    return ""
+
+
+def _flaw_of(layout: torch.layout, dtype: torch.dtype) -> str:
+    if layout != torch.strided:
+        return f"it is of the layout {layout}"
+    return f"it is quantized, of {dtype}" if str(dtype).startswith(("torch.qint", "torch.quint")) else ""
