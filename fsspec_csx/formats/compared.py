@@ -15,7 +15,6 @@ from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.deviation import Closeness, Deviation
 from fsspec_csx.formats.pairs import File, Pair, Stored
 from fsspec_csx.formats.reading import structure
-from fsspec_csx.formats.skeleton import Record
 from fsspec_csx.formats.source import Source
 from fsspec_csx.inspection import Difference
 
@@ -31,13 +30,11 @@ class Compared:
         differences: in the order of the first file, then what only the second has.
         tensors: how many tensors were compared.
         values: how many other values were.
-        skipped: how many of the tensors were not read, as their checksums are equal.
     """
 
     differences: list[Difference]
     tensors: int = 0
     values: int = 0
-    skipped: int = 0
 
 
 class _Side:
@@ -181,9 +178,6 @@ class _Comparing:
         self._waiting.append((len(self._found.differences), name, total, found, times))
 
     def _add_stored(self, stored: tuple[Stored, Stored], found: Deviation) -> Deviation:
-        if _alike(*stored):
-            self._found.skipped += 1
-            return found
         marks = tuple(_mark(each) for each in stored)
         if all(each.record is not None for each in stored) and marks in self._known:
             return self._known[marks]  # tensors that share their memory in both files
@@ -228,15 +222,6 @@ def _mark(stored: Stored) -> tuple[Any, ...]:
 def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
     lazy = tensor.is_conj(), tensor.is_neg()
     return (tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset(), *lazy)
-
-
-def _alike(first: Stored, second: Stored) -> bool:
-    """Whether the checksums tell that two tensors are equal."""
-    one, other = first.record, second.record
-    if not isinstance(one, Record) or not isinstance(other, Record) or one.crc32 is None:
-        return False
-    same = one.crc32 == other.crc32 and one.storage.nbytes() == other.storage.nbytes()
-    return same and _geometry(first.tensor) == _geometry(second.tensor)
 
 
 def _count(tensor: torch.Tensor) -> int:

@@ -29,6 +29,7 @@ class Match:
         choice: which entries of the file matter.
         partial: whether the object may have more than these.
         path: what errors call the file.
+        flattened: whether the file has strings in place of other keys, and may lack empty containers, as folders do.
 
     Attributes:
         pairs: tensors that match.
@@ -37,7 +38,9 @@ class Match:
         MismatchError: if something is missing or unexpected, or of another shape or kind; it names all of it.
     """
 
-    def __init__(self, found: Any, into: Any, choice: Choice, *, partial: bool, path: str) -> None:
+    def __init__(
+        self, found: Any, into: Any, choice: Choice, *, partial: bool, path: str, flattened: bool = False
+    ) -> None:
         self.pairs: list[Pair] = []
         self._values: list[tuple[Any, Any, Any]] = []
         self._missing: list[str] = []
@@ -45,6 +48,7 @@ class Match:
         self._different: list[str] = []
         self._choice = choice
         self._partial = partial
+        self._flattened = flattened
         self._open: set[int] = set()
         if not isinstance(into, (MutableMapping, MutableSequence)) or children(found) is None:
             msg = f"A {type(found).__name__} cannot be loaded into a {type(into).__name__}. Pass a state dict."
@@ -62,6 +66,8 @@ class Match:
             return
         self._open.add(id(found))
         theirs, ours = dict(children(found) or ()), dict(children(into) or ())
+        if self._flattened and isinstance(into, Mapping):
+            theirs = _renamed(theirs, ours)
         for key, value in theirs.items():
             if key in ours:
                 self._add(value, ours[key], below(name, key), into, key)
@@ -69,7 +75,7 @@ class Match:
                 self._unexpected += [each for each, _ in walk(value, below(name, key)) if each in self._choice]
         if not self._partial:
             for key, value in ours.items():
-                if key not in theirs:
+                if key not in theirs and not (self._flattened and _is_empty(value)):
                     self._missing += [each for each, _ in walk(value, below(name, key))]
         self._open.remove(id(found))
 
@@ -97,6 +103,18 @@ class Match:
         differs = f"differs in {', '.join(self._different)}" if self._different else ""
         if problems := [problem for problem in (lacks, has, differs) if problem]:
             raise MismatchError(f"{path} does not fit: it {', and '.join(problems)}.", _REMEDY)
+
+
+def _renamed(theirs: Mapping[Any, Any], ours: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The entries of a file by the keys of an object: '0' is 0 where the object has no '0'."""
+    keys = {str(key): key for key in ours if key not in theirs}
+    return {key if key in ours else keys.get(str(key), key): value for key, value in theirs.items()}
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value is nested containers without anything in them."""
+    inner = children(value)
+    return inner is not None and all(_is_empty(each) for _, each in inner)
 
 
 def _both_containers(found: Any, into: Any) -> bool:

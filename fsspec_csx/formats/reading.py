@@ -81,7 +81,8 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
     choice = Choice(found.obj, keys, name)
     if isinstance(source, CerebrasSource):
         refuse_unread(names.select(found.obj, choice), name)
-    match = Match(found.obj, into, choice, partial=keys is not None, path=name)
+    flattened = isinstance(source, (Assembled, CerebrasSource))
+    match = Match(found.obj, into, choice, partial=keys is not None, path=name, flattened=flattened)
     casts = Casts()
     if wrong := fill_into(source, found, match.pairs, casts):
         raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
