@@ -18,7 +18,7 @@ from fsspec_csx.distributed.paths import Path, folder_at
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import fill, names, reading, torch_archive
+from fsspec_csx.formats import fill, names, placeholders, reading, torch_archive
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.converting import Converting
 from fsspec_csx.formats.names import Choice, Keys
@@ -132,6 +132,7 @@ def write_sharded(
         raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
     if isinstance(source, CerebrasSource):
         refuse_unread(obj, name)
+    placeholders.refuse(obj, name)
     writer = StorageWriter(path, storage_options=storage_options, callback=callback)
     try:
         _save_alone(obj, writer, _Filling(source, found, name))

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.formats import deviation, names, pairs, told, torch_archive
+from fsspec_csx.formats import deviation, names, pairs, placeholders, told, torch_archive
 from fsspec_csx.formats.cerebras_leaf import Unread
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.deviation import Closeness, Deviation
 from fsspec_csx.formats.pairs import File, Pair, Stored
+from fsspec_csx.formats.placeholders import Placeholder
 from fsspec_csx.formats.reading import structure
 from fsspec_csx.formats.source import Source
 from fsspec_csx.inspection import Difference
@@ -49,6 +50,9 @@ class _Side:
         for key, value in names.walk(found.obj):
             counts[key] = number = counts.get(key, -1) + 1
             self.leaves[key, number] = _as_tensor(value)
+            if isinstance(value, Placeholder):
+                inner = enumerate(placeholders.tensors(value))
+                self.leaves.update(((f"{key}: tensor {each}", number), tensor) for each, tensor in inner)
         self._source = source
         others = {key: leaf for (key, _), leaf in self.leaves.items() if isinstance(leaf, Unread)}
         refuse_unread({key: leaf for key, leaf in others.items() if not leaf.runs_code}, name)
@@ -254,6 +258,8 @@ def _equal(first: Any, second: Any) -> bool:
     """Whether two values of one type are; NaN equals NaN."""
     if names.children(first) is not None:  # empty, or one that holds itself
         return len(first) == len(second)
+    if isinstance(first, Placeholder):
+        return placeholders.equal(first, second)
     if isinstance(first, complex):
         return _equal(first.real, second.real) and _equal(first.imag, second.imag)
     if isinstance(first, float) and math.isnan(first):

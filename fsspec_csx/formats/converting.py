@@ -9,13 +9,13 @@ import torch
 
 from fsspec_csx.formats import (
     names,
+    placeholders,
     reading,
     safetensors_layout,
     safetensors_reading,
     safetensors_writing,
     sniff,
     torch_archive,
-    torch_zip,
 )
 from fsspec_csx.formats.assembled import Assembled
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
@@ -79,10 +79,12 @@ class Converting:
         self.separated: tuple[str, ...] = ()
         if as_safetensors:
             tensors, self.dropped = _flat(obj, name, drop_values)
+            tensors, told = _without_aliases(tensors, told, found.obj)
             self._written: _SafetensorsFile | _TorchFile = _SafetensorsFile(tensors, told, source, recast, damaged)
             # Only now, as it takes tensors that a file can hold.
             self.separated = tuple(sorted({second for _, second in safetensors_writing.overlapping(tensors)}))
         else:
+            placeholders.refuse(obj, name)
             self._written = _TorchFile(obj, source, recast, damaged)
         present = [value for _, value in names.walk(obj) if isinstance(value, torch.Tensor)]
         self.tensors = len(present)
@@ -170,13 +172,26 @@ class _SafetensorsFile:
 
 def _skeleton(source: Source, name: str) -> tuple[Skeleton, dict[str, str]]:
     """What the file holds, on the CPU wherever it was saved, and the metadata of a safetensors file."""
+    found = reading.structure(source, name)
     if isinstance(source, (Assembled, CerebrasSource)):
-        return reading.structure(source, name), {}
+        return found, {}
     (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
-    if not safetensors_layout.is_safetensors(head, source.size):
-        return torch_zip.skeleton(source, name=name, map_location="cpu"), {}
-    found = safetensors_reading.skeleton(source, name=name)
-    return found, safetensors_reading.metadata(source)
+    is_safetensors = safetensors_layout.is_safetensors(head, source.size)
+    return found, safetensors_reading.metadata(source) if is_safetensors else {}
+
+
+def _without_aliases(
+    tensors: dict[str, torch.Tensor], told: dict[str, str], present: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors to write of a safetensors file, where metadata names the others as the same; and that metadata."""
+    aliases = {alias for alias, name in told.items() if alias != name and _is_one(present, alias, name)}
+    written = {name: each for name, each in tensors.items() if name not in aliases or told[name] not in tensors}
+    kept = tensors.keys() - written.keys()
+    return written, {name: text for name, text in told.items() if name not in aliases or name in kept}
+
+
+def _is_one(present: Any, first: str, second: str) -> bool:
+    return first in present and second in present and present[first] is present[second]
 
 
 def _flat(obj: Any, path: str, drop_values: bool) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import names, scan, torch_archive
+from fsspec_csx.formats import names, placeholders, scan, torch_archive
 from fsspec_csx.formats.reading import is_legacy, structure
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.skeleton import Record, Skeleton
@@ -77,7 +77,11 @@ def _structure(source: Source, name: str) -> _Structure:
     note = "it is of the format before torch 1.6, which has no checksums" if is_legacy(source) else ""
     try:
         with torch.no_grad():
-            return _Structure(structure(source, name, bounded=True), note=note)
+            found = structure(source, name, bounded=True)
+            if unknown := placeholders.found_in(found.obj):
+                what = f"{names.shown(list(unknown))} of {placeholders.classes(unknown)}"
+                note = f"it has {what}, which could run code when loaded, and so was not loaded"
+            return _Structure(found, note=note)
     except UnsafeCheckpointError as error:
         return _Structure(note=f"{_said(error, name)}, and so was not loaded")
     except InvalidCheckpointError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping, MutableSequence
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ class Match:
         elif _has_tensors(found) or _has_tensors(into):
             self._different.append(f"{name!r} ({_form(found)} in the file, {_form(into)} to fill)")
         elif isinstance(container, (MutableMapping, MutableSequence)):
-            self._values.append((container, key, found))
+            self._values.append((container, key, _adapted(found, into) if self._flattened else found))
         elif found != into:
             self._different.append(f"{name!r} (in a {type(container).__name__}, where nothing can be replaced)")
 
@@ -109,6 +110,19 @@ def _renamed(theirs: Mapping[Any, Any], ours: Mapping[Any, Any]) -> dict[Any, An
     """The entries of a file by the keys of an object: '0' is 0 where the object has no '0'."""
     keys = {str(key): key for key in ours if key not in theirs}
     return {key if key in ours else keys.get(str(key), key): value for key, value in theirs.items()}
+
+
+def _adapted(found: Any, into: Any) -> Any:
+    """A value with the keys of another, and with its empty containers."""
+    if isinstance(found, list) and isinstance(into, list) and len(found) == len(into):
+        return [_adapted(*both) for both in zip(found, into, strict=True)]
+    if not isinstance(found, Mapping) or not isinstance(into, Mapping):
+        return found
+    theirs = _renamed(found, into)
+    made: dict[Any, Any] = OrderedDict() if isinstance(found, OrderedDict) else {}
+    made.update((key, _adapted(value, into[key]) if key in into else value) for key, value in theirs.items())
+    made.update((key, value) for key, value in into.items() if key not in theirs and _is_empty(value))
+    return made
 
 
 def _is_empty(value: Any) -> bool:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsspec_csx.formats import names, safetensors_layout, safetensors_reading, sniff, torch_archive, torch_zip
+from fsspec_csx.errors import UnsafeCheckpointError
+from fsspec_csx.formats import (
+    names,
+    opaque,
+    placeholders,
+    safetensors_layout,
+    safetensors_reading,
+    sniff,
+    torch_archive,
+    torch_zip,
+)
 from fsspec_csx.formats.assembled import Assembled
 from fsspec_csx.formats.cerebras_source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.into import Casts, fill_into
@@ -36,7 +46,7 @@ def read(
     Args:
         source: the file.
         name: what errors call it.
-        keys: as of ``checkpoint.load``.
+        keys: as of ``checkpoint.load``; if given, a file may have objects of unknown classes among the others.
         map_location: as of ``torch.load``.
         weights_only: as of ``torch.load``; if False, the file may run any code.
 
@@ -47,14 +57,15 @@ def read(
     if isinstance(source, Assembled):
         return source.loaded(keys=keys, map_location=map_location, weights_only=weights_only)
     wanted = None if keys is None else ()
-    found = _skeleton(source, name, map_location, weights_only, wanted)
+    found = _skeleton(source, name, map_location, weights_only, wanted, partial=keys is not None)
     if keys is not None:
         choice = Choice(found.obj, keys, name)
         chosen = _part(found, choice)
+        placeholders.refuse(chosen.obj, name)
         if found.left:
             # Only now is it known what has to go to other devices.
             positions = {record.offset for record in chosen.records}
-            found = _skeleton(source, name, map_location, weights_only, positions)
+            found = _skeleton(source, name, map_location, weights_only, positions, partial=True)
             chosen = _part(found, choice)
         found = chosen
     if isinstance(source, CerebrasSource):
@@ -77,8 +88,9 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
         CheckpointError: if the file is not what it should be, or does not fit.
         Exception: what the file raised, or torch where it is not the file's fault.
     """
-    found = _skeleton(source, name, "cpu", weights_only)
+    found = _skeleton(source, name, "cpu", weights_only, partial=keys is not None)
     choice = Choice(found.obj, keys, name)
+    placeholders.refuse(names.select(found.obj, choice), name)
     if isinstance(source, CerebrasSource):
         refuse_unread(names.select(found.obj, choice), name)
     flattened = isinstance(source, (Assembled, CerebrasSource))
@@ -91,7 +103,7 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
 
 
 def describe(source: Source, *, name: str) -> CheckpointInfo:
-    """What a checkpoint holds, without its tensors' data.
+    """What a checkpoint holds, without its tensors' data; of an object of an unknown class, a ``Placeholder``.
 
     Args:
         source: the file.
@@ -133,6 +145,8 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
 def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
     """What a checkpoint holds, on the CPU, its tensors not filled; or filled, where the file is read whole.
 
+    An object of an unknown class is a ``Placeholder``.
+
     Args:
         source: the file.
         name: what errors call it.
@@ -146,7 +160,7 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
         return _skeleton(source, name, "cpu", True)
     if bounded and not is_legacy(source) and not (_is_safetensors(source) or torch_archive.read(source, name)):
         return Skeleton(_without_data(source, name), [])
-    return _skeleton(source, name, "cpu", True)
+    return _skeleton(source, name, "cpu", True, partial=True)
 
 
 def is_legacy(source: Source) -> bool:
@@ -156,9 +170,9 @@ def is_legacy(source: Source) -> bool:
 
 def _without_data(source: Source, name: str) -> Any:
     try:
-        return _skeleton(source, name, "meta", True).obj
+        return _skeleton(source, name, "meta", True, partial=True).obj
     except NotImplementedError:  # torch has no quantized and no nested tensors without data
-        return _skeleton(source, name, "cpu", True).obj
+        return _skeleton(source, name, "cpu", True, partial=True).obj
 
 
 def _is_safetensors(source: Source) -> bool:
@@ -171,18 +185,30 @@ def _head(source: Source) -> bytes:
 
 
 def _skeleton(
-    source: Source, name: str, map_location: Any, weights_only: bool, wanted: Collection[int] | None = None
+    source: Source,
+    name: str,
+    map_location: Any,
+    weights_only: bool,
+    wanted: Collection[int] | None = None,
+    *,
+    partial: bool = False,
 ) -> Skeleton:
-    """With an ``Assembled`` only for the CPU."""
+    """With an ``Assembled`` only for the CPU; if partial, with placeholders for objects of unknown classes."""
     if isinstance(source, Assembled):
         return source.skeleton(weights_only=weights_only)
     if isinstance(source, CerebrasSource):
         found = _placed(source, source.tensors(), name, map_location, wanted)
         return replace(found, obj=source.assembled(found.obj, weights_only=weights_only))
     if not _is_safetensors(source):
-        return torch_zip.skeleton(
-            source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
-        )
+        try:
+            return torch_zip.skeleton(
+                source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
+            )
+        except UnsafeCheckpointError:
+            known = opaque.skeleton(source, name=name, map_location=map_location, wanted=wanted) if partial else None
+            if known is None:
+                raise
+            return known
     return _placed(source, safetensors_reading.skeleton(source, name=name), name, map_location, wanted)
 
 
@@ -202,7 +228,11 @@ def _moved(source: Source, found: Skeleton, name: str, places: Places, wanted: C
     records = {record.name: record for record in found.records}
     obj: dict[str, torch.Tensor] = {}
     moved = []
+    first: dict[int, str] = {}
     for key, tensor in found.obj.items():
+        if (owner := first.setdefault(id(tensor), key)) != key:  # another name of the same tensor
+            obj[key] = obj[owner]
+            continue
         record = records.get(key)
         storage: Any = tensor.untyped_storage()
         if record is None or wanted is None or record.offset in wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +45,8 @@ def skeleton(source: Source, *, name: str) -> Skeleton:
         name: what errors call it.
 
     Returns:
-        The tensors by name, in the order of the header, on the CPU; metadata is left out.
+        The tensors by name, in the order of the header, on the CPU, and then those that ``aliases`` names; other
+        metadata is left out.
 
     Raises:
         InvalidCheckpointError: if the file is cut short or damaged, or has a dtype that this torch lacks.
@@ -55,7 +56,7 @@ def skeleton(source: Source, *, name: str) -> Skeleton:
     check_byte_order()
     try:
         header = _read_header(source)
-        entries, _ = _parsed(header)
+        entries, told = _parsed(header)
         begin = LENGTH + len(header)
         _check_spans(entries, source.size - begin)
     except InvalidCheckpointError as error:
@@ -65,7 +66,19 @@ def skeleton(source: Source, *, name: str) -> Skeleton:
         tensor = obj[key] = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         if tensor.nbytes:
             records.append(Record(key, begin + entry.start, tensor.untyped_storage()))
+    obj.update((alias, obj[kept]) for alias, kept in aliases(entries, told).items())
     return Skeleton(obj, records)
+
+
+def aliases(names: Container[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The further names of tensors that a file has once, each with the name under which it is there.
+
+    ``safetensors.torch.save_model`` writes one tensor of those that share memory, and metadata of the form
+    ``{"name that was left out": "name that was kept"}``:
+    https://huggingface.co/docs/safetensors/torch_shared_tensors
+    """
+    found = metadata.items()
+    return {alias: kept for alias, kept in found if kept in names and alias not in names and alias != "format"}
 
 
 def metadata(source: Source) -> dict[str, str]:

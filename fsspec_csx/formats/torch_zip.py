@@ -289,7 +289,8 @@ def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError
         shown = ", ".join(refused[:_NAMES_SHOWN])
         more = f" and {len(refused) - _NAMES_SHOWN} more" if len(refused) > _NAMES_SHOWN else ""
         reason = f"{name} names {shown}{more}, which could run code when loaded."
-        remedy = f"Allow classes that you trust with torch.serialization.add_safe_globals([...]), or {trust}."
+        remedy = "Load the other entries by keys=[...], allow classes that you trust with"
+        remedy += f" torch.serialization.add_safe_globals([...]), or {trust}."
     elif protocol not in (2, 3):
         reason = f"{name} is pickled with protocol {protocol}, which torch reads only where code may run."
         remedy = f"Save it with the default protocol, or {trust}."
