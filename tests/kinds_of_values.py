@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 import torch
+from torch.nn.parameter import is_lazy
 
 DTYPES = {
     name: dtype
@@ -158,10 +159,8 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor):
         return same_tensors(first, second)
     if isinstance(first, Mapping):
-        return list(first) == list(second) and all(
-            type(one) is type(other) and same(first[one], second[other])
-            for one, other in zip(first, second, strict=True)
-        )
+        keys = {key: type(key) for key in first}
+        return keys == {key: type(key) for key in second} and all(same(first[key], second[key]) for key in keys)
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(same, first, second))
     if isinstance(first, numpy.ndarray):
@@ -173,10 +172,12 @@ def same(first: Any, second: Any) -> bool:
 
 def same_tensors(first: torch.Tensor, second: torch.Tensor, *, plain: bool = False) -> bool:
     """Whether two tensors are the same; if plain, in their dtypes, shapes and elements alone."""
+    if is_lazy(first):
+        return is_lazy(second)
     if first.layout != second.layout or first.dtype != second.dtype or first.is_nested != second.is_nested:
         return False
     if first.is_nested:
-        return len(first) == len(second) and all(map(same_tensors, first.unbind(), second.unbind()))
+        return same([*first.unbind()], [*second.unbind()])
     if first.shape != second.shape or first.device.type != second.device.type:
         return False
     kept = plain or (first.requires_grad == second.requires_grad and _attributes(first) == _attributes(second))
@@ -200,3 +201,25 @@ def _same_elements(first: torch.Tensor, second: torch.Tensor) -> bool:
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     plain = tensor.as_subclass(torch.Tensor).resolve_conj().resolve_neg().contiguous()
     return plain.reshape(-1).view(torch.uint8)
+
+
+def plain(value: Any, *, text_keys: bool = False, dicts: bool = False) -> Any:
+    """What formats keep that know neither parameters nor gradients: the same with plain tensors.
+
+    Args:
+        value: what is saved.
+        text_keys: whether keys become strings.
+        dicts: whether all mappings become dicts.
+    """
+    if isinstance(value, torch.Tensor):
+        if is_lazy(value) or value.is_nested or value.layout != torch.strided or value.is_quantized:
+            return value
+        return value.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg().clone()
+    if isinstance(value, Mapping):
+        items = {
+            str(key) if text_keys else key: plain(each, text_keys=text_keys, dicts=dicts) for key, each in value.items()
+        }
+        return items if dicts else type(value)(items)
+    if type(value) is list:
+        return [plain(each, text_keys=text_keys, dicts=dicts) for each in value]
+    return value

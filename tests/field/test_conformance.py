@@ -1,0 +1,259 @@
+"""What save accepts, load returns: each kind of tensor and value, in each format, and by each way into it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from kinds_of_values import KINDS, TENSORS, of_dtype, plain, same
+
+from fsspec_csx import async_save, distributed, load, save
+from fsspec_csx.errors import CheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import names
+from fsspec_csx.manage.converting import convert
+
+OLD = {"old": torch.arange(2.0)}
+NOT_DENSE = {"sparse", "sparse rows", "quantized", "quantized per channel", "nested", "jagged"}
+NOT_PLAIN = {*NOT_DENSE, "without data", "a subclass", "a parameter without a shape"}
+TOO_DEEP = {"too deeply nested"}
+AMBIGUOUS = {"keys of one text", "a dotted clash"}
+
+
+class Way(NamedTuple):
+    """A way to save.
+
+    Attributes:
+        save: saves a state at a path.
+        suffix: of the path.
+        returned: what load gives of a state that was saved.
+        refused: the kinds that the format does not hold.
+        kinds: those that are tried.
+    """
+
+    save: Callable[[Any, str], object]
+    suffix: str
+    returned: Callable[[Any], Any]
+    refused: set[str]
+    kinds: dict[str, Callable[[], Any]] = KINDS
+
+
+def as_sharded(state: Any) -> Any:
+    """What a sharded checkpoint keeps of a state dict."""
+    return plain(state, text_keys=True, dicts=True)
+
+
+def flat(state: Any) -> Any:
+    """What a safetensors file keeps of a state dict that is converted."""
+    return {name: value for name, value in names.walk(plain(state)) if isinstance(value, torch.Tensor)}
+
+
+def converted(format: str, **options: Any) -> Callable[[Any, str], object]:
+    """Saves by way of a torch file of torch's own."""
+
+    def by_file(state: Any, path: str) -> object:
+        with fsspec.open("memory://conformance/source.mdl", "wb") as file:
+            torch.save(state, file)
+        return convert("memory://conformance/source.mdl", path, format=format, overwrite=True, **options)
+
+    return by_file
+
+
+def planned_by_torch(state: Any, path: str) -> None:
+    """Saves as torch's own dcp.save with its default planner, into our storage."""
+    try:
+        dcp.save(state, storage_writer=distributed.StorageWriter(path))
+    except dcp.CheckpointException as error:
+        (failure,) = error.failures.values()
+        raise failure[0] from error
+
+
+UNKNOWN = {"a class", "a NumPy array", "a NumPy number", "a NumPy integer", "a subclass", "a parameter without a shape"}
+PLAIN_TENSORS = {name: make for name, make in TENSORS.items() if name not in ("views of one storage", "tied")}
+NO_TEXT = {"a tuple as a key", "keys of other types"}
+SAFETENSORS = {*NOT_PLAIN, "complex32", "complex128"}
+WAYS = {
+    "torch": Way(save, "x.mdl", lambda state: state, TOO_DEEP),
+    "async torch": Way(lambda state, path: async_save(state, path).result(), "x.mdl", lambda state: state, TOO_DEEP),
+    "safetensors": Way(save, "x.safetensors", plain, SAFETENSORS, PLAIN_TENSORS),
+    "async safetensors": Way(
+        lambda state, path: async_save(state, path).result(), "x.safetensors", plain, SAFETENSORS, PLAIN_TENSORS
+    ),
+    "distributed": Way(distributed.save, "x", as_sharded, {*NOT_PLAIN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}),
+    "dcp": Way(
+        planned_by_torch,
+        "x",
+        as_sharded,
+        NOT_DENSE - {"nested", "jagged"},
+        {name: TENSORS[name] for name in (*NOT_DENSE - {"nested", "jagged"}, "float32", "transposed")},
+    ),
+    "to torch": Way(converted("torch"), "x.mdl", lambda state: state, {*UNKNOWN, *TOO_DEEP}),
+    "to safetensors": Way(
+        converted("safetensors", drop_values=True),
+        "x.safetensors",
+        flat,
+        {
+            *NOT_DENSE,
+            "without data",
+            "complex32",
+            "complex128",
+            *AMBIGUOUS,
+            *TOO_DEEP,
+            "a key of half a surrogate pair",
+        },
+        {name: make for name, make in KINDS.items() if name not in UNKNOWN},
+    ),
+    "to distributed": Way(
+        converted("distributed"), "x", as_sharded, {*NOT_PLAIN, *UNKNOWN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}
+    ),
+}
+
+
+def loaded(path: str) -> Any:
+    """What load gives; with the trust that it asks for."""
+    try:
+        return load(path)
+    except UnsafeCheckpointError:
+        return load(path, weights_only=False)
+
+
+def refusal(way: Way, state: Any, path: str) -> Exception | None:
+    """The error that names the entry, or nothing."""
+    try:
+        way.save(state, path)
+    except (ValueError, TypeError) as error:
+        return error
+    return None
+
+
+def flaws(way: Way, name: str, root: str) -> Iterator[str]:
+    """What is wrong with how a kind is saved and loaded."""
+    state = {"before": torch.arange(3.0), "it": way.kinds[name](), "after": torch.arange(2)}
+    path = f"{root}/{abs(hash(name))}/{way.suffix}"
+    error = refusal(way, state, path)
+    fs, inner = fsspec.url_to_fs(path)
+    if (error is not None) != (name in way.refused):
+        yield f"refused: {error!r}"
+    elif error is not None:
+        if not ("'it" in str(error) or "nested deeper" in str(error)) or str(error).count(". ") < 1:
+            yield f"an error without entry or remedy: {error}"
+        if fs.exists(inner) or fs.exists(fs._parent(inner)):
+            yield "something is left behind"
+    elif not same(way.returned(state), found := loaded(path)):
+        yield f"returned {found.get('it', found)!r}"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", WAYS)
+def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
+    """Each kind comes back the same, or is refused by the name of the entry, with nothing left behind."""
+    way = WAYS[name]
+    wrong = [f"{kind}: {flaw}" for kind in way.kinds for flaw in flaws(way, kind, str(tmp_path))]
+    assert wrong == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["torch", "safetensors", "distributed", "to safetensors", "to distributed"])
+def test_what_is_refused_leaves_the_old_one(root: str, name: str) -> None:
+    """A checkpoint that is there stays, and nothing lies beside it, when the next one is refused."""
+    way = WAYS[name]
+    path = f"{root}/{way.suffix}"
+    way.save(OLD, path)
+    fs, inner = fsspec.url_to_fs(path)
+    before = sorted(fs.find(fs._parent(inner)))
+    for kind in ("sparse", "without data"):
+        assert refusal(way, {"it": KINDS[kind]()}, path) is not None or kind not in way.refused
+        way.refused or way.save(OLD, path)
+    fs.invalidate_cache()
+    if way.refused & {"sparse", "without data"}:
+        assert sorted(fs.find(fs._parent(inner))) == before
+        assert same(load(path), OLD)
+
+
+def test_async_save_refuses_at_once(tmp_path: Path) -> None:
+    """What cannot be saved is said before async_save returns, and no folder is made."""
+    for state in ({"it": KINDS["sparse"]()}, {"it": "text"}, {"it": KINDS["a subclass"]()}, ["no mapping"]):
+        with pytest.raises(ValueError, match="safetensors file"):
+            async_save(state, tmp_path / "folder" / "x.safetensors")
+    with pytest.raises(ValueError, match="nested deeper"):
+        async_save({"it": KINDS["too deeply nested"]()}, tmp_path / "folder" / "x.mdl")
+    assert list(tmp_path.glob("folder*")) == []
+
+
+CEREBRAS = {
+    *NOT_PLAIN,
+    *("complex32", "complex64", "complex128", "uint16", "uint32", "uint64"),
+    *("conjugated", "complex", "bytes", "a bytearray", "a set", "a class", "a very long int"),
+    *("a torch.Size", "a torch.dtype", "a torch.device", "a NumPy number", "a NumPy integer"),
+    *("a tuple as a key", "odd keys", "a dotted clash", "keys of one text"),
+    *(name for name in KINDS if name.startswith(("float8", "float4"))),
+    *TOO_DEEP,
+}
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("through", ["save", "convert"])
+def test_cerebras(bucket: str, through: str) -> None:
+    """The same of Cerebras checkpoints, which are objects on S3."""
+    ways = {
+        "save": Way(lambda state, path: save(state, path, format="cerebras"), "x", plain, CEREBRAS),
+        "convert": Way(converted("cerebras"), "x", plain, {*CEREBRAS, *UNKNOWN}),
+    }
+    wrong = [f"{kind}: {flaw}" for kind in KINDS for flaw in flaws(ways[through], kind, f"s3://{bucket}/{through}")]
+    assert wrong == []
+
+
+MODEL = {
+    "model.weight": torch.arange(6.0).reshape(2, 3),
+    "model.bias": of_dtype(torch.bfloat16),
+    "count": torch.tensor(7),
+    "mask": torch.tensor([True, False]),
+    "none": torch.empty(0, 3),
+}
+
+
+@pytest.mark.usefixtures("environment")
+def test_each_format_to_each(tmp_path: Path, bucket: str) -> None:
+    """Tensors that all formats hold go from each to each."""
+    formats = {"torch": ".mdl", "safetensors": ".safetensors", "distributed": "", "cerebras": ""}
+
+    def path(*parts: str) -> str:
+        root = f"s3://{bucket}" if parts[-1] == "cerebras" else str(tmp_path)
+        return f"{root}/{'-'.join(parts)}{formats[parts[-1]]}"
+
+    for format in formats:
+        convert_from = f"{tmp_path}/first.mdl"
+        torch.save(MODEL, convert_from)
+        convert(convert_from, path(format), format=format)
+    for first, second in itertools.product(formats, formats):
+        convert(path(first), path(first, second), format=second)
+        assert same(dict(load(path(first, second))), MODEL), (first, second)
+
+
+def test_what_a_sharded_checkpoint_holds_is_converted(tmp_path: Path) -> None:
+    """What a sharded checkpoint holds goes to a torch file and to another folder, as load gives it."""
+    wrong = []
+    for name, make in KINDS.items():
+        if name in WAYS["distributed"].refused | UNKNOWN | {"a very long int"}:
+            continue
+        folder = f"{tmp_path}/{abs(hash(name))}"
+        distributed.save({"it": make(), "w": torch.ones(1)}, folder)
+        for format in ("torch", "distributed"):
+            convert(folder, f"{folder}.{format}", format=format)
+            wrong += [] if same(load(f"{folder}.{format}"), load(folder)) else [f"{name} to {format}"]
+    assert wrong == []
+
+
+def test_values_of_distributed_are_trusted_by_choice(tmp_path: Path) -> None:
+    """A value of any class is loaded by whole where the caller trusts it."""
+    distributed.save({"it": KINDS["a class"](), "w": torch.ones(1)}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"argparse\.Namespace"):
+        distributed.whole(tmp_path / "x")
+    found: Mapping[str, Any] = distributed.whole(tmp_path / "x", weights_only=False)
+    assert found["it"] == KINDS["a class"]()
+    assert same(distributed.whole(tmp_path / "x", keys=["w"]), {"w": torch.ones(1)})
