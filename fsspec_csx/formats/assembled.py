@@ -24,11 +24,12 @@ class Assembled(Source):
         """
 
     @abstractmethod
-    def skeleton(self, *, weights_only: bool = True) -> Skeleton:
+    def skeleton(self, *, weights_only: bool = True, partial: bool = False) -> Skeleton:
         """What it holds, on the CPU, with records of where in the source the bytes of each tensor are.
 
         Args:
             weights_only: as of ``torch.load``; if False, values that are no tensors may run any code.
+            partial: whether objects of unknown classes are placeholders.
 
         Raises:
             CheckpointError: if it is not what it should be.

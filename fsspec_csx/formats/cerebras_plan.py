@@ -17,6 +17,7 @@ from fsspec_csx.formats import cerebras_tree
 from fsspec_csx.formats.cerebras_leaf import shown
 from fsspec_csx.formats.cerebras_metadata import LEAF, OWN, SUCCESS, is_safe
 from fsspec_csx.formats.names import below
+from fsspec_csx.formats.safetensors_writing import PLAIN
 
 _VERSION, _WRITTEN_AS = 0.5, "2.10.0"
 _SHOWN = 20
@@ -174,6 +175,8 @@ def _flaw(tensor: torch.Tensor) -> str | None:
         return f"a tensor of {tensor.dtype}"
     if tensor.numel() and not _address(tensor):
         return f"a {type(tensor).__name__} on {tensor.device} without memory of its own"
+    if type(tensor) not in PLAIN:
+        return f"a {type(tensor).__name__}, whose class would be lost"
     return None
 
 

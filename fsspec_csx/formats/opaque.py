@@ -122,6 +122,12 @@ class _Named:
         self.path = path
         self.call = call
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Named) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
 
 class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: its memo is a dict
     """Builds the object of a pickle.
@@ -210,6 +216,10 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, Placeholder):
             made.parts.append(state)
+        elif type(made) is io.BytesIO and type(state) is tuple and len(state) == 3 and type(state[0]) is bytes:
+            self._charge(len(state[0]))
+            made.write(state[0])
+            made.seek(state[1] if type(state[1]) is int and 0 <= state[1] <= len(state[0]) else 0)
         else:
             _with_state(made, state)
 

@@ -49,6 +49,19 @@ def refuse(obj: Any, name: str) -> None:
         raise UnsafeCheckpointError(reason, f"Choose other entries by keys, or load it and {_TRUST}.")
 
 
+def is_free(obj: Any) -> bool:
+    """Whether there is no placeholder anywhere in an object."""
+    stack, seen = [obj], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Placeholder):
+            return False
+        if id(value) not in seen:
+            seen.add(id(value))
+            stack += value if isinstance(value, (set, frozenset)) else _inside(value) or []
+    return True
+
+
 def classes(found: Mapping[str, Placeholder]) -> str:
     """The classes of some placeholders: a few, and how many more there are."""
     paths = list(dict.fromkeys(each.path for each in found.values()))

@@ -157,7 +157,7 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
         Exception: what the file raised.
     """
     if isinstance(source, (Assembled, CerebrasSource)):
-        return _skeleton(source, name, "cpu", True)
+        return _skeleton(source, name, "cpu", True, partial=True)
     if bounded and not is_legacy(source) and not (_is_safetensors(source) or torch_archive.read(source, name)):
         return Skeleton(_without_data(source, name), [])
     return _skeleton(source, name, "cpu", True, partial=True)
@@ -195,7 +195,7 @@ def _skeleton(
 ) -> Skeleton:
     """With an ``Assembled`` only for the CPU; if partial, with placeholders for objects of unknown classes."""
     if isinstance(source, Assembled):
-        return source.skeleton(weights_only=weights_only)
+        return source.skeleton(weights_only=weights_only, partial=partial)
     if isinstance(source, CerebrasSource):
         found = _placed(source, source.tensors(), name, map_location, wanted)
         return replace(found, obj=source.assembled(found.obj, weights_only=weights_only))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
@@ -43,6 +44,7 @@ def known(charge: Callable[[int], None]) -> dict[str, Callable[..., Any]]:
 
     return {
         "_codecs.encode": encode,
+        "_io.BytesIO": lambda: io.BytesIO(),
         "builtins.bytearray": lambda data=b"": bytearray(sized(data, (bytes,))),
         "builtins.set": lambda items=(): set(map(checked_key, sized(items, (list, tuple)))),
         "builtins.complex": lambda real, imag: complex(*map(_number, (real, imag))),

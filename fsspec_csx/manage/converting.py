@@ -179,7 +179,8 @@ def _write_cerebras(
 ) -> None:
     # A caller's callback is told of what is written alone.
     reading = None if callback is None else NoOpCallback()
-    obj = load(source, keys=keys, storage_options=source_options, callback=reading)
+    # By keys, an entry that cannot be loaded is named.
+    obj = load(source, keys=keys or (lambda name: True), storage_options=source_options, callback=reading)
     save(obj, target, format="cerebras", storage_options=target_options, callback=callback)
 
 

@@ -12,8 +12,8 @@ from typing import IO, Any, TypeVar
 import torch
 from zlib_ng import zlib_ng
 
-from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import fill, rehearsed, torch_archive, torch_zip, zip_directory
+from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import fill, opaque, placeholders, rehearsed, torch_archive, torch_zip, zip_directory
 from fsspec_csx.formats.fill import Transfer
 from fsspec_csx.formats.names import shown
 from fsspec_csx.formats.placing import reserved
@@ -84,18 +84,31 @@ def read_bytes(folder: Folder, places: Sequence[Place]) -> list[bytes]:
     return [found[each.relative_path, each.offset] for each in places]
 
 
-def load_bytes(data: bytes, *, name: str, weights_only: bool = True) -> Any:
+def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bool = False) -> Any:
     """The object of an item of bytes.
 
     Args:
         data: what torch.save wrote.
         name: what errors call it.
         weights_only: as of ``torch.load``; if False, it may run any code.
+        partial: whether objects of unknown classes may be placeholders.
 
     Raises:
         InvalidCheckpointError: if it is damaged.
-        UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
+        UnsafeCheckpointError: if ``weights_only`` and it names what may run code; not for an ``io.BytesIO``.
     """
+    try:
+        return _loaded(data, name=name, weights_only=weights_only)
+    except UnsafeCheckpointError:
+        source = Source(io.BytesIO(data), len(data))
+        found = opaque.skeleton(source, name=name)
+        if found is None or not (partial or placeholders.is_free(found.obj)):
+            raise
+        torch_zip.complete(source, found, name=name)
+        return found.obj
+
+
+def _loaded(data: bytes, *, name: str, weights_only: bool) -> Any:
     return torch_zip.read(
         io.BytesIO(data),
         name=name,

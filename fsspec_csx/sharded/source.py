@@ -90,7 +90,7 @@ class ShardedSource(Assembled):
             advance=self.advance,
         )
 
-    def skeleton(self, *, weights_only: bool = True) -> Skeleton:
+    def skeleton(self, *, weights_only: bool = True, partial: bool = False) -> Skeleton:
         """As of ``Assembled``; the memory of the tensors takes none before it is written to."""
         tensors = {
             entry.name: whole.empty(self.folder, self.metadata, entry) for entry in self._entries if entry.tensor
@@ -99,7 +99,7 @@ class ShardedSource(Assembled):
             Record(entry.name, start, tensors[entry.name].untyped_storage(), self._crc32(entry))
             for start, entry in zip(self._starts, self._tensors, strict=True)
         ]
-        values = whole.values(self.folder, self.metadata, self._entries, weights_only=weights_only)
+        values = whole.values(self.folder, self.metadata, self._entries, weights_only=weights_only, partial=partial)
         return Skeleton(whole.replaced(self._state, {**tensors, **values}), records)
 
     def described(self) -> CheckpointInfo:

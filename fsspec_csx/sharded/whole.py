@@ -90,7 +90,7 @@ def describe(folder: Folder, metadata: Metadata) -> CheckpointInfo:
         for name, entry in named
         if entry.tensor
     }
-    found = values(folder, metadata, [entry for _, entry in named])
+    found = values(folder, metadata, [entry for _, entry in named], partial=True)
     others = {name: found[entry.name] for name, entry in named if not entry.tensor}
     size = sum(
         each.length for each in {(p.relative_path, p.offset): p for p in metadata.storage_data.values()}.values()
@@ -113,13 +113,20 @@ def nested(metadata: Metadata) -> dict[str, Any]:
     return {key: _closed(value) for key, value in root.items()}
 
 
-def values(folder: Folder, metadata: Metadata, entries: list[Entry], *, weights_only: bool = True) -> dict[str, Any]:
-    """The values of those entries that are no tensors, by their names in the manifest."""
+def values(
+    folder: Folder, metadata: Metadata, entries: list[Entry], *, weights_only: bool = True, partial: bool = False
+) -> dict[str, Any]:
+    """The values of those entries that are no tensors, by their names in the manifest.
+
+    If partial, objects of unknown classes are placeholders.
+    """
     others = [entry for entry in entries if entry.tensor is None]
     places = [stored(folder, metadata, MetadataIndex(entry.name)) for entry in others]
     blobs = read_bytes(folder, places)
     return {
-        entry.name: load_bytes(data, name=f"{entry.name!r} in {folder.name}", weights_only=weights_only)
+        entry.name: load_bytes(
+            data, name=f"{entry.name!r} in {folder.name}", weights_only=weights_only, partial=partial
+        )
         for entry, data in zip(others, blobs, strict=True)
     }
 
