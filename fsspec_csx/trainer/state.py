@@ -17,6 +17,7 @@ from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, Mismatch
 from fsspec_csx.formats import match
 from fsspec_csx.paths import redacted
 from fsspec_csx.trainer import checking, processes, random_states
+from fsspec_csx.trainer.schedulers.base import Scheduler
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -226,5 +227,5 @@ def _check_schedulers(schedulers: list[Any], states: Any, path: str) -> None:
         reason = f"{redacted(path)} has {len(states)} schedulers, and the training {len(schedulers)}."
         raise MismatchError(reason, "Use the schedulers it was saved with, or leave their states out.")
     for scheduler, state in zip(schedulers, states, strict=True):
-        if isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
+        if isinstance(scheduler, (torch.optim.lr_scheduler.LRScheduler, Scheduler)):
             checking.check_attributes(scheduler, state, "schedulers", path)

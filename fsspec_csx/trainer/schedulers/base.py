@@ -1,0 +1,101 @@
+"""Scheduler: a value of an optimizer's parameter groups as a function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from fsspec_csx.trainer import checking
+
+Tags = str | Sequence[str | None] | None
+
+_COUNTS = ("total_iters", "T_max", "T_0", "step_size", "warmup_steps", "total_steps", "step_size_up", "step_size_down")
+
+
+@dataclass(eq=False)
+class Scheduler:
+    """Sets a value at once, and after each ``step``. Past its end it holds its last one.
+
+    Args:
+        optimizer: of which.
+        param_group_tags: only groups that have one of these among their ``tags`` are scheduled, and with None among
+            them those without tags; all by default.
+
+    Attributes:
+        key: of the value in a group.
+        last_epoch: steps that were made.
+
+    Raises:
+        ValueError: for a number that makes no sense.
+    """
+
+    key: ClassVar[str] = "lr"
+
+    optimizer: torch.optim.Optimizer
+    param_group_tags: Tags = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name, None)
+            if value is not None and (type(value) is not int or value < 1):
+                msg = f"{name} is a whole number from 1 on, not {value!r}. Give such a number."
+                raise ValueError(msg)
+        self.last_epoch = 0
+        self._set()
+
+    def value(self, step: int) -> float:
+        """The value at a step, counted from 0."""
+        raise NotImplementedError
+
+    def value_of(self, group: Mapping[str, Any], step: int) -> float:
+        """The value at a step in a group."""
+        return self.value(step)
+
+    def applies_to(self, group: Mapping[str, Any]) -> bool:
+        """Whether a group is scheduled."""
+        if self.param_group_tags is None:
+            return True
+        wanted, tags = ({each} if isinstance(each, str) else {*each} for each in (self.param_group_tags, _tags(group)))
+        return not wanted.isdisjoint(tags)
+
+    def step(self) -> None:
+        """Go to the next step."""
+        self.last_epoch += 1
+        self._set()
+
+    def get_last_lr(self) -> list[Any]:
+        """The value of each group as it is now."""
+        return [group[self.key] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is; its numbers are those that it was made with."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where another one was.
+
+        Raises:
+            ValueError: if that is no number of steps; LookupError if there is none.
+        """
+        self.last_epoch = checking.count_in(state["last_epoch"])
+        self._set()
+
+    def _set(self) -> None:
+        for group in self.optimizer.param_groups:
+            if not self.applies_to(group):
+                continue
+            value = self.value_of(group, self.last_epoch)
+            if isinstance(group.get(self.key), torch.Tensor):
+                group[self.key].fill_(value)
+            else:
+                group[self.key] = value
+
+
+def _tags(group: Mapping[str, Any]) -> Sequence[str | None]:
+    tags = group.get("tags")
+    if not tags:
+        return [None]
+    return [tags] if isinstance(tags, str) else [*tags]
