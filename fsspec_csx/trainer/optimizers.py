@@ -1,0 +1,280 @@
+"""Optimizers by the names and the arguments of the Cerebras ModelZoo: torch's, and what torch lacks or has otherwise.
+
+``learning_rate`` is another name of ``lr``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.optim import ASGD, Adadelta, Adagrad, Adamax, RAdam, RMSprop, Rprop
+
+__all__ = [
+    "ASGD",
+    "SGD",
+    "AdaFactor",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lamb",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+]
+
+_Betas = tuple[float, float]
+
+
+class _Own(torch.optim.Optimizer):
+    """An optimizer with a rule for one parameter at a time."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        for name, most in (("lr", math.inf), ("eps", math.inf), ("weight_decay", math.inf)):
+            if name in defaults and not 0 <= defaults[name] < most:
+                msg = f"{name} is a number from 0 on, not {defaults[name]!r}. Give such a number."
+                raise ValueError(msg)
+        if not all(0 <= beta < 1 for beta in defaults["betas"]):
+            msg = f"betas are from 0 to below 1, not {defaults['betas']!r}. Give such numbers."
+            raise ValueError(msg)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply the gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group, parameter in _with_gradients(self):
+            assert parameter.grad is not None
+            self._apply(parameter, parameter.grad, self.state[parameter], group)
+        return loss
+
+    def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class AdamW(torch.optim.AdamW):
+    """Adam with weight decay apart from the gradient; without correction of the bias, if so wished."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: _Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+        amsgrad: bool = False,
+        learning_rate: float | None = None,
+    ) -> None:
+        if amsgrad and not correct_bias:
+            msg = "amsgrad needs the correction of the bias. Leave one of them as it is by default."
+            raise ValueError(msg)
+        rate = lr if learning_rate is None else learning_rate
+        super().__init__(params, rate, (betas[0], betas[1]), eps, weight_decay, amsgrad)
+        self._correct_bias = correct_bias
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply the gradients."""
+        if self._correct_bias:
+            return super().step(closure)
+        loss = closure() if closure is not None else None
+        with torch.no_grad():
+            for group, parameter in _with_gradients(self):
+                assert parameter.grad is not None
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                state = self.state[parameter]
+                state["step"] = state.get("step", torch.zeros(())) + 1  # without which torch refuses a state
+                mean, square = _averages(state, parameter.grad, group["betas"])
+                parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
+        return loss
+
+
+class Adam(torch.optim.Adam):
+    """Adam."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: _Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        learning_rate: float | None = None,
+    ) -> None:
+        rate = lr if learning_rate is None else learning_rate
+        super().__init__(params, rate, (betas[0], betas[1]), eps, weight_decay, amsgrad)
+
+
+class SGD(torch.optim.SGD):
+    """Stochastic gradient descent."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+        learning_rate: float | None = None,
+    ) -> None:
+        rate = lr if learning_rate is None else learning_rate
+        super().__init__(params, rate, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+
+
+class Adafactor(torch.optim.Adafactor):
+    """Adafactor, with the rate scaled by each parameter: https://arxiv.org/abs/1804.04235
+
+    Args:
+        params: parameters, or groups of them.
+        lr: the rate.
+        eps: the least mean of squares, torch's if None, and the least scale of a parameter.
+        clip_threshold: the greatest root mean square of an update.
+        decay_rate: of the running mean of squares.
+        weight_decay: apart from the gradient.
+        learning_rate: in place of ``lr``.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        weight_decay: float = 0.0,
+        learning_rate: float | None = None,
+    ) -> None:
+        rate = lr if learning_rate is None else learning_rate
+        super().__init__(params, rate, decay_rate, (eps[0], eps[1]), clip_threshold, weight_decay)
+
+
+AdaFactor = Adafactor
+
+
+class Lion(_Own):
+    """The sign of a mean of gradients: https://arxiv.org/abs/2302.06675"""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        betas: _Betas = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        learning_rate: float | None = None,
+    ) -> None:
+        rate = lr if learning_rate is None else learning_rate
+        super().__init__(params, {"lr": rate, "betas": tuple(betas), "weight_decay": weight_decay})
+
+    def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
+        if "exp_avg" not in state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+        mean, (now, later) = state["exp_avg"], group["betas"]
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_((mean * now).add_(gradient, alpha=1 - now).sign_(), alpha=-group["lr"])
+        mean.mul_(later).add_(gradient, alpha=1 - later)
+
+
+class Lamb(_Own):
+    """Adam with a rate for each parameter, by its norm and that of its update: https://arxiv.org/abs/1904.00962
+
+    Args:
+        params: parameters, or groups of them.
+        lr: the rate.
+        betas: of the running means of gradients and their squares, whose bias is not corrected.
+        eps: added to the root of the latter.
+        weight_decay: a part of the update.
+        adam: whether to leave the norms out of account.
+        learning_rate: in place of ``lr``.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: _Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        adam: bool = False,
+        learning_rate: float | None = None,
+    ) -> None:
+        rate = lr if learning_rate is None else learning_rate
+        defaults = {"lr": rate, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "adam": adam}
+        super().__init__(params, defaults)
+
+    def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
+        mean, square = _averages(state, gradient, group["betas"])
+        update = mean / square.sqrt().add_(group["eps"])
+        update.add_(parameter, alpha=group["weight_decay"])
+        own, other = parameter.norm(), update.norm()
+        ratio = torch.where((own > 0) & (other > 0) & (not group["adam"]), own / other, 1.0)
+        parameter.sub_(update * ratio * group["lr"])
+
+
+class NAdam(_Own):
+    """Adam with Nesterov's momentum; the second factor of the momentum counts twice, as in the ModelZoo.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: the rate.
+        betas: of the running means of gradients and their squares.
+        eps: added to the root of the latter.
+        weight_decay: added to the gradient.
+        momentum_decay: how fast the momentum rises to the first of ``betas``.
+        learning_rate: in place of ``lr``.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 2e-3,
+        betas: _Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        learning_rate: float | None = None,
+    ) -> None:
+        rate = lr if learning_rate is None else learning_rate
+        defaults = {"lr": rate, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "momentum_decay": momentum_decay})
+
+    def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        mean, square = _averages(state, gradient, group["betas"])
+        state["step"] = step = state.get("step", 0) + 1
+        first, second = group["betas"]
+        now, later = (first * (1 - 0.5 * 0.96 ** (each * group["momentum_decay"])) for each in (step, step + 1))
+        state["mu_product"] = product = state.get("mu_product", 1.0) * now
+        root = (square / (1 - second**step)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(gradient, root, value=-group["lr"] * (1 - now) / (1 - product))
+        parameter.addcdiv_(mean, root, value=-group["lr"] * later / (1 - product * later * later))
+
+
+def _with_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                yield group, parameter
+
+
+def _averages(state: Any, gradient: torch.Tensor, betas: _Betas) -> tuple[torch.Tensor, torch.Tensor]:
+    """The running means of the gradient and of its square, after this one."""
+    if "exp_avg" not in state:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    mean, square, (first, second) = state["exp_avg"], state["exp_avg_sq"], betas
+    mean.mul_(first).add_(gradient, alpha=1 - first)
+    square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    return mean, square

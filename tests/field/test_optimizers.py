@@ -1,0 +1,96 @@
+"""Optimizers by the ModelZoo's names do what its own did, also when a training is resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import loader, made
+
+from fsspec_csx.trainer import optimizers
+
+REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "optimizers.json").read_text())["optimizers"]
+OWN = ["AdamW", "Adam", "SGD", "Adafactor", "AdaFactor", "Lion", "Lamb", "NAdam"]
+
+
+def named(case: Any) -> str:
+    """What a case is called."""
+    return json.dumps(case["optimizer"])[:60]
+
+
+def optimizer(case: Any, values: Any) -> tuple[torch.nn.Parameter, Any]:
+    """A parameter, and the optimizer of a case for it."""
+    ((name, arguments),) = case["optimizer"].items()
+    parameter = torch.nn.Parameter(torch.tensor(values))
+    return parameter, getattr(optimizers, name)([parameter], **arguments)
+
+
+@pytest.mark.parametrize("case", REFERENCE, ids=named)
+def test_steps(case: Any) -> None:
+    """The parameters after each step are those of the reference."""
+    parameter, own = optimizer(case, case["start"])
+    for gradient, expected in zip(case["gradients"], case["after"], strict=True):
+        parameter.grad = torch.tensor(gradient)
+        own.step()
+        torch.testing.assert_close(parameter.detach(), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", REFERENCE, ids=named)
+def test_steps_after_a_resume(case: Any) -> None:
+    """From any step on, by a new optimizer with the state of the other, through a file."""
+    for cut in range(1, len(case["after"])):
+        parameter, own = optimizer(case, case["start"])
+        for gradient in case["gradients"][:cut]:
+            parameter.grad = torch.tensor(gradient)
+            own.step()
+        file = io.BytesIO()
+        torch.save(own.state_dict(), file)
+        file.seek(0)
+        values = parameter.detach().tolist()
+        parameter, own = optimizer(case, values)
+        own.load_state_dict(torch.load(file))
+        for gradient, expected in zip(case["gradients"][cut:], case["after"][cut:], strict=True):
+            parameter.grad = torch.tensor(gradient)
+            own.step()
+            torch.testing.assert_close(parameter.detach(), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_arguments(name: str) -> None:
+    """learning_rate is another name of lr, and wrong numbers are refused."""
+    kind = getattr(optimizers, name)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert kind([parameter], learning_rate=0.25).param_groups[0]["lr"] == 0.25
+    assert kind([parameter], lr=0.25).param_groups[0]["lr"] == 0.25
+    with pytest.raises(ValueError, match=r"(?i)learning rate|lr is"):
+        kind([parameter], lr=-1.0)
+
+
+def test_what_makes_no_sense() -> None:
+    """Arguments that exclude each other."""
+    with pytest.raises(ValueError, match="amsgrad"):
+        optimizers.AdamW([torch.ones(1)], correct_bias=False, amsgrad=True)
+    with pytest.raises(ValueError, match="betas"):
+        optimizers.Lion([torch.ones(1)], betas=(0.9, 1.0))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "Lamb", "NAdam", "Adafactor"])
+def test_in_a_training(tmp_path: Path, name: str) -> None:
+    """A training that is stopped and resumed is one that never stopped."""
+
+    def run(root: str, steps: int) -> list[float]:
+        kind = getattr(optimizers, name)
+        options = {"correct_bias": False} if name == "AdamW" else {}
+        loop = {"max_steps": steps, "eval_frequency": 0}
+        trainer, losses = made(
+            str(tmp_path / root), optimizer=lambda model: kind(model.parameters(), lr=0.01, **options), loop=loop
+        )
+        trainer.fit(loader())
+        return losses
+
+    whole = run("whole", 8)
+    assert run("parts", 3) + run("parts", 8) == whole
