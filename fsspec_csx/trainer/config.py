@@ -1,8 +1,9 @@
 """A training from YAML, in the form of the ModelZoo: ``trainer: {init: …, fit: …, validate: …}``.
 
 Classes are named by import paths: ``{class_path: package.module.Class, init_args: {…}}``, also within arguments; those
-of this package, and torch's optimizers and schedulers, by their names alone: ``{KeepNCheckpoints: {n: 3}}``. Nothing
-but what is so named is run, yet that can be anything: read files only of authors whose code you would run.
+of this package, and torch's and the ModelZoo's optimizers and schedulers, by their names alone: ``{KeepNCheckpoints:
+{n: 3}}``. Nothing but what is so named is run, yet that can be anything: read files only of authors whose code you
+would run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import fsspec_csx.trainer as trainer_module
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.redaction import conceal
 from fsspec_csx.settings import backends
-from fsspec_csx.trainer import yaml_file
+from fsspec_csx.trainer import short_names, yaml_file
 from fsspec_csx.trainer.blueprint import Blueprint, blueprint, check_keys, named
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpointing import Checkpoint
@@ -44,6 +45,7 @@ class _Part:
         default: the class that is meant where none is named.
         given: arguments that are there only when it is made.
         several: whether it is a list of them; None if it may be.
+        reader: gives the blueprint in place of ``named``.
     """
 
     kind: Any
@@ -51,12 +53,13 @@ class _Part:
     default: Callable[..., Any] | None = None
     given: tuple[str, ...] = ()
     several: bool | None = False
+    reader: Callable[[Any, str, Iterable[str]], Blueprint] | None = None
 
 
 _INIT = {
     "model": _Part(torch.nn.Module, home=None),
-    "optimizer": _Part(torch.optim.Optimizer, home=torch.optim, given=("params", "model")),
-    "schedulers": _Part(object, home=torch.optim.lr_scheduler, given=("optimizer",), several=True),
+    "optimizer": _Part(torch.optim.Optimizer, given=("params", "model"), reader=short_names.optimizer),
+    "schedulers": _Part(object, given=("optimizer",), several=True, reader=short_names.scheduler),
     "precision": _Part(Precision, default=MixedPrecision),
     "loop": _Part((TrainingLoop, ValidationLoop), default=TrainingLoop),
     "checkpoint": _Part(Checkpoint, default=Checkpoint),
@@ -233,6 +236,8 @@ def _parsed(node: Mapping[str, Any], parts: Mapping[str, _Part], path: str) -> d
 
 def _part(node: Any, path: str, part: _Part) -> Blueprint | list[Blueprint]:
     def one(node: Any, path: str) -> Blueprint:
+        if part.reader is not None:
+            return part.reader(node, path, part.given)
         return named(node, path, home=part.home, default=part.default, given=part.given)
 
     if part.several is False or (part.several is None and not isinstance(node, list)):
