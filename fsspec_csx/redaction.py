@@ -50,9 +50,10 @@ _NAMES = (
 # A name, what stands between in headers, reprs of dicts, JSON and XML alike, and the value.
 _SECRET = re.compile(rf"""((?:{"|".join(_NAMES)})["']?\s*[:=>,]\s*(?:b?["'])?)([^\s"'<>&,]{{8,}})""", re.IGNORECASE)
 _AUTHORIZATION = re.compile(r"""(authorization["']?\s*[:=,]\s*(?:b?["'])?)[^"'\s<>][^"'\n<>]*""", re.IGNORECASE)
-# What proves who is asking in a URL that was signed for others, by Amazon's names, old and new, and by Azure's.
+# What proves who is asking in a URL: in signed ones by the names of Amazon, Google and Azure; and tokens.
 _SIGNED = re.compile(
-    r"""([?&](?:X-Amz-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|Signature|sig)=)[^\s&"'<>]+""",
+    r"""([?&](?:X-(?:Amz|Goog)-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|GoogleAccessId|Signature|sig|"""
+    r"""(?:access_|auth_)?token|api_?key|password|secret)=)[^\s&"'<>]+""",
     re.IGNORECASE,
 )
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)([^/\s]+)@")

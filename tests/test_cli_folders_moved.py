@@ -58,13 +58,13 @@ def test_listed(held: str, fs: CSXFileSystem, recursive: bool) -> None:
 
 def test_listed_locally(tmp_path: Path) -> None:
     """Metadata alone is a checkpoint, of values; a damaged one is none, nor one whose end only seems to be there."""
-    changed(tmp_path / "whole_1.mdl", CASE)
-    changed(tmp_path / "denied_2.mdl", CASE, __SUCCESS__=None)
-    (tmp_path / "damaged_3.mdl").mkdir()
-    (tmp_path / "damaged_3.mdl" / "__METADATA__").write_bytes(b"nothing")
-    (tmp_path / "values_4.mdl").mkdir()
-    changed(tmp_path / "values_4.mdl", "empty_dict")
-    for each in (tmp_path / "values_4.mdl").iterdir():
+    changed(tmp_path / "checkpoint_1.mdl", CASE)
+    changed(tmp_path / "checkpoint_2.mdl", CASE, __SUCCESS__=None)
+    (tmp_path / "checkpoint_3.mdl").mkdir()
+    (tmp_path / "checkpoint_3.mdl" / "__METADATA__").write_bytes(b"nothing")
+    (tmp_path / "checkpoint_4.mdl").mkdir()
+    changed(tmp_path / "checkpoint_4.mdl", "empty_dict")
+    for each in (tmp_path / "checkpoint_4.mdl").iterdir():
         if each.name != "__METADATA__":
             each.unlink()
     assert [found.step for found in checkpoints(tmp_path)] == [1, 4]

@@ -16,6 +16,7 @@ A metric (``val_loss=0.12``), a date, a size (``7b``) and the number of a shard 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -31,15 +32,17 @@ _STEPS = r"(?:global[_-]?)?step|iter(?:ation)?|updates?"
 _NUMBER = r"(?P<number>[0-9]{1,18})"
 # What follows a number that is whole: another word, or nothing. No decimals, and no unit such as the b of 7b.
 _END = r"(?=[_-]+(?!of[_-])[A-Za-z]|$)"
-_STEP = re.compile(rf"(?:^|(?P<before>[A-Za-z]*)[^A-Za-z])(?:{_STEPS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
-_EPOCH = re.compile(rf"(?:^|(?P<before>[A-Za-z]*)[^A-Za-z])epoch[_-]?{_NUMBER}{_END}", re.IGNORECASE)
-_BATCH = re.compile(rf"(?:^|(?P<before>)[_-])ep(?P<epoch>[0-9]+)-ba{_NUMBER}{_END}")
-_PLAIN = re.compile(rf"(?:^|(?P<before>[A-Za-z]*)[_-])(?:{_WORDS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
-_PART = re.compile(rf"^(?P<before>)(?:(?:{_PARTS})[_-])*(?:{_PARTS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
-_ALONE = re.compile(rf"^(?P<before>){_NUMBER}{_END}")
+_STEP = re.compile(rf"(?<![A-Za-z])(?:{_STEPS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
+_EPOCH = re.compile(rf"(?<![A-Za-z])epoch[_-]?{_NUMBER}{_END}", re.IGNORECASE)
+_BATCH = re.compile(rf"(?<![^_-])ep(?P<epoch>[0-9]{{1,18}})-ba{_NUMBER}{_END}")
+_PLAIN = re.compile(rf"(?<![^_-])(?:{_WORDS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
+_PART = re.compile(rf"^(?:(?:{_PARTS})[_-])*(?:{_PARTS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
+_ALONE = re.compile(rf"^{_NUMBER}{_END}")
+# The word before another.
+_BEFORE = re.compile(r"([A-Za-z]+)[^A-Za-z]$")
 # Lightning's fields: a name and its value.
 _FIELD = re.compile(
-    r"(?P<name>[A-Za-z][A-Za-z0-9_./]*?)=(?P<value>-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|-?(?:nan|inf))"
+    r"(?P<name>[A-Za-z][A-Za-z0-9_./]{0,64}?)=(?P<value>-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|-?(?:nan|inf))"
 )
 _NAMED = re.compile(rf"(?:(?:{_WORDS}|model)_)?(?:(?P<step>{_STEPS})|epoch)", re.IGNORECASE)
 # A number after these words and 'step' counts or measures something else.
@@ -81,6 +84,7 @@ class Label:
         return None if self.step is None else (self.counts_epochs, self.step, self.stamp)
 
 
+@functools.lru_cache(maxsize=2**16)
 def label_of(name: str) -> Label:
     """What a checkpoint's name says; folders before it do not count."""
     last = name.rpartition("/")[2]
@@ -143,12 +147,17 @@ def _of_words(stem: str, ending: str, stamp: str) -> Label:
 
 
 def _fitting(pattern: re.Pattern[str], stem: str) -> list[re.Match[str]]:
-    found = pattern.finditer(stem)
+    """Where a pattern fits, but for dates, and for numbers of something else than a training's steps."""
     return [
-        each
-        for each in found
-        if (each["before"] or "").lower() not in _MEASURES and not _DATE.fullmatch(each["number"])
+        found
+        for found in pattern.finditer(stem)
+        if not _DATE.fullmatch(found["number"]) and _word_before(stem, found.start()) not in _MEASURES
     ]
+
+
+def _word_before(stem: str, place: int) -> str:
+    found = _BEFORE.search(stem[max(0, place - 32) : place])
+    return found[1].lower() if found else ""
 
 
 def _without(text: str, found: re.Match[str], *groups: str) -> str:

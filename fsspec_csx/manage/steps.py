@@ -64,8 +64,10 @@ def _compare(steps: list[Step]) -> None:
     """Find the runs, and the steps that lack files which others of their run have."""
     runs: dict[str, set[str]] = {}
     for step in steps:
-        run = set[str]().union(step.families, *(runs.get(each, ()) for each in step.families))
-        runs.update(dict.fromkeys(run, run))
+        joined = {id(run): run for each in step.families if (run := runs.get(each))}
+        run = step.families.union(*joined.values())
+        if len(joined) != 1 or run not in joined.values():
+            runs.update(dict.fromkeys(run, run))
     members: dict[str, list[Step]] = defaultdict(list)
     for step in steps:
         run = runs[next(iter(step.families))]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import fsspec
 import pytest
 import torch
 from commands import DONE, FAILED
 from hypothesis import given
 from hypothesis import strategies as st
-from roots import fill, left, manifest
+from roots import fill, left
+from roots import manifest as manifest_of
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from fsspec_csx import save
+from fsspec_csx import distributed, load, save
 from fsspec_csx.cli import main
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.listing import Found, checkpoints, latest
 from fsspec_csx.manage.naming import label_of
 from fsspec_csx.manage.retention import plan, prune
+from fsspec_csx.sharded import manifest
+from fsspec_csx.sharded.folder import Folder
+from fsspec_csx.trainer import Checkpoint
 
 
 def run(*arguments: str) -> int:
@@ -29,7 +37,7 @@ def sharded(root: str, step: int, *, shards: int = 2, size: int = 4) -> str:
     """A checkpoint of torch.distributed.checkpoint, whose manifest counts so many bytes in each shard."""
     names = [f"__{rank}_0.distcp" for rank in range(shards)]
     fill(root, *(f"checkpoint_{step}/{name}" for name in names))
-    fill(root, f"checkpoint_{step}/.metadata", data=manifest(*names, size=size))
+    fill(root, f"checkpoint_{step}/.metadata", data=manifest_of(*names, size=size))
     return f"{root}/checkpoint_{step}"
 
 
@@ -46,7 +54,7 @@ def test_sharded_that_is_not_whole(root: str, flaw: str) -> None:
         sharded(root, step)
     sharded(root, 300, size=5 if flaw == "short" else 4)
     if flaw == "missing":
-        fill(root, "checkpoint_300/.metadata", data=manifest("__0_0.distcp", "__1_0.distcp", "__2_0.distcp"))
+        fill(root, "checkpoint_300/.metadata", data=manifest_of("__0_0.distcp", "__1_0.distcp", "__2_0.distcp"))
     if flaw == "damaged manifest":
         fill(root, "checkpoint_300/.metadata", data=b"damaged")
     assert newest(root) == "checkpoint_200"
@@ -202,8 +210,6 @@ def test_no_newest_is_lost(names: list[str], keep: int, damaged: set[int]) -> No
 
 def test_folder_that_is_not_read(root: str) -> None:
     """What list calls a checkpoint is one for load."""
-    from fsspec_csx import load
-
     torch_file = {"w": torch.ones(2)}
     save(torch_file, f"{root}/checkpoint_1.mdl")
     fill(
@@ -214,3 +220,18 @@ def test_folder_that_is_not_read(root: str) -> None:
     save({"a": torch.ones(2)}, f"{root}/checkpoint-2/model-00001-of-00001.safetensors")
     for each in checkpoints(root):
         assert load(each.path)
+
+
+def test_trainer_resumes_from_a_whole_one(root: str) -> None:
+    """The Trainer passes over a folder that lacks a shard, as list --latest does."""
+    for step in (1, 2):
+        distributed.save({"model": {"w": torch.ones(2)}, "global_step": step}, f"{root}/checkpoint_{step}.mdl")
+    fs, path = fsspec.url_to_fs(f"{root}/checkpoint_2.mdl")
+    metadata = manifest.read(Folder(fs, path, "it"))
+    metadata.storage_data[MetadataIndex("more")] = manifest.place("__1_0.distcp", 0, 4)
+    fs.pipe_file(f"{path}/.metadata", manifest.encode(metadata))
+    assert newest(root) == "checkpoint_1.mdl"
+    callback = Checkpoint(checkpoint_root=root)
+    callback.root = root
+    trainer = SimpleNamespace(logger=logging.getLogger("trainer"))
+    assert callback.get_latest_checkpoint(trainer) == f"{root}/checkpoint_1.mdl"  # type: ignore[arg-type]
