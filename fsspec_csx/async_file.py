@@ -13,6 +13,7 @@ from s3fs.core import version_id_kw
 
 from fsspec_csx.payload import single_bytes
 from fsspec_csx.unwinding import Opening
+from fsspec_csx.waiting import submitted
 from fsspec_csx.writer import PartWriter
 
 logger = logging.getLogger("fsspec_csx")
@@ -96,7 +97,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self._writer = PartWriter(
             fs._caller(bucket, key, options),
             fs.transfer,
-            functools.partial(asyncio.run_coroutine_threadsafe, loop=self._loop),
+            functools.partial(submitted, self._loop),
             first_part=part,
             growing=not fs.fixed_upload_size,
             checked=not any(name.startswith("Checksum") for name in {**fs.s3_additional_kwargs, **options}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
@@ -16,9 +15,11 @@ from fsspec_csx.copies import CopyingS3
 from fsspec_csx.explain import code_of
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.localfile import replacing
+from fsspec_csx.multipart import all_of
 from fsspec_csx.partial import Resuming
 from fsspec_csx.planning import LEAST, planned, size_for
 from fsspec_csx.ranges import FileRange, Range
+from fsspec_csx.scope import scope
 from fsspec_csx.whole import Bytes, ObjectState, check, compute_of, twice
 
 # Whether what a path stands for is looked up to be made files in a folder.
@@ -137,7 +138,7 @@ class BulkS3(CopyingS3):
             for number, data in zip(numbers, found, strict=True):
                 results[number] = data
 
-        await asyncio.gather(*(read(path, numbers) for path, numbers in wanted.items()))
+        await all_of(read(path, numbers) for path, numbers in wanted.items())
         if on_error != "return" and (error := next(filter(is_exception, results), None)):
             raise error
         return results
@@ -208,6 +209,7 @@ class BulkS3(CopyingS3):
         if os.path.exists(lpath) and not os.path.isfile(lpath):  # a pipe or a device is written from front to back
             await super()._get_file(rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
             return
+        scope().join()
         await self.set_session()
         exclusive = mode == "create"
         if resumable and await Resuming(self, rpath, version_id, lpath, exclusive=exclusive).fetch(callback):

@@ -25,9 +25,11 @@ from fsspec_csx.errors import (
 )
 from fsspec_csx.explain import Request, code_of, explain
 from fsspec_csx.file import CSXFile, discard_all
+from fsspec_csx.interrupt import make_interruptible
 from fsspec_csx.payload import Payload
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.retries import FirstContact, give_up, retry_after, timed
+from fsspec_csx.scope import scope
 from fsspec_csx.straight import StraightHTTPSession, StraightSession, hold, stay
 from fsspec_csx.transfer import Transfer
 
@@ -46,6 +48,10 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     session: Any
     transfer: Transfer
     _s3: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        make_interruptible(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -159,6 +165,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        scope().join()
         with timed(), doubt.doubt() as found:
             renewals = _RENEWALS
             while True:

@@ -43,6 +43,9 @@ and two warnings:
 
 from __future__ import annotations
 
+import errno
+import typing
+
 __all__ = [
     "AccessDeniedError",
     "BucketNotFoundError",
@@ -88,14 +91,25 @@ class CSXError(Exception):
         reason: one sentence that says what went wrong.
         remedy: one sentence that says what to do; empty if there is nothing to say.
         in_doubt: whether the server may have done what it was asked for all the same, since its answer was not heard.
+
+    Those that are an OSError of which the system has a number have it as ``errno``.
     """
 
     in_doubt = False
+    _number: typing.ClassVar[int | None] = None
 
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(f"{reason} {remedy}".rstrip())
         self.reason = reason
         self.remedy = remedy
+        if isinstance(self, OSError):
+            _set_number(self, self._number)
+
+    def __reduce__(self) -> tuple[typing.Any, ...]:
+        state = dict(vars(self))
+        if isinstance(self, OSError):  # which keeps these elsewhere
+            state |= {"errno": self.errno, "filename": self.filename}
+        return type(self), (self.reason, self.remedy), state
 
     def leave_doubt(self, what: str) -> None:
         """Say that something may have been done all the same."""
@@ -108,8 +122,14 @@ class CSXError(Exception):
         return f"{self.reason} {self.remedy}".rstrip()
 
 
+def _set_number(error: OSError, number: int | None) -> None:
+    error.errno = number
+
+
 class CredentialsError(CSXError, PermissionError):
     """The credentials could not be found, or the server does not accept them."""
+
+    _number = errno.EACCES
 
 
 class NoCredentialsError(CredentialsError):
@@ -135,17 +155,25 @@ class ExpiredCredentialsError(CredentialsError):
 class AccessDeniedError(CSXError, PermissionError):
     """The server knows who we are and refuses what was asked."""
 
+    _number = errno.EACCES
+
 
 class BucketNotFoundError(CSXError, FileNotFoundError):
     """There is no such bucket."""
+
+    _number = errno.ENOENT
 
 
 class ObjectNotFoundError(CSXError, FileNotFoundError):
     """There is no such object."""
 
+    _number = errno.ENOENT
+
 
 class ObjectExistsError(CSXError, FileExistsError):
     """An object that was to be created is there."""
+
+    _number = errno.EEXIST
 
 
 class ObjectChangedError(CSXError, OSError):
@@ -159,6 +187,8 @@ class InvalidBucketNameError(CSXError, ValueError):
 class ClockSkewError(CSXError, PermissionError):
     """This machine's clock is too far from the server's."""
 
+    _number = errno.EACCES
+
 
 class WrongRegionError(CSXError, OSError):
     """The bucket is in another region than the one asked."""
@@ -166,6 +196,8 @@ class WrongRegionError(CSXError, OSError):
 
 class NoSpaceError(CSXError, OSError):
     """The server has no room for an object, or none for us."""
+
+    _number = errno.ENOSPC
 
 
 class EndpointError(CSXError, ConnectionError):
@@ -179,6 +211,8 @@ class UntrustedCertificateError(EndpointError):
 class UnavailableError(EndpointError):
     """The endpoint answers that it is too busy or out of order, also when asked again."""
 
+    _number = errno.EBUSY
+
 
 class RefusedError(CSXError, OSError):
     """The server refuses what was asked; its code says why, and ``errno`` is the nearest of the system's numbers."""
@@ -187,6 +221,8 @@ class RefusedError(CSXError, OSError):
 class ChecksumError(CSXError, OSError):
     """What came does not have the checksum that the sender tells, also when it is sent again."""
 
+    _number = errno.EIO
+
 
 class TooLargeError(CSXError, MemoryError):
     """There is no memory for as many bytes as the server says that an object has."""
@@ -194,6 +230,8 @@ class TooLargeError(CSXError, MemoryError):
 
 class DeleteError(CSXError, OSError):
     """The server deleted only some of the objects."""
+
+    _number = errno.EIO
 
 
 class LostProcessError(CSXError, RuntimeError):

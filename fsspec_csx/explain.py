@@ -237,7 +237,10 @@ def _wrong_region(request: Request, details: dict[str, Any]) -> CSXError:
 
 def _no_room(request: Request, details: dict[str, Any]) -> CSXError:
     reason = f"{request.endpoint} has no room for {request.target}{_said(details)}."
-    return NoSpaceError(reason, "Free some there, for instance by deleting old checkpoints, or ask for a larger quota.")
+    remedy = "Free some there, for instance by deleting old checkpoints, or ask for a larger quota."
+    error = NoSpaceError(reason, remedy)
+    error.filename = request.target
+    return error
 
 
 def _unavailable(request: Request, details: dict[str, Any]) -> CSXError:

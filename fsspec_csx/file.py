@@ -18,7 +18,7 @@ from fsspec_csx.payload import single_bytes
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.reading import ReadFile
 from fsspec_csx.unwinding import Opening
-from fsspec_csx.waiting import check_off_loop, is_on_loop, start
+from fsspec_csx.waiting import Work, check_off_loop, is_on_loop, start
 from fsspec_csx.wrappers import Instruction, calling_instruction
 from fsspec_csx.writer import PartWriter
 
@@ -294,7 +294,7 @@ class CSXFile(ReadFile):
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
 
 
-def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Future[Any]:
+def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
     try:
         check_off_loop(fs)
         if pid != os.getpid():

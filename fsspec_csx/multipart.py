@@ -20,6 +20,7 @@ from fsspec_csx.errors import ExpiredCredentialsError, ObjectChangedError, Objec
 from fsspec_csx.explain import BUSY, code_of
 from fsspec_csx.payload import Payload
 from fsspec_csx.record import UploadRecord
+from fsspec_csx.scope import tidying, uncancelled
 from fsspec_csx.transfer import Transfer
 
 logger = logging.getLogger("fsspec_csx")
@@ -82,8 +83,8 @@ class Upload:
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # By an exception, before it was completed.
         if error is not None and not (self._record and _may_go_on(error)):
-            with contextlib.suppress(Exception):  # what led here must not be hidden
-                await self.abort()
+            with contextlib.suppress(Exception), tidying():  # what led here must not be hidden
+                await uncancelled(self.abort())
 
     async def begin(self, part: int) -> int:
         """Take up the upload that the record tells of, if there is one of the source as it is now, or create one.
@@ -140,7 +141,10 @@ class Upload:
         self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
 
     async def create(self) -> None:
-        """Begin."""
+        """Begin; a cancellation waits for the answer, as an upload whose name is not known could not be aborted."""
+        await uncancelled(self._create())
+
+    async def _create(self) -> None:
         checksum = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"} if self._checked else {}
         answer, self._carried = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
         self.id = answer["UploadId"]
@@ -243,10 +247,15 @@ async def all_of(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    except BaseException:
+        await uncancelled(_ended(tasks))
+        raise
+
+
+async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool = True, **conditions: str) -> Any:

@@ -51,6 +51,15 @@ class Payload(io.RawIOBase):
         self.failure: OSError | None = None
         self._position = 0
 
+    def give_up(self) -> None:
+        """Let the sending end soon."""
+        self.given_up = True
+
+    @property
+    def harmful(self) -> bool:
+        """Whether a thread that sends it must not go on, since the memory may go."""
+        return not self.owned
+
     @abstractmethod
     def parts(self, start: int = 0) -> Iterator[memoryview]:
         """The bytes from a position on, in memories that follow each other."""

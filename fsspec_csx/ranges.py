@@ -74,7 +74,7 @@ class Range:
         total: the object's size in bytes, once an answer has told it.
         headers: of the answer.
         thread: what fills it, while and after it does.
-        source: what it is being filled from, while it is.
+        interrupt: ends the filling at once; None while nothing fills it.
         given_up: set to make the filling fail soon.
         failure: what went wrong on this machine's side, so that there is no use in asking for the bytes again.
     """
@@ -87,7 +87,7 @@ class Range:
         self.total: int | None = None
         self.headers: Mapping[str, str] = {}
         self.thread: Future[Any] | None = None
-        self.source: Any = None
+        self.interrupt: Callable[[], object] | None = None
         self.given_up = False
         self.failure: OSError | None = None
         self._wrong = 0
@@ -102,6 +102,17 @@ class Range:
     def end(self) -> int:
         """Position behind the last byte."""
         return self.start + self.length
+
+    def give_up(self) -> None:
+        """Let what fills it end soon."""
+        self.given_up = True
+        if (interrupt := self.interrupt) is not None:
+            interrupt()
+
+    @property
+    def harmful(self) -> bool:
+        """Whether it is being filled at this moment."""
+        return self.interrupt is not None
 
     @property
     def complete(self) -> bool:

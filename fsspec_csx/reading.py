@@ -21,8 +21,7 @@ from fsspec_csx.payload import single_bytes
 from fsspec_csx.planning import Span, blank, checksums, planned, size_for
 from fsspec_csx.ranges import Range
 from fsspec_csx.readahead import ReadAhead
-from fsspec_csx.transfer import Transfer
-from fsspec_csx.waiting import check_off_loop, start
+from fsspec_csx.waiting import Work, check_off_loop, finished, start
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
@@ -122,16 +121,16 @@ class ReadFile(S3File):  # type: ignore[misc]
         ranges = planned(spans, part, zlib_ng.crc32 if crc32 else None)
         told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)
-        future = self._start(self._fetch(ranges, told.put))
-        future.add_done_callback(lambda _: told.put(None))
+        work = Work(self.fs.loop, functools.partial(self._fetch, ranges, told.put))
+        work.add_done_callback(lambda _: told.put(None))
         try:
+            work.schedule()
             while (count := told.get()) is not None:
                 if advance:
                     advance(count)
-            future.result()
+            work.result()
         except BaseException:
-            future.cancel()
-            self._start(Transfer.ended(ranges)).result()  # the memory is the caller's again
+            work.end()  # the memory is the caller's again
             raise
         return checksums(ranges, len(spans), zlib_ng.crc32_combine) if crc32 else []
 
@@ -145,20 +144,18 @@ class ReadFile(S3File):  # type: ignore[misc]
             s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
         """
         check_off_loop(self.fs)
-        asked = self._request("head_object", ChecksumMode="ENABLED", **version_id_kw(self.version_id))
-        answer = self._start(asked).result()
+        asked = functools.partial(
+            self._request, "head_object", ChecksumMode="ENABLED", **version_id_kw(self.version_id)
+        )
+        answer = finished(self.fs, asked)
         if (answer.get("ETag") or "") != (self.details.get("ETag") or ""):
             raise FileExpired(self.path, self.details.get("ETag"))
         return of_object(answer["ResponseMetadata"]["HTTPHeaders"])
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         check_off_loop(self.fs)
-        future = self._fetch_bytes(start, end)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        data: bytes = finished(self.fs, functools.partial(self._read, start, end))
+        return data
 
     def _fetch_bytes(self, start: int, end: int) -> Future[bytes]:
         return self._start(self._read(start, end))
@@ -210,7 +207,8 @@ class ReadFile(S3File):  # type: ignore[misc]
     def _call_s3(self, method: str, *kwarglist: Any, **kwargs: Any) -> Any:
         payer = getattr(self, "_request_payer_kw", self.req_kw)
         check_off_loop(self.fs)
-        return self._start(self.fs._call_s3(method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs)).result()
+        call = functools.partial(self.fs._call_s3, method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs)
+        return finished(self.fs, call)
 
     def _start(self, coroutine: Any) -> Future[Any]:
         return start(self.fs, coroutine)

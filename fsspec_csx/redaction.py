@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -122,15 +123,36 @@ def blotted(text: str) -> str:
 
 
 class _Redact(logging.Filter):
+    """Never raises: a record that cannot be formatted is left to the handlers, which report it as logging does."""
+
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if (shown := blotted(message)) != message:
-            record.msg, record.args = shown, None
-        if record.exc_info and not record.exc_text:
-            trace = logging.Formatter().formatException(record.exc_info)
-            if (shown := blotted(trace)) != trace:
-                record.exc_text = shown  # what formatters take in place of their own
+        with contextlib.suppress(Exception):
+            _redact_message(record)
+        with contextlib.suppress(Exception):
+            _redact_trace(record)
         return True
+
+
+def _redact_message(record: logging.LogRecord) -> None:
+    try:
+        message = record.getMessage()
+    except Exception:
+        # The handlers print the message and the arguments by themselves.
+        for name in ("msg", "args"):
+            with contextlib.suppress(Exception):
+                text = repr(getattr(record, name))
+                if (shown := blotted(text)) != text:
+                    setattr(record, name, (shown,) if name == "args" else shown)
+        return
+    if (shown := blotted(message)) != message:
+        record.msg, record.args = shown, None
+
+
+def _redact_trace(record: logging.LogRecord) -> None:
+    if record.exc_info and not record.exc_text:
+        trace = logging.Formatter().formatException(record.exc_info)
+        if (shown := blotted(trace)) != trace:
+            record.exc_text = shown  # what formatters take in place of their own
 
 
 _filter = _Redact()

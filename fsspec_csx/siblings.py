@@ -20,6 +20,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 
 from fsspec_csx.ranges import Range
+from fsspec_csx.scope import Scope, scope, uncancelled
 from fsspec_csx.transfer import Transfer
 from fsspec_csx.whole import ObjectState, check
 
@@ -100,8 +101,7 @@ class Sweep:
         self._siblings = siblings
         self._advance = advance
         self._loop = asyncio.get_running_loop()
-        self._running: set[Range] = set()
-        self._over = False
+        self._scope = Scope(scope())
 
     async def read(self, wanted: Sequence[tuple[int, ObjectState, memoryview]]) -> dict[int, int]:
         """Fill memories with whole objects.
@@ -117,8 +117,9 @@ class Sweep:
         try:
             await asyncio.gather(*(self._thread(queue, found) for _ in range(count)))
         finally:
-            self._over = True
-            await self._transfer.ended(list(self._running))
+            bodies = self._scope.close()
+            if bodies:
+                await uncancelled(self._transfer.ended(bodies))
         return found
 
     async def _thread(self, queue: deque[Any], found: dict[int, int]) -> None:
@@ -126,21 +127,26 @@ class Sweep:
             await asyncio.wrap_future(self._transfer._threads.submit(self._work, queue, found))
 
     def _work(self, queue: deque[Any], found: dict[int, int]) -> None:
-        while not self._over:
+        while not self._scope.closed:
             try:
                 number, state, memory = queue.popleft()
             except IndexError:
                 return
-            size = self._read(state, memory)
-            if size is not None:
+            wanted = Range(0, probing=True)
+            wanted.add(0, 0, memory)
+            try:
+                done: Future[None] = self._scope.begin(wanted, Future)
+            except asyncio.CancelledError:
+                return
+            try:
+                size = self._read(state, wanted, memory)
+            finally:
+                done.set_result(None)
+            if size is not None and not self._scope.closed:
                 found[number] = size
                 self._loop.call_soon_threadsafe(self._advance, len(memory))
 
-    def _read(self, state: ObjectState, memory: memoryview) -> int | None:
-        wanted = Range(0, probing=True)
-        wanted.add(0, 0, memory)
-        wanted.thread = Future()
-        self._running.add(wanted)
+    def _read(self, state: ObjectState, wanted: Range, memory: memoryview) -> int | None:
         try:
             answer = self._transfer._get(self._siblings.request(state.key), wanted)
             if answer.status_code != 200 or not wanted.complete:
@@ -148,9 +154,6 @@ class Sweep:
             check(state, wanted, memory[: wanted.length], [])
         except Exception:  # whatever it is, botocore is asked next, and tells it
             return None
-        finally:
-            self._running.discard(wanted)
-            wanted.thread.set_result(None)
         return wanted.length if wanted.total is None else wanted.total
 
 

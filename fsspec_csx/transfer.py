@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from botocore.utils import get_environ_proxies
 
 from fsspec_csx.payload import Payload
 from fsspec_csx.ranges import Range
+from fsspec_csx.scope import Body, scope, uncancelled
 from fsspec_csx.sockets import break_off, drained, fill, socket_options, told
 from fsspec_csx.waiting import SHUTDOWN, TOO_LATE
 
@@ -106,6 +108,8 @@ class Transfer:
             Exception: what ``get`` raised for the first range that failed; the others are given up.
         """
 
+        scope().join()
+
         async def fetch_one(wanted: Range) -> None:
             async with self._slots:
                 _asked.set(wanted)
@@ -118,11 +122,18 @@ class Transfer:
         tasks = [asyncio.ensure_future(fetch_one(each)) for each in ranges]
         try:
             await asyncio.gather(*tasks)
-        finally:
+        except BaseException:
             # Nothing may write to the memory any more when this returns: it is the caller's again.
-            for task in tasks:
-                task.cancel()
-            await self.ended(ranges)
+            await uncancelled(self._given_up(tasks, ranges))
+            raise
+
+    async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[Range]) -> None:
+        for task in tasks:
+            task.cancel()
+        for each in ranges:
+            each.give_up()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ended(ranges)
 
     async def send(self, put: Callable[[], Awaitable[T]], payload: Payload) -> T:
         """Send a payload when it is its turn.
@@ -131,23 +142,23 @@ class Transfer:
             put: makes the request whose body is the payload.
             payload: not used by any thread any more when this returns.
         """
+        scope().join()
         try:
             async with self._slots:
-                payload.thread = self._threads.submit(payload.prepare)
-                await asyncio.wrap_future(payload.thread)
+                thread = scope().begin(payload, functools.partial(self._threads.submit, payload.prepare))
+                await asyncio.wrap_future(thread)
                 return await put()
-        finally:
-            await self.ended([payload])
+        except BaseException:
+            await uncancelled(self.ended([payload]))
+            raise
 
     @staticmethod
-    async def ended(bodies: Sequence[Range | Payload]) -> None:
+    async def ended(bodies: Sequence[Body]) -> None:
         """Wait until no thread writes to these any more, nor reads what may go; what still runs is given up."""
         for body in bodies:
-            body.given_up = True
-            if isinstance(body, Range) and body.source is not None:
-                break_off(body.source)
+            body.give_up()
         running = [each for each in bodies if each.thread and not each.thread.done()]
-        harmful = [each for each in running if (each.source if isinstance(each, Range) else not each.owned)]
+        harmful = [each for each in running if each.harmful]
         for waited, seconds in ((harmful, None), (running, _STUCK_SECONDS)):
             threads = [asyncio.wrap_future(each.thread) for each in waited if each.thread]
             if threads:
@@ -172,8 +183,8 @@ class Transfer:
         if body is None:
             return None
         exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, Payload) else self._get
-        body.thread = self._threads.submit(exchange, request, body)
-        return await asyncio.wrap_future(body.thread)
+        thread = scope().begin(body, functools.partial(self._threads.submit, exchange, request, body))
+        return await asyncio.wrap_future(thread)
 
     def _send(self, request: Any) -> Any:
         """Send a request, and wait for the head of its answer."""
@@ -205,7 +216,7 @@ class Transfer:
         try:
             with told(answer, request, wanted):
                 if 200 <= answer.status_code < 300:
-                    wanted.source = answer.raw
+                    wanted.interrupt = functools.partial(break_off, answer.raw)
                     fill(wanted, answer)
                     if wanted.cut_off:
                         answer.raw.close()
@@ -213,7 +224,7 @@ class Transfer:
                 else:
                     body, headers = drained(answer), answer.headers
         finally:
-            wanted.source = None
+            wanted.interrupt = None
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
 
 

@@ -13,6 +13,7 @@ from fsspec_csx.multipart import Call, Upload, all_of, put
 from fsspec_csx.part_sizes import LARGEST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.payload import Memories, Payload
 from fsspec_csx.transfer import PART, Transfer
+from fsspec_csx.waiting import Work
 
 # Bytes of memory of our own on their way; another part is being filled meanwhile.
 _OWN_IN_FLIGHT = 48 * 2**20
@@ -46,7 +47,7 @@ class PartWriter:
         self,
         call: Call,
         transfer: Transfer,
-        start: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
+        start: Callable[[Coroutine[Any, Any, Any]], Work],
         *,
         first_part: int,
         growing: bool,
@@ -72,7 +73,7 @@ class PartWriter:
         self._in_flight: dict[Future[None], Payload] = {}
         self._own_in_flight = 0
         self._failure: BaseException | None = None
-        self._awaited: Future[Any] | None = None
+        self._awaited: Work | None = None
 
     def write(self, view: memoryview, *, keep: bool, held: bool = False) -> None:
         """Add bytes, and send the parts that become full.
@@ -241,10 +242,10 @@ class PartWriter:
             if self._failure is not None:
                 raise self._failure
 
-    def _result(self, future: Future[Any]) -> Any:
-        self._awaited = future
+    def _result(self, work: Work) -> Any:
+        self._awaited = work
         try:
-            return future.result()
+            return work.result()
         except BaseException:
-            future.cancel()
+            work.end()
             raise

@@ -28,17 +28,18 @@ ROWS = [
     {"server_copies"},
     {"merging"},
     {"partial", "uploading"},
-    {"connection", "interrupt", "localfile", "whole"},
+    {"connection", "localfile", "whole"},
     {"async_file", "file"},
     {"reading"},
     {"appending", "readahead", "wrappers", "writer"},
     {"attributes", "multipart", "part_sizes", "retries", "straight", "understood"},
-    {"credentials", "doubt", "settings", "transfer"},
+    {"credentials", "doubt", "interrupt", "settings", "transfer"},
     {"planning", "sockets"},
     {"reception"},
     {"explain", "half_pairs", "payload", "ranges", "redaction"},
     {"checksum", "checksum_mode", "unwinding"},
     {"errors", "exit_status", "inspection", "part_copies", "record", "waiting"},
+    {"scope"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 

@@ -1,0 +1,321 @@
+"""Once control has returned from a call, however it ended, none of its work goes on.
+
+No thread writes to the caller's memory or files, and no request is made any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from proxy import Fault, FaultProxy, fault_proxy, through
+
+from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
+from fsspec_csx.waiting import Work
+
+BUCKET = "interrupts"
+LARGE = 9 * 2**20
+SMALL = 1000
+COUNT = 24
+NAMES = [f"{BUCKET}/many/{number:02}" for number in range(COUNT)]
+# How long something that went on would need to be seen, in seconds.
+SEEN = 0.3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def objects(server: LocalS3) -> None:
+    """A large object, and many small ones."""
+    fs = fsspec.filesystem("s3", **server.storage_options())
+    fs.pipe_file(f"{BUCKET}/large", b"x" * LARGE)
+    fs.pipe(dict.fromkeys(NAMES, b"x" * SMALL))
+
+
+@pytest.fixture(scope="module")
+def proxy(server: LocalS3) -> Iterator[FaultProxy]:
+    """A proxy before the server."""
+    with fault_proxy(server.endpoint_url) as running:
+        yield running
+
+
+@pytest.fixture
+def far(server: LocalS3, proxy: FaultProxy) -> CSXFileSystem:
+    """A filesystem behind the proxy, that has been used."""
+    proxy.faults, proxy.requests = [], []
+    fs = through(proxy, server, use_listings_cache=False)
+    fs.cat_file(NAMES[0])
+    proxy.faults = [Fault(times=10_000, delay=0.05)]
+    return fs
+
+
+def wanted(view: memoryview) -> list[tuple[str, int, memoryview, int]]:
+    """What is read of many small objects, and where it goes."""
+    return [(name, 0, view[number * SMALL :][:SMALL], SMALL) for number, name in enumerate(NAMES)]
+
+
+class Call:
+    """A call that writes to memory or files of the caller, or changes objects.
+
+    Args:
+        fs: the filesystem.
+        local: a folder for files.
+    """
+
+    def __init__(self, fs: CSXFileSystem, local: Path) -> None:
+        self.fs = fs
+        self.local = local
+        self.memory = bytearray(b"-" * LARGE)
+        self.target = f"{BUCKET}/{uuid.uuid4().hex[:12]}"
+        local.mkdir(exist_ok=True)
+        (local / "source").mkdir(exist_ok=True)
+        for number in range(COUNT):
+            (local / "source" / str(number)).write_bytes(b"y" * SMALL)
+
+    def readinto(self) -> None:
+        """One large read."""
+        with fsspec.core.OpenFile(self.fs, f"{BUCKET}/large") as file:
+            file.readinto(self.memory)
+
+    def readinto_many(self) -> None:
+        """Many spans of an object."""
+        view = memoryview(self.memory)
+        step = LARGE // 50
+        with self.fs.open(f"{BUCKET}/large", size=LARGE) as file:
+            file.readinto_many([(start, view[start : start + 1000]) for start in range(0, LARGE, step)])
+
+    def readinto_objects(self) -> None:
+        """Many small objects."""
+        view = memoryview(self.memory)
+        self.fs.readinto_objects(wanted(view))
+
+    def cat(self) -> None:
+        """Many objects, as bytes."""
+        self.fs.cat(NAMES)
+
+    def cat_ranges(self) -> None:
+        """Ranges of many objects."""
+        self.fs.cat_ranges(NAMES, 0, 10)
+
+    def get_file(self) -> None:
+        """One large object, as a file."""
+        self.fs.get_file(f"{BUCKET}/large", str(self.local / "file"))
+
+    def get(self) -> None:
+        """Many objects, as files."""
+        self.fs.get(NAMES, [str(self.local / str(number)) for number in range(COUNT)])
+
+    def put(self) -> None:
+        """Many files, as objects."""
+        self.fs.put(str(self.local / "source"), self.target, recursive=True)
+
+    def pipe(self) -> None:
+        """Many objects."""
+        self.fs.pipe({f"{self.target}/{number}": b"z" for number in range(COUNT)})
+
+    def pipe_file(self) -> None:
+        """A large object."""
+        self.fs.pipe_file(f"{self.target}/large", bytes(self.memory), chunksize=5 * 2**20)
+
+    def copy(self) -> None:
+        """Copies by the server."""
+        self.fs.copy(f"{BUCKET}/many", self.target, recursive=True)
+
+    def find(self) -> None:
+        """A listing."""
+        self.fs.find(f"{BUCKET}/many")
+
+    def walk(self) -> None:
+        """Listings, one after the other."""
+        list(self.fs.walk(BUCKET))
+
+    def touched(self) -> tuple[object, ...]:
+        """All that the call may have changed on this machine."""
+        files = sorted(path for path in self.local.rglob("*") if path.is_file())
+        return bytes(self.memory), [(str(path), path.read_bytes()) for path in files]
+
+
+CALLS = sorted(name for name, value in vars(Call).items() if callable(value) and name not in ("__init__", "touched"))
+# Those that take ``timeout=``.
+TIMED = ("readinto_objects", "cat", "cat_ranges", "get_file", "get", "put", "pipe", "copy")
+
+
+def check_nothing_goes_on(call: Call, proxy: FaultProxy) -> None:
+    """Neither a request nor a byte comes after control has returned."""
+    call.memory[:] = b"+" * LARGE
+    before, asked = call.touched(), time.monotonic()
+    time.sleep(SEEN)
+    assert call.touched() == before
+    assert [one for one in proxy.requests if one.began > asked + 0.1] == []
+
+
+def interrupted(work: Callable[[], object], after: float) -> float:
+    """Press Ctrl-C so many seconds after some work has begun, and return how many seconds it took."""
+    began = time.monotonic()
+    taken = 0.0
+    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        work()
+        taken = time.monotonic() - began
+        time.sleep(10)
+    except KeyboardInterrupt:
+        return taken or time.monotonic() - began
+    finally:
+        timer.cancel()
+    pytest.fail("Ctrl-C was not heard")
+
+
+@contextlib.contextmanager
+def busy(fs: CSXFileSystem, seconds: float) -> Iterator[None]:
+    """The event loop is busy with something else all that time."""
+    fs.loop.call_soon_threadsafe(time.sleep, seconds)
+    yield
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), fs.loop).result(10)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_loop_that_is_busy(far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, name: str) -> None:
+    """Ctrl-C before the event loop has come to a call ends it at once, and it never begins."""
+    call = Call(far, tmp_path / "local")
+    proxy.requests = []
+    with busy(far, 0.6):
+        taken = interrupted(getattr(call, name), 0.1)
+        assert taken < 0.5
+    check_nothing_goes_on(call, proxy)
+    assert proxy.requests == []
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_timeout_with_a_loop_that_is_busy(
+    far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """So does ``timeout=``."""
+    call = Call(far, tmp_path / "local")
+    proxy.requests = []
+    monkeypatch.setattr(far, name, functools.partial(getattr(far, name), timeout=0.1))
+    with busy(far, 0.6), pytest.raises(fsspec.FSTimeoutError):
+        getattr(call, name)()
+    check_nothing_goes_on(call, proxy)
+    assert proxy.requests == []
+
+
+@pytest.mark.parametrize("after", [0.01, 0.07, 0.16])
+@pytest.mark.parametrize("name", CALLS)
+def test_ctrl_c_at_any_time(far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, name: str, after: float) -> None:
+    """Wherever a call is when Ctrl-C comes, nothing of it goes on."""
+    call = Call(far, tmp_path / "local")
+    assert interrupted(getattr(call, name), after) < 5
+    check_nothing_goes_on(call, proxy)
+    assert [name for name in os.listdir(tmp_path / "local") if name.endswith(".tmp")] == []
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("after", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["_readinto_objects", "_cat", "_get", "_put", "_pipe", "_copy", "_cat_file"])
+def test_cancelled_coroutine(
+    server: LocalS3, proxy: FaultProxy, tmp_path: Path, name: str, after: float, twice: bool
+) -> None:
+    """A coroutine that is cancelled, once or several times, has ended when that is known."""
+    proxy.faults = []
+
+    async def work() -> Call:
+        options = {**server.storage_options(), "endpoint_url": proxy.url}
+        fs = fsspec.filesystem("s3", **options, asynchronous=True, skip_instance_cache=True)
+        session = await fs.set_session()
+        await fs._cat_file(NAMES[0])
+        call = Call(fs, tmp_path / "local")
+        arguments = {
+            "_readinto_objects": (wanted(memoryview(call.memory)),),
+            "_cat": (NAMES,),
+            "_get": (NAMES, [str(call.local / str(number)) for number in range(COUNT)]),
+            "_put": (str(call.local / "source"), call.target),
+            "_pipe": ({f"{call.target}/{number}": b"z" for number in range(COUNT)},),
+            "_copy": (f"{BUCKET}/many", call.target),
+            "_cat_file": (f"{BUCKET}/large",),
+        }[name]
+        proxy.faults = [Fault(times=10_000, delay=0.05)]
+        options = {"recursive": True} if name in ("_put", "_copy") else {}
+        task = asyncio.ensure_future(getattr(fs, name)(*arguments, **options))
+        await asyncio.sleep(after)
+        task.cancel()
+        if twice:
+            await asyncio.sleep(0)
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        call.memory[:] = b"+" * LARGE
+        before, asked = call.touched(), time.monotonic()
+        await asyncio.sleep(SEEN)
+        assert call.touched() == before
+        assert [one for one in proxy.requests if one.began > asked + 0.1] == []
+        assert {each for each in asyncio.all_tasks() if each is not asyncio.current_task()} == set()
+        await session.close()
+        return call
+
+    asyncio.run(work())
+
+
+def test_unfinished_uploads_are_aborted(far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path) -> None:
+    """What ends an upload leaves none on the server."""
+    call = Call(far, tmp_path / "local")
+    for after in (0.02, 0.08, 0.12, 0.17):
+        interrupted(call.pipe_file, after)
+    proxy.faults = []
+    assert far.list_multipart_uploads(BUCKET) == []
+
+
+def test_plain_methods_can_all_be_interrupted(far: CSXFileSystem) -> None:
+    """Whatever fsspec makes of coroutines can be interrupted, in this class and those made of it."""
+
+    class Own(CSXFileSystem):
+        async def _cat_file(self, path: str, *args: object, **kwargs: object) -> bytes:
+            return b"own"
+
+    for cls in (CSXFileSystem, Own):
+        for name in ("cat", "get", "put", "pipe", "rm", "cp_file", "info", "ls", "find", "glob", "expand_path", "du"):
+            made = getattr(cls, name)
+            assert made.of_coroutine is getattr(cls, f"_{name}"), name
+    assert Own(key=far.key, secret=far.secret).cat_file("bucket/key") == b"own"
+
+
+def test_work_that_is_over_before_it_began(far: CSXFileSystem) -> None:
+    """A coroutine that is given up before the event loop came to it is never run, and its result is a cancellation."""
+    ran = []
+
+    async def run() -> None:
+        ran.append(1)
+
+    with busy(far, 0.3):
+        work = Work(far.loop, run)
+        work.schedule()
+        assert work.cancel()
+        assert work.cancelled()
+        work.end()
+    assert ran == []
+
+
+def test_errors_and_results_are_as_they_were(far: CSXFileSystem) -> None:
+    """What coroutines return and raise reaches the caller."""
+    assert far.cat(NAMES[:2]) == dict.fromkeys(NAMES[:2], b"x" * SMALL)
+    with pytest.raises(FileNotFoundError):
+        far.cat([f"{BUCKET}/many/nothing", *NAMES])
+    with pytest.raises(TypeError):
+        far.cat_file()
+    with pytest.raises(fsspec.FSTimeoutError):
+        far.cat(NAMES, timeout=0.01)
+
+    async def on_loop() -> None:
+        far.cat(NAMES)
+
+    with pytest.raises(NotImplementedError):
+        asyncio.run_coroutine_threadsafe(on_loop(), far.loop).result()
