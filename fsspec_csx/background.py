@@ -60,6 +60,7 @@ def async_save(
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CredentialsError: a PermissionError, if the credentials for an S3 path are missing.
+        ValueError: if the format cannot hold the object, as of ``save``.
         RuntimeError: if the main thread has ended already.
         Exception: what pickle raised for an object that cannot be saved.
     """

@@ -31,7 +31,8 @@ def save(
 ) -> None:
     """Save an object to a file that ``torch.load`` reads; as ``torch.save``, to any path.
 
-    Under a name that ends in ``.safetensors`` a mapping of names to tensors is saved in that format.
+    Under a name that ends in ``.safetensors`` a mapping of names to tensors is saved in that format; parameters come
+    back as tensors from there. What the format cannot hold is refused before anything is written.
 
     What was at the path before is replaced only by a whole checkpoint: if anything goes wrong on the way, it is
     untouched. Missing local folders, and a missing bucket where the credentials allow, are made.
@@ -50,7 +51,8 @@ def save(
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        ValueError: if the format cannot hold the object, or the path is not on S3 for one that must be.
+        ValueError: if the format cannot hold the object, of which it names the entry, or load would refuse it; or if
+            the path is not on S3 for a format that must be.
         FileExistsError: if a Cerebras checkpoint is to be where an object is.
         OSError: whatever the filesystem raised, as it raised it; PermissionError and others are among it.
     """
@@ -100,7 +102,8 @@ def load(
     """Load what ``save`` or ``torch.save`` wrote, or a safetensors file; as ``torch.load``, from any path.
 
     From a folder of ``torch.distributed.checkpoint`` it loads the whole, as ``fsspec_csx.distributed.whole`` does; in
-    it keys of mappings are texts, and tuples are lists.
+    it keys of mappings are strings, which ``into`` takes for the numbers of an optimizer's state. Of a safetensors
+    file, names of tied tensors that ``safetensors.torch.save_model`` left out are there too.
 
     The checksums that torch files have are checked. Of a file that torch.save wrote in its format of today, the bytes
     of plain tensors go straight into place, and with ``keys`` only those are read that are asked for. Others (of torch
@@ -125,7 +128,8 @@ def load(
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format. Tensors of
             ``into`` may have changed by then.
-        UnsafeCheckpointError: a ValueError, if ``weights_only`` and the file names what may run code.
+        UnsafeCheckpointError: a ValueError, if ``weights_only`` and the file, or with ``keys`` an entry that is asked
+            for, names what may run code.
         MissingEntryError: a KeyError, if there is nothing of a name in ``keys``.
         MismatchError: a ValueError that tells all that is missing, unexpected or different in ``into``, unchanged yet.
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
@@ -156,6 +160,8 @@ def load(
 
 def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> CheckpointInfo:
     """Tell what a checkpoint holds, from a few short reads; where ``load`` reads the whole file, so does this.
+
+    An object of a class that is not loaded, as that could run code, is shown as ``<argparse.Namespace, not loaded>``.
 
     Args:
         path: a local path or an fsspec URL, as of ``load``.

@@ -25,8 +25,7 @@ def add(verbs: Verbs) -> None:
         help="write a checkpoint in another format or dtype, or a part of it",
         description="Write a checkpoint in another format or dtype, or a part of it. Its tensors are read while they "
         "are written,\nso that one of any size needs little memory. The result appears whole or not at all.\n"
-        "The formats distributed and cerebras are folders; what becomes one is in memory, but for a whole torch file "
-        "that\nbecomes a distributed one.",
+        "The formats distributed and cerebras are folders; what becomes one of cerebras is in memory.",
         examples="""
 convert model.mdl model.safetensors --drop-values
 convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 --keys model
