@@ -1,1 +1,24 @@
 """Checkpoint formats: bytes to tensors and back, over any file object."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+_OLDEST = (2, 10)
+
+
+def _check_torch() -> None:
+    """Refuse torch before 2.10, whose weights_only lets a file run code: CVE-2026-24747."""
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:  # importing it says more
+        return
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and (int(found[1]), int(found[2])) < _OLDEST:
+        msg = f"torch {version} is installed, whose weights_only lets a checkpoint run code (CVE-2026-24747)."
+        msg += " Install torch 2.10 or later: pip install 'torch>=2.10'."
+        raise ImportError(msg)
+
+
+_check_torch()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fsspec_csx.formats.pickled import Pickled
-from fsspec_csx.formats.torch_layout import completed, laid_out
+from fsspec_csx.formats.torch_layout import laid_out
 
 _KEPT = 4096
 
@@ -20,27 +20,21 @@ class Frame:
 
     Attributes:
         before: what comes first.
-        name: that of the record that has the bytes.
+        after: gives what follows, for the CRC-32 of the bytes.
         size: of the file in bytes.
     """
 
     before: bytes
-    name: bytes
+    after: Callable[[int], bytes]
     size: int
-    _after: bytes
-
-    def after(self, crc32: int) -> bytes:
-        """What follows bytes of this CRC-32."""
-        return completed(self._after, self.size, self.name, crc32)
 
 
 @functools.lru_cache(_KEPT)
 def frame(dtype: torch.dtype, shape: Sequence[int]) -> Frame | None:
-    """The frame of a row-major tensor on the CPU; None if it has no bytes, or torch does not tell (before 2.6)."""
+    """The frame of a row-major tensor on the CPU; None if it has no bytes, or another layout."""
     tensor = torch.empty(tuple(shape), dtype=dtype, device="cpu")
     layout = laid_out(Pickled(tensor)) if tensor.nbytes else None
     parts = layout.around_one() if layout else None
     if layout is None or parts is None:
         return None
-    before, after, name = parts
-    return Frame(before, name, layout.nbytes, after)
+    return Frame(*parts, layout.nbytes)

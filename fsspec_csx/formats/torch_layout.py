@@ -11,21 +11,19 @@ CRC-32s (torch/caffe2/serialize/inline_container.cc).
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from zlib_ng import zlib_ng
 
+from fsspec_csx.formats.archive_end import CRC, DESCRIPTOR, ArchiveEnd, LayoutError
 from fsspec_csx.formats.pickled import Pickled
 from fsspec_csx.formats.source import memory_of
 
-_LOCAL, _ENTRY = b"PK\x03\x04", b"PK\x01\x02"
-_CRC = struct.Struct("<I")
-_END_SIZE = 98  # of the three records that end an archive of torch
-_IDENTITY = b"/.data/serialization_id"
-_64_BITS = 2**64 - 1
+_LOCAL = b"PK\x03\x04"
 _STAGED = 16 * 2**20
 # Storages below so many bytes are joined with what is around them, up to about so many.
 _SMALL, _JOINED = 64 * 1024, 2**20
@@ -40,6 +38,9 @@ class Layout:
         parts: what torch made, and between them the storages that belong there.
         names: of the storages' records, in order.
 
+    Raises:
+        LayoutError: if what depends on the storages is not where it is known to be.
+
     Attributes:
         nbytes: its size.
         storages: in the order of the archive, which has only those with bytes.
@@ -50,6 +51,10 @@ class Layout:
         self._names = names
         self.storages = [part for part in parts if not isinstance(part, bytes)]
         self.nbytes = sum(len(part) if isinstance(part, bytes) else part.nbytes() for part in parts)
+        last = parts[-1] if parts else b""
+        if not isinstance(last, bytes) or not _are_described(parts):
+            raise LayoutError
+        self._end = ArchiveEnd(last, self.nbytes, names) if names else None
 
     def write(
         self,
@@ -99,34 +104,33 @@ class Layout:
                     crcs.append(_write_storage(part, write, keep))
                 after_storage = True
                 continue
-            if number == len(self._parts) - 1 and crcs:
-                part = _finished(part, self.nbytes, dict(zip(self._names, crcs, strict=True)))
+            if number == len(self._parts) - 1 and self._end is not None:
+                part = self._end.completed(dict(zip(self._names, crcs, strict=True)))
             if after_storage:
-                part = part[:4] + _CRC.pack(crcs[-1]) + part[8:]  # the record's descriptor
+                part = _described(part, crcs[-1])
             joined += part
             after_storage = False
             if len(joined) >= _JOINED:
                 hand_on()
         hand_on()
 
-    def around_one(self) -> tuple[bytes, bytes, bytes] | None:
-        """What comes before and after the only storage, and the name of its record; None if there is not just one."""
-        if len(self._names) != 1 or not isinstance(self._parts[0], bytes):
+    def around_one(self) -> tuple[bytes, Callable[[int], bytes]] | None:
+        """What comes before the only storage, and what gives the rest for its CRC-32; None if there is not just one."""
+        end, before = self._end, self._parts[0]
+        if end is None or len(self._names) != 1 or not isinstance(before, bytes):
             return None
-        before, after = self._parts[0], self._parts[-1]
-        assert isinstance(after, bytes)
-        return before, after, self._names[0]
+        return before, lambda crc: _described(end.completed({self._names[0]: crc}), crc)
 
 
 def laid_out(pickled: Pickled) -> Layout | None:
-    """The archive that torch.save makes of an object; None where torch cannot tell it beforehand."""
-    skip_data = getattr(torch.serialization, "skip_data", None)
-    if skip_data is None:  # before torch 2.6
-        return None
+    """The archive that torch.save makes of an object; None if it is not laid out as it is known to be."""
     sink = _Sink()
-    with skip_data():
+    with torch.serialization.skip_data():
         pickled.torch_save(sink)
-    return _layout(sink.parts, pickled.storages)
+    try:
+        return _layout(sink.parts, pickled.storages)
+    except LayoutError:
+        return None
 
 
 class _Sink:
@@ -153,7 +157,21 @@ class _Sink:
         pass
 
 
-def _layout(parts: list[bytearray | int], storages: list[torch.UntypedStorage]) -> Layout | None:
+def _are_described(parts: list[bytes | torch.UntypedStorage]) -> bool:
+    """Whether each storage is followed by a descriptor."""
+    return all(
+        isinstance(part, bytes) and part.startswith(DESCRIPTOR)
+        for before, part in itertools.pairwise(parts)
+        if not isinstance(before, bytes)
+    )
+
+
+def _described(part: bytes, crc32: int) -> bytes:
+    """What follows a storage, with its CRC-32 in the descriptor."""
+    return part[:4] + CRC.pack(crc32) + part[8:]
+
+
+def _layout(parts: list[bytearray | int], storages: list[torch.UntypedStorage]) -> Layout:
     filled: list[bytes | torch.UntypedStorage] = []
     names = []
     for part in parts:
@@ -163,10 +181,10 @@ def _layout(parts: list[bytearray | int], storages: list[torch.UntypedStorage]) 
         name = _record_before(filled)
         key = name.rpartition(b"/")[2]
         if not key.isdigit() or int(key) >= len(storages) or storages[int(key)].nbytes() != part:
-            return None
+            raise LayoutError
         filled.append(storages[int(key)])
         names.append(name)
-    return Layout(filled, names) if filled and isinstance(filled[-1], bytes) else None
+    return Layout(filled, names)
 
 
 def _record_before(parts: list[bytes | torch.UntypedStorage]) -> bytes:
@@ -196,44 +214,3 @@ def _write_storage(storage: torch.UntypedStorage, write: Callable[[Any], object]
         crc = zlib_ng.crc32(memory[: len(piece)], crc)
         write(memory[: len(piece)])
     return crc
-
-
-def _finished(tail: bytes, size: int, crcs: dict[bytes, int]) -> bytes:
-    """The end of an archive, from its last storage on, with the checksums of the storages' records and its identity."""
-    changed = bytearray(tail)
-    (position,) = struct.unpack_from("<Q", tail, len(tail) - _END_SIZE + 48)
-    directory = position - (size - len(tail))
-    combined = 0
-    for entry, name in _entries(tail, directory):
-        if name.endswith(_IDENTITY):
-            _identify(changed, tail.rfind(_LOCAL, 0, directory), entry, combined)
-            break
-        if name in crcs:
-            _CRC.pack_into(changed, entry + 16, crcs[name])
-        crc, length = struct.unpack_from("<I4xI", changed, entry + 16)
-        if length:
-            combined ^= (crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)) & _64_BITS
-    return bytes(changed)
-
-
-def completed(tail: bytes, size: int, name: bytes, crc32: int) -> bytes:
-    """The end of an archive of so many bytes, after its only storage, whose record has this name and checksum."""
-    return _finished(tail[:4] + _CRC.pack(crc32) + tail[8:], size, {name: crc32})
-
-
-def _entries(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """Where each entry of the directory begins, and its name."""
-    while data.startswith(_ENTRY, start):
-        name, extra, comment = struct.unpack_from("<3H", data, start + 28)
-        yield start, data[start + 46 : start + 46 + name]
-        start += 46 + name + extra + comment
-
-
-def _identify(data: bytearray, header: int, entry: int, combined: int) -> None:
-    """Write the second half of the archive's identity, and what depends on it."""
-    name, extra = struct.unpack_from("<2H", data, header + 26)
-    identity = header + 30 + name + extra
-    data[identity + 20 : identity + 40] = b"%020d" % combined
-    crc = zlib_ng.crc32(data[identity : identity + 40])
-    _CRC.pack_into(data, identity + 44, crc)
-    _CRC.pack_into(data, entry + 16, crc)
