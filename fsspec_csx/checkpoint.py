@@ -51,6 +51,7 @@ def save(
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        FreedTensorError: a ValueError, if the storage of a tensor is too small for it, as where FSDP freed it.
         ValueError: if the format cannot hold the object, of which it names the entry, or load would refuse it; or if
             the path is not on S3 for a format that must be.
         FileExistsError: if a Cerebras checkpoint is to be where an object is.
@@ -128,10 +129,12 @@ def load(
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format. Tensors of
             ``into`` may have changed by then.
+        CheckpointLimitError: a ValueError, if the file is nested deeper than this package reads.
         UnsafeCheckpointError: a ValueError, if ``weights_only`` and the file, or with ``keys`` an entry that is asked
             for, names what may run code.
         MissingEntryError: a KeyError, if there is nothing of a name in ``keys``.
-        MismatchError: a ValueError that tells all that is missing, unexpected or different in ``into``, unchanged yet.
+        MismatchError: a ValueError that lists all that is missing, unexpected or different in ``into``, unchanged yet.
+        FreedTensorError: a ValueError, if tensors of ``into`` have no memory, or elements that share some.
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
 
     Warns:

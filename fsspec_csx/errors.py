@@ -28,9 +28,11 @@ Each says in one sentence what went wrong and in one what to do, and inherits th
     ├── LostProcessError (RuntimeError)         another process of the job is gone
     ├── UnknownFlagError (AttributeError, LookupError)
     ├── CheckpointPathError (ValueError)
+    ├── FreedTensorError (ValueError)       a tensor has no memory that could be saved or filled
     ├── ConfigError (ValueError)                what configures a training cannot be made
     └── CheckpointError (ValueError)            the file was read, and is not what it should be
         ├── InvalidCheckpointError
+        ├── CheckpointLimitError        the file may be whole, and exceeds a limit of this package
         ├── UnsafeCheckpointError
         ├── MissingEntryError (KeyError)    a name that was asked for is not in the file
         └── MismatchError                   the file does not fit what it was to fill
@@ -51,6 +53,7 @@ __all__ = [
     "BucketNotFoundError",
     "CSXError",
     "CheckpointError",
+    "CheckpointLimitError",
     "CheckpointPathError",
     "ChecksumError",
     "ClockSkewError",
@@ -61,6 +64,7 @@ __all__ = [
     "DtypeCastWarning",
     "EndpointError",
     "ExpiredCredentialsError",
+    "FreedTensorError",
     "IncompleteCredentialsError",
     "InvalidBucketNameError",
     "InvalidCheckpointError",
@@ -246,6 +250,10 @@ class CheckpointPathError(CSXError, ValueError):
     """The path cannot name a checkpoint."""
 
 
+class FreedTensorError(CSXError, ValueError):
+    """A tensor has no memory, or too little, that could be saved or filled."""
+
+
 class ConfigError(CSXError, ValueError):
     """The configuration of a training has something in it that cannot be made, or is no YAML."""
 
@@ -256,6 +264,10 @@ class CheckpointError(CSXError, ValueError):
 
 class InvalidCheckpointError(CheckpointError):
     """The file is empty, truncated, or something else than a checkpoint."""
+
+
+class CheckpointLimitError(CheckpointError):
+    """The file exceeds a limit of this package; it may well be whole."""
 
 
 class UnsafeCheckpointError(CheckpointError):

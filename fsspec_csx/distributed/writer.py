@@ -20,6 +20,7 @@ from torch.futures import Future
 from fsspec_csx.distributed.paths import Path, folder_at, is_path, shards_of
 from fsspec_csx.distributed.planner import check_item
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats import memory
 from fsspec_csx.progress import Meter
 from fsspec_csx.sharded import manifest
 from fsspec_csx.sharded.folder import MANIFEST, logger, shard_name
@@ -143,6 +144,10 @@ class StorageWriter(storage.StorageWriter):
         return is_path(checkpoint_id)
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+        if _gives_its_own(planner):  # else they may be made only when they are written
+            items = [item for item in plan.items if item.type != WriteItemType.BYTE_IO]
+            given = [(item.index.fqn, planner.resolve_data(item)) for item in items]
+            memory.check((name, tensor) for name, tensor in given if isinstance(tensor, torch.Tensor))
         name = shard_name(plan.storage_data)
         results = []
         meter = Meter(self._callback or NoOpCallback(), sum(map(_nbytes, plan.items)), estimated=True)
@@ -155,6 +160,7 @@ class StorageWriter(storage.StorageWriter):
                     place = shard.add_bytes(data.getbuffer())
                 else:
                     assert isinstance(data, torch.Tensor)
+                    memory.check([(item.index.fqn, data)])
                     place = shard.add_tensor(data)
                 results.append(WriteResult(item.index, place.length, place))
             shard.finish()

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from fsspec_csx.formats import cerebras_tree
 from fsspec_csx.formats.cerebras_leaf import shown
 from fsspec_csx.formats.cerebras_metadata import LEAF, OWN, SUCCESS, is_safe
+from fsspec_csx.formats.memory import is_freed
 from fsspec_csx.formats.names import below
 from fsspec_csx.formats.safetensors_writing import PLAIN
 
@@ -173,6 +174,8 @@ def _flaw(tensor: torch.Tensor) -> str | None:
         return "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}"
     if tensor.dtype not in _NUMBERS:
         return f"a tensor of {tensor.dtype}"
+    if is_freed(tensor):
+        return "a tensor without memory: its storage is too small, as after resize_(0)"
     if tensor.numel() and not _address(tensor):
         return f"a {type(tensor).__name__} on {tensor.device} without memory of its own"
     if type(tensor) not in PLAIN:

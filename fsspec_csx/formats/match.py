@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fsspec_csx.errors import MismatchError
+from fsspec_csx.formats import memory
 from fsspec_csx.formats.names import Choice, below, children, listed, shown, walk
 
 _REMEDY = "Pass an object of the same structure, or only the keys that both have."
@@ -37,12 +38,14 @@ class Match:
 
     Raises:
         MismatchError: if something is missing or unexpected, or of another shape or kind; it names all of it.
+        FreedTensorError: if tensors of the object have no memory, or share it with themselves; it names them.
     """
 
     def __init__(
         self, found: Any, into: Any, choice: Choice, *, partial: bool, path: str, flattened: bool = False
     ) -> None:
         self.pairs: list[Pair] = []
+        self._targets: list[tuple[str, torch.Tensor]] = []
         self._values: list[tuple[Any, Any, Any]] = []
         self._missing: list[str] = []
         self._unexpected: list[str] = []
@@ -56,6 +59,7 @@ class Match:
             raise TypeError(msg)
         self._add_container(found, into, "")
         self._check(path)
+        memory.check_targets(self._targets)
 
     def replace_values(self) -> None:
         """Put what is no tensor where it belongs."""
@@ -87,6 +91,8 @@ class Match:
         if isinstance(found, torch.Tensor) and isinstance(into, torch.Tensor):
             if fits(found, into):
                 self.pairs.append(Pair(found, into))
+                if found.device.type != "meta":
+                    self._targets.append((name, into))
             else:
                 self._different.append(f"{name!r} ({_form(found)} in the file, {_form(into)} to fill)")
         elif _both_containers(found, into) and (_has_tensors(found) or _has_tensors(into) or not all(chosen)):

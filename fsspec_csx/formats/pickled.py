@@ -11,6 +11,8 @@ from typing import IO, Any
 import torch
 from torch.serialization import location_tag
 
+from fsspec_csx.formats import memory, names
+
 
 class Pickled:
     """What ``torch.save`` would write of an object now: its pickle, and its tensors' storages.
@@ -29,6 +31,7 @@ class Pickled:
         nbytes: the size of all of them.
 
     Raises:
+        FreedTensorError: if the storage of a tensor is too small for it.
         RuntimeError: if two tensors share memory under different dtypes, which torch refuses too.
         Exception: what pickle raised for an object that cannot be saved.
     """
@@ -47,11 +50,13 @@ class Pickled:
         self._dtype_at: dict[int, torch.dtype] = {}
         self._originals: list[torch.UntypedStorage] = []
         buffer = io.BytesIO()
-        storages = (torch.storage.TypedStorage, torch.UntypedStorage)
-        if replaced is None:
-            _Pickler(buffer, storages, self._identify).dump(obj)
-        else:
-            _ReplacingPickler(buffer, storages, self._identify, replaced).dump(obj)
+        try:
+            if replaced is None:
+                _Pickler(buffer, self._identify).dump(obj)
+            else:
+                _ReplacingPickler(buffer, self._identify, replaced).dump(obj)
+        except _FreedError as error:
+            raise memory.refused([name for name, value in names.walk(obj) if value is error.tensor]) from None
         for device in {storage.device for storage in self._originals if copied and storage.device.type == "cuda"}:
             torch.cuda.current_stream(device).synchronize()
         self._originals.clear()
@@ -92,16 +97,32 @@ class Pickled:
         return "storage", kind, self._keys[storage._cdata], location_tag(storage), count
 
 
+_OF_TORCH = (torch.Tensor, torch.storage.TypedStorage, torch.UntypedStorage)
+
+
+class _FreedError(Exception):
+    """The storage of a tensor is too small for it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+
 class _Pickler(pickle.Pickler):
     """Pickles as torch.save does by default, with persistent ids for objects of some types."""
 
-    def __init__(self, file: IO[bytes], types: tuple[type, ...], identify: Callable[[Any], Any]) -> None:
+    def __init__(self, file: IO[bytes], identify: Callable[[Any], Any]) -> None:
         super().__init__(file, protocol=2)
-        self._types = types
         self._identify = identify
 
     def persistent_id(self, obj: Any) -> Any:
-        return self._identify(obj) if isinstance(obj, self._types) else None
+        if not isinstance(obj, _OF_TORCH):
+            return None
+        if not isinstance(obj, torch.Tensor):
+            return self._identify(obj)
+        if memory.is_freed(obj):
+            raise _FreedError(obj)
+        return None
 
 
 class _ReplacingPickler(_Pickler):
@@ -110,11 +131,10 @@ class _ReplacingPickler(_Pickler):
     def __init__(
         self,
         file: IO[bytes],
-        types: tuple[type, ...],
         identify: Callable[[Any], Any],
         replaced: Callable[[torch.Tensor], torch.Tensor | None],
     ) -> None:
-        super().__init__(file, types, identify)
+        super().__init__(file, identify)
         self._replaced = replaced
 
     def reducer_override(self, obj: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from fsspec_csx.formats.in_order import memories, memory
+from fsspec_csx.formats.memory import check, is_freed
 from fsspec_csx.formats.safetensors_layout import (
     HEADER_MAX,
     LABELS,
@@ -141,6 +142,7 @@ def _checked(obj: object) -> list[tuple[str, torch.Tensor]]:
     for name, value in obj.items():
         _check(name, value)
         tensors.append((name, value))
+    check(tensors)
     _check_sharing(dict(tensors))
     return _in_order(tensors)
 
@@ -179,7 +181,7 @@ def _flaw(value: object) -> tuple[str, str] | None:
         return f"it is {kind}", _TORCH_FILE
     if value.dtype not in LABELS or (LABELS[value.dtype] == PAIRS and value.dim() == 0):
         return f"the format has no such tensors of {value.dtype}", _TORCH_FILE
-    if value.numel() and not _address(value):
+    if value.numel() and not _address(value) and not is_freed(value):
         whole = "Save a plain one, such as its cpu() or full_tensor()."
         return f"this {type(value).__name__} on {value.device} has no memory of its own", whole
     if type(value) not in PLAIN:
