@@ -25,7 +25,7 @@ _NOTHING = object()
 def children(value: Any) -> list[tuple[Any, Any]] | None:
     """The entries of a mapping by their keys, or the items of a list or tuple by their numbers; None for all else."""
     if isinstance(value, Mapping):
-        return list(value.items())
+        return list(type(value).items(value))  # not value.items(): that may be an attribute
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return list(enumerate(value))
     return None
@@ -36,20 +36,32 @@ def below(name: str, key: object) -> str:
     return f"{name}.{key}" if name else str(key)
 
 
-def walk(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """All that is no mapping, list or tuple, or an empty one, with its name, in order.
 
     Args:
         value: what is walked through. What holds itself is not walked through again.
         name: its own.
-        above: the identities of what it lies in.
     """
-    inner = None if id(value) in above else children(value)
+    inner = children(value)
     if not inner:
         yield name, value
         return
-    for key, each in inner:
-        yield from walk(each, below(name, key), (*above, id(value)))
+    # Without recursion: the remaining entries of each level, its name, and its identity.
+    levels = [(iter(inner), name, id(value))]
+    open_ids = {id(value)}
+    while levels:
+        entries, prefix, identity = levels[-1]
+        for key, each in entries:
+            inner = None if id(each) in open_ids else children(each)
+            if inner:
+                levels.append((iter(inner), below(prefix, key), id(each)))
+                open_ids.add(id(each))
+                break
+            yield below(prefix, key), each
+        else:
+            levels.pop()
+            open_ids.discard(identity)
 
 
 class Choice:
@@ -182,6 +194,6 @@ def place_of(value: Any) -> tuple[torch.device, int] | None:
     if not isinstance(value, torch.Tensor) or value.device.type == "meta":
         return None
     try:
-        return value.device, value.untyped_storage().data_ptr()
+        return value.device, torch.Tensor.untyped_storage(value).data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse tensors, and others of no memory of their own
         return None

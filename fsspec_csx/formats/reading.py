@@ -11,6 +11,7 @@ import torch
 from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import (
     names,
+    nesting,
     opaque,
     placeholders,
     safetensors_layout,
@@ -59,6 +60,7 @@ def read(
     wanted = None if keys is None else ()
     found = _skeleton(source, name, map_location, weights_only, wanted, partial=keys is not None)
     if keys is not None:
+        nesting.check_entries(found.obj, name)
         choice = Choice(found.obj, keys, name)
         chosen = _part(found, choice)
         placeholders.refuse(chosen.obj, name)
@@ -89,6 +91,7 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
         Exception: what the file raised, or torch where it is not the file's fault.
     """
     found = _skeleton(source, name, "cpu", weights_only, partial=keys is not None)
+    nesting.check_use(found.obj, name)
     choice = Choice(found.obj, keys, name)
     placeholders.refuse(names.select(found.obj, choice), name)
     if isinstance(source, CerebrasSource):
@@ -118,7 +121,7 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
     tensors, values = {}, {}
     for key, value in names.walk(_without_data(source, name)):
         if isinstance(value, torch.Tensor):
-            nbytes = value.numel() * value.element_size()
+            nbytes = torch.Tensor.numel(value) * value.dtype.itemsize  # attributes may hide methods
             tensors[key] = TensorInfo(value.dtype, _shape(value), nbytes)
         else:
             values[key] = value
@@ -139,7 +142,7 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     if not tensor.is_nested:
         return tuple(tensor.shape)
-    return (tensor.size(0), *(-1 for _ in range(tensor.dim() - 1)))
+    return (torch.Tensor.size(tensor, 0), *(-1 for _ in range(torch.Tensor.dim(tensor) - 1)))
 
 
 def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
@@ -159,8 +162,11 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
     if isinstance(source, (Assembled, CerebrasSource)):
         return _skeleton(source, name, "cpu", True, partial=True)
     if bounded and not is_legacy(source) and not (_is_safetensors(source) or torch_archive.read(source, name)):
-        return Skeleton(_without_data(source, name), [])
-    return _skeleton(source, name, "cpu", True, partial=True)
+        found = Skeleton(_without_data(source, name), [])
+    else:
+        found = _skeleton(source, name, "cpu", True, partial=True)
+    nesting.check_use(found.obj, name)
+    return found
 
 
 def is_legacy(source: Source) -> bool:
@@ -170,9 +176,11 @@ def is_legacy(source: Source) -> bool:
 
 def _without_data(source: Source, name: str) -> Any:
     try:
-        return _skeleton(source, name, "meta", True, partial=True).obj
+        found = _skeleton(source, name, "meta", True, partial=True).obj
     except NotImplementedError:  # torch has no quantized and no nested tensors without data
-        return _skeleton(source, name, "cpu", True, partial=True).obj
+        found = _skeleton(source, name, "cpu", True, partial=True).obj
+    nesting.check_entries(found, name)
+    return found
 
 
 def _is_safetensors(source: Source) -> bool:

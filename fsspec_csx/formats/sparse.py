@@ -15,6 +15,7 @@ def is_sound(tensor: torch.Tensor) -> bool:
     """Whether the indices of a tensor, if it is sparse, are such as torch itself makes."""
     if tensor.layout == torch.strided or tensor.device.type == "meta":
         return True
+    tensor = torch.Tensor.detach(tensor)  # without attributes, which may hide methods
     try:
         if tensor.layout == torch.sparse_coo:
             parts: Any = tensor._indices(), tensor._values(), tensor.size(), tensor.is_coalesced()

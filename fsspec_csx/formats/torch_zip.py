@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import _weights_only_unpickler
 
-from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import fill, names, nesting, plain, rehearsal, rehearsed, sniff, torch_archive, torch_skeleton
+from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import fill, names, nesting, pickle_bounds, plain, sniff, torch_archive, torch_skeleton
 from fsspec_csx.formats.checked import CheckedReader
+from fsspec_csx.formats.pickle_scan import ScanError
 from fsspec_csx.formats.skeleton import Skeleton
 from fsspec_csx.formats.source import Source
 from fsspec_csx.formats.watched import WatchedReader
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
 _GIST_SHOWN = 200
+_LEGACY_PICKLES = 5  # with so many a file of the format before torch 1.6 begins
 _NAMES_SHOWN = 5
+_PROTOCOLS = (2, 3)  # those of pickle that torch reads where no code may run
 # What an honest file can need besides, and how many times its size.
 _ROOM, _HELD = 2**20, 4
 _DECODING = {"collections", "fsspec_csx", "torch"}
@@ -122,14 +125,15 @@ def skeleton(
     try:
         if archive is not None:
             source.advance(source.kept)
-            found = plain.load(archive, map_location)
+            found = plain.load(archive, map_location, wanted)
             if found is None:
-                rehearsal.check(archive.pickle, name, size=source.size)
+                pickle_bounds.check(archive.pickle, name)
                 found = torch_skeleton.load(archive, source, name=name, map_location=map_location, wanted=wanted)
             nesting.check(found.obj, name)
             return found
-        if weights_only:
-            rehearsed.check_file(source, name, legacy=sniff.is_legacy(head))
+        if weights_only and sniff.is_zip(head):
+            file = WatchedReader(source.file, source.size)
+            file.unmasked(lambda: pickle_bounds.check_archive(file, name))
         reader = CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
@@ -138,6 +142,8 @@ def skeleton(
         if weights_only:
             nesting.check(obj, name)
         return Skeleton(obj, [])
+    except ScanError:
+        raise _unreadable(WatchedReader(source.file, source.size), name) from None
     except Exception as error:
         if (reader is not None and reader.failure is error) or isinstance(error, CheckpointError):
             raise
@@ -168,8 +174,14 @@ def complete(source: Source, found: Skeleton, *, name: str) -> None:
         InvalidCheckpointError: if the bytes of some are not those that were saved.
         OSError: what the file raised.
     """
-    if wrong := fill.fill(source, found.records):
-        raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
+    wrong = fill.fill(source, found.records)
+    if not wrong:
+        return
+    try:
+        nesting.check_entries(found.obj, name)
+    except CheckpointLimitError:
+        raise torch_archive.damaged(name, names.shown([record.name for record in wrong])) from None
+    raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
 
 
 def _explain(
@@ -194,6 +206,21 @@ def _explain(
     if _raised_while_decoding(error) and (weights_only or isinstance(error, _NONSENSE)):
         return InvalidCheckpointError(f"{name} is damaged ({_gist(error)}).", sniff.AGAIN)
     return None
+
+
+def _unreadable(file: WatchedReader, name: str) -> CheckpointError:
+    """The error for an archive with a pickle that torch.save does not write."""
+
+    def explain() -> CheckpointError:
+        if found := _damage(file):
+            return InvalidCheckpointError(f"{name} {found[0]}", found[1])
+        protocol, named = _pickles(file)
+        if protocol not in _PROTOCOLS or not _allowed().issuperset(named):
+            return _unsafe(name, protocol, named)
+        what = "its pickle remembers by numbers beyond its length, or has opcodes that torch.save does not write"
+        return InvalidCheckpointError(f"{name} is damaged: {what}.", sniff.AGAIN)
+
+    return file.unmasked(explain)
 
 
 def _gist(error: Exception) -> str:
@@ -265,7 +292,7 @@ def _pickles(file: WatchedReader) -> tuple[int, list[str]]:
         count = 1
     else:
         file.seek(0)
-        stream, count = file, rehearsed.LEGACY_PICKLES
+        stream, count = file, _LEGACY_PICKLES
     protocol, names = 0, []
     for _ in range(count):
         for opcode, argument, _position in pickletools.genops(stream):
@@ -291,7 +318,7 @@ def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError
         reason = f"{name} names {shown}{more}, which could run code when loaded."
         remedy = "Load the other entries by keys=[...], allow classes that you trust with"
         remedy += f" torch.serialization.add_safe_globals([...]), or {trust}."
-    elif protocol not in (2, 3):
+    elif protocol not in _PROTOCOLS:
         reason = f"{name} is pickled with protocol {protocol}, which torch reads only where code may run."
         remedy = f"Save it with the default protocol, or {trust}."
     else:

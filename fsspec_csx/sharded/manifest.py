@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.nesting import DEPTH
-from fsspec_csx.formats.opcodes import EndError, UnknownError
-from fsspec_csx.formats.rehearsal import GrowingError, Rehearsal
+from fsspec_csx.formats.pickle_bounds import Bounds, ExcessError
+from fsspec_csx.formats.pickle_scan import ScanError, scan
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.sharded.folder import MANIFEST, Folder
 
@@ -52,7 +52,7 @@ _NAMED = {
     *(f"{_SHARDED}.TensorProperties", f"{_SHARDED}.MEM_FORMAT_ENCODING"),
     *(f"{module}.{system}Path" for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
 }
-_BUILT_IN: dict[str, Any] = {"torch.Size": tuple, "collections.OrderedDict": dict}
+_BUILT_IN = {("torch", "Size"), ("collections", "OrderedDict")}
 
 
 class Plain(NamedTuple):
@@ -107,10 +107,13 @@ def read(folder: Folder, name: str = MANIFEST) -> Metadata:
         data = file.read()
     shown = f"The manifest of {folder.name}"
     try:
-        _rehearse(data)
+        scan(data)
         return _metadata(_Unpickler(data, shown).load(), len(data))
     except UnsafeCheckpointError:
         raise
+    except (ScanError, ExcessError) as error:
+        what = "is not whole" if isinstance(error, ScanError) else "makes much more than it holds"
+        raise InvalidCheckpointError(f"{shown} is damaged (its pickle {what}).", AGAIN) from None
     except Exception as error:  # what a pickle of anything may raise
         what = str(error) if isinstance(error, _MalformedError) else f"{type(error).__name__}: {error}"
         raise InvalidCheckpointError(f"{shown} is damaged ({what}).", AGAIN) from error
@@ -145,33 +148,19 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self._shown = shown
         self._classes: dict[str, type[_Named]] = {}
+        self._bounds = Bounds(len(data))
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in _NAMED:
             return self._classes.setdefault(full, type(name, (_Named,), {}))
-        if full in _BUILT_IN:
-            return _BUILT_IN[full]
+        if (module, name) in _BUILT_IN:
+            return self._bounds.names[module, name]
         found = getattr(torch, name, None) if module == "torch" and "." not in name else None
         if isinstance(found, torch.dtype):
             return found
         reason = f"{self._shown} names {full[:_SHOWN]}, which could run code when loaded."
         raise UnsafeCheckpointError(reason, "Load it only by the tool of an author whom you trust.")
-
-
-def _rehearse(data: bytes) -> None:
-    """Refuse a pickle of which Python would make far more than it holds."""
-    rehearsal = Rehearsal(data, len(data))
-    try:
-        rehearsal.run()
-    except GrowingError as error:
-        raise _MalformedError(f"its pickle {error}") from None
-    except UnknownError:
-        raise _MalformedError("an opcode that no manifest has") from None
-    except (EndError, LookupError, ValueError):  # of which pickle itself tells more
-        pass
-    # Python reserves memory up to the largest number.
-    _check(rehearsal.largest < len(data), f"memo {rehearsal.largest}")
 
 
 class _MalformedError(Exception):
@@ -185,7 +174,9 @@ def _metadata(found: Any, most: int) -> Metadata:
     _check(sum(map(_chunks, entries.values())) <= most, "number of chunks")
     tensors = {_a(name, str): _entry(each) for name, each in entries.items()}
     metadata = Metadata(tensors)
-    metadata.planner_data = _paths(state.get("planner_data"))
+    paths = _paths(state.get("planner_data"))
+    _check(sum(map(len, (paths or {}).values())) <= most, "number of names")
+    metadata.planner_data = paths
     stored = {_index(key): _place(each) for key, each in _a(state.get("storage_data"), dict).items()}
     metadata.storage_data = stored
     meta = state.get("storage_meta")

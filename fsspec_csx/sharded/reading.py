@@ -13,7 +13,16 @@ import torch
 from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import fill, opaque, placeholders, rehearsed, torch_archive, torch_zip, zip_directory
+from fsspec_csx.formats import (
+    fill,
+    memory,
+    opaque,
+    pickle_bounds,
+    placeholders,
+    torch_archive,
+    torch_zip,
+    zip_directory,
+)
 from fsspec_csx.formats.fill import Transfer
 from fsspec_csx.formats.names import shown
 from fsspec_csx.formats.placing import reserved
@@ -60,10 +69,13 @@ def read_tensors(
         advance: is told, in this thread, how many bytes were read, many times.
 
     Raises:
+        FreedTensorError: if tensors to fill have no memory, before any is filled.
         InvalidCheckpointError: if a tensor that is read whole does not have the checksum that it must have, or a shard
             is not what it should be.
         OSError: what the filesystem raised; FileNotFoundError is among it.
     """
+    wanted = [*wanted]
+    memory.check_targets((each.name, each.target) for each in wanted)
     _of_all_shards(folder, wanted, lambda each: each.place, _read_shard, advance)
 
 
@@ -286,7 +298,7 @@ def _small(item: Source) -> torch.Tensor | None:
     if not entries or any(_crc32(data, entry) not in (entry.crc32, None) for entry in entries):
         return None
     try:
-        rehearsed.check_archive(io.BytesIO(data), "", size=len(data))
+        pickle_bounds.check_archive(io.BytesIO(data), "")
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
     except Exception:  # the other way tells what it is
         return None
