@@ -118,21 +118,23 @@ def _is_needed(value: Any, attribute: str) -> bool:
 
 
 def has_callables(obj: Any) -> bool:
-    """Whether there is a class or a function among the values of nested containers."""
+    """Whether there is a class or a function among the values, keys and elements of nested containers."""
     return any(map(callable, _values(obj)))
 
 
 def _values(obj: Any) -> Iterator[Any]:
-    """An object and all that lies in it, containers once."""
+    """An object and all that lies in it, keys among it, containers once."""
     stack = [obj]
     seen: set[int] = set()
     while stack:
         value = stack.pop()
         yield value
-        inside = _inside(value)
+        inside = value if isinstance(value, (set, frozenset)) else _inside(value)
         if inside and id(value) not in seen:
             seen.add(id(value))
             stack.extend(inside)
+            if isinstance(value, Mapping):
+                stack.extend(type(value).keys(value))
 
 
 def _inside(value: Any) -> Collection[Any] | None:
