@@ -28,7 +28,7 @@ def is_freed(tensor: torch.Tensor) -> bool:
             if not size:
                 return False
             last += (size - 1) * stride
-    except (NotImplementedError, RuntimeError, TypeError):
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):  # ValueError: a parameter without a shape yet
         return False
     return bool((last + 1) * tensor.dtype.itemsize > nbytes)
 
