@@ -53,8 +53,8 @@ def equal(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor):
         return form(first) == form(second) and bits(first) == bits(second)
     if isinstance(first, dict):
-        same_keys = list(first) == list(second) and getattr(first, "__dict__", 0) == getattr(second, "__dict__", 0)
-        return same_keys and all(equal(first[key], second[key]) for key in first)
+        same_attributes = getattr(first, "__dict__", 0) == getattr(second, "__dict__", 0)
+        return same_attributes and equal([*first.items()], [*second.items()])  # tensors may be keys
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(equal, first, second))
     if isinstance(first, (torch.storage.TypedStorage, torch.UntypedStorage)):
