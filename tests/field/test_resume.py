@@ -18,7 +18,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.trainer import Checkpoint, Trainer, TrainingLoop
 from fsspec_csx.trainer.batches import Batches
 
-STEPS = 16
+STEPS = 14
 SAMPLES = torch.arange(24.0)
 
 
@@ -189,6 +189,8 @@ WITH_WORKERS: dict[str, Callable[[], Any]] = {
     "stateful workers that stay": lambda: stateful(shuffle=True, generator=generator(), **KEPT),
     "stateful workers, stream with a state": lambda: stateful(Sized(), num_workers=1),
 }
+MORE = ["shuffled", "noise", "stream", "stateful, shuffled by a generator"]
+"""Of which each kind of loop is tried."""
 LOOPS: dict[str, dict[str, Any]] = {
     "plain": {},
     "validated": {"eval_frequency": 2},
@@ -228,21 +230,26 @@ def check(root: Path, data: Callable[[], Any], cuts: list[int], loop: dict[str, 
     assert len(parts) == len(whole)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize(
+    ("name", "loop"),
+    [
+        (name, loop)
+        for name in LOADERS
+        for loop in LOOPS
+        # A pass that is left early has no end at which that stream begins the next.
+        if name in MORE or loop == "plain" or (loop == "short" and name != "stateful, stream with a state")
+    ],
+)
 def test_resumed(tmp_path: Path, name: str, loop: str) -> None:
     """In the midst of a pass, at its end and at its first batch, once and again."""
-    if loop == "short" and name == "stateful, stream with a state":
-        pytest.skip("a pass that is left early has no end at which this stream begins the next")
-    for cuts in ([1, 6], [5, 8, 12]):
-        check(tmp_path / str(cuts), LOADERS[name], cuts, LOOPS[loop])
+    check(tmp_path, LOADERS[name], [1, 5, 6, 8, 12], LOOPS[loop])
 
 
 @pytest.mark.parametrize("loop", ["plain", "short"])
 @pytest.mark.parametrize("name", WITH_WORKERS)
 def test_resumed_with_workers(tmp_path: Path, name: str, loop: str) -> None:
     """Where other processes load the samples, and draw."""
-    check(tmp_path, WITH_WORKERS[name], [4, 6, 13], LOOPS[loop])
+    check(tmp_path, WITH_WORKERS[name], [4, 6, 9], LOOPS[loop])
 
 
 def test_by_epochs(tmp_path: Path) -> None:
