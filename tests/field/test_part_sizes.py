@@ -1,0 +1,66 @@
+"""How large parts are: of one size as long as possible, and never too small for the largest object."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsspec_csx.part_sizes import (
+    FIRST_PARTS,
+    LARGEST_PART,
+    LEAST_PART,
+    PARTS,
+    first_part_size,
+    part_size,
+    part_size_for,
+)
+from fsspec_csx.transfer import PART
+
+MIB, TIB = 2**20, 2**40
+firsts = st.integers(LEAST_PART, LARGEST_PART)
+
+
+@given(firsts)
+def test_unknown_size(first: int) -> None:
+    """The first 5,000 parts are of one size; then it doubles, and 10,000 parts hold 5 TiB."""
+    sizes = [part_size(number, first) for number in range(1, PARTS + 1)]
+    assert set(sizes[:FIRST_PARTS]) == {first}
+    assert all(
+        after in (before, min(2 * before, LARGEST_PART)) for before, after in zip(sizes, sizes[1:], strict=False)
+    )
+    assert sum(sizes) >= 5 * TIB
+
+
+def test_documented_steps() -> None:
+    """By default a size changes first after 39 GiB, and then every 490 parts."""
+    sizes = [part_size(number) for number in range(1, PARTS + 1)]
+    changes = [number for number in range(1, PARTS) if sizes[number] != sizes[number - 1]]
+    assert changes == [5000 + 490 * step for step in range(10)]
+    assert sizes[0] == 8 * MIB
+    assert sum(sizes[:5000]) // 2**30 == 39
+
+
+@given(firsts, st.integers(0, 400))
+def test_memory_stays_a_small_share(first: int, step: int) -> None:
+    """A part has no more than a hundredth of what was sent before it grew, unless the first was as large."""
+    number = 1 + step * 25
+    before = sum(part_size(each, first) for each in range(1, number))
+    assert part_size(number, first) <= max(first, before // 100)
+
+
+@given(st.integers(1, PARTS * LARGEST_PART))
+def test_known_size(size: int) -> None:
+    """One size fits all of an object whose length is known."""
+    part = part_size_for(size)
+    assert PART <= part <= LARGEST_PART
+    assert -(-size // part) <= PARTS
+
+
+@given(st.integers(1, FIRST_PARTS * LARGEST_PART), firsts, st.booleans())
+def test_expected_size(expected: int, first: int, chosen: bool) -> None:
+    """Parts for about so many bytes are of one size, and no other than was chosen unless they must be."""
+    part = first_part_size(expected, first, chosen=chosen)
+    assert first <= part <= LARGEST_PART
+    assert -(-expected // part) <= FIRST_PARTS
+    if chosen and -(-expected // first) <= FIRST_PARTS:
+        assert part < first + MIB
