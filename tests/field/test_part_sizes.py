@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,9 +27,7 @@ def test_unknown_size(first: int) -> None:
     """The first 5,000 parts are of one size; then it doubles, and 10,000 parts hold 5 TiB."""
     sizes = [part_size(number, first) for number in range(1, PARTS + 1)]
     assert set(sizes[:FIRST_PARTS]) == {first}
-    assert all(
-        after in (before, min(2 * before, LARGEST_PART)) for before, after in zip(sizes, sizes[1:], strict=False)
-    )
+    assert all(after in (before, min(2 * before, LARGEST_PART)) for before, after in itertools.pairwise(sizes))
     assert sum(sizes) >= 5 * TIB
 
 
