@@ -15,7 +15,7 @@ from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
 
 from fsspec_csx import credentials, doubt, half_pairs, understood
-from fsspec_csx.checksum_mode import ChecksumMode
+from fsspec_csx.checksum_headers import ChecksumHeaders
 from fsspec_csx.errors import (
     CSXError,
     DeleteError,
@@ -65,7 +65,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
-        self._checksum_mode = ChecksumMode()
+        self._checksum_headers = ChecksumHeaders()
         self._of_parent: Any = None
         redact_logs()
 
@@ -116,7 +116,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         if client not in self._watched:
             self._watched.add(client)
             client.meta.events.register_first("needs-retry.s3", stay)
-            self._checksum_mode.watch(client)
+            self._checksum_headers.watch(client)
             doubt.watch(client)
             understood.watch(client)
             client.meta.events.register_first("needs-retry.s3", give_up)

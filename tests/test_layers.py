@@ -37,7 +37,7 @@ ROWS = [
     {"planning", "sockets"},
     {"reception"},
     {"explain", "half_pairs", "payload", "ranges", "redaction"},
-    {"checksum", "checksum_mode", "unwinding"},
+    {"checksum", "checksum_headers", "unwinding"},
     {"errors", "exit_status", "inspection", "part_copies", "record", "waiting"},
     {"scope"},
 ]
