@@ -22,9 +22,9 @@ from fsspec_csx.connection import replayable
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
 from fsspec_csx.file import CSXFile, check_absent, check_no_version
-from fsspec_csx.objects import ObjectsS3
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.settings import backends
+from fsspec_csx.transactions import TransactionalS3
 from fsspec_csx.transfer import PART
 from fsspec_csx.wrappers import close_together
 
@@ -75,7 +75,7 @@ def _environment_snapshot() -> Iterator[None]:
         _ENVIRONMENT.reset(reset)
 
 
-class CSXFileSystem(ObjectsS3, metaclass=_Cached):
+class CSXFileSystem(TransactionalS3, metaclass=_Cached):
     """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
 
     - credentials by the rules of ``fsspec_csx.credentials``, resolved before any data is read or written;

@@ -12,6 +12,7 @@ import logging
 import opcode
 import sys
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -78,20 +79,31 @@ class Opening:
 
 def running_cleanups() -> list[Cleanup]:
     """The cleanups that the caller is part of, in its thread, the innermost first."""
+    return [Cleanup(frame, error) for frame, error in _running_exits() if error is not None]
+
+
+def innermost_error() -> Error | None:
+    """The exception that was given to the innermost ``__exit__`` that the caller is part of, if it was given one."""
+    return next((error for _, error in _running_exits()), None)
+
+
+def _running_exits() -> Iterator[tuple[FrameType, Error | None]]:
+    """The calls of ``__exit__`` that are under way, each with what it was given.
+
+    Those of C code are found only if they were given an exception.
+    """
     handled = sys.exc_info()[1]
-    found = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_back
         arguments = _arguments(frame) if frame.f_code.co_name in ("__exit__", "__aexit__") else None
         if arguments is not None:
             # ExitStack clears its arguments when one of its managers has suppressed the exception.
-            if errors := [value for value in arguments if _is_error(value)]:
-                found.append(Cleanup(frame, errors[-1]))
+            errors = [value for value in arguments if _is_error(value)]
+            yield frame, errors[-1] if errors else None
         elif handled is not None and caller is not None and _calls_exit(caller):
-            found.append(Cleanup(frame, handled))
+            yield frame, handled
         frame = caller
-    return found
 
 
 def _arguments(frame: FrameType) -> list[Any] | None:
