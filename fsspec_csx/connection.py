@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from botocore import exceptions as boto
@@ -17,6 +18,7 @@ from s3fs import S3FileSystem
 from fsspec_csx import credentials, doubt, half_pairs, understood
 from fsspec_csx.checksum_headers import ChecksumHeaders
 from fsspec_csx.errors import (
+    BucketNotFoundError,
     CSXError,
     DeleteError,
     ExpiredCredentialsError,
@@ -40,6 +42,10 @@ _OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "Preconditio
 _WRITES = frozenset({"complete_multipart_upload", "put_object"})
 # botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
 _loaders: dict[str | None, Any] = {}
+
+
+# Whether what a path stands for is looked up: then a listing follows a HEAD that finds nothing.
+_looking_up: ContextVar[bool] = ContextVar("looking_up", default=False)
 
 
 class ConnectedS3(S3FileSystem):  # type: ignore[misc]
@@ -217,9 +223,10 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             identity=self._identity,
         )
         explained = explain(error, request)
-        if method in ("head_object", "head_bucket") and code_of(error) in ("400", "403"):
+        missing = method == "head_object" and code_of(error) == "404" and not _looking_up.get()
+        if missing or (method in ("head_object", "head_bucket") and code_of(error) in ("400", "403")):
             told = explain(await self._ask_with_body(kwargs) or error, request)
-            if isinstance(told, (PermissionError, WrongRegionError)):
+            if isinstance(told, BucketNotFoundError if missing else (PermissionError, WrongRegionError)):
                 explained = told
         doubt.told(explained, found, request.operation, request.target)
         return explained
@@ -243,8 +250,12 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- missing things ---------------------------------------------------------------------------------------------
 
     async def _info(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        with self._missing_named(path):
-            return await super()._info(path, *args, **kwargs)
+        reset = _looking_up.set(True)
+        try:
+            with self._missing_named(path):
+                return await super()._info(path, *args, **kwargs)
+        finally:
+            _looking_up.reset(reset)
 
     async def _ls(self, path: str, *args: Any, **kwargs: Any) -> Any:
         with self._missing_named(path):

@@ -36,17 +36,39 @@ def timed() -> Iterator[None]:
         _began.reset(reset)
 
 
+FIRST_CONTACT_SECONDS = 5.0
+"""How long an endpoint that has never answered is asked again, if it refuses connections or has no address yet.
+
+A server that is just starting answers after that; ``retries={"total_max_attempts": 1}`` asks once.
+"""
+_FIRST_WAIT, _LONGEST_FIRST_WAIT = 0.1, 1.0
+
+
 class FirstContact:
-    """Ends the retries of a connection to an endpoint that has never answered: it is down or misspelt, not busy."""
+    """Ends the retries of an endpoint that has never answered: it is down or misspelt, not busy."""
 
     def __init__(self) -> None:
         self._answered = False
 
-    def __call__(self, response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
+    def __call__(
+        self,
+        attempts: int,
+        request_dict: Any,
+        response: Any = None,
+        caught_exception: Exception | None = None,
+        **_: Any,
+    ) -> float | None:
+        """How many seconds to wait before the endpoint is asked again; None to leave it to botocore."""
         if response is not None:
             self._answered = True
         elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
+            wait: float = min(_FIRST_WAIT * 2 ** (attempts - 1), _LONGEST_FIRST_WAIT)
+            began = _began.get()
+            starting = type(caught_exception) is boto.EndpointConnectionError and _most_attempts(request_dict) > 1
+            if starting and began is not None and time.monotonic() + wait - began < FIRST_CONTACT_SECONDS:
+                return wait
             raise GaveUpError from caught_exception
+        return None
 
 
 def give_up(attempts: int, request_dict: Any, caught_exception: Exception | None = None, **_: Any) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
 
+from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 
 from fsspec_csx.ranges import Range
@@ -16,6 +17,21 @@ from fsspec_csx.reception import taken_from
 
 # What one call of the system may fill: between two, it is seen whether the bytes are still wanted.
 _STEP = 2**20
+
+
+class PlainConnection(AWSHTTPConnection):  # type: ignore[misc]
+    """A connection without TLS: Python limits the time to connect, and the system that of each later call."""
+
+    def connect(self) -> None:
+        """Connect."""
+        super().connect()
+        self.sock.settimeout(None)
+
+
+class PlainPool(AWSHTTPConnectionPool):  # type: ignore[misc]
+    """Connections without TLS."""
+
+    ConnectionCls = PlainConnection
 
 
 @contextlib.contextmanager

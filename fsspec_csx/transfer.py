@@ -24,7 +24,7 @@ from botocore.utils import get_environ_proxies
 from fsspec_csx.payload import Payload
 from fsspec_csx.ranges import Range
 from fsspec_csx.scope import Body, scope, uncancelled
-from fsspec_csx.sockets import break_off, drained, fill, socket_options, told
+from fsspec_csx.sockets import PlainPool, break_off, drained, fill, socket_options, told
 from fsspec_csx.waiting import SHUTDOWN, TOO_LATE
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Transfer:
         self._settings: dict[str, Any] = {
             "verify": verify,
             "proxies": get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
-            "timeout": (None, None) if self._plain else (config.connect_timeout, config.read_timeout),
+            "timeout": (config.connect_timeout, None if self._plain else config.read_timeout),
             "max_pool_connections": in_flight,
             "socket_options": socket_options(config.read_timeout if self._plain else None),
             "client_cert": config.client_cert,
@@ -83,6 +83,8 @@ class Transfer:
             self.checksums = former.checksums
         else:
             self._session = URLLib3Session(**self._settings)
+            # The pools of the session take their class from here.
+            self._session._pool_classes_by_scheme["http"] = PlainPool
             self._threads = _Threads(in_flight, thread_name_prefix="fsspec_csx")
             self._slots = asyncio.Semaphore(in_flight)
         self._for_payloads = _for_payloads(config)

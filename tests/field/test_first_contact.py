@@ -1,0 +1,133 @@
+"""The first contact with a server that is just starting, takes no connections, or lacks the bucket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+from conftest import recorded_requests
+from proxy import Fault, fault_proxy, through
+
+from fsspec_csx import retries
+from fsspec_csx.errors import BucketNotFoundError, EndpointError, ObjectNotFoundError
+from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listen_later(server: LocalS3, port: int, seconds: float) -> threading.Thread:
+    """Pass connections at a port on to a server, from so many seconds on; for five seconds."""
+
+    def serve() -> None:
+        time.sleep(seconds)
+        host, _, real = server.endpoint_url.removeprefix("http://").partition(":")
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            listener.settimeout(5)
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except TimeoutError:
+                    return
+                upstream = socket.create_connection((host, int(real)))
+                for pair in ((client, upstream), (upstream, client)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Pass bytes on until there are no more."""
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("way", ["ls", "cat_file"])
+def test_server_that_is_just_starting(
+    server: LocalS3, fs: CSXFileSystem, bucket: str, closed_port: int, way: str
+) -> None:
+    """Connections that are refused at first are made good once the server is there."""
+    fs.pipe_file(f"{bucket}/key", b"data")
+    options = {**server.storage_options(), "endpoint_url": f"http://127.0.0.1:{closed_port}"}
+    far = fsspec.filesystem("s3", **options, use_listings_cache=False, skip_instance_cache=True)
+    thread = listen_later(server, closed_port, 1.0)
+    assert getattr(far, way)(f"{bucket}/key" if way == "cat_file" else bucket)
+    thread.join()
+
+
+def test_server_that_never_starts(closed_port: int) -> None:
+    """After some seconds, and no minutes, an error names the endpoint; a configuration may ask for one attempt."""
+    url = f"http://127.0.0.1:{closed_port}"
+    for config, most in (({}, retries.FIRST_CONTACT_SECONDS + 3), ({"retries": {"total_max_attempts": 1}}, 3)):
+        fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=url, config_kwargs=config)
+        began = time.monotonic()
+        with pytest.raises(EndpointError, match=url):
+            fs.cat_file("bucket/key")
+        assert time.monotonic() - began < most
+
+
+@pytest.fixture
+def full() -> Iterator[str]:
+    """The URL of a listener whose queue is full: connections to it neither come about nor are refused."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = []
+        for _ in range(8):
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+            waiting.append(one)
+        time.sleep(0.1)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for one in waiting:
+            one.close()
+
+
+@pytest.mark.parametrize("way", ["ls", "cat_file"])
+def test_connect_timeout(full: str, way: str) -> None:
+    """The time to connect is that of the configuration, for requests of every kind, without TLS too."""
+    config = {"connect_timeout": 1, "read_timeout": 30}
+    fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=full, config_kwargs=config, skip_instance_cache=True)
+    began = time.monotonic()
+    with pytest.raises(EndpointError, match="in time"):
+        getattr(fs, way)("bucket/key")
+    assert 0.9 < time.monotonic() - began < 10
+
+
+def test_slow_answer_is_no_slow_connection(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
+    """The time to connect does not limit how long a body takes, either way."""
+    data = b"x" * 3_000_000
+    with fault_proxy(server.endpoint_url) as proxy:
+        far = through(proxy, server, config_kwargs={"connect_timeout": 0.5, "read_timeout": 20})
+        proxy.faults = [Fault(times=100, when=lambda request: request.method in ("GET", "PUT"), rate=1_500_000)]
+        far.pipe_file(f"{bucket}/key", data)
+        assert far.cat_file(f"{bucket}/key") == data
+
+
+def test_missing_bucket_at_a_head(fs: CSXFileSystem, bucket: str, new_bucket: str) -> None:
+    """A HEAD in a bucket that is not there says so, and one more request finds that out; looking up makes none."""
+    with pytest.raises(BucketNotFoundError, match=new_bucket), recorded_requests() as operations:
+        fs.call_s3("head_object", Bucket=new_bucket, Key="key")
+    assert operations == ["HeadObject", "GetObject"]
+    with pytest.raises(ObjectNotFoundError):
+        fs.call_s3("head_object", Bucket=bucket, Key="key")
+    with recorded_requests() as operations:
+        assert not fs.exists(f"{bucket}/key")
+    assert "GetObject" not in operations
