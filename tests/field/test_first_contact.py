@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -32,16 +33,21 @@ def listen_later(server: LocalS3, port: int, seconds: float) -> threading.Thread
     def serve() -> None:
         time.sleep(seconds)
         host, _, real = server.endpoint_url.removeprefix("http://").partition(":")
-        with socket.create_server(("127.0.0.1", port)) as listener:
-            listener.settimeout(5)
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            listener.settimeout(4)
             while True:
                 try:
                     client, _ = listener.accept()
                 except TimeoutError:
                     return
-                upstream = socket.create_connection((host, int(real)))
+                stack.enter_context(client)
+                upstream = stack.enter_context(socket.create_connection((host, int(real))))
                 for pair in ((client, upstream), (upstream, client)):
-                    threading.Thread(target=pump, args=pair, daemon=True).start()
+                    thread = threading.Thread(target=pump, args=pair)
+                    thread.start()
+                    stack.callback(thread.join)
+                    stack.callback(pair[0].shutdown, socket.SHUT_RDWR)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -50,12 +56,9 @@ def listen_later(server: LocalS3, port: int, seconds: float) -> threading.Thread
 
 def pump(source: socket.socket, target: socket.socket) -> None:
     """Pass bytes on until there are no more."""
-    try:
+    with contextlib.suppress(OSError):
         while data := source.recv(65536):
             target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
 
 
 @pytest.mark.parametrize("way", ["ls", "cat_file"])
