@@ -26,7 +26,7 @@ from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.settings import backends
 from fsspec_csx.transactions import TransactionalS3
 from fsspec_csx.transfer import PART
-from fsspec_csx.wrappers import close_together
+from fsspec_csx.wrappers import close_below
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
@@ -229,8 +229,7 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
         if compression is None or "b" not in mode:
             return super().open(path, mode, *args, compression=compression, **kwargs)
         file = super().open(path, mode, *args, **kwargs)
-        wrapper = compr[fsspec.core.get_compression(path, compression)](file, mode=mode[0])
-        return wrapper if "r" in mode else close_together(wrapper, file)
+        return compr[fsspec.core.get_compression(path, compression)](file, mode=mode[0])
 
     def _open(
         self,
@@ -306,3 +305,6 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
             await check_absent(self, path)
         options = {**kwargs, **({"ACL": acl} if acl else {})}
         return AsyncWriteFile(self, path, mode, block_size or self._block_size(mode), options)
+
+
+close_below(CSXFile)

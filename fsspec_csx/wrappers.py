@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
+from collections.abc import Callable
 from types import CodeType
 from typing import Any, TypeAlias
+
+from fsspec.compression import compr
 
 Instruction: TypeAlias = tuple[int, CodeType, int]
 
@@ -43,4 +47,22 @@ def close_together(wrapper: Any, file: Any) -> Any:
 
     with contextlib.suppress(AttributeError):  # extension types take no attribute, and close the file themselves
         wrapper.close = close
+        wrapper._dealloc_warn = file._dealloc_warn  # a text wrapper around it that is dropped calls this first
     return wrapper
+
+
+def close_below(kind: type[Any]) -> None:
+    """Let every compressor that fsspec knows close the file below it, where that is a file of this kind.
+
+    ``fsspec.open(url, "wb", compression="gzip").open()`` gives the compressor alone: its ``close`` has to publish.
+    """
+
+    def closing(make: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(make, updated=())
+        def made(infile: Any, *args: Any, **kwargs: Any) -> Any:
+            wrapper = make(infile, *args, **kwargs)
+            return close_together(wrapper, infile) if isinstance(infile, kind) and infile.mode != "rb" else wrapper
+
+        return made
+
+    compr.update({name: closing(make) for name, make in compr.items() if name is not None})

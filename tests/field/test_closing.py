@@ -592,3 +592,26 @@ def test_openfile_of_fsspec(environment: LocalS3, fs: CSXFileSystem, path: str) 
         raise StopError
     assert fs.cat_file(path) == b"old"
     assert not fs.exists(path + "2")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bz2", "xz"])
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_compressor_of_openfile(
+    environment: LocalS3, fs: CSXFileSystem, path: str, compression: str, mode: str
+) -> None:
+    """The compressor that ``OpenFile.open`` gives publishes the object at its own close, and drops it unclosed."""
+    data: Any = b"new" if mode == "wb" else "new"
+    file = fsspec.open(f"s3://{path}", mode, compression=compression).open()
+    file.write(data)
+    file.close()
+    with fsspec.open(f"s3://{path}", mode.replace("w", "r"), compression=compression) as back:
+        assert back.read() == data
+    with pytest.raises(StopError), fsspec.open(f"s3://{path}", mode, compression=compression) as file:
+        file.write(data * 2)
+        raise StopError
+    file = fsspec.open(f"s3://{path}", mode, compression=compression).open()
+    with pytest.warns(DiscardedFileWarning):
+        del file
+        gc.collect()
+    with fsspec.open(f"s3://{path}", mode.replace("w", "r"), compression=compression) as back:
+        assert back.read() == data
