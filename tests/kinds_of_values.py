@@ -92,6 +92,7 @@ TENSORS: dict[str, Callable[[], Any]] = {
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 2, torch.qint8),
     "quantized per channel": _per_channel,
     "nested": lambda: _nested(torch.strided),
+    "jagged": lambda: _nested(torch.jagged),
     "without data": lambda: torch.empty(3, device="meta"),
     "a subclass": lambda: torch.arange(3.0).as_subclass(Subclass),
     "a parameter without a shape": lambda: torch.nn.LazyLinear(2).weight,

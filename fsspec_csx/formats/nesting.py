@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nested._internal.nested_tensor import NestedTensor
 
 from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError
 from fsspec_csx.formats import sniff, sparse
@@ -113,6 +114,8 @@ def check_use(obj: Any, name: str) -> None:
 
 
 def _is_needed(value: Any, attribute: str) -> bool:
+    if attribute == "_values" and type(value) is NestedTensor:  # torch's own: the elements of a jagged one
+        return False
     needed = attribute in (_METHODS if isinstance(value, torch.Tensor) else _OF_MAPPINGS) or attribute.startswith("_")
     return needed and callable(getattr(type(value), attribute, None))
 
