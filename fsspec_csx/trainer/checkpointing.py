@@ -258,16 +258,19 @@ class Checkpoint(Callback):
             As of ``load``.
 
         Raises:
-            CheckpointError: a ValueError, if it does not fit the model.
+            CheckpointError: a ValueError, if it does not fit the model, or none is whole and one was finished once.
             OSError: what the filesystem raised.
         """
-        for path in processes.agreed([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else []):
+        paths = processes.agreed([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
+        for path in paths:
             trainer.call("on_before_load_checkpoint", path)
             trainer.logger.info("Loading checkpoint %s", redacted(path))
             found = loading.read_if_whole(trainer, path, self._states(trainer))
             if found is not None:
                 return self._restored(trainer, path, found)
-        return self.load(trainer, None)
+        # One that was finished, and has changed since, is no reason to begin anew: it raises its error.
+        finished = self.get_latest_checkpoint(trainer) if paths and processes.is_first() else None
+        return self.load(trainer, processes.agreed(finished))
 
     def _restored(self, trainer: Trainer, path: str, found: Any) -> dict[str, Any]:
         self.resumed_from = path
