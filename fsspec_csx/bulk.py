@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
@@ -21,9 +20,6 @@ from fsspec_csx.planning import LEAST, planned, size_for
 from fsspec_csx.ranges import FileRange, Range
 from fsspec_csx.scope import scope
 from fsspec_csx.whole import Bytes, ObjectState, check, compute_of, twice
-
-# Whether what a path stands for is looked up to be made files in a folder.
-_into_folder: ContextVar[bool] = ContextVar("into_folder", default=False)
 
 
 class BulkS3(CopyingS3):
@@ -56,11 +52,11 @@ class BulkS3(CopyingS3):
         """
         if start is None and end is None:
             return await twice(lambda again: self._whole(ObjectState(self, path, version_id)))
-        return await twice(lambda again: self._part(path, ObjectState(self, path, version_id), start or 0, end, again))
+        return await twice(lambda again: self._part(path, ObjectState(self, path, version_id), start or 0, end))
 
-    async def _part(self, path: str, found: ObjectState, start: int, end: int | None, refresh: bool) -> bytes:
+    async def _part(self, path: str, found: ObjectState, start: int, end: int | None) -> bytes:
         if start < 0 or end is None or end < 0 or end - start > LEAST:
-            info = await self._info(path, refresh=refresh, version_id=found.version)
+            info = await self._object_info(path, found.version)
             start, end, _ = slice(start, end).indices(info["size"])
             found.etag = info.get("ETag")
         if end <= start:
@@ -77,7 +73,7 @@ class BulkS3(CopyingS3):
             except OSError as error:
                 if code_of(error) not in ("InvalidRange", "416"):
                     raise
-                if start < (await self._info(path, refresh=True, version_id=found.version))["size"]:
+                if start < (await self._object_info(path, found.version))["size"]:
                     raise
                 return b""  # it begins behind the end
             return target.taken(sum(each.length for each in ranges))
@@ -132,7 +128,7 @@ class BulkS3(CopyingS3):
         async def read(path: str, numbers: list[int]) -> None:
             spans = [(starts[number], ends[number]) for number in numbers]
             try:
-                found = await twice(lambda again: self._spans(path, spans, refresh=again, **kwargs))
+                found = await twice(lambda again: self._spans(path, spans, **kwargs))
             except Exception as error:
                 found = [error] * len(numbers)
             for number, data in zip(numbers, found, strict=True):
@@ -143,11 +139,11 @@ class BulkS3(CopyingS3):
             raise error
         return results
 
-    async def _spans(self, path: str, spans: list[tuple[Any, Any]], refresh: bool, **kwargs: Any) -> list[Any]:
+    async def _spans(self, path: str, spans: list[tuple[Any, Any]], **kwargs: Any) -> list[Any]:
         if len(spans) == 1:
             return [await self._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
         found = ObjectState(self, path, kwargs.get("version_id"))
-        info = await self._info(path, refresh=refresh, version_id=found.version)
+        info = await self._object_info(path, found.version)
         found.etag = info.get("ETag")
         limits = [slice(*span).indices(info["size"])[:2] for span in spans]
         with contextlib.ExitStack() as stack:
@@ -158,27 +154,6 @@ class BulkS3(CopyingS3):
             return [target.taken() for target in targets]
 
     # -- from S3 to local files -------------------------------------------------------------------------------------
-
-    async def _get(self, rpath: Any, lpath: Any, *args: Any, **kwargs: Any) -> Any:
-        """Make objects local files; as ``s3fs.S3FileSystem``.
-
-        Raises:
-            ValueError: before anything is made, if a key that was found leads out of the folder.
-        """
-        reset = _into_folder.set(not isinstance(lpath, (list, tuple)))  # else the caller has named each file
-        try:
-            return await super()._get(rpath, lpath, *args, **kwargs)
-        finally:
-            _into_folder.reset(reset)
-
-    async def _expand_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        found = await super()._expand_path(path, *args, **kwargs)
-        if _into_folder.get():
-            named = {self._strip_protocol(each) for each in ([path] if isinstance(path, str) else path)}
-            for each in found:
-                if each not in named and ".." in each.split("/"):
-                    raise _leading_out(each)
-        return found
 
     async def _get_file(
         self,

@@ -19,10 +19,8 @@ from fsspec_csx import credentials, doubt, half_pairs, understood
 from fsspec_csx.checksum_headers import ChecksumHeaders
 from fsspec_csx.errors import (
     BucketNotFoundError,
-    CSXError,
     DeleteError,
     ExpiredCredentialsError,
-    ObjectNotFoundError,
     WrongRegionError,
 )
 from fsspec_csx.explain import Request, code_of, explain
@@ -183,7 +181,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                     explained = await self._explained(error, method, kwargs, found)
                     again = renewals and isinstance(explained, ExpiredCredentialsError) and replayable(kwargs)
                     if not again or not await self._renewed(client):
-                        _raise(explained, error)
+                        raise_explained(explained, error)
                     renewals -= 1
 
     async def _renewed(self, client: Any) -> bool:
@@ -196,14 +194,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             before = self._keys
             await self.set_session(refresh=True)
             return self._keys != before
-
-    async def _lsdir(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            with understood.listing():
-                return await super()._lsdir(path, *args, **kwargs)
-        except Exception as error:  # older releases of s3fs list without _call_s3
-            bucket = self.split_path(path)[0]
-            _raise(await self._explained(error, "list_objects_v2", {"Bucket": bucket}, doubt.Doubt()), error)
 
     async def _explained(
         self, error: Exception, method: str, kwargs: Mapping[str, Any], found: doubt.Doubt
@@ -247,33 +237,19 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def _endpoint(self) -> str:
         return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
 
-    # -- missing things ---------------------------------------------------------------------------------------------
 
-    async def _info(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        reset = _looking_up.set(True)
-        try:
-            with self._missing_named(path):
-                return await super()._info(path, *args, **kwargs)
-        finally:
-            _looking_up.reset(reset)
-
-    async def _ls(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        with self._missing_named(path):
-            return await super()._ls(path, *args, **kwargs)
-
-    @contextmanager
-    def _missing_named(self, path: str) -> Iterator[None]:
-        """s3fs says only the path of what it did not find."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            if isinstance(error, CSXError):
-                raise
-            reason = f"There is no object s3://{self._strip_protocol(path)} at {self._endpoint}, and none below it."
-            raise ObjectNotFoundError(reason, "Check its name.") from error
+@contextmanager
+def looking_up() -> Iterator[None]:
+    """Let a HEAD that finds nothing say so with no further request, by which it would tell a missing bucket."""
+    reset = _looking_up.set(True)
+    try:
+        yield
+    finally:
+        _looking_up.reset(reset)
 
 
-def _raise(explained: Exception, error: Exception) -> NoReturn:
+def raise_explained(explained: Exception, error: Exception) -> NoReturn:
+    """Raise the explained form of an error, from what caused it."""
     if explained is error:
         raise error
     raise explained from (error.__cause__ or error)

@@ -18,6 +18,7 @@ from fsspec_csx.payload import single_bytes
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.reading import ReadFile
 from fsspec_csx.unwinding import Opening
+from fsspec_csx.versions import writable
 from fsspec_csx.waiting import Work, check_off_loop, is_on_loop, start
 from fsspec_csx.wrappers import Instruction, calling_instruction
 from fsspec_csx.writer import PartWriter
@@ -63,7 +64,7 @@ class CSXFile(ReadFile):
         if mode == "rb":
             super().__init__(fs, path, mode, **kwargs)
             return
-        check_no_version(fs, path)
+        writable(fs, path)
         self._pid = os.getpid()
         fs.connect()
         if mode == "xb":
@@ -317,13 +318,6 @@ async def check_absent(fs: Any, path: str) -> None:
         return
     if found["type"] == "file":
         raise ObjectExistsError(f"s3://{path} exists already.", "Choose another name, or overwrite it.")
-
-
-def check_no_version(fs: Any, path: str) -> None:
-    """Refuse to write to a version."""
-    if fs.split_path(path)[2]:
-        msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
-        raise ValueError(msg)
 
 
 def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:

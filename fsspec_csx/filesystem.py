@@ -21,11 +21,12 @@ from fsspec_csx.async_file import AsyncReadFile, AsyncWriteFile
 from fsspec_csx.connection import replayable
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.explain import code_of
-from fsspec_csx.file import CSXFile, check_absent, check_no_version
+from fsspec_csx.file import CSXFile, check_absent
 from fsspec_csx.readahead import ReadAhead
 from fsspec_csx.settings import backends
 from fsspec_csx.transactions import TransactionalS3
 from fsspec_csx.transfer import PART
+from fsspec_csx.versions import versions_of, writable
 from fsspec_csx.wrappers import close_below
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
@@ -180,7 +181,11 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
     async def _exists(self, path: str) -> bool:
         bucket, key, _ = self.split_path(path)
         if key or not bucket:
-            return bool(await super()._exists(path))
+            try:
+                await self._info(path)
+            except FileNotFoundError:
+                return False
+            return True
         probes: list[tuple[str, dict[str, Any]]] = [("head_bucket", {}), ("get_bucket_location", {})]
         if self.req_kw:
             probes.append(("list_objects_v2", {"MaxKeys": 1}))
@@ -199,14 +204,6 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
 
     exists = sync_wrapper(_exists)
 
-    async def _du(self, path: str, total: bool = True, maxdepth: int | None = None, **kwargs: Any) -> Any:
-        # fsspec asks for the size of each object by a request of its own.
-        found = await self._find(path, maxdepth=maxdepth, detail=True, **kwargs)
-        sizes = {name: info["size"] for name, info in found.items()}
-        return sum(sizes.values()) if total else sizes
-
-    du = sync_wrapper(_du)
-
     # -- files ------------------------------------------------------------------------------------------------------
 
     def split_path(self, path: str) -> tuple[str, str, str | None]:
@@ -215,6 +212,19 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
         if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
             key += path[mark:]
         return bucket, key, version
+
+    async def _object_version_info(self, path: str, **kwargs: Any) -> list[dict[str, Any]]:
+        """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
+
+        Raises:
+            ValueError: if the filesystem knows no versions.
+        """
+        if not self.version_aware:
+            msg = "Versions are known only to a filesystem that is version-aware. Pass version_aware=True to it."
+            raise ValueError(msg)
+        return await versions_of(self, path)
+
+    object_version_info = sync_wrapper(_object_version_info)
 
     def open(
         self, path: str, mode: str | None = None, *args: Any, compression: str | None = None, **kwargs: Any
@@ -300,7 +310,7 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
         path = self._strip_protocol(path)
         if mode == "rb":
             return AsyncReadFile(self, path, **kwargs)
-        check_no_version(self, path)
+        writable(self, path)
         if mode == "xb":
             await check_absent(self, path)
         options = {**kwargs, **({"ACL": acl} if acl else {})}

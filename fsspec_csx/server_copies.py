@@ -19,6 +19,7 @@ from fsspec_csx.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
 from fsspec_csx.record import Origin, recorded
 from fsspec_csx.uploading import UploadingS3
+from fsspec_csx.versions import writable
 from fsspec_csx.whole import Stamp, stamp_of
 
 logger = logging.getLogger("fsspec_csx")
@@ -59,16 +60,14 @@ class ServerCopiesS3(UploadingS3):
             ObjectChangedError: if the source changes while it is copied in parts.
             ObjectExistsError: in mode "create", if there is an object.
         """
-        path1 = self._strip_protocol(path1)
-        self._check_target(path2)
-        bucket, key, version = self.split_path(path1)
+        writable(self, path2)
         if preserve_etag:
             stamp = await stamp_of(self, path1)
             if "-" in stamp.etag:
                 spans = await self._parts_of(self._source(path1, stamp))
                 await self._copy_spans(spans, path2, stamp, kwargs, callback, mode, etag=stamp.etag)
                 return
-        info = await self._info(path1, bucket, key, version_id=version)
+        info = await self._object_info(path1)
         if preserve_etag or info["size"] <= _COPIED_WHOLE:
             await self._copy_whole(path1, path2, info, kwargs)
             callback.relative_update(info["size"])
@@ -83,7 +82,7 @@ class ServerCopiesS3(UploadingS3):
         if not LEAST_PART <= block <= LARGEST_PART:
             msg = f"A part has {LEAST_PART} to {LARGEST_PART} bytes, not {block}. Pass another block."
             raise ValueError(msg)
-        self._check_target(path2)
+        writable(self, path2)
         stamp = await stamp_of(self, path1)
         source = self._source(path1, stamp)
         await self._copy_spans(source.spans(part_size_for(stamp.size, block)), path2, stamp, kwargs)
@@ -95,11 +94,6 @@ class ServerCopiesS3(UploadingS3):
     def _source(self, path: str, stamp: Stamp) -> CopySource:
         bucket, key, version = self.split_path(path)
         return CopySource(bucket, key, version, stamp.etag, stamp.size)
-
-    def _check_target(self, path: str) -> None:
-        if self.split_path(path)[2]:
-            msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
-            raise ValueError(msg)
 
     async def _copy_whole(self, path1: str, path2: str, info: Mapping[str, Any], options: dict[str, Any]) -> None:
         """Copy an object by one request, which leaves headers and tags to the server unless some are named."""
@@ -207,7 +201,7 @@ class ServerCopiesS3(UploadingS3):
         Raises:
             ObjectChangedError: if the object changes meanwhile.
         """
-        self._check_target(path)
+        writable(self, path)
         stamp = await stamp_of(self, path)
         options = {"Metadata": _changed(stamp.headers.get("Metadata", {}), kw_args), **(copy_kwargs or {})}
         source = self._source(path, stamp)
@@ -230,7 +224,7 @@ class ServerCopiesS3(UploadingS3):
             ObjectChangedError: if one of them changes meanwhile.
             ObjectNotFoundError: if there is no object of one of the names; before anything is written.
         """
-        self._check_target(path)
+        writable(self, path)
         if not filelist:
             msg = "There is nothing to merge. Name one object at least."
             raise ValueError(msg)

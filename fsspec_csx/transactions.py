@@ -14,13 +14,13 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.cached_writes import is_discarded
 from fsspec_csx.interrupt import interruptible
-from fsspec_csx.objects import ObjectsS3
+from fsspec_csx.trees import TreesS3
 
 _PIECE = 8 * 2**20
 _SMALLEST_PART = 5 * 2**20
 
 
-class TransactionalS3(ObjectsS3):
+class TransactionalS3(TreesS3):
     """Writes of whole objects; the base of CSXFileSystem, of no use alone."""
 
     async def _pipe_file(

@@ -12,7 +12,7 @@ from typing import Any
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.attributes import source_key
-from fsspec_csx.connection import ConnectedS3
+from fsspec_csx.deleting import DeletingS3
 from fsspec_csx.errors import ChecksumError, ObjectExistsError
 from fsspec_csx.interrupt import interruptible
 from fsspec_csx.multipart import Call, Kept, Upload, all_of, put
@@ -20,9 +20,10 @@ from fsspec_csx.part_copies import CopiedSpan
 from fsspec_csx.part_sizes import part_size_for
 from fsspec_csx.payload import FilePart, Memories, Payload, changed, single_bytes
 from fsspec_csx.record import Origin, recorded
+from fsspec_csx.versions import writable
 
 
-class UploadingS3(ConnectedS3):
+class UploadingS3(DeletingS3):
     """Writes of whole objects by parallel requests; a base of CSXFileSystem, of no use alone."""
 
     async def _pipe_file(
@@ -89,8 +90,9 @@ class UploadingS3(ConnectedS3):
         Raises:
             OSError: if the file changes meanwhile; unless ``resumable``, only if that hinders the upload.
         """
+        _, key = writable(self, rpath)
         if os.path.isdir(lpath):
-            if not self.split_path(rpath)[1]:
+            if not key:
                 await self._mkdir(rpath)
             return
         if guessed := mimetypes.guess_type(lpath)[0]:
@@ -144,7 +146,7 @@ class UploadingS3(ConnectedS3):
                 becomes the object.
         """
         options.pop("max_concurrency", None)
-        bucket, key, _ = self.split_path(path)
+        bucket, key = writable(self, path)
         await self.set_session()
         call = self._caller(bucket, key, options)
         checked = not any(name.startswith("Checksum") for name in {**self.s3_additional_kwargs, **options})

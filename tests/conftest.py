@@ -16,6 +16,7 @@ import fsspec.config
 import pytest
 import trustme
 from moto.server import ThreadedMotoServer
+from stores import Store
 
 from fsspec_csx import backends
 from fsspec_csx.filesystem import CSXFileSystem
@@ -121,6 +122,22 @@ def bucket(fs: CSXFileSystem, unused_buckets: list[str]) -> str:
         with ThreadPoolExecutor(16) as threads:
             unused_buckets += threads.map(made, range(16))
     return unused_buckets.pop()
+
+
+@pytest.fixture
+def moto_store(moto: str) -> Store:
+    """A bucket of the test's own on moto, which keeps every key as it is."""
+    return Store({"key": "key", "secret": "secret", "endpoint_url": moto}, keeps_all_keys=True)
+
+
+@pytest.fixture(params=["local", "moto"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """A bucket of the test's own, on each server."""
+    if request.param == "moto":
+        made: Store = request.getfixturevalue("moto_store")
+        return made
+    server: LocalS3 = request.getfixturevalue("server")
+    return Store(server.storage_options(), keeps_all_keys=False)
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""Paths that name one version of an object: they can be read and deleted, and never written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MARK = "?versionId="
+
+
+def writable(fs: Any, path: str) -> tuple[str, str]:
+    """The bucket and the key that a write to a path makes.
+
+    Args:
+        fs: the filesystem.
+        path: of the object.
+
+    Raises:
+        ValueError: if the path names a version.
+    """
+    bucket, key, version = fs.split_path(path)
+    if version:
+        msg = f"{path!r} names a version, and versions cannot be written. Remove {_MARK} from the path."
+        raise ValueError(msg)
+    return bucket, key
+
+
+def chosen_version(fs: Any, path: str, version_id: str | None) -> str | None:
+    """The version that an argument or a path names; None if neither does.
+
+    Args:
+        fs: the filesystem.
+        path: of the object.
+        version_id: the argument.
+
+    Raises:
+        ValueError: if they name different versions, or the filesystem knows no versions.
+    """
+    named = fs.split_path(path)[2]
+    if version_id and not fs.version_aware:
+        msg = "A version can be named only to a filesystem that knows versions. Pass version_aware=True to it."
+        raise ValueError(msg)
+    if version_id and named and version_id != named:
+        msg = f"{path!r} names another version than version_id={version_id!r}. Name one of them."
+        raise ValueError(msg)
+    return version_id or named
+
+
+async def versions_of(fs: Any, path: str) -> list[dict[str, Any]]:
+    """The versions of the object of a path, the latest first, as ListObjectVersions describes them.
+
+    Raises:
+        FileNotFoundError: if there is no bucket of that name.
+    """
+    bucket, key, _ = fs.split_path(path)
+    found: list[dict[str, Any]] = []
+    following: dict[str, str] = {}
+    while True:
+        page = await fs._call_s3("list_object_versions", Bucket=bucket, Prefix=key, **following)
+        listed = [each for name in ("Versions", "DeleteMarkers") for each in page.get(name, [])]
+        found += [each for each in page.get("Versions", []) if each["Key"] == key]
+        # Keys are in order, and the prefix itself is the first of them.
+        if not page.get("IsTruncated") or any(each["Key"] != key for each in listed):
+            return found
+        following = {"KeyMarker": page["NextKeyMarker"]}
+        if page.get("NextVersionIdMarker"):
+            following["VersionIdMarker"] = page["NextVersionIdMarker"]
