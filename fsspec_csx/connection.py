@@ -17,6 +17,7 @@ from s3fs import S3FileSystem
 
 from fsspec_csx import credentials, doubt, half_pairs, understood
 from fsspec_csx.checksum_headers import ChecksumHeaders
+from fsspec_csx.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.errors import (
     BucketNotFoundError,
     DeleteError,
@@ -50,6 +51,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     """s3fs with a checked sign-in and told errors; the base of CSXFileSystem, of no use alone."""
 
     session: Any
+    _lease: Lease | None = None
     transfer: Transfer
     _s3: Any
 
@@ -83,13 +85,26 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
         self._loop = get_loop()
-        self._of_parent = self._s3, self.session  # if freed, they would close connections on a loop that is gone
+        # If freed, they would close connections on a loop that is gone.
+        self._of_parent = self._s3, self.session, self._lease
         self._s3 = None
+        self._lease = None
         self.session = None if self._owns_session else self.session
         self._sign_in_lock, self._set_session_lock = asyncio.Lock(), asyncio.Lock()
         self._renewal_lock = asyncio.Lock()
         self.unfinished = weakref.WeakValueDictionary()
         self.aborting = set()
+
+    @property
+    def _s3creator(self) -> Lease | None:
+        """What s3fs has made the client by."""
+        return self._lease
+
+    @_s3creator.setter
+    def _s3creator(self, made: Any) -> None:
+        if self._lease is not None:
+            self._lease.made = None  # s3fs would keep it for as long as the filesystem lives
+        self._lease = Lease(made)
 
     # -- signing in -------------------------------------------------------------------------------------------------
 
@@ -119,6 +134,9 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         client = await super().get_s3(bucket)
         if client not in self._watched:
             self._watched.add(client)
+            close_when_unused(client, asyncio.get_running_loop())
+            if client is not self._s3:  # one of another region, which goes by the same threads
+                self._make_transfer(client, self.transfer)
             client.meta.events.register_first("needs-retry.s3", stay)
             self._checksum_headers.watch(client)
             doubt.watch(client)
@@ -176,7 +194,10 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                 client = None
                 try:
                     client = await self.set_session()
-                    return _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+                    answer = _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+                    if isinstance(answer, dict) and "Body" in answer:
+                        keep_while_read(answer["Body"], client, self._lease and self._lease.made)
+                    return answer
                 except Exception as error:
                     explained = await self._explained(error, method, kwargs, found)
                     again = renewals and isinstance(explained, ExpiredCredentialsError) and replayable(kwargs)

@@ -44,7 +44,7 @@ ROWS = [
     {"explain", "half_pairs", "payload", "ranges", "redaction"},
     {"checksum", "checksum_headers", "unwinding"},
     {"errors", "exit_status", "inspection", "part_copies", "record", "versions", "waiting"},
-    {"scope"},
+    {"clients", "scope"},
 ]
 ALONE: dict[str, set[str]] = {"testing": {"seaweed"}, "seaweed": set()}
 

@@ -1,0 +1,62 @@
+"""The clients of a filesystem: one that others have replaced is closed when nobody uses it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from typing import Any
+
+
+class Lease:
+    """What s3fs keeps of the making of a client, and its finalizer for as long as the filesystem lives.
+
+    Args:
+        made: makes and closes the client, or the clients of a filesystem for several regions.
+    """
+
+    def __init__(self, made: Any) -> None:
+        self.made = made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.made, name)
+
+    async def __aexit__(self, *args: Any) -> None:
+        made, self.made = self.made, None
+        if made is not None:
+            await made.__aexit__(*args)
+
+
+def close_when_unused(client: Any, loop: Any) -> None:
+    """Close a client's connections on their event loop once nothing refers to it: no request, no body, no caller."""
+    session = client._endpoint.http_session
+    weakref.finalize(client, _close, session, weakref.ref(loop), os.getpid()).atexit = False
+
+
+def keep_while_read(body: Any, *used: Any) -> None:
+    """Keep what a body comes by until it is dropped."""
+    with contextlib.suppress(TypeError):  # it takes no weak references: nothing streams
+        weakref.finalize(body, _drop, *used).atexit = False
+
+
+def _drop(*used: Any) -> None:
+    """Let go of what a finalizer has kept."""
+
+
+def _close(session: Any, loop: weakref.ref[Any], pid: int) -> None:
+    running = loop()
+    if running is None or running.is_closed() or pid != os.getpid():
+        return
+    with contextlib.suppress(RuntimeError):  # it was closed at this moment
+        running.call_soon_threadsafe(_close_soon, session, running)
+
+
+def _close_soon(session: Any, loop: asyncio.AbstractEventLoop) -> None:
+    task = loop.create_task(session.__aexit__(None, None, None))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+# What is being closed: the event loop keeps no task alive.
+_closing: set[asyncio.Task[None]] = set()

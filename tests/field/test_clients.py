@@ -1,0 +1,82 @@
+"""A filesystem that is used for long, while its credentials change, keeps the client of the last ones alone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+
+import fsspec
+import pytest
+from aiobotocore.client import AioBaseClient
+from aiohttp import ClientSession
+from conftest import recorded_requests
+
+from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.ranges import Range
+from fsspec_csx.testing import LocalS3
+
+
+def count() -> tuple[int, int, int]:
+    """Clients, open sessions of aiohttp, and open files of the process."""
+    gc.collect()
+    time.sleep(0.2)
+    found = gc.get_objects()
+    clients = sum(isinstance(each, AioBaseClient) for each in found)
+    sessions = sum(isinstance(each, ClientSession) and not each.closed for each in found)
+    return clients, sessions, len(os.listdir("/proc/self/fd"))
+
+
+def test_many_renewals(server: LocalS3, bucket: str) -> None:
+    """Fifty renewals leave one client, with its connections."""
+    fs = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False, skip_instance_cache=True)
+    fs.pipe_file(f"{bucket}/key", b"data")
+    fs.ls(bucket)
+    before = count()
+    for _ in range(50):
+        fs.connect(refresh=True)
+        assert fs.ls(bucket) == [f"{bucket}/key"]
+        assert fs.cat_file(f"{bucket}/key") == b"data"
+    after = count()
+    assert after[:2] == before[:2]
+    assert after[2] <= before[2] + 4
+
+
+def test_body_that_is_read_during_a_renewal(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
+    """What is still being read keeps the connection that it comes by."""
+    data = os.urandom(3_000_000)
+    fs.pipe_file(f"{bucket}/key", data)
+    far = fsspec.filesystem("s3", **server.storage_options(), skip_instance_cache=True)
+
+    async def read() -> bytes:
+        answer = await far._call_s3("get_object", Bucket=bucket, Key="key")
+        first: bytes = await answer["Body"].read(10)
+        await far.set_session(refresh=True)
+        gc.collect()
+        await asyncio.sleep(0.2)
+        rest: bytes = await answer["Body"].read()
+        return first + rest
+
+    assert asyncio.run_coroutine_threadsafe(read(), far.loop).result(20) == data
+
+
+def test_clients_of_regions(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a client is kept for each region, large transfers go by the threads too."""
+
+    def refuse(*args: object) -> None:
+        pytest.fail("the bytes came by another way than the threads")
+
+    monkeypatch.setattr(Range, "accept", refuse)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("europe", region_name="eu-west-1")
+    fs = fsspec.filesystem("s3", cache_regions=True, skip_instance_cache=True)
+    data = os.urandom(2_000_000)
+    fs.pipe_file("europe/key", data)
+    with recorded_requests() as operations:
+        assert fs.cat_file("europe/key") == data
+    assert operations == ["GetObject"]
+    assert fs.cache_regions
+    assert len(fs._watched) == 2
