@@ -209,6 +209,8 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
     def split_path(self, path: str) -> tuple[str, str, str | None]:
         """Bucket, key and version of a path; as s3fs, which cuts ``?versionId=`` off where it knows no versions too."""
         bucket, key, version = super().split_path(path)
+        if key and not key.endswith("/"):
+            key += path[len(path.rstrip("/")) :]  # older releases of s3fs drop it
         if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
             key += path[mark:]
         return bucket, key, version
