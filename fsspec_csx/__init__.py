@@ -4,11 +4,26 @@
 ``cstorch.backends.csx.storage.s3.profile``.
 """
 
-from fsspec_csx.background import async_save
-from fsspec_csx.checkpoint import inspect, load, save
-from fsspec_csx.manage.copying import copy, move
-from fsspec_csx.save_future import SaveFuture
+from typing import TYPE_CHECKING, Any
+
+from fsspec_csx.checkpoint.api import inspect, load, save
+from fsspec_csx.checkpoint.async_save import async_save
+from fsspec_csx.checkpoint.save_future import SaveFuture
+from fsspec_csx.manage.copy import copy, move
 from fsspec_csx.settings import backends
 
-__all__ = ["SaveFuture", "async_save", "backends", "copy", "inspect", "load", "move", "save"]
+if TYPE_CHECKING:
+    from fsspec_csx.s3.filesystem import CSXFileSystem
+
+__all__ = ["CSXFileSystem", "SaveFuture", "async_save", "backends", "copy", "inspect", "load", "move", "save"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the filesystem only where it is used: s3fs takes longer to import than the rest."""
+    if name != "CSXFileSystem":
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from fsspec_csx.s3.filesystem import CSXFileSystem
+
+    return CSXFileSystem

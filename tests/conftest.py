@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from stores import Store
 
 from fsspec_csx import backends
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import Identity, LocalS3
 
 TENANT_BUCKET = "tenant-bucket"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 pytestmark = pytest.mark.long

@@ -15,14 +15,29 @@ import pytest
 import torch
 from forked import python
 
-import fsspec_csx
 from fsspec_csx import save
 from fsspec_csx.testing import Identity, LocalS3
 
 PROJECT = Path(__file__).parent.parent
-README = (PROJECT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-SET_UP, *RECIPES = [block for block in BLOCKS if block[0] != "text"]
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FOLDERS = (
+    "",
+    "fsspec_csx",
+    "fsspec_csx/s3",
+    "fsspec_csx/checkpoint",
+    "fsspec_csx/cli",
+    "fsspec_csx/trainer",
+    "examples",
+)
+FOLDERS += ("tests", "tests/reliability", "tests/benchmarks")
+PAGES = [f"{folder}/README.md".lstrip("/") for folder in FOLDERS] + ["CONTRIBUTING.md", "CHANGELOG.md"]
+# Commands that install the package are not recipes.
+RECIPES = [
+    (page, language, code)
+    for page in PAGES
+    for language, code in BLOCK.findall((PROJECT / page).read_text())
+    if "pip install" not in code
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +57,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("language", "code"), RECIPES, ids=[code.splitlines()[-1][:50] for _, code in RECIPES])
-def test_recipe(store: LocalS3, programs: Path, aws_files: Path, tmp_path: Path, language: str, code: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "language", "code"), RECIPES, ids=[code.splitlines()[-1][:50] for *_, code in RECIPES]
+)
+def test_recipe(
+    store: LocalS3, programs: Path, aws_files: Path, tmp_path: Path, page: str, language: str, code: str
+) -> None:
     """A recipe runs where there is the profile my-profile, and the store of its own is the test's server."""
     (aws_files / "config").write_text(
         "[profile my-profile]\naws_access_key_id = my-access-key\naws_secret_access_key = my-secret-key\n"
@@ -72,10 +91,20 @@ def test_command_is_installed(programs: Path) -> None:
         assert "checkpoint" in first
 
 
-def test_environment_recipe_comes_after_a_write() -> None:
-    """The recipes share one bucket, which the first of them makes."""
-    first = next(code for _, code in RECIPES)
-    assert "s3://my-bucket/" in first
+def test_links_lead_somewhere() -> None:
+    """Each page is linked from the README or a page, and each local link is that of a file."""
+    linked = {"README.md"}
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", (PROJECT / page).read_text()):
+            path = (PROJECT / page).parent / link
+            assert path.exists(), f"{page} links to {link}"
+            linked.add(str(path.resolve().relative_to(PROJECT.resolve())))
+    assert set(PAGES) <= linked
+
+
+def test_readme_is_short() -> None:
+    """The README fits a newcomer's patience; the rest stands beside what it is about."""
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= 200
 
 
 @pytest.mark.long
@@ -101,33 +130,10 @@ def test_quickstart(tmp_path: Path) -> None:
 
 def test_two_set_up_commands() -> None:
     """There are two, each on one line, and the suite's runner executes these very lines."""
-    language, code = SET_UP
-    assert language == "bash"
-    lines = code.splitlines()
+    blocks = BLOCK.findall((PROJECT / "README.md").read_text())
+    lines = next(code for _, code in blocks if "python3 -m venv" in code).splitlines()
     assert len(lines) == 2
     assert lines[0].endswith("examples/quickstart.py")
-    assert lines[1].endswith("-m pytest -n 2 --dist loadfile")
+    assert lines[1].endswith("pytest -n 2 --dist loadfile")
     assert all("-c tests/constraints.txt" in line for line in lines)
     assert "README.md" in (PROJECT / ".ci" / "run").read_text()
-
-
-def test_drawing_names_every_room() -> None:
-    """The drawing of the house has every module, those of a folder indented below it, and no other."""
-    drawing = next(code for language, code in BLOCKS if language == "text")
-    drawn: dict[str, set[str]] = {"": set()}
-    folder = ""
-    for line in drawing.splitlines():
-        names = re.findall(r"(\w+)(?:\.py|/)", line)
-        if line.startswith(" "):
-            drawn[folder] |= {*names}
-            continue
-        drawn[""] |= {*names}
-        if re.match(r"\w+/", line):
-            folder = names[0]
-            drawn[folder] = set()
-    package = Path(fsspec_csx.__file__).parent
-    folders = {path.parent.name: path.parent for path in package.glob("*/__init__.py")}
-    assert drawn.keys() - {""} == folders.keys()
-    for name, place in {"": package, **folders}.items():
-        rooms = {path.stem for path in place.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-        assert drawn[name] == rooms - {"__init__", "__main__"}

@@ -8,8 +8,8 @@ import logging
 import fsspec
 import pytest
 
-from fsspec_csx.filesystem import CSXFileSystem
 from fsspec_csx.redaction import redact_logs
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 TOKEN = "FwoGZXIvYXdzEBYaDH//secret+session/token=="

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fsspec_csx.cli.output import printable
+from fsspec_csx.cli.format import printable
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.output import emit_data, in_bytes, say
-from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
-from fsspec_csx.manage.converting import DTYPES, FORMATS, Converted, convert
-from fsspec_csx.manage.copying import takes_names
-from fsspec_csx.paths import redacted
+from fsspec_csx.cli.format import emit_data, in_bytes, say
+from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
+from fsspec_csx.manage.convert import DTYPES, FORMATS, Converted, convert
+from fsspec_csx.manage.copy import takes_names
+from fsspec_csx.storage.paths import redacted
 
 _NAMES_SHOWN = 20
 

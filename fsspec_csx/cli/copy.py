@@ -11,13 +11,13 @@ from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.output import emit_data, say
-from fsspec_csx.cli.verbs import Verbs, add_path, s3_options
-from fsspec_csx.manage.carrying import GOES_ON
-from fsspec_csx.manage.copying import Copied, takes_names, transfer, transferred
+from fsspec_csx.cli.format import emit_data, say
+from fsspec_csx.cli.subcommand import Verbs, add_path, s3_options
+from fsspec_csx.manage.copy import Copied, takes_names, transfer, transferred
+from fsspec_csx.manage.directory import folder_path
+from fsspec_csx.manage.file_copy import GOES_ON
 from fsspec_csx.manage.patterns import expanded
-from fsspec_csx.manage.roots import folder_path
-from fsspec_csx.paths import redacted
+from fsspec_csx.storage.paths import redacted
 
 _PATHS = """
 It appears whole or not at all. From or to S3 a broken-off one goes on where it stopped when the command is given again;

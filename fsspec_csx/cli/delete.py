@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Mapping
 
 from fsspec_csx.cli import confirmation
-from fsspec_csx.cli.failure import as_data
-from fsspec_csx.cli.listing import counted, shown
-from fsspec_csx.cli.output import emit_data, emit_lines, in_bytes, say
-from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
+from fsspec_csx.cli.errors import as_data
+from fsspec_csx.cli.format import emit_data, emit_lines, in_bytes, say
+from fsspec_csx.cli.list import counted, shown
+from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
 from fsspec_csx.errors import CSXError, DeleteError
-from fsspec_csx.manage.deleting import Target, delete, targets
-from fsspec_csx.paths import redacted
+from fsspec_csx.manage.delete import Target, delete, targets
+from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:

@@ -8,10 +8,10 @@ import math
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.output import emit, say
-from fsspec_csx.cli.verbs import Verbs, add_path, one_fitting
-from fsspec_csx.inspection import Difference
-from fsspec_csx.manage.comparing import ATOL, OPERATIONS, RTOL, compare
+from fsspec_csx.cli.format import emit, say
+from fsspec_csx.cli.subcommand import Verbs, add_path, one_fitting
+from fsspec_csx.formats.checkpoint_info import Difference
+from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
 
 _DIFFERENT = 1
 

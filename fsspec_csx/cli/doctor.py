@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-from fsspec_csx.cli.output import emit
-from fsspec_csx.cli.verbs import Verbs
-from fsspec_csx.manage.check import Check
-from fsspec_csx.manage.examining import checks, place_of
+from fsspec_csx.cli.format import emit
+from fsspec_csx.cli.subcommand import Verbs
+from fsspec_csx.doctor.check import Check
+from fsspec_csx.doctor.run import checks, place_of
 
 _FAILED = 3
 _MARKS = {True: "ok", False: "FAILED", None: "-"}

@@ -8,11 +8,11 @@ from datetime import datetime, timedelta, timezone
 
 from fsspec_csx.cli import confirmation
 from fsspec_csx.cli.delete import failure_of, finish, told_of, would_be_deleted
-from fsspec_csx.cli.listing import counted, shown
-from fsspec_csx.cli.output import emit_lines, in_bytes, say, table
-from fsspec_csx.cli.verbs import Verbs, add_path, roots_fitting
-from fsspec_csx.manage.leftovers import DAY, Leftover, clear, leftovers
-from fsspec_csx.paths import redacted
+from fsspec_csx.cli.format import emit_lines, in_bytes, say, table
+from fsspec_csx.cli.list import counted, shown
+from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
+from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
+from fsspec_csx.storage.paths import redacted
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

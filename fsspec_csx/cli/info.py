@@ -7,10 +7,10 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from fsspec_csx.cli.output import emit, in_bytes, table
-from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
-from fsspec_csx.inspection import TensorInfo
-from fsspec_csx.manage.describing import Description, describe
+from fsspec_csx.cli.format import emit, in_bytes, table
+from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
+from fsspec_csx.formats.checkpoint_info import TensorInfo
+from fsspec_csx.manage.info import Description, describe
 
 _TEXT_SHOWN = 200
 
@@ -68,7 +68,7 @@ def _as_data(found: Description, *, all: bool) -> dict[str, Any]:
 
 
 def _values(found: Description) -> dict[str, str]:
-    from fsspec_csx.formats.told import short  # only here, as it imports torch
+    from fsspec_csx.tensors.summaries import short  # only here, as it imports torch
 
     return {name: short(value) for name, value in found.info.values.items()}
 

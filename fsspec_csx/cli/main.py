@@ -15,11 +15,12 @@ import fsspec.config
 import shtab
 
 import fsspec_csx
-from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, listing, prune, train, verify
-from fsspec_csx.cli.failure import as_data, is_of_others, told, traced
-from fsspec_csx.cli.output import OutputClosedError, emit, flush
+from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, prune, train, verify
+from fsspec_csx.cli import list as list_verb
+from fsspec_csx.cli.errors import as_data, is_of_others, told, traced
+from fsspec_csx.cli.format import OutputClosedError, emit, flush
 from fsspec_csx.cli.parsing import Parser
-from fsspec_csx.cli.verbs import Verbs
+from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.redaction import conceal
 from fsspec_csx.settings import backends
 
@@ -32,7 +33,7 @@ _STATUS = """exit status:
   2  wrong usage
   3  failed
 """
-_VERBS = (copy, listing, info, diff, verify, delete, convert, gc, prune, doctor)
+_VERBS = (copy, list_verb, info, diff, verify, delete, convert, gc, prune, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fsspec_csx.paths import redacted
+from fsspec_csx.storage.paths import redacted
 
 
 class Parser(argparse.ArgumentParser):

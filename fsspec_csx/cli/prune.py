@@ -6,12 +6,12 @@ import argparse
 
 from fsspec_csx.cli import confirmation
 from fsspec_csx.cli.delete import failure_of, finish, told_of, would_be_deleted
-from fsspec_csx.cli.listing import as_data, counted, row, shown
-from fsspec_csx.cli.output import emit_lines, in_bytes, say, table
-from fsspec_csx.cli.verbs import Verbs, add_path, roots_fitting
-from fsspec_csx.manage.listing import Found
-from fsspec_csx.manage.retention import STEP, TIME, Pruned, carry_out, prune
-from fsspec_csx.paths import redacted
+from fsspec_csx.cli.format import emit_lines, in_bytes, say, table
+from fsspec_csx.cli.list import as_data, counted, row, shown
+from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
+from fsspec_csx.manage.list import Found
+from fsspec_csx.manage.prune import STEP, TIME, Pruned, carry_out, prune
+from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:

@@ -7,12 +7,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.cli.output import emit, say, table
-from fsspec_csx.cli.verbs import Verbs, add_path
-from fsspec_csx.paths import redacted
+from fsspec_csx.cli.format import emit, say, table
+from fsspec_csx.cli.subcommand import Verbs, add_path
+from fsspec_csx.storage.paths import redacted
 
 if TYPE_CHECKING:
-    from fsspec_csx.trainer.config import Config
+    from fsspec_csx.trainer.config.training import Config
     from fsspec_csx.trainer.trainer import Trainer
 
 _NONE = "none"
@@ -76,14 +76,14 @@ def _validate(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    from fsspec_csx.trainer import config  # only here, as it imports torch
+    from fsspec_csx.trainer.config import training as training_config  # only here, as it imports torch
 
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)  # as python -m has it
     changes = {name: getattr(options, name) for name in ("checkpoint_root", "model_dir", "profile")}
     if options.ckpt_path is not None:
         changes["ckpt_path"] = None if options.ckpt_path == _NONE else options.ckpt_path
-    made = config.read(options.params, **changes)
+    made = training_config.read(options.params, **changes)
     if options.quiet:
         made.quieten()
     return made

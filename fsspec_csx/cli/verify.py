@@ -8,11 +8,11 @@ from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.failure import as_data
-from fsspec_csx.cli.output import emit, in_bytes
-from fsspec_csx.cli.verbs import Verbs, add_path, all_fitting
-from fsspec_csx.manage.verifying import Verified, verify
-from fsspec_csx.paths import redacted
+from fsspec_csx.cli.errors import as_data
+from fsspec_csx.cli.format import emit, in_bytes
+from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
+from fsspec_csx.manage.verify import Verified, verify
+from fsspec_csx.storage.paths import redacted
 
 _DAMAGED = 1
 

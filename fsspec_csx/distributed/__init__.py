@@ -12,9 +12,9 @@ whole until the new manifest takes its place; then its shards are removed. torch
 these read those of torch's own writers.
 """
 
-from fsspec_csx.distributed.calls import leftovers, load, save, whole
-from fsspec_csx.distributed.one_file import from_one_file, to_one_file
-from fsspec_csx.distributed.reader import StorageReader
-from fsspec_csx.distributed.writer import StorageWriter
+from fsspec_csx.distributed.api import leftovers, load, save, whole
+from fsspec_csx.distributed.consolidate import from_one_file, to_one_file
+from fsspec_csx.distributed.storage_reader import StorageReader
+from fsspec_csx.distributed.storage_writer import StorageWriter
 
 __all__ = ["StorageReader", "StorageWriter", "from_one_file", "leftovers", "load", "save", "to_one_file", "whole"]

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from fsspec_csx.checkpoint import locate
-from fsspec_csx.paths import checkpoint_path, redacted
-from fsspec_csx.sharded.folder import Folder
+from fsspec_csx.checkpoint.api import locate
+from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 Path: TypeAlias = "str | os.PathLike[str]"
 

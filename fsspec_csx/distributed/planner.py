@@ -12,9 +12,9 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.nn.parameter import is_lazy
 
-from fsspec_csx.formats import nesting
-from fsspec_csx.formats.names import listed, shown
-from fsspec_csx.formats.pickled import Pickled
+from fsspec_csx.formats.torch_zip import structure_limits
+from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.tensors.names import listed, shown
 
 _Path = tuple[str | int, ...]
 _SIMPLE = (str, int, float, bool, bytes, type(None))
@@ -70,7 +70,7 @@ def check_item(item: WriteItem) -> None:
 
 def _paths(state_dict: Any) -> dict[str, _Path]:
     """The keys that lead to each leaf and to each empty dict, by their joined name, in order."""
-    nesting.check_depth(state_dict)
+    structure_limits.check_depth(state_dict)
     found: dict[str, _Path] = {}
 
     def add(path: _Path, value: object = None) -> None:

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from zlib_ng import zlib_ng
 
-from fsspec_csx.formats import zip_directory
-from fsspec_csx.formats.source import Source, memory_of
-from fsspec_csx.formats.zip_directory import LOCAL, STORED, Entry
+from fsspec_csx.formats.torch_zip import zip_directory
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, Entry
+from fsspec_csx.tensors.source import Source, memory_of
 
 _PIECE = 32 * 2**20
 _DEFLATED = 8

@@ -10,9 +10,9 @@ from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.manage import kinds
-from fsspec_csx.manage.places import Place
-from fsspec_csx.manage.roots import Root
-from fsspec_csx.paths import redacted
+from fsspec_csx.manage.directory import Root
+from fsspec_csx.manage.location import Place
+from fsspec_csx.storage.paths import redacted
 
 _NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[^.]+)", re.DOTALL)
 _LARGEST = 256 * 2**20  # bytes of an index
@@ -46,9 +46,9 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     if ".metadata" in sizes:
         _check_manifest(root, sizes, shown)
     if kinds.CEREBRAS in sizes:
-        from fsspec_csx.manage import cerebras  # only here, as it imports this package's folders
+        from fsspec_csx.manage import cerebras_folders  # only here, as it imports this package's folders
 
-        if not cerebras.finished(root, ""):
+        if not cerebras_folders.finished(root, ""):
             raise InvalidCheckpointError(f"{shown} was not finished.", "Save it again, or delete it.")
 
 
@@ -81,8 +81,8 @@ def _check_index(root: Root, name: str, sizes: Mapping[str, int | None], shown: 
 
 def _check_manifest(root: Root, sizes: Mapping[str, int | None], shown: str) -> None:
     """Check that the shards which a manifest names are there, and as long as it says."""
-    from fsspec_csx.sharded import manifest  # only here, as these import torch
-    from fsspec_csx.sharded.folder import Folder
+    from fsspec_csx.formats.dcp import manifest  # only here, as these import torch
+    from fsspec_csx.formats.dcp.folder import Folder
 
     ends: dict[str, int] = defaultdict(int)
     for place in manifest.read(Folder(root.fs, root.inner(), shown)).storage_data.values():

@@ -10,9 +10,9 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.manage import kinds
-from fsspec_csx.manage.listing import Found, checkpoints, order
-from fsspec_csx.manage.places import Place
-from fsspec_csx.paths import redacted
+from fsspec_csx.manage.list import Found, checkpoints, order
+from fsspec_csx.manage.location import Place
+from fsspec_csx.storage.paths import redacted
 
 _SPECIAL = re.compile(r"[*?\[]")
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CredentialsError, EndpointError
-from fsspec_csx.manage.roots import File, side_by_side
+from fsspec_csx.manage.directory import File, side_by_side
 
 BATCH = 1000
 """The most objects that one request deletes."""

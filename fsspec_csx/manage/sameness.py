@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from fsspec_csx.manage.places import Place
+from fsspec_csx.manage.location import Place
 
 _PIECE = 16 * 2**20
 # The MD5 sum of an object, or of those of its parts.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.manage.naming import Label, label_of, set_of
 
 if TYPE_CHECKING:
-    from fsspec_csx.manage.listing import Found
+    from fsspec_csx.manage.list import Found
 
 # A file of such a name follows its own rules, and is not saved with each step.
 _APART = re.compile(r"(?:^|[^A-Za-z])(?:best|last|latest|final)(?:[^A-Za-z]|$)", re.IGNORECASE)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, MismatchError
-from fsspec_csx.paths import redacted
+from fsspec_csx.storage.paths import redacted
 
 _REMEDY = "Load another checkpoint, or only some of its states (LoadCheckpointStates)."
 _SHOWN = 60

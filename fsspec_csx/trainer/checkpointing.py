@@ -8,11 +8,11 @@ from datetime import datetime
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.background import async_save
-from fsspec_csx.checkpoint import inspect, save
+from fsspec_csx.checkpoint.api import inspect, save
+from fsspec_csx.checkpoint.async_save import async_save
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.paths import redacted
+from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checking, loading, processes, roots, state
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.some_states import LoadCheckpointStates

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.checkpoint import inspect, load
+from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.paths import redacted
+from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import processes, some_states
 
 if TYPE_CHECKING:

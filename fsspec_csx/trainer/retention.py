@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.paths import redacted
+from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import roots
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.passing import several

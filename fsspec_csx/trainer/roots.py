@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 
-from fsspec_csx.atomic import replacing
-from fsspec_csx.manage import deleting, kinds
-from fsspec_csx.manage.places import Place
-from fsspec_csx.manage.roots import Root
+from fsspec_csx.manage import delete as manage_delete
+from fsspec_csx.manage import kinds
+from fsspec_csx.manage.directory import Root
+from fsspec_csx.manage.location import Place
+from fsspec_csx.storage.atomic import replacing
 
 
 def joined(root: str, name: str) -> str:
@@ -48,10 +49,10 @@ def remove(path: str) -> None:
         OSError: what the filesystem raised; nothing if it is gone already.
     """
     try:
-        doomed = deleting.targets([path])
+        doomed = manage_delete.targets([path])
     except FileNotFoundError:
         return
-    for error in deleting.delete(doomed).values():
+    for error in manage_delete.delete(doomed).values():
         raise error
 
 

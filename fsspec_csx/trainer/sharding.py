@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from fsspec_csx import checkpoint, distributed
+from fsspec_csx import distributed
+from fsspec_csx.checkpoint import api as checkpoint_api
 from fsspec_csx.distributed.paths import folder_at
-from fsspec_csx.formats import names
-from fsspec_csx.sharded import manifest, whole
-from fsspec_csx.sharded.folder import MANIFEST
+from fsspec_csx.formats.dcp import full_state_dict, manifest
+from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.tensors import names
 from fsspec_csx.trainer import processes
 
 if TYPE_CHECKING:
@@ -102,20 +103,20 @@ def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = Non
     like = _sharded_here(trainer)
     folder = folder_at(path, None)
     if not like or not processes.agreed(processes.is_first() and folder.exists(MANIFEST)):
-        return checkpoint.load(path, keys=wanted, map_location="cpu")
+        return checkpoint_api.load(path, keys=wanted, map_location="cpu")
     metadata = manifest.read(folder)
-    state = whole.nested(metadata)
+    state = full_state_dict.nested(metadata)
     if wanted is not None:
         state = names.select(state, names.Choice(state, wanted, folder.name))
     items: dict[str, Any] = {}
     for name, entry in names.walk(state):
-        if isinstance(entry, whole.Entry):
-            items[entry.name] = whole.empty(folder, metadata, entry) if entry.tensor else None
+        if isinstance(entry, full_state_dict.Entry):
+            items[entry.name] = full_state_dict.empty(folder, metadata, entry) if entry.tensor else None
             own = like.get(_owner(name))
             if own is not None and entry.tensor and entry.tensor.size == own.shape:
                 items[entry.name] = torch.empty_like(own, dtype=entry.tensor.properties.dtype, device="cpu")
     distributed.load(items, path)
-    return whole.replaced(state, items)
+    return full_state_dict.replaced(state, items)
 
 
 def _owner(name: str) -> str:

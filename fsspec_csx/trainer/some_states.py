@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.checkpoint import load, save
+from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.trainer import checking, roots
 from fsspec_csx.trainer.callback import Callback
 

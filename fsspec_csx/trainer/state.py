@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, MismatchError
-from fsspec_csx.formats import match
-from fsspec_csx.paths import redacted
+from fsspec_csx.storage.paths import redacted
+from fsspec_csx.tensors import match
 from fsspec_csx.trainer import checking, processes, random_states
 from fsspec_csx.trainer.schedulers.base import Scheduler
 

@@ -29,7 +29,7 @@ class Ours:
     @property
     def settings(self) -> str:
         """Part size, and how many parts are moved at a time."""
-        from fsspec_csx.transfer import PART
+        from fsspec_csx.s3.transport.pool import PART
 
         return f"{PART // _MIB} MiB parts, {self._fs.max_concurrency} in flight"
 

@@ -11,7 +11,7 @@ import torch
 from kinds_of_values import same
 
 from fsspec_csx import inspect, load, save
-from fsspec_csx.manage.converting import convert
+from fsspec_csx.manage.convert import convert
 
 
 class Tied(torch.nn.Module):

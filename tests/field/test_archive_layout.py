@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import fsspec_csx
-from fsspec_csx.formats import torch_frame
-from fsspec_csx.formats.pickled import Pickled
-from fsspec_csx.formats.torch_layout import laid_out
+from fsspec_csx.formats.torch_zip import single_tensor_archive
+from fsspec_csx.formats.torch_zip.layout import laid_out
+from fsspec_csx.formats.torch_zip.pickled import Pickled
 
 STATE = {"a": torch.arange(6.0), "b": [torch.ones(3, 2, dtype=torch.int8)], "n": 5}
 
@@ -101,10 +101,10 @@ def test_other_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
         between.flush()
 
     monkeypatch.setattr(Pickled, "torch_save", changed)
-    torch_frame.frame.cache_clear()
+    single_tensor_archive.frame.cache_clear()
     assert laid_out(Pickled(STATE)) is None
-    assert torch_frame.frame(torch.float32, (3,)) is None
-    torch_frame.frame.cache_clear()
+    assert single_tensor_archive.frame(torch.float32, (3,)) is None
+    single_tensor_archive.frame.cache_clear()
     path = tmp_path / "x.mdl"
     fsspec_csx.save(STATE, path)
     assert path.read_bytes() == bytes_of_torch(STATE)

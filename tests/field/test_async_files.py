@@ -14,7 +14,7 @@ from conftest import recorded_requests
 from proxy import Fault, error_answer, fault_proxy, through
 
 from fsspec_csx.errors import AccessDeniedError, DiscardedFileWarning, ObjectExistsError, ObjectNotFoundError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20

@@ -13,8 +13,8 @@ from aiobotocore.client import AioBaseClient
 from aiohttp import ClientSession
 from conftest import recorded_requests
 
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.ranges import Range
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.byte_range import Range
 from fsspec_csx.testing import LocalS3
 
 

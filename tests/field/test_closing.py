@@ -20,9 +20,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fsspec_csx import unwinding
 from fsspec_csx.errors import DiscardedFileWarning
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3 import unwinding
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 Open = Callable[[], Any]

@@ -16,8 +16,8 @@ from kinds_of_values import KINDS, TENSORS, of_dtype, plain, same
 
 from fsspec_csx import async_save, distributed, inspect, load, save
 from fsspec_csx.errors import CheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import names
-from fsspec_csx.manage.converting import convert
+from fsspec_csx.manage.convert import convert
+from fsspec_csx.tensors import names
 
 OLD = {"old": torch.arange(2.0)}
 NOT_DENSE = {"sparse", "sparse rows", "quantized", "quantized per channel", "nested", "jagged"}

@@ -15,7 +15,7 @@ MIB = 2**20
 # A child has its own high-water mark, that of the process and not of its parent; a small checkpoint comes first.
 CHILD = """
 import sys
-from fsspec_csx.manage.converting import convert
+from fsspec_csx.manage.convert import convert
 
 def highest():
     with open("/proc/self/status") as status:

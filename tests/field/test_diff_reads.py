@@ -10,8 +10,8 @@ import torch
 
 from fsspec_csx import distributed, save
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.manage import comparing
-from fsspec_csx.manage.comparing import compare
+from fsspec_csx.manage import diff as manage_diff
+from fsspec_csx.manage.diff import compare
 
 FIRST, SECOND = torch.arange(4.0), torch.tensor([9.0, 8.0, 7.0, 6.0])
 
@@ -61,5 +61,5 @@ def test_objects_of_one_checksum_of_the_server(bucket: str) -> None:
 def test_etags_of_parts_decide_nothing() -> None:
     """An ETag that is the digest of parts depends on where they were cut; that of one request is the MD5."""
     digest = "0123456789abcdef0123456789abcdef"
-    assert comparing._MD5.fullmatch(f'"{digest}"')
-    assert not comparing._MD5.fullmatch(f'"{digest}-2"')
+    assert manage_diff._MD5.fullmatch(f'"{digest}"')
+    assert not manage_diff._MD5.fullmatch(f'"{digest}-2"')

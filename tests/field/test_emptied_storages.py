@@ -14,8 +14,8 @@ import torch.distributed.checkpoint as dcp
 import fsspec_csx
 import fsspec_csx.distributed
 from fsspec_csx.errors import FreedTensorError
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.formats import memory
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.tensors import memory
 
 
 def emptied() -> torch.Tensor:

@@ -12,7 +12,7 @@ import pytest
 from answers import answering, s3_error
 
 from fsspec_csx import errors
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.CSXError)]

@@ -13,9 +13,9 @@ import pytest
 from conftest import recorded_requests
 from proxy import Fault, fault_proxy, through
 
-from fsspec_csx import retries
 from fsspec_csx.errors import BucketNotFoundError, EndpointError, ObjectNotFoundError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.client import retries
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 

@@ -12,9 +12,9 @@ import pytest
 from conftest import recorded_requests
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 
-from fsspec_csx import appending, server_copies
 from fsspec_csx.errors import ObjectChangedError, ObjectNotFoundError, RefusedError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3 import appending, server_copy
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
@@ -51,7 +51,7 @@ def stored(request: pytest.FixtureRequest) -> tuple[CSXFileSystem, str]:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has more than one part of the least size is copied in parts."""
-    monkeypatch.setattr(server_copies, "_COPIED_WHOLE", PART)
+    monkeypatch.setattr(server_copy, "_COPIED_WHOLE", PART)
 
 
 def head_of(fs: CSXFileSystem, path: str) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import fsspec
 import pytest
 from proxy import Fault, FaultProxy, fault_proxy, through
 
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.testing import LocalS3
-from fsspec_csx.waiting import Work
 
 BUCKET = "interrupts"
 LARGE = 9 * 2**20

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import Store
 
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 
 # Names, each with others that it would stand for if it were a pattern, or that it is the beginning of.
 NAMES: dict[str, list[str]] = {

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsspec_csx.part_sizes import (
+from fsspec_csx.s3.part_sizes import (
     FIRST_PARTS,
     LARGEST_PART,
     LEAST_PART,
@@ -16,7 +16,7 @@ from fsspec_csx.part_sizes import (
     part_size,
     part_size_for,
 )
-from fsspec_csx.transfer import PART
+from fsspec_csx.s3.transport.pool import PART
 
 MIB, TIB = 2**20, 2**40
 firsts = st.integers(LEAST_PART, LARGEST_PART)

@@ -19,12 +19,12 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from fsspec_csx import distributed, load, save
 from fsspec_csx.cli import main
+from fsspec_csx.formats.dcp import manifest
+from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.listing import Found, checkpoints, latest
+from fsspec_csx.manage.list import Found, checkpoints, latest
 from fsspec_csx.manage.naming import label_of
-from fsspec_csx.manage.retention import plan, prune
-from fsspec_csx.sharded import manifest
-from fsspec_csx.sharded.folder import Folder
+from fsspec_csx.manage.prune import plan, prune
 from fsspec_csx.trainer import Checkpoint
 
 

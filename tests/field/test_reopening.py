@@ -9,8 +9,8 @@ import fsspec.caching
 import pytest
 from conftest import recorded_requests
 
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.readahead import ReadAhead
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.testing import LocalS3
 
 CACHES = {

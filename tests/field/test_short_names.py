@@ -11,7 +11,7 @@ import torch
 
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.trainer import Trainer, optimizers, schedulers
-from fsspec_csx.trainer.config import Config
+from fsspec_csx.trainer.config.training import Config
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "schedulers.json").read_text())
 

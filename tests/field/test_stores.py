@@ -16,7 +16,7 @@ from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
 
 import fsspec_csx as cstorch
 from fsspec_csx.errors import ObjectNotFoundError, RefusedError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20

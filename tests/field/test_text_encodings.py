@@ -10,7 +10,7 @@ import fsspec
 import pandas
 import pytest
 
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 ENCODINGS = ["utf-16", "utf-16-le", "utf-32", "utf-32-be", "utf-8-sig", "utf-8", "latin-1", "cp037"]

@@ -14,7 +14,7 @@ from conftest import recorded_requests
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import DiscardedFileWarning
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 
 BLOCK = 5 * 2**20
 DATA = os.urandom(2 * BLOCK + 17)

@@ -21,12 +21,12 @@ from kinds_of_values import TENSORS, plain, same
 from fsspec_csx import inspect, load
 from fsspec_csx.cli import main
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import opaque
-from fsspec_csx.formats.placeholders import Placeholder, equal, is_free
-from fsspec_csx.formats.source import Source
-from fsspec_csx.manage.comparing import compare
-from fsspec_csx.manage.converting import convert
-from fsspec_csx.manage.verifying import verify
+from fsspec_csx.formats.torch_zip import opaque
+from fsspec_csx.formats.torch_zip.placeholders import Placeholder, equal, is_free
+from fsspec_csx.manage.convert import convert
+from fsspec_csx.manage.diff import compare
+from fsspec_csx.manage.verify import verify
+from fsspec_csx.tensors.source import Source
 
 
 class Config:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 
-from fsspec_csx import server_copies
 from fsspec_csx.errors import AccessDeniedError, ObjectNotFoundError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3 import server_copy
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
@@ -29,7 +29,7 @@ def proxy(server: LocalS3) -> Iterator[FaultProxy]:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has more than one part of the least size is copied in parts."""
-    monkeypatch.setattr(server_copies, "_COPIED_WHOLE", PART)
+    monkeypatch.setattr(server_copy, "_COPIED_WHOLE", PART)
 
 
 def write(fs: CSXFileSystem, bucket: str, local: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import recorded_requests
 from stores import Store
 
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 
 
 @pytest.fixture

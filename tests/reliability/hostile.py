@@ -17,11 +17,11 @@ import torch
 from fsspec.callbacks import NoOpCallback
 from hypothesis import HealthCheck, settings
 
-from fsspec_csx.checkpoint import inspect, load
+from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.manage.comparing import compare
-from fsspec_csx.manage.converting import convert
-from fsspec_csx.manage.verifying import verify
+from fsspec_csx.manage.convert import convert
+from fsspec_csx.manage.diff import compare
+from fsspec_csx.manage.verify import verify
 
 MIB = 2**20
 MOST_MEMORY = 200 * MIB

@@ -23,7 +23,7 @@ from typing import Any
 
 import fsspec
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from outcomes import Outcome, Result, as_table
 from proxy import Fault, FaultProxy, fault_proxy
@@ -34,7 +34,7 @@ from victims import CleanProcess, Victim
 
 from fsspec_csx import distributed
 from fsspec_csx.manage import kinds
-from fsspec_csx.manage.leftovers import clear, leftovers
+from fsspec_csx.manage.gc import clear, leftovers
 from fsspec_csx.testing import LocalS3
 
 KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED = "kill -9", "SIGTERM", "server killed", "server paused"

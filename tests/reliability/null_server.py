@@ -23,7 +23,7 @@ import fsspec
 from answers import s3_error
 from sparse import Sparse, joined, received
 
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 
 LEAST_PART, LARGEST_PART, PARTS, PAGE = 5 * 2**20, 5 * 2**30, 10_000, 1000
 _DATE, _DATE_OF_HTTP = "2026-01-01T00:00:00.000Z", "Thu, 01 Jan 2026 00:00:00 GMT"

@@ -10,8 +10,8 @@ from place import Place, as_safetensors, as_torch, equal, safetensors_state, sta
 from scenario import BETWEEN, NEW, OLD, UNSEEN, Scenario, alone, read, which
 
 import fsspec_csx
-from fsspec_csx.manage.deleting import delete, targets
-from fsspec_csx.manage.listing import checkpoints
+from fsspec_csx.manage.delete import delete, targets
+from fsspec_csx.manage.list import checkpoints
 
 _TORCH, _SAFETENSORS = "run/checkpoint_1.mdl", "run/model.safetensors"
 _LOCAL = "checkpoint_1.mdl"

@@ -25,7 +25,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from kills import kills
 from outcomes import Outcome, as_table, faults_in

@@ -10,7 +10,7 @@ from stage import NEW, OLD, Scene, Stage, among, blob, halved, save_small
 from victims import state
 
 from fsspec_csx import distributed, save
-from fsspec_csx.manage.leftovers import leftovers
+from fsspec_csx.manage.gc import leftovers
 
 
 def of_cerebras(stage: Stage) -> Scene:

@@ -16,7 +16,7 @@ from victims import CleanProcess, state
 
 from fsspec_csx import load, save
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.manage.converting import convert
+from fsspec_csx.manage.convert import convert
 
 OLD, NEW = 1, 2
 

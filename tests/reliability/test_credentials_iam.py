@@ -17,9 +17,9 @@ from botocore.session import Session
 
 import fsspec_csx
 from fsspec_csx.cli import main
-from fsspec_csx.credentials import mask
 from fsspec_csx.errors import AccessDeniedError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.client.credentials import mask
+from fsspec_csx.s3.filesystem import CSXFileSystem
 
 MINE, OTHERS, LOCKED = "s3://policies/mine", "s3://policies/others", "s3://policies/locked"
 STATE = {"w": torch.arange(1000)}

@@ -12,7 +12,7 @@ from answers import s3_error
 from listener import Answer, Heard, Listener, listening
 
 from fsspec_csx.errors import CredentialsError, EndpointError, WrongRegionError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 
 SECRETS = {"key": "AKIA0000000000WXYZ", "secret": "a-secret-of-ours", "token": "the-session-token-of-ours"}
 DATA = b"data-that-is-ours"

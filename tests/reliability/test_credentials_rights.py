@@ -13,7 +13,7 @@ import torch
 import fsspec_csx
 from fsspec_csx.cli import main
 from fsspec_csx.errors import AccessDeniedError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import Identity, LocalS3
 
 BUCKET = "shared"

@@ -20,7 +20,7 @@ from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy
 
 import fsspec_csx
 from fsspec_csx.errors import CredentialsError, ExpiredCredentialsError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import Identity, LocalS3
 
 MIB = 2**20

@@ -14,7 +14,7 @@ import pytest
 from listener import Answer, Listener, listening
 
 from fsspec_csx.errors import CredentialsError, EndpointError, ExpiredCredentialsError, NoCredentialsError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 ROLE = "arn:aws:iam::123456789012:role/trainer"

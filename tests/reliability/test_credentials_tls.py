@@ -14,9 +14,9 @@ import trustme
 from listener import listening
 from urllib3.exceptions import InsecureRequestWarning
 
+from fsspec_csx.doctor.run import examine
 from fsspec_csx.errors import EndpointError, UntrustedCertificateError
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.manage.examining import examine
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 LARGE = bytes(6 * 2**20)

@@ -15,9 +15,9 @@ from test_credentials_leaks import Seen, all_logs
 
 from fsspec_csx import redaction
 from fsspec_csx.cli import main
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
-from fsspec_csx.trainer import config
+from fsspec_csx.trainer.config import training as training_config
 
 SECRET, TOKEN, PASSWORD = "the/secret+of+nobody", "the-token-of-nobody", "password-of-nobody"
 SECRETS = (SECRET, TOKEN, PASSWORD)
@@ -96,7 +96,7 @@ def test_failures(
 
 def test_the_failure_does_tell_it(tmp_path: Path) -> None:
     """The error itself has the secret: the test above could fail."""
-    made = config.read(written(tmp_path, fails="read"))
+    made = training_config.read(written(tmp_path, fails="read"))
     with pytest.raises(RuntimeError, match="nothing is read") as caught:
         made.fit()
     assert SECRET in str(caught.value)

@@ -14,8 +14,8 @@ from forked import python
 from proxy import Fault, fault_proxy
 from stage import blob
 
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.manage.leftovers import clear, leftovers
+from fsspec_csx.manage.gc import clear, leftovers
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 OLD, NEW = 1, 2

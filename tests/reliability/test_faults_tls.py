@@ -19,7 +19,7 @@ from schedule import one, schedule
 from trial import Bench, bench
 
 from fsspec_csx.errors import EndpointError, UntrustedCertificateError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 # Python leaves a socket to the collector whose connection was reset before its handshake began.

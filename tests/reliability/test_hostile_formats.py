@@ -19,12 +19,15 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import Metadata
 
 from fsspec_csx import distributed
-from fsspec_csx.checkpoint import inspect, load
+from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import ConfigError, InvalidCheckpointError
-from fsspec_csx.formats import json_entries, safetensors_reading, safetensors_writing
-from fsspec_csx.sharded import manifest
-from fsspec_csx.sharded.folder import Folder
-from fsspec_csx.trainer import config, yaml_file
+from fsspec_csx.formats.dcp import manifest
+from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.safetensors import json_entries
+from fsspec_csx.formats.safetensors import reader as safetensors_reader
+from fsspec_csx.formats.safetensors import writer as safetensors_writer
+from fsspec_csx.trainer.config import training as training_config
+from fsspec_csx.trainer.config import yaml_file
 
 # -- safetensors -------------------------------------------------------------------------------------------------------
 
@@ -59,21 +62,21 @@ def test_long_headers(tmp_path: Path, case: str) -> None:
 
 def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header of very many tensors without bytes is refused, and not written either."""
-    for module in (safetensors_reading, safetensors_writing):
+    for module in (safetensors_reader, safetensors_writer):
         monkeypatch.setattr(module, "TENSORS_MAX", 100)
     path = tmp_path / "x.safetensors"
     path.write_bytes(of_header(b"{" + b",".join(EMPTY % number for number in range(101)) + b"}"))
     with pytest.raises(InvalidCheckpointError, match="more than 100 tensors"):
         load(path)
     with pytest.raises(ValueError, match="which takes 100"):
-        safetensors_writing.write(
+        safetensors_writer.write(
             {str(number): torch.zeros(0) for number in range(101)}, path, advance=lambda count: None
         )
 
 
 def test_a_long_header_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is the same, whether its header is read at once or entry by entry."""
-    monkeypatch.setattr(safetensors_reading, "_AT_ONCE_MAX", 0)
+    monkeypatch.setattr(safetensors_reader, "_AT_ONCE_MAX", 0)
     entry = '{"dtype": "F32", "x": [1.5, {"y": "}"}],\n "shape": [1], "data_offsets": [%d, %d]}'
     header = (
         f'{{ "é\\u0041" :{entry % (0, 4)},\t"__metadata__": {{"a": "b{"x" * 1000}"}} , "b😀":{entry % (4, 8)} }} \n'
@@ -297,7 +300,7 @@ def test_yaml(tmp_path: Path, case: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with little_memory(), pytest.raises(ConfigError) as caught:
-        config.read(str(path))
+        training_config.read(str(path))
     assert caught.value.reason.startswith(str(path))
     assert said in caught.value.reason
     assert len(str(caught.value)) < 1000

@@ -15,10 +15,10 @@ import torch
 from hostile import archive, little_memory, look
 from test_hostile_formats import sharded
 
-from fsspec_csx.checkpoint import load
+from fsspec_csx.checkpoint.api import load
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.pickle_scan import ScanError, scan
-from fsspec_csx.sharded.folder import MANIFEST
+from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.torch_zip.pickle_scan import ScanError, scan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated", "ignore:.*quant")
 

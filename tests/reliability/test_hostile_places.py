@@ -14,15 +14,15 @@ from answers import answering
 from fsspec.implementations.memory import MemoryFile
 from hostile import archive, little_memory, pickled, tensor
 
-from fsspec_csx import partial, record
 from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointPathError
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.formats import json_entries
+from fsspec_csx.formats.safetensors import json_entries
 from fsspec_csx.manage import s3
-from fsspec_csx.manage.copying import copy
-from fsspec_csx.planning import LEAST
-from fsspec_csx.record import Origin, recorded
+from fsspec_csx.manage.copy import copy
+from fsspec_csx.s3 import resumable_download, upload_journal
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.range_planning import LEAST
+from fsspec_csx.s3.upload_journal import Origin, recorded
 
 ORIGIN = Origin("source", "state")
 ESCAPE = "\x1b[31m"
@@ -121,9 +121,9 @@ def test_download_in_the_place_of_another_file(
 
     def noted(path: str, mode: int) -> int:
         names.append(path)
-        return record.own(path, mode)
+        return upload_journal.own(path, mode)
 
-    monkeypatch.setattr(partial, "own", noted)
+    monkeypatch.setattr(resumable_download, "own", noted)
     target, victim = tmp_path / "target", tmp_path / "victim"
     fs.get_file(f"{bucket}/x", str(target), resumable=True)
     assert target.read_bytes() == data
@@ -141,7 +141,7 @@ def test_files_of_other_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "x").write_text("theirs")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(PermissionError):
-        record.own(tmp_path / "x", 0o600)
+        upload_journal.own(tmp_path / "x", 0o600)
     assert (tmp_path / "x").read_text() == "theirs"
 
 

@@ -15,10 +15,11 @@ from listener import Answer, Heard, Listener, listening
 from memory import little_memory
 from talker import Talker, talking
 
-from fsspec_csx import reception, understood
 from fsspec_csx.cli.main import main
 from fsspec_csx.errors import EndpointError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.client import response_validation
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport import bounded_body
 
 KEYS = {"key": "AKIA0000000000WXYZ", "secret": "a-secret-of-ours"}
 # Of the slowest of these on a busy machine; what goes wrong takes minutes, or never ends.
@@ -130,7 +131,7 @@ def test_listing_that_is_none(server: Listener, fs: CSXFileSystem, operation: st
 @pytest.mark.parametrize("kind", ["tokens", "pages", "folders", "empty"])
 def test_listing_without_end(server: Listener, fs: CSXFileSystem, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that come around again, or bring nothing, are followed for a while, and then are an error."""
-    monkeypatch.setattr(understood, "_IDLE_PAGES", 5)
+    monkeypatch.setattr(response_validation, "_IDLE_PAGES", 5)
     count = itertools.count()
 
     def answer(heard: Heard) -> Answer:
@@ -147,7 +148,7 @@ def test_listing_without_end(server: Listener, fs: CSXFileSystem, kind: str, mon
 
 def test_listing_of_many_pages(server: Listener, fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listing that goes on is no endless one, though a few of its pages are empty."""
-    monkeypatch.setattr(understood, "_IDLE_PAGES", 5)
+    monkeypatch.setattr(response_validation, "_IDLE_PAGES", 5)
     count = itertools.count()
 
     def answer(heard: Heard) -> Answer:
@@ -271,7 +272,7 @@ def test_head_without_end(operation: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_answer_by_the_drop(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that never pauses for long, and yet never ends, is given up after a minute; here after a second."""
     for name in ("_READ_SECONDS", "_WRITE_SECONDS"):
-        monkeypatch.setattr(reception, name, 1.0)
+        monkeypatch.setattr(bounded_body, name, 1.0)
 
     def say(head: bytes) -> Iterator[bytes]:
         yield b'HTTP/1.1 200 OK\r\nETag: "0"\r\n\r\n<'

@@ -13,7 +13,7 @@ from memory import little_memory
 
 from fsspec_csx import load
 from fsspec_csx.errors import CSXError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 
 KEYS = {"key": "AKIA0000000000WXYZ", "secret": "a-secret-of-ours"}
 SOON = 40.0

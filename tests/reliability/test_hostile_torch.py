@@ -17,7 +17,7 @@ from hostile import Call, Storage, archive, few, little_memory, look, many, tens
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsspec_csx.checkpoint import inspect, load
+from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError, MissingEntryError, UnsafeCheckpointError
 
 # What torch says of files that it does not like.

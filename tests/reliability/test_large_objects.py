@@ -15,9 +15,9 @@ from null_server import NullServer, Request, null_server
 from sparse import Sparse
 
 import fsspec_csx as cstorch
-from fsspec_csx import writer
-from fsspec_csx.part_sizes import LARGEST_PART, LEAST_PART, PARTS, part_size, part_size_for
-from fsspec_csx.transfer import PART
+from fsspec_csx.s3 import writer as s3_writer
+from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, part_size, part_size_for
+from fsspec_csx.s3.transport.pool import PART
 
 GIB, TIB = 2**30, 2**40
 LARGEST = PARTS * LARGEST_PART
@@ -239,7 +239,7 @@ def test_too_large_for_any_s3(null: NullServer, way: str) -> None:
 @pytest.mark.parametrize("fixed", [True, False])
 def test_too_long_to_be_written(null: NullServer, monkeypatch: pytest.MonkeyPatch, fixed: bool) -> None:
     """A file that turns out to be too long for its parts is an error that tells the remedy, and leaves nothing."""
-    monkeypatch.setattr(writer, "PARTS", 5)
+    monkeypatch.setattr(s3_writer, "PARTS", 5)
     fs = null.filesystem(fixed_upload_size=fixed)
     with (
         pytest.raises(ValueError, match=f"full with {25 * MIB} bytes. Write it with a block_size above {5 * MIB}"),

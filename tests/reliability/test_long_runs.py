@@ -16,8 +16,8 @@ import torch
 from checkpoints import MIB
 
 import fsspec_csx as cstorch
-from fsspec_csx.doubt import Doubt
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.client.request_outcome import Doubt
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 # Part of what an instance of the filesystem stands for.

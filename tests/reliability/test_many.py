@@ -20,9 +20,9 @@ from stage import save_small
 from victims import CleanProcess, state
 
 from fsspec_csx import copy, distributed, load, move, save
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.manage.leftovers import clear, leftovers
-from fsspec_csx.manage.retention import prune
+from fsspec_csx.manage.gc import clear, leftovers
+from fsspec_csx.manage.prune import prune
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 NUMBERS = 9 * 2**18

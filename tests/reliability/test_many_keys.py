@@ -14,10 +14,10 @@ from memory import little_memory
 from null_server import PAGE, NullServer, null_server
 
 import fsspec_csx as cstorch
-from fsspec_csx.manage.deleting import delete, targets
-from fsspec_csx.manage.leftovers import leftovers
-from fsspec_csx.manage.listing import checkpoints, latest
-from fsspec_csx.manage.retention import prune
+from fsspec_csx.manage.delete import delete, targets
+from fsspec_csx.manage.gc import leftovers
+from fsspec_csx.manage.list import checkpoints, latest
+from fsspec_csx.manage.prune import prune
 from fsspec_csx.trainer import Checkpoint
 
 ROOT = "many/run"

@@ -12,8 +12,8 @@ from proxy import Fault, FaultProxy, fault_proxy, through
 from stage import blob, save_small
 from victims import CleanProcess
 
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.manage.leftovers import clear, leftovers
+from fsspec_csx.manage.gc import clear, leftovers
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20

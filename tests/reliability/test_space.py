@@ -20,8 +20,8 @@ from victims import CleanProcess, state
 
 from fsspec_csx import async_save, copy, distributed, load, move, save
 from fsspec_csx.errors import NoSpaceError
-from fsspec_csx.filesystem import CSXFileSystem
-from fsspec_csx.manage.converting import convert
+from fsspec_csx.manage.convert import convert
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 Reports = dict[str, Any]

@@ -24,7 +24,7 @@ from scenario import BETWEEN, NEW, OLD, Scenario
 from schedule import Keys, Planned, possible
 
 from fsspec_csx.errors import CSXError
-from fsspec_csx.filesystem import CSXFileSystem
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 _LIMITS = {"read_timeout": 1, "connect_timeout": 1, "retries": {"total_max_attempts": 3}}

@@ -98,7 +98,7 @@ class CleanProcess:
         self._lock = threading.Lock()
         self._count = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        tests = str(Path(__file__).parents[1])
+        tests = str(Path(__file__).parents[1] / "support")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
         command = [sys.executable, __file__, *modules]
         self._process = subprocess.Popen(
@@ -221,7 +221,7 @@ def _imported() -> None:
 
     import fsspec_csx.cli
     import fsspec_csx.distributed
-    import fsspec_csx.filesystem
+    import fsspec_csx.s3.filesystem
     import fsspec_csx.trainer
 
     assert all((aiobotocore.session, s3fs, training, fsspec_csx))

@@ -1,0 +1,1 @@
+"""save, load, inspect and async_save."""

@@ -1,0 +1,104 @@
+"""What ``cszoo`` says when it fails: a line with the cause, and one with the remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+
+from fsspec_csx.cli.format import printable
+from fsspec_csx.errors import CSXError
+from fsspec_csx.redaction import blotted
+
+_REMEDIES = (
+    (FileNotFoundError, "Check the path."),
+    (FileExistsError, "Choose another name."),
+    (IsADirectoryError, "Give the path of a file."),
+    (NotADirectoryError, "Check the path: something in it that should be a folder is a file."),
+    (PermissionError, "Ask for the permission, or use another path."),
+    (TimeoutError, "Check the network and the endpoint, and try again."),
+    (ConnectionError, "Check the network and the endpoint, and try again."),
+    (ImportError, "Install the package that it names."),
+)
+_BY_NUMBER = {
+    errno.ENOSPC: "Free some space, or use another folder.",
+    errno.EDQUOT: "Free some space, or use another folder.",
+    errno.EFBIG: "Let files be larger (ulimit -f), or use another folder.",
+    errno.EROFS: "Use a folder that can be written to.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
+_PACKAGE = Path(__file__).parents[1]
+_STANDARD = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
+# Packages through which our own errors come.
+_BUILT_ON = {
+    *("aiobotocore", "aiohttp", "aioitertools", "awscrt", "boto3", "botocore", "fsspec", "numpy", "s3fs", "torch"),
+    *("tqdm", "urllib3", "yaml", "zlib_ng"),
+}
+_UNKNOWN = "Run it again with --debug to see where it happened."
+
+
+def told(error: Exception) -> str:
+    """Cause and remedy of an error, a line each."""
+    data = as_data(error)
+    return "\n".join(line for line in (f"cszoo: {data['cause']}", data["remedy"]) if line)
+
+
+def as_data(error: BaseException) -> dict[str, str]:
+    """An error for JSON: the name of its class, its cause and its remedy, in a line each."""
+    cause, remedy = _cause_and_remedy(error) if isinstance(error, Exception) else ("interrupted", "")
+    cause, remedy = (printable(blotted(" ".join(text.split()))) for text in (cause, remedy))
+    return {"error": type(error).__name__, "cause": cause, "remedy": remedy}
+
+
+def traced(error: Exception) -> str:
+    """The traceback of an error, and of those that led to it, without secrets that their messages hold."""
+    return blotted("".join(traceback.format_exception(error)))
+
+
+def is_of_others(error: BaseException) -> bool:
+    """Whether code that a user wrote, or chose, raised an error, or one that led to it.
+
+    That is so if a frame of the traceback is neither of this package, nor of Python, nor of what this package builds
+    on; and if a process of a DataLoader sent it.
+    """
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        seen.append(following)
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    files = (frame.filename for each in seen for frame in traceback.extract_tb(each.__traceback__))
+    return any(map(_is_foreign, files)) or any("Original Traceback" in str(each) for each in seen)
+
+
+def _is_foreign(file: str) -> bool:
+    if file.startswith("<"):
+        return False  # made by Python, for instance of a dataclass
+    path = Path(file)
+    if _PACKAGE in path.parents:
+        return False
+    parts = path.parts
+    for folder in ("site-packages", "dist-packages"):
+        if folder in parts:
+            place = len(parts) - parts[::-1].index(folder)
+            return parts[place].removesuffix(".py") not in _BUILT_ON
+    return not any(folder in path.parents for folder in _STANDARD)
+
+
+def _cause_and_remedy(error: Exception) -> tuple[str, str]:
+    if isinstance(error, CSXError):
+        return error.reason, error.remedy
+    text = str(error)
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        text = f"{named}{error.strerror}."
+    else:
+        # Errors of this package that have a builtin class hold both sentences.
+        cause, dot, remedy = text.rpartition(". ")
+        if dot and remedy.endswith("."):
+            return f"{cause}.", remedy
+    remedy = _BY_NUMBER.get(getattr(error, "errno", None) or 0, "")
+    remedy = remedy or next((each for kind, each in _REMEDIES if isinstance(error, kind)), _UNKNOWN)
+    shown = isinstance(error, (OSError, ImportError)) and text
+    return (text if shown else f"{type(error).__name__}: {text}"), remedy

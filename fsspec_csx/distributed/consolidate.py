@@ -1,0 +1,191 @@
+"""to_one_file and from_one_file: a sharded checkpoint as one file and back, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from fsspec.callbacks import Callback
+from torch.distributed.checkpoint.planner import WriteItem
+
+from fsspec_csx.checkpoint.api import _opened, locate
+from fsspec_csx.distributed.paths import Path, folder_at
+from fsspec_csx.distributed.planner import Planner
+from fsspec_csx.distributed.storage_writer import StorageWriter
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import opening, reader
+from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
+from fsspec_csx.formats.conversion import Converting
+from fsspec_csx.formats.dcp.source import ShardedSource
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip import placeholders
+from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.storage.atomic import behind_wrappers, replacing
+from fsspec_csx.storage.paths import checkpoint_path, redacted
+from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.tensors import fill, names
+from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.names import Choice, Keys
+from fsspec_csx.tensors.source import Source
+
+
+def to_one_file(
+    path: Path,
+    file: Path,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    file_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> None:
+    """Write all of a sharded checkpoint to a file that ``torch.load`` reads.
+
+    It takes some 50 MiB of memory, and what is being sent.
+
+    Args:
+        path: that of the folder.
+        file: that of the file, which is replaced only by a whole one.
+        storage_options: arguments for the folder's filesystem.
+        file_options: arguments for the file's.
+        callback: as of ``fsspec_csx.save``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
+        CheckpointError: a ValueError, if the checkpoint is not what it should be.
+        OSError: whatever a filesystem raised, as it raised it.
+    """
+    text = checkpoint_path(file)
+    fs, inner = locate(file, text, file_options)
+    folder = folder_at(path, storage_options)
+    with reporting(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
+        converting = Converting(source, name=folder.name, as_safetensors=False)
+        meter = Meter(progress, converting.nbytes, estimated=True)
+        with replacing(fs, inner) as target:
+            converting.write(target, advance=meter.advance)
+        meter.finish()
+
+
+def from_one_file(
+    file: Path,
+    path: Path,
+    *,
+    file_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> None:
+    """Write a state dict, in a file of any format, as a sharded checkpoint of one shard.
+
+    It takes the memory of the largest tensor, and what is being sent.
+
+    Args:
+        file: that of the file.
+        path: that of the folder; a checkpoint that is there is replaced only by a whole one.
+        file_options: arguments for the file's filesystem.
+        storage_options: arguments for the folder's.
+        callback: as of ``fsspec_csx.save``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
+        CheckpointError: a ValueError, if the file is not what it should be, or no mapping.
+        OSError: whatever a filesystem raised, as it raised it.
+    """
+    text = checkpoint_path(file)
+    name = redacted(text)
+    fs, inner = locate(file, text, file_options)
+    with (
+        reporting(callback, os.fspath(path)) as progress,
+        opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
+    ):
+        write_sharded(source, path, name=name, storage_options=storage_options, callback=progress)
+
+
+def write_sharded(
+    source: Source,
+    path: Path,
+    *,
+    name: str,
+    keys: Keys | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> None:
+    """Write a checkpoint of any format, or a part of it, as a sharded one of one shard; memory as ``from_one_file``.
+
+    Args:
+        source: the checkpoint, opened.
+        path: as of ``from_one_file``.
+        name: what errors call the source.
+        keys: as of ``fsspec_csx.load``.
+        storage_options: as of ``from_one_file``.
+        callback: as of ``from_one_file``.
+
+    Raises:
+        CheckpointError: if the source is not what it should be, or no mapping.
+        ValueError: if a sharded checkpoint cannot hold an entry, which it names.
+        OSError: whatever a filesystem raised, as it raised it.
+    """
+    found = reader.structure(source, name)
+    obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
+    if not isinstance(obj, dict):
+        reason = f"{name} holds a {type(obj).__name__}, no state dict."
+        raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
+    if isinstance(source, CerebrasSource):
+        refuse_unread(obj, name)
+    placeholders.refuse(obj, name)
+    writer = StorageWriter(path, storage_options=storage_options, callback=callback)
+    try:
+        _save_alone(obj, writer, _Filling(source, found, name))
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _save_alone(obj: dict[str, Any], writer: StorageWriter, planner: Planner) -> None:
+    """As ``dcp.save`` by this process alone, which not all releases of torch can be told."""
+    planner.set_up_planner(obj, writer.storage_meta(), is_coordinator=True)
+    writer.set_up_storage_writer(True)
+    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
+    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
+    writer.finish(metadata, [writer.write_data(plan, planner).wait()])
+
+
+class _Filling(Planner):
+    """Gives out tensors one after the other: each is read from the file when it is asked for, into memory of its own.
+
+    Args:
+        source: the file.
+        found: what is in it; its tensors are never filled.
+        name: what errors call the file.
+    """
+
+    def __init__(self, source: Source, found: Skeleton, name: str) -> None:
+        super().__init__()
+        self._source = source
+        self._records = {record.storage.data_ptr(): record for record in found.records}
+        self._name = name
+
+    def check_value(self, name: str, value: Any) -> None:
+        """As of ``Planner``; the tensors in a value, such as a tuple, are read now, as it is pickled with them."""
+        super().check_value(name, value)
+        there = {storage.data_ptr() for storage in Pickled(value).storages}
+        if wrong := fill.fill(self._source, [self._records[each] for each in there if each in self._records]):
+            raise torch_archive.damaged(self._name, names.shown([each.name for each in wrong]))
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        """A tensor with its bytes, or a value as a file."""
+        given = super().resolve_data(write_item)
+        if not isinstance(given, torch.Tensor):
+            return given
+        record = self._records.get(given.untyped_storage().data_ptr())
+        if record is None:  # it has no bytes, or was read with the structure
+            return given
+        own = replace(record, storage=reserved(record.storage.nbytes(), torch.device("cpu")))
+        if fill.fill(self._source, [own]):
+            raise torch_archive.damaged(self._name, repr(write_item.index.fqn))
+        made = torch.empty(0, dtype=given.dtype)
+        made.set_(own.storage, given.storage_offset(), given.shape, given.stride())
+        made = made._conj() if given.is_conj() else made
+        return made._neg_view() if given.is_neg() else made

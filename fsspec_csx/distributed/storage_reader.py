@@ -1,0 +1,141 @@
+"""StorageReader: where torch.distributed.checkpoint loads from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fsspec.callbacks import Callback, NoOpCallback
+from torch.distributed.checkpoint import storage
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
+
+from fsspec_csx.distributed.paths import Path, folder_at, is_path
+from fsspec_csx.errors import MismatchError
+from fsspec_csx.formats.dcp import full_state_dict, manifest
+from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.dcp.reader import Wanted, load_bytes, read_bytes, read_tensors
+from fsspec_csx.storage.progress import Meter
+
+
+class StorageReader(storage.StorageReader):
+    """The storage of ``dcp.load`` at any fsspec URL, for what ``StorageWriter`` or torch's own writers wrote.
+
+    Args:
+        path: that of a folder: a local path or an fsspec URL.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+        weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
+        callback: gets how many bytes this rank reads by ``set_size``, and those read by ``relative_update``.
+
+    Attributes:
+        failure: what went wrong with the manifest, of which torch tells only the text.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        weights_only: bool = True,
+        callback: Callback | None = None,
+    ) -> None:
+        super().__init__()
+        self._callback = callback
+        self._options = storage_options
+        self._weights_only = weights_only
+        self._folder = folder_at(path, storage_options)
+        self._metadata = Metadata({})
+        self.failure: Exception | None = None
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The path, without any password."""
+        return self._folder.name
+
+    def reset(self, checkpoint_id: Path | None = None) -> None:
+        """Begin another load, from another path if one is given."""
+        if checkpoint_id:
+            self._folder = folder_at(checkpoint_id, self._options)
+        self._metadata = Metadata({})
+        self.failure = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Read the manifest, or the one of a rank that did not wait for the others (``rank=``).
+
+        Raises:
+            CheckpointError: if it is not what it should be.
+            OSError: what the filesystem raised; FileNotFoundError is among it.
+        """
+        rank = kwargs.get("rank")
+        try:
+            metadata = manifest.read(self._folder, MANIFEST if rank is None else f"__{rank}{MANIFEST}")
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
+        self.failure = None
+        return metadata
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Take the manifest."""
+        self._metadata = metadata
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Leave the plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Leave the plans as they are."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read what the plan has for this rank.
+
+        Raises:
+            CheckpointError: if the checkpoint is not what it should be.
+            OSError: what the filesystem raised; FileNotFoundError is among it.
+        """
+        self._read_values([item for item in plan.items if item.type == LoadItemType.BYTE_IO], planner)
+        self._read_tensors([item for item in plan.items if item.type != LoadItemType.BYTE_IO], planner)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
+        """Whether a path can name a checkpoint."""
+        return is_path(checkpoint_id)
+
+    def _read_values(self, items: list[ReadItem], planner: LoadPlanner) -> None:
+        places = [full_state_dict.stored(self._folder, self._metadata, item.storage_index) for item in items]
+        for item, data in zip(items, read_bytes(self._folder, places), strict=True):
+            file = io.BytesIO(data)
+            if self._weights_only:
+                # Planners load it with weights_only=False: they get what was made of it without running anything.
+                name = f"{item.storage_index.fqn!r} in {self._folder.name}"
+                value = load_bytes(data, name=name)
+                file = io.BytesIO()
+                torch.save(value, file)
+                file.seek(0)
+            planner.load_bytes(item, file)
+
+    def _read_tensors(self, items: list[ReadItem], planner: LoadPlanner) -> None:
+        wanted = []
+        for item in items:
+            name = item.storage_index.fqn
+            place = full_state_dict.stored(self._folder, self._metadata, item.storage_index)
+            target = planner.resolve_tensor(item)
+            if target.shape != item.lengths:
+                reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
+                raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
+            wanted.append((target, Wanted(name, place, tuple(item.storage_offsets), target.detach())))
+        meter = Meter(self._callback or NoOpCallback(), sum(target.nbytes for target, _ in wanted))
+        read_tensors(self._folder, [each for _, each in wanted], advance=meter.advance)
+        meter.finish()
+        for item, (target, _) in zip(items, wanted, strict=True):
+            planner.commit_tensor(item, target)

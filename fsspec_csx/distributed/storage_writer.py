@@ -1,0 +1,191 @@
+"""StorageWriter: where torch.distributed.checkpoint saves to."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import secrets
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from fsspec.callbacks import Callback, NoOpCallback
+from torch.distributed.checkpoint import storage
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from fsspec_csx.distributed.paths import Path, folder_at, is_path, shards_of
+from fsspec_csx.distributed.planner import check_item
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats.dcp import manifest
+from fsspec_csx.formats.dcp.folder import MANIFEST, logger, shard_name
+from fsspec_csx.formats.dcp.writer import Shard
+from fsspec_csx.storage.progress import Meter
+from fsspec_csx.tensors import memory
+
+
+class StorageWriter(storage.StorageWriter):
+    """The storage of ``dcp.save`` and ``dcp.async_save`` at any fsspec URL.
+
+    Args:
+        path: that of a folder: a local path or an fsspec URL.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+        overwrite: whether a checkpoint that is there may be replaced.
+        callback: gets how many bytes this rank writes by ``set_size``, and those written by ``relative_update``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
+        callback: Callback | None = None,
+    ) -> None:
+        super().__init__()
+        self._callback = callback
+        self._options = storage_options
+        self._overwrite = overwrite
+        self._folder = folder_at(path, storage_options)
+        self._save_id = secrets.token_hex(8)
+        self._is_coordinator = False
+        self._finishing = False
+        self._written: list[str] = []
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The path, without any password."""
+        return self._folder.name
+
+    def reset(self, checkpoint_id: Path | None = None) -> None:
+        """Begin another save, at another path if one is given."""
+        if checkpoint_id:
+            self._folder = folder_at(checkpoint_id, self._options)
+        self._save_id = secrets.token_hex(8)
+        self._written = []
+
+    def storage_meta(self) -> StorageMeta:
+        """What the manifest tells of the save."""
+        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Take the role of this rank.
+
+        Raises:
+            ValueError: if the ranks are not to wait for each other, as nobody could then tell when all are done.
+        """
+        if not kwargs.get("use_collectives", True):
+            msg = "A checkpoint is whole only when all ranks have written theirs. Leave use_collectives=False out."
+            raise ValueError(msg)
+        self._is_coordinator = is_coordinator
+        self._finishing = False
+        self._written = []
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Leave the plan as it is.
+
+        Raises:
+            ValueError: if it has a sparse or quantized tensor, whose indices or scale would be lost.
+            FileExistsError: if there is a checkpoint that may not be replaced.
+        """
+        if self._is_coordinator and not self._overwrite and self._folder.exists(MANIFEST):
+            msg = f"{self._folder.name} has a checkpoint already. Choose another path, or allow it to be overwritten."
+            raise FileExistsError(msg)
+        for item in plan.items:
+            check_item(item)
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Tell each rank its number."""
+        return [dataclasses.replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write what the plan has for this rank, into a shard of a new name; none if there is nothing."""
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(self._write(plan, planner) if plan.items else [])
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write the manifest, and remove the shards of the one that it takes the place of."""
+        metadata.version = manifest.VERSION
+        metadata.storage_data = {each.index: each.storage_data for of_rank in results for each in of_rank}
+        metadata.storage_meta = self.storage_meta()
+        former = self._former_shards()
+        self._finishing = True
+        with self._folder.replacing(MANIFEST) as file:
+            file.write(manifest.encode(metadata))
+        self._folder.remove(sorted(former - shards_of(metadata)))
+
+    def discard(self, failed: Collection[int] = ()) -> bool:
+        """Remove what this rank wrote, after a save that failed; not where the manifest may be there nevertheless.
+
+        Args:
+            failed: the numbers of the ranks that failed, where they are known.
+
+        Returns:
+            Whether it is certain that there is no manifest of this save.
+        """
+        # Rank 0 alone writes the manifest, and only when no other has failed.
+        is_none = not self._finishing if self._is_coordinator else any(failed)
+        if is_none:
+            self._folder.remove(self._written)
+            self._written = []
+        return is_none
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
+        """Whether a path can name a checkpoint."""
+        return is_path(checkpoint_id)
+
+    def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+        if _gives_its_own(planner):  # else they may be made only when they are written
+            items = [item for item in plan.items if item.type != WriteItemType.BYTE_IO]
+            given = [(item.index.fqn, planner.resolve_data(item)) for item in items]
+            memory.check((name, tensor) for name, tensor in given if isinstance(tensor, torch.Tensor))
+        name = shard_name(plan.storage_data)
+        results = []
+        meter = Meter(self._callback or NoOpCallback(), sum(map(_nbytes, plan.items)), estimated=True)
+        with self._folder.creating(name) as file:
+            shard = Shard(file, name, held=_gives_its_own(planner), advance=meter.advance)
+            for item in plan.items:
+                data = planner.resolve_data(item)
+                if item.type == WriteItemType.BYTE_IO:
+                    assert isinstance(data, io.BytesIO)
+                    place = shard.add_bytes(data.getbuffer())
+                else:
+                    assert isinstance(data, torch.Tensor)
+                    memory.check([(item.index.fqn, data)])
+                    place = shard.add_tensor(data)
+                results.append(WriteResult(item.index, place.length, place))
+            shard.finish()
+        meter.finish()
+        self._written.append(name)
+        return results
+
+    def _former_shards(self) -> set[str]:
+        try:
+            return shards_of(manifest.read(self._folder))
+        except FileNotFoundError:
+            return set()
+        except (CheckpointError, PermissionError) as error:  # some may write and not read
+            logger.warning("The shards of the former checkpoint stay, as its manifest cannot be read: %s", error)
+            return set()
+
+
+def _nbytes(item: WriteItem) -> int:
+    """About how many bytes an item takes."""
+    told = item.tensor_data
+    return 0 if told is None else told.chunk.sizes.numel() * told.properties.dtype.itemsize
+
+
+def _gives_its_own(planner: SavePlanner) -> bool:
+    """Whether a planner gives out the tensors of the state dict itself, which stay while it is saved."""
+    default, kind = DefaultSavePlanner, type(planner)
+    names = ("resolve_data", "lookup_object", "transform_object")
+    return isinstance(planner, default) and all(getattr(kind, name) is getattr(default, name) for name in names)

@@ -1,0 +1,1 @@
+"""``cszoo checkpoint doctor``: the effective configuration, and what works with it."""

@@ -1,0 +1,243 @@
+"""What is tried in a bucket, to see what works there; what is written is removed again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from fsspec.asyn import sync
+
+from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
+from fsspec_csx.doctor.connectivity import NOT_THERE
+from fsspec_csx.doctor.effective_config import Examined
+from fsspec_csx.errors import AccessDeniedError, ObjectExistsError
+from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.multipart import Upload
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.request_body import Memories
+
+_DATA = b"written by cszoo checkpoint doctor, and of no use to anybody"
+_MIB = 2**20
+# Bytes of the object of the test of speed; the second is left out where the first took longer than a second.
+_SIZES = (2 * _MIB, 32 * _MIB)
+_ASKED_FOR = 20
+# Objects that cannot be read before they are restored.
+_ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+# What servers answer to a wrong checksum. Where it is the first, botocore would ask again and again.
+_DAMAGED = ("BadDigest", "InvalidArgument", "InvalidDigest", "InvalidRequest", "XAmzContentChecksumMismatch")
+_UNEXPECTED = "Ask who runs the server, with this answer."
+_WRITTEN = "checksums", "conditional write", "multipart", "speed"
+IN_BUCKET = ("bucket", "list", "write", "read", *_WRITTEN, "delete")
+"""The checks that need a bucket, in order."""
+
+
+class _DamageSeenError(Exception):
+    """The server has compared a checksum."""
+
+
+class Trials:
+    """What is tried in a bucket, with one object, which is removed in any case.
+
+    Args:
+        fs: signed in.
+        bucket: its name.
+        prefix: what the names of objects begin with; empty, or with a slash at its end.
+        speed: whether to measure it.
+    """
+
+    def __init__(self, fs: Examined, bucket: str, prefix: str, *, speed: bool) -> None:
+        self._fs = fs
+        self._bucket, self._prefix = bucket, prefix
+        self._key = f"{prefix}.cszoo-doctor-{secrets.token_hex(8)}"
+        self._path = f"{bucket}/{self._key}"
+        self._speed = speed
+        self._there = False  # whether the object may be
+        self._found = ""  # an object that was there before
+
+    def run(self) -> Generator[Check, None, None]:
+        """Try one after the other."""
+        bucket = self._tried("bucket", self._look)
+        yield bucket
+        if bucket.ok is False:
+            yield from (skipped(name, "the bucket cannot be used") for name in IN_BUCKET[1:])
+            return
+        yield self._tried("list", self._list, "s3:ListBucket")
+        try:
+            yield from self._run_with_object()
+        finally:
+            if self._there:
+                with contextlib.suppress(Exception):
+                    self._remove()
+
+    def _run_with_object(self) -> Iterator[Check]:
+        self._there = True
+        written = self._tried("write", self._write, "s3:PutObject")
+        yield written
+        if written.ok:
+            yield self._tried("read", self._read, "s3:GetObject")
+            tries: tuple[Callable[[], Check], ...] = self._checksums, self._conditional, self._multipart, self._measure
+            for name, each in zip(_WRITTEN, tries, strict=True):
+                yield self._tried(name, each, "s3:PutObject")
+        else:
+            yield self._tried("read", self._read_found, "s3:GetObject")
+            yield from (skipped(name, "nothing can be written") for name in _WRITTEN)
+        if not self._there:
+            yield skipped("delete", "nothing was written")
+            return
+        yield self._tried("delete", self._remove, "s3:DeleteObject")
+
+    def _tried(self, name: str, check: Callable[[], Check], right: str = "") -> Check:
+        place = f"s3://{self._bucket}" if right == "s3:ListBucket" else f"s3://{self._bucket}/{self._prefix}*"
+        try:
+            return check()
+        except Exception as error:
+            return failed(name, error, _UNEXPECTED, f"{right} on {place}" if right else "")
+
+    def _call(self, method: str, **parameters: Any) -> Any:
+        return self._fs.call_s3(method, Bucket=self._bucket, **parameters)
+
+    # -- what is there ----------------------------------------------------------------------------------------------
+
+    def _look(self) -> Check:
+        try:
+            answer = self._call("head_bucket")
+        except AccessDeniedError:
+            return skipped("bucket", "to ask for it was refused, which is no fault where objects can be used")
+        except FileNotFoundError:
+            reason = f"There is no bucket {self._bucket!r} at {self._fs._endpoint}."
+            return failed("bucket", reason, "Check its name and the endpoint; a write makes it where that is allowed.")
+        region = answer.get("BucketRegion")
+        return passed("bucket", f"{self._bucket!r} is there{f', in region {region}' if region else ''}")
+
+    def _list(self) -> Check:
+        answer = self._call("list_objects_v2", Prefix=self._prefix, MaxKeys=_ASKED_FOR)
+        objects = answer.get("Contents") or ()
+        readable = [each["Key"] for each in objects if each["Size"] and each.get("StorageClass") not in _ARCHIVED]
+        self._found = next(iter(readable), "")
+        more = "at least " if answer.get("IsTruncated") else ""
+        return passed("list", f"objects below s3://{self._bucket}/{self._prefix}: {more}{len(objects)}")
+
+    # -- an object of our own ---------------------------------------------------------------------------------------
+
+    def _write(self) -> Check:
+        try:
+            self._fs.pipe_file(self._path, _DATA)
+        except (PermissionError, FileNotFoundError):
+            self._there = False
+            raise
+        return passed("write", f"{len(_DATA)} bytes to s3://{self._path}")
+
+    def _read(self) -> Check:
+        if self._fs.cat_file(self._path) != _DATA:
+            return failed("read", "What is read is not what was written.", _UNEXPECTED)
+        return passed("read", "the same bytes")
+
+    def _read_found(self) -> Check:
+        if not self._found:
+            return skipped("read", "there is nothing to read")
+        self._fs.cat_file(f"{self._bucket}/{self._found}", start=0, end=1)
+        return passed("read", f"a byte of s3://{self._bucket}/{self._found}")
+
+    def _checksums(self) -> Check:
+        if not self._fs.transfer.checksums:
+            return lacking("checksums", "the server refuses CRC64NVME: uploads go without, and it compares nothing")
+        if self._damage_is_seen():
+            return passed("checksums", "the server compares CRC64NVME, and refuses what was damaged on the way")
+        return lacking("checksums", "the server takes CRC64NVME and compares nothing: damage on the way goes unnoticed")
+
+    def _damage_is_seen(self) -> bool:
+        """Whether bytes that do not have the checksum that is told are refused."""
+
+        def seen(response: Any = None, **_: Any) -> None:
+            if response is not None and response[1].get("Error", {}).get("Code") == _DAMAGED[0]:
+                raise _DamageSeenError
+
+        wrong = CRC64NVME.encoded(CRC64NVME.compute(memoryview(_DATA), 0) ^ 1)
+        events = self._fs._s3.meta.events
+        events.register_first("needs-retry.s3.PutObject", seen)
+        try:
+            self._fs.pipe_file(self._path, _DATA, ChecksumCRC64NVME=wrong)
+        except _DamageSeenError:
+            return True
+        except Exception as error:
+            if code_of(error) not in _DAMAGED:
+                raise
+            return True
+        finally:
+            events.unregister("needs-retry.s3.PutObject", seen)
+        return False
+
+    def _conditional(self) -> Check:
+        try:
+            self._fs.pipe_file(self._path, _DATA, mode="create")
+        except ObjectExistsError:
+            return passed("conditional write", "the server heeds If-None-Match: mode 'x' replaces nothing")
+        except Exception as error:
+            if code_of(error) not in NOT_THERE:
+                raise
+            return lacking("conditional write", "the server knows no If-None-Match: mode 'x' fails")
+        return lacking("conditional write", "the server ignores If-None-Match: mode 'x' may replace an object")
+
+    def _multipart(self) -> Check:
+        ended = sync(self._fs.loop, self._upload)
+        try:
+            self._call("abort_multipart_upload", Key=self._key, UploadId=ended)
+        except FileNotFoundError:
+            pass  # it was completed
+        except AccessDeniedError as error:
+            place = f"s3:AbortMultipartUpload on s3://{self._bucket}/{self._prefix}*"
+            return failed("multipart", error, _UNEXPECTED, place)
+        return passed("multipart", "an upload in parts was completed, and one that fails may be aborted")
+
+    async def _upload(self) -> str:
+        """Make the object by an upload in parts, and return its id."""
+        call = self._fs._caller(self._bucket, self._key, {})
+        async with Upload(call, self._fs.transfer) as upload:
+            await upload.create()
+            begun = str(upload.id)
+            await upload.send(1, Memories([memoryview(_DATA)]))
+            await upload.complete()
+        return begun
+
+    def _measure(self) -> Check:
+        if not self._speed:
+            return skipped("speed", "it was not asked for")
+        for size in _SIZES:
+            data, began = os.urandom(size), time.monotonic()
+            self._fs.pipe_file(self._path, data)
+            written = time.monotonic()
+            same, read = self._fs.cat_file(self._path) == data, time.monotonic()
+            if not same:
+                return failed("speed", "What is read is not what was written.", _UNEXPECTED)
+            up, down = size / (written - began) / 1e6, size / (read - written) / 1e6
+            if read - began > 1:
+                break
+        return passed("speed", f"{up:.0f} MB/s to write, {down:.0f} MB/s to read, of an object of {size // _MIB} MiB")
+
+    # -- removed again ----------------------------------------------------------------------------------------------
+
+    def _remove(self) -> Check:
+        try:
+            answer = self._call("delete_object", Key=self._key)
+        except Exception as error:
+            self._there = False
+            told = failed("delete", error, _UNEXPECTED, f"s3:DeleteObject on s3://{self._bucket}/{self._prefix}*")
+            return Check("delete", False, f"{told.text} The object s3://{self._path} stays.", told.remedy)
+        self._there = False
+        if not (answer.get("VersionId") or answer.get("DeleteMarker")):
+            return passed("delete", f"s3://{self._path}")
+        try:
+            self._remove_versions()
+        except Exception:
+            return passed("delete", f"s3://{self._path}; the bucket keeps versions, and those of it may not be deleted")
+        return passed("delete", f"s3://{self._path}, and its versions")
+
+    def _remove_versions(self) -> None:
+        answer = self._call("list_object_versions", Prefix=self._key)
+        for each in [*(answer.get("Versions") or ()), *(answer.get("DeleteMarkers") or ())]:
+            if each["Key"] == self._key:
+                self._call("delete_object", Key=self._key, VersionId=each["VersionId"])

@@ -1,0 +1,90 @@
+"""Whether anybody answers at the endpoint, what time it is there, and whether the credentials are accepted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+
+from botocore.awsrequest import AWSRequest
+from botocore.httpsession import URLLib3Session
+
+from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
+from fsspec_csx.doctor.effective_config import Examined, InForce
+from fsspec_csx.errors import AccessDeniedError
+from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html
+_LARGEST_SKEW = timedelta(minutes=15)
+_SHOWN_SKEW = timedelta(seconds=3)
+_UNAVAILABLE = (502, 503, 504)
+_NO_S3 = "Check that the endpoint is that of an S3 service, not of a page for people, and ask who runs it."
+NOT_THERE = ("405", "501", "MethodNotAllowed", "NotImplemented")
+"""What servers answer to what they do not know."""
+
+
+def reached(force: InForce) -> Iterator[Check]:
+    """Whether anybody answers at the endpoint, and what time it is there, from one request that is not signed."""
+    client = force.unsigned._s3
+    config = client.meta.config
+    session = URLLib3Session(
+        verify=force.verify,
+        proxies=force.proxies,
+        timeout=(config.connect_timeout, config.read_timeout),
+        client_cert=config.client_cert,
+        proxies_config=config.proxies_config,
+    )
+    began, at = time.monotonic(), datetime.now(timezone.utc)
+    try:
+        answer = session.send(AWSRequest("GET", force.endpoint).prepare())
+    except Exception as error:
+        asked = Request("Get", "", "", False, force.endpoint, client.meta.region_name, "nobody")
+        yield failed("reachable", explain(error, asked), _NO_S3)
+        yield skipped("clock", "the endpoint cannot be reached")
+        return
+    finally:
+        session.close()
+    took = time.monotonic() - began
+    yield _answered(force.endpoint, answer.status_code, answer.headers.get("Content-Type", ""), took)
+    yield _clock(answer.headers.get("Date", ""), at + timedelta(seconds=took / 2))
+
+
+def _answered(endpoint: str, status: int, kind: str, seconds: float) -> Check:
+    if status in _UNAVAILABLE:
+        problem = f"{endpoint} answers with status {status}: whom it stands for is not available."
+        return failed("reachable", problem, "Check the server behind it, and the proxy if there is one.")
+    if status == 200 and kind.startswith("text/html"):
+        return failed("reachable", f"{endpoint} answers with a web page, as no S3 service does.", _NO_S3)
+    tls = " by TLS" if endpoint.startswith("https:") else ""
+    return passed("reachable", f"{endpoint} answers{tls} in {1000 * seconds:.0f} ms")
+
+
+def _clock(told: str, here: datetime) -> Check:
+    try:
+        there = parsedate_to_datetime(told)
+    except (TypeError, ValueError):
+        return skipped("clock", "the server does not tell the time")
+    there = there if there.tzinfo else there.replace(tzinfo=timezone.utc)
+    skew = here - there - timedelta(seconds=0.5)  # the server's is cut off to a second
+    if abs(skew) < _SHOWN_SKEW:
+        return passed("clock", "that of this machine agrees with the server's")
+    text = f"that of this machine is {abs(skew).total_seconds():.0f} s {'ahead of' if skew > timedelta() else 'behind'}"
+    if abs(skew) < _LARGEST_SKEW:
+        return passed("clock", f"{text} the server's; S3 allows {_LARGEST_SKEW.seconds} s")
+    return failed("clock", f"{text} the server's: it refuses requests.", "Set the clock, for instance by NTP.")
+
+
+def known(fs: Examined) -> Check:
+    """Whether the server accepts the credentials."""
+    if fs.anon:
+        return skipped("signed in", "access is anonymous")
+    try:
+        answer = fs.call_s3("list_buckets")
+    except AccessDeniedError:
+        return passed("signed in", f"as {fs._identity}, who may not list the buckets, which is no fault")
+    except Exception as error:
+        if code_of(error) in NOT_THERE:
+            return lacking("signed in", "the server tells no buckets, which is no fault")
+        return failed("signed in", error, _NO_S3)
+    return passed("signed in", f"as {fs._identity}; buckets to see: {len(answer.get('Buckets') or ())}")

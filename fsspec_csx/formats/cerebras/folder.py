@@ -1,0 +1,277 @@
+"""Cerebras checkpoints as folders, as S3 has them: one object for each tensor, and ``__METADATA__`` beside them.
+
+Layout of the folder K, as cerebras_pytorch 2.10 writes it: ``K/NAME`` for each tensor, and ``K/__METADATA__``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from fsspec import AbstractFileSystem
+
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
+from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
+from fsspec_csx.formats.cerebras.leaf import Body, Leaf, Unread, shown
+from fsspec_csx.formats.cerebras.metadata import OWN, damaged, is_safe
+from fsspec_csx.formats.cerebras.source import CerebrasSource, Place
+
+# What an answer tells of a file, and is another when the file is.
+_CHANGING = ("ETag", "VersionId", "LastModified", "size", "ino", "mtime", "created")
+_PIECE = 16 * 2**20
+_TOGETHER = 64
+
+
+class Wanted(NamedTuple):
+    """Bytes of an object, and where they go.
+
+    Attributes:
+        path: of the object.
+        start: position of the first byte.
+        memory: writable memory, contiguous, of single bytes.
+        size: that the object must have, in bytes.
+    """
+
+    path: str
+    start: int
+    memory: memoryview
+    size: int
+
+
+def is_cerebras(fs: AbstractFileSystem, path: str) -> bool:
+    """Whether there is a Cerebras checkpoint at a path, be it finished or not.
+
+    Raises:
+        OSError: what the filesystem raised.
+    """
+    fs.invalidate_cache()
+    return bool(fs.exists(metadata_of(path)))
+
+
+def objects_of(fs: AbstractFileSystem, path: str) -> list[str]:
+    """The paths of all objects below a path, in the order in which a copy is to be made: ``__METADATA__`` last.
+
+    To delete them, take the opposite order: without ``__METADATA__`` the rest is no checkpoint.
+
+    Raises:
+        OSError: what the filesystem raised.
+    """
+    fs.invalidate_cache()
+    folder, last = f"{path.rstrip('/')}/", metadata_of(path)
+    try:
+        found = [each for each in fs.find(path) if each.startswith(folder)]
+    except FileNotFoundError:
+        found = []
+    return sorted(found, key=lambda each: (each == last, each))
+
+
+@contextlib.contextmanager
+def opened(fs: AbstractFileSystem, path: str, *, name: str) -> Iterator[FolderSource | None]:
+    """The checkpoint in a folder; None if there is none.
+
+    It is seen if it is saved anew before the block ends.
+
+    Args:
+        fs: the filesystem.
+        path: of the folder on it.
+        name: what errors call it.
+
+    Raises:
+        UnsafeCheckpointError: if its metadata may run code.
+        InvalidCheckpointError: if it was not finished, is damaged, or was saved anew meanwhile.
+        OSError: what the filesystem raised.
+    """
+    try:
+        before = _info(fs, path)
+    except PermissionError:
+        before = None
+    if before is None:
+        yield None
+        return
+    try:
+        yield FolderSource(fs, path, _read_metadata(fs, path, before["size"], name), name=name)
+    except CheckpointError:
+        _check_unchanged(fs, path, before, name)
+        raise
+    _check_unchanged(fs, path, before, name)
+
+
+def _check_unchanged(fs: AbstractFileSystem, path: str, before: Any, name: str) -> None:
+    after = _info(fs, path) or {}
+    if any(after.get(key) != before.get(key) for key in _CHANGING):
+        raise InvalidCheckpointError(f"{name} was saved anew while it was read.", "Load it again.")
+
+
+def _info(fs: AbstractFileSystem, path: str) -> Any:
+    """What the filesystem tells of the metadata of a checkpoint; None if there is none."""
+    fs.invalidate_cache()
+    try:
+        info = fs.info(metadata_of(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return info if info["type"] == "file" else None
+
+
+def _read_metadata(fs: AbstractFileSystem, path: str, size: int, name: str) -> dict[str, Any]:
+    if size > cerebras_metadata.LARGEST:
+        raise damaged(name, f"its {cerebras_metadata.NAME} has {size} bytes, more than {cerebras_metadata.LARGEST}")
+    return cerebras_metadata.decoded(fs.cat_file(metadata_of(path)), name=name)
+
+
+class FolderSource(CerebrasSource):
+    """A Cerebras checkpoint in a folder.
+
+    Args:
+        fs: the filesystem.
+        path: of the folder on it.
+        metadata: its metadata.
+        name: what errors call it.
+
+    Raises:
+        InvalidCheckpointError: if it was not finished, or is damaged.
+        NotImplementedError: on a big-endian machine.
+    """
+
+    def __init__(self, fs: Any, path: str, metadata: dict[str, Any], *, name: str) -> None:
+        super().__init__(name, metadata, _checksums(metadata))
+        self._fs = fs
+        self._path = path
+        self._others: dict[str, CerebrasSource | str] = {}
+        for key, leaf in self.leaves.items():
+            if isinstance(leaf, (Body, Unread)) and not is_safe(key):
+                raise damaged(name, f"{shown(key)} is no name of an object in its folder")
+
+    def _followed(self, leaf: Body) -> Leaf:
+        path, key = leaf.elsewhere or ("", "")
+        if not path.startswith("s3://") or "s3" not in protocols(self._fs):
+            return super()._followed(leaf)
+        there = self._fs._strip_protocol(path)
+        if there not in self._others:
+            self._others[there] = self._other(there, path)
+        other = self._others[there]
+        if isinstance(other, str):
+            return Unread(f"tensor of a checkpoint that cannot be read: {other}")
+        found = other.leaves.get(key)
+        # Not gone after any further: so links never lead in a circle.
+        like = isinstance(found, Body) and (found.dtype, found.shape) == (leaf.dtype, leaf.shape)
+        if not isinstance(found, Body) or not like or found.elsewhere is not None:
+            return Unread(f"tensor {shown(key)} of {path!r}, which has none of that dtype and shape")
+        return Body(found.dtype, found.shape, found.stored, found.compressed, leaf.is_array, (there, key))
+
+    def _other(self, path: str, name: str) -> CerebrasSource | str:
+        try:
+            size = self._fs.info(metadata_of(path))["size"]
+            return FolderSource(self._fs, path, _read_metadata(self._fs, path, size, name), name=name)
+        except (CheckpointError, FileNotFoundError, PermissionError) as error:
+            return str(error)
+
+    def _object(self, key: str, leaf: Any) -> str:
+        """The path of a value's object."""
+        if isinstance(leaf, Body) and leaf.elsewhere is not None:
+            return "/".join(leaf.elsewhere)
+        return f"{self._path}/{key}"
+
+    def _is_stored(self, name: str, leaf: Body) -> bool:
+        try:
+            return bool(self._fs.info(self._object(name, leaf))["size"] == leaf.stored)
+        except FileNotFoundError:
+            return False
+
+    def _fetch(self, parts: Sequence[tuple[Place, int, memoryview]]) -> None:
+        self._read_objects(
+            [Wanted(self._object(at.name, at.leaf), start, memory, at.leaf.nbytes) for at, start, memory in parts]
+        )
+
+    def _objects(self, wanted: Sequence[tuple[str, Any]]) -> list[bytes]:
+        made = [bytearray(leaf.stored) for _, leaf in wanted]
+        parts = [
+            Wanted(self._object(key, leaf), 0, memoryview(data), leaf.stored)
+            for (key, leaf), data in zip(wanted, made, strict=True)
+        ]
+        advance, self.advance = self.advance, lambda count: None  # it counts what comes of them
+        try:
+            self._read_objects(parts)
+        finally:
+            self.advance = advance
+        return [bytes(data) for data in made]
+
+    def _read_objects(self, wanted: Sequence[Wanted]) -> None:
+        try:
+            if hasattr(self._fs, "readinto_objects"):
+                sizes = self._fs.readinto_objects(wanted, self.advance)
+            elif self._fs.async_impl:
+                batches = list(_batches(wanted))
+                wanted = [each for batch in batches for each in batch]
+                sizes = [size for batch in batches for size in self._cat(batch)]
+            else:
+                sizes = [self._read_file(each) for each in wanted]
+        except FileNotFoundError as error:
+            raise damaged(self.name, f"an object of it is missing ({error})") from error
+        for each, size in zip(wanted, sizes, strict=True):
+            if size != each.size:
+                raise damaged(self.name, f"the object {each.path!r} does not have the {each.size} bytes that it should")
+
+    def _cat(self, wanted: Sequence[Wanted]) -> list[int]:
+        """Fill memories by requests side by side; the sizes are those that the objects seem to have."""
+        paths, starts = [each.path for each in wanted], [each.start for each in wanted]
+        # One byte more shows whether there is more than there should be.
+        ends = [each.start + len(each.memory) + 1 for each in wanted]
+        sizes = []
+        for each, data in zip(wanted, self._fs.cat_ranges(paths, starts, ends, on_error="raise"), strict=True):
+            expected = min(len(each.memory) + 1, each.size - each.start)
+            if len(data) == expected:
+                each.memory[:] = data[: len(each.memory)]
+                self.advance(len(each.memory))
+            sizes.append(each.size + len(data) - expected)
+        return sizes
+
+    def _read_file(self, wanted: Wanted) -> int:
+        with self._fs.open(wanted.path, "rb") as file:
+            size = int(file.seek(0, 2))
+            file.seek(wanted.start)
+            done = 0
+            while done < len(wanted.memory) and size == wanted.size:
+                data = file.read(min(_PIECE, len(wanted.memory) - done))
+                if not data:
+                    return done
+                wanted.memory[done : done + len(data)] = data
+                self.advance(len(data))
+                done += len(data)
+            return size
+
+
+def protocols(fs: AbstractFileSystem) -> Sequence[str]:
+    """The names by which URLs call a filesystem."""
+    return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+
+
+def metadata_of(path: str) -> str:
+    """The path of the metadata of the checkpoint in a folder."""
+    return f"{path.rstrip('/')}/{cerebras_metadata.NAME}"
+
+
+def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
+    """The CRC-32 of the bytes of values by their names, if the checkpoint was written by this package."""
+    try:
+        told = json.loads(metadata.get(OWN, "{}")).get("crc32", {})
+        return {key: crc for key, crc in told.items() if type(crc) is int}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _batches(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    """In pieces of a bounded size, so many at a time as are not too large together."""
+    batch: list[Wanted] = []
+    taken = 0
+    for path, position, memory, size in wanted:
+        for start in range(0, len(memory), _PIECE):
+            piece = Wanted(path, position + start, memory[start : start + _PIECE], size)
+            if batch and (taken + len(piece.memory) > 4 * _PIECE or len(batch) == _TOGETHER):
+                yield batch
+                batch, taken = [], 0
+            batch.append(piece)
+            taken += len(piece.memory)
+    if batch:
+        yield batch

@@ -1,0 +1,148 @@
+"""Cerebras checkpoints as HDF5 files, as local disks have them: metadata as attributes, tensors as datasets.
+
+Read by h5py, and of it only what lies in the file itself: what HDF5 could have in other files is not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
+from fsspec_csx.formats.cerebras.leaf import MOST_PACKED, Body, Leaf, Unread, shown
+from fsspec_csx.formats.cerebras.metadata import LEAF, damaged
+from fsspec_csx.formats.cerebras.source import CerebrasSource, Place
+from fsspec_csx.formats.sniff import AGAIN
+from fsspec_csx.tensors.source import Source
+
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_EXTRA = "Install 'fsspec-csx[cerebras]' to read it."
+
+
+def is_hdf5(head: bytes) -> bool:
+    """Whether a file that begins like this is an HDF5 file."""
+    return head.startswith(_MAGIC)
+
+
+def source(file: Source, name: str) -> Hdf5Source:
+    """The checkpoint in an HDF5 file.
+
+    Args:
+        file: the file.
+        name: what errors call it.
+
+    Raises:
+        ModuleNotFoundError: if h5py is not installed.
+        InvalidCheckpointError: if the file is damaged, or no checkpoint.
+        NotImplementedError: on a big-endian machine.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{name} is an HDF5 file, which needs h5py. {_EXTRA}", name="h5py") from error
+    try:
+        opened = h5py.File(file.file, "r")
+        metadata = dict(opened.attrs)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise InvalidCheckpointError(f"{name} is an HDF5 file that h5py cannot read ({error}).", AGAIN) from error
+    if "__spec__" not in metadata:
+        raise InvalidCheckpointError(f"{name} is an HDF5 file, and no checkpoint.", "Read it with h5py.")
+    return Hdf5Source(opened, name, metadata)
+
+
+class Hdf5Source(CerebrasSource):
+    """A Cerebras checkpoint in an HDF5 file.
+
+    Args:
+        file: the h5py file.
+        name: what errors call it.
+        metadata: its attributes.
+
+    Raises:
+        InvalidCheckpointError: if it was not finished, or is damaged.
+        NotImplementedError: on a big-endian machine.
+    """
+
+    def __init__(self, file: Any, name: str, metadata: dict[str, Any]) -> None:
+        self._h5 = file
+        self._whole: tuple[str, memoryview] | None = None
+        super().__init__(name, metadata)
+
+    def _leaf(self, key: str) -> Leaf:
+        text = self.metadata.get(key + LEAF)
+        leaf = cerebras_leaf.parsed(key, text, name=self.name, form=lambda: self._form(key))
+        if isinstance(leaf, Unread) and leaf.runs_code:
+            return Unread(leaf.kind, len(self._pickle(key)), runs_code=True)
+        return leaf
+
+    def _form(self, key: str) -> dict[str, Any]:
+        dataset = self._dataset(key)
+        with self._telling_damage(key):
+            return {"shape": [int(size) for size in dataset.shape], "dtype": dataset.dtype.name}
+
+    @contextlib.contextmanager
+    def _telling_damage(self, key: str) -> Iterator[None]:
+        """HDF5 finds damage only where it comes to it."""
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError) as error:
+            raise damaged(self.name, f"{shown(key)} cannot be read ({error}). {_EXTRA}") from error
+
+    def _is_stored(self, name: str, leaf: Body) -> bool:
+        with self._telling_damage(name):
+            return leaf.nbytes <= MOST_PACKED * int(self._dataset(name).id.get_storage_size())
+
+    def _dataset(self, key: str) -> Any:
+        """The dataset of a value, which lies in this file as a whole."""
+        import h5py
+
+        group: Any = self._h5
+        for part in key.split("/"):
+            with self._telling_damage(key):
+                inside = isinstance(group, h5py.Group) and part not in ("", ".")
+                link = group.get(part, getlink=True) if inside else None
+            if not isinstance(link, h5py.HardLink):
+                raise damaged(self.name, f"it has no dataset {shown(key)} of its own")
+            with self._telling_damage(key):
+                group = group[part]
+        with self._telling_damage(key):
+            elsewhere = not isinstance(group, h5py.Dataset) or group.is_virtual or group.external
+        if elsewhere:
+            raise damaged(self.name, f"{shown(key)} is not a dataset whose bytes are in the file")
+        return group
+
+    def _pickle(self, key: str) -> bytes:
+        dataset = self._dataset(key)
+        with self._telling_damage(key):
+            body = dataset.attrs.get("__BYTES__")
+        return body.tobytes() if hasattr(body, "tobytes") else b""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._h5.close()
+
+    def _fetch(self, parts: Sequence[tuple[Place, int, memoryview]]) -> None:
+        for place, start, memory in parts:
+            if len(memory) == place.leaf.nbytes:
+                self._read_dataset(place, memory)
+            else:
+                if self._whole is None or self._whole[0] != place.name:
+                    self._whole = place.name, memoryview(bytearray(place.leaf.nbytes))
+                    self._read_dataset(place, self._whole[1])
+                memory[:] = self._whole[1][start : start + len(memory)]
+            self.advance(len(memory))
+
+    def _read_dataset(self, place: Place, memory: memoryview) -> None:
+        import numpy
+
+        dataset = self._dataset(place.name)
+        target = numpy.frombuffer(memory, dataset.dtype.newbyteorder("=")).reshape(dataset.shape)
+        with contextlib.suppress(ImportError):
+            import hdf5plugin  # noqa: F401 - has the filter by which the reference compresses
+        with self._telling_damage(place.name):
+            dataset.read_direct(target)
+
+    def _objects(self, wanted: Sequence[tuple[str, Any]]) -> list[bytes]:
+        return [self._pickle(key) for key, _ in wanted]

@@ -1,0 +1,249 @@
+"""What a Cerebras checkpoint tells of each of its values: an entry of its metadata, which is JSON.
+
+The keys are those that cerebras_pytorch 2.10 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from fsspec_csx.formats.cerebras.metadata import LEAF, damaged
+
+_NAMES = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16"]
+_NAMES += ["float32", "float64", "complex64", "complex128"]
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES}
+# What NumPy does not have is stored as something of the same size.
+_STORED_AS = {"bfloat16": "int16"}
+_NUMBER_MAX = 2**63 - 1
+_DIMENSIONS = 1000
+_SHOWN = 80
+
+
+MOST_PACKED = 50_000
+"""How many bytes of a value can be in one, at most: a block of zstd has 128 KiB, and takes no less than four."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A tensor or array whose bytes are an object, in C order.
+
+    Attributes:
+        dtype: the type of its elements.
+        shape: its size in each dimension.
+        stored: the size of the object in bytes.
+        compressed: whether it is one zstd frame.
+        is_array: whether it is to become a NumPy array.
+        elsewhere: the checkpoint that has it, and its name there; None if it is this one.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stored: int
+    compressed: bool = False
+    is_array: bool = False
+    elsewhere: tuple[str, str] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Full:
+    """A tensor of one number, whose bytes are nowhere.
+
+    Attributes:
+        dtype: the type of its elements.
+        shape: its size in each dimension.
+        number: what all of them are.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    number: float
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number, a text, a truth or None.
+
+    Attributes:
+        value: itself.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Link:
+    """What is the same object as another value.
+
+    Attributes:
+        name: of that value.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What stands for a value that is not read; its repr says why.
+
+    Attributes:
+        kind: what the checkpoint calls it.
+        stored: the size of its object in bytes, as far as it is told.
+        compressed: whether that is one zstd frame.
+        runs_code: whether it is a pickle, so that reading it may run any code.
+    """
+
+    kind: str
+    stored: int = 0
+    compressed: bool = False
+    runs_code: bool = False
+
+    def __repr__(self) -> str:
+        what = f"a pickle of {self.stored} bytes" if self.runs_code else f"a {self.kind}"
+        return f"<{what}, not read>"
+
+
+Form: TypeAlias = Callable[[], dict[str, Any]]
+Leaf: TypeAlias = "Body | Full | Value | Link | Unread"
+
+
+def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Leaf:
+    """What is told of a value.
+
+    Args:
+        key: its name.
+        text: JSON, of the entry of that name and ``.__metadata__``.
+        name: what errors call the checkpoint.
+        form: tells shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
+
+    Raises:
+        InvalidCheckpointError: if it contradicts itself, or has a dtype that this torch lacks.
+    """
+    try:
+        told = json.loads(text) if isinstance(text, str) else {}
+        own = told.get(key + LEAF)
+        if own is None and f"{key}.0{LEAF}" in told:
+            return _nested(key, told)
+        return _plain(_of_type(own, dict), form)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        what = f"what it tells of {shown(key)} is no description of a value ({str(error)[:_SHOWN]})"
+        raise damaged(name, what) from error
+
+
+def shown(key: str) -> str:
+    """A checkpoint may name its values as it likes, and at any length."""
+    return f"{key[:_SHOWN]!r}…" if len(key) > _SHOWN else repr(key)
+
+
+def _plain(told: dict[str, Any], form: Form | None = None) -> Leaf:
+    kind = told["__TYPE__"]
+    if kind in ("TorchTensorSerializer", "NumpyArraySerializer"):
+        return _body(told, form)
+    if kind == "ScalarSerializer":
+        return Value(_of_type(told["scalar_value"], bool, int, float))
+    if kind == "StringSerializer":
+        return Value(_of_type(told["string_value"], str))
+    if kind == "NoneSerializer":
+        return Value(None)
+    if kind == "LinkedObject":
+        return Link(_of_type(told["key"], str))
+    if kind == "DeferredFullTensor":
+        return _full(told)
+    if kind == "ObjectSerializer":
+        return Unread(kind, _count(told.get("boundaries", [0])), bool(told.get("compressed")), runs_code=True)
+    return Unread(str(kind)[:_SHOWN])
+
+
+def _full(told: dict[str, Any]) -> Full:
+    dtype, number = _dtype(told["dtype"]), _of_type(told["fill_value"], bool, int, float)
+    try:
+        torch.full((), number, dtype=dtype)
+    except (RuntimeError, OverflowError) as error:
+        msg = f"no {dtype} can be the number that it is full of"
+        raise ValueError(msg) from error
+    return Full(dtype, _shape(told["shape"]), number)
+
+
+def _nested(key: str, told: dict[str, Any]) -> Leaf:
+    """A tensor of another checkpoint, as it was loaded from there and not looked at."""
+    first, second = told[f"{key}.0{LEAF}"], told.get(f"{key}.1{LEAF}", {})
+    if (first.get("__TYPE__"), second.get("__TYPE__")) != ("DeferredNumpyArray", "DeferredTorchTensor"):
+        return Unread(str(first.get("__TYPE__"))[:_SHOWN])
+    if first["index"] != 0:
+        return Unread("part of an object of another checkpoint")
+    elsewhere = _of_type(first["path"], str), _of_type(first["key"], str)
+    return _body(first["metadata"], None, elsewhere)
+
+
+def _body(told: dict[str, Any], form: Form | None, elsewhere: tuple[str, str] | None = None) -> Body | Unread:
+    is_array = told["__TYPE__"] == "NumpyArraySerializer"
+    stored_form = form() if form else told["__NUMPY__"]
+    shape, stored_as = _shape(stored_form["shape"]), str(stored_form["dtype"])
+    if is_array:
+        if stored_as not in _DTYPES or told.get("is_bfloat16"):
+            return Unread(f"NumPy array of {stored_as[:_SHOWN]}")
+        dtype = _dtype(stored_as)
+    else:
+        (told_shape,), (told_dtype,) = told["shapes"], told["dtypes"]
+        dtype = _dtype(told_dtype)
+        plain = str(told_dtype).removeprefix("torch.")
+        if _shape(told_shape) != shape or _STORED_AS.get(plain, plain) != stored_as:
+            msg = f"a tensor {told_dtype} {told_shape} is stored as {stored_as} {list(shape)}"
+            raise ValueError(msg)
+    compressed = bool(told.get("compressed")) and form is None
+    nbytes = math.prod(shape) * dtype.itemsize
+    stored = _count(told.get("boundaries", [nbytes]))
+    if _count(told.get("data_sizes", [nbytes])) != nbytes or (stored != nbytes and not compressed):
+        msg = f"it takes {nbytes} bytes, and has {told.get('data_sizes')} in an object of {stored}"
+        raise ValueError(msg)
+    if nbytes > MOST_PACKED * stored:
+        msg = f"it takes {nbytes} bytes, which cannot be in {stored}"
+        raise ValueError(msg)
+    return Body(dtype, shape, stored, compressed, is_array, elsewhere)
+
+
+def _of_type(value: Any, *types: type) -> Any:
+    if type(value) not in types:
+        msg = f"a {type(value).__name__}"
+        raise TypeError(msg)
+    return value
+
+
+def _dtype(told: object) -> torch.dtype:
+    return _DTYPES[str(told).removeprefix("torch.")]
+
+
+def _shape(told: Any) -> tuple[int, ...]:
+    shape = tuple(_of_type(size, int) for size in told)
+    # Those with a 0 among them too: torch counts the others.
+    if (
+        len(shape) > _DIMENSIONS
+        or any(size < 0 for size in shape)
+        or math.prod(max(size, 1) for size in shape) > _NUMBER_MAX // 16
+    ):
+        msg = f"a shape of {str(told)[:_SHOWN]}"
+        raise ValueError(msg)
+    return shape
+
+
+def _count(told: Any) -> int:
+    (count,) = told
+    if _of_type(count, int) < 0:
+        msg = f"a size of {count}"
+        raise ValueError(msg)
+    return int(count)

@@ -1,0 +1,190 @@
+"""What a Cerebras checkpoint is made of: the entries of its metadata, and the tensors that become objects.
+
+It is that of cerebras_pytorch 2.10, entry by entry, so that cerebras_pytorch loads it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from fsspec_csx.formats.cerebras import tree as cerebras_tree
+from fsspec_csx.formats.cerebras.leaf import shown
+from fsspec_csx.formats.cerebras.metadata import LEAF, OWN, SUCCESS, is_safe
+from fsspec_csx.formats.safetensors.writer import PLAIN
+from fsspec_csx.tensors.memory import is_freed
+from fsspec_csx.tensors.names import below
+
+_VERSION, _WRITTEN_AS = 0.5, "2.10.0"
+_SHOWN = 20
+# Bits of a number: Python reads only 4,300 digits.
+_LONGEST = 8192
+_REMEDY = "Leave them out, or save under the same name without format='cerebras': a torch file holds them."
+# Those that the reference is known to write, with its own numbers for them where these are known.
+_NUMBERS: dict[torch.dtype, int | None] = {
+    torch.bool: 1,
+    torch.int8: None,
+    torch.int16: 3,
+    torch.int32: 4,
+    torch.int64: 5,
+    torch.uint8: 6,
+    torch.float16: 10,
+    torch.float32: 11,
+    torch.float64: 12,
+    torch.bfloat16: 15,
+}
+
+
+class Plan:
+    """A checkpoint that is to be written.
+
+    Args:
+        obj: dicts, lists and tuples of tensors, NumPy arrays, numbers, texts and None.
+
+    Attributes:
+        bodies: the tensors that become objects, by name; of those that are the same object, the first.
+        nbytes: how many bytes these take.
+
+    Raises:
+        ValueError: if something could not be read back; it names all of that.
+    """
+
+    def __init__(self, obj: Any) -> None:
+        if cerebras_tree.entries(obj) is None:
+            msg = f"A Cerebras checkpoint holds a dict, list or tuple, not a {type(obj).__name__}. Put it into one."
+            raise ValueError(msg)
+        self.bodies: dict[str, torch.Tensor] = {}
+        self._headers: dict[str, str] = {}
+        self._metadata: dict[str, Any] = {}
+        self._names: dict[int, str] = {}
+        self._flaws: list[str] = []
+        for key, value in self._walk(obj, "", (id(obj),)):
+            self._add(key, value)
+        if self._flaws:
+            more = f" and {len(self._flaws) - _SHOWN} more" if len(self._flaws) > _SHOWN else ""
+            msg = f"A Cerebras checkpoint cannot hold {'; '.join(self._flaws[:_SHOWN])}{more}. {_REMEDY}"
+            raise ValueError(msg)
+        spec = cerebras_tree.spec_of(obj)
+        self._metadata = {
+            "__spec__": spec,
+            "__version__": _VERSION,
+            "__cstorch_version__": _WRITTEN_AS,
+            **self._metadata,
+        }
+        self.nbytes = sum(tensor.nbytes for tensor in self.bodies.values())
+
+    def header(self, name: str) -> str:
+        """The JSON that the object of a tensor has as its user metadata ``metadata``."""
+        return self._headers[name]
+
+    def metadata(self, crc32: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """The metadata of the checkpoint: as finished, with the CRC-32 of its objects' bytes, or without as begun."""
+        own = {"save": secrets.token_hex(8), "crc32": dict(crc32 or {})}
+        finished = {} if crc32 is None else {SUCCESS: True}
+        return {**self._metadata, OWN: json.dumps(own), **finished}
+
+    def _walk(self, obj: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+        try:
+            inner = cerebras_tree.entries(obj)
+        except ValueError as error:
+            self._flaws.append(f"{shown(name)}: {error}")
+            return
+        if inner is None:
+            yield name, obj
+            return
+        for key, value in inner:
+            if id(value) in above or len(above) > cerebras_tree.DEPTH:
+                self._flaws.append(f"{shown(below(name, key))}: it is nested too deeply, or in itself")
+            else:
+                yield from self._walk(value, below(name, key), (*above, id(value)))
+
+    def _add(self, key: str, value: Any) -> None:
+        first = self._names.setdefault(id(value), key)
+        entry = key + LEAF
+        if entry in self._metadata:
+            self._flaws.append(f"{shown(key)}: two entries have that name")
+            return
+        if not is_safe(key):
+            self._flaws.append(f"{shown(key)}: an object cannot have that name")
+            return
+        told: dict[str, Any] | str
+        if first != key:
+            told = {"key": first, "__LINKED__": True, "__TYPE__": "LinkedObject", "__NONE__": True}
+        else:
+            told = self._told(key, value)
+        if isinstance(told, str):
+            self._flaws.append(f"{shown(key)}: {told}")
+            return
+        spec = cerebras_tree.spec_of({key: value if first == key else None})
+        self._metadata[entry] = json.dumps({"__spec__": json.loads(spec), "__objects__": [key], entry: told}, indent=4)
+
+    def _told(self, key: str, value: Any) -> dict[str, Any] | str:
+        """What the metadata tells of a value; what is wrong with it as a str."""
+        if value is None:
+            return {"__TYPE__": "NoneSerializer", "__NONE__": True}
+        if type(value) in (bool, int, float):
+            if type(value) is int and value.bit_length() > _LONGEST:
+                return f"an int of {value.bit_length()} bits"
+            return {"scalar_value": value, "__TYPE__": "ScalarSerializer", "__NONE__": True}
+        if type(value) is str:
+            return {"string_value": value, "__TYPE__": "StringSerializer", "__NONE__": True}
+        if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
+            return self._array(key, value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(key, value)
+        return f"a value of the type {type(value).__name__}"
+
+    def _tensor(self, key: str, tensor: torch.Tensor) -> dict[str, Any] | str:
+        if flaw := _flaw(tensor):
+            return flaw
+        number = _NUMBERS[tensor.dtype]
+        told: dict[str, Any] = {"__TORCH__": True, "shapes": [list(tensor.shape)], "dtypes": [str(tensor.dtype)]}
+        told |= {} if number is None else {"rtfx_dtypes": [number]}
+        told["__TYPE__"] = "TorchTensorSerializer"
+        return self._body(key, tensor, told)
+
+    def _array(self, key: str, array: Any) -> dict[str, Any] | str:
+        try:
+            tensor = torch.from_numpy(array.copy())
+        except TypeError:
+            return f"a NumPy array of {array.dtype}"
+        if tensor.dtype not in _NUMBERS:
+            return f"a NumPy array of {array.dtype}"
+        return self._body(key, tensor, {"is_bfloat16": False, "__TYPE__": "NumpyArraySerializer"})
+
+    def _body(self, key: str, tensor: torch.Tensor, told: dict[str, Any]) -> dict[str, Any]:
+        stored_as = "int16" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
+        told["__NUMPY__"] = {"shape": list(tensor.shape), "dtype": stored_as}
+        told |= {"compressed": False, "data_sizes": [tensor.nbytes], "boundaries": [tensor.nbytes]}
+        self.bodies[key] = tensor
+        self._headers[key] = json.dumps(told)
+        return told
+
+
+def _flaw(tensor: torch.Tensor) -> str | None:
+    """Why a tensor cannot be written."""
+    if is_lazy(tensor):
+        return "a parameter without a shape yet"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}"
+    if tensor.dtype not in _NUMBERS:
+        return f"a tensor of {tensor.dtype}"
+    if is_freed(tensor):
+        return "a tensor without memory: its storage is too small, as after resize_(0)"
+    if tensor.numel() and not _address(tensor):
+        return f"a {type(tensor).__name__} on {tensor.device} without memory of its own"
+    if type(tensor) not in PLAIN:
+        return f"a {type(tensor).__name__}, whose class would be lost"
+    return None
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # of a tensor that only stands for others
+        return 0

@@ -1,0 +1,46 @@
+"""A checkpoint of many files as one source of bytes, which tells itself what it holds."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from fsspec_csx.formats.checkpoint_info import CheckpointInfo
+from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.names import Keys
+from fsspec_csx.tensors.source import Source
+
+
+class Assembled(Source):
+    """A source whose bytes are those of tensors, one after the other, wherever they lie; no span reaches over two."""
+
+    @abstractmethod
+    def loaded(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
+        """What it holds, or a part of it; as of ``checkpoint.load``.
+
+        Raises:
+            CheckpointError: if it is not what it should be.
+            Exception: what a file raised.
+        """
+
+    @abstractmethod
+    def skeleton(self, *, weights_only: bool = True, partial: bool = False) -> Skeleton:
+        """What it holds, on the CPU, with records of where in the source the bytes of each tensor are.
+
+        Args:
+            weights_only: as of ``torch.load``; if False, values that are no tensors may run any code.
+            partial: whether objects of unknown classes are placeholders.
+
+        Raises:
+            CheckpointError: if it is not what it should be.
+            Exception: what a file raised.
+        """
+
+    @abstractmethod
+    def described(self) -> CheckpointInfo:
+        """What it holds, without its tensors' data.
+
+        Raises:
+            CheckpointError: if it is not what it should be.
+            Exception: what a file raised.
+        """

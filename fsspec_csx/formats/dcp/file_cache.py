@@ -1,0 +1,43 @@
+"""Folders whose files stay open from one read to the next, so that each is asked for once and is of one state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import IO
+
+from fsspec_csx.formats.dcp.folder import Folder
+
+_MOST = 64
+
+
+class KeptFolder(Folder):
+    """A folder of which the files that were read last stay open until ``close``."""
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder.fs, folder.path, folder.name)
+        self._kept: dict[str, IO[bytes]] = {}
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that nobody else has while the block lasts."""
+        file = self._kept.pop(name, None) or self.open(name)
+        try:
+            yield file
+        except BaseException:
+            file.close()
+            raise
+        if other := self._kept.pop(name, None):
+            other.close()
+        self._kept[name] = file
+        while len(self._kept) > _MOST:
+            self._close(next(iter(self._kept)))
+
+    def close(self) -> None:
+        """Close all files."""
+        for name in [*self._kept]:
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        if file := self._kept.pop(name, None):
+            file.close()

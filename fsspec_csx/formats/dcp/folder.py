@@ -1,0 +1,129 @@
+"""Folder: where the files of a sharded checkpoint lie, on any filesystem."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from fsspec_csx.storage.atomic import behind_wrappers, replacing
+
+logger = logging.getLogger("fsspec_csx")
+
+MANIFEST = ".metadata"
+"""The file that makes a folder a checkpoint, by the name that torch gives it."""
+
+_SUFFIX = ".distcp"
+SHARD = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
+"""The name of a shard that this package has written."""
+
+
+def shard_name(rank: int) -> str:
+    """A name for a shard that no other has, of any save."""
+    return f"__{rank}_0.{secrets.token_hex(8)}.distcp"
+
+
+class Folder:
+    """A folder on a filesystem.
+
+    Args:
+        fs: the filesystem; None for this machine's own.
+        path: the path on it.
+        name: what errors call it.
+    """
+
+    def __init__(self, fs: AbstractFileSystem | None, path: str, name: str) -> None:
+        self.fs = fs
+        self.path = path.rstrip("/")
+        self.name = name
+
+    def at(self, name: str) -> str:
+        """The path of a file in it."""
+        return f"{self.path}/{name}"
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, as it is now.
+
+        Raises:
+            OSError: what the filesystem raised; FileNotFoundError is among it.
+        """
+        if self.fs is None:
+            return open(self.at(name), "rb")
+        self.forget()
+        file: IO[bytes] = self.fs.open(self.at(name), "rb")
+        return file
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """A file as of ``open``, while the block lasts."""
+        with self.open(name) as file:
+            yield file
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file now."""
+        self.forget()
+        return os.path.exists(self.at(name)) if self.fs is None else bool(self.fs.exists(self.at(name)))
+
+    def forget(self) -> None:
+        """Drop what listings told: other processes write to the folder."""
+        if invalidate := getattr(self.fs, "invalidate_cache", None):
+            invalidate()
+
+    def replacing(self, name: str) -> Any:
+        """A file to write to, as ``atomic.replacing`` gives it."""
+        return replacing(self.fs, self.at(name))
+
+    @contextlib.contextmanager
+    def creating(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write to, of a name that no other has; it is gone if the block ends with an exception."""
+        fs, path, _ = behind_wrappers(self.fs, self.at(name))
+        if fs is None or isinstance(fs, LocalFileSystem) or getattr(fs, "atomic_writes", False):
+            with replacing(self.fs, self.at(name)) as file:
+                yield file
+            return
+        # Nobody looks for it before the manifest names it: to move it into place would copy it for nothing.
+        with contextlib.suppress(PermissionError):
+            fs.makedirs(fs._parent(path), exist_ok=True)
+        try:
+            with fs.open(path, "wb") as file:
+                yield file
+        except BaseException:
+            self.remove([name])
+            raise
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; what cannot be removed is logged, as nothing depends on it."""
+        for name in names:
+            try:
+                os.unlink(self.at(name)) if self.fs is None else self.fs.rm_file(self.at(name))
+            except FileNotFoundError:
+                pass
+            except Exception as error:
+                logger.warning("The shard %s of %s could not be removed: %s", name, self.name, error)
+
+    def shards(self) -> list[str]:
+        """The names of the shards that lie in it, whether a manifest names them or not."""
+        try:
+            return sorted(name for name in self._names() if SHARD.fullmatch(name))
+        except FileNotFoundError:
+            return []
+
+    def is_unfinished(self) -> bool:
+        """Whether shards lie in it, whole or not, and no manifest; False also if nobody may look."""
+        try:
+            names = self._names()
+        except OSError:
+            return False
+        return MANIFEST not in names and any(_SUFFIX in name for name in names)
+
+    def _names(self) -> list[str]:
+        self.forget()
+        found = os.listdir(self.path) if self.fs is None else self.fs.ls(self.path, detail=False)
+        return [path.rstrip("/").rpartition("/")[2] for path in found]

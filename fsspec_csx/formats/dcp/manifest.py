@@ -1,0 +1,286 @@
+"""The manifest of a sharded checkpoint: torch's ``.metadata``, read without running anything that it names.
+
+It is a pickle of a ``Metadata``: https://docs.pytorch.org/docs/stable/distributed.checkpoint.html
+
+Where we wrote a shard, the manifest tells besides where in an item the bytes of its tensor begin, and their CRC-32, in
+an attribute of torch's own class for places in storage, which torch passes over.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo as Place
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
+from fsspec_csx.formats.sniff import AGAIN
+from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError
+from fsspec_csx.formats.torch_zip.pickle_scan import ScanError, scan
+from fsspec_csx.formats.torch_zip.structure_limits import DEPTH
+
+__all__ = ["Place", "Plain", "encode", "read"]
+
+T = TypeVar("T")
+
+_DIMENSIONS = 64  # as of numpy's arrays
+_PATH_MAX = 1024
+_SHOWN = 80
+
+VERSION = "1.0.0"
+"""Of the format, as torch writes it."""
+
+_METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"  # of torch before 2.3
+_NAMED = {
+    *(f"{_METADATA}.{each.__name__}" for each in (Metadata, MetadataIndex, StorageMeta, TensorProperties)),
+    *(f"{_METADATA}.{each}" for each in ("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata")),
+    *(f"{_METADATA}._MEM_FORMAT_ENCODING", f"{_FILES}._StorageInfo", "torch.serialization._get_layout"),
+    *(f"{_SHARDED}.TensorProperties", f"{_SHARDED}.MEM_FORMAT_ENCODING"),
+    *(f"{module}.{system}Path" for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
+}
+_BUILT_IN = {("torch", "Size"), ("collections", "OrderedDict")}
+
+
+class Plain(NamedTuple):
+    """How a tensor lies in its item: row-major, its elements one after the other.
+
+    Attributes:
+        start: of its first byte, in bytes from the start of the item.
+        dtype: of its elements.
+        shape: its size in each dimension.
+        crc32: of its bytes; None if it is not known.
+    """
+
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    crc32: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def place(path: str, offset: int, length: int, plain: Plain | None = None) -> Place:
+    """Where an item lies: the name of its shard, and there its first byte and its size in bytes."""
+    made = Place(path, offset, length)
+    if plain is not None:
+        made.plain = tuple(plain)  # type: ignore[attr-defined]
+    return made
+
+
+def plain_of(item: Place) -> Plain | None:
+    """How the tensor of an item lies in it; None if that is not told."""
+    told = getattr(item, "plain", None)
+    return None if told is None else Plain(*told)
+
+
+def encode(metadata: Metadata) -> bytes:
+    """The manifest as a file."""
+    return pickle.dumps(metadata)
+
+
+def read(folder: Folder, name: str = MANIFEST) -> Metadata:
+    """Read a manifest.
+
+    Raises:
+        InvalidCheckpointError: if it is not what it should be.
+        UnsafeCheckpointError: if it names what a manifest has no need of, and which could run code.
+        OSError: what the filesystem raised; FileNotFoundError is among it.
+    """
+    with folder.open(name) as file:
+        data = file.read()
+    shown = f"The manifest of {folder.name}"
+    try:
+        scan(data)
+        return _metadata(_Unpickler(data, shown).load(), len(data))
+    except UnsafeCheckpointError:
+        raise
+    except (ScanError, ExcessError) as error:
+        what = "is not whole" if isinstance(error, ScanError) else "makes much more than it holds"
+        raise InvalidCheckpointError(f"{shown} is damaged (its pickle {what}).", AGAIN) from None
+    except Exception as error:  # what a pickle of anything may raise
+        what = str(error) if isinstance(error, _MalformedError) else f"{type(error).__name__}: {error}"
+        raise InvalidCheckpointError(f"{shown} is damaged ({what}).", AGAIN) from error
+
+
+# -- out of the pickle -------------------------------------------------------------------------------------------------
+
+
+class _Named:
+    """Stands for what a pickle names: keeps what it is made of, and does nothing."""
+
+    def __new__(cls, *args: Any) -> _Named:
+        made = super().__new__(cls)
+        made.args = args
+        made.state = {}
+        return made
+
+    args: tuple[Any, ...]
+    state: Any
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes a ``_Named`` of each class that a manifest may name.
+
+    A class of its own for each pickle, since a pickle may change the classes that it gets.
+    """
+
+    def __init__(self, data: bytes, shown: str) -> None:
+        super().__init__(io.BytesIO(data))
+        self._shown = shown
+        self._classes: dict[str, type[_Named]] = {}
+        self._bounds = Bounds(len(data))
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in _NAMED:
+            return self._classes.setdefault(full, type(name, (_Named,), {}))
+        if (module, name) in _BUILT_IN:
+            return self._bounds.names[module, name]
+        found = getattr(torch, name, None) if module == "torch" and "." not in name else None
+        if isinstance(found, torch.dtype):
+            return found
+        reason = f"{self._shown} names {full[:_SHOWN]}, which could run code when loaded."
+        raise UnsafeCheckpointError(reason, "Load it only by the tool of an author whom you trust.")
+
+
+class _MalformedError(Exception):
+    """A part of the manifest is not what it should be."""
+
+
+def _metadata(found: Any, most: int) -> Metadata:
+    """The manifest, which has no more parts than its pickle has bytes: there may be one list of them in many places."""
+    state = _state(found, "Metadata")
+    entries = _a(state.get("state_dict_metadata"), dict)
+    _check(sum(map(_chunks, entries.values())) <= most, "number of chunks")
+    tensors = {_a(name, str): _entry(each) for name, each in entries.items()}
+    metadata = Metadata(tensors)
+    paths = _paths(state.get("planner_data"))
+    _check(sum(map(len, (paths or {}).values())) <= most, "number of names")
+    metadata.planner_data = paths
+    stored = {_index(key): _place(each) for key, each in _a(state.get("storage_data"), dict).items()}
+    metadata.storage_data = stored
+    meta = state.get("storage_meta")
+    save_id = _state(meta, "StorageMeta").get("save_id") if isinstance(meta, _Named) else None
+    metadata.storage_meta = StorageMeta(save_id=save_id if isinstance(save_id, str) else None)
+    return metadata
+
+
+def _chunks(found: Any) -> int:
+    """How many chunks an entry has, if it is a tensor."""
+    chunks = found.state.get("chunks") if isinstance(found, _Named) and isinstance(found.state, dict) else None
+    return len(chunks) if isinstance(chunks, list) else 0
+
+
+def _entry(found: Any) -> TensorStorageMetadata | BytesStorageMetadata:
+    if isinstance(found, _Named) and type(found).__name__ == "BytesStorageMetadata":
+        return BytesStorageMetadata()
+    state = _state(found, "TensorStorageMetadata")
+    size = _size(state.get("size"))
+    chunks = [_chunk(each, size) for each in _a(state.get("chunks"), list)]
+    return TensorStorageMetadata(_properties(state.get("properties")), size, chunks)
+
+
+def _properties(found: Any) -> TensorProperties:
+    told = _a(_a(found, _Named).state, tuple)
+    _check(len(told) in (5, 6), "properties")
+    made = TensorProperties(dtype=_a(told[0], torch.dtype), requires_grad=_a(told[2], bool))
+    if len(told) == 6 and told[5] is not None and hasattr(made, "strides"):  # of torch 2.15, and not of 2.13
+        made.strides = tuple(_size(told[5]))
+    return made
+
+
+def _chunk(found: Any, size: torch.Size) -> ChunkStorageMetadata:
+    state = _state(found, "ChunkStorageMetadata")
+    offsets, sizes = _size(state.get("offsets")), _size(state.get("sizes"))
+    _check(len(offsets) == len(sizes) == len(size), "chunk")
+    _check(all(start + length <= end for start, length, end in zip(offsets, sizes, size, strict=True)), "chunk")
+    return ChunkStorageMetadata(offsets, sizes)
+
+
+def _index(found: Any) -> MetadataIndex:
+    state = _state(found, "MetadataIndex")
+    offset = state.get("offset")
+    index = state.get("index")
+    return MetadataIndex(
+        _a(state.get("fqn"), str), None if offset is None else _size(offset), index if isinstance(index, int) else None
+    )
+
+
+def _place(found: Any) -> Place:
+    state = _state(found, "_StorageInfo")
+    path = _a(state.get("relative_path"), str)
+    parts = path.replace("\\", "/").split("/")
+    inside = bool(parts[-1]) and ".." not in parts and bool(parts[0]) and ":" not in path and "\0" not in path
+    _check(inside and path.isprintable() and len(path) <= _PATH_MAX, f"path {path[:_SHOWN]!r}")
+    made = place(path, _count(state.get("offset")), _count(state.get("length")), _plain(state.get("plain")))
+    if transforms := state.get("transform_descriptors"):
+        _check(len(_a(transforms, list)) <= _DIMENSIONS, "number of extensions")
+        made.transform_descriptors = [_a(each, str) for each in transforms]
+    return made
+
+
+def _plain(found: Any) -> Plain | None:
+    if found is None:
+        return None
+    _check(isinstance(found, tuple) and len(found) == 4, "place")
+    start, dtype, shape, crc32 = found
+    return Plain(_count(start), _a(dtype, torch.dtype), _size(shape), None if crc32 is None else _count(crc32))
+
+
+def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
+    """Where each entry was in the nested state dict, which only planners of torch's own tell."""
+    if not isinstance(found, dict) or not all(isinstance(path, tuple) and path for path in found.values()):
+        return None
+    _check(all(len(path) <= DEPTH for path in found.values()), f"nesting deeper than {DEPTH}")
+    return {
+        _a(name, str): tuple(each if isinstance(each, str) else _count(each) for each in path)
+        for name, path in found.items()
+    }
+
+
+def _state(found: Any, kind: str) -> dict[str, Any]:
+    _check(isinstance(found, _Named) and type(found).__name__ == kind, f"no {kind}")
+    state = found.state
+    found_state: dict[str, Any] = _a(state, dict)
+    return found_state
+
+
+def _size(found: Any) -> torch.Size:
+    _check(len(_a(found, tuple)) <= _DIMENSIONS, "number of dimensions")
+    return torch.Size([_count(each) for each in found])
+
+
+def _count(found: Any) -> int:
+    number: int = _a(found, int)
+    _check(0 <= number < 2**63, f"number {number}")
+    return number
+
+
+def _a(found: Any, kind: type[T] | Callable[..., T]) -> Any:
+    _check(isinstance(found, kind), f"{type(found).__name__} for a {kind.__name__}")  # type: ignore[arg-type]
+    return found
+
+
+def _check(holds: bool, what: str) -> None:
+    if not holds:
+        raise _MalformedError(what)

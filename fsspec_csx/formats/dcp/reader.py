@@ -1,0 +1,307 @@
+"""Reads parts of stored tensors into tensors that are there already, of all shards side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar
+
+import torch
+from zlib_ng import zlib_ng
+
+from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats.dcp.boxes import Box, pieces
+from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.manifest import Place, Plain, plain_of
+from fsspec_csx.formats.dcp.slices import SMALL, sliced
+from fsspec_csx.formats.sniff import AGAIN
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip import opaque, pickle_bounds, placeholders, zip_directory
+from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, Entry
+from fsspec_csx.storage.progress import in_threads
+from fsspec_csx.tensors import fill, memory
+from fsspec_csx.tensors.fill import Transfer
+from fsspec_csx.tensors.lazy_object import Record
+from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.names import shown
+from fsspec_csx.tensors.source import Source, memory_at
+
+T = TypeVar("T")
+
+_FILES = 8  # at a time
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A part of a stored tensor, and where it goes.
+
+    Attributes:
+        name: that of the tensor.
+        place: where the tensor lies.
+        start: the first index of the part in each dimension of the stored tensor.
+        target: a tensor of the shape of the part, on any device.
+    """
+
+    name: str
+    place: Place
+    start: tuple[int, ...]
+    target: torch.Tensor
+
+
+def read_tensors(
+    folder: Folder, wanted: Iterable[Wanted], *, advance: Callable[[int], object] = lambda count: None
+) -> None:
+    """Fill tensors.
+
+    Args:
+        folder: that of the checkpoint.
+        wanted: what goes where.
+        advance: is told, in this thread, how many bytes were read, many times.
+
+    Raises:
+        FreedTensorError: if tensors to fill have no memory, before any is filled.
+        InvalidCheckpointError: if a tensor that is read whole does not have the checksum that it must have, or a shard
+            is not what it should be.
+        OSError: what the filesystem raised; FileNotFoundError is among it.
+    """
+    wanted = [*wanted]
+    memory.check_targets((each.name, each.target) for each in wanted)
+    _of_all_shards(folder, wanted, lambda each: each.place, _read_shard, advance)
+
+
+def read_bytes(folder: Folder, places: Sequence[Place]) -> list[bytes]:
+    """The bytes of items.
+
+    Raises:
+        InvalidCheckpointError: if a shard is too short.
+        OSError: what the filesystem raised; FileNotFoundError is among it.
+    """
+    found: dict[tuple[str, int], bytes] = {}
+
+    def read(folder: Folder, source: Source, items: Sequence[Place]) -> None:
+        for item, data in zip(items, source.bytes_of([(each.offset, each.length) for each in items]), strict=True):
+            found[item.relative_path, item.offset] = data
+
+    _of_all_shards(folder, places, lambda each: each, read)
+    return [found[each.relative_path, each.offset] for each in places]
+
+
+def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bool = False) -> Any:
+    """The object of an item of bytes.
+
+    Args:
+        data: what torch.save wrote.
+        name: what errors call it.
+        weights_only: as of ``torch.load``; if False, it may run any code.
+        partial: whether objects of unknown classes may be placeholders.
+
+    Raises:
+        InvalidCheckpointError: if it is damaged.
+        UnsafeCheckpointError: if ``weights_only`` and it names what may run code; not for an ``io.BytesIO``.
+    """
+    try:
+        return _loaded(data, name=name, weights_only=weights_only)
+    except UnsafeCheckpointError:
+        source = Source(io.BytesIO(data), len(data))
+        found = opaque.skeleton(source, name=name)
+        if found is None or not (partial or placeholders.is_free(found.obj)):
+            raise
+        torch_zip_reader.complete(source, found, name=name)
+        return found.obj
+
+
+def _loaded(data: bytes, *, name: str, weights_only: bool) -> Any:
+    return torch_zip_reader.read(
+        io.BytesIO(data),
+        name=name,
+        size=len(data),
+        advance=lambda count: None,
+        map_location="cpu",
+        weights_only=weights_only,
+    )
+
+
+def _of_all_shards(
+    folder: Folder,
+    items: Iterable[T],
+    place: Callable[[T], Place],
+    read: Callable[[Folder, Source, Sequence[T]], None],
+    advance: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Read items from their shards, several at a time."""
+    shards: dict[str, list[T]] = {}
+    for each in items:
+        shards.setdefault(place(each).relative_path, []).append(each)
+
+    def read_one(name: str, advance: Callable[[int], object]) -> None:
+        with opened(folder, name) as source:
+            source.advance = advance
+            _check_size(folder, name, source, map(place, shards[name]))
+            read(folder, source, shards[name])
+
+    if shards:
+        in_threads(read_one, [*shards], advance, threads=_FILES, name="fsspec_csx-shard")
+
+
+@contextlib.contextmanager
+def opened(folder: Folder, name: str) -> Iterator[Source]:
+    """A shard, while the block lasts.
+
+    Raises:
+        OSError: what the filesystem raised; FileNotFoundError is among it.
+    """
+    with folder.reading(name) as file:
+        yield _Known(file, _size(file))
+
+
+def check_shards(folder: Folder, places: Iterable[Place]) -> None:
+    """See whether shards are as long as the places of items in them say.
+
+    Raises:
+        InvalidCheckpointError: if one is too short.
+        OSError: what the filesystem raised; FileNotFoundError is among it.
+    """
+    for each in places:
+        with opened(folder, each.relative_path) as source:
+            _check_size(folder, each.relative_path, source, [each])
+
+
+def _check_size(folder: Folder, name: str, shard: Source, places: Iterable[Place]) -> None:
+    end = max(each.offset + each.length for each in places)
+    if end > shard.size:
+        what = f"it has {shard.size} of at least {end} bytes"
+        raise InvalidCheckpointError(f"The shard {name} of {folder.name} is cut short: {what}.", AGAIN)
+
+
+class _Known(Source):
+    """A file of which the manifest tells where everything is, so that its ends are not read first."""
+
+    def _keep(self, ranges: Sequence[tuple[int, int]]) -> None:
+        pass
+
+
+def _size(file: IO[bytes]) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+# -- the tensors of a shard --------------------------------------------------------------------------------------------
+
+
+def _read_shard(folder: Folder, source: Source, wanted: Sequence[Wanted]) -> None:
+    pinned = any(each.target.device.type == "cuda" for each in wanted)
+    transfers: list[Transfer] = []
+    unknown: list[Wanted] = []
+    for each in wanted:
+        plain = plain_of(each.place)
+        if plain is None:
+            unknown.append(each)
+        else:
+            transfers += _transfers(folder, each, plain)
+    _run(folder, source, transfers, pinned=pinned)
+    for batch in sliced(source, unknown, lambda each: each.place):
+        transfers = []
+        for each, item in batch:
+            found = _plain_in(folder, each, item)
+            if found is not None:
+                transfers += _transfers(folder, each, found)
+        _run(folder, source, transfers, pinned=pinned)
+
+
+def _run(folder: Folder, source: Source, transfers: Sequence[Transfer], *, pinned: bool) -> None:
+    if wrong := fill.run(source, transfers, pinned=pinned):
+        raise torch_archive.damaged(folder.name, shown(list(dict.fromkeys(each.name for each in wrong))))
+
+
+def _transfers(folder: Folder, wanted: Wanted, plain: Plain) -> Iterator[Transfer]:
+    """What brings a part of a stored tensor to where it goes."""
+    target = wanted.target
+    box = _box(folder, wanted, plain.shape)
+    if plain.start + plain.nbytes > wanted.place.length:
+        raise InvalidCheckpointError(f"{folder.name} is damaged: {wanted.name!r} is longer than its item.", AGAIN)
+    if not box.count:
+        return
+    item = plain.dtype.itemsize
+    record = Record(
+        wanted.name,
+        wanted.place.offset + plain.start,
+        reserved(plain.nbytes, torch.device("meta")),
+        plain.crc32 if box.whole else None,
+    )
+    here = target.device.type == "cpu" and target.dtype == plain.dtype
+    if here and box.spread == box.count and target.is_contiguous():
+        size = box.count * item
+        yield Transfer(record, box.first * item, size, memory=memory_at(target.data_ptr(), size, target))
+        return
+    for piece in pieces(box, item, fill.PIECE):
+        yield Transfer(record, piece.first * item, piece.spread * item, deliver=_into(target, box, piece, plain.dtype))
+
+
+def _box(folder: Folder, wanted: Wanted, shape: Sequence[int]) -> Box:
+    """The part that is wanted of a stored tensor of this shape."""
+    box = Box(tuple(shape), wanted.start, tuple(wanted.target.shape))
+    if not len(box.start) == len(box.shape) == len(box.lengths) or not box.fits():
+        reason = f"{folder.name} is damaged: it has no {box.lengths} at {box.start} of {wanted.name!r}, {box.shape}."
+        raise InvalidCheckpointError(reason, AGAIN)
+    return box
+
+
+def _into(target: torch.Tensor, box: Box, piece: Box, dtype: torch.dtype) -> Callable[[torch.Tensor], object]:
+    """What takes the bytes that a piece of a box is spread over to its place in the target of the box."""
+    part = target
+    for dimension, (start, own, length) in enumerate(zip(box.start, piece.start, piece.lengths, strict=True)):
+        part = part.narrow(dimension, own - start, length)
+
+    def deliver(staged: torch.Tensor) -> None:
+        part.copy_(staged.view(dtype).as_strided(piece.lengths, piece.strides))
+
+    return deliver
+
+
+def _plain_in(folder: Folder, wanted: Wanted, item: Source) -> Plain | None:
+    """How a tensor lies in an item that the manifest tells nothing of; None if it was read and delivered."""
+    name = f"{wanted.name!r} in {folder.name}"
+    tensor = _small(item) if item.size <= SMALL else None
+    if tensor is None:
+        found = torch_zip_reader.skeleton(item, name=name, map_location="cpu")
+        tensor = found.obj
+        if not isinstance(tensor, torch.Tensor):
+            raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)
+        record = found.records[0] if found.records else None
+        plain = type(tensor) is torch.Tensor and tensor.is_contiguous() and not tensor.is_conj()
+        if record is not None and plain and item.size > SMALL:
+            start = record.offset + int(tensor.storage_offset()) * tensor.dtype.itemsize
+            crc = record.crc32 if tensor.nbytes == record.storage.nbytes() else None
+            return Plain(start, tensor.dtype, tuple(tensor.shape), crc)
+        torch_zip_reader.complete(item, found, name=name)
+    box = _box(folder, wanted, tensor.shape)
+    for dimension, (start, length) in enumerate(zip(box.start, box.lengths, strict=True)):
+        tensor = tensor.narrow(dimension, start, length)
+    wanted.target.copy_(tensor)
+    return None
+
+
+def _small(item: Source) -> torch.Tensor | None:
+    """The tensor of a small item, by one call of torch's; None if anything is amiss, which is then to be told."""
+    (data,) = item.bytes_of([(0, item.size)])
+    span = zip_directory.locate(data, len(data))
+    entries = zip_directory.entries(data[span.start :][: span.size], span) if span else None
+    if not entries or any(_crc32(data, entry) not in (entry.crc32, None) for entry in entries):
+        return None
+    try:
+        pickle_bounds.check_archive(io.BytesIO(data), "")
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
+    except Exception:  # the other way tells what it is
+        return None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _crc32(data: bytes, entry: Entry) -> int | None:
+    """The CRC-32 of a record that lies in an archive as it is; None if it does not, or has none."""
+    start = zip_directory.data_offset(data[entry.header :][: LOCAL.size], entry)
+    if start is None or entry.method != STORED or not entry.crc32:
+        return None
+    return int(zlib_ng.crc32(memoryview(data)[start : start + entry.size]))

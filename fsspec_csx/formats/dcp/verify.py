@@ -1,0 +1,181 @@
+"""What is damaged in a sharded checkpoint: all of it, not only the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import verify_report
+from fsspec_csx.formats.dcp import full_state_dict
+from fsspec_csx.formats.dcp.boxes import Box
+from fsspec_csx.formats.dcp.manifest import Place, plain_of
+from fsspec_csx.formats.dcp.reader import opened
+from fsspec_csx.formats.dcp.slices import sliced
+from fsspec_csx.formats.dcp.source import ShardedSource
+from fsspec_csx.formats.verify_report import Health
+from fsspec_csx.tensors import names, summaries
+from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.source import Source
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A part of a shard that is a file of torch.save.
+
+    Attributes:
+        name: that of its entry in the manifest.
+        place: where it lies.
+        tensor: the dtype and the shape that the manifest tells of it; None if it is no tensor.
+    """
+
+    name: str
+    place: Place
+    tensor: tuple[torch.dtype, tuple[int, ...]] | None
+
+
+@dataclass
+class _Found:
+    damage: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    records: int = 0
+    unchecked: int = 0
+
+
+def examine(source: ShardedSource, advance: Callable[[int], object]) -> Health:
+    """Read all items of a sharded checkpoint, and look for damage.
+
+    An item is looked at as a file of its own, with the checksum of each of its records, and compared with what the
+    manifest tells of it.
+
+    Args:
+        source: the checkpoint.
+        advance: is told how many bytes were read, many times.
+
+    Raises:
+        OSError: what the filesystem raised, other than that a shard is missing.
+    """
+    found = _Found()
+    shards: dict[str, dict[int, _Item]] = {}
+    for item in _items(source, found):
+        shards.setdefault(item.place.relative_path, {}).setdefault(item.place.offset, item)
+    for shard, items in shards.items():
+        _examine_shard(source, shard, list(items.values()), found, advance)
+    return Health(found.records, found.unchecked, found.damage, "; ".join(found.notes), 0)
+
+
+def _items(source: ShardedSource, found: _Found) -> Iterator[_Item]:
+    """All items that the manifest names."""
+    for name, entry in source.metadata.state_dict_metadata.items():
+        parts: list[tuple[MetadataIndex, tuple[torch.dtype, tuple[int, ...]] | None]] = [(MetadataIndex(name), None)]
+        if isinstance(entry, TensorStorageMetadata):
+            if flaw := _flaw(entry):
+                found.damage.append(f"the parts of {name!r} {flaw}")
+            dtype = entry.properties.dtype
+            parts = [(MetadataIndex(name, each.offsets), (dtype, tuple(each.sizes))) for each in entry.chunks]
+        for index, tensor in parts:
+            try:
+                yield _Item(name, full_state_dict.stored(source.folder, source.metadata, index), tensor)
+            except InvalidCheckpointError as error:
+                if index in source.metadata.storage_data:  # what torch's own reader may still read
+                    found.unchecked += 1
+                    found.notes.append(error.reason.rstrip("."))
+                else:
+                    found.damage.append(f"the manifest has no place for {name!r}")
+
+
+def _examine_shard(
+    source: ShardedSource, shard: str, items: list[_Item], found: _Found, advance: Callable[[int], object]
+) -> None:
+    try:
+        with opened(source.folder, shard) as file:
+            cut = [each for each in items if each.place.offset + each.place.length > file.size]
+            if cut:
+                end = max(each.place.offset + each.place.length for each in cut)
+                what = f"it has {file.size} of at least {end} bytes, and not all of {_names(cut)}"
+                found.damage.append(f"the shard {shard} is cut short: {what}")
+            there = [each for each in items if each.place.offset + each.place.length <= file.size]
+            for batch in sliced(file, there, lambda each: each.place):
+                for item, part in batch:
+                    _examine_item(item, part, found)
+                    advance(item.place.length)
+    except FileNotFoundError:
+        found.damage.append(f"the shard {shard} is missing, with {_names(items)}")
+
+
+def _names(items: Sequence[_Item]) -> str:
+    return names.shown(list(dict.fromkeys(each.name for each in items)))
+
+
+def _examine_item(item: _Item, part: Source, found: _Found) -> None:
+    health = verify_report.examine(
+        part, name=repr(item.name), compute=lambda memory, before: 0, misfit=lambda held: _misfit(item, held)
+    )
+    found.records += health.records
+    found.unchecked += health.unchecked
+    found.damage += [f"{item.name!r}: {each}" for each in health.damage]
+    if health.note:
+        found.notes.append(f"{item.name!r}: {health.note}")
+
+
+def _misfit(item: _Item, held: Skeleton) -> str:
+    """In what an item is not what the manifest tells of it; empty if it is."""
+    if item.tensor is None:
+        return ""
+    if not isinstance(held.obj, torch.Tensor):
+        return f"it is no tensor, but {summaries.short(held.obj)}"
+    dtype, shape = item.tensor
+    if (held.obj.dtype, tuple(held.obj.shape)) != (dtype, shape):
+        return f"it is a {summaries.entry(held.obj)}, and the manifest tells of one {str(dtype)[6:]} {shape}"
+    plain = plain_of(item.place)
+    if plain is None or not plain.nbytes:
+        return ""
+    record = held.records[0] if held.records else None
+    start = record.offset + int(held.obj.storage_offset()) * dtype.itemsize if record else None
+    if (plain.start, plain.dtype, plain.shape) != (start, dtype, shape):
+        return "its bytes are not where the manifest has them"
+    crc32 = record.crc32 if record else None
+    if None not in (crc32, plain.crc32) and crc32 != plain.crc32:
+        return "its checksum is not the one that the manifest has"
+    return ""
+
+
+# -- the parts of a tensor ---------------------------------------------------------------------------------------------
+
+
+def _flaw(tensor: TensorStorageMetadata) -> str:
+    """What is wrong with how a tensor is cut into parts; empty if nothing is."""
+    shape = tuple(tensor.size)
+    boxes = [Box(shape, tuple(each.offsets), tuple(each.sizes)) for each in tensor.chunks]
+    if not all(box.fits() for box in boxes):
+        return f"reach beyond its shape {shape}"
+    boxes = sorted((box for box in boxes if box.count), key=lambda box: box.start)
+    if _overlap(boxes):
+        return "overlap"
+    count = sum(box.count for box in boxes)
+    return f"have {count} of its {math.prod(shape)} elements" if count != math.prod(shape) else ""
+
+
+def _overlap(boxes: Sequence[Box]) -> bool:
+    """Whether two boxes, in the order of their starts, have an element in common."""
+    reaching: list[Box] = []  # those before a box that reach as far as its first row
+    for box in boxes:
+        if box.shape:
+            reaching = [each for each in reaching if each.start[0] + each.lengths[0] > box.start[0]]
+        if any(_meet(each, box) for each in reaching):
+            return True
+        reaching.append(box)
+    return False
+
+
+def _meet(first: Box, second: Box) -> bool:
+    return all(
+        max(starts) < min(starts[0] + lengths[0], starts[1] + lengths[1])
+        for starts, lengths in zip(
+            zip(first.start, second.start, strict=True), zip(first.lengths, second.lengths, strict=True), strict=True
+        )
+    )

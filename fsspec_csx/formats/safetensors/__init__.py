@@ -1,0 +1,1 @@
+"""The safetensors format: https://github.com/huggingface/safetensors#format"""

@@ -1,0 +1,226 @@
+"""safetensors files to read, from any file object; there is nothing in them that could run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.formats.safetensors import json_entries
+from fsspec_csx.formats.safetensors.layout import (
+    DTYPES,
+    HEADER_MAX,
+    LENGTH,
+    METADATA,
+    PAIRS,
+    TENSORS_MAX,
+    check_byte_order,
+    is_text,
+    shown,
+)
+from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.source import Source
+
+_AT_ONCE_MAX = 4 * 2**20  # bytes of a header; Python takes up to 30 times as many for what is forged
+_NUMBER_MAX = 2**63 - 1
+
+
+class _Entry(NamedTuple):
+    """What a header says of a tensor; the span in bytes counts from the end of the header."""
+
+    dtype: torch.dtype
+    shape: list[int]
+    start: int
+    end: int
+
+
+def skeleton(source: Source, *, name: str) -> Skeleton:
+    """Read the header, and reserve the memory of the tensors.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+
+    Returns:
+        The tensors by name, in the order of the header, on the CPU, and then those that ``aliases`` names; other
+        metadata is left out.
+
+    Raises:
+        InvalidCheckpointError: if the file is cut short or damaged, or has a dtype that this torch lacks.
+        NotImplementedError: on a big-endian machine.
+        Exception: what the file raised.
+    """
+    check_byte_order()
+    try:
+        header = _read_header(source)
+        entries, told = _parsed(header)
+        begin = LENGTH + len(header)
+        _check_spans(entries, source.size - begin)
+    except InvalidCheckpointError as error:
+        raise InvalidCheckpointError(f"{name} {error.reason}", error.remedy) from error.__cause__
+    obj, records = {}, []
+    for key, entry in entries.items():
+        tensor = obj[key] = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+        if tensor.nbytes:
+            records.append(Record(key, begin + entry.start, tensor.untyped_storage()))
+    obj.update((alias, obj[kept]) for alias, kept in aliases(entries, told).items())
+    return Skeleton(obj, records)
+
+
+def aliases(names: Container[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The further names of tensors that a file has once, each with the name under which it is there.
+
+    ``safetensors.torch.save_model`` writes one tensor of those that share memory, and metadata of the form
+    ``{"name that was left out": "name that was kept"}``:
+    https://huggingface.co/docs/safetensors/torch_shared_tensors
+    """
+    found = metadata.items()
+    return {alias: kept for alias, kept in found if kept in names and alias not in names and alias != "format"}
+
+
+def metadata(source: Source) -> dict[str, str]:
+    """What the header of a file says besides the tensors.
+
+    Args:
+        source: the file, whose header is known to be right.
+
+    Raises:
+        OSError: what the file raised.
+    """
+    return _parsed(_read_header(source))[1]
+
+
+def _read_header(source: Source) -> bytes:
+    """The JSON of the header; of most files no further read is needed for it."""
+    (head,) = source.bytes_of([(0, min(source.size, LENGTH + 1))])
+    length = int.from_bytes(head[:LENGTH], "little")
+    if head[LENGTH:] != b"{":
+        reason = f"is no safetensors file, or cut short: {source.size} bytes without the start of a header."
+        raise InvalidCheckpointError(reason, sniff.AGAIN)
+    if length > HEADER_MAX:
+        reason = f"is a damaged safetensors file: a header of {length} bytes, more than the {HEADER_MAX} allowed."
+        raise InvalidCheckpointError(reason, sniff.AGAIN)
+    if source.size < LENGTH + length:
+        raise _cut_short(source.size, LENGTH + length)
+    (header,) = source.bytes_of([(LENGTH, length)])
+    return header
+
+
+def _cut_short(size: int, wanted: int) -> InvalidCheckpointError:
+    reason = f"is a safetensors file cut short: {size} bytes of at least {wanted}."
+    return InvalidCheckpointError(reason, sniff.AGAIN)
+
+
+def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The tensors' entries, and the metadata."""
+    found: dict[str, _Entry] = {}
+    told: dict[str, str] = {}
+    try:
+        for key, value in _items(header):
+            if key in found:
+                msg = "a name is there twice"
+                raise ValueError(msg)
+            if not is_text(key):
+                msg = "a name is no valid Unicode"
+                raise ValueError(msg)
+            if key != METADATA:
+                found[key] = _entry(key, value)
+            elif value is not None and not _is_metadata(value):
+                raise _damaged(f"{METADATA} is not a mapping of text to text")
+            else:
+                told = value or {}
+            if len(found) > TENSORS_MAX:
+                raise _damaged(f"its header tells of more than {TENSORS_MAX} tensors")
+    except InvalidCheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _damaged(f"its header is not valid JSON ({error})") from error
+    return found, told
+
+
+def _items(header: bytes) -> Iterable[tuple[str, Any]]:
+    """What a header holds; all at once, or one after the other if that could take much memory."""
+    if len(header) > _AT_ONCE_MAX:
+        return json_entries.entries(header, _without_repeats, _no_constant)
+    found: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+    return found.items()
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        msg = "a name is there twice"
+        raise ValueError(msg)
+    if not all(map(is_text, found)):
+        msg = "a name is no valid Unicode"
+        raise ValueError(msg)
+    return found
+
+
+def _no_constant(text: str) -> None:
+    msg = f"{text} is no number of JSON"
+    raise ValueError(msg)
+
+
+def _is_metadata(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _entry(key: str, value: object) -> _Entry:
+    if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
+        raise _damaged(f"the entry of {shown(key)} lacks dtype, shape or data_offsets")
+    label, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(label, str) or label not in DTYPES:
+        reason = f"holds {shown(key)} with dtype {shown(str(label))}, which torch {torch.__version__} does not have."
+        raise InvalidCheckpointError(reason, "Load it with a newer torch, or save it with another dtype.")
+    if not _are_counts(shape):
+        raise _damaged(f"the shape of {shown(key)} is not a list of whole numbers")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _damaged(f"the data_offsets of {shown(key)} are not a start and an end")
+    if label == PAIRS:
+        if not shape or shape[-1] % 2:
+            raise _damaged(f"the shape of {shown(key)} does not fill whole bytes")
+        shape = [*shape[:-1], shape[-1] // 2]
+    taken = _elements(key, shape) * DTYPES[label].itemsize
+    if taken != offsets[1] - offsets[0]:
+        raise _damaged(f"{shown(key)} takes {taken} bytes, and its data_offsets span {offsets[1] - offsets[0]}")
+    return _Entry(DTYPES[label], shape, *offsets)
+
+
+def _are_counts(values: object) -> bool:
+    # Not isinstance: True is an int.
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _elements(key: str, shape: list[int]) -> int:
+    """Their number; refused are the shapes that torch cannot count, those with a 0 among them too."""
+    product = 1
+    for count in shape:
+        product *= max(count, 1)
+        if product > _NUMBER_MAX:
+            raise _damaged(f"the shape of {shown(key)} is too large to be counted")
+    return 0 if 0 in shape else product
+
+
+def _check_spans(entries: dict[str, _Entry], available: int) -> None:
+    """That the tensors follow each other without a gap, from the end of the header to that of the file."""
+    end = 0
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != end:
+            raise _damaged(f"{shown(key)} begins at {entry.start} and not at {end}, where the one before it ends")
+        end = entry.end
+    if end > available:
+        raise InvalidCheckpointError(
+            f"is a safetensors file cut short: {available} bytes of tensors, and its header promises {end}.",
+            sniff.AGAIN,
+        )
+    if end < available:
+        raise _damaged(f"{available - end} bytes follow its last tensor")
+
+
+def _damaged(what: str) -> InvalidCheckpointError:
+    return InvalidCheckpointError(f"is a damaged safetensors file: {what}.", sniff.AGAIN)

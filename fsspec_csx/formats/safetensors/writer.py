@@ -1,0 +1,240 @@
+"""safetensors files to write, to any file object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from fsspec_csx.formats.io_wrappers import WatchedWriter
+from fsspec_csx.formats.safetensors.layout import (
+    HEADER_MAX,
+    LABELS,
+    LENGTH,
+    METADATA,
+    PAIRS,
+    TENSORS_MAX,
+    check_byte_order,
+    is_text,
+    shown,
+)
+from fsspec_csx.tensors.contiguous import memories, memory
+from fsspec_csx.tensors.memory import check, is_freed
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""The classes of tensors that are no more than their elements."""
+
+_PIECE = 16 * 2**20
+_NAMES_SHOWN = 5
+_RANKS = {dtype: rank for rank, dtype in enumerate(LABELS)}
+_TORCH_FILE = "Save under another suffix, such as .mdl: a torch file holds it."
+
+
+class Prepared(NamedTuple):
+    """What is to be written.
+
+    Attributes:
+        header: the bytes in front of the first tensor's.
+        tensors: in the order of the file.
+    """
+
+    header: bytes
+    tensors: list[torch.Tensor]
+
+
+def prepared(obj: object) -> Prepared:
+    """The header and the tensors of a file.
+
+    Args:
+        obj: a mapping of names to tensors.
+
+    Raises:
+        ValueError: if ``obj`` holds what the format cannot; it names the entry.
+        NotImplementedError: on a big-endian machine.
+    """
+    check_byte_order()
+    tensors = _checked(obj)
+    return Prepared(_header(tensors), [tensor for _, tensor in tensors])
+
+
+def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
+    """Write what ``safetensors.torch.save_file(obj, …, {"format": "pt"})`` writes; tensors need not be contiguous.
+
+    Args:
+        obj: a mapping of names to tensors.
+        file: a binary file object. If it has ``write_borrowed``, that gets memoryviews of the tensors' own memory, and
+            ``obj`` must not change until the file is closed.
+        advance: is told how many bytes were written, many times.
+
+    Raises:
+        ValueError: before anything is written, if ``obj`` holds what the format cannot.
+        NotImplementedError: on a big-endian machine.
+        Exception: what the file or ``advance`` raised.
+    """
+    write_prepared(prepared(obj), file, advance=advance)
+
+
+def write_prepared(parts: Prepared, file: Any, *, advance: Callable[[int], object]) -> None:
+    """Write what was prepared; otherwise as ``write``."""
+    writer = WatchedWriter(file, advance)
+    writer.write(parts.header)
+    staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
+    for tensor in parts.tensors:
+        if not tensor.nbytes:
+            continue
+        if not _lies_as_saved(tensor):
+            for piece in memories(tensor.detach(), tensor.dtype, staging):
+                writer.write(piece)
+        else:
+            writer.borrow(memory(tensor))
+
+
+def outlined(
+    tensors: Mapping[str, torch.Tensor],
+    dtype_of: Callable[[torch.Tensor], torch.dtype],
+    told: Mapping[str, str],
+) -> tuple[bytes, list[str]]:
+    """The header of a file of tensors, which may share memory, as each is written apart.
+
+    Args:
+        tensors: by name; their data is not looked at.
+        dtype_of: tells what a tensor's dtype is to be.
+        told: metadata for the header.
+
+    Returns:
+        The bytes in front of the first tensor's, and the names in the order in which the tensors follow.
+
+    Raises:
+        ValueError: if the format cannot hold some.
+        NotImplementedError: on a big-endian machine.
+    """
+    check_byte_order()
+    forms = []
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+        forms.append((name, torch.empty(tensor.shape, dtype=dtype_of(tensor), device="meta")))
+    forms = _in_order(forms)
+    return _header(forms, told), [name for name, _ in forms]
+
+
+def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """The names of tensors that overlap in memory, each with another such."""
+    spans = sorted((str(tensor.device), *_span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
+    found, last = [], ("", 0, 0, "")
+    for span in spans:
+        device, start, end, name = span
+        if device == last[0] and start < last[2]:
+            found.append((last[3], name))
+        if device != last[0] or end > last[2]:
+            last = span
+    return found
+
+
+def _checked(obj: object) -> list[tuple[str, torch.Tensor]]:
+    """The tensors in the order of the file; a ValueError if the format cannot hold them."""
+    if not isinstance(obj, Mapping):
+        msg = f"A safetensors file holds a mapping of names to tensors, not a {type(obj).__name__}. {_TORCH_FILE}"
+        raise ValueError(msg)
+    tensors = []
+    for name, value in obj.items():
+        _check(name, value)
+        tensors.append((name, value))
+    check(tensors)
+    _check_sharing(dict(tensors))
+    return _in_order(tensors)
+
+
+def _in_order(tensors: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+    return sorted(tensors, key=lambda item: (_RANKS[item[1].dtype], item[0]))
+
+
+def _check(name: object, value: object) -> None:
+    _check_name(name)
+    if flaw := _flaw(value):
+        msg = f"A safetensors file cannot hold {shown(name)}: {flaw[0]}. {flaw[1]}"
+        raise ValueError(msg)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        msg = f"The names in a safetensors file are strings, and {name!r} is none. Rename it."
+        raise ValueError(msg)
+    if name == METADATA:
+        msg = f"The name {name!r} has a meaning of its own in a safetensors file. Rename the tensor."
+        raise ValueError(msg)
+    if not is_text(name):
+        msg = f"The name {name!r} is no valid Unicode, as a safetensors file needs it. Rename the tensor."
+        raise ValueError(msg)
+
+
+def _flaw(value: object) -> tuple[str, str] | None:
+    """Why the format cannot hold a value, and what to do."""
+    if not isinstance(value, torch.Tensor):
+        return f"it is a {type(value).__name__}, not a tensor", _TORCH_FILE
+    if is_lazy(value):
+        return "it is a parameter without a shape yet", "Run the model once before it is saved."
+    if value.is_nested or value.layout != torch.strided:
+        kind = "nested" if value.is_nested else f"of layout {value.layout}"
+        return f"it is {kind}", _TORCH_FILE
+    if value.dtype not in LABELS or (LABELS[value.dtype] == PAIRS and value.dim() == 0):
+        return f"the format has no such tensors of {value.dtype}", _TORCH_FILE
+    if value.numel() and not _address(value) and not is_freed(value):
+        whole = "Save a plain one, such as its cpu() or full_tensor()."
+        return f"this {type(value).__name__} on {value.device} has no memory of its own", whole
+    if type(value) not in PLAIN:
+        return f"the format does not keep its class, {type(value).__name__}", "Save its as_subclass(torch.Tensor)."
+    return None
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # of a tensor that only stands for others
+        return 0
+
+
+def _check_sharing(tensors: Mapping[str, torch.Tensor]) -> None:
+    """A ValueError if any overlap in memory: after loading they would be apart."""
+    found = [f"{shown(first)} and {shown(second)}" for first, second in overlapping(tensors)]
+    if found:
+        more = f" and {len(found) - _NAMES_SHOWN} more pairs" if len(found) > _NAMES_SHOWN else ""
+        msg = f"A safetensors file cannot hold tensors that overlap in memory: {'; '.join(found[:_NAMES_SHOWN])}{more}."
+        msg += " Save only one of each, or a clone() of the other, or save under another suffix, such as .mdl."
+        raise ValueError(msg)
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """From its first address to behind its last."""
+    last = sum((count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize
+
+
+def _header(tensors: list[tuple[str, torch.Tensor]], told: Mapping[str, str] | None = None) -> bytes:
+    entries: dict[str, Any] = {METADATA: {"format": "pt", **(told or {})}}
+    end = 0
+    for name, tensor in tensors:
+        start, end = end, end + tensor.nbytes
+        label, shape = LABELS[tensor.dtype], list(tensor.shape)
+        if label == PAIRS:
+            shape[-1] *= 2
+        entries[name] = {"dtype": label, "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(tensors) > TENSORS_MAX:
+        msg = f"A safetensors file of {len(tensors)} tensors would be refused by load, which takes {TENSORS_MAX}."
+        msg += " Save in several files, or under another suffix, such as .mdl."
+        raise ValueError(msg)
+    if len(header) > HEADER_MAX:
+        msg = f"The header of the safetensors file would take {len(header)} bytes, more than the {HEADER_MAX} allowed."
+        msg += " Shorten the names, or save in several files."
+        raise ValueError(msg)
+    return len(header).to_bytes(LENGTH, "little") + header
+
+
+def _lies_as_saved(tensor: torch.Tensor) -> bool:
+    """Whether the bytes of the tensor's memory are those of the file."""
+    lazy = tensor.is_conj() or tensor.is_neg()
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not lazy

@@ -1,0 +1,1 @@
+"""The files of torch.save: zip archives of a pickle and the bytes of the tensors."""

@@ -1,0 +1,291 @@
+"""What a zip archive of torch.save consists of, read by a few ranges, and whether it may be loaded structure first.
+
+Layout: https://github.com/pytorch/pytorch/blob/main/caffe2/serialize/inline_container.cc
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import _weights_only_unpickler
+from zlib_ng import zlib_ng
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.formats.torch_zip import zip_directory
+from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, Entry, Span
+from fsspec_csx.tensors.source import TAIL, Source
+
+PICKLE = "data.pkl"
+"""The record with the object, less the tensors' bytes."""
+
+CHECKSUM = "is damaged: the checksum of"
+"""What errors say of bytes that are not those that were saved, before they name them."""
+
+# The records that torch.load reads besides.
+_TOLD = ("version", ".format_version", "byteorder", ".storage_alignment", ".data/serialization_id")
+_SMALL = (PICKLE, *_TOLD)
+_TOLD_MAX = 256  # bytes
+_PLAIN_MAX = 64 * 2**10  # bytes; more than these between a small record and the next entry is not torch's doing
+_EXTRA_MAX = 2**16
+_TEXT_MAX = 32 * 2**20  # bytes of a record that is no tensor's, if it is packed more densely than most
+_TEXT_INFLATED_MAX = 50
+_INFLATED_MAX = 1100  # deflate packs at most some 1030 bytes into one
+# What a pickle may name and yet never look at the data of a tensor: of torch.load's own list, all else does or might.
+_BLIND = {
+    *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
+    *("builtins.bytearray", "builtins.set", "builtins.complex"),
+    *("torch.Size", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
+    *("torch.storage.UntypedStorage", "torch.storage.TypedStorage"),
+    *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"),
+    *("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"),
+    *("torch._utils._rebuild_meta_tensor_no_storage", "torch._tensor._rebuild_from_type_v2"),
+}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive whose tensors' bytes may come after the structure.
+
+    Attributes:
+        small: what the records other than the tensors' hold, by the position of their local headers: the position of
+            their bytes, and these.
+        data: the tensors' records, each with the position of its bytes.
+        directory: the position of the zip directory.
+        end: what is from there to the end of the file.
+        pickle: the record with the object.
+        version: that of the layout, as the archive tells it.
+    """
+
+    small: dict[int, tuple[int, bytes]]
+    data: list[tuple[Entry, int]]
+    directory: int
+    end: bytes
+    pickle: bytes
+    version: bytes
+
+
+def read(source: Source, name: str) -> Archive | None:
+    """Read what an archive consists of.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+
+    Returns:
+        None if it is not in every respect as torch.save writes it today, or names what may look at a tensor's data
+        while it is loaded.
+
+    Raises:
+        InvalidCheckpointError: if a record that was read is damaged, or records claim more than the file can hold.
+        OSError: what the file raised.
+    """
+    found = _directory(source)
+    if found is None:
+        return None
+    span, end, entries = found
+    _check_sizes(entries, span.start, name)
+    root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
+    # torch's reader does not tell capitals from small letters.
+    if any(entry.method != STORED or entry.compressed != entry.size for entry in entries) or len(
+        {entry.name.lower() for entry in entries}
+    ) != len(entries):
+        return None
+    prefix = root + b"data/"
+    data = [entry for entry in entries if entry.name.startswith(prefix)]
+    wanted = {root + record.encode(): record for record in _SMALL}
+    small = _read_small(source, entries, [entry for entry in entries if entry.name in wanted], span.start)
+    if small is None:
+        return None
+    for entry, (_, content) in small.items():
+        if entry.crc32 not in (0, zlib_ng.crc32(content)):
+            raise damaged(name, f"its record {wanted[entry.name]!r}")
+    contents = {wanted[entry.name]: content for entry, (_, content) in small.items()}
+    alignment = _alignment(contents)
+    if alignment is None or not _is_native(contents) or not _is_blind(contents.get(PICKLE)):
+        return None
+    offsets = _offsets(source, entries, data, span.start, alignment)
+    if offsets is None:
+        return None
+    held = {entry.header: (offset, content) for entry, (offset, content) in small.items()}
+    return Archive(
+        held,
+        list(zip(data, offsets, strict=True)),
+        span.start,
+        end,
+        contents[PICKLE],
+        contents.get("version", b"").strip(),
+    )
+
+
+def records(source: Source) -> tuple[list[Entry], int] | None:
+    """All records of an archive, and where its zip directory begins.
+
+    Returns:
+        None if it is no archive.
+
+    Raises:
+        OSError: what the file raised.
+    """
+    found = _directory(source)
+    return (found[2], found[0].start) if found else None
+
+
+def metadata(source: Source) -> dict[str, str]:
+    """What the small records of an archive say of it, by their names.
+
+    Raises:
+        OSError: what the file raised.
+    """
+    entries, end = records(source) or ([], 0)
+    root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
+    wanted = {root + record.encode(): record for record in _TOLD}
+    chosen = [each for each in entries if each.name in wanted and each.method == STORED and each.size <= _TOLD_MAX]
+    found = _read_small(source, entries, chosen, end) or {}
+    contents = {wanted[entry.name]: content.decode(errors="replace").strip() for entry, (_, content) in found.items()}
+    return {record: contents[record] for record in _TOLD if record in contents}
+
+
+def stored(source: Source) -> list[Entry]:
+    """The records of an archive that lie in it as they are and have a checksum; none if it is no archive."""
+    found = records(source)
+    entries = found[0] if found else []
+    return [each for each in entries if each.method == STORED and each.compressed == each.size and each.crc32]
+
+
+def damaged(name: str, what: str) -> InvalidCheckpointError:
+    """The error for bytes that are not those that were saved."""
+    return InvalidCheckpointError(f"{name} {CHECKSUM} {what} is wrong.", sniff.AGAIN)
+
+
+def _directory(source: Source) -> tuple[Span, bytes, list[Entry]] | None:
+    start = max(0, source.size - TAIL)
+    (tail,) = source.bytes_of([(start, source.size - start)])
+    span = zip_directory.locate(tail, source.size)
+    if span is None:
+        return None
+    if span.start < start:
+        (before,) = source.bytes_of([(span.start, start - span.start)])
+        tail, start = before + tail, span.start
+    end = tail[span.start - start :]
+    entries = zip_directory.entries(end[: span.size], span)
+    return None if entries is None else (span, end, entries)
+
+
+def _check_sizes(entries: Sequence[Entry], end: int, name: str) -> None:
+    """Refuse what would have torch reserve more memory than the file can fill; its directory begins at the end."""
+    stored = sum(entry.size for entry in entries if entry.method == STORED)
+    compressed = sum(entry.compressed for entry in entries)  # more if several share their bytes
+    inflated = any(entry.size > _most_of(entry) for entry in entries if entry.method != STORED)
+    beyond = any(entry.header + LOCAL.size + len(entry.name) + entry.compressed > end for entry in entries)
+    if stored > end or compressed > end or inflated or beyond:
+        reason = f"{name} is damaged: its zip directory claims more than the {end} bytes before it."
+        raise InvalidCheckpointError(reason, sniff.AGAIN)
+
+
+def _most_of(entry: Entry) -> int:
+    """How many bytes a compressed record may have; only of tensors it is likely that most of them are the same."""
+    if b"/data/" in entry.name:
+        return (entry.compressed + 1) * _INFLATED_MAX
+    return max(_TEXT_MAX, entry.compressed * _TEXT_INFLATED_MAX)
+
+
+def _read_small(
+    source: Source, entries: Sequence[Entry], wanted: Sequence[Entry], end: int
+) -> dict[Entry, tuple[int, bytes]] | None:
+    """Where the bytes of records begin, and these."""
+    following = _following(entries, end)
+    ranges = [(entry.header, following[entry.header] - entry.header) for entry in wanted]
+    if any(length > entry.size + _PLAIN_MAX for entry, (_, length) in zip(wanted, ranges, strict=True)):
+        return None
+    small = {}
+    for entry, content in zip(wanted, source.bytes_of(ranges), strict=True):
+        offset = zip_directory.data_offset(content[: LOCAL.size], entry)
+        if offset is None or offset + entry.size > following[entry.header]:
+            return None
+        small[entry] = (offset, content[offset - entry.header :][: entry.size])
+    return small
+
+
+def _following(entries: Sequence[Entry], end: int) -> dict[int, int]:
+    """Where what follows each entry begins, by the position of its local header."""
+    headers = sorted(entry.header for entry in entries)
+    return dict(zip(headers, [*headers[1:], end], strict=True))
+
+
+def _alignment(contents: dict[str, bytes]) -> int | None:
+    """In bytes; 64 where torch left it unsaid."""
+    said = contents.get(".storage_alignment", b"64")
+    if not said.isdigit() or not 0 < len(said) < len(str(_EXTRA_MAX)):
+        return None
+    return int(said) or None
+
+
+def _is_native(contents: dict[str, bytes]) -> bool:
+    """Whether the tensors' bytes are in the order of this machine."""
+    if "byteorder" in contents:
+        return contents["byteorder"] == sys.byteorder.encode()
+    return sys.byteorder == "little" and torch.serialization.get_default_load_endianness() is None
+
+
+def _is_blind(pickled: bytes | None) -> bool:
+    """Whether a pickle names nothing that may look at a tensor's data while torch.load puts it together.
+
+    The names in a pickle of protocol 2, the one that torch.load takes, end a line. Other bytes may look like one; then
+    the answer is no, which costs no more than time.
+    """
+    if pickled is None:
+        return False
+    own, added = _weights_only_unpickler._get_allowed_globals, _weights_only_unpickler._get_user_allowed_globals
+    seeing = {path for path in own() if path not in _BLIND and not _is_plain(path)} | {*added()}  # type: ignore[no-untyped-call]
+    last = {path.rpartition(".")[2].encode() for path in seeing}
+    return last.isdisjoint(line.rpartition(b".")[2] for line in pickled.split(b"\n"))
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a name is that of a kind of storage or of a dtype."""
+    module, _, name = path.rpartition(".")
+    plain = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+    return plain or (module in ("torch", "torch.cuda") and name.endswith("Storage"))
+
+
+# -- where the tensors' bytes begin ------------------------------------------------------------------------------------
+
+
+def _offsets(
+    source: Source, entries: Sequence[Entry], data: Sequence[Entry], end: int, alignment: int
+) -> list[int] | None:
+    """The positions of records' bytes, told by torch's rule where that is seen to hold, else read."""
+    following = _following(entries, end)
+    offsets = [_aligned(entry, alignment) for entry in data]
+    unclear = [
+        number
+        for number, (entry, offset) in enumerate(zip(data, offsets, strict=True))
+        if offset + entry.size + _descriptor(entry) != following[entry.header] and entry.size
+    ]
+    headers = source.bytes_of([(data[number].header, LOCAL.size) for number in unclear])
+    for number, header in zip(unclear, headers, strict=True):
+        entry = data[number]
+        offset = zip_directory.data_offset(header, entry)
+        if offset is None or offset + entry.size > following[entry.header]:
+            return None
+        offsets[number] = offset
+    return offsets
+
+
+def _aligned(entry: Entry, alignment: int) -> int:
+    """Where torch puts the bytes of a record; getPadding in inline_container.cc."""
+    start = entry.header + LOCAL.size + len(entry.name) + 4
+    if entry.size >= FULL_32 or entry.header >= FULL_32:
+        start += 4 + 16 * (entry.size >= FULL_32) + 8 * (entry.header >= FULL_32)
+    return -(-start // alignment) * alignment
+
+
+def _descriptor(entry: Entry) -> int:
+    """How many bytes torch writes after those of a record, a copy of its checksum and sizes."""
+    if not entry.size:
+        return 0
+    return 24 if entry.size >= FULL_32 or entry.header >= FULL_32 else 16

@@ -1,0 +1,179 @@
+"""A zip archive of torch.save loaded structure first: by torch.load itself, which is given the tensors' bytes later."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.formats.io_wrappers import WatchedReader
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip import zip_directory
+from fsspec_csx.formats.torch_zip.archive import Archive
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, Entry
+from fsspec_csx.tensors import fill
+from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.map_location import Places, reserved
+from fsspec_csx.tensors.source import Source
+
+
+class _VirtualFile(WatchedReader):
+    """An archive that answers torch's reader from what is in memory, and takes note of the tensors' bytes it asks for.
+
+    What it does not know it reads.
+
+    Args:
+        archive: what is in memory.
+        source: the file.
+
+    Attributes:
+        noted: the record that was last asked for, the position of its bytes, and the address where they are to go.
+    """
+
+    noted: tuple[Entry, int, int] | None = None
+
+    def __init__(self, archive: Archive, source: Source) -> None:
+        super().__init__(source.file, source.size)
+        self._source = source
+        self._archive = archive
+        self._position = 0
+        self._data = {offset: entry for entry, offset in archive.data if entry.size}
+        self._contents = dict(archive.small.values())
+        self._headers = {entry.header: zip_directory.local_header(entry, offset) for entry, offset in archive.data}
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a position in bytes and return it."""
+        self._position = offset + (0, self._position, self.size)[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Read so many bytes, fewer only at the end of the file; -1 for all."""
+        data = self._answer(self.size if size < 0 else size)
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; one for the whole of a record with a tensor's bytes is not filled, but noted."""
+        size = len(buffer)
+        entry = self._data.get(self._position)
+        if entry is not None and entry.size == size:
+            self.noted = entry, self._position, ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        else:
+            data = self._answer(size)
+            size = len(data)
+            buffer[:size] = data
+        self._position += size
+        return size
+
+    def _answer(self, size: int) -> bytes:
+        position = self._position
+        header = self._headers.get(position)
+        if header is not None and size == LOCAL.size:
+            return header
+        content = self._contents.get(position)
+        if content is not None and size == len(content):
+            return content
+        if position >= self._archive.directory:
+            return self._archive.end[position - self._archive.directory :][:size]
+        size = min(size, self.size - position)
+        return self._call(self._source.bytes_of, [(position, size)])[0]
+
+
+class _Placing:
+    """The ``map_location`` of a load: puts each storage where it belongs, and makes a record of it.
+
+    Args:
+        file: the archive, which knows whose storage it is.
+        source: the file behind it.
+        name: what errors call the file.
+        places: where storages belong.
+        wanted: as of ``load``.
+
+    Attributes:
+        records: those that were made.
+        left: whether storages stayed on the CPU that belong elsewhere, as they are not wanted.
+    """
+
+    def __init__(
+        self, file: _VirtualFile, source: Source, name: str, places: Places, wanted: Collection[int] | None
+    ) -> None:
+        self.records: list[Record] = []
+        self.left = False
+        self._file = file
+        self._source = source
+        self._name = name
+        self._places = places
+        self._wanted = wanted
+
+    def __call__(self, storage: torch.UntypedStorage, location: str) -> Any:
+        """What torch.load is to take for a storage that it just read, or believes so."""
+        noted, self._file.noted = self._file.noted, None
+        if not isinstance(location, str):
+            raise InvalidCheckpointError(f"{self._name} is damaged: it has a storage on no device.", sniff.AGAIN)
+        if noted is None or noted[2] != storage.data_ptr():
+            return self._places.placed(storage, location)
+        entry, offset, _ = noted
+        record = Record(entry.name.decode(errors="replace"), offset, storage, entry.crc32 or None)
+        if storage.nbytes() != entry.size:
+            what = f"its record {record.name!r} has {entry.size} bytes, and the tensor made of it {storage.nbytes()}"
+            raise InvalidCheckpointError(f"{self._name} is damaged: {what}.", sniff.AGAIN)
+        stays = self._places.stays(location)
+        if stays or (self._wanted is not None and offset not in self._wanted):
+            self.left |= not stays
+            self.records.append(record)
+            return storage
+        return self._elsewhere(record, location)
+
+    def _elsewhere(self, record: Record, location: str) -> Any:
+        device = self._places.device(location)
+        if device is None:
+            if fill.fill(self._source, [record]):
+                raise torch_archive.damaged(self._name, repr(record.name))
+            return self._places.placed(record.storage, location)
+        placed = reserved(record.storage.nbytes(), device)
+        if device.type != "meta":
+            self.records.append(replace(record, storage=placed))
+        return placed
+
+
+def load(
+    archive: Archive,
+    source: Source,
+    *,
+    name: str,
+    map_location: Any = None,
+    wanted: Collection[int] | None = None,
+) -> Skeleton:
+    """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes.
+
+    Args:
+        archive: what it consists of.
+        source: the file.
+        name: what errors call it.
+        map_location: as of ``torch.load``; a callable gets storages that are filled.
+        wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
+            on the CPU. None for all.
+
+    Raises:
+        InvalidCheckpointError: if a tensor does not fit its record.
+        Exception: what torch, the file or a callable ``map_location`` raised.
+    """
+    file = _VirtualFile(archive, source)
+    placing = _Placing(file, source, name, Places(map_location), wanted)
+    # torch itself reserves no memory for this one.
+    place: Any = map_location if _is_meta(map_location) else placing
+    obj = file.unmasked(lambda: torch.load(file, map_location=place, weights_only=True, mmap=False))  # type: ignore[arg-type]
+    return Skeleton(obj, placing.records, placing.left)
+
+
+def _is_meta(map_location: Any) -> bool:
+    return map_location == "meta" or (isinstance(map_location, torch.device) and map_location.type == "meta")

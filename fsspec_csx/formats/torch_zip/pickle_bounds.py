@@ -1,0 +1,229 @@
+"""What a pickle may make without torch: builtins that make no more than the pickle has bytes for.
+
+When an object is pickled, the arguments that make it are written where they are used; so the arguments of all calls
+have fewer elements than the pickle has bytes. ``bytearray(10**9)``, text encoded to hexadecimal digits of hexadecimal
+digits, and one list made into thousands of sets break that rule, and need only a few bytes. Neither do tensors have
+memory that is in no record of the file.
+
+Not bounded are: copies that torch's functions for quantized tensors, sparse tensors and tensors of other devices make,
+the time to hash tuples of tuples that are keys, and files of the format before torch 1.6.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip.pickle_scan import scan
+
+_LATIN1 = (("latin1",), ("latin-1",))
+_COUNTED = (list, tuple, dict, str, bytes)
+_BUILTINS = ("builtins", "__builtin__")  # of Python 3, and of Python 2, as pickle writes them in protocol 2
+_FACTORIES = (bool, dict, float, int, list)
+_REBUILD = {("torch._utils", f"_rebuild_tensor{version}") for version in ("", "_v2", "_v3")}
+_FROM_TYPE = ("torch._tensor", "_rebuild_from_type_v2")
+
+
+class ExcessError(Exception):
+    """A pickle makes more than it has bytes for."""
+
+
+class StandIn:
+    """Stands for a class in a pickle, which cannot call it.
+
+    Args:
+        made: the class.
+    """
+
+    def __init__(self, made: type) -> None:
+        self.made = made
+
+    def __call__(self) -> None:
+        """Refuse to be called by the pickle.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(self.made)
+
+
+class Bounds:
+    """Builtins for a pickle.
+
+    Args:
+        most: how many elements all calls may have as arguments: the bytes of the pickle.
+
+    Attributes:
+        names: what stands for a module and a name.
+        ordered: the mappings that were made.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self.ordered: list[OrderedDict[Any, Any]] = []
+        self.names: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): self._ordered_dict,
+            ("collections", "Counter"): self._counter,
+            ("collections", "defaultdict"): self._defaultdict,
+            ("_codecs", "encode"): self._encode,
+            ("torch", "Size"): self._size,
+        }
+        made: dict[str, Callable[..., Any]] = {"bytearray": self._bytearray, "bytes": self._bytes, "set": self._set}
+        for module in _BUILTINS:
+            self.names |= {(module, name): function for name, function in made.items()}
+            self.names[module, "complex"] = lambda real, imaginary: complex(real, imaginary)
+            self.names |= {(module, kind.__name__): StandIn(kind) for kind in _FACTORIES}
+
+    def _take(self, value: Any) -> None:
+        if type(value) not in _COUNTED:
+            raise ExcessError
+        self._left -= len(value)
+        if self._left < 0:
+            raise ExcessError
+
+    def _ordered_dict(self, items: Any = ()) -> OrderedDict[Any, Any]:
+        self._take(items)
+        if type(items) is not dict and any(type(each) not in (list, tuple) for each in items):
+            raise ExcessError
+        made = OrderedDict(items)
+        self.ordered.append(made)
+        return made
+
+    def _counter(self, counts: Any = ()) -> Counter[Any]:
+        self._take(counts)
+        return Counter(counts)
+
+    def _defaultdict(self, factory: StandIn | None = None) -> defaultdict[Any, Any]:
+        return defaultdict(factory and factory.made)
+
+    def _encode(self, text: Any, *how: Any) -> bytes:
+        if type(text) is not str or how not in _LATIN1:
+            raise ExcessError
+        self._take(text)
+        return text.encode("latin-1")
+
+    def _size(self, sizes: Any) -> torch.Size:
+        self._take(sizes)
+        return torch.Size(sizes)
+
+    def _bytearray(self, *args: Any) -> bytearray:
+        self._take(args[0] if args else ())
+        return bytearray(*args)
+
+    def _bytes(self) -> bytes:
+        return b""
+
+    def _set(self, items: Any = ()) -> set[Any]:
+        self._take(items)
+        return set(items)
+
+
+class _Inert:
+    """Stands for all else that a pickle names: takes whatever is done to it, and does nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+class _Memory(_Inert):
+    """Stands for torch's classes of tensors and storages, which make memory that is in no record when called."""
+
+    def __new__(cls, *args: Any) -> _Memory:
+        if args:
+            raise ExcessError
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ExcessError  # it would give a tensor another storage, and enlarge that
+
+
+class _Record(_Inert):
+    """Stands for a storage whose bytes are in the file."""
+
+
+class _DryRun(pickle.Unpickler):
+    """Executes a pickle without torch."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._names = Bounds(len(data)).names
+        self._names["collections", "defaultdict"] = lambda *args: defaultdict()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for a name."""
+        if (module, name) == _FROM_TYPE:
+            return _from_type
+        if (module, name) in _REBUILD:
+            return _rebuild
+        if module.partition(".")[0] == "torch" and name.endswith(("Tensor", "Storage")):
+            return _Memory
+        return self._names.get((module, name), _Inert)
+
+    def persistent_load(self, identity: Any) -> Any:
+        """What stands for a storage."""
+        return _Record()
+
+
+def _rebuild(storage: Any, *args: Any) -> _Inert:
+    if type(storage) is not _Record:
+        raise ExcessError
+    return _Inert()
+
+
+def _from_type(function: Callable[..., Any], kind: Any, args: tuple[Any, ...], state: Any) -> Any:
+    return function(*args)
+
+
+def check(data: bytes, name: str) -> None:
+    """Refuse a pickle of which torch.load would make far more than it holds.
+
+    Args:
+        data: the pickle. One that fails otherwise is left to torch.
+        name: what errors call the file.
+
+    Raises:
+        InvalidCheckpointError: if it is so.
+        ScanError: if it cannot be scanned; torch ends with an error then, or remembers by any number.
+    """
+    scan(data)
+    try:
+        _DryRun(data).load()
+    except ExcessError:
+        reason = f"{name} is damaged: its pickle makes much more than it holds."
+        raise InvalidCheckpointError(reason, sniff.AGAIN) from None
+    except Exception:  # whatever a pickle of anything raises
+        return
+
+
+def check_archive(file: Any, name: str) -> None:
+    """Refuse an archive with such a pickle; one that torch cannot read is left to torch.load.
+
+    Args:
+        file: a binary file object that can seek.
+        name: what errors call it.
+
+    Raises:
+        InvalidCheckpointError, ScanError: see ``check``.
+        OSError: what the file raised.
+    """
+    file.seek(0)
+    archive: Any = torch._C.PyTorchFileReader  # torch declares too narrow a type of file
+    try:
+        data: bytes = archive(file).get_record(torch_archive.PICKLE)
+    except RuntimeError:
+        return
+    check(data, name)

@@ -1,0 +1,116 @@
+"""Placeholders: what stands for objects whose classes are not loaded, as that could run code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from fsspec_csx.errors import UnsafeCheckpointError
+from fsspec_csx.tensors import names
+
+_TRUST = "pass weights_only=False only if you trust its author"
+_SHOWN, _LONGEST = 5, 200
+_WITH_DATA = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
+
+
+class Placeholder:
+    """Stands for an object of a class that is not loaded, or for what a pickle names; its repr says which.
+
+    Attributes:
+        path: of the class or function, with its module.
+        parts: what the pickle says of it, in order: what it is made of, its state and its items.
+    """
+
+    __slots__ = ("parts", "path")
+
+    def __init__(self, path: str, *parts: Any) -> None:
+        self.path = path
+        self.parts: list[Any] = list(parts)
+
+    def __repr__(self) -> str:
+        return f"<{self.path}, not loaded>"
+
+
+def found_in(obj: Any) -> dict[str, Placeholder]:
+    """The placeholders among the entries of an object, by their names."""
+    return {name: value for name, value in names.walk(obj) if isinstance(value, Placeholder)}
+
+
+def refuse(obj: Any, name: str) -> None:
+    """Refuse an object that is not whole, as it has placeholders.
+
+    Raises:
+        UnsafeCheckpointError: if there are any; it names them and their classes.
+    """
+    if found := found_in(obj):
+        reason = f"{name} has {names.shown(list(found))} of {classes(found)}, which could run code when loaded."
+        raise UnsafeCheckpointError(reason, f"Choose other entries by keys, or load it and {_TRUST}.")
+
+
+def is_free(obj: Any) -> bool:
+    """Whether there is no placeholder anywhere in an object."""
+    stack, seen = [obj], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Placeholder):
+            return False
+        if id(value) not in seen:
+            seen.add(id(value))
+            stack += value if isinstance(value, (set, frozenset)) else _inside(value) or []
+    return True
+
+
+def classes(found: Mapping[str, Placeholder]) -> str:
+    """The classes of some placeholders: a few, and how many more there are."""
+    paths = list(dict.fromkeys(each.path for each in found.values()))
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(path[:_LONGEST] for path in paths[:_SHOWN]) + more
+
+
+def equal(first: Placeholder, second: Placeholder) -> bool:
+    """Whether two placeholders stand for equal objects, but for the values of the tensors in them."""
+    stack: list[tuple[Any, Any]] = [(first, second)]
+    seen: set[tuple[int, int]] = set()
+    while stack:
+        one, other = stack.pop()
+        if type(one) is not type(other):
+            return False
+        if isinstance(one, _WITH_DATA) or (id(one), id(other)) in seen:
+            continue
+        seen.add((id(one), id(other)))
+        inner = _inside(one), _inside(other)
+        if inner[0] is None or inner[1] is None:
+            if not (one == other or one != one):
+                return False
+        elif len(inner[0]) != len(inner[1]) or (isinstance(one, Placeholder) and one.path != other.path):
+            return False
+        else:
+            stack += zip(inner[0], inner[1], strict=True)
+    return True
+
+
+def tensors(value: Placeholder) -> Iterator[torch.Tensor]:
+    """The tensors that a placeholder would be made of."""
+    stack: list[Any] = [value]
+    seen: set[int] = set()
+    while stack:
+        each = stack.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, (torch.UntypedStorage, torch.TypedStorage)):
+            untyped = each if isinstance(each, torch.UntypedStorage) else each._untyped_storage
+            yield torch.empty(0, dtype=torch.uint8, device=untyped.device).set_(untyped)
+        stack += reversed(_inside(each) or [])
+
+
+def _inside(value: Any) -> list[Any] | None:
+    if isinstance(value, Placeholder):
+        return value.parts
+    if isinstance(value, dict):
+        return [each for item in dict.items(value) for each in item]
+    return list(value) if isinstance(value, (list, tuple)) else None

@@ -1,0 +1,330 @@
+"""The files of torch.save and torch.load, over any file object: zip archives, and the format before torch 1.6.
+
+Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+import struct
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import _weights_only_unpickler
+
+from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.formats.io_wrappers import WatchedReader
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip import lazy_archive, pickle_bounds, plain, structure_limits
+from fsspec_csx.formats.torch_zip.checked_archive import CheckedReader
+from fsspec_csx.formats.torch_zip.pickle_scan import ScanError
+from fsspec_csx.tensors import fill, names
+from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.source import Source
+
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
+
+_GIST_SHOWN = 200
+_LEGACY_PICKLES = 5  # with so many a file of the format before torch 1.6 begins
+_NAMES_SHOWN = 5
+_PROTOCOLS = (2, 3)  # those of pickle that torch reads where no code may run
+# What an honest file can need besides, and how many times its size.
+_ROOM, _HELD = 2**20, 4
+_DECODING = {"collections", "fsspec_csx", "torch"}
+_NO_LAYOUT = "rebuilding sparse tensor for layout"
+# torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
+_PLACING = {"restore_location", "default_restore_location"}
+_NOT_THE_FILE = (ImportError, NotImplementedError, OSError, Warning, torch.cuda.OutOfMemoryError)
+# What zipfile and pickletools raise for a file that is not whole; the warning where it is an error, for a backslash.
+_NOT_WHOLE = (
+    DeprecationWarning,
+    EOFError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+# What torch.load raises for one that is, but makes no sense; other errors may be those of a class that it names.
+_NONSENSE = (AssertionError, EOFError, RuntimeError, pickle.UnpicklingError)
+
+
+def read(
+    file: Any,
+    *,
+    name: str,
+    size: int,
+    advance: Callable[[int], object],
+    map_location: MAP_LOCATION = None,
+    weights_only: bool = True,
+) -> Any:
+    """Read what ``torch.save`` wrote; as ``torch.load``.
+
+    Args:
+        file: a binary file object that can seek; its ``readinto`` gets memoryviews of the tensors' memory.
+        name: what errors call the file.
+        size: its size in bytes.
+        advance: is told how many bytes were read, many times.
+        map_location: as of ``torch.load``.
+        weights_only: as of ``torch.load``; if False, the file may run any code.
+
+    Raises:
+        InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
+        UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
+        Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
+    """
+    source = Source(file, size, advance)
+    found = skeleton(source, name=name, map_location=map_location, weights_only=weights_only)
+    complete(source, found, name=name)
+    return found.obj
+
+
+def skeleton(
+    source: Source,
+    *,
+    name: str,
+    map_location: MAP_LOCATION = None,
+    weights_only: bool = True,
+    wanted: Collection[int] | None = None,
+) -> Skeleton:
+    """Read the structure of what ``torch.save`` wrote; as ``torch.load``, less the tensors' bytes.
+
+    What torch.save writes today, of plain tensors, is read by a few ranges. Anything else is read whole, as torch.load
+    does it: then the skeleton has no records, and its tensors are filled.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+        map_location: as of ``torch.load``.
+        weights_only: as of ``torch.load``; if False, the file may run any code, and is read whole.
+        wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
+            on the CPU. None for all.
+
+    Raises:
+        InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
+        UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
+        Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
+    """
+    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
+    if not (sniff.is_zip(head) or sniff.is_legacy(head)):
+        what, remedy = sniff.describe(head, source.size)
+        raise InvalidCheckpointError(f"{name} {what}", remedy)
+    in_order = weights_only and sniff.is_zip(head) and not _is_fake_mode()
+    archive = torch_archive.read(source, name) if in_order else None
+    if in_order and archive is None and torch_archive.records(source) is None:
+        raise _without_directory(source, name)
+    reader = None
+    try:
+        if archive is not None:
+            source.advance(source.kept)
+            found = plain.load(archive, map_location, wanted)
+            if found is None:
+                pickle_bounds.check(archive.pickle, name)
+                found = lazy_archive.load(archive, source, name=name, map_location=map_location, wanted=wanted)
+            structure_limits.check(found.obj, name)
+            return found
+        if weights_only and sniff.is_zip(head):
+            file = WatchedReader(source.file, source.size)
+            file.unmasked(lambda: pickle_bounds.check_archive(file, name))
+        reader = CheckedReader(source, name)
+        reader.seek(0)
+        obj = reader.unmasked(
+            lambda: torch.load(reader, map_location=map_location, weights_only=weights_only, mmap=False)  # type: ignore[arg-type]
+        )
+        if weights_only:
+            structure_limits.check(obj, name)
+        return Skeleton(obj, [])
+    except ScanError:
+        raise _unreadable(WatchedReader(source.file, source.size), name) from None
+    except Exception as error:
+        if (reader is not None and reader.failure is error) or isinstance(error, CheckpointError):
+            raise
+        explained = _explain(error, WatchedReader(source.file, source.size), name, map_location, weights_only)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _without_directory(source: Source, name: str) -> InvalidCheckpointError:
+    """The error for an archive of which it cannot be told what its records claim, which torch would believe."""
+    reader = WatchedReader(source.file, source.size)
+    found = reader.unmasked(lambda: _damage(reader))
+    remedy = "Load it with torch.load if you trust its author, and save it again."
+    what, remedy = found or ("is a zip archive with a directory that torch.save does not write.", remedy)
+    return InvalidCheckpointError(f"{name} {what}", remedy)
+
+
+def _is_fake_mode() -> bool:
+    """Whether tensors that are made now have no data, which torch.load then does not ask for."""
+    return type(torch.empty(0, device="cpu")) is not torch.Tensor
+
+
+def complete(source: Source, found: Skeleton, *, name: str) -> None:
+    """Fill the tensors of a skeleton.
+
+    Raises:
+        InvalidCheckpointError: if the bytes of some are not those that were saved.
+        OSError: what the file raised.
+    """
+    wrong = fill.fill(source, found.records)
+    if not wrong:
+        return
+    try:
+        structure_limits.check_entries(found.obj, name)
+    except CheckpointLimitError:
+        raise torch_archive.damaged(name, names.shown([record.name for record in wrong])) from None
+    raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
+
+
+def _explain(
+    error: Exception, file: WatchedReader, name: str, map_location: MAP_LOCATION, weights_only: bool
+) -> CheckpointError | None:
+    """The error of ours for what torch.load raised; None if the file is not at fault."""
+    if isinstance(error, _NOT_THE_FILE) and _NO_LAYOUT not in str(error):
+        return None
+    if _while_placing(error):
+        named = map_location is None and "don't know how to restore data location" in str(error)  # by the file
+        if not (named or isinstance(error, TypeError)):
+            return None
+        reason = f"{name} has a storage on a device of which torch {torch.__version__} does not know the kind."
+        return InvalidCheckpointError(reason, "Load it with map_location='cpu', or save it again from a CPU.")
+    if _out_of_memory(error):
+        reason = f"{name} is damaged: it asks for much more memory than its {file.size} bytes can fill."
+        return InvalidCheckpointError(reason, sniff.AGAIN) if weights_only and _is_room(file.size) else None
+    if found := file.unmasked(lambda: _damage(file)):
+        return InvalidCheckpointError(f"{name} {found[0]}", found[1])
+    if weights_only and isinstance(error, pickle.UnpicklingError):
+        return _unsafe(name, *_pickles(file))
+    if _raised_while_decoding(error) and (weights_only or isinstance(error, _NONSENSE)):
+        return InvalidCheckpointError(f"{name} is damaged ({_gist(error)}).", sniff.AGAIN)
+    return None
+
+
+def _unreadable(file: WatchedReader, name: str) -> CheckpointError:
+    """The error for an archive with a pickle that torch.save does not write."""
+
+    def explain() -> CheckpointError:
+        if found := _damage(file):
+            return InvalidCheckpointError(f"{name} {found[0]}", found[1])
+        protocol, named = _pickles(file)
+        if protocol not in _PROTOCOLS or not _allowed().issuperset(named):
+            return _unsafe(name, protocol, named)
+        what = "its pickle remembers by numbers beyond its length, or has opcodes that torch.save does not write"
+        return InvalidCheckpointError(f"{name} is damaged: {what}.", sniff.AGAIN)
+
+    return file.unmasked(explain)
+
+
+def _gist(error: Exception) -> str:
+    """The first sentence of what torch says, less the line of its source."""
+    text = re.sub(r"^\[enforce fail at [^\]]*\] \. ", "", str(error)).partition("\n")[0].partition(". ")[0].rstrip(".")
+    said = "".join(character if character.isprintable() else "?" for character in text)
+    said = said[:_GIST_SHOWN]
+    return said if isinstance(error, RuntimeError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
+
+
+def _frames(error: Exception) -> list[Any]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _while_placing(error: Exception) -> bool:
+    return any(frame.f_code.co_name in _PLACING for frame in _frames(error))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch raises a plain RuntimeError for want of main memory."""
+    told = isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+    return told or isinstance(error, MemoryError)
+
+
+def _is_room(size: int) -> bool:
+    """Whether there is memory for much more than a file of this size holds; it is not touched."""
+    try:
+        torch.empty(_ROOM + _HELD * size, dtype=torch.uint8, device="cpu")
+    except RuntimeError:
+        return False
+    return True
+
+
+def _raised_while_decoding(error: Exception) -> bool:
+    """Not by a class that the file names, which has troubles of its own; Counter is allowed, and written in Python."""
+    packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in _frames(error)]
+    return packages[-1] in ("torch", "fsspec_csx") or (packages[-1] == "collections" and {*packages} <= _DECODING)
+
+
+def _damage(file: WatchedReader) -> tuple[str, str] | None:
+    """What is wrong with the structure of a file that begins like one of torch.save, and what to do."""
+    file.seek(0)
+    if sniff.is_zip(file.read(sniff.HEAD)):
+        try:
+            names = zipfile.ZipFile(file).namelist()
+        except _NOT_WHOLE:
+            what = "looks like a torch checkpoint cut short"
+            return f"{what}: {file.size} bytes without the zip directory that ends one.", sniff.AGAIN
+        root = names[0].partition("/")[0] if names else ""
+        if f"{root}/constants.pkl" in names:
+            return "is a TorchScript archive.", "Load it with torch.jit.load."
+        if f"{root}/data.pkl" not in names:
+            first = f" (its first entry is {names[0]!r})" if names else ""
+            return f"is a zip archive that is not a torch checkpoint{first}.", "Check that the path is that of one."
+    try:
+        _pickles(file)
+    except _NOT_WHOLE as error:
+        return f"is cut short or damaged: its pickle is not whole ({error}).", sniff.AGAIN
+    return None
+
+
+def _pickles(file: WatchedReader) -> tuple[int, list[str]]:
+    """The protocol and the globals of the pickles of a file, which are read over and not run."""
+    file.seek(0)
+    if sniff.is_zip(file.read(sniff.HEAD)):
+        archive = zipfile.ZipFile(file)
+        root = archive.namelist()[0].partition("/")[0]
+        stream: Any = io.BytesIO(archive.read(f"{root}/data.pkl"))
+        count = 1
+    else:
+        file.seek(0)
+        stream, count = file, _LEGACY_PICKLES
+    protocol, names = 0, []
+    for _ in range(count):
+        for opcode, argument, _position in pickletools.genops(stream):
+            if opcode.name == "PROTO":
+                protocol = int(argument or 0)
+            elif opcode.name in ("GLOBAL", "INST"):
+                names.append(str(argument).replace(" ", "."))
+    return protocol, list(dict.fromkeys(names))
+
+
+def _allowed() -> set[str]:
+    """The globals that torch.load accepts; its public list lacks those that are built in."""
+    own, added = _weights_only_unpickler._get_allowed_globals, _weights_only_unpickler._get_user_allowed_globals
+    return {*own(), *added()}  # type: ignore[no-untyped-call]  # torch leaves these untyped
+
+
+def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError:
+    trust = "pass weights_only=False only if you trust its author"
+    refused = [each for each in named if each not in _allowed()]
+    if refused:
+        shown = ", ".join(refused[:_NAMES_SHOWN])
+        more = f" and {len(refused) - _NAMES_SHOWN} more" if len(refused) > _NAMES_SHOWN else ""
+        reason = f"{name} names {shown}{more}, which could run code when loaded."
+        remedy = "Load the other entries by keys=[...], allow classes that you trust with"
+        remedy += f" torch.serialization.add_safe_globals([...]), or {trust}."
+    elif protocol not in _PROTOCOLS:
+        reason = f"{name} is pickled with protocol {protocol}, which torch reads only where code may run."
+        remedy = f"Save it with the default protocol, or {trust}."
+    else:
+        reason = f"{name} holds what torch reads only where code may run."
+        remedy = f"See torch's error above for what it is, and {trust}."
+    return UnsafeCheckpointError(reason, remedy)

@@ -1,0 +1,187 @@
+"""Limits on what a pickle was made into, checked before anything walks through it: a few bytes can say a lot."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.nested._internal.nested_tensor import NestedTensor
+
+from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.tensors import sparse
+
+DEPTH_LOADED = 500
+"""How deeply containers of a file may be nested: more than pickle itself writes by default."""
+
+DEPTH = 200
+"""How deeply they may be nested where entries have names, as for ``keys`` and ``into``: recursion must not fail."""
+
+_MANY = 10**6
+_REPEATED = 8
+_NAME_SHOWN = 80
+_ELSEWHERE = "Load it with torch.load(…, weights_only=True)."
+_WHOLE = "Load it without keys and into."
+_OF_MAPPINGS = {"get", "items", "keys", "update", "values"}
+# The methods of tensors that filling, comparing and converting them need.
+_METHODS = {
+    *("as_strided", "coalesce", "contiguous", "copy_", "cpu", "data_ptr", "detach", "dim", "element_size", "flatten"),
+    *("is_coalesced", "is_complex", "is_conj", "is_contiguous", "is_floating_point", "is_neg", "narrow", "numel"),
+    *("qscheme", "reshape", "resolve_conj", "resolve_neg", "set_", "size", "sparse_dim", "storage_offset", "stride"),
+    *("to", "tolist", "unbind", "untyped_storage", "values", "view"),
+}
+
+
+def check(obj: Any, name: str) -> None:
+    """Check what was loaded, each object once.
+
+    Args:
+        obj: what was loaded, of the types that torch.load takes for safe.
+        name: what errors call the file.
+
+    Raises:
+        CheckpointLimitError: if it is nested deeper than ``DEPTH_LOADED``.
+        InvalidCheckpointError: if a sparse tensor has indices that lead outside of it.
+    """
+    stack = [iter((obj,))]
+    seen: set[int] = set()
+    while stack:
+        for value in stack[-1]:
+            inside = _inside(value)
+            tensor = isinstance(value, torch.Tensor)
+            if not (inside or tensor) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if tensor and not sparse.is_sound(value):
+                reason = f"{name} is damaged: a sparse tensor of it has indices that make no sense."
+                raise InvalidCheckpointError(reason, sniff.AGAIN)
+            if inside:
+                if len(stack) > DEPTH_LOADED:
+                    raise _too_deep(name, DEPTH_LOADED, _ELSEWHERE)
+                stack.append(iter(inside))
+                break
+        else:
+            stack.pop()
+
+
+def check_entries(obj: Any, name: str) -> None:
+    """Check an object whose entries get names, each in every place where it lies.
+
+    Raises:
+        CheckpointLimitError: if it is nested deeper than ``DEPTH``, or containers that lie in several others make many
+            more entries of it than there are.
+    """
+    stack, above = [iter((obj,))], [0]
+    seen: set[int] = set()
+    visited = own = 0
+    while stack:
+        for value in stack[-1]:
+            inside = _inside(value)
+            if not inside:
+                continue
+            if id(value) not in seen:
+                seen.add(id(value))
+                own += len(inside)
+            if id(value) in above:
+                continue
+            visited += len(inside)
+            if len(stack) > DEPTH:
+                raise _too_deep(name, DEPTH, _WHOLE)
+            if visited > max(_MANY, _REPEATED * own):
+                reason = f"The {own} entries of {name} lie in each other more than {_MANY} times, the limit."
+                raise CheckpointLimitError(reason, _WHOLE)
+            stack.append(iter(inside))
+            above.append(id(value))
+            break
+        else:
+            stack.pop()
+            above.pop()
+
+
+def check_use(obj: Any, name: str) -> None:
+    """Check an object whose entries are to be filled, compared or converted.
+
+    Raises:
+        CheckpointLimitError: see ``check_entries``; or if a tensor or a mapping has an attribute in the place of a
+            method that this needs.
+    """
+    check_entries(obj, name)
+    for value in _values(obj):
+        hidden = [each for each in getattr(value, "__dict__", ()) if _is_needed(value, each)]
+        if hidden:
+            what = f"A {type(value).__name__} of {name} has the attribute {hidden[0]!r}"
+            raise CheckpointLimitError(f"{what}, which hides a method that is needed here.", _WHOLE)
+
+
+def _is_needed(value: Any, attribute: str) -> bool:
+    if attribute == "_values" and type(value) is NestedTensor:  # torch's own: the elements of a jagged one
+        return False
+    needed = attribute in (_METHODS if isinstance(value, torch.Tensor) else _OF_MAPPINGS) or attribute.startswith("_")
+    return needed and callable(getattr(type(value), attribute, None))
+
+
+def has_callables(obj: Any) -> bool:
+    """Whether there is a class or a function among the values, keys and elements of nested containers."""
+    return any(map(callable, _values(obj)))
+
+
+def _values(obj: Any) -> Iterator[Any]:
+    """An object and all that lies in it, keys among it, containers once."""
+    stack = [obj]
+    seen: set[int] = set()
+    while stack:
+        value = stack.pop()
+        yield value
+        inside = value if isinstance(value, (set, frozenset)) else _inside(value)
+        if inside and id(value) not in seen:
+            seen.add(id(value))
+            stack.extend(inside)
+            if isinstance(value, Mapping):
+                stack.extend(type(value).keys(value))
+
+
+def _inside(value: Any) -> Collection[Any] | None:
+    if isinstance(value, Mapping):
+        return type(value).values(value)  # not value.values(): that may be an attribute
+    return value if isinstance(value, (list, tuple)) else None
+
+
+def _too_deep(name: str, most: int, remedy: str) -> CheckpointLimitError:
+    return CheckpointLimitError(f"{name} is nested deeper than {most}, the limit.", remedy)
+
+
+def check_depth(obj: Any) -> None:
+    """Refuse to save an object of which ``check_entries`` would refuse to name the entries.
+
+    Raises:
+        ValueError: if it is nested deeper than ``DEPTH``; it names the entry.
+    """
+    stack = [iter(_entries(obj))]
+    path: list[object] = []
+    above = {id(obj)}
+    identities = [id(obj)]
+    while stack:
+        for key, value in stack[-1]:
+            if not isinstance(value, (Mapping, list, tuple)) or id(value) in above or not value:
+                continue
+            path.append(key)
+            if len(stack) >= DEPTH:
+                name = ".".join(map(str, path))[:_NAME_SHOWN]
+                what = f"The entry {name!r}… is nested deeper than {DEPTH}, where load takes no keys and no into."
+                raise ValueError(f"{what} Save it less deeply nested.")
+            above.add(id(value))
+            identities.append(id(value))
+            stack.append(iter(_entries(value)))
+            break
+        else:
+            stack.pop()
+            above.discard(identities.pop())
+            if path:
+                path.pop()
+
+
+def _entries(value: Any) -> Iterable[tuple[object, Any]]:
+    if isinstance(value, Mapping):
+        return type(value).items(value)
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()

@@ -1,0 +1,122 @@
+"""What is damaged in a checkpoint: all of it, not only the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import scan
+from fsspec_csx.formats.reader import is_legacy, structure
+from fsspec_csx.formats.scan import Sum
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip import placeholders
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, Entry
+from fsspec_csx.tensors import names
+from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.source import Source
+
+
+@dataclass(frozen=True)
+class Health:
+    """What was found.
+
+    Attributes:
+        records: how many records have their checksums.
+        unchecked: how many have none.
+        damage: sentences without a full stop.
+        note: what could not be looked at, and why; empty if there is no such.
+        checksum: of the whole.
+    """
+
+    records: int
+    unchecked: int
+    damage: list[str]
+    note: str
+    checksum: int
+
+
+class _Structure(NamedTuple):
+    """What a file holds, as far as it can be told; else what is wrong with it, or what hinders."""
+
+    found: Skeleton | None = None
+    flaw: str = ""
+    note: str = ""
+
+
+def examine(source: Source, *, name: str, compute: Sum, misfit: Callable[[Skeleton], str] = lambda found: "") -> Health:
+    """Read all of a checkpoint, and look for damage.
+
+    Args:
+        source: the file.
+        name: what errors call it.
+        compute: the checksum of the file as a whole.
+        misfit: tells in what it is not what it should hold; empty if it is.
+
+    Raises:
+        Exception: what the file raised.
+    """
+    shape = _structure(source, name)
+    entries, end = torch_archive.records(source) or ([], 0)
+    beyond = _beyond(entries, end)
+    wrong, lost, checksum = scan.scan(source, [] if beyond else entries, compute)
+    damage = [shape.flaw] if shape.flaw and not (wrong and torch_archive.CHECKSUM in shape.flaw) else []
+    damage += [flaw] if shape.found and (flaw := misfit(shape.found)) else []
+    damage += [f"{_called(entry, shape.found)} reaches beyond the zip directory" for entry in beyond]
+    damage += [f"the local header of {_called(entry, shape.found)} is wrong" for entry in lost]
+    damage += [f"the checksum of {_called(entry, shape.found)} is wrong" for entry in wrong]
+    checked = sum(map(scan.is_checked, entries))
+    unchecked = len(entries) - checked if entries else _tensors(shape.found)
+    note = shape.note
+    if note and not shape.found and not checked:  # there is nothing that speaks for the file
+        damage, note = [*damage, note], ""
+    return Health(checked, unchecked, damage, note, checksum)
+
+
+def _structure(source: Source, name: str) -> _Structure:
+    note = "it is of the format before torch 1.6, which has no checksums" if is_legacy(source) else ""
+    try:
+        with torch.no_grad():
+            found = structure(source, name, bounded=True)
+            if unknown := placeholders.found_in(found.obj):
+                what = f"{names.shown(list(unknown))} of {placeholders.classes(unknown)}"
+                note = f"it has {what}, which could run code when loaded, and so was not loaded"
+            return _Structure(found, note=note)
+    except UnsafeCheckpointError as error:
+        return _Structure(note=f"{_said(error, name)}, and so was not loaded")
+    except InvalidCheckpointError as error:
+        return _Structure(flaw=_said(error, name))
+
+
+def _said(error: CheckpointError, name: str) -> str:
+    return f"it {error.reason.removeprefix(name).strip().rstrip('.')}"
+
+
+def _beyond(entries: Iterable[Entry], end: int) -> list[Entry]:
+    """The records that reach beyond where they can; all, if together they claim more than there is."""
+    listed = list(entries)
+    if sum(entry.compressed for entry in listed) > end:
+        return listed
+    return [entry for entry in listed if entry.header + LOCAL.size + len(entry.name) + entry.compressed > end]
+
+
+def _called(entry: Entry, found: Skeleton | None) -> str:
+    """The tensors that a record belongs to, or its own name."""
+    own = repr(entry.name.decode(errors="replace"))
+    record = _records(found).get(entry.name)
+    if record is None or found is None:
+        return f"record {own}"
+    owners = names.of_records(found.obj, [record])
+    return f"record {own}" if owners in (record.name, "''") else f"{owners} (record {own})"
+
+
+def _records(found: Skeleton | None) -> dict[bytes, Record]:
+    return {record.name.encode(errors="replace"): record for record in found.records} if found else {}
+
+
+def _tensors(found: Skeleton | None) -> int:
+    """How many tensors there are."""
+    return sum(isinstance(value, torch.Tensor) for _, value in names.walk(found.obj)) if found else 0

@@ -1,0 +1,77 @@
+"""Saving: an object on its way into a file, in the format that the file's name asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fsspec_csx.formats.io_wrappers import WatchedWriter
+from fsspec_csx.formats.safetensors import writer as safetensors_writer
+from fsspec_csx.formats.safetensors.writer import Prepared
+from fsspec_csx.formats.torch_zip import structure_limits
+from fsspec_csx.formats.torch_zip.layout import Layout, laid_out
+from fsspec_csx.formats.torch_zip.pickled import Pickled
+
+
+class Saving:
+    """An object that is to be written: as ``torch.save`` does it, or under the suffix ``.safetensors`` in that format.
+
+    Args:
+        obj: it must not change until the file is closed, unless it is copied.
+        path: whose suffix counts.
+        copied: whether to copy what is to be saved.
+
+    Attributes:
+        nbytes: about how many bytes will be written.
+
+    Raises:
+        ValueError: if the format cannot hold the object; it names the entry.
+        Exception: what pickle raised for an object that cannot be saved.
+    """
+
+    def __init__(self, obj: Any, path: str, *, copied: bool = False) -> None:
+        self._prepared: Prepared | None = None
+        self._pickled: Pickled | None = None
+        self._layout: Layout | None = None
+        self._safetensors = path.endswith(".safetensors")
+        if self._safetensors:
+            self._prepared = safetensors_writer.prepared(obj)
+            self.nbytes = len(self._prepared.header) + sum(each.nbytes for each in self._prepared.tensors)
+            if not copied:
+                return
+        else:
+            structure_limits.check_depth(obj)
+        self._prepared = None
+        self._pickled = Pickled(obj, copied=copied)
+        self._layout = None if copied else laid_out(self._pickled)
+        if not self._safetensors:
+            self.nbytes = (self._layout or self._pickled).nbytes
+
+    def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
+        """Write to a file, which may use the tensors' own memory until it is closed, while this object lives.
+
+        Args:
+            file: a binary file object; its ``expect_size`` and ``write_borrowed`` are used where it has them.
+            advance: is told how many bytes were written, many times.
+
+        Raises:
+            Exception: what the file or ``advance`` raised.
+        """
+        if hasattr(file, "expect_size"):
+            file.expect_size(self.nbytes)
+        if self._safetensors:
+            parts = self._prepared or safetensors_writer.prepared(self._pickled.thawed() if self._pickled else {})
+            safetensors_writer.write_prepared(parts, file, advance=advance)
+            return
+        pickled = self._pickled
+        assert pickled is not None
+        writer = WatchedWriter(file, advance)
+        self._layout = self._layout or laid_out(pickled)
+        if self._layout is None:
+            writer.unmasked(lambda: pickled.torch_save(writer))
+        else:
+            self._layout.write(writer.write, writer.borrow)
+
+    def free(self) -> None:
+        """Let go of the object, or its copy."""
+        self._prepared = self._pickled = self._layout = None

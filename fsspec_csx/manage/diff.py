@@ -1,0 +1,144 @@
+"""Two checkpoints compared, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsspec.callbacks import Callback
+
+from fsspec_csx.checkpoint.api import _opened, _size
+from fsspec_csx.formats.checkpoint_info import Difference
+from fsspec_csx.manage.location import Place
+from fsspec_csx.storage.progress import Meter, reporting
+
+if TYPE_CHECKING:
+    from fsspec_csx.tensors.source import Source
+
+OPERATIONS = ("equal", "allclose")
+"""How the elements of tensors can be compared."""
+
+RTOL, ATOL = 1e-5, 1e-8
+"""The tolerances of ``allclose`` that torch has too."""
+
+# The MD5 of an object that came by one request; the ETag of one that came in parts depends on where they were cut.
+_MD5 = re.compile(r'"?[0-9a-f]{32}"?')
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        differences: in the order of the first checkpoint; empty if they are equal.
+        tensors: how many tensors both have.
+        values: how many other values both have.
+        skipped: how many of the tensors were not read, as the server says that both files have the same bytes.
+    """
+
+    differences: tuple[Difference, ...]
+    tensors: int
+    values: int
+    skipped: int
+
+
+def compare(
+    first: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    *,
+    op: str = "equal",
+    rtol: float = RTOL,
+    atol: float = ATOL,
+    storage_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> Comparison:
+    """Compare two checkpoints: names, types, shapes, dtypes and values, by the dotted names of ``load``.
+
+    Both are read at the same time, piece by piece; sparse, quantized and nested tensors, and the files in which they
+    are, whole. NaN equals NaN. Whole numbers are always compared exactly. A Parameter equals a plain tensor. Two
+    objects are equal unread if the server has the same checksum of the whole of each; what files say of themselves,
+    such as the checksums in a zip directory, proves nothing, and all their tensors are read. The pickles of a Cerebras
+    checkpoint are not unpickled: two of them are equal if their bytes are.
+
+    Args:
+        first: a local path or an fsspec URL, as of ``load``; of a file, or of a folder that is a checkpoint.
+        second: the like.
+        op: ``equal``, or ``allclose``: then floating-point numbers may be apart by ``atol + rtol * |second|``, and
+            tensors of different dtypes, which are a difference in any case, are compared too.
+        rtol: the relative tolerance of ``allclose``.
+        atol: its absolute tolerance.
+        storage_options: arguments for the filesystem of each, such as ``{"profile": "my-profile"}``.
+        callback: as of ``load``.
+
+    Raises:
+        ValueError: if ``op`` is no such, or a tolerance is negative.
+        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
+        InvalidCheckpointError: a ValueError, if a checkpoint is empty, cut short, damaged, of another format, or has
+            what cannot be read.
+        UnsafeCheckpointError: a ValueError, if a file names what may run code.
+        OSError: whatever a filesystem raised, as it raised it.
+    """
+    _check_operation(op, rtol, atol)
+    places = Place.of(first, storage_options), Place.of(second, storage_options)
+    from fsspec_csx.manage import diff_entries  # only here, as it imports torch
+    from fsspec_csx.tensors.numeric_error import Closeness
+
+    with contextlib.ExitStack() as stack:
+        files = [_file(place, stack) for place in places]
+        if _same_object(*files):
+            return _unread(stack.enter_context(places[0].source(files[0])), places[0].shown)
+        one, other = (stack.enter_context(place.source(file)) for place, file in zip(places, files, strict=True))
+        progress = stack.enter_context(reporting(callback, places[0].text))
+        meter, lock = Meter(progress, one.size + other.size), threading.Lock()
+
+        def advance(count: int) -> None:
+            with lock:  # both are read at the same time
+                meter.advance(count)
+
+        one.advance = other.advance = advance
+        closeness = Closeness(rtol, atol) if op == "allclose" else None
+        found = diff_entries.compare((one, other), (places[0].shown, places[1].shown), closeness)
+        meter.finish()
+    return Comparison(tuple(found.differences), found.tensors, found.values, 0)
+
+
+def _check_operation(op: str, rtol: float, atol: float) -> None:
+    if op not in OPERATIONS:
+        msg = f"Tensors cannot be compared by {op!r}. Name one of {', '.join(OPERATIONS)}."
+        raise ValueError(msg)
+    if not (rtol >= 0 and atol >= 0):
+        msg = f"A tolerance cannot be negative: rtol is {rtol}, and atol {atol}. Give numbers of 0 or more."
+        raise ValueError(msg)
+
+
+def _file(place: Place, stack: contextlib.ExitStack) -> Any:
+    """The file at a place; None if there is none, and so may be a folder."""
+    try:
+        return stack.enter_context(_opened(*place.through))
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        return None
+
+
+def _same_object(first: Any, second: Any) -> bool:
+    """Whether the servers tell that two objects have the same bytes."""
+    tell: list[Any] = [getattr(file, "object_checksum", None) for file in (first, second)]
+    if None in tell or _size(first) != _size(second):
+        return False
+    etag = str(first.details.get("ETag"))  # what has object_checksum is a CSXFile
+    if _MD5.fullmatch(etag) and etag == second.details.get("ETag"):
+        return True
+    checksum = tell[0]()
+    return checksum is not None and checksum == tell[1]()
+
+
+def _unread(source: Source, name: str) -> Comparison:
+    """Of two files with the same bytes, of which one shows what is in both."""
+    from fsspec_csx.formats import reader
+
+    info = reader.describe(source, name=name)
+    return Comparison((), len(info.tensors), len(info.values), len(info.tensors))

@@ -1,0 +1,273 @@
+"""What two checkpoints hold, compared entry by entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fsspec_csx.formats.cerebras.leaf import Unread
+from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
+from fsspec_csx.formats.checkpoint_info import Difference
+from fsspec_csx.formats.reader import structure
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip import placeholders
+from fsspec_csx.formats.torch_zip.placeholders import Placeholder
+from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries
+from fsspec_csx.tensors.compare_tensors import File, Pair, Stored
+from fsspec_csx.tensors.numeric_error import Closeness, Deviation
+from fsspec_csx.tensors.source import Source
+
+_TEXT_MAX = 200
+_Name = tuple[str, int]  # dotted, and which of those of that name
+
+
+@dataclass
+class Compared:
+    """What was found.
+
+    Attributes:
+        differences: in the order of the first file, then what only the second has.
+        tensors: how many tensors were compared.
+        values: how many other values were.
+    """
+
+    differences: list[Difference]
+    tensors: int = 0
+    values: int = 0
+
+
+class _Side:
+    """One of the two files, its tensors not filled yet."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        found = structure(source, name)
+        self.records = {record.storage.data_ptr(): record for record in found.records}
+        self.containers = dict(_containers(found.obj))
+        self.leaves: dict[_Name, Any] = {}
+        counts: dict[str, int] = {}
+        for key, value in names.walk(found.obj):
+            counts[key] = number = counts.get(key, -1) + 1
+            self.leaves[key, number] = _as_tensor(value)
+            if isinstance(value, Placeholder):
+                inner = enumerate(placeholders.tensors(value))
+                self.leaves.update(((f"{key}: tensor {each}", number), tensor) for each, tensor in inner)
+        self._source = source
+        others = {key: leaf for (key, _), leaf in self.leaves.items() if isinstance(leaf, Unread)}
+        refuse_unread({key: leaf for key, leaf in others.items() if not leaf.runs_code}, name)
+        self.file = File(source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, wrong)))
+
+    def pickle_of(self, value: Unread) -> bytes:
+        """The bytes of a pickle."""
+        assert isinstance(self._source, CerebrasSource)
+        return self._source.pickle_of(value)
+
+    def stored(self, tensor: torch.Tensor) -> Stored:
+        """A strided tensor with the record of its bytes."""
+        record = self.records.get(tensor.untyped_storage().data_ptr()) if self.records else None
+        if record is None:
+            return Stored(tensor.detach().resolve_conj().resolve_neg())
+        return Stored(tensor.detach(), record)
+
+
+def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> Compared:
+    """Compare two checkpoints.
+
+    Args:
+        sources: the files.
+        paths: what errors call them.
+        closeness: how far apart the elements of tensors may be; None for not at all, and then tensors of different
+            dtypes are not compared element by element.
+
+    Raises:
+        CheckpointError: if a file is not what it should be, or what is read of it is damaged.
+        Exception: what a file raised.
+    """
+    sides = (_Side(sources[0], paths[0]), _Side(sources[1], paths[1]))
+    comparing = _Comparing(sides, closeness)
+    for name, first in sides[0].containers.items():
+        second = sides[1].containers.get(name, first)
+        if second != first:
+            comparing.tell(name, "type", first, second)
+    for key, value in sides[0].leaves.items():
+        if key in sides[1].leaves:
+            comparing.add(key[0], value, sides[1].leaves[key])
+        elif key[0] not in sides[1].containers:
+            comparing.tell(key[0], "only in the first", summaries.entry(value), None)
+        elif _type(value) != sides[1].containers[key[0]]:
+            comparing.tell(key[0], "type", summaries.entry(value), sides[1].containers[key[0]])
+    for key, value in sides[1].leaves.items():
+        if key in sides[0].leaves:
+            continue
+        if key[0] not in sides[0].containers:
+            comparing.tell(key[0], "only in the second", None, summaries.entry(value))
+        elif _type(value) != sides[0].containers[key[0]]:
+            comparing.tell(key[0], "type", sides[0].containers[key[0]], summaries.entry(value))
+    return comparing.done()
+
+
+def _containers(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, str]]:
+    """The kinds of mappings, lists and tuples that hold something, by their names."""
+    inner = None if id(value) in above else names.children(value)
+    if not inner:
+        return
+    yield name, _kind(value)
+    for key, each in inner:
+        yield from _containers(each, names.below(name, key), (*above, id(value)))
+
+
+def _kind(value: Any) -> str:
+    return "mapping" if isinstance(value, Mapping) else "tuple" if isinstance(value, tuple) else "list"
+
+
+def _as_tensor(value: Any) -> Any:
+    """A storage that was saved by itself as the tensor of its elements."""
+    if isinstance(value, torch.UntypedStorage):
+        return torch.empty(0, dtype=torch.uint8, device=value.device).set_(value)
+    if isinstance(value, torch.TypedStorage):
+        untyped = value._untyped_storage
+        return torch.empty(0, dtype=value.dtype, device=untyped.device).set_(untyped)
+    return value
+
+
+class _Comparing:
+    """What was found so far, and the pairs of tensors that are still to be read."""
+
+    def __init__(self, sides: tuple[_Side, _Side], closeness: Closeness | None) -> None:
+        self._sides = sides
+        self._closeness = closeness
+        self._found = Compared([])
+        self._pairs: list[Pair] = []
+        # Where it goes, its name, its elements, what was found, and how many times over each element lies in both.
+        self._waiting: list[tuple[int, str, int, Deviation, int]] = []
+        self._known: dict[Any, Deviation] = {}
+
+    def tell(self, name: str, what: str, first: str | None, second: str | None) -> None:
+        self._found.differences.append(Difference(name, what, first, second))
+
+    def add(self, name: str, first: Any, second: Any) -> None:
+        """Compare two entries of one name; tensors only later."""
+        tensors = isinstance(first, torch.Tensor), isinstance(second, torch.Tensor)
+        if all(tensors):
+            self._found.tensors += 1
+            self._add_tensors(name, first, second)
+            return
+        self._found.values += 1
+        if any(tensors) or _type(first) != _type(second):
+            self.tell(name, "type", summaries.entry(first), summaries.entry(second))
+        elif not (self._equal_pickles(first, second) if isinstance(first, Unread) else _equal(first, second)):
+            self.tell(name, "value", summaries.entry(first), summaries.entry(second))
+
+    def _equal_pickles(self, first: Unread, second: Unread) -> bool:
+        return self._sides[0].pickle_of(first) == self._sides[1].pickle_of(second)
+
+    def _add_tensors(self, name: str, first: torch.Tensor, second: torch.Tensor) -> None:
+        comparable = True
+        for what, tell in (("layout", summaries.layout), ("shape", summaries.shape), ("dtype", summaries.dtype)):
+            texts = tell(first), tell(second)
+            if texts[0] != texts[1]:
+                self.tell(name, what, *(text[:_TEXT_MAX] for text in texts))
+                near = what == "dtype" and self._closeness is not None
+                comparable &= near and numeric_error.can_compare(first.dtype, second.dtype)
+        if not comparable or first.device.type == "meta":
+            return
+        found, times, total = Deviation(), 1, _count(first)
+        if first.layout != torch.strided or first.is_nested or first.is_quantized:
+            self._pairs += [Pair((Stored(one), Stored(other)), found) for one, other in _strided(first, second)]
+        else:
+            first, second, times = _once(first, second)
+            stored = self._sides[0].stored(first), self._sides[1].stored(second)
+            found = self._add_stored(stored, found)
+        self._waiting.append((len(self._found.differences), name, total, found, times))
+
+    def _add_stored(self, stored: tuple[Stored, Stored], found: Deviation) -> Deviation:
+        marks = tuple(_mark(each) for each in stored)
+        if all(each.record is not None for each in stored) and marks in self._known:
+            return self._known[marks]  # tensors that share their memory in both files
+        self._known[marks] = found
+        self._pairs.append(Pair(stored, found))
+        return found
+
+    def done(self) -> Compared:
+        """Read and compare the tensors, and tell everything."""
+        files = self._sides[0].file, self._sides[1].file
+        self._pairs.sort(key=lambda pair: pair.sides[0].record.offset if pair.sides[0].record else -1)
+        compare_tensors.compare(files, self._pairs, self._closeness or Closeness())
+        differences: list[Difference] = []
+        reached = 0
+        for place, name, total, found, times in self._waiting:
+            differences += self._found.differences[reached:place]
+            reached = place
+            if found.elements:
+                count, absolute, relative = times * found.elements, found.absolute, found.relative
+                differences.append(Difference(name, "value", None, None, count, total, absolute, relative))
+        differences += self._found.differences[reached:]
+        self._found.differences = differences
+        return self._found
+
+
+def _once(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Two tensors without what both repeat of their own memory, which may be without end, and how often they do."""
+    times = 1
+    for dimension, size in enumerate(first.shape):
+        if size > 1 and not first.stride(dimension) and not second.stride(dimension):
+            first, second = first.narrow(dimension, 0, 1), second.narrow(dimension, 0, 1)
+            times *= size
+    return first, second, times
+
+
+def _mark(stored: Stored) -> tuple[Any, ...]:
+    """What makes two tensors of a file the same."""
+    tensor, record = stored.tensor, stored.record
+    return (record.offset if record else None, *_geometry(tensor))
+
+
+def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
+    lazy = tensor.is_conj(), tensor.is_neg()
+    return (tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset(), *lazy)
+
+
+def _count(tensor: torch.Tensor) -> int:
+    return sum(each.numel() for each in tensor.unbind()) if tensor.is_nested else tensor.numel()
+
+
+def _strided(first: torch.Tensor, second: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Strided tensors with the elements of two others, of one layout; what both lack in sparse ones is left out."""
+    first, second = first.detach(), second.detach()
+    if first.is_nested:
+        return list(zip(first.unbind(), second.unbind(), strict=True))
+    if first.is_quantized:
+        return [(first.dequantize(), second.dequantize())]
+    one, other = first.to_sparse().coalesce(), second.to_sparse().coalesce()
+    if not torch.equal(one.indices(), other.indices()):
+        one, other = (one + _zeros(other)).coalesce(), (other + _zeros(one)).coalesce()
+    return [(one.values().contiguous(), other.values().contiguous())]
+
+
+def _zeros(sparse: torch.Tensor) -> torch.Tensor:
+    values = torch.zeros_like(sparse.values())
+    return torch.sparse_coo_tensor(sparse.indices(), values, sparse.shape, check_invariants=False)
+
+
+def _type(value: Any) -> Any:
+    return _kind(value) if names.children(value) is not None else type(value)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two values of one type are; NaN equals NaN."""
+    if names.children(first) is not None:  # empty, or one that holds itself
+        return len(first) == len(second)
+    if isinstance(first, Placeholder):
+        return placeholders.equal(first, second)
+    if isinstance(first, complex):
+        return _equal(first.real, second.real) and _equal(first.imag, second.imag)
+    if isinstance(first, float) and math.isnan(first):
+        return math.isnan(second)
+    try:
+        same = first == second
+        return bool(same.all()) if callable(getattr(same, "all", None)) else bool(same)
+    except Exception:  # of a class that the caller allowed
+        return False

@@ -1,0 +1,232 @@
+"""A folder of checkpoints on any filesystem, and what lies in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from fsspec_csx.checkpoint.api import locate
+from fsspec_csx.errors import CheckpointPathError, CSXError
+from fsspec_csx.storage.atomic import behind_wrappers
+from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
+
+_THREADS = 16
+# What filesystems call the time at which a file was written.
+_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file below a root.
+
+    Attributes:
+        name: its path from the root on.
+        size: in bytes; None if the filesystem does not tell.
+        modified: when it was written; None likewise.
+    """
+
+    name: str
+    size: int | None
+    modified: datetime | None
+
+
+class Root:
+    """A folder.
+
+    Args:
+        path: a local path, or any fsspec URL; an S3 URL may name a bucket alone.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Attributes:
+        path: without the slashes at its end.
+        fs: the filesystem, behind any caches; None for this machine's own.
+
+    Raises:
+        CheckpointPathError: if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
+        text = folder_path(path)
+        if not text:
+            raise CheckpointPathError("The path of the folder is empty.", "Give a folder or a URL.")
+        checkpoint_path(_joined(text, (), "/checkpoint"))
+        self.path = text
+        fs, inner = locate(path, text, storage_options)
+        self.fs, inner, _ = behind_wrappers(fs, inner)
+        self._inner = inner.rstrip("/")
+        if self.fs is not None:
+            self.fs.invalidate_cache()  # others may have written since it was listed
+
+    def path_of(self, name: str) -> str:
+        """The path of what has this name below the root, as ``load`` takes it."""
+        protocols = () if self.fs is None else self.fs.protocol
+        return _joined(self.path, (protocols,) if isinstance(protocols, str) else protocols, name)
+
+    def inner(self, name: str = "") -> str:
+        """The path on the filesystem of what has this name below the root; of the root if there is none."""
+        if not name:
+            return self._inner or "/"
+        return f"{self._inner}/{name}" if self._inner or self.fs is None else name
+
+    def scan(self, folder: str = "") -> tuple[list[File], list[str]]:
+        """The files directly in a folder below the root, and the names of its folders, each with a slash at its end.
+
+        Raises:
+            FileNotFoundError: if there is no such folder.
+            NotADirectoryError: if it is a file.
+            OSError: whatever the filesystem raised.
+        """
+        with _telling_missing(self.path_of(folder) if folder else self.path):
+            return self._scan_local(folder) if self.fs is None else self._scan_remote(folder)
+
+    def tree(self) -> dict[str, list[File]]:
+        """The files of each folder below the root that has any, by its name with a slash at its end, ``""`` first."""
+        found: dict[str, list[File]] = {"": []}
+        for file in self._walk_local() if self.fs is None else self._find_remote():
+            found.setdefault(file.name[: file.name.rfind("/") + 1], []).append(file)
+        return found
+
+    # -- this machine ------------------------------------------------------------------------------------------------
+
+    def _scan_local(self, folder: str) -> tuple[list[File], list[str]]:
+        files, folders = [], []
+        with os.scandir(self.inner(folder)) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(f"{folder}{entry.name}/")
+                    continue
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:  # gone by now, or a link to nothing
+                    continue
+                files.append(File(folder + entry.name, status.st_size, _moment(status.st_mtime)))
+        return files, folders
+
+    def _walk_local(self) -> Iterator[File]:
+        waiting = [""]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                files, folders = self.scan(folder)
+            except (FileNotFoundError, PermissionError):
+                if not folder:
+                    raise
+                continue  # gone by now, or not ours
+            yield from files
+            waiting += [each for each in folders if not os.path.islink(self.inner(each.rstrip("/")))]
+
+    # -- other filesystems -------------------------------------------------------------------------------------------
+
+    def _scan_remote(self, folder: str) -> tuple[list[File], list[str]]:
+        assert self.fs is not None
+        path = self.inner(folder.rstrip("/"))
+        files, folders = [], []
+        for info in self.fs.ls(path, detail=True):
+            name = self._name(info)
+            if info["type"] == "directory":
+                folders.append(f"{name.rstrip('/')}/")
+            elif info["name"].endswith("/"):
+                continue  # an object that stands for the folder itself
+            elif name == folder.rstrip("/"):
+                raise NotADirectoryError(_no_folder(self.path_of(name) if name else self.path))
+            else:
+                files.append(file_of(name, info))
+        folders = [each for each in folders if each not in ("/", folder)]
+        return files, folders
+
+    def _find_remote(self) -> Iterator[File]:
+        assert self.fs is not None
+        with _telling_missing(self.path):
+            found = self.fs.find(self.inner(), detail=True)
+            if not found:
+                self.fs.info(self.inner())
+        for info in found.values():
+            name = self._name(info)
+            if info["type"] == "directory" or name.endswith("/") or info["name"].endswith("/"):
+                continue  # or an object that stands for one
+            if not name:
+                raise NotADirectoryError(_no_folder(self.path))
+            yield file_of(name, info)
+
+    def _name(self, info: Mapping[str, Any]) -> str:
+        name: str = info["name"]
+        return name.lstrip("/") if not self._inner else name[len(self._inner) :].removeprefix("/")
+
+
+def folder_path(path: str | os.PathLike[str]) -> str:
+    """The text of a path without slashes at its end, but for those of a bare protocol and of ``/``."""
+    text = os.fspath(path)
+    stripped = text.rstrip("/")
+    return text if not stripped or stripped.endswith(":") else stripped
+
+
+def side_by_side(fs: Any, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """What a function gives for each item: many at a time where the filesystem bears it.
+
+    Args:
+        fs: the filesystem that the function uses; None for this machine's own.
+        function: is called in threads.
+        items: what it is called with.
+    """
+    if not getattr(fs, "async_impl", False):
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(function, items))
+
+
+@contextlib.contextmanager
+def _telling_missing(path: str) -> Iterator[None]:
+    """Most filesystems say no more than the path of what they did not find."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if isinstance(error, CSXError):
+            raise
+        msg = f"There is no folder {redacted(path)}. Check its name."
+        raise FileNotFoundError(msg) from error
+
+
+def _no_folder(path: str) -> str:
+    return f"{redacted(path)} is a file, and no folder. Give the folder that it is in."
+
+
+def file_of(name: str, info: Mapping[str, Any]) -> File:
+    """A file, by what a filesystem tells of it."""
+    time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
+    return File(name, info.get("size"), _moment(time))
+
+
+def _moment(time: Any) -> datetime | None:
+    """A point in time, from what a filesystem tells: a moment, the seconds since 1970, or a text in ISO 8601."""
+    try:
+        if isinstance(time, str):
+            time = datetime.fromisoformat(time.replace("Z", "+00:00"))
+        if isinstance(time, datetime):
+            return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+        return None if time is None else datetime.fromtimestamp(float(time), timezone.utc)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _joined(root: str, protocols: Iterable[str], name: str) -> str:
+    """A path below a root: in a chained URL the name goes to the link that names a place.
+
+    Args:
+        root: a folder.
+        protocols: of the filesystem that it is on; a bare link of one stands for its top.
+        name: of something below it.
+    """
+    links = [root] if is_local(root) else root.split("::")
+    bare = {f"{protocol}://" for protocol in protocols}
+    naming = (n for n, link in enumerate(links) if link in bare or link.partition("://")[2])
+    number = next(naming, len(links) - 1)
+    links[number] += name if links[number].endswith("/") else f"/{name}"
+    return "::".join(links)

@@ -1,0 +1,139 @@
+"""One file carried from one place to another, by the shortest way that there is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fsspec.callbacks import Callback
+
+from fsspec_csx.errors import ChecksumError, CSXError
+from fsspec_csx.manage.location import Place
+from fsspec_csx.manage.sameness import same
+from fsspec_csx.storage.atomic import replacing
+from fsspec_csx.storage.local_file import place, replaceable
+
+_PIECE = 16 * 2**20
+GOES_ON = "Give the same command again: it goes on where this one stopped."
+# What servers answer that do not know a way to copy, or a condition of one.
+_NOT_KNOWN = ("501", "NotImplemented")
+
+
+def carry(
+    source: Place, target: Place, advance: Callable[[int], object], *, overwrite: bool, verified: bool = False
+) -> int:
+    """Copy a file, whole or not at all; large ones from or to S3 go on where a former copy was broken off.
+
+    Args:
+        source: which file.
+        target: what it becomes.
+        advance: is told how many bytes moved, many times.
+        overwrite: whether a file there may be replaced.
+        verified: whether the source is to be deleted, and so all bytes of the copy are compared with it.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        OSError: if the source changed meanwhile, and whatever a filesystem raised.
+        ChecksumError: if the copy is not the same.
+    """
+    before = source.state()
+    target.make_parents()
+    mode = "overwrite" if overwrite else "create"
+    with _to_be_gone_on_with(source, target):
+        try:
+            _carry(source, target, _Forward(advance), mode)
+        except Exception as error:
+            if not _not_known(error):
+                raise
+            _in_pieces(source, target, _Forward(advance).relative_update, mode)
+    source.check_state(before)
+    try:
+        equal = same(source, target) if verified else target.state()["size"] == before["size"]
+    except CSXError as error:
+        error.leave_doubt(f"the copy to {target.shown}")
+        raise
+    if not equal:
+        reason = f"{target.shown} is not the same as {source.shown}, of which it is a copy."
+        raise ChecksumError(reason, "Copy it again, with --force or overwrite=True.")
+    return int(before["size"])
+
+
+def renamed(source: Place, target: Place, *, overwrite: bool) -> bool:
+    """Move a file of this machine by giving it another name; False if that cannot be done."""
+    if source.fs is not None or target.fs is not None or os.path.islink(source.path):
+        return False
+    path, _ = replaceable(target.path)
+    if not os.access(os.path.dirname(os.path.realpath(source.path)), os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), source.path)
+    try:
+        place(source.path, path, exclusive=not overwrite)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
+
+
+def _carry(source: Place, target: Place, callback: Callback, mode: str) -> None:
+    options: dict[str, Any] = {"callback": callback, "mode": mode, "resumable": True}
+    if not _resumable(source, target):
+        _in_pieces(source, target, callback.relative_update, mode)
+    elif target.fs is None:
+        source.fs.get_file(source.path, target.path, **options)
+    elif source.fs is None:
+        target.fs.put_file(source.path, target.path, **options)
+    elif source.fs == target.fs:
+        target.fs.cp_file(source.path, target.path, **options)
+    else:
+        target.fs.take_file(source.fs, source.path, target.path, **options)
+
+
+def _resumable(source: Place, target: Place) -> bool:
+    """Whether it is from or to S3, and the other side is S3 or this machine's own, and no cache is in the way."""
+    sides = [place.bulk or place.fs is None for place in (source, target)]
+    return all(sides) and (source.bulk or target.bulk) and target.through[0] in (None, target.fs)
+
+
+def _in_pieces(source: Place, target: Place, advance: Callable[[int], object], mode: str) -> None:
+    before = source.state()
+    with source.opened() as file, replacing(*target.through, exclusive=mode == "create") as written:
+        while piece := file.read(_PIECE):
+            written.write(piece)
+            advance(len(piece))
+        source.check_state(before)
+
+
+class _Forward(Callback):  # type: ignore[misc]
+    """Tells of the bytes of one file, which begins at none."""
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        super().__init__()
+        self._advance = advance
+        self._most = 0
+
+    def call(self, *args: Any, **kwargs: Any) -> None:
+        # What is fetched again, as it was damaged or replaced, counts once.
+        self._advance(max(0, self.value - self._most))
+        self._most = max(self._most, self.value)
+
+
+@contextlib.contextmanager
+def _to_be_gone_on_with(source: Place, target: Place) -> Iterator[None]:
+    """Lets an error say that what was broken off is not lost."""
+    try:
+        yield
+    except CSXError as error:
+        if isinstance(error, (ConnectionError, TimeoutError)) and _resumable(source, target):
+            error.remedy = f"{error.remedy} {GOES_ON}".lstrip()
+        raise
+
+
+def _not_known(error: Exception) -> bool:
+    from fsspec_csx.s3.client.error_mapping import code_of  # only here, as it imports botocore
+
+    return code_of(error) in _NOT_KNOWN

@@ -1,0 +1,184 @@
+"""A path with the filesystem that it is on: what is there, in which state, and how it is read and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from fsspec_csx.checkpoint.api import _exists, _forget_listings, _opened, locate
+from fsspec_csx.errors import CSXError
+from fsspec_csx.manage.directory import Root, folder_path
+from fsspec_csx.storage.atomic import behind_wrappers
+from fsspec_csx.storage.paths import checkpoint_path, redacted
+
+if TYPE_CHECKING:
+    from fsspec_csx.s3.consistent_read import Stamp
+    from fsspec_csx.tensors.source import Source
+
+# What filesystems tell of a file that changes with its content.
+_CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "created", "generation")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path of a file.
+
+    Attributes:
+        text: as ``load`` takes it.
+        fs: the filesystem, behind any caches; None for this machine's own.
+        path: the path on it.
+        through: the filesystem and the path before the caches, which must hear of what is written.
+    """
+
+    text: str
+    fs: Any
+    path: str
+    through: tuple[Any, str]
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Place:
+        """The place that a path names; slashes at its end do not count.
+
+        Raises:
+            CheckpointPathError: a ValueError, if it cannot name a checkpoint.
+        """
+        text = checkpoint_path(folder_path(path))
+        fs, inner = locate(path, text, options)
+        bare, inner_path, _ = behind_wrappers(fs, inner)
+        return cls(text, bare, inner_path, (fs, inner))
+
+    @classmethod
+    def below(cls, root: Root, name: str) -> Place:
+        """The place of what has this name below a folder."""
+        return cls(root.path_of(name), root.fs, root.inner(name), (root.fs, root.inner(name)))
+
+    @property
+    def shown(self) -> str:
+        """The path for messages."""
+        return redacted(self.text)
+
+    @property
+    def name(self) -> str:
+        """Its last part, without the version that an S3 URL may name."""
+        path = self.fs.split_path(self.path)[1] if self.version else self.text
+        return str(path).rpartition("/")[2]
+
+    @property
+    def version(self) -> str | None:
+        """The version of an object that it names, if any."""
+        return self.fs.split_path(self.path)[2] if hasattr(self.fs, "split_path") else None
+
+    @property
+    def bulk(self) -> bool:
+        """Whether the filesystem sends and fetches whole files itself, and goes on where that was broken off."""
+        return hasattr(self.fs, "take_file")
+
+    def exists(self) -> bool:
+        """Whether there is anything."""
+        return _exists(self.fs, self.path)
+
+    def is_folder(self) -> bool:
+        """Whether there is a folder.
+
+        Raises:
+            FileNotFoundError: if there is nothing.
+        """
+        try:
+            if self.fs is None:
+                os.stat(self.path)
+                return os.path.isdir(self.path)
+            _forget_listings(self.fs, self.path)
+            return bool(self.fs.info(self.path)["type"] == "directory")
+        except FileNotFoundError as error:
+            if isinstance(error, CSXError):
+                raise
+            msg = f"There is no checkpoint {self.shown}. Check its name."
+            raise FileNotFoundError(msg) from error
+
+    def state(self) -> dict[str, Any]:
+        """What the filesystem tells of the file that changes with its content; ``size``, in bytes, is among it."""
+        if self.fs is None:
+            status = os.stat(self.path)
+            return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}
+        _forget_listings(self.fs, self.path)
+        info = self.fs.info(self.path)
+        return {name: info[name] for name in _CHANGING if name in info}
+
+    def check_state(self, before: Mapping[str, Any]) -> None:
+        """Compare the state with a former one.
+
+        Raises:
+            FileNotFoundError: if there is no such file any more.
+            OSError: if they differ.
+        """
+        try:
+            changed = self.state() != before
+        except FileNotFoundError as error:
+            msg = f"{self.shown} was removed while it was copied. See what moved or deleted it."
+            raise FileNotFoundError(msg) from error
+        if changed:
+            msg = f"{self.shown} changed while it was copied. Copy it again when nothing writes to it any more."
+            raise OSError(msg)
+
+    def stamp(self) -> Stamp | None:
+        """What an S3 server tells of the object; None elsewhere."""
+        if not self.bulk:
+            return None
+        stamp: Stamp = self.fs.stamp(self.path)
+        return stamp
+
+    def opened(self) -> IO[bytes]:
+        """The file, open for reading."""
+        return _opened(self.fs, self.path)
+
+    @contextlib.contextmanager
+    def source(self, file: IO[bytes] | None = None) -> Iterator[Source]:
+        """The bytes of a checkpoint of any format, be it a file or a folder, while the block lasts.
+
+        Args:
+            file: that of the place, if it is open already; it is closed when the block ends.
+
+        Raises:
+            CheckpointError: if it is a folder, and not what it should be.
+            OSError: what the filesystem raised.
+        """
+        from fsspec_csx.formats import opening  # only here, as it imports torch
+
+        with opening.source(lambda: file or _opened(*self.through), self.fs, self.path, name=self.shown) as source:
+            yield source
+
+    def is_at(self, other: Place) -> bool:
+        """Whether both are the same file, by whatever way."""
+        if self.fs is None and other.fs is None:
+            with contextlib.suppress(FileNotFoundError):
+                return os.path.samefile(self.path, other.path)
+            return os.path.realpath(self.path) == os.path.realpath(other.path)
+        if self.bulk and other.bulk:
+            return bool(self._address() == other._address())
+        return bool(self.fs == other.fs and self.path.rstrip("/") == other.path.rstrip("/"))
+
+    def _address(self) -> tuple[str, ...]:
+        self.fs.connect()
+        bucket, key, version = self.fs.split_path(self.path)
+        return self.fs._endpoint.rstrip("/"), bucket, key, version or ""
+
+    def make_parents(self) -> None:
+        """Make the folders that it is in, on this machine."""
+        if self.fs is None:
+            folder = os.path.dirname(os.path.realpath(self.path))
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
+
+    def remove(self) -> None:
+        """Remove the file, whatever its name looks like."""
+        if self.fs is None:
+            os.unlink(self.path)
+        else:
+            self.fs.rm_file(self.path)
+            _forget_listings(self.fs, self.path)

@@ -1,0 +1,194 @@
+"""Which checkpoints of a run are kept, and the deletion of the others."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fsspec_csx.checkpoint.api import inspect
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
+from fsspec_csx.manage import delete as manage_delete
+from fsspec_csx.manage.completeness import check_complete
+from fsspec_csx.manage.list import Found, checkpoints, order
+from fsspec_csx.manage.steps import Step, steps_of
+from fsspec_csx.storage.paths import redacted
+
+STEP, TIME = "step", "time"
+"""What says which checkpoints are the newest."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What became of the checkpoints of a root.
+
+    Attributes:
+        kept: those that were to be kept.
+        doomed: those that were deleted, or would be.
+        damaged: of those kept, why they are not whole, by their paths; looked for only when something is deleted.
+        failed: of those doomed, what went wrong, by their paths.
+        uncounted: of those kept, why they do not count among the newest, as a part of a sentence, by their paths.
+    """
+
+    kept: list[Found]
+    doomed: list[Found]
+    damaged: dict[str, Exception] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
+    uncounted: dict[str, str] = field(default_factory=dict)
+
+
+def plan(
+    found: Iterable[Found],
+    keep: int,
+    every: int | None = None,
+    *,
+    spared: Collection[str] = (),
+    damaged: Collection[str] = (),
+    by: str = STEP,
+) -> tuple[list[Found], list[Found]]:
+    """Which checkpoints to keep, and which to delete; both the newest last.
+
+    Files of one step stay, or go, together. Kept are the newest steps of each run (``manage.steps``), those that are a
+    multiple, those that are spared, and all checkpoints whose names say no step. A step that lacks a file which other
+    steps have does not count among the newest.
+
+    Args:
+        found: the checkpoints of a root.
+        keep: how many of the newest to keep, at least 1.
+        every: keep also those whose step is a multiple of this.
+        spared: the paths of checkpoints to keep in any case.
+        damaged: the paths of others to keep, which do not count among the newest.
+        by: ``step``; or ``time``, when they were written: then names without a step, and all runs, are alike.
+
+    Raises:
+        ValueError: if ``keep`` or ``every`` is less than 1, or it is not known when a checkpoint was written.
+    """
+    if keep < 1 or (every is not None and every < 1):
+        msg = f"{keep if keep < 1 else every} is too few. Keep at least 1 of the newest, and every step from 1 on."
+        raise ValueError(msg)
+    kept: list[Found] = []
+    doomed: list[Found] = []
+    counted: Counter[str] = Counter()
+    oldest: float | None = None
+    for step in reversed(_sorted(found, by)):
+        run = step.run if by == STEP else ""
+        # Of two that were written at the same time, neither is known to be older.
+        is_full = counted[run] >= keep and (by == STEP or step.time != oldest)
+        is_counted = not is_full and not _flaw(step, by) and not _is_among(step, damaged)
+        if is_counted:
+            counted[run] += 1
+            oldest = step.time
+        stays = not is_full or (by == STEP and step.label.step is None) or _is_among(step, [*spared, *damaged])
+        stays = stays or (every is not None and step.label.step is not None and step.label.step % every == 0)
+        (kept if stays else doomed).extend(reversed(step.members))
+    return kept[::-1], doomed[::-1]
+
+
+def prune(
+    root: str | os.PathLike[str],
+    keep: int,
+    *,
+    every: int | None = None,
+    spared: Collection[str] = (),
+    by: str = STEP,
+    dry_run: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Pruned:
+    """Delete the checkpoints directly under a root that ``plan`` does not keep, the oldest first.
+
+    Before anything is deleted, or shown to be deleted, the newest ones are looked into. One that is not whole stays,
+    and does not count as one of those to keep: a file whose content is damaged, and a folder that lacks a file which
+    its manifest names.
+
+    Args:
+        root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
+        keep: as of ``plan``.
+        every: as of ``plan``.
+        spared: as of ``plan``; for instance the checkpoint that a run resumed from.
+        by: as of ``plan``.
+        dry_run: whether only to say what would be deleted.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Returns:
+        What was kept and deleted, also those that could not be deleted, which does not keep others from it.
+
+    Raises:
+        ValueError: as of ``plan``; also if no name says a step, and it is not by time.
+        OSError: if the root cannot be listed, or one of the newest not be read.
+    """
+    found = checkpoints(root, storage_options=storage_options)
+    kept, doomed = plan(found, keep, every, spared=spared, by=by)
+    steps = _sorted(found, by)
+    if by == STEP and len(steps) > keep and all(step.label.step is None for step in steps):
+        msg = (
+            f"No name of a checkpoint under {redacted(os.fspath(root))} says a step, so that none is known to be old. "
+        )
+        raise ValueError(msg + "Go by the times at which they were written: --by time or by='time'.")
+    damaged: dict[str, Exception] = {}
+    if doomed:
+        damaged = _damaged(steps, keep, by, storage_options)
+        kept, doomed = plan(found, keep, every, spared=spared, damaged=damaged, by=by)
+    uncounted = {each.path: flaw for step in steps if (flaw := _flaw(step, by)) for each in step.members}
+    uncounted = {each.path: uncounted[each.path] for each in kept if each.path in uncounted}
+    planned = Pruned(kept, doomed, damaged, {}, uncounted)
+    return planned if dry_run else carry_out(planned, storage_options=storage_options)
+
+
+def carry_out(planned: Pruned, *, storage_options: Mapping[str, Any] | None = None) -> Pruned:
+    """Delete what ``prune`` said in a dry run that it would delete; as ``prune``."""
+    targets, failed = manage_delete.targets_of(planned.doomed, storage_options=storage_options)
+    return replace(planned, failed=failed | manage_delete.delete(targets))
+
+
+def _sorted(found: Iterable[Found], by: str) -> list[Step]:
+    """The steps of checkpoints, the newest last."""
+    steps = steps_of(sorted(found, key=order))
+    if by == STEP:
+        return steps
+    if any(step.time is None for step in steps):
+        msg = "The filesystem does not say when each checkpoint was written. Go by the steps in their names."
+        raise ValueError(msg)
+    return sorted(steps, key=lambda step: step.time or 0.0)
+
+
+def _flaw(step: Step, by: str) -> str:
+    """Why a step does not count among the newest, as a part of a sentence; empty if it does."""
+    return "its name says no step" if by == STEP and step.label.step is None else step.flaw
+
+
+def _is_among(step: Step, paths: Collection[str]) -> bool:
+    return any(each.path in paths for each in step.members)
+
+
+def _damaged(
+    steps: Sequence[Step], keep: int, by: str, storage_options: Mapping[str, Any] | None
+) -> dict[str, Exception]:
+    """Why checkpoints are not whole, by their paths: the newest of each run, until enough whole ones are seen."""
+    damaged: dict[str, Exception] = {}
+    counted: Counter[str] = Counter()
+    for step in reversed(steps):
+        run = step.run if by == STEP else ""
+        if counted[run] >= keep or _flaw(step, by):
+            continue
+        wrong = {each.path: error for each in step.members if (error := _damage(each, storage_options))}
+        damaged |= wrong
+        counted[run] += not wrong
+    return damaged
+
+
+def _damage(found: Found, storage_options: Mapping[str, Any] | None) -> Exception | None:
+    """Why a checkpoint is not whole; None if it is."""
+    try:
+        if found.sharded:
+            check_complete(found.path, storage_options)
+        else:
+            inspect(found.path, storage_options=storage_options)
+    except InvalidCheckpointError as error:
+        return error
+    except CheckpointError as error:
+        return error if found.sharded else None  # loading a file would run code, but it is whole
+    except ValueError:
+        return None
+    return None

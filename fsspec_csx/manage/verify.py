@@ -1,0 +1,144 @@
+"""A checkpoint read as a whole and compared with every checksum that there is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsspec.callbacks import Callback
+
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.manage.location import Place
+from fsspec_csx.storage.progress import Meter, reporting
+
+if TYPE_CHECKING:
+    from fsspec_csx.formats.cerebras.source import CerebrasSource
+    from fsspec_csx.tensors.source import Source
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found.
+
+    Attributes:
+        path: where the checkpoint is, without any password.
+        size: that of the file in bytes, all of which were read; of a folder, of what a manifest or metadata names.
+        records: how many parts of the file were compared with their checksums.
+        unchecked: how many have none; of a safetensors file, all of its tensors.
+        object_checked: whether the file was compared with a checksum that the server tells of it.
+        damage: all that is wrong, each a sentence without a full stop; empty if nothing is.
+        note: what could not be looked at, and why; empty if there is no such.
+    """
+
+    path: str
+    size: int
+    records: int
+    unchecked: int
+    object_checked: bool
+    damage: tuple[str, ...]
+    note: str
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> Verified:
+    """Read all of a checkpoint and look for damage, without running any code of it.
+
+    Compared are the checksum of each record of a torch file, and that of the object where the server tells one. The
+    structure is looked at too: the zip directory, the pickle and whether tensors fit their records, or the header of a
+    safetensors file. A file that is no checkpoint counts as damaged.
+
+    Of a folder of torch.distributed.checkpoint each item is looked at like a torch file, and compared with what the
+    manifest tells; and whether the parts of each tensor make it up. Of a Cerebras checkpoint all tensors are read, and
+    those compared that were saved with checksums; one that was not finished is damaged, and so is one with what
+    ``load`` could not read. Pickles are not looked into.
+
+    64 MiB of the file are in memory at most, whatever its size; but torch reads those of its format before 1.6, and of
+    quantized and nested tensors, whole.
+
+    Args:
+        path: a local path or an fsspec URL, as of ``load``.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+        callback: as of ``load``.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+    """
+    place = Place.of(path, storage_options)
+    with reporting(callback, place.text) as progress, contextlib.ExitStack() as stack:
+        try:
+            source = stack.enter_context(place.source())
+        except CheckpointError as error:
+            return Verified(place.shown, 0, 0, 0, False, (_said(error, place.shown),), "")
+        if source.file is not None:
+            return _of_file(source, place.shown, progress)
+        return _of_folder(source, place.shown, progress)
+
+
+def _of_file(source: Source, name: str, progress: Callback) -> Verified:
+    from fsspec_csx.formats import verify_report  # only here, as it imports torch
+
+    file = source.file
+    told = file.object_checksum() if hasattr(file, "object_checksum") else None
+    meter = Meter(progress, source.size)
+    source.advance = meter.advance
+    found = verify_report.examine(source, name=name, compute=told[0].compute if told else lambda memory, before: 0)
+    damage = list(found.damage)
+    if told and told[0].encoded(found.checksum) != told[1]:
+        what = f"{told[0].encoded(found.checksum)}, and the server tells {told[1]}"
+        damage.append(f"the checksum of all that was read is {what}")
+    meter.finish()
+    return Verified(name, source.size, found.records, found.unchecked, told is not None, tuple(damage), found.note)
+
+
+def _of_folder(source: Source, name: str, progress: Callback) -> Verified:
+    """Of a checkpoint that is not read as one file; a Cerebras one may be an HDF5 file."""
+    from fsspec_csx.formats.cerebras.source import CerebrasSource
+
+    if isinstance(source, CerebrasSource):
+        return _of_cerebras(source, name, progress)
+    from fsspec_csx.formats.dcp import verify as dcp_verify  # only here, as it imports torch.distributed
+    from fsspec_csx.formats.dcp.source import ShardedSource
+
+    assert isinstance(source, ShardedSource)
+    meter = Meter(progress, source.stored)
+    found = dcp_verify.examine(source, meter.advance)
+    meter.finish()
+    return Verified(name, source.stored, found.records, found.unchecked, False, tuple(found.damage), found.note)
+
+
+def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> Verified:
+    from fsspec_csx.formats.cerebras.leaf import Unread  # only here, as these import torch
+    from fsspec_csx.formats.cerebras.verify import verified
+    from fsspec_csx.tensors.names import listed
+
+    meter = Meter(progress, source.size)
+    source.advance = meter.advance
+    try:
+        found = verified(source)
+    except CheckpointError as error:  # links that lead nowhere
+        return Verified(name, source.stored, 0, 0, False, (_said(error, name),), "")
+    meter.finish()
+    damage = [f"{key!r}: {why}" for key, why in found.broken.items()]
+    damage += [f"the checksum of {each!r} is wrong" for each in found.damaged]
+    unread = {key: source.leaves[source.holder(key)] for key in found.unread}
+    pickles = [key for key, leaf in unread.items() if isinstance(leaf, Unread) and leaf.runs_code]
+    pickles = [key for key in pickles if source.holder(key) not in found.broken]
+    unread = {key: leaf for key, leaf in unread.items() if source.holder(key) not in found.broken}
+    damage += [f"{key!r} cannot be read: {leaf!r}" for key, leaf in unread.items() if key not in pickles]
+    note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
+    records = sum(source.crc32(place.name) is not None for place in source.places())
+    unchecked = len(found.unchecked) + len(unread)
+    return Verified(name, source.stored, records, unchecked, False, tuple(damage), note)
+
+
+def _said(error: CheckpointError, name: str) -> str:
+    reason = error.reason.rstrip(".")
+    return f"it{reason.removeprefix(name)}" if reason.startswith(f"{name} ") else reason

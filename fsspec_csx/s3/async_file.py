@@ -1,0 +1,193 @@
+"""The files of ``open_async``: read and written by coroutines, on the event loop of whoever opens them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fsspec.asyn import AbstractAsyncStreamedFile
+from s3fs.core import version_id_kw
+
+from fsspec_csx.s3.transport.event_loop import submitted
+from fsspec_csx.s3.transport.request_body import single_bytes
+from fsspec_csx.s3.unwinding import Opening
+from fsspec_csx.s3.writer import PartWriter
+
+logger = logging.getLogger("fsspec_csx")
+
+
+class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
+    """An object that is read from front to back by one request, which the first ``read`` makes.
+
+    Args:
+        fs: the filesystem.
+        path: of the object.
+        options: parameters of GetObject.
+    """
+
+    def __init__(self, fs: Any, path: str, **options: Any) -> None:
+        self.fs, self.path, self.mode = fs, path, "rb"
+        self.closed = False
+        self.loc = 0
+        self.size: int | None = None
+        self._options = options
+        self._body: Any = None
+
+    async def read(self, length: int = -1) -> bytes:
+        """The next bytes: at most so many, or all that follow.
+
+        Raises:
+            ObjectNotFoundError: if there is no such object.
+            ConnectionError: if the connection ends before the object does.
+        """
+        if self.closed:
+            msg = f"s3://{self.path} is closed. Open it again."
+            raise ValueError(msg)
+        if self._body is None:
+            bucket, key, version = self.fs.split_path(self.path)
+            named = {"Bucket": bucket, "Key": key, **version_id_kw(version)}
+            answer = await self.fs._call_s3("get_object", self._options, **named)
+            self._body, self.size = answer["Body"], int(answer["ContentLength"])
+        everything = length is None or length < 0
+        data: bytes = await self._body.read(*([] if everything else [length]))
+        self.loc += len(data)
+        if self.loc < (self.size or 0) and (everything or (length > 0 and not data)):
+            msg = f"s3://{self.path} ended after {self.loc} of {self.size} bytes. Open it again and read it anew."
+            raise ConnectionError(msg)
+        return data
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        self.closed = True
+        if self._body is not None:
+            self._body.close()
+
+    def __del__(self) -> None:
+        """Leave the connection to the garbage collector, as ``close`` is a coroutine."""
+
+
+class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
+    """An object that is written by coroutines: sent in parts meanwhile, and published or discarded as a ``CSXFile`` is.
+
+    ``close()`` publishes it; an ``async with`` block that an exception leaves discards it, and so do ``discard()``, a
+    failed or cancelled ``write``, and dropping it unclosed, which warns.
+
+    Args:
+        fs: the filesystem.
+        path: of the object.
+        mode: "wb", or "xb" to replace no object.
+        part: bytes of the first parts.
+        options: parameters of the requests that make the object.
+
+    Raises:
+        ValueError: if the path names no object.
+    """
+
+    def __init__(self, fs: Any, path: str, mode: str, part: int, options: dict[str, Any]) -> None:
+        bucket, key, _ = fs.split_path(path)
+        if not key:
+            msg = f"s3://{path} names no object. Give a bucket and a name, as in s3://bucket/name."
+            raise ValueError(msg)
+        self.fs, self.path, self.mode = fs, path, mode
+        self.loc = 0
+        self._loop = asyncio.get_running_loop()
+        self._writer = PartWriter(
+            fs._caller(bucket, key, options),
+            fs.transfer,
+            functools.partial(submitted, self._loop),
+            first_part=part,
+            growing=not fs.fixed_upload_size,
+            checked=not any(name.startswith("Checksum") for name in {**fs.s3_additional_kwargs, **options}),
+        )
+        self._turn = asyncio.Lock()  # of many tasks that write
+        self._opening = Opening(path)
+        self.closed = self.forced = False
+
+    async def write(self, data: Any) -> int:
+        """Write a buffer; its parts are sent in the background, and what failed there is raised by a later call.
+
+        Returns:
+            Its size in bytes.
+        """
+        view = single_bytes(data)
+        async with self._turn:
+            self._check_open()
+            write = functools.partial(self._writer.write, view, keep=type(data) is bytes)
+            if self._writer.fits(len(view)):
+                write()
+            else:
+                await self._in_thread(write)
+            self.loc += len(view)
+        return len(view)
+
+    async def flush(self, force: bool = False) -> None:
+        """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
+        self._check_open()
+        if force:
+            await self.close()
+
+    async def close(self) -> None:
+        """Publish what was written, or discard it if an ``__aexit__`` that was given an exception calls this."""
+        async with self._turn:
+            if self.closed:
+                return
+            if error := self._opening.left_by():
+                await self._end()
+                self._opening.report(error)
+                return
+            condition = {"IfNoneMatch": "*"} if "x" in self.mode else {}
+            await self._in_thread(functools.partial(self._writer.finish, **condition))
+            self.closed = True
+            self.fs.invalidate_cache(self.path)
+
+    async def discard(self) -> None:
+        """Forget what was written: the former object stays, and no multipart upload is left behind."""
+        async with self._turn:
+            if not self.closed:
+                await self._end()
+
+    async def commit(self) -> None:
+        """Publish what was written."""
+        await self.close()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            await self.close()
+        elif not self.closed:
+            await self.discard()
+            self._opening.warn_if_silent(error)
+
+    def __del__(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._writer.abandon(), self._loop)
+        self._opening.warn("It was not closed.")
+
+    def _check_open(self) -> None:
+        if self.closed:
+            msg = f"s3://{self.path} is closed. Open it again."
+            raise ValueError(msg)
+
+    async def _in_thread(self, work: Callable[[], Any]) -> None:
+        """Let the writer wait in a thread, and discard the file if it fails or this is cancelled."""
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            await asyncio.shield(running)
+        except BaseException:
+            self._writer.stop()
+            await asyncio.wait([running])
+            running.exception()
+            await self._end()
+            raise
+
+    async def _end(self) -> None:
+        self.closed = True
+        try:
+            await self._writer.abandon()
+        except Exception as error:  # what led here must not be hidden
+            logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)

@@ -1,0 +1,265 @@
+"""Which credentials are used: the six rules, in order, and the error that lists them where none gives any.
+
+1. what the call names: ``key``/``secret``/``token``, ``profile`` (or ``profile_name``), ``session``, ``anon``;
+2. ``backends.csx.storage.s3.profile``;
+3. the fsspec configuration (``FSSPEC_S3_PROFILE``, ``fsspec.conf``);
+4. the environment (``AWS_ACCESS_KEY_ID``, ..., ``AWS_PROFILE``);
+5. ``[default]`` of the AWS config and credentials files;
+6. the rest of botocore's chain: SSO, assumed roles, web identity, container, instance.
+
+Rules 1 to 3 settle the arguments of the filesystem; 4 to 6 are botocore's own, on those arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from botocore import exceptions as boto
+from botocore.session import Session
+
+from fsspec_csx.errors import (
+    CredentialsError,
+    CSXError,
+    EndpointError,
+    ExpiredCredentialsError,
+    IncompleteCredentialsError,
+    NoCredentialsError,
+    UnknownProfileError,
+)
+from fsspec_csx.redaction import blotted, without_user
+from fsspec_csx.s3.client.half_pairs import CLIENT_SECRETS, check_session
+from fsspec_csx.s3.transport.failures import RedirectedError
+
+# The options of a filesystem that say who is asking, by the rules above.
+OPTIONS = frozenset({"anon", "key", "password", "profile", "profile_name", "secret", "session", "token", "username"})
+SETTING = "backends.csx.storage.s3.profile"
+# What STS answers when it is asked with what is no longer valid.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
+# What botocore calls the sources that are no profile.
+_OWNERS = {
+    "assume-role-with-web-identity": "the environment's web identity",
+    "container-role": "the container's role",
+    "env": "the environment",
+    "iam-role": "the instance's role",
+}
+_CUSTOMER_KEYS = ("SSECustomerKey", "CopySourceSSECustomerKey")
+_BOTH = "Give both the access key and its secret, or neither."
+_PROXY = ("_proxy", "_PROXY")
+BUNDLE = "REQUESTS_CA_BUNDLE"
+"""The variable that names trusted certificates where nothing of AWS does: botocore asks for it too."""
+_REMEDY = (
+    f"Name a profile of the AWS files ({SETTING} = 'name', or storage_options={{'profile': 'name'}}), or set "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment (anon=True reads public buckets)."
+)
+
+
+def settle(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str | None) -> dict[str, Any]:
+    """Apply rules 1 to 3: the options of a call, with those of the fsspec configuration that must not win masked.
+
+    Args:
+        call: the options that the call names.
+        configured: those that the fsspec configuration adds where the call is silent.
+        setting: the profile of the process-wide setting, or None.
+    """
+    options = dict(call)
+    if "profile_name" in options:
+        options["profile"] = options.pop("profile_name") or options.get("profile")
+    named = any(options.get(name) for name in OPTIONS) or any(
+        (options.get("client_kwargs") or {}).get(name) for name in CLIENT_SECRETS
+    )
+    if not named and setting is not None:
+        options["profile"] = setting
+        named = True
+    if named:
+        masked = {name: None for name in OPTIONS & configured.keys() if name != "profile_name"}
+        options = {**masked, **options}
+    return options
+
+
+def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
+    """Whether certificates are checked, or the path of those that are trusted; by botocore's rules.
+
+    Args:
+        session: whose profile and environment count.
+        client: the arguments for the client that the call names.
+    """
+    for named in (client.get("verify"), session.get_config_variable("ca_bundle"), os.environ.get(BUNDLE)):
+        if named is not None:
+            return bool(named) if isinstance(named, bool) else str(named)
+    return True
+
+
+def check_endpoint(url: str | None) -> None:
+    """Raise ValueError if the URL of an endpoint holds a user's name or a password, which S3 does not know."""
+    if url and "@" in urlsplit(url).netloc:
+        msg = "The endpoint's URL holds a user's name or a password. Leave them away, and name key and secret instead."
+        raise ValueError(msg)
+
+
+def environment_token() -> str:
+    """A digest that changes whenever the AWS environment or the AWS files do; it reveals neither."""
+    watched = sorted(
+        item for item in os.environ.items() if item[0].startswith(("AWS_", BUNDLE)) or item[0].endswith(_PROXY)
+    )
+    files = [(str(path), _stamp(path)) for path in _files(os.environ)]
+    return hashlib.sha256(repr((watched, files)).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _files(environment: Mapping[str, str]) -> list[Path]:
+    """The AWS config and credentials files that botocore reads in this environment."""
+    config = environment.get("AWS_CONFIG_FILE", "~/.aws/config")
+    shared = environment.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    return [Path(config).expanduser(), Path(shared).expanduser()]
+
+
+async def find(session: Any) -> tuple[str, str]:
+    """Resolve a session's credentials now, rather than at the first request.
+
+    Args:
+        session: the aiobotocore session whose chain is asked.
+
+    Returns:
+        Whose they are, in a few words; and a digest that tells them from others, and reveals nothing.
+
+    Raises:
+        NoCredentialsError, IncompleteCredentialsError, UnknownProfileError, ExpiredCredentialsError: each with what was
+            tried and what to do. So are those of later requests, when the credentials are renewed.
+        EndpointError: if who gives the credentials cannot be reached.
+    """
+    with _told(session):
+        check_session(session, _profile(session))
+        credentials = await session.get_credentials()
+    if credentials is None:
+        raise _none_found(session)
+    _tell_of_renewals(credentials, session)
+    found = await credentials.get_frozen_credentials()
+    owner = _OWNERS.get(credentials.method) or f"profile {_profile(session)!r} ({credentials.method})"
+    digest = hashlib.sha256(repr((found.access_key, found.secret_key, found.token)).encode()).hexdigest()
+    return f"{owner} with access key {mask(found.access_key)}", digest
+
+
+def _tell_of_renewals(credentials: Any, session: Any) -> None:
+    """Let what goes wrong when credentials are renewed, also within a request, be told as of the credentials."""
+    renew = credentials.get_frozen_credentials
+
+    async def get_frozen_credentials() -> Any:
+        with _told(session):
+            return await renew()
+
+    if not hasattr(renew, "told"):  # else they are of a session of the call, which is used again
+        get_frozen_credentials.told = True  # type: ignore[attr-defined]
+        credentials.get_frozen_credentials = get_frozen_credentials
+
+
+@contextmanager
+def _told(session: Session) -> Iterator[None]:
+    """Whatever goes wrong while credentials are looked up is an error of the credentials, and never "not found"."""
+    try:
+        yield
+    except CSXError:
+        raise
+    except Exception as error:
+        raise_explained(error, session)
+
+
+def raise_explained(error: Exception, session: Session) -> NoReturn:
+    """Raise what went wrong while credentials were looked up as an error of ours, chained unless it shows a secret."""
+    said = blotted(" ".join(str(error).split()).rstrip("."))
+    raise _explained(error, session, said) from (error if blotted(str(error)) == str(error) else None)
+
+
+def _explained(error: Exception, session: Session, said: str) -> CSXError:
+    profile = _profile(session)
+    if isinstance(error, boto.ProfileNotFound):
+        return _unknown_profile(session, profile)
+    if isinstance(error, boto.PartialCredentialsError):
+        return IncompleteCredentialsError(f"Half a pair of credentials: {said}.", _BOTH)
+    if isinstance(error, boto.ConfigParseError):
+        return CredentialsError(f"An AWS file cannot be read: {said}.", "Mend the file named, or remove it.")
+    if isinstance(error, (boto.SSOError, boto.TokenRetrievalError)):
+        reason = f"The SSO session of profile {profile!r} is missing or has expired."
+        return ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}")
+    if isinstance(error, RuntimeError) and "expired" in said:
+        reason = f"Profile {profile!r} gives credentials that have expired already."
+        remedy = "Renew what it gets them from (the program, role or file that it names), and check the clock."
+        return ExpiredCredentialsError(reason, remedy)
+    if isinstance(error, RedirectedError):
+        reason = (
+            f"The metadata service that profile {profile!r} gets its credentials from sends on to {error.location}, "
+        )
+        remedy = "Check the addresses that the AWS_* variables and the profile name, and what answers there."
+        return CredentialsError(f"{reason}which is not followed.", remedy)
+    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
+        reason = f"What profile {profile!r} gets its credentials from cannot be reached: {said}."
+        return EndpointError(reason, "Check the network, and the addresses that the profile and the environment name.")
+    if isinstance(error, boto.ClientError) and error.response.get("Error", {}).get("Code") in _EXPIRED:
+        reason = f"What profile {profile!r} gets its credentials with has expired: {said}."
+        return ExpiredCredentialsError(reason, "Renew the credentials, or the token, that the profile names.")
+    if owner := _OWNERS.get(str(getattr(error, "kwargs", {}).get("provider"))):
+        reason = f"{owner[:1].upper()}{owner[1:]} gives no credentials: {said}."
+        return CredentialsError(reason, "Check who gives them, and the AWS_* variables of the environment.")
+    reason = f"Profile {profile!r} gives no credentials: {said or type(error).__name__}."
+    return CredentialsError(reason, "Mend the profile in the AWS files, or name another.")
+
+
+def _profile(session: Session) -> str:
+    return str(session.get_config_variable("profile") or "default")
+
+
+def _none_found(session: Session) -> NoCredentialsError:
+    config, shared = _files(os.environ)
+    files = " and ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in (config, shared))
+    named = session.instance_variables().get("profile")
+    if named is not None:
+        reason = f"Profile {named!r} gives no credentials: {files} hold none for it, and nor does any role or instance."
+        return NoCredentialsError(reason, _REMEDY)
+    by_environment = session.get_config_variable("profile") or "not set"
+    tried = (
+        "the call (key and secret, profile, session, anon): none",
+        f"{SETTING}: not set",
+        "the fsspec configuration (FSSPEC_S3_PROFILE and its like): none",
+        f"the environment: AWS_ACCESS_KEY_ID not set, AWS_PROFILE {by_environment}",
+        f"[default] of {files}: no credentials",
+        "SSO, assumed roles, web identity, container and instance: none",
+    )
+    listed = "; ".join(f"{number}. {line}" for number, line in enumerate(tried, 1))
+    return NoCredentialsError(f"No S3 credentials were found. Tried, in order: {listed}.", _REMEDY)
+
+
+def _unknown_profile(session: Session, profile: str) -> UnknownProfileError:
+    files = ", ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in _files(os.environ))
+    known = ", ".join(sorted(session.available_profiles)) or "none"
+    reason = f"There is no profile {profile!r} in {files}; the profiles there: {known}."
+    return UnknownProfileError(reason, "Name one of them, or add it with: aws configure --profile NAME")
+
+
+def mask(key: str) -> str:
+    """An access key's last four characters, enough to tell it from another."""
+    return f"...{key[-4:]}" if len(key) >= 8 else "..."
+
+
+def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a filesystem less everything that proves who is asking; such a copy falls back on the rules."""
+    public = {name: value for name, value in options.items() if name not in OPTIONS - {"anon", "profile"}}
+    for name, secrets in (("client_kwargs", CLIENT_SECRETS), ("s3_additional_kwargs", _CUSTOMER_KEYS)):
+        if isinstance(public.get(name), Mapping):
+            public[name] = {key: value for key, value in public[name].items() if key not in secrets}
+    config = public.get("config_kwargs")
+    if isinstance(config, Mapping) and isinstance(config.get("proxies"), Mapping):
+        proxies = {scheme: without_user(proxy) for scheme, proxy in config["proxies"].items()}
+        public["config_kwargs"] = {**config, "proxies": proxies}
+    return public

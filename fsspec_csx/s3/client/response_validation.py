@@ -1,0 +1,177 @@
+"""Answers that are what S3 answers: others are errors at once, rather than empty listings or loops without end.
+
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NoReturn
+
+from botocore.parsers import ResponseParserError
+
+from fsspec_csx.s3.client import request_outcome
+from fsspec_csx.s3.transport.failures import InvalidResponseError
+
+# The name of the root of a document, behind its declaration and comments.
+_ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
+_DAMAGED = "its body is no XML, or damaged"
+# What tells something by its body, which is of a root that is named so.
+_RESULT = b"Result"
+_TELLING = frozenset(
+    {
+        "CompleteMultipartUpload",
+        "CopyObject",
+        "CreateMultipartUpload",
+        "ListBuckets",
+        "ListMultipartUploads",
+        "ListObjectVersions",
+        "ListObjects",
+        "ListObjectsV2",
+        "ListParts",
+        "UploadPartCopy",
+    }
+)
+# What each entry of an answer must have, by the name of the list that it is in; an empty name is the answer itself.
+_OBJECT = ("Key", "Size", "LastModified")
+_NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "CreateMultipartUpload": {"": ("UploadId",)},
+    "HeadObject": {"": ("ContentLength",)},
+    "ListBuckets": {"Buckets": ("Name",)},
+    "ListMultipartUploads": {"Uploads": ("Key", "UploadId", "Initiated")},
+    "ListObjectVersions": {"Versions": _OBJECT, "CommonPrefixes": ("Prefix",)},
+    "ListObjects": {"Contents": _OBJECT, "CommonPrefixes": ("Prefix",)},
+    "ListObjectsV2": {"Contents": _OBJECT, "CommonPrefixes": ("Prefix",)},
+    "ListParts": {"Parts": ("PartNumber", "Size", "LastModified")},
+}
+# What names the next page, by which a listing goes on.
+_NEXT = {"ListObjectsV2": "NextContinuationToken", "ListObjectVersions": "NextKeyMarker"}
+# So many pages of a listing may bring nothing that is new.
+_IDLE_PAGES = 1000
+
+
+class _Listing:
+    """The pages of one listing."""
+
+    def __init__(self) -> None:
+        self._names: set[Any] = set()
+        self._first_and_last: set[tuple[str, str]] = set()
+        self._idle = 0
+
+    def add(self, following: Any, entries: list[str]) -> None:
+        """Raise InvalidResponseError if this page shows that there will be no last one."""
+        page = (entries[0], entries[-1]) if entries else ("", "")
+        self._idle += not entries or page in self._first_and_last
+        self._first_and_last.add(page)
+        if following in self._names or self._idle > _IDLE_PAGES:
+            _refuse("a listing that begins over and over")
+        self._names.add(following)
+
+
+_listing: ContextVar[_Listing | None] = ContextVar("listing", default=None)
+
+
+@contextmanager
+def listing() -> Iterator[None]:
+    """Let the pages that are asked for within the block be those of one listing."""
+    reset = _listing.set(_Listing())
+    try:
+        yield
+    finally:
+        _listing.reset(reset)
+
+
+def watch(client: Any) -> None:
+    """Let a client raise InvalidResponseError for what is no answer of S3."""
+    client._endpoint._response_parser_factory = _Parsers(client._endpoint._response_parser_factory)
+    for name in _NEXT:
+        client.meta.events.register_first(f"before-parameter-build.s3.{name}", _note_request)
+    client.meta.events.register_last("after-call.s3", _check)
+    client.meta.events.register_first("needs-retry.s3", _tell_damage)
+
+
+class _Parsers:
+    def __init__(self, made: Any) -> None:
+        self._made = made
+
+    def create_parser(self, protocol: str) -> _Parser:
+        return _Parser(self._made.create_parser(protocol))
+
+
+class _Parser:
+    """Reads answers as botocore's parser does, but says what it cannot read in a few words."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+
+    async def parse(self, response: dict[str, Any], shape: Any) -> Any:
+        if isinstance(response["body"], bytes) and response["status_code"] < 300:
+            _check_root(response["context"]["operation_name"], response["body"])
+        try:
+            return await self._parser.parse(response, shape)
+        except ResponseParserError:
+            request_outcome.unclear()
+            raise ResponseParserError(_DAMAGED) from None
+        except Exception as error:
+            request_outcome.unclear()
+            msg = f"a number or a date in it is none, or it is too deep ({type(error).__name__})"
+            raise InvalidResponseError(msg) from error
+
+
+def _check_root(operation: str, body: bytes) -> None:
+    root = _ROOT.match(body)
+    if operation in _TELLING and not (root and root[1].endswith(_RESULT)):
+        _refuse(f"a document whose root is {root[1].decode()!r}" if root else "a body without XML")
+
+
+def _tell_damage(response: Any = None, **_: Any) -> None:
+    """botocore makes an answer 500 of one that it cannot read, and asks again: let it say so."""
+    if response is not None and getattr(response[0].raw, "status", None) == 200:
+        told = response[1].get("Error", {})
+        if told.get("Code") == "500":
+            told["Message"] = f"in truth 200, but {_DAMAGED}"
+
+
+def _note_request(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
+    context["fsspec_csx_asked"] = dict(params)  # as the caller has it: botocore adds to it
+
+
+def _check(http_response: Any, parsed: Mapping[str, Any], model: Any, context: Mapping[str, Any], **_: Any) -> None:
+    if http_response.status_code >= 300:
+        return
+    for name, needed in _NEEDED.get(model.name, {}).items():
+        for entry in parsed.get(name, []) if name else [parsed]:
+            for member in needed:
+                if (value := entry.get(member)) in (None, "") or (isinstance(value, int) and value < 0):
+                    _refuse(
+                        f"{name or 'an answer'} without {member}" if value in (None, "") else f"a {member} of {value}"
+                    )
+    if model.name in _NEXT:
+        _check_page(parsed, context["fsspec_csx_asked"], _NEXT[model.name])
+
+
+def _check_page(parsed: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> None:
+    entries = [
+        *(each["Prefix"] for each in parsed.get("CommonPrefixes", [])),
+        *(each["Key"] for each in (*parsed.get("Contents", []), *parsed.get("Versions", []))),
+    ]
+    prefix = asked.get("Prefix") or ""
+    if "EncodingType" not in asked and (foreign := next((e for e in entries if not e.startswith(prefix)), None)):
+        _refuse(f"{foreign!r} in a listing of what begins with {prefix!r}")
+    if parsed.get("IsTruncated"):
+        following = parsed.get(name)
+        if not following:
+            _refuse(f"a listing that goes on, without {name}")
+        following = following, parsed.get("NextVersionIdMarker", "")
+        if following == (asked.get("ContinuationToken") or asked.get("KeyMarker"), asked.get("VersionIdMarker", "")):
+            _refuse("a listing that begins over and over")
+        if (current := _listing.get()) is not None:
+            current.add(following, entries)
+
+
+def _refuse(what: str) -> NoReturn:
+    request_outcome.unclear()
+    raise InvalidResponseError(what)

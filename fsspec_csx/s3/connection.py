@@ -1,0 +1,290 @@
+"""ConnectedS3: s3fs that signs in by the credential rules before anything else, and explains what S3 refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NoReturn
+
+from botocore import exceptions as boto
+from fsspec.asyn import get_loop, sync_wrapper
+from s3fs import S3FileSystem
+
+from fsspec_csx.errors import (
+    BucketNotFoundError,
+    DeleteError,
+    ExpiredCredentialsError,
+    WrongRegionError,
+)
+from fsspec_csx.redaction import redact_logs
+from fsspec_csx.s3.client import credentials, half_pairs, request_outcome, response_validation
+from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
+from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
+from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
+from fsspec_csx.s3.client.no_redirects import StraightHTTPSession, StraightSession, hold, stay
+from fsspec_csx.s3.client.retries import FirstContact, give_up, retry_after, timed
+from fsspec_csx.s3.file import CSXFile, discard_all
+from fsspec_csx.s3.interrupt import make_interruptible
+from fsspec_csx.s3.transport.call_scope import scope
+from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.request_body import Payload
+
+# How often a request is signed anew, each time with other credentials.
+_RENEWALS = 4
+# What may be wrong with the source of a copy rather than its target.
+_OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "PreconditionFailed"})
+_WRITES = frozenset({"complete_multipart_upload", "put_object"})
+# botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
+_loaders: dict[str | None, Any] = {}
+
+
+# Whether what a path stands for is looked up: then a listing follows a HEAD that finds nothing.
+_looking_up: ContextVar[bool] = ContextVar("looking_up", default=False)
+
+
+class ConnectedS3(S3FileSystem):  # type: ignore[misc]
+    """s3fs with a checked sign-in and told errors; the base of CSXFileSystem, of no use alone."""
+
+    session: Any
+    _lease: Lease | None = None
+    transfer: Transfer
+    _s3: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        make_interruptible(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        half_pairs.check_options(self.key, self.secret, self.token, self.client_kwargs)
+        for url in (self.endpoint_url, self.client_kwargs.get("endpoint_url")):
+            credentials.check_endpoint(url)
+        # Files open for writing, by id: fsspec hashes some files by asking the server for them.
+        self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
+        self.aborting: set[Future[None]] = set()  # what ends the uploads of files that were dropped
+        self._owns_session = self.session is None
+        self._identity, self._keys = "", ""
+        self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
+        self._checksum_headers = ChecksumHeaders()
+        self._of_parent: Any = None
+        redact_logs()
+
+    @property
+    def loop(self) -> Any:
+        """The event loop that serves this filesystem; a forked child, which has no such thread, gets a new one."""
+        if self._pid != os.getpid() and not self.asynchronous:
+            self._start_afresh()
+        return super().loop
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._loop = get_loop()
+        # If freed, they would close connections on a loop that is gone.
+        self._of_parent = self._s3, self.session, self._lease
+        self._s3 = None
+        self._lease = None
+        self.session = None if self._owns_session else self.session
+        self._sign_in_lock, self._set_session_lock = asyncio.Lock(), asyncio.Lock()
+        self._renewal_lock = asyncio.Lock()
+        self.unfinished = weakref.WeakValueDictionary()
+        self.aborting = set()
+
+    @property
+    def _s3creator(self) -> Lease | None:
+        """What s3fs has made the client by."""
+        return self._lease
+
+    @_s3creator.setter
+    def _s3creator(self, made: Any) -> None:
+        if self._lease is not None:
+            self._lease.made = None  # s3fs would keep it for as long as the filesystem lives
+        self._lease = Lease(made)
+
+    # -- signing in -------------------------------------------------------------------------------------------------
+
+    async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Connect: find the credentials and make the client; as ``s3fs.S3FileSystem.set_session``.
+
+        Raises:
+            CredentialsError: if the rules give no credentials, or not whole ones.
+            ValueError: if the environment or the profile names an endpoint with a password in its URL.
+        """
+        if self._s3 is None or refresh:
+            async with self._sign_in_lock:
+                if self._s3 is None or refresh:
+                    await self._sign_in(refresh)
+        before, client = self._s3, await super().set_session(refresh=refresh)
+        if client is not before:
+            redact_logs()
+            self._check_endpoint(client)
+            # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
+            weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
+            self.transfer = self._make_transfer(client, None if before is None else self.transfer)
+            await self.get_s3()
+        return client
+
+    async def get_s3(self, bucket: str | None = None) -> Any:
+        """The client for a bucket; as of ``s3fs.S3FileSystem``, which has one for each region if it is told to."""
+        client = await super().get_s3(bucket)
+        if client not in self._watched:
+            self._watched.add(client)
+            close_when_unused(client, asyncio.get_running_loop())
+            if client is not self._s3:  # one of another region, which goes by the same threads
+                self._make_transfer(client, self.transfer)
+            client.meta.events.register_first("needs-retry.s3", stay)
+            self._checksum_headers.watch(client)
+            request_outcome.watch(client)
+            response_validation.watch(client)
+            client.meta.events.register_first("needs-retry.s3", give_up)
+        return client
+
+    def _check_endpoint(self, client: Any) -> None:
+        try:
+            credentials.check_endpoint(client.meta.endpoint_url)
+        except ValueError:
+            self._s3 = None  # the next use shall say so too
+            raise
+
+    def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
+        verify = credentials.verify_of(self.session, self.client_kwargs)
+        return Transfer(client, verify, self.max_concurrency, former)
+
+    def _prepare_config_kwargs(self) -> dict[str, Any]:
+        return {"http_session_cls": StraightHTTPSession, **super()._prepare_config_kwargs()}
+
+    connect = sync_wrapper(set_session)
+    _connect = set_session
+
+    async def _sign_in(self, refresh: bool) -> None:
+        renewed = self._owns_session and (self.session is None or refresh)
+        session = StraightSession(**self.kwargs) if renewed else self.session
+        try:
+            session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
+        except boto.BotoCoreError as error:
+            credentials.raise_explained(error, session)
+        explicit = self.key or self.client_kwargs.get("aws_access_key_id")
+        if self.anon:
+            self._identity = "anonymous access"
+        elif explicit:
+            self._identity = f"the access key {credentials.mask(explicit)} that the call names"
+        else:
+            hold(session)
+            self._identity, self._keys = await credentials.find(session)
+        if renewed:
+            session.register("needs-retry.s3", FirstContact())
+            session.register("needs-retry.s3", retry_after)
+            loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
+            session.register_component("data_loader", loader)
+            self.session = session
+            self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        scope().join()
+        with timed(), request_outcome.doubt() as found:
+            renewals = _RENEWALS
+            while True:
+                client = None
+                try:
+                    client = await self.set_session()
+                    answer = _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+                    if isinstance(answer, dict) and "Body" in answer:
+                        keep_while_read(answer["Body"], client, self._lease and self._lease.made)
+                    return answer
+                except Exception as error:
+                    explained = await self._explained(error, method, kwargs, found)
+                    again = renewals and isinstance(explained, ExpiredCredentialsError) and replayable(kwargs)
+                    if not again or not await self._renewed(client):
+                        raise_explained(explained, error)
+                    renewals -= 1
+
+    async def _renewed(self, client: Any) -> bool:
+        """Whether there are other credentials than a client was made with, which are no longer valid."""
+        if not self._owns_session or self.key or self.client_kwargs.get("aws_access_key_id"):
+            return False
+        async with self._renewal_lock:
+            if self._s3 is not client:  # many requests find out at a time
+                return True
+            before = self._keys
+            await self.set_session(refresh=True)
+            return self._keys != before
+
+    async def _explained(
+        self, error: Exception, method: str, kwargs: Mapping[str, Any], found: request_outcome.Doubt
+    ) -> Exception:
+        source = kwargs.get("CopySource")
+        named = kwargs
+        if isinstance(source, dict) and code_of(error) in _OF_SOURCE:
+            named = source
+        request = Request(
+            operation="".join(word.capitalize() for word in method.split("_")),
+            bucket=str(named.get("Bucket", "")),
+            key=str(named.get("Key", "")),
+            exclusive="IfNoneMatch" in kwargs,
+            pinned="CopySourceIfMatch" in kwargs or (method in _WRITES and "IfMatch" in kwargs),
+            endpoint=self._endpoint,
+            region=self._s3.meta.region_name if self._s3 else None,
+            identity=self._identity,
+        )
+        explained = explain(error, request)
+        missing = method == "head_object" and code_of(error) == "404" and not _looking_up.get()
+        if missing or (method in ("head_object", "head_bucket") and code_of(error) in ("400", "403")):
+            told = explain(await self._ask_with_body(kwargs) or error, request)
+            if isinstance(told, BucketNotFoundError if missing else (PermissionError, WrongRegionError)):
+                explained = told
+        request_outcome.told(explained, found, request.operation, request.target)
+        return explained
+
+    async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
+        """The answer to a HEAD has no body; the like question as a GET tells why it was refused."""
+        try:
+            if kwargs.get("Key"):
+                answer = await super()._call_s3("get_object", **{**kwargs, "Range": "bytes=0-0"})
+                answer["Body"].close()
+            else:
+                await super()._call_s3("list_objects_v2", Bucket=kwargs["Bucket"], MaxKeys=1)
+        except Exception as error:
+            return error
+        return None
+
+    @property
+    def _endpoint(self) -> str:
+        return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
+
+
+@contextmanager
+def looking_up() -> Iterator[None]:
+    """Let a HEAD that finds nothing say so with no further request, by which it would tell a missing bucket."""
+    reset = _looking_up.set(True)
+    try:
+        yield
+    finally:
+        _looking_up.reset(reset)
+
+
+def raise_explained(explained: Exception, error: Exception) -> NoReturn:
+    """Raise the explained form of an error, from what caused it."""
+    if explained is error:
+        raise error
+    raise explained from (error.__cause__ or error)
+
+
+def replayable(parameters: Mapping[str, Any]) -> bool:
+    """Whether a request can be made again: a body that was read from a stream is gone."""
+    return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, Payload))
+
+
+def _whole(method: str, answer: Any) -> Any:
+    """DeleteObjects answers 200 also where objects were left: s3fs would not notice."""
+    if method == "delete_objects" and answer.get("Errors"):
+        first, count = answer["Errors"][0], len(answer["Errors"])
+        reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {first.get('Message')}."
+        raise DeleteError(reason, "Check the rights to delete them.")
+    return answer

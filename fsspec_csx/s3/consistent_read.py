@@ -1,0 +1,167 @@
+"""Reading one state of an object: pinned by its ETag, compared with its checksum, and once more if that failed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from s3fs.core import version_id_kw
+from s3fs.utils import FileExpired
+
+from fsspec_csx.errors import ChecksumError
+from fsspec_csx.s3 import object_attributes
+from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.checksum import Algorithm, of_object
+from fsspec_csx.s3.transport.range_planning import blank, checksums
+
+T = TypeVar("T")
+
+
+class ObjectState:
+    """One state of an object: that of the first answer, or of the ETag that it is given.
+
+    Args:
+        fs: the filesystem.
+        path: of the object.
+        version_id: of a former version; otherwise that of the path, if it names one.
+
+    Attributes:
+        etag: of the state; None as long as any will do.
+    """
+
+    def __init__(self, fs: Any, path: str, version_id: str | None) -> None:
+        self.bucket, self.key, version = fs.split_path(path)
+        self.version = version_id or version
+        self.etag: str | None = None
+        self._fs = fs
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    async def get(self, **span: str) -> Any:
+        """Ask for a range of it, or all.
+
+        Raises:
+            FileExpired: an OSError, if the object has been replaced.
+        """
+        pinned = {"IfMatch": self.etag} if self.etag else {}
+        named = {"Bucket": self.bucket, "Key": self.key, **version_id_kw(self.version)}
+        try:
+            answer = await self._fs._call_s3("get_object", **named, **pinned, **span)
+        except OSError as error:
+            if code_of(error) in ("PreconditionFailed", "412"):
+                raise FileExpired(str(self), self.etag) from error
+            raise
+        self.etag = self.etag or answer.get("ETag")
+        if answer.get("ETag") != self.etag:
+            raise FileExpired(str(self), self.etag)
+        return answer
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the server tells of one state of an object.
+
+    Attributes:
+        size: in bytes.
+        etag: differs from that of any other content.
+        algorithm: of the checksum; None if the server tells none of the whole object.
+        checksum: as S3 writes it.
+        headers: what a copy of the object gets besides its bytes, as botocore names it.
+        kept: what the object itself keeps when it gets other bytes or other metadata.
+    """
+
+    size: int
+    etag: str
+    algorithm: Algorithm | None
+    checksum: str
+    headers: Mapping[str, Any]
+    kept: Mapping[str, Any]
+
+
+async def stamp_of(fs: Any, path: str, version_id: str | None = None) -> Stamp:
+    """Ask what the server tells of an object."""
+    bucket, key, version = fs.split_path(path)
+    await fs.set_session()
+    named = {"Bucket": bucket, "Key": key, **version_id_kw(version_id or version)}
+    # The filesystem's own options, such as keys of encryption, are those of this request that it takes.
+    head = await fs._call_s3("head_object", fs.kwargs, **named, ChecksumMode="ENABLED")
+    algorithm, checksum = of_object(head["ResponseMetadata"].get("HTTPHeaders", {})) or (None, "")
+    headers, kept = object_attributes.of_copy(head), object_attributes.of_new_state(head)
+    return Stamp(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, headers, kept)
+
+
+class Bytes:
+    """Memory of so many bytes that can be written to, and handed out as bytes without a copy.
+
+    Args:
+        size: in bytes.
+        name: whose bytes will be in it.
+
+    Raises:
+        TooLargeError: a MemoryError, if there is not so much.
+    """
+
+    def __init__(self, size: int, name: object) -> None:
+        self._size = size
+        self._file = io.BytesIO(blank(size, name))
+        self.memory = memoryview(b"")
+
+    def __enter__(self) -> Bytes:
+        self.memory = self._file.getbuffer()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.memory.release()
+
+    def taken(self, size: int | None = None) -> bytes:
+        """All of it, or so much of its beginning; the memory is gone then."""
+        self.memory.release()
+        if size is not None and size < self._size:
+            try:
+                self._file.truncate(size)
+            except BufferError:  # the traceback of a former attempt holds a part of the memory
+                return self._file.getvalue()[:size]
+        return self._file.getvalue()
+
+
+def compute_of(probe: Range) -> Callable[[memoryview, int], int] | None:
+    """What computes the checksum that the server told of the object, if any, along with the first bytes of it."""
+    told = of_object(probe.headers)
+    return told[0].compute if told else None
+
+
+def check(found: ObjectState, probe: Range, first: memoryview, ranges: Sequence[Range]) -> None:
+    """Compare what came with the checksum that the server told of all.
+
+    Args:
+        found: what was read.
+        probe: the first range, and what the server told.
+        first: the bytes of the first range.
+        ranges: the others, in order, with their checksums by ``compute_of``.
+
+    Raises:
+        ChecksumError: if they differ.
+    """
+    told = of_object(probe.headers)
+    if told is None:
+        return
+    algorithm, expected = told
+    came = algorithm.compute(first, 0)
+    if ranges:
+        length = sum(each.length for each in ranges)
+        came = algorithm.combine(came, checksums(ranges, 1, algorithm.combine)[0], length)
+    if algorithm.encoded(came) != expected:
+        reason = f"What came of {found} has the checksum {algorithm.encoded(came)}, and the server tells {expected}."
+        raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
+
+
+async def twice(read: Callable[[bool], Awaitable[T]]) -> T:
+    """Read, and if the object was replaced or damaged on the way, once more; then with True as the argument."""
+    try:
+        return await read(False)
+    except (FileExpired, ChecksumError):
+        return await read(True)

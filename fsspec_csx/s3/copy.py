@@ -1,0 +1,82 @@
+"""CopyingS3: objects copied through this machine's memory from one server to another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from s3fs.utils import FileExpired
+
+from fsspec_csx.errors import ChecksumError
+from fsspec_csx.s3.consistent_read import ObjectState, Stamp, stamp_of
+from fsspec_csx.s3.interrupt import interruptible
+from fsspec_csx.s3.server_copy import ServerCopiesS3
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.range_planning import planned
+from fsspec_csx.s3.transport.request_body import Memories, Payload
+from fsspec_csx.s3.upload_journal import Origin
+
+# What a copy by another server may not know.
+_OWN_HEADERS = {"StorageClass", "WebsiteRedirectLocation"}
+# Bytes of memory, at most, of parts that go from one server to another, unless one part has more.
+_IN_MEMORY = 128 * 2**20
+
+
+class CopyingS3(ServerCopiesS3):
+    """Copies of whole objects; the base of CSXFileSystem, of no use alone."""
+
+    async def _take_file(
+        self,
+        source: CopyingS3,
+        rpath: str,
+        path: str,
+        callback: Callback = DEFAULT_CALLBACK,
+        mode: str = "overwrite",
+        resumable: bool = False,
+    ) -> None:
+        """Copy an object of another server, or that other credentials may read, through this machine's memory.
+
+        Args:
+            source: the filesystem that it is on.
+            rpath: the path there.
+            path: the path here.
+            mode: "create" to replace no object.
+            resumable: whether an upload that is broken off stays, and is gone on with when this is called again.
+
+        Raises:
+            ChecksumError: if what came is not what the other server holds.
+            s3fs.utils.FileExpired: an OSError, if the object was replaced meanwhile.
+        """
+        stamp = await stamp_of(source, rpath)
+        found = ObjectState(source, rpath, None)
+        found.etag = stamp.etag or None
+        callback.set_size(stamp.size)
+
+        async def payload(start: int, end: int) -> Payload:
+            if end - start == stamp.size:
+                data = await source._cat_file(rpath)  # it compares the checksum of all
+                if len(data) != stamp.size:
+                    raise FileExpired(str(found), stamp.etag)
+                return Memories([memoryview(data)])
+            memory = memoryview(bytearray(end - start))
+            await source.transfer.fetch(found.get, planned([(start, memory)], PART))
+            return Memories([memory])
+
+        def unharmed(checksum: int | None) -> None:
+            if checksum is not None and stamp.algorithm is CRC64NVME and CRC64NVME.encoded(checksum) != stamp.checksum:
+                reason = f"What came of {found} has another checksum than {stamp.checksum}, which the server tells."
+                remedy = "Copy it again; if that does not help, the network or the server damages data."
+                raise ChecksumError(reason, remedy)
+
+        options = {name: value for name, value in stamp.headers.items() if name not in _OWN_HEADERS}
+        origin = Origin(f"{source._endpoint} {rpath}", f"{stamp.etag} {stamp.size}") if resumable else None
+        more: dict[str, Any] = {"in_memory": _IN_MEMORY, "origin": origin, "ready": unharmed}
+        await self._send(path, stamp.size, payload, None, mode, options, callback.relative_update, **more)
+
+    async def _stamp(self, path: str) -> Stamp:
+        """What the server tells of an object now."""
+        return await stamp_of(self, path)
+
+    take_file = interruptible(_take_file)
+    stamp = interruptible(_stamp)

@@ -1,0 +1,339 @@
+"""CSXFile: the file that ``fsspec.open("s3://...")`` returns, published whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import weakref
+from concurrent.futures import Future, wait
+from typing import Any
+
+from fsspec.asyn import sync
+
+from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
+from fsspec_csx.s3.appending import Existing, existing, where_possible
+from fsspec_csx.s3.readahead import ReadAhead
+from fsspec_csx.s3.reader import ReadFile
+from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, start
+from fsspec_csx.s3.transport.request_body import single_bytes
+from fsspec_csx.s3.unwinding import Opening
+from fsspec_csx.s3.versions import writable
+from fsspec_csx.s3.wrappers import Instruction, calling_instruction
+from fsspec_csx.s3.writer import PartWriter
+
+logger = logging.getLogger("fsspec_csx")
+
+_ABORT_SECONDS = 30.0
+_ABORT_SECONDS_AT_EXIT = 5.0
+
+
+class CSXFile(ReadFile):
+    """An S3 object as a file; as ``s3fs.S3File``, but an unfinished write leaves no trace.
+
+    What was written becomes the object when the file is closed. ``close()`` publishes it wherever it is called, in an
+    ``except`` or ``finally`` block too, with one exception: when it is called, directly or not, by an ``__exit__`` (or
+    ``__aexit__``) that was given an exception. Then a ``with`` block was left by the exception, Ctrl-C too, and the
+    file is discarded: the former object stays, and the multipart upload is aborted. Whose ``__exit__`` it is does not
+    matter: the file's own, that of a text or compressing wrapper, ``contextlib.closing``, an ``ExitStack``, a
+    ``@contextmanager`` function. A file that was opened in the course of that same ``__exit__`` is published.
+
+    A write that failed, a transaction rolled back, and a file dropped without ``close`` discard it too. Where no
+    exception shows that (the garbage collector and the end of the interpreter drop the file; ``GeneratorExit`` or
+    ``SystemExit`` leaves the block), a ``DiscardedFileWarning`` does.
+
+    Raises:
+        ObjectNotFoundError: when opened for reading and there is no such object.
+        ObjectExistsError: when opened in mode ``x`` and there is one.
+        CredentialsError: at once, if the credentials are missing; for writing too.
+    """
+
+    # What __del__ finds on a file whose __init__ failed.
+    mode = "rb"
+    blocksize: int
+    forced: bool
+    _opening: Opening | None = None  # None in reading, and while it is being opened
+    _finished = False
+    _dropped = False
+    _pid = 0
+    _asked: Instruction | None = None
+    _existing: Existing | None = None  # what mode ab appends to
+
+    def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
+        if mode == "rb":
+            super().__init__(fs, path, mode, **kwargs)
+            return
+        writable(fs, path)
+        self._pid = os.getpid()
+        fs.connect()
+        if mode == "xb":
+            sync(fs.loop, check_absent, fs, path)
+        # s3fs appends to what a listing of the folder had, and overwrites what came later.
+        super().__init__(fs, path, "wb" if mode == "ab" else mode, **kwargs)
+        self.mode = mode
+        self.buffer = None
+        fs.unfinished[id(self)] = self
+        if mode == "ab":
+            self._begin_to_append()
+        self._opening = Opening(path)
+
+    def _begin_to_append(self) -> None:
+        check_off_loop(self.fs)
+        looking = existing(
+            self._request, self.fs.transfer, self.bucket, self.key, self.blocksize, self.s3_additional_kwargs
+        )
+        with self.discarded_on_failure():
+            found = self._existing = self._start(looking).result()
+            self.s3_additional_kwargs.update(found.kept)
+            self.blocksize = found.part
+            self._request = where_possible(self._request, found.etag, f"s3://{self.path}")
+            self._writer.copied = found.copied
+            self._writer.write(found.tail, keep=True)
+        self.loc = found.size
+
+    # -- the ways to end a write ------------------------------------------------------------------------------------
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None or self.mode == "rb" or self.closed:
+            self.close()
+        else:
+            self._discard(_ABORT_SECONDS)
+            if self._opening and self._pid == os.getpid():
+                self._opening.warn_if_silent(error)
+
+    def close(self) -> None:
+        """Publish what was written, or discard it if an ``__exit__`` that was given an exception calls this."""
+        if self.mode == "rb" or self.closed:
+            if isinstance(self.cache, ReadAhead):
+                self.cache.clear()  # what is still being fetched for it
+            super().close()
+        elif self._dropped:
+            self.drop()
+        elif self._pid != os.getpid():
+            self._discard(seconds=0)
+        elif self._opening and (error := self._opening.left_by()):
+            self._discard(_ABORT_SECONDS)
+            self._opening.report(error)
+        else:
+            with self.discarded_on_failure():
+                super().close()
+
+    def commit(self) -> None:
+        """Make what was written the object; a transaction calls this.
+
+        Raises:
+            FileExistsError: in mode ``x``, if the object exists by now.
+            ValueError: if it was discarded.
+        """
+        if self._finished:
+            msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
+            raise ValueError(msg)
+        with self.discarded_on_failure():
+            if not self._existing or not self._existing.found or self.loc > self._existing.size:
+                answer = self._writer.finish(**self._conditions())
+                if self.fs.version_aware:
+                    self.version_id = answer.get("VersionId")
+        self.fs.invalidate_cache(self.path)
+        self._end()
+
+    def _conditions(self) -> dict[str, str]:
+        if self._existing is not None:
+            return self._existing.conditions
+        return {"IfNoneMatch": "*"} if "x" in self.mode else {}
+
+    def discard(self) -> None:
+        """Forget what was written: the former object stays, and no multipart upload is left behind."""
+        error = self._opening.left_by() if self._opening and not self.autocommit else None  # a transaction's block
+        self._discard(_ABORT_SECONDS)
+        if self._opening and error:
+            self._opening.warn_if_silent(error)
+
+    def drop(self) -> None:
+        """Discard a file that nobody has closed."""
+        if not self._finished:
+            self._discard(seconds=0)
+            if self._opening and self._pid == os.getpid():
+                self._opening.warn("It was not closed.")
+
+    def _discard(self, seconds: float) -> None:
+        """Discard, waiting this long for the abort of the upload to be answered."""
+        if self._finished:
+            return
+        self.closed = True
+        self._end()
+        if self._pid != os.getpid():
+            return  # a forked child drops its copy of the file; the upload is its parent's
+        if not self.autocommit and self.fs._transaction and self in self.fs._transaction.files:
+            self.fs._transaction.files.remove(self)  # it shall commit the others
+        self._abort_upload(seconds)
+
+    def _end(self) -> None:
+        self._finished = True
+        if self._opening:
+            self._opening.forget()
+        self.fs.unfinished.pop(id(self), None)
+
+    @contextlib.contextmanager
+    def discarded_on_failure(self) -> Any:
+        """Discard the file if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self._discard(_ABORT_SECONDS)
+            raise
+
+    def __del__(self) -> None:
+        # Reached unfinished only when dropped: what it holds may be half of what was meant.
+        if self.mode != "rb":
+            self.drop()
+
+    def _dealloc_warn(self, source: object) -> None:
+        """A text wrapper that is dropped unclosed calls this, writes what it still holds, and closes us."""
+        if self.mode != "rb" and not self._finished:
+            self._dropped = True
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def write(self, data: Any) -> int:
+        """Write a buffer; its parts are sent in the background, and what failed there is raised by a later call.
+
+        The memory is the caller's again when this returns: it was copied, or if it is large sent from where it is.
+
+        Returns:
+            Its size in bytes.
+        """
+        return self._write(data, keep=type(data) is bytes, held=False)
+
+    def write_borrowed(self, data: Any) -> int:
+        """Write a buffer without copying it; as ``write``, but it must neither change nor go until the file is closed.
+
+        Args:
+            data: contiguous memory, such as that of a tensor which the caller holds.
+
+        Returns:
+            Its size in bytes.
+        """
+        return self._write(data, keep=True, held=True)
+
+    def _write(self, data: Any, *, keep: bool, held: bool) -> int:
+        if self.mode == "rb":
+            msg = "The file was opened for reading. Open it in mode wb."
+            raise ValueError(msg)
+        if self.closed or self.forced:
+            msg = f"s3://{self.path} is closed. Open it again."
+            raise ValueError(msg)
+        view = single_bytes(data)
+        if self._dropped:
+            return len(view)  # a wrapper that is dropped too writes what it still holds
+        if self._pid != os.getpid():
+            raise _of_parent(self.path)
+        try:
+            self._writer.write(view, keep=keep, held=held)
+        except BaseException:
+            self.discard()
+            raise
+        self.loc += len(view)
+        return len(view)
+
+    def writable(self) -> bool:
+        """Whether the file takes data."""
+        self._asked = calling_instruction()
+        return bool(super().writable())
+
+    def seekable(self) -> bool:
+        """Whether ``seek`` works: in reading only. A text wrapper that is being made hears otherwise, see wrappers.py.
+
+        It asks ``tell`` only then, and needs the position to know whether a byte order mark is due.
+        """
+        asked, self._asked = self._asked, None
+        return bool(super().seekable()) or (asked == calling_instruction() and not self.closed)
+
+    def expect_size(self, size: int) -> None:
+        """Say about how many bytes will be written, before any are: the parts of a large object are then of one size.
+
+        Args:
+            size: in bytes.
+        """
+        self._writer.expect(size)
+
+    def flush(self, force: bool = False) -> None:
+        """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
+        if self.closed:
+            msg = f"s3://{self.path} is closed. Open it again."
+            raise ValueError(msg)
+        if not force or self.mode == "rb" or self.forced:
+            return
+        self.forced = True
+        if self.autocommit:
+            self.commit()
+
+    @functools.cached_property
+    def _writer(self) -> PartWriter:
+        own = any(name.startswith("Checksum") for name in self.s3_additional_kwargs)
+        return PartWriter(
+            self._request,
+            self.fs.transfer,
+            functools.partial(_start_sending, self.fs, self.path, self._pid),
+            first_part=self.blocksize,
+            growing=not self.fs.fixed_upload_size,
+            checked=not own,
+        )
+
+    def _abort_upload(self, seconds: float) -> None:
+        writer = self.__dict__.get("_writer")
+        if writer is None or self.fs.loop.is_closed():
+            return
+        future = self._start(writer.abandon())
+        if not seconds or is_on_loop(self.fs):
+            self.fs.aborting.add(future)
+            future.add_done_callback(self.fs.aborting.discard)
+            return
+        try:
+            future.result(seconds)
+        except Exception as error:  # what led here must not be hidden
+            logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
+
+
+def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
+    try:
+        check_off_loop(fs)
+        if pid != os.getpid():
+            raise _of_parent(path)
+    except RuntimeError:
+        coroutine.close()
+        raise
+    return start(fs, coroutine)
+
+
+def _of_parent(path: str) -> RuntimeError:
+    return RuntimeError(f"s3://{path} is being written by the process that opened it. Open another in this one.")
+
+
+async def check_absent(fs: Any, path: str) -> None:
+    """Let a writer of a new object know that it exists now rather than after all its work; the commit decides."""
+    try:
+        found = await fs._info(path, refresh=True)
+    except FileNotFoundError:
+        return
+    if found["type"] == "file":
+        raise ObjectExistsError(f"s3://{path} exists already.", "Choose another name, or overwrite it.")
+
+
+def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
+    """Discard the files that are still open for writing when the interpreter exits, and wait for what was begun so.
+
+    Args:
+        unfinished: the files.
+        aborting: what ends the uploads of files that were discarded before.
+        pid: of the process to which that is of concern; nothing of it goes on in children.
+    """
+    files = list(unfinished.values())
+    for file in files:
+        file._discard(_ABORT_SECONDS_AT_EXIT)
+    if pid == os.getpid():
+        wait(list(aborting), _ABORT_SECONDS_AT_EXIT)
+        for file in files:
+            with contextlib.suppress(DiscardedFileWarning):  # where warnings are errors
+                if file._opening:
+                    file._opening.warn("It was open when the interpreter ended.")

@@ -1,0 +1,322 @@
+"""CSXFileSystem: s3fs with the credential rules, errors and safe writes of this package; what ``s3://`` opens."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import fsspec.core
+from fsspec.asyn import sync, sync_wrapper
+from fsspec.compression import compr
+from fsspec.config import apply_config
+from s3fs import S3FileSystem
+
+from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
+from fsspec_csx.s3.async_file import AsyncReadFile, AsyncWriteFile
+from fsspec_csx.s3.client import credentials
+from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.connection import replayable
+from fsspec_csx.s3.file import CSXFile, check_absent
+from fsspec_csx.s3.readahead import ReadAhead
+from fsspec_csx.s3.transactions import TransactionalS3
+from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.versions import versions_of, writable
+from fsspec_csx.s3.wrappers import close_below
+from fsspec_csx.settings import backends
+
+_POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
+_ENVIRONMENT: ContextVar[str] = ContextVar("environment")
+# The last that filesystems were made in, the newest at the end.
+_recent: deque[str] = deque(maxlen=4)
+# What S3 cannot do without the bucket, and a write may make it for.
+_CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
+# Arguments of text files.
+_OF_TEXT = ("encoding", "errors", "newline")
+_NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
+
+
+class _Cached(type(S3FileSystem)):  # type: ignore[misc]
+    """fsspec keeps one instance for each set of arguments; here the setting and the AWS environment count as such."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        options = credentials.settle(call, apply_config(cls, {}), backends.csx.storage.s3.profile)
+        with _environment_snapshot():
+            _forget_former(cls._cache)
+            return super().__call__(**options)
+
+    @property
+    def environment_token(cls) -> str:
+        """The AWS environment that the instance being made stands for."""
+        return _ENVIRONMENT.get()
+
+
+def _forget_former(cache: dict[str, Any]) -> None:
+    """Let go of instances for environments of long ago: where credentials change by the hour, they would be many."""
+    now = _ENVIRONMENT.get()
+    if not _recent or _recent[-1] != now:
+        _recent.append(now)
+        for token, made in list(cache.items()):
+            if made._environment not in _recent:
+                cache.pop(token, None)
+
+
+@contextmanager
+def _environment_snapshot() -> Iterator[None]:
+    """Let the token and the instance see the same environment, whatever other threads do to it meanwhile."""
+    reset = _ENVIRONMENT.set(credentials.environment_token())
+    try:
+        yield
+    finally:
+        _ENVIRONMENT.reset(reset)
+
+
+class CSXFileSystem(TransactionalS3, metaclass=_Cached):
+    """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
+
+    - credentials by the rules of ``fsspec_csx.s3.client.credentials``, resolved before any data is read or written;
+    - errors that say what was asked, what refused it and what to do (``fsspec_csx.errors``);
+    - a missing bucket made by the first write into it, where that is allowed;
+    - files that are published whole or not at all (``fsspec_csx.s3.file.CSXFile``).
+
+    Args:
+        profile: name of a profile in the AWS files (``profile_name`` means the same).
+        kwargs: those of ``s3fs.S3FileSystem``.
+
+    Raises:
+        IncompleteCredentialsError: if only one of ``key`` and ``secret`` is given.
+    """
+
+    protocol = ("s3", "s3a", "csx")
+    # A file left by an exception leaves no trace, so writers need no temporary name.
+    atomic_writes = True
+    _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("default_cache_type", ReadAhead.name)  # the metaclass names every argument
+        super().__init__(*args, **kwargs)
+        self._environment = _ENVIRONMENT.get()
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The filesystem as a dict for JSON, less every secret; one made from it finds credentials by the rules."""
+        return credentials.without_secrets(super().to_dict(**kwargs))
+
+    async def _sign_in(self, refresh: bool) -> None:
+        # Made under another environment than the one it now signs in under: nobody else shall be handed it.
+        cache = type(self)._cache
+        if self._environment != credentials.environment_token() and cache.get(self._fs_token) is self:
+            cache.pop(self._fs_token, None)
+        await super()._sign_in(refresh)
+
+    async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        try:
+            return await super()._call_s3(method, *akwarglist, **kwargs)
+        except BucketNotFoundError:
+            if method not in _CREATES_BUCKET or not replayable(kwargs):
+                raise
+        await self._create_bucket(kwargs["Bucket"])
+        return await super()._call_s3(method, *akwarglist, **kwargs)
+
+    call_s3 = sync_wrapper(_call_s3)
+
+    # -- buckets ----------------------------------------------------------------------------------------------------
+
+    async def _create_bucket(self, bucket: str, acl: str | None = None, region: str | None = None) -> None:
+        """Make a bucket in the session's region; no matter if we have it already.
+
+        Raises:
+            AccessDeniedError: if the credentials do not allow it, or the name is someone else's.
+            InvalidBucketNameError: if the server does not take the name.
+        """
+        await self.set_session()
+        region = region or self._s3.meta.region_name
+        options: dict[str, Any] = {"ACL": acl} if acl else {}
+        if region not in _NO_CONSTRAINT:
+            options["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        try:
+            await self._call_s3("create_bucket", Bucket=bucket, **options)
+        except FileExistsError:
+            pass  # ours: another writer was quicker
+        except AccessDeniedError as error:
+            if code_of(error.__cause__ or error) == "BucketAlreadyExists":
+                raise
+            reason = f"The bucket {bucket!r} does not exist, and {self._identity} may not make it."
+            raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
+        self.invalidate_cache("")
+        self.invalidate_cache(bucket)
+
+    async def _mkdir(self, path: str, acl: Any = False, create_parents: bool = True, **kwargs: Any) -> None:
+        bucket, key, _ = self.split_path(self._strip_protocol(path).rstrip("/"))
+        if not bucket:
+            msg = f"{path!r} names no bucket. Give one, as in s3://bucket."
+            raise ValueError(msg)
+        if await self._exists(bucket):
+            if not key:
+                msg = f"The bucket {bucket!r} exists already. Use makedirs with exist_ok=True if that is all right."
+                raise FileExistsError(msg)
+        elif key and not create_parents:
+            raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Make it first, or pass create_parents=True.")
+        else:
+            await self._create_bucket(bucket, acl or None, kwargs.get("region_name"))
+
+    mkdir = sync_wrapper(_mkdir)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make the bucket of a path if it is missing; below it S3 has no folders to make.
+
+        Raises:
+            AccessDeniedError: if the bucket is not ours to see or to make.
+            FileExistsError: if the path is a bucket that exists, unless ``exist_ok``.
+        """
+        # fsspec.open asks this before every write: there the write itself finds out, without a request of its own.
+        if exist_ok and sys._getframe(1).f_code is fsspec.core.open_files.__code__:
+            return
+        sync(self.loop, self._makedirs, path, exist_ok=exist_ok)
+
+    async def _exists(self, path: str) -> bool:
+        bucket, key, _ = self.split_path(path)
+        if key or not bucket:
+            try:
+                await self._info(path)
+            except FileNotFoundError:
+                return False
+            return True
+        probes: list[tuple[str, dict[str, Any]]] = [("head_bucket", {}), ("get_bucket_location", {})]
+        if self.req_kw:
+            probes.append(("list_objects_v2", {"MaxKeys": 1}))
+        refusal = None
+        for method, options in probes:
+            try:
+                await self._call_s3(method, Bucket=bucket, **options)
+            except FileNotFoundError:
+                return False
+            except PermissionError as error:
+                refusal = refusal or error
+            else:
+                return True
+        assert refusal is not None
+        raise refusal
+
+    exists = sync_wrapper(_exists)
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def split_path(self, path: str) -> tuple[str, str, str | None]:
+        """Bucket, key and version of a path; as s3fs, which cuts ``?versionId=`` off where it knows no versions too."""
+        bucket, key, version = super().split_path(path)
+        if key and not key.endswith("/"):
+            key += path[len(path.rstrip("/")) :]  # older releases of s3fs drop it
+        if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
+            key += path[mark:]
+        return bucket, key, version
+
+    async def _object_version_info(self, path: str, **kwargs: Any) -> list[dict[str, Any]]:
+        """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
+
+        Raises:
+            ValueError: if the filesystem knows no versions.
+        """
+        if not self.version_aware:
+            msg = "Versions are known only to a filesystem that is version-aware. Pass version_aware=True to it."
+            raise ValueError(msg)
+        return await versions_of(self, path)
+
+    object_version_info = sync_wrapper(_object_version_info)
+
+    def open(
+        self, path: str, mode: str | None = None, *args: Any, compression: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Open a file; as ``s3fs.S3FileSystem.open``, but a compressed file is published by its own ``close``.
+
+        Args:
+            mode: "rb" by default, or "r" if ``encoding``, ``errors`` or ``newline`` is given.
+        """
+        if mode is None:
+            mode = "r" if any(kwargs.get(name) is not None for name in _OF_TEXT) else "rb"
+        if compression is None or "b" not in mode:
+            return super().open(path, mode, *args, compression=compression, **kwargs)
+        file = super().open(path, mode, *args, **kwargs)
+        return compr[fsspec.core.get_compression(path, compression)](file, mode=mode[0])
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        acl: Any = False,
+        version_id: str | None = None,
+        fill_cache: bool | None = None,
+        cache_type: str | None = None,
+        autocommit: bool = True,
+        size: int | None = None,
+        requester_pays: bool | None = None,
+        cache_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> CSXFile:
+        if version_id and not self.version_aware:
+            msg = "A version can be opened only by a filesystem that knows versions. Pass version_aware=True to it."
+            raise ValueError(msg)
+        extra = self.s3_additional_kwargs
+        return CSXFile(
+            self,
+            path,
+            mode,
+            block_size=block_size or self._block_size(mode),
+            acl=acl or extra.get("ACL", False) or extra.get("acl", False),
+            version_id=version_id,
+            fill_cache=self.default_fill_cache if fill_cache is None else fill_cache,
+            s3_additional_kwargs={**extra, **kwargs},
+            cache_type=self.default_cache_type if cache_type is None else cache_type,
+            autocommit=autocommit,
+            requester_pays=bool(self.req_kw) if requester_pays is None else requester_pays,
+            cache_options=cache_options,
+            size=size,
+        )
+
+    def _block_size(self, mode: str) -> int:
+        chosen = self.default_block_size != type(self).default_block_size
+        return int(self.default_block_size if chosen or mode == "rb" else PART)
+
+    async def open_async(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        acl: str | None = None,
+        requester_pays: bool | None = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> AsyncReadFile | AsyncWriteFile:
+        """Open a binary file for coroutines of the running event loop; see ``fsspec_csx.s3.async_file``.
+
+        Args:
+            mode: "rb", "wb" or "xb".
+            block_size: bytes of the first parts that are sent.
+            kwargs: parameters of the requests, such as ``ContentType``.
+
+        Raises:
+            ObjectExistsError: in mode "xb", if the object exists.
+            ValueError: for text, compression and other modes.
+        """
+        if mode not in ("rb", "wb", "xb") or compression:
+            msg = f"open_async opens uncompressed files in modes rb, wb and xb, not {mode!r}. Use open for others."
+            raise ValueError(msg)
+        await self.set_session()
+        if self.req_kw if requester_pays is None else requester_pays:
+            kwargs["RequestPayer"] = "requester"
+        path = self._strip_protocol(path)
+        if mode == "rb":
+            return AsyncReadFile(self, path, **kwargs)
+        writable(self, path)
+        if mode == "xb":
+            await check_absent(self, path)
+        options = {**kwargs, **({"ACL": acl} if acl else {})}
+        return AsyncWriteFile(self, path, mode, block_size or self._block_size(mode), options)
+
+
+close_below(CSXFile)

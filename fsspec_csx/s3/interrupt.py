@@ -1,0 +1,82 @@
+"""Plain methods of coroutines that Ctrl-C ends, and not only the waiting for them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem, sync_wrapper
+
+from fsspec_csx.s3.transport.call_scope import contained
+from fsspec_csx.s3.transport.event_loop import finished, is_on_loop
+
+# Coroutines of many tasks, by the names that fsspec gives them.
+_OF_MANY = ("_cat", "_cat_ranges", "_copy", "_get", "_pipe", "_put", "_rm")
+# The code of what fsspec makes of a coroutine.
+_SYNC_WRAPPER = sync_wrapper(lambda: None).__code__
+
+
+def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain method of a coroutine; as by fsspec, but what ends the waiting, such as Ctrl-C, ends the work too."""
+
+    @functools.wraps(coroutine)
+    def call(self: Any, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+        if is_on_loop(self):
+            msg = "Calling sync() from within a running loop"
+            raise NotImplementedError(msg)
+        return finished(self, functools.partial(coroutine, self, *args, **kwargs), timeout)
+
+    call.of_coroutine = coroutine  # type: ignore[attr-defined]
+    return call
+
+
+def interruptible_generator(generator: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain method of an asynchronous generator, each step of which can be interrupted."""
+
+    @functools.wraps(generator)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps = generator(self, *args, **kwargs)
+        while True:
+            try:
+                step = finished(self, steps.__anext__)
+            except StopAsyncIteration:
+                return
+            yield step
+
+    call.of_coroutine = generator  # type: ignore[attr-defined]
+    return call
+
+
+def make_interruptible(cls: type[Any]) -> None:
+    """Give a class of filesystems plain methods that can be interrupted, wherever fsspec would make others.
+
+    Its coroutines of many tasks, too, leave none of them behind.
+    """
+    for name in _OF_MANY:
+        if not hasattr(getattr(cls, name), "contained"):
+            setattr(cls, name, contained(getattr(cls, name)))
+    for name in dir(cls):
+        if not name.startswith("_") or name.startswith("__"):
+            continue
+        coroutine, plain = getattr(cls, name), getattr(cls, name[1:], None)
+        if not _is_made_of_coroutine(name, plain) or getattr(plain, "of_coroutine", None) is coroutine:
+            continue
+        if inspect.iscoroutinefunction(coroutine):
+            made = interruptible(coroutine)
+        elif inspect.isasyncgenfunction(coroutine):
+            made = interruptible_generator(coroutine)
+        else:
+            continue
+        made.__doc__ = coroutine.__doc__ or getattr(getattr(AbstractFileSystem, name[1:], None), "__doc__", "")
+        setattr(cls, name[1:], made)
+
+
+def _is_made_of_coroutine(name: str, plain: Any) -> bool:
+    """Whether a plain method is made of a coroutine of that name, by fsspec or here."""
+    if hasattr(plain, "of_coroutine") or getattr(plain, "__code__", None) is _SYNC_WRAPPER:
+        return True
+    # What each instance would be given in place of what fsspec does without coroutines.
+    return hasattr(AsyncFileSystem, name) and plain is getattr(AbstractFileSystem, name[1:], None)

@@ -1,0 +1,88 @@
+"""Objects moved: copied by the server, each copy compared with its source, and only then deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fsspec.asyn import _run_coros_in_chunks
+from s3fs.core import version_id_kw
+from s3fs.utils import FileExpired
+
+from fsspec_csx.errors import ChecksumError
+from fsspec_csx.s3.targets import Pair, check_distinct
+from fsspec_csx.s3.transport.checksum import of_object
+
+# An ETag that may be the MD5 of the content.
+_MD5 = re.compile(r'"?[0-9a-f]{32}"?')
+
+
+async def move(fs: Any, pairs: Sequence[Pair], **kwargs: Any) -> None:
+    """Move objects; if one of them cannot be moved, no source is deleted.
+
+    Args:
+        fs: the filesystem.
+        pairs: the objects, and their new names. An object that keeps its name stays.
+        kwargs: those of ``cp_file``.
+
+    Raises:
+        ChecksumError: if a copy is not what its source is.
+        FileExpired: an OSError, if a source was replaced meanwhile.
+        IsADirectoryError: if what is to be moved is a folder.
+        ValueError: before anything is copied, if two sources have one target.
+    """
+    moved = [each for each in pairs if each.type != "directory" and not _is_same(fs, each)]
+    check_distinct(pairs)
+    calls = [_copy_and_compare(fs, each, **kwargs) for each in moved]
+    await _run_coros_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
+    await fs._delete([each.source for each in moved])
+
+
+def _is_same(fs: Any, pair: Pair) -> bool:
+    return bool(fs.split_path(pair.source) == fs.split_path(pair.target))
+
+
+async def _copy_and_compare(fs: Any, pair: Pair, **kwargs: Any) -> None:
+    try:
+        before = await _head(fs, pair.source)
+    except FileNotFoundError:
+        if await fs._isdir(pair.source):
+            raise is_folder(pair.source) from None
+        raise
+    await fs._cp_file(pair.source, pair.target, **kwargs)
+    copied, after = await asyncio.gather(_head(fs, pair.target), _head(fs, pair.source))
+    if (after["ETag"], after["ContentLength"]) != (before["ETag"], before["ContentLength"]):
+        raise FileExpired(pair.source, before["ETag"])
+    if copied["ContentLength"] != before["ContentLength"] or not _may_be_equal(before, copied):
+        reason = f"The copy of {pair.source!r} at {pair.target!r} is not what its source is; no source was deleted."
+        raise ChecksumError(reason, "Move it again; if that does not help, the server damages data.")
+
+
+async def _head(fs: Any, path: str) -> Mapping[str, Any]:
+    bucket, key, version = fs.split_path(path)
+    named = {"Bucket": bucket, "Key": key, **version_id_kw(version)}
+    head: dict[str, Any] = await fs._call_s3("head_object", fs.kwargs, **named, ChecksumMode="ENABLED")
+    return {"ETag": "", **head}
+
+
+def _may_be_equal(source: Mapping[str, Any], copy: Mapping[str, Any]) -> bool:
+    """Compare the checksums of two objects, or their ETags where these are of the content."""
+    checksums = [of_object(each["ResponseMetadata"].get("HTTPHeaders", {})) for each in (source, copy)]
+    if checksums[0] and checksums[1] and checksums[0][0] is checksums[1][0]:
+        return checksums[0][1] == checksums[1][1]
+    if _is_md5(source) and _is_md5(copy):
+        return bool(source["ETag"] == copy["ETag"])
+    return True
+
+
+def _is_md5(head: Mapping[str, Any]) -> bool:
+    encrypted = "SSECustomerAlgorithm" in head or str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
+    return not encrypted and bool(_MD5.fullmatch(head["ETag"]))
+
+
+def is_folder(path: object) -> IsADirectoryError:
+    """The error for a folder that is to be moved without what lies below it."""
+    msg = f"{path!r} is a folder, and nothing was moved. Pass recursive=True to move all below it."
+    return IsADirectoryError(msg)

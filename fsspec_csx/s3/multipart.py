@@ -1,0 +1,325 @@
+"""Multipart uploads: an object made of parts that are sent side by side, each with a checksum that the server checks.
+
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec_csx.errors import ExpiredCredentialsError, ObjectChangedError, ObjectExistsError
+from fsspec_csx.s3.client.error_mapping import BUSY, code_of
+from fsspec_csx.s3.transport.call_scope import tidying, uncancelled
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.request_body import Payload
+from fsspec_csx.s3.upload_journal import UploadRecord
+
+logger = logging.getLogger("fsspec_csx")
+
+Call = Callable[..., Awaitable[Any]]
+"""Makes a request for one object: the operation's name as botocore's method has it, then its parameters."""
+
+# What servers answer to checksums that they do not know.
+_REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A part that the server has from before.
+
+    Attributes:
+        etag: of the part.
+        length: in bytes.
+        crc64nvme: of its bytes; None if it was not computed.
+        told: checksums of it that the server tells, as CompleteMultipartUpload takes them.
+    """
+
+    etag: str
+    length: int
+    crc64nvme: int | None
+    told: dict[str, str]
+
+
+class Upload:
+    """A multipart upload, from its creation to its completion or its end without one.
+
+    Args:
+        call: makes its requests.
+        transfer: carries its parts.
+        checked: whether to send checksums.
+        record: where to remember it; then it stays when it is broken off, to be gone on with.
+
+    Attributes:
+        id: the server's name for it; None before it is created, and after it is completed or aborted.
+        kept: the parts that the server has from before, by their numbers.
+    """
+
+    def __init__(
+        self, call: Call, transfer: Transfer, *, checked: bool = True, record: UploadRecord | None = None
+    ) -> None:
+        self._call = call
+        self._transfer = transfer
+        self._checked = checked
+        self._carried = False  # whether its requests carry checksums; settled when it is created
+        self._record = record
+        self.id: str | None = None
+        self.kept: dict[int, Kept] = {}
+        self._etags: dict[int, str] = {}
+        self._told: dict[int, dict[str, str]] = {}
+        self._checksums: dict[int, tuple[int, int] | None] = {}
+
+    async def __aenter__(self) -> Upload:
+        return self
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # By an exception, before it was completed.
+        if error is not None and not (self._record and _may_go_on(error)):
+            with contextlib.suppress(Exception), tidying():  # what led here must not be hidden
+                await uncancelled(self.abort())
+
+    async def begin(self, part: int) -> int:
+        """Take up the upload that the record tells of, if there is one of the source as it is now, or create one.
+
+        Args:
+            part: bytes of each part, but the last.
+
+        Returns:
+            The bytes of a part that hold.
+        """
+        record = self._record
+        if record and record.id:
+            self.id = record.id
+            try:
+                if record.current:
+                    self.kept = await self._found(record)
+                    self._carried = self._checked and record.checksums
+                    return record.part
+            except OSError as error:  # it was ended, or is someone else's, or the server tells of no parts
+                if _may_go_on(error):
+                    raise
+            with contextlib.suppress(OSError):
+                await self.abort()
+            record.forget()
+        await self.create()
+        if record and self.id:
+            record.begin(self.id, part, checksums=self._carried)
+        return part
+
+    async def _found(self, record: UploadRecord) -> dict[int, Kept]:
+        """The parts that the server has, if they are those that were sent."""
+        found: dict[int, list[Any]] = {}
+        marker: dict[str, Any] = {}
+        while True:
+            answer = await self._call("list_parts", UploadId=self.id, **marker)
+            for part in answer.get("Parts", ()):
+                found.setdefault(part["PartNumber"], []).append(part)  # some servers list former ones too
+            following = answer.get("NextPartNumberMarker") or 0
+            if not answer.get("IsTruncated") or following <= marker.get("PartNumberMarker", 0):
+                break
+            marker = {"PartNumberMarker": following}
+        kept = {}
+        for number, parts in found.items():
+            etag, crc = record.parts.get(number, ("", None))
+            etags = {part["ETag"].strip('"') for part in parts}
+            if etags == {etag.strip('"')} and (crc is not None or not self._checked):
+                kept[number] = Kept(etag, parts[0]["Size"], crc, {} if self._checked else _checksums_in(parts[0]))
+        return kept
+
+    def keep(self, number: int) -> None:
+        """Let a part be the one that the server has."""
+        part = self.kept[number]
+        self._etags[number], self._told[number] = part.etag, part.told
+        self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
+
+    async def create(self) -> None:
+        """Begin; a cancellation waits for the answer, as an upload whose name is not known could not be aborted."""
+        await uncancelled(self._create())
+
+    async def _create(self) -> None:
+        checksum = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"} if self._checked else {}
+        answer, self._carried = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
+        self.id = answer["UploadId"]
+
+    async def send(self, number: int, payload: Payload) -> None:
+        """Send a part.
+
+        Args:
+            number: of the part, from 1.
+            payload: its bytes; not used any more when this returns, or raises.
+        """
+
+        async def put() -> Any:
+            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
+            return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
+
+        answer = await self._transfer.send(put, payload)
+        self._etags[number] = answer["ETag"]
+        self._told[number] = {} if self._checked else _checksums_in(answer)
+        self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
+        self._remember(number, payload.crc64nvme if self._checked else None)
+
+    async def copy(self, number: int, **source: Any) -> None:
+        """Let a part be a part of another object; as of UploadPartCopy."""
+        answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
+        self._etags[number] = answer["CopyPartResult"]["ETag"]
+        self._told[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
+        self._checksums[number] = None
+        self._remember(number, None)
+
+    def _remember(self, number: int, checksum: int | None) -> None:
+        if self._record:
+            self._record.add(number, self._etags[number], checksum)
+
+    @property
+    def crc64nvme(self) -> int | None:
+        """The checksum of all that was sent; None if it is not known of all."""
+        parts = [known for number in sorted(self._etags) if (known := self._checksums[number]) is not None]
+        if not self._checked or len(parts) < len(self._etags):
+            return None
+        return functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), parts, 0)
+
+    @property
+    def etag(self) -> str | None:
+        """The ETag that the object will have; None if the server gives other ones than MD5 sums."""
+        return _etag([self._etags[number] for number in sorted(self._etags)])
+
+    async def complete(self, **conditions: str) -> Any:
+        """Make the parts the object, and return the server's answer."""
+        numbers = sorted(self._etags)
+        parts = [{"PartNumber": number, "ETag": self._etags[number], **self._told[number]} for number in numbers]
+        checksum = {}
+        if self._carried and (crc := self.crc64nvme) is not None:
+            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(crc), "ChecksumType": "FULL_OBJECT"}
+        named = {"UploadId": self.id, "MultipartUpload": {"Parts": parts}}
+        try:
+            answer = await self._call("complete_multipart_upload", **named, **checksum, **conditions)
+        except (FileNotFoundError, FileExistsError, ObjectChangedError) as error:
+            answer = await self._completed_before(error)
+        self._ended()
+        return answer
+
+    async def _completed_before(self, error: OSError) -> Any:
+        """The object, if it is of these parts: a connection may end after the server has completed an upload."""
+        expected = self.etag
+        try:
+            found = await self._call("head_object") if expected and await self._is_gone(error) else {}
+        except OSError as failed:  # that the upload is gone tells more
+            raise error from failed
+        if not expected or found.get("ETag", "").strip('"') != expected:
+            raise error
+        return found
+
+    async def _is_gone(self, error: OSError) -> bool:
+        """Whether the upload is no more: if it is there, an object that exists is someone else's."""
+        if isinstance(error, FileNotFoundError):
+            return code_of(error) == "NoSuchUpload"
+        try:
+            await self._call("list_parts", UploadId=self.id, MaxParts=1)
+        except FileNotFoundError:
+            return True
+        return False
+
+    async def abort(self) -> None:
+        """End without an object; no matter if it was ended before."""
+        if self.id is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            await self._call("abort_multipart_upload", UploadId=self.id)
+        self._ended()
+
+    def _ended(self) -> None:
+        self.id = None
+        if self._record:
+            self._record.forget()
+
+
+async def all_of(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all at a time; when one fails, end the others before its exception goes on."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        await uncancelled(_ended(tasks))
+        raise
+
+
+async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool = True, **conditions: str) -> Any:
+    """Make a payload the object by a single request, and return the server's answer."""
+
+    async def send() -> Any:
+        checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if checked else {}
+        answer, _ = await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
+        return answer
+
+    try:
+        return await transfer.send(send, payload)
+    except (ObjectExistsError, ObjectChangedError) as error:
+        found: Any = {}
+        if error.in_doubt:
+            with contextlib.suppress(OSError):
+                found = await call("head_object", ChecksumMode="ENABLED")
+        if found.get("ChecksumCRC64NVME") != CRC64NVME.encoded(payload.crc64nvme):
+            raise
+        return found  # a request of ours made it, whose answer was not heard
+
+
+async def with_checksum(
+    call: Call, transfer: Transfer, method: str, checksum: dict[str, str], **parameters: Any
+) -> tuple[Any, bool]:
+    """Make the request that begins a write, with a checksum unless the server takes none.
+
+    The first of a client settles that for all. What follows it, a part for one, is never sent again without.
+
+    Returns:
+        The answer, and whether the request carried the checksum.
+    """
+    if not checksum or transfer.checksums is False:
+        return await call(method, **parameters), False
+    try:
+        answer = await call(method, **parameters, **checksum)
+    except Exception as error:
+        if transfer.checksums or code_of(error) not in _REFUSALS:
+            raise
+        refusal = str(error)
+    else:
+        transfer.checksums = True
+        return answer, True
+    answer = await call(method, **parameters)
+    if transfer.checksums is None:
+        transfer.checksums = False
+        logger.warning("Uploads carry no checksums, as the server refuses them: %s", refusal)
+    return answer, False
+
+
+def _may_go_on(error: BaseException) -> bool:
+    """Whether an upload that ended so was only broken off."""
+    broken_off = (ConnectionError, TimeoutError, ExpiredCredentialsError)
+    return not isinstance(error, Exception) or isinstance(error, broken_off) or code_of(error) in BUSY
+
+
+def _checksums_in(answer: Any) -> dict[str, str]:
+    """The checksums that a server tells of a part: those of some algorithms it wants to be told again in the end."""
+    return {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
+
+
+def _etag(parts: list[str]) -> str | None:
+    """The ETag that a server gives to an object of parts with these ones; None if they are no MD5 sums."""
+    if not all(re.fullmatch('"?[0-9a-f]{32}"?', part) for part in parts):
+        return None
+    joined = b"".join(bytes.fromhex(part.strip('"')) for part in parts)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"

@@ -1,0 +1,206 @@
+"""NamesS3: what a path stands for; a name comes before a pattern."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fsspec.utils import glob_translate
+
+from fsspec_csx.errors import ObjectNotFoundError
+from fsspec_csx.s3.listing import Entry, ListingS3, check_depth
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a path stands for.
+
+    Attributes:
+        root: the path, without protocol and version.
+        entries: objects and folders, by name. The type of the one that the path itself names may be "unknown", as it
+            was not looked up; then it may also be missing.
+        is_match: whether the path is a pattern, and these match it.
+    """
+
+    root: str
+    entries: list[Entry]
+    is_match: bool = False
+
+    def without_folders(self) -> Expansion:
+        """The same without the folders."""
+        return replace(self, entries=self.files)
+
+    @property
+    def files(self) -> list[Entry]:
+        """Those that are objects, or may be."""
+        return [each for each in self.entries if each["type"] != "directory"]
+
+
+def path_of(entry: Entry) -> str:
+    """The path of an entry, with the version if the path that was expanded names one."""
+    return str(entry.get("path", entry["name"]))
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path is a pattern unless there is an object, or a folder, of just that name."""
+    return bool(_MAGIC.search(path))
+
+
+class NamesS3(ListingS3):
+    """Paths expanded to what they stand for; a base of CSXFileSystem, of no use alone.
+
+    An object of just the name that is given is meant, whatever characters the name has, or else a folder of that
+    name. A path is a pattern only if there is neither.
+    """
+
+    async def _glob(self, path: str, maxdepth: int | None = None, detail: bool = False, **kwargs: Any) -> Any:
+        """The objects and folders that match a pattern, or the one of just that name.
+
+        Args:
+            path: ``*`` matches any characters but a slash, ``**`` any, ``?`` one, and ``[abc]`` one of these.
+            maxdepth: levels of folders that ``**`` matches, at most.
+            detail: whether to give what is known of each rather than the names.
+            kwargs: those of ``find``.
+        """
+        if path.startswith("*"):
+            msg = f"{path!r} names no bucket, and all of S3 cannot be listed. Begin it with a bucket."
+            raise ValueError(msg)
+        if self._may_match(path):
+            entries = (await self._matches(path, maxdepth, **kwargs))[0]
+        else:
+            entries = [await self._info(path)] if await self._exists(path) else []
+        found = {each["name"]: each for each in sorted(entries, key=_folders_first)}
+        return dict(sorted(found.items())) if detail else sorted(found)
+
+    def _may_match(self, path: str) -> bool:
+        return is_pattern(path) and not self.split_path(path)[2]
+
+    async def _matches(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> tuple[list[Entry], bool]:
+        """What a path with special characters stands for, and whether that matches it as a pattern."""
+        pattern = self._strip_protocol(path)
+        if not path.endswith("/") and not is_pattern(self.split_path(path)[0]):
+            with suppress(FileNotFoundError):
+                return [await self._lookup(path)], False
+        root, prefix, depth = _listing_for(pattern, maxdepth)
+        kwargs.pop("withdirs", None)
+        listed = await self._tree(root, depth, kwargs.pop("prefix", prefix), **kwargs)
+        named = [each for each in listed if each["name"] == pattern]
+        if named:
+            return named, False
+        folders_only = path.endswith("/")
+        fits = re.compile(glob_translate(pattern + "/" if folders_only else pattern))
+        slash = "/" if folders_only or pattern.endswith("/**") else ""
+
+        def matches(entry: Entry) -> bool:
+            return bool(fits.match(entry["name"] + (slash if entry["type"] == "directory" else "")))
+
+        return [each for each in listed if matches(each)], True
+
+    async def _expand(
+        self,
+        path: str,
+        recursive: bool = False,
+        maxdepth: int | None = None,
+        *,
+        literal: bool = False,
+        markers: bool = False,
+        ask: bool = True,
+    ) -> Expansion:
+        """Look up what a path stands for; for a name without special characters, nothing unless ``recursive``.
+
+        Args:
+            recursive: whether to add all that lies below it.
+            maxdepth: levels of folders, at most; all if not given.
+            literal: whether it is no pattern in any case.
+            markers: whether to add the markers of folders, as files.
+            ask: whether to ask if an object has the name of a folder that is recursed into; else its type is "unknown".
+
+        Raises:
+            ObjectNotFoundError: if ``recursive`` and there is nothing.
+        """
+        name, (bucket, key, version) = self._strip_protocol(path), self.split_path(path)
+        if version:
+            name = f"{bucket}/{key}"
+            return Expansion(name, [{"name": name, "path": path, "type": "unknown"}])
+        if not literal and self._may_match(path):
+            found, is_match = await self._matches(path, maxdepth, refresh=True)
+        elif not recursive:
+            found, is_match = [{"name": name, "type": "unknown"}], False
+            if path.endswith("/"):
+                found = [await self._info(path)]
+                name = found[0]["name"]
+        else:
+            return Expansion(name, await self._expand_folder(path, maxdepth, markers, ask))
+        if recursive:
+            depth = maxdepth - 1 if is_match and maxdepth else maxdepth
+            for each in [each for each in found if each["type"] == "directory" and depth != 0]:
+                found += await self._tree(each["name"], depth, refresh=True, markers=markers)
+            if not is_match and found[0]["type"] == "file":
+                found += await self._tree(name, depth, refresh=True, markers=markers)
+        unique = {(each["name"], each["type"]): each for each in found}
+        return Expansion(name, [unique[key] for key in sorted(unique)], is_match)
+
+    async def _expand_folder(self, path: str, maxdepth: int | None, markers: bool, ask: bool) -> list[Entry]:
+        found = await self._tree(path, maxdepth, refresh=True, markers=markers)
+        if not self.split_path(path)[1] or (found and path.endswith("/")):
+            return found
+        name = self._strip_protocol(path)
+        if found and not ask:
+            return [{"name": name, "type": "unknown"}, *found]
+        try:
+            return [await self._lookup(name), *found]
+        except FileNotFoundError:
+            if not found:
+                raise
+            return found
+
+    async def _expand_path(
+        self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
+    ) -> list[str]:
+        """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
+
+        Raises:
+            FileNotFoundError: if there is nothing.
+            ValueError: if ``maxdepth`` is less than 1.
+        """
+        check_depth(maxdepth)
+        names: set[str] = set()
+        for each in [path] if isinstance(path, str) else path:
+            if recursive or (not assume_literal and self._may_match(each)):
+                try:
+                    found = await self._expand(each, recursive, maxdepth, literal=assume_literal)
+                except FileNotFoundError:
+                    continue
+                names |= {entry["name"] for entry in found.entries}
+            else:
+                names.add(self._strip_protocol(each))
+        if not names:
+            raise nothing_at(path)
+        return sorted(names)
+
+
+def nothing_at(path: Any) -> ObjectNotFoundError:
+    """The error for a path, or a list of paths, that stands for nothing."""
+    reason = f"There is no object {path!r}, and none that matches it."
+    return ObjectNotFoundError(reason, "Check its name.")
+
+
+def _listing_for(pattern: str, maxdepth: int | None) -> tuple[str, str, int | None]:
+    """The folder, the beginning of the names and the depth of a listing that has all that a pattern can match."""
+    match = _MAGIC.search(pattern)
+    literal = pattern[: match.start()] if match else pattern
+    root, slash, prefix = literal.rpartition("/")
+    rest = pattern[len(root) + len(slash) :]
+    if "**" not in rest:
+        return root, prefix, rest.count("/") + 1
+    if maxdepth is None:
+        return root, prefix, None
+    return root, prefix, rest.count("/") - rest[rest.find("**") :].count("/") + maxdepth
+
+
+def _folders_first(entry: Entry) -> bool:
+    return bool(entry["type"] != "directory")

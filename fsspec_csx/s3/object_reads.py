@@ -1,0 +1,108 @@
+"""ObjectsS3: many objects read straight into memory, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from fsspec_csx.s3.consistent_read import ObjectState, check, compute_of, twice
+from fsspec_csx.s3.download import BulkS3
+from fsspec_csx.s3.interrupt import interruptible
+from fsspec_csx.s3.multipart import all_of
+from fsspec_csx.s3.small_reads import Siblings, Sweep, remember, sent
+from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.range_planning import LEAST, planned, size_for
+
+Wanted: TypeAlias = tuple[str, int, memoryview, int]
+"""Bytes of an object and where they go.
+
+The object's path, the position of the first byte, writable memory (contiguous, of single bytes), and the size in bytes
+that the object must have.
+"""
+
+
+# Objects of no more bytes, and so many of them at least, are asked for in the quick way.
+_SMALL, _MANY = 2**20, 16
+
+
+class ObjectsS3(BulkS3):
+    """Reads of many objects; the base of CSXFileSystem, of no use alone."""
+
+    async def _readinto_objects(
+        self, wanted: Sequence[Wanted], advance: Callable[[int], object] = lambda count: None
+    ) -> list[int]:
+        """Fill many memories from many objects; objects that are read whole are compared with their checksums.
+
+        Args:
+            wanted: in any order.
+            advance: is told, on the event loop, the bytes of each object that have come.
+
+        Returns:
+            The size in bytes that each object has. Where it is not the one that it must have, the memory may have
+            been filled in part.
+
+        Raises:
+            ObjectNotFoundError: if there is no such object.
+            ChecksumError: if what comes is not what the server holds, twice.
+        """
+        await self.set_session()
+        found: dict[int, int] = {}
+
+        async def read(number: int) -> None:
+            found[number] = await twice(lambda again: self._readinto_object(wanted[number]))
+            advance(len(wanted[number][2]))
+
+        small = [number for number, (_, _, memory, size) in enumerate(wanted) if len(memory) == size <= _SMALL]
+        if len(small) > _MANY:
+            with sent() as requests:
+                await read(small[0])
+            found |= await self._sweep([wanted[number] for number in small], small, requests, advance)
+        await all_of(read(number) for number in range(len(wanted)) if number not in found)
+        return [found[number] for number in range(len(wanted))]
+
+    async def _sweep(
+        self,
+        wanted: Sequence[Wanted],
+        numbers: Sequence[int],
+        requests: Sequence[Any],
+        advance: Callable[[int], object],
+    ) -> dict[int, int]:
+        """Read many small objects, of which the first was read by some requests; those that come, by their numbers."""
+        states = [ObjectState(self, path, None) for path, _, _, _ in wanted]
+        first = states[0]
+        try:
+            credentials = await self._s3._request_signer._credentials.get_frozen_credentials()
+            siblings = Siblings(requests[-1], first.key, credentials)
+        except (AttributeError, IndexError, ValueError):  # requests of a kind that botocore alone can make
+            return {}
+        rest = [
+            (number, state, each[2])
+            for number, state, each in zip(numbers[1:], states[1:], wanted[1:], strict=True)
+            if state.bucket == first.bucket and state.version is None
+        ]
+        return await Sweep(self.transfer, siblings, advance).read(rest)
+
+    def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
+        remember(client)
+        return super()._make_transfer(client, former)
+
+    async def _readinto_object(self, wanted: Wanted) -> int:
+        path, start, memory, size = wanted
+        found = ObjectState(self, path, None)
+        part = size_for(len(memory), self.max_concurrency)
+        if start or len(memory) != size:
+            ranges = planned([(start, memory)], part)
+            await self.transfer.fetch(found.get, ranges)
+            return ranges[0].total or size
+        probe = Range(0, probing=True)
+        probe.add(0, 0, memory[:LEAST])
+        await self.transfer.fetch(found.get, [probe])
+        total = probe.length if probe.total is None else probe.total
+        if total == size:
+            ranges = planned([(LEAST, memory[LEAST:])], part, compute_of(probe))
+            await self.transfer.fetch(found.get, ranges)
+            check(found, probe, memory[:LEAST], ranges)
+        return total
+
+    readinto_objects = interruptible(_readinto_objects)

@@ -1,0 +1,214 @@
+"""ReadFile: an object that is read as a file, by requests that run side by side."""
+
+from __future__ import annotations
+
+import functools
+import io
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from s3fs.core import S3File, version_id_kw
+from s3fs.utils import FileExpired
+from zlib_ng import zlib_ng
+
+from fsspec_csx.errors import ObjectNotFoundError
+from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.multipart import Call
+from fsspec_csx.s3.readahead import ReadAhead
+from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.checksum import Algorithm, of_object
+from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
+from fsspec_csx.s3.transport.range_planning import Span, blank, checksums, planned, size_for
+from fsspec_csx.s3.transport.request_body import single_bytes
+
+_PARALLEL_FROM = 2 * 2**20
+_FOLLOWING = 64 * 1024
+# A line is looked for in so many bytes at a time.
+_LINE = 64 * 1024
+
+
+class ReadFile(S3File):  # type: ignore[misc]
+    """What ``CSXFile`` does of reading, and how it makes its requests.
+
+    Raises:
+        ObjectNotFoundError: when opened for reading and there is no such object.
+    """
+
+    loc: int
+    cache: Any = None
+    _details: Any = None
+
+    def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
+        own = kwargs.get("cache_type") == ReadAhead.name
+        super().__init__(fs, path, mode, **(kwargs | {"cache_type": "none"} if own else kwargs))
+        if mode != "rb":
+            return
+        if self._details is not None and self._details.get("type") == "directory":
+            reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
+            raise ObjectNotFoundError(reason, "Name one of them.")
+        if own:
+            self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self.size)
+
+    @property
+    def details(self) -> Any:
+        """What the server says of the object, as ``info``; what a listing said earlier decides nothing here."""
+        if self._details is None:
+            self._details = self.fs.info(self.path, refresh=True)
+        return self._details
+
+    @details.setter
+    def details(self, value: Any) -> None:
+        self._details = value
+        self.size = value["size"]
+
+    def readline(self) -> bytes:
+        """The bytes up to the next line feed, it included, or to the end."""
+        # fsspec copies a whole block for each line.
+        return bytes(self.readuntil(b"\n", min(self.blocksize, _LINE)))
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current position, a large one by parallel requests straight into its memory.
+
+        Returns:
+            The number of bytes read, less than the buffer's only at the end of the object.
+
+        Raises:
+            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
+        """
+        whole = single_bytes(buffer)
+        memory = whole[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else whole[:0]
+        if len(memory) < _PARALLEL_FROM:
+            return int(super().readinto(whole))
+        ahead = self.cache if isinstance(self.cache, ReadAhead) else None
+        here = ahead.take(self.loc, memory) if ahead else 0
+        end = self.loc + len(memory)
+        following = memoryview(bytearray(min(_FOLLOWING, self.size - end) if ahead else 0))
+        self.readinto_many([(self.loc + here, memory[here:]), (end, following)])
+        if ahead:
+            ahead.put(end, bytes(following))
+        self.loc = end
+        return len(memory)
+
+    def readinto_many(
+        self,
+        spans: Sequence[Span],
+        *,
+        advance: Callable[[int], object] | None = None,
+        crc32: bool = False,
+    ) -> list[int]:
+        """Fill many memories from many positions, all at once; the file's own position stays.
+
+        Args:
+            spans: positions in the file, in bytes, each with the writable memory (contiguous, of single bytes) that
+                is to be filled from there. In any order; the file must reach as far.
+            advance: is told, in this thread, how many bytes came, many times.
+            crc32: whether to compute the CRC-32 of each span, as it comes.
+
+        Returns:
+            The CRC-32 of each span, in the order of the spans; an empty list unless ``crc32``.
+
+        Raises:
+            ValueError: if a span reaches beyond the end of the file.
+            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
+        """
+        for position, memory in spans:
+            if not 0 <= position <= position + len(memory) <= self.size:
+                msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
+                raise ValueError(msg)
+        part = size_for(sum(len(memory) for _, memory in spans), self.fs.max_concurrency)
+        ranges = planned(spans, part, zlib_ng.crc32 if crc32 else None)
+        told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        check_off_loop(self.fs)
+        work = Work(self.fs.loop, functools.partial(self._fetch, ranges, told.put))
+        work.add_done_callback(lambda _: told.put(None))
+        try:
+            work.schedule()
+            while (count := told.get()) is not None:
+                if advance:
+                    advance(count)
+            work.result()
+        except BaseException:
+            work.end()  # the memory is the caller's again
+            raise
+        return checksums(ranges, len(spans), zlib_ng.crc32_combine) if crc32 else []
+
+    def object_checksum(self) -> tuple[Algorithm, str] | None:
+        """What the server tells of the whole object: how its checksum is computed, and the checksum as S3 writes it.
+
+        Returns:
+            None if it tells none.
+
+        Raises:
+            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
+        """
+        check_off_loop(self.fs)
+        asked = functools.partial(
+            self._request, "head_object", ChecksumMode="ENABLED", **version_id_kw(self.version_id)
+        )
+        answer = finished(self.fs, asked)
+        if (answer.get("ETag") or "") != (self.details.get("ETag") or ""):
+            raise FileExpired(self.path, self.details.get("ETag"))
+        return of_object(answer["ResponseMetadata"]["HTTPHeaders"])
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        check_off_loop(self.fs)
+        data: bytes = finished(self.fs, functools.partial(self._read, start, end))
+        return data
+
+    def _fetch_bytes(self, start: int, end: int) -> Future[bytes]:
+        return self._start(self._read(start, end))
+
+    async def _read(self, start: int, end: int) -> bytes:
+        end = min(end, self.size)  # some of fsspec's caches ask for whole blocks
+        if start >= end:
+            return b""
+        # It lets its memory be written to, and handed out as bytes uncopied.
+        target = io.BytesIO(blank(end - start, f"s3://{self.path}"))
+        with target.getbuffer() as memory:
+            await self._fetch(planned([(start, memory)], size_for(end - start, self.fs.max_concurrency)))
+        return target.getvalue()
+
+    async def _fetch(self, ranges: Sequence[Range], advance: Callable[[int], object] = lambda count: None) -> None:
+        pinned = version_id_kw(self.version_id)
+        read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
+
+        async def get(**span: str) -> Any:
+            answer = await self._request("get_object", **read_kw, **span, **pinned)
+            known = self._details.get("ETag") if self._details is not None else None
+            if known and answer.get("ETag") != known:  # some servers tell none
+                raise FileExpired(self.path, known)
+            return answer
+
+        await self.fs.set_session()
+        try:
+            await self.fs.transfer.fetch(get, ranges, advance)
+        except OSError as error:
+            if code_of(error) in ("PreconditionFailed", "412"):
+                raise FileExpired(self.path, self.details.get("ETag")) from error
+            raise
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _request(self) -> Call:
+        """Makes requests for the object. It knows nothing of the file: an upload must not keep a dropped file alive."""
+        fs, acl, extra = self.fs, {"ACL": self.acl} if self.acl else {}, self.s3_additional_kwargs
+        payer = getattr(self, "_request_payer_kw", self.req_kw)
+        named = {"Bucket": self.bucket, "Key": self.key}
+
+        async def request(method: str, **kwargs: Any) -> Any:
+            given = acl if method in ("create_multipart_upload", "put_object") else {}
+            return await fs._call_s3(method, extra, payer, **named, **given, **kwargs)
+
+        return request
+
+    def _call_s3(self, method: str, *kwarglist: Any, **kwargs: Any) -> Any:
+        payer = getattr(self, "_request_payer_kw", self.req_kw)
+        check_off_loop(self.fs)
+        call = functools.partial(self.fs._call_s3, method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs)
+        return finished(self.fs, call)
+
+    def _start(self, coroutine: Any) -> Future[Any]:
+        return start(self.fs, coroutine)

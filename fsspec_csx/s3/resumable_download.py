@@ -1,0 +1,239 @@
+"""Downloads that were broken off, and are gone on with: what has come lies beside the target until all has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from fsspec.callbacks import Callback
+from s3fs.utils import FileExpired
+
+from fsspec_csx.errors import ChecksumError
+from fsspec_csx.s3.consistent_read import ObjectState, Stamp, stamp_of, twice
+from fsspec_csx.s3.transport.byte_range import FileRange
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.range_planning import LEAST, size_for
+from fsspec_csx.s3.upload_journal import digest, lock, own
+from fsspec_csx.storage.local_file import beside, name_full, place, replaceable
+
+# Upon which the bytes of a part depend: one number, whatever a filesystem's own may be.
+_IN_FLIGHT = 10
+# Of a part behind the bytes of the object: 1 once it has come, and its CRC64NVME.
+_MARK = 9
+_READ = 2**20
+
+
+class PartialFile:
+    """A file that has the size of an object, and behind it a mark for each part of it that has come.
+
+    Args:
+        descriptor: open for reading and writing.
+        size: of the object, in bytes.
+
+    Attributes:
+        descriptor: the same.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor = descriptor
+        self._size = size
+        self._part = size_for(size, _IN_FLIGHT)
+
+    @property
+    def whole(self) -> int:
+        """Bytes of the file, with the marks."""
+        return self._size + _MARK * len(self._parts())
+
+    def _parts(self) -> range:
+        return range(-(-self._size // self._part))
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Position and length of a part, in bytes."""
+        start = number * self._part
+        return start, min(self._part, self._size - start)
+
+    def mark(self, number: int, checksum: int) -> None:
+        """A part has come."""
+        mark = b"\1" + checksum.to_bytes(CRC64NVME.size, "big")
+        os.pwrite(self.descriptor, mark, self._size + _MARK * number)
+
+    def marked(self) -> dict[int, int]:
+        """The numbers of the parts that have come, with their checksums."""
+        marks = os.pread(self.descriptor, _MARK * len(self._parts()), self._size)
+        found = {number: marks[_MARK * number :][:_MARK] for number in self._parts()}
+        return {number: int.from_bytes(mark[1:], "big") for number, mark in found.items() if mark[:1] == b"\1"}
+
+    def kept(self) -> dict[int, int]:
+        """Those whose bytes are still what came: a power failure may have taken some."""
+        return {number: told for number, told in self.marked().items() if self._crc(*self.span(number)) == told}
+
+    def missing(self, kept: dict[int, int]) -> list[FileRange]:
+        """The ranges of the other parts."""
+        return [_MarkedRange(self, number) for number in self._parts() if number not in kept]
+
+    def _crc(self, start: int, length: int) -> int:
+        crc, end = 0, start + length
+        while start < end:
+            data = os.pread(self.descriptor, min(_READ, end - start), start)
+            if not data:
+                break
+            crc, start = CRC64NVME.compute(memoryview(data), crc), start + len(data)
+        return crc
+
+    def check(self, name: object, stamp: Stamp) -> None:
+        """Compare all that came with the checksum that the server told.
+
+        Raises:
+            ChecksumError: if they differ.
+        """
+        algorithm = stamp.algorithm
+        if algorithm is None:
+            return
+        if algorithm is CRC64NVME:
+            known = [(told, self.span(number)[1]) for number, told in sorted(self.marked().items())]
+            crc = functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), known, 0)
+        else:
+            crc = 0
+            for start in range(0, self._size, _READ):
+                data = os.pread(self.descriptor, min(_READ, self._size - start), start)
+                crc = algorithm.compute(memoryview(data), crc)
+        if algorithm.encoded(crc) != stamp.checksum:
+            reason = f"What came of {name} has the checksum {algorithm.encoded(crc)}, not {stamp.checksum} as told."
+            raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
+
+    def strip(self) -> None:
+        """Take the marks away, and see to it that the bytes last."""
+        os.ftruncate(self.descriptor, self._size)
+        os.fsync(self.descriptor)
+
+
+class _MarkedRange(FileRange):
+    """A range that is a part of a partial file, and marks it when it has come."""
+
+    def __init__(self, file: PartialFile, number: int) -> None:
+        start, length = file.span(number)
+        super().__init__(file.descriptor, start, length, check=CRC64NVME.compute)
+        self._file, self._number = file, number
+
+    def advance(self, count: int) -> None:
+        """Write so many bytes of ``rest``."""
+        super().advance(count)
+        if self.complete:
+            try:
+                self._file.mark(self._number, self.checksums()[0][2])
+            except OSError as error:
+                self.failure = error
+                raise
+
+
+class Resuming:
+    """A download that goes on with what a former one has left.
+
+    Args:
+        fs: the filesystem.
+        rpath: of the object.
+        version_id: of a former version.
+        lpath: of the file that it becomes.
+        exclusive: whether there must be no file yet.
+    """
+
+    def __init__(self, fs: Any, rpath: str, version_id: str | None, lpath: str, *, exclusive: bool) -> None:
+        self._fs = fs
+        self._rpath = rpath
+        self._version = version_id
+        self._target, self._mode = replaceable(lpath)
+        self._exclusive = exclusive
+
+    async def fetch(self, callback: Callback) -> bool:
+        """Fetch it; False, with nothing done, if it is small, or another process is at it, or it cannot be told from
+        what it may be later."""
+        return await twice(lambda again: self._fetch(callback))
+
+    async def _fetch(self, callback: Callback) -> bool:
+        stamp = await stamp_of(self._fs, self._rpath, self._version)
+        if stamp.size <= LEAST or not stamp.etag:
+            return False
+        found = ObjectState(self._fs, self._rpath, self._version)
+        found.etag = stamp.etag
+        with self._opened(str(found), stamp) as file:
+            if file is None:
+                return False
+            callback.set_size(stamp.size)
+            kept = await asyncio.to_thread(file.kept)
+            callback.absolute_update(sum(file.span(number)[1] for number in kept))
+            await self._fs.transfer.fetch(found.get, file.missing(kept), callback.relative_update)
+            await asyncio.to_thread(file.check, found, stamp)
+            await asyncio.to_thread(file.strip)
+        return True
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, stamp: Stamp) -> Iterator[PartialFile | None]:
+        """What has come so far; it becomes the target when the block ends in good order, and else stays."""
+        of_object = digest(self._fs._endpoint, name, self._target)[:8]
+        path = beside(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])
+        _remove_others(path, of_object)
+        try:
+            descriptor = own(path, 0o666 if self._mode is None else self._mode)
+        except OSError:
+            if not os.path.lexists(path):
+                raise
+            # Someone else has put something in its place, which is not written to: all is fetched anew.
+            yield None
+            return
+        try:
+            if not lock(descriptor):
+                yield None
+                return
+            file = PartialFile(descriptor, stamp.size)
+            try:
+                self._prepare(file, path)
+                yield file
+                place(path, self._target, exclusive=self._exclusive)
+            except BaseException as error:
+                if isinstance(error, (ChecksumError, FileExpired)) or not file.marked():
+                    os.unlink(path)
+                name_full(error, path)
+                raise
+        finally:
+            os.close(descriptor)
+
+    def _prepare(self, file: PartialFile, path: str) -> None:
+        if self._mode is not None and hasattr(os, "fchmod"):
+            os.fchmod(file.descriptor, self._mode)
+        status = os.fstat(file.descriptor)
+        if status.st_size == file.whole:
+            return
+        os.ftruncate(file.descriptor, 0)
+        free = _free(file.descriptor)
+        if free is not None and free < file.whole:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.dirname(path))
+        os.ftruncate(file.descriptor, file.whole)
+
+
+def _free(descriptor: int) -> int | None:
+    """Bytes that can be written to a file's filesystem; None if it does not tell."""
+    if not hasattr(os, "fstatvfs"):
+        return None
+    status = os.fstatvfs(descriptor)
+    return status.f_bavail * status.f_frsize if status.f_blocks else None
+
+
+def _remove_others(path: str, of_object: str) -> None:
+    """Remove what came of former states of the object, unless another process is at it."""
+    folder, name = os.path.split(path)
+    kind = re.compile(re.escape(name[: -len("00000000.tmp")]) + r"[0-9a-f]{8}\.tmp")
+    for entry in os.scandir(folder):
+        if entry.name != name and kind.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(entry.path, os.O_RDWR)
+                try:
+                    if lock(descriptor):
+                        os.unlink(entry.path)
+                finally:
+                    os.close(descriptor)

@@ -1,0 +1,114 @@
+"""Where what a path stands for goes: the pairs of sources and targets of a copy, a move, a download or an upload."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from fsspec.utils import other_paths
+
+from fsspec_csx.s3.names import Expansion, path_of
+
+
+class Pair(NamedTuple):
+    """One object or folder and where it goes."""
+
+    source: str
+    target: str
+    type: str
+
+
+def paired(found: Sequence[Expansion], target: str, *, is_list: bool, into: bool) -> list[Pair]:
+    """Where the entries of expansions go, by the rules of fsspec.
+
+    Args:
+        found: what was named; one, unless ``is_list``.
+        target: the name that the one source gets, or the folder that all sources go into.
+        is_list: whether a list of sources was given: all of them go into the folder.
+        into: whether the target is a folder that the one source goes into.
+    """
+    target = target.rstrip("/")
+    pairs: list[Pair] = []
+    for each in found:
+        names = [str(entry["name"]) for entry in each.entries]
+        if each.is_match and is_list:
+            targets = [f"{target}/{name.rpartition('/')[2]}" for name in names]
+        elif each.is_match:
+            targets = list(other_paths(names, target, exists=len(names) == 1)) if names else []
+        else:
+            base = each.root.rpartition("/")[0] if is_list or into else each.root
+            targets = [target + (name[len(base) :] if base else f"/{name}") for name in names]
+        for entry, goal in zip(each.entries, targets, strict=True):
+            pairs.append(Pair(path_of(entry), goal, entry["type"]))
+    return pairs
+
+
+def zipped(sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:
+    """Sources that are each given with its target.
+
+    Raises:
+        ValueError: if they are not as many.
+    """
+    if len(sources) != len(targets):
+        msg = f"There are {len(sources)} sources and {len(targets)} targets. Give as many of each."
+        raise ValueError(msg)
+    return [Pair(source, target, "file") for source, target in zip(sources, targets, strict=True)]
+
+
+def check_distinct(pairs: Iterable[Pair]) -> None:
+    """Refuse targets that would replace one another, or a source that is still to be read.
+
+    Raises:
+        ValueError: if there are such.
+    """
+    sources: dict[str, str] = {}
+    files = [each for each in pairs if each.type != "directory"]
+    for each in files:
+        former = sources.setdefault(each.target, each.source)
+        if former != each.source:
+            msg = f"{former!r} and {each.source!r} would both become {each.target!r}. Give each a target of its own."
+            raise ValueError(msg)
+    for each in files:
+        if sources.get(each.source, each.source) != each.source:
+            msg = f"{each.source!r} is a source, and the target of {sources[each.source]!r}. Choose another target."
+            raise ValueError(msg)
+
+
+def check_inside(pairs: Iterable[Pair], folder: str) -> None:
+    """Refuse local targets that lead upwards from their folder: whoever made the keys chose them.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for each in pairs:
+        if ".." in each.target[len(folder.rstrip("/")) :].split("/"):
+            msg = f"The key {each.source!r} leads out of {folder!r}. Fetch it alone, to a name of your own."
+            raise ValueError(msg)
+
+
+def check_local(pairs: Iterable[Pair]) -> None:
+    """Refuse local files that would replace one another, or that have a folder's name.
+
+    Raises:
+        IsADirectoryError: if an object's name is that of a folder too, which no local file system can hold.
+        ValueError: if two objects would become one file.
+    """
+    sources: dict[str, str] = {}
+    for each in pairs:
+        if each.type == "directory":
+            continue
+        path = os.path.abspath(each.target)
+        if sources.setdefault(path, each.source) != each.source:
+            msg = f"{sources[path]!r} and {each.source!r} would both become {path!r}. Fetch one of them alone."
+            raise ValueError(msg)
+    for folder in {parent for path in sources for parent in _parents(path)}:
+        if folder in sources:
+            msg = f"{sources[folder]!r} is an object and a folder; {folder!r} cannot be both. Fetch the object alone."
+            raise IsADirectoryError(msg)
+
+
+def _parents(path: str) -> Iterable[str]:
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent

@@ -1,0 +1,150 @@
+"""Waiting, in a thread of the caller, for what the event loop of a filesystem does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future, wait
+from typing import Any
+
+from fsspec.exceptions import FSTimeoutError
+
+from fsspec_csx.s3.transport.call_scope import Scope, wait_for_threads, within
+
+TOO_LATE = (
+    "The main thread has ended, and Python starts no other for requests any more. "
+    "Let it wait for this thread, or save by async_save, which is waited for."
+)
+SHUTDOWN = ("after shutdown", "after interpreter shutdown")
+"""How concurrent.futures ends its sentence then."""
+
+# How long work that was given up may take to end: its upload is aborted, and the event loop may be busy.
+_END_SECONDS = 30.0
+
+
+class Work(Future[Any]):
+    """A coroutine that an event loop runs for another thread, as ``asyncio.run_coroutine_threadsafe`` has it.
+
+    But if it is cancelled before it has begun, nothing of it runs, and otherwise it is done only when the coroutine has
+    ended, and all that it has begun.
+
+    It begins when ``schedule`` is called: whoever waits for it calls that where an interruption is caught already.
+
+    Args:
+        loop: the event loop.
+        call: makes the coroutine, on the event loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, call: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__()
+        self._loop = loop
+        self._scope = Scope()
+        self._call = call
+        self._task: asyncio.Task[Any] | None = None
+
+    def schedule(self) -> None:
+        """Hand it to the event loop.
+
+        Raises:
+            RuntimeError: if the loop is closed.
+        """
+        if self._loop is None or self._loop.is_closed():
+            msg = "Loop is not running"
+            raise RuntimeError(msg)
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        if not self.set_running_or_notify_cancel():
+            return
+        assert self._loop is not None
+        self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._finish)
+
+    async def _run(self) -> Any:
+        return await within(self._scope, self._call)
+
+    def _finish(self, task: asyncio.Task[Any]) -> None:
+        self._task = None
+        if task.cancelled():
+            self.set_exception(CancelledError())
+        elif (error := task.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(task.result())
+
+    def cancel(self) -> bool:
+        """Let it end soon, or never begin; False if it is over."""
+        if super().cancel():
+            return True
+        if self.done():
+            return False
+        self._scope.close()
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancel_task)
+        return True
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Schedule it, and return its result; whatever ends the waiting, such as Ctrl-C, ends the work too.
+
+        Raises:
+            fsspec.FSTimeoutError: a TimeoutError, if it takes more than so many seconds, or raises one itself.
+        """
+        try:
+            self.schedule()
+            return self.result(timeout or None)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            self.end()
+            raise FSTimeoutError from error
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Cancel it, and wait until it has ended, and no thread of it uses what is the caller's again."""
+        if self.done():
+            return
+        bodies = self._scope.close()
+        try:
+            self.cancel()
+            if not self.cancelled():
+                wait([self], _END_SECONDS)
+        finally:
+            wait_for_threads(bodies)
+
+
+def start(fs: Any, coroutine: Coroutine[Any, Any, Any]) -> Work:
+    """Hand a coroutine to the event loop of a filesystem."""
+    return submitted(fs.loop, coroutine)
+
+
+def submitted(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:
+    """Hand a coroutine to an event loop."""
+    work = Work(loop, lambda: coroutine)
+    work.add_done_callback(lambda _: coroutine.close())  # it was not begun, if that was cancelled at once
+    work.schedule()
+    return work
+
+
+def finished(fs: Any, call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> Any:
+    """What the coroutine of a call returns that the event loop of a filesystem runs; Ctrl-C ends it too."""
+    return Work(fs.loop, call).wait(timeout)
+
+
+def is_on_loop(fs: Any) -> bool:
+    """Whether this is run by the event loop of a filesystem."""
+    try:
+        return asyncio.get_running_loop() is fs.loop
+    except RuntimeError:
+        return False
+
+
+def check_off_loop(fs: Any) -> None:
+    """Raise a RuntimeError if this is run by the event loop of a filesystem, which would wait for itself."""
+    if is_on_loop(fs):
+        msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
+        raise RuntimeError(msg)

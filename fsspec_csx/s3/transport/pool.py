@@ -1,0 +1,279 @@
+"""Bytes between S3 and memory: the bodies of bulk requests, moved side by side by threads that copy nothing.
+
+botocore signs each request, retries it and reads its errors, as for every other one; only the moving of the bytes is
+taken from it, at its event ``before-send``, where a handler may answer in place of botocore's own connection:
+https://docs.aws.amazon.com/boto3/latest/guide/events.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from aiobotocore.awsrequest import AioAWSResponse
+from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
+from botocore.httpsession import URLLib3Session
+from botocore.utils import get_environ_proxies
+
+from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
+from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
+from fsspec_csx.s3.transport.request_body import Payload
+from fsspec_csx.s3.transport.sockets import PlainPool, break_off, drained, fill, socket_options, told
+
+T = TypeVar("T")
+
+PART = 8 * 2**20
+"""Bytes of a request of a large read, and of the first parts of an upload."""
+
+# What one call of the system may send. Python's time limit for TLS is that of a whole call, on slow lines too.
+_PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 128 * 1024
+
+# How long to wait for a thread that does no harm: it sends memory that stays, or waits for an answer which it will not
+# look at.
+_STUCK_SECONDS = 1.0
+
+# Of the headers of an answer that brought a part: to parse all of them for each part takes long.
+_NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
+
+# The range that the running task asks for; None where botocore's own connection shall answer.
+_asked: ContextVar[Range | None] = ContextVar("asked", default=None)
+
+
+class Transfer:
+    """The threads and connections that move the bodies of the bulk requests of one client.
+
+    Args:
+        client: the aiobotocore client whose GetObject, PutObject and UploadPart requests are to be served.
+        verify: as of botocore: True, False, or the path of a certificate bundle.
+        in_flight: how many requests at a time.
+        former: of a client that this one takes the place of; its threads and connections are gone on with.
+
+    Attributes:
+        in_flight: the same.
+        checksums: whether the server takes checksums of uploads; None before the first upload has settled it.
+    """
+
+    def __init__(self, client: Any, verify: bool | str, in_flight: int, former: Transfer | None = None) -> None:
+        config = client.meta.config
+        self._plain = client.meta.endpoint_url.startswith("http:")
+        self._limit = config.read_timeout
+        self._settings: dict[str, Any] = {
+            "verify": verify,
+            "proxies": get_environ_proxies(client.meta.endpoint_url) if config.proxies is None else config.proxies,
+            "timeout": (config.connect_timeout, None if self._plain else config.read_timeout),
+            "max_pool_connections": in_flight,
+            "socket_options": socket_options(config.read_timeout if self._plain else None),
+            "client_cert": config.client_cert,
+            "proxies_config": config.proxies_config,
+        }
+        self.in_flight = in_flight
+        self.checksums: bool | None = None
+        self._loop = asyncio.get_running_loop()
+        if former is not None and (former._loop, former._settings) == (self._loop, self._settings):
+            self._session: URLLib3Session = former._session
+            self._threads: ThreadPoolExecutor = former._threads
+            self._slots: asyncio.Semaphore = former._slots
+            self.checksums = former.checksums
+        else:
+            self._session = URLLib3Session(**self._settings)
+            # The pools of the session take their class from here.
+            self._session._pool_classes_by_scheme["http"] = PlainPool
+            self._threads = _Threads(in_flight, thread_name_prefix="fsspec_csx")
+            self._slots = asyncio.Semaphore(in_flight)
+        self._for_payloads = _for_payloads(config)
+        for operation in ("GetObject", "PutObject", "UploadPart"):
+            client.meta.events.register_first(f"before-parameter-build.s3.{operation}", self._before_building)
+            client.meta.events.register_first(f"request-created.s3.{operation}", self._before_signing)
+            client.meta.events.register(f"before-send.s3.{operation}", self._answer)
+
+    async def fetch(
+        self,
+        get: Callable[..., Awaitable[Any]],
+        ranges: Sequence[Range],
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Fill the memories of ranges of an object, several at a time.
+
+        Args:
+            get: makes a GetObject request with the parameter ``Range``, or without, and returns botocore's answer.
+            ranges: whose bytes the object must have.
+            advance: is told, on the event loop, the bytes of each range that has come.
+
+        Raises:
+            Exception: what ``get`` raised for the first range that failed; the others are given up.
+        """
+
+        scope().join()
+
+        async def fetch_one(wanted: Range) -> None:
+            async with self._slots:
+                _asked.set(wanted)
+                span = wanted.header()
+                answer = await get(**({"Range": span} if span else {}))
+                if not wanted.complete:  # another client of the filesystem answered, one of another region
+                    wanted.accept(await answer["Body"].read())
+            advance(wanted.length)
+
+        tasks = [asyncio.ensure_future(fetch_one(each)) for each in ranges]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            # Nothing may write to the memory any more when this returns: it is the caller's again.
+            await uncancelled(self._given_up(tasks, ranges))
+            raise
+
+    async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[Range]) -> None:
+        for task in tasks:
+            task.cancel()
+        for each in ranges:
+            each.give_up()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ended(ranges)
+
+    async def send(self, put: Callable[[], Awaitable[T]], payload: Payload) -> T:
+        """Send a payload when it is its turn.
+
+        Args:
+            put: makes the request whose body is the payload.
+            payload: not used by any thread any more when this returns.
+        """
+        scope().join()
+        try:
+            async with self._slots:
+                thread = scope().begin(payload, functools.partial(self._threads.submit, payload.prepare))
+                await asyncio.wrap_future(thread)
+                return await put()
+        except BaseException:
+            await uncancelled(self.ended([payload]))
+            raise
+
+    @staticmethod
+    async def ended(bodies: Sequence[Body]) -> None:
+        """Wait until no thread writes to these any more, nor reads what may go; what still runs is given up."""
+        for body in bodies:
+            body.give_up()
+        running = [each for each in bodies if each.thread and not each.thread.done()]
+        harmful = [each for each in running if each.harmful]
+        for waited, seconds in ((harmful, None), (running, _STUCK_SECONDS)):
+            threads = [asyncio.wrap_future(each.thread) for each in waited if each.thread]
+            if threads:
+                await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
+
+    def _before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        if isinstance(params.get("Body"), Payload):
+            context["client_config"] = self._for_payloads
+
+    def _before_signing(self, request: Any, **_: Any) -> None:
+        if isinstance(request.data, Payload):
+            del request.headers["Expect"]  # it would cost a round trip; the body can be sent again
+        elif (wanted := _asked.get()) is not None and (span := wanted.header()):
+            del request.headers["Range"]
+            request.headers["Range"] = span  # a cut answer is gone on with where it ended
+            if wanted.filled and wanted.etag:
+                del request.headers["If-Match"]
+                request.headers["If-Match"] = wanted.etag
+
+    async def _answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
+        body = request.body if isinstance(request.body, Payload) else _asked.get()
+        if body is None:
+            return None
+        exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, Payload) else self._get
+        thread = scope().begin(body, functools.partial(self._threads.submit, exchange, request, body))
+        return await asyncio.wrap_future(thread)
+
+    def _send(self, request: Any) -> Any:
+        """Send a request, and wait for the head of its answer."""
+        began = time.monotonic()
+        try:
+            return self._session.send(request)
+        except ConnectionClosedError as error:
+            # A time limit that the system keeps looks like the end of the connection.
+            if not self._plain or self._limit is None or time.monotonic() - began < self._limit:
+                raise
+            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
+
+    def _put(self, request: Any, payload: Payload) -> AioAWSResponse:
+        outgoing = copy.copy(request)
+        outgoing.body = payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS)
+        outgoing.stream_output = True
+        try:
+            answer = self._send(outgoing)
+        except Exception as error:
+            if payload.failure is not None:  # not the connection's, so that there is no use in another
+                raise payload.failure from error
+            raise
+        with told(answer, request):
+            return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(drained(answer)))
+
+    def _get(self, request: Any, wanted: Range) -> AioAWSResponse:
+        answer = self._send(request)
+        body = b""
+        try:
+            with told(answer, request, wanted):
+                if 200 <= answer.status_code < 300:
+                    wanted.interrupt = functools.partial(break_off, answer.raw)
+                    fill(wanted, answer)
+                    if wanted.cut_off:
+                        answer.raw.close()
+                    headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
+                else:
+                    body, headers = drained(answer), answer.headers
+        finally:
+            wanted.interrupt = None
+        return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
+
+
+class _Threads(ThreadPoolExecutor):
+    """Makes do with the threads that there are where no more can be had."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            if not str(error).endswith(SHUTDOWN):
+                raise
+            raise RuntimeError(TOO_LATE) from error
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                msg = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
+                raise RuntimeError(msg) from error
+
+
+def _for_payloads(config: Any) -> Any:
+    """The client's configuration, by which bodies are not hashed for the signature unless the user asked for it.
+
+    A checksum in a signed header covers them, and a SHA-256 takes longer than the sending. Nor does botocore add a
+    checksum of its own where there is none, as to a server that has refused them.
+    """
+    changed = copy.copy(config)
+    changed.request_checksum_calculation = "when_required"
+    options = dict(config.s3 or {})
+    if options.get("payload_signing_enabled") is None:
+        options["payload_signing_enabled"] = False
+    changed.s3 = options
+    return changed
+
+
+class _Body:
+    """What botocore reads of an answer whose bytes have gone elsewhere, or that is an error."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self, amount: int | None = None) -> bytes:
+        data, self._data = self._data, b""
+        return data
+
+    def close(self) -> None:
+        pass

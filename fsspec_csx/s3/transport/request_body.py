@@ -1,0 +1,172 @@
+"""Payloads: the bodies of uploads, in memories that are not joined, or in a file."""
+
+from __future__ import annotations
+
+import io
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+
+_READ = 2**20
+
+
+def single_bytes(data: Any) -> memoryview:
+    """The memory of any contiguous buffer, by single bytes."""
+    view = memoryview(data)
+    if view.format == "B" and view.ndim == 1 and view.contiguous:
+        return view
+    return view.cast("B") if view.nbytes else memoryview(bytearray())  # an empty array has no cast
+
+
+def changed(path: str) -> OSError:
+    """What to raise where a local file changed, or went, while it was sent."""
+    if not os.path.lexists(path):
+        return FileNotFoundError(f"{path} was removed while it was copied. See what moved or deleted it.")
+    return OSError(f"{path} changed while it was copied. Copy it again when nothing writes to it any more.")
+
+
+class Payload(io.RawIOBase):
+    """Bytes to be sent, as a file for those who can only read files.
+
+    Attributes:
+        length: in bytes.
+        crc64nvme: the checksum of all, by the NVM Express polynomial, once it is prepared.
+        thread: what prepares or sends it, while and after it does.
+        given_up: set to make the sending fail soon.
+        failure: why its bytes could not be had, if that ended the sending.
+        owned: whether what is to be sent stays, whatever becomes of the sender.
+    """
+
+    owned = True
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.crc64nvme = 0
+        self.thread: Future[Any] | None = None
+        self.given_up = False
+        self.failure: OSError | None = None
+        self._position = 0
+
+    def give_up(self) -> None:
+        """Let the sending end soon."""
+        self.given_up = True
+
+    @property
+    def harmful(self) -> bool:
+        """Whether a thread that sends it must not go on, since the memory may go."""
+        return not self.owned
+
+    @abstractmethod
+    def parts(self, start: int = 0) -> Iterator[memoryview]:
+        """The bytes from a position on, in memories that follow each other."""
+
+    def prepare(self) -> None:
+        """Compute the checksum."""
+        crc = 0
+        for memory in self.pieces(_READ):
+            crc = CRC64NVME.compute(memory, crc)
+        self.crc64nvme = crc
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The bytes in pieces of at most so many.
+
+        Raises:
+            OSError: if the payload was given up.
+        """
+        for memory in self.parts():
+            for start in range(0, len(memory), size):
+                if self.given_up:
+                    msg = "The upload was given up."
+                    raise OSError(msg)
+                yield memory[start : start + size]
+
+    # -- as a file --------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.length
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in bytes and return it."""
+        self._position = offset + (0, self._position, self.length)[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Copy the next bytes, and return how many."""
+        found = next(self.parts(self._position), memoryview(b""))[: len(buffer)]
+        buffer[: len(found)] = found
+        self._position += len(found)
+        return len(found)
+
+
+class Memories(Payload):
+    """A payload that lies in memory, in pieces that are not joined.
+
+    Args:
+        memories: contiguous, of single bytes; unchanged until the payload has been sent.
+    """
+
+    def __init__(self, memories: Sequence[memoryview]) -> None:
+        super().__init__(sum(map(len, memories)))
+        self.owned = all(memory.obj is not None for memory in memories)
+        self._memories = memories
+
+    def parts(self, start: int = 0) -> Iterator[memoryview]:
+        """The bytes from a position on, in memories that follow each other."""
+        for memory in self._memories:
+            if start < len(memory):
+                yield memory[start:]
+            start = max(0, start - len(memory))
+
+
+class FilePart(Payload):
+    """A payload that is a part of a local file, read as it is sent.
+
+    Args:
+        descriptor: of the file; may be closed once this is made.
+        path: of it, for messages.
+        start: position of the first byte in it.
+        length: in bytes.
+    """
+
+    def __init__(self, descriptor: int, path: str, start: int, length: int) -> None:
+        super().__init__(length)
+        self._descriptor: int | None = os.dup(descriptor)
+        self._path = path
+        self._start = start
+
+    def close(self) -> None:
+        """Let go of the file; as when the payload is dropped."""
+        super().close()
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def parts(self, start: int = 0) -> Iterator[memoryview]:
+        """The bytes from a position on, in memories that follow each other.
+
+        Raises:
+            OSError: if the file has become shorter, or cannot be read.
+        """
+        descriptor = self._descriptor
+        while start < self.length and descriptor is not None:
+            try:
+                data = os.pread(descriptor, min(_READ, self.length - start), self._start + start)
+                if not data:
+                    raise changed(self._path)
+            except OSError as error:
+                self.failure = error
+                raise
+            yield memoryview(data)
+            start += len(data)

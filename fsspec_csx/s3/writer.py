@@ -1,0 +1,251 @@
+"""PartWriter: what a file is written makes parts, which are sent while the writing goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from fsspec_csx.s3.multipart import Call, Upload, all_of, put
+from fsspec_csx.s3.part_sizes import LARGEST_PART, PARTS, first_part_size, part_size
+from fsspec_csx.s3.transport.event_loop import Work
+from fsspec_csx.s3.transport.pool import PART, Transfer
+from fsspec_csx.s3.transport.request_body import Memories, Payload
+
+# Bytes of memory of our own on their way; another part is being filled meanwhile.
+_OWN_IN_FLIGHT = 48 * 2**20
+# Smaller memories are copied, also those that may be kept.
+_SMALL = 64 * 1024
+_CHUNK = 4 * 2**20
+# A larger memory that may not be kept is sent before the writing goes on, rather than copied.
+_SENT_AT_ONCE = 64 * 2**20
+_CREATION_SECONDS = 30.0
+
+
+class PartWriter:
+    """The writing end of an object: a single request if it is small, else a multipart upload.
+
+    To be used by one thread at a time, and not by the event loop's own.
+
+    Args:
+        call: makes requests for the object.
+        transfer: carries its bytes.
+        start: hands a coroutine to the event loop.
+        first_part: bytes of the first parts; of the largest that S3 takes, if they are more.
+        growing: whether later parts may be larger; then the object can reach 5 TiB.
+        checked: whether to send checksums.
+
+    Attributes:
+        upload: the multipart upload, once there is one.
+        copied: the parts of other objects that the object begins with; each by its parameters of UploadPartCopy.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        transfer: Transfer,
+        start: Callable[[Coroutine[Any, Any, Any]], Work],
+        *,
+        first_part: int,
+        growing: bool,
+        checked: bool,
+    ) -> None:
+        self._call = call
+        self._transfer = transfer
+        self._start = start
+        self._first_part = self._part_size = min(first_part, LARGEST_PART)
+        self._growing = growing
+        self._checked = checked
+        self.upload: Upload | None = None
+        self.copied: Sequence[dict[str, Any]] = ()
+        self._number = 0  # of the last part
+        # What the next part has so far: memories, and behind them what lies copied in a part of a chunk.
+        self._memories: list[memoryview] = []
+        self._filled = 0
+        self._own = 0
+        self._chunk = memoryview(b"")
+        self._sealed = self._used = 0
+        self._sent_before = 0
+        self._changed = threading.Condition()
+        self._in_flight: dict[Future[None], Payload] = {}
+        self._own_in_flight = 0
+        self._failure: BaseException | None = None
+        self._awaited: Work | None = None
+
+    def write(self, view: memoryview, *, keep: bool, held: bool = False) -> None:
+        """Add bytes, and send the parts that become full.
+
+        Args:
+            view: contiguous, of single bytes.
+            keep: whether the memory stays as it is until the object is finished or abandoned.
+            held: whether the caller holds it all that time, so that it is none of ours.
+
+        Raises:
+            Exception: what the sending of a former part raised.
+        """
+        at_once = not keep and len(view) >= _SENT_AT_ONCE
+        while view:
+            room = self._part_size - self._filled
+            if room <= 0:
+                self._send_part()
+                room = self._part_size
+            piece, view = view[:room], view[room:]
+            if (keep and len(piece) >= _SMALL) or (at_once and len(piece) == room):
+                self._seal()
+                self._memories.append(piece)
+                self._own += 0 if held or at_once else len(piece)
+            else:
+                self._copy(piece)
+            self._filled += len(piece)
+        if at_once:
+            if self._filled >= self._part_size:
+                self._send_part()
+            self._wait_until(lambda: not self._in_flight)
+
+    def expect(self, size: int) -> None:
+        """Choose the size of the parts for about so many bytes, unless some were written."""
+        if not self._filled and not self._number and not self.copied:
+            first = first_part_size(size, self._first_part, chosen=self._first_part != PART)
+            self._first_part = self._part_size = first
+
+    def finish(self, **conditions: str) -> Any:
+        """Make what was written the object, and return the server's answer.
+
+        Args:
+            conditions: on which it is made, as of PutObject and CompleteMultipartUpload.
+        """
+        if self.upload is None and not self.copied:
+            payload = self._payload()
+            sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
+            return self._result(self._start(sending))
+        if self._filled:
+            self._send_part()
+        self._wait_until(lambda: not self._in_flight)
+        assert self.upload is not None
+        return self._result(self._start(self.upload.complete(**conditions)))
+
+    def fits(self, size: int) -> bool:
+        """Whether ``write`` takes so many bytes without sending any, and so without waiting."""
+        return size < _SENT_AT_ONCE and self._filled + size <= self._part_size
+
+    def stop(self) -> None:
+        """Let a ``write`` or ``finish`` that waits in another thread raise, and send no more."""
+        with self._changed:
+            self._failure = self._failure or RuntimeError("The writing was stopped.")
+            self._changed.notify_all()
+        if self._awaited:
+            self._awaited.cancel()
+
+    async def abandon(self) -> None:
+        """End without an object, on the event loop: no memory is used any more when this returns."""
+        with self._changed:
+            payloads = list(self._in_flight.values())
+            running = list(self._in_flight)
+        for payload in payloads:
+            payload.given_up = True
+        for future in running:
+            future.cancel()
+        await self._transfer.ended(payloads)
+        if self.upload is not None:
+            await self.upload.abort()
+
+    # -- the part that is being filled ------------------------------------------------------------------------------
+
+    def _copy(self, piece: memoryview) -> None:
+        while piece:
+            if self._used == len(self._chunk):
+                self._seal()
+                size = max(_SMALL, min(2 * len(self._chunk), _CHUNK), min(len(piece), _CHUNK))
+                self._chunk = memoryview(bytearray(size))
+                self._sealed = self._used = 0
+            end = min(len(self._chunk), self._used + len(piece))
+            taken, piece = piece[: end - self._used], piece[end - self._used :]
+            self._chunk[self._used : end] = taken
+            self._used = end
+            self._own += len(taken)
+
+    def _seal(self) -> None:
+        """Close off what was copied, before other memory follows it."""
+        if self._used > self._sealed:
+            self._memories.append(self._chunk[self._sealed : self._used])
+            self._sealed = self._used
+
+    def _payload(self) -> Payload:
+        self._seal()
+        payload = Memories(self._memories)
+        self._memories = []
+        self._filled = self._own = 0
+        return payload
+
+    # -- the parts that are on their way ----------------------------------------------------------------------------
+
+    def _send_part(self) -> None:
+        if self.upload is None:
+            self._create()
+        assert self.upload is not None
+        self._number += 1
+        if self._number > PARTS:
+            reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
+            msg = f"{reason} Write it with a block_size above {self._first_part}, or in several objects."
+            raise ValueError(msg)
+        own = self._own
+        self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(own))
+        payload = self._payload()
+        self._sent_before += payload.length
+        with self._changed:
+            self._own_in_flight += own
+            future = self._start(self.upload.send(self._number, payload))
+            self._in_flight[future] = payload
+        future.add_done_callback(lambda done: self._sent(done, own))
+        if self._growing:
+            self._part_size = part_size(self._number + 1, self._first_part)
+
+    def _has_room(self, own: int) -> bool:
+        return not own or not self._own_in_flight or self._own_in_flight + own <= _OWN_IN_FLIGHT
+
+    def _create(self) -> None:
+        self.upload = Upload(self._call, self._transfer, checked=self._checked)
+        creating = self._start(self.upload.create())
+        try:
+            creating.result()
+        except BaseException:
+            # Ctrl-C ends the waiting, not the request: an upload that it creates must be known to be aborted.
+            with contextlib.suppress(Exception):
+                creating.result(_CREATION_SECONDS)
+            raise
+        self._result(self._start(self._copy_parts(self.upload)))
+        self._number = len(self.copied)
+
+    async def _copy_parts(self, upload: Upload) -> None:
+        slots = asyncio.Semaphore(self._transfer.in_flight)
+
+        async def copy(number: int, parameters: dict[str, Any]) -> None:
+            async with slots:
+                await upload.copy(number, **parameters)
+
+        await all_of(copy(number, parameters) for number, parameters in enumerate(self.copied, 1))
+
+    def _sent(self, future: Future[None], own: int) -> None:
+        with self._changed:
+            del self._in_flight[future]
+            self._own_in_flight -= own
+            if not future.cancelled():
+                self._failure = self._failure or future.exception()
+            self._changed.notify_all()
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or condition())
+            if self._failure is not None:
+                raise self._failure
+
+    def _result(self, work: Work) -> Any:
+        self._awaited = work
+        try:
+            return work.result()
+        except BaseException:
+            work.end()
+            raise

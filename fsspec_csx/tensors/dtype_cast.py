@@ -1,0 +1,74 @@
+"""Tensors as they are in another dtype, before there is any data: on storages that stand for those of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from fsspec_csx.tensors.lazy_object import Record
+from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.names import place_of
+from fsspec_csx.tensors.tensor_stream import Run
+
+_PACKED = getattr(torch, "float4_e2m1fn_x2", None)  # two values to the byte; torch casts none of them
+
+
+class Recast:
+    """Stands in for the tensors of a file, cast, where a pickle is made of them.
+
+    Tensors that share a storage share one afterwards, unless only some of them are cast.
+
+    Args:
+        records: of the file.
+        dtype: what tensors of floating-point numbers are cast to; None for their own.
+    """
+
+    def __init__(self, records: Iterable[Record], dtype: torch.dtype | None) -> None:
+        self._records = {record.storage.data_ptr(): record for record in records}
+        self._dtype = dtype
+        self._storages: dict[tuple[int, torch.dtype], torch.UntypedStorage] = {}
+        self._runs: dict[int, Run] = {}
+
+    def dtype_of(self, tensor: torch.Tensor) -> torch.dtype:
+        """What a tensor's dtype will be."""
+        if self._dtype is None or not tensor.dtype.is_floating_point or tensor.dtype == _PACKED:
+            return tensor.dtype
+        return self._dtype
+
+    def record_of(self, storage: torch.UntypedStorage) -> Record | None:
+        """The record with the bytes of a storage of the file; None if they are in memory."""
+        return self._records.get(storage.data_ptr())
+
+    def replaced(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """A tensor in the place of one that is to be cast; None where that stays as it is."""
+        dtype = self.dtype_of(tensor)
+        if dtype == tensor.dtype:
+            return None
+        is_parameter = type(tensor) is torch.nn.Parameter
+        if not (is_parameter or type(tensor) is torch.Tensor) or place_of(tensor) is None:
+            return tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
+        made = torch.empty(0, dtype=dtype, device="cpu")
+        made.set_(self._storage(tensor, dtype), tensor.storage_offset(), tensor.shape, tensor.stride())
+        made = torch._neg_view(made) if tensor.is_neg() else made
+        made = torch.nn.Parameter(made) if is_parameter else made
+        vars(made).update(vars(tensor))
+        return made.requires_grad_(tensor.requires_grad)
+
+    def run(self, storage: torch.UntypedStorage) -> Run:
+        """What is to be written for a storage, be it of the file, of a tensor that was put in place, or of another."""
+        run = self._runs.get(storage._cdata)
+        if run is None:
+            whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
+            run = Run(whole, torch.uint8, self.record_of(storage))
+        return run
+
+    def _storage(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.UntypedStorage:
+        old = tensor.untyped_storage()
+        if (old._cdata, tensor.dtype) not in self._storages:
+            count = old.nbytes() // tensor.element_size()
+            new = reserved(count * dtype.itemsize, torch.device("cpu"))
+            whole = torch.empty(0, dtype=tensor.dtype, device="cpu").set_(old, 0, (count,), (1,))
+            self._storages[old._cdata, tensor.dtype] = new
+            self._runs[new._cdata] = Run(whole, dtype, self.record_of(old))
+        return self._storages[old._cdata, tensor.dtype]

@@ -1,0 +1,199 @@
+"""The dotted names of what a checkpoint holds, and a part of it chosen by them."""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from fsspec_csx.errors import MissingEntryError
+from fsspec_csx.tensors.lazy_object import Record
+
+Keys: TypeAlias = Iterable[str] | Callable[[str], bool]
+
+_SHOWN = 5
+_NAME_SHOWN = 200
+_LONGEST = 1000
+# Comparing two names takes up to a microsecond for each character of one and of the other.
+_EFFORT = 8 * 10**6
+_NOTHING = object()
+
+
+def children(value: Any) -> list[tuple[Any, Any]] | None:
+    """The entries of a mapping by their keys, or the items of a list or tuple by their numbers; None for all else."""
+    if isinstance(value, Mapping):
+        return list(type(value).items(value))  # not value.items(): that may be an attribute
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return list(enumerate(value))
+    return None
+
+
+def below(name: str, key: object) -> str:
+    """The name of an entry of what has a name; the whole has the empty one."""
+    return f"{name}.{key}" if name else str(key)
+
+
+def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that is no mapping, list or tuple, or an empty one, with its name, in order.
+
+    Args:
+        value: what is walked through. What holds itself is not walked through again.
+        name: its own.
+    """
+    inner = children(value)
+    if not inner:
+        yield name, value
+        return
+    # Without recursion: the remaining entries of each level, its name, and its identity.
+    levels = [(iter(inner), name, id(value))]
+    open_ids = {id(value)}
+    while levels:
+        entries, prefix, identity = levels[-1]
+        for key, each in entries:
+            inner = None if id(each) in open_ids else children(each)
+            if inner:
+                levels.append((iter(inner), below(prefix, key), id(each)))
+                open_ids.add(id(each))
+                break
+            yield below(prefix, key), each
+        else:
+            levels.pop()
+            open_ids.discard(identity)
+
+
+class Choice:
+    """Some of the names in an object.
+
+    Args:
+        obj: whose names they are.
+        keys: names, each of an entry or of all that is below it, or a function that is asked for the name of each
+            entry; None for all.
+        path: what errors call the file.
+
+    Raises:
+        MissingEntryError: if there is nothing of a given name.
+    """
+
+    def __init__(self, obj: Any, keys: Keys | None, path: str) -> None:
+        present = [name for name, _ in walk(obj)]
+        if keys is None:
+            self._chosen = set(present)
+        elif callable(keys):
+            self._chosen = {name for name in present if keys(name)}
+        else:
+            self._chosen = _listed(present, keys, path)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._chosen
+
+
+def _listed(present: Sequence[str], keys: Iterable[str], path: str) -> set[str]:
+    if isinstance(keys, str):
+        msg = f"keys is a list of names, or a function, not a single str. Pass [{keys!r}]."
+        raise TypeError(msg)
+    listed = set(keys)
+    lengths = sorted({len(key) for key in listed if isinstance(key, str)})
+    chosen, met = set(), set()
+    for name in present:
+        found = {name[:length] for length in lengths if name[length : length + 1] in ("", ".")} & listed
+        if found:
+            chosen.add(name)
+            met |= found
+    if unknown := sorted(listed - met, key=str):
+        raise MissingEntryError(f"{path} has no {shown(unknown)}.", _nearest(unknown, present))
+    return chosen
+
+
+def _above(name: str) -> Iterator[str]:
+    """A name, and those that it is below."""
+    yield name
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _nearest(unknown: Sequence[str], present: Sequence[str]) -> str:
+    known = list(dict.fromkeys(each for name in present if len(name) <= _LONGEST for each in _above(name)))
+    near: list[str] = []
+    effort = 0
+    for name in unknown[:_SHOWN]:
+        looked_at = []
+        for each in known:
+            effort += len(str(name)) * len(each)
+            if effort > _EFFORT:
+                break
+            looked_at.append(each)
+        near += difflib.get_close_matches(str(name), looked_at, 2, 0.4)
+    if near:
+        return f"The nearest names are {shown(list(dict.fromkeys(near)))}."
+    return f"It has {shown(present)}." if any(present) else "It has no entries of a name."
+
+
+def select(obj: Any, choice: Choice) -> Any:
+    """The same nesting with only what was chosen; lists and tuples close up. None if the whole is no container."""
+    kept = _selected(obj, "", choice, ())
+    return kept if kept is not _NOTHING else _like(obj, [])
+
+
+def _selected(value: Any, name: str, choice: Choice, above: tuple[int, ...]) -> Any:
+    inner = None if id(value) in above else children(value)
+    if not inner:
+        return value if name in choice else _NOTHING
+    kept = [(key, _selected(each, below(name, key), choice, (*above, id(value)))) for key, each in inner]
+    if all(new is old for (_, new), (_, old) in zip(kept, inner, strict=True)):
+        return value
+    kept = [(key, each) for key, each in kept if each is not _NOTHING]
+    return _like(value, kept) if kept else _NOTHING
+
+
+def _like(value: Any, entries: list[tuple[Any, Any]]) -> Any:
+    """A container of the kind of another."""
+    if isinstance(value, OrderedDict):
+        made = OrderedDict(entries)
+        vars(made).update(vars(value))  # torch keeps the versions of modules there
+        return made
+    if isinstance(value, Mapping):
+        return dict(entries)
+    if isinstance(value, (list, tuple)):
+        items = [each for _, each in entries]
+        return items if isinstance(value, list) else tuple(items)
+    return None
+
+
+def listed(names: Iterable[object]) -> str:
+    """All of some names; a file may have them of any length."""
+    return ", ".join(
+        f"{name[:_NAME_SHOWN]!r}…" if isinstance(name, str) and len(name) > _NAME_SHOWN else repr(name)
+        for name in names
+    )
+
+
+def shown(names: Collection[object]) -> str:
+    """A few names, and how many more there are."""
+    few = listed(list(names)[:_SHOWN])
+    return f"{few} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else few
+
+
+def of_records(obj: Any, records: Collection[Record]) -> str:
+    """The tensors that records belong to; the records' own names where no tensor is found."""
+    owners: dict[tuple[torch.device, int], list[str]] = {}
+    for name, value in walk(obj):
+        if place := place_of(value):
+            owners.setdefault(place, []).append(name)
+    found = []
+    for record in records:
+        found += owners.get((record.storage.device, record.storage.data_ptr())) or [record.name]
+    return shown(found)
+
+
+def place_of(value: Any) -> tuple[torch.device, int] | None:
+    """The device and the address of the storage of a tensor; None for what has none."""
+    if not isinstance(value, torch.Tensor) or value.device.type == "meta":
+        return None
+    try:
+        return value.device, torch.Tensor.untyped_storage(value).data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse tensors, and others of no memory of their own
+        return None

@@ -1,0 +1,215 @@
+"""Blueprint: a class or a function with its arguments, checked before anything is made."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from fsspec_csx.errors import ConfigError, CSXError
+from fsspec_csx.redaction import blotted
+from fsspec_csx.trainer.config.hints import fitted, shown
+from fsspec_csx.trainer.config.imported import imported, nearest
+
+
+@dataclass(eq=False)
+class Blueprint:
+    """A class or a function with its arguments.
+
+    Attributes:
+        path: where the configuration has it.
+        function: the class or the function.
+        arguments: by name; what is to be made, too, is a blueprint.
+        given: names of arguments that only ``make`` has.
+    """
+
+    path: str
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    given: frozenset[str] = frozenset()
+
+    def make(self, **given: Any) -> Any:
+        """Call it.
+
+        Args:
+            given: arguments that the configuration cannot give, for this and for what is made for it; those that it
+                does not take are left away.
+
+        Raises:
+            ConfigError: for what it says of its arguments, as a TypeError or a ValueError.
+        """
+        arguments = _made(self.arguments, given)
+        try:
+            return self.function(**arguments, **{name: given[name] for name in self.given & given.keys()})
+        except CSXError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise self.refused(error) from error
+
+    def refused(self, error: Exception) -> ConfigError:
+        """An error with the path of what it is about."""
+        said = blotted(str(error))
+        cause, dot, remedy = said.rpartition(". ")
+        if dot and remedy.endswith("."):  # as the errors of this package are
+            return ConfigError(f"{self.path}: {cause}.", remedy)
+        return ConfigError(f"{self.path}: {type(error).__name__}: {said}", "Check its arguments.")
+
+
+def named(
+    node: Any,
+    path: str,
+    *,
+    home: ModuleType | None = None,
+    default: Callable[..., Any] | None = None,
+    given: Iterable[str] = (),
+) -> Blueprint:
+    """The blueprint that a part of a configuration names.
+
+    It is a mapping with ``class_path`` and ``init_args``, or one with the name as its only key, or the name alone; or
+    the arguments alone, where there is a default.
+
+    Args:
+        node: that part.
+        path: where the configuration has it.
+        home: the module whose classes need no import path.
+        default: what is meant where none is named.
+        given: names of arguments that come when it is made.
+
+    Raises:
+        ConfigError: if there is no such class, or it does not take these arguments.
+    """
+    if isinstance(node, str):
+        return blueprint(_called(node, path, home), {}, path, given)
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{path} cannot be {shown(node, path)}.", "Give a mapping with class_path and init_args.")
+    if "class_path" in node:
+        check_keys(node, ("class_path", "init_args"), path)
+        function = _called(node["class_path"], f"{path}.class_path", home)
+        made = blueprint(function, _or_none(node.get("init_args")), f"{path}.init_args", given)
+        return replace(made, path=path)
+    if _is_named(node, default):
+        ((name, arguments),) = node.items()
+        path = f"{path}.{name}"
+        return blueprint(_called(name, path, home), _or_none(arguments), path, given)
+    if default is not None:
+        return blueprint(default, node, path, given)
+    raise ConfigError(f"{path} names no class.", "Give a mapping with class_path and init_args.")
+
+
+def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterable[str] = ()) -> Blueprint:
+    """The blueprint of a class or a function.
+
+    Args:
+        function: it.
+        node: its arguments, as the configuration has them, or blueprints.
+        path: where it has them.
+        given: names of arguments that come when it is made.
+
+    Raises:
+        ConfigError: if it does not take these arguments, or takes others besides them.
+    """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{path} cannot be {shown(node, path)}.", "Give a mapping of arguments.")
+    parameters = _parameters(function)
+    if parameters is None:
+        return Blueprint(path, function, {key: _nested(each, f"{path}.{key}", given) for key, each in node.items()})
+    kinds = {each.kind for each in parameters.values()}
+    own = [each for each in parameters.values() if each.kind in _BY_NAME]
+    given = {each.name for each in own if each.name in given and each.default is each.empty}
+    known = [each.name for each in own if each.name not in given]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        check_keys(node, known, path)
+    for each in own:
+        if each.default is each.empty and each.name not in node and each.name not in given:
+            raise ConfigError(f"{path} lacks {each.name!r}.", "Give this argument, which has no default.")
+    hints = _hints(function)
+    arguments = {}
+    for key, value in node.items():
+        within = f"{path}.{key}"
+        arguments[key] = fitted(_nested(value, within, given), hints.get(key, Any), within)
+    return Blueprint(path, function, arguments, frozenset(given))
+
+
+def check_keys(node: Mapping[Any, Any], known: Iterable[str], path: str) -> None:
+    """Raise a ConfigError for a key that is not known."""
+    known = [*known]
+    for key in node:
+        if key not in known:
+            listed = f"Its keys are {', '.join(known)}." if known else "Leave it away."
+            place = f"{path}.{key}" if path else key
+            raise ConfigError(f"There is no {place}.", nearest(str(key), known, listed))
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _called(name: Any, path: str, home: ModuleType | None) -> Callable[..., Any]:
+    """The class or the function of a name."""
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{path} cannot be {shown(name, path)}.", "Give an import path, such as 'package.module.Class'."
+        )
+    found = imported(name, path, home)
+    if not callable(found):
+        raise ConfigError(f"{path}: {name} is neither a class nor a function.", "Give one of these.")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _or_none(arguments: Any) -> Any:
+    """Arguments; none where nothing stands in their place."""
+    return {} if arguments is None else arguments
+
+
+def _is_named(node: Mapping[Any, Any], default: Callable[..., Any] | None) -> bool:
+    """Whether the only key is the name of a class, not of an argument."""
+    if len(node) != 1:
+        return False
+    name = str(next(iter(node)))
+    return default is None or name[:1].isupper() or "." in name
+
+
+def _nested(value: Any, path: str, given: Iterable[str]) -> Any:
+    """A value with blueprints for what is to be made in it."""
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            return named(value, path, given=given)
+        return {key: _nested(each, f"{path}.{key}", given) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_nested(each, f"{path}[{number}]", given) for number, each in enumerate(value)]
+    return value
+
+
+def _made(value: Any, given: Mapping[str, Any]) -> Any:
+    """A value with what is made in place of the blueprints in it."""
+    if isinstance(value, Blueprint):
+        return value.make(**given)
+    if isinstance(value, dict):
+        return {key: _made(each, given) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(_made(each, given) for each in value)
+    return value
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters; None if they are not known, as of some functions that are not written in Python."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return None
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the parameters; without those whose names are only there for type checkers."""
+    called: Any = inspect.unwrap(getattr(function, "__init__") if isinstance(function, type) else function)  # noqa: B009
+    names = {**vars(typing), **vars(collections.abc), **getattr(called, "__globals__", {})}
+    found = {}
+    for name, hint in getattr(called, "__annotations__", {}).items():
+        with contextlib.suppress(Exception):  # an annotation can be any expression
+            found.update(typing.get_type_hints(SimpleNamespace(__annotations__={name: hint}), names))
+    return found

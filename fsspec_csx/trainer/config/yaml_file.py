@@ -1,0 +1,111 @@
+"""YAML files at any fsspec URL, of plain values only: https://yaml.org/spec/1.1/"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fsspec_csx.checkpoint.api import locate
+from fsspec_csx.errors import ConfigError
+from fsspec_csx.storage.paths import redacted
+
+# YAML 1.1 takes numbers such as 1e-3 for texts, and learning rates are written so.
+_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
+# Far more than any training is configured by; and what aliases repeat counts as often as it is there.
+_LARGEST = 2**20  # bytes
+_DEPTH = 100
+_NODES = 30_000
+_DIGITS = 100
+# What PyYAML repeats of a value that has no quotes, and begins as an alias, an anchor or a tag does.
+_FROM_FILE = re.compile(r"(alias|anchor|tag|handle) '[^']*'")
+
+
+def read(path: str) -> Any:
+    """What a YAML file says.
+
+    Args:
+        path: a local path or an fsspec URL.
+
+    Raises:
+        ConfigError: if it is no YAML, or holds a tag that is to make something, or a key twice, or is too large.
+        ImportError: without PyYAML.
+        OSError: what the filesystem raised.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        msg = "The package PyYAML is not installed. Install fsspec-csx[trainer]."
+        raise ImportError(msg) from error
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses a key that is there twice and what grows without bounds, and knows all numbers."""
+
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            mark = self.peek_event().start_mark
+            if self.check_event(yaml.AliasEvent):
+                node = super().compose_node(parent, index)
+                if not hasattr(node, "nodes"):
+                    raise yaml.composer.ComposerError(None, None, "what an alias stands for holds it", mark)
+                return node
+            self.depth += 1
+            if self.depth > _DEPTH:
+                raise yaml.composer.ComposerError(None, None, f"it is nested deeper than {_DEPTH}", mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            inner = _inner(node)
+            node.nodes = 1 + sum(each.nodes for each in inner)
+            node.height = 1 + max((each.height for each in inner), default=0)
+            if node.nodes > _NODES or node.height > _DEPTH:
+                what = f"it has more than {_NODES} values, or is nested deeper than {_DEPTH}, with what aliases repeat"
+                raise yaml.composer.ComposerError(None, None, what, mark)
+            return node
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _DIGITS:
+                    raise ValueError
+                return super().construct_object(node, deep)
+            except (ValueError, LookupError, AttributeError, OverflowError) as error:
+                what = f"what stands there is no {node.tag.rpartition(':')[2]}"  # it may be a secret
+                raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            known: set[str] = set()
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                if isinstance(key, yaml.ScalarNode) and key.value in known:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                known |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            return made
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+    content = _content(path)
+    try:
+        return yaml.load(content, Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        told = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        told = _FROM_FILE.sub(r"\1", told)
+        # PyYAML's own message has the line, in which there may be a secret.
+        raise ConfigError(f"{redacted(path)}{place}: {told}.", "Correct the YAML there.") from None
+
+
+def _inner(node: Any) -> list[Any]:
+    """What a node of YAML holds."""
+    if isinstance(node.value, str):
+        return []
+    return [part for each in node.value for part in (each if isinstance(each, tuple) else (each,))]
+
+
+def _content(path: str) -> bytes:
+    fs, inner = locate(path, path, None)
+    with open(inner, "rb") if fs is None else fs.open(inner, "rb") as file:
+        content: bytes = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ConfigError(
+            f"{redacted(path)} has more than {_LARGEST} bytes.", "Check that it is the YAML of a training."
+        )
+    return content

@@ -1,0 +1,172 @@
+"""Plain state dicts, built without torch's unpickler: what torch would build, or nothing."""
+
+from __future__ import annotations
+
+import io
+import pickle as pickle_module
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import saved
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_load_structure import equal, loaded, source_of
+
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip import lazy_archive, plain
+
+
+def trained() -> dict[str, Any]:
+    """The states of a model, an optimizer and a schedule after a step."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    return {**states, "step": 1, "text": "é", "none": None, "many": 2**70, "list": [1, (True, -1.5, 300, -7)]}
+
+
+def shared() -> dict[str, Any]:
+    """Tensors that share memory, objects that are there twice, and memory without bytes."""
+    memory, twice = torch.arange(12.0), [1]
+    views = {"all": memory, "rest": memory[3:], "columns": memory.view(3, 4).t(), "one": memory[5]}
+    return {**views, "twice": [twice, twice], "empty": torch.ones(0, 3), "none of it": memory[:0]}
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
+DTYPES += [torch.int8, torch.uint8, torch.bool]
+STATES: dict[str, Callable[[], Any]] = {
+    "trained": trained,
+    "shared": shared,
+    "parameter": lambda: [torch.nn.Parameter(torch.ones(2)), torch.ones(3, requires_grad=True)],
+    "dtypes": lambda: {str(each): torch.ones(3, 2).to(each) for each in DTYPES},
+}
+# Of the opcodes of a pickle that torch.save writes, and the arguments that are likely.
+BYTES = [*b"}]()XKMJG\x88\x89NtRQusaeqrhjcb.\x85\x86\x87\x8a", *range(8), 255]
+
+
+def archive_of(data: bytes) -> torch_archive.Archive:
+    """What a file with these bytes consists of."""
+    found = torch_archive.read(source_of(data), "file")
+    assert found is not None
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+@pytest.mark.parametrize("kind", STATES)
+def test_as_torch(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A plain state dict is what torch.load gives, and is built without it."""
+    data = saved(STATES[kind]())
+    theirs = torch.load(io.BytesIO(data))
+    monkeypatch.setattr(torch, "load", None)
+    ours = loaded(data)
+    assert equal(ours, theirs)
+    if kind == "shared":
+        assert ours["twice"][0] is ours["twice"][1]
+        assert ours["all"].untyped_storage()._cdata == ours["columns"].untyped_storage()._cdata
+        assert ours["columns"].stride() == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OrderedDict,
+        lambda: [torch.Size],
+        lambda: torch.ones(2).untyped_storage(),
+    ],
+    ids=["class", "classes", "storage"],
+)
+def test_what_is_not_plain(make: Callable[[], Any]) -> None:
+    """Of anything else nothing is built."""
+    assert plain.load(archive_of(saved(make())), None) is None
+
+
+@pytest.mark.parametrize("map_location", ["meta", {"cpu": "meta"}])
+def test_other_places(map_location: Any) -> None:
+    """Tensors are made where they belong, without records if they have no data."""
+    found = plain.load(archive_of(saved(torch.ones(2))), map_location)
+    assert found is not None
+    assert (found.obj.is_meta, found.records) == (True, [])
+
+
+def test_place_of_a_function() -> None:
+    """What a function is to place is torch's."""
+    assert plain.load(archive_of(saved(torch.ones(2))), lambda storage, location: storage) is None
+
+
+DATA = saved(trained())
+PICKLE = archive_of(DATA).pickle
+
+
+def with_pickle(pickle: bytes) -> bytes:
+    """The file with another pickle of the same length, and its checksum."""
+    before, after = (zlib.crc32(each).to_bytes(4, "little") for each in (PICKLE, pickle))
+    return DATA.replace(PICKLE, pickle).replace(before, after)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's, of its own doings
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(PICKLE) - 1), st.sampled_from(BYTES) | st.integers(0, 255)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_changed_pickles(changes: list[tuple[int, int]]) -> None:
+    """Of a pickle with some other bytes nothing is built, or what torch builds unless it minds what is changed."""
+    pickle = bytearray(PICKLE)
+    for position, value in changes:
+        pickle[position] = value
+    data = with_pickle(bytes(pickle))
+    if plain.load(archive_of(data), None) is None:
+        return
+    try:
+        ours = loaded(data)
+    except CheckpointError:  # refused by what looks at it later
+        return
+    try:
+        theirs = torch.load(io.BytesIO(data))
+    except pickle_module.UnpicklingError as error:
+        if not any(said in str(error) for said in ("Can only append", "Can only extend", "Can only SETITEM")):
+            raise
+        return
+    assert equal(ours, theirs)
+
+
+@pytest.mark.parametrize("change", ["an offset", "a size", "a stride", "a count", "a key", "a version"])
+def test_forged(change: str) -> None:
+    """Tensors that do not fit their storages, storages that do not fit their records, and other layouts are torch's."""
+    archive = archive_of(saved(torch.ones(2, 3)))
+    stored = b"X\x07\x00\x00\x00storageq\x01ctorch\nFloatStorage\nq\x02X\x01\x00\x00\x000q\x03X\x03\x00\x00\x00cpuq\x04"
+    whole = stored + b"K\x06tq\x05QK\x00K\x02K\x03\x86q\x06K\x03K\x01\x86q\x07"
+    assert whole in archive.pickle
+    changed = {
+        "an offset": whole.replace(b"QK\x00", b"QK\x01"),
+        "a size": whole.replace(b"QK\x00K\x02", b"QK\x00K\x03"),
+        "a stride": whole.replace(b"K\x03K\x01\x86", b"K\x04K\x01\x86"),
+        "a count": whole.replace(b"K\x06tq", b"K\x07tq"),
+        "a key": whole.replace(b"\x000q", b"\x001q"),
+        "a version": whole,
+    }[change]
+    pickle = archive.pickle.replace(whole, changed)
+    version = b"4" if change == "a version" else archive.version
+    forged = torch_archive.Archive(archive.small, archive.data, archive.directory, archive.end, pickle, version)
+    assert (pickle == archive.pickle) == (change == "a version")
+    assert plain.load(archive, None) is not None
+    assert plain.load(forged, None) is None
+
+
+def test_skip_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own way to load the structure alone is torch's."""
+    monkeypatch.setattr(lazy_archive, "load", lambda *args, **kwargs: pytest.fail("as it should"))
+    with torch.serialization.skip_data(), pytest.raises(pytest.fail.Exception):
+        loaded(saved(torch.ones(2)))

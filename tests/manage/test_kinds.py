@@ -1,0 +1,71 @@
+"""What names tell: checkpoints, manifests, parts, leftovers, steps and moments."""
+
+from __future__ import annotations
+
+import pytest
+
+from fsspec_csx.manage import kinds, naming
+from fsspec_csx.storage.local_file import beside
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("checkpoint_100.mdl", 100),
+        ("checkpoint_0.mdl", 0),
+        ("checkpoint_100_20260101_120000.mdl", 100),
+        ("checkpoint-500", 500),
+        ("run/2/checkpoint_7.pt", 7),
+        ("run_2/model.pt", None),
+        ("epoch=1-step=100.ckpt", 100),
+        ("global_step40", 40),
+        ("100.mdl", 100),
+        ("100.safetensors.mdl", 100),
+        ("model.mdl", None),
+        ("model-v2.mdl", None),
+        ("checkpoint_20260101_120000.mdl", None),
+        ("20260101_120000.mdl", None),
+        (f"checkpoint_{10**30}.mdl", None),
+    ],
+)
+def test_step(name: str, step: int | None) -> None:
+    """The step is the number after a known word, or alone, and no date."""
+    assert naming.step_of(name) == step
+
+
+def test_stamp() -> None:
+    """A moment at the end of a name is no step."""
+    assert naming.stamp_of("run/checkpoint_100_20260101_120000.mdl") == "20260101_120000"
+    assert naming.stamp_of("run/checkpoint_100.mdl") == ""
+
+
+@pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x.ckpt", "x.safetensors", "a b#?*.mdl"])
+def test_checkpoints(name: str) -> None:
+    """The end of a name tells that a file is a checkpoint, and not its whole."""
+    assert kinds.is_checkpoint(name)
+    assert not kinds.is_checkpoint(f"{name}.txt")
+    assert not kinds.is_checkpoint(f".{name}.0123456789abcdef.tmp")
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "model-00001-of-00002.safetensors", "model-00001-of-00002.bin"])
+def test_parts_are_no_checkpoints(name: str) -> None:
+    """A part is of no use alone."""
+    assert kinds.is_shard(name)
+    assert not kinds.is_checkpoint(name)
+
+
+def test_manifests() -> None:
+    """A folder is a checkpoint by one of its files."""
+    assert kinds.is_sharded(["__0_0.distcp", ".metadata"])
+    assert kinds.is_sharded(["model.safetensors.index.json"])
+    assert not kinds.is_sharded(["__0_0.distcp", "metadata", "index.json", ".metadata.tmp"])
+
+
+def test_leftovers() -> None:
+    """Temporary names of all writers are known, and nothing that a user would choose."""
+    for name in (beside("/run/x.mdl", TOKEN), beside("/run/" + "x" * 250, TOKEN), "/run/x.mdl.0123456789abcdef.tmp"):
+        assert kinds.is_leftover(name.rpartition("/")[2])
+    for name in ("x.mdl", "x.tmp", ".x.mdl.tmp", "x.0123456789ABCDEF.tmp", "0123456789abcdef.tmp", ".x.0123.tmp"):
+        assert not kinds.is_leftover(name)

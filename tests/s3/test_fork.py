@@ -1,0 +1,58 @@
+"""Processes that fork: DataLoader workers of every kind, and children that inherit an open file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from forked import python
+
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
+
+WORKERS = """
+import sys, fsspec, torch
+
+class Objects(torch.utils.data.Dataset):
+    def __init__(self, fs, path):
+        self.fs, self.path = fs, path
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return self.fs.cat_file(self.path)[index]
+
+if __name__ == "__main__":
+    method, path = sys.argv[1:]
+    workers = 2 if method == "fork" else 1  # each of the others imports torch first
+    fs = fsspec.filesystem("s3")
+    assert fs.cat_file(path) == b"12345678"  # connected before the workers start
+    loader = torch.utils.data.DataLoader(Objects(fs, path), num_workers=workers, multiprocessing_context=method)
+    assert bytes(int(batch[0]) for batch in loader) == b"12345678"
+"""
+INHERITED = """
+import os, sys, fsspec
+
+with fsspec.open(sys.argv[1], "wb", default_block_size=5 * 2**20) as file:
+    file.write(b"a" * (11 * 2**20))
+    child = os.fork()
+    if not child:
+        sys.exit(0)  # leaves the block, finalizers and all
+    assert os.waitpid(child, 0)[1] == 0
+    file.write(b"b")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.long)])
+def test_data_loader_workers(environment: LocalS3, fs: CSXFileSystem, bucket: str, tmp_path: Path, method: str) -> None:
+    """Workers use a filesystem that the parent was connected with, however they are started."""
+    fs.pipe_file(f"{bucket}/key", b"12345678")
+    (tmp_path / "workers.py").write_text(WORKERS)
+    subprocess.run([*python(), str(tmp_path / "workers.py"), method, f"{bucket}/key"], check=True, timeout=60)
+
+
+def test_child_leaves_the_parents_file_alone(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
+    """A forked child that ends neither publishes nor aborts what its parent is writing."""
+    subprocess.run([sys.executable, "-c", INHERITED, f"s3://{bucket}/key"], check=True, timeout=60)
+    assert fs.cat_file(f"{bucket}/key") == b"a" * (11 * 2**20) + b"b"

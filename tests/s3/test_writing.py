@@ -1,0 +1,512 @@
+"""What is written becomes the object, byte for byte: through files, from memory, from local files and from objects."""
+
+from __future__ import annotations
+
+import array
+import base64
+import gzip
+import hashlib
+import mmap
+import os
+import threading
+import tracemalloc
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from conftest import recorded_requests
+from fsspec.callbacks import Callback
+from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
+
+from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError
+from fsspec_csx.s3 import server_copy
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.testing import LocalS3
+
+MIB = 2**20
+BUCKET = "writing"
+BLOCK = 5 * MIB
+DATA = os.urandom(3 * BLOCK + 4321)
+SIZES = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 17]
+PIECES = [1, 1, 1000, 4096, 100_001, MIB + 1]
+FEW_SIZES = [0, BLOCK, BLOCK + 17]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bucket(server: LocalS3) -> None:
+    """A bucket of the module's own."""
+    fsspec.filesystem("s3", **server.storage_options()).makedirs(BUCKET, exist_ok=True)
+
+
+@pytest.fixture
+def folder() -> str:
+    """A folder of the test's own, in a bucket that they share: the first write of a bucket takes the server long."""
+    return f"{BUCKET}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def proxy(server: LocalS3) -> Iterator[FaultProxy]:
+    """A proxy before the server."""
+    with fault_proxy(server.endpoint_url) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore waits for a random time before it asks again."""
+    monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
+
+
+def crc64nvme(data: bytes) -> str:
+    """A checksum, as S3 writes it."""
+    return CRC64NVME.encoded(CRC64NVME.compute(memoryview(data), 0))
+
+
+def head_of(fs: CSXFileSystem, path: str) -> dict[str, Any]:
+    """What the server tells of an object, its checksums too."""
+    bucket, _, key = path.partition("/")
+    return dict(fs.call_s3("head_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED"))
+
+
+def parts(proxy: FaultProxy) -> list[Request]:
+    """The parts that were sent, by their numbers."""
+    sent = [one for one in proxy.made("PUT", "partNumber=") if one.status == 200]
+    return sorted(sent, key=lambda one: int(one.query.split("partNumber=")[1].split("&")[0]))
+
+
+def sizes(requests: list[Request]) -> list[int]:
+    """Bytes of each body."""
+    return [int(one.headers["content-length"]) for one in requests]
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "piece"), [*((size, None) for size in SIZES), *zip(SIZES, PIECES, strict=True)])
+def test_sizes(fs: CSXFileSystem, folder: str, size: int, piece: int | None) -> None:
+    """Any number of bytes, in one write or many, is the object; up to a part by one request, larger ones by parts."""
+    with recorded_requests() as operations, fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
+        for start in range(0, size, piece or max(size, 1)):
+            assert file.write(DATA[start : min(start + piece, size) if piece else size]) > 0
+        assert file.tell() == size
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+    if size <= BLOCK:
+        assert operations == ["PutObject"]
+    else:
+        many = ["UploadPart"] * -(-size // BLOCK)
+        assert operations == ["CreateMultipartUpload", *many, "CompleteMultipartUpload"]
+    assert head_of(fs, f"{folder}/object")["ChecksumCRC64NVME"] == crc64nvme(DATA[:size])
+
+
+def mapped() -> mmap.mmap:
+    """Memory of the system that holds the data."""
+    memory = mmap.mmap(-1, len(TWO_PARTS))
+    memory[:] = TWO_PARTS
+    return memory
+
+
+TWO_PARTS = DATA[: BLOCK + 4800]
+BUFFERS = {
+    "bytearray": lambda: bytearray(TWO_PARTS),
+    "memoryview": lambda: memoryview(TWO_PARTS).cast("d"),
+    "read-only": lambda: memoryview(TWO_PARTS).toreadonly(),
+    "array": lambda: array.array("q", TWO_PARTS),
+    "numpy": lambda: np.frombuffer(TWO_PARTS, dtype=np.int16).reshape(4, -1),
+    "mmap": mapped,
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+@pytest.mark.parametrize("method", ["write", "write_borrowed", "pipe_file"])
+def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None:
+    """Any contiguous memory is written, whatever its items are."""
+    buffer = BUFFERS[kind]()
+    if method == "pipe_file":
+        fs.pipe_file(f"{folder}/object", buffer, chunksize=BLOCK)
+    else:
+        with fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
+            assert getattr(file, method)(buffer) == len(TWO_PARTS)
+            assert file.write(np.zeros((0, 3))) == 0
+    assert fs.cat_file(f"{folder}/object") == TWO_PARTS
+
+
+@pytest.mark.parametrize(
+    ("size", "more"), [(0, 7), (3, 0), (3, BLOCK), (BLOCK - 1, 1), (BLOCK, 0), (BLOCK, 7), (BLOCK + 1, 2 * BLOCK)]
+)
+def test_append(fs: CSXFileSystem, folder: str, size: int, more: int) -> None:
+    """Mode a adds to an object of any size, and keeps what else it is told by."""
+    fs.pipe_file(f"{folder}/object", DATA[:size], ContentType="text/x-log", Metadata={"of": "a run"})
+    with fs.open(f"{folder}/object", "ab", block_size=BLOCK) as file:
+        assert file.tell() == size
+        file.write(DATA[:more])
+    assert fs.cat_file(f"{folder}/object") == DATA[:size] + DATA[:more]
+    head = head_of(fs, f"{folder}/object")
+    assert (head["ContentType"], head["Metadata"]) == ("text/x-log", {"of": "a run"})
+
+
+def test_append_to_nothing(fs: CSXFileSystem, folder: str) -> None:
+    """Mode a makes an object where there is none."""
+    with fs.open(f"{folder}/object", "ab") as file:
+        file.write(b"new")
+    assert fs.cat_file(f"{folder}/object") == b"new"
+
+
+def test_text_and_compression(fs: CSXFileSystem, folder: str) -> None:
+    """Text and compressed bytes are the same when read again, larger ones than a part too."""
+    lines = [f"{number} größer\n" for number in range(400_000)]
+    with fs.open(f"{folder}/text", "w", encoding="utf-8", block_size=BLOCK) as file:
+        file.writelines(lines)
+    assert fs.cat_file(f"{folder}/text").decode() == "".join(lines)
+    with fs.open(f"{folder}/text", "r", encoding="utf-8") as file:
+        assert list(file) == lines
+    with fs.open(f"{folder}/x.gz", "wb", compression="infer", block_size=BLOCK) as file:
+        file.write(DATA[: BLOCK + 1])
+    assert gzip.decompress(fs.cat_file(f"{folder}/x.gz")) == DATA[: BLOCK + 1]
+
+
+@pytest.mark.parametrize("way", ["block_size", "default_block_size", "fixed_upload_size"])
+def test_part_size_is_the_block_size(server: LocalS3, folder: str, proxy: FaultProxy, way: str) -> None:
+    """The parts are of the size that was asked for, whatever the writes are; only the last is smaller."""
+    size = 6 * MIB
+    options: dict[str, Any] = {"default_block_size": size} if way == "default_block_size" else {}
+    fs = through(proxy, server, **options, fixed_upload_size=way == "fixed_upload_size")
+    with fs.open(f"{folder}/object", "wb", **({} if options else {"block_size": size})) as file:
+        file.write(DATA[: 2 * MIB + 1])
+        file.write(DATA[2 * MIB + 1 :])
+    assert sizes(parts(proxy)) == [size, size, len(DATA) - 2 * size]
+    assert fs.cat_file(f"{folder}/object") == DATA
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB, 65 * MIB])
+def test_memory_is_the_callers_again(fs: CSXFileSystem, folder: str, size: int) -> None:
+    """What is written may be overwritten at once: it is copied, or if it is large sent before ``write`` returns."""
+    buffer = bytearray(os.urandom(size))
+    digest = hashlib.sha256(buffer)
+    with fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
+        file.write(buffer)
+        buffer[:] = bytes(size)
+        file.write(b"end")
+    digest.update(b"end")
+    assert hashlib.sha256(fs.cat_file(f"{folder}/object")).digest() == digest.digest()
+
+
+def peak_of_writing(file: Any, write: Any) -> int:
+    """The most bytes that Python allocated beyond what there was, while a file was written and closed."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        write(file)
+        file.close()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_borrowed_memory_is_not_copied(fs: CSXFileSystem, folder: str) -> None:
+    """``write_borrowed`` sends memory from where it is."""
+    buffer = bytearray(os.urandom(40 * MIB))
+    fs.pipe_file(f"{folder}/object", b"")  # what the first request of a client allocates
+    peak = peak_of_writing(fs.open(f"{folder}/object", "wb"), lambda file: file.write_borrowed(buffer))
+    assert peak < 3 * MIB
+    assert fs.cat_file(f"{folder}/object") == buffer
+
+
+def test_memory_of_many_small_writes(fs: CSXFileSystem, folder: str) -> None:
+    """However much is written in small pieces, few parts of it are in memory."""
+    piece = bytearray(50_000)
+
+    def write(file: Any) -> None:
+        for _ in range(4000):
+            file.write(piece)
+
+    fs.pipe_file(f"{folder}/object", b"")
+    assert peak_of_writing(fs.open(f"{folder}/object", "wb"), write) < 80 * MIB
+    assert fs.size(f"{folder}/object") == 4000 * len(piece)
+
+
+def test_parts_are_in_flight_side_by_side(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+    """Over a line that takes its time, parts are sent at the same time, and the writer need not wait for each."""
+    fs = through(proxy, server)
+    proxy.faults = [Fault("PUT", query="partNumber", times=100, delay=0.4)]
+    with fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
+        for _ in range(2):
+            file.write(DATA)
+    sent = parts(proxy)
+    assert len(sent) == 7
+    assert max(one.began for one in sent[:6]) < min(one.ended for one in sent[:6])
+    assert fs.cat_file(f"{folder}/object") == DATA + DATA
+
+
+@pytest.mark.parametrize("when", ["write", "close"])
+def test_failed_part(server: LocalS3, folder: str, proxy: FaultProxy, when: str) -> None:
+    """A part that fails in the background is told by the next write or by the close, and the old object stays."""
+    fs = through(proxy, server)
+    fs.pipe_file(f"{folder}/object", b"old")
+    failed = threading.Event()
+    refused = error_answer(403, "AccessDenied")
+    proxy.faults = [Fault("PUT", query="partNumber=1&", times=99, answer=refused, after=failed.set)]
+    file = fs.open(f"{folder}/object", "wb", block_size=BLOCK)
+    file.write(DATA[: BLOCK + 1])
+    with pytest.raises(AccessDeniedError):
+        while when == "write":
+            file.write(bytes(BLOCK))
+        assert failed.wait(10)
+        file.close()
+    assert file.closed
+    assert len(parts(proxy)) < 10
+    assert fs.list_multipart_uploads(BUCKET) == []
+    assert fs.cat_file(f"{folder}/object") == b"old"
+
+
+@pytest.mark.parametrize("first", [5 * MIB, PART, 50 * MIB, 1024 * MIB])
+def test_part_sizes_reach_the_largest_object(first: int) -> None:
+    """The parts of an object of unknown size grow, so that 10,000 of them hold 5 TiB and none is above 5 GiB."""
+    grown = [part_size(number, first) for number in range(1, PARTS + 1)]
+    assert sum(grown) >= 5 * 2**40
+    assert max(grown) <= 5 * 2**30
+    assert grown == sorted(grown)
+    assert grown[:900] == [first] * 900  # not before it has to be
+
+
+@pytest.mark.parametrize("size", [1, PART, 2**30, PARTS * PART, PARTS * PART + 1, 5 * 2**40])
+def test_part_size_for_a_known_size(size: int) -> None:
+    """The parts of an object of known size are as small as 10,000 of them allow."""
+    chosen = part_size_for(size)
+    assert -(-size // chosen) <= PARTS
+    assert chosen == PART or -(-size // (chosen - MIB)) > PARTS
+
+
+# -- whole objects from memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", FEW_SIZES)
+def test_pipe_file(fs: CSXFileSystem, folder: str, size: int) -> None:
+    """Bytes of any size become the object, a small one by one request."""
+    with recorded_requests() as operations:
+        fs.pipe_file(f"{folder}/object", DATA[:size], chunksize=BLOCK)
+    assert operations.count("PutObject") == (size <= BLOCK)
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+    assert head_of(fs, f"{folder}/object")["ChecksumCRC64NVME"] == crc64nvme(DATA[:size])
+
+
+@pytest.mark.parametrize("size", [3, 2 * BLOCK])
+def test_pipe_file_create(fs: CSXFileSystem, folder: str, size: int) -> None:
+    """Mode create makes an object and replaces none; the upload in vain is aborted."""
+    fs.pipe_file(f"{folder}/object", DATA[:size], mode="create", chunksize=BLOCK)
+    with pytest.raises(ObjectExistsError):
+        fs.pipe_file(f"{folder}/object", bytes(size), mode="create", chunksize=BLOCK)
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+    assert fs.list_multipart_uploads(BUCKET) == []
+
+
+def test_pipe_of_text_and_of_many(fs: CSXFileSystem, folder: str) -> None:
+    """Text is written as UTF-8, and many objects are written by one call."""
+    fs.pipe({f"{folder}/{number}": f"ä{number}".encode() for number in range(30)})
+    fs.pipe_file(f"{folder}/text", "ä€")  # type: ignore[arg-type]
+    assert fs.cat_file(f"{folder}/29") == "ä29".encode()
+    assert fs.cat_file(f"{folder}/text") == "ä€".encode()
+
+
+# -- local files and copies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", FEW_SIZES)
+def test_put_file(fs: CSXFileSystem, folder: str, tmp_path: Path, size: int) -> None:
+    """A local file becomes the object, of the content type that its name tells, and the callback hears of all bytes."""
+    (tmp_path / "x.json").write_bytes(DATA[:size])
+    callback = Callback()
+    fs.put_file(str(tmp_path / "x.json"), f"{folder}/object", callback=callback, chunksize=BLOCK)
+    assert (callback.size, callback.value) == (size, size)
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+    assert fs.info(f"{folder}/object")["ContentType"] == "application/json"
+
+
+def test_put_what_has_no_size(fs: CSXFileSystem, folder: str, tmp_path: Path) -> None:
+    """What a pipe brings, and what the kernel makes up, become the object."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(DATA[:100_000],))
+    writer.start()
+    fs.put_file(str(tmp_path / "pipe"), f"{folder}/object")
+    writer.join()
+    assert fs.cat_file(f"{folder}/object") == DATA[:100_000]
+    fs.put_file("/proc/self/stat", f"{folder}/object")
+    assert fs.cat_file(f"{folder}/object").startswith(str(os.getpid()).encode())
+
+
+def test_put_of_a_folder_makes_nothing(fs: CSXFileSystem, folder: str, tmp_path: Path) -> None:
+    """A local folder has no object."""
+    fs.put_file(str(tmp_path), f"{folder}/folder")
+    assert fs.find(folder) == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_copy(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    """The server copies an object, a large one in parts, and what belongs to it stays with it."""
+    if not whole:
+        monkeypatch.setattr(server_copy, "_COPIED_WHOLE", BLOCK)
+        monkeypatch.setattr(server_copy, "part_size_for", lambda size: BLOCK)
+    told = {"ContentType": "text/x-log", "CacheControl": "no-store", "Metadata": {"of": "a run"}}
+    fs.pipe_file(f"{folder}/object", DATA, chunksize=BLOCK, **told)
+    with recorded_requests() as operations:
+        fs.cp_file(f"{folder}/object", f"{folder}/copy")
+    assert operations.count("UploadPartCopy") == (0 if whole else 4)
+    assert fs.cat_file(f"{folder}/copy") == DATA
+    head = head_of(fs, f"{folder}/copy")
+    assert {name: head[name] for name in told} == told
+
+
+def test_copy_of_what_is_replaced_meanwhile(
+    server: LocalS3, fs: CSXFileSystem, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy in parts is of one state of its source, or it is an error that leaves nothing behind."""
+    monkeypatch.setattr(server_copy, "_COPIED_WHOLE", BLOCK)
+    monkeypatch.setattr(server_copy, "part_size_for", lambda size: BLOCK)
+    fs.pipe_file(f"{folder}/object", DATA)
+    proxy.faults = [Fault("PUT", before=lambda: fs.pipe_file(f"{folder}/object", DATA[::-1]))]
+    with pytest.raises(ObjectChangedError, match="changed meanwhile"):
+        through(proxy, server, max_concurrency=1).cp_file(f"{folder}/object", f"{folder}/copy")
+    assert not fs.exists(f"{folder}/copy")
+    assert fs.list_multipart_uploads(BUCKET) == []
+
+
+# -- what goes over the wire ------------------------------------------------------------------------------------------
+
+
+def write(fs: CSXFileSystem, path: str, way: str, size: int, folder: Path, **options: Any) -> None:
+    """Make the first bytes of the data an object, in one of three ways."""
+    if way == "open":
+        with fs.open(path, "wb", block_size=BLOCK, **options) as file:
+            file.write(DATA[:size])
+    elif way == "pipe_file":
+        fs.pipe_file(path, DATA[:size], chunksize=BLOCK, **options)
+    else:
+        (folder / "local").write_bytes(DATA[:size])
+        fs.put_file(str(folder / "local"), path, chunksize=BLOCK, **options)
+
+
+@pytest.mark.parametrize("way", ["open", "pipe_file", "put_file"])
+@pytest.mark.parametrize("size", [3, 2 * BLOCK + 1])
+def test_checksums_on_the_wire(
+    server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, way: str, size: int
+) -> None:
+    """Each body has its CRC-64/NVME in a header, is not hashed besides, and is sent without a question; no trailers."""
+    fs = through(proxy, server)
+    write(fs, f"{folder}/object", way, size, tmp_path)
+    bodies = parts(proxy) or proxy.made("PUT")
+    pieces = [DATA[start : min(start + BLOCK, size)] for start in range(0, size, BLOCK)]
+    assert [one.headers["x-amz-checksum-crc64nvme"] for one in bodies] == [crc64nvme(piece) for piece in pieces]
+    for one in bodies:
+        assert one.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+        assert not {"expect", "x-amz-trailer", "transfer-encoding", "content-encoding"} & set(one.headers)
+    for one in proxy.made("POST"):
+        assert one.headers["x-amz-checksum-type"] == "FULL_OBJECT"
+    assert head_of(fs, f"{folder}/object")["ChecksumCRC64NVME"] == crc64nvme(DATA[:size])
+
+
+@pytest.mark.parametrize("size", [3, BLOCK + 1])
+def test_signed_payloads(server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, size: int) -> None:
+    """Whoever wants the bodies in the signature gets them there."""
+    fs = through(proxy, server, config_kwargs={"s3": {"payload_signing_enabled": True}})
+    write(fs, f"{folder}/object", "open", size, tmp_path)
+    body = (parts(proxy) or proxy.made("PUT"))[0]
+    assert body.headers["x-amz-content-sha256"] == hashlib.sha256(DATA[: min(size, BLOCK)]).hexdigest()
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+
+
+def has_checksum(request: Request) -> bool:
+    """Whether a request has a checksum, or tells of one."""
+    names = [name for name in request.headers if "checksum" in name or name == "x-amz-trailer"]
+    return any(name != "x-amz-checksum-mode" for name in names)
+
+
+@pytest.mark.parametrize("refusal", [(501, "NotImplemented"), (400, "InvalidRequest")])
+@pytest.mark.parametrize(("way", "size"), [("open", BLOCK + 1), ("pipe_file", 3), ("put_file", BLOCK + 1)])
+def test_server_that_knows_no_checksums(
+    server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, refusal: tuple[int, str], way: str, size: int
+) -> None:
+    """It is served without checksums, and asked only once whether it takes them."""
+    fs = through(proxy, server)
+    proxy.faults = [Fault(when=has_checksum, times=1000, answer=error_answer(*refusal))]
+    write(fs, f"{folder}/object", way, size, tmp_path)
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+    assert sum(map(has_checksum, proxy.requests)) == 1
+    write(fs, f"{folder}/object", way, size, tmp_path)
+    assert sum(map(has_checksum, proxy.requests)) == 1
+
+
+@pytest.mark.parametrize("way", ["open", "pipe_file"])
+@pytest.mark.parametrize("size", [3, BLOCK + 1])
+def test_checksum_of_the_users_choice(server: LocalS3, folder: str, proxy: FaultProxy, way: str, size: int) -> None:
+    """An algorithm that the user names is used in place of ours."""
+    fs = through(proxy, server, s3_additional_kwargs={"ChecksumAlgorithm": "SHA256"})
+    write(fs, f"{folder}/object", way, size, Path())
+    body = (parts(proxy) or proxy.made("PUT"))[0]
+    digest = hashlib.sha256(DATA[: min(size, BLOCK)]).digest()
+    assert body.headers["x-amz-checksum-sha256"] == base64.b64encode(digest).decode()
+    assert not any("crc64nvme" in one.headers.get("x-amz-checksum-algorithm", "").lower() for one in proxy.requests)
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+    assert "ChecksumSHA256" in head_of(fs, f"{folder}/object")
+
+
+@pytest.mark.parametrize("way", ["open", "pipe_file", "put_file"])
+@pytest.mark.parametrize("size", [3, BLOCK + 1])
+def test_bit_flipped_on_the_way_up(
+    server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, way: str, size: int
+) -> None:
+    """The server notices a damaged body, and it is sent again; if that never helps, the old object stays."""
+    fs = through(proxy, server, config_kwargs={"retries": {"max_attempts": 2}})
+    fs.pipe_file(f"{folder}/object", b"old")
+    proxy.faults = [Fault("PUT", flip_up=size % BLOCK - 1, times=1000)]
+    with pytest.raises(OSError, match=r"did not match"):
+        write(fs, f"{folder}/object", way, size, tmp_path)
+    assert fs.cat_file(f"{folder}/object") == b"old"
+    assert fs.list_multipart_uploads(BUCKET) == []
+    proxy.faults[0].times = 2
+    write(fs, f"{folder}/object", way, size, tmp_path)
+    assert proxy.faults[0].times == 0
+    assert fs.cat_file(f"{folder}/object") == DATA[:size]
+
+
+@pytest.mark.parametrize("way", ["open", "pipe_file", "put_file"])
+@pytest.mark.parametrize("size", [3, BLOCK + 1])
+def test_options_of_s3_reach_the_requests(
+    server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, way: str, size: int
+) -> None:
+    """What the call or the filesystem asks of S3 besides is asked where S3 takes it."""
+    fs = through(proxy, server, s3_additional_kwargs={"StorageClass": "STANDARD_IA"})
+    options = {"ACL": "bucket-owner-full-control"} if way != "open" else {"acl": "bucket-owner-full-control"}
+    write(fs, f"{folder}/object", way, size, tmp_path, Metadata={"of": "a run"}, Tagging="a=b", **options)
+    first = proxy.made("PUT" if size < BLOCK else "POST")[0]
+    expected = {
+        "x-amz-storage-class": "STANDARD_IA",
+        "x-amz-acl": "bucket-owner-full-control",
+        "x-amz-tagging": "a=b",
+        "x-amz-meta-of": "a run",
+    }
+    assert expected.items() <= first.headers.items()
+    assert fs.info(f"{folder}/object")["size"] == size
+
+
+@pytest.mark.parametrize("size", [3, 2 * BLOCK + 1])
+def test_customer_keys(server: LocalS3, folder: str, tmp_path: Path, size: int) -> None:
+    """Objects encrypted by a key of the user's own are written and read in every way, and not without the key."""
+    key = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": os.urandom(32).hex()[:32]}
+    fs = fsspec.filesystem("s3", **server.storage_options(), s3_additional_kwargs=key, skip_instance_cache=True)
+    for way in ("open", "pipe_file", "put_file"):
+        write(fs, f"{folder}/object", way, size, tmp_path)
+        assert fs.cat_file(f"{folder}/object") == DATA[:size]
+        assert fs.cat_file(f"{folder}/object", start=1, end=size) == DATA[1:size]
+        with fs.open(f"{folder}/object", "rb") as file:
+            assert file.read() == DATA[:size]
+        fs.get_file(f"{folder}/object", str(tmp_path / "back"))
+        assert (tmp_path / "back").read_bytes() == DATA[:size]
+    plain = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False)
+    with pytest.raises(OSError, match=r"(?i)encrypt|key|bad request"):
+        plain.cat_file(f"{folder}/object")

@@ -1,0 +1,433 @@
+"""A proxy between a client and the real server, that records the requests and does damage by rules.
+
+It leaves the header ``Host`` as it is, so that signatures hold. It serves as an HTTP proxy too, for http endpoints.
+With clients it speaks TLS, if it is to; with the server it does not.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import fsspec
+from answers import s3_error
+from handshakes import Handshakes, Oddity
+
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
+
+Answer = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and body."""
+
+_PIECE = 64 * 1024
+_STALLED_SECONDS = 30.0
+# As long as a record that its head tells of, but sealed by nobody.
+_GARBAGE = b"\x17\x03\x03\x00\x40" + bytes(range(64))
+
+
+@dataclass
+class Request:
+    """What came through the proxy.
+
+    Attributes:
+        method: such as GET.
+        path: without the query, as it was sent.
+        query: what follows the question mark.
+        headers: by names in lower case.
+        began: when the request had come, but for its body; in seconds of ``time.monotonic``.
+        ended: when the answer had been passed on, or the connection had been broken off; 0 before that.
+        body: bytes of the request's body that were passed on, or taken.
+        status: of the answer; 0 if there was none.
+        answered: headers of the answer, by names in lower case.
+        sent: bytes of the answer's body that were passed on.
+        heard: whether the server's answer, to a request that it got once, was passed on to its end.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+    body: int = 0
+    status: int = 0
+    answered: Mapping[str, str] = field(default_factory=dict)
+    sent: int = 0
+    heard: bool = False
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The range that is asked for, as positions of the first byte and behind the last; None for all."""
+        first, hyphen, last = self.headers.get("range", "").removeprefix("bytes=").partition("-")
+        return (int(first), int(last) + 1) if hyphen else None
+
+
+@dataclass
+class Fault:
+    """What is done to requests, and to which: all those that fit, but for the first ``skip``, ``times`` times.
+
+    Positions are in bytes of a body, or a share of them if they are a float. "up" is from the client to the server,
+    "down" the way back.
+
+    Attributes:
+        method: of the requests that fit; empty for any.
+        query: what their query contains, such as ``partNumber=2``.
+        when: what else they must be.
+        skip: how many of them pass unharmed before.
+        times: how many of them are harmed.
+        before: is called before a request is passed on.
+        delay: seconds to wait before a request is passed on.
+        answer: what is answered in the server's place.
+        cut_up: after so many bytes the connections are broken off.
+        cut_down: likewise; at 0 the server has done what was asked, and the client hears nothing.
+        stall_up: after so many bytes nothing more is passed on, and the connections stay open.
+        stall_down: likewise.
+        rate: bytes of a body that are passed on in a second, either way; 0 for as many as come.
+        flip_up: position of a byte of which one bit is inverted.
+        flip_down: likewise.
+        twice: whether the server is sent the request two times; its second answer is passed on.
+        shorten: bytes that are missing at the end of the answer's body, while its Content-Length fits what is left.
+        status: takes the place of the answer's own.
+        headers: take the place of the answer's own.
+        garbage: after so many bytes of the answer's body come some that are none of TLS's.
+        resets: in place of any answer so many connections are reset: this one, and those that come next.
+        odd: in place of any answer the connection is broken off, and the next handshakes of TLS are like this.
+        closes: whether the connection is closed after the answer, which does not say so.
+        after: is called when the answer was passed on, or the connections are about to be broken off.
+        done: how many requests were harmed so far.
+    """
+
+    method: str = ""
+    query: str = ""
+    when: Callable[[Request], bool] = lambda request: True
+    skip: int = 0
+    times: int = 1
+    before: Callable[[], object] = lambda: None
+    delay: float = 0.0
+    answer: Answer | None = None
+    cut_up: float | None = None
+    cut_down: float | None = None
+    stall_up: float | None = None
+    stall_down: float | None = None
+    rate: float = 0.0
+    flip_up: float | None = None
+    flip_down: float | None = None
+    twice: bool = False
+    shorten: int = 0
+    status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    garbage: float | None = None
+    resets: int = 0
+    odd: Sequence[Oddity] = ()
+    closes: bool = False
+    after: Callable[[], object] = lambda: None
+    done: int = 0
+
+    def fits(self, request: Request) -> bool:
+        """Whether a request is one of those that count."""
+        return self.method in ("", request.method) and self.query in request.query and self.when(request)
+
+
+class FaultProxy:
+    """Passes requests on to a server.
+
+    Args:
+        url: of the server.
+        handshakes: by which clients are greeted; None to speak no TLS.
+
+    Attributes:
+        handshakes: the same.
+        url: what clients are given in place of the server's.
+        faults: the rules; the first that fits a request and is not used up counts. May be changed at any time.
+        requests: what came, in order.
+        resets: how many connections are yet to be reset as they come.
+    """
+
+    def __init__(self, url: str, handshakes: Handshakes | None = None) -> None:
+        target = urlsplit(url)
+        self._target = (target.hostname, target.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self.resets = 0
+        self.handshakes = handshakes
+        self.url = f"http{'s' if handshakes else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.faults: list[Fault] = []
+        self.requests: list[Request] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def made(self, method: str = "", query: str = "") -> list[Request]:
+        """The requests of a method, whose query contains something."""
+        return [one for one in self.requests if method in ("", one.method) and query in one.query]
+
+    def close(self) -> None:
+        """Break off what is under way, and end."""
+        self._ended.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join()
+        for one in list(self._sockets):
+            _break_off(one)
+        for thread in self._threads[1:]:
+            thread.join()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                if self.resets:
+                    self.resets -= 1
+                    _to_be_reset(client)
+                    client.close()
+                    continue
+                self._sockets.append(client)
+                self._threads.append(threading.Thread(target=self._serve, args=(client,)))
+                self._threads[-1].start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """All requests of a connection, until one side ends it or a fault does."""
+        with (
+            suppress(OSError, _BrokenOffError),
+            self._greeted(client) as client,
+            socket.create_connection(self._target) as server,
+        ):
+            self._sockets.append(server)
+            for one in (client, server):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a head and its body are sent one by one
+            with client.makefile("rb") as incoming, server.makefile("rb") as answers:
+                while self._exchange(client, incoming, server, answers):
+                    pass
+                _break_off(client)
+
+    def _greeted(self, client: socket.socket) -> socket.socket:
+        """The connection when both sides have agreed on how to speak."""
+        if self.handshakes is None:
+            return client
+        wrapped = self.handshakes.wrapped(client, self._ended)
+        self._sockets.append(wrapped)
+        try:
+            wrapped.do_handshake()
+        except OSError:
+            wrapped.close()
+            raise
+        return wrapped
+
+    def _exchange(self, client: socket.socket, incoming: BinaryIO, server: socket.socket, answers: BinaryIO) -> bool:
+        """One request and its answer; whether another may follow."""
+        line, headers = _head(incoming)
+        if not line:
+            return False
+        method, target, version = line.split(" ")
+        url = urlsplit(target)
+        request = Request(method, url.path, url.query, _named(headers))
+        fault = self._recorded(request)
+        try:
+            fault.before()
+            if fault.resets:
+                self.resets += fault.resets - 1
+                _to_be_reset(client)
+                raise _BrokenOffError
+            if fault.odd and self.handshakes:
+                self.handshakes.next.extend(fault.odd)
+                raise _BrokenOffError
+            self._ended.wait(fault.delay)
+            if request.headers.get("expect"):
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            kept = [each for each in headers if each[0].lower() != "expect"]
+            origin = url._replace(scheme="", netloc="").geturl()
+            sink = None if fault.answer else server
+            head = _joined(f"{method} {origin} {version}", kept)
+            body = self._harmed(_body(incoming, request.headers), fault, request.headers, up=True)
+            if fault.twice:
+                body = iter([self._delivered(method, head, b"".join(body))])
+            _send(sink, head)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered, and read no further
+                for piece in body:
+                    request.body += len(piece)
+                    _send(sink, piece)
+            return self._answered(request, fault, client, answers) and not fault.closes
+        finally:
+            request.ended = time.monotonic()
+            fault.after()
+
+    def _delivered(self, method: str, head: bytes, body: bytes) -> bytes:
+        """Send a request by a connection of its own, and return its body when it has been answered."""
+        with socket.create_connection(self._target) as server, server.makefile("rb") as answers:
+            server.sendall(head + body)
+            line, headers = _head(answers)
+            if method != "HEAD" and line.split(" ")[1:2] not in (["204"], ["304"]):
+                for _ in _body(answers, _named(headers)):
+                    pass
+        return body
+
+    def _answered(self, request: Request, fault: Fault, client: socket.socket, answers: BinaryIO) -> bool:
+        if fault.answer:
+            request.status, told, body = fault.answer
+            request.answered = {**told, "Content-Length": str(len(body))}
+            body = b"" if request.method == "HEAD" else body
+            client.sendall(_joined(f"HTTP/1.1 {request.status} Told", list(request.answered.items())) + body)
+            return True
+        if fault.cut_down == 0:
+            _head(answers)
+            return False
+        line, headers = _head(answers)
+        if not line:
+            return False
+        version, status, reason = line.split(" ", 2)
+        request.status = fault.status or int(status)
+        request.answered = _named(headers)
+        length = max(0, int(request.answered.get("content-length", 0)) - fault.shorten)
+        changed = {name.lower(): value for name, value in fault.headers.items()}
+        if fault.shorten:
+            changed["content-length"] = str(length)
+        kept = [each for each in headers if each[0].lower() not in changed] + list(changed.items())
+        client.sendall(_joined(f"{version} {request.status} {reason}", kept))
+        if request.method != "HEAD" and int(status) not in (204, 304):
+            spoilt = _place(fault.garbage, length)
+            for piece in self._harmed(_body(answers, request.answered), fault, request.answered, up=False):
+                allowed = piece[: length - request.sent] if fault.shorten else piece
+                if spoilt is not None and request.sent + len(allowed) >= spoilt:
+                    socket.socket.sendall(client, _GARBAGE)  # past TLS, if that is spoken
+                    spoilt = None
+                client.sendall(allowed)
+                request.sent += len(allowed)
+        request.heard = not fault.twice and fault.garbage is None
+        return request.answered.get("connection", "").lower() != "close"
+
+    def _recorded(self, request: Request) -> Fault:
+        with self._lock:
+            self.requests.append(request)
+            for fault in self.faults:
+                if fault.times and fault.fits(request):
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
+                    fault.times -= 1
+                    fault.done += 1
+                    return fault
+        return Fault()
+
+    def _harmed(
+        self, pieces: Iterator[bytes], fault: Fault, headers: Mapping[str, str], *, up: bool
+    ) -> Iterator[bytes]:
+        """A body as the other side shall get it."""
+        size = int(headers.get("content-length", 0))
+        upwards = (fault.cut_up, fault.stall_up, fault.flip_up)
+        downwards = (fault.cut_down, fault.stall_down, fault.flip_down)
+        cut, stall, flip = (_place(each, size) for each in (upwards if up else downwards))
+        end = cut if cut is not None else stall
+        position = 0
+        for piece in pieces:
+            first, position = position, position + len(piece)
+            if flip is not None and first <= flip < position:
+                piece = piece[: flip - first] + bytes([piece[flip - first] ^ 1]) + piece[flip - first + 1 :]
+            if end is not None and position >= end:
+                yield piece[: end - first]
+                if cut is None:
+                    self._ended.wait(_STALLED_SECONDS)
+                raise _BrokenOffError
+            if fault.rate:
+                self._ended.wait(len(piece) / fault.rate)
+            yield piece
+
+
+class _BrokenOffError(Exception):
+    """A connection was broken off on purpose, or by the other side in the middle of something."""
+
+
+@contextmanager
+def fault_proxy(url: str, handshakes: Handshakes | None = None) -> Iterator[FaultProxy]:
+    """Yield a proxy before the server at this URL."""
+    proxy = FaultProxy(url, handshakes)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def through(proxy: FaultProxy, server: LocalS3, **options: Any) -> CSXFileSystem:
+    """A filesystem of its own, that may do all on the server, and reaches it through the proxy."""
+    options = {**server.storage_options(), "endpoint_url": proxy.url, "use_listings_cache": False, **options}
+    made = fsspec.filesystem("s3", skip_instance_cache=True, **options)
+    assert isinstance(made, CSXFileSystem)
+    return made
+
+
+def error_answer(status: int, code: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """An answer of S3 that refuses a request."""
+    return status, {"Content-Type": "application/xml", **(headers or {})}, s3_error(code, f"This is {code}")
+
+
+def _head(stream: BinaryIO) -> tuple[str, list[tuple[str, str]]]:
+    """The first line of a request or an answer, and its headers; an empty line if there is none any more."""
+    line = stream.readline().decode("latin-1").rstrip("\r\n")
+    headers = []
+    while line and (header := stream.readline().decode("latin-1").rstrip("\r\n")):
+        name, _, value = header.partition(":")
+        headers.append((name, value.strip()))
+    return line, headers
+
+
+def _named(headers: list[tuple[str, str]]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers}
+
+
+def _joined(line: str, headers: list[tuple[str, str]]) -> bytes:
+    lines = [line, *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def _body(stream: BinaryIO, headers: Mapping[str, str]) -> Iterator[bytes]:
+    """The bytes of a body, as they stand on the wire.
+
+    https://www.rfc-editor.org/rfc/rfc9112#name-message-body-length
+    """
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        while size := int((line := stream.readline()).split(b";")[0], 16):
+            yield line
+            yield from _exactly(stream, size + 2)
+        yield line
+        while line.strip():
+            line = stream.readline()
+            yield line
+        return
+    yield from _exactly(stream, int(headers.get("content-length", 0)))
+
+
+def _exactly(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    while size:
+        piece = stream.read1(min(size, _PIECE))  # type: ignore[attr-defined]
+        if not piece:
+            raise _BrokenOffError
+        yield piece
+        size -= len(piece)
+
+
+def _place(position: float | None, size: int) -> int | None:
+    """A position in a body of so many bytes."""
+    return int(position * size) if isinstance(position, float) else position
+
+
+def _send(sink: socket.socket | None, data: bytes) -> None:
+    if sink is not None:
+        sink.sendall(data)
+
+
+def _break_off(one: socket.socket) -> None:
+    with suppress(OSError):
+        socket.socket.shutdown(one, socket.SHUT_RDWR)  # not TLS's own, which another thread may be about to use
+
+
+def _to_be_reset(one: socket.socket) -> None:
+    """Let the other side be told of a failure when the connection is closed."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,82 @@
+"""A bucket as another program sees it, to compare with what the filesystem did to it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import boto3
+
+from fsspec_csx.s3.filesystem import CSXFileSystem
+
+
+class Store:
+    """A new bucket, a filesystem for it, and a client of another kind.
+
+    Args:
+        options: arguments of the filesystem: ``key``, ``secret`` and ``endpoint_url``.
+        keeps_all_keys: whether the server keeps keys with empty segments and the like as they are.
+    """
+
+    def __init__(self, options: Mapping[str, Any], keeps_all_keys: bool) -> None:
+        self.bucket = f"field-{uuid.uuid4().hex[:12]}"
+        self.options = dict(options)
+        self.keeps_all_keys = keeps_all_keys
+        self.fs = CSXFileSystem(**self.options)
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=options["endpoint_url"],
+            aws_access_key_id=options["key"],
+            aws_secret_access_key=options["secret"],
+            region_name="us-east-1",
+        )
+        self.client.create_bucket(Bucket=self.bucket)
+
+    def filesystem(self, **options: Any) -> CSXFileSystem:
+        """Another filesystem for the bucket."""
+        return CSXFileSystem(**self.options, **options)
+
+    def make_versioned(self) -> None:
+        """Let the bucket keep former versions."""
+        self.client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
+
+    def put(self, key: str, body: bytes = b"") -> str:
+        """Make an object.
+
+        Returns:
+            Its version; empty if the bucket keeps none.
+        """
+        return str(self.client.put_object(Bucket=self.bucket, Key=key, Body=body).get("VersionId", ""))
+
+    def can_copy(self, key: str, contents: Mapping[str, bytes]) -> bool:
+        """Whether the server copies an object of this name, and that object."""
+        self.fill(contents)
+        source = {"Bucket": self.bucket, "Key": key}
+        try:
+            self.client.copy_object(Bucket=self.bucket, Key="copied", CopySource=source)
+        except self.client.exceptions.ClientError:
+            return False
+        copied = self.client.get_object(Bucket=self.bucket, Key="copied")["Body"].read()
+        self.client.delete_object(Bucket=self.bucket, Key="copied")
+        return bool(copied == contents[key])
+
+    def contents(self) -> dict[str, bytes]:
+        """Each key and its body."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        keys = [each["Key"] for page in pages for each in page.get("Contents", [])]
+        return {key: self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys}
+
+    def fill(self, wanted: Mapping[str, bytes]) -> None:
+        """Make the bucket have these objects and no others."""
+        found = self.contents()
+        for key in sorted(found.keys() - wanted.keys(), reverse=True):
+            self.client.delete_object(Bucket=self.bucket, Key=key)
+        for key, body in wanted.items():
+            if found.get(key) != body:
+                self.put(key, body)
+        assert self.contents() == wanted, "the server does not keep these keys"
+
+    def path(self, key: str) -> str:
+        """The path of a key."""
+        return f"{self.bucket}/{key}"

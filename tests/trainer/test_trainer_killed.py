@@ -1,0 +1,106 @@
+"""A training whose process is ended at any moment goes on from a whole checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from forked import python
+from training import loader, made
+
+from fsspec_csx import load
+from fsspec_csx.testing import LocalS3
+
+JOB = Path(__file__).parents[1] / "support" / "training_job.py"
+
+
+def started(root: str, steps: int, pause: float = 0.0) -> subprocess.Popen[str]:
+    """A training in a process of its own."""
+    environment = {**os.environ, "PAUSE": str(pause), "OMP_NUM_THREADS": "1"}
+    command = [*python(), str(JOB), root, str(steps)]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=JOB.parent
+    )
+
+
+def told(process: subprocess.Popen[str]) -> dict[int, str]:
+    """The losses of a process that is to end by itself."""
+    output, errors = process.communicate(timeout=100)
+    assert "done" in output, errors
+    return {int(line.split()[0]): line.split()[1] for line in output.splitlines() if line != "done"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """The losses of a training that nothing stops."""
+    return told(started(str(tmp_path_factory.mktemp("whole")), 12))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+def test_ended(environment: LocalS3, bucket: str, number: signal.Signals, whole: dict[int, str]) -> None:
+    """By kill -9, and by SIGTERM with a last checkpoint; the losses are those of one run."""
+    root = f"s3://{bucket}"
+    steps: dict[int, str] = {}
+    process = started(f"{root}/run", 12, pause=0.05)
+    assert process.stdout is not None
+    for line in process.stdout:
+        step, loss = line.split()
+        steps[int(step)] = loss
+        if len(steps) == 5:
+            process.send_signal(number)
+            break
+    rest, errors = process.communicate(timeout=60)
+    steps.update({int(line.split()[0]): line.split()[1] for line in rest.splitlines()})
+    expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}
+    assert process.returncode == expected[number], errors
+    fs, path = fsspec.url_to_fs(f"{root}/run")
+    fs.invalidate_cache()
+    found = sorted(int(each.rpartition("_")[2][:-4]) for each in fs.ls(path, detail=False) if each.endswith(".mdl"))
+    for step in found:
+        assert load(f"{root}/run/checkpoint_{step}.mdl")["global_step"] == step
+    if number == signal.SIGTERM:
+        assert found[-1] == max(steps)
+    rerun = told(started(f"{root}/run", 12))
+    assert min(rerun) == (found[-1] if found else 0) + 1
+    assert {**steps, **rerun} == whole
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+@pytest.mark.long
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_many_processes(environment: LocalS3, bucket: str, sharding: str) -> None:
+    """Two processes go on with what one saved, or one with what two did."""
+    root = f"s3://{bucket}/run"
+
+    def alone(steps: int) -> None:
+        trainer, losses = made(root, loop={"max_steps": steps, "eval_frequency": 0})
+        trainer.fit(loader())
+        assert len(losses) == (4 if sharding == "fsdp" else 2)
+
+    def together(steps: int, begun: int) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+        command += ["--rdzv-endpoint", "127.0.0.1:0", str(JOB), root, str(steps), sharding]
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=110, cwd=JOB.parent)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.split("\n")
+        assert lines[-2] == "done"
+        assert [int(line.split()[0]) for line in lines[:-2]] == [*range(begun + 1, steps + 1)]
+
+    if sharding == "ddp":
+        together(4, 0)
+        alone(6)
+    else:
+        alone(4)
+        together(6, 4)
+    saved = load(f"{root}/checkpoint_{4 if sharding == 'ddp' else 6}.mdl")
+    assert len(saved["random_states"]) == len(saved["batches"]) == 2
+    assert {name: tuple(value.shape) for name, value in saved["model"].items()}["layers.0.weight"] == (8, 4)
+    first = 0 if sharding == "ddp" else "0"  # what is sharded has text for keys
+    assert saved["optimizer"]["state"][first]["exp_avg"].shape == (8, 4)
