@@ -92,7 +92,11 @@ class Crt:
         from s3transfer.crt import BotocoreCRTRequestSerializer, CRTTransferManager, create_s3_crt_client
 
         credentials = AwsCredentialsProvider.new_static(target.access_key, target.secret_key)
-        client = create_s3_crt_client(target.region, crt_credentials_provider=credentials, use_ssl=False)
+        secure = target.endpoint.startswith("https:")
+        verify = target.authority if secure else None
+        client = create_s3_crt_client(
+            target.region, crt_credentials_provider=credentials, use_ssl=secure, verify=verify
+        )
         options = {"region_name": target.region, "endpoint_url": target.endpoint}
         self._manager = CRTTransferManager(client, BotocoreCRTRequestSerializer(Session(), options))
         self._bucket = target.bucket

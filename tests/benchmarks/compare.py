@@ -3,8 +3,9 @@
     pip install . -r tests/benchmarks/requirements.txt
     python tests/benchmarks/compare.py --json found.json --markdown table.md --plot plot.svg
 
-Two servers in turn: nginx, which costs the least and drops what is put, so that the clients' own work shows, and a
-real one. Exit status: 0, 1 if a peer failed, 2 if a server cannot be had; whether a goal was met does not count.
+Several servers in turn: nginx, which costs the least and drops what is put, so that the clients' own work shows, by
+http and by https; stores that are far away; and a real one. Exit status: 0, 1 if a peer failed, 2 if a server cannot be
+had; whether a goal was met does not count.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from peers import PEERS
 from plot import as_svg
 from report import Report
 from rounds import Plan, measure
-from servers import running
+from servers import SERVERS, running
 from table import as_markdown, as_text
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
@@ -44,7 +45,6 @@ _QUICK = (
     _CASES[3],
 )
 _RUNS, _QUICK_RUNS = 5, 1
-_SERVERS = {"nginx": "nginx, which drops what is put", "local": "SeaweedFS (LocalS3), which stores it"}
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     names = [case.name for case in _CASES]
     parser.add_argument("--quick", action="store_true", help="smaller cases and one round: to see that all works")
     parser.add_argument("--runs", type=_positive, help=f"rounds; {_RUNS} if not given")
-    parser.add_argument("--server", nargs="+", choices=_SERVERS, default=list(_SERVERS), help="by default both")
+    parser.add_argument("--server", nargs="+", choices=SERVERS, default=list(SERVERS), help="by default all")
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--only", nargs="+", choices=PEERS, metavar="NAME", help=f"of: {', '.join(PEERS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
@@ -98,7 +98,7 @@ def _measured(arguments: argparse.Namespace) -> Report:
     plan = _plan(arguments)
     report = Report(_facts(plan), {case.name: (str(case), case.nbytes) for case in plan.cases}, {})
     for server in dict.fromkeys(arguments.server):
-        report.servers[server] = _SERVERS[server]
+        report.servers[server] = SERVERS[server]
         with running(server, plan.cases, plan.kinds) as target:
             measure(plan, target, report)
         if arguments.json:

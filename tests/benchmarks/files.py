@@ -114,7 +114,7 @@ class Obstore:
             access_key_id=target.access_key,
             secret_access_key=target.secret_key,
             virtual_hosted_style_request=False,
-            client_options={"allow_http": True},
+            client_options={"allow_http": True, "allow_invalid_certificates": bool(target.authority)},
         )
 
     def save(self, state: State, key: str) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import trustme
 from target import BUCKET, Target
 
 _ATTEMPTS = 3
@@ -48,6 +49,7 @@ http {{
   upstream self {{ server 127.0.0.1:{port}; keepalive 32; }}
   server {{
     listen 127.0.0.1:{port};
+    {tls}
     # A plain `return` would answer before the body has come, and some clients then do not send the rest.
     location = /put {{
       internal;
@@ -85,6 +87,7 @@ class Nginx:
 
     Args:
         directory: where to create the temporary folder, in memory if that can be.
+        tls: whether to speak TLS, with a certificate of its own authority.
 
     Attributes:
         target: how to reach it.
@@ -98,8 +101,8 @@ class Nginx:
     target: Target
     folder: Path
 
-    def __init__(self, directory: str | None) -> None:
-        self._directory = directory
+    def __init__(self, directory: str | None, *, tls: bool = False) -> None:
+        self._directory, self._tls = directory, tls
 
     def __enter__(self) -> Nginx:
         # Debian keeps it where only root looks for programs.
@@ -112,8 +115,8 @@ class Nginx:
             self.folder = root / "data" / BUCKET
             self.folder.mkdir(parents=True)
             for attempt in range(1, _ATTEMPTS + 1):
-                port = _free_port()
-                process = _start(program, root, port)
+                port, secure = _free_port(), _free_port() if self._tls else None
+                process = _start(program, root, port, secure)
                 stack.callback(_stop, process)
                 if _answers(process, port):
                     break
@@ -121,7 +124,9 @@ class Nginx:
                     log = (root / "log").read_text(errors="replace").strip()
                     msg = f"nginx does not start: {log or 'it says nothing'}. Run `nginx -t` to see whether it works."
                     raise RuntimeError(msg)
-            self.target = Target("nginx", f"http://127.0.0.1:{port}", "anybody", "anything", str(root / "requests"))
+            endpoint = f"https://127.0.0.1:{secure}" if secure else f"http://127.0.0.1:{port}"
+            name, authority = ("nginx-tls", str(root / "authority.pem")) if secure else ("nginx", "")
+            self.target = Target(name, endpoint, "anybody", "anything", str(root / "requests"), authority)
             self._stack = stack.pop_all()
         return self
 
@@ -129,7 +134,7 @@ class Nginx:
         self._stack.close()
 
 
-def _start(program: str, root: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(program: str, root: Path, port: int, secure: int | None) -> subprocess.Popen[bytes]:
     me = pwd.getpwuid(os.geteuid()).pw_name
     configuration = root / "nginx.conf"
     configuration.write_text(
@@ -138,6 +143,7 @@ def _start(program: str, root: Path, port: int) -> subprocess.Popen[bytes]:
             user=f"user {me} {grp.getgrgid(os.getegid()).gr_name};" if os.geteuid() == 0 else "",
             folder=root,
             port=port,
+            tls=_certified(root, secure) if secure else "",
             etag=_ETAG,
             created=_CREATED,
             completed=_COMPLETED,
@@ -149,6 +155,15 @@ def _start(program: str, root: Path, port: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_environment()
         )
+
+
+def _certified(root: Path, port: int) -> str:
+    """The lines of the configuration for TLS, with a new certificate in the folder."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(root / "authority.pem"))
+    issued.private_key_and_cert_chain_pem.write_to_path(str(root / "server.pem"))
+    return f"listen 127.0.0.1:{port} ssl; ssl_certificate {root}/server.pem; ssl_certificate_key {root}/server.pem;"
 
 
 def _environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import IO
 import s3fs
 import torch
 from cases import WARM_UP, Case
+from far import FarStore
 from nginx import Nginx
 from sockets import parts
 from target import BUCKET, Target
@@ -21,6 +22,15 @@ from fsspec_csx.testing import LocalS3
 
 _MEMORY = Path("/dev/shm")
 _SCRATCH = "scratch"
+# Bytes a second of a connection, and seconds before an answer.
+_FAR = {"far-25": (25e6, 0.02), "far-85": (85e6, 0.03)}
+SERVERS = {
+    "nginx": "nginx, which drops what is put",
+    "nginx-tls": "the same, by https",
+    "far-25": "a store that gives each connection 25 MB/s, and answers after 20 ms; it drops what is put",
+    "far-85": "a store that gives each connection 85 MB/s, and answers after 30 ms; it drops what is put",
+    "local": "SeaweedFS (LocalS3), which stores it",
+}
 
 
 @contextmanager
@@ -28,7 +38,7 @@ def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterato
     """A server that runs within the block.
 
     Args:
-        server: "nginx" or "local".
+        server: one of ``SERVERS``.
         cases: what can be loaded from it.
         kinds: in which forms.
 
@@ -38,21 +48,28 @@ def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterato
     """
     kinds = list(kinds)
     kept = sum(case.nbytes for case in cases) * len(kinds) + max(case.nbytes for case in cases)
-    if server == "nginx":
-        with Nginx(_directory(kept)) as nginx:
+    if server != "local":
+        with _stub(server, _directory(kept)) as stub:
 
             def create(key: str) -> IO[bytes]:
-                path = nginx.folder / key
+                path = stub.folder / key
                 path.parent.mkdir(exist_ok=True)
                 return path.open("wb")
 
             _store(cases, kinds, create)
-            yield nginx.target
+            yield stub.target
         return
     with LocalS3(directory=_directory(kept)) as local:
         target = target_of(local)
         fill(target, cases, kinds)
         yield target
+
+
+def _stub(server: str, directory: str | None) -> Nginx | FarStore:
+    """A server that drops what is put, and serves the files of its folder."""
+    if server in _FAR:
+        return FarStore(server, *_FAR[server], directory)
+    return Nginx(directory, tls=server == "nginx-tls")
 
 
 def target_of(local: LocalS3) -> Target:

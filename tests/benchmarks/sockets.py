@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -25,6 +26,7 @@ _VECTOR = 1024  # pieces of memory in one call of the system
 _HEAD_LENGTH = 16384
 
 Part = Sequence[memoryview]
+T = TypeVar("T", int, bytes)
 
 
 class Sockets:
@@ -35,6 +37,7 @@ class Sockets:
     def __init__(self, target: Target) -> None:
         self._endpoint = urlsplit(target.endpoint)
         self._base = f"{target.endpoint}/{target.bucket}"
+        self._tls = ssl.create_default_context(cafile=target.authority) if target.authority else None
         self._signer = None
         if target.stores:
             credentials = Credentials(target.access_key, target.secret_key)
@@ -57,8 +60,7 @@ class Sockets:
             waiting.put(item)
 
         def work() -> None:
-            with closing(socket.create_connection((self._endpoint.hostname, self._endpoint.port))) as link:
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with closing(self._connect()) as link:
                 while (item := waiting.get()) is not None:
                     number, part = item
                     _exchange(link, self._head(method, f"{key}/{number}", part), part, method)
@@ -66,6 +68,12 @@ class Sockets:
         with ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(work) for _ in range(workers)]:
                 done.result()
+
+    def _connect(self) -> socket.socket:
+        host = self._endpoint.hostname
+        link = socket.create_connection((host, self._endpoint.port))
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._tls.wrap_socket(link, server_hostname=host) if self._tls else link
 
     def _head(self, method: str, key: str, part: Part) -> bytes:
         request = AWSRequest(method, f"{self._base}/{key}")
@@ -95,7 +103,9 @@ def parts(tensors: Iterable[torch.Tensor]) -> list[Part]:
 
 def _exchange(link: socket.socket, head: bytes, part: Part, method: str) -> None:
     link.sendall(head)
-    if method == "PUT":
+    if isinstance(link, ssl.SSLSocket):  # which knows no vectors, and no looking ahead
+        _exchange_tls(link, part, method)
+    elif method == "PUT":
         _move(part, link.sendmsg)
         _skip_head(link)
     else:
@@ -103,13 +113,31 @@ def _exchange(link: socket.socket, head: bytes, part: Part, method: str) -> None
         _move(part, lambda pieces: link.recvmsg_into(pieces)[0])
 
 
+def _exchange_tls(link: ssl.SSLSocket, part: Part, method: str) -> None:
+    if method == "PUT":
+        for piece in part:
+            link.sendall(piece)
+    seen = bytearray()
+    while not seen.endswith(b"\r\n\r\n"):
+        seen += _some(link.recv(1))
+    _check_head(bytes(seen))
+    if method == "GET":
+        for piece in part:
+            while piece:
+                piece = piece[_some(link.recv_into(piece)) :]
+
+
+def _some(moved: T) -> T:
+    if not moved:
+        raise ConnectionError("The server ended the connection within an answer. Run the benchmark again.")
+    return moved
+
+
 def _move(part: Part, call: Callable[[list[memoryview]], int]) -> None:
     """Have a call of the system move all pieces, of which it may do only some at a time."""
     waiting = deque(part)
     while waiting:
-        count = call(list(islice(waiting, _VECTOR)))
-        if not count:
-            raise ConnectionError("The server ended the connection within an answer. Run the benchmark again.")
+        count = _some(call(list(islice(waiting, _VECTOR))))
         while waiting and count >= len(waiting[0]):
             count -= len(waiting.popleft())
         if count:
@@ -124,6 +152,10 @@ def _skip_head(link: socket.socket) -> None:
         end = seen.find(b"\r\n\r\n")
         if not seen or (end < 0 and len(seen) == _HEAD_LENGTH):
             raise ConnectionError("The server ended the connection before it answered. Run the benchmark again.")
+    _check_head(seen)
+    link.recv(end + 4)
+
+
+def _check_head(seen: bytes) -> None:
     if seen.split(b" ", 2)[1] != b"200":
         raise ConnectionError(f"The server answered {seen[:40]!r}. Look for the reason in the server's configuration.")
-    link.recv(end + 4)

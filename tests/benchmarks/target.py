@@ -21,10 +21,11 @@ class Target:
     """A server with the checkpoints to load in its bucket.
 
     Attributes:
-        server: "nginx", which drops what is written to it, or "local", which stores it and wants signed requests.
+        server: one of ``servers.SERVERS``; all but "local" drop what is written to them, and take any signature.
         endpoint: such as ``http://127.0.0.1:23456``.
         access_key: who is asking.
         secret_key: not in the repr.
+        authority: the path of the certificate that the server's is signed by; "" for plain http.
         log: a file with a line for each request that was answered, its method and its length in bytes; "" for none.
         bucket: where to save or load.
     """
@@ -34,13 +35,14 @@ class Target:
     access_key: str
     secret_key: str = field(repr=False)
     log: str = ""
+    authority: str = ""
     bucket: str = BUCKET
     region: str = "us-east-1"
 
     @property
     def stores(self) -> bool:
         """Whether what is written can be read."""
-        return self.server != "nginx"
+        return self.server == "local"
 
     def has_received(self, nbytes: int, before: int = 0) -> bool:
         """Whether the server got this much since `received` was ``before``; its log may lag a little."""
@@ -74,6 +76,8 @@ class Target:
             for name, value in os.environ.items()
             if not name.startswith(("AWS_", "FSSPEC_", "RUNAI_")) and name.lower() not in _PROXIES
         }
+        if self.authority:
+            kept |= {"AWS_CA_BUNDLE": self.authority, "SSL_CERT_FILE": self.authority}
         return {
             **kept,
             "AWS_ACCESS_KEY_ID": self.access_key,
