@@ -94,12 +94,12 @@ class CSXError(Exception):
     Attributes:
         reason: one sentence that says what went wrong.
         remedy: one sentence that says what to do; empty if there is nothing to say.
-        in_doubt: whether the server may have done what it was asked for all the same, since its answer was not heard.
+        maybe_applied: whether the server may have applied the request: no answer to it arrived.
 
     Those that are an OSError of which the system has a number have it as ``errno``.
     """
 
-    in_doubt = False
+    maybe_applied = False
     _number: typing.ClassVar[int | None] = None
 
     def __init__(self, reason: str, remedy: str = "") -> None:
@@ -115,10 +115,10 @@ class CSXError(Exception):
             state |= {"errno": self.errno, "filename": self.filename}
         return type(self), (self.reason, self.remedy), state
 
-    def leave_doubt(self, what: str) -> None:
-        """Say that something may have been done all the same."""
-        if not self.in_doubt:
-            self.in_doubt = True
+    def mark_maybe_applied(self, what: str) -> None:
+        """Set ``maybe_applied``, and add a clause that names what may have been done."""
+        if not self.maybe_applied:
+            self.maybe_applied = True
             self.reason = f"{self.reason.rstrip('.')}; {what} may have been done all the same."
 
     def __str__(self) -> str:

@@ -75,7 +75,7 @@ _LEAST = 8
 _concealed: set[str] = set()
 
 
-def conceal(settings: Any) -> None:
+def register_secrets(settings: Any) -> None:
     """Blot the secrets among these settings out of logs and errors from now on, whoever tells them and how.
 
     Args:
@@ -114,7 +114,7 @@ def without_user(url: str) -> str:
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def blotted(text: str) -> str:
+def redact(text: str) -> str:
     """A text without what looks like a secret, by the names that stand before it, and without those to conceal."""
     for secret in sorted(_concealed, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -141,17 +141,17 @@ def _redact_message(record: logging.LogRecord) -> None:
         for name in ("msg", "args"):
             with contextlib.suppress(Exception):
                 text = repr(getattr(record, name))
-                if (shown := blotted(text)) != text:
+                if (shown := redact(text)) != text:
                     setattr(record, name, (shown,) if name == "args" else shown)
         return
-    if (shown := blotted(message)) != message:
+    if (shown := redact(message)) != message:
         record.msg, record.args = shown, None
 
 
 def _redact_trace(record: logging.LogRecord) -> None:
     if record.exc_info and not record.exc_text:
         trace = logging.Formatter().formatException(record.exc_info)
-        if (shown := blotted(trace)) != trace:
+        if (shown := redact(trace)) != trace:
             record.exc_text = shown  # what formatters take in place of their own
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fsspec_csx.cli.format import printable
 from fsspec_csx.errors import CSXError
-from fsspec_csx.redaction import blotted
+from fsspec_csx.redaction import redact
 
 _REMEDIES = (
     (FileNotFoundError, "Check the path."),
@@ -48,13 +48,13 @@ def told(error: Exception) -> str:
 def as_data(error: BaseException) -> dict[str, str]:
     """An error for JSON: the name of its class, its cause and its remedy, in a line each."""
     cause, remedy = _cause_and_remedy(error) if isinstance(error, Exception) else ("interrupted", "")
-    cause, remedy = (printable(blotted(" ".join(text.split()))) for text in (cause, remedy))
+    cause, remedy = (printable(redact(" ".join(text.split()))) for text in (cause, remedy))
     return {"error": type(error).__name__, "cause": cause, "remedy": remedy}
 
 
 def traced(error: Exception) -> str:
     """The traceback of an error, and of those that led to it, without secrets that their messages hold."""
-    return blotted("".join(traceback.format_exception(error)))
+    return redact("".join(traceback.format_exception(error)))
 
 
 def is_of_others(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from fsspec_csx.cli.errors import as_data, is_of_others, told, traced
 from fsspec_csx.cli.format import OutputClosedError, emit, flush
 from fsspec_csx.cli.parsing import Parser
 from fsspec_csx.cli.subcommand import Verbs
-from fsspec_csx.redaction import conceal
+from fsspec_csx.redaction import register_secrets
 from fsspec_csx.settings import backends
 
 DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: for wrong usage, after ``--help``, and when the process is told to end.
     """
     options = parser().parse_args(arguments)
-    conceal([*vars(options).values()])  # the passwords of URLs, wherever errors would show them
+    register_secrets([*vars(options).values()])  # the passwords of URLs, wherever errors would show them
     try:
         with _terminable(), _settings(options):
             try:

@@ -73,7 +73,7 @@ def save(
             cause = error.__cause__
             is_left = not writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
             if is_left and isinstance(error, LostProcessError):
-                error.leave_doubt("the save")
+                error.mark_maybe_applied("the save")
             raise
 
 

@@ -18,7 +18,7 @@ from fsspec_csx.errors import AccessDeniedError, ObjectExistsError
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.multipart import Upload
 from fsspec_csx.s3.transport.checksum import CRC64NVME
-from fsspec_csx.s3.transport.request_body import Memories
+from fsspec_csx.s3.transport.request_body import MemoryBody
 
 _DATA = b"written by cszoo checkpoint doctor, and of no use to anybody"
 _MIB = 2**20
@@ -199,7 +199,7 @@ class Trials:
         async with Upload(call, self._fs.transfer) as upload:
             await upload.create()
             begun = str(upload.id)
-            await upload.send(1, Memories([memoryview(_DATA)]))
+            await upload.send(1, MemoryBody([memoryview(_DATA)]))
             await upload.complete()
         return begun
 

@@ -55,7 +55,7 @@ def carry(
     try:
         equal = same(source, target) if verified else target.state()["size"] == before["size"]
     except CSXError as error:
-        error.leave_doubt(f"the copy to {target.shown}")
+        error.mark_maybe_applied(f"the copy to {target.shown}")
         raise
     if not equal:
         reason = f"{target.shown} is not the same as {source.shown}, of which it is a copy."

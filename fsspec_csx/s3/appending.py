@@ -10,9 +10,9 @@ from fsspec_csx.s3.client.error_mapping import changed, code_of
 from fsspec_csx.s3.multipart import Call
 from fsspec_csx.s3.object_attributes import locks, of_new_state, source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import CopySource
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.pool import Transfer
-from fsspec_csx.s3.transport.range_planning import planned, size_for
+from fsspec_csx.s3.transport.range_planning import coalesce, size_for
 
 # Parts of the object that was there, at most: the others are for what is appended.
 _COPIED_PARTS = 2_000
@@ -90,7 +90,7 @@ async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, 
     async def get(**span: str) -> Any:
         return await call("get_object", **pinned, **span)
 
-    ranges: list[Range] = planned([(start, memory)], size_for(len(memory), transfer.in_flight))
+    ranges: list[RangeRequest] = coalesce([(start, memory)], size_for(len(memory), transfer.in_flight))
     try:
         await transfer.fetch(get, ranges)
     except OSError as error:

@@ -26,13 +26,13 @@ from fsspec_csx.s3.client import credentials, half_pairs, request_outcome, respo
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
-from fsspec_csx.s3.client.no_redirects import StraightHTTPSession, StraightSession, hold, stay
+from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, hold, stay
 from fsspec_csx.s3.client.retries import FirstContact, give_up, retry_after, timed
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.pool import Transfer
-from fsspec_csx.s3.transport.request_body import Payload
+from fsspec_csx.s3.transport.request_body import RequestBody
 
 # How often a request is signed anew, each time with other credentials.
 _RENEWALS = 4
@@ -156,14 +156,14 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return Transfer(client, verify, self.max_concurrency, former)
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
-        return {"http_session_cls": StraightHTTPSession, **super()._prepare_config_kwargs()}
+        return {"http_session_cls": BoundedHTTPSession, **super()._prepare_config_kwargs()}
 
     connect = sync_wrapper(set_session)
     _connect = set_session
 
     async def _sign_in(self, refresh: bool) -> None:
         renewed = self._owns_session and (self.session is None or refresh)
-        session = StraightSession(**self.kwargs) if renewed else self.session
+        session = NoRedirectSession(**self.kwargs) if renewed else self.session
         try:
             session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
         except boto.BotoCoreError as error:
@@ -217,7 +217,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             return self._keys != before
 
     async def _explained(
-        self, error: Exception, method: str, kwargs: Mapping[str, Any], found: request_outcome.Doubt
+        self, error: Exception, method: str, kwargs: Mapping[str, Any], found: request_outcome.RequestOutcome
     ) -> Exception:
         source = kwargs.get("CopySource")
         named = kwargs
@@ -278,7 +278,7 @@ def raise_explained(explained: Exception, error: Exception) -> NoReturn:
 
 def replayable(parameters: Mapping[str, Any]) -> bool:
     """Whether a request can be made again: a body that was read from a stream is gone."""
-    return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, Payload))
+    return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, RequestBody))
 
 
 def _whole(method: str, answer: Any) -> Any:

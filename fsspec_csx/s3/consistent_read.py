@@ -13,9 +13,9 @@ from s3fs.utils import FileExpired
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.client.error_mapping import code_of
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
-from fsspec_csx.s3.transport.range_planning import blank, checksums
+from fsspec_csx.s3.transport.range_planning import allocate, checksums
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class Bytes:
 
     def __init__(self, size: int, name: object) -> None:
         self._size = size
-        self._file = io.BytesIO(blank(size, name))
+        self._file = io.BytesIO(allocate(size, name))
         self.memory = memoryview(b"")
 
     def __enter__(self) -> Bytes:
@@ -128,13 +128,13 @@ class Bytes:
         return self._file.getvalue()
 
 
-def compute_of(probe: Range) -> Callable[[memoryview, int], int] | None:
+def compute_of(probe: RangeRequest) -> Callable[[memoryview, int], int] | None:
     """What computes the checksum that the server told of the object, if any, along with the first bytes of it."""
     told = of_object(probe.headers)
     return told[0].compute if told else None
 
 
-def check(found: ObjectState, probe: Range, first: memoryview, ranges: Sequence[Range]) -> None:
+def check(found: ObjectState, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]) -> None:
     """Compare what came with the checksum that the server told of all.
 
     Args:

@@ -13,9 +13,9 @@ from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.server_copy import ServerCopiesS3
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.s3.transport.range_planning import planned
-from fsspec_csx.s3.transport.request_body import Memories, Payload
-from fsspec_csx.s3.upload_journal import Origin
+from fsspec_csx.s3.transport.range_planning import coalesce
+from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
+from fsspec_csx.s3.upload_journal import SourceFingerprint
 
 # What a copy by another server may not know.
 _OWN_HEADERS = {"StorageClass", "WebsiteRedirectLocation"}
@@ -53,15 +53,15 @@ class CopyingS3(ServerCopiesS3):
         found.etag = stamp.etag or None
         callback.set_size(stamp.size)
 
-        async def payload(start: int, end: int) -> Payload:
+        async def payload(start: int, end: int) -> RequestBody:
             if end - start == stamp.size:
                 data = await source._cat_file(rpath)  # it compares the checksum of all
                 if len(data) != stamp.size:
                     raise FileExpired(str(found), stamp.etag)
-                return Memories([memoryview(data)])
+                return MemoryBody([memoryview(data)])
             memory = memoryview(bytearray(end - start))
-            await source.transfer.fetch(found.get, planned([(start, memory)], PART))
-            return Memories([memory])
+            await source.transfer.fetch(found.get, coalesce([(start, memory)], PART))
+            return MemoryBody([memory])
 
         def unharmed(checksum: int | None) -> None:
             if checksum is not None and stamp.algorithm is CRC64NVME and CRC64NVME.encoded(checksum) != stamp.checksum:
@@ -70,7 +70,7 @@ class CopyingS3(ServerCopiesS3):
                 raise ChecksumError(reason, remedy)
 
         options = {name: value for name, value in stamp.headers.items() if name not in _OWN_HEADERS}
-        origin = Origin(f"{source._endpoint} {rpath}", f"{stamp.etag} {stamp.size}") if resumable else None
+        origin = SourceFingerprint(f"{source._endpoint} {rpath}", f"{stamp.etag} {stamp.size}") if resumable else None
         more: dict[str, Any] = {"in_memory": _IN_MEMORY, "origin": origin, "ready": unharmed}
         await self._send(path, stamp.size, payload, None, mode, options, callback.relative_update, **more)
 

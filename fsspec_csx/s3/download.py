@@ -15,10 +15,10 @@ from fsspec_csx.s3.consistent_read import Bytes, ObjectState, check, compute_of,
 from fsspec_csx.s3.copy import CopyingS3
 from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.multipart import all_of
-from fsspec_csx.s3.resumable_download import Resuming
-from fsspec_csx.s3.transport.byte_range import FileRange, Range
+from fsspec_csx.s3.resumable_download import ResumableDownload
+from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
-from fsspec_csx.s3.transport.range_planning import LEAST, planned, size_for
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
 from fsspec_csx.storage.local_file import replacing
 
 
@@ -55,7 +55,7 @@ class BulkS3(CopyingS3):
         return await twice(lambda again: self._part(path, ObjectState(self, path, version_id), start or 0, end))
 
     async def _part(self, path: str, found: ObjectState, start: int, end: int | None) -> bytes:
-        if start < 0 or end is None or end < 0 or end - start > LEAST:
+        if start < 0 or end is None or end < 0 or end - start > MIN_REQUEST:
             info = await self._object_info(path, found.version)
             start, end, _ = slice(start, end).indices(info["size"])
             found.etag = info.get("ETag")
@@ -63,11 +63,11 @@ class BulkS3(CopyingS3):
             return b""
         await self.set_session()
         with Bytes(end - start, found) as target:
-            if end - start <= LEAST:
-                ranges = [Range(start, clipped=True)]
+            if end - start <= MIN_REQUEST:
+                ranges = [RangeRequest(start, clipped=True)]
                 ranges[0].add(0, start, target.memory)
             else:
-                ranges = planned([(start, target.memory)], size_for(end - start, self.max_concurrency))
+                ranges = coalesce([(start, target.memory)], size_for(end - start, self.max_concurrency))
             try:
                 await self.transfer.fetch(found.get, ranges)
             except OSError as error:
@@ -80,8 +80,8 @@ class BulkS3(CopyingS3):
 
     async def _whole(self, found: ObjectState) -> bytes:
         await self.set_session()
-        with Bytes(LEAST, found) as head:
-            probe = Range(0, probing=True)
+        with Bytes(MIN_REQUEST, found) as head:
+            probe = RangeRequest(0, probing=True)
             probe.add(0, 0, head.memory)
             await self.transfer.fetch(found.get, [probe])
             total = probe.total or probe.length
@@ -92,7 +92,7 @@ class BulkS3(CopyingS3):
             with Bytes(total, found) as target:
                 target.memory[: probe.length] = head.memory[: probe.length]
                 rest = (probe.length, target.memory[probe.length :])
-                ranges = planned([rest], size_for(total, self.max_concurrency), compute_of(probe))
+                ranges = coalesce([rest], size_for(total, self.max_concurrency), compute_of(probe))
                 await self.transfer.fetch(found.get, ranges)
                 check(found, probe, head.memory, ranges)
                 return target.taken(total)
@@ -150,7 +150,7 @@ class BulkS3(CopyingS3):
             targets = [stack.enter_context(Bytes(max(0, end - start), found)) for start, end in limits]
             pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
             size = size_for(sum(len(memory) for _, memory in pairs), self.max_concurrency)
-            await self.transfer.fetch(found.get, planned(pairs, size))
+            await self.transfer.fetch(found.get, coalesce(pairs, size))
             return [target.taken() for target in targets]
 
     # -- from S3 to local files -------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ class BulkS3(CopyingS3):
         scope().join()
         await self.set_session()
         exclusive = mode == "create"
-        if resumable and await Resuming(self, rpath, version_id, lpath, exclusive=exclusive).fetch(callback):
+        if resumable and await ResumableDownload(self, rpath, version_id, lpath, exclusive=exclusive).fetch(callback):
             return
         with replacing(lpath, exclusive=exclusive) as descriptor:
 
             async def fetch(again: bool) -> None:
                 found = ObjectState(self, rpath, version_id)
-                probe = FileRange(descriptor, 0, LEAST, probing=True)
+                probe = FileRange(descriptor, 0, MIN_REQUEST, probing=True)
                 await self.transfer.fetch(found.get, [probe])
                 total = probe.total or probe.length
                 callback.set_size(total)

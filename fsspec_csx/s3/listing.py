@@ -206,7 +206,8 @@ class ListingS3(ConnectedS3):
                 return sorted([each async for each in listed], key=_name)
         except Exception as error:  # older releases of s3fs list without _call_s3
             raise_explained(
-                await self._explained(error, "list_objects_v2", {"Bucket": bucket}, request_outcome.Doubt()), error
+                await self._explained(error, "list_objects_v2", {"Bucket": bucket}, request_outcome.RequestOutcome()),
+                error,
             )
 
     async def _tree(

@@ -13,8 +13,8 @@ from fsspec_csx.s3.consistent_read import ObjectState
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LEAST_PART, part_size_for
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.s3.transport.range_planning import planned, size_for
-from fsspec_csx.s3.transport.request_body import Memories, Payload
+from fsspec_csx.s3.transport.range_planning import coalesce, size_for
+from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 
 class Joined:
@@ -39,7 +39,7 @@ class Joined:
         self.part = part_size_for(self.size, COPIED_PART if largest > 2 * COPIED_PART else PART)
         assert self.part >= LEAST_PART
 
-    async def body(self, start: int, end: int) -> Payload | CopiedSpan:
+    async def body(self, start: int, end: int) -> RequestBody | CopiedSpan:
         """The bytes between two positions: a span that the server can copy if they are a part of one object."""
         spans = self._spans(start, end)
         if len(spans) == 1 and spans[0].length == end - start < self.size:
@@ -49,7 +49,7 @@ class Joined:
         for span in spans:
             await self._read(span, memory[filled : filled + span.length])
             filled += span.length
-        return Memories([memory])
+        return MemoryBody([memory])
 
     def _spans(self, start: int, end: int) -> list[CopiedSpan]:
         spans = []
@@ -65,6 +65,6 @@ class Joined:
         state.etag = source.etag or None
         part = size_for(len(memory), self._fs.max_concurrency)
         try:
-            await self._fs.transfer.fetch(state.get, planned([(span.start, memory)], part))
+            await self._fs.transfer.fetch(state.get, coalesce([(span.start, memory)], part))
         except FileExpired as error:
             raise changed(str(source)) from error

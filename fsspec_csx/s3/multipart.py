@@ -20,8 +20,8 @@ from fsspec_csx.s3.client.error_mapping import BUSY, code_of
 from fsspec_csx.s3.transport.call_scope import tidying, uncancelled
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.pool import Transfer
-from fsspec_csx.s3.transport.request_body import Payload
-from fsspec_csx.s3.upload_journal import UploadRecord
+from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.upload_journal import UploadJournal
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -64,7 +64,7 @@ class Upload:
     """
 
     def __init__(
-        self, call: Call, transfer: Transfer, *, checked: bool = True, record: UploadRecord | None = None
+        self, call: Call, transfer: Transfer, *, checked: bool = True, record: UploadJournal | None = None
     ) -> None:
         self._call = call
         self._transfer = transfer
@@ -114,7 +114,7 @@ class Upload:
             record.begin(self.id, part, checksums=self._carried)
         return part
 
-    async def _found(self, record: UploadRecord) -> dict[int, Kept]:
+    async def _found(self, record: UploadJournal) -> dict[int, Kept]:
         """The parts that the server has, if they are those that were sent."""
         found: dict[int, list[Any]] = {}
         marker: dict[str, Any] = {}
@@ -149,7 +149,7 @@ class Upload:
         answer, self._carried = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
         self.id = answer["UploadId"]
 
-    async def send(self, number: int, payload: Payload) -> None:
+    async def send(self, number: int, payload: RequestBody) -> None:
         """Send a part.
 
         Args:
@@ -258,7 +258,7 @@ async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool = True, **conditions: str) -> Any:
+async def put(call: Call, transfer: Transfer, payload: RequestBody, *, checked: bool = True, **conditions: str) -> Any:
     """Make a payload the object by a single request, and return the server's answer."""
 
     async def send() -> Any:
@@ -270,7 +270,7 @@ async def put(call: Call, transfer: Transfer, payload: Payload, *, checked: bool
         return await transfer.send(send, payload)
     except (ObjectExistsError, ObjectChangedError) as error:
         found: Any = {}
-        if error.in_doubt:
+        if error.maybe_applied:
             with contextlib.suppress(OSError):
                 found = await call("head_object", ChecksumMode="ENABLED")
         if found.get("ChecksumCRC64NVME") != CRC64NVME.encoded(payload.crc64nvme):

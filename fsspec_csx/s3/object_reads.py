@@ -10,9 +10,9 @@ from fsspec_csx.s3.download import BulkS3
 from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.multipart import all_of
 from fsspec_csx.s3.small_reads import Siblings, Sweep, remember, sent
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.pool import Transfer
-from fsspec_csx.s3.transport.range_planning import LEAST, planned, size_for
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
 
 Wanted: TypeAlias = tuple[str, int, memoryview, int]
 """Bytes of an object and where they go.
@@ -92,17 +92,17 @@ class ObjectsS3(BulkS3):
         found = ObjectState(self, path, None)
         part = size_for(len(memory), self.max_concurrency)
         if start or len(memory) != size:
-            ranges = planned([(start, memory)], part)
+            ranges = coalesce([(start, memory)], part)
             await self.transfer.fetch(found.get, ranges)
             return ranges[0].total or size
-        probe = Range(0, probing=True)
-        probe.add(0, 0, memory[:LEAST])
+        probe = RangeRequest(0, probing=True)
+        probe.add(0, 0, memory[:MIN_REQUEST])
         await self.transfer.fetch(found.get, [probe])
         total = probe.length if probe.total is None else probe.total
         if total == size:
-            ranges = planned([(LEAST, memory[LEAST:])], part, compute_of(probe))
+            ranges = coalesce([(MIN_REQUEST, memory[MIN_REQUEST:])], part, compute_of(probe))
             await self.transfer.fetch(found.get, ranges)
-            check(found, probe, memory[:LEAST], ranges)
+            check(found, probe, memory[:MIN_REQUEST], ranges)
         return total
 
     readinto_objects = interruptible(_readinto_objects)

@@ -17,10 +17,10 @@ from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.multipart import Call
 from fsspec_csx.s3.readahead import ReadAhead
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
-from fsspec_csx.s3.transport.range_planning import Span, blank, checksums, planned, size_for
+from fsspec_csx.s3.transport.range_planning import Span, allocate, checksums, coalesce, size_for
 from fsspec_csx.s3.transport.request_body import single_bytes
 
 _PARALLEL_FROM = 2 * 2**20
@@ -118,7 +118,7 @@ class ReadFile(S3File):  # type: ignore[misc]
                 msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
                 raise ValueError(msg)
         part = size_for(sum(len(memory) for _, memory in spans), self.fs.max_concurrency)
-        ranges = planned(spans, part, zlib_ng.crc32 if crc32 else None)
+        ranges = coalesce(spans, part, zlib_ng.crc32 if crc32 else None)
         told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)
         work = Work(self.fs.loop, functools.partial(self._fetch, ranges, told.put))
@@ -165,12 +165,14 @@ class ReadFile(S3File):  # type: ignore[misc]
         if start >= end:
             return b""
         # It lets its memory be written to, and handed out as bytes uncopied.
-        target = io.BytesIO(blank(end - start, f"s3://{self.path}"))
+        target = io.BytesIO(allocate(end - start, f"s3://{self.path}"))
         with target.getbuffer() as memory:
-            await self._fetch(planned([(start, memory)], size_for(end - start, self.fs.max_concurrency)))
+            await self._fetch(coalesce([(start, memory)], size_for(end - start, self.fs.max_concurrency)))
         return target.getvalue()
 
-    async def _fetch(self, ranges: Sequence[Range], advance: Callable[[int], object] = lambda count: None) -> None:
+    async def _fetch(
+        self, ranges: Sequence[RangeRequest], advance: Callable[[int], object] = lambda count: None
+    ) -> None:
         pinned = version_id_kw(self.version_id)
         read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
 

@@ -18,7 +18,7 @@ from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3.consistent_read import ObjectState, Stamp, stamp_of, twice
 from fsspec_csx.s3.transport.byte_range import FileRange
 from fsspec_csx.s3.transport.checksum import CRC64NVME
-from fsspec_csx.s3.transport.range_planning import LEAST, size_for
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
 from fsspec_csx.s3.upload_journal import digest, lock, own
 from fsspec_csx.storage.local_file import beside, name_full, place, replaceable
 
@@ -132,7 +132,7 @@ class _MarkedRange(FileRange):
                 raise
 
 
-class Resuming:
+class ResumableDownload:
     """A download that goes on with what a former one has left.
 
     Args:
@@ -157,7 +157,7 @@ class Resuming:
 
     async def _fetch(self, callback: Callback) -> bool:
         stamp = await stamp_of(self._fs, self._rpath, self._version)
-        if stamp.size <= LEAST or not stamp.etag:
+        if stamp.size <= MIN_REQUEST or not stamp.etag:
             return False
         found = ObjectState(self._fs, self._rpath, self._version)
         found.etag = stamp.etag

@@ -19,7 +19,7 @@ from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
 from fsspec_csx.s3.upload import UploadingS3
-from fsspec_csx.s3.upload_journal import Origin, recorded
+from fsspec_csx.s3.upload_journal import SourceFingerprint, recorded
 from fsspec_csx.s3.versions import writable
 
 logger = logging.getLogger("fsspec_csx")
@@ -74,7 +74,7 @@ class ServerCopiesS3(UploadingS3):
             return
         stamp = await stamp_of(self, path1)
         source = self._source(path1, stamp)
-        origin = Origin(f"{self._endpoint} {path1}", f"{stamp.etag} {stamp.size}") if resumable else None
+        origin = SourceFingerprint(f"{self._endpoint} {path1}", f"{stamp.etag} {stamp.size}") if resumable else None
         await self._copy_spans(source.spans(_part(stamp.size)), path2, stamp, kwargs, callback, mode, origin=origin)
 
     async def _copy_managed(self, path1: str, path2: str, size: int, block: int = COPIED_PART, **kwargs: Any) -> None:
@@ -142,7 +142,7 @@ class ServerCopiesS3(UploadingS3):
         callback: Callback = DEFAULT_CALLBACK,
         mode: str = "overwrite",
         *,
-        origin: Origin | None = None,
+        origin: SourceFingerprint | None = None,
         etag: str = "",
     ) -> None:
         """Make an object of parts that the server copies from another, or from itself.

@@ -20,7 +20,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 
 from fsspec_csx.s3.consistent_read import ObjectState, check
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
 from fsspec_csx.s3.transport.pool import Transfer
 
@@ -132,7 +132,7 @@ class Sweep:
                 number, state, memory = queue.popleft()
             except IndexError:
                 return
-            wanted = Range(0, probing=True)
+            wanted = RangeRequest(0, probing=True)
             wanted.add(0, 0, memory)
             try:
                 done: Future[None] = self._scope.begin(wanted, Future)
@@ -146,7 +146,7 @@ class Sweep:
                 found[number] = size
                 self._loop.call_soon_threadsafe(self._advance, len(memory))
 
-    def _read(self, state: ObjectState, wanted: Range, memory: memoryview) -> int | None:
+    def _read(self, state: ObjectState, wanted: RangeRequest, memory: memoryview) -> int | None:
         try:
             answer = self._transfer._get(self._siblings.request(state.key), wanted)
             if answer.status_code != 200 or not wanted.complete:

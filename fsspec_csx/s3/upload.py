@@ -18,8 +18,8 @@ from fsspec_csx.s3.multipart import Call, Kept, Upload, all_of, put
 from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
-from fsspec_csx.s3.transport.request_body import FilePart, Memories, Payload, changed, single_bytes
-from fsspec_csx.s3.upload_journal import Origin, recorded
+from fsspec_csx.s3.transport.request_body import FileSliceBody, MemoryBody, RequestBody, changed, single_bytes
+from fsspec_csx.s3.upload_journal import SourceFingerprint, recorded
 from fsspec_csx.s3.versions import writable
 
 
@@ -42,8 +42,8 @@ class UploadingS3(DeletingS3):
         """
         memory = single_bytes(data.encode() if isinstance(data, str) else data)
 
-        async def payload(start: int, end: int) -> Payload:
-            return Memories([memory[start:end]])
+        async def payload(start: int, end: int) -> RequestBody:
+            return MemoryBody([memory[start:end]])
 
         return await self._send(path, len(memory), payload, chunksize, mode, kwargs)
 
@@ -105,15 +105,17 @@ class UploadingS3(DeletingS3):
             size = size or len(memory)
             callback.set_size(size)
 
-            async def payload(start: int, end: int) -> Payload:
-                return Memories([memory[start:end]]) if memory else FilePart(descriptor, lpath, start, end - start)
+            async def payload(start: int, end: int) -> RequestBody:
+                return (
+                    MemoryBody([memory[start:end]]) if memory else FileSliceBody(descriptor, lpath, start, end - start)
+                )
 
             def unchanged(checksum: int | None = None) -> None:
                 if not memory and _state(lpath) != before:
                     raise changed(lpath)
 
             before = _state(descriptor)
-            origin = Origin(os.path.realpath(lpath), before) if resumable and not memory else None
+            origin = SourceFingerprint(os.path.realpath(lpath), before) if resumable and not memory else None
             checks: dict[str, Any] = {"origin": origin, "ready": unchanged} if origin else {}
             try:
                 await self._send(rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
@@ -125,14 +127,14 @@ class UploadingS3(DeletingS3):
         self,
         path: str,
         size: int,
-        payload: Callable[[int, int], Awaitable[Payload | CopiedSpan]],
+        payload: Callable[[int, int], Awaitable[RequestBody | CopiedSpan]],
         part: int | None,
         mode: str,
         options: dict[str, Any],
         advance: Callable[[int], object] = lambda count: None,
         *,
         in_memory: int | None = None,
-        origin: Origin | None = None,
+        origin: SourceFingerprint | None = None,
         ready: Callable[[int | None], object] = lambda checksum: None,
     ) -> Any:
         """Make an object of payloads, each of the bytes between two positions.
@@ -159,7 +161,7 @@ class UploadingS3(DeletingS3):
                 return await call(method, **parameters)
 
             whole = await payload(0, size)
-            assert isinstance(whole, Payload)
+            assert isinstance(whole, RequestBody)
             answer = await put(call_when_ready, self.transfer, whole, checked=checked, **match)
             advance(size)
             self.invalidate_cache(path)
@@ -200,7 +202,7 @@ class UploadingS3(DeletingS3):
     put_file = interruptible(_put_file)
 
 
-async def _same(kept: Kept | None, payload: Payload | CopiedSpan) -> bool:
+async def _same(kept: Kept | None, payload: RequestBody | CopiedSpan) -> bool:
     """Whether a part that the server has is of these bytes."""
     if isinstance(payload, CopiedSpan):
         return False

@@ -17,7 +17,7 @@ _LARGEST = 4 * 2**20  # bytes; 10,000 parts take less than a quarter
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceFingerprint:
     """Where the bytes of an upload come from.
 
     Attributes:
@@ -29,7 +29,7 @@ class Origin:
     state: str
 
 
-class UploadRecord:
+class UploadJournal:
     """What is known of an upload; in a file, whose first line is a JSON object, and each other one of a part.
 
     Args:
@@ -99,7 +99,7 @@ class UploadRecord:
 
 
 @contextlib.contextmanager
-def recorded(origin: Origin | None, target: str) -> Iterator[UploadRecord | None]:
+def recorded(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
     """The record of the uploads from one source to one target, for this process alone.
 
     Args:
@@ -114,7 +114,7 @@ def recorded(origin: Origin | None, target: str) -> Iterator[UploadRecord | None
     if origin is None or path is None or descriptor is None:
         yield None
         return
-    record = UploadRecord(descriptor, origin.state, target)
+    record = UploadJournal(descriptor, origin.state, target)
     try:
         yield record
     finally:

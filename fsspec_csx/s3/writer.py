@@ -13,7 +13,7 @@ from fsspec_csx.s3.multipart import Call, Upload, all_of, put
 from fsspec_csx.s3.part_sizes import LARGEST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import PART, Transfer
-from fsspec_csx.s3.transport.request_body import Memories, Payload
+from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 # Bytes of memory of our own on their way; another part is being filled meanwhile.
 _OWN_IN_FLIGHT = 48 * 2**20
@@ -70,7 +70,7 @@ class PartWriter:
         self._sealed = self._used = 0
         self._sent_before = 0
         self._changed = threading.Condition()
-        self._in_flight: dict[Future[None], Payload] = {}
+        self._in_flight: dict[Future[None], RequestBody] = {}
         self._own_in_flight = 0
         self._failure: BaseException | None = None
         self._awaited: Work | None = None
@@ -173,9 +173,9 @@ class PartWriter:
             self._memories.append(self._chunk[self._sealed : self._used])
             self._sealed = self._used
 
-    def _payload(self) -> Payload:
+    def _payload(self) -> RequestBody:
         self._seal()
-        payload = Memories(self._memories)
+        payload = MemoryBody(self._memories)
         self._memories = []
         self._filled = self._own = 0
         return payload

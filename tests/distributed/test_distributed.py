@@ -784,12 +784,12 @@ if rank == lost:
 try:
     getattr(distributed, verb)({"x": torch.ones(3)}, f"{sys.argv[1]}/checkpoint")
 except LostProcessError as error:
-    print(error.in_doubt, error)
+    print(error.maybe_applied, error)
 """
 
 
 @pytest.mark.parametrize(
-    ("verb", "lost", "number", "in_doubt"),
+    ("verb", "lost", "number", "maybe_applied"),
     [
         ("save", 1, signal.SIGKILL, False),
         ("save", 0, signal.SIGKILL, True),
@@ -797,7 +797,7 @@ except LostProcessError as error:
         ("load", 1, signal.SIGKILL, False),
     ],
 )
-def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, in_doubt: bool) -> None:
+def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, maybe_applied: bool) -> None:
     """A process is told that another one was killed, or hangs, and by an error of ours; the old checkpoint stays."""
     distributed.save({"x": torch.zeros(3)}, tmp_path / "checkpoint")
     (tmp_path / "losing.py").write_text(LOSING)
@@ -812,8 +812,8 @@ def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, in_doub
         for process in started:
             with process:
                 process.kill()
-    assert told.startswith(f"{in_doubt} Another process of this job has ended, or does not answer in time: "), told
-    assert ("may have been done" in told) == in_doubt
+    assert told.startswith(f"{maybe_applied} Another process of this job has ended, or does not answer in time: "), told
+    assert ("may have been done" in told) == maybe_applied
     assert distributed.whole(tmp_path / "checkpoint")["x"].sum() == 0
     assert distributed.leftovers(tmp_path / "checkpoint") == []
 

@@ -14,7 +14,7 @@ from aiohttp import ClientSession
 from conftest import recorded_requests
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.testing import LocalS3
 
 
@@ -67,7 +67,7 @@ def test_clients_of_regions(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         pytest.fail("the bytes came by another way than the threads")
 
-    monkeypatch.setattr(Range, "accept", refuse)
+    monkeypatch.setattr(RangeRequest, "accept", refuse)
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")

@@ -43,10 +43,10 @@ def test_number_and_name_are_kept(kind: type[errors.CSXError], way: object) -> N
     error = kind("What happened.", "What to do.")
     assert isinstance(error, OSError)
     error.filename = "s3://bucket/key"
-    error.leave_doubt("PutObject")
+    error.mark_maybe_applied("PutObject")
     assert callable(way)
     back = way(error)
-    assert (back.errno, back.filename, back.in_doubt) == (error.errno, "s3://bucket/key", True)
+    assert (back.errno, back.filename, back.maybe_applied) == (error.errno, "s3://bucket/key", True)
     assert str(back) == str(error)
 
 

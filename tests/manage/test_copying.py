@@ -32,7 +32,7 @@ from fsspec_csx.manage.patterns import expanded
 from fsspec_csx.manage.sameness import same
 from fsspec_csx.s3 import server_copy
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.request_body import FilePart
+from fsspec_csx.s3.transport.request_body import FileSliceBody
 from fsspec_csx.testing import LocalS3
 
 DATA = os.urandom(20 * MIB + 4321)
@@ -282,13 +282,13 @@ def test_changed_small_source_is_no_copy(
     """A source that changes between the two times that it is read, for its checksum and to be sent, is an error."""
     path, target = tmp_path / "x.mdl", written(f"{folder('s3')}/y.mdl", b"former")
     path.write_bytes(DATA[:MIB])
-    prepare = FilePart.prepare
+    prepare = FileSliceBody.prepare
 
-    def change_afterwards(part: FilePart) -> None:
+    def change_afterwards(part: FileSliceBody) -> None:
         prepare(part)
         path.write_bytes(DATA[:MIB][::-1])
 
-    monkeypatch.setattr(FilePart, "prepare", change_afterwards)
+    monkeypatch.setattr(FileSliceBody, "prepare", change_afterwards)
     with pytest.raises(OSError, match=CHANGED):
         copy(path, target, overwrite=True)
     assert content(target) == b"former"

@@ -253,7 +253,7 @@ def test_tracebacks_in_logs(seen: Seen) -> None:
 )
 def test_forms_of_secrets(text: str) -> None:
     """Each form in which a header, a URL or a dict shows a secret is blotted, and what is around it stays."""
-    shown = redaction.blotted(f"before {text} and after")
+    shown = redaction.redact(f"before {text} and after")
     assert "SECRETVALUE" not in shown
     assert "VALUE@" not in shown
     assert shown.startswith("before ")
@@ -274,7 +274,7 @@ def test_forms_of_secrets(text: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     """Names and messages that only look alike are left as they are."""
-    assert redaction.blotted(text) == text
+    assert redaction.redact(text) == text
 
 
 # -- what is kept, and carried to other processes -------------------------------------------------------------------

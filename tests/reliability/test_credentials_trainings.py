@@ -146,7 +146,7 @@ def test_what_a_training_leaves(
 
 def test_names_of_secrets() -> None:
     """What counts as a secret is the value of a setting of such a name, or a password in a URL, and no short word."""
-    redaction.conceal(
+    redaction.register_secrets(
         {
             "data": [{"aws_secret_access_key": "value-number-one", "url": "x::ftp://u:value-number-two@h/p"}],
             "token": "value-number-three",
@@ -158,9 +158,9 @@ def test_names_of_secrets() -> None:
         }
     )
     told = "value-number-one value-number-two value-number-three value-number-four"
-    assert redaction.blotted(told) == "*** *** *** ***"
+    assert redaction.redact(told) == "*** *** *** ***"
     kept = "short a-tokenizer <padding> no-secret-at-all"
-    assert redaction.blotted(kept) == kept
+    assert redaction.redact(kept) == kept
 
 
 @pytest.mark.long

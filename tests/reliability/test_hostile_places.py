@@ -21,10 +21,10 @@ from fsspec_csx.manage import s3
 from fsspec_csx.manage.copy import copy
 from fsspec_csx.s3 import resumable_download, upload_journal
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.range_planning import LEAST
-from fsspec_csx.s3.upload_journal import Origin, recorded
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
+from fsspec_csx.s3.upload_journal import SourceFingerprint, recorded
 
-ORIGIN = Origin("source", "state")
+ORIGIN = SourceFingerprint("source", "state")
 ESCAPE = "\x1b[31m"
 
 # -- what is remembered of uploads -------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_download_in_the_place_of_another_file(
     plant: Callable[[Path, Path], None],
 ) -> None:
     """A link that waits where a download is to be gone on with is not written to, and the download succeeds."""
-    data = os.urandom(LEAST + 1000)
+    data = os.urandom(MIN_REQUEST + 1000)
     fs.pipe_file(f"{bucket}/x", data)
     names: list[str] = []
 

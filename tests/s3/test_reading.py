@@ -22,7 +22,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.range_planning import LEAST, planned
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
@@ -228,7 +228,7 @@ def test_plans_cover_all() -> None:
         part = chosen.choice([100_000, 131_072, 1_000_000])
         spans = spans_of(pairs)
         source = np.arange(300_000, dtype=np.uint32).view(np.uint8)[: 5000 + 200_000].tobytes()
-        for each in planned(spans, part):
+        for each in coalesce(spans, part):
             assert 0 < each.length <= part
             each.accept(source[each.start : each.end])
         assert all(memory == source[position : position + len(memory)] for position, memory in spans)
@@ -247,7 +247,15 @@ def test_cat_file_of_small_ranges(fs: CSXFileSystem, start: int | None, end: int
 
 @pytest.mark.parametrize(
     ("start", "end"),
-    [(None, None), (0, LEAST), (0, LEAST + 1), (1, -1), (5, None), (len(DATA) - 9, 2 * len(DATA)), (-9 * MIB, None)],
+    [
+        (None, None),
+        (0, MIN_REQUEST),
+        (0, MIN_REQUEST + 1),
+        (1, -1),
+        (5, None),
+        (len(DATA) - 9, 2 * len(DATA)),
+        (-9 * MIB, None),
+    ],
 )
 def test_cat_file_of_a_large_object(fs: CSXFileSystem, start: int | None, end: int | None) -> None:
     """So do those that take many requests."""
@@ -292,7 +300,7 @@ def test_versions(server: LocalS3, bucket: str) -> None:
     """Former versions are read, whole or in part, large or small."""
     fs = fsspec.filesystem("s3", **server.storage_options(), version_aware=True)
     fs.make_bucket_versioned(bucket)
-    large = DATA[: LEAST + 10]
+    large = DATA[: MIN_REQUEST + 10]
     fs.pipe_file(f"{bucket}/object", large)
     former = fs.object_version_info(f"{bucket}/object")[0]["VersionId"]
     fs.pipe_file(f"{bucket}/object", b"new")
@@ -307,8 +315,8 @@ def test_stale_listing_is_no_obstacle(server: LocalS3, fs: CSXFileSystem, bucket
     fs.pipe_file(f"{bucket}/object", b"old" * 1000)
     listing = fsspec.filesystem("s3", **server.storage_options(), skip_instance_cache=True)
     listing.ls(bucket)
-    fs.pipe_file(f"{bucket}/object", DATA[: 2 * LEAST])
-    assert listing.cat_file(f"{bucket}/object", start=-LEAST - 1) == DATA[LEAST - 1 : 2 * LEAST]
+    fs.pipe_file(f"{bucket}/object", DATA[: 2 * MIN_REQUEST])
+    assert listing.cat_file(f"{bucket}/object", start=-MIN_REQUEST - 1) == DATA[MIN_REQUEST - 1 : 2 * MIN_REQUEST]
     fs.pipe_file(f"{bucket}/object", b"new" * 100)
     listing.ls(bucket, refresh=True)
     fs.pipe_file(f"{bucket}/object", b"last" * 100)

@@ -25,14 +25,14 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError, EndpointError, ExpiredCredentialsError, ObjectExistsError
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.range_planning import LEAST
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
 BUCKET = "faults"
 BLOCK = 5 * MIB
-DATA = os.urandom(3 * LEAST + 4321)
-OTHER = os.urandom(2 * LEAST + 1234)
+DATA = os.urandom(3 * MIN_REQUEST + 4321)
+OTHER = os.urandom(2 * MIN_REQUEST + 1234)
 PATH = "faults/object"
 
 Read = Callable[[CSXFileSystem, str, Path], bytes]
@@ -60,7 +60,7 @@ READS: dict[str, Read] = {
     "cat_file": lambda fs, path, folder: fs.cat_file(path),
     "cat_range": lambda fs, path, folder: fs.cat_file(path, start=0, end=10**9),
     "cat_ranges": lambda fs, path, folder: b"".join(
-        fs.cat_ranges([path] * 2, [0, LEAST], [LEAST, None], on_error="raise")
+        fs.cat_ranges([path] * 2, [0, MIN_REQUEST], [MIN_REQUEST, None], on_error="raise")
     ),
     "get_file": get_file,
 }
@@ -142,7 +142,7 @@ def test_cut_read_goes_on_where_it_was_cut(
     gets = proxy.made("GET")
     asked = [one.span for one in gets]
     for one in gets[:3]:
-        first, end = one.span or (0, LEAST)
+        first, end = one.span or (0, MIN_REQUEST)
         missing = (first + one.sent, end) if one.sent else one.span
         assert one.sent == end - first or asked.count(missing) == 1 or (not one.sent and asked.count(missing) > 1)
 

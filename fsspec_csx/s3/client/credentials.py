@@ -32,7 +32,7 @@ from fsspec_csx.errors import (
     NoCredentialsError,
     UnknownProfileError,
 )
-from fsspec_csx.redaction import blotted, without_user
+from fsspec_csx.redaction import redact, without_user
 from fsspec_csx.s3.client.half_pairs import CLIENT_SECRETS, check_session
 from fsspec_csx.s3.transport.failures import RedirectedError
 
@@ -178,8 +178,8 @@ def _told(session: Session) -> Iterator[None]:
 
 def raise_explained(error: Exception, session: Session) -> NoReturn:
     """Raise what went wrong while credentials were looked up as an error of ours, chained unless it shows a secret."""
-    said = blotted(" ".join(str(error).split()).rstrip("."))
-    raise _explained(error, session, said) from (error if blotted(str(error)) == str(error) else None)
+    said = redact(" ".join(str(error).split()).rstrip("."))
+    raise _explained(error, session, said) from (error if redact(str(error)) == str(error) else None)
 
 
 def _explained(error: Exception, session: Session, said: str) -> CSXError:

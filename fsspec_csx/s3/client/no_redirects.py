@@ -20,7 +20,7 @@ from fsspec_csx.s3.transport.failures import InvalidResponseError, RedirectedErr
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 
 
-class StraightHTTPSession(AIOHTTPSession):  # type: ignore[misc]
+class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
     """The connections of a client, which follow no redirect and take no answer without end."""
 
     async def send(self, request: Any) -> Any:
@@ -47,7 +47,7 @@ class _Straight:
         return await received(method, self._session.request(method, **kwargs, allow_redirects=False))
 
 
-class StraightSession(AioSession):  # type: ignore[misc]
+class NoRedirectSession(AioSession):  # type: ignore[misc]
     """A session none of whose clients, those that ask for credentials included, follows a redirect."""
 
     def create_client(self, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -64,7 +64,7 @@ class StraightSession(AioSession):  # type: ignore[misc]
 def _straight(config: Any) -> Any:
     config = AioConfig() if config is None else config
     if getattr(config, "http_session_cls", None) is AIOHTTPSession:
-        config.http_session_cls = StraightHTTPSession
+        config.http_session_cls = BoundedHTTPSession
     return config
 
 
@@ -74,7 +74,7 @@ def hold(session: Any) -> None:
     Args:
         session: of aiobotocore. One that is not of this module is changed in that, and that alone.
     """
-    if not isinstance(session, StraightSession) and "create_client" not in vars(session):
+    if not isinstance(session, NoRedirectSession) and "create_client" not in vars(session):
         make = session.create_client
         session.create_client = lambda *args, config=None, **rest: make(*args, config=_straight(config), **rest)
     for provider in session.get_component("credential_provider").providers:

@@ -25,7 +25,7 @@ _NOT_SENT = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyC
 _VAGUE = frozenset({500, 502, 504})
 
 
-class Doubt:
+class RequestOutcome:
     """Of one request.
 
     Attributes:
@@ -36,13 +36,13 @@ class Doubt:
         self.unheard = False
 
 
-_current: ContextVar[Doubt | None] = ContextVar("current", default=None)
+_current: ContextVar[RequestOutcome | None] = ContextVar("current", default=None)
 
 
 @contextmanager
-def doubt() -> Iterator[Doubt]:
+def doubt() -> Iterator[RequestOutcome]:
     """Watch the request that the block makes."""
-    found = Doubt()
+    found = RequestOutcome()
     reset = _current.set(found)
     try:
         yield found
@@ -71,7 +71,7 @@ def _note(response: Any = None, caught_exception: Exception | None = None, **_: 
         found.unheard = found.unheard or response[0].status_code in _VAGUE
 
 
-def told(error: Exception, found: Doubt, operation: str, target: str) -> None:
+def told(error: Exception, found: RequestOutcome, operation: str, target: str) -> None:
     """Let an error of ours say that what was asked may have been done, if that is so."""
     if found.unheard and operation in _CHANGES and isinstance(error, CSXError):
-        error.leave_doubt(f"{operation} on {target}")
+        error.mark_maybe_applied(f"{operation} on {target}")

@@ -30,34 +30,34 @@ class _Piece:
     def __init__(self, start: int) -> None:
         self.start = start
         self.length = 0
-        self.homes: list[tuple[int, int, memoryview]] = []
+        self.targets: list[tuple[int, int, memoryview]] = []
         self.crc = 0
         self._memory: memoryview | None = None
 
     @property
     def direct(self) -> bool:
         """Whether the bytes are read straight into their home."""
-        return len(self.homes) == 1 and len(self.homes[0][2]) == self.length
+        return len(self.targets) == 1 and len(self.targets[0][2]) == self.length
 
     def add(self, span: int, position: int, memory: memoryview) -> None:
-        self.homes.append((span, position, memory))
+        self.targets.append((span, position, memory))
         self.length = position + len(memory) - self.start
 
     @property
     def memory(self) -> memoryview:
         if self._memory is None:
-            self._memory = self.homes[0][2] if self.direct else memoryview(bytearray(self.length))
+            self._memory = self.targets[0][2] if self.direct else memoryview(bytearray(self.length))
         return self._memory
 
-    def settle(self) -> None:
+    def scatter(self) -> None:
         """Bring the bytes home, once all have come, and let go of the memory that they were read into."""
         memory, self._memory = self.memory, None
         if not self.direct:
-            for _, position, home in self.homes:
-                home[:] = memory[position - self.start :][: len(home)]
+            for _, position, target in self.targets:
+                target[:] = memory[position - self.start :][: len(target)]
 
 
-class Range:
+class RangeRequest:
     """What one request fetches.
 
     Args:
@@ -187,7 +187,7 @@ class Range:
         """Whether the answer has more bytes than are read of it."""
         return self._probing and self.total is not None and self.total > self.end
 
-    def rest(self, most: int) -> memoryview:
+    def next_buffer(self, most: int) -> memoryview:
         """The next memory to be filled, of at most so many bytes; empty when the range is complete."""
         if self.complete:
             return memoryview(b"")
@@ -196,14 +196,14 @@ class Range:
         return piece.memory[offset : min(offset + most, offset + self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """So many bytes of ``rest`` were filled."""
+        """So many bytes of ``next_buffer`` were filled."""
         piece = self._pieces[self._current]
         offset = self.start + self.filled - piece.start
         if self._check is not None and piece.direct:
             piece.crc = self._check(piece.memory[offset : offset + count], piece.crc)
         self.filled += count
         if offset + count == piece.length:
-            piece.settle()
+            piece.scatter()
             self._current += 1
 
     def accept(self, data: bytes) -> None:
@@ -220,7 +220,7 @@ class Range:
         if len(data) != self.length:
             msg = f"{len(data)} bytes came where {self.length} were asked for."
             raise OSError(msg)
-        while len(memory := self.rest(self.length)):
+        while len(memory := self.next_buffer(self.length)):
             memory[:] = data[self.filled : self.filled + len(memory)]
             self.advance(len(memory))
 
@@ -231,11 +231,11 @@ class Range:
         return [
             (span, position, piece.crc if piece.direct else check(memory, 0), len(memory))
             for piece in self._pieces
-            for span, position, memory in piece.homes
+            for span, position, memory in piece.targets
         ]
 
 
-class FileRange(Range):
+class FileRange(RangeRequest):
     """A range whose bytes are written to a local file, at the same positions as in the object.
 
     Args:
@@ -254,14 +254,14 @@ class FileRange(Range):
         """Forget what has come."""
         self.filled = self._checksum = 0
 
-    def rest(self, most: int) -> memoryview:
+    def next_buffer(self, most: int) -> memoryview:
         """Memory for the next bytes, at most so many; empty when the range is complete."""
         if not self._buffer:
             self._buffer = memoryview(bytearray(most))
         return self._buffer[: min(most, self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """Write so many bytes of ``rest``.
+        """Write so many bytes of ``next_buffer``.
 
         Raises:
             OSError: if the disk is full, for instance.

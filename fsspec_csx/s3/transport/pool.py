@@ -21,11 +21,18 @@ from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
 from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
-from fsspec_csx.s3.transport.request_body import Payload
-from fsspec_csx.s3.transport.sockets import PlainPool, break_off, drained, fill, socket_options, told
+from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.sockets import (
+    PlainPool,
+    abort_connection,
+    read_body,
+    recv_into,
+    socket_options,
+    translate_errors,
+)
 
 T = TypeVar("T")
 
@@ -43,7 +50,7 @@ _STUCK_SECONDS = 1.0
 _NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
 
 # The range that the running task asks for; None where botocore's own connection shall answer.
-_asked: ContextVar[Range | None] = ContextVar("asked", default=None)
+_asked: ContextVar[RangeRequest | None] = ContextVar("asked", default=None)
 
 
 class Transfer:
@@ -96,7 +103,7 @@ class Transfer:
     async def fetch(
         self,
         get: Callable[..., Awaitable[Any]],
-        ranges: Sequence[Range],
+        ranges: Sequence[RangeRequest],
         advance: Callable[[int], object] = lambda count: None,
     ) -> None:
         """Fill the memories of ranges of an object, several at a time.
@@ -112,7 +119,7 @@ class Transfer:
 
         scope().join()
 
-        async def fetch_one(wanted: Range) -> None:
+        async def fetch_one(wanted: RangeRequest) -> None:
             async with self._slots:
                 _asked.set(wanted)
                 span = wanted.header()
@@ -129,7 +136,7 @@ class Transfer:
             await uncancelled(self._given_up(tasks, ranges))
             raise
 
-    async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[Range]) -> None:
+    async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[RangeRequest]) -> None:
         for task in tasks:
             task.cancel()
         for each in ranges:
@@ -137,7 +144,7 @@ class Transfer:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.ended(ranges)
 
-    async def send(self, put: Callable[[], Awaitable[T]], payload: Payload) -> T:
+    async def send(self, put: Callable[[], Awaitable[T]], payload: RequestBody) -> T:
         """Send a payload when it is its turn.
 
         Args:
@@ -167,11 +174,11 @@ class Transfer:
                 await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
 
     def _before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        if isinstance(params.get("Body"), Payload):
+        if isinstance(params.get("Body"), RequestBody):
             context["client_config"] = self._for_payloads
 
     def _before_signing(self, request: Any, **_: Any) -> None:
-        if isinstance(request.data, Payload):
+        if isinstance(request.data, RequestBody):
             del request.headers["Expect"]  # it would cost a round trip; the body can be sent again
         elif (wanted := _asked.get()) is not None and (span := wanted.header()):
             del request.headers["Range"]
@@ -181,10 +188,10 @@ class Transfer:
                 request.headers["If-Match"] = wanted.etag
 
     async def _answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
-        body = request.body if isinstance(request.body, Payload) else _asked.get()
+        body = request.body if isinstance(request.body, RequestBody) else _asked.get()
         if body is None:
             return None
-        exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, Payload) else self._get
+        exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, RequestBody) else self._get
         thread = scope().begin(body, functools.partial(self._threads.submit, exchange, request, body))
         return await asyncio.wrap_future(thread)
 
@@ -199,7 +206,7 @@ class Transfer:
                 raise
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
 
-    def _put(self, request: Any, payload: Payload) -> AioAWSResponse:
+    def _put(self, request: Any, payload: RequestBody) -> AioAWSResponse:
         outgoing = copy.copy(request)
         outgoing.body = payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS)
         outgoing.stream_output = True
@@ -209,22 +216,22 @@ class Transfer:
             if payload.failure is not None:  # not the connection's, so that there is no use in another
                 raise payload.failure from error
             raise
-        with told(answer, request):
-            return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(drained(answer)))
+        with translate_errors(answer, request):
+            return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
 
-    def _get(self, request: Any, wanted: Range) -> AioAWSResponse:
+    def _get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
         answer = self._send(request)
         body = b""
         try:
-            with told(answer, request, wanted):
+            with translate_errors(answer, request, wanted):
                 if 200 <= answer.status_code < 300:
-                    wanted.interrupt = functools.partial(break_off, answer.raw)
-                    fill(wanted, answer)
+                    wanted.interrupt = functools.partial(abort_connection, answer.raw)
+                    recv_into(wanted, answer)
                     if wanted.cut_off:
                         answer.raw.close()
                     headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
                 else:
-                    body, headers = drained(answer), answer.headers
+                    body, headers = read_body(answer), answer.headers
         finally:
             wanted.interrupt = None
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))

@@ -29,7 +29,7 @@ def changed(path: str) -> OSError:
     return OSError(f"{path} changed while it was copied. Copy it again when nothing writes to it any more.")
 
 
-class Payload(io.RawIOBase):
+class RequestBody(io.RawIOBase):
     """Bytes to be sent, as a file for those who can only read files.
 
     Attributes:
@@ -110,7 +110,7 @@ class Payload(io.RawIOBase):
         return len(found)
 
 
-class Memories(Payload):
+class MemoryBody(RequestBody):
     """A payload that lies in memory, in pieces that are not joined.
 
     Args:
@@ -130,7 +130,7 @@ class Memories(Payload):
             start = max(0, start - len(memory))
 
 
-class FilePart(Payload):
+class FileSliceBody(RequestBody):
     """A payload that is a part of a local file, read as it is sent.
 
     Args:

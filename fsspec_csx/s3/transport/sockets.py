@@ -13,7 +13,7 @@ from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 
 from fsspec_csx.s3.transport.bounded_body import taken_from
-from fsspec_csx.s3.transport.byte_range import Range
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 
 # What one call of the system may fill: between two, it is seen whether the bytes are still wanted.
 _STEP = 2**20
@@ -35,7 +35,7 @@ class PlainPool(AWSHTTPConnectionPool):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def told(answer: Any, request: Any, wanted: Range | None = None) -> Iterator[None]:
+def translate_errors(answer: Any, request: Any, wanted: RangeRequest | None = None) -> Iterator[None]:
     """Tell what goes wrong while an answer is read as botocore does, and give its connection back."""
     try:
         yield
@@ -54,7 +54,7 @@ def told(answer: Any, request: Any, wanted: Range | None = None) -> Iterator[Non
         answer.raw.release_conn()
 
 
-def drained(answer: Any) -> bytes:
+def read_body(answer: Any) -> bytes:
     """The body of an answer that is no object."""
     source = answer.raw._fp
 
@@ -73,10 +73,10 @@ def drained(answer: Any) -> bytes:
     return body
 
 
-def fill(wanted: Range, answer: Any) -> None:
+def recv_into(wanted: RangeRequest, answer: Any) -> None:
     """Read a body straight into memory, by the system's own calls on it: urllib3 would copy."""
     wanted.expect(answer.status_code, answer.headers)
-    while len(memory := wanted.rest(_STEP)):
+    while len(memory := wanted.next_buffer(_STEP)):
         count = 0 if wanted.given_up else answer.raw._fp.readinto(memory)
         if not count:
             msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
@@ -84,7 +84,7 @@ def fill(wanted: Range, answer: Any) -> None:
         wanted.advance(count)
 
 
-def break_off(source: Any) -> None:
+def abort_connection(source: Any) -> None:
     """Let a call of the system that waits for bytes return."""
     link = getattr(source.connection, "sock", None)
     if link is not None:

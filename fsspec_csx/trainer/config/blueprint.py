@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from fsspec_csx.errors import ConfigError, CSXError
-from fsspec_csx.redaction import blotted
+from fsspec_csx.redaction import redact
 from fsspec_csx.trainer.config.hints import fitted, shown
 from fsspec_csx.trainer.config.imported import imported, nearest
 
@@ -53,7 +53,7 @@ class Blueprint:
 
     def refused(self, error: Exception) -> ConfigError:
         """An error with the path of what it is about."""
-        said = blotted(str(error))
+        said = redact(str(error))
         cause, dot, remedy = said.rpartition(". ")
         if dot and remedy.endswith("."):  # as the errors of this package are
             return ConfigError(f"{self.path}: {cause}.", remedy)

@@ -18,7 +18,7 @@ import torch
 
 import fsspec_csx.trainer as trainer_module
 from fsspec_csx.errors import ConfigError
-from fsspec_csx.redaction import conceal
+from fsspec_csx.redaction import register_secrets
 from fsspec_csx.settings import backends
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpointing import Checkpoint
@@ -98,7 +98,7 @@ class Config:
         model_dir: str | None = None,
         profile: str | None = None,
     ) -> None:
-        conceal(config)
+        register_secrets(config)
         top = _mapping(config, "The configuration")
         check_keys(top, ["trainer"], "")
         sections = _mapping(top.get("trainer"), "trainer")

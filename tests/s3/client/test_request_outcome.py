@@ -69,7 +69,7 @@ def test_object_of_someone_else(far: CSXFileSystem, fs: CSXFileSystem, proxy: Fa
 
 
 @pytest.mark.parametrize(
-    ("fault", "in_doubt"),
+    ("fault", "maybe_applied"),
     [
         (Fault(cut_down=0), True),
         (Fault(answer=error_answer(500, "InternalError")), True),
@@ -78,7 +78,7 @@ def test_object_of_someone_else(far: CSXFileSystem, fs: CSXFileSystem, proxy: Fa
 )
 @pytest.mark.parametrize("size", [4, 6 * MIB])
 def test_error_says_what_may_have_been_done(
-    far: CSXFileSystem, proxy: FaultProxy, path: str, size: int, fault: Fault, in_doubt: bool
+    far: CSXFileSystem, proxy: FaultProxy, path: str, size: int, fault: Fault, maybe_applied: bool
 ) -> None:
     """An error says that the object may have been written, where no answer excludes it."""
     method, query = ("PUT", "") if size < MIB else ("POST", "uploadId")
@@ -86,8 +86,8 @@ def test_error_says_what_may_have_been_done(
     with pytest.raises(EndpointError) as caught:
         far.pipe_file(path, bytes(size), chunksize=5 * MIB)
     operation = "PutObject" if size < MIB else "CompleteMultipartUpload"
-    assert caught.value.in_doubt == in_doubt
-    assert (f"; {operation} on s3://{path} may have been done all the same." in str(caught.value)) == in_doubt
+    assert caught.value.maybe_applied == maybe_applied
+    assert (f"; {operation} on s3://{path} may have been done all the same." in str(caught.value)) == maybe_applied
     assert isinstance(caught.value, UnavailableError) == (fault.answer is not None)
     assert caught.value.remedy
 
@@ -98,7 +98,7 @@ def test_read_is_never_in_doubt(far: CSXFileSystem, proxy: FaultProxy, path: str
     proxy.faults = [Fault("GET", times=ALWAYS, cut_down=0)]
     with pytest.raises(EndpointError) as caught:
         far.cat_file(path)
-    assert not caught.value.in_doubt
+    assert not caught.value.maybe_applied
 
 
 def test_code_that_is_not_known(far: CSXFileSystem, proxy: FaultProxy, path: str) -> None:
