@@ -16,7 +16,7 @@ from fsspec_csx.doctor.connectivity import NOT_THERE
 from fsspec_csx.doctor.effective_config import Examined
 from fsspec_csx.errors import AccessDeniedError, ObjectExistsError
 from fsspec_csx.s3.client.error_mapping import code_of
-from fsspec_csx.s3.multipart import Upload
+from fsspec_csx.s3.multipart import MultipartUpload
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import MemoryBody
 
@@ -196,7 +196,7 @@ class Trials:
     async def _upload(self) -> str:
         """Make the object by an upload in parts, and return its id."""
         call = self._fs._caller(self._bucket, self._key, {})
-        async with Upload(call, self._fs.transfer) as upload:
+        async with MultipartUpload(call, self._fs.transfer) as upload:
             await upload.create()
             begun = str(upload.id)
             await upload.send(1, MemoryBody([memoryview(_DATA)]))

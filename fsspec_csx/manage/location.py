@@ -16,7 +16,7 @@ from fsspec_csx.storage.atomic import behind_wrappers
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 if TYPE_CHECKING:
-    from fsspec_csx.s3.consistent_read import Stamp
+    from fsspec_csx.s3.consistent_read import ObjectMetadata
     from fsspec_csx.tensors.source import Source
 
 # What filesystems tell of a file that changes with its content.
@@ -124,11 +124,11 @@ class Place:
             msg = f"{self.shown} changed while it was copied. Copy it again when nothing writes to it any more."
             raise OSError(msg)
 
-    def stamp(self) -> Stamp | None:
+    def stamp(self) -> ObjectMetadata | None:
         """What an S3 server tells of the object; None elsewhere."""
         if not self.bulk:
             return None
-        stamp: Stamp = self.fs.stamp(self.path)
+        stamp: ObjectMetadata = self.fs.object_metadata(self.path)
         return stamp
 
     def opened(self) -> IO[bytes]:

@@ -24,7 +24,7 @@ _CHANGED = {"412", "416", "InvalidRange", "PreconditionFailed"}
 
 
 @dataclass(frozen=True)
-class Existing:
+class AppendTarget:
     """The object that a file appends to, as it was when the file was opened.
 
     Attributes:
@@ -53,9 +53,9 @@ class Existing:
         return {"IfMatch": self.etag} if self.etag else {}
 
 
-async def existing(
+async def find_append_target(
     call: Call, transfer: Transfer, bucket: str, key: str, part: int, named: Mapping[str, Any]
-) -> Existing:
+) -> AppendTarget:
     """Look up what is to be appended to, and read its end.
 
     Args:
@@ -70,7 +70,7 @@ async def existing(
     try:
         head = await call("head_object")
     except FileNotFoundError:
-        return Existing(False, "", 0, part, [], memoryview(b""), {})
+        return AppendTarget(False, "", 0, part, [], memoryview(b""), {})
     size, etag = head["ContentLength"], head.get("ETag") or ""
     part = max(part, -(-size // _COPIED_PARTS // _MIB) * _MIB)
     source = CopySource(bucket, key, None, etag, size)
@@ -81,7 +81,7 @@ async def existing(
     if tail:
         await _read(call, transfer, source, start, tail)
     kept = unless_named({**of_new_state(head), **locks(head), **await tagging(call, str(source))}, named)
-    return Existing(True, etag, size, part, copied, tail, kept)
+    return AppendTarget(True, etag, size, part, copied, tail, kept)
 
 
 async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, memory: memoryview) -> None:

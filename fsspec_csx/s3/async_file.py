@@ -115,7 +115,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         view = single_bytes(data)
         async with self._turn:
             self._check_open()
-            write = functools.partial(self._writer.write, view, keep=type(data) is bytes)
+            write = functools.partial(self._writer.write, view, stable=type(data) is bytes)
             if self._writer.fits(len(view)):
                 write()
             else:

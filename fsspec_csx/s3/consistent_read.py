@@ -20,7 +20,7 @@ from fsspec_csx.s3.transport.range_planning import allocate, checksums
 T = TypeVar("T")
 
 
-class ObjectState:
+class PinnedObject:
     """One state of an object: that of the first answer, or of the ETag that it is given.
 
     Args:
@@ -62,7 +62,7 @@ class ObjectState:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class ObjectMetadata:
     """What the server tells of one state of an object.
 
     Attributes:
@@ -82,7 +82,7 @@ class Stamp:
     kept: Mapping[str, Any]
 
 
-async def stamp_of(fs: Any, path: str, version_id: str | None = None) -> Stamp:
+async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> ObjectMetadata:
     """Ask what the server tells of an object."""
     bucket, key, version = fs.split_path(path)
     await fs.set_session()
@@ -91,10 +91,10 @@ async def stamp_of(fs: Any, path: str, version_id: str | None = None) -> Stamp:
     head = await fs._call_s3("head_object", fs.kwargs, **named, ChecksumMode="ENABLED")
     algorithm, checksum = of_object(head["ResponseMetadata"].get("HTTPHeaders", {})) or (None, "")
     headers, kept = object_attributes.of_copy(head), object_attributes.of_new_state(head)
-    return Stamp(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, headers, kept)
+    return ObjectMetadata(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, headers, kept)
 
 
-class Bytes:
+class BytesBuffer:
     """Memory of so many bytes that can be written to, and handed out as bytes without a copy.
 
     Args:
@@ -110,7 +110,7 @@ class Bytes:
         self._file = io.BytesIO(allocate(size, name))
         self.memory = memoryview(b"")
 
-    def __enter__(self) -> Bytes:
+    def __enter__(self) -> BytesBuffer:
         self.memory = self._file.getbuffer()
         return self
 
@@ -134,7 +134,7 @@ def compute_of(probe: RangeRequest) -> Callable[[memoryview, int], int] | None:
     return told[0].compute if told else None
 
 
-def check(found: ObjectState, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]) -> None:
+def check(found: PinnedObject, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]) -> None:
     """Compare what came with the checksum that the server told of all.
 
     Args:
@@ -159,9 +159,9 @@ def check(found: ObjectState, probe: RangeRequest, first: memoryview, ranges: Se
         raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
 
 
-async def twice(read: Callable[[bool], Awaitable[T]]) -> T:
-    """Read, and if the object was replaced or damaged on the way, once more; then with True as the argument."""
+async def retry_if_changed(read: Callable[[], Awaitable[T]]) -> T:
+    """Read, and once more if the object was replaced or damaged on the way."""
     try:
-        return await read(False)
+        return await read()
     except (FileExpired, ChecksumError):
-        return await read(True)
+        return await read()

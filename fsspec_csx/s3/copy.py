@@ -8,7 +8,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
-from fsspec_csx.s3.consistent_read import ObjectState, Stamp, stamp_of
+from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata
 from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.server_copy import ServerCopiesS3
 from fsspec_csx.s3.transport.checksum import CRC64NVME
@@ -48,35 +48,41 @@ class CopyingS3(ServerCopiesS3):
             ChecksumError: if what came is not what the other server holds.
             s3fs.utils.FileExpired: an OSError, if the object was replaced meanwhile.
         """
-        stamp = await stamp_of(source, rpath)
-        found = ObjectState(source, rpath, None)
-        found.etag = stamp.etag or None
-        callback.set_size(stamp.size)
+        metadata = await object_metadata(source, rpath)
+        found = PinnedObject(source, rpath, None)
+        found.etag = metadata.etag or None
+        callback.set_size(metadata.size)
 
         async def payload(start: int, end: int) -> RequestBody:
-            if end - start == stamp.size:
+            if end - start == metadata.size:
                 data = await source._cat_file(rpath)  # it compares the checksum of all
-                if len(data) != stamp.size:
-                    raise FileExpired(str(found), stamp.etag)
+                if len(data) != metadata.size:
+                    raise FileExpired(str(found), metadata.etag)
                 return MemoryBody([memoryview(data)])
             memory = memoryview(bytearray(end - start))
             await source.transfer.fetch(found.get, coalesce([(start, memory)], PART))
             return MemoryBody([memory])
 
         def unharmed(checksum: int | None) -> None:
-            if checksum is not None and stamp.algorithm is CRC64NVME and CRC64NVME.encoded(checksum) != stamp.checksum:
-                reason = f"What came of {found} has another checksum than {stamp.checksum}, which the server tells."
+            if (
+                checksum is not None
+                and metadata.algorithm is CRC64NVME
+                and CRC64NVME.encoded(checksum) != metadata.checksum
+            ):
+                reason = f"What came of {found} has another checksum than {metadata.checksum}, which the server tells."
                 remedy = "Copy it again; if that does not help, the network or the server damages data."
                 raise ChecksumError(reason, remedy)
 
-        options = {name: value for name, value in stamp.headers.items() if name not in _OWN_HEADERS}
-        origin = SourceFingerprint(f"{source._endpoint} {rpath}", f"{stamp.etag} {stamp.size}") if resumable else None
+        options = {name: value for name, value in metadata.headers.items() if name not in _OWN_HEADERS}
+        origin = (
+            SourceFingerprint(f"{source._endpoint} {rpath}", f"{metadata.etag} {metadata.size}") if resumable else None
+        )
         more: dict[str, Any] = {"in_memory": _IN_MEMORY, "origin": origin, "ready": unharmed}
-        await self._send(path, stamp.size, payload, None, mode, options, callback.relative_update, **more)
+        await self._send(path, metadata.size, payload, None, mode, options, callback.relative_update, **more)
 
-    async def _stamp(self, path: str) -> Stamp:
+    async def _object_metadata(self, path: str) -> ObjectMetadata:
         """What the server tells of an object now."""
-        return await stamp_of(self, path)
+        return await object_metadata(self, path)
 
     take_file = interruptible(_take_file)
-    stamp = interruptible(_stamp)
+    object_metadata = interruptible(_object_metadata)

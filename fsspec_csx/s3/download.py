@@ -11,10 +11,10 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.utils import is_exception
 
 from fsspec_csx.s3.client.error_mapping import code_of
-from fsspec_csx.s3.consistent_read import Bytes, ObjectState, check, compute_of, twice
+from fsspec_csx.s3.consistent_read import BytesBuffer, PinnedObject, check, compute_of, retry_if_changed
 from fsspec_csx.s3.copy import CopyingS3
 from fsspec_csx.s3.interrupt import interruptible
-from fsspec_csx.s3.multipart import all_of
+from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import ResumableDownload
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
@@ -51,10 +51,10 @@ class BulkS3(CopyingS3):
             ChecksumError: if what comes is not what the server holds, twice.
         """
         if start is None and end is None:
-            return await twice(lambda again: self._whole(ObjectState(self, path, version_id)))
-        return await twice(lambda again: self._part(path, ObjectState(self, path, version_id), start or 0, end))
+            return await retry_if_changed(lambda: self._whole(PinnedObject(self, path, version_id)))
+        return await retry_if_changed(lambda: self._part(path, PinnedObject(self, path, version_id), start or 0, end))
 
-    async def _part(self, path: str, found: ObjectState, start: int, end: int | None) -> bytes:
+    async def _part(self, path: str, found: PinnedObject, start: int, end: int | None) -> bytes:
         if start < 0 or end is None or end < 0 or end - start > MIN_REQUEST:
             info = await self._object_info(path, found.version)
             start, end, _ = slice(start, end).indices(info["size"])
@@ -62,7 +62,7 @@ class BulkS3(CopyingS3):
         if end <= start:
             return b""
         await self.set_session()
-        with Bytes(end - start, found) as target:
+        with BytesBuffer(end - start, found) as target:
             if end - start <= MIN_REQUEST:
                 ranges = [RangeRequest(start, clipped=True)]
                 ranges[0].add(0, start, target.memory)
@@ -78,9 +78,9 @@ class BulkS3(CopyingS3):
                 return b""  # it begins behind the end
             return target.taken(sum(each.length for each in ranges))
 
-    async def _whole(self, found: ObjectState) -> bytes:
+    async def _whole(self, found: PinnedObject) -> bytes:
         await self.set_session()
-        with Bytes(MIN_REQUEST, found) as head:
+        with BytesBuffer(MIN_REQUEST, found) as head:
             probe = RangeRequest(0, probing=True)
             probe.add(0, 0, head.memory)
             await self.transfer.fetch(found.get, [probe])
@@ -89,7 +89,7 @@ class BulkS3(CopyingS3):
                 data = head.taken(probe.length)
                 check(found, probe, memoryview(data), [])
                 return data
-            with Bytes(total, found) as target:
+            with BytesBuffer(total, found) as target:
                 target.memory[: probe.length] = head.memory[: probe.length]
                 rest = (probe.length, target.memory[probe.length :])
                 ranges = coalesce([rest], size_for(total, self.max_concurrency), compute_of(probe))
@@ -128,13 +128,13 @@ class BulkS3(CopyingS3):
         async def read(path: str, numbers: list[int]) -> None:
             spans = [(starts[number], ends[number]) for number in numbers]
             try:
-                found = await twice(lambda again: self._spans(path, spans, **kwargs))
+                found = await retry_if_changed(lambda: self._spans(path, spans, **kwargs))
             except Exception as error:
                 found = [error] * len(numbers)
             for number, data in zip(numbers, found, strict=True):
                 results[number] = data
 
-        await all_of(read(path, numbers) for path, numbers in wanted.items())
+        await gather_or_cancel(read(path, numbers) for path, numbers in wanted.items())
         if on_error != "return" and (error := next(filter(is_exception, results), None)):
             raise error
         return results
@@ -142,12 +142,12 @@ class BulkS3(CopyingS3):
     async def _spans(self, path: str, spans: list[tuple[Any, Any]], **kwargs: Any) -> list[Any]:
         if len(spans) == 1:
             return [await self._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
-        found = ObjectState(self, path, kwargs.get("version_id"))
+        found = PinnedObject(self, path, kwargs.get("version_id"))
         info = await self._object_info(path, found.version)
         found.etag = info.get("ETag")
         limits = [slice(*span).indices(info["size"])[:2] for span in spans]
         with contextlib.ExitStack() as stack:
-            targets = [stack.enter_context(Bytes(max(0, end - start), found)) for start, end in limits]
+            targets = [stack.enter_context(BytesBuffer(max(0, end - start), found)) for start, end in limits]
             pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
             size = size_for(sum(len(memory) for _, memory in pairs), self.max_concurrency)
             await self.transfer.fetch(found.get, coalesce(pairs, size))
@@ -191,8 +191,8 @@ class BulkS3(CopyingS3):
             return
         with replacing(lpath, exclusive=exclusive) as descriptor:
 
-            async def fetch(again: bool) -> None:
-                found = ObjectState(self, rpath, version_id)
+            async def fetch() -> None:
+                found = PinnedObject(self, rpath, version_id)
                 probe = FileRange(descriptor, 0, MIN_REQUEST, probing=True)
                 await self.transfer.fetch(found.get, [probe])
                 total = probe.total or probe.length
@@ -208,7 +208,7 @@ class BulkS3(CopyingS3):
                 first = memoryview(os.pread(descriptor, probe.length, 0))
                 check(found, probe, first, ranges)
 
-            await twice(fetch)
+            await retry_if_changed(fetch)
 
     cat_file = interruptible(_cat_file)
     cat_ranges = interruptible(_cat_ranges)

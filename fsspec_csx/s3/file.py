@@ -13,7 +13,7 @@ from typing import Any
 from fsspec.asyn import sync
 
 from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
-from fsspec_csx.s3.appending import Existing, existing, where_possible
+from fsspec_csx.s3.appending import AppendTarget, find_append_target, where_possible
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, start
@@ -58,7 +58,7 @@ class CSXFile(ReadFile):
     _dropped = False
     _pid = 0
     _asked: Instruction | None = None
-    _existing: Existing | None = None  # what mode ab appends to
+    _append_target: AppendTarget | None = None  # what mode ab appends to
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         if mode == "rb":
@@ -80,16 +80,16 @@ class CSXFile(ReadFile):
 
     def _begin_to_append(self) -> None:
         check_off_loop(self.fs)
-        looking = existing(
+        looking = find_append_target(
             self._request, self.fs.transfer, self.bucket, self.key, self.blocksize, self.s3_additional_kwargs
         )
         with self.discarded_on_failure():
-            found = self._existing = self._start(looking).result()
+            found = self._append_target = self._start(looking).result()
             self.s3_additional_kwargs.update(found.kept)
             self.blocksize = found.part
             self._request = where_possible(self._request, found.etag, f"s3://{self.path}")
             self._writer.copied = found.copied
-            self._writer.write(found.tail, keep=True)
+            self._writer.write(found.tail, stable=True)
         self.loc = found.size
 
     # -- the ways to end a write ------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class CSXFile(ReadFile):
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
         with self.discarded_on_failure():
-            if not self._existing or not self._existing.found or self.loc > self._existing.size:
+            if not self._append_target or not self._append_target.found or self.loc > self._append_target.size:
                 answer = self._writer.finish(**self._conditions())
                 if self.fs.version_aware:
                     self.version_id = answer.get("VersionId")
@@ -138,8 +138,8 @@ class CSXFile(ReadFile):
         self._end()
 
     def _conditions(self) -> dict[str, str]:
-        if self._existing is not None:
-            return self._existing.conditions
+        if self._append_target is not None:
+            return self._append_target.conditions
         return {"IfNoneMatch": "*"} if "x" in self.mode else {}
 
     def discard(self) -> None:
@@ -203,7 +203,7 @@ class CSXFile(ReadFile):
         Returns:
             Its size in bytes.
         """
-        return self._write(data, keep=type(data) is bytes, held=False)
+        return self._write(data, stable=type(data) is bytes, borrowed=False)
 
     def write_borrowed(self, data: Any) -> int:
         """Write a buffer without copying it; as ``write``, but it must neither change nor go until the file is closed.
@@ -214,9 +214,9 @@ class CSXFile(ReadFile):
         Returns:
             Its size in bytes.
         """
-        return self._write(data, keep=True, held=True)
+        return self._write(data, stable=True, borrowed=True)
 
-    def _write(self, data: Any, *, keep: bool, held: bool) -> int:
+    def _write(self, data: Any, *, stable: bool, borrowed: bool) -> int:
         if self.mode == "rb":
             msg = "The file was opened for reading. Open it in mode wb."
             raise ValueError(msg)
@@ -229,7 +229,7 @@ class CSXFile(ReadFile):
         if self._pid != os.getpid():
             raise _of_parent(self.path)
         try:
-            self._writer.write(view, keep=keep, held=held)
+            self._writer.write(view, stable=stable, borrowed=borrowed)
         except BaseException:
             self.discard()
             raise

@@ -15,7 +15,7 @@ from fsspec_csx.s3.client import request_outcome, response_validation
 from fsspec_csx.s3.connection import ConnectedS3, looking_up, raise_explained
 from fsspec_csx.s3.versions import chosen_version
 
-Entry = dict[str, Any]
+ListingEntry = dict[str, Any]
 """What is known of an object or a folder, as ``info`` gives it: ``name``, ``size`` in bytes, ``type`` and more."""
 
 
@@ -36,7 +36,7 @@ class ListingS3(ConnectedS3):
         key: str | None = None,
         refresh: bool = False,
         version_id: str | None = None,
-    ) -> Entry:
+    ) -> ListingEntry:
         """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
 
         Raises:
@@ -64,7 +64,7 @@ class ListingS3(ConnectedS3):
                 return await self._lookup(path.rstrip("/"))
             raise FileNotFoundError(path)
 
-    async def _object_info(self, path: str, version_id: str | None = None) -> Entry:
+    async def _object_info(self, path: str, version_id: str | None = None) -> ListingEntry:
         """What the server says of an object, with one request.
 
         Raises:
@@ -88,7 +88,7 @@ class ListingS3(ConnectedS3):
             "ContentType": head.get("ContentType"),
         }
 
-    async def _lookup(self, path: str, version_id: str | None = None) -> Entry:
+    async def _lookup(self, path: str, version_id: str | None = None) -> ListingEntry:
         """The same where there may be no such object, which then costs no further request."""
         with looking_up():
             return await self._object_info(path, version_id)
@@ -151,7 +151,7 @@ class ListingS3(ConnectedS3):
                 found = await self._itself(path, versions and not version)
         return found if detail else sorted({each["name"] for each in found})
 
-    async def _itself(self, path: str, versions: bool) -> list[Entry]:
+    async def _itself(self, path: str, versions: bool) -> list[ListingEntry]:
         """The listing of an object, or of a folder that has nothing but its marker."""
         info = await self._info(path)
         if info["type"] == "directory":
@@ -170,7 +170,7 @@ class ListingS3(ConnectedS3):
         delimiter: str = "/",
         prefix: str = "",
         versions: bool = False,
-    ) -> list[Entry]:
+    ) -> list[ListingEntry]:
         bucket, key, _ = self.split_path(path)
         folder = f"{key}/" if key else ""
         if delimiter and max_items is None and not versions:
@@ -179,7 +179,7 @@ class ListingS3(ConnectedS3):
             found = await self._list(bucket, folder + prefix, delimiter, max_items, versions)
         return [each for each in found if not _is_marker(each)]
 
-    async def _level(self, bucket: str, folder: str, prefix: str = "", refresh: bool = False) -> list[Entry]:
+    async def _level(self, bucket: str, folder: str, prefix: str = "", refresh: bool = False) -> list[ListingEntry]:
         """What is in a folder whose names begin with a prefix, and the folder's marker, if it has one.
 
         Args:
@@ -197,7 +197,7 @@ class ListingS3(ConnectedS3):
 
     async def _list(
         self, bucket: str, prefix: str, delimiter: str, max_items: int | None = None, versions: bool = False
-    ) -> list[Entry]:
+    ) -> list[ListingEntry]:
         """Every object and common prefix that the server lists, markers too, by their names."""
         options: dict[str, Any] = {"max_items": max_items, "delimiter": delimiter, "prefix": prefix}
         try:
@@ -219,7 +219,7 @@ class ListingS3(ConnectedS3):
         refresh: bool = False,
         versions: bool = False,
         markers: bool = False,
-    ) -> list[Entry]:
+    ) -> list[ListingEntry]:
         """The files and folders below a path, by name, and the folder itself first if there is one.
 
         Args:
@@ -247,7 +247,7 @@ class ListingS3(ConnectedS3):
         kept = sorted((each for each in below if markers or not _is_marker(each)), key=_name)
         return [_folder(root), *kept] if key and listed else kept
 
-    async def _levels(self, bucket: str, folder: str, prefix: str, maxdepth: int, refresh: bool) -> list[Entry]:
+    async def _levels(self, bucket: str, folder: str, prefix: str, maxdepth: int, refresh: bool) -> list[ListingEntry]:
         found = await self._level(bucket, folder, prefix, refresh)
         if maxdepth == 1:
             return found
@@ -309,19 +309,19 @@ def check_depth(maxdepth: int | None) -> None:
         raise ValueError(msg)
 
 
-def _name(entry: Entry) -> str:
+def _name(entry: ListingEntry) -> str:
     return str(entry["name"])
 
 
-def _folder(name: str) -> Entry:
+def _folder(name: str) -> ListingEntry:
     return {"name": name, "type": "directory", "size": 0, "StorageClass": "DIRECTORY"}
 
 
-def _is_marker(entry: Entry) -> bool:
+def _is_marker(entry: ListingEntry) -> bool:
     return bool(entry["type"] != "directory" and entry["name"].endswith("/") and not entry["size"])
 
 
-def _folders_of(entries: Iterable[Entry], root: str) -> Iterator[Entry]:
+def _folders_of(entries: Iterable[ListingEntry], root: str) -> Iterator[ListingEntry]:
     """The folders below a root that objects lie in."""
     seen = {root}
     for each in entries:

@@ -1,4 +1,4 @@
-"""Joined: the bytes of several objects one after the other, in parts of which the server copies most."""
+"""MergedSource: the bytes of several objects one after the other, in parts of which the server copies most."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from s3fs.utils import FileExpired
 
 from fsspec_csx.s3.client.error_mapping import changed
-from fsspec_csx.s3.consistent_read import ObjectState
+from fsspec_csx.s3.consistent_read import PinnedObject
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LEAST_PART, part_size_for
 from fsspec_csx.s3.transport.pool import PART
@@ -17,7 +17,7 @@ from fsspec_csx.s3.transport.range_planning import coalesce, size_for
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 
-class Joined:
+class MergedSource:
     """Several objects as one.
 
     Args:
@@ -61,7 +61,7 @@ class Joined:
 
     async def _read(self, span: CopiedSpan, memory: memoryview) -> None:
         source = span.source
-        state = ObjectState(self._fs, f"{source.bucket}/{source.key}", source.version)
+        state = PinnedObject(self._fs, f"{source.bucket}/{source.key}", source.version)
         state.etag = source.etag or None
         part = size_for(len(memory), self._fs.max_concurrency)
         try:

@@ -12,14 +12,14 @@ from s3fs.core import version_id_kw
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
-from fsspec_csx.s3.targets import Pair, check_distinct
+from fsspec_csx.s3.targets import PathPair, check_distinct
 from fsspec_csx.s3.transport.checksum import of_object
 
 # An ETag that may be the MD5 of the content.
 _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 
 
-async def move(fs: Any, pairs: Sequence[Pair], **kwargs: Any) -> None:
+async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
     """Move objects; if one of them cannot be moved, no source is deleted.
 
     Args:
@@ -40,11 +40,11 @@ async def move(fs: Any, pairs: Sequence[Pair], **kwargs: Any) -> None:
     await fs._delete([each.source for each in moved])
 
 
-def _is_same(fs: Any, pair: Pair) -> bool:
+def _is_same(fs: Any, pair: PathPair) -> bool:
     return bool(fs.split_path(pair.source) == fs.split_path(pair.target))
 
 
-async def _copy_and_compare(fs: Any, pair: Pair, **kwargs: Any) -> None:
+async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
     try:
         before = await _head(fs, pair.source)
     except FileNotFoundError:

@@ -33,7 +33,7 @@ _REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemente
 
 
 @dataclass(frozen=True)
-class Kept:
+class UploadedPart:
     """A part that the server has from before.
 
     Attributes:
@@ -49,7 +49,7 @@ class Kept:
     told: dict[str, str]
 
 
-class Upload:
+class MultipartUpload:
     """A multipart upload, from its creation to its completion or its end without one.
 
     Args:
@@ -72,12 +72,12 @@ class Upload:
         self._carried = False  # whether its requests carry checksums; settled when it is created
         self._record = record
         self.id: str | None = None
-        self.kept: dict[int, Kept] = {}
+        self.kept: dict[int, UploadedPart] = {}
         self._etags: dict[int, str] = {}
         self._told: dict[int, dict[str, str]] = {}
         self._checksums: dict[int, tuple[int, int] | None] = {}
 
-    async def __aenter__(self) -> Upload:
+    async def __aenter__(self) -> MultipartUpload:
         return self
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -86,7 +86,7 @@ class Upload:
             with contextlib.suppress(Exception), tidying():  # what led here must not be hidden
                 await uncancelled(self.abort())
 
-    async def begin(self, part: int) -> int:
+    async def resume_or_create(self, part: int) -> int:
         """Take up the upload that the record tells of, if there is one of the source as it is now, or create one.
 
         Args:
@@ -114,7 +114,7 @@ class Upload:
             record.begin(self.id, part, checksums=self._carried)
         return part
 
-    async def _found(self, record: UploadJournal) -> dict[int, Kept]:
+    async def _found(self, record: UploadJournal) -> dict[int, UploadedPart]:
         """The parts that the server has, if they are those that were sent."""
         found: dict[int, list[Any]] = {}
         marker: dict[str, Any] = {}
@@ -131,7 +131,9 @@ class Upload:
             etag, crc = record.parts.get(number, ("", None))
             etags = {part["ETag"].strip('"') for part in parts}
             if etags == {etag.strip('"')} and (crc is not None or not self._checked):
-                kept[number] = Kept(etag, parts[0]["Size"], crc, {} if self._checked else _checksums_in(parts[0]))
+                kept[number] = UploadedPart(
+                    etag, parts[0]["Size"], crc, {} if self._checked else _checksums_in(parts[0])
+                )
         return kept
 
     def keep(self, number: int) -> None:
@@ -242,7 +244,7 @@ class Upload:
             self._record.forget()
 
 
-async def all_of(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def gather_or_cancel(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run all at a time; when one fails, end the others before its exception goes on."""
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:

@@ -10,7 +10,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from fsspec_csx.errors import ObjectNotFoundError
-from fsspec_csx.s3.listing import Entry, ListingS3, check_depth
+from fsspec_csx.s3.listing import ListingEntry, ListingS3, check_depth
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -27,7 +27,7 @@ class Expansion:
     """
 
     root: str
-    entries: list[Entry]
+    entries: list[ListingEntry]
     is_match: bool = False
 
     def without_folders(self) -> Expansion:
@@ -35,12 +35,12 @@ class Expansion:
         return replace(self, entries=self.files)
 
     @property
-    def files(self) -> list[Entry]:
+    def files(self) -> list[ListingEntry]:
         """Those that are objects, or may be."""
         return [each for each in self.entries if each["type"] != "directory"]
 
 
-def path_of(entry: Entry) -> str:
+def path_of(entry: ListingEntry) -> str:
     """The path of an entry, with the version if the path that was expanded names one."""
     return str(entry.get("path", entry["name"]))
 
@@ -79,7 +79,7 @@ class NamesS3(ListingS3):
     def _may_match(self, path: str) -> bool:
         return is_pattern(path) and not self.split_path(path)[2]
 
-    async def _matches(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> tuple[list[Entry], bool]:
+    async def _matches(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> tuple[list[ListingEntry], bool]:
         """What a path with special characters stands for, and whether that matches it as a pattern."""
         pattern = self._strip_protocol(path)
         if not path.endswith("/") and not is_pattern(self.split_path(path)[0]):
@@ -95,7 +95,7 @@ class NamesS3(ListingS3):
         fits = re.compile(glob_translate(pattern + "/" if folders_only else pattern))
         slash = "/" if folders_only or pattern.endswith("/**") else ""
 
-        def matches(entry: Entry) -> bool:
+        def matches(entry: ListingEntry) -> bool:
             return bool(fits.match(entry["name"] + (slash if entry["type"] == "directory" else "")))
 
         return [each for each in listed if matches(each)], True
@@ -144,7 +144,7 @@ class NamesS3(ListingS3):
         unique = {(each["name"], each["type"]): each for each in found}
         return Expansion(name, [unique[key] for key in sorted(unique)], is_match)
 
-    async def _expand_folder(self, path: str, maxdepth: int | None, markers: bool, ask: bool) -> list[Entry]:
+    async def _expand_folder(self, path: str, maxdepth: int | None, markers: bool, ask: bool) -> list[ListingEntry]:
         found = await self._tree(path, maxdepth, refresh=True, markers=markers)
         if not self.split_path(path)[1] or (found and path.endswith("/")):
             return found
@@ -202,5 +202,5 @@ def _listing_for(pattern: str, maxdepth: int | None) -> tuple[str, str, int | No
     return root, prefix, rest.count("/") - rest[rest.find("**") :].count("/") + maxdepth
 
 
-def _folders_first(entry: Entry) -> bool:
+def _folders_first(entry: ListingEntry) -> bool:
     return bool(entry["type"] != "directory")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from fsspec_csx.s3.consistent_read import ObjectState, check, compute_of, twice
+from fsspec_csx.s3.consistent_read import PinnedObject, check, compute_of, retry_if_changed
 from fsspec_csx.s3.download import BulkS3
 from fsspec_csx.s3.interrupt import interruptible
-from fsspec_csx.s3.multipart import all_of
-from fsspec_csx.s3.small_reads import Siblings, Sweep, remember, sent
+from fsspec_csx.s3.multipart import gather_or_cancel
+from fsspec_csx.s3.small_reads import RequestTemplate, SmallObjectReader, remember, sent
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
 
-Wanted: TypeAlias = tuple[str, int, memoryview, int]
+ObjectRead: TypeAlias = tuple[str, int, memoryview, int]
 """Bytes of an object and where they go.
 
 The object's path, the position of the first byte, writable memory (contiguous, of single bytes), and the size in bytes
@@ -30,7 +30,7 @@ class ObjectsS3(BulkS3):
     """Reads of many objects; the base of CSXFileSystem, of no use alone."""
 
     async def _readinto_objects(
-        self, wanted: Sequence[Wanted], advance: Callable[[int], object] = lambda count: None
+        self, wanted: Sequence[ObjectRead], advance: Callable[[int], object] = lambda count: None
     ) -> list[int]:
         """Fill many memories from many objects; objects that are read whole are compared with their checksums.
 
@@ -50,7 +50,7 @@ class ObjectsS3(BulkS3):
         found: dict[int, int] = {}
 
         async def read(number: int) -> None:
-            found[number] = await twice(lambda again: self._readinto_object(wanted[number]))
+            found[number] = await retry_if_changed(lambda: self._readinto_object(wanted[number]))
             advance(len(wanted[number][2]))
 
         small = [number for number, (_, _, memory, size) in enumerate(wanted) if len(memory) == size <= _SMALL]
@@ -58,22 +58,22 @@ class ObjectsS3(BulkS3):
             with sent() as requests:
                 await read(small[0])
             found |= await self._sweep([wanted[number] for number in small], small, requests, advance)
-        await all_of(read(number) for number in range(len(wanted)) if number not in found)
+        await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
         return [found[number] for number in range(len(wanted))]
 
     async def _sweep(
         self,
-        wanted: Sequence[Wanted],
+        wanted: Sequence[ObjectRead],
         numbers: Sequence[int],
         requests: Sequence[Any],
         advance: Callable[[int], object],
     ) -> dict[int, int]:
         """Read many small objects, of which the first was read by some requests; those that come, by their numbers."""
-        states = [ObjectState(self, path, None) for path, _, _, _ in wanted]
+        states = [PinnedObject(self, path, None) for path, _, _, _ in wanted]
         first = states[0]
         try:
             credentials = await self._s3._request_signer._credentials.get_frozen_credentials()
-            siblings = Siblings(requests[-1], first.key, credentials)
+            siblings = RequestTemplate(requests[-1], first.key, credentials)
         except (AttributeError, IndexError, ValueError):  # requests of a kind that botocore alone can make
             return {}
         rest = [
@@ -81,15 +81,15 @@ class ObjectsS3(BulkS3):
             for number, state, each in zip(numbers[1:], states[1:], wanted[1:], strict=True)
             if state.bucket == first.bucket and state.version is None
         ]
-        return await Sweep(self.transfer, siblings, advance).read(rest)
+        return await SmallObjectReader(self.transfer, siblings, advance).read(rest)
 
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
         remember(client)
         return super()._make_transfer(client, former)
 
-    async def _readinto_object(self, wanted: Wanted) -> int:
+    async def _readinto_object(self, wanted: ObjectRead) -> int:
         path, start, memory, size = wanted
-        found = ObjectState(self, path, None)
+        found = PinnedObject(self, path, None)
         part = size_for(len(memory), self.max_concurrency)
         if start or len(memory) != size:
             ranges = coalesce([(start, memory)], part)

@@ -15,7 +15,7 @@ from fsspec.callbacks import Callback
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
-from fsspec_csx.s3.consistent_read import ObjectState, Stamp, stamp_of, twice
+from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata, retry_if_changed
 from fsspec_csx.s3.transport.byte_range import FileRange
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
@@ -86,7 +86,7 @@ class PartialFile:
             crc, start = CRC64NVME.compute(memoryview(data), crc), start + len(data)
         return crc
 
-    def check(self, name: object, stamp: Stamp) -> None:
+    def check(self, name: object, stamp: ObjectMetadata) -> None:
         """Compare all that came with the checksum that the server told.
 
         Raises:
@@ -153,13 +153,13 @@ class ResumableDownload:
     async def fetch(self, callback: Callback) -> bool:
         """Fetch it; False, with nothing done, if it is small, or another process is at it, or it cannot be told from
         what it may be later."""
-        return await twice(lambda again: self._fetch(callback))
+        return await retry_if_changed(lambda: self._fetch(callback))
 
     async def _fetch(self, callback: Callback) -> bool:
-        stamp = await stamp_of(self._fs, self._rpath, self._version)
+        stamp = await object_metadata(self._fs, self._rpath, self._version)
         if stamp.size <= MIN_REQUEST or not stamp.etag:
             return False
-        found = ObjectState(self._fs, self._rpath, self._version)
+        found = PinnedObject(self._fs, self._rpath, self._version)
         found.etag = stamp.etag
         with self._opened(str(found), stamp) as file:
             if file is None:
@@ -173,7 +173,7 @@ class ResumableDownload:
         return True
 
     @contextlib.contextmanager
-    def _opened(self, name: str, stamp: Stamp) -> Iterator[PartialFile | None]:
+    def _opened(self, name: str, stamp: ObjectMetadata) -> Iterator[PartialFile | None]:
         """What has come so far; it becomes the target when the block ends in good order, and else stays."""
         of_object = digest(self._fs._endpoint, name, self._target)[:8]
         path = beside(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])

@@ -11,10 +11,10 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from s3fs.core import version_id_kw
 
 from fsspec_csx.s3 import object_attributes
-from fsspec_csx.s3.consistent_read import Stamp, stamp_of
+from fsspec_csx.s3.consistent_read import ObjectMetadata, object_metadata
 from fsspec_csx.s3.interrupt import interruptible
-from fsspec_csx.s3.merge import Joined
-from fsspec_csx.s3.multipart import Upload, all_of
+from fsspec_csx.s3.merge import MergedSource
+from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
@@ -62,20 +62,24 @@ class ServerCopiesS3(UploadingS3):
         """
         writable(self, path2)
         if preserve_etag:
-            stamp = await stamp_of(self, path1)
-            if "-" in stamp.etag:
-                spans = await self._parts_of(self._source(path1, stamp))
-                await self._copy_spans(spans, path2, stamp, kwargs, callback, mode, etag=stamp.etag)
+            metadata = await object_metadata(self, path1)
+            if "-" in metadata.etag:
+                spans = await self._parts_of(self._source(path1, metadata))
+                await self._copy_spans(spans, path2, metadata, kwargs, callback, mode, etag=metadata.etag)
                 return
         info = await self._object_info(path1)
         if preserve_etag or info["size"] <= _COPIED_WHOLE:
             await self._copy_whole(path1, path2, info, kwargs)
             callback.relative_update(info["size"])
             return
-        stamp = await stamp_of(self, path1)
-        source = self._source(path1, stamp)
-        origin = SourceFingerprint(f"{self._endpoint} {path1}", f"{stamp.etag} {stamp.size}") if resumable else None
-        await self._copy_spans(source.spans(_part(stamp.size)), path2, stamp, kwargs, callback, mode, origin=origin)
+        metadata = await object_metadata(self, path1)
+        source = self._source(path1, metadata)
+        origin = (
+            SourceFingerprint(f"{self._endpoint} {path1}", f"{metadata.etag} {metadata.size}") if resumable else None
+        )
+        await self._copy_spans(
+            source.spans(_part(metadata.size)), path2, metadata, kwargs, callback, mode, origin=origin
+        )
 
     async def _copy_managed(self, path1: str, path2: str, size: int, block: int = COPIED_PART, **kwargs: Any) -> None:
         """Copy an object in parts of so many bytes; as ``s3fs.S3FileSystem``."""
@@ -83,17 +87,17 @@ class ServerCopiesS3(UploadingS3):
             msg = f"A part has {LEAST_PART} to {LARGEST_PART} bytes, not {block}. Pass another block."
             raise ValueError(msg)
         writable(self, path2)
-        stamp = await stamp_of(self, path1)
-        source = self._source(path1, stamp)
-        await self._copy_spans(source.spans(part_size_for(stamp.size, block)), path2, stamp, kwargs)
+        metadata = await object_metadata(self, path1)
+        source = self._source(path1, metadata)
+        await self._copy_spans(source.spans(part_size_for(metadata.size, block)), path2, metadata, kwargs)
 
     async def _copy_etag_preserved(self, path1: str, path2: str, size: int, total_parts: int, **kwargs: Any) -> None:
         """Copy an object in the parts that it was made of; as ``s3fs.S3FileSystem``."""
         await self._cp_file(path1, path2, preserve_etag=True, **kwargs)
 
-    def _source(self, path: str, stamp: Stamp) -> CopySource:
+    def _source(self, path: str, metadata: ObjectMetadata) -> CopySource:
         bucket, key, version = self.split_path(path)
-        return CopySource(bucket, key, version, stamp.etag, stamp.size)
+        return CopySource(bucket, key, version, metadata.etag, metadata.size)
 
     async def _copy_whole(self, path1: str, path2: str, info: Mapping[str, Any], options: dict[str, Any]) -> None:
         """Copy an object by one request, which leaves headers and tags to the server unless some are named."""
@@ -101,7 +105,7 @@ class ServerCopiesS3(UploadingS3):
         source = CopySource(bucket, key, version, "", info["size"])
         kept = object_attributes.storage_class(info)
         if "MetadataDirective" not in options and options.keys() & set(object_attributes.HEADERS):
-            kept = {**(await stamp_of(self, path1)).headers, "MetadataDirective": "REPLACE"}
+            kept = {**(await object_metadata(self, path1)).headers, "MetadataDirective": "REPLACE"}
         if "Tagging" in options:
             kept["TaggingDirective"] = "REPLACE"
         await self._copy_object(source.named, path2, kept, options)
@@ -127,7 +131,7 @@ class ServerCopiesS3(UploadingS3):
                 head = await self._call_s3("head_object", self.kwargs, **named, PartNumber=number)
             lengths[number - 1] = head["ContentLength"]
 
-        await all_of(ask(number) for number in range(1, len(lengths) + 1))
+        await gather_or_cancel(ask(number) for number in range(1, len(lengths) + 1))
         if sum(lengths) != source.size:
             return source.spans(_part(source.size))  # the server does not know its parts
         starts = [sum(lengths[:number]) for number in range(len(lengths))]
@@ -137,7 +141,7 @@ class ServerCopiesS3(UploadingS3):
         self,
         spans: Sequence[CopiedSpan],
         path: str,
-        stamp: Stamp,
+        metadata: ObjectMetadata,
         options: Mapping[str, Any],
         callback: Callback = DEFAULT_CALLBACK,
         mode: str = "overwrite",
@@ -149,14 +153,14 @@ class ServerCopiesS3(UploadingS3):
 
         Args:
             spans: at least one; all but the last of one size, unless ``etag`` is given.
-            stamp: of the source.
+            metadata: of the source.
             options: what the call names.
             origin: the source; if given, an interrupted upload is kept, to be resumed.
             etag: that the object should have.
         """
         source = spans[0].source
         bucket, key, _ = self.split_path(path)
-        named = await self._kept(source, stamp, options, in_place=(source.bucket, source.key) == (bucket, key))
+        named = await self._kept(source, metadata, options, in_place=(source.bucket, source.key) == (bucket, key))
         call = self._caller(bucket, key, {**source_key({**self.s3_additional_kwargs, **options}), **named})
         slots = asyncio.Semaphore(self.max_concurrency)
 
@@ -170,20 +174,20 @@ class ServerCopiesS3(UploadingS3):
             callback.relative_update(span.length)
 
         with recorded(origin, f"{self._endpoint} {path}") as record:
-            async with Upload(call, self.transfer, checked=False, record=record) as upload:
-                if (part := await upload.begin(spans[0].length)) != spans[0].length:
+            async with MultipartUpload(call, self.transfer, checked=False, record=record) as upload:
+                if (part := await upload.resume_or_create(spans[0].length)) != spans[0].length:
                     spans = source.spans(part)  # of the upload that is resumed
-                await all_of(copy_part(number, span) for number, span in enumerate(spans, 1))
+                await gather_or_cancel(copy_part(number, span) for number, span in enumerate(spans, 1))
                 if etag and upload.etag != etag.strip('"'):
                     logger.warning("s3://%s gets another ETag than %s, as the server makes other ones.", path, source)
                 await upload.complete(**({"IfNoneMatch": "*"} if mode == "create" else {}))
         self.invalidate_cache(path)
 
     async def _kept(
-        self, source: CopySource, stamp: Stamp, options: Mapping[str, Any], *, in_place: bool
+        self, source: CopySource, metadata: ObjectMetadata, options: Mapping[str, Any], *, in_place: bool
     ) -> dict[str, Any]:
         """The options of the call, and what the object has besides its bytes that they do not name."""
-        kept = dict(stamp.kept if in_place else stamp.headers)
+        kept = dict(metadata.kept if in_place else metadata.headers)
         if options.get("MetadataDirective") == "REPLACE":
             kept = {name: value for name, value in kept.items() if name not in object_attributes.HEADERS}
         if "Tagging" not in options and options.get("TaggingDirective") != "REPLACE":
@@ -202,13 +206,13 @@ class ServerCopiesS3(UploadingS3):
             ObjectChangedError: if the object changes meanwhile.
         """
         writable(self, path)
-        stamp = await stamp_of(self, path)
-        options = {"Metadata": _changed(stamp.headers.get("Metadata", {}), kw_args), **(copy_kwargs or {})}
-        source = self._source(path, stamp)
-        if stamp.size > _COPIED_WHOLE:
-            await self._copy_spans(source.spans(_part(stamp.size)), path, stamp, options)
+        metadata = await object_metadata(self, path)
+        options = {"Metadata": _changed(metadata.headers.get("Metadata", {}), kw_args), **(copy_kwargs or {})}
+        source = self._source(path, metadata)
+        if metadata.size > _COPIED_WHOLE:
+            await self._copy_spans(source.spans(_part(metadata.size)), path, metadata, options)
             return
-        kept = {**stamp.kept, "MetadataDirective": "REPLACE"}
+        kept = {**metadata.kept, "MetadataDirective": "REPLACE"}
         await self._copy_object(source.named, path, kept, options, **source.pinned)
 
     async def _merge(self, path: str, filelist: Sequence[str], **kwargs: Any) -> None:
@@ -233,11 +237,11 @@ class ServerCopiesS3(UploadingS3):
 
         async def look(number: int, source: str) -> None:
             async with slots:
-                stamp = await stamp_of(self, source)
-            found[number] = self._source(source, stamp)
+                metadata = await object_metadata(self, source)
+            found[number] = self._source(source, metadata)
 
-        await all_of(look(number, source) for number, source in enumerate(filelist))
-        joined = Joined(self, [found[number] for number in range(len(filelist))])
+        await gather_or_cancel(look(number, source) for number, source in enumerate(filelist))
+        joined = MergedSource(self, [found[number] for number in range(len(filelist))])
         part = joined.part
         await self._send(path, joined.size, joined.body, part, "overwrite", dict(kwargs), in_memory=_IN_MEMORY)
 

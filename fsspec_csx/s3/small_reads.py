@@ -19,7 +19,7 @@ from urllib.parse import quote
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 
-from fsspec_csx.s3.consistent_read import ObjectState, check
+from fsspec_csx.s3.consistent_read import PinnedObject, check
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
 from fsspec_csx.s3.transport.pool import Transfer
@@ -52,7 +52,7 @@ def sent() -> Iterator[list[Any]]:
         _sent.reset(reset)
 
 
-class Siblings:
+class RequestTemplate:
     """What is the same in all requests for objects of a bucket.
 
     Args:
@@ -87,7 +87,7 @@ class Siblings:
         return made.prepare()
 
 
-class Sweep:
+class SmallObjectReader:
     """The reading of many small objects by threads, each of which takes the next when it is ready.
 
     Args:
@@ -96,14 +96,14 @@ class Sweep:
         advance: is told, on the event loop, the bytes of each object that has come.
     """
 
-    def __init__(self, transfer: Transfer, siblings: Siblings, advance: Callable[[int], object]) -> None:
+    def __init__(self, transfer: Transfer, siblings: RequestTemplate, advance: Callable[[int], object]) -> None:
         self._transfer = transfer
         self._siblings = siblings
         self._advance = advance
         self._loop = asyncio.get_running_loop()
         self._scope = Scope(scope())
 
-    async def read(self, wanted: Sequence[tuple[int, ObjectState, memoryview]]) -> dict[int, int]:
+    async def read(self, wanted: Sequence[tuple[int, PinnedObject, memoryview]]) -> dict[int, int]:
         """Fill memories with whole objects.
 
         Args:
@@ -146,7 +146,7 @@ class Sweep:
                 found[number] = size
                 self._loop.call_soon_threadsafe(self._advance, len(memory))
 
-    def _read(self, state: ObjectState, wanted: RangeRequest, memory: memoryview) -> int | None:
+    def _read(self, state: PinnedObject, wanted: RangeRequest, memory: memoryview) -> int | None:
         try:
             answer = self._transfer._get(self._siblings.request(state.key), wanted)
             if answer.status_code != 200 or not wanted.complete:

@@ -11,7 +11,7 @@ from fsspec.utils import other_paths
 from fsspec_csx.s3.names import Expansion, path_of
 
 
-class Pair(NamedTuple):
+class PathPair(NamedTuple):
     """One object or folder and where it goes."""
 
     source: str
@@ -19,7 +19,7 @@ class Pair(NamedTuple):
     type: str
 
 
-def paired(found: Sequence[Expansion], target: str, *, is_list: bool, into: bool) -> list[Pair]:
+def pair_paths(found: Sequence[Expansion], target: str, *, is_list: bool, into: bool) -> list[PathPair]:
     """Where the entries of expansions go, by the rules of fsspec.
 
     Args:
@@ -29,7 +29,7 @@ def paired(found: Sequence[Expansion], target: str, *, is_list: bool, into: bool
         into: whether the target is a folder that the one source goes into.
     """
     target = target.rstrip("/")
-    pairs: list[Pair] = []
+    pairs: list[PathPair] = []
     for each in found:
         names = [str(entry["name"]) for entry in each.entries]
         if each.is_match and is_list:
@@ -40,11 +40,11 @@ def paired(found: Sequence[Expansion], target: str, *, is_list: bool, into: bool
             base = each.root.rpartition("/")[0] if is_list or into else each.root
             targets = [target + (name[len(base) :] if base else f"/{name}") for name in names]
         for entry, goal in zip(each.entries, targets, strict=True):
-            pairs.append(Pair(path_of(entry), goal, entry["type"]))
+            pairs.append(PathPair(path_of(entry), goal, entry["type"]))
     return pairs
 
 
-def zipped(sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:
+def zip_paths(sources: Sequence[str], targets: Sequence[str]) -> list[PathPair]:
     """Sources that are each given with its target.
 
     Raises:
@@ -53,10 +53,10 @@ def zipped(sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:
     if len(sources) != len(targets):
         msg = f"There are {len(sources)} sources and {len(targets)} targets. Give as many of each."
         raise ValueError(msg)
-    return [Pair(source, target, "file") for source, target in zip(sources, targets, strict=True)]
+    return [PathPair(source, target, "file") for source, target in zip(sources, targets, strict=True)]
 
 
-def check_distinct(pairs: Iterable[Pair]) -> None:
+def check_distinct(pairs: Iterable[PathPair]) -> None:
     """Refuse targets that would replace one another, or a source that is still to be read.
 
     Raises:
@@ -75,7 +75,7 @@ def check_distinct(pairs: Iterable[Pair]) -> None:
             raise ValueError(msg)
 
 
-def check_inside(pairs: Iterable[Pair], folder: str) -> None:
+def check_inside(pairs: Iterable[PathPair], folder: str) -> None:
     """Refuse local targets that lead upwards from their folder: whoever made the keys chose them.
 
     Raises:
@@ -87,7 +87,7 @@ def check_inside(pairs: Iterable[Pair], folder: str) -> None:
             raise ValueError(msg)
 
 
-def check_local(pairs: Iterable[Pair]) -> None:
+def check_local(pairs: Iterable[PathPair]) -> None:
     """Refuse local files that would replace one another, or that have a folder's name.
 
     Raises:

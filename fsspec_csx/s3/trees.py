@@ -17,7 +17,7 @@ from fsspec_csx.s3.listing import check_depth
 from fsspec_csx.s3.move import is_folder, move
 from fsspec_csx.s3.names import Expansion, is_pattern, nothing_at, path_of
 from fsspec_csx.s3.object_reads import ObjectsS3
-from fsspec_csx.s3.targets import Pair, check_distinct, check_inside, check_local, paired, zipped
+from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
 from fsspec_csx.s3.transport.call_scope import contained
 from fsspec_csx.s3.versions import writable
 
@@ -88,16 +88,16 @@ class TreesS3(ObjectsS3):
     async def _mv_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         await move(self, await self._pairs([path1], [path2], False, None), **kwargs)
 
-    async def _pairs(self, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[Pair]:
+    async def _pairs(self, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[PathPair]:
         """The objects and folders that are to be copied, and where to."""
         if isinstance(path1, (list, tuple)) and isinstance(path2, (list, tuple)):
-            pairs = zipped([self._plain(each) for each in path1], [self._plain(each) for each in path2])
+            pairs = zip_paths([self._plain(each) for each in path1], [self._plain(each) for each in path2])
         else:
             writable(self, path2)
             found = await self._sources(path1, recursive, maxdepth, markers=True)
             is_list = not isinstance(path1, str)
             into = not is_list and not found[0].is_match and await self._goes_into(path1, path2)
-            pairs = paired(found, self._strip_protocol(path2), is_list=is_list, into=into)
+            pairs = pair_paths(found, self._strip_protocol(path2), is_list=is_list, into=into)
         for each in pairs:
             writable(self, each.target)
         return pairs
@@ -118,7 +118,7 @@ class TreesS3(ObjectsS3):
         """Whether the target is a folder, so that what the source names goes into it."""
         return not trailing_sep(source) and (trailing_sep(target) or await self._isdir(target))
 
-    async def _unless_folder(self, call: Callable[..., Coroutine[Any, Any, Any]], pair: Pair, **kwargs: Any) -> Any:
+    async def _unless_folder(self, call: Callable[..., Coroutine[Any, Any, Any]], pair: PathPair, **kwargs: Any) -> Any:
         """Do something to an object, but nothing to a folder, which fsspec passes over."""
         try:
             return await call(pair.source, pair.target, **kwargs)
@@ -152,14 +152,14 @@ class TreesS3(ObjectsS3):
                 would become one file.
         """
         if isinstance(rpath, (list, tuple)) and isinstance(lpath, (list, tuple)):
-            pairs = zipped(rpath, [str(each) for each in lpath])
+            pairs = zip_paths(rpath, [str(each) for each in lpath])
         else:
             target = make_path_posix(lpath)
             found = await self._sources(rpath, recursive, maxdepth)
             exists = trailing_sep(lpath) or os.path.isdir(target)
             is_list = not isinstance(rpath, str)
             into = not is_list and not found[0].is_match and exists and not trailing_sep(rpath)
-            pairs = paired(found, target, is_list=is_list, into=into)
+            pairs = pair_paths(found, target, is_list=is_list, into=into)
             check_inside(pairs, target)
         check_local(pairs)
         for pair in pairs:
@@ -225,7 +225,7 @@ class TreesS3(ObjectsS3):
             ValueError: before anything is sent, if a target names a version, or two files have one target.
         """
         if isinstance(lpath, (list, tuple)) and isinstance(rpath, (list, tuple)):
-            pairs = zipped([str(each) for each in lpath], rpath)
+            pairs = zip_paths([str(each) for each in lpath], rpath)
         else:
             writable(self, rpath)
             is_list = isinstance(lpath, (list, tuple))
@@ -235,7 +235,7 @@ class TreesS3(ObjectsS3):
             if not is_list and (not recursive or maxdepth is not None):
                 found = [each.without_folders() for each in found]
             into = not is_list and not found[0].is_match and await self._goes_into(os.fspath(lpath), rpath)
-            pairs = paired(found, self._strip_protocol(rpath), is_list=is_list, into=into)
+            pairs = pair_paths(found, self._strip_protocol(rpath), is_list=is_list, into=into)
         for pair in pairs:
             writable(self, pair.target)
         check_distinct(pairs)

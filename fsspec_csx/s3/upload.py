@@ -14,7 +14,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec_csx.errors import ChecksumError, ObjectExistsError
 from fsspec_csx.s3.delete import DeletingS3
 from fsspec_csx.s3.interrupt import interruptible
-from fsspec_csx.s3.multipart import Call, Kept, Upload, all_of, put
+from fsspec_csx.s3.multipart import Call, MultipartUpload, UploadedPart, gather_or_cancel, put
 from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
@@ -181,11 +181,13 @@ class UploadingS3(DeletingS3):
             advance(end - start)
 
         with recorded(origin, f"{self._endpoint} {path}") as record:
-            async with Upload(call, self.transfer, checked=checked, record=record) as upload:
-                chosen = await upload.begin(chosen)
+            async with MultipartUpload(call, self.transfer, checked=checked, record=record) as upload:
+                chosen = await upload.resume_or_create(chosen)
                 at_a_time = max(1, in_memory // chosen) if in_memory else self.max_concurrency
                 slots = asyncio.Semaphore(min(at_a_time, self.max_concurrency))
-                await all_of(send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1))
+                await gather_or_cancel(
+                    send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1)
+                )
                 ready(upload.crc64nvme)
                 answer = await upload.complete(**match)
         self.invalidate_cache(path)
@@ -202,7 +204,7 @@ class UploadingS3(DeletingS3):
     put_file = interruptible(_put_file)
 
 
-async def _same(kept: Kept | None, payload: RequestBody | CopiedSpan) -> bool:
+async def _same(kept: UploadedPart | None, payload: RequestBody | CopiedSpan) -> bool:
     """Whether a part that the server has is of these bytes."""
     if isinstance(payload, CopiedSpan):
         return False

@@ -9,14 +9,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from fsspec_csx.s3.multipart import Call, Upload, all_of, put
+from fsspec_csx.s3.multipart import Call, MultipartUpload, gather_or_cancel, put
 from fsspec_csx.s3.part_sizes import LARGEST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 # Bytes of memory of our own on their way; another part is being filled meanwhile.
-_OWN_IN_FLIGHT = 48 * 2**20
+_BUFFERED_IN_FLIGHT = 48 * 2**20
 # Smaller memories are copied, also those that may be kept.
 _SMALL = 64 * 1024
 _CHUNK = 4 * 2**20
@@ -28,7 +28,7 @@ _CREATION_SECONDS = 30.0
 class PartWriter:
     """The writing end of an object: a single request if it is small, else a multipart upload.
 
-    To be used by one thread at a time, and not by the event loop's own.
+    To be used by one thread at a time, and not by the event loop itself.
 
     Args:
         call: makes requests for the object.
@@ -59,44 +59,44 @@ class PartWriter:
         self._first_part = self._part_size = min(first_part, LARGEST_PART)
         self._growing = growing
         self._checked = checked
-        self.upload: Upload | None = None
+        self.upload: MultipartUpload | None = None
         self.copied: Sequence[dict[str, Any]] = ()
         self._number = 0  # of the last part
         # What the next part has so far: memories, and behind them what lies copied in a part of a chunk.
         self._memories: list[memoryview] = []
         self._filled = 0
-        self._own = 0
+        self._buffered = 0
         self._chunk = memoryview(b"")
         self._sealed = self._used = 0
         self._sent_before = 0
         self._changed = threading.Condition()
         self._in_flight: dict[Future[None], RequestBody] = {}
-        self._own_in_flight = 0
+        self._buffered_in_flight = 0
         self._failure: BaseException | None = None
         self._awaited: Work | None = None
 
-    def write(self, view: memoryview, *, keep: bool, held: bool = False) -> None:
+    def write(self, view: memoryview, *, stable: bool, borrowed: bool = False) -> None:
         """Add bytes, and send the parts that become full.
 
         Args:
             view: contiguous, of single bytes.
-            keep: whether the memory stays as it is until the object is finished or abandoned.
-            held: whether the caller holds it all that time, so that it is none of ours.
+            stable: whether the memory stays as it is until the object is finished or abandoned.
+            borrowed: whether the caller holds it all that time, so that it is none of ours.
 
         Raises:
             Exception: what the sending of a former part raised.
         """
-        at_once = not keep and len(view) >= _SENT_AT_ONCE
+        at_once = not stable and len(view) >= _SENT_AT_ONCE
         while view:
             room = self._part_size - self._filled
             if room <= 0:
                 self._send_part()
                 room = self._part_size
             piece, view = view[:room], view[room:]
-            if (keep and len(piece) >= _SMALL) or (at_once and len(piece) == room):
+            if (stable and len(piece) >= _SMALL) or (at_once and len(piece) == room):
                 self._seal()
                 self._memories.append(piece)
-                self._own += 0 if held or at_once else len(piece)
+                self._buffered += 0 if borrowed or at_once else len(piece)
             else:
                 self._copy(piece)
             self._filled += len(piece)
@@ -165,7 +165,7 @@ class PartWriter:
             taken, piece = piece[: end - self._used], piece[end - self._used :]
             self._chunk[self._used : end] = taken
             self._used = end
-            self._own += len(taken)
+            self._buffered += len(taken)
 
     def _seal(self) -> None:
         """Close off what was copied, before other memory follows it."""
@@ -177,7 +177,7 @@ class PartWriter:
         self._seal()
         payload = MemoryBody(self._memories)
         self._memories = []
-        self._filled = self._own = 0
+        self._filled = self._buffered = 0
         return payload
 
     # -- the parts that are on their way ----------------------------------------------------------------------------
@@ -191,23 +191,25 @@ class PartWriter:
             reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
             msg = f"{reason} Write it with a block_size above {self._first_part}, or in several objects."
             raise ValueError(msg)
-        own = self._own
-        self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(own))
+        buffered = self._buffered
+        self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
         payload = self._payload()
         self._sent_before += payload.length
         with self._changed:
-            self._own_in_flight += own
+            self._buffered_in_flight += buffered
             future = self._start(self.upload.send(self._number, payload))
             self._in_flight[future] = payload
-        future.add_done_callback(lambda done: self._sent(done, own))
+        future.add_done_callback(lambda done: self._sent(done, buffered))
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
 
-    def _has_room(self, own: int) -> bool:
-        return not own or not self._own_in_flight or self._own_in_flight + own <= _OWN_IN_FLIGHT
+    def _has_room(self, buffered: int) -> bool:
+        return (
+            not buffered or not self._buffered_in_flight or self._buffered_in_flight + buffered <= _BUFFERED_IN_FLIGHT
+        )
 
     def _create(self) -> None:
-        self.upload = Upload(self._call, self._transfer, checked=self._checked)
+        self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
         creating = self._start(self.upload.create())
         try:
             creating.result()
@@ -219,19 +221,19 @@ class PartWriter:
         self._result(self._start(self._copy_parts(self.upload)))
         self._number = len(self.copied)
 
-    async def _copy_parts(self, upload: Upload) -> None:
+    async def _copy_parts(self, upload: MultipartUpload) -> None:
         slots = asyncio.Semaphore(self._transfer.in_flight)
 
         async def copy(number: int, parameters: dict[str, Any]) -> None:
             async with slots:
                 await upload.copy(number, **parameters)
 
-        await all_of(copy(number, parameters) for number, parameters in enumerate(self.copied, 1))
+        await gather_or_cancel(copy(number, parameters) for number, parameters in enumerate(self.copied, 1))
 
-    def _sent(self, future: Future[None], own: int) -> None:
+    def _sent(self, future: Future[None], buffered: int) -> None:
         with self._changed:
             del self._in_flight[future]
-            self._own_in_flight -= own
+            self._buffered_in_flight -= buffered
             if not future.cancelled():
                 self._failure = self._failure or future.exception()
             self._changed.notify_all()
