@@ -58,14 +58,14 @@ def save(
         OSError: whatever the filesystem raised, as it raised it; PermissionError and others are among it.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats.writer import Saving  # only here, as it imports torch
+    from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
 
     fs, inner = locate(path, text, storage_options)
     if format is not None:
         _save_as(format, obj, text, fs, inner, callback)
         return
     with reporting(callback, text) as progress:
-        saving = Saving(obj, text)
+        saving = CheckpointWriter(obj, text)
         meter = Meter(progress, saving.nbytes, estimated=True)
         with replacing(fs, inner) as file:
             saving.write(file, advance=meter.advance)

@@ -22,7 +22,7 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import Meter
 
 if TYPE_CHECKING:
-    from fsspec_csx.formats.writer import Saving
+    from fsspec_csx.formats.writer import CheckpointWriter
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -65,7 +65,7 @@ def async_save(
         Exception: what pickle raised for an object that cannot be saved.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats.writer import Saving  # only here, as it imports torch
+    from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
 
     fs, inner = locate(path, text, storage_options)
     if fs is None:
@@ -73,7 +73,7 @@ def async_save(
     behind, place, _ = behind_wrappers(fs, inner)
     if connect := getattr(behind, "connect", None):
         connect()  # or it would sign in later, under the environment of that time
-    saving = Saving(obj, text, copied=True)
+    saving = CheckpointWriter(obj, text, copied=True)
     future = SaveFuture(Course(callback or NoOpCallback(), saving.nbytes))
     _saves.add(_Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving))
     return future
@@ -100,7 +100,7 @@ class _Save:
     path: str
     text: str
     place: str
-    saving: Saving
+    saving: CheckpointWriter
 
     def run(self) -> None:
         """Save, and end the future, whatever happens; the copy is freed before."""

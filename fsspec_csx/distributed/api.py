@@ -142,7 +142,7 @@ def whole(
     with reporting(callback, folder.name) as progress, contextlib.closing(ShardedSource(folder)) as source:
         meter = Meter(progress, source.size)
         source.advance = meter.advance
-        state: dict[str, Any] = source.loaded(keys=keys, map_location=map_location, weights_only=weights_only)
+        state: dict[str, Any] = source.load(keys=keys, map_location=map_location, weights_only=weights_only)
         meter.finish()
     return state
 

@@ -19,7 +19,7 @@ from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import opening, reader
 from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
-from fsspec_csx.formats.conversion import Converting
+from fsspec_csx.formats.conversion import Conversion
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
@@ -28,7 +28,7 @@ from fsspec_csx.storage.atomic import behind_wrappers, replacing
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import Meter, reporting
 from fsspec_csx.tensors import fill, names
-from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.map_location import reserved
 from fsspec_csx.tensors.names import Choice, Keys
 from fsspec_csx.tensors.source import Source
@@ -62,7 +62,7 @@ def to_one_file(
     fs, inner = locate(file, text, file_options)
     folder = folder_at(path, storage_options)
     with reporting(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
-        converting = Converting(source, name=folder.name, as_safetensors=False)
+        converting = Conversion(source, name=folder.name, as_safetensors=False)
         meter = Meter(progress, converting.nbytes, estimated=True)
         with replacing(fs, inner) as target:
             converting.write(target, advance=meter.advance)
@@ -161,7 +161,7 @@ class _Filling(Planner):
         name: what errors call the file.
     """
 
-    def __init__(self, source: Source, found: Skeleton, name: str) -> None:
+    def __init__(self, source: Source, found: LazyObject, name: str) -> None:
         super().__init__()
         self._source = source
         self._records = {record.storage.data_ptr(): record for record in found.records}

@@ -17,7 +17,7 @@ from fsspec_csx.distributed.paths import Path, folder_at, is_path
 from fsspec_csx.errors import MismatchError
 from fsspec_csx.formats.dcp import full_state_dict, manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
-from fsspec_csx.formats.dcp.reader import Wanted, load_bytes, read_bytes, read_tensors
+from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, read_tensors
 from fsspec_csx.storage.progress import Meter
 
 
@@ -133,7 +133,7 @@ class StorageReader(storage.StorageReader):
             if target.shape != item.lengths:
                 reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
                 raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
-            wanted.append((target, Wanted(name, place, tuple(item.storage_offsets), target.detach())))
+            wanted.append((target, TensorRead(name, place, tuple(item.storage_offsets), target.detach())))
         meter = Meter(self._callback or NoOpCallback(), sum(target.nbytes for target, _ in wanted))
         read_tensors(self._folder, [each for _, each in wanted], advance=meter.advance)
         meter.finish()

@@ -6,16 +6,16 @@ from abc import abstractmethod
 from typing import Any
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.names import Keys
 from fsspec_csx.tensors.source import Source
 
 
-class Assembled(Source):
+class CompositeSource(Source):
     """A source whose bytes are those of tensors, one after the other, wherever they lie; no span reaches over two."""
 
     @abstractmethod
-    def loaded(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
+    def load(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
         """What it holds, or a part of it; as of ``checkpoint.load``.
 
         Raises:
@@ -24,7 +24,7 @@ class Assembled(Source):
         """
 
     @abstractmethod
-    def skeleton(self, *, weights_only: bool = True, partial: bool = False) -> Skeleton:
+    def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:
         """What it holds, on the CPU, with records of where in the source the bytes of each tensor are.
 
         Args:
@@ -37,7 +37,7 @@ class Assembled(Source):
         """
 
     @abstractmethod
-    def described(self) -> CheckpointInfo:
+    def info(self) -> CheckpointInfo:
         """What it holds, without its tensors' data.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Converting: what a checkpoint holds, on its way into a file of another format or dtype, a few pieces at a time."""
+"""Conversion: what a checkpoint holds, on its way into a file of another format or dtype, a few pieces at a time."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 
 from fsspec_csx.formats import reader, sniff
 from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
-from fsspec_csx.formats.composite_source import Assembled
-from fsspec_csx.formats.io_wrappers import WatchedWriter
+from fsspec_csx.formats.composite_source import CompositeSource
+from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import layout as safetensors_layout
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
-from fsspec_csx.formats.torch_zip.layout import laid_out
+from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.dtype_cast import Recast
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.dtype_cast import DtypeCast
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.names import Choice, Keys, place_of
 from fsspec_csx.tensors.source import Source, memory_of
-from fsspec_csx.tensors.tensor_stream import Run, Runs
+from fsspec_csx.tensors.tensor_stream import StreamedTensor, TensorStream
 
 
-class Converting:
+class Conversion:
     """A checkpoint that is to be written anew.
 
     Its tensors are read while they are written, so that few are in memory at a time; those of a file that ``load``
@@ -63,11 +63,11 @@ class Converting:
         keys: Keys | None = None,
         drop_values: bool = False,
     ) -> None:
-        found, told = _skeleton(source, name)
+        found, told = _structure(source, name)
         obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
         if isinstance(source, CerebrasSource):
             refuse_unread(obj, name)
-        recast = Recast(found.records, dtype)
+        recast = DtypeCast(found.records, dtype)
 
         def damaged(record: Record) -> Exception:
             return torch_archive.damaged(name, names.of_records(obj, [record]))
@@ -110,7 +110,7 @@ class Converting:
             count += more
             advance(more)
 
-        self._written.write(WatchedWriter(file, counted))
+        self._written.write(TrackingWriter(file, counted))
         self.nbytes = count
         places = {place_of(run.tensor) for run in self._written.runs.overflowed}
         present = names.walk(self._obj) if places else ()
@@ -120,15 +120,15 @@ class Converting:
 class _TorchFile:
     """An object as torch.save would write it, if its tensors were those that take their place."""
 
-    def __init__(self, obj: Any, source: Source, recast: Recast, damaged: Callable[[Record], Exception]) -> None:
+    def __init__(self, obj: Any, source: Source, recast: DtypeCast, damaged: Callable[[Record], Exception]) -> None:
         self._pickled = Pickled(obj, replaced=recast.replaced)
-        self._layout = laid_out(self._pickled)
+        self._layout = plan_archive(self._pickled)
         self.nbytes = (self._layout or self._pickled).nbytes
         storages = self._layout.storages if self._layout else self._pickled.storages
         self._storages = [storage for storage in storages if storage.nbytes()]
-        self.runs = Runs(source, [recast.run(storage) for storage in self._storages], damaged)
+        self.runs = TensorStream(source, [recast.run(storage) for storage in self._storages], damaged)
 
-    def write(self, writer: WatchedWriter) -> None:
+    def write(self, writer: TrackingWriter) -> None:
         layout, pickled = self._layout, self._pickled
         if layout is not None:
             layout.write(writer.write, writer.write, self.runs)
@@ -149,28 +149,28 @@ class _SafetensorsFile:
         tensors: Mapping[str, torch.Tensor],
         told: Mapping[str, str],
         source: Source,
-        recast: Recast,
+        recast: DtypeCast,
         damaged: Callable[[Record], Exception],
     ) -> None:
         self._header, order = safetensors_writer.outlined(tensors, recast.dtype_of, told)
         runs = []
         for tensor in map(tensors.__getitem__, order):
             record = recast.record_of(tensor.untyped_storage())
-            runs.append(Run(tensor.detach(), recast.dtype_of(tensor), record))
+            runs.append(StreamedTensor(tensor.detach(), recast.dtype_of(tensor), record))
         self.nbytes = len(self._header) + sum(run.nbytes for run in runs)
-        self.runs = Runs(source, runs, damaged)
+        self.runs = TensorStream(source, runs, damaged)
 
-    def write(self, writer: WatchedWriter) -> None:
+    def write(self, writer: TrackingWriter) -> None:
         writer.write(self._header)
         for pieces in self.runs:
             for piece in pieces:
                 writer.write(piece)
 
 
-def _skeleton(source: Source, name: str) -> tuple[Skeleton, dict[str, str]]:
+def _structure(source: Source, name: str) -> tuple[LazyObject, dict[str, str]]:
     """What the file holds, on the CPU wherever it was saved, and the metadata of a safetensors file."""
     found = reader.structure(source, name)
-    if isinstance(source, (Assembled, CerebrasSource)):
+    if isinstance(source, (CompositeSource, CerebrasSource)):
         return found, {}
     (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
     is_safetensors = safetensors_layout.is_safetensors(head, source.size)

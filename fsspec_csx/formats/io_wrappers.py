@@ -14,7 +14,7 @@ T = TypeVar("T")
 _LARGE = 2**20
 
 
-class _Watched:
+class _Tracking:
     """What reader and writer share.
 
     Args:
@@ -57,7 +57,7 @@ class _Watched:
         return int(self._call(self._file.tell))
 
 
-class WatchedWriter(_Watched):
+class TrackingWriter(_Tracking):
     """A file that is written to. After a failure nothing more reaches the file below."""
 
     def write(self, data: Any) -> int:
@@ -97,7 +97,7 @@ class WatchedWriter(_Watched):
         self._call(self._file.flush)
 
 
-class WatchedReader(_Watched):
+class TrackingReader(_Tracking):
     """A file that is read from, and that can seek.
 
     Args:

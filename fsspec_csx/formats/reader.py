@@ -12,7 +12,7 @@ from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
-from fsspec_csx.formats.composite_source import Assembled
+from fsspec_csx.formats.composite_source import CompositeSource
 from fsspec_csx.formats.safetensors import layout as safetensors_layout
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
@@ -20,8 +20,8 @@ from fsspec_csx.formats.torch_zip import opaque, placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.into import Casts, fill_into
-from fsspec_csx.tensors.lazy_object import Skeleton
-from fsspec_csx.tensors.map_location import Places, reserved
+from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.map_location import LocationMapper, reserved
 from fsspec_csx.tensors.match import Match
 from fsspec_csx.tensors.names import Choice, Keys, place_of
 from fsspec_csx.tensors.source import Source
@@ -51,10 +51,10 @@ def read(
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised, or torch where it is not the file's fault.
     """
-    if isinstance(source, Assembled):
-        return source.loaded(keys=keys, map_location=map_location, weights_only=weights_only)
+    if isinstance(source, CompositeSource):
+        return source.load(keys=keys, map_location=map_location, weights_only=weights_only)
     wanted = None if keys is None else ()
-    found = _skeleton(source, name, map_location, weights_only, wanted, partial=keys is not None)
+    found = _structure(source, name, map_location, weights_only, wanted, partial=keys is not None)
     if keys is not None:
         structure_limits.check_entries(found.obj, name)
         choice = Choice(found.obj, keys, name)
@@ -63,7 +63,7 @@ def read(
         if found.left:
             # Only now is it known what has to go to other devices.
             positions = {record.offset for record in chosen.records}
-            found = _skeleton(source, name, map_location, weights_only, positions, partial=True)
+            found = _structure(source, name, map_location, weights_only, positions, partial=True)
             chosen = _part(found, choice)
         found = chosen
     if isinstance(source, CerebrasSource):
@@ -86,13 +86,13 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
         CheckpointError: if the file is not what it should be, or does not fit.
         Exception: what the file raised, or torch where it is not the file's fault.
     """
-    found = _skeleton(source, name, "cpu", weights_only, partial=keys is not None)
+    found = _structure(source, name, "cpu", weights_only, partial=keys is not None)
     structure_limits.check_use(found.obj, name)
     choice = Choice(found.obj, keys, name)
     placeholders.refuse(names.select(found.obj, choice), name)
     if isinstance(source, CerebrasSource):
         refuse_unread(names.select(found.obj, choice), name)
-    flattened = isinstance(source, (Assembled, CerebrasSource))
+    flattened = isinstance(source, (CompositeSource, CerebrasSource))
     match = Match(found.obj, into, choice, partial=keys is not None, path=name, flattened=flattened)
     casts = Casts()
     if wrong := fill_into(source, found, match.pairs, casts):
@@ -112,8 +112,8 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised.
     """
-    if isinstance(source, (Assembled, CerebrasSource)):
-        return source.described()
+    if isinstance(source, (CompositeSource, CerebrasSource)):
+        return source.info()
     tensors, values = {}, {}
     for key, value in names.walk(_without_data(source, name)):
         if isinstance(value, torch.Tensor):
@@ -141,7 +141,7 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     return (torch.Tensor.size(tensor, 0), *(-1 for _ in range(torch.Tensor.dim(tensor) - 1)))
 
 
-def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
+def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject:
     """What a checkpoint holds, on the CPU, its tensors not filled; or filled, where the file is read whole.
 
     An object of an unknown class is a ``Placeholder``.
@@ -155,12 +155,12 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> Skeleton:
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised.
     """
-    if isinstance(source, (Assembled, CerebrasSource)):
-        return _skeleton(source, name, "cpu", True, partial=True)
+    if isinstance(source, (CompositeSource, CerebrasSource)):
+        return _structure(source, name, "cpu", True, partial=True)
     if bounded and not is_legacy(source) and not (_is_safetensors(source) or torch_archive.read(source, name)):
-        found = Skeleton(_without_data(source, name), [])
+        found = LazyObject(_without_data(source, name), [])
     else:
-        found = _skeleton(source, name, "cpu", True, partial=True)
+        found = _structure(source, name, "cpu", True, partial=True)
     structure_limits.check_use(found.obj, name)
     return found
 
@@ -172,9 +172,9 @@ def is_legacy(source: Source) -> bool:
 
 def _without_data(source: Source, name: str) -> Any:
     try:
-        found = _skeleton(source, name, "meta", True, partial=True).obj
+        found = _structure(source, name, "meta", True, partial=True).obj
     except NotImplementedError:  # torch has no quantized and no nested tensors without data
-        found = _skeleton(source, name, "cpu", True, partial=True).obj
+        found = _structure(source, name, "cpu", True, partial=True).obj
     structure_limits.check_entries(found, name)
     return found
 
@@ -188,7 +188,7 @@ def _head(source: Source) -> bytes:
     return head
 
 
-def _skeleton(
+def _structure(
     source: Source,
     name: str,
     map_location: Any,
@@ -196,29 +196,31 @@ def _skeleton(
     wanted: Collection[int] | None = None,
     *,
     partial: bool = False,
-) -> Skeleton:
-    """With an ``Assembled`` only for the CPU; if partial, with placeholders for objects of unknown classes."""
-    if isinstance(source, Assembled):
-        return source.skeleton(weights_only=weights_only, partial=partial)
+) -> LazyObject:
+    """With a ``CompositeSource`` only for the CPU; if partial, with placeholders for objects of unknown classes."""
+    if isinstance(source, CompositeSource):
+        return source.structure(weights_only=weights_only, partial=partial)
     if isinstance(source, CerebrasSource):
         found = _placed(source, source.tensors(), name, map_location, wanted)
-        return replace(found, obj=source.assembled(found.obj, weights_only=weights_only))
+        return replace(found, obj=source.rebuild(found.obj, weights_only=weights_only))
     if not _is_safetensors(source):
         try:
-            return torch_zip_reader.skeleton(
+            return torch_zip_reader.structure(
                 source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
             )
         except UnsafeCheckpointError:
-            known = opaque.skeleton(source, name=name, map_location=map_location, wanted=wanted) if partial else None
+            known = opaque.structure(source, name=name, map_location=map_location, wanted=wanted) if partial else None
             if known is None:
                 raise
             return known
-    return _placed(source, safetensors_reader.skeleton(source, name=name), name, map_location, wanted)
+    return _placed(source, safetensors_reader.structure(source, name=name), name, map_location, wanted)
 
 
-def _placed(source: Source, found: Skeleton, name: str, map_location: Any, wanted: Collection[int] | None) -> Skeleton:
-    """A skeleton of tensors on the CPU, these moved to where ``map_location`` has them."""
-    places = Places(map_location)
+def _placed(
+    source: Source, found: LazyObject, name: str, map_location: Any, wanted: Collection[int] | None
+) -> LazyObject:
+    """A lazy object of tensors on the CPU, these moved to where ``map_location`` has them."""
+    places = LocationMapper(map_location)
     if places.stays("cpu"):
         return found
     if wanted is not None and not wanted:
@@ -226,8 +228,10 @@ def _placed(source: Source, found: Skeleton, name: str, map_location: Any, wante
     return _moved(source, found, name, places, wanted)
 
 
-def _moved(source: Source, found: Skeleton, name: str, places: Places, wanted: Collection[int] | None) -> Skeleton:
-    """A skeleton of tensors on the CPU, those with wanted bytes moved to where they belong."""
+def _moved(
+    source: Source, found: LazyObject, name: str, places: LocationMapper, wanted: Collection[int] | None
+) -> LazyObject:
+    """A lazy object of tensors on the CPU, those with wanted bytes moved to where they belong."""
     device = places.device("cpu")
     records = {record.name: record for record in found.records}
     obj: dict[str, torch.Tensor] = {}
@@ -242,21 +246,21 @@ def _moved(source: Source, found: Skeleton, name: str, places: Places, wanted: C
         if record is None or wanted is None or record.offset in wanted:
             if device is None:
                 # The caller's map_location is to see the storage as it will be.
-                _complete(source, Skeleton({key: tensor}, [record] if record else []), name)
+                _complete(source, LazyObject({key: tensor}, [record] if record else []), name)
                 storage = places.placed(storage, "cpu")
             else:
                 storage = reserved(storage.nbytes(), device)
                 moved += [replace(record, storage=storage)] if record and device.type != "meta" else []
         obj[key] = torch.empty(0, dtype=tensor.dtype, device=storage.device)
         obj[key].set_(storage, 0, tensor.shape, tensor.stride())
-    return Skeleton(obj, moved)
+    return LazyObject(obj, moved)
 
 
-def _part(found: Skeleton, choice: Choice) -> Skeleton:
+def _part(found: LazyObject, choice: Choice) -> LazyObject:
     obj = names.select(found.obj, choice)
     used = {place_of(value) for _, value in names.walk(obj)}
-    return Skeleton(obj, [each for each in found.records if (each.storage.device, each.storage.data_ptr()) in used])
+    return LazyObject(obj, [each for each in found.records if (each.storage.device, each.storage.data_ptr()) in used])
 
 
-def _complete(source: Source, found: Skeleton, name: str) -> None:
+def _complete(source: Source, found: LazyObject, name: str) -> None:
     torch_zip_reader.complete(source, found, name=name)

@@ -11,7 +11,7 @@ import torch
 from zlib_ng import zlib_ng
 
 from fsspec_csx.formats.torch_zip import zip_directory
-from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, Entry
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
 from fsspec_csx.tensors.source import Source, memory_of
 
 _PIECE = 32 * 2**20
@@ -22,7 +22,7 @@ Sum = Callable[[memoryview, int], int]
 """Computes a checksum of some bytes, and that of those before them."""
 
 
-def scan(source: Source, entries: Sequence[Entry], compute: Sum) -> tuple[list[Entry], list[Entry], int]:
+def scan(source: Source, entries: Sequence[ZipEntry], compute: Sum) -> tuple[list[ZipEntry], list[ZipEntry], int]:
     """Read a file, at most 64 MiB of it at a time.
 
     Args:
@@ -41,8 +41,8 @@ def scan(source: Source, entries: Sequence[Entry], compute: Sum) -> tuple[list[E
     # Each piece comes with the header of a record that begins at its end.
     margin = max((LOCAL.size + len(entry.name) for entry in entries), default=0)
     under_way: list[_Record] = []
-    wrong: list[Entry] = []
-    lost: list[Entry] = []
+    wrong: list[ZipEntry] = []
+    lost: list[ZipEntry] = []
     total = 0
     for start, memory in _pieces(source, margin):
         piece = memory[:_PIECE]
@@ -62,7 +62,7 @@ def scan(source: Source, entries: Sequence[Entry], compute: Sum) -> tuple[list[E
     return wrong + [record.entry for record in under_way], lost, total
 
 
-def is_checked(entry: Entry) -> bool:
+def is_checked(entry: ZipEntry) -> bool:
     """Whether a record has a checksum that can be compared."""
     return bool(entry.crc32 or not entry.size) and entry.method in (STORED, _DEFLATED)
 
@@ -91,7 +91,7 @@ def _memory(size: int) -> memoryview:
     return memory_of(torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage())
 
 
-def _offset(memory: memoryview, entry: Entry) -> int | None:
+def _offset(memory: memoryview, entry: ZipEntry) -> int | None:
     """Where the bytes of a record begin, told by its local header; None if it is not that of this record."""
     offset = zip_directory.data_offset(bytes(memory[: LOCAL.size]), entry)
     named = bytes(memory[LOCAL.size : LOCAL.size + len(entry.name)])
@@ -106,7 +106,7 @@ class _Record:
         end: where its bytes end.
     """
 
-    def __init__(self, entry: Entry, offset: int) -> None:
+    def __init__(self, entry: ZipEntry, offset: int) -> None:
         self.entry = entry
         self.end = offset + entry.compressed
         self._start = offset

@@ -14,14 +14,14 @@ from fsspec_csx.formats.reader import is_legacy, structure
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
-from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, Entry
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, ZipEntry
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.source import Source
 
 
 @dataclass(frozen=True)
-class Health:
+class Report:
     """What was found.
 
     Attributes:
@@ -42,12 +42,14 @@ class Health:
 class _Structure(NamedTuple):
     """What a file holds, as far as it can be told; else what is wrong with it, or what hinders."""
 
-    found: Skeleton | None = None
+    found: LazyObject | None = None
     flaw: str = ""
     note: str = ""
 
 
-def examine(source: Source, *, name: str, compute: Sum, misfit: Callable[[Skeleton], str] = lambda found: "") -> Health:
+def examine(
+    source: Source, *, name: str, compute: Sum, misfit: Callable[[LazyObject], str] = lambda found: ""
+) -> Report:
     """Read all of a checkpoint, and look for damage.
 
     Args:
@@ -73,7 +75,7 @@ def examine(source: Source, *, name: str, compute: Sum, misfit: Callable[[Skelet
     note = shape.note
     if note and not shape.found and not checked:  # there is nothing that speaks for the file
         damage, note = [*damage, note], ""
-    return Health(checked, unchecked, damage, note, checksum)
+    return Report(checked, unchecked, damage, note, checksum)
 
 
 def _structure(source: Source, name: str) -> _Structure:
@@ -95,7 +97,7 @@ def _said(error: CheckpointError, name: str) -> str:
     return f"it {error.reason.removeprefix(name).strip().rstrip('.')}"
 
 
-def _beyond(entries: Iterable[Entry], end: int) -> list[Entry]:
+def _beyond(entries: Iterable[ZipEntry], end: int) -> list[ZipEntry]:
     """The records that reach beyond where they can; all, if together they claim more than there is."""
     listed = list(entries)
     if sum(entry.compressed for entry in listed) > end:
@@ -103,7 +105,7 @@ def _beyond(entries: Iterable[Entry], end: int) -> list[Entry]:
     return [entry for entry in listed if entry.header + LOCAL.size + len(entry.name) + entry.compressed > end]
 
 
-def _called(entry: Entry, found: Skeleton | None) -> str:
+def _called(entry: ZipEntry, found: LazyObject | None) -> str:
     """The tensors that a record belongs to, or its own name."""
     own = repr(entry.name.decode(errors="replace"))
     record = _records(found).get(entry.name)
@@ -113,10 +115,10 @@ def _called(entry: Entry, found: Skeleton | None) -> str:
     return f"record {own}" if owners in (record.name, "''") else f"{owners} (record {own})"
 
 
-def _records(found: Skeleton | None) -> dict[bytes, Record]:
+def _records(found: LazyObject | None) -> dict[bytes, Record]:
     return {record.name.encode(errors="replace"): record for record in found.records} if found else {}
 
 
-def _tensors(found: Skeleton | None) -> int:
+def _tensors(found: LazyObject | None) -> int:
     """How many tensors there are."""
     return sum(isinstance(value, torch.Tensor) for _, value in names.walk(found.obj)) if found else 0

@@ -1,19 +1,19 @@
-"""Saving: an object on its way into a file, in the format that the file's name asks for."""
+"""CheckpointWriter: an object on its way into a file, in the format that the file's name asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from fsspec_csx.formats.io_wrappers import WatchedWriter
+from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip import structure_limits
-from fsspec_csx.formats.torch_zip.layout import Layout, laid_out
+from fsspec_csx.formats.torch_zip.layout import Layout, plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 
 
-class Saving:
+class CheckpointWriter:
     """An object that is to be written: as ``torch.save`` does it, or under the suffix ``.safetensors`` in that format.
 
     Args:
@@ -43,7 +43,7 @@ class Saving:
             structure_limits.check_depth(obj)
         self._prepared = None
         self._pickled = Pickled(obj, copied=copied)
-        self._layout = None if copied else laid_out(self._pickled)
+        self._layout = None if copied else plan_archive(self._pickled)
         if not self._safetensors:
             self.nbytes = (self._layout or self._pickled).nbytes
 
@@ -65,8 +65,8 @@ class Saving:
             return
         pickled = self._pickled
         assert pickled is not None
-        writer = WatchedWriter(file, advance)
-        self._layout = self._layout or laid_out(pickled)
+        writer = TrackingWriter(file, advance)
+        self._layout = self._layout or plan_archive(pickled)
         if self._layout is None:
             writer.unmasked(lambda: pickled.torch_save(writer))
         else:

@@ -130,9 +130,9 @@ def convert(
     with reporting(callback, place.text) as progress, origin.source() as opened:
         import torch  # only here, as all that is wrong with the paths is told at once without it
 
-        from fsspec_csx.formats.conversion import Converting
+        from fsspec_csx.formats.conversion import Conversion
 
-        converting = Converting(
+        converting = Conversion(
             opened,
             name=origin.shown,
             as_safetensors=kind == SAFETENSORS,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.formats.cerebras.leaf import Unread
+from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.formats.reader import structure
@@ -17,8 +17,8 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries
-from fsspec_csx.tensors.compare_tensors import File, Pair, Stored
-from fsspec_csx.tensors.numeric_error import Closeness, Deviation
+from fsspec_csx.tensors.compare_tensors import ComparedPair, File, StoredTensor
+from fsspec_csx.tensors.numeric_error import Closeness, NumericError
 from fsspec_csx.tensors.source import Source
 
 _TEXT_MAX = 200
@@ -56,21 +56,21 @@ class _Side:
                 inner = enumerate(placeholders.tensors(value))
                 self.leaves.update(((f"{key}: tensor {each}", number), tensor) for each, tensor in inner)
         self._source = source
-        others = {key: leaf for (key, _), leaf in self.leaves.items() if isinstance(leaf, Unread)}
+        others = {key: leaf for (key, _), leaf in self.leaves.items() if isinstance(leaf, UnreadValue)}
         refuse_unread({key: leaf for key, leaf in others.items() if not leaf.runs_code}, name)
         self.file = File(source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, wrong)))
 
-    def pickle_of(self, value: Unread) -> bytes:
+    def pickle_of(self, value: UnreadValue) -> bytes:
         """The bytes of a pickle."""
         assert isinstance(self._source, CerebrasSource)
         return self._source.pickle_of(value)
 
-    def stored(self, tensor: torch.Tensor) -> Stored:
+    def stored(self, tensor: torch.Tensor) -> StoredTensor:
         """A strided tensor with the record of its bytes."""
         record = self.records.get(tensor.untyped_storage().data_ptr()) if self.records else None
         if record is None:
-            return Stored(tensor.detach().resolve_conj().resolve_neg())
-        return Stored(tensor.detach(), record)
+            return StoredTensor(tensor.detach().resolve_conj().resolve_neg())
+        return StoredTensor(tensor.detach(), record)
 
 
 def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> Compared:
@@ -140,10 +140,10 @@ class _Comparing:
         self._sides = sides
         self._closeness = closeness
         self._found = Compared([])
-        self._pairs: list[Pair] = []
+        self._pairs: list[ComparedPair] = []
         # Where it goes, its name, its elements, what was found, and how many times over each element lies in both.
-        self._waiting: list[tuple[int, str, int, Deviation, int]] = []
-        self._known: dict[Any, Deviation] = {}
+        self._waiting: list[tuple[int, str, int, NumericError, int]] = []
+        self._known: dict[Any, NumericError] = {}
 
     def tell(self, name: str, what: str, first: str | None, second: str | None) -> None:
         self._found.differences.append(Difference(name, what, first, second))
@@ -158,10 +158,10 @@ class _Comparing:
         self._found.values += 1
         if any(tensors) or _type(first) != _type(second):
             self.tell(name, "type", summaries.entry(first), summaries.entry(second))
-        elif not (self._equal_pickles(first, second) if isinstance(first, Unread) else _equal(first, second)):
+        elif not (self._equal_pickles(first, second) if isinstance(first, UnreadValue) else _equal(first, second)):
             self.tell(name, "value", summaries.entry(first), summaries.entry(second))
 
-    def _equal_pickles(self, first: Unread, second: Unread) -> bool:
+    def _equal_pickles(self, first: UnreadValue, second: UnreadValue) -> bool:
         return self._sides[0].pickle_of(first) == self._sides[1].pickle_of(second)
 
     def _add_tensors(self, name: str, first: torch.Tensor, second: torch.Tensor) -> None:
@@ -174,21 +174,23 @@ class _Comparing:
                 comparable &= near and numeric_error.can_compare(first.dtype, second.dtype)
         if not comparable or first.device.type == "meta":
             return
-        found, times, total = Deviation(), 1, _count(first)
+        found, times, total = NumericError(), 1, _count(first)
         if first.layout != torch.strided or first.is_nested or first.is_quantized:
-            self._pairs += [Pair((Stored(one), Stored(other)), found) for one, other in _strided(first, second)]
+            self._pairs += [
+                ComparedPair((StoredTensor(one), StoredTensor(other)), found) for one, other in _strided(first, second)
+            ]
         else:
             first, second, times = _once(first, second)
             stored = self._sides[0].stored(first), self._sides[1].stored(second)
             found = self._add_stored(stored, found)
         self._waiting.append((len(self._found.differences), name, total, found, times))
 
-    def _add_stored(self, stored: tuple[Stored, Stored], found: Deviation) -> Deviation:
+    def _add_stored(self, stored: tuple[StoredTensor, StoredTensor], found: NumericError) -> NumericError:
         marks = tuple(_mark(each) for each in stored)
         if all(each.record is not None for each in stored) and marks in self._known:
             return self._known[marks]  # tensors that share their memory in both files
         self._known[marks] = found
-        self._pairs.append(Pair(stored, found))
+        self._pairs.append(ComparedPair(stored, found))
         return found
 
     def done(self) -> Compared:
@@ -219,7 +221,7 @@ def _once(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torc
     return first, second, times
 
 
-def _mark(stored: Stored) -> tuple[Any, ...]:
+def _mark(stored: StoredTensor) -> tuple[Any, ...]:
     """What makes two tensors of a file the same."""
     tensor, record = stored.tensor, stored.record
     return (record.offset if record else None, *_geometry(tensor))

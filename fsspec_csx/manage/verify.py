@@ -115,7 +115,7 @@ def _of_folder(source: Source, name: str, progress: Callback) -> Verified:
 
 
 def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> Verified:
-    from fsspec_csx.formats.cerebras.leaf import Unread  # only here, as these import torch
+    from fsspec_csx.formats.cerebras.leaf import UnreadValue  # only here, as these import torch
     from fsspec_csx.formats.cerebras.verify import verified
     from fsspec_csx.tensors.names import listed
 
@@ -129,7 +129,7 @@ def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> Verif
     damage = [f"{key!r}: {why}" for key, why in found.broken.items()]
     damage += [f"the checksum of {each!r} is wrong" for each in found.damaged]
     unread = {key: source.leaves[source.holder(key)] for key in found.unread}
-    pickles = [key for key, leaf in unread.items() if isinstance(leaf, Unread) and leaf.runs_code]
+    pickles = [key for key, leaf in unread.items() if isinstance(leaf, UnreadValue) and leaf.runs_code]
     pickles = [key for key in pickles if source.holder(key) not in found.broken]
     unread = {key: leaf for key, leaf in unread.items() if source.holder(key) not in found.broken}
     damage += [f"{key!r} cannot be read: {leaf!r}" for key, leaf in unread.items() if key not in pickles]

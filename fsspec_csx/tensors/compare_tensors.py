@@ -13,9 +13,9 @@ from zlib_ng import zlib_ng
 
 from fsspec_csx.tensors import fill, numeric_error, tiling
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.numeric_error import Closeness, Deviation
+from fsspec_csx.tensors.numeric_error import Closeness, NumericError
 from fsspec_csx.tensors.source import Source, memory_of
-from fsspec_csx.tensors.tiling import Runs, Tile
+from fsspec_csx.tensors.tiling import ByteRuns, Tile
 
 _PIECE = 16 * 2**20
 _STAGING = 32 * 2**20  # of each file; twice, as one is read while the other is compared
@@ -24,7 +24,7 @@ _JOBS_MAX = 4096
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor and its bytes.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedPair:
     """Two tensors of one shape.
 
     Attributes:
@@ -50,8 +50,8 @@ class Pair:
         found: how far they are apart, as far as is known.
     """
 
-    sides: tuple[Stored, Stored]
-    found: Deviation = field(default_factory=Deviation)
+    sides: tuple[StoredTensor, StoredTensor]
+    found: NumericError = field(default_factory=NumericError)
 
 
 class File(NamedTuple):
@@ -70,7 +70,7 @@ class _Job(NamedTuple):
 
     pair: int
     tile: Tile
-    runs: tuple[Runs, Runs]
+    runs: tuple[ByteRuns, ByteRuns]
     covered: tuple[bool, bool]
     last: bool
 
@@ -82,7 +82,7 @@ class _Read(NamedTuple):
     crcs: list[int]
 
 
-def compare(files: tuple[File, File], pairs: Sequence[Pair], closeness: Closeness) -> None:
+def compare(files: tuple[File, File], pairs: Sequence[ComparedPair], closeness: Closeness) -> None:
     """Find how far the tensors of each pair are apart.
 
     Of each file at most 64 MiB are in memory. All that is read is compared with its checksum.
@@ -102,7 +102,9 @@ def compare(files: tuple[File, File], pairs: Sequence[Pair], closeness: Closenes
         _Comparing(files, pairs, closeness, readers).run()
 
 
-def _check_parts(files: tuple[File, File], pairs: Sequence[Pair], readers: Sequence[ThreadPoolExecutor]) -> None:
+def _check_parts(
+    files: tuple[File, File], pairs: Sequence[ComparedPair], readers: Sequence[ThreadPoolExecutor]
+) -> None:
     """Read over the records that no pair takes whole and in order."""
     found: tuple[dict[int, Record], dict[int, Record]] = ({}, {})
     for pair in pairs:
@@ -120,13 +122,13 @@ def _check_parts(files: tuple[File, File], pairs: Sequence[Pair], readers: Seque
             raise file.damaged(wrong)
 
 
-def _tile(pair: Pair) -> Tile:
+def _tile(pair: ComparedPair) -> Tile:
     first, second = (stored.tensor for stored in pair.sides)
     strides = (first.stride(), second.stride())
     return tiling.whole(first.shape, strides, (int(first.storage_offset()), int(second.storage_offset())))
 
 
-def _covers(stored: Stored, tile: Tile, side: int) -> bool:
+def _covers(stored: StoredTensor, tile: Tile, side: int) -> bool:
     """Whether a tensor, part by part of its tile, is the record."""
     in_order = len(tile.dims) <= 1 and tile.strides(side) in ((), (1,))
     size = stored.tensor.numel() * stored.width
@@ -139,7 +141,7 @@ class _Comparing:
     def __init__(
         self,
         files: tuple[File, File],
-        pairs: Sequence[Pair],
+        pairs: Sequence[ComparedPair],
         closeness: Closeness,
         readers: Sequence[ThreadPoolExecutor],
     ) -> None:
@@ -208,7 +210,7 @@ class _Comparing:
             raise self._files[side].damaged([stored.record])
 
 
-def _part(stored: Stored, job: _Job, side: int, staged: torch.Tensor) -> torch.Tensor:
+def _part(stored: StoredTensor, job: _Job, side: int, staged: torch.Tensor) -> torch.Tensor:
     """The part of a tensor, on its own memory or on what was read."""
     tensor, tile, runs = stored.tensor, job.tile, job.runs[side]
     if stored.record is None:
@@ -218,7 +220,7 @@ def _part(stored: Stored, job: _Job, side: int, staged: torch.Tensor) -> torch.T
     return torch._neg_view(part) if tensor.is_neg() else part
 
 
-def _jobs(number: int, pair: Pair) -> Iterator[_Job]:
+def _jobs(number: int, pair: ComparedPair) -> Iterator[_Job]:
     if not pair.sides[0].tensor.numel():
         return
     whole = _tile(pair)
@@ -235,11 +237,11 @@ def _jobs(number: int, pair: Pair) -> Iterator[_Job]:
         yield before._replace(last=True)
 
 
-def _is_checked(stored: Stored, tile: Tile, side: int) -> bool:
+def _is_checked(stored: StoredTensor, tile: Tile, side: int) -> bool:
     return stored.record is not None and stored.record.crc32 is not None and _covers(stored, tile, side)
 
 
-def _batches(pairs: Iterable[Pair]) -> Iterator[list[_Job]]:
+def _batches(pairs: Iterable[ComparedPair]) -> Iterator[list[_Job]]:
     """As many at a time as the staging memory of each file takes."""
     batch: list[_Job] = []
     taken = [0, 0]

@@ -9,12 +9,12 @@ import torch
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.map_location import reserved
 from fsspec_csx.tensors.names import place_of
-from fsspec_csx.tensors.tensor_stream import Run
+from fsspec_csx.tensors.tensor_stream import StreamedTensor
 
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)  # two values to the byte; torch casts none of them
 
 
-class Recast:
+class DtypeCast:
     """Stands in for the tensors of a file, cast, where a pickle is made of them.
 
     Tensors that share a storage share one afterwards, unless only some of them are cast.
@@ -28,7 +28,7 @@ class Recast:
         self._records = {record.storage.data_ptr(): record for record in records}
         self._dtype = dtype
         self._storages: dict[tuple[int, torch.dtype], torch.UntypedStorage] = {}
-        self._runs: dict[int, Run] = {}
+        self._runs: dict[int, StreamedTensor] = {}
 
     def dtype_of(self, tensor: torch.Tensor) -> torch.dtype:
         """What a tensor's dtype will be."""
@@ -55,12 +55,12 @@ class Recast:
         vars(made).update(vars(tensor))
         return made.requires_grad_(tensor.requires_grad)
 
-    def run(self, storage: torch.UntypedStorage) -> Run:
+    def run(self, storage: torch.UntypedStorage) -> StreamedTensor:
         """What is to be written for a storage, be it of the file, of a tensor that was put in place, or of another."""
         run = self._runs.get(storage._cdata)
         if run is None:
             whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
-            run = Run(whole, torch.uint8, self.record_of(storage))
+            run = StreamedTensor(whole, torch.uint8, self.record_of(storage))
         return run
 
     def _storage(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.UntypedStorage:
@@ -70,5 +70,5 @@ class Recast:
             new = reserved(count * dtype.itemsize, torch.device("cpu"))
             whole = torch.empty(0, dtype=tensor.dtype, device="cpu").set_(old, 0, (count,), (1,))
             self._storages[old._cdata, tensor.dtype] = new
-            self._runs[new._cdata] = Run(whole, dtype, self.record_of(old))
+            self._runs[new._cdata] = StreamedTensor(whole, dtype, self.record_of(old))
         return self._storages[old._cdata, tensor.dtype]

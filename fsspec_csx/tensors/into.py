@@ -11,8 +11,8 @@ import torch
 
 from fsspec_csx.errors import DtypeCastWarning
 from fsspec_csx.tensors.fill import PIECE, Transfer, run
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
-from fsspec_csx.tensors.match import Pair
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.match import MatchedPair
 from fsspec_csx.tensors.names import place_of
 from fsspec_csx.tensors.source import Source, memory_at, memory_of
 
@@ -26,7 +26,7 @@ class Casts:
         self._counts: Counter[tuple[torch.dtype, torch.dtype]] = Counter()
         self._seconds = 0.0
 
-    def count(self, pair: Pair) -> None:
+    def count(self, pair: MatchedPair) -> None:
         """Take a pair into account, once."""
         if pair.source.dtype != pair.target.dtype:
             self._counts[pair.source.dtype, pair.target.dtype] += 1
@@ -47,13 +47,13 @@ class Casts:
         warnings.warn(f"{what} Save them in the dtype in which they are used.", DtypeCastWarning, stacklevel=_STACK)
 
 
-def fill_into(source: Source, found: Skeleton, pairs: Iterable[Pair], casts: Casts) -> list[Record]:
-    """Fill tensors with others of a skeleton, which itself stays as it is.
+def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], casts: Casts) -> list[Record]:
+    """Fill tensors with others of a lazy object, which itself stays unfilled.
 
     Args:
         source: the file.
-        found: its skeleton.
-        pairs: tensors of the skeleton, each with the one that takes its values.
+        found: the lazy object.
+        pairs: tensors of the lazy object, each with the one that takes its values.
         casts: learns what had to be cast.
 
     Returns:
@@ -63,9 +63,9 @@ def fill_into(source: Source, found: Skeleton, pairs: Iterable[Pair], casts: Cas
         OSError: what the file raised.
     """
     records = {(record.storage.device, record.storage.data_ptr()): record for record in found.records}
-    straight: dict[tuple[int, int, int], tuple[Transfer, Pair]] = {}
+    straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]] = {}
     staged: list[Transfer] = []
-    filled: list[Pair] = []
+    filled: list[MatchedPair] = []
     pinned = False
     with torch.no_grad():
         for pair in pairs:
@@ -98,7 +98,7 @@ def _start(tensor: torch.Tensor) -> int:
     return int(tensor.storage_offset()) * tensor.element_size()
 
 
-def _same_memory(pair: Pair) -> bool:
+def _same_memory(pair: MatchedPair) -> bool:
     """Whether the bytes of one tensor are those of the other, in the same order."""
     source, target = pair
     plain = type(target) in (torch.Tensor, torch.nn.Parameter) and place_of(target) is not None
@@ -123,11 +123,11 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 
 def _apart(
-    straight: dict[tuple[int, int, int], tuple[Transfer, Pair]],
-) -> tuple[list[Transfer], list[tuple[Transfer, Pair]]]:
+    straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]],
+) -> tuple[list[Transfer], list[tuple[Transfer, MatchedPair]]]:
     """Those whose memories meet no other, and the rest, which must be filled one after the other."""
     alone: list[Transfer] = []
-    meeting: list[tuple[Transfer, Pair]] = []
+    meeting: list[tuple[Transfer, MatchedPair]] = []
     end = 0
     for (address, size, _), entry in sorted(straight.items(), key=lambda item: item[0]):
         if address >= end:
@@ -138,7 +138,7 @@ def _apart(
     return alone, meeting
 
 
-def _staged(record: Record, pair: Pair, casts: Casts) -> Iterator[Transfer]:
+def _staged(record: Record, pair: MatchedPair, casts: Casts) -> Iterator[Transfer]:
     for source, target in _pieces(*pair):
 
         def deliver(data: torch.Tensor, source: torch.Tensor = source, target: torch.Tensor = target) -> None:

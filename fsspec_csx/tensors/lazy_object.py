@@ -26,7 +26,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class LazyObject:
     """An object as it was saved, whose tensors' storages are still to be filled.
 
     Attributes:

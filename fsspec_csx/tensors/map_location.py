@@ -8,7 +8,7 @@ import torch
 from torch import serialization
 
 
-class Places:
+class LocationMapper:
     """Where storages go.
 
     Args:

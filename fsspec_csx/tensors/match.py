@@ -15,7 +15,7 @@ from fsspec_csx.tensors.names import Choice, below, children, listed, shown, wal
 _REMEDY = "Pass an object of the same structure, or only the keys that both have."
 
 
-class Pair(NamedTuple):
+class MatchedPair(NamedTuple):
     """A tensor of the file, and the one that takes its values."""
 
     source: torch.Tensor
@@ -44,7 +44,7 @@ class Match:
     def __init__(
         self, found: Any, into: Any, choice: Choice, *, partial: bool, path: str, flattened: bool = False
     ) -> None:
-        self.pairs: list[Pair] = []
+        self.pairs: list[MatchedPair] = []
         self._targets: list[tuple[str, torch.Tensor]] = []
         self._values: list[tuple[Any, Any, Any]] = []
         self._missing: list[str] = []
@@ -90,7 +90,7 @@ class Match:
             return
         if isinstance(found, torch.Tensor) and isinstance(into, torch.Tensor):
             if fits(found, into):
-                self.pairs.append(Pair(found, into))
+                self.pairs.append(MatchedPair(found, into))
                 if found.device.type != "meta":
                     self._targets.append((name, into))
             else:

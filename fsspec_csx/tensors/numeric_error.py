@@ -28,7 +28,7 @@ class Closeness:
 
 
 @dataclass
-class Deviation:
+class NumericError:
     """How far two tensors are apart.
 
     Attributes:
@@ -54,7 +54,7 @@ def _larger(first: float, second: float) -> float:
     return second if second > first or second != second else first
 
 
-def compare(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: Deviation) -> None:
+def compare(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
     """Compare two tensors element by element, and take in how far they are apart.
 
     NaN equals NaN. Whole numbers are compared exactly, and never lose a digit. Tensors of different dtypes are compared
@@ -95,7 +95,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return flat if flat.dtype == torch.uint8 else flat.view(torch.uint8)
 
 
-_Kernel = Callable[[torch.Tensor, torch.Tensor, Closeness, Deviation], None]
+_Kernel = Callable[[torch.Tensor, torch.Tensor, Closeness, NumericError], None]
 
 
 def _prepared(first: torch.Tensor, second: torch.Tensor) -> tuple[_Kernel, torch.Tensor, torch.Tensor]:
@@ -146,11 +146,11 @@ def _steps(first: torch.Tensor, second: torch.Tensor) -> Iterator[tuple[torch.Te
         yield from _steps(first.narrow(at, start, length), second.narrow(at, start, length))
 
 
-def _compare_real(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: Deviation) -> None:
+def _compare_real(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
     _judge(first.to(torch.float64), second.to(torch.float64), _unequal, closeness, found)
 
 
-def _compare_complex(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: Deviation) -> None:
+def _compare_complex(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
     one, other = first.to(torch.complex128).resolve_conj(), second.to(torch.complex128).resolve_conj()
     _judge(one, other, _unequal_complex, closeness, found)
 
@@ -168,7 +168,7 @@ def _judge(
     other: torch.Tensor,
     unequal: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     closeness: Closeness,
-    found: Deviation,
+    found: NumericError,
 ) -> None:
     """Take in the elements that differ and are not close."""
     apart, size = (one - other).abs(), other.abs()
@@ -183,7 +183,7 @@ def _judge(
     found.add(count, float(apart.where(far, _NOTHING).max()), float(relative.where(far, _NOTHING).max()))
 
 
-def _compare_whole(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: Deviation) -> None:
+def _compare_whole(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
     """Whole numbers, by their order in 64 bits: the true difference of two takes 65."""
     unsigned = torch.uint64 in (first.dtype, second.dtype)
     one, other = _ordered(first, unsigned), _ordered(second, unsigned)

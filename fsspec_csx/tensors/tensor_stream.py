@@ -20,7 +20,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class StreamedTensor:
     """A tensor whose elements are to be written, in their order.
 
     Attributes:
@@ -51,7 +51,7 @@ class _Chunk(NamedTuple):
         whole: whether all chunks of its run, one after the other, are the record.
     """
 
-    run: Run
+    run: StreamedTensor
     part: torch.Tensor
     start: int
     size: int
@@ -59,7 +59,7 @@ class _Chunk(NamedTuple):
     whole: bool
 
 
-class Runs:
+class TensorStream:
     """The bytes of tensors, in the order in which they are to be written.
 
     A tensor whose rows lie between each other in the file, as those of a transposed one, is held in memory while it is
@@ -74,14 +74,14 @@ class Runs:
         overflowed: those of the runs, so far, with finite numbers that became infinite.
     """
 
-    def __init__(self, source: Source, runs: Iterable[Run], damaged: Callable[[Record], Exception]) -> None:
+    def __init__(self, source: Source, runs: Iterable[StreamedTensor], damaged: Callable[[Record], Exception]) -> None:
         self._source = source
         self._runs = [run for run in runs if run.nbytes]
         self._damaged = damaged
         self._staging = torch.empty(_BATCH, dtype=torch.uint8, device="cpu")
         self._cast = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
         self._checked: set[int] = set()  # positions of records
-        self.overflowed: list[Run] = []
+        self.overflowed: list[StreamedTensor] = []
 
     def __iter__(self) -> Iterator[Iterator[memoryview]]:
         """The pieces of each run that has any. They must be used up before the next run's, each before the next one.
@@ -163,7 +163,7 @@ def _of_one_run(chunks: Iterator[tuple[bool, Iterator[memoryview]]]) -> Iterator
             return
 
 
-def _chunks(run: Run) -> Iterator[_Chunk]:
+def _chunks(run: StreamedTensor) -> Iterator[_Chunk]:
     tensor, record = run.tensor, run.record
     if record is None:
         yield _Chunk(run, tensor, 0, 0, last=True, whole=False)

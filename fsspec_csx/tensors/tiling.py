@@ -42,7 +42,7 @@ class Tile(NamedTuple):
         return tuple(dim.strides[side] for dim in self.dims)
 
 
-class Runs(NamedTuple):
+class ByteRuns(NamedTuple):
     """Bytes of a storage that lie one behind the other, in as many places as needed, for all elements of a tile.
 
     Attributes:
@@ -105,7 +105,7 @@ def cut(tile: Tile, widths: tuple[int, int], most: int) -> Iterator[Tile]:
         yield from cut(Tile((*tile.dims[:at], Dim(count, strides), *tile.dims[at + 1 :]), starts), widths, most)
 
 
-def runs(tile: Tile, side: int, width: int) -> Runs:
+def runs(tile: Tile, side: int, width: int) -> ByteRuns:
     """What has to be read of a tensor for a tile.
 
     Args:
@@ -127,4 +127,4 @@ def runs(tile: Tile, side: int, width: int) -> Runs:
             strides[number] = step or length
             step = strides[number] * size
             outer.insert(0, (size, stride))
-    return Runs(length, tuple(outer), tuple(strides))
+    return ByteRuns(length, tuple(outer), tuple(strides))

@@ -110,7 +110,7 @@ def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = Non
         state = names.select(state, names.Choice(state, wanted, folder.name))
     items: dict[str, Any] = {}
     for name, entry in names.walk(state):
-        if isinstance(entry, full_state_dict.Entry):
+        if isinstance(entry, full_state_dict.ManifestEntry):
             items[entry.name] = full_state_dict.empty(folder, metadata, entry) if entry.tensor else None
             own = like.get(_owner(name))
             if own is not None and entry.tensor and entry.tensor.size == own.shape:

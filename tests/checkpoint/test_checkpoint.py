@@ -17,9 +17,9 @@ import torch
 from checkpoints import MIB, Point
 
 from fsspec_csx.checkpoint.api import load, save
-from fsspec_csx.formats.io_wrappers import WatchedReader, WatchedWriter
+from fsspec_csx.formats.io_wrappers import TrackingReader, TrackingWriter
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
-from fsspec_csx.formats.writer import Saving
+from fsspec_csx.formats.writer import CheckpointWriter
 
 DTYPES = [
     *(
@@ -224,7 +224,7 @@ def test_no_copies() -> None:
             return super().readinto(buffer)
 
     buffer = Buffer()
-    Saving({"x": tensor}, "x.pt").write(buffer, advance=lambda count: None)
+    CheckpointWriter({"x": tensor}, "x.pt").write(buffer, advance=lambda count: None)
     loaded = torch_zip_reader.read(buffer, name="buffer", size=buffer.tell(), advance=lambda count: None)
     assert tensor.data_ptr() in written
     assert loaded["x"].data_ptr() in filled
@@ -248,7 +248,7 @@ def test_short_reads_and_writes(zipped: bool) -> None:
     """A file that takes or gives less than was asked is asked again."""
     state = {"x": torch.randn(10000)}
     file = Short()
-    torch.save(state, WatchedWriter(file, lambda count: None), _use_new_zipfile_serialization=zipped)  # type: ignore[arg-type]
+    torch.save(state, TrackingWriter(file, lambda count: None), _use_new_zipfile_serialization=zipped)  # type: ignore[arg-type]
     loaded = torch_zip_reader.read(file, name="file", size=len(file.getvalue()), advance=lambda count: None)
     assert torch.equal(loaded["x"], state["x"])
 
@@ -261,7 +261,7 @@ def test_a_file_without_readinto() -> None:
             file = io.BytesIO(data)
             self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
-    reader = WatchedReader(Plain(b"abc"), 3)
+    reader = TrackingReader(Plain(b"abc"), 3)
     buffer = bytearray(2)
     assert reader.readinto(buffer) == 2
     assert buffer == b"ab"

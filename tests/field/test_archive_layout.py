@@ -15,7 +15,7 @@ import torch
 
 import fsspec_csx
 from fsspec_csx.formats.torch_zip import single_tensor_archive
-from fsspec_csx.formats.torch_zip.layout import laid_out
+from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 
 STATE = {"a": torch.arange(6.0), "b": [torch.ones(3, 2, dtype=torch.int8)], "n": 5}
@@ -80,7 +80,7 @@ class Changed:
 
 def test_known_layout() -> None:
     """What is laid out is what torch.save writes, bit for bit."""
-    layout = laid_out(Pickled(STATE))
+    layout = plan_archive(Pickled(STATE))
     assert layout is not None
     written = bytearray()
     layout.write(written.extend, written.extend)
@@ -102,7 +102,7 @@ def test_other_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
 
     monkeypatch.setattr(Pickled, "torch_save", changed)
     single_tensor_archive.frame.cache_clear()
-    assert laid_out(Pickled(STATE)) is None
+    assert plan_archive(Pickled(STATE)) is None
     assert single_tensor_archive.frame(torch.float32, (3,)) is None
     single_tensor_archive.frame.cache_clear()
     path = tmp_path / "x.mdl"

@@ -1,4 +1,4 @@
-"""Converting to a sharded checkpoint takes the memory of a few tensors, whatever the size of the checkpoint."""
+"""Conversion to a sharded checkpoint takes the memory of a few tensors, whatever the size of the checkpoint."""
 
 from __future__ import annotations
 

@@ -235,4 +235,4 @@ def test_other_pickles_are_left_to_torch(tmp_path: Path) -> None:
     """A file that is no archive of torch.save has no structure to be read by itself."""
     (tmp_path / "x").write_bytes(pickle.dumps(Config()))
     with open(tmp_path / "x", "rb") as file:
-        assert opaque.skeleton(Source(file, (tmp_path / "x").stat().st_size), name="x") is None
+        assert opaque.structure(Source(file, (tmp_path / "x").stat().st_size), name="x") is None

@@ -595,7 +595,7 @@ def test_a_tensor_larger_than_its_record() -> None:
 # -- the zip directory -------------------------------------------------------------------------------------------------
 
 
-def entries_of(data: bytes) -> list[zip_directory.Entry]:
+def entries_of(data: bytes) -> list[zip_directory.ZipEntry]:
     """The directory of an archive."""
     span = zip_directory.locate(data, len(data))
     assert span is not None
@@ -623,7 +623,7 @@ def test_directory_of_large_entries() -> None:
     directory = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 45, 45, 0, 0, 0, 0, 7, full, full, 1, 28, 0, 0, 0, 0, full)
     span = zip_directory.Span(2**35, len(directory) + 29, 1)
     found = zip_directory.entries(directory + b"x" + extra, span)
-    assert found == [zip_directory.Entry(b"x", 0, 7, 2**33, 2**33 + 5, 2**34)]
+    assert found == [zip_directory.ZipEntry(b"x", 0, 7, 2**33, 2**33 + 5, 2**34)]
     assert zip_directory.entries(directory + b"x" + extra[:-1] + b"", span) is None
 
 

@@ -25,7 +25,7 @@ from fsspec_csx.formats import sniff
 from fsspec_csx.formats.safetensors import layout as safetensors_layout
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
-from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 NAMES = [
@@ -61,9 +61,9 @@ def written(obj: object) -> bytes:
     return buffer.getvalue()
 
 
-def skeleton_of(data: bytes) -> Skeleton:
+def skeleton_of(data: bytes) -> LazyObject:
     """What skeleton makes of a file that is named x."""
-    return safetensors_reader.skeleton(Source(io.BytesIO(data), len(data)), name="x")
+    return safetensors_reader.structure(Source(io.BytesIO(data), len(data)), name="x")
 
 
 def read(data: bytes) -> Any:
@@ -71,7 +71,7 @@ def read(data: bytes) -> Any:
     return filled(skeleton_of(data), io.BytesIO(data))
 
 
-def filled(found: Skeleton, file: Any) -> Any:
+def filled(found: LazyObject, file: Any) -> Any:
     """The object of a skeleton, with the bytes of its file."""
     for record in found.records:
         file.seek(record.offset)
@@ -409,7 +409,7 @@ def test_no_further_read() -> None:
     file = Asked(written({"x": torch.ones(MIB)}))
     source = Source(file, len(file.getvalue()))
     file.spans.clear()
-    safetensors_reader.skeleton(source, name="x")
+    safetensors_reader.structure(source, name="x")
     assert file.spans == []
 
 
@@ -420,7 +420,7 @@ def test_a_long_header_takes_one_more_read() -> None:
     file = Asked(data)
     source = Source(file, len(data))
     file.spans.clear()
-    found = safetensors_reader.skeleton(source, name="x")
+    found = safetensors_reader.structure(source, name="x")
     length = int.from_bytes(data[:8], "little")
     assert length > MIB
     assert file.spans == [(8, length)]
@@ -601,7 +601,7 @@ def test_errors_of_the_file_come_out_as_themselves(error: BaseException) -> None
             raise error
 
     with pytest.raises(type(error)) as caught:
-        safetensors_reader.skeleton(Source(Failing(), 100), name="x")
+        safetensors_reader.structure(Source(Failing(), 100), name="x")
     assert caught.value is error
     with pytest.raises(type(error)) as caught:
         safetensors_writer.write({"x": torch.ones(1)}, Failing(), advance=ignore)

@@ -14,9 +14,9 @@ from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
-from fsspec_csx.formats.cerebras.leaf import Body, Leaf, Unread, shown
+from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue, shown
 from fsspec_csx.formats.cerebras.metadata import OWN, damaged, is_safe
-from fsspec_csx.formats.cerebras.source import CerebrasSource, Place
+from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 
 # What an answer tells of a file, and is another when the file is.
 _CHANGING = ("ETag", "VersionId", "LastModified", "size", "ino", "mtime", "created")
@@ -24,7 +24,7 @@ _PIECE = 16 * 2**20
 _TOGETHER = 64
 
 
-class Wanted(NamedTuple):
+class ObjectRead(NamedTuple):
     """Bytes of an object, and where they go.
 
     Attributes:
@@ -140,10 +140,10 @@ class FolderSource(CerebrasSource):
         self._path = path
         self._others: dict[str, CerebrasSource | str] = {}
         for key, leaf in self.leaves.items():
-            if isinstance(leaf, (Body, Unread)) and not is_safe(key):
+            if isinstance(leaf, (TensorLeaf, UnreadValue)) and not is_safe(key):
                 raise damaged(name, f"{shown(key)} is no name of an object in its folder")
 
-    def _followed(self, leaf: Body) -> Leaf:
+    def _followed(self, leaf: TensorLeaf) -> Leaf:
         path, key = leaf.elsewhere or ("", "")
         if not path.startswith("s3://") or "s3" not in protocols(self._fs):
             return super()._followed(leaf)
@@ -152,13 +152,13 @@ class FolderSource(CerebrasSource):
             self._others[there] = self._other(there, path)
         other = self._others[there]
         if isinstance(other, str):
-            return Unread(f"tensor of a checkpoint that cannot be read: {other}")
+            return UnreadValue(f"tensor of a checkpoint that cannot be read: {other}")
         found = other.leaves.get(key)
         # Not gone after any further: so links never lead in a circle.
-        like = isinstance(found, Body) and (found.dtype, found.shape) == (leaf.dtype, leaf.shape)
-        if not isinstance(found, Body) or not like or found.elsewhere is not None:
-            return Unread(f"tensor {shown(key)} of {path!r}, which has none of that dtype and shape")
-        return Body(found.dtype, found.shape, found.stored, found.compressed, leaf.is_array, (there, key))
+        like = isinstance(found, TensorLeaf) and (found.dtype, found.shape) == (leaf.dtype, leaf.shape)
+        if not isinstance(found, TensorLeaf) or not like or found.elsewhere is not None:
+            return UnreadValue(f"tensor {shown(key)} of {path!r}, which has none of that dtype and shape")
+        return TensorLeaf(found.dtype, found.shape, found.stored, found.compressed, leaf.is_array, (there, key))
 
     def _other(self, path: str, name: str) -> CerebrasSource | str:
         try:
@@ -169,25 +169,25 @@ class FolderSource(CerebrasSource):
 
     def _object(self, key: str, leaf: Any) -> str:
         """The path of a value's object."""
-        if isinstance(leaf, Body) and leaf.elsewhere is not None:
+        if isinstance(leaf, TensorLeaf) and leaf.elsewhere is not None:
             return "/".join(leaf.elsewhere)
         return f"{self._path}/{key}"
 
-    def _is_stored(self, name: str, leaf: Body) -> bool:
+    def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
         try:
             return bool(self._fs.info(self._object(name, leaf))["size"] == leaf.stored)
         except FileNotFoundError:
             return False
 
-    def _fetch(self, parts: Sequence[tuple[Place, int, memoryview]]) -> None:
+    def _fetch(self, parts: Sequence[tuple[LeafSpan, int, memoryview]]) -> None:
         self._read_objects(
-            [Wanted(self._object(at.name, at.leaf), start, memory, at.leaf.nbytes) for at, start, memory in parts]
+            [ObjectRead(self._object(at.name, at.leaf), start, memory, at.leaf.nbytes) for at, start, memory in parts]
         )
 
     def _objects(self, wanted: Sequence[tuple[str, Any]]) -> list[bytes]:
         made = [bytearray(leaf.stored) for _, leaf in wanted]
         parts = [
-            Wanted(self._object(key, leaf), 0, memoryview(data), leaf.stored)
+            ObjectRead(self._object(key, leaf), 0, memoryview(data), leaf.stored)
             for (key, leaf), data in zip(wanted, made, strict=True)
         ]
         advance, self.advance = self.advance, lambda count: None  # it counts what comes of them
@@ -197,7 +197,7 @@ class FolderSource(CerebrasSource):
             self.advance = advance
         return [bytes(data) for data in made]
 
-    def _read_objects(self, wanted: Sequence[Wanted]) -> None:
+    def _read_objects(self, wanted: Sequence[ObjectRead]) -> None:
         try:
             if hasattr(self._fs, "readinto_objects"):
                 sizes = self._fs.readinto_objects(wanted, self.advance)
@@ -213,7 +213,7 @@ class FolderSource(CerebrasSource):
             if size != each.size:
                 raise damaged(self.name, f"the object {each.path!r} does not have the {each.size} bytes that it should")
 
-    def _cat(self, wanted: Sequence[Wanted]) -> list[int]:
+    def _cat(self, wanted: Sequence[ObjectRead]) -> list[int]:
         """Fill memories by requests side by side; the sizes are those that the objects seem to have."""
         paths, starts = [each.path for each in wanted], [each.start for each in wanted]
         # One byte more shows whether there is more than there should be.
@@ -227,7 +227,7 @@ class FolderSource(CerebrasSource):
             sizes.append(each.size + len(data) - expected)
         return sizes
 
-    def _read_file(self, wanted: Wanted) -> int:
+    def _read_file(self, wanted: ObjectRead) -> int:
         with self._fs.open(wanted.path, "rb") as file:
             size = int(file.seek(0, 2))
             file.seek(wanted.start)
@@ -261,13 +261,13 @@ def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
         return {}
 
 
-def _batches(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+def _batches(wanted: Sequence[ObjectRead]) -> Iterator[list[ObjectRead]]:
     """In pieces of a bounded size, so many at a time as are not too large together."""
-    batch: list[Wanted] = []
+    batch: list[ObjectRead] = []
     taken = 0
     for path, position, memory, size in wanted:
         for start in range(0, len(memory), _PIECE):
-            piece = Wanted(path, position + start, memory[start : start + _PIECE], size)
+            piece = ObjectRead(path, position + start, memory[start : start + _PIECE], size)
             if batch and (taken + len(piece.memory) > 4 * _PIECE or len(batch) == _TOGETHER):
                 yield batch
                 batch, taken = [], 0

@@ -11,9 +11,9 @@ from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
-from fsspec_csx.formats.cerebras.leaf import MOST_PACKED, Body, Leaf, Unread, shown
+from fsspec_csx.formats.cerebras.leaf import MOST_PACKED, Leaf, TensorLeaf, UnreadValue, shown
 from fsspec_csx.formats.cerebras.metadata import LEAF, damaged
-from fsspec_csx.formats.cerebras.source import CerebrasSource, Place
+from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.tensors.source import Source
 
@@ -73,8 +73,8 @@ class Hdf5Source(CerebrasSource):
     def _leaf(self, key: str) -> Leaf:
         text = self.metadata.get(key + LEAF)
         leaf = cerebras_leaf.parsed(key, text, name=self.name, form=lambda: self._form(key))
-        if isinstance(leaf, Unread) and leaf.runs_code:
-            return Unread(leaf.kind, len(self._pickle(key)), runs_code=True)
+        if isinstance(leaf, UnreadValue) and leaf.runs_code:
+            return UnreadValue(leaf.kind, len(self._pickle(key)), runs_code=True)
         return leaf
 
     def _form(self, key: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Hdf5Source(CerebrasSource):
         except (OSError, RuntimeError, KeyError) as error:
             raise damaged(self.name, f"{shown(key)} cannot be read ({error}). {_EXTRA}") from error
 
-    def _is_stored(self, name: str, leaf: Body) -> bool:
+    def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
         with self._telling_damage(name):
             return leaf.nbytes <= MOST_PACKED * int(self._dataset(name).id.get_storage_size())
 
@@ -123,7 +123,7 @@ class Hdf5Source(CerebrasSource):
         """Let go of the file."""
         self._h5.close()
 
-    def _fetch(self, parts: Sequence[tuple[Place, int, memoryview]]) -> None:
+    def _fetch(self, parts: Sequence[tuple[LeafSpan, int, memoryview]]) -> None:
         for place, start, memory in parts:
             if len(memory) == place.leaf.nbytes:
                 self._read_dataset(place, memory)
@@ -134,7 +134,7 @@ class Hdf5Source(CerebrasSource):
                 memory[:] = self._whole[1][start : start + len(memory)]
             self.advance(len(memory))
 
-    def _read_dataset(self, place: Place, memory: memoryview) -> None:
+    def _read_dataset(self, place: LeafSpan, memory: memoryview) -> None:
         import numpy
 
         dataset = self._dataset(place.name)

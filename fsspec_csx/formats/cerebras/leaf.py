@@ -30,7 +30,7 @@ MOST_PACKED = 50_000
 
 
 @dataclass(frozen=True)
-class Body:
+class TensorLeaf:
     """A tensor or array whose bytes are an object, in C order.
 
     Attributes:
@@ -56,7 +56,7 @@ class Body:
 
 
 @dataclass(frozen=True)
-class Full:
+class ConstantLeaf:
     """A tensor of one number, whose bytes are nowhere.
 
     Attributes:
@@ -87,7 +87,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Link:
+class Alias:
     """What is the same object as another value.
 
     Attributes:
@@ -98,7 +98,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Unread:
+class UnreadValue:
     """What stands for a value that is not read; its repr says why.
 
     Attributes:
@@ -119,7 +119,7 @@ class Unread:
 
 
 Form: TypeAlias = Callable[[], dict[str, Any]]
-Leaf: TypeAlias = "Body | Full | Value | Link | Unread"
+Leaf: TypeAlias = "TensorLeaf | ConstantLeaf | Value | Alias | UnreadValue"
 
 
 def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Leaf:
@@ -161,42 +161,44 @@ def _plain(told: dict[str, Any], form: Form | None = None) -> Leaf:
     if kind == "NoneSerializer":
         return Value(None)
     if kind == "LinkedObject":
-        return Link(_of_type(told["key"], str))
+        return Alias(_of_type(told["key"], str))
     if kind == "DeferredFullTensor":
         return _full(told)
     if kind == "ObjectSerializer":
-        return Unread(kind, _count(told.get("boundaries", [0])), bool(told.get("compressed")), runs_code=True)
-    return Unread(str(kind)[:_SHOWN])
+        return UnreadValue(kind, _count(told.get("boundaries", [0])), bool(told.get("compressed")), runs_code=True)
+    return UnreadValue(str(kind)[:_SHOWN])
 
 
-def _full(told: dict[str, Any]) -> Full:
+def _full(told: dict[str, Any]) -> ConstantLeaf:
     dtype, number = _dtype(told["dtype"]), _of_type(told["fill_value"], bool, int, float)
     try:
         torch.full((), number, dtype=dtype)
     except (RuntimeError, OverflowError) as error:
         msg = f"no {dtype} can be the number that it is full of"
         raise ValueError(msg) from error
-    return Full(dtype, _shape(told["shape"]), number)
+    return ConstantLeaf(dtype, _shape(told["shape"]), number)
 
 
 def _nested(key: str, told: dict[str, Any]) -> Leaf:
     """A tensor of another checkpoint, as it was loaded from there and not looked at."""
     first, second = told[f"{key}.0{LEAF}"], told.get(f"{key}.1{LEAF}", {})
     if (first.get("__TYPE__"), second.get("__TYPE__")) != ("DeferredNumpyArray", "DeferredTorchTensor"):
-        return Unread(str(first.get("__TYPE__"))[:_SHOWN])
+        return UnreadValue(str(first.get("__TYPE__"))[:_SHOWN])
     if first["index"] != 0:
-        return Unread("part of an object of another checkpoint")
+        return UnreadValue("part of an object of another checkpoint")
     elsewhere = _of_type(first["path"], str), _of_type(first["key"], str)
     return _body(first["metadata"], None, elsewhere)
 
 
-def _body(told: dict[str, Any], form: Form | None, elsewhere: tuple[str, str] | None = None) -> Body | Unread:
+def _body(
+    told: dict[str, Any], form: Form | None, elsewhere: tuple[str, str] | None = None
+) -> TensorLeaf | UnreadValue:
     is_array = told["__TYPE__"] == "NumpyArraySerializer"
     stored_form = form() if form else told["__NUMPY__"]
     shape, stored_as = _shape(stored_form["shape"]), str(stored_form["dtype"])
     if is_array:
         if stored_as not in _DTYPES or told.get("is_bfloat16"):
-            return Unread(f"NumPy array of {stored_as[:_SHOWN]}")
+            return UnreadValue(f"NumPy array of {stored_as[:_SHOWN]}")
         dtype = _dtype(stored_as)
     else:
         (told_shape,), (told_dtype,) = told["shapes"], told["dtypes"]
@@ -214,7 +216,7 @@ def _body(told: dict[str, Any], form: Form | None, elsewhere: tuple[str, str] | 
     if nbytes > MOST_PACKED * stored:
         msg = f"it takes {nbytes} bytes, which cannot be in {stored}"
         raise ValueError(msg)
-    return Body(dtype, shape, stored, compressed, is_array, elsewhere)
+    return TensorLeaf(dtype, shape, stored, compressed, is_array, elsewhere)
 
 
 def _of_type(value: Any, *types: type) -> Any:

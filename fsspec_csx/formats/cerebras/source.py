@@ -17,13 +17,13 @@ from zlib_ng import zlib_ng
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
 from fsspec_csx.formats.cerebras import tree as cerebras_tree
-from fsspec_csx.formats.cerebras.leaf import Body, Full, Leaf, Link, Unread, Value, shown
+from fsspec_csx.formats.cerebras.leaf import Alias, ConstantLeaf, Leaf, TensorLeaf, UnreadValue, Value, shown
 from fsspec_csx.formats.cerebras.metadata import LEAF, SUCCESS, damaged
 from fsspec_csx.formats.cerebras.tree import Tree
 from fsspec_csx.formats.cerebras.zstd import unpacked
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.source import Source, Spans, memory_of
 
 _WRITER = "__cstorch_version__"
@@ -35,7 +35,7 @@ class _Name(str):
     """What stands for a value: its name."""
 
 
-class Place(NamedTuple):
+class LeafSpan(NamedTuple):
     """Where a tensor's bytes are.
 
     Attributes:
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     """
 
     name: str
-    leaf: Body | Full
+    leaf: TensorLeaf | ConstantLeaf
     start: int
 
 
@@ -86,10 +86,10 @@ class CerebrasSource(Source):
                 raise damaged(name, f"two of its values have the name {shown(key)}")
             self.leaves[key] = self._leaf(key)
         self._crc32 = crc32 or {}
-        self._places: list[Place] = []
+        self._places: list[LeafSpan] = []
         self._unpacked: tuple[str, bytes] | None = None
         self._laid_out = False
-        self.size = sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, (Body, Full)))
+        self.size = sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, (TensorLeaf, ConstantLeaf)))
 
     @property
     def kept(self) -> int:
@@ -99,7 +99,7 @@ class CerebrasSource(Source):
     @property
     def stored(self) -> int:
         """How many bytes it takes where it lies, its metadata not counted."""
-        return sum(leaf.stored for leaf in self.leaves.values() if isinstance(leaf, (Body, Unread)))
+        return sum(leaf.stored for leaf in self.leaves.values() if isinstance(leaf, (TensorLeaf, UnreadValue)))
 
     def _leaf(self, key: str) -> Leaf:
         return cerebras_leaf.parsed(key, self.metadata.get(key + LEAF), name=self.name)
@@ -111,7 +111,7 @@ class CerebrasSource(Source):
             InvalidCheckpointError: if links lead nowhere, or to themselves.
         """
         seen = {key}
-        while isinstance(leaf := self.leaves.get(key), Link):
+        while isinstance(leaf := self.leaves.get(key), Alias):
             key = leaf.name
             if key in seen:
                 raise damaged(self.name, f"{shown(key)} is a link to itself")
@@ -122,23 +122,23 @@ class CerebrasSource(Source):
 
     # -- the object ------------------------------------------------------------------------------------------------
 
-    def tensors(self) -> Skeleton:
+    def tensors(self) -> LazyObject:
         """Those of the checkpoint by name, on the CPU, not filled; each once, if links share it."""
         obj, records = {}, []
         for name, leaf, start in self.places():
-            if isinstance(leaf, Body) and leaf.is_array:
+            if isinstance(leaf, TensorLeaf) and leaf.is_array:
                 continue
             tensor = obj[name] = self._reserved(name, leaf)
             if tensor.nbytes:
                 records.append(Record(name, start, tensor.untyped_storage(), self._crc32.get(name)))
-        return Skeleton(obj, records)
+        return LazyObject(obj, records)
 
-    def assembled(self, tensors: Mapping[str, torch.Tensor], *, weights_only: bool) -> Any:
+    def rebuild(self, tensors: Mapping[str, torch.Tensor], *, weights_only: bool) -> Any:
         """The object, with these tensors.
 
         Args:
             tensors: those of ``tensors``, wherever they are now.
-            weights_only: whether ``Unread`` stands for what is a pickle; if False, it is unpickled.
+            weights_only: whether ``UnreadValue`` stands for what is a pickle; if False, it is unpickled.
         """
         found: dict[str, Any] = {**tensors, **self._arrays()}
         if not weights_only:
@@ -146,27 +146,27 @@ class CerebrasSource(Source):
         for name, leaf in self.leaves.items():
             if name not in found:
                 found[name] = leaf.value if isinstance(leaf, Value) else leaf
-        return cerebras_tree.assembled(self.tree, lambda name: found[self.holder(name)])
+        return cerebras_tree.rebuild(self.tree, lambda name: found[self.holder(name)])
 
-    def described(self) -> CheckpointInfo:
+    def info(self) -> CheckpointInfo:
         """What the metadata tells, without a look at anything else."""
         tensors: dict[str, TensorInfo] = {}
         values: dict[str, Any] = {}
 
         def add(path: str, value: Any) -> None:
             leaf = self.leaves[self.holder(value)] if isinstance(value, _Name) else value
-            if isinstance(leaf, (Body, Full)):
+            if isinstance(leaf, (TensorLeaf, ConstantLeaf)):
                 tensors[path] = TensorInfo(leaf.dtype, leaf.shape, leaf.nbytes)
             else:
                 values[path] = leaf.value if isinstance(leaf, Value) else leaf
 
-        for path, value in names.walk(cerebras_tree.assembled(self.tree, _Name)):
+        for path, value in names.walk(cerebras_tree.rebuild(self.tree, _Name)):
             add(path, value)
         told = {key: str(value) for key, value in self.metadata.items() if key in ("__version__", _WRITER)}
         writer = f"cerebras_pytorch {self.metadata.get(_WRITER, 'of an unknown version')}"
         return CheckpointInfo(self.name, "cerebras", writer, self.stored, tensors, values, told)
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[LeafSpan]:
         """Where the bytes of all tensors and arrays are, in order."""
         self._lay_out()
         return self._places
@@ -180,45 +180,45 @@ class CerebrasSource(Source):
             return
         end = 0
         for name, leaf in self.leaves.items():
-            if isinstance(leaf, Body) and leaf.elsewhere is not None:
+            if isinstance(leaf, TensorLeaf) and leaf.elsewhere is not None:
                 leaf = self.leaves[name] = self._followed(leaf)
-            if isinstance(leaf, (Body, Full)):
-                self._places.append(Place(name, leaf, end))
+            if isinstance(leaf, (TensorLeaf, ConstantLeaf)):
+                self._places.append(LeafSpan(name, leaf, end))
                 end += leaf.nbytes
         self.size, self._laid_out = end, True
 
-    def _followed(self, leaf: Body) -> Leaf:
+    def _followed(self, leaf: TensorLeaf) -> Leaf:
         """What is told of a tensor of another checkpoint where it is; by default it is not gone after."""
         path, key = leaf.elsewhere or ("", "")
-        return Unread(f"tensor {shown(key)} of the checkpoint {shown(path)}, where only one on S3 is looked for")
+        return UnreadValue(f"tensor {shown(key)} of the checkpoint {shown(path)}, where only one on S3 is looked for")
 
     def _arrays(self) -> dict[str, Any]:
-        places = [place for place in self._places if isinstance(place.leaf, Body) and place.leaf.is_array]
+        places = [place for place in self._places if isinstance(place.leaf, TensorLeaf) and place.leaf.is_array]
         made = [self._reserved(place.name, place.leaf) for place in places]
         self._read_checked(places, made)
         return {place.name: tensor.numpy() for place, tensor in zip(places, made, strict=True)}
 
-    def _reserved(self, name: str, leaf: Body | Full) -> torch.Tensor:
+    def _reserved(self, name: str, leaf: TensorLeaf | ConstantLeaf) -> torch.Tensor:
         """The memory of a tensor; where there is not so much, it is told whether there are so many bytes at all."""
         try:
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
         except RuntimeError as error:
-            if isinstance(leaf, Full) or not self._is_stored(name, leaf):
+            if isinstance(leaf, ConstantLeaf) or not self._is_stored(name, leaf):
                 what = f"{shown(name)} is to have {leaf.nbytes} bytes, more than there are and than memory has"
                 raise damaged(self.name, what) from error
             raise
 
     @abstractmethod
-    def _is_stored(self, name: str, leaf: Body) -> bool:
+    def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
         """Whether as many bytes of a tensor are there as its metadata tells."""
 
-    def _read_checked(self, places: Sequence[Place], made: Sequence[torch.Tensor]) -> None:
+    def _read_checked(self, places: Sequence[LeafSpan], made: Sequence[torch.Tensor]) -> None:
         spans = [(place.start, memory_of(tensor.untyped_storage())) for place, tensor in zip(places, made, strict=True)]
         for place, crc in zip(places, self.read(spans, crc32=True), strict=True):
             if self._crc32.get(place.name, crc) != crc:
                 raise damaged(self.name, f"the bytes of {shown(place.name)} are not those that were saved")
 
-    def pickle_of(self, leaf: Unread) -> bytes:
+    def pickle_of(self, leaf: UnreadValue) -> bytes:
         """The bytes of a pickle that is one of its values, and is not run.
 
         Raises:
@@ -229,21 +229,23 @@ class CerebrasSource(Source):
         (data,) = self._objects([(name, leaf)])
         return self._body(name, leaf, data)
 
-    def _body(self, name: str, leaf: Unread, data: bytes) -> bytes:
+    def _body(self, name: str, leaf: UnreadValue, data: bytes) -> bytes:
         body: bytes | None = unpacked(data) if leaf.compressed else data
         if body is None:
             raise damaged(self.name, f"{shown(name)} is not one zstd frame")
         return body
 
     def _unpickled(self) -> dict[str, Any]:
-        wanted = [(name, leaf) for name, leaf in self.leaves.items() if isinstance(leaf, Unread) and leaf.runs_code]
+        wanted = [
+            (name, leaf) for name, leaf in self.leaves.items() if isinstance(leaf, UnreadValue) and leaf.runs_code
+        ]
         found = {}
         for (name, leaf), data in zip(wanted, self._objects(wanted), strict=True):
             body = self._body(name, leaf, data)
             try:
                 found[name] = pickle.loads(body)
             except ModuleNotFoundError as error:
-                found[name] = Unread(f"pickle that needs the package {error.name}")
+                found[name] = UnreadValue(f"pickle that needs the package {error.name}")
         return found
 
     # -- its bytes -------------------------------------------------------------------------------------------------
@@ -251,14 +253,14 @@ class CerebrasSource(Source):
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
         """As of ``Source``; no span reaches over the end of a tensor."""
         starts = [place.start for place in self._places]
-        plain: list[tuple[Place, int, memoryview]] = []
-        packed: dict[str, list[tuple[Place, int, memoryview]]] = {}
+        plain: list[tuple[LeafSpan, int, memoryview]] = []
+        packed: dict[str, list[tuple[LeafSpan, int, memoryview]]] = {}
         for start, memory in spans:
             if not len(memory):
                 continue
             place = self._places[bisect.bisect_right(starts, start) - 1]
             part = place, start - place.start, memory
-            if isinstance(place.leaf, Full):
+            if isinstance(place.leaf, ConstantLeaf):
                 _repeat(place.leaf, memory)
                 self.advance(len(memory))
             elif place.leaf.compressed:
@@ -270,7 +272,7 @@ class CerebrasSource(Source):
         self._unpack(packed)
         return [zlib_ng.crc32(memory) for _, memory in spans] if crc32 else []
 
-    def _unpack(self, packed: Mapping[str, Sequence[tuple[Place, int, memoryview]]]) -> None:
+    def _unpack(self, packed: Mapping[str, Sequence[tuple[LeafSpan, int, memoryview]]]) -> None:
         """Fill memories from compressed objects."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for batch in _batches([parts[0][0] for parts in packed.values()]):
@@ -279,7 +281,7 @@ class CerebrasSource(Source):
                         memory[:] = data[start : start + len(memory)]
                         self.advance(len(memory))
 
-    def _unpacked_bytes(self, batch: Sequence[Place], threads: ThreadPoolExecutor) -> list[bytes]:
+    def _unpacked_bytes(self, batch: Sequence[LeafSpan], threads: ThreadPoolExecutor) -> list[bytes]:
         if self._unpacked is not None and [place.name for place in batch] == [self._unpacked[0]]:
             return [self._unpacked[1]]  # the next piece of a large one
         bodies = self._objects([(place.name, place.leaf) for place in batch])
@@ -293,7 +295,7 @@ class CerebrasSource(Source):
         return found
 
     @abstractmethod
-    def _fetch(self, parts: Sequence[tuple[Place, int, memoryview]]) -> None:
+    def _fetch(self, parts: Sequence[tuple[LeafSpan, int, memoryview]]) -> None:
         """Fill memories from tensors that are not compressed, each from a position in it, and say so to ``advance``."""
 
     @abstractmethod
@@ -312,7 +314,7 @@ def refuse_unread(obj: Any, name: str) -> None:
         UnsafeCheckpointError: if some are pickles; it names them.
         InvalidCheckpointError: if there are others.
     """
-    left = [(key, value) for key, value in names.walk(obj) if isinstance(value, Unread)]
+    left = [(key, value) for key, value in names.walk(obj) if isinstance(value, UnreadValue)]
     if pickles := [key for key, value in left if value.runs_code]:
         reason = f"{name} has pickles, which may run any code: {names.listed(pickles)}."
         remedy = "Load the rest with keys, or pass weights_only=False if you trust its author."
@@ -333,16 +335,16 @@ def check_byte_order() -> None:
         raise NotImplementedError(msg)
 
 
-def _repeat(leaf: Full, memory: memoryview) -> None:
+def _repeat(leaf: ConstantLeaf, memory: memoryview) -> None:
     number = torch.full((1,), leaf.number, dtype=leaf.dtype)
     torch.frombuffer(memory, dtype=leaf.dtype).copy_(number.expand(len(memory) // leaf.dtype.itemsize))
 
 
-def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
-    batch: list[Place] = []
+def _batches(places: Sequence[LeafSpan]) -> Iterator[list[LeafSpan]]:
+    batch: list[LeafSpan] = []
     taken = 0.0
     for place in places:
-        size = place.leaf.nbytes + (place.leaf.stored if isinstance(place.leaf, Body) else 0)
+        size = place.leaf.nbytes + (place.leaf.stored if isinstance(place.leaf, TensorLeaf) else 0)
         if batch and taken + size > _BATCH:
             yield batch
             batch, taken = [], 0

@@ -64,11 +64,11 @@ def parsed(text: object, *, name: str) -> Tree:
         raise damaged(name, "its __spec__ is not the nesting of a state dict") from error
 
 
-def assembled(tree: Tree, value: Callable[[str], Any]) -> Any:
+def rebuild(tree: Tree, value: Callable[[str], Any]) -> Any:
     """The object of a nesting, with the value of each name."""
     if isinstance(tree, str):
         return value(tree)
-    return tree.make([assembled(child, value) for child in tree.children])
+    return tree.make([rebuild(child, value) for child in tree.children])
 
 
 def leaves(tree: Tree) -> Iterator[str]:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ChecksumError, InvalidCheckpointError
-from fsspec_csx.formats.cerebras.leaf import Unread
+from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.metadata import damage
-from fsspec_csx.formats.cerebras.source import CerebrasSource, Place
+from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 
 _BATCH = 64 * 2**20
 
@@ -51,10 +51,10 @@ def verified(source: CerebrasSource) -> Verdict:
         broken |= _read(source, [(place.name, span) for (place, _, _), span in zip(batch, spans, strict=True)])
         for (place, _, _), (_, piece) in zip(batch, spans, strict=True):
             crcs[place.name] = zlib_ng.crc32(piece, crcs[place.name])
-    unread = [name for name in source.leaves if isinstance(source.leaves[source.holder(name)], Unread)]
+    unread = [name for name in source.leaves if isinstance(source.leaves[source.holder(name)], UnreadValue)]
     for name in dict.fromkeys(source.holder(name) for name in unread):
         leaf = source.leaves[name]
-        if isinstance(leaf, Unread) and leaf.runs_code and leaf.stored <= _BATCH:
+        if isinstance(leaf, UnreadValue) and leaf.runs_code and leaf.stored <= _BATCH:
             broken |= _failing(source, name, lambda leaf=leaf: source.pickle_of(leaf))  # type: ignore[misc]
     return Verdict(
         [name for name, crc in crcs.items() if name not in broken and source.crc32(name) not in (None, crc)],
@@ -83,9 +83,9 @@ def _failing(source: CerebrasSource, name: str, read: Callable[[], object]) -> d
     return {}
 
 
-def _batches(places: Sequence[Place]) -> Iterator[list[tuple[Place, int, int]]]:
+def _batches(places: Sequence[LeafSpan]) -> Iterator[list[tuple[LeafSpan, int, int]]]:
     """All the bytes in order, as many at a time as are in memory: places, and the start and size of a piece of each."""
-    batch: list[tuple[Place, int, int]] = []
+    batch: list[tuple[LeafSpan, int, int]] = []
     taken = 0
     for place in places:
         start = 0

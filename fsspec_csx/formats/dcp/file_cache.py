@@ -11,7 +11,7 @@ from fsspec_csx.formats.dcp.folder import Folder
 _MOST = 64
 
 
-class KeptFolder(Folder):
+class FileCache(Folder):
     """A folder of which the files that were read last stay open until ``close``."""
 
     def __init__(self, folder: Folder) -> None:

@@ -11,14 +11,14 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.dcp.folder import Folder
-from fsspec_csx.formats.dcp.manifest import Place
-from fsspec_csx.formats.dcp.reader import Wanted, check_shards, load_bytes, read_bytes, read_tensors
+from fsspec_csx.formats.dcp.manifest import ItemLocation
+from fsspec_csx.formats.dcp.reader import TensorRead, check_shards, load_bytes, read_bytes, read_tensors
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.names import Choice, Keys
 
 
-class Entry:
+class ManifestEntry:
     """An entry of a checkpoint, before it is read.
 
     Attributes:
@@ -61,7 +61,7 @@ def read(
     state = nested(metadata)
     if keys is not None:
         state = names.select(state, Choice(state, keys, folder.name))
-    entries = [entry for _, entry in names.walk(state) if isinstance(entry, Entry)]
+    entries = [entry for _, entry in names.walk(state) if isinstance(entry, ManifestEntry)]
     filled = {entry.name: empty(folder, metadata, entry, map_location) for entry in entries if entry.tensor}
     parts = [wanted(folder, metadata, entry, filled[entry.name]) for entry in entries if entry.tensor]
     if map_location is None or torch.device(map_location).type != "meta":
@@ -80,7 +80,7 @@ def describe(folder: Folder, metadata: Metadata) -> CheckpointInfo:
         CheckpointError: if it is not what it should be.
         OSError: what the filesystem raised; FileNotFoundError is among it.
     """
-    named = [(name, entry) for name, entry in names.walk(nested(metadata)) if isinstance(entry, Entry)]
+    named = [(name, entry) for name, entry in names.walk(nested(metadata)) if isinstance(entry, ManifestEntry)]
     tensors = {
         name: TensorInfo(
             entry.tensor.properties.dtype,
@@ -99,22 +99,27 @@ def describe(folder: Folder, metadata: Metadata) -> CheckpointInfo:
 
 
 def nested(metadata: Metadata) -> dict[str, Any]:
-    """The state dict that was saved, with an ``Entry`` in place of each tensor and value."""
+    """The state dict that was saved, with an ``ManifestEntry`` in place of each tensor and value."""
     root: dict[Any, Any] = {}
     for name, told in metadata.state_dict_metadata.items():
-        entry = Entry(name, told if isinstance(told, TensorStorageMetadata) else None)
+        entry = ManifestEntry(name, told if isinstance(told, TensorStorageMetadata) else None)
         *above, last = (metadata.planner_data or {}).get(name, (name,))
         inner = root
         for key in above:
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
-                return {name: Entry(name, _tensor(told)) for name, told in metadata.state_dict_metadata.items()}
+                return {name: ManifestEntry(name, _tensor(told)) for name, told in metadata.state_dict_metadata.items()}
         inner[last] = entry
     return {key: _closed(value) for key, value in root.items()}
 
 
 def values(
-    folder: Folder, metadata: Metadata, entries: list[Entry], *, weights_only: bool = True, partial: bool = False
+    folder: Folder,
+    metadata: Metadata,
+    entries: list[ManifestEntry],
+    *,
+    weights_only: bool = True,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """The values of those entries that are no tensors, by their names in the manifest.
 
@@ -131,7 +136,7 @@ def values(
     }
 
 
-def wanted(folder: Folder, metadata: Metadata, entry: Entry, target: torch.Tensor) -> list[Wanted]:
+def wanted(folder: Folder, metadata: Metadata, entry: ManifestEntry, target: torch.Tensor) -> list[TensorRead]:
     """What is to be read to fill a tensor."""
     assert entry.tensor is not None
     found = []
@@ -140,11 +145,13 @@ def wanted(folder: Folder, metadata: Metadata, entry: Entry, target: torch.Tenso
         for dimension, (start, length) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
             part = part.narrow(dimension, start, length)
         place = stored(folder, metadata, MetadataIndex(entry.name, chunk.offsets))
-        found.append(Wanted(entry.name, place, (0,) * part.dim(), part))
+        found.append(TensorRead(entry.name, place, (0,) * part.dim(), part))
     return found
 
 
-def empty(folder: Folder, metadata: Metadata, entry: Entry, device: torch.device | str | None = None) -> torch.Tensor:
+def empty(
+    folder: Folder, metadata: Metadata, entry: ManifestEntry, device: torch.device | str | None = None
+) -> torch.Tensor:
     """A tensor to be filled.
 
     Raises:
@@ -168,20 +175,20 @@ def empty(folder: Folder, metadata: Metadata, entry: Entry, device: torch.device
 
 def replaced(value: Any, found: dict[str, Any]) -> Any:
     """The same nesting with what was read in place of each entry."""
-    if isinstance(value, Entry):
+    if isinstance(value, ManifestEntry):
         return found[value.name]
     if isinstance(value, list):
         return [replaced(each, found) for each in value]
     return {key: replaced(each, found) for key, each in value.items()}
 
 
-def stored(folder: Folder, metadata: Metadata, index: MetadataIndex) -> Place:
+def stored(folder: Folder, metadata: Metadata, index: MetadataIndex) -> ItemLocation:
     """Where an item lies.
 
     Raises:
         InvalidCheckpointError: if the manifest does not tell.
     """
-    place: Place | None = metadata.storage_data.get(index)
+    place: ItemLocation | None = metadata.storage_data.get(index)
     if place is None:
         raise InvalidCheckpointError(f"The manifest of {folder.name} has no place for {index.fqn!r}.", AGAIN)
     if getattr(place, "transform_descriptors", None):

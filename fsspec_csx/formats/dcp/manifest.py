@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo as Place
+from torch.distributed.checkpoint.filesystem import _StorageInfo as ItemLocation
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -32,7 +32,7 @@ from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError
 from fsspec_csx.formats.torch_zip.pickle_scan import ScanError, scan
 from fsspec_csx.formats.torch_zip.structure_limits import DEPTH
 
-__all__ = ["Place", "Plain", "encode", "read"]
+__all__ = ["ItemLocation", "Plain", "encode", "read"]
 
 T = TypeVar("T")
 
@@ -76,15 +76,15 @@ class Plain(NamedTuple):
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def place(path: str, offset: int, length: int, plain: Plain | None = None) -> Place:
+def place(path: str, offset: int, length: int, plain: Plain | None = None) -> ItemLocation:
     """Where an item lies: the name of its shard, and there its first byte and its size in bytes."""
-    made = Place(path, offset, length)
+    made = ItemLocation(path, offset, length)
     if plain is not None:
         made.plain = tuple(plain)  # type: ignore[attr-defined]
     return made
 
 
-def plain_of(item: Place) -> Plain | None:
+def plain_of(item: ItemLocation) -> Plain | None:
     """How the tensor of an item lies in it; None if that is not told."""
     told = getattr(item, "plain", None)
     return None if told is None else Plain(*told)
@@ -226,7 +226,7 @@ def _index(found: Any) -> MetadataIndex:
     )
 
 
-def _place(found: Any) -> Place:
+def _place(found: Any) -> ItemLocation:
     state = _state(found, "_StorageInfo")
     path = _a(state.get("relative_path"), str)
     parts = path.replace("\\", "/").split("/")

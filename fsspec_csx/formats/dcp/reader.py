@@ -15,13 +15,13 @@ from zlib_ng import zlib_ng
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.dcp.boxes import Box, pieces
 from fsspec_csx.formats.dcp.folder import Folder
-from fsspec_csx.formats.dcp.manifest import Place, Plain, plain_of
+from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import SMALL, sliced
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import opaque, pickle_bounds, placeholders, zip_directory
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
-from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, Entry
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
 from fsspec_csx.storage.progress import in_threads
 from fsspec_csx.tensors import fill, memory
 from fsspec_csx.tensors.fill import Transfer
@@ -36,7 +36,7 @@ _FILES = 8  # at a time
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TensorRead:
     """A part of a stored tensor, and where it goes.
 
     Attributes:
@@ -47,13 +47,13 @@ class Wanted:
     """
 
     name: str
-    place: Place
+    place: ItemLocation
     start: tuple[int, ...]
     target: torch.Tensor
 
 
 def read_tensors(
-    folder: Folder, wanted: Iterable[Wanted], *, advance: Callable[[int], object] = lambda count: None
+    folder: Folder, wanted: Iterable[TensorRead], *, advance: Callable[[int], object] = lambda count: None
 ) -> None:
     """Fill tensors.
 
@@ -73,7 +73,7 @@ def read_tensors(
     _of_all_shards(folder, wanted, lambda each: each.place, _read_shard, advance)
 
 
-def read_bytes(folder: Folder, places: Sequence[Place]) -> list[bytes]:
+def read_bytes(folder: Folder, places: Sequence[ItemLocation]) -> list[bytes]:
     """The bytes of items.
 
     Raises:
@@ -82,7 +82,7 @@ def read_bytes(folder: Folder, places: Sequence[Place]) -> list[bytes]:
     """
     found: dict[tuple[str, int], bytes] = {}
 
-    def read(folder: Folder, source: Source, items: Sequence[Place]) -> None:
+    def read(folder: Folder, source: Source, items: Sequence[ItemLocation]) -> None:
         for item, data in zip(items, source.bytes_of([(each.offset, each.length) for each in items]), strict=True):
             found[item.relative_path, item.offset] = data
 
@@ -107,7 +107,7 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
         return _loaded(data, name=name, weights_only=weights_only)
     except UnsafeCheckpointError:
         source = Source(io.BytesIO(data), len(data))
-        found = opaque.skeleton(source, name=name)
+        found = opaque.structure(source, name=name)
         if found is None or not (partial or placeholders.is_free(found.obj)):
             raise
         torch_zip_reader.complete(source, found, name=name)
@@ -128,7 +128,7 @@ def _loaded(data: bytes, *, name: str, weights_only: bool) -> Any:
 def _of_all_shards(
     folder: Folder,
     items: Iterable[T],
-    place: Callable[[T], Place],
+    place: Callable[[T], ItemLocation],
     read: Callable[[Folder, Source, Sequence[T]], None],
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:
@@ -158,7 +158,7 @@ def opened(folder: Folder, name: str) -> Iterator[Source]:
         yield _Known(file, _size(file))
 
 
-def check_shards(folder: Folder, places: Iterable[Place]) -> None:
+def check_shards(folder: Folder, places: Iterable[ItemLocation]) -> None:
     """See whether shards are as long as the places of items in them say.
 
     Raises:
@@ -170,7 +170,7 @@ def check_shards(folder: Folder, places: Iterable[Place]) -> None:
             _check_size(folder, each.relative_path, source, [each])
 
 
-def _check_size(folder: Folder, name: str, shard: Source, places: Iterable[Place]) -> None:
+def _check_size(folder: Folder, name: str, shard: Source, places: Iterable[ItemLocation]) -> None:
     end = max(each.offset + each.length for each in places)
     if end > shard.size:
         what = f"it has {shard.size} of at least {end} bytes"
@@ -191,10 +191,10 @@ def _size(file: IO[bytes]) -> int:
 # -- the tensors of a shard --------------------------------------------------------------------------------------------
 
 
-def _read_shard(folder: Folder, source: Source, wanted: Sequence[Wanted]) -> None:
+def _read_shard(folder: Folder, source: Source, wanted: Sequence[TensorRead]) -> None:
     pinned = any(each.target.device.type == "cuda" for each in wanted)
     transfers: list[Transfer] = []
-    unknown: list[Wanted] = []
+    unknown: list[TensorRead] = []
     for each in wanted:
         plain = plain_of(each.place)
         if plain is None:
@@ -216,7 +216,7 @@ def _run(folder: Folder, source: Source, transfers: Sequence[Transfer], *, pinne
         raise torch_archive.damaged(folder.name, shown(list(dict.fromkeys(each.name for each in wrong))))
 
 
-def _transfers(folder: Folder, wanted: Wanted, plain: Plain) -> Iterator[Transfer]:
+def _transfers(folder: Folder, wanted: TensorRead, plain: Plain) -> Iterator[Transfer]:
     """What brings a part of a stored tensor to where it goes."""
     target = wanted.target
     box = _box(folder, wanted, plain.shape)
@@ -240,7 +240,7 @@ def _transfers(folder: Folder, wanted: Wanted, plain: Plain) -> Iterator[Transfe
         yield Transfer(record, piece.first * item, piece.spread * item, deliver=_into(target, box, piece, plain.dtype))
 
 
-def _box(folder: Folder, wanted: Wanted, shape: Sequence[int]) -> Box:
+def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
     """The part that is wanted of a stored tensor of this shape."""
     box = Box(tuple(shape), wanted.start, tuple(wanted.target.shape))
     if not len(box.start) == len(box.shape) == len(box.lengths) or not box.fits():
@@ -261,12 +261,12 @@ def _into(target: torch.Tensor, box: Box, piece: Box, dtype: torch.dtype) -> Cal
     return deliver
 
 
-def _plain_in(folder: Folder, wanted: Wanted, item: Source) -> Plain | None:
+def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
     """How a tensor lies in an item that the manifest tells nothing of; None if it was read and delivered."""
     name = f"{wanted.name!r} in {folder.name}"
     tensor = _small(item) if item.size <= SMALL else None
     if tensor is None:
-        found = torch_zip_reader.skeleton(item, name=name, map_location="cpu")
+        found = torch_zip_reader.structure(item, name=name, map_location="cpu")
         tensor = found.obj
         if not isinstance(tensor, torch.Tensor):
             raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)
@@ -299,7 +299,7 @@ def _small(item: Source) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) else None
 
 
-def _crc32(data: bytes, entry: Entry) -> int | None:
+def _crc32(data: bytes, entry: ZipEntry) -> int | None:
     """The CRC-32 of a record that lies in an archive as it is; None if it does not, or has none."""
     start = zip_directory.data_offset(data[entry.header :][: LOCAL.size], entry)
     if start is None or entry.method != STORED or not entry.crc32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from fsspec_csx.formats.dcp.manifest import Place
+from fsspec_csx.formats.dcp.manifest import ItemLocation
 from fsspec_csx.tensors.source import HEAD, TAIL, Source
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ SMALL = HEAD + TAIL
 """Items of at most so many bytes are read whole at once."""
 
 
-def sliced(source: Source, items: Sequence[T], place: Callable[[T], Place]) -> Iterator[list[tuple[T, Source]]]:
+def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> Iterator[list[tuple[T, Source]]]:
     """Items with their first and last bytes, which are read for many of them at once.
 
     Args:
@@ -38,7 +38,7 @@ def sliced(source: Source, items: Sequence[T], place: Callable[[T], Place]) -> I
         yield _read(source, batch, place)
 
 
-def _read(source: Source, items: Sequence[T], place: Callable[[T], Place]) -> list[tuple[T, Source]]:
+def _read(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> list[tuple[T, Source]]:
     files = [_File(source, place(each)) for each in items]
     source.read([span for file in files for span in file.ends])
     return [(each, Source(file, file.size)) for each, file in zip(items, files, strict=True)]
@@ -52,7 +52,7 @@ class _File:
         ends: the positions in the shard of its first and last bytes, and the memories that are to be filled with them.
     """
 
-    def __init__(self, source: Source, place: Place) -> None:
+    def __init__(self, source: Source, place: ItemLocation) -> None:
         self._source = source
         self._start = place.offset
         self._position = 0

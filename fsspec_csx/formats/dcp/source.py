@@ -11,21 +11,21 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from zlib_ng import zlib_ng
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.composite_source import Assembled
+from fsspec_csx.formats.composite_source import CompositeSource
 from fsspec_csx.formats.dcp import full_state_dict, manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
-from fsspec_csx.formats.dcp.file_cache import KeptFolder
+from fsspec_csx.formats.dcp.file_cache import FileCache
 from fsspec_csx.formats.dcp.folder import Folder
-from fsspec_csx.formats.dcp.full_state_dict import Entry
+from fsspec_csx.formats.dcp.full_state_dict import ManifestEntry
 from fsspec_csx.formats.dcp.manifest import plain_of
-from fsspec_csx.formats.dcp.reader import Wanted, read_tensors
+from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.names import Keys
 from fsspec_csx.tensors.source import Spans
 
 
-class ShardedSource(Assembled):
+class ShardedSource(CompositeSource):
     """A sharded checkpoint.
 
     Args:
@@ -44,13 +44,13 @@ class ShardedSource(Assembled):
     def __init__(self, folder: Folder) -> None:
         # Not as of Source: there is no one file whose ends are to be read.
         self.file = None
-        self.folder = KeptFolder(folder)
+        self.folder = FileCache(folder)
         self.advance: Callable[[int], object] = lambda count: None
         self.metadata = manifest.read(folder)
         self._state = full_state_dict.nested(self.metadata)
-        self._entries = [entry for _, entry in names.walk(self._state) if isinstance(entry, Entry)]
+        self._entries = [entry for _, entry in names.walk(self._state) if isinstance(entry, ManifestEntry)]
         self._starts: list[int] = []
-        self._tensors: list[Entry] = []
+        self._tensors: list[ManifestEntry] = []
         end = 0
         for entry in self._entries:
             if entry.tensor is not None and (size := _nbytes(entry)):
@@ -79,8 +79,8 @@ class ShardedSource(Assembled):
         """Close the files that were read."""
         self.folder.close()
 
-    def loaded(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
-        """As of ``Assembled``."""
+    def load(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
+        """See ``CompositeSource``."""
         return full_state_dict.read(
             self.folder,
             self.metadata,
@@ -90,8 +90,8 @@ class ShardedSource(Assembled):
             advance=self.advance,
         )
 
-    def skeleton(self, *, weights_only: bool = True, partial: bool = False) -> Skeleton:
-        """As of ``Assembled``; the memory of the tensors takes none before it is written to."""
+    def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:
+        """See ``CompositeSource``; the memory of the tensors takes none before it is written to."""
         tensors = {
             entry.name: full_state_dict.empty(self.folder, self.metadata, entry)
             for entry in self._entries
@@ -104,10 +104,10 @@ class ShardedSource(Assembled):
         values = full_state_dict.values(
             self.folder, self.metadata, self._entries, weights_only=weights_only, partial=partial
         )
-        return Skeleton(full_state_dict.replaced(self._state, {**tensors, **values}), records)
+        return LazyObject(full_state_dict.replaced(self._state, {**tensors, **values}), records)
 
-    def described(self) -> CheckpointInfo:
-        """As of ``Assembled``."""
+    def info(self) -> CheckpointInfo:
+        """See ``CompositeSource``."""
         return full_state_dict.describe(self.folder, self.metadata)
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
@@ -116,7 +116,7 @@ class ShardedSource(Assembled):
         read_tensors(self.folder, wanted, advance=self.advance)
         return [zlib_ng.crc32(memory) for _, memory in spans] if crc32 else []
 
-    def _wanted(self, start: int, memory: memoryview) -> Iterator[Wanted]:
+    def _wanted(self, start: int, memory: memoryview) -> Iterator[TensorRead]:
         """The parts of chunks that a span of a tensor consists of."""
         number = bisect.bisect_right(self._starts, start) - 1
         entry = self._tensors[number]
@@ -130,7 +130,9 @@ class ShardedSource(Assembled):
             for chunk in entry.tensor.chunks:
                 yield from self._of_chunk(entry, chunk, box, part)
 
-    def _of_chunk(self, entry: Entry, chunk: ChunkStorageMetadata, box: Box, part: torch.Tensor) -> Iterator[Wanted]:
+    def _of_chunk(
+        self, entry: ManifestEntry, chunk: ChunkStorageMetadata, box: Box, part: torch.Tensor
+    ) -> Iterator[TensorRead]:
         """What a chunk has of a box of its tensor."""
         begins = []
         for dimension, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
@@ -141,9 +143,9 @@ class ShardedSource(Assembled):
             part = part.narrow(dimension, begin - own, end - begin)
             begins.append(begin - offset)
         place = full_state_dict.stored(self.folder, self.metadata, MetadataIndex(entry.name, chunk.offsets))
-        yield Wanted(entry.name, place, tuple(begins), part)
+        yield TensorRead(entry.name, place, tuple(begins), part)
 
-    def _crc32(self, entry: Entry) -> int | None:
+    def _crc32(self, entry: ManifestEntry) -> int | None:
         """That of a tensor's bytes, where the manifest tells those of its parts, and these follow each other."""
         assert entry.tensor is not None
         shape, dtype = tuple(entry.tensor.size), entry.tensor.properties.dtype
@@ -166,6 +168,6 @@ def _has_rows(chunk: ChunkStorageMetadata, shape: Sequence[int]) -> bool:
     return tuple(chunk.sizes[1:]) == tuple(shape[1:])
 
 
-def _nbytes(entry: Entry) -> int:
+def _nbytes(entry: ManifestEntry) -> int:
     assert entry.tensor is not None
     return entry.tensor.size.numel() * entry.tensor.properties.dtype.itemsize

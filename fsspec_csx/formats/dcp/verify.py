@@ -13,13 +13,13 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import verify_report
 from fsspec_csx.formats.dcp import full_state_dict
 from fsspec_csx.formats.dcp.boxes import Box
-from fsspec_csx.formats.dcp.manifest import Place, plain_of
+from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import opened
 from fsspec_csx.formats.dcp.slices import sliced
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.formats.verify_report import Health
+from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.tensors import names, summaries
-from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 
@@ -34,7 +34,7 @@ class _Item:
     """
 
     name: str
-    place: Place
+    place: ItemLocation
     tensor: tuple[torch.dtype, tuple[int, ...]] | None
 
 
@@ -46,7 +46,7 @@ class _Found:
     unchecked: int = 0
 
 
-def examine(source: ShardedSource, advance: Callable[[int], object]) -> Health:
+def examine(source: ShardedSource, advance: Callable[[int], object]) -> Report:
     """Read all items of a sharded checkpoint, and look for damage.
 
     An item is looked at as a file of its own, with the checksum of each of its records, and compared with what the
@@ -65,7 +65,7 @@ def examine(source: ShardedSource, advance: Callable[[int], object]) -> Health:
         shards.setdefault(item.place.relative_path, {}).setdefault(item.place.offset, item)
     for shard, items in shards.items():
         _examine_shard(source, shard, list(items.values()), found, advance)
-    return Health(found.records, found.unchecked, found.damage, "; ".join(found.notes), 0)
+    return Report(found.records, found.unchecked, found.damage, "; ".join(found.notes), 0)
 
 
 def _items(source: ShardedSource, found: _Found) -> Iterator[_Item]:
@@ -122,7 +122,7 @@ def _examine_item(item: _Item, part: Source, found: _Found) -> None:
         found.notes.append(f"{item.name!r}: {health.note}")
 
 
-def _misfit(item: _Item, held: Skeleton) -> str:
+def _misfit(item: _Item, held: LazyObject) -> str:
     """In what an item is not what the manifest tells of it; empty if it is."""
     if item.tensor is None:
         return ""

@@ -9,8 +9,8 @@ import torch
 from torch.nn import Parameter
 from zlib_ng import zlib_ng
 
-from fsspec_csx.formats.dcp.manifest import Place, Plain, place
-from fsspec_csx.formats.io_wrappers import WatchedWriter
+from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, place
+from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.torch_zip.single_tensor_archive import frame
 from fsspec_csx.tensors.source import memory_at
 
@@ -32,18 +32,18 @@ class Shard:
     def __init__(
         self, file: Any, name: str, *, held: bool, advance: Callable[[int], object] = lambda count: None
     ) -> None:
-        self._file = WatchedWriter(file, advance)
+        self._file = TrackingWriter(file, advance)
         self._name = name
         self._held = held
         self._position = 0
         self._joined = bytearray()
-        self._known: dict[tuple[Any, ...], Place] = {}
+        self._known: dict[tuple[Any, ...], ItemLocation] = {}
 
-    def add_bytes(self, data: memoryview) -> Place:
+    def add_bytes(self, data: memoryview) -> ItemLocation:
         """Write an item of bytes."""
         return self._placed(lambda: self._write(data))
 
-    def add_tensor(self, tensor: torch.Tensor) -> Place:
+    def add_tensor(self, tensor: torch.Tensor) -> ItemLocation:
         """Write a tensor, of any device; one that shares all its memory with another is written once."""
         tensor = tensor.detach()
         if not _is_plain(tensor):
@@ -60,7 +60,7 @@ class Shard:
         """Hand the last bytes to the file, which is still to be closed."""
         self._hand_on()
 
-    def _add_plain(self, tensor: torch.Tensor) -> Place:
+    def _add_plain(self, tensor: torch.Tensor) -> ItemLocation:
         around = frame(tensor.dtype, tuple(tensor.shape))
         ready = tensor.resolve_conj().resolve_neg().contiguous()
         if around is None:
@@ -91,7 +91,7 @@ class Shard:
         torch.save(tensor.cpu(), sink)  # type: ignore[arg-type]  # all that torch calls is there
         self._position += sink.position
 
-    def _placed(self, write: Callable[[], object]) -> Place:
+    def _placed(self, write: Callable[[], object]) -> ItemLocation:
         start = self._position
         write()
         return place(self._name, start, self._position - start)

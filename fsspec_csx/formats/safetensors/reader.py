@@ -22,7 +22,7 @@ from fsspec_csx.formats.safetensors.layout import (
     is_text,
     shown,
 )
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.source import Source
 
 _AT_ONCE_MAX = 4 * 2**20  # bytes of a header; Python takes up to 30 times as many for what is forged
@@ -38,7 +38,7 @@ class _Entry(NamedTuple):
     end: int
 
 
-def skeleton(source: Source, *, name: str) -> Skeleton:
+def structure(source: Source, *, name: str) -> LazyObject:
     """Read the header, and reserve the memory of the tensors.
 
     Args:
@@ -68,7 +68,7 @@ def skeleton(source: Source, *, name: str) -> Skeleton:
         if tensor.nbytes:
             records.append(Record(key, begin + entry.start, tensor.untyped_storage()))
     obj.update((alias, obj[kept]) for alias, kept in aliases(entries, told).items())
-    return Skeleton(obj, records)
+    return LazyObject(obj, records)
 
 
 def aliases(names: Container[str], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from fsspec_csx.formats.io_wrappers import WatchedWriter
+from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors.layout import (
     HEADER_MAX,
     LABELS,
@@ -79,7 +79,7 @@ def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
 
 def write_prepared(parts: Prepared, file: Any, *, advance: Callable[[int], object]) -> None:
     """Write what was prepared; otherwise as ``write``."""
-    writer = WatchedWriter(file, advance)
+    writer = TrackingWriter(file, advance)
     writer.write(parts.header)
     staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
     for tensor in parts.tensors:

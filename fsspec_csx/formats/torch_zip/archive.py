@@ -16,7 +16,7 @@ from zlib_ng import zlib_ng
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.torch_zip import zip_directory
-from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, Entry, Span
+from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, Span, ZipEntry
 from fsspec_csx.tensors.source import TAIL, Source
 
 PICKLE = "data.pkl"
@@ -61,7 +61,7 @@ class Archive:
     """
 
     small: dict[int, tuple[int, bytes]]
-    data: list[tuple[Entry, int]]
+    data: list[tuple[ZipEntry, int]]
     directory: int
     end: bytes
     pickle: bytes
@@ -121,7 +121,7 @@ def read(source: Source, name: str) -> Archive | None:
     )
 
 
-def records(source: Source) -> tuple[list[Entry], int] | None:
+def records(source: Source) -> tuple[list[ZipEntry], int] | None:
     """All records of an archive, and where its zip directory begins.
 
     Returns:
@@ -149,7 +149,7 @@ def metadata(source: Source) -> dict[str, str]:
     return {record: contents[record] for record in _TOLD if record in contents}
 
 
-def stored(source: Source) -> list[Entry]:
+def stored(source: Source) -> list[ZipEntry]:
     """The records of an archive that lie in it as they are and have a checksum; none if it is no archive."""
     found = records(source)
     entries = found[0] if found else []
@@ -161,7 +161,7 @@ def damaged(name: str, what: str) -> InvalidCheckpointError:
     return InvalidCheckpointError(f"{name} {CHECKSUM} {what} is wrong.", sniff.AGAIN)
 
 
-def _directory(source: Source) -> tuple[Span, bytes, list[Entry]] | None:
+def _directory(source: Source) -> tuple[Span, bytes, list[ZipEntry]] | None:
     start = max(0, source.size - TAIL)
     (tail,) = source.bytes_of([(start, source.size - start)])
     span = zip_directory.locate(tail, source.size)
@@ -175,7 +175,7 @@ def _directory(source: Source) -> tuple[Span, bytes, list[Entry]] | None:
     return None if entries is None else (span, end, entries)
 
 
-def _check_sizes(entries: Sequence[Entry], end: int, name: str) -> None:
+def _check_sizes(entries: Sequence[ZipEntry], end: int, name: str) -> None:
     """Refuse what would have torch reserve more memory than the file can fill; its directory begins at the end."""
     stored = sum(entry.size for entry in entries if entry.method == STORED)
     compressed = sum(entry.compressed for entry in entries)  # more if several share their bytes
@@ -186,7 +186,7 @@ def _check_sizes(entries: Sequence[Entry], end: int, name: str) -> None:
         raise InvalidCheckpointError(reason, sniff.AGAIN)
 
 
-def _most_of(entry: Entry) -> int:
+def _most_of(entry: ZipEntry) -> int:
     """How many bytes a compressed record may have; only of tensors it is likely that most of them are the same."""
     if b"/data/" in entry.name:
         return (entry.compressed + 1) * _INFLATED_MAX
@@ -194,8 +194,8 @@ def _most_of(entry: Entry) -> int:
 
 
 def _read_small(
-    source: Source, entries: Sequence[Entry], wanted: Sequence[Entry], end: int
-) -> dict[Entry, tuple[int, bytes]] | None:
+    source: Source, entries: Sequence[ZipEntry], wanted: Sequence[ZipEntry], end: int
+) -> dict[ZipEntry, tuple[int, bytes]] | None:
     """Where the bytes of records begin, and these."""
     following = _following(entries, end)
     ranges = [(entry.header, following[entry.header] - entry.header) for entry in wanted]
@@ -210,7 +210,7 @@ def _read_small(
     return small
 
 
-def _following(entries: Sequence[Entry], end: int) -> dict[int, int]:
+def _following(entries: Sequence[ZipEntry], end: int) -> dict[int, int]:
     """Where what follows each entry begins, by the position of its local header."""
     headers = sorted(entry.header for entry in entries)
     return dict(zip(headers, [*headers[1:], end], strict=True))
@@ -256,7 +256,7 @@ def _is_plain(path: str) -> bool:
 
 
 def _offsets(
-    source: Source, entries: Sequence[Entry], data: Sequence[Entry], end: int, alignment: int
+    source: Source, entries: Sequence[ZipEntry], data: Sequence[ZipEntry], end: int, alignment: int
 ) -> list[int] | None:
     """The positions of records' bytes, told by torch's rule where that is seen to hold, else read."""
     following = _following(entries, end)
@@ -276,7 +276,7 @@ def _offsets(
     return offsets
 
 
-def _aligned(entry: Entry, alignment: int) -> int:
+def _aligned(entry: ZipEntry, alignment: int) -> int:
     """Where torch puts the bytes of a record; getPadding in inline_container.cc."""
     start = entry.header + LOCAL.size + len(entry.name) + 4
     if entry.size >= FULL_32 or entry.header >= FULL_32:
@@ -284,7 +284,7 @@ def _aligned(entry: Entry, alignment: int) -> int:
     return -(-start // alignment) * alignment
 
 
-def _descriptor(entry: Entry) -> int:
+def _descriptor(entry: ZipEntry) -> int:
     """How many bytes torch writes after those of a record, a copy of its checksum and sizes."""
     if not entry.size:
         return 0

@@ -3,7 +3,7 @@
 It is completed for other bytes only where every part that changes is seen to be what it is taken for; above all, the
 archive's identity must follow from the checksums that torch wrote by the rule that it is then computed by.
 
-Format: see ``torch_layout``.
+Format: see ``layout``.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ from typing import Any
 
 from zlib_ng import zlib_ng
 
-from fsspec_csx.formats.io_wrappers import WatchedReader
+from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import zip_directory
-from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, Entry
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, ZipEntry
 from fsspec_csx.tensors.source import Source
 
 
-class CheckedReader(WatchedReader):
+class CheckedReader(TrackingReader):
     """A file for torch's reader, which reads each record's local header, and then its bytes at once.
 
     Args:
@@ -28,7 +28,7 @@ class CheckedReader(WatchedReader):
         super().__init__(source.file, source.size, source.advance)
         self._name = name
         self._headers = {entry.header: entry for entry in torch_archive.stored(source)}
-        self._records: dict[int, Entry] = {}
+        self._records: dict[int, ZipEntry] = {}
 
     def _read(self, size: int) -> bytes:
         position = self.tell()

@@ -122,7 +122,7 @@ class Layout:
         return before, lambda crc: _described(end.completed({self._names[0]: crc}), crc)
 
 
-def laid_out(pickled: Pickled) -> Layout | None:
+def plan_archive(pickled: Pickled) -> Layout | None:
     """The archive that torch.save makes of an object; None if it is not laid out as it is known to be."""
     sink = _Sink()
     with torch.serialization.skip_data():

@@ -11,18 +11,18 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.io_wrappers import WatchedReader
+from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.archive import Archive
-from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, Entry
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, ZipEntry
 from fsspec_csx.tensors import fill
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
-from fsspec_csx.tensors.map_location import Places, reserved
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.map_location import LocationMapper, reserved
 from fsspec_csx.tensors.source import Source
 
 
-class _VirtualFile(WatchedReader):
+class _VirtualFile(TrackingReader):
     """An archive that answers torch's reader from what is in memory, and takes note of the tensors' bytes it asks for.
 
     What it does not know it reads.
@@ -35,7 +35,7 @@ class _VirtualFile(WatchedReader):
         noted: the record that was last asked for, the position of its bytes, and the address where they are to go.
     """
 
-    noted: tuple[Entry, int, int] | None = None
+    noted: tuple[ZipEntry, int, int] | None = None
 
     def __init__(self, archive: Archive, source: Source) -> None:
         super().__init__(source.file, source.size)
@@ -104,7 +104,7 @@ class _Placing:
     """
 
     def __init__(
-        self, file: _VirtualFile, source: Source, name: str, places: Places, wanted: Collection[int] | None
+        self, file: _VirtualFile, source: Source, name: str, places: LocationMapper, wanted: Collection[int] | None
     ) -> None:
         self.records: list[Record] = []
         self.left = False
@@ -152,7 +152,7 @@ def load(
     name: str,
     map_location: Any = None,
     wanted: Collection[int] | None = None,
-) -> Skeleton:
+) -> LazyObject:
     """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes.
 
     Args:
@@ -168,11 +168,11 @@ def load(
         Exception: what torch, the file or a callable ``map_location`` raised.
     """
     file = _VirtualFile(archive, source)
-    placing = _Placing(file, source, name, Places(map_location), wanted)
+    placing = _Placing(file, source, name, LocationMapper(map_location), wanted)
     # torch itself reserves no memory for this one.
     place: Any = map_location if _is_meta(map_location) else placing
     obj = file.unmasked(lambda: torch.load(file, map_location=place, weights_only=True, mmap=False))  # type: ignore[arg-type]
-    return Skeleton(obj, placing.records, placing.left)
+    return LazyObject(obj, placing.records, placing.left)
 
 
 def _is_meta(map_location: Any) -> bool:

@@ -23,8 +23,8 @@ from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.formats.torch_zip.rebuilding import checked_key, known, refused
 from fsspec_csx.tensors import fill
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
-from fsspec_csx.tensors.map_location import Places, reserved
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.map_location import LocationMapper, reserved
 from fsspec_csx.tensors.source import Source
 
 _ROOM, _HELD = 2**16, 2  # elements and bytes that are copied besides, and for each byte of the pickle
@@ -38,16 +38,16 @@ _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
-def skeleton(
+def structure(
     source: Source, *, name: str, map_location: Any = None, wanted: Collection[int] | None = None
-) -> Skeleton | None:
+) -> LazyObject | None:
     """The structure of a torch file, with placeholders for objects of unknown classes.
 
     Args:
         source: the file.
         name: what errors call it.
         map_location: as of ``torch.load``.
-        wanted: as of ``torch_zip.skeleton``.
+        wanted: as of ``torch_zip.structure``.
 
     Returns:
         None if the file is not as torch.save writes it today.
@@ -59,7 +59,7 @@ def skeleton(
     archive = torch_archive.read(source, name)
     if archive is None:
         return None
-    storages = Storages(archive, source, name, Places(map_location), wanted)
+    storages = Storages(archive, source, name, LocationMapper(map_location), wanted)
     try:
         obj = _Unpickler(archive.pickle, storages).load()
     except CheckpointError:
@@ -67,7 +67,7 @@ def skeleton(
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, RuntimeError, OverflowError):
         return None
     structure_limits.check(obj, name)
-    return Skeleton(obj, storages.records, storages.left)
+    return LazyObject(obj, storages.records, storages.left)
 
 
 class Storages:
@@ -75,11 +75,11 @@ class Storages:
 
     Attributes:
         records: of those that are to be filled.
-        left: as of ``Skeleton``.
+        left: as of ``LazyObject``.
     """
 
     def __init__(
-        self, archive: Archive, source: Source, name: str, places: Places, wanted: Collection[int] | None
+        self, archive: Archive, source: Source, name: str, places: LocationMapper, wanted: Collection[int] | None
     ) -> None:
         self.records: list[Record] = []
         self.left = False

@@ -21,8 +21,8 @@ from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn
 from fsspec_csx.formats.torch_zip.pickle_scan import scan
-from fsspec_csx.tensors.lazy_object import Record, Skeleton
-from fsspec_csx.tensors.map_location import Places, reserved
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.map_location import LocationMapper, reserved
 
 _VERSION = b"3"
 _PROTOCOL = b"\x80\x02"  # the one of torch.save
@@ -75,11 +75,11 @@ class _Unpickler(pickle.Unpickler):
 
     Attributes:
         records: those of the storages.
-        left: as of ``Skeleton``.
+        left: as of ``LazyObject``.
         bounds: what was made of builtins.
     """
 
-    def __init__(self, archive: Archive, places: Places, wanted: Collection[int] | None) -> None:
+    def __init__(self, archive: Archive, places: LocationMapper, wanted: Collection[int] | None) -> None:
         # Not a BytesIO alone: of what can be peeked at, pickle reads many bytes at once.
         super().__init__(io.BufferedReader(io.BytesIO(archive.pickle)))
         self.records: list[Record] = []
@@ -221,7 +221,7 @@ def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) 
         raise _NotPlainError
 
 
-def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | None = None) -> Skeleton | None:
+def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | None = None) -> LazyObject | None:
     """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes.
 
     Args:
@@ -236,7 +236,7 @@ def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | N
     skips = getattr(serialization._serialization_tls, "skip_data", False)
     if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or skips:
         return None
-    unpickler = _Unpickler(archive, Places(map_location), wanted)
+    unpickler = _Unpickler(archive, LocationMapper(map_location), wanted)
     try:
         states = scan(archive.pickle)
         obj = unpickler.load()
@@ -249,4 +249,4 @@ def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | N
         structure_limits.has_callables(vars(made)) for made in unpickler.bounds.ordered
     ) or structure_limits.has_callables(obj):
         return None
-    return Skeleton(obj, unpickler.records, unpickler.left)
+    return LazyObject(obj, unpickler.records, unpickler.left)

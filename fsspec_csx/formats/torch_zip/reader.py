@@ -21,13 +21,13 @@ from torch import _weights_only_unpickler
 
 from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.io_wrappers import WatchedReader
+from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import lazy_archive, pickle_bounds, plain, structure_limits
 from fsspec_csx.formats.torch_zip.checked_archive import CheckedReader
 from fsspec_csx.formats.torch_zip.pickle_scan import ScanError
 from fsspec_csx.tensors import fill, names
-from fsspec_csx.tensors.lazy_object import Skeleton
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 if TYPE_CHECKING:
@@ -85,23 +85,23 @@ def read(
         Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
     """
     source = Source(file, size, advance)
-    found = skeleton(source, name=name, map_location=map_location, weights_only=weights_only)
+    found = structure(source, name=name, map_location=map_location, weights_only=weights_only)
     complete(source, found, name=name)
     return found.obj
 
 
-def skeleton(
+def structure(
     source: Source,
     *,
     name: str,
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
     wanted: Collection[int] | None = None,
-) -> Skeleton:
+) -> LazyObject:
     """Read the structure of what ``torch.save`` wrote; as ``torch.load``, less the tensors' bytes.
 
     What torch.save writes today, of plain tensors, is read by a few ranges. Anything else is read whole, as torch.load
-    does it: then the skeleton has no records, and its tensors are filled.
+    does it: then the lazy object has no records, and its tensors are filled.
 
     Args:
         source: the file.
@@ -135,7 +135,7 @@ def skeleton(
             structure_limits.check(found.obj, name)
             return found
         if weights_only and sniff.is_zip(head):
-            file = WatchedReader(source.file, source.size)
+            file = TrackingReader(source.file, source.size)
             file.unmasked(lambda: pickle_bounds.check_archive(file, name))
         reader = CheckedReader(source, name)
         reader.seek(0)
@@ -144,13 +144,13 @@ def skeleton(
         )
         if weights_only:
             structure_limits.check(obj, name)
-        return Skeleton(obj, [])
+        return LazyObject(obj, [])
     except ScanError:
-        raise _unreadable(WatchedReader(source.file, source.size), name) from None
+        raise _unreadable(TrackingReader(source.file, source.size), name) from None
     except Exception as error:
         if (reader is not None and reader.failure is error) or isinstance(error, CheckpointError):
             raise
-        explained = _explain(error, WatchedReader(source.file, source.size), name, map_location, weights_only)
+        explained = _explain(error, TrackingReader(source.file, source.size), name, map_location, weights_only)
         if explained is None:
             raise
         raise explained from error
@@ -158,7 +158,7 @@ def skeleton(
 
 def _without_directory(source: Source, name: str) -> InvalidCheckpointError:
     """The error for an archive of which it cannot be told what its records claim, which torch would believe."""
-    reader = WatchedReader(source.file, source.size)
+    reader = TrackingReader(source.file, source.size)
     found = reader.unmasked(lambda: _damage(reader))
     remedy = "Load it with torch.load if you trust its author, and save it again."
     what, remedy = found or ("is a zip archive with a directory that torch.save does not write.", remedy)
@@ -170,8 +170,8 @@ def _is_fake_mode() -> bool:
     return type(torch.empty(0, device="cpu")) is not torch.Tensor
 
 
-def complete(source: Source, found: Skeleton, *, name: str) -> None:
-    """Fill the tensors of a skeleton.
+def complete(source: Source, found: LazyObject, *, name: str) -> None:
+    """Fill the tensors of a lazy object.
 
     Raises:
         InvalidCheckpointError: if the bytes of some are not those that were saved.
@@ -188,7 +188,7 @@ def complete(source: Source, found: Skeleton, *, name: str) -> None:
 
 
 def _explain(
-    error: Exception, file: WatchedReader, name: str, map_location: MAP_LOCATION, weights_only: bool
+    error: Exception, file: TrackingReader, name: str, map_location: MAP_LOCATION, weights_only: bool
 ) -> CheckpointError | None:
     """The error of ours for what torch.load raised; None if the file is not at fault."""
     if isinstance(error, _NOT_THE_FILE) and _NO_LAYOUT not in str(error):
@@ -211,7 +211,7 @@ def _explain(
     return None
 
 
-def _unreadable(file: WatchedReader, name: str) -> CheckpointError:
+def _unreadable(file: TrackingReader, name: str) -> CheckpointError:
     """The error for an archive with a pickle that torch.save does not write."""
 
     def explain() -> CheckpointError:
@@ -263,7 +263,7 @@ def _raised_while_decoding(error: Exception) -> bool:
     return packages[-1] in ("torch", "fsspec_csx") or (packages[-1] == "collections" and {*packages} <= _DECODING)
 
 
-def _damage(file: WatchedReader) -> tuple[str, str] | None:
+def _damage(file: TrackingReader) -> tuple[str, str] | None:
     """What is wrong with the structure of a file that begins like one of torch.save, and what to do."""
     file.seek(0)
     if sniff.is_zip(file.read(sniff.HEAD)):
@@ -285,7 +285,7 @@ def _damage(file: WatchedReader) -> tuple[str, str] | None:
     return None
 
 
-def _pickles(file: WatchedReader) -> tuple[int, list[str]]:
+def _pickles(file: TrackingReader) -> tuple[int, list[str]]:
     """The protocol and the globals of the pickles of a file, which are read over and not run."""
     file.seek(0)
     if sniff.is_zip(file.read(sniff.HEAD)):

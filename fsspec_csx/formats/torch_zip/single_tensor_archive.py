@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fsspec_csx.formats.torch_zip.layout import laid_out
+from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 
 _KEPT = 4096
@@ -33,7 +33,7 @@ class Frame:
 def frame(dtype: torch.dtype, shape: Sequence[int]) -> Frame | None:
     """The frame of a row-major tensor on the CPU; None if it has no bytes, or another layout."""
     tensor = torch.empty(tuple(shape), dtype=dtype, device="cpu")
-    layout = laid_out(Pickled(tensor)) if tensor.nbytes else None
+    layout = plan_archive(Pickled(tensor)) if tensor.nbytes else None
     parts = layout.around_one() if layout else None
     if layout is None or parts is None:
         return None

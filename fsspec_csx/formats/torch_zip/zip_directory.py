@@ -33,7 +33,7 @@ _ENCRYPTED = 1
 _TAG_64 = 1  # of the extra field with the numbers that need 64 bits
 
 
-class Entry(NamedTuple):
+class ZipEntry(NamedTuple):
     """What the directory says of an entry.
 
     Attributes:
@@ -92,7 +92,7 @@ def locate(tail: bytes, size: int) -> Span | None:
     return Span(start, length, count)
 
 
-def entries(directory: bytes, span: Span) -> list[Entry] | None:
+def entries(directory: bytes, span: Span) -> list[ZipEntry] | None:
     """The entries of an archive, in the directory's order.
 
     Args:
@@ -120,7 +120,7 @@ def entries(directory: bytes, span: Span) -> list[Entry] | None:
             if wide is None:
                 return None
             size, compressed, header = wide
-        found.append(Entry(directory[name_end - name_size : name_end], method, crc32, compressed, size, header))
+        found.append(ZipEntry(directory[name_end - name_size : name_end], method, crc32, compressed, size, header))
         position = extra_end + comment_size
     return found if position == len(directory) else None
 
@@ -141,7 +141,7 @@ def _wide(extra: bytes, numbers: Sequence[int]) -> list[int] | None:
     return None
 
 
-def data_offset(header: bytes, entry: Entry) -> int | None:
+def data_offset(header: bytes, entry: ZipEntry) -> int | None:
     """Where the bytes of an entry begin, told by its local header.
 
     Args:
@@ -159,7 +159,7 @@ def data_offset(header: bytes, entry: Entry) -> int | None:
     return entry.header + LOCAL.size + len(entry.name) + int(extra_size)
 
 
-def local_header(entry: Entry, offset: int) -> bytes:
+def local_header(entry: ZipEntry, offset: int) -> bytes:
     """The fixed part of a local header, as far as readers look at it, of an entry whose bytes begin at a position."""
     extra_size = offset - entry.header - LOCAL.size - len(entry.name)
     return LOCAL.pack(_LOCAL_SIGNATURE, len(entry.name), extra_size)
