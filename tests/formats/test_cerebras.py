@@ -89,7 +89,7 @@ def test_other_filesystems(case: str, server: LocalS3, fs: CSXFileSystem, bucket
         assert source is not None
         filled = source.tensors()
         source.read([(each.offset, _memory(each.storage)) for each in filled.records])
-        whole = source.assembled(filled.obj, weights_only=True)
+        whole = source.rebuild(filled.obj, weights_only=True)
     assert same(whole["dtypes" if case == "nested" else "w"], expected(case)["dtypes" if case == "nested" else "w"])
     options = {"s3": server.storage_options(), "simplecache": {"cache_storage": str(tmp_path / "cache")}}
     assert same(load(f"simplecache::{url}", keys=readable(case), storage_options=options), expected(case))
