@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from inspect import signature
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 from fsspec.callbacks import Callback
-from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.storage.atomic import behind_wrappers, replacing
-from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
-from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
+from fsspec_csx.storage.paths import checkpoint_path, redacted
+from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
@@ -60,14 +59,14 @@ def save(
     text = checkpoint_path(path)
     from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
 
-    fs, inner = locate(path, text, storage_options)
+    fs, inner = resolve_path(path, text, storage_options)
     if format is not None:
         _save_as(format, obj, text, fs, inner, callback)
         return
-    with reporting(callback, text) as progress:
+    with report_progress(callback, text) as progress:
         saving = CheckpointWriter(obj, text)
-        meter = Meter(progress, saving.nbytes, estimated=True)
-        with replacing(fs, inner) as file:
+        meter = ProgressMeter(progress, saving.nbytes, estimated=True)
+        with atomic_write(fs, inner) as file:
             saving.write(file, advance=meter.advance)
         saving.free()  # the file may have used it until it was closed
         meter.finish()
@@ -82,10 +81,10 @@ def _save_as(
     if format != "cerebras":
         msg = f"There is no format {format!r} to save in. Pass 'cerebras', or none: the name's suffix tells the others."
         raise ValueError(msg)
-    with reporting(callback, text) as progress:
+    with report_progress(callback, text) as progress:
         plan = Plan(obj)
-        meter = Meter(progress, plan.nbytes)
-        fs, path, _ = behind_wrappers(fs, path)
+        meter = ProgressMeter(progress, plan.nbytes)
+        fs, path, _ = unwrap_filesystem(fs, path)
         cerebras_writer.write(plan, fs, path, name=redacted(text), advance=meter.advance)
         meter.finish()
 
@@ -146,13 +145,13 @@ def load(
         reader,  # only here, as these import torch
     )
 
-    fs, inner = locate(path, text, storage_options)
+    fs, inner = resolve_path(path, text, storage_options)
     name = redacted(text)
     with (
-        reporting(callback, text) as progress,
-        opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
+        report_progress(callback, text) as progress,
+        opening.source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as source,
     ):
-        meter = Meter(progress, source.size)
+        meter = ProgressMeter(progress, source.size)
         source.advance = meter.advance
         if into is None:
             loaded = reader.read(source, name=name, keys=keys, map_location=map_location, weights_only=weights_only)
@@ -184,56 +183,7 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
         reader,  # only here, as these import torch
     )
 
-    fs, inner = locate(path, text, storage_options)
+    fs, inner = resolve_path(path, text, storage_options)
     name = redacted(text)
-    with opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source:
+    with opening.source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as source:
         return reader.describe(source, name=name)
-
-
-def _exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:
-    if fs is None:
-        return os.path.lexists(path)
-    _forget_listings(fs, path)
-    return bool(fs.exists(path))
-
-
-def locate(
-    path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
-) -> tuple[fsspec.AbstractFileSystem | None, str]:
-    """The filesystem and the path on it; None for this machine's own."""
-    if is_local(path):
-        return None, text
-    # fsspec adds to the options of each link of a chained URL in place.
-    own = {key: dict(value) if isinstance(value, dict) else value for key, value in (options or {}).items()}
-    fs, inner = fsspec.url_to_fs(text, **own)
-    return (None if isinstance(fs, LocalFileSystem) else fs), inner
-
-
-def _opened(fs: fsspec.AbstractFileSystem | None, path: str) -> IO[bytes]:
-    if fs is None:
-        return open(path, "rb")
-    _forget_listings(fs, path)
-    file: IO[bytes] = fs.open(path, "rb")
-    return file
-
-
-def _forget_listings(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Someone else may have written the file since its folder was listed."""
-    invalidate = getattr(fs, "invalidate_cache", None)
-    if invalidate is None:
-        return
-    try:
-        signature(invalidate).bind(path)
-    except TypeError:  # some filesystems forget all or nothing
-        invalidate()
-        return
-    invalidate(path)
-    invalidate(fs._parent(path))
-
-
-def _size(file: IO[bytes]) -> int:
-    """In bytes; leaves the file at its start."""
-    file.seek(0, os.SEEK_END)
-    size = file.tell()
-    file.seek(0)
-    return size

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 from fsspec.callbacks import Callback, NoOpCallback
 
-from fsspec_csx.checkpoint.api import locate
 from fsspec_csx.checkpoint.exit_status import note_failure
-from fsspec_csx.checkpoint.save_future import Course, SaveFuture, log_unasked
-from fsspec_csx.storage.atomic import behind_wrappers, replacing
+from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unasked
+from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
-from fsspec_csx.storage.progress import Meter
+from fsspec_csx.storage.progress import ProgressMeter
 
 if TYPE_CHECKING:
     from fsspec_csx.formats.writer import CheckpointWriter
@@ -67,14 +67,14 @@ def async_save(
     text = checkpoint_path(path)
     from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
 
-    fs, inner = locate(path, text, storage_options)
+    fs, inner = resolve_path(path, text, storage_options)
     if fs is None:
         inner = os.path.join(os.getcwd(), inner)
-    behind, place, _ = behind_wrappers(fs, inner)
+    behind, place, _ = unwrap_filesystem(fs, inner)
     if connect := getattr(behind, "connect", None):
         connect()  # or it would sign in later, under the environment of that time
     saving = CheckpointWriter(obj, text, copied=True)
-    future = SaveFuture(Course(callback or NoOpCallback(), saving.nbytes))
+    future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes))
     _saves.add(_Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving))
     return future
 
@@ -122,14 +122,14 @@ class _Save:
             return error
         return None
 
-    def _write(self, course: Course) -> None:
-        meter = Meter(course, self.saving.nbytes, estimated=True)
+    def _write(self, course: SaveProgress) -> None:
+        meter = ProgressMeter(course, self.saving.nbytes, estimated=True)
 
         def advance(count: int) -> None:
             course.check()
             meter.advance(count)
 
-        with replacing(self.fs, self.path) as file:
+        with atomic_write(self.fs, self.path) as file:
             self.saving.write(file, advance=advance)
             course.settle()
             course.check()

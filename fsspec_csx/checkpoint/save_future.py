@@ -22,7 +22,7 @@ class SaveFuture(concurrent.futures.Future[None]):
     ``await asyncio.wrap_future(future)`` waits for it in an event loop; to cancel that wait is to cancel the save.
     """
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: SaveProgress) -> None:
         super().__init__()
         self.course = course
         self._owner = os.getpid()
@@ -107,7 +107,7 @@ class SaveFuture(concurrent.futures.Future[None]):
         self._log_unasked()
 
 
-class Course(Callback):  # type: ignore[misc]
+class SaveProgress(Callback):  # type: ignore[misc]
     """How far a save has come, and whether it shall go on. Tells the caller's callback, too.
 
     It does not know the save's future: what an error went through holds this one, and the future holds the error.

@@ -24,7 +24,7 @@ from fsspec_csx.errors import LostProcessError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.storage.progress import ProgressMeter, report_progress
 from fsspec_csx.tensors.names import Keys
 
 
@@ -139,8 +139,8 @@ def whole(
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
     """
     folder = folder_at(path, storage_options)
-    with reporting(callback, folder.name) as progress, contextlib.closing(ShardedSource(folder)) as source:
-        meter = Meter(progress, source.size)
+    with report_progress(callback, folder.name) as progress, contextlib.closing(ShardedSource(folder)) as source:
+        meter = ProgressMeter(progress, source.size)
         source.advance = meter.advance
         state: dict[str, Any] = source.load(keys=keys, map_location=map_location, weights_only=weights_only)
         meter.finish()
@@ -173,7 +173,7 @@ def _reporting(callback: Callback | None, path: Path, group: dist.ProcessGroup |
     joined = dist.is_available() and dist.is_initialized()
     if callback is None and joined and dist.get_rank(group):
         callback = NoOpCallback()
-    with reporting(callback, os.fspath(path)) as progress:
+    with report_progress(callback, os.fspath(path)) as progress:
         yield progress
 
 

@@ -12,7 +12,6 @@ import torch
 from fsspec.callbacks import Callback
 from torch.distributed.checkpoint.planner import WriteItem
 
-from fsspec_csx.checkpoint.api import _opened, locate
 from fsspec_csx.distributed.paths import Path, folder_at
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
@@ -24,9 +23,10 @@ from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.storage.atomic import behind_wrappers, replacing
+from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
-from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.storage.progress import ProgressMeter, report_progress
 from fsspec_csx.tensors import fill, names
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.map_location import reserved
@@ -59,12 +59,12 @@ def to_one_file(
         OSError: whatever a filesystem raised, as it raised it.
     """
     text = checkpoint_path(file)
-    fs, inner = locate(file, text, file_options)
+    fs, inner = resolve_path(file, text, file_options)
     folder = folder_at(path, storage_options)
-    with reporting(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
+    with report_progress(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
         converting = Conversion(source, name=folder.name, as_safetensors=False)
-        meter = Meter(progress, converting.nbytes, estimated=True)
-        with replacing(fs, inner) as target:
+        meter = ProgressMeter(progress, converting.nbytes, estimated=True)
+        with atomic_write(fs, inner) as target:
             converting.write(target, advance=meter.advance)
         meter.finish()
 
@@ -95,10 +95,10 @@ def from_one_file(
     """
     text = checkpoint_path(file)
     name = redacted(text)
-    fs, inner = locate(file, text, file_options)
+    fs, inner = resolve_path(file, text, file_options)
     with (
-        reporting(callback, os.fspath(path)) as progress,
-        opening.source(lambda: _opened(fs, inner), *behind_wrappers(fs, inner)[:2], name=name) as source,
+        report_progress(callback, os.fspath(path)) as progress,
+        opening.source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as source,
     ):
         write_sharded(source, path, name=name, storage_options=storage_options, callback=progress)
 

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from fsspec_csx.checkpoint.api import locate
 from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 Path: TypeAlias = "str | os.PathLike[str]"
@@ -23,7 +23,7 @@ def folder_at(path: Path, options: Mapping[str, Any] | None) -> Folder:
     """
     given = os.fspath(path)
     text = checkpoint_path(given.rstrip("/") or given)
-    fs, inner = locate(path if isinstance(path, os.PathLike) else text, text, options)
+    fs, inner = resolve_path(path if isinstance(path, os.PathLike) else text, text, options)
     return Folder(fs, inner, redacted(text))
 
 

@@ -18,7 +18,7 @@ from fsspec_csx.errors import MismatchError
 from fsspec_csx.formats.dcp import full_state_dict, manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, read_tensors
-from fsspec_csx.storage.progress import Meter
+from fsspec_csx.storage.progress import ProgressMeter
 
 
 class StorageReader(storage.StorageReader):
@@ -134,7 +134,7 @@ class StorageReader(storage.StorageReader):
                 reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
                 raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
             wanted.append((target, TensorRead(name, place, tuple(item.storage_offsets), target.detach())))
-        meter = Meter(self._callback or NoOpCallback(), sum(target.nbytes for target, _ in wanted))
+        meter = ProgressMeter(self._callback or NoOpCallback(), sum(target.nbytes for target, _ in wanted))
         read_tensors(self._folder, [each for _, each in wanted], advance=meter.advance)
         meter.finish()
         for item, (target, _) in zip(items, wanted, strict=True):

@@ -23,7 +23,7 @@ from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, logger, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
-from fsspec_csx.storage.progress import Meter
+from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors import memory
 
 
@@ -118,7 +118,7 @@ class StorageWriter(storage.StorageWriter):
         metadata.storage_meta = self.storage_meta()
         former = self._former_shards()
         self._finishing = True
-        with self._folder.replacing(MANIFEST) as file:
+        with self._folder.atomic_write(MANIFEST) as file:
             file.write(manifest.encode(metadata))
         self._folder.remove(sorted(former - shards_of(metadata)))
 
@@ -150,7 +150,7 @@ class StorageWriter(storage.StorageWriter):
             memory.check((name, tensor) for name, tensor in given if isinstance(tensor, torch.Tensor))
         name = shard_name(plan.storage_data)
         results = []
-        meter = Meter(self._callback or NoOpCallback(), sum(map(_nbytes, plan.items)), estimated=True)
+        meter = ProgressMeter(self._callback or NoOpCallback(), sum(map(_nbytes, plan.items)), estimated=True)
         with self._folder.creating(name) as file:
             shard = Shard(file, name, held=_gives_its_own(planner), advance=meter.advance)
             for item in plan.items:

@@ -8,7 +8,7 @@ from fsspec_csx.errors import CheckpointError, CheckpointPathError
 from fsspec_csx.manage import kinds
 from fsspec_csx.manage.directory import Root
 from fsspec_csx.manage.location import Place
-from fsspec_csx.storage.atomic import replacing
+from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.paths import redacted
 
 _TAIL = 4096
@@ -86,7 +86,7 @@ def write(fs: Any, folder: str, metadata: bytes) -> None:
         folder: its path there.
         metadata: its bytes.
     """
-    with replacing(fs, f"{folder}/{kinds.CEREBRAS}") as file:
+    with atomic_write(fs, f"{folder}/{kinds.CEREBRAS}") as file:
         file.write(metadata)
 
 

@@ -14,8 +14,8 @@ from fsspec_csx.manage import kinds
 from fsspec_csx.manage.copy import _named, takes_names
 from fsspec_csx.manage.location import Place
 from fsspec_csx.manage.naming import SUFFIXES
-from fsspec_csx.storage.atomic import replacing
-from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ def convert(
             _write_cerebras(source, written, keys, source_options, target_options, callback)
         told = inspect(written, storage_options=target_options)
         return Converted(place.shown, kind, told.size, len(told.tensors), 0, (), (), ())
-    with reporting(callback, place.text) as progress, origin.source() as opened:
+    with report_progress(callback, place.text) as progress, origin.source() as opened:
         import torch  # only here, as all that is wrong with the paths is told at once without it
 
         from fsspec_csx.formats.conversion import Conversion
@@ -140,8 +140,8 @@ def convert(
             keys=keys,
             drop_values=drop_values,
         )
-        meter = Meter(progress, converting.nbytes, estimated=True)
-        with replacing(*place.through, exclusive=not overwrite) as replaced:
+        meter = ProgressMeter(progress, converting.nbytes, estimated=True)
+        with atomic_write(*place.through, exclusive=not overwrite) as replaced:
             overflowed = converting.write(replaced, advance=meter.advance)
         meter.finish()
     return Converted(
@@ -193,7 +193,7 @@ def _write_sharded(
 ) -> None:
     from fsspec_csx.distributed.consolidate import write_sharded  # only here, as it imports torch.distributed
 
-    with reporting(callback, os.fspath(target)) as progress, origin.source() as opened:
+    with report_progress(callback, os.fspath(target)) as progress, origin.source() as opened:
         write_sharded(opened, target, name=origin.shown, keys=keys, storage_options=target_options, callback=progress)
 
 

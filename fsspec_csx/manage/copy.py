@@ -17,7 +17,7 @@ from fsspec_csx.manage.location import Place
 from fsspec_csx.manage.sameness import same
 from fsspec_csx.manage.sharded_folders import Shards
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def transfer(
     if origin.is_folder():
         shards = Shards(Root(source, source_options))
         goal_root = Root(shards.target(target, origin.name, target_options), target_options)
-        with reporting(callback, goal_root.path) as progress:
+        with report_progress(callback, goal_root.path) as progress:
             shards.carry(goal_root, progress, overwrite=overwrite, moving=moving)
         return Copied(origin.text, goal_root.path, shards.size)
     goal = Place.of(_named(target, origin.name), target_options)
@@ -144,8 +144,8 @@ def transfer(
         origin.remove()  # a former move got as far as that
         return Copied(origin.text, goal.text, size)
     _check_target(origin, goal, overwrite)
-    with reporting(callback, goal.text) as progress:
-        meter = Meter(progress, size)
+    with report_progress(callback, goal.text) as progress:
+        meter = ProgressMeter(progress, size)
         if moving:
             goal.make_parents()
         if not (moving and renamed(origin, goal, overwrite=overwrite)):

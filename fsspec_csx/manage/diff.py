@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.checkpoint.api import _opened, _size
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.location import Place
-from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.storage.files import file_size, open_file
+from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 if TYPE_CHECKING:
     from fsspec_csx.tensors.source import Source
@@ -93,8 +93,8 @@ def compare(
         if _same_object(*files):
             return _unread(stack.enter_context(places[0].source(files[0])), places[0].shown)
         one, other = (stack.enter_context(place.source(file)) for place, file in zip(places, files, strict=True))
-        progress = stack.enter_context(reporting(callback, places[0].text))
-        meter, lock = Meter(progress, one.size + other.size), threading.Lock()
+        progress = stack.enter_context(report_progress(callback, places[0].text))
+        meter, lock = ProgressMeter(progress, one.size + other.size), threading.Lock()
 
         def advance(count: int) -> None:
             with lock:  # both are read at the same time
@@ -119,7 +119,7 @@ def _check_operation(op: str, rtol: float, atol: float) -> None:
 def _file(place: Place, stack: contextlib.ExitStack) -> Any:
     """The file at a place; None if there is none, and so may be a folder."""
     try:
-        return stack.enter_context(_opened(*place.through))
+        return stack.enter_context(open_file(*place.through))
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         return None
 
@@ -127,7 +127,7 @@ def _file(place: Place, stack: contextlib.ExitStack) -> Any:
 def _same_object(first: Any, second: Any) -> bool:
     """Whether the servers tell that two objects have the same bytes."""
     tell: list[Any] = [getattr(file, "object_checksum", None) for file in (first, second)]
-    if None in tell or _size(first) != _size(second):
+    if None in tell or file_size(first) != file_size(second):
         return False
     etag = str(first.details.get("ETag"))  # what has object_checksum is a CSXFile
     if _MD5.fullmatch(etag) and etag == second.details.get("ETag"):

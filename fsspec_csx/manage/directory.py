@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from fsspec_csx.checkpoint.api import locate
 from fsspec_csx.errors import CheckpointPathError, CSXError
-from fsspec_csx.storage.atomic import behind_wrappers
+from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
 
 _THREADS = 16
@@ -59,8 +58,8 @@ class Root:
             raise CheckpointPathError("The path of the folder is empty.", "Give a folder or a URL.")
         checkpoint_path(_joined(text, (), "/checkpoint"))
         self.path = text
-        fs, inner = locate(path, text, storage_options)
-        self.fs, inner, _ = behind_wrappers(fs, inner)
+        fs, inner = resolve_path(path, text, storage_options)
+        self.fs, inner, _ = unwrap_filesystem(fs, inner)
         self._inner = inner.rstrip("/")
         if self.fs is not None:
             self.fs.invalidate_cache()  # others may have written since it was listed

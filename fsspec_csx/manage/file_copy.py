@@ -13,8 +13,8 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import ChecksumError, CSXError
 from fsspec_csx.manage.location import Place
 from fsspec_csx.manage.sameness import same
-from fsspec_csx.storage.atomic import replacing
-from fsspec_csx.storage.local_file import place, replaceable
+from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.local_file import publish, resolve_target
 
 _PIECE = 16 * 2**20
 GOES_ON = "Give the same command again: it goes on where this one stopped."
@@ -67,11 +67,11 @@ def renamed(source: Place, target: Place, *, overwrite: bool) -> bool:
     """Move a file of this machine by giving it another name; False if that cannot be done."""
     if source.fs is not None or target.fs is not None or os.path.islink(source.path):
         return False
-    path, _ = replaceable(target.path)
+    path, _ = resolve_target(target.path)
     if not os.access(os.path.dirname(os.path.realpath(source.path)), os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), source.path)
     try:
-        place(source.path, path, exclusive=not overwrite)
+        publish(source.path, path, exclusive=not overwrite)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -101,7 +101,7 @@ def _resumable(source: Place, target: Place) -> bool:
 
 def _in_pieces(source: Place, target: Place, advance: Callable[[int], object], mode: str) -> None:
     before = source.state()
-    with source.opened() as file, replacing(*target.through, exclusive=mode == "create") as written:
+    with source.opened() as file, atomic_write(*target.through, exclusive=mode == "create") as written:
         while piece := file.read(_PIECE):
             written.write(piece)
             advance(len(piece))

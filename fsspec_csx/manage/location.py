@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from fsspec_csx.checkpoint.api import _exists, _forget_listings, _opened, locate
 from fsspec_csx.errors import CSXError
 from fsspec_csx.manage.directory import Root, folder_path
-from fsspec_csx.storage.atomic import behind_wrappers
+from fsspec_csx.storage.files import invalidate_listings, open_file, path_exists, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ class Place:
             CheckpointPathError: a ValueError, if it cannot name a checkpoint.
         """
         text = checkpoint_path(folder_path(path))
-        fs, inner = locate(path, text, options)
-        bare, inner_path, _ = behind_wrappers(fs, inner)
+        fs, inner = resolve_path(path, text, options)
+        bare, inner_path, _ = unwrap_filesystem(fs, inner)
         return cls(text, bare, inner_path, (fs, inner))
 
     @classmethod
@@ -79,7 +78,7 @@ class Place:
 
     def exists(self) -> bool:
         """Whether there is anything."""
-        return _exists(self.fs, self.path)
+        return path_exists(self.fs, self.path)
 
     def is_folder(self) -> bool:
         """Whether there is a folder.
@@ -91,7 +90,7 @@ class Place:
             if self.fs is None:
                 os.stat(self.path)
                 return os.path.isdir(self.path)
-            _forget_listings(self.fs, self.path)
+            invalidate_listings(self.fs, self.path)
             return bool(self.fs.info(self.path)["type"] == "directory")
         except FileNotFoundError as error:
             if isinstance(error, CSXError):
@@ -104,7 +103,7 @@ class Place:
         if self.fs is None:
             status = os.stat(self.path)
             return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}
-        _forget_listings(self.fs, self.path)
+        invalidate_listings(self.fs, self.path)
         info = self.fs.info(self.path)
         return {name: info[name] for name in _CHANGING if name in info}
 
@@ -133,7 +132,7 @@ class Place:
 
     def opened(self) -> IO[bytes]:
         """The file, open for reading."""
-        return _opened(self.fs, self.path)
+        return open_file(self.fs, self.path)
 
     @contextlib.contextmanager
     def source(self, file: IO[bytes] | None = None) -> Iterator[Source]:
@@ -148,7 +147,7 @@ class Place:
         """
         from fsspec_csx.formats import opening  # only here, as it imports torch
 
-        with opening.source(lambda: file or _opened(*self.through), self.fs, self.path, name=self.shown) as source:
+        with opening.source(lambda: file or open_file(*self.through), self.fs, self.path, name=self.shown) as source:
             yield source
 
     def is_at(self, other: Place) -> bool:
@@ -181,4 +180,4 @@ class Place:
             os.unlink(self.path)
         else:
             self.fs.rm_file(self.path)
-            _forget_listings(self.fs, self.path)
+            invalidate_listings(self.fs, self.path)

@@ -18,9 +18,9 @@ from fsspec_csx.manage.file_copy import carry
 from fsspec_csx.manage.location import Place
 from fsspec_csx.manage.sameness import same
 from fsspec_csx.s3.upload_journal import digest
-from fsspec_csx.storage.local_file import beside, place
+from fsspec_csx.storage.local_file import publish, temporary_path
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.storage.progress import Meter, in_threads
+from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
 
 _SMALL = 8 * 2**20
 _AT_A_TIME = 10
@@ -103,7 +103,7 @@ class Shards:
                 if local and name in self.names:
                     raise FileExistsError(_exists(target.path_of(name)))
         if not (moving and local and not os.path.lexists(target.inner()) and self._renamed(target)):
-            meter = Meter(progress, self.size)
+            meter = ProgressMeter(progress, self.size)
             if local:
                 self._carry_local(target, held, meter, overwrite, moving)
             else:
@@ -138,7 +138,9 @@ class Shards:
                 reason = f"{redacted(self._root.path)} has the file {name!r}, which cannot be in a folder."
                 raise CheckpointPathError(reason, "Do not copy it; ask its author what it is.")
 
-    def _carry_in_place(self, target: Root, held: list[str], meter: Meter, overwrite: bool, moving: bool) -> None:
+    def _carry_in_place(
+        self, target: Root, held: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
+    ) -> None:
         """Where folders cannot be renamed: the old manifest goes first, and the new one comes last."""
         before = self._metadata.state() if self.is_cerebras else {}
         former = [*held]
@@ -160,14 +162,14 @@ class Shards:
             carry_one(name, meter.advance)
 
     def _carry_parts(
-        self, carry_one: Callable[[str, Callable[[int], object]], None], meter: Meter, target: Root
+        self, carry_one: Callable[[str, Callable[[int], object]], None], meter: ProgressMeter, target: Root
     ) -> None:
         """All but the manifests, small ones side by side; large ones go in many requests each."""
         threads = _AT_A_TIME if _bears_threads(self._root.fs) and _bears_threads(target.fs) else 1
         parts = [name for name in self.names if not _is_manifest(name)]
         together = [name for name in parts if name in self._small]
         if together:
-            in_threads(carry_one, together, meter.advance, threads=threads, name="fsspec_csx-copy")
+            run_in_threads(carry_one, together, meter.advance, threads=threads, name="fsspec_csx-copy")
         for name in parts:
             if name not in self._small:
                 carry_one(name, meter.advance)
@@ -176,7 +178,7 @@ class Shards:
         """Whether at the target is a copy of a Cerebras checkpoint that was broken off."""
         return self.is_cerebras and [*filter(_is_manifest, held)] == [kinds.CEREBRAS] and cerebras_folders.begun(target)
 
-    def _carry_local(self, target: Root, held: list[str], meter: Meter, overwrite: bool, moving: bool) -> None:
+    def _carry_local(self, target: Root, held: list[str], meter: ProgressMeter, overwrite: bool, moving: bool) -> None:
         """Beside the target first, and there under its name only when it is whole."""
         staging = Root(self._staging(target))
         os.makedirs(staging.inner(), exist_ok=True)
@@ -199,7 +201,7 @@ class Shards:
         _remove_former(target, held, self.names)
         for name in self.names:
             os.makedirs(os.path.dirname(target.inner(name)), exist_ok=True)
-            place(staging.inner(name), target.inner(name), exclusive=not overwrite)
+            publish(staging.inner(name), target.inner(name), exclusive=not overwrite)
         shutil.rmtree(staging.inner())
 
     def _carry_one(
@@ -254,7 +256,7 @@ class Shards:
     def _staging(self, target: Root) -> str:
         """The folder beside one of this machine in which it is made."""
         path = os.path.realpath(target.inner())
-        return beside(path, digest(self._root.path, path)[:16])
+        return temporary_path(path, digest(self._root.path, path)[:16])
 
 
 def _bears_threads(fs: Any) -> bool:

@@ -12,7 +12,7 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.location import Place
-from fsspec_csx.storage.progress import Meter, reporting
+from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 if TYPE_CHECKING:
     from fsspec_csx.formats.cerebras.source import CerebrasSource
@@ -72,7 +72,7 @@ def verify(
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
     """
     place = Place.of(path, storage_options)
-    with reporting(callback, place.text) as progress, contextlib.ExitStack() as stack:
+    with report_progress(callback, place.text) as progress, contextlib.ExitStack() as stack:
         try:
             source = stack.enter_context(place.source())
         except CheckpointError as error:
@@ -87,7 +87,7 @@ def _of_file(source: Source, name: str, progress: Callback) -> Verified:
 
     file = source.file
     told = file.object_checksum() if hasattr(file, "object_checksum") else None
-    meter = Meter(progress, source.size)
+    meter = ProgressMeter(progress, source.size)
     source.advance = meter.advance
     found = verify_report.examine(source, name=name, compute=told[0].compute if told else lambda memory, before: 0)
     damage = list(found.damage)
@@ -108,7 +108,7 @@ def _of_folder(source: Source, name: str, progress: Callback) -> Verified:
     from fsspec_csx.formats.dcp.source import ShardedSource
 
     assert isinstance(source, ShardedSource)
-    meter = Meter(progress, source.stored)
+    meter = ProgressMeter(progress, source.stored)
     found = dcp_verify.examine(source, meter.advance)
     meter.finish()
     return Verified(name, source.stored, found.records, found.unchecked, False, tuple(found.damage), found.note)
@@ -119,7 +119,7 @@ def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> Verif
     from fsspec_csx.formats.cerebras.verify import verified
     from fsspec_csx.tensors.names import listed
 
-    meter = Meter(progress, source.size)
+    meter = ProgressMeter(progress, source.size)
     source.advance = meter.advance
     try:
         found = verified(source)

@@ -19,7 +19,7 @@ from fsspec_csx.s3.resumable_download import ResumableDownload
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
-from fsspec_csx.storage.local_file import replacing
+from fsspec_csx.storage.local_file import atomic_local_write
 
 
 class BulkS3(CopyingS3):
@@ -189,7 +189,7 @@ class BulkS3(CopyingS3):
         exclusive = mode == "create"
         if resumable and await ResumableDownload(self, rpath, version_id, lpath, exclusive=exclusive).fetch(callback):
             return
-        with replacing(lpath, exclusive=exclusive) as descriptor:
+        with atomic_local_write(lpath, exclusive=exclusive) as descriptor:
 
             async def fetch() -> None:
                 found = PinnedObject(self, rpath, version_id)

@@ -20,7 +20,7 @@ from fsspec_csx.s3.transport.byte_range import FileRange
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
 from fsspec_csx.s3.upload_journal import digest, lock, own
-from fsspec_csx.storage.local_file import beside, name_full, place, replaceable
+from fsspec_csx.storage.local_file import add_filename, publish, resolve_target, temporary_path
 
 # Upon which the bytes of a part depend: one number, whatever a filesystem's own may be.
 _IN_FLIGHT = 10
@@ -147,7 +147,7 @@ class ResumableDownload:
         self._fs = fs
         self._rpath = rpath
         self._version = version_id
-        self._target, self._mode = replaceable(lpath)
+        self._target, self._mode = resolve_target(lpath)
         self._exclusive = exclusive
 
     async def fetch(self, callback: Callback) -> bool:
@@ -176,7 +176,7 @@ class ResumableDownload:
     def _opened(self, name: str, stamp: ObjectMetadata) -> Iterator[PartialFile | None]:
         """What has come so far; it becomes the target when the block ends in good order, and else stays."""
         of_object = digest(self._fs._endpoint, name, self._target)[:8]
-        path = beside(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])
+        path = temporary_path(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])
         _remove_others(path, of_object)
         try:
             descriptor = own(path, 0o666 if self._mode is None else self._mode)
@@ -194,11 +194,11 @@ class ResumableDownload:
             try:
                 self._prepare(file, path)
                 yield file
-                place(path, self._target, exclusive=self._exclusive)
+                publish(path, self._target, exclusive=self._exclusive)
             except BaseException as error:
                 if isinstance(error, (ChecksumError, FileExpired)) or not file.marked():
                     os.unlink(path)
-                name_full(error, path)
+                add_filename(error, path)
                 raise
         finally:
             os.close(descriptor)

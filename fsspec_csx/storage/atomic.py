@@ -14,7 +14,8 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.storage.local_file import beside, check_writable, name_full, place
+from fsspec_csx.storage.files import unwrap_filesystem
+from fsspec_csx.storage.local_file import add_filename, check_writable, publish, temporary_path
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -24,7 +25,7 @@ _NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.
 
 
 @contextlib.contextmanager
-def replacing(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
+def atomic_write(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of ``path`` when the block ends without an exception.
 
     If it ends with one, of any kind, what was at ``path`` is untouched and nothing is left beside it. A process that
@@ -43,13 +44,13 @@ def replacing(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = Fal
         PermissionError: if the file there is write-protected.
         OSError: if all of its filesystem is.
     """
-    fs, path, caches = behind_wrappers(fs, path)
+    fs, path, caches = unwrap_filesystem(fs, path)
     if fs is None or isinstance(fs, LocalFileSystem):
-        opened = _replacing_local(path, exclusive)
+        opened = _write_local(path, exclusive)
     elif getattr(fs, "atomic_writes", False):
         opened = fs.open(path, "xb" if exclusive else "wb")
     else:
-        opened = _replacing_remote(fs, path)
+        opened = _write_remote(fs, path)
     with opened as file:
         yield file
     for cache, cached in caches:
@@ -60,7 +61,7 @@ def replacing(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = Fal
 
 
 @contextlib.contextmanager
-def _replacing_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
+def _write_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
     status = _status(path)
     if status is not None and not stat.S_ISREG(status.st_mode):
         # A device or a FIFO is written to; a folder makes open() raise.
@@ -71,7 +72,7 @@ def _replacing_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
     if status is not None:
         check_writable(target, path)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    temporary = beside(target, secrets.token_hex(8))
+    temporary = temporary_path(target, secrets.token_hex(8))
     file = None
     try:
         file = _create(temporary, status)
@@ -79,12 +80,12 @@ def _replacing_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
         file.flush()
         os.fsync(file.fileno())
         file.close()
-        place(temporary, target, exclusive=exclusive)
+        publish(temporary, target, exclusive=exclusive)
     except BaseException as error:
         if file is not None:
             file.raw.close()  # file.close() would write what is still buffered, and may fail at it
         _clean_up(temporary, lambda: os.unlink(temporary))
-        name_full(error, target)
+        add_filename(error, target)
         raise
     _sync_folder(os.path.dirname(target))
 
@@ -133,12 +134,12 @@ def _sync_folder(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _replacing_remote(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+def _write_remote(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
     if fs.isdir(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     with contextlib.suppress(PermissionError):  # as fsspec.open: there may be no need to make any
         fs.makedirs(fs._parent(path), exist_ok=True)
-    temporary = beside(path, secrets.token_hex(8))
+    temporary = temporary_path(path, secrets.token_hex(8))
     file = None
     try:
         file = fs.open(temporary, "wb")
@@ -173,26 +174,6 @@ def _clean_up(path: str, step: Callable[[], object]) -> None:
         pass
     except Exception as error:
         logger.warning("Cleaning up the temporary file %s failed: %s", path, error)
-
-
-def behind_wrappers(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str]]]:
-    """The filesystem that caches and ``dir::`` stand before, the path there, and the caches with their own paths.
-
-    A cache publishes on close whatever happened, and a temporary file would fill it.
-    """
-    from fsspec.implementations.cached import CachingFileSystem
-    from fsspec.implementations.dirfs import DirFileSystem
-
-    caches = []
-    while True:
-        if isinstance(fs, CachingFileSystem):
-            path = fs._strip_protocol(path)
-            caches.append((fs, path))
-        elif isinstance(fs, DirFileSystem):
-            path = fs._join(path)
-        else:
-            return fs, path, caches
-        fs = fs.fs
 
 
 def _forget(cache: Any, path: str) -> None:

@@ -17,15 +17,15 @@ _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLIN
 
 
 @contextlib.contextmanager
-def replacing(path: str, *, exclusive: bool = False) -> Iterator[int]:
+def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
     """The descriptor of a file that takes the place of ``path`` when the block ends without an exception.
 
     Args:
         path: its folder exists.
         exclusive: whether there must be no file yet.
     """
-    target, mode = replaceable(path)
-    temporary = beside(target, secrets.token_hex(8))
+    target, mode = resolve_target(path)
+    temporary = temporary_path(target, secrets.token_hex(8))
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, 0o666 if mode is None else mode)
     try:
@@ -35,21 +35,21 @@ def replacing(path: str, *, exclusive: bool = False) -> Iterator[int]:
             yield descriptor
         finally:
             os.close(descriptor)
-        place(temporary, target, exclusive=exclusive)
+        publish(temporary, target, exclusive=exclusive)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        name_full(error, target)
+        add_filename(error, target)
         raise
 
 
-def name_full(error: BaseException, path: str) -> None:
+def add_filename(error: BaseException, path: str) -> None:
     """Let an error tell which folder has no room, where that is its cause: the system tells only that there is none."""
     if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
         error.filename = os.path.dirname(path)
 
 
-def replaceable(path: str) -> tuple[str, int | None]:
+def resolve_target(path: str) -> tuple[str, int | None]:
     """The file that is replaced, where ``path`` may be a link to it, and its mode; None if there is none yet.
 
     Raises:
@@ -81,7 +81,7 @@ def check_writable(target: str, path: str) -> None:
     raise OSError(number, os.strerror(number), path)
 
 
-def place(temporary: str, target: str, *, exclusive: bool) -> None:
+def publish(temporary: str, target: str, *, exclusive: bool) -> None:
     """Let a file have its name.
 
     Raises:
@@ -101,7 +101,7 @@ def place(temporary: str, target: str, *, exclusive: bool) -> None:
     os.replace(temporary, target)
 
 
-def beside(path: str, token: str) -> str:
+def temporary_path(path: str, token: str) -> str:
     """The path of a file that will be ``path`` when it is whole."""
     folder, separator, name = path.rpartition("/") if "/" in path else path.rpartition(os.sep)
     temporary = f".{name}.{token}.tmp"

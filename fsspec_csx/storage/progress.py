@@ -19,7 +19,7 @@ _DELAY = 1.0
 _STEP = 256 * 1024
 
 
-class Meter:
+class ProgressMeter:
     """Feeds a callback so that its value never passes its size, and is equal to it in the end.
 
     Args:
@@ -67,7 +67,7 @@ class Meter:
             self._callback.set_size(size)
 
 
-def in_threads(
+def run_in_threads(
     work: Callable[[T, Callable[[int], object]], object],
     items: Sequence[T],
     advance: Callable[[int], object],
@@ -130,7 +130,7 @@ class _StoppedError(Exception):
 
 
 @contextlib.contextmanager
-def reporting(callback: Callback | None, path: str) -> Iterator[Callback]:
+def report_progress(callback: Callback | None, path: str) -> Iterator[Callback]:
     """The caller's callback, which stays open, or a progress bar of our own, closed at the end.
 
     The bar needs tqdm and a terminal on stderr, and shows only after a second. ``TQDM_DISABLE=1`` switches it off.

@@ -8,7 +8,7 @@ from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import kinds
 from fsspec_csx.manage.directory import Root
 from fsspec_csx.manage.location import Place
-from fsspec_csx.storage.atomic import replacing
+from fsspec_csx.storage.atomic import atomic_write
 
 
 def joined(root: str, name: str) -> str:
@@ -64,6 +64,6 @@ def check_writable(root: str) -> None:
         OSError: what else the filesystem raised.
     """
     probe = Place.below(Root(root), f".writable.{secrets.token_hex(8)}.tmp")
-    with replacing(probe.fs, probe.path) as file:
+    with atomic_write(probe.fs, probe.path) as file:
         file.write(b"writable")
     probe.remove()

@@ -28,7 +28,7 @@ from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.writer import CheckpointWriter
 from fsspec_csx.manage.convert import convert
-from fsspec_csx.storage.progress import Meter, in_threads
+from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
 
 
 class Noting(Callback):  # type: ignore[misc]
@@ -194,7 +194,7 @@ def test_work_in_threads_ends_with_the_first_failure() -> None:
         ended.append(number)
 
     with pytest.raises(KeyError):
-        in_threads(work, range(100), lambda count: None, threads=2, name="test")
+        run_in_threads(work, range(100), lambda count: None, threads=2, name="test")
     assert ended == [1]
 
 
@@ -209,7 +209,7 @@ def test_callers_callback_stays_open(root: str) -> None:
 def test_small_steps_come_together() -> None:
     """Thousands of small steps are not thousands of calls."""
     noting = Noting()
-    meter = Meter(noting, MIB)
+    meter = ProgressMeter(noting, MIB)
     for _ in range(MIB // 16):
         meter.advance(16)
     meter.finish()
@@ -220,7 +220,7 @@ def test_small_steps_come_together() -> None:
 def test_estimate_too_high() -> None:
     """If less came than was estimated, the size follows in the end."""
     noting = Noting()
-    meter = Meter(noting, 100, estimated=True)
+    meter = ProgressMeter(noting, 100, estimated=True)
     meter.advance(60)
     meter.finish()
     assert noting.states[-1] == (60, 60)

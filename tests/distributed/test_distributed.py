@@ -216,7 +216,7 @@ def test_failed_save(root: str) -> None:
 def test_unclear_end(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the manifest was written and the server's answer was lost, the new checkpoint is whole."""
     distributed.save({"x": torch.ones(3)}, f"{root}/a")
-    replacing = Folder.replacing
+    replacing = Folder.atomic_write
 
     @contextlib.contextmanager
     def lost(self: Folder, name: str) -> Iterator[Any]:
@@ -224,7 +224,7 @@ def test_unclear_end(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
             yield file
         raise ConnectionError("lost")
 
-    monkeypatch.setattr(Folder, "replacing", lost)
+    monkeypatch.setattr(Folder, "atomic_write", lost)
     with pytest.raises(ConnectionError, match="lost"):
         distributed.save({"x": torch.zeros(3)}, f"{root}/a")
     assert distributed.whole(f"{root}/a")["x"].tolist() == [0, 0, 0]

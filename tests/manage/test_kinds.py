@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fsspec_csx.manage import kinds, naming
-from fsspec_csx.storage.local_file import beside
+from fsspec_csx.storage.local_file import temporary_path
 
 TOKEN = "0123456789abcdef"
 
@@ -65,7 +65,11 @@ def test_manifests() -> None:
 
 def test_leftovers() -> None:
     """Temporary names of all writers are known, and nothing that a user would choose."""
-    for name in (beside("/run/x.mdl", TOKEN), beside("/run/" + "x" * 250, TOKEN), "/run/x.mdl.0123456789abcdef.tmp"):
+    for name in (
+        temporary_path("/run/x.mdl", TOKEN),
+        temporary_path("/run/" + "x" * 250, TOKEN),
+        "/run/x.mdl.0123456789abcdef.tmp",
+    ):
         assert kinds.is_leftover(name.rpartition("/")[2])
     for name in ("x.mdl", "x.tmp", ".x.mdl.tmp", "x.0123456789ABCDEF.tmp", "0123456789abcdef.tmp", ".x.0123.tmp"):
         assert not kinds.is_leftover(name)

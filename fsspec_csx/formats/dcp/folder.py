@@ -13,7 +13,8 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.storage.atomic import behind_wrappers, replacing
+from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.files import unwrap_filesystem
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -76,16 +77,16 @@ class Folder:
         if invalidate := getattr(self.fs, "invalidate_cache", None):
             invalidate()
 
-    def replacing(self, name: str) -> Any:
-        """A file to write to, as ``atomic.replacing`` gives it."""
-        return replacing(self.fs, self.at(name))
+    def atomic_write(self, name: str) -> Any:
+        """A file to write to, as ``storage.atomic.atomic_write`` gives it."""
+        return atomic_write(self.fs, self.at(name))
 
     @contextlib.contextmanager
     def creating(self, name: str) -> Iterator[IO[bytes]]:
         """A file to write to, of a name that no other has; it is gone if the block ends with an exception."""
-        fs, path, _ = behind_wrappers(self.fs, self.at(name))
+        fs, path, _ = unwrap_filesystem(self.fs, self.at(name))
         if fs is None or isinstance(fs, LocalFileSystem) or getattr(fs, "atomic_writes", False):
-            with replacing(self.fs, self.at(name)) as file:
+            with atomic_write(self.fs, self.at(name)) as file:
                 yield file
             return
         # Nobody looks for it before the manifest names it: to move it into place would copy it for nothing.

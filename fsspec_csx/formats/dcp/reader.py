@@ -22,7 +22,7 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import opaque, pickle_bounds, placeholders, zip_directory
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
-from fsspec_csx.storage.progress import in_threads
+from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors import fill, memory
 from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
@@ -144,7 +144,7 @@ def _of_all_shards(
             read(folder, source, shards[name])
 
     if shards:
-        in_threads(read_one, [*shards], advance, threads=_FILES, name="fsspec_csx-shard")
+        run_in_threads(read_one, [*shards], advance, threads=_FILES, name="fsspec_csx-shard")
 
 
 @contextlib.contextmanager

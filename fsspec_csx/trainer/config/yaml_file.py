@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fsspec_csx.checkpoint.api import locate
 from fsspec_csx.errors import ConfigError
+from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import redacted
 
 # YAML 1.1 takes numbers such as 1e-3 for texts, and learning rates are written so.
@@ -101,7 +101,7 @@ def _inner(node: Any) -> list[Any]:
 
 
 def _content(path: str) -> bytes:
-    fs, inner = locate(path, path, None)
+    fs, inner = resolve_path(path, path, None)
     with open(inner, "rb") if fs is None else fs.open(inner, "rb") as file:
         content: bytes = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:

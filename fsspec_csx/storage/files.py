@@ -1,0 +1,96 @@
+"""Files on any fsspec filesystem: find, open and measure them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from inspect import signature
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from fsspec_csx.storage.paths import is_local
+
+
+def resolve_path(
+    path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
+) -> tuple[fsspec.AbstractFileSystem | None, str]:
+    """Find the filesystem of a path.
+
+    Args:
+        path: as the caller gave it.
+        text: the same as ``checkpoint_path`` returns it.
+        options: the caller's ``storage_options``.
+
+    Returns:
+        The filesystem, None for the local one, and the path on it.
+    """
+    if is_local(path):
+        return None, text
+    # fsspec adds to the options of each link of a chained URL in place.
+    own = {key: dict(value) if isinstance(value, dict) else value for key, value in (options or {}).items()}
+    fs, inner = fsspec.url_to_fs(text, **own)
+    return (None if isinstance(fs, LocalFileSystem) else fs), inner
+
+
+def unwrap_filesystem(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str]]]:
+    """Find the filesystem behind caches and ``dir::``.
+
+    A cache publishes at close even after an error, and a temporary file would fill it.
+
+    Returns:
+        The filesystem, the path on it, and the caches with their own paths.
+    """
+    from fsspec.implementations.cached import CachingFileSystem
+    from fsspec.implementations.dirfs import DirFileSystem
+
+    caches = []
+    while True:
+        if isinstance(fs, CachingFileSystem):
+            path = fs._strip_protocol(path)
+            caches.append((fs, path))
+        elif isinstance(fs, DirFileSystem):
+            path = fs._join(path)
+        else:
+            return fs, path, caches
+        fs = fs.fs
+
+
+def path_exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:
+    """Whether there is anything at a path; a local link counts even if its target is missing."""
+    if fs is None:
+        return os.path.lexists(path)
+    invalidate_listings(fs, path)
+    return bool(fs.exists(path))
+
+
+def open_file(fs: fsspec.AbstractFileSystem | None, path: str) -> IO[bytes]:
+    """Open a file for reading, in its present state."""
+    if fs is None:
+        return open(path, "rb")
+    invalidate_listings(fs, path)
+    file: IO[bytes] = fs.open(path, "rb")
+    return file
+
+
+def file_size(file: IO[bytes]) -> int:
+    """The size in bytes; leaves the file at its start."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    file.seek(0)
+    return size
+
+
+def invalidate_listings(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Drop cached listings: another process may have written the file since."""
+    invalidate = getattr(fs, "invalidate_cache", None)
+    if invalidate is None:
+        return
+    try:
+        signature(invalidate).bind(path)
+    except TypeError:  # some filesystems take no path
+        invalidate()
+        return
+    invalidate(path)
+    invalidate(fs._parent(path))
