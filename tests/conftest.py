@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,12 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import Identity, LocalS3
 
 TENANT_BUCKET = "tenant-bucket"
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, also where the shell that started the suite in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

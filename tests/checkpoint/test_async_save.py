@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import MIB, Leaving, Point, names, saved
+from commands import running
 from forked import python
 from fsspec.callbacks import Callback
 from test_publishing import uploads
@@ -810,7 +811,7 @@ def test_ctrl_c_at_exit(tmp_path: Path) -> None:
     """Ctrl-C while the process waits for its saves stops them, and the old checkpoint stays."""
     save([1], tmp_path / "x.pt")
     command = [sys.executable, "-c", SLOW, str(tmp_path / "x.pt")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ending\n"
         time.sleep(0.3)

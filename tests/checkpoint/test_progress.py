@@ -6,7 +6,6 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -19,6 +18,7 @@ import fsspec
 import pytest
 import torch
 from checkpoints import MIB, Leaving
+from commands import running
 from forked import python
 from fsspec.callbacks import Callback
 
@@ -268,7 +268,7 @@ def shown(
     """What a process shows on stderr that saves to a path; ``start`` is what to begin its command with."""
     ours, theirs = stderr()
     code = SAVE.format(before=before, arguments=arguments)
-    with subprocess.Popen([*(start or python()), "-c", code, str(path)], stderr=theirs, env=environment) as process:
+    with running([*(start or python()), "-c", code, str(path)], stderr=theirs, env=environment) as process:
         os.close(theirs)
         output = b""
         try:

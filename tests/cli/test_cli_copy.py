@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from checkpoints import MIB
-from commands import DONE, FAILED, USAGE, cszoo, failure
+from commands import DONE, FAILED, USAGE, cszoo, failure, running
 from forked import python
 from proxy import Fault, fault_proxy
 from test_progress import terminal
@@ -185,7 +185,7 @@ def test_bar(here: Path, remote: str, fs: CSXFileSystem, server: LocalS3) -> Non
             command = [*python(), "-m", "fsspec_csx", "checkpoint", "copy", "--endpoint-url", proxy.url]
             command += ["x.mdl", f"{remote}/{quiet}.mdl", *(["--quiet"] if quiet else [])]
             environment = {**os.environ, "AWS_ENDPOINT_URL_S3": proxy.url}
-            with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as process:
+            with running(command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as process:
                 os.close(theirs)
                 shown = b"".join(_pieces(ours))
                 assert process.wait(60) == DONE, shown

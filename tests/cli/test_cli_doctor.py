@@ -20,7 +20,7 @@ import pytest
 from aiobotocore.session import AioSession
 from answers import answering, s3_error
 from botocore.crt import auth as signers
-from commands import DONE, FAILED, USAGE, cszoo
+from commands import DONE, FAILED, USAGE, cszoo, running
 from conftest import TENANT_BUCKET, recorded_requests
 from proxy import Fault, error_answer, fault_proxy
 
@@ -456,7 +456,7 @@ def test_terminated(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
         proxy.faults = [large]
         environment = {**os.environ, **server.environment(), "AWS_ENDPOINT_URL_S3": proxy.url}
         command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "doctor", f"s3://{bucket}"]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        with running(command, env=environment, stdout=subprocess.DEVNULL) as process:
             while large.times:
                 assert process.poll() is None
                 time.sleep(0.02)

@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from commands import DONE, FAILED, USAGE, cszoo, failure
+from commands import DONE, FAILED, USAGE, cszoo, failure, running
 from roots import ODD, fill, left
 
 from fsspec_csx import distributed
@@ -76,7 +76,7 @@ with fsspec.open("s3://{bucket}/run/x.mdl", "wb") as file:
     print("written", flush=True)
     time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+    with running([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"written\n"
         deadline = time.monotonic() + 30

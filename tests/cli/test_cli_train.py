@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import torch
 import yaml
-from commands import DONE, FAILED, USAGE, cszoo, failure
+from commands import DONE, FAILED, USAGE, cszoo, failure, running
 from forked import python
 from test_config import PROFILE, with_
 
@@ -235,13 +235,13 @@ def test_terminated(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
         init__checkpoint={"steps": 1000},
     )
     command = [*python(), "-m", "fsspec_csx", "fit", path, "--checkpoint_root", f"s3://{bucket}/run"]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=SUPPORT)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line == "step 3\n":
-            process.send_signal(signal.SIGTERM)
-            break
-    output, errors = process.communicate(timeout=60)
+    with running(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=SUPPORT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "step 3\n":
+                process.send_signal(signal.SIGTERM)
+                break
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == TERMINATED, errors
     assert "Traceback" not in errors
     last = int(output.split()[-1]) if output else 3

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import running
 from training import loader, made
 
 import fsspec_csx
@@ -28,7 +28,7 @@ def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", str(JOB), str(tmp_path)]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fsspec_csx.__file__).parents[1])}
-    with subprocess.Popen(
+    with running(
         command,
         env={**os.environ, **own},
         text=True,
@@ -36,11 +36,7 @@ def test_two_processes(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
-        try:
-            output, errors = process.communicate(timeout=150)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # or torchrun alone would go
-            raise
+        output, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     first, second = sorted(
         (json.loads(line) for line in output.splitlines() if line.startswith("{")), key=lambda line: int(line["rank"])

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import fsspec
 import pytest
+from commands import running
 
 from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -164,8 +165,8 @@ with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
     while True:
         file.write(bytes({BLOCK}))
 """
-    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with writer:
+    command = [sys.executable, "-c", code]
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
         time.sleep(moment)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from forked import python
@@ -37,3 +40,21 @@ def failure(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     cause, remedy = done.stderr.splitlines()
     assert cause.startswith("cszoo: ")
     return cause, remedy
+
+
+@contextmanager
+def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that is waited for at the end of the block, and killed, with its group, if an exception leaves it.
+
+    Args:
+        command: the program and its arguments.
+        options: those of ``subprocess.Popen``.
+    """
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            if options.get("start_new_session"):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from commands import running
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.device_mesh import init_device_mesh
@@ -40,7 +41,7 @@ def run(job: str, root: str, processes: int) -> subprocess.CompletedProcess[str]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *endpoint]
     package = Path(distributed.__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(package)}
-    with subprocess.Popen(
+    with running(
         [*command, __file__, job, root],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,11 +49,7 @@ def run(job: str, root: str, processes: int) -> subprocess.CompletedProcess[str]
         env=environment,
         start_new_session=True,
     ) as started:
-        try:
-            printed = started.communicate(timeout=_TIMEOUT)
-        except BaseException:
-            os.killpg(started.pid, signal.SIGKILL)  # or torchrun alone would go
-            raise
+        printed = started.communicate(timeout=_TIMEOUT)
     return subprocess.CompletedProcess(job, started.returncode, *printed)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from commands import running
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from training import Model, Noisy, made
@@ -34,7 +35,7 @@ def run(job: str, root: str, **environment: str) -> subprocess.CompletedProcess[
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", __file__, job, root]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fsspec_csx.__file__).parents[1])}
-    with subprocess.Popen(
+    with running(
         command,
         env={**os.environ, **own, **environment},
         stdout=subprocess.PIPE,
@@ -42,11 +43,7 @@ def run(job: str, root: str, **environment: str) -> subprocess.CompletedProcess[
         text=True,
         start_new_session=True,
     ) as started:
-        try:
-            printed = started.communicate(timeout=_TIMEOUT)
-        except BaseException:
-            os.killpg(started.pid, signal.SIGKILL)  # or torchrun alone would go
-            raise
+        printed = started.communicate(timeout=_TIMEOUT)
     return subprocess.CompletedProcess(command, started.returncode, *printed)
 
 

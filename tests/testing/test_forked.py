@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import running
 from forked import python
 
 WHERE = """
@@ -102,18 +103,16 @@ def test_raises(begun: list[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_signals(begun: list[str], number: signal.Signals) -> None:
     """A signal ends it as it ends every process of Python, and nothing of it is left."""
-    with subprocess.Popen(
-        [*begun, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with running([*begun, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        running = int(process.stdout.readline())
+        child = int(process.stdout.readline())
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (-number, "")
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
     for _ in range(1000):
         try:
-            os.kill(running, 0)
+            os.kill(child, 0)
         except ProcessLookupError:
             return
         time.sleep(0.01)

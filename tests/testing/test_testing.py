@@ -21,6 +21,7 @@ import pytest
 import trustme
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+from commands import running
 
 from fsspec_csx.testing import Identity, LocalS3
 
@@ -332,7 +333,7 @@ def test_useless_certificate_is_an_error(tmp_path: Path) -> None:
 def test_nothing_is_left_behind(folder: Path, ending: str, status: int) -> None:
     """However its owner ends, the server is gone with it, or if the owner was killed soon afterwards."""
     command = [sys.executable, "-c", OWNER.format(ending=ending), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, text=True) as owner:
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, text=True) as owner:
         assert owner.stdout
         endpoint_url = owner.stdout.readline().strip()
         assert owner.wait(20) == status

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from commands import running
 from forked import python
 from training import loader, made
 
@@ -20,18 +22,17 @@ from fsspec_csx.testing import LocalS3
 JOB = Path(__file__).parents[1] / "support" / "training_job.py"
 
 
-def started(root: str, steps: int, pause: float = 0.0) -> subprocess.Popen[str]:
+def started(root: str, steps: int, pause: float = 0.0) -> AbstractContextManager[subprocess.Popen[str]]:
     """A training in a process of its own."""
     environment = {**os.environ, "PAUSE": str(pause), "OMP_NUM_THREADS": "1"}
     command = [*python(), str(JOB), root, str(steps)]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=JOB.parent
-    )
+    return running(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=JOB.parent)
 
 
-def told(process: subprocess.Popen[str]) -> dict[int, str]:
-    """The losses of a process that is to end by itself."""
-    output, errors = process.communicate(timeout=100)
+def losses(root: str, steps: int) -> dict[int, str]:
+    """The losses of a training that nothing stops."""
+    with started(root, steps) as process:
+        output, errors = process.communicate(timeout=100)
     assert "done" in output, errors
     return {int(line.split()[0]): line.split()[1] for line in output.splitlines() if line != "done"}
 
@@ -39,7 +40,7 @@ def told(process: subprocess.Popen[str]) -> dict[int, str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """The losses of a training that nothing stops."""
-    return told(started(str(tmp_path_factory.mktemp("whole")), 12))
+    return losses(str(tmp_path_factory.mktemp("whole")), 12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
@@ -47,15 +48,15 @@ def test_ended(environment: LocalS3, bucket: str, number: signal.Signals, whole:
     """By kill -9, and by SIGTERM with a last checkpoint; the losses are those of one run."""
     root = f"s3://{bucket}"
     steps: dict[int, str] = {}
-    process = started(f"{root}/run", 12, pause=0.05)
-    assert process.stdout is not None
-    for line in process.stdout:
-        step, loss = line.split()
-        steps[int(step)] = loss
-        if len(steps) == 5:
-            process.send_signal(number)
-            break
-    rest, errors = process.communicate(timeout=60)
+    with started(f"{root}/run", 12, pause=0.05) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            step, loss = line.split()
+            steps[int(step)] = loss
+            if len(steps) == 5:
+                process.send_signal(number)
+                break
+        rest, errors = process.communicate(timeout=60)
     steps.update({int(line.split()[0]): line.split()[1] for line in rest.splitlines()})
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}
     assert process.returncode == expected[number], errors
@@ -66,7 +67,7 @@ def test_ended(environment: LocalS3, bucket: str, number: signal.Signals, whole:
         assert load(f"{root}/run/checkpoint_{step}.mdl")["global_step"] == step
     if number == signal.SIGTERM:
         assert found[-1] == max(steps)
-    rerun = told(started(f"{root}/run", 12))
+    rerun = losses(f"{root}/run", 12)
     assert min(rerun) == (found[-1] if found else 0) + 1
     assert {**steps, **rerun} == whole
 
