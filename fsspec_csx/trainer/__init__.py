@@ -1,13 +1,13 @@
 """A training loop whose checkpoints are on any fsspec URL, with the names that the Cerebras ModelZoo has."""
 
 from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.checkpoint_retention import KeepBestCheckpoints, KeepNCheckpoints
 from fsspec_csx.trainer.checkpointing import Checkpoint
 from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.partial_states import LoadCheckpointStates, SaveCheckpointState
 from fsspec_csx.trainer.precision import MixedPrecision, Precision
-from fsspec_csx.trainer.retention import KeepBestCheckpoints, KeepNCheckpoints
-from fsspec_csx.trainer.some_states import LoadCheckpointStates, SaveCheckpointState
 from fsspec_csx.trainer.trainer import Trainer
 
 __all__ = [

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fsspec_csx.trainer import checking, kept_workers, random_states
-from fsspec_csx.trainer.data_objects import DataObjects
+from fsspec_csx.trainer import persistent_workers, random_states
+from fsspec_csx.trainer.dataloader_state import DataLoaderState
 from fsspec_csx.trainer.loop import length_of
+from fsspec_csx.trainer.state_validation import to_count
 
 _MOST = 2**40  # batches, more than any training has
 _END = object()
@@ -38,12 +39,14 @@ class Batches:
         self._limit = limit
         self._processes = processes
         self._stateful = hasattr(dataloader, "state_dict") and hasattr(dataloader, "load_state_dict")
-        self._workers = kept_workers.seeded_by_pass(dataloader) if kept_workers.are_kept(dataloader) else None
-        self._random = random_states.Separate()
+        self._workers = (
+            persistent_workers.seed_each_epoch(dataloader) if persistent_workers.are_persistent(dataloader) else None
+        )
+        self._random = random_states.IsolatedRandomStates()
         self._iterator: Iterator[Any] | None = None
         self._start: dict[str, Any] | None = None
         self._first: dict[str, Any] | None = None
-        self.objects = DataObjects(dataloader)
+        self.objects = DataLoaderState(dataloader)
         self.epoch = 0
         self.index = 0
 
@@ -53,7 +56,7 @@ class Batches:
         Raises:
             ValueError: if the loader has none.
         """
-        with self._random.used():
+        with self._random.active():
             return self._next()
 
     def _next(self) -> Any:
@@ -95,7 +98,7 @@ class Batches:
         self._iterator = self._start = None
 
     def _taken(self) -> dict[str, Any]:
-        return {**random_states.taken(), "objects": self.objects.taken()}
+        return {**random_states.capture(), "objects": self.objects.capture()}
 
     def _restore(self, states: dict[str, Any]) -> None:
         random_states.restore(states)
@@ -104,7 +107,7 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         """Where it is."""
         state: dict[str, Any] = {"epoch": self.epoch, "index": self.index, "processes": self._processes}
-        with self._random.used():
+        with self._random.active():
             if self._stateful:
                 if self._iterator is None:  # the state of a loader is that of a pass, not of the end of the last one
                     self._begin()
@@ -125,10 +128,10 @@ class Batches:
             ValueError: if a number of it is none.
             LookupError: if it lacks one; or another error of Python's, if it is of other types.
         """
-        epoch, index, processes = (checking.count_in(state[name], _MOST) for name in ("epoch", "index", "processes"))
+        epoch, index, processes = (to_count(state[name], _MOST) for name in ("epoch", "index", "processes"))
         self.epoch, self.index = epoch, 0
         self._iterator = None
-        with self._random.used():
+        with self._random.active():
             if self._stateful and "loader" in state:
                 self._go_to(state, index)
             else:

@@ -13,9 +13,9 @@ from fsspec_csx.checkpoint.async_save import async_save
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.trainer import checking, loading, processes, roots, state
+from fsspec_csx.trainer import checkpoint_loading, checkpoint_root, processes, state_validation, training_state
 from fsspec_csx.trainer.callback import Callback
-from fsspec_csx.trainer.some_states import LoadCheckpointStates
+from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 
 if TYPE_CHECKING:
     import torch
@@ -96,9 +96,9 @@ class Checkpoint(Callback):
     def setup(self, trainer: Trainer) -> None:
         """Settle the root, and show now, not after hours, whether it can be written to."""
         self.root = str(self.checkpoint_root or trainer.model_dir).rstrip("/") or "/"
-        self._in_parts = processes.are_parts(trainer.model) if self.sharded is None else self.sharded
+        self._in_parts = processes.has_shards(trainer.model) if self.sharded is None else self.sharded
         if (self.steps or self.save_initial_checkpoint) and processes.is_first():
-            roots.check_writable(self.root)
+            checkpoint_root.check_writable(self.root)
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -135,12 +135,12 @@ class Checkpoint(Callback):
         """
         self._is_due = False
         self.wait(trainer)
-        saved: dict[str, Any] = state.collect(trainer, sharded=self._in_parts)
+        saved: dict[str, Any] = training_state.collect(trainer, sharded=self._in_parts)
         trainer.call("on_save_checkpoint", saved)
         trainer.call("postprocess_checkpoint", saved)
         self.saved_at = trainer.global_step
         path = self.get_checkpoint_path(self.root, trainer.global_step) if processes.is_first() else ""
-        path = processes.agreed(path) if self._in_parts else path
+        path = processes.broadcast(path) if self._in_parts else path
         if not path:
             return path
         if processes.is_first():
@@ -155,12 +155,12 @@ class Checkpoint(Callback):
         return path
 
     def _save_parts(self, trainer: Trainer, saved: dict[str, Any], path: str) -> None:
-        from fsspec_csx.trainer.sharding import Saving  # only here, as it imports torch.distributed.checkpoint
+        from fsspec_csx.trainer.sharding import ShardedSave  # only here, as it imports torch.distributed.checkpoint
 
-        self._group = self._group or processes.apart()
+        self._group = self._group or processes.new_group()
         # To be silent about it, a process without others changes the filters of warnings, which all threads share.
         background = self.asynchronous and self._group is not None
-        saving = Saving(trainer, saved, copied=background)
+        saving = ShardedSave(trainer, saved, copied=background)
         if background:
             self._pending = path, saving.start(path, self._group)
         else:
@@ -181,7 +181,7 @@ class Checkpoint(Callback):
             RuntimeError: if another process failed to write it.
         """
         error = self._finished(trainer)
-        (failed,) = processes.together(error is not None)
+        (failed,) = processes.any_process(error is not None)
         if error is not None:
             raise error
         if failed:
@@ -213,10 +213,10 @@ class Checkpoint(Callback):
 
     def get_checkpoint_path(self, ckpt_dir: str, step: int) -> str:
         """Where to save: the name of the step, with the time appended to it if it is taken."""
-        path = roots.joined(ckpt_dir, self.checkpoint_name.format(step=step))
-        if roots.is_taken(path, sharded=self._in_parts):
+        path = checkpoint_root.join(ckpt_dir, self.checkpoint_name.format(step=step))
+        if checkpoint_root.exists(path, sharded=self._in_parts):
             stamped = f"{step}_{datetime.now():{_TIMESTAMP}}"
-            path = roots.joined(ckpt_dir, self.checkpoint_name.format(step=stamped))
+            path = checkpoint_root.join(ckpt_dir, self.checkpoint_name.format(step=stamped))
         return path
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
@@ -249,7 +249,7 @@ class Checkpoint(Callback):
             trainer.logger.info("No checkpoint is loaded.")
             return None
         trainer.logger.info("Loading checkpoint %s", redacted(path))
-        return self._restored(trainer, path, loading.read(trainer, path, self._states(trainer)))
+        return self._restored(trainer, path, checkpoint_loading.read(trainer, path, self._states(trainer)))
 
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
         """Load the newest checkpoint at the root that is whole, or none; older ones take the place of damaged ones.
@@ -261,25 +261,25 @@ class Checkpoint(Callback):
             CheckpointError: a ValueError, if it does not fit the model, or none is whole and one was finished once.
             OSError: what the filesystem raised.
         """
-        paths = processes.agreed([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
+        paths = processes.broadcast([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
         for path in paths:
             trainer.call("on_before_load_checkpoint", path)
             trainer.logger.info("Loading checkpoint %s", redacted(path))
-            found = loading.read_if_whole(trainer, path, self._states(trainer))
+            found = checkpoint_loading.read_if_whole(trainer, path, self._states(trainer))
             if found is not None:
                 return self._restored(trainer, path, found)
         # One that was finished, and has changed since, is no reason to begin anew: it raises its error.
         finished = self.get_latest_checkpoint(trainer) if paths and processes.is_first() else None
-        return self.load(trainer, processes.agreed(finished))
+        return self.load(trainer, processes.broadcast(finished))
 
     def _restored(self, trainer: Trainer, path: str, found: Any) -> dict[str, Any]:
         self.resumed_from = path
-        loaded = state.as_training(found, path)
+        loaded = training_state.as_training_state(found, path)
         trainer.call("preprocess_checkpoint", loaded)
-        state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
-        with checking.putting_back(path, "states"):
+        training_state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
+        with state_validation.restoring(path, "states"):
             trainer.call("on_load_checkpoint", loaded)
-        self.saved_at = trainer.global_step if self.is_own(path) else None
+        self.saved_at = trainer.global_step if self.matches_name(path) else None
         return loaded
 
     def _states(self, trainer: Trainer) -> list[str] | None:
@@ -306,12 +306,12 @@ class Checkpoint(Callback):
     def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
         """The checkpoints in a folder that have names of this callback's, by step and time, the newest last."""
         found = []
-        for name in roots.names(ckpt_dir):
+        for name in checkpoint_root.list_names(ckpt_dir):
             if match := self._pattern().fullmatch(name):
                 found.append((int(match["step"]), match["time"] or "", name))
-        return [roots.joined(ckpt_dir, name) for _, _, name in sorted(found)]
+        return [checkpoint_root.join(ckpt_dir, name) for _, _, name in sorted(found)]
 
-    def is_own(self, path: str) -> bool:
+    def matches_name(self, path: str) -> bool:
         """Whether a path is one that this callback would give to a checkpoint."""
         folder, _, name = path.rpartition("/")
         return folder == self.root.rstrip("/") and self._pattern().fullmatch(name) is not None

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from fsspec_csx.trainer import random_states
 
 
-def device(named: str | torch.device | None) -> torch.device:
+def select_device(named: str | torch.device | None) -> torch.device:
     """The device of this process.
 
     Args:
@@ -68,7 +68,7 @@ def is_first() -> bool:
     return not _joined() or dist.get_rank() == 0
 
 
-def agreed(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """What the first process has; of values that can be pickled."""
     if count() == 1:
         return value
@@ -77,7 +77,7 @@ def agreed(value: Any) -> Any:
     return values[0]
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """What each process has, in their order; of values that can be pickled."""
     if count() == 1:
         return [value]
@@ -86,24 +86,24 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def own(values: list[Any]) -> Any:
+def select_own(values: list[Any]) -> Any:
     """Of what was gathered, that of this process; of another number of processes, that of the first one."""
     return values[dist.get_rank() if len(values) == count() > 1 else 0]
 
 
-def diversify() -> None:
+def reseed() -> None:
     """Let the processes that follow the first draw other random numbers than it does."""
     if count() > 1 and dist.get_rank():
         seed = int(torch.empty((), dtype=torch.int64).random_().item()) + dist.get_rank()
         random_states.seed(seed)
 
 
-def together(*flags: bool) -> list[bool]:
+def any_process(*flags: bool) -> list[bool]:
     """Of each, whether any process has a true one; all must call it."""
-    return [bool(each) for each in _largest(*flags)]
+    return [bool(each) for each in _maximum(*flags)]
 
 
-def _largest(*numbers: int) -> list[int]:
+def _maximum(*numbers: int) -> list[int]:
     if count() == 1:
         return [*numbers]
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
@@ -112,7 +112,7 @@ def _largest(*numbers: int) -> list[int]:
     return [int(each) for each in found.tolist()]
 
 
-class NowAndThen:
+class PeriodicSync:
     """Asks the other processes about once a second, in all of them at the same step: a question at each would slow it.
 
     A process alone has nobody to ask, and knows at once.
@@ -125,7 +125,7 @@ class NowAndThen:
         self._steps = self._left = 1
         self._since = time.monotonic()
 
-    def together(self, *flags: bool) -> list[bool]:
+    def any_process(self, *flags: bool) -> list[bool]:
         """Called at each step: as the function of this name, but false between two questions."""
         if count() == 1:
             return [*flags]
@@ -134,13 +134,13 @@ class NowAndThen:
             return [False for _ in flags]
         now = time.monotonic()
         fitting = int(self._SECONDS * self._steps / max(now - self._since, 1e-9))
-        *found, steps = _largest(*flags, -max(1, min(fitting, 2 * self._steps, self._STEPS_MAX)))
+        *found, steps = _maximum(*flags, -max(1, min(fitting, 2 * self._steps, self._STEPS_MAX)))
         self._steps = self._left = -steps
         self._since = now
         return [bool(each) for each in found]
 
 
-def apart() -> dist.ProcessGroup | None:
+def new_group() -> dist.ProcessGroup | None:
     """A group of all processes, for what goes on beside the training; all must call it. None for one process alone."""
     return dist.new_group(backend="gloo") if _joined() else None
 
@@ -153,7 +153,7 @@ def mean(value: torch.Tensor) -> float:
     return float(value / count())
 
 
-def shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def distribute(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The model as all processes train it: by DistributedDataParallel, unless it is sharded or wrapped already."""
     from torch.nn.parallel import DistributedDataParallel
 
@@ -165,13 +165,13 @@ def shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
-def unsynced(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+def no_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Within it the gradients of a batch, which completes no step, are not sent to the other processes."""
     context: Any = getattr(model, "no_sync", contextlib.nullcontext)
     return cast("contextlib.AbstractContextManager[Any]", context())
 
 
-def bare(model: torch.nn.Module) -> torch.nn.Module:
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The model without what stands before it for training in many processes."""
     from torch.nn.parallel import DistributedDataParallel
 
@@ -183,12 +183,12 @@ def is_sharded(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")
 
 
-def are_parts(model: torch.nn.Module) -> bool:
+def has_shards(model: torch.nn.Module) -> bool:
     """Whether this process has but parts of a model."""
     return any(is_sharded(each) and cast("Any", each).device_mesh.size() > 1 for each in model.parameters())
 
 
-def whole(state: Any) -> Any:
+def gather_shards(state: Any) -> Any:
     """A state dict with every sharded tensor gathered into the first process; all must call it."""
 
     def gather(value: Any) -> Any:
@@ -200,7 +200,7 @@ def whole(state: Any) -> Any:
     return tree_map(gather, state)
 
 
-def sharded_as(value: Any, like: Any) -> Any:
+def shard_like(value: Any, like: Any) -> Any:
     """A whole tensor sharded as another one is."""
     if not is_sharded(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
         return value

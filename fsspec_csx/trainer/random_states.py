@@ -24,7 +24,7 @@ def seed(number: int) -> None:
         numpy.random.seed(number % 2**32)
 
 
-def taken() -> dict[str, Any]:
+def capture() -> dict[str, Any]:
     """The states now, of values that ``load`` reads without running code."""
     (version, state, gauss), own, numbers = _current()
     states: dict[str, Any] = {"python": [version, torch.tensor(state, dtype=torch.int64), gauss], "torch": own}
@@ -56,7 +56,7 @@ def restore(states: dict[str, Any]) -> None:
         numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
 
 
-class Separate:
+class IsolatedRandomStates:
     """Random states of the data alone, seeded from the current ones.
 
     What data draw depends then on nothing else that draws, a dropout layer for one, and can be drawn again.
@@ -72,7 +72,7 @@ class Separate:
         )
 
     @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """Within the block all draws are from these states."""
         outside = _current()
         _set(self._states)

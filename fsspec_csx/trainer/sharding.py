@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 _Path = tuple[str, ...]
 
 
-class Saving:
+class ShardedSave:
     """What this process saves of a training: its shards, what all have alike, and, if it is the first, the rest.
 
     Args:
         trainer: of which the state is.
-        state: as ``state.collect`` gives it, with sharded tensors.
+        state: as ``training_state.collect`` gives it, with sharded tensors.
         copied: whether it stays as it is now, while the training goes on.
     """
 
     def __init__(self, trainer: Trainer, state: dict[str, Any], *, copied: bool) -> None:
-        parameters = processes.bare(trainer.model).named_parameters(remove_duplicate=False)
+        parameters = processes.unwrap(trainer.model).named_parameters(remove_duplicate=False)
         alike = {("model", name) for name, _ in parameters}
         self._paths: dict[str, _Path] = {}
         self._items: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = Non
     """
     like = _sharded_here(trainer)
     folder = folder_at(path, None)
-    if not like or not processes.agreed(processes.is_first() and folder.exists(MANIFEST)):
+    if not like or not processes.broadcast(processes.is_first() and folder.exists(MANIFEST)):
         return checkpoint_api.load(path, keys=wanted, map_location="cpu")
     metadata = manifest.read(folder)
     state = full_state_dict.nested(metadata)
@@ -127,7 +127,7 @@ def _owner(name: str) -> str:
 
 def _sharded_here(trainer: Trainer) -> dict[str, torch.Tensor]:
     """The tensors that are sharded over processes, by the names that ``_owner`` tells."""
-    found = {f"model.{name}": value for name, value in processes.bare(trainer.model).state_dict().items()}
+    found = {f"model.{name}": value for name, value in processes.unwrap(trainer.model).state_dict().items()}
     groups = trainer.optimizer.param_groups if trainer.optimizer else []
     parameters = [each for group in groups for each in group["params"]]
     found |= {f"optimizer.state.{number}": each for number, each in enumerate(parameters)}

@@ -20,17 +20,17 @@ class Termination:
     """With which the process then exits."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Note SIGTERM instead of dying of it; in the main thread only, as others cannot handle signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(number: int, frame: Any) -> None:
-            self.asked = True
+            self.requested = True
 
         before = signal.signal(signal.SIGTERM, note)
         try:

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.trainer import processes, random_states, state, validation
+from fsspec_csx.trainer import processes, random_states, training_state, validation
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpointing import Checkpoint
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
-from fsspec_csx.trainer.passing import moved, outputs_of, several
+from fsspec_csx.trainer.model_io import as_list, as_outputs, to_device
 from fsspec_csx.trainer.precision import Precision
 from fsspec_csx.trainer.termination import Termination
 
-_UNSAID: Any = ...
+_UNSET: Any = ...
 
 
 class Trainer:
@@ -97,7 +97,7 @@ class Trainer:
         self.batches: Batches | None = None
         self._termination = Termination()
         self.call("pre_setup")
-        self.device = processes.device(device)
+        self.device = processes.select_device(device)
         processes.join(self.device)
         if seed is not None:
             random_states.seed(seed)
@@ -107,9 +107,9 @@ class Trainer:
 
     def _set_up(self, model: Any, optimizer: Any, schedulers: Any) -> None:
         made = model if isinstance(model, torch.nn.Module) else model()
-        self.model = processes.shared(made.to(self.device), self.device)
+        self.model = processes.distribute(made.to(self.device), self.device)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-            optimizer = optimizer(processes.bare(self.model))
+            optimizer = optimizer(processes.unwrap(self.model))
         self.optimizer: torch.optim.Optimizer | None = optimizer
         if schedulers is None:
             schedulers = []
@@ -139,7 +139,7 @@ class Trainer:
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def fit(self, train_dataloader: Any, val_dataloader: Any = None, ckpt_path: Any = _UNSAID) -> None:
+    def fit(self, train_dataloader: Any, val_dataloader: Any = None, ckpt_path: Any = _UNSET) -> None:
         """Train, and validate now and then.
 
         On SIGTERM the step under way is completed and saved (if checkpoints are), and the process exits with status
@@ -166,7 +166,7 @@ class Trainer:
             stack.callback(setattr, self, "batches", None)
             stack.callback(setattr, self, "is_fitting", False)
             stack.enter_context(self._on_exception("on_fit_exception"))
-            stack.enter_context(self._termination.noted())
+            stack.enter_context(self._termination.deferred())
             limit = loop.steps_per_epoch and loop.steps_per_epoch * loop.grad_accum_steps
             self.batches = Batches(train_dataloader, limit, processes.count())
             loaded = self._load(ckpt_path)
@@ -174,9 +174,9 @@ class Trainer:
             last = loop.last_step(train_dataloader, self.global_step)
             self.call("on_fit_start", train_dataloader, val_dataloader, loop)
             if loaded is not None:
-                state.restore_position(self, loaded, self.checkpoint.resumed_from or "")
+                training_state.restore_position(self, loaded, self.checkpoint.resumed_from or "")
                 del loaded
-            self._asked = processes.NowAndThen()
+            self._sync = processes.PeriodicSync()
             self.is_fitting = True
             loop_idx = 0
             while self.global_step < last:
@@ -194,7 +194,7 @@ class Trainer:
         batch_idx = 0
         losses: list[torch.Tensor] = []
         while True:
-            batch = moved(self.device, self.batches.next())
+            batch = to_device(self.device, self.batches.next())
             self.call("on_train_batch_start", self.model, batch, batch_idx)
             self.stepped = (batch_idx + 1) % loop.grad_accum_steps == 0
             self.is_last_step = self.stepped and self.global_step + 1 == steps.stop
@@ -210,7 +210,7 @@ class Trainer:
             batch_idx += 1
             if not self.stepped:
                 continue
-            terminated, failed = self._asked.together(self._termination.asked, self.checkpoint.failed)
+            terminated, failed = self._sync.any_process(self._termination.requested, self.checkpoint.failed)
             if failed:  # all end at the same step, with the same error
                 self.checkpoint.wait(self)
             if terminated:
@@ -230,7 +230,7 @@ class Trainer:
             What the model returned, as a dict with the key ``loss``.
         """
         assert self.optimizer is not None
-        with contextlib.nullcontext() if self.stepped else processes.unsynced(self.model):
+        with contextlib.nullcontext() if self.stepped else processes.no_sync(self.model):
             outputs = self.forward(batch)
             self.call("on_before_backward", self.model, outputs)
             self.precision.backward(outputs["loss"] / accumulated)
@@ -264,14 +264,14 @@ class Trainer:
         args, kwargs = [batch], dict[str, Any]()
         self.call("on_before_forward", self.model, batch, args, kwargs)
         with self.precision.autocast_context_manager():
-            outputs = outputs_of(self.model(*args, **kwargs))
+            outputs = as_outputs(self.model(*args, **kwargs))
         self.call("on_after_forward", self.model, outputs, batch)
         return outputs
 
     # -- validation ------------------------------------------------------------------------------------------------
 
     def validate(
-        self, val_dataloader: Any = None, ckpt_path: Any = _UNSAID, loop: ValidationLoop | None = None
+        self, val_dataloader: Any = None, ckpt_path: Any = _UNSET, loop: ValidationLoop | None = None
     ) -> dict[str, float]:
         """Validate the model.
 
@@ -296,7 +296,7 @@ class Trainer:
             validation.run(self, val_dataloader, loop)
         return loop.metrics
 
-    def validate_all(self, val_dataloaders: Any = None, ckpt_paths: Any = _UNSAID, loop: Any = None) -> None:
+    def validate_all(self, val_dataloaders: Any = None, ckpt_paths: Any = _UNSET, loop: Any = None) -> None:
         """Validate one checkpoint after the other with each of several loaders, and as callbacks have it.
 
         Args:
@@ -304,8 +304,8 @@ class Trainer:
             ckpt_paths: a path, or several; otherwise as ``ckpt_path`` of ``fit``.
             loop: as of ``validate``.
         """
-        loaders = several(val_dataloaders)
-        paths = [ckpt_paths] if ckpt_paths is None or ckpt_paths is _UNSAID else several(ckpt_paths)
+        loaders = as_list(val_dataloaders)
+        paths = [ckpt_paths] if ckpt_paths is None or ckpt_paths is _UNSET else as_list(ckpt_paths)
         with contextlib.ExitStack() as stack:
             self.call("on_enter_validate_all", stack, loaders, loop, paths)
             for path in paths:
@@ -317,7 +317,7 @@ class Trainer:
     def _validate_between(self, val_dataloader: Any, loop_idx: int) -> None:
         assert isinstance(self.loop, TrainingLoop)
         with self._undisturbed():
-            for loader in several(val_dataloader):
+            for loader in as_list(val_dataloader):
                 with contextlib.ExitStack() as stack:
                     self.call("on_enter_validate", stack, loader, self.loop.val_loop)
                     stack.enter_context(self._on_exception("on_validate_exception"))
@@ -329,7 +329,7 @@ class Trainer:
     def _undisturbed(self) -> Iterator[None]:
         """What is drawn within the block does not change what the training draws."""
         assert self.batches is not None
-        before, objects = random_states.taken(), self.batches.objects.taken()
+        before, objects = random_states.capture(), self.batches.objects.capture()
         try:
             yield
         finally:
@@ -355,9 +355,9 @@ class Trainer:
         self._load(ckpt_path)
 
     def _load(self, path: Any) -> dict[str, Any] | None:
-        if path is _UNSAID and self.checkpoint.autoload_last_checkpoint:
+        if path is _UNSET and self.checkpoint.autoload_last_checkpoint:
             return self.checkpoint.load_latest(self)
-        path = None if path is _UNSAID else path
+        path = None if path is _UNSET else path
         return self.checkpoint.load(self, None if path is None else os.fspath(path))
 
     # -- how it ends -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 
 from fsspec_csx.trainer import processes
 from fsspec_csx.trainer.loop import ValidationLoop
-from fsspec_csx.trainer.passing import moved
+from fsspec_csx.trainer.model_io import to_device
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -28,7 +28,7 @@ def run(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
         for batch_idx, unmoved in enumerate(dataloader):
             if batch_idx == loop.eval_steps:
                 break
-            batch = moved(trainer.device, unmoved)
+            batch = to_device(trainer.device, unmoved)
             trainer.call("on_validate_batch_start", trainer.model, batch, batch_idx)
             outputs = trainer.forward(batch)
             for name, value in outputs.items():

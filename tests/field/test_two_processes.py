@@ -51,7 +51,7 @@ def test_two_processes(tmp_path: Path) -> None:
 
 def test_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """About once in a second, whatever a step takes, at a step that all agree on; a process alone knows at once."""
-    assert processes.NowAndThen().together(True, False) == [True, False]
+    assert processes.PeriodicSync().any_process(True, False) == [True, False]
     now = 0.0
     asked: list[float] = []
 
@@ -60,12 +60,12 @@ def test_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
         return [*numbers]
 
     monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "_largest", largest)
+    monkeypatch.setattr(processes, "_maximum", largest)
     monkeypatch.setattr(processes.time, "monotonic", lambda: now)
     for step_time, rate in ((0.1, 10), (3.0, 1), (0.001, 64)):
         asked.clear()
-        each = processes.NowAndThen()
+        each = processes.PeriodicSync()
         for _ in range(1000):
             now += step_time
-            each.together(False)
+            each.any_process(False)
         assert 1000 / rate <= len(asked) <= 1000 / rate + 10

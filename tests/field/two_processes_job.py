@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from training import Noisy, loader, made
 
 from fsspec_csx.trainer import Callback, Checkpoint, Logging, TensorBoardLogger, processes

@@ -30,8 +30,8 @@ from fsspec_csx.trainer import (
     ValidationLoop,
 )
 from fsspec_csx.trainer.config import yaml_file
-from fsspec_csx.trainer.config.hints import described, fitted, shown
 from fsspec_csx.trainer.config.training import Config, read
+from fsspec_csx.trainer.config.type_hints import convert, describe_type, display
 
 PROFILE = "csx.storage.s3.profile"
 
@@ -529,7 +529,7 @@ class Mode(TypedDict):
 )
 def test_fitted(hint: Any, value: Any, expected: Any) -> None:
     """A value that a parameter takes, as it takes it."""
-    found = fitted(value, hint, "a")
+    found = convert(value, hint, "a")
     assert found == expected
     assert type(found) is type(expected)
 
@@ -559,9 +559,9 @@ def test_fitted(hint: Any, value: Any, expected: Any) -> None:
 def test_unfit(hint: Any, value: Any, wanted: str) -> None:
     """A value that a parameter does not take is told, with what it takes."""
     with pytest.raises(ConfigError) as refused:
-        fitted(value, hint, "a.b")
-    assert refused.value.reason == f"a.b cannot be {shown(value, 'a.b')}."
-    assert refused.value.remedy == f"Give {wanted}." == f"Give {described(hint)}."
+        convert(value, hint, "a.b")
+    assert refused.value.reason == f"a.b cannot be {display(value, 'a.b')}."
+    assert refused.value.remedy == f"Give {wanted}." == f"Give {describe_type(hint)}."
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ def test_unfit(hint: Any, value: Any, wanted: str) -> None:
 )
 def test_shown(value: Any, path: str, text: str) -> None:
     """A value in an error is short, and no secret."""
-    assert shown(value, path) == text
+    assert display(value, path) == text
 
 
 def test_unfit_elements() -> None:
@@ -591,7 +591,7 @@ def test_unfit_elements() -> None:
         (list[int] | None, ["x"], r"a\[0\]"),
     ):
         with pytest.raises(ConfigError, match=f"^{path} cannot be"):
-            fitted(value, hint, "a")
+            convert(value, hint, "a")
 
 
 def test_hints_that_cannot_be_read() -> None:

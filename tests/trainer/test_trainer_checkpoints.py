@@ -400,9 +400,9 @@ def test_failed_deletion_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Storage that refuses to delete does not stop the training."""
-    from fsspec_csx.trainer import roots
+    from fsspec_csx.trainer import checkpoint_root
 
-    real, failed = roots.remove, []
+    real, failed = checkpoint_root.delete, []
 
     def failing(path: str) -> None:
         if len(failed) < 2 and "writable" not in path:
@@ -410,7 +410,7 @@ def test_failed_deletion_is_tried_again(
             raise PermissionError("not now")
         real(path)
 
-    monkeypatch.setattr(roots, "remove", failing)
+    monkeypatch.setattr(checkpoint_root, "delete", failing)
     trainer, losses = made(str(tmp_path), KeepNCheckpoints(1))
     trainer.fit(loader())
     assert len(losses) == 10

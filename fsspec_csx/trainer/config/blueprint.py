@@ -13,8 +13,8 @@ from typing import Any
 
 from fsspec_csx.errors import ConfigError, CSXError
 from fsspec_csx.redaction import redact
-from fsspec_csx.trainer.config.hints import fitted, shown
-from fsspec_csx.trainer.config.imported import imported, nearest
+from fsspec_csx.trainer.config.import_path import import_name, suggestion
+from fsspec_csx.trainer.config.type_hints import convert, display
 
 
 @dataclass(eq=False)
@@ -84,18 +84,18 @@ def named(
         ConfigError: if there is no such class, or it does not take these arguments.
     """
     if isinstance(node, str):
-        return blueprint(_called(node, path, home), {}, path, given)
+        return blueprint(_resolve(node, path, home), {}, path, given)
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path} cannot be {shown(node, path)}.", "Give a mapping with class_path and init_args.")
+        raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping with class_path and init_args.")
     if "class_path" in node:
         check_keys(node, ("class_path", "init_args"), path)
-        function = _called(node["class_path"], f"{path}.class_path", home)
+        function = _resolve(node["class_path"], f"{path}.class_path", home)
         made = blueprint(function, _or_none(node.get("init_args")), f"{path}.init_args", given)
         return replace(made, path=path)
     if _is_named(node, default):
         ((name, arguments),) = node.items()
         path = f"{path}.{name}"
-        return blueprint(_called(name, path, home), _or_none(arguments), path, given)
+        return blueprint(_resolve(name, path, home), _or_none(arguments), path, given)
     if default is not None:
         return blueprint(default, node, path, given)
     raise ConfigError(f"{path} names no class.", "Give a mapping with class_path and init_args.")
@@ -114,7 +114,7 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
         ConfigError: if it does not take these arguments, or takes others besides them.
     """
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path} cannot be {shown(node, path)}.", "Give a mapping of arguments.")
+        raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping of arguments.")
     parameters = _parameters(function)
     if parameters is None:
         return Blueprint(path, function, {key: _nested(each, f"{path}.{key}", given) for key, each in node.items()})
@@ -131,7 +131,7 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
     arguments = {}
     for key, value in node.items():
         within = f"{path}.{key}"
-        arguments[key] = fitted(_nested(value, within, given), hints.get(key, Any), within)
+        arguments[key] = convert(_nested(value, within, given), hints.get(key, Any), within)
     return Blueprint(path, function, arguments, frozenset(given))
 
 
@@ -142,19 +142,19 @@ def check_keys(node: Mapping[Any, Any], known: Iterable[str], path: str) -> None
         if key not in known:
             listed = f"Its keys are {', '.join(known)}." if known else "Leave it away."
             place = f"{path}.{key}" if path else key
-            raise ConfigError(f"There is no {place}.", nearest(str(key), known, listed))
+            raise ConfigError(f"There is no {place}.", suggestion(str(key), known, listed))
 
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def _called(name: Any, path: str, home: ModuleType | None) -> Callable[..., Any]:
+def _resolve(name: Any, path: str, home: ModuleType | None) -> Callable[..., Any]:
     """The class or the function of a name."""
     if not isinstance(name, str):
         raise ConfigError(
-            f"{path} cannot be {shown(name, path)}.", "Give an import path, such as 'package.module.Class'."
+            f"{path} cannot be {display(name, path)}.", "Give an import path, such as 'package.module.Class'."
         )
-    found = imported(name, path, home)
+    found = import_name(name, path, home)
     if not callable(found):
         raise ConfigError(f"{path}: {name} is neither a class nor a function.", "Give one of these.")
     function: Callable[..., Any] = found

@@ -24,7 +24,7 @@ from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpointing import Checkpoint
 from fsspec_csx.trainer.config import short_names, yaml_file
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, check_keys, named
-from fsspec_csx.trainer.config.hints import fitted, shown
+from fsspec_csx.trainer.config.type_hints import convert, display
 from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
 from fsspec_csx.trainer.loggers import Logger, Logging
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
@@ -72,7 +72,7 @@ _LOADERS = {
     "fit": {"train_dataloader": _LOADER, "val_dataloader": replace(_LOADER, several=None)},
     "validate": {"val_dataloader": replace(_LOADER, several=None)},
 }
-_UNSAID: Any = ...
+_UNSET: Any = ...
 
 
 class Config:
@@ -93,7 +93,7 @@ class Config:
         self,
         config: Any,
         *,
-        ckpt_path: Any = _UNSAID,
+        ckpt_path: Any = _UNSET,
         checkpoint_root: str | None = None,
         model_dir: str | None = None,
         profile: str | None = None,
@@ -208,7 +208,7 @@ def _mapping(node: Any, what: str) -> Mapping[str, Any]:
     if node is None:
         raise ConfigError(f"{what} is missing, or empty.", "Give 'trainer: {init: {…}, fit: {…}}'.")
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{what} is no mapping, but {shown(node, what)}.", "Give 'trainer: {init: {…}, fit: {…}}'.")
+        raise ConfigError(f"{what} is no mapping, but {display(node, what)}.", "Give 'trainer: {init: {…}, fit: {…}}'.")
     return node
 
 
@@ -219,10 +219,10 @@ def _section(node: Any, path: str, loaders: Mapping[str, _Part], ckpt_path: Any)
     found = _parsed(node, loaders, path)
     if not found.get(first := next(iter(loaders))):
         raise ConfigError(f"{path} lacks {first!r}.", "Give a mapping with class_path and init_args.")
-    if ckpt_path is not _UNSAID:
+    if ckpt_path is not _UNSET:
         found["ckpt_path"] = ckpt_path
     elif "ckpt_path" in found:
-        fitted(found["ckpt_path"], str | None, f"{path}.ckpt_path")
+        convert(found["ckpt_path"], str | None, f"{path}.ckpt_path")
     return found
 
 

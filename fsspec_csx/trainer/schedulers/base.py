@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fsspec_csx.trainer import checking
+from fsspec_csx.trainer import state_validation
 
 Tags = str | Sequence[str | None] | None
 
@@ -80,7 +80,7 @@ class Scheduler:
         Raises:
             ValueError: if that is no number of steps; LookupError if there is none.
         """
-        self.last_epoch = checking.count_in(state["last_epoch"])
+        self.last_epoch = state_validation.to_count(state["last_epoch"])
         self._set()
 
     def _set(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, MismatchError
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors import match
-from fsspec_csx.trainer import checking, processes, random_states
+from fsspec_csx.trainer import processes, random_states, state_validation
 from fsspec_csx.trainer.schedulers.base import Scheduler
 
 if TYPE_CHECKING:
@@ -32,17 +32,17 @@ def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
         trainer: of which.
         sharded: whether tensors that are sharded stay so.
     """
-    state: dict[str, Any] = {"model": processes.bare(trainer.model).state_dict()}
+    state: dict[str, Any] = {"model": processes.unwrap(trainer.model).state_dict()}
     if trainer.optimizer is not None:
         state["optimizer"] = trainer.optimizer.state_dict()
     if not sharded:
-        state = processes.whole(state)
+        state = processes.gather_shards(state)
     if trainer.schedulers:
         state["schedulers"] = [each.state_dict() for each in trainer.schedulers]
     state["global_step"] = trainer.global_step
     if trainer.batches is not None:
-        state["batches"] = processes.gathered(trainer.batches.state_dict())
-    state["random_states"] = processes.gathered(random_states.taken())
+        state["batches"] = processes.all_gather(trainer.batches.state_dict())
+    state["random_states"] = processes.all_gather(random_states.capture())
     return state
 
 
@@ -64,21 +64,21 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
     """
     step = trainer.global_step
     if "global_step" in state:
-        with checking.putting_back(path, "global_step"):
-            step = checking.count_in(state["global_step"])
+        with state_validation.restoring(path, "global_step"):
+            step = state_validation.to_count(state["global_step"])
     if "optimizer" in state and trainer.optimizer is not None:
-        with checking.putting_back(path, "optimizer"):
+        with state_validation.restoring(path, "optimizer"):
             _check_optimizer(trainer.optimizer, state["optimizer"], path)
     if "schedulers" in state and trainer.optimizer is not None:
         _check_schedulers(trainer.schedulers, state["schedulers"], path)
     if "model" in state:
-        with checking.putting_back(path, "model"):
-            _restore_model(processes.bare(trainer.model), state["model"], path, strict=strict)
+        with state_validation.restoring(path, "model"):
+            _restore_model(processes.unwrap(trainer.model), state["model"], path, strict=strict)
     if "optimizer" in state and trainer.optimizer is not None:
-        with checking.putting_back(path, "optimizer"):
+        with state_validation.restoring(path, "optimizer"):
             _restore_optimizer(trainer.optimizer, state["optimizer"], path)
     for scheduler, own in zip(trainer.schedulers, state.get("schedulers", ()), strict=False):
-        with checking.putting_back(path, "schedulers"):
+        with state_validation.restoring(path, "schedulers"):
             scheduler.load_state_dict(own)
     trainer.global_step = step
 
@@ -95,16 +95,16 @@ def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None
         InvalidCheckpointError: a ValueError, if there is no such position, or random states are none.
     """
     if trainer.batches is not None and "batches" in state:
-        with checking.putting_back(path, "batches"):
-            trainer.batches.load_state_dict(processes.own(state["batches"]))
+        with state_validation.restoring(path, "batches"):
+            trainer.batches.load_state_dict(processes.select_own(state["batches"]))
     if "random_states" in state:
-        with checking.putting_back(path, "random_states"):
-            random_states.restore(processes.own(state["random_states"]))
+        with state_validation.restoring(path, "random_states"):
+            random_states.restore(processes.select_own(state["random_states"]))
         if len(state["random_states"]) != processes.count():  # or some would draw what others do
-            processes.diversify()
+            processes.reseed()
 
 
-def as_training(found: Any, path: str) -> dict[str, Any]:
+def as_training_state(found: Any, path: str) -> dict[str, Any]:
     """A checkpoint as ``collect`` makes it; one that is the state dict of a model alone becomes its ``model``.
 
     Raises:
@@ -125,7 +125,7 @@ def as_training(found: Any, path: str) -> dict[str, Any]:
 
 def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, strict: bool) -> None:
     if not all(isinstance(name, str) for name in state):
-        raise checking.invalid(path, "model", "it has entries without a name")
+        raise state_validation.invalid(path, "model", "it has entries without a name")
     own = model.state_dict()
     tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
     missing = [name for name in own if name not in state]
@@ -146,7 +146,7 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
     _cast(fitting, tensors, path)
     for name, like in tensors.items():  # in the same order in all processes
         if name in fitting:
-            fitting[name] = processes.sharded_as(fitting[name], like)
+            fitting[name] = processes.shard_like(fitting[name], like)
     model.load_state_dict(fitting, strict=False)
 
 
@@ -196,7 +196,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) ->
     if isinstance(state, dict) and isinstance(state.get("state"), dict):
         # In a sharded checkpoint keys are text.
         state["state"] = {int(number): own for number, own in state["state"].items()}
-    checking.check_optimizer(optimizer, state, path)
+    state_validation.check_optimizer(optimizer, state, path)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:
@@ -206,15 +206,15 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], 
         for number, own in state["state"].items():
             if number < len(parameters):
                 for name, value in own.items():
-                    own[name] = processes.sharded_as(value, parameters[number])
+                    own[name] = processes.shard_like(value, parameters[number])
         optimizer.load_state_dict(state)
     except ValueError as error:
         reason = f"{redacted(path)} is of another optimizer: {error}."
-        raise MismatchError(reason, checking.OTHER_OPTIMIZER) from error
+        raise MismatchError(reason, state_validation.OTHER_OPTIMIZER) from error
     lost = {name for own, group in zip(options, optimizer.param_groups, strict=True) for name in own - {*group}}
     if lost:
         reason = f"{redacted(path)} is of another optimizer: it lacks {', '.join(sorted(lost))}."
-        raise MismatchError(reason, checking.OTHER_OPTIMIZER)
+        raise MismatchError(reason, state_validation.OTHER_OPTIMIZER)
 
 
 # -- the schedulers ----------------------------------------------------------------------------------------------------
@@ -222,10 +222,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], 
 
 def _check_schedulers(schedulers: list[Any], states: Any, path: str) -> None:
     if not isinstance(states, (list, tuple)):
-        raise checking.invalid(path, "schedulers", f"they are a {type(states).__name__}")
+        raise state_validation.invalid(path, "schedulers", f"they are a {type(states).__name__}")
     if len(states) != len(schedulers):
         reason = f"{redacted(path)} has {len(states)} schedulers, and the training {len(schedulers)}."
         raise MismatchError(reason, "Use the schedulers it was saved with, or leave their states out.")
     for scheduler, state in zip(schedulers, states, strict=True):
         if isinstance(scheduler, (torch.optim.lr_scheduler.LRScheduler, Scheduler)):
-            checking.check_attributes(scheduler, state, "schedulers", path)
+            state_validation.check_attributes(scheduler, state, "schedulers", path)

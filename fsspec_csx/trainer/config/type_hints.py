@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.trainer.config.imported import imported
+from fsspec_csx.trainer.config.import_path import import_name
 
 _NAMES = {
     bool: "true or false",
@@ -30,7 +30,7 @@ _VALUES = (type(None), bool, int, float, str, list, dict)
 """What a configuration holds; everything else is going to be made by it."""
 
 
-def fitted(value: Any, hint: Any, path: str) -> Any:
+def convert(value: Any, hint: Any, path: str) -> Any:
     """A value as a parameter of this type takes it.
 
     Lists become tuples or sets, and texts become paths, where the hint has these. A text where neither a text nor
@@ -46,11 +46,11 @@ def fitted(value: Any, hint: Any, path: str) -> Any:
     """
     found = _fitted(value, hint, path)
     if found is _UNFIT:
-        raise ConfigError(f"{path} cannot be {shown(value, path)}.", f"Give {described(hint)}.")
+        raise ConfigError(f"{path} cannot be {display(value, path)}.", f"Give {describe_type(hint)}.")
     return found
 
 
-def shown(value: Any, path: str) -> str:
+def display(value: Any, path: str) -> str:
     """A value as errors show it: short, and no secret."""
     if isinstance(value, (list, dict)):
         return _NAMES[type(value)]
@@ -60,14 +60,14 @@ def shown(value: Any, path: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def described(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A type for people: ``a whole number or null``."""
     if _is_union(hint):
-        return " or ".join(dict.fromkeys(map(described, get_args(hint))))
+        return " or ".join(dict.fromkeys(map(describe_type, get_args(hint))))
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is Annotated:
-        return described(get_args(hint)[0])
+        return describe_type(get_args(hint)[0])
     plain = get_origin(hint) or hint
     if plain in (Callable, type):
         return "the import path of a function or a class"
@@ -129,20 +129,20 @@ def _list(value: list[Any], origin: type, arguments: tuple[Any, ...], path: str)
         hints = arguments
     else:
         hints = (arguments[0] if arguments else Any,) * len(value)
-    elements = [fitted(each, hints[number], f"{path}[{number}]") for number, each in enumerate(value)]
+    elements = [convert(each, hints[number], f"{path}[{number}]") for number, each in enumerate(value)]
     return origin(elements) if origin in (tuple, set, frozenset) else elements
 
 
 def _object(value: Any, origin: type, arguments: tuple[Any, ...], path: str) -> Any:
     if origin in (Callable, type):
-        found = imported(value, path) if isinstance(value, str) and "." in value else None
+        found = import_name(value, path) if isinstance(value, str) and "." in value else None
         return found if callable(found) else _UNFIT
     try:
         if isinstance(value, origin):
             if isinstance(value, dict) and len(arguments) == 2 and issubclass(origin, Mapping):
-                return {key: fitted(each, arguments[1], f"{path}.{key}") for key, each in value.items()}
+                return {key: convert(each, arguments[1], f"{path}.{key}") for key, each in value.items()}
             return value
-        found = imported(value, path) if isinstance(value, str) and "." in value else None
+        found = import_name(value, path) if isinstance(value, str) and "." in value else None
         return found if isinstance(found, origin) else _UNFIT
     except TypeError:  # a protocol or a TypedDict, which nothing can be compared with
         return value

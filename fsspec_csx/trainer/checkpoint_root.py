@@ -11,12 +11,12 @@ from fsspec_csx.manage.location import Place
 from fsspec_csx.storage.atomic import atomic_write
 
 
-def joined(root: str, name: str) -> str:
+def join(root: str, name: str) -> str:
     """The path of a file in a folder."""
     return Root(root).path_of(name)
 
 
-def names(root: str) -> list[str]:
+def list_names(root: str) -> list[str]:
     """The names of the files and folders in a folder; none if there is no such folder."""
     try:
         files, folders = Root(root).scan()
@@ -25,7 +25,7 @@ def names(root: str) -> list[str]:
     return [*(file.name for file in files), *(folder.rstrip("/") for folder in folders)]
 
 
-def is_taken(path: str, *, sharded: bool) -> bool:
+def exists(path: str, *, sharded: bool) -> bool:
     """Whether there is something at the path of a checkpoint that is to be saved.
 
     Args:
@@ -42,7 +42,7 @@ def is_taken(path: str, *, sharded: bool) -> bool:
     return bool(folders) or not all(kinds.is_shard(file.name) or kinds.is_leftover(file.name) for file in files)
 
 
-def remove(path: str) -> None:
+def delete(path: str) -> None:
     """Delete a checkpoint.
 
     Raises:

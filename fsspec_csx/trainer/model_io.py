@@ -9,14 +9,14 @@ import torch
 from torch.utils._pytree import tree_map
 
 
-def moved(device: torch.device, batch: Any) -> Any:
+def to_device(device: torch.device, batch: Any) -> Any:
     """A batch on a device."""
     return tree_map(
         lambda value: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value, batch
     )
 
 
-def outputs_of(outputs: Any) -> dict[str, Any]:
+def as_outputs(outputs: Any) -> dict[str, Any]:
     """What a model returned as a dict with the key ``loss``.
 
     Raises:
@@ -36,7 +36,7 @@ def outputs_of(outputs: Any) -> dict[str, Any]:
     return found
 
 
-def several(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """A list, of one thing or of the several that a list or tuple holds; of None, an empty one."""
     if value is None:
         return []

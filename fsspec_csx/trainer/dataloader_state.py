@@ -1,4 +1,4 @@
-"""DataObjects: what a data loader, its sampler and its dataset remember from one pass to the next."""
+"""DataLoaderState: what a data loader, its sampler and its dataset remember from one pass to the next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_STATE = "a random generator has no such state"
 _NUMBERS = (bool, int, float, type(None))
 
 
-class DataObjects:
+class DataLoaderState:
     """The random generators that these objects hold as attributes, and their numbers that change as they are used.
 
     Args:
@@ -33,7 +33,7 @@ class DataObjects:
         self.samplers = [self._holders[path] for path in _SAMPLERS if path in self._holders]
         self._first = {key: value for key, _, _, value in self._attributes() if type(value) in _NUMBERS}
 
-    def taken(self) -> dict[str, Any]:
+    def capture(self) -> dict[str, Any]:
         """Their states now, of values that ``load`` reads without running code."""
         states: dict[str, Any] = {}
         for key, _, _, value in self._attributes():

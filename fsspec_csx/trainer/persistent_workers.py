@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, get_worker_info
 _STEP = 0x9E3779B97F4A7C15  # odd, so that no two passes of a worker have the same seed
 
 
-def are_kept(dataloader: Any) -> bool:
+def are_persistent(dataloader: Any) -> bool:
     """Whether the workers of a data loader live on, and it has no state of its own."""
     return (
         isinstance(dataloader, DataLoader)
@@ -22,16 +22,16 @@ def are_kept(dataloader: Any) -> bool:
     )
 
 
-def seeded_by_pass(dataloader: DataLoader[Any]) -> SeedsByPass:
+def seed_each_epoch(dataloader: DataLoader[Any]) -> EpochSeeds:
     """Let the workers, new ones, draw in each pass from seeds of its own, so that a pass can be drawn again alone."""
     before = dataloader.worker_init_fn
-    seeds = SeedsByPass(before.before if isinstance(before, SeedsByPass) else before)
+    seeds = EpochSeeds(before.before if isinstance(before, EpochSeeds) else before)
     dataloader.worker_init_fn = seeds
     dataloader._iterator = None
     return seeds
 
 
-class SeedsByPass:
+class EpochSeeds:
     """A ``worker_init_fn`` by which a worker seeds its random generators at the beginning of each pass but the first.
 
     torch makes a fetcher at the beginning of each, and calls nothing else there.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.trainer import processes, some_states
+from fsspec_csx.trainer import partial_states, processes
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -31,7 +31,7 @@ def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
         KeyError: if it lacks a state.
         OSError: what the filesystem raised.
     """
-    if not processes.are_parts(trainer.model):
+    if not processes.has_shards(trainer.model):
         return load(path, keys=_wanted(trainer, path, states), map_location="cpu")
     from fsspec_csx.trainer import sharding  # only here, as it imports torch.distributed.checkpoint
 
@@ -47,7 +47,7 @@ def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
     except _DAMAGED as damage:
         error = damage
         trainer.logger.warning("%s is passed over: %s", redacted(path), error)
-    (failed,) = processes.together(error is not None)
+    (failed,) = processes.any_process(error is not None)
     return None if failed else found
 
 
@@ -58,6 +58,6 @@ def _wanted(trainer: Trainer, path: str, states: list[str] | None) -> Callable[[
         info = inspect(path)
         held = [*dict.fromkeys(name.partition(".")[0] for name in (*info.tensors, *info.values))]
         if not _TRAINING.isdisjoint(held):  # else it has the tensors of a model alone
-            chosen = some_states.chosen(states, held)
+            chosen = partial_states.chosen(states, held)
             return lambda name: name.partition(".")[0] in chosen and not name.startswith(spared)
     return (lambda name: not name.startswith(spared)) if spared else None

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.trainer import roots
+from fsspec_csx.trainer import checkpoint_root
 from fsspec_csx.trainer.callback import Callback
-from fsspec_csx.trainer.passing import several
+from fsspec_csx.trainer.model_io import as_list
 
 if TYPE_CHECKING:
     import torch
@@ -45,20 +45,20 @@ class _Retention(Callback):
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         own = state_dict.get("retention", {}).get(type(self).__name__)
         path = trainer.checkpoint.resumed_from
-        if own is not None and path is not None and trainer.checkpoint.is_own(path):
+        if own is not None and path is not None and trainer.checkpoint.matches_name(path):
             self._names = [*own["names"], path.rpartition("/")[2]]
             self._doomed = [*own["doomed"]]
 
 
 def _deleted(trainer: Trainer, name: str) -> bool:
     """Delete a checkpoint; whether it need not be tried again."""
-    path = roots.joined(trainer.checkpoint.root, name)
+    path = checkpoint_root.join(trainer.checkpoint.root, name)
     if path == trainer.checkpoint.resumed_from:
         return False
-    if not trainer.checkpoint.is_own(path):  # whoever wrote the checkpoint that was loaded may name any
+    if not trainer.checkpoint.matches_name(path):  # whoever wrote the checkpoint that was loaded may name any
         return True
     try:
-        roots.remove(path)
+        checkpoint_root.delete(path)
     except Exception as error:  # storage that fails now is no reason to lose a training
         trainer.logger.warning("%s was not deleted, which is tried again: %s", redacted(path), error)
         return False
@@ -121,7 +121,7 @@ class KeepBestCheckpoints(_Retention):
         return {*known[: self.n]}
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
-        if not loop.eval_frequency or not several(val_dataloader):
+        if not loop.eval_frequency or not as_list(val_dataloader):
             msg = "KeepBestCheckpoints has no validation to go by. Give val_dataloader, and an eval_frequency above 0."
             raise ValueError(msg)
 

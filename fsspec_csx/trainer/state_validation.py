@@ -39,7 +39,7 @@ def invalid(path: str, what: str, why: str) -> InvalidCheckpointError:
 
 
 @contextlib.contextmanager
-def putting_back(path: str, what: str) -> Iterator[None]:
+def restoring(path: str, what: str) -> Iterator[None]:
     """What goes wrong within the block is told as the fault of a state.
 
     Args:
@@ -58,7 +58,7 @@ def putting_back(path: str, what: str) -> Iterator[None]:
         raise invalid(path, what, f"{type(error).__name__}: {said[: 4 * _SHOWN]}") from error
 
 
-def count_in(value: Any, most: int = _STEPS_MAX) -> int:
+def to_count(value: Any, most: int = _STEPS_MAX) -> int:
     """A whole number from 0 on, also where it is a tensor of one.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from fsspec_csx.errors import ConfigError
 
 
-def imported(name: str, path: str, home: ModuleType | None = None) -> Any:
+def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
     """What an import path names; importing it runs the code of its modules.
 
     Args:
@@ -25,7 +25,7 @@ def imported(name: str, path: str, home: ModuleType | None = None) -> Any:
     if "." not in name:
         known = _public(home)
         if name not in known:
-            raise ConfigError(f"{path}: there is no {name!r}.", nearest(name, known, _NOT_SHORT))
+            raise ConfigError(f"{path}: there is no {name!r}.", suggestion(name, known, _NOT_SHORT))
         return getattr(home, name)
     parts = name.split(".")
     for count in range(len(parts) - 1, 0, -1):
@@ -41,14 +41,15 @@ def imported(name: str, path: str, home: ModuleType | None = None) -> Any:
         for attribute in parts[count:]:
             if not hasattr(found, attribute):
                 raise ConfigError(
-                    f"{path}: there is no {attribute!r} in {module}.", nearest(attribute, dir(found), "Check the name.")
+                    f"{path}: there is no {attribute!r} in {module}.",
+                    suggestion(attribute, dir(found), "Check the name."),
                 )
             found = getattr(found, attribute)
         return found
     raise AssertionError(name)
 
 
-def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     """A remedy for a name that is not known: the one that is most like it, if there is any."""
     near = difflib.get_close_matches(name, [*known], 1)
     return f"Did you mean {near[0]!r}?" if near else otherwise

@@ -7,7 +7,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.checkpoint.api import load, save
-from fsspec_csx.trainer import checking, roots
+from fsspec_csx.trainer import checkpoint_root, state_validation
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ class SaveCheckpointState(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         if "saved_checkpoints" in state_dict:
-            self._count = checking.count_in(state_dict["saved_checkpoints"])
+            self._count = state_validation.to_count(state_dict["saved_checkpoints"])
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
         if not self._is_due:
             return
         folder, _, name = ckpt_path.rpartition("/")
         states = "_".join(self.states or ["all"])
-        own = roots.joined(folder, self.checkpoint_name.format(checkpoint_states=states, ckpt_name=name))
+        own = checkpoint_root.join(folder, self.checkpoint_name.format(checkpoint_states=states, ckpt_name=name))
         save(load(ckpt_path, keys=self.states, map_location="cpu"), own)
 
 
