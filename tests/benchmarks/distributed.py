@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fsspec
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -128,10 +128,12 @@ def _work(name: str, root: str) -> None:
     for case in (Case("warm-up", 1, 64), *_CASES):
         path = f"{root}/{case.name}"
         state = _state(case, mesh, 0, filled=True)
-        found[f"{case.name}/save"] = _measured(partial(dcp.save, state, storage_writer=peer.writer(path)))
+        found[f"{case.name}/save"] = _measured(partial(state_dict_saver.save, state, storage_writer=peer.writer(path)))
         for operation, dimension in (("load", 0), ("load, columns", 1)):
             again = _state(case, mesh, dimension, filled=False)
-            found[f"{case.name}/{operation}"] = _measured(partial(dcp.load, again, storage_reader=peer.reader(path)))
+            found[f"{case.name}/{operation}"] = _measured(
+                partial(state_dict_loader.load, again, storage_reader=peer.reader(path))
+            )
             for key, tensor in _state(case, mesh, dimension, filled=True).items():
                 assert torch.equal(tensor.to_local(), again[key].to_local()), key
     if dist.get_rank() == 0:

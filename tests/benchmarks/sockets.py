@@ -71,6 +71,8 @@ class Sockets:
 
     def _connect(self) -> socket.socket:
         host = self._endpoint.hostname
+        assert host
+        assert self._endpoint.port
         link = socket.create_connection((host, self._endpoint.port))
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._tls.wrap_socket(link, server_hostname=host) if self._tls else link
