@@ -64,7 +64,7 @@ class InForce:
     def __init__(self, call: Mapping[str, Any], caller: str) -> None:
         configured = apply_config(CSXFileSystem, {})
         self._setting = backends.csx.storage.s3.profile
-        self._settled = credentials.settle(call, configured, self._setting)
+        self._settled = credentials.resolve_options(call, configured, self._setting)
         self._options = {**configured, **self._settled}
         self._call, self._caller = call, caller
         public = credentials.without_secrets(self._options)

@@ -14,7 +14,7 @@ from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import kinds, s3
 from fsspec_csx.manage.directory import File, Root
-from fsspec_csx.s3.upload_journal import records
+from fsspec_csx.s3.upload_journal import all_journals
 
 DAY = timedelta(days=1)
 
@@ -156,7 +156,7 @@ def _states(root: Root) -> Iterator[Leftover]:
         return
     root.fs.connect()
     top = f"{root.fs._endpoint} {root.inner().rstrip('/')}"
-    for path, target in records():
+    for path, target in all_journals():
         if target == top or target.startswith(f"{top}/"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()

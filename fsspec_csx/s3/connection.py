@@ -26,7 +26,7 @@ from fsspec_csx.s3.client import credentials, half_pairs, request_outcome, respo
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
-from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, hold, stay
+from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects, refuse_redirect
 from fsspec_csx.s3.client.retries import FirstContact, give_up, retry_after, timed
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
@@ -137,7 +137,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             close_when_unused(client, asyncio.get_running_loop())
             if client is not self._s3:  # one of another region, which goes by the same threads
                 self._make_transfer(client, self.transfer)
-            client.meta.events.register_first("needs-retry.s3", stay)
+            client.meta.events.register_first("needs-retry.s3", refuse_redirect)
             self._checksum_headers.watch(client)
             request_outcome.watch(client)
             response_validation.watch(client)
@@ -174,7 +174,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         elif explicit:
             self._identity = f"the access key {credentials.mask(explicit)} that the call names"
         else:
-            hold(session)
+            forbid_redirects(session)
             self._identity, self._keys = await credentials.find(session)
         if renewed:
             session.register("needs-retry.s3", FirstContact())
@@ -188,7 +188,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         scope().join()
-        with timed(), request_outcome.doubt() as found:
+        with timed(), request_outcome.track() as found:
             renewals = _RENEWALS
             while True:
                 client = None
@@ -239,7 +239,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             told = explain(await self._ask_with_body(kwargs) or error, request)
             if isinstance(told, BucketNotFoundError if missing else (PermissionError, WrongRegionError)):
                 explained = told
-        request_outcome.told(explained, found, request.operation, request.target)
+        request_outcome.mark(explained, found, request.operation, request.target)
         return explained
 
     async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:

@@ -45,7 +45,7 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
-        options = credentials.settle(call, apply_config(cls, {}), backends.csx.storage.s3.profile)
+        options = credentials.resolve_options(call, apply_config(cls, {}), backends.csx.storage.s3.profile)
         with _environment_snapshot():
             _forget_former(cls._cache)
             return super().__call__(**options)

@@ -19,7 +19,7 @@ from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_m
 from fsspec_csx.s3.transport.byte_range import FileRange
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
-from fsspec_csx.s3.upload_journal import digest, lock, own
+from fsspec_csx.s3.upload_journal import digest, lock, open_owned
 from fsspec_csx.storage.local_file import add_filename, publish, resolve_target, temporary_path
 
 # Upon which the bytes of a part depend: one number, whatever a filesystem's own may be.
@@ -179,7 +179,7 @@ class ResumableDownload:
         path = temporary_path(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])
         _remove_others(path, of_object)
         try:
-            descriptor = own(path, 0o666 if self._mode is None else self._mode)
+            descriptor = open_owned(path, 0o666 if self._mode is None else self._mode)
         except OSError:
             if not os.path.lexists(path):
                 raise

@@ -19,7 +19,7 @@ from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
 from fsspec_csx.s3.upload import UploadingS3
-from fsspec_csx.s3.upload_journal import SourceFingerprint, recorded
+from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import writable
 
 logger = logging.getLogger("fsspec_csx")
@@ -173,7 +173,7 @@ class ServerCopiesS3(UploadingS3):
                     await upload.copy(number, **span.parameters)
             callback.relative_update(span.length)
 
-        with recorded(origin, f"{self._endpoint} {path}") as record:
+        with open_journal(origin, f"{self._endpoint} {path}") as record:
             async with MultipartUpload(call, self.transfer, checked=False, record=record) as upload:
                 if (part := await upload.resume_or_create(spans[0].length)) != spans[0].length:
                     spans = source.spans(part)  # of the upload that is resumed

@@ -19,7 +19,7 @@ from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.transport.request_body import FileSliceBody, MemoryBody, RequestBody, changed, single_bytes
-from fsspec_csx.s3.upload_journal import SourceFingerprint, recorded
+from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import writable
 
 
@@ -180,7 +180,7 @@ class UploadingS3(DeletingS3):
                     await upload.send(number, body)
             advance(end - start)
 
-        with recorded(origin, f"{self._endpoint} {path}") as record:
+        with open_journal(origin, f"{self._endpoint} {path}") as record:
             async with MultipartUpload(call, self.transfer, checked=checked, record=record) as upload:
                 chosen = await upload.resume_or_create(chosen)
                 at_a_time = max(1, in_memory // chosen) if in_memory else self.max_concurrency

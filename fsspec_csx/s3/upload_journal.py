@@ -99,7 +99,7 @@ class UploadJournal:
 
 
 @contextlib.contextmanager
-def recorded(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
+def open_journal(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
     """The record of the uploads from one source to one target, for this process alone.
 
     Args:
@@ -123,7 +123,7 @@ def recorded(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJo
         os.close(descriptor)
 
 
-def records() -> list[tuple[Path, str]]:
+def all_journals() -> list[tuple[Path, str]]:
     """The files of all records, and the target of each, with the endpoint; those that do not say it are left out."""
     found = []
     with contextlib.suppress(OSError, RuntimeError):  # there is no such folder, or no home that it could be in
@@ -156,7 +156,7 @@ def lock(descriptor: int) -> bool:
     return os.fstat(descriptor).st_nlink > 0  # who had it before may have removed it
 
 
-def own(path: str | Path, mode: int) -> int:
+def open_owned(path: str | Path, mode: int) -> int:
     """Open a file for reading and writing, which is made if there is none; others may write to its folder.
 
     Args:
@@ -188,7 +188,7 @@ def _folder() -> Path:
 def _locked(path: Path) -> int | None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = own(path, 0o600)
+        descriptor = open_owned(path, 0o600)
     except (OSError, RuntimeError):  # the latter if there is no home
         return None
     if lock(descriptor):

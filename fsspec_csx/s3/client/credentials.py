@@ -59,7 +59,7 @@ _REMEDY = (
 )
 
 
-def settle(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str | None) -> dict[str, Any]:
+def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str | None) -> dict[str, Any]:
     """Apply rules 1 to 3: the options of a call, with those of the fsspec configuration that must not win masked.
 
     Args:

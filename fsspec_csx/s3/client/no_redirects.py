@@ -68,7 +68,7 @@ def _straight(config: Any) -> Any:
     return config
 
 
-def hold(session: Any) -> None:
+def forbid_redirects(session: Any) -> None:
     """Let nothing that a session asks for credentials, a container or an instance either, send it elsewhere.
 
     Args:
@@ -101,7 +101,7 @@ def _hold(fetcher: Any) -> None:
     connections._get_session, connections.send = get_session, send_straight
 
 
-def stay(response: Any = None, **_: Any) -> None:
+def refuse_redirect(response: Any = None, **_: Any) -> None:
     """Raise RedirectedError for a redirect that names no region; botocore would look for one without end."""
     if response is None or response[0].status_code not in _REDIRECTS:
         return

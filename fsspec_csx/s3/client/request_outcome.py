@@ -29,18 +29,18 @@ class RequestOutcome:
     """Of one request.
 
     Attributes:
-        unheard: whether it was sent, and not answered clearly, once at least.
+        unanswered: whether it was sent, and not answered clearly, once at least.
     """
 
     def __init__(self) -> None:
-        self.unheard = False
+        self.unanswered = False
 
 
 _current: ContextVar[RequestOutcome | None] = ContextVar("current", default=None)
 
 
 @contextmanager
-def doubt() -> Iterator[RequestOutcome]:
+def track() -> Iterator[RequestOutcome]:
     """Watch the request that the block makes."""
     found = RequestOutcome()
     reset = _current.set(found)
@@ -55,10 +55,10 @@ def watch(client: Any) -> None:
     client.meta.events.register_first("needs-retry.s3", _note)
 
 
-def unclear() -> None:
+def note_unclear() -> None:
     """The request that is being made was answered with something that does not tell what was done."""
     if (found := _current.get()) is not None:
-        found.unheard = True
+        found.unanswered = True
 
 
 def _note(response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
@@ -66,12 +66,12 @@ def _note(response: Any = None, caught_exception: Exception | None = None, **_: 
     if found is None:
         return
     if caught_exception is not None:
-        found.unheard = found.unheard or not isinstance(caught_exception, _NOT_SENT)
+        found.unanswered = found.unanswered or not isinstance(caught_exception, _NOT_SENT)
     elif response is not None:
-        found.unheard = found.unheard or response[0].status_code in _VAGUE
+        found.unanswered = found.unanswered or response[0].status_code in _VAGUE
 
 
-def told(error: Exception, found: RequestOutcome, operation: str, target: str) -> None:
+def mark(error: Exception, found: RequestOutcome, operation: str, target: str) -> None:
     """Let an error of ours say that what was asked may have been done, if that is so."""
-    if found.unheard and operation in _CHANGES and isinstance(error, CSXError):
+    if found.unanswered and operation in _CHANGES and isinstance(error, CSXError):
         error.mark_maybe_applied(f"{operation} on {target}")

@@ -113,10 +113,10 @@ class _Parser:
         try:
             return await self._parser.parse(response, shape)
         except ResponseParserError:
-            request_outcome.unclear()
+            request_outcome.note_unclear()
             raise ResponseParserError(_DAMAGED) from None
         except Exception as error:
-            request_outcome.unclear()
+            request_outcome.note_unclear()
             msg = f"a number or a date in it is none, or it is too deep ({type(error).__name__})"
             raise InvalidResponseError(msg) from error
 
@@ -173,5 +173,5 @@ def _check_page(parsed: Mapping[str, Any], asked: Mapping[str, Any], name: str) 
 
 
 def _refuse(what: str) -> NoReturn:
-    request_outcome.unclear()
+    request_outcome.note_unclear()
     raise InvalidResponseError(what)
