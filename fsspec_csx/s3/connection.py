@@ -26,7 +26,13 @@ from fsspec_csx.s3.client import credentials, half_pairs, request_outcome, respo
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
-from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects, refuse_redirect
+from fsspec_csx.s3.client.no_redirects import (
+    BoundedHTTPSession,
+    NoRedirectSession,
+    check_guarded,
+    forbid_redirects,
+    refuse_redirect,
+)
 from fsspec_csx.s3.client.retries import FirstContact, give_up, retry_after, timed
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
@@ -133,6 +139,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         """The client for a bucket; as of ``s3fs.S3FileSystem``, which has one for each region if it is told to."""
         client = await super().get_s3(bucket)
         if client not in self._watched:
+            check_guarded(client)
             self._watched.add(client)
             close_when_unused(client, asyncio.get_running_loop())
             if client is not self._s3:  # one of another region, which goes by the same threads

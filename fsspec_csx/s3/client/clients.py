@@ -8,6 +8,8 @@ import os
 import weakref
 from typing import Any
 
+from fsspec_csx.s3.transport import compat
+
 
 class Lease:
     """What s3fs keeps of the making of a client, and its finalizer for as long as the filesystem lives.
@@ -30,7 +32,7 @@ class Lease:
 
 def close_when_unused(client: Any, loop: Any) -> None:
     """Close a client's connections on their event loop once nothing refers to it: no request, no body, no caller."""
-    session = client._endpoint.http_session
+    session = compat.http_session(client)
     weakref.finalize(client, _close, session, weakref.ref(loop), os.getpid()).atexit = False
 
 

@@ -1,11 +1,12 @@
-"""Requests that go to whom they are addressed, and nowhere else.
+"""Requests go to the host that they are addressed to, and nowhere else.
 
-A redirect is answered as botocore itself does, for S3 by the region that it names, and never by sending the request,
-with its tokens, keys and body, to the address that an answer tells; aiohttp would follow that, to any host.
+A redirect is left to botocore, which follows it for S3 alone and by the region that it names. aiohttp would send the
+request, with its tokens, keys and body, to any host that the response names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,91 +15,106 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import exceptions as boto
 
-from fsspec_csx.s3.transport.bounded_body import received, streamed
+from fsspec_csx.s3.transport import bounded_body, compat
 from fsspec_csx.s3.transport.failures import InvalidResponseError, RedirectedError
 
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 
 
 class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
-    """The connections of a client, which follow no redirect and take no answer without end."""
+    """The connections of a client: they follow no redirect, and bound every body in size and time."""
 
     async def send(self, request: Any) -> Any:
-        """As of ``AIOHTTPSession``."""
-        reset = streamed.set(request.stream_output)
+        """Send a request; see ``AIOHTTPSession``.
+
+        Raises:
+            InvalidResponseError: if the body is too long, or does not end.
+            UnguardedResponseError: if the response did not pass the guard.
+        """
         try:
-            return await super().send(request)
+            return await bounded_body.guarded(super().send, request)
         except boto.HTTPClientError as error:
             if isinstance(cause := error.kwargs.get("error"), InvalidResponseError):
                 raise cause from None
             raise
-        finally:
-            streamed.reset(reset)
 
     async def _get_session(self, proxy_url: Any) -> Any:
-        return _Straight(await super()._get_session(proxy_url))
+        return _Guard(await super()._get_session(proxy_url))
 
 
-class _Straight:
+class _Guard:
+    """Stands for an aiohttp session; each response passes the guard, and no redirect is followed."""
+
     def __init__(self, session: Any) -> None:
         self._session = session
 
     async def request(self, method: str, **kwargs: Any) -> Any:
-        return await received(method, self._session.request(method, **kwargs, allow_redirects=False))
+        return await bounded_body.received(method, self._session.request(method, **kwargs, allow_redirects=False))
 
 
 class NoRedirectSession(AioSession):  # type: ignore[misc]
-    """A session none of whose clients, those that ask for credentials included, follows a redirect."""
+    """A session none of whose clients follows a redirect, nor do those that ask for credentials."""
 
     def create_client(self, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As of ``AioSession``."""
-        return super().create_client(*args, config=_straight(config), **kwargs)
+        """Create a client; see ``AioSession``."""
+        return super().create_client(*args, config=_guarded_config(config), **kwargs)
 
     def _get_internal_component(self, name: str) -> Any:
         found = super()._get_internal_component(name)
-        if name == "smart_defaults_factory":  # asks the instance for its region
-            _hold(found._imds_region_provider._get_fetcher())
+        if name == "smart_defaults_factory":
+            _guard_fetcher(compat.region_fetcher(found))
         return found
 
 
-def _straight(config: Any) -> Any:
+def _guarded_config(config: Any) -> Any:
     config = AioConfig() if config is None else config
-    if getattr(config, "http_session_cls", None) is AIOHTTPSession:
+    if getattr(config, "http_session_cls", AIOHTTPSession) is AIOHTTPSession:
         config.http_session_cls = BoundedHTTPSession
     return config
 
 
+def check_guarded(client: Any) -> None:
+    """Raise ImportError if the connections of a client are aiohttp's own, without the guard."""
+    connections = compat.http_session(client)
+    if isinstance(connections, AIOHTTPSession) and not isinstance(connections, BoundedHTTPSession):
+        msg = f"{compat.release('aiobotocore')} makes clients that would follow redirects. Install another release."
+        raise ImportError(msg)
+
+
 def forbid_redirects(session: Any) -> None:
-    """Let nothing that a session asks for credentials, a container or an instance either, send it elsewhere.
+    """Let no request of a session for credentials follow a redirect, nor one to a container or an instance.
 
     Args:
-        session: of aiobotocore. One that is not of this module is changed in that, and that alone.
+        session: of aiobotocore; one of another class is changed in this alone.
     """
     if not isinstance(session, NoRedirectSession) and "create_client" not in vars(session):
         make = session.create_client
-        session.create_client = lambda *args, config=None, **rest: make(*args, config=_straight(config), **rest)
-    for provider in session.get_component("credential_provider").providers:
-        for name in ("_fetcher", "_role_fetcher"):
-            _hold(getattr(provider, name, None))
+        session.create_client = lambda *args, config=None, **rest: make(*args, config=_guarded_config(config), **rest)
+    for fetcher in compat.credential_fetchers(session):
+        _guard_fetcher(fetcher)
 
 
-def _hold(fetcher: Any) -> None:
+def _guard_fetcher(fetcher: Any) -> None:
     """Let the connections of what fetches metadata follow no redirect, and raise RedirectedError for one."""
-    connections = getattr(fetcher, "_session", None)
-    if not isinstance(connections, AIOHTTPSession) or "send" in vars(connections):
+    connections = compat.connections_of(fetcher)
+    if "send" in vars(connections):
         return
     connect, send = connections._get_session, connections.send
 
     async def get_session(proxy_url: Any) -> Any:
-        return _Straight(await connect(proxy_url))
+        return _Guard(await connect(proxy_url))
 
-    async def send_straight(request: Any) -> Any:
-        answer = await send(request)
-        if answer.status_code in _REDIRECTS:
-            raise RedirectedError(_host(answer))
-        return answer
+    connections._get_session, connections.send = get_session, _refusing_redirects(send)
 
-    connections._get_session, connections.send = get_session, send_straight
+
+def _refusing_redirects(send: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    async def send_guarded(request: Any) -> Any:
+        response = await bounded_body.guarded(send, request)
+        if response.status_code in _REDIRECTS:
+            raise RedirectedError(_host(response))
+        return response
+
+    return send_guarded
 
 
 def refuse_redirect(response: Any = None, **_: Any) -> None:
@@ -106,13 +122,13 @@ def refuse_redirect(response: Any = None, **_: Any) -> None:
     if response is None or response[0].status_code not in _REDIRECTS:
         return
     answer, parsed = response
-    told = "x-amz-bucket-region" in answer.headers or "Region" in parsed.get("Error", {})
-    if not told or answer.status_code == 300:  # of which botocore makes no error
+    has_region = "x-amz-bucket-region" in answer.headers or "Region" in parsed.get("Error", {})
+    if not has_region or answer.status_code == 300:  # botocore makes no error of 300
         raise RedirectedError(_host(answer))
 
 
-def _host(answer: Any) -> str:
-    """Where an answer sends to, less the name of a user, a password, a path and a query."""
-    told = urlsplit(answer.headers.get("Location", ""))
-    host = told.netloc.rpartition("@")[2]
-    return f"{told.scheme}://{host}" if host else "another address"
+def _host(response: Any) -> str:
+    """The host that a response redirects to, without user, password, path and query."""
+    location = urlsplit(response.headers.get("Location", ""))
+    host = location.netloc.rpartition("@")[2]
+    return f"{location.scheme}://{host}" if host else "another address"

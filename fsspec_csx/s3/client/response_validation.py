@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from botocore.parsers import ResponseParserError
 
 from fsspec_csx.s3.client import request_outcome
+from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.failures import InvalidResponseError
 
 # The name of the root of a document, behind its declaration and comments.
@@ -86,7 +87,7 @@ def listing() -> Iterator[None]:
 
 def watch(client: Any) -> None:
     """Let a client raise InvalidResponseError for what is no answer of S3."""
-    client._endpoint._response_parser_factory = _Parsers(client._endpoint._response_parser_factory)
+    compat.replace_parsers(client, _Parsers)
     for name in _NEXT:
         client.meta.events.register_first(f"before-parameter-build.s3.{name}", _note_request)
     client.meta.events.register_last("after-call.s3", _check)

@@ -1,53 +1,100 @@
-"""The bodies of answers that are no objects, received whole in bounded memory and time."""
+"""Bodies of responses that are no object data: read whole, within bounds of memory and time."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
 from aiohttp import ServerTimeoutError
 
-from fsspec_csx.s3.transport.failures import InvalidResponseError
+from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.failures import InvalidResponseError, UnguardedResponseError
 
 LONGEST = 8 * 2**20
-"""Bytes of a body, at most: a page of 1,000 keys, each of 1,024 bytes and written as URLs are, has less than half."""
+"""The longest body, in bytes: a page of 1,000 keys, each of 1,024 bytes and percent-encoded, has less than half."""
 
-# How long, in seconds, a body may take to come, though it never stops for as long as read_timeout. A server that is
-# busy with the parts of an upload, or with a copy, sends blanks all the while, and may do so for minutes.
+# How long, in seconds, a body may take to arrive, though it never stalls for read_timeout. A server that is busy with
+# the parts of an upload, or with a copy, sends blanks meanwhile, and may do so for minutes.
 _READ_SECONDS, _WRITE_SECONDS = 60.0, 600.0
-# Of what refuses a request, more is not looked at.
+# The rest of a longer error response is not read.
 _LONGEST_REFUSAL = 2**20
-# Documents that define entities, of their own or of other files, have one; no answer of S3 does.
+# Documents that define entities, of their own or of other files, have one; no response of S3 does.
 _DEFINITION = b"<!DOCTYPE"
 
-# Whether the body of the answer to the request that is being sent is read by whoever asked.
-streamed: ContextVar[bool] = ContextVar("streamed", default=False)
+
+class _Exchange:
+    """One request that a guarded session sends, and whether its response passed the guard.
+
+    Args:
+        streamed: whether the caller reads the body.
+    """
+
+    def __init__(self, *, streamed: bool) -> None:
+        self.streamed = streamed
+        self.response: Any = None
+        self.was_read = False
+
+    def check(self, response: Any) -> None:
+        """Raise UnguardedResponseError unless this response passed the guard, and its body is or will be bounded."""
+        passed = response is self.response
+        unbounded = self.streamed and response.status < 300 if passed else False
+        if not passed or not (unbounded or self.was_read or "read" in vars(response)):
+            msg = f"{compat.release('aiobotocore')} bypasses the guard against redirects and endless bodies."
+            raise UnguardedResponseError(msg)
 
 
-async def received(method: str, asked: Any) -> Any:
-    """Let an answer, and its ``read``, keep the bounds.
+_exchange: ContextVar[_Exchange | None] = ContextVar("exchange", default=None)
+
+
+async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
+    """Send a request, and refuse a response that did not pass ``received``.
+
+    Args:
+        send: of an aiobotocore session whose connections call ``received``.
+        request: as botocore prepared it.
+
+    Raises:
+        UnguardedResponseError: if the session did not call ``received``, or read the body past it.
+    """
+    exchange = _Exchange(streamed=request.stream_output)
+    reset = _exchange.set(exchange)
+    try:
+        response = await send(request)
+    finally:
+        _exchange.reset(reset)
+    exchange.check(response.raw)
+    return response
+
+
+async def received(method: str, sent: Awaitable[Any]) -> Any:
+    """Await aiohttp's response within bounds, and bound its ``read``.
 
     Args:
         method: of the request, such as GET.
-        asked: what becomes aiohttp's response to it.
+        sent: what becomes the response.
 
     Raises:
         InvalidResponseError: if it does not end.
     """
     reads = method in ("GET", "HEAD", "DELETE")
-    # What is sent may be long; a request without a body may wait for a connection, but not so long.
-    response = await (_ended(asked, _WRITE_SECONDS) if reads else asked)
-    if response.status >= 300 or not streamed.get():
-        response.read = functools.partial(_read, response, _READ_SECONDS if reads else _WRITE_SECONDS)
+    # A request body may be long; a request without one may wait for a connection, but not so long.
+    response = await (_ended(sent, _WRITE_SECONDS) if reads else sent)
+    exchange = _exchange.get()
+    if exchange is not None:
+        exchange.response = response
+    if exchange is None or response.status >= 300 or not exchange.streamed:
+        response.read = functools.partial(_read, response, _READ_SECONDS if reads else _WRITE_SECONDS, exchange)
     return response
 
 
-async def _read(response: Any, seconds: float) -> bytes:
-    del response.read  # which holds the response, and so itself
+async def _read(response: Any, seconds: float, exchange: _Exchange | None) -> bytes:
+    del response.read  # it refers to the response, and so to itself
+    if exchange is not None:
+        exchange.was_read = True
     taken = Taken(response.status)
 
     async def read() -> None:
@@ -64,7 +111,7 @@ async def _read(response: Any, seconds: float) -> bytes:
     return taken.body()
 
 
-async def _ended(awaited: Any, seconds: float) -> Any:
+async def _ended(awaited: Awaitable[Any], seconds: float) -> Any:
     try:
         return await asyncio.wait_for(awaited, seconds)
     except ServerTimeoutError:  # aiohttp's own, which is one of asyncio's
@@ -74,14 +121,14 @@ async def _ended(awaited: Any, seconds: float) -> Any:
 
 
 def _endless(seconds: float) -> InvalidResponseError:
-    return InvalidResponseError(f"what it sends has not ended after {seconds:.0f} s")
+    return InvalidResponseError(f"its body has not ended after {seconds:.0f} s")
 
 
 class Taken:
-    """What has come of a body.
+    """The bytes of a body that have arrived.
 
     Args:
-        status: of the answer.
+        status: of the response.
     """
 
     def __init__(self, status: int) -> None:
@@ -90,36 +137,36 @@ class Taken:
         self._data = bytearray()
 
     def add(self, piece: bytes) -> bool:
-        """Take some bytes; whether there may be more.
+        """Add some bytes; return whether more may follow.
 
         Raises:
-            InvalidResponseError: if it is too much, and no refusal, of which the status tells enough.
+            InvalidResponseError: if the body is too long and not that of an error.
         """
         self._data += piece
         if len(self._data) > self._most and not self._refused:
-            msg = f"what it sends is longer than {self._most:,} bytes"
+            msg = f"its body is longer than {self._most:,} bytes"
             raise InvalidResponseError(msg)
         return len(self._data) <= self._most
 
     def body(self) -> bytes:
-        """All of it; nothing in place of a refusal that cannot be read.
+        """The whole body; empty for an error response that cannot be read.
 
         Raises:
             InvalidResponseError: if it is a document that defines entities.
         """
         unreadable = len(self._data) > self._most or _DEFINITION in self._data
         if unreadable and not self._refused:
-            msg = "what it sends is a page for people, or a document that defines entities of its own"
+            msg = "its body is a web page, or a document that defines entities"
             raise InvalidResponseError(msg)
         return b"" if unreadable else bytes(self._data)
 
 
 def taken_from(read: Callable[[int], bytes], status: int) -> bytes:
-    """The body of an answer that a thread reads; as ``received``.
+    """Read a body in a thread, within the same bounds.
 
     Args:
-        read: returns some bytes, at most so many, and none at the end.
-        status: of the answer.
+        read: returns at most so many bytes, and none at the end.
+        status: of the response.
     """
     taken, began = Taken(status), time.monotonic()
     while (piece := read(2**16)) and taken.add(piece):

@@ -15,5 +15,9 @@ class RedirectedError(Exception):
         self.location = location
 
 
+class UnguardedResponseError(RuntimeError):
+    """A response did not pass the guard against redirects and endless bodies: the library has changed."""
+
+
 class InvalidResponseError(Exception):
     """The endpoint answered with what no server of S3 answers, so that there is no use in asking again."""

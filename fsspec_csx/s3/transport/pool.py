@@ -21,6 +21,7 @@ from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
+from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
 from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
@@ -90,8 +91,7 @@ class Transfer:
             self.checksums = former.checksums
         else:
             self._session = URLLib3Session(**self._settings)
-            # The pools of the session take their class from here.
-            self._session._pool_classes_by_scheme["http"] = PlainPool
+            compat.use_pool(self._session, "http", PlainPool)
             self._threads = _Threads(in_flight, thread_name_prefix="fsspec_csx")
             self._slots = asyncio.Semaphore(in_flight)
         self._for_payloads = _for_payloads(config)

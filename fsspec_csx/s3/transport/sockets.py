@@ -12,6 +12,7 @@ from typing import Any
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 
+from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.bounded_body import taken_from
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 
@@ -56,7 +57,7 @@ def translate_errors(answer: Any, request: Any, wanted: RangeRequest | None = No
 
 def read_body(answer: Any) -> bytes:
     """The body of an answer that is no object."""
-    source = answer.raw._fp
+    source = compat.raw_stream(answer)
 
     def read(most: int) -> bytes:
         piece: bytes = source.read1(most)
@@ -77,7 +78,7 @@ def recv_into(wanted: RangeRequest, answer: Any) -> None:
     """Read a body straight into memory, by the system's own calls on it: urllib3 would copy."""
     wanted.expect(answer.status_code, answer.headers)
     while len(memory := wanted.next_buffer(_STEP)):
-        count = 0 if wanted.given_up else answer.raw._fp.readinto(memory)
+        count = 0 if wanted.given_up else compat.raw_stream(answer).readinto(memory)
         if not count:
             msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
             raise OSError(msg)

@@ -1,0 +1,137 @@
+"""Names of the S3 libraries that are not public: one table, checked at import.
+
+A release that lacks one, or no longer calls what this package overrides, raises ImportError here: otherwise the guards
+against redirects and endless bodies could be skipped silently.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from aiobotocore.credentials import AioContainerProvider, AioInstanceMetadataProvider
+from aiobotocore.httpsession import AIOHTTPSession
+
+# What each class has or sets when it is made, and what each function calls.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "aiobotocore.awsrequest:AioAWSResponse._content_prop": ("raw", "read"),
+    "aiobotocore.config:AioConfig": ("http_session_cls",),
+    "aiobotocore.credentials:AioContainerProvider": ("_fetcher",),
+    "aiobotocore.credentials:AioInstanceMetadataProvider": ("_role_fetcher",),
+    "aiobotocore.endpoint:AioEndpoint._do_get_response": ("_response_parser_factory", "create_parser"),
+    "aiobotocore.httpsession:AIOHTTPSession._get_session": (),
+    "aiobotocore.httpsession:AIOHTTPSession.send": ("_get_session", "request"),
+    "aiobotocore.session:AioSession._create_client": ("_get_internal_component",),
+    "aiobotocore.utils:AioContainerMetadataFetcher": ("_session",),
+    "aiobotocore.utils:AioIMDSRegionProvider": ("_get_fetcher",),
+    "aiobotocore.utils:AioInstanceMetadataFetcher": ("_session",),
+    "botocore.client:BaseClient": ("_endpoint",),
+    "botocore.configprovider:SmartDefaultsConfigStoreFactory": ("_imds_region_provider",),
+    "botocore.httpsession:URLLib3Session": ("_pool_classes_by_scheme",),
+    "fsspec.asyn:_run_coros_in_chunks": (),
+    "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
+    "s3fs.core:S3FileSystem.set_session": ("_prepare_config_kwargs",),
+    "urllib3.response:HTTPResponse": ("_fp",),
+}
+
+
+def check(table: dict[str, tuple[str, ...]]) -> None:
+    """Check that the installed releases have the names of a table.
+
+    Args:
+        table: what each class has or sets when it is made, and what each function calls.
+
+    Raises:
+        ImportError: if one is missing; it names the library and its version.
+    """
+    for path, names in table.items():
+        try:
+            owner = pkgutil.resolve_name(path)
+        except (AttributeError, ImportError):
+            raise _unsupported(path) from None
+        for name in names:
+            if not _has(owner, name):
+                raise _unsupported(f"{path}.{name}")
+
+
+def _has(owner: Any, name: str) -> bool:
+    if inspect.isclass(owner):
+        makers = (vars(base).get("__init__") for base in owner.__mro__)
+        return hasattr(owner, name) or any(name in _names_in(maker) for maker in makers)
+    return name in _names_in(owner)
+
+
+def _names_in(function: Any) -> tuple[str, ...]:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_names if code else ()
+
+
+def _unsupported(path: str) -> ImportError:
+    library = path.partition(".")[0]
+    return ImportError(f"{release(library)} has no {path}, on which this package depends. Install another release.")
+
+
+def release(library: str) -> str:
+    """The name of a library with the version that is installed."""
+    try:
+        return f"{library} {version(library)}"
+    except PackageNotFoundError:
+        return library
+
+
+check(_NAMES)
+
+
+def http_session(client: Any) -> Any:
+    """The connections of a client."""
+    return client._endpoint.http_session
+
+
+def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:
+    """Let a client read responses by other parsers.
+
+    Args:
+        client: of aiobotocore.
+        wrap: makes the new factory of parsers from the present one.
+    """
+    client._endpoint._response_parser_factory = wrap(client._endpoint._response_parser_factory)
+
+
+def raw_stream(response: Any) -> Any:
+    """The http.client response below botocore's, read without urllib3's copy."""
+    return response.raw._fp
+
+
+def use_pool(session: Any, scheme: str, pool: type[Any]) -> None:
+    """Let the connections of a URLLib3Session be made by a class of one's own."""
+    session._pool_classes_by_scheme[scheme] = pool
+
+
+def region_fetcher(smart_defaults: Any) -> Any:
+    """What asks the instance for its region."""
+    return smart_defaults._imds_region_provider._get_fetcher()
+
+
+def credential_fetchers(session: Any) -> Iterator[Any]:
+    """What a session asks a container or an instance by."""
+    for provider in session.get_component("credential_provider").providers:
+        if isinstance(provider, AioContainerProvider):
+            yield provider._fetcher
+        elif isinstance(provider, AioInstanceMetadataProvider):
+            yield provider._role_fetcher
+
+
+def connections_of(fetcher: Any) -> Any:
+    """The connections of a fetcher of metadata.
+
+    Raises:
+        ImportError: if they are not aiohttp's, and so cannot be guarded.
+    """
+    connections = getattr(fetcher, "_session", None)
+    if not isinstance(connections, AIOHTTPSession):
+        msg = f"{release('aiobotocore')} asks for metadata by a {type(connections).__name__}, which is not supported."
+        raise ImportError(msg)
+    return connections
