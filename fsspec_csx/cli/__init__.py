@@ -1,4 +1,4 @@
-"""The command ``cszoo``: checkpoints from the shell, on any fsspec URL."""
+"""The command ``cszoo``, which manages checkpoints on any fsspec URL and runs trainings."""
 
 from fsspec_csx.cli.main import main
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.format import emit_data, in_bytes, say
+from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
-from fsspec_csx.manage.convert import DTYPES, FORMATS, Converted, convert
+from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
 from fsspec_csx.manage.copy import takes_names
 from fsspec_csx.storage.paths import redacted
 
@@ -18,14 +18,14 @@ _NAMES_SHOWN = 20
 
 
 def add(verbs: Verbs) -> None:
-    """The verb."""
+    """Add the verb."""
     parser = verbs.add(
         "convert",
         _convert,
-        help="write a checkpoint in another format or dtype, or a part of it",
-        description="Write a checkpoint in another format or dtype, or a part of it. Its tensors are read while they "
-        "are written,\nso that one of any size needs little memory. The result appears whole or not at all.\n"
-        "The formats distributed and cerebras are folders; what becomes one of cerebras is in memory.",
+        help="convert a checkpoint to another format or dtype, or extract a part",
+        description="Convert a checkpoint to another format or dtype, or extract a part of it. Tensors are streamed,\n"
+        "so that a checkpoint of any size needs little memory; only the target format cerebras loads all of them.\n"
+        "The result appears complete or not at all. The formats distributed and cerebras are folders.",
         examples="""
 convert model.mdl model.safetensors --drop-values
 convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 --keys model
@@ -34,30 +34,30 @@ convert model.mdl s3://bucket/run/model.mdl --format cerebras
 """,
     )
     parser.set_defaults(parser=parser)
-    add_path(parser, "source", "a local path or a URL; a pattern too, in quotes")
-    target = "a local path or a URL; one that ends in a slash, or is a local folder, takes the source's name"
+    add_path(parser, "source", "a local path, a URL, or a quoted pattern")
+    target = "a local path or a URL; a target that is a folder, or ends in a slash, takes the source's name"
     add_path(parser, "target", target)
-    parser.add_argument("--dtype", choices=DTYPES, help="cast tensors of floating-point numbers")
+    parser.add_argument("--dtype", choices=DTYPES, help="cast floating-point tensors")
     parser.add_argument(
         "--keys",
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="only these entries, or all that is below them: model.head.weight, optimizer",
+        help="only these entries, and everything below them: model.head.weight, optimizer",
     )
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="default: safetensors for that suffix, else torch; distributed is that of torch.distributed.checkpoint",
+        help="default: safetensors for that suffix, otherwise torch; distributed means torch.distributed.checkpoint",
     )
-    parser.add_argument("--drop-values", action="store_true", help="leave out what a safetensors file cannot hold")
+    parser.add_argument("--drop-values", action="store_true", help="omit values that a safetensors file cannot hold")
     parser.add_argument("-f", "--force", action="store_true", help="replace a checkpoint at the target")
 
 
 def _convert(options: argparse.Namespace) -> None:
     sources = all_fitting([options.source])
     if len(sources) > 1 and not takes_names(options.target):
-        options.parser.error(f"several sources need a folder as target: end {options.target} with a slash")
+        options.parser.error(f"several sources need a folder as the target: end {options.target} with a slash")
     done: list[dict[str, Any]] = []
     options.done = {"converted": done}
     for each in sources:
@@ -72,24 +72,24 @@ def _convert(options: argparse.Namespace) -> None:
             callback=NoOpCallback() if options.quiet else None,
         )
         done.append(asdict(converted))
-        for line in _told(redacted(each), converted):
-            say(options, line)
+        for line in _describe(redacted(each), converted):
+            print_status(options, line)
     emit_data(options, done[0] if len(done) == 1 else options.done)
 
 
-def _told(source: str, converted: Converted) -> list[str]:
-    count = f"{converted.tensors} tensor{'' if converted.tensors == 1 else 's'}"
+def _describe(source: str, converted: ConvertResult) -> list[str]:
     cast = f", {converted.cast} of them cast" if converted.cast else ""
-    lines = [f"Converted {source} to {converted.path} ({count}{cast}, {in_bytes(converted.size)})"]
+    held = f"{pluralize(converted.tensors, 'tensor')}{cast}, {in_bytes(converted.size)}"
+    lines = [f"Converted {source} to {converted.path} ({held})"]
     if converted.dropped:
-        lines.append(f"Left out, as no tensors: {_listed(converted.dropped)}")
+        lines.append(f"Omitted, not tensors: {_listed(converted.dropped)}")
     if converted.separated:
-        lines.append(f"Written as copies, as they shared memory with others: {_listed(converted.separated)}")
+        lines.append(f"Written as copies, shared memory with others: {_listed(converted.separated)}")
     if converted.overflowed:
-        lines.append(f"Infinite in part, as the dtype has no such large numbers: {_listed(converted.overflowed)}")
+        lines.append(f"Overflowed to infinity in the new dtype: {_listed(converted.overflowed)}")
     return lines
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more, which --json lists" if len(names) > _NAMES_SHOWN else ""
+    more = f" and {len(names) - _NAMES_SHOWN} more (see --json)" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -11,23 +11,23 @@ from typing import Any
 
 from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.cli.format import emit_data, say
+from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, s3_options
-from fsspec_csx.manage.copy import Copied, takes_names, transfer, transferred
-from fsspec_csx.manage.directory import folder_path
-from fsspec_csx.manage.file_copy import GOES_ON
-from fsspec_csx.manage.patterns import expanded
+from fsspec_csx.manage.copy import CopyResult, takes_names, transfer, transferred
+from fsspec_csx.manage.directory import strip_slashes
+from fsspec_csx.manage.file_copy import RESUME_HINT
+from fsspec_csx.manage.location import expand_pattern
 from fsspec_csx.storage.paths import redacted
 
 _PATHS = """
-It appears whole or not at all. From or to S3 a broken-off one goes on where it stopped when the command is given again;
-of several sources those are skipped that are there, and the same.
-A folder that is one checkpoint (of torch.distributed.checkpoint, or Hugging Face's) is taken as one.
+The result appears complete or not at all. An interrupted copy from or to S3 resumes when the command is run again.
+Of several sources, those that are at the target already with the same bytes are skipped.
+A folder that is one checkpoint (torch.distributed.checkpoint, Hugging Face, Cerebras) is copied as one.
 """
 
 
 def add(verbs: Verbs) -> None:
-    """The verbs."""
+    """Add the verbs."""
     _add(
         verbs,
         "copy",
@@ -44,7 +44,7 @@ copy s3://here/model.mdl s3://there/model.mdl --source-profile mine --dest-profi
         verbs,
         "move",
         help="move checkpoints",
-        description=f"Move checkpoints; the source is deleted when all bytes of the copy have been compared.{_PATHS}",
+        description=f"Move checkpoints. The source is deleted after all bytes of the copy have been compared.{_PATHS}",
         examples="""
 move model.mdl s3://bucket/archive/
 move s3://bucket/run/model.mdl s3://bucket/archive/model.mdl
@@ -56,14 +56,14 @@ def _add(verbs: Verbs, name: str, *, help: str, description: str, examples: str)
     run = functools.partial(_run, name=name)
     parser = verbs.add(name, run, help=help, description=description, examples=examples)
     parser.set_defaults(parser=parser)
-    add_path(parser, "source", "local paths or URLs; patterns too, in quotes", nargs="+", metavar="SRC")
-    target = "the like; one that ends in a slash, or is a local folder, takes the source's name"
+    add_path(parser, "source", "local paths, URLs, or quoted patterns", nargs="+", metavar="SRC")
+    target = "a local path or a URL; a target that is a folder, or ends in a slash, takes the source's name"
     add_path(parser, "target", target, metavar="DST")
     parser.add_argument("-f", "--force", action="store_true", help="replace a checkpoint at the target")
-    sides = parser.add_argument_group("options of one side, where --profile and --endpoint-url are of both")
+    sides = parser.add_argument_group("options for one side (--profile and --endpoint-url apply to both)")
     for side, path in (("source", "SRC"), ("dest", "DST")):
-        sides.add_argument(f"--{side}-profile", metavar="NAME", help=f"the profile to use for {path}")
-        sides.add_argument(f"--{side}-endpoint-url", metavar="URL", help=f"the S3 endpoint of {path}")
+        sides.add_argument(f"--{side}-profile", metavar="NAME", help=f"the AWS profile for {path}")
+        sides.add_argument(f"--{side}-endpoint-url", metavar="URL", help=f"the S3 endpoint for {path}")
 
 
 def _run(options: argparse.Namespace, name: str) -> None:
@@ -76,14 +76,14 @@ def _run(options: argparse.Namespace, name: str) -> None:
     options.done = {"moved" if moving else "copied": done}
     for source, source_options in pairs:
         there = None
-        if len(pairs) > 1 and not options.force:  # a former call may have been stopped among them
+        if len(pairs) > 1 and not options.force:  # an earlier call may have been interrupted
             there = transferred(source, options.target, moving=moving, **_sides(options, source_options))
         if there:
-            why = "was moved before" if moving else "is there already, with the same bytes"
-            say(options, f"Skipped {redacted(there.source)}, as {redacted(there.target)} {why}")
+            why = "was moved before" if moving else "exists already, with the same bytes"
+            print_status(options, f"Skipped {redacted(there.source)}, as {redacted(there.target)} {why}")
             options.done.setdefault("skipped", []).append(_as_data(there))
             continue
-        with _to_be_gone_on_with(options):
+        with _hinting_at_resume(options):
             copied = transfer(
                 source,
                 options.target,
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace, name: str) -> None:
                 **_sides(options, source_options),
             )
         verb = "Moved" if moving else "Copied"
-        say(options, f"{verb} checkpoint from {redacted(source)} to {redacted(copied.target)}")
+        print_status(options, f"{verb} checkpoint from {redacted(source)} to {redacted(copied.target)}")
         done.append(_as_data(copied))
     emit_data(options, options.done)
 
@@ -104,39 +104,39 @@ def _sides(options: argparse.Namespace, source_options: Mapping[str, str]) -> di
     return {"source_options": source_options, "target_options": target}
 
 
-def _as_data(copied: Copied) -> dict[str, Any]:
+def _as_data(copied: CopyResult) -> dict[str, Any]:
     return {"source": redacted(copied.source), "target": redacted(copied.target), "bytes": copied.size}
 
 
 @contextlib.contextmanager
-def _to_be_gone_on_with(options: argparse.Namespace) -> Iterator[None]:
-    """Tells who interrupts it that it is not lost."""
+def _hinting_at_resume(options: argparse.Namespace) -> Iterator[None]:
+    """Say after an interrupt how to resume."""
     try:
         yield
     except KeyboardInterrupt:
         if not options.quiet:
-            print(GOES_ON, file=sys.stderr)
+            print(RESUME_HINT, file=sys.stderr)
         raise
 
 
 def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mapping[str, str]]]:
-    """The sources with their storage options, patterns expanded."""
+    """Expand patterns, and pair each source with its storage options."""
     found: list[tuple[str, Mapping[str, str]]] = []
     for source in options.source:
         own = s3_options(source, profile=options.source_profile, endpoint_url=options.source_endpoint_url)
-        paths = expanded(source, own)
+        paths = expand_pattern(source, own)
         if paths is not None and not folder:
-            shown = redacted(options.target)
-            msg = f"{redacted(source)} is a pattern, and {shown} no folder. End the latter with a slash."
+            display_path = redacted(options.target)
+            msg = f"{redacted(source)} is a pattern, and {display_path} is not a folder. End the target with a slash."
             raise ValueError(msg)
         found += [(path, own) for path in paths or [source]]
     if folder:
-        _check_names([folder_path(path).rpartition("/")[2] for path, _ in found])
+        _check_names([strip_slashes(path).rpartition("/")[2] for path, _ in found])
     return found
 
 
 def _check_names(names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            msg = f"Several sources have the name {name}, and would replace each other. Give them one by one."
+            msg = f"Several sources have the name {name}, and would replace each other. Copy them one by one."
             raise ValueError(msg)

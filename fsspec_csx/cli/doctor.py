@@ -10,7 +10,7 @@ from dataclasses import asdict
 from fsspec_csx.cli.format import emit
 from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.doctor.check import Check
-from fsspec_csx.doctor.run import checks, place_of
+from fsspec_csx.doctor.run import checks, parse_url
 
 _FAILED = 3
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
@@ -18,25 +18,25 @@ _WIDTH = len("conditional write")
 
 
 def add(verbs: Verbs) -> None:
-    """The verb."""
+    """Add the verb."""
     parser = verbs.add(
         "doctor",
         _doctor,
-        help="tell which settings for S3 are in force, and try what works",
-        description="Tell which credentials, endpoint and other settings for S3 are in force and where each comes "
-        "from, and try what works with them. In a bucket, one object is written, and removed in any case.",
+        help="show the effective configuration for S3, and check what works",
+        description="Show the effective configuration: the credentials, the endpoint and other settings for S3, and "
+        "the source of each.\nThen check what works with them. In a bucket, one object is written, and always deleted.",
         examples="""
 doctor
 doctor s3://bucket/run --profile my-profile
 """,
     )
-    parser.add_argument("url", nargs="?", type=_url, help="a bucket, or a folder in one, to try reads and writes in")
-    parser.add_argument("--no-speed", dest="speed", action="store_false", help="do not measure it (with 32 MiB)")
+    parser.add_argument("url", nargs="?", type=_url, help="a bucket, or a folder in one, to check reads and writes in")
+    parser.add_argument("--no-speed", dest="speed", action="store_false", help="skip the speed test (with 32 MiB)")
 
 
 def _url(text: str) -> str:
     try:
-        place_of(text)
+        parse_url(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
@@ -62,7 +62,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _lines(made: Iterable[Check]) -> Iterator[str]:
-    """One for each check, and one more for a remedy."""
+    """A line for each check, and one for its remedy."""
     for check in made:
         yield f"{_MARKS[check.ok]:6}  {check.name:{_WIDTH}}  {check.text}"
         if check.remedy:

@@ -1,4 +1,4 @@
-"""What ``cszoo`` says when it fails: a line with the cause, and one with the remedy."""
+"""How ``cszoo`` reports a failure: one line with the cause, one with the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REMEDIES = (
     (FileNotFoundError, "Check the path."),
     (FileExistsError, "Choose another name."),
     (IsADirectoryError, "Give the path of a file."),
-    (NotADirectoryError, "Check the path: something in it that should be a folder is a file."),
+    (NotADirectoryError, "Check the path: one of its folders is a file."),
     (PermissionError, "Ask for the permission, or use another path."),
     (TimeoutError, "Check the network and the endpoint, and try again."),
     (ConnectionError, "Check the network and the endpoint, and try again."),
@@ -25,13 +25,13 @@ _REMEDIES = (
 _BY_NUMBER = {
     errno.ENOSPC: "Free some space, or use another folder.",
     errno.EDQUOT: "Free some space, or use another folder.",
-    errno.EFBIG: "Let files be larger (ulimit -f), or use another folder.",
-    errno.EROFS: "Use a folder that can be written to.",
+    errno.EFBIG: "Raise the limit on file sizes (ulimit -f), or use another folder.",
+    errno.EROFS: "Use a writable folder.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 _PACKAGE = Path(__file__).parents[1]
 _STANDARD = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
-# Packages through which our own errors come.
+# Packages whose frames lie between a caller and this package.
 _BUILT_ON = {
     *("aiobotocore", "aiohttp", "aioitertools", "awscrt", "boto3", "botocore", "fsspec", "numpy", "s3fs", "torch"),
     *("tqdm", "urllib3", "yaml", "zlib_ng"),
@@ -39,29 +39,29 @@ _BUILT_ON = {
 _UNKNOWN = "Run it again with --debug to see where it happened."
 
 
-def told(error: Exception) -> str:
-    """Cause and remedy of an error, a line each."""
+def format_error(error: Exception) -> str:
+    """The cause and the remedy of an error, one line each."""
     data = as_data(error)
     return "\n".join(line for line in (f"cszoo: {data['cause']}", data["remedy"]) if line)
 
 
 def as_data(error: BaseException) -> dict[str, str]:
-    """An error for JSON: the name of its class, its cause and its remedy, in a line each."""
+    """An error for JSON: its class, its cause and its remedy, one line each."""
     cause, remedy = _cause_and_remedy(error) if isinstance(error, Exception) else ("interrupted", "")
     cause, remedy = (printable(redact(" ".join(text.split()))) for text in (cause, remedy))
     return {"error": type(error).__name__, "cause": cause, "remedy": remedy}
 
 
-def traced(error: Exception) -> str:
-    """The traceback of an error, and of those that led to it, without secrets that their messages hold."""
+def format_traceback(error: Exception) -> str:
+    """The traceback of an error and of its causes, with secrets redacted."""
     return redact("".join(traceback.format_exception(error)))
 
 
-def is_of_others(error: BaseException) -> bool:
-    """Whether code that a user wrote, or chose, raised an error, or one that led to it.
+def is_from_user_code(error: BaseException) -> bool:
+    """Whether a user's code raised an error, or one of its causes.
 
-    That is so if a frame of the traceback is neither of this package, nor of Python, nor of what this package builds
-    on; and if a process of a DataLoader sent it.
+    It did if a frame of the traceback is outside this package, the standard library and this package's dependencies, or
+    if a DataLoader worker raised it.
     """
     seen: list[BaseException] = []
     following: BaseException | None = error
@@ -74,7 +74,7 @@ def is_of_others(error: BaseException) -> bool:
 
 def _is_foreign(file: str) -> bool:
     if file.startswith("<"):
-        return False  # made by Python, for instance of a dataclass
+        return False  # generated, for instance for a dataclass
     path = Path(file)
     if _PACKAGE in path.parents:
         return False
@@ -94,7 +94,7 @@ def _cause_and_remedy(error: Exception) -> tuple[str, str]:
         named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         text = f"{named}{error.strerror}."
     else:
-        # Errors of this package that have a builtin class hold both sentences.
+        # Builtin exceptions that this package raises hold both sentences.
         cause, dot, remedy = text.rpartition(". ")
         if dot and remedy.endswith("."):
             return f"{cause}.", remedy

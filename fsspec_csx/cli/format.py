@@ -1,4 +1,4 @@
-"""What ``cszoo`` prints: for people, or as JSON."""
+"""What ``cszoo`` prints: text or JSON."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.redaction import without_password
+from fsspec_csx.storage.paths import redacted
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class OutputClosedError(Exception):
-    """Nobody reads standard output any more."""
+    """The reader of standard output has closed it."""
 
 
 def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
-    """Print a result: the data with ``--json``, else the lines."""
+    """Print a result: the data with ``--json``, otherwise the lines."""
     if options.json:
         options.emitted = True
         text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False)
@@ -31,28 +32,28 @@ def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
 
 
 def emit_data(options: argparse.Namespace, data: Any) -> None:
-    """Print a result if it is printed as JSON."""
+    """Print a result with ``--json`` only."""
     if options.json:
         emit(options, data, ())
 
 
 def emit_lines(options: argparse.Namespace, lines: Iterable[str]) -> None:
-    """Print the lines of a result, unless it is printed as JSON."""
+    """Print the lines of a result, unless ``--json`` is given."""
     if not options.json:
         emit(options, None, lines)
 
 
-def say(options: argparse.Namespace, text: str) -> None:
-    """Print a status message, unless the command is to be quiet or prints JSON."""
+def print_status(options: argparse.Namespace, text: str) -> None:
+    """Print a status message, unless ``--quiet`` or ``--json`` is given."""
     if not options.quiet and not options.json:
         _print(printable(without_password(text)))
 
 
 def flush() -> None:
-    """Write out what standard output holds.
+    """Flush standard output.
 
     Raises:
-        OutputClosedError: if nobody reads it any more.
+        OutputClosedError: if its reader has closed it.
     """
     try:
         sys.stdout.flush()
@@ -68,18 +69,28 @@ def _print(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """A text with escapes for what is no printable character, which a terminal might take for an order."""
+    """Escape characters that are not printable, which a terminal might obey."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def display_path(path: str) -> str:
+    """A path on a line: without passwords, and with escapes for unprintable characters."""
+    return printable(redacted(path))
+
+
+def pluralize(number: int, noun: str) -> str:
+    """A number with its noun: ``1 file``, ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
-    """Rows as lines, their columns below each other.
+    """Format rows as aligned lines.
 
     Args:
-        rows: the texts of the cells.
-        right: the columns that end below each other, such as those of numbers.
+        rows: the cells of each row.
+        right: the columns to align on the right, such as numbers.
     """
     rows, right = [*rows], {*right}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -94,7 +105,7 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 
 
 def in_bytes(size: int) -> str:
-    """A size for people: ``1.5 GiB``."""
+    """Format a size in bytes: ``1.5 GiB``."""
     value, unit = float(size), 0
     while value >= 1023.95 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
@@ -102,7 +113,7 @@ def in_bytes(size: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a value: NaN is text, times are in ISO 8601, and URLs have no passwords."""
+    """Convert a value for JSON: NaN to text, times to ISO 8601; passwords in URLs are removed."""
     if isinstance(value, dict):
         return {without_password(str(key)): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

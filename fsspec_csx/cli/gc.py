@@ -7,9 +7,8 @@ import re
 from datetime import datetime, timedelta, timezone
 
 from fsspec_csx.cli import confirmation
-from fsspec_csx.cli.delete import failure_of, finish, told_of, would_be_deleted
-from fsspec_csx.cli.format import emit_lines, in_bytes, say, table
-from fsspec_csx.cli.list import counted, shown
+from fsspec_csx.cli.delete import combined_error, errors_as_data, finish, would_be_deleted
+from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
 from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
 from fsspec_csx.storage.paths import redacted
@@ -18,25 +17,25 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def add(verbs: Verbs) -> None:
-    """The verb."""
+    """Add the verb."""
     parser = verbs.add(
         "gc",
         _gc,
-        help="delete what killed processes have left",
-        description="Delete what killed processes have left under a root: unfinished uploads on S3, temporary files,\n"
-        "and parts of sharded checkpoints that no manifest names.",
+        help="delete leftovers of killed processes",
+        description="Delete leftovers of killed processes under a root: unfinished uploads on S3, temporary files,\n"
+        "and shards that no manifest names.",
         examples="""
 gc s3://bucket/run --dry-run
 gc s3://bucket --older-than 7d --yes
 """,
     )
-    add_path(parser, "root", "a folder or a URL; s3://BUCKET is one too")
+    add_path(parser, "root", "a folder or a URL, such as s3://BUCKET")
     parser.add_argument(
         "--older-than",
         type=_age,
         default=DAY,
         metavar="AGE",
-        help="leave what was written to since: 30m, 12h, 7d (default: 1d); it may be under way",
+        help="keep what is younger and may be in use: 30m, 12h, 7d (default: 1d)",
     )
     confirmation.add_options(parser)
 
@@ -48,7 +47,7 @@ def _age(text: str) -> timedelta:
             return timedelta(**{_UNITS[found[2]]: int(found[1])})
     except OverflowError:
         pass
-    msg = f"{text!r} is no age such as 30m, 12h or 7d"
+    msg = f"{text!r} is not an age such as 30m, 12h or 7d"
     raise argparse.ArgumentTypeError(msg)
 
 
@@ -58,26 +57,26 @@ def _gc(options: argparse.Namespace) -> None:
     size = in_bytes(sum(each.size or 0 for each in found))
     failed: dict[str, Exception] = {}
     if found and not options.dry_run:
-        confirmation.confirm(options, lines, f"{counted(len(found), 'leftover')}, {size}")
+        confirmation.confirm(options, lines, f"{pluralize(len(found), 'leftover')}, {size}")
         failed = clear(found)
     emit_lines(options, lines)
     if not found:
-        say(options, "There is nothing to delete.")
+        print_status(options, "There is nothing to delete.")
     elif options.dry_run:
-        say(options, would_be_deleted(len(found), "leftover", size))
+        print_status(options, would_be_deleted(len(found), "leftover", size))
     elif not failed:
-        say(options, f"Deleted {counted(len(found), 'leftover')}, {size}.")
-    data = {"dry_run": options.dry_run, "leftovers": [*map(_as_data, found)], "failed": told_of(failed)}
-    finish(options, data, failure_of(failed, len(found), "leftovers"))
+        print_status(options, f"Deleted {pluralize(len(found), 'leftover')}, {size}.")
+    data = {"dry_run": options.dry_run, "leftovers": [*map(_as_data, found)], "failed": errors_as_data(failed)}
+    finish(options, data, combined_error(failed, len(found), "leftovers"))
 
 
 def _row(leftover: Leftover) -> tuple[str, ...]:
     size = "-" if leftover.size is None else in_bytes(leftover.size)
-    return leftover.kind, _old(leftover), size, shown(leftover.path), leftover.upload_id or ""
+    return leftover.kind, _old(leftover), size, display_path(leftover.path), leftover.upload_id or ""
 
 
 def _old(leftover: Leftover) -> str:
-    """Its age, in the largest unit of which it has two."""
+    """The age, in the largest unit that fits twice."""
     seconds = max(0.0, (datetime.now(timezone.utc) - leftover.modified).total_seconds())
     for unit, name in reversed(_UNITS.items()):
         if (count := seconds // timedelta(**{name: 1}).total_seconds()) >= 2:

@@ -16,22 +16,22 @@ _TEXT_SHOWN = 200
 
 
 def add(verbs: Verbs) -> None:
-    """The verb."""
+    """Add the verb."""
     parser = verbs.add(
         "info",
         _info,
-        help="tell what a checkpoint holds, from a few short reads",
-        description="Tell what a checkpoint holds, and where it lies. Only a few short ranges of it are read.",
+        help="show what a checkpoint holds, from a few short reads",
+        description="Show what a checkpoint holds, and where it is. Only a few short ranges are read.",
         examples="""
 info s3://bucket/run/checkpoint_100.mdl
 info -l model.safetensors
 """,
     )
-    add_path(
-        parser, "path", "a local path or a URL, of a file or of a folder that is a checkpoint; a pattern too, in quotes"
-    )
+    add_path(parser, "path", "a local path, a URL, or a quoted pattern, of a file or a folder")
     parser.add_argument(
-        *("-l", "--list-objects", "--list_objects"), action="store_true", help="list each tensor and other value too"
+        *("-l", "--list-objects", "--list_objects"),
+        action="store_true",
+        help="also list each tensor and each other value",
     )
 
 
@@ -78,17 +78,17 @@ def _lines(found: Description) -> list[str]:
     dtypes = _dtypes(info.tensors.values())
     size = in_bytes(info.size)
     of_tensors = sum(each.nbytes for each in info.tensors.values())
-    told = info.metadata if info.format == "safetensors" else {}  # of a torch file the writer says the same
+    metadata = info.metadata if info.format == "safetensors" else {}  # a torch file has the writer only
     rows = [
         ("Path", info.path),
         ("Format", info.format),
         ("Written by", info.written_by),
-        *(("Metadata", f"{_shown(name)}: {_shown(text[:_TEXT_SHOWN])}") for name, text in told.items()),
+        *(("Metadata", f"{_printable(name)}: {_printable(text[:_TEXT_SHOWN])}") for name, text in metadata.items()),
         ("Size", size if info.size < 1024 else f"{size} ({info.size} bytes)"),
         ("Tensors", f"{len(info.tensors)} ({_count(info.tensors.values())} parameters, {in_bytes(of_tensors)})"),
         *(("", f"{dtype}: {each['tensors']} ({in_bytes(each['bytes'])})") for dtype, each in dtypes.items()),
         ("Other values", str(len(info.values))),
-        ("Last modified", found.modified.isoformat(sep=" ", timespec="seconds") if found.modified else "not told"),
+        ("Last modified", found.modified.isoformat(sep=" ", timespec="seconds") if found.modified else "unknown"),
         ("ETag", found.etag or ""),
         ("Profile", (found.profile or "none") if found.credentials else ""),
         ("Credentials", found.credentials or ""),
@@ -99,16 +99,16 @@ def _lines(found: Description) -> list[str]:
 
 def _objects(found: Description) -> list[str]:
     tensors = [
-        (_shown(name), _dtype(each), str(each.shape), in_bytes(each.nbytes))
+        (_printable(name), _dtype(each), str(each.shape), in_bytes(each.nbytes))
         for name, each in found.info.tensors.items()
     ]
-    others = [(_shown(name), text) for name, text in _values(found).items()]
+    others = [(_printable(name), text) for name, text in _values(found).items()]
     lines = ["", *table([("Tensor", "dtype", "shape", "size"), *tensors], right=[3])] if tensors else []
     return [*lines, "", *table([("Value", ""), *others])] if others else lines
 
 
 def _dtypes(tensors: Any) -> dict[str, dict[str, int]]:
-    """How many tensors there are of each dtype, and their bytes; the most bytes first."""
+    """Count the tensors of each dtype and their bytes, the most bytes first."""
     counts, sizes = Counter[str](), Counter[str]()
     for each in tensors:
         counts[_dtype(each)] += 1
@@ -124,6 +124,6 @@ def _dtype(tensor: TensorInfo) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shown(text: str) -> str:
-    """A text that a terminal can take."""
+def _printable(text: str) -> str:
+    """A text that is safe for a terminal."""
     return text if text and text.isprintable() else repr(text)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 
-from fsspec_csx.cli.format import emit, in_bytes, printable, table
+from fsspec_csx.cli.format import display_path, emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
-from fsspec_csx.manage.list import Found, latest_of
-from fsspec_csx.manage.patterns import listed
+from fsspec_csx.manage.list import ListedCheckpoint, latest_of, list_matching
 from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:
-    """The verb."""
+    """Add the verb."""
     parser = verbs.add(
         "list",
         _list,
@@ -26,46 +25,36 @@ list s3://bucket/run --latest
 list 's3://bucket/run/checkpoint_1*'
 """,
     )
-    add_path(parser, "root", "a folder or a URL; s3://BUCKET is one too; a pattern too, in quotes")
-    parser.add_argument("-r", "--recursive", action="store_true", help="look below its folders as well")
-    parser.add_argument("--latest", action="store_true", help="print only the path of the newest one that is whole")
+    add_path(parser, "root", "a folder, a URL such as s3://BUCKET, or a quoted pattern")
+    parser.add_argument("-r", "--recursive", action="store_true", help="also list folders below")
+    parser.add_argument("--latest", action="store_true", help="print only the path of the newest complete one")
 
 
-def shown(path: str) -> str:
-    """A path on a line: without passwords, and with escapes for what is no printable character."""
-    return printable(redacted(path))
-
-
-def counted(number: int, noun: str) -> str:
-    """So many of something."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def when(moment: datetime | None) -> str:
-    """A point in time for people, in their own time zone."""
+def local_time(moment: datetime | None) -> str:
+    """Format a time in the local time zone."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else "-"
 
 
-def row(found: Found) -> tuple[str, str, str, str]:
-    """The cells that show a checkpoint: step, time, size and path."""
+def row(found: ListedCheckpoint) -> tuple[str, str, str, str]:
+    """The cells for a checkpoint: step, time, size and path."""
     files = f" ({found.files} files)" if found.sharded else ""
     step = "-" if found.step is None else str(found.step)
-    return step, when(found.modified), in_bytes(found.size), shown(found.path) + files
+    return step, local_time(found.modified), in_bytes(found.size), display_path(found.path) + files
 
 
-def as_data(found: Found) -> dict[str, object]:
+def as_data(found: ListedCheckpoint) -> dict[str, object]:
     """A checkpoint for JSON."""
     return {**vars(found), "path": redacted(found.path)}
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = listed(options.root, recursive=options.recursive)
+    found = list_matching(options.root, recursive=options.recursive)
     if not options.latest:
         emit(options, [*map(as_data, found)], table(map(row, found), right=(0, 2)))
         return
     newest = latest_of(found)
     if newest is None:
-        what = "whole checkpoint" if found else "checkpoint"
+        what = "complete checkpoint" if found else "checkpoint"
         msg = f"There is no {what} under {redacted(options.root)}. Check the path, or look deeper with --recursive."
         raise FileNotFoundError(msg)
     emit(options, as_data(newest), [newest.path])

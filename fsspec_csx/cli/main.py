@@ -1,4 +1,4 @@
-"""Runs ``cszoo``: its arguments, its errors and its exit status."""
+"""Runs ``cszoo``: arguments, errors and the exit status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import shtab
 import fsspec_csx
 from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, prune, train, verify
 from fsspec_csx.cli import list as list_verb
-from fsspec_csx.cli.errors import as_data, is_of_others, told, traced
+from fsspec_csx.cli.errors import as_data, format_error, format_traceback, is_from_user_code
 from fsspec_csx.cli.format import OutputClosedError, emit, flush
 from fsspec_csx.cli.parsing import Parser
 from fsspec_csx.cli.subcommand import Verbs
@@ -25,28 +25,31 @@ from fsspec_csx.redaction import register_secrets
 from fsspec_csx.settings import backends
 
 DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-"""What the exit status says."""
+"""The exit statuses."""
 
 _STATUS = """exit status:
   0  done
-  1  diff found a difference, or verify some damage
-  2  wrong usage
+  1  diff found a difference, or verify found damage
+  2  usage error
   3  failed
 """
 _VERBS = (copy, list_verb, info, diff, verify, delete, convert, gc, prune, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, those of the process by default.
+    """Run the command.
+
+    Args:
+        arguments: by default those of the process.
 
     Returns:
         The exit status.
 
     Raises:
-        SystemExit: for wrong usage, after ``--help``, and when the process is told to end.
+        SystemExit: for usage errors, after ``--help``, and on SIGTERM.
     """
     options = parser().parse_args(arguments)
-    register_secrets([*vars(options).values()])  # the passwords of URLs, wherever errors would show them
+    register_secrets([*vars(options).values()])  # no password of a URL appears in an error
     try:
         with _terminable(), _settings(options):
             try:
@@ -59,27 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cszoo: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except OutputClosedError:  # who reads it has seen enough
+    except OutputClosedError:  # such as `cszoo ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        if options.debug or (getattr(options, "runs_code", False) and is_of_others(error)):
-            print(traced(error), file=sys.stderr)
-        print(told(error), file=sys.stderr)
+        if options.debug or (getattr(options, "runs_code", False) and is_from_user_code(error)):
+            print(format_traceback(error), file=sys.stderr)
+        print(format_error(error), file=sys.stderr)
         return FAILED
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command understands."""
+    """Build the parser of the command."""
     made = Parser(
         prog="cszoo",
-        description="Checkpoints from the shell, on any fsspec URL, and trainings that make them.",
+        description="Manage checkpoints on any fsspec URL, and run trainings.",
         epilog=_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     made.add_argument("--version", action="version", version=f"fsspec_csx {fsspec_csx.__version__}")
-    shtab.add_argument_to(made, "--print-completion", help="print the completions for a shell")
+    shtab.add_argument_to(made, "--print-completion", help="print the completion script for a shell")
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     noun = commands.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
     verbs = Verbs(noun.add_subparsers(title="verbs", required=True, metavar="VERB"))
@@ -90,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _emit_error(options: argparse.Namespace, error: BaseException) -> None:
-    """Print an error as JSON, with what was done before it, unless JSON was printed already."""
+    """Print an error as JSON, with what was done before it, unless a result was printed already."""
     if getattr(options, "json", False) and not hasattr(options, "emitted") and not isinstance(error, OutputClosedError):
         emit(options, {**getattr(options, "done", {}), **as_data(error)}, ())
         flush()
@@ -98,7 +101,7 @@ def _emit_error(options: argparse.Namespace, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def _settings(options: argparse.Namespace) -> Iterator[None]:
-    """The profile and the endpoint that were asked for, where a path names no others."""
+    """Apply ``--profile`` and ``--endpoint-url`` to paths that name no others."""
     before = fsspec.config.conf.get("s3", {})
     if options.endpoint_url:
         fsspec.config.conf["s3"] = {**before, "endpoint_url": options.endpoint_url}
@@ -113,7 +116,7 @@ def _settings(options: argparse.Namespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Lets what is under way clean up when the process is told to end."""
+    """Turn SIGTERM into SystemExit, so that work in progress cleans up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

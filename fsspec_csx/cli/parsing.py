@@ -11,19 +11,19 @@ from fsspec_csx.storage.paths import redacted
 
 
 class Parser(argparse.ArgumentParser):
-    """Leaves an option that takes many words no word that a positional argument needs; and shows no password."""
+    """An argument parser that leaves positional arguments their words, and prints no password."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> Any:
-        """As argparse's; of ``--keys a b SRC DST`` the last two words are the source and the target."""
+        """Parse like argparse, but in ``--keys a b SRC DST`` the last two words are source and target."""
         return super().parse_known_args(self._separated([*(sys.argv[1:] if args is None else args)]), namespace)
 
     def error(self, message: str) -> NoReturn:
         super().error(redacted(message))
 
     def _separated(self, words: list[str]) -> list[str]:
-        """The words, with those that positional arguments need at the end, after ``--``."""
+        """Move the words that positional arguments need to the end, after ``--``."""
         options = self._option_string_actions
         if not any(action.nargs in ("+", "*") for action in options.values()):
             return words
@@ -31,13 +31,13 @@ class Parser(argparse.ArgumentParser):
         before, after = words, list[str]()
         if "--" in words:
             before, after = words[: words.index("--")], words[words.index("--") + 1 :]
-        many: list[int] = []  # the places of the words that an option takes, whose number is open
+        many: list[int] = []  # indices of the words of options with any number of values
         free, action = len(after), None
-        for place, word in enumerate(before):
+        for index, word in enumerate(before):
             if word.startswith("-") and len(word) > 1:
                 action = options.get(word)
             elif action is not None and action.nargs in ("+", "*"):
-                many.append(place)
+                many.append(index)
             elif action is not None and action.nargs is None:
                 action = None  # its only value
             else:
@@ -47,5 +47,5 @@ class Parser(argparse.ArgumentParser):
         taken = many[max(1, len(many) - missing) :] if missing else []
         if not taken:
             return words
-        kept = [word for place, word in enumerate(before) if place not in taken]
-        return [*kept, "--", *(before[place] for place in taken), *after]
+        kept = [word for index, word in enumerate(before) if index not in taken]
+        return [*kept, "--", *(before[index] for index in taken), *after]

@@ -5,24 +5,24 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli import confirmation
-from fsspec_csx.cli.delete import failure_of, finish, told_of, would_be_deleted
-from fsspec_csx.cli.format import emit_lines, in_bytes, say, table
-from fsspec_csx.cli.list import as_data, counted, row, shown
+from fsspec_csx.cli.delete import combined_error, errors_as_data, finish, would_be_deleted
+from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status, table
+from fsspec_csx.cli.list import as_data, row
 from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
-from fsspec_csx.manage.list import Found
-from fsspec_csx.manage.prune import STEP, TIME, Pruned, carry_out, prune
+from fsspec_csx.manage.list import ListedCheckpoint
+from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, prune
 from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:
-    """The verb."""
+    """Add the verb."""
     parser = verbs.add(
         "prune",
         _prune,
         help="delete all but the newest checkpoints under a root",
-        description="Keep the newest checkpoints directly under a root and delete the others. The files of one step\n"
-        "stay, or go, together. What is not whole does not count as one of those to keep, and stays if it is newer;\n"
-        "and what has no step in its name stays.",
+        description="Keep the newest checkpoints directly under a root, and delete the others. The files of one step\n"
+        "are kept, or deleted, together. Incomplete checkpoints do not count as kept ones, and newer ones stay;\n"
+        "checkpoints without a step in their names stay.",
         examples="""
 prune s3://bucket/run --keep 3 --dry-run
 prune s3://bucket/run --keep 3 --keep-every 1000 --yes
@@ -30,19 +30,19 @@ prune s3://bucket/run --keep 3 --keep-every 1000 --yes
     )
     add_path(parser, "root", "a folder or a URL")
     parser.add_argument("--keep", type=_number, required=True, metavar="N", help="keep the newest N, at least 1")
-    parser.add_argument("--keep-every", type=_number, metavar="K", help="keep those whose step is a multiple of K, too")
+    parser.add_argument("--keep-every", type=_number, metavar="K", help="also keep steps that are multiples of K")
     parser.add_argument(
         "--by",
         choices=(STEP, TIME),
         default=STEP,
-        help="what the newest are by: the step in a name, or when it was written",
+        help="sort by the step in the name, or by the time of writing",
     )
     confirmation.add_options(parser)
 
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        msg = f"{text!r} is no whole number from 1 on"
+        msg = f"{text!r} is not a whole number of at least 1"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
@@ -52,57 +52,57 @@ def _prune(options: argparse.Namespace) -> None:
     planned = _joined(
         [prune(root, options.keep, every=options.keep_every, by=options.by, dry_run=True) for root in roots]
     )
-    size = _size(planned.doomed)
+    size = _size(planned.to_delete)
     done = planned
-    if planned.doomed and not options.dry_run:
+    if planned.to_delete and not options.dry_run:
         lines = table(_rows(planned, "delete"), right=(1, 3))
-        confirmation.confirm(options, lines, f"{counted(len(planned.doomed), 'checkpoint')}, {size}")
-        done = carry_out(planned)
+        confirmation.confirm(options, lines, f"{pluralize(len(planned.to_delete), 'checkpoint')}, {size}")
+        done = delete_planned(planned)
     emit_lines(options, table(_rows(done, "delete" if options.dry_run else "deleted"), right=(1, 3)))
     _explain(options, done)
-    gone = [each for each in done.doomed if each.path not in done.failed]
+    gone = [each for each in done.to_delete if each.path not in done.failed]
     if not gone:
-        say(options, "There is nothing to delete.")
+        print_status(options, "There is nothing to delete.")
     elif options.dry_run:
-        say(options, would_be_deleted(len(gone), "checkpoint", size))
+        print_status(options, would_be_deleted(len(gone), "checkpoint", size))
     else:
-        say(options, f"Deleted {counted(len(gone), 'checkpoint')}, {_size(gone)}.")
+        print_status(options, f"Deleted {pluralize(len(gone), 'checkpoint')}, {_size(gone)}.")
     data = {
         "dry_run": options.dry_run,
         "kept": [as_data(each) for each in done.kept],
-        "doomed": [as_data(each) for each in done.doomed],
-        "damaged": told_of(done.damaged),
+        "to_delete": [as_data(each) for each in done.to_delete],
+        "damaged": errors_as_data(done.damaged),
         "uncounted": {redacted(path): why for path, why in done.uncounted.items()},
-        "failed": told_of(done.failed),
+        "failed": errors_as_data(done.failed),
     }
-    finish(options, data, failure_of(done.failed, len(done.doomed)))
+    finish(options, data, combined_error(done.failed, len(done.to_delete)))
 
 
-def _joined(pruned: list[Pruned]) -> Pruned:
-    """What becomes of the checkpoints of all roots."""
-    whole = Pruned([], [])
+def _joined(pruned: list[PruneResult]) -> PruneResult:
+    """Merge the results of all roots."""
+    merged = PruneResult([], [])
     for each in pruned:
-        whole.kept.extend(each.kept)
-        whole.doomed.extend(each.doomed)
-        whole.damaged.update(each.damaged)
-        whole.uncounted.update(each.uncounted)
-    return whole
+        merged.kept.extend(each.kept)
+        merged.to_delete.extend(each.to_delete)
+        merged.damaged.update(each.damaged)
+        merged.uncounted.update(each.uncounted)
+    return merged
 
 
-def _rows(done: Pruned, deleted: str) -> list[tuple[str, ...]]:
+def _rows(done: PruneResult, deleted: str) -> list[tuple[str, ...]]:
     kept: list[tuple[str, ...]] = [
         ("damaged" if each.path in done.damaged else "keep", *row(each)) for each in done.kept
     ]
-    return kept + [("failed" if each.path in done.failed else deleted, *row(each)) for each in done.doomed]
+    return kept + [("failed" if each.path in done.failed else deleted, *row(each)) for each in done.to_delete]
 
 
-def _explain(options: argparse.Namespace, done: Pruned) -> None:
-    """Say why some that are kept do not count among the newest."""
+def _explain(options: argparse.Namespace, done: PruneResult) -> None:
+    """Say why some checkpoints do not count among the newest."""
     for path, error in done.damaged.items():
-        say(options, f"{shown(path)} is damaged, and does not count: {shown(str(error))}")
+        print_status(options, f"{display_path(path)} is damaged and does not count: {display_path(str(error))}")
     for path, why in done.uncounted.items():
-        say(options, f"{shown(path)} stays, and does not count: {why}.")
+        print_status(options, f"{display_path(path)} is kept and does not count: {why}.")
 
 
-def _size(found: list[Found]) -> str:
+def _size(found: list[ListedCheckpoint]) -> str:
     return in_bytes(sum(each.size for each in found))

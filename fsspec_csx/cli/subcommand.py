@@ -1,4 +1,4 @@
-"""What the verbs of ``cszoo`` have in common: options, and the form of their help."""
+"""What the verbs of ``cszoo`` share: common options and the layout of their help."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import shtab
 
-from fsspec_csx.manage import patterns
+from fsspec_csx.manage.location import expand_folder_pattern, expand_pattern
 from fsspec_csx.storage.paths import redacted
 
 _S3 = ("s3://", "s3a://", "csx://")
@@ -18,8 +18,8 @@ class Verbs:
     """The verbs of a noun.
 
     Args:
-        parsers: argparse's, of the noun.
-        command: what is typed before a verb.
+        parsers: the subparsers of the noun.
+        command: the words before a verb.
     """
 
     def __init__(self, parsers: Any, command: str = "cszoo checkpoint") -> None:
@@ -29,14 +29,14 @@ class Verbs:
     def add(
         self, name: str, run: Callable[[argparse.Namespace], int | None], *, help: str, description: str, examples: str
     ) -> argparse.ArgumentParser:
-        """A verb, with the options that all have.
+        """Add a verb with the common options.
 
         Args:
-            name: what is typed.
-            run: does it, and returns the exit status; None is 0.
-            help: a line for the list of verbs.
-            description: what it does, above its options.
-            examples: lines of commands, below them.
+            name: the verb.
+            run: runs it and returns the exit status; None means 0.
+            help: its line in the list of verbs.
+            description: the text above its options.
+            examples: the commands below them.
         """
         lines = "\n".join(f"  {self._command} {line}" for line in examples.strip().splitlines())
         parser: argparse.ArgumentParser = self._parsers.add_parser(
@@ -49,42 +49,42 @@ class Verbs:
         )
         parser.set_defaults(run=run)
         common = parser.add_argument_group("options of every verb")
-        common.add_argument("-p", "--profile", help="the profile of the AWS files to use")
+        common.add_argument("-p", "--profile", help="the AWS profile to use")
         common.add_argument("--endpoint-url", metavar="URL", help="the S3 endpoint to use")
-        common.add_argument("-q", "--quiet", action="store_true", help="print no more than was asked for, and errors")
+        common.add_argument("-q", "--quiet", action="store_true", help="suppress progress and status messages")
         common.add_argument("--json", action="store_true", help="print the result as JSON")
         common.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return parser
 
 
 def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: Any) -> None:
-    """An argument that is a local path or an fsspec URL; shells complete local ones."""
+    """Add an argument that is a local path or an fsspec URL; shells complete local paths."""
     parser.add_argument(name, help=help, **options).complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def all_fitting(paths: Iterable[str]) -> list[str]:
-    """The paths of checkpoints, patterns expanded."""
-    return [each for path in paths for each in patterns.expanded(path) or [path]]
+    """Expand patterns to the paths of checkpoints."""
+    return [each for path in paths for each in expand_pattern(path) or [path]]
 
 
 def one_fitting(path: str) -> str:
-    """The path of a checkpoint, which may be given by a pattern that only it fits.
+    """Expand a pattern that matches a single checkpoint.
 
     Raises:
-        ValueError: if several checkpoints fit.
+        ValueError: if several checkpoints match.
     """
     found = all_fitting([path])
     if len(found) > 1:
-        msg = f"{len(found)} checkpoints fit {redacted(path)}, and only one can be taken. Name that one."
+        msg = f"{len(found)} checkpoints match {redacted(path)}. Name one of them."
         raise ValueError(msg)
     return found[0]
 
 
 def roots_fitting(path: str) -> list[str]:
-    """The paths of folders, a pattern expanded."""
-    return patterns.folders(path) or [path]
+    """Expand a pattern to the paths of folders."""
+    return expand_folder_pattern(path) or [path]
 
 
 def s3_options(path: str, **options: str | None) -> dict[str, str]:
-    """The storage options of a path: those that are given, if it is one of S3; else none."""
+    """The given options as storage options, for a path on S3; otherwise none."""
     return {name: value for name, value in options.items() if value and path.startswith(_S3)}

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.cli.format import emit, say, table
+from fsspec_csx.cli.format import emit, print_status, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
 from fsspec_csx.storage.paths import redacted
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
 _NONE = "none"
-_TRUST = "The classes that the file names are imported and run: use files of authors whom you trust."
+_TRUST = "The classes that the file names are imported and run: use only files that you trust."
 
 
 def add(verbs: Verbs) -> None:
-    """The verbs."""
+    """Add the verbs."""
     fit = verbs.add(
         "fit",
         _fit,
-        help="train as a YAML file says",
-        description=f"Train as a YAML file says, from the newest checkpoint on.\n{_TRUST}",
+        help="run a training from a YAML file",
+        description=f"Run a training from a YAML file, and resume from its newest checkpoint.\n{_TRUST}",
         examples="""
 fit params.yaml
 fit s3://bucket/params.yaml --checkpoint_root s3://bucket/run --profile my-profile
@@ -35,8 +35,8 @@ fit s3://bucket/params.yaml --checkpoint_root s3://bucket/run --profile my-profi
     validate = verbs.add(
         "validate",
         _validate,
-        help="validate as a YAML file says",
-        description=f"Validate a checkpoint, the newest by default, as a YAML file says.\n{_TRUST}",
+        help="run a validation from a YAML file",
+        description=f"Validate a checkpoint, by default the newest, with the model and data of a YAML file.\n{_TRUST}",
         examples="""
 validate params.yaml
 validate params.yaml --ckpt_path s3://bucket/run/checkpoint_100.mdl --json
@@ -52,18 +52,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--ckpt_path",
         "--ckpt-path",
         metavar="PATH",
-        help=f"the checkpoint to load, whatever the file says; {_NONE!r} for none (a file of that name is './{_NONE}')",
+        help=f"override the checkpoint to load; {_NONE!r} means none (use './{_NONE}' for a file of that name)",
     )
-    parser.add_argument(
-        "--checkpoint_root", "--checkpoint-root", metavar="PATH", help="where checkpoints are, whatever the file says"
-    )
-    parser.add_argument("--model_dir", "--model-dir", metavar="PATH", help="the local folder, whatever the file says")
+    parser.add_argument("--checkpoint_root", "--checkpoint-root", metavar="PATH", help="override where checkpoints are")
+    parser.add_argument("--model_dir", "--model-dir", metavar="PATH", help="override the local folder")
 
 
 def _fit(options: argparse.Namespace) -> None:
     trainer = _config(options).fit()
     if _is_first():
-        say(options, f"Trained to step {trainer.global_step}")
+        print_status(options, f"Trained to step {trainer.global_step}")
         if options.json:
             emit(options, _position(trainer), [])
 
@@ -79,7 +77,7 @@ def _config(options: argparse.Namespace) -> Config:
     from fsspec_csx.trainer.config import training as training_config  # only here, as it imports torch
 
     if (folder := os.getcwd()) not in sys.path:
-        sys.path.insert(0, folder)  # as python -m has it
+        sys.path.insert(0, folder)  # like python -m
     changes = {name: getattr(options, name) for name in ("checkpoint_root", "model_dir", "profile")}
     if options.ckpt_path is not None:
         changes["ckpt_path"] = None if options.ckpt_path == _NONE else options.ckpt_path

@@ -11,19 +11,19 @@ from fsspec.callbacks import NoOpCallback
 from fsspec_csx.cli.errors import as_data
 from fsspec_csx.cli.format import emit, in_bytes
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
-from fsspec_csx.manage.verify import Verified, verify
+from fsspec_csx.manage.verify import VerifyResult, verify
 from fsspec_csx.storage.paths import redacted
 
 _DAMAGED = 1
 
 
 def add(verbs: Verbs) -> None:
-    """The verb."""
+    """Add the verb."""
     parser = verbs.add(
         "verify",
         _verify,
-        help="read all of checkpoints, and look for damage",
-        description="Read all of each checkpoint and compare it with every checksum that there is. "
+        help="read checkpoints completely and look for damage",
+        description="Read each checkpoint completely, and compare it with every checksum it has. "
         "The exit status is 1 if any is damaged.",
         examples="""
 verify s3://bucket/run/checkpoint_100.mdl
@@ -31,7 +31,7 @@ verify *.mdl --json
 verify 's3://bucket/run/checkpoint_*'
 """,
     )
-    add_path(parser, "paths", "local paths or URLs of checkpoints; patterns too, in quotes", nargs="+", metavar="path")
+    add_path(parser, "paths", "local paths, URLs, or quoted patterns", nargs="+", metavar="path")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -42,11 +42,11 @@ def _verify(options: argparse.Namespace) -> int:
     for path in all_fitting(options.paths):
         try:
             found = verify(path, callback=NoOpCallback() if options.quiet else None)
-        except Exception as error:  # the others are verified in spite of it
+        except Exception as error:  # the others are still verified
             failure = failure or error
-            said = as_data(error)
-            text = f"{said['cause']} {said['remedy']}".rstrip()
-            data.append({"path": redacted(path), **said, "error": text})
+            report = as_data(error)
+            text = f"{report['cause']} {report['remedy']}".rstrip()
+            data.append({"path": redacted(path), **report, "error": text})
             lines.append(f"{redacted(path)}: not verified: {text}")
             continue
         damaged |= bool(found.damage)
@@ -58,10 +58,10 @@ def _verify(options: argparse.Namespace) -> int:
     return _DAMAGED if damaged else 0
 
 
-def _lines(found: Verified) -> list[str]:
+def _lines(found: VerifyResult) -> list[str]:
     counts = f"{found.records} records with checksums, {found.unchecked} without"
-    whole = "; as the server's checksum has it" if found.object_checked and not found.damage else ""
+    matches = "; matches the server's checksum" if found.object_checked and not found.damage else ""
     state = "damaged" if found.damage else "whole"
-    lines = [f"{found.path}: {state} ({in_bytes(found.size)}; {counts}{whole})"]
+    lines = [f"{found.path}: {state} ({in_bytes(found.size)}; {counts}{matches})"]
     lines += [f"  {each}" for each in found.damage]
     return [*lines, f"  {found.note}"] if found.note else lines

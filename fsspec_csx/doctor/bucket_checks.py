@@ -13,7 +13,7 @@ from fsspec.asyn import sync
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
 from fsspec_csx.doctor.connectivity import NOT_THERE
-from fsspec_csx.doctor.effective_config import Examined
+from fsspec_csx.doctor.effective_config import ProbeFileSystem
 from fsspec_csx.errors import AccessDeniedError, ObjectExistsError
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.multipart import MultipartUpload
@@ -39,7 +39,7 @@ class _DamageSeenError(Exception):
     """The server has compared a checksum."""
 
 
-class Trials:
+class BucketChecks:
     """What is tried in a bucket, with one object, which is removed in any case.
 
     Args:
@@ -49,7 +49,7 @@ class Trials:
         speed: whether to measure it.
     """
 
-    def __init__(self, fs: Examined, bucket: str, prefix: str, *, speed: bool) -> None:
+    def __init__(self, fs: ProbeFileSystem, bucket: str, prefix: str, *, speed: bool) -> None:
         self._fs = fs
         self._bucket, self._prefix = bucket, prefix
         self._key = f"{prefix}.cszoo-doctor-{secrets.token_hex(8)}"

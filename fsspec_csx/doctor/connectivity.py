@@ -11,7 +11,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.httpsession import URLLib3Session
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
-from fsspec_csx.doctor.effective_config import Examined, InForce
+from fsspec_csx.doctor.effective_config import EffectiveConfig, ProbeFileSystem
 from fsspec_csx.errors import AccessDeniedError
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
 
@@ -24,29 +24,29 @@ NOT_THERE = ("405", "501", "MethodNotAllowed", "NotImplemented")
 """What servers answer to what they do not know."""
 
 
-def reached(force: InForce) -> Iterator[Check]:
+def check_endpoint(effective: EffectiveConfig) -> Iterator[Check]:
     """Whether anybody answers at the endpoint, and what time it is there, from one request that is not signed."""
-    client = force.unsigned._s3
+    client = effective.unsigned._s3
     config = client.meta.config
     session = URLLib3Session(
-        verify=force.verify,
-        proxies=force.proxies,
+        verify=effective.verify,
+        proxies=effective.proxies,
         timeout=(config.connect_timeout, config.read_timeout),
         client_cert=config.client_cert,
         proxies_config=config.proxies_config,
     )
     began, at = time.monotonic(), datetime.now(timezone.utc)
     try:
-        answer = session.send(AWSRequest("GET", force.endpoint).prepare())
+        answer = session.send(AWSRequest("GET", effective.endpoint).prepare())
     except Exception as error:
-        asked = Request("Get", "", "", False, force.endpoint, client.meta.region_name, "nobody")
+        asked = Request("Get", "", "", False, effective.endpoint, client.meta.region_name, "nobody")
         yield failed("reachable", explain(error, asked), _NO_S3)
         yield skipped("clock", "the endpoint cannot be reached")
         return
     finally:
         session.close()
     took = time.monotonic() - began
-    yield _answered(force.endpoint, answer.status_code, answer.headers.get("Content-Type", ""), took)
+    yield _answered(effective.endpoint, answer.status_code, answer.headers.get("Content-Type", ""), took)
     yield _clock(answer.headers.get("Date", ""), at + timedelta(seconds=took / 2))
 
 
@@ -75,7 +75,7 @@ def _clock(told: str, here: datetime) -> Check:
     return failed("clock", f"{text} the server's: it refuses requests.", "Set the clock, for instance by NTP.")
 
 
-def known(fs: Examined) -> Check:
+def check_credentials(fs: ProbeFileSystem) -> Check:
     """Whether the server accepts the credentials."""
     if fs.anon:
         return skipped("signed in", "access is anonymous")

@@ -38,14 +38,14 @@ _KINDS = {
 _BAD_CREDENTIALS = "Mend the credentials, or name others."
 
 
-class Examined(CSXFileSystem):
+class ProbeFileSystem(CSXFileSystem):
     """A filesystem that makes no bucket."""
 
     async def _create_bucket(self, bucket: str, acl: str | None = None, region: str | None = None) -> None:
         raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Check its name and the endpoint.")
 
 
-class InForce:
+class EffectiveConfig:
     """The settings that hold for a call.
 
     Args:
@@ -69,15 +69,15 @@ class InForce:
         self._call, self._caller = call, caller
         public = credentials.without_secrets(self._options)
         given = {name: self._options[name] for name in ("session",) if self._options.get(name)}
-        self.unsigned = Examined(**{**public, **given, "anon": True, "skip_instance_cache": True})
+        self.unsigned = ProbeFileSystem(**{**public, **given, "anon": True, "skip_instance_cache": True})
         self.unsigned.connect()
         self._session = self.unsigned.session
         self._profile = str(self._session.get_config_variable("profile") or "default")
 
-    def signed_in(self) -> tuple[Check, Examined | None]:
+    def sign_in(self) -> tuple[Check, ProbeFileSystem | None]:
         """Sign in, and tell with which credentials; the filesystem is None if there are none."""
         try:
-            fs = Examined(**{**self._call, "skip_instance_cache": True})
+            fs = ProbeFileSystem(**{**self._call, "skip_instance_cache": True})
             fs.connect()
             return passed("credentials", self._credentials(fs)), fs
         except Exception as error:
@@ -109,7 +109,7 @@ class InForce:
 
     # -- credentials ------------------------------------------------------------------------------------------------
 
-    def _credentials(self, fs: Examined) -> str:
+    def _credentials(self, fs: ProbeFileSystem) -> str:
         if fs.anon:
             return f"none: anonymous access, as {self._named_by('anon')} has it"
         if explicit := fs.key or fs.client_kwargs.get(_CLIENT_KEY):

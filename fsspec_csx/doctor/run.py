@@ -49,11 +49,11 @@ def checks(
     speed: bool = True,
 ) -> Generator[Check, None, None]:
     """As ``examine``, one by one. What was written is removed when the iterator ends, or is closed."""
-    place = None if url is None else place_of(url)
+    place = None if url is None else parse_url(url)
     return _checks(place, dict(storage_options or {}), caller, speed)
 
 
-def place_of(url: str) -> tuple[str, str]:
+def parse_url(url: str) -> tuple[str, str]:
     """The bucket of a URL, and the prefix of the names in its folder: empty, or with a slash at its end.
 
     Raises:
@@ -73,39 +73,39 @@ def place_of(url: str) -> tuple[str, str]:
 def _checks(
     place: tuple[str, str] | None, call: dict[str, Any], caller: str, speed: bool
 ) -> Generator[Check, None, None]:
-    from fsspec_csx.doctor.bucket_checks import IN_BUCKET, Trials
-    from fsspec_csx.doctor.connectivity import known, reached  # only here, as they import s3fs
-    from fsspec_csx.doctor.effective_config import InForce
+    from fsspec_csx.doctor.bucket_checks import IN_BUCKET, BucketChecks
+    from fsspec_csx.doctor.connectivity import check_credentials, check_endpoint  # only here, as they import s3fs
+    from fsspec_csx.doctor.effective_config import EffectiveConfig
 
     yield _versions()
     yield _opener()
     later = ("signed in", *(IN_BUCKET if place else ()))
     try:
-        force = InForce(call, caller)
+        effective = EffectiveConfig(call, caller)
     except Exception as error:
         name = "credentials" if isinstance(error, CredentialsError) else "settings"
         yield failed(name, error, "Mend what it names, in the call, the environment or the AWS files.")
         yield from (skipped(each, "the settings cannot be used") for each in ("reachable", "clock", *later))
         return
-    signed, fs = force.signed_in()
+    signed, fs = effective.sign_in()
     yield signed
-    yield from force.settings()
+    yield from effective.settings()
     answers = None
-    for check in reached(force):
+    for check in check_endpoint(effective):
         answers = check.ok if check.name == "reachable" else answers
         yield check
     if fs is None or not answers:
         why = "the endpoint cannot be reached" if fs else "there are no credentials"
         yield from (skipped(each, why) for each in later)
         return
-    accepted = known(fs)
+    accepted = check_credentials(fs)
     yield accepted
     if place is None:
         return
     if accepted.ok is False:
         yield from (skipped(each, "the server does not let us in") for each in IN_BUCKET)
         return
-    with closing(Trials(fs, *place, speed=speed).run()) as trials:
+    with closing(BucketChecks(fs, *place, speed=speed).run()) as trials:
         yield from trials
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError, CheckpointPathError
-from fsspec_csx.manage import kinds
-from fsspec_csx.manage.directory import Root
-from fsspec_csx.manage.location import Place
+from fsspec_csx.manage import naming
+from fsspec_csx.manage.directory import Directory
+from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.paths import redacted
 
 _TAIL = 4096
 
 
-def finished(root: Root, folder: str) -> bool:
+def finished(root: Directory, folder: str) -> bool:
     """Whether a folder has a checkpoint that was written to its end; True if that may not be looked at.
 
     Args:
@@ -24,7 +24,7 @@ def finished(root: Root, folder: str) -> bool:
     Raises:
         OSError: what the filesystem raised; no FileNotFoundError.
     """
-    place = Place.below(root, f"{folder.rstrip('/')}/{kinds.CEREBRAS}")
+    place = Location.below(root, f"{folder.rstrip('/')}/{naming.METADATA}")
     from fsspec_csx.formats.cerebras.metadata import LARGEST, SUCCESS, decoded  # only here, as few folders are any
 
     try:
@@ -34,20 +34,20 @@ def finished(root: Root, folder: str) -> bool:
             if SUCCESS.encode() in file.read(_TAIL):  # it is the last that is written
                 return True
             file.seek(0)
-            return size <= LARGEST and bool(decoded(file.read(), name=place.shown).get(SUCCESS))
+            return size <= LARGEST and bool(decoded(file.read(), name=place.display_path).get(SUCCESS))
     except (FileNotFoundError, CheckpointError):
         return False
     except PermissionError:
         return True
 
 
-def begun(root: Root) -> bool:
+def begun(root: Directory) -> bool:
     """Whether a folder is one that ``begin`` made, and nobody finished.
 
     Raises:
         OSError: what the filesystem raised.
     """
-    place = Place.below(root, kinds.CEREBRAS)
+    place = Location.below(root, naming.METADATA)
     try:
         with place.opened() as file:
             return bool(file.read(_TAIL) == _begun())
@@ -68,7 +68,7 @@ def begin(fs: Any, folder: str) -> bytes | None:
     Raises:
         OSError: what the filesystem raised; PermissionError is among it.
     """
-    place = Place(folder, fs, f"{folder}/{kinds.CEREBRAS}", (fs, f"{folder}/{kinds.CEREBRAS}"))
+    place = Location(folder, fs, f"{folder}/{naming.METADATA}", (fs, f"{folder}/{naming.METADATA}"))
     try:
         with place.opened() as file:
             former: bytes | None = file.read()
@@ -86,11 +86,11 @@ def write(fs: Any, folder: str, metadata: bytes) -> None:
         folder: its path there.
         metadata: its bytes.
     """
-    with atomic_write(fs, f"{folder}/{kinds.CEREBRAS}") as file:
+    with atomic_write(fs, f"{folder}/{naming.METADATA}") as file:
         file.write(metadata)
 
 
-def check_target(source: Root, target: Root) -> None:
+def check_target(source: Directory, target: Directory) -> None:
     """Refuse a target that cannot hold all that a checkpoint on S3 is.
 
     Raises:
@@ -102,7 +102,7 @@ def check_target(source: Root, target: Root) -> None:
         raise CheckpointPathError(reason, "Make one file of it: cszoo checkpoint convert.")
 
 
-def told_alike(one: Place, other: Place) -> bool:
+def same_user_metadata(one: Location, other: Location) -> bool:
     """Whether two objects have the same user metadata; True where there is none."""
     stamps = one.stamp(), other.stamp()
     if stamps[0] is None or stamps[1] is None:

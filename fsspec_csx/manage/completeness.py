@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.manage import kinds
-from fsspec_csx.manage.directory import Root
-from fsspec_csx.manage.location import Place
+from fsspec_csx.manage import naming
+from fsspec_csx.manage.directory import Directory
+from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
 
 _NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[^.]+)", re.DOTALL)
@@ -34,22 +34,22 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
         InvalidCheckpointError: if a file is missing or too short, or the manifest or index cannot be read.
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError is among it.
     """
-    root = Root(path, storage_options)
+    root = Directory(path, storage_options)
     files, _ = root.scan()
     sizes = {file.name: file.size for file in files}
-    shown = redacted(path)
+    display_path = redacted(path)
     if missing := missing_shards(sizes):
-        raise _incomplete(shown, missing, "its shards count")
+        raise _incomplete(display_path, missing, "its shards count")
     for name in sizes:
         if name.endswith(".index.json"):
-            _check_index(root, name, sizes, shown)
+            _check_index(root, name, sizes, display_path)
     if ".metadata" in sizes:
-        _check_manifest(root, sizes, shown)
-    if kinds.CEREBRAS in sizes:
+        _check_manifest(root, sizes, display_path)
+    if naming.METADATA in sizes:
         from fsspec_csx.manage import cerebras_folders  # only here, as it imports this package's folders
 
         if not cerebras_folders.finished(root, ""):
-            raise InvalidCheckpointError(f"{shown} was not finished.", "Save it again, or delete it.")
+            raise InvalidCheckpointError(f"{display_path} was not finished.", "Save it again, or delete it.")
 
 
 def missing_shards(names: Iterable[str]) -> list[str]:
@@ -65,40 +65,40 @@ def missing_shards(names: Iterable[str]) -> list[str]:
     return missing
 
 
-def _check_index(root: Root, name: str, sizes: Mapping[str, int | None], shown: str) -> None:
+def _check_index(root: Directory, name: str, sizes: Mapping[str, int | None], display_path: str) -> None:
     """Check that the files which an index of Hugging Face's names are there."""
     try:
         if (sizes[name] or 0) > _LARGEST:
             raise ValueError(name)
-        with Place.below(root, name).opened() as file:
+        with Location.below(root, name).opened() as file:
             named = {*map(str, json.loads(file.read())["weight_map"].values())}
         missing = sorted(each for each in named if not sizes.get(each))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidCheckpointError(f"The index {name} of {shown} is damaged.", _REMEDY) from error
+        raise InvalidCheckpointError(f"The index {name} of {display_path} is damaged.", _REMEDY) from error
     if missing:
-        raise _incomplete(shown, missing, f"{name} names")
+        raise _incomplete(display_path, missing, f"{name} names")
 
 
-def _check_manifest(root: Root, sizes: Mapping[str, int | None], shown: str) -> None:
+def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_path: str) -> None:
     """Check that the shards which a manifest names are there, and as long as it says."""
     from fsspec_csx.formats.dcp import manifest  # only here, as these import torch
     from fsspec_csx.formats.dcp.folder import Folder
 
     ends: dict[str, int] = defaultdict(int)
-    for place in manifest.read(Folder(root.fs, root.inner(), shown)).storage_data.values():
+    for place in manifest.read(Folder(root.fs, root.inner(), display_path)).storage_data.values():
         ends[place.relative_path] = max(ends[place.relative_path], place.offset + place.length)
     held = sizes
     if any("/" in name for name in ends):
         held = {file.name: file.size for files in root.tree().values() for file in files}
     if missing := sorted(name for name in ends if name not in held):
-        raise _incomplete(shown, missing, "its manifest names")
+        raise _incomplete(display_path, missing, "its manifest names")
     if short := sorted(name for name, end in ends.items() if (size := held[name]) is not None and size < end):
-        reason = f"{shown} is not whole: {_listed(short)} {'is' if len(short) == 1 else 'are'} cut short."
+        reason = f"{display_path} is not whole: {_listed(short)} {'is' if len(short) == 1 else 'are'} cut short."
         raise InvalidCheckpointError(reason, _REMEDY)
 
 
-def _incomplete(shown: str, missing: list[str], what: str) -> InvalidCheckpointError:
-    return InvalidCheckpointError(f"{shown} is not whole: it lacks {_listed(missing)}, which {what}.", _REMEDY)
+def _incomplete(display_path: str, missing: list[str], what: str) -> InvalidCheckpointError:
+    return InvalidCheckpointError(f"{display_path} is not whole: it lacks {_listed(missing)}, which {what}.", _REMEDY)
 
 
 def _listed(names: list[str]) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.checkpoint.api import inspect, load, save
-from fsspec_csx.manage import kinds
+from fsspec_csx.manage import naming
 from fsspec_csx.manage.copy import _named, takes_names
-from fsspec_csx.manage.location import Place
+from fsspec_csx.manage.location import Location
 from fsspec_csx.manage.naming import SUFFIXES
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -34,7 +34,7 @@ _TORCH_SUFFIX = ".mdl"
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertResult:
     """What became of a checkpoint.
 
     Attributes:
@@ -72,7 +72,7 @@ def convert(
     source_options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
-) -> Converted:
+) -> ConvertResult:
     """Write a checkpoint anew, in another format, in another dtype, or a part of it.
 
     It is read while it is written, with some 100 MiB of memory whatever its size; only a file that ``load`` reads whole
@@ -112,11 +112,11 @@ def convert(
         OSError: whatever a filesystem raised, as it raised it.
     """
     _check(dtype, format)
-    origin = Place.of(source, source_options)
+    origin = Location.of(source, source_options)
     written, kind = _written(origin, target, format)
-    place = Place.of(written, target_options)
+    place = Location.of(written, target_options)
     if not overwrite and place.exists():
-        msg = f"{place.shown} exists already. Choose another name, or allow it to be overwritten."
+        msg = f"{place.display_path} exists already. Choose another name, or allow it to be overwritten."
         raise FileExistsError(msg)
     if overwrite:
         _check_kind(place, folder=kind in (DISTRIBUTED, CEREBRAS))
@@ -126,7 +126,7 @@ def convert(
         else:
             _write_cerebras(source, written, keys, source_options, target_options, callback)
         told = inspect(written, storage_options=target_options)
-        return Converted(place.shown, kind, told.size, len(told.tensors), 0, (), (), ())
+        return ConvertResult(place.display_path, kind, told.size, len(told.tensors), 0, (), (), ())
     with report_progress(callback, place.text) as progress, origin.source() as opened:
         import torch  # only here, as all that is wrong with the paths is told at once without it
 
@@ -134,7 +134,7 @@ def convert(
 
         converting = Conversion(
             opened,
-            name=origin.shown,
+            name=origin.display_path,
             as_safetensors=kind == SAFETENSORS,
             dtype=None if dtype is None else getattr(torch, _name(dtype)),
             keys=keys,
@@ -144,8 +144,8 @@ def convert(
         with atomic_write(*place.through, exclusive=not overwrite) as replaced:
             overflowed = converting.write(replaced, advance=meter.advance)
         meter.finish()
-    return Converted(
-        path=place.shown,
+    return ConvertResult(
+        path=place.display_path,
         format=kind,
         size=converting.nbytes,
         tensors=converting.tensors,
@@ -185,7 +185,7 @@ def _write_cerebras(
 
 
 def _write_sharded(
-    origin: Place,
+    origin: Location,
     target: str | os.PathLike[str],
     keys: Iterable[str] | Callable[[str], bool] | None,
     target_options: Mapping[str, Any] | None,
@@ -194,18 +194,20 @@ def _write_sharded(
     from fsspec_csx.distributed.consolidate import write_sharded  # only here, as it imports torch.distributed
 
     with report_progress(callback, os.fspath(target)) as progress, origin.source() as opened:
-        write_sharded(opened, target, name=origin.shown, keys=keys, storage_options=target_options, callback=progress)
+        write_sharded(
+            opened, target, name=origin.display_path, keys=keys, storage_options=target_options, callback=progress
+        )
 
 
-def _check_kind(place: Place, *, folder: bool) -> None:
+def _check_kind(place: Location, *, folder: bool) -> None:
     """Refuse to replace a file by a folder, or a folder by a file."""
     if not place.exists() or place.is_folder() == folder:
         return
     if folder:
-        msg = f"{place.shown} is a file, and the checkpoint becomes a folder. Delete it, or choose another name."
+        msg = f"{place.display_path} is a file, and the checkpoint becomes a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
-    if not place.bulk or place.fs.exists(f"{place.path}/{kinds.CEREBRAS}"):
-        msg = f"{place.shown} is a folder, and the checkpoint becomes a file. Delete it, or choose another name."
+    if not place.bulk or place.fs.exists(f"{place.path}/{naming.METADATA}"):
+        msg = f"{place.display_path} is a folder, and the checkpoint becomes a file. Delete it, or choose another name."
         raise IsADirectoryError(msg)
 
 
@@ -213,10 +215,12 @@ def _name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _written(origin: Place, target: str | os.PathLike[str], format: str | None) -> tuple[str | os.PathLike[str], str]:
+def _written(
+    origin: Location, target: str | os.PathLike[str], format: str | None
+) -> tuple[str | os.PathLike[str], str]:
     """The path to write to, and in which format; in a folder its name follows the source's."""
     name, text = origin.name, os.fspath(target)
-    if format == DISTRIBUTED and not text.endswith("/") and os.path.isdir(text) and kinds.is_sharded(os.listdir(text)):
+    if format == DISTRIBUTED and not text.endswith("/") and os.path.isdir(text) and naming.is_sharded(os.listdir(text)):
         return target, format  # a checkpoint is no folder of checkpoints
     if not takes_names(target):
         return target, format or (SAFETENSORS if text.endswith(_SUFFIX) else TORCH)

@@ -11,17 +11,16 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointPathError
-from fsspec_csx.manage.directory import Root
-from fsspec_csx.manage.file_copy import carry, renamed
-from fsspec_csx.manage.location import Place
-from fsspec_csx.manage.sameness import same
-from fsspec_csx.manage.sharded_folders import Shards
+from fsspec_csx.manage.directory import Directory
+from fsspec_csx.manage.file_copy import copy_file, rename_file, same_content
+from fsspec_csx.manage.location import Location
+from fsspec_csx.manage.sharded_folders import CheckpointFolder
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 
 @dataclass(frozen=True)
-class Copied:
+class CopyResult:
     """A checkpoint that was copied or moved.
 
     Attributes:
@@ -127,33 +126,33 @@ def transfer(
     source_options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
-) -> Copied:
+) -> CopyResult:
     """Copy or move a checkpoint; as ``copy`` and ``move``, and tells more of it."""
-    origin = Place.of(source, source_options)
+    origin = Location.of(source, source_options)
     if moving and origin.version:
-        raise CheckpointPathError(f"{origin.shown!r} names one version of an object.", "Leave ?versionId= away.")
+        raise CheckpointPathError(f"{origin.display_path!r} names one version of an object.", "Leave ?versionId= away.")
     if origin.is_folder():
-        shards = Shards(Root(source, source_options))
-        goal_root = Root(shards.target(target, origin.name, target_options), target_options)
+        shards = CheckpointFolder(Directory(source, source_options))
+        goal_root = Directory(shards.target(target, origin.name, target_options), target_options)
         with report_progress(callback, goal_root.path) as progress:
-            shards.carry(goal_root, progress, overwrite=overwrite, moving=moving)
-        return Copied(origin.text, goal_root.path, shards.size)
-    goal = Place.of(_named(target, origin.name), target_options)
+            shards.copy_to(goal_root, progress, overwrite=overwrite, moving=moving)
+        return CopyResult(origin.text, goal_root.path, shards.size)
+    goal = Location.of(_named(target, origin.name), target_options)
     size = origin.state()["size"]
     if moving and not overwrite and _is_there(origin, goal):
         origin.remove()  # a former move got as far as that
-        return Copied(origin.text, goal.text, size)
+        return CopyResult(origin.text, goal.text, size)
     _check_target(origin, goal, overwrite)
     with report_progress(callback, goal.text) as progress:
         meter = ProgressMeter(progress, size)
         if moving:
             goal.make_parents()
-        if not (moving and renamed(origin, goal, overwrite=overwrite)):
-            carry(origin, goal, meter.advance, overwrite=overwrite, verified=moving)
+        if not (moving and rename_file(origin, goal, overwrite=overwrite)):
+            copy_file(origin, goal, meter.advance, overwrite=overwrite, verified=moving)
             if moving:
                 origin.remove()
         meter.finish()
-    return Copied(origin.text, goal.text, size)
+    return CopyResult(origin.text, goal.text, size)
 
 
 def transferred(
@@ -163,24 +162,24 @@ def transferred(
     moving: bool,
     source_options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
-) -> Copied | None:
+) -> CopyResult | None:
     """What a former ``transfer`` did; None if there is no copy that is the same, or the source is still to be deleted.
 
     A source that was moved is gone; then there must be a checkpoint of its name at the target.
     """
-    origin = Place.of(source, source_options)
-    goal = Place.of(_named(target, origin.name), target_options)
+    origin = Location.of(source, source_options)
+    goal = Location.of(_named(target, origin.name), target_options)
     if not goal.exists():
         return None
     if not origin.exists():
-        return Copied(origin.text, goal.text, 0) if moving else None
+        return CopyResult(origin.text, goal.text, 0) if moving else None
     if moving:
         return None
     if origin.is_folder():
-        shards = Shards(Root(source, source_options))
-        goal_root = Root(shards.target(target, origin.name, target_options), target_options)
-        return Copied(origin.text, goal_root.path, shards.size) if shards.is_at(goal_root) else None
-    return Copied(origin.text, goal.text, origin.state()["size"]) if _is_there(origin, goal) else None
+        shards = CheckpointFolder(Directory(source, source_options))
+        goal_root = Directory(shards.target(target, origin.name, target_options), target_options)
+        return CopyResult(origin.text, goal_root.path, shards.size) if shards.is_same_file(goal_root) else None
+    return CopyResult(origin.text, goal.text, origin.state()["size"]) if _is_there(origin, goal) else None
 
 
 def takes_names(target: str | os.PathLike[str]) -> bool:
@@ -197,13 +196,15 @@ def _named(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
     return named if isinstance(target, str) else type(target)(named)  # type: ignore[call-arg]
 
 
-def _is_there(source: Place, target: Place) -> bool:
+def _is_there(source: Location, target: Location) -> bool:
     """Whether there is another file at the target that has the same bytes."""
-    return not source.is_at(target) and target.exists() and not target.is_folder() and same(source, target)
+    return (
+        not source.is_same_file(target) and target.exists() and not target.is_folder() and same_content(source, target)
+    )
 
 
-def _check_target(source: Place, target: Place, overwrite: bool) -> None:
-    if source.is_at(target):
+def _check_target(source: Location, target: Location, overwrite: bool) -> None:
+    if source.is_same_file(target):
         reason = f"{redacted(target.text)} is the very file that is to be copied or moved."
         raise CheckpointPathError(reason, "Name another target.")
     if overwrite and target.bulk:
@@ -212,8 +213,10 @@ def _check_target(source: Place, target: Place, overwrite: bool) -> None:
         return
     with contextlib.suppress(FileNotFoundError):  # a link to nothing
         if target.is_folder():
-            msg = f"{target.shown} is a folder. End it with a slash to copy into it."
+            msg = f"{target.display_path} is a folder. End it with a slash to copy into it."
             raise IsADirectoryError(msg)
     if not overwrite:
-        msg = f"{target.shown} exists already. Choose another name, or replace it with --force or overwrite=True."
+        msg = (
+            f"{target.display_path} exists already. Choose another name, or replace it with --force or overwrite=True."
+        )
         raise FileExistsError(msg)

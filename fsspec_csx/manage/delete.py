@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.errors import CheckpointPathError, CSXError
-from fsspec_csx.manage import cerebras_folders, kinds, s3
-from fsspec_csx.manage.directory import Root, folder_path, side_by_side
-from fsspec_csx.manage.list import Found
+from fsspec_csx.manage import cerebras_folders, naming, s3
+from fsspec_csx.manage.directory import Directory, map_parallel, strip_slashes
+from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 
 @dataclass(frozen=True)
-class Target:
+class DeleteTarget:
     """A checkpoint that is to go.
 
     Attributes:
@@ -40,7 +40,7 @@ class Target:
     @property
     def parts(self) -> list[str]:
         """The files that go late: those by which a folder is known when its manifests are gone, if it has such."""
-        shards = [file for file in self.files if kinds.is_shard(file.rpartition("/")[2])]
+        shards = [file for file in self.files if naming.is_shard(file.rpartition("/")[2])]
         return shards or [file for file in self.files if file not in {*self.manifests, self.metadata}]
 
     @property
@@ -57,7 +57,7 @@ class Target:
 
 def targets(
     paths: Iterable[str | os.PathLike[str]], *, storage_options: Mapping[str, Any] | None = None
-) -> list[Target]:
+) -> list[DeleteTarget]:
     """What the deletion of these checkpoints takes; nothing is deleted yet.
 
     A file is taken whatever its name. A folder is one checkpoint if it has a manifest, or if all its files are parts of
@@ -76,11 +76,11 @@ def targets(
     places = [(os.fspath(path), _place(path, storage_options)) for path in paths]
     filesystems = [*{id(root.fs): root.fs for _, root in places}.values()]
     parallel = filesystems[0] if len(filesystems) == 1 else None
-    found = side_by_side(parallel, lambda place: _target(*place), places)
+    found = map_parallel(parallel, lambda place: _target(*place), places)
     return [*{each.key: each for each in found}.values()]
 
 
-def delete(doomed: Iterable[Target]) -> dict[str, Exception]:
+def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
     """Delete checkpoints: all manifests first, and the parts last, on S3 a thousand by one request.
 
     What is left of one after a failure, or when the process is killed, is deleted by the same call again.
@@ -91,10 +91,10 @@ def delete(doomed: Iterable[Target]) -> dict[str, Exception]:
     Returns:
         What went wrong, by the paths of those that are left, or of which something is left.
     """
-    doomed = [*doomed]
+    to_delete = [*to_delete]
     failed: dict[str, Exception] = {}
-    for fs in {id(each.fs): each.fs for each in doomed}.values():
-        failed |= _delete(fs, [each for each in doomed if each.fs is fs])
+    for fs in {id(each.fs): each.fs for each in to_delete}.values():
+        failed |= _delete(fs, [each for each in to_delete if each.fs is fs])
     return failed
 
 
@@ -117,13 +117,13 @@ def remove(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
             return error
         return None
 
-    failures = zip(files, side_by_side(fs, remove_one, files), strict=True)
+    failures = zip(files, map_parallel(fs, remove_one, files), strict=True)
     return {file: error for file, error in failures if error is not None}
 
 
-def targets_of(
-    listed: Iterable[Found], *, storage_options: Mapping[str, Any] | None = None
-) -> tuple[list[Target], dict[str, Exception]]:
+def targets_from_listing(
+    listed: Iterable[ListedCheckpoint], *, storage_options: Mapping[str, Any] | None = None
+) -> tuple[list[DeleteTarget], dict[str, Exception]]:
     """What the deletion of checkpoints in a listing takes; single files are not asked for again.
 
     Args:
@@ -141,7 +141,7 @@ def targets_of(
         except CheckpointPathError as error:
             failed[each.path] = error
 
-    def target(place: tuple[Found, Root]) -> Target | None:
+    def target(place: tuple[ListedCheckpoint, Directory]) -> DeleteTarget | None:
         each, root = place
         if not each.sharded:
             return _file(each.path, root, each.size)
@@ -153,18 +153,18 @@ def targets_of(
             failed[each.path] = error
             return None
 
-    found = side_by_side(places[0][1].fs if places else None, target, places)
+    found = map_parallel(places[0][1].fs if places else None, target, places)
     return [each for each in found if each is not None], failed
 
 
-def _delete(fs: Any, doomed: Sequence[Target]) -> dict[str, Exception]:
+def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
     """As ``delete``, of one filesystem."""
     failed: dict[str, Exception] = {}
     touched: set[str] = set()
-    first = {each.path: [*each.manifests] for each in doomed}
+    first = {each.path: [*each.manifests] for each in to_delete}
     last: dict[str, list[str]] = {}
     former: dict[str, bytes] = {}
-    for each, was in zip(doomed, side_by_side(fs, _begin, doomed), strict=True):
+    for each, was in zip(to_delete, map_parallel(fs, _begin, to_delete), strict=True):
         if isinstance(was, PermissionError) and each.metadata:
             first[each.path].append(each.metadata)  # for those who may delete and not write
         elif isinstance(was, Exception):
@@ -180,10 +180,10 @@ def _delete(fs: Any, doomed: Sequence[Target]) -> dict[str, Exception]:
         wrong = {path: next((left[file] for file in those if file in left), None) for path, those in going.items()}
         failed.update({path: error for path, error in wrong.items() if error is not None})
 
-    others, parts = {each.path: each.others for each in doomed}, {each.path: each.parts for each in doomed}
+    others, parts = {each.path: each.others for each in to_delete}, {each.path: each.parts for each in to_delete}
     for files in (first, others, parts, last):
         go(files)
-    for each in doomed:
+    for each in to_delete:
         if each.path not in failed:
             remove_empty(fs, each.folder)
         elif each.path in former and each.path not in touched:
@@ -194,47 +194,47 @@ def _delete(fs: Any, doomed: Sequence[Target]) -> dict[str, Exception]:
     return failed
 
 
-def _begin(doomed: Target) -> bytes | Exception | None:
+def _begin(to_delete: DeleteTarget) -> bytes | Exception | None:
     """Make a Cerebras checkpoint one that was not finished: the metadata that it had, or what hinders that."""
-    if doomed.folder is None or doomed.metadata is None:
+    if to_delete.folder is None or to_delete.metadata is None:
         return None
     try:
-        return cerebras_folders.begin(doomed.fs, doomed.folder)
+        return cerebras_folders.begin(to_delete.fs, to_delete.folder)
     except Exception as error:
         return error
 
 
-def _place(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Root:
+def _place(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Directory:
     """What is at a path, as a root. Made before the threads: some releases of fsspec have a filesystem for each."""
-    text = checkpoint_path(folder_path(path))
-    root = Root(path, storage_options)
+    text = checkpoint_path(strip_slashes(path))
+    root = Directory(path, storage_options)
     if getattr(root.fs, "version_aware", False) and root.fs.split_path(root.inner())[2]:
         raise CheckpointPathError(f"{redacted(text)!r} names one version of an object.", "Leave ?versionId= away.")
     return root
 
 
-def _target(path: str, root: Root) -> Target:
+def _target(path: str, root: Directory) -> DeleteTarget:
     size = None if path.endswith("/") else _size_of_file(path, root.fs, root.inner())
     return _folder(path, root) if size is None else _file(path, root, size)
 
 
-def _file(path: str, root: Root, size: int) -> Target:
-    return Target(path, root.fs, [root.inner()], [], size, None)
+def _file(path: str, root: Directory, size: int) -> DeleteTarget:
+    return DeleteTarget(path, root.fs, [root.inner()], [], size, None)
 
 
-def _folder(path: str, root: Root) -> Target:
+def _folder(path: str, root: Directory) -> DeleteTarget:
     held, _ = root.scan()
     names = [file.name for file in held]
-    if not kinds.is_sharded(names) and not (names and all(map(kinds.is_shard, names))):
+    if not naming.is_sharded(names) and not (names and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, and no checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    manifests = [root.inner(name) for name in names if kinds.is_manifest(name) and name != kinds.CEREBRAS]
+    manifests = [root.inner(name) for name in names if naming.is_manifest(name) and name != naming.METADATA]
     metadata = None
-    if kinds.CEREBRAS in names:
-        metadata = root.inner(kinds.CEREBRAS)
+    if naming.METADATA in names:
+        metadata = root.inner(naming.METADATA)
         held = [file for files in root.tree().values() for file in files]
     files = [root.inner(file.name) for file in held]
-    return Target(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner(), metadata)
+    return DeleteTarget(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner(), metadata)
 
 
 def _size_of_file(path: str, fs: Any, inner: str) -> int | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats.checkpoint_info import Difference
-from fsspec_csx.manage.location import Place
+from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.files import file_size, open_file
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
@@ -84,14 +84,14 @@ def compare(
         OSError: whatever a filesystem raised, as it raised it.
     """
     _check_operation(op, rtol, atol)
-    places = Place.of(first, storage_options), Place.of(second, storage_options)
+    places = Location.of(first, storage_options), Location.of(second, storage_options)
     from fsspec_csx.manage import diff_entries  # only here, as it imports torch
     from fsspec_csx.tensors.numeric_error import Closeness
 
     with contextlib.ExitStack() as stack:
         files = [_file(place, stack) for place in places]
         if _same_object(*files):
-            return _unread(stack.enter_context(places[0].source(files[0])), places[0].shown)
+            return _unread(stack.enter_context(places[0].source(files[0])), places[0].display_path)
         one, other = (stack.enter_context(place.source(file)) for place, file in zip(places, files, strict=True))
         progress = stack.enter_context(report_progress(callback, places[0].text))
         meter, lock = ProgressMeter(progress, one.size + other.size), threading.Lock()
@@ -102,7 +102,7 @@ def compare(
 
         one.advance = other.advance = advance
         closeness = Closeness(rtol, atol) if op == "allclose" else None
-        found = diff_entries.compare((one, other), (places[0].shown, places[1].shown), closeness)
+        found = diff_entries.compare((one, other), (places[0].display_path, places[1].display_path), closeness)
         meter.finish()
     return Comparison(tuple(found.differences), found.tensors, found.values, 0)
 
@@ -116,7 +116,7 @@ def _check_operation(op: str, rtol: float, atol: float) -> None:
         raise ValueError(msg)
 
 
-def _file(place: Place, stack: contextlib.ExitStack) -> Any:
+def _file(place: Location, stack: contextlib.ExitStack) -> Any:
     """The file at a place; None if there is none, and so may be a folder."""
     try:
         return stack.enter_context(open_file(*place.through))

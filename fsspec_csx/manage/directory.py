@@ -37,7 +37,7 @@ class File:
     modified: datetime | None
 
 
-class Root:
+class Directory:
     """A folder.
 
     Args:
@@ -53,7 +53,7 @@ class Root:
     """
 
     def __init__(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
-        text = folder_path(path)
+        text = strip_slashes(path)
         if not text:
             raise CheckpointPathError("The path of the folder is empty.", "Give a folder or a URL.")
         checkpoint_path(_joined(text, (), "/checkpoint"))
@@ -137,7 +137,7 @@ class Root:
             elif name == folder.rstrip("/"):
                 raise NotADirectoryError(_no_folder(self.path_of(name) if name else self.path))
             else:
-                files.append(file_of(name, info))
+                files.append(file_from_info(name, info))
         folders = [each for each in folders if each not in ("/", folder)]
         return files, folders
 
@@ -153,21 +153,21 @@ class Root:
                 continue  # or an object that stands for one
             if not name:
                 raise NotADirectoryError(_no_folder(self.path))
-            yield file_of(name, info)
+            yield file_from_info(name, info)
 
     def _name(self, info: Mapping[str, Any]) -> str:
         name: str = info["name"]
         return name.lstrip("/") if not self._inner else name[len(self._inner) :].removeprefix("/")
 
 
-def folder_path(path: str | os.PathLike[str]) -> str:
+def strip_slashes(path: str | os.PathLike[str]) -> str:
     """The text of a path without slashes at its end, but for those of a bare protocol and of ``/``."""
     text = os.fspath(path)
     stripped = text.rstrip("/")
     return text if not stripped or stripped.endswith(":") else stripped
 
 
-def side_by_side(fs: Any, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """What a function gives for each item: many at a time where the filesystem bears it.
 
     Args:
@@ -197,7 +197,7 @@ def _no_folder(path: str) -> str:
     return f"{redacted(path)} is a file, and no folder. Give the folder that it is in."
 
 
-def file_of(name: str, info: Mapping[str, Any]) -> File:
+def file_from_info(name: str, info: Mapping[str, Any]) -> File:
     """A file, by what a filesystem tells of it."""
     time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
     return File(name, info.get("size"), _moment(time))

@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import ChecksumError, CSXError
-from fsspec_csx.manage.location import Place
-from fsspec_csx.manage.sameness import same
+from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.local_file import publish, resolve_target
 
-_PIECE = 16 * 2**20
-GOES_ON = "Give the same command again: it goes on where this one stopped."
+_CHUNK = 16 * 2**20
+RESUME_HINT = "Run the same command again to resume."
+# The MD5 sum of an object, or of those of its parts.
+_MD5 = re.compile(r'"?[0-9a-f]{32}(?:-\d+)?"?')
 # What servers answer that do not know a way to copy, or a condition of one.
-_NOT_KNOWN = ("501", "NotImplemented")
+_UNSUPPORTED = ("501", "NotImplemented")
 
 
-def carry(
-    source: Place, target: Place, advance: Callable[[int], object], *, overwrite: bool, verified: bool = False
+def copy_file(
+    source: Location, target: Location, advance: Callable[[int], object], *, overwrite: bool, verified: bool = False
 ) -> int:
     """Copy a file, whole or not at all; large ones from or to S3 go on where a former copy was broken off.
 
@@ -44,26 +46,26 @@ def carry(
     before = source.state()
     target.make_parents()
     mode = "overwrite" if overwrite else "create"
-    with _to_be_gone_on_with(source, target):
+    with _hinting_at_resume(source, target):
         try:
-            _carry(source, target, _Forward(advance), mode)
+            _copy(source, target, _Forward(advance), mode)
         except Exception as error:
-            if not _not_known(error):
+            if not _is_unsupported(error):
                 raise
-            _in_pieces(source, target, _Forward(advance).relative_update, mode)
+            _copy_in_chunks(source, target, _Forward(advance).relative_update, mode)
     source.check_state(before)
     try:
-        equal = same(source, target) if verified else target.state()["size"] == before["size"]
+        equal = same_content(source, target) if verified else target.state()["size"] == before["size"]
     except CSXError as error:
-        error.mark_maybe_applied(f"the copy to {target.shown}")
+        error.mark_maybe_applied(f"the copy to {target.display_path}")
         raise
     if not equal:
-        reason = f"{target.shown} is not the same as {source.shown}, of which it is a copy."
+        reason = f"{target.display_path} is not the same as {source.display_path}, of which it is a copy."
         raise ChecksumError(reason, "Copy it again, with --force or overwrite=True.")
     return int(before["size"])
 
 
-def renamed(source: Place, target: Place, *, overwrite: bool) -> bool:
+def rename_file(source: Location, target: Location, *, overwrite: bool) -> bool:
     """Move a file of this machine by giving it another name; False if that cannot be done."""
     if source.fs is not None or target.fs is not None or os.path.islink(source.path):
         return False
@@ -79,10 +81,10 @@ def renamed(source: Place, target: Place, *, overwrite: bool) -> bool:
     return True
 
 
-def _carry(source: Place, target: Place, callback: Callback, mode: str) -> None:
+def _copy(source: Location, target: Location, callback: Callback, mode: str) -> None:
     options: dict[str, Any] = {"callback": callback, "mode": mode, "resumable": True}
     if not _resumable(source, target):
-        _in_pieces(source, target, callback.relative_update, mode)
+        _copy_in_chunks(source, target, callback.relative_update, mode)
     elif target.fs is None:
         source.fs.get_file(source.path, target.path, **options)
     elif source.fs is None:
@@ -93,18 +95,18 @@ def _carry(source: Place, target: Place, callback: Callback, mode: str) -> None:
         target.fs.take_file(source.fs, source.path, target.path, **options)
 
 
-def _resumable(source: Place, target: Place) -> bool:
+def _resumable(source: Location, target: Location) -> bool:
     """Whether it is from or to S3, and the other side is S3 or this machine's own, and no cache is in the way."""
     sides = [place.bulk or place.fs is None for place in (source, target)]
     return all(sides) and (source.bulk or target.bulk) and target.through[0] in (None, target.fs)
 
 
-def _in_pieces(source: Place, target: Place, advance: Callable[[int], object], mode: str) -> None:
+def _copy_in_chunks(source: Location, target: Location, advance: Callable[[int], object], mode: str) -> None:
     before = source.state()
     with source.opened() as file, atomic_write(*target.through, exclusive=mode == "create") as written:
-        while piece := file.read(_PIECE):
-            written.write(piece)
-            advance(len(piece))
+        while chunk := file.read(_CHUNK):
+            written.write(chunk)
+            advance(len(chunk))
         source.check_state(before)
 
 
@@ -123,17 +125,49 @@ class _Forward(Callback):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _to_be_gone_on_with(source: Place, target: Place) -> Iterator[None]:
+def _hinting_at_resume(source: Location, target: Location) -> Iterator[None]:
     """Lets an error say that what was broken off is not lost."""
     try:
         yield
     except CSXError as error:
         if isinstance(error, (ConnectionError, TimeoutError)) and _resumable(source, target):
-            error.remedy = f"{error.remedy} {GOES_ON}".lstrip()
+            error.remedy = f"{error.remedy} {RESUME_HINT}".lstrip()
         raise
 
 
-def _not_known(error: Exception) -> bool:
+def _is_unsupported(error: Exception) -> bool:
     from fsspec_csx.s3.client.error_mapping import code_of  # only here, as it imports botocore
 
-    return code_of(error) in _NOT_KNOWN
+    return code_of(error) in _UNSUPPORTED
+
+
+def same_content(one: Location, other: Location) -> bool:
+    """Whether two files have the same bytes: by the checksums that servers tell; where they tell none, by reading."""
+    if one.state()["size"] != other.state()["size"]:
+        return False
+    stamps = one.stamp(), other.stamp()
+    if stamps[0] and stamps[1]:
+        if stamps[0].algorithm and stamps[0].algorithm is stamps[1].algorithm:
+            return stamps[0].checksum == stamps[1].checksum
+        if stamps[0].etag == stamps[1].etag and _MD5.fullmatch(stamps[0].etag):
+            return True
+    for stamp, read in zip(stamps, (other, one), strict=True):
+        if stamp and stamp.algorithm:
+            return stamp.algorithm.encoded(_checksum(read, stamp.algorithm.compute)) == stamp.checksum
+    return _equal(one, other)
+
+
+def _checksum(place: Location, compute: Callable[[memoryview, int], int]) -> int:
+    checksum = 0
+    with place.opened() as file:
+        while chunk := file.read(_CHUNK):
+            checksum = compute(memoryview(chunk), checksum)
+    return checksum
+
+
+def _equal(one: Location, other: Location) -> bool:
+    with one.opened() as file, other.opened() as second:
+        while chunk := file.read(_CHUNK):
+            if chunk != second.read(_CHUNK):
+                return False
+        return not second.read(1)

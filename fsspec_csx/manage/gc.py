@@ -12,8 +12,8 @@ from typing import Any
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import kinds, s3
-from fsspec_csx.manage.directory import File, Root
+from fsspec_csx.manage import naming, s3
+from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.s3.upload_journal import all_journals
 
 DAY = timedelta(days=1)
@@ -40,7 +40,7 @@ class Leftover:
     modified: datetime
     upload_id: str | None
     fs: Any
-    held: Sequence[str] | s3.Upload
+    contents: Sequence[str] | s3.Upload
 
 
 def leftovers(
@@ -62,7 +62,7 @@ def leftovers(
         FileNotFoundError: if there is no such folder or bucket.
         OSError: whatever the filesystem raised, as it raised it.
     """
-    place = Root(root, storage_options)
+    place = Directory(root, storage_options)
     uploads = _uploads(place) if s3.is_s3(place.fs) else ()
     found = [*uploads, *_files(place, storage_options), *_states(place)]
     limit = datetime.now(timezone.utc) - older_than
@@ -77,21 +77,21 @@ def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
     """
     failed: dict[str, Exception] = {}
     for each in found:
-        if isinstance(each.held, s3.Upload):
+        if isinstance(each.contents, s3.Upload):
             try:
-                s3.abort(each.fs, each.held)
+                s3.abort(each.fs, each.contents)
             except Exception as error:
                 failed[each.path] = error
             continue
-        left = manage_delete.remove(each.fs, each.held)
+        left = manage_delete.remove(each.fs, each.contents)
         if left:
             failed[each.path] = next(iter(left.values()))
         elif each.kind == "shards":
-            manage_delete.remove_empty(each.fs, os.path.dirname(each.held[0]))
+            manage_delete.remove_empty(each.fs, os.path.dirname(each.contents[0]))
     return failed
 
 
-def _uploads(root: Root) -> Iterator[Leftover]:
+def _uploads(root: Directory) -> Iterator[Leftover]:
     # The path of the root may end in the whole key, or in a part of it.
     top = root.inner()
     for each in s3.uploads(root.fs, top):
@@ -100,7 +100,7 @@ def _uploads(root: Root) -> Iterator[Leftover]:
         yield Leftover("upload", path, each.size, each.modified, each.id, root.fs, each)
 
 
-def _files(root: Root, options: Mapping[str, Any] | None) -> Iterator[Leftover]:
+def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Leftover]:
     shared = s3.is_s3(root.fs)  # with whoever writes to the bucket, so that only our own names count
     try:
         tree = root.tree()
@@ -109,7 +109,7 @@ def _files(root: Root, options: Mapping[str, Any] | None) -> Iterator[Leftover]:
             raise
         return  # there are uploads alone, or the root is the object of one
     for folder, files in sorted(tree.items()):
-        temporary = [file for file in files if kinds.is_leftover(_base(file))]
+        temporary = [file for file in files if naming.is_temporary(_base(file))]
         for file in temporary:
             yield from _leftover("file", root, file.name, [file])
         others = [file for file in files if file not in temporary]
@@ -141,16 +141,16 @@ def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:
         return set()
 
 
-def _leftover(kind: str, root: Root, name: str, files: Sequence[File]) -> Iterator[Leftover]:
+def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> Iterator[Leftover]:
     times = [file.modified for file in files if file.modified]
     if len(times) < len(files):
         return  # of unknown age, and so perhaps under way
     size = sum(file.size or 0 for file in files)
-    held = [root.inner(file.name) for file in files]
-    yield Leftover(kind, root.path_of(name) if name else root.path, size, max(times), None, root.fs, held)
+    contents = [root.inner(file.name) for file in files]
+    yield Leftover(kind, root.path_of(name) if name else root.path, size, max(times), None, root.fs, contents)
 
 
-def _states(root: Root) -> Iterator[Leftover]:
+def _states(root: Directory) -> Iterator[Leftover]:
     """Notes by which an upload to below the root that was interrupted goes on."""
     if not hasattr(root.fs, "take_file"):
         return

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp.folder import MANIFEST
-from fsspec_csx.manage.directory import File, Root, file_of
-from fsspec_csx.manage.location import Place
+from fsspec_csx.manage.directory import Directory, File, file_from_info
+from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
 
 if TYPE_CHECKING:
@@ -55,28 +55,28 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
     """
     from fsspec_csx.formats import reader  # only here, as it imports torch
 
-    place = Place.of(path, storage_options)
+    place = Location.of(path, storage_options)
     with place.source() as source:
-        info = reader.describe(source, name=place.shown)
+        info = reader.describe(source, name=place.display_path)
         if source.file is None and place.is_folder():
-            files = _files(Root(path, storage_options), source)
+            files = _files(Directory(path, storage_options), source)
             info = replace(info, size=sum(file.size or 0 for file in files))
             modified = max((file.modified for file in files if file.modified), default=None)
             return Description(info, modified, None, *_asked(place.fs))
         details = getattr(source.file, "details", None) or _details(place)
     info = replace(info, size=details.get("size") or info.size)
     etag = str(details.get("ETag") or "").strip('"') or None
-    return Description(info, file_of("", details).modified, etag, *_asked(place.fs))
+    return Description(info, file_from_info("", details).modified, etag, *_asked(place.fs))
 
 
-def _files(root: Root, source: Source) -> list[File]:
+def _files(root: Directory, source: Source) -> list[File]:
     """The files of a checkpoint: those that a manifest names, and it; of a Cerebras checkpoint all that are there."""
     below = [file for files in root.tree().values() for file in files]
     shards: set[str] | None = getattr(source, "shards", None)
     return [file for file in below if shards is None or file.name == MANIFEST or file.name in shards]
 
 
-def _details(place: Place) -> Mapping[str, Any]:
+def _details(place: Location) -> Mapping[str, Any]:
     """What the filesystem tells of a file."""
     if place.fs is not None:
         details: Mapping[str, Any] = place.fs.info(place.path)

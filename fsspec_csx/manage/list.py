@@ -9,13 +9,15 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.manage import cerebras_folders, completeness, kinds, naming, s3
-from fsspec_csx.manage.directory import File, Root, side_by_side
+from fsspec_csx.manage import cerebras_folders, completeness, naming, s3
+from fsspec_csx.manage.directory import Directory, File, map_parallel
+from fsspec_csx.manage.location import Location, given_path, is_pattern, pattern_matches
 from fsspec_csx.manage.steps import steps_of
+from fsspec_csx.storage.paths import redacted
 
 
 @dataclass(frozen=True)
-class Found:
+class ListedCheckpoint:
     """A checkpoint, as far as a listing tells of it.
 
     Attributes:
@@ -37,13 +39,12 @@ class Found:
 
 def checkpoints(
     root: str | os.PathLike[str], *, recursive: bool = False, storage_options: Mapping[str, Any] | None = None
-) -> list[Found]:
-    """The checkpoints under a root, the newest last: in order of their steps, and those of one step in order of time.
+) -> list[ListedCheckpoint]:
+    """List the checkpoints under a root, the newest last: sorted by step, and within a step by time.
 
-    Those whose names say no step come before the others, in order of time; and those that say an epoch alone before
-    those that say a step. A checkpoint is what has a name of one (``manage.kinds``); a file without any bytes, one that
-    is not whole yet, and a folder without its manifest is none, nor is a folder that ``load`` does not read.
-    Of a Cerebras checkpoint, which is a folder, a read tells whether it was finished.
+    Those whose names say no step come first, sorted by time; then those that say only an epoch. Names decide what is a
+    checkpoint (see ``manage.naming``). Empty files, temporary files and folders without a manifest are none, nor are
+    folders that ``load`` does not read. A Cerebras folder is read, to see whether it was finished.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
@@ -56,11 +57,11 @@ def checkpoints(
         NotADirectoryError: if it is a file.
         OSError: whatever the filesystem raised, as it raised it.
     """
-    place = Root(root, storage_options)
+    place = Directory(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
     found = []
-    of_cerebras = {folder: None for folder, files in folders.items() if folder and kinds.CEREBRAS in map(_base, files)}
-    whole = side_by_side(place.fs, lambda folder: cerebras_folders.finished(place, folder), of_cerebras)
+    of_cerebras = {folder: None for folder, files in folders.items() if folder and naming.METADATA in map(_base, files)}
+    whole = map_parallel(place.fs, lambda folder: cerebras_folders.finished(place, folder), of_cerebras)
     unfinished = {folder for folder, is_whole in zip(of_cerebras, whole, strict=True) if not is_whole}
     for folder, files in folders.items():
         if folder in unfinished or _is_below(folder, of_cerebras):
@@ -73,9 +74,39 @@ def checkpoints(
     return sorted(found, key=order)
 
 
+def list_matching(
+    path: str | os.PathLike[str], *, recursive: bool = False, options: Mapping[str, Any] | None = None
+) -> list[ListedCheckpoint]:
+    """The checkpoints under a root, or those that a pattern fits, and those under the other folders that it fits.
+
+    Args:
+        path: of the root, or a pattern as of ``expanded``.
+        recursive: as of ``checkpoints``.
+        options: arguments for the filesystem.
+
+    Raises:
+        OSError: as of ``checkpoints``; FileNotFoundError if nothing fits.
+    """
+    place = Location.of(path, options) if is_pattern(path) else None
+    matches = pattern_matches(place) if place else None
+    if matches is None or place is None:
+        return checkpoints(path, recursive=recursive, storage_options=options)
+    found: dict[str, ListedCheckpoint] = {}
+    names = {given_path(place, name): info["type"] == "directory" for name, info in matches.items()}
+    for parent in dict.fromkeys(name.rpartition("/")[0] or "." for name in names):
+        found |= {each.path: each for each in checkpoints(parent, storage_options=options) if each.path in names}
+    for name, is_folder in names.items():
+        if is_folder and name not in found:
+            found |= {each.path: each for each in checkpoints(name, recursive=recursive, storage_options=options)}
+    if not names:
+        msg = f"No checkpoint fits {redacted(place.text)}. Check the path."
+        raise FileNotFoundError(msg)
+    return sorted(found.values(), key=order)
+
+
 def latest(
     root: str | os.PathLike[str], *, recursive: bool = False, storage_options: Mapping[str, Any] | None = None
-) -> Found | None:
+) -> ListedCheckpoint | None:
     """The last of ``checkpoints`` that is whole; None if there is none.
 
     A step that lacks a file which other steps have is not whole, nor is a folder that lacks one of its files, of which
@@ -87,7 +118,9 @@ def latest(
     return latest_of(checkpoints(root, recursive=recursive, storage_options=storage_options), storage_options)
 
 
-def latest_of(found: Iterable[Found], storage_options: Mapping[str, Any] | None = None) -> Found | None:
+def latest_of(
+    found: Iterable[ListedCheckpoint], storage_options: Mapping[str, Any] | None = None
+) -> ListedCheckpoint | None:
     """The last of some checkpoints that is whole; as ``latest``."""
     for step in reversed(steps_of(found)):
         try:
@@ -101,17 +134,17 @@ def latest_of(found: Iterable[Found], storage_options: Mapping[str, Any] | None 
     return None
 
 
-def order(found: Found) -> Any:
+def order(found: ListedCheckpoint) -> Any:
     """What checkpoints are sorted by; a moment in a name counts more than when it was written, as copies are later."""
     time = found.modified.timestamp() if found.modified else 0.0
-    moment = naming.label_of(found.path).moment
+    moment = naming.parse_name(found.path).moment
     if moment is None:
         return 0, 0, "", time, found.path
     counts_epochs, step, stamp = moment
     return 1 if counts_epochs else 2, step, stamp, time, found.path
 
 
-def _folders(place: Root) -> dict[str, list[File]]:
+def _folders(place: Directory) -> dict[str, list[File]]:
     """The files of the root and of each folder in it."""
     files, folders = place.scan()
 
@@ -119,8 +152,8 @@ def _folders(place: Root) -> dict[str, list[File]]:
         if s3.is_s3(place.fs):
             first, more = s3.first_page(place.fs, place.inner(folder), folder)
             # A folder may hold millions of other files. Manifests come early in the order of names, but for one.
-            metadata = place.inner(f"{folder}{kinds.CEREBRAS}")
-            if not more or not (kinds.is_loaded(map(_base, first)) or s3.lists(place.fs, metadata)):
+            metadata = place.inner(f"{folder}{naming.METADATA}")
+            if not more or not (naming.is_loadable(map(_base, first)) or s3.lists(place.fs, metadata)):
                 return first
         try:
             return place.scan(folder)[0]
@@ -131,19 +164,19 @@ def _folders(place: Root) -> dict[str, list[File]]:
                 raise
             return []  # what nobody may look into is no checkpoint either
 
-    return {"": files, **dict(zip(folders, side_by_side(place.fs, scan, folders), strict=True))}
+    return {"": files, **dict(zip(folders, map_parallel(place.fs, scan, folders), strict=True))}
 
 
-def _sharded(place: Root, folder: str, files: Sequence[File]) -> Found | None:
-    held = [file for file in files if file.size != 0 and not kinds.is_leftover(file.name)]
+def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedCheckpoint | None:
+    held = [file for file in files if file.size != 0 and not naming.is_temporary(file.name)]
     names = {_base(file) for file in held}
     # All the values of a small Cerebras checkpoint can be in its metadata.
-    if not kinds.is_loaded(names) or (len(held) < 2 and kinds.CEREBRAS not in names):
+    if not naming.is_loadable(names) or (len(held) < 2 and naming.METADATA not in names):
         return None
     name = folder.rstrip("/")
     modified = max((file.modified for file in held if file.modified), default=None)
     size = sum(file.size or 0 for file in held)
-    return Found(place.path_of(name), naming.step_of(name), modified, size, len(held), True)
+    return ListedCheckpoint(place.path_of(name), naming.step_of(name), modified, size, len(held), True)
 
 
 def _is_below(folder: str, others: Collection[str]) -> bool:
@@ -152,11 +185,13 @@ def _is_below(folder: str, others: Collection[str]) -> bool:
     return any(folder[:end] in others for end in ends[:-1])
 
 
-def _single(place: Root, files: Sequence[File]) -> Iterator[Found]:
+def _single(place: Directory, files: Sequence[File]) -> Iterator[ListedCheckpoint]:
     for file in files:
         name = _base(file)
-        if file.size != 0 and kinds.is_checkpoint(name):
-            yield Found(place.path_of(file.name), naming.step_of(name), file.modified, file.size or 0, 1, False)
+        if file.size != 0 and naming.is_checkpoint(name):
+            yield ListedCheckpoint(
+                place.path_of(file.name), naming.step_of(name), file.modified, file.size or 0, 1, False
+            )
 
 
 def _base(file: File) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from fsspec_csx.errors import CSXError
-from fsspec_csx.manage.directory import Root, folder_path
+from fsspec_csx.manage import naming
+from fsspec_csx.manage.directory import Directory, strip_slashes
 from fsspec_csx.storage.files import invalidate_listings, open_file, path_exists, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
@@ -18,12 +22,13 @@ if TYPE_CHECKING:
     from fsspec_csx.s3.consistent_read import ObjectMetadata
     from fsspec_csx.tensors.source import Source
 
+_WILDCARD = re.compile(r"[*?\[]")
 # What filesystems tell of a file that changes with its content.
 _CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "created", "generation")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A path of a file.
 
     Attributes:
@@ -39,24 +44,24 @@ class Place:
     through: tuple[Any, str]
 
     @classmethod
-    def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Place:
+    def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Location:
         """The place that a path names; slashes at its end do not count.
 
         Raises:
             CheckpointPathError: a ValueError, if it cannot name a checkpoint.
         """
-        text = checkpoint_path(folder_path(path))
+        text = checkpoint_path(strip_slashes(path))
         fs, inner = resolve_path(path, text, options)
         bare, inner_path, _ = unwrap_filesystem(fs, inner)
         return cls(text, bare, inner_path, (fs, inner))
 
     @classmethod
-    def below(cls, root: Root, name: str) -> Place:
+    def below(cls, root: Directory, name: str) -> Location:
         """The place of what has this name below a folder."""
         return cls(root.path_of(name), root.fs, root.inner(name), (root.fs, root.inner(name)))
 
     @property
-    def shown(self) -> str:
+    def display_path(self) -> str:
         """The path for messages."""
         return redacted(self.text)
 
@@ -95,7 +100,7 @@ class Place:
         except FileNotFoundError as error:
             if isinstance(error, CSXError):
                 raise
-            msg = f"There is no checkpoint {self.shown}. Check its name."
+            msg = f"There is no checkpoint {self.display_path}. Check its name."
             raise FileNotFoundError(msg) from error
 
     def state(self) -> dict[str, Any]:
@@ -117,10 +122,10 @@ class Place:
         try:
             changed = self.state() != before
         except FileNotFoundError as error:
-            msg = f"{self.shown} was removed while it was copied. See what moved or deleted it."
+            msg = f"{self.display_path} was removed while it was copied. See what moved or deleted it."
             raise FileNotFoundError(msg) from error
         if changed:
-            msg = f"{self.shown} changed while it was copied. Copy it again when nothing writes to it any more."
+            msg = f"{self.display_path} changed while it was copied. Copy it again when nothing writes to it any more."
             raise OSError(msg)
 
     def stamp(self) -> ObjectMetadata | None:
@@ -147,10 +152,12 @@ class Place:
         """
         from fsspec_csx.formats import opening  # only here, as it imports torch
 
-        with opening.source(lambda: file or open_file(*self.through), self.fs, self.path, name=self.shown) as source:
+        with opening.source(
+            lambda: file or open_file(*self.through), self.fs, self.path, name=self.display_path
+        ) as source:
             yield source
 
-    def is_at(self, other: Place) -> bool:
+    def is_same_file(self, other: Location) -> bool:
         """Whether both are the same file, by whatever way."""
         if self.fs is None and other.fs is None:
             with contextlib.suppress(FileNotFoundError):
@@ -181,3 +188,74 @@ class Place:
         else:
             self.fs.rm_file(self.path)
             invalidate_listings(self.fs, self.path)
+
+
+def is_pattern(path: str | os.PathLike[str]) -> bool:
+    """Whether a path has a character that a pattern has, and a name may have."""
+    return _WILDCARD.search(os.fspath(path)) is not None
+
+
+def expand_pattern(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> list[str] | None:
+    """The paths of the files, and of the folders that are checkpoints, which a pattern fits.
+
+    ``*`` stands for any characters but a slash, ``**`` for any, ``?`` for one, ``[abc]`` for one of these.
+
+    Args:
+        path: a local path or an fsspec URL.
+        options: arguments for the filesystem.
+
+    Returns:
+        None if it is the name of something that exists, or is no pattern.
+
+    Raises:
+        FileNotFoundError: if nothing fits.
+    """
+    place = Location.of(path, options)
+    matches = pattern_matches(place)
+    if matches is None:
+        return None
+    found = [given_path(place, name) for name, info in matches.items() if _fits(place.fs, name, info)]
+    if not found:
+        msg = f"No checkpoint fits {redacted(place.text)}. Check the path."
+        raise FileNotFoundError(msg)
+    return sorted(found)
+
+
+def expand_folder_pattern(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> list[str] | None:
+    """The paths of the folders which a pattern fits; as ``expanded``."""
+    if not is_pattern(path):
+        return None
+    place = Location.of(path, options)
+    matches = pattern_matches(place)
+    if matches is None:
+        return None
+    found = [given_path(place, name) for name, info in matches.items() if info["type"] == "directory"]
+    if not found:
+        msg = f"No folder fits {redacted(place.text)}. Check the path: a pattern of roots, and not of checkpoints."
+        raise FileNotFoundError(msg)
+    return sorted(found)
+
+
+def pattern_matches(place: Location) -> dict[str, Mapping[str, Any]] | None:
+    """What a pattern fits, by paths on the filesystem; None if it is the name of something, or is no pattern."""
+    if not _WILDCARD.search(place.path) or place.version or place.exists():
+        return None
+    fs = place.fs or LocalFileSystem()
+    fs.invalidate_cache()
+    found: dict[str, Mapping[str, Any]] = fs.glob(place.path, detail=True)
+    return {name.rstrip("/"): info for name, info in found.items()}
+
+
+def given_path(place: Location, path: str) -> str:
+    """A path on the filesystem, as ``load`` takes it."""
+    if place.path.endswith(place.text):  # a path from the working folder on
+        return path[len(place.path) - len(place.text) :]
+    inner = place.path.lstrip("/")
+    return place.text.removesuffix(inner) + path.lstrip("/") if place.text.endswith(inner) else path
+
+
+def _fits(fs: Any, path: str, info: Mapping[str, Any]) -> bool:
+    if info["type"] != "directory":
+        return not naming.is_temporary(path.rpartition("/")[2])
+    names = os.listdir(path) if fs is None else [each.rpartition("/")[2] for each in fs.ls(path, detail=False)]
+    return naming.is_sharded(names)

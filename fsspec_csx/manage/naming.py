@@ -16,12 +16,33 @@ A metric (``val_loss=0.12``), a date, a size (``7b``) and the number of a shard 
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SUFFIXES = (".mdl", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Of files that are checkpoints."""
+
+METADATA = "__METADATA__"
+"""The object that makes a Cerebras checkpoint of those beside and below it."""
+
+MANIFESTS = (".metadata", "*.index.json", METADATA)
+"""Of folders that are checkpoints: the file that is written last, and without which it is none.
+
+torch.distributed.checkpoint writes the first, Hugging Face's sharded files have the second, and Cerebras checkpoints on
+S3 the third.
+"""
+
+LOADABLE = (".metadata", METADATA)
+"""The manifests of the folders that ``load`` reads."""
+
+TEMPORARY = re.compile(r".*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+"""The name of a file that is not whole yet, or never will be."""
+
+SHARD = re.compile(r".+\.distcp|.+-\d{5}-of-\d{5}\.(?:safetensors|bin)", re.DOTALL)
+"""The name of a file that is a part of a checkpoint, and of no use alone."""
 
 _WORDS = r"checkpoint|checkpt|chkpt|ckpt"
 _PARTS = (
@@ -61,7 +82,7 @@ _SHARD_NUMBER = re.compile(
 
 
 @dataclass(frozen=True)
-class Label:
+class ParsedName:
     """What a name says.
 
     Attributes:
@@ -85,7 +106,7 @@ class Label:
 
 
 @functools.lru_cache(maxsize=2**16)
-def label_of(name: str) -> Label:
+def parse_name(name: str) -> ParsedName:
     """What a checkpoint's name says; folders before it do not count."""
     last = name.rpartition("/")[2]
     stem = last
@@ -101,12 +122,12 @@ def label_of(name: str) -> Label:
 
 def step_of(name: str) -> int | None:
     """The step that a checkpoint's name says, or its epoch if it says no step; None if it says neither."""
-    return label_of(name).step
+    return parse_name(name).step
 
 
 def stamp_of(name: str) -> str:
     """The moment that a checkpoint's name ends in, as ``20260101_120000``; empty if there is none."""
-    return label_of(name).stamp
+    return parse_name(name).stamp
 
 
 def set_of(name: str) -> str:
@@ -116,7 +137,7 @@ def set_of(name: str) -> str:
     return f"{_SHARD_NUMBER.sub('#', stem)}{dot}{suffix}" if dot else _SHARD_NUMBER.sub("#", last)
 
 
-def _of_fields(stem: str, ending: str, stamp: str) -> Label:
+def _of_fields(stem: str, ending: str, stamp: str) -> ParsedName:
     """What a name with Lightning's fields says."""
     steps: set[int] = set()
     epochs: set[int] = set()
@@ -128,7 +149,7 @@ def _of_fields(stem: str, ending: str, stamp: str) -> Label:
     return _label(steps, epochs, stamp, family)
 
 
-def _of_words(stem: str, ending: str, stamp: str) -> Label:
+def _of_words(stem: str, ending: str, stamp: str) -> ParsedName:
     """What a name with words before its numbers says; the first pattern that fits counts."""
     if batch := _BATCH.search(stem):
         return _label(
@@ -166,10 +187,40 @@ def _without(text: str, found: re.Match[str], *groups: str) -> str:
     return text
 
 
-def _label(steps: set[int], epochs: set[int], stamp: str, family: str) -> Label:
+def _label(steps: set[int], epochs: set[int], stamp: str, family: str) -> ParsedName:
     """A label; two different steps, or epochs, in one name are none."""
     step = next(iter(steps)) if len(steps) == 1 else None
     epoch = next(iter(epochs)) if len(epochs) == 1 else None
     if not steps:
-        return Label(epoch, epoch, epoch is not None, stamp, family)
-    return Label(step, epoch, False, stamp, family)
+        return ParsedName(epoch, epoch, epoch is not None, stamp, family)
+    return ParsedName(step, epoch, False, stamp, family)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a file of this name (without its folders) is taken for a checkpoint."""
+    return name.endswith(SUFFIXES) and not is_shard(name)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is not whole yet, or never will be."""
+    return TEMPORARY.fullmatch(name) is not None
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is a part of a checkpoint."""
+    return SHARD.fullmatch(name) is not None
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a file of this name makes its folder a checkpoint."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in MANIFESTS)
+
+
+def is_sharded(names: Iterable[str]) -> bool:
+    """Whether a folder with files of these names is a checkpoint."""
+    return any(map(is_manifest, names))
+
+
+def is_loadable(names: Iterable[str]) -> bool:
+    """Whether a folder with files of these names is a checkpoint that ``load`` reads."""
+    return not {*LOADABLE}.isdisjoint(names)

@@ -12,7 +12,7 @@ from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.list import Found, checkpoints, order
+from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, order
 from fsspec_csx.manage.steps import Step, steps_of
 from fsspec_csx.storage.paths import redacted
 
@@ -21,7 +21,7 @@ STEP, TIME = "step", "time"
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruneResult:
     """What became of the checkpoints of a root.
 
     Attributes:
@@ -32,22 +32,22 @@ class Pruned:
         uncounted: of those kept, why they do not count among the newest, as a part of a sentence, by their paths.
     """
 
-    kept: list[Found]
-    doomed: list[Found]
+    kept: list[ListedCheckpoint]
+    to_delete: list[ListedCheckpoint]
     damaged: dict[str, Exception] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
     uncounted: dict[str, str] = field(default_factory=dict)
 
 
 def plan(
-    found: Iterable[Found],
+    found: Iterable[ListedCheckpoint],
     keep: int,
     every: int | None = None,
     *,
     spared: Collection[str] = (),
     damaged: Collection[str] = (),
     by: str = STEP,
-) -> tuple[list[Found], list[Found]]:
+) -> tuple[list[ListedCheckpoint], list[ListedCheckpoint]]:
     """Which checkpoints to keep, and which to delete; both the newest last.
 
     Files of one step stay, or go, together. Kept are the newest steps of each run (``manage.steps``), those that are a
@@ -68,8 +68,8 @@ def plan(
     if keep < 1 or (every is not None and every < 1):
         msg = f"{keep if keep < 1 else every} is too few. Keep at least 1 of the newest, and every step from 1 on."
         raise ValueError(msg)
-    kept: list[Found] = []
-    doomed: list[Found] = []
+    kept: list[ListedCheckpoint] = []
+    to_delete: list[ListedCheckpoint] = []
     counted: Counter[str] = Counter()
     oldest: float | None = None
     for step in reversed(_sorted(found, by)):
@@ -82,8 +82,8 @@ def plan(
             oldest = step.time
         stays = not is_full or (by == STEP and step.label.step is None) or _is_among(step, [*spared, *damaged])
         stays = stays or (every is not None and step.label.step is not None and step.label.step % every == 0)
-        (kept if stays else doomed).extend(reversed(step.members))
-    return kept[::-1], doomed[::-1]
+        (kept if stays else to_delete).extend(reversed(step.members))
+    return kept[::-1], to_delete[::-1]
 
 
 def prune(
@@ -95,7 +95,7 @@ def prune(
     by: str = STEP,
     dry_run: bool = False,
     storage_options: Mapping[str, Any] | None = None,
-) -> Pruned:
+) -> PruneResult:
     """Delete the checkpoints directly under a root that ``plan`` does not keep, the oldest first.
 
     Before anything is deleted, or shown to be deleted, the newest ones are looked into. One that is not whole stays,
@@ -119,7 +119,7 @@ def prune(
         OSError: if the root cannot be listed, or one of the newest not be read.
     """
     found = checkpoints(root, storage_options=storage_options)
-    kept, doomed = plan(found, keep, every, spared=spared, by=by)
+    kept, to_delete = plan(found, keep, every, spared=spared, by=by)
     steps = _sorted(found, by)
     if by == STEP and len(steps) > keep and all(step.label.step is None for step in steps):
         msg = (
@@ -127,22 +127,22 @@ def prune(
         )
         raise ValueError(msg + "Go by the times at which they were written: --by time or by='time'.")
     damaged: dict[str, Exception] = {}
-    if doomed:
+    if to_delete:
         damaged = _damaged(steps, keep, by, storage_options)
-        kept, doomed = plan(found, keep, every, spared=spared, damaged=damaged, by=by)
+        kept, to_delete = plan(found, keep, every, spared=spared, damaged=damaged, by=by)
     uncounted = {each.path: flaw for step in steps if (flaw := _flaw(step, by)) for each in step.members}
     uncounted = {each.path: uncounted[each.path] for each in kept if each.path in uncounted}
-    planned = Pruned(kept, doomed, damaged, {}, uncounted)
-    return planned if dry_run else carry_out(planned, storage_options=storage_options)
+    planned = PruneResult(kept, to_delete, damaged, {}, uncounted)
+    return planned if dry_run else delete_planned(planned, storage_options=storage_options)
 
 
-def carry_out(planned: Pruned, *, storage_options: Mapping[str, Any] | None = None) -> Pruned:
+def delete_planned(planned: PruneResult, *, storage_options: Mapping[str, Any] | None = None) -> PruneResult:
     """Delete what ``prune`` said in a dry run that it would delete; as ``prune``."""
-    targets, failed = manage_delete.targets_of(planned.doomed, storage_options=storage_options)
+    targets, failed = manage_delete.targets_from_listing(planned.to_delete, storage_options=storage_options)
     return replace(planned, failed=failed | manage_delete.delete(targets))
 
 
-def _sorted(found: Iterable[Found], by: str) -> list[Step]:
+def _sorted(found: Iterable[ListedCheckpoint], by: str) -> list[Step]:
     """The steps of checkpoints, the newest last."""
     steps = steps_of(sorted(found, key=order))
     if by == STEP:
@@ -178,7 +178,7 @@ def _damaged(
     return damaged
 
 
-def _damage(found: Found, storage_options: Mapping[str, Any] | None) -> Exception | None:
+def _damage(found: ListedCheckpoint, storage_options: Mapping[str, Any] | None) -> Exception | None:
     """Why a checkpoint is not whole; None if it is."""
     try:
         if found.sharded:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CredentialsError, EndpointError
-from fsspec_csx.manage.directory import File, side_by_side
+from fsspec_csx.manage.directory import File, map_parallel
 
 BATCH = 1000
 """The most objects that one request deletes."""
@@ -117,7 +117,7 @@ def _remove_batch(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
             return error
         return None
 
-    failures = zip(paths, side_by_side(fs, remove_one, paths), strict=True)
+    failures = zip(paths, map_parallel(fs, remove_one, paths), strict=True)
     return {path: error for path, error in failures if error is not None}
 
 
@@ -135,7 +135,7 @@ def uploads(fs: Any, path: str) -> list[Upload]:
     listed = [
         each for each in _listed(fs, bucket, key) if not key or each["Key"] == key or each["Key"].startswith(f"{key}/")
     ]
-    found = side_by_side(fs, lambda each: _upload(fs, bucket, each), listed)
+    found = map_parallel(fs, lambda each: _upload(fs, bucket, each), listed)
     return sorted((each for each in found if each), key=lambda each: (each.key, each.modified))
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.manage.naming import Label, label_of, set_of
+from fsspec_csx.manage.naming import ParsedName, parse_name, set_of
 
 if TYPE_CHECKING:
-    from fsspec_csx.manage.list import Found
+    from fsspec_csx.manage.list import ListedCheckpoint
 
 # A file of such a name follows its own rules, and is not saved with each step.
 _APART = re.compile(r"(?:^|[^A-Za-z])(?:best|last|latest|final)(?:[^A-Za-z]|$)", re.IGNORECASE)
@@ -30,8 +30,8 @@ class Step:
         flaw: why it is not known to be a whole step, as a part of a sentence; empty if it is.
     """
 
-    label: Label
-    members: list[Found] = field(default_factory=list)
+    label: ParsedName
+    members: list[ListedCheckpoint] = field(default_factory=list)
     families: set[str] = field(default_factory=set)
     run: str = ""
     flaw: str = ""
@@ -43,14 +43,14 @@ class Step:
         return max(times) if len(times) == len(self.members) else None
 
 
-def steps_of(found: Iterable[Found]) -> list[Step]:
+def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:
     """Checkpoints by their steps, in the order in which each step comes last.
 
     Of those whose names say no step, only the shards of one file belong together.
     """
     steps: dict[Any, Step] = {}
     for each in found:
-        label, folder = label_of(each.path), each.path.rpartition("/")[0]
+        label, folder = parse_name(each.path), each.path.rpartition("/")[0]
         apart = label.family if _APART.search(label.family) else ""
         key = folder, apart, label.moment or set_of(each.path)
         step = steps[key] = steps.pop(key, Step(label))

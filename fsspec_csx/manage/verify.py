@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.manage.location import Place
+from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifyResult:
     """What was found.
 
     Attributes:
@@ -47,7 +47,7 @@ def verify(
     *,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
-) -> Verified:
+) -> VerifyResult:
     """Read all of a checkpoint and look for damage, without running any code of it.
 
     Compared are the checksum of each record of a torch file, and that of the object where the server tells one. The
@@ -71,18 +71,18 @@ def verify(
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
     """
-    place = Place.of(path, storage_options)
+    place = Location.of(path, storage_options)
     with report_progress(callback, place.text) as progress, contextlib.ExitStack() as stack:
         try:
             source = stack.enter_context(place.source())
         except CheckpointError as error:
-            return Verified(place.shown, 0, 0, 0, False, (_said(error, place.shown),), "")
+            return VerifyResult(place.display_path, 0, 0, 0, False, (_said(error, place.display_path),), "")
         if source.file is not None:
-            return _of_file(source, place.shown, progress)
-        return _of_folder(source, place.shown, progress)
+            return _of_file(source, place.display_path, progress)
+        return _of_folder(source, place.display_path, progress)
 
 
-def _of_file(source: Source, name: str, progress: Callback) -> Verified:
+def _of_file(source: Source, name: str, progress: Callback) -> VerifyResult:
     from fsspec_csx.formats import verify_report  # only here, as it imports torch
 
     file = source.file
@@ -95,10 +95,10 @@ def _of_file(source: Source, name: str, progress: Callback) -> Verified:
         what = f"{told[0].encoded(found.checksum)}, and the server tells {told[1]}"
         damage.append(f"the checksum of all that was read is {what}")
     meter.finish()
-    return Verified(name, source.size, found.records, found.unchecked, told is not None, tuple(damage), found.note)
+    return VerifyResult(name, source.size, found.records, found.unchecked, told is not None, tuple(damage), found.note)
 
 
-def _of_folder(source: Source, name: str, progress: Callback) -> Verified:
+def _of_folder(source: Source, name: str, progress: Callback) -> VerifyResult:
     """Of a checkpoint that is not read as one file; a Cerebras one may be an HDF5 file."""
     from fsspec_csx.formats.cerebras.source import CerebrasSource
 
@@ -111,10 +111,10 @@ def _of_folder(source: Source, name: str, progress: Callback) -> Verified:
     meter = ProgressMeter(progress, source.stored)
     found = dcp_verify.examine(source, meter.advance)
     meter.finish()
-    return Verified(name, source.stored, found.records, found.unchecked, False, tuple(found.damage), found.note)
+    return VerifyResult(name, source.stored, found.records, found.unchecked, False, tuple(found.damage), found.note)
 
 
-def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> Verified:
+def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> VerifyResult:
     from fsspec_csx.formats.cerebras.leaf import UnreadValue  # only here, as these import torch
     from fsspec_csx.formats.cerebras.verify import verified
     from fsspec_csx.tensors.names import listed
@@ -124,7 +124,7 @@ def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> Verif
     try:
         found = verified(source)
     except CheckpointError as error:  # links that lead nowhere
-        return Verified(name, source.stored, 0, 0, False, (_said(error, name),), "")
+        return VerifyResult(name, source.stored, 0, 0, False, (_said(error, name),), "")
     meter.finish()
     damage = [f"{key!r}: {why}" for key, why in found.broken.items()]
     damage += [f"the checksum of {each!r} is wrong" for each in found.damaged]
@@ -136,7 +136,7 @@ def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> Verif
     note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
     records = sum(source.crc32(place.name) is not None for place in source.places())
     unchecked = len(found.unchecked) + len(unread)
-    return Verified(name, source.stored, records, unchecked, False, tuple(damage), note)
+    return VerifyResult(name, source.stored, records, unchecked, False, tuple(damage), note)
 
 
 def _said(error: CheckpointError, name: str) -> str:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import secrets
 
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import kinds
-from fsspec_csx.manage.directory import Root
-from fsspec_csx.manage.location import Place
+from fsspec_csx.manage import naming
+from fsspec_csx.manage.directory import Directory
+from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.atomic import atomic_write
 
 
 def join(root: str, name: str) -> str:
     """The path of a file in a folder."""
-    return Root(root).path_of(name)
+    return Directory(root).path_of(name)
 
 
 def list_names(root: str) -> list[str]:
     """The names of the files and folders in a folder; none if there is no such folder."""
     try:
-        files, folders = Root(root).scan()
+        files, folders = Directory(root).scan()
     except FileNotFoundError:
         return []
     return [*(file.name for file in files), *(folder.rstrip("/") for folder in folders)]
@@ -33,13 +33,13 @@ def exists(path: str, *, sharded: bool) -> bool:
         sharded: whether it will be a folder: one that holds no more than parts of another, whose save was killed, does
             not count.
     """
-    place = Place.of(path, None)
+    place = Location.of(path, None)
     if not place.exists():
         return False
     if not sharded or not place.is_folder():
         return True
-    files, folders = Root(path).scan()
-    return bool(folders) or not all(kinds.is_shard(file.name) or kinds.is_leftover(file.name) for file in files)
+    files, folders = Directory(path).scan()
+    return bool(folders) or not all(naming.is_shard(file.name) or naming.is_temporary(file.name) for file in files)
 
 
 def delete(path: str) -> None:
@@ -49,10 +49,10 @@ def delete(path: str) -> None:
         OSError: what the filesystem raised; nothing if it is gone already.
     """
     try:
-        doomed = manage_delete.targets([path])
+        to_delete = manage_delete.targets([path])
     except FileNotFoundError:
         return
-    for error in manage_delete.delete(doomed).values():
+    for error in manage_delete.delete(to_delete).values():
         raise error
 
 
@@ -63,7 +63,7 @@ def check_writable(root: str) -> None:
         PermissionError: if that is not allowed, or there are no credentials.
         OSError: what else the filesystem raised.
     """
-    probe = Place.below(Root(root), f".writable.{secrets.token_hex(8)}.tmp")
+    probe = Location.below(Directory(root), f".writable.{secrets.token_hex(8)}.tmp")
     with atomic_write(probe.fs, probe.path) as file:
         file.write(b"writable")
     probe.remove()

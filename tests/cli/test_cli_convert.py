@@ -59,9 +59,9 @@ def test_what_is_told(source: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert first == f"Converted {source} to {target} (2 tensors, 2 of them cast, {Path(target).stat().st_size} B)"
     numbers = ", ".join(f"more.{number}" for number in range(19))
     assert lines == [
-        f"Left out, as no tensors: step, {numbers} and 11 more, which --json lists",
-        "Written as copies, as they shared memory with others: b",
-        "Infinite in part, as the dtype has no such large numbers: a, b",
+        f"Omitted, not tensors: step, {numbers} and 11 more (see --json)",
+        "Written as copies, shared memory with others: b",
+        "Overflowed to infinity in the new dtype: a, b",
     ]
     assert run(source, target, "-fq", "--drop-values") == DONE
     assert capsys.readouterr().out == ""

@@ -229,7 +229,7 @@ def test_dry_run(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", f"{root}/ckpt_1", f"{root}/x.mdl") == DONE
     assert capsys.readouterr().out == (
         f"{root}/ckpt_1  16 B (4 files)\n{root}/x.mdl  4 B\n"
-        "2 checkpoints, 20 B, would be deleted: give --yes to do it.\n"
+        "2 checkpoints, 20 B, would be deleted: pass --yes to delete.\n"
     )
     assert len(left(root)) == 5
 

@@ -441,10 +441,10 @@ def test_left_in_the_midst(environment: LocalS3, fs: CSXFileSystem, bucket: str)
 def test_interrupted(environment: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the midst leaves nothing behind."""
 
-    def interrupt(self: bucket_checks.Trials) -> Check:
+    def interrupt(self: bucket_checks.BucketChecks) -> Check:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bucket_checks.Trials, "_measure", interrupt)
+    monkeypatch.setattr(bucket_checks.BucketChecks, "_measure", interrupt)
     assert main(["checkpoint", "doctor", f"s3://{bucket}"]) == 130
     assert fs.find(bucket) == []
 

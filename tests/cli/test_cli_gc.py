@@ -245,7 +245,7 @@ def test_output(tmp_path: Path, states: Path, capsys: pytest.CaptureFixture[str]
     assert run(str(root), "--dry-run") == DONE
     line, told = capsys.readouterr().out.splitlines()
     assert line == f"file  3d  4 B  {root}/{LEFT[0]}"
-    assert told == "1 leftover, 4 B, would be deleted: give --yes to do it."
+    assert told == "1 leftover, 4 B, would be deleted: pass --yes to delete."
     assert run(str(root), "--json", "--dry-run") == DONE
     told = json.loads(capsys.readouterr().out)
     assert told["leftovers"][0].pop("modified").startswith("20")

@@ -17,7 +17,7 @@ import fsspec.config
 import pytest
 from commands import FAILED, USAGE
 
-from fsspec_csx.cli.errors import told
+from fsspec_csx.cli.errors import format_error
 from fsspec_csx.cli.format import emit, in_bytes, table
 from fsspec_csx.cli.main import INTERRUPTED, TERMINATED, main, parser
 from fsspec_csx.errors import NoCredentialsError
@@ -121,7 +121,7 @@ def test_completion_in_bash(tmp_path: Path) -> None:
 )
 def test_cause_and_remedy(error: Exception, cause: str, remedy: str | None) -> None:
     """An error is told as a line of cause and one of remedy, whatever its kind."""
-    lines = told(error).splitlines()
+    lines = format_error(error).splitlines()
     assert lines[0].startswith(f"cszoo: {cause}")
     assert len(lines) == 1 + (remedy is not None)
     if remedy is not None:
@@ -133,10 +133,10 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
     """Only --debug shows where an error came from; cause, remedy and exit status are the same."""
     arguments = ["checkpoint", "copy", str(tmp_path / "missing"), str(tmp_path / "y")]
     assert main([*arguments, *["--debug"] * debug]) == FAILED
-    told = capsys.readouterr().err
-    assert ("Traceback" in told) == ("copy.py" in told) == debug
-    assert "\ncszoo: " in f"\n{told}"
-    assert told.endswith("Check its name.\n")
+    shown = capsys.readouterr().err
+    assert ("Traceback" in shown) == ("copy.py" in shown) == debug
+    assert "\ncszoo: " in f"\n{shown}"
+    assert shown.endswith("Check its name.\n")
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------

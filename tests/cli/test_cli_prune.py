@@ -19,7 +19,7 @@ from roots import ODD, fill, left, manifest
 from fsspec_csx import save
 from fsspec_csx.cli import main
 from fsspec_csx.errors import BucketNotFoundError, EndpointError, RejectedCredentialsError
-from fsspec_csx.manage.list import Found, checkpoints
+from fsspec_csx.manage.list import ListedCheckpoint, checkpoints
 from fsspec_csx.manage.prune import plan, prune
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3, seaweed
@@ -30,15 +30,15 @@ def run(*arguments: str) -> int:
     return main(["checkpoint", "prune", *arguments])
 
 
-def found(*steps: int | None) -> list[Found]:
+def found(*steps: int | None) -> list[ListedCheckpoint]:
     """Checkpoints of these steps, in any order."""
     names = [
         f"checkpoint_{step}.mdl" if step is not None else f"notes{number}.mdl" for number, step in enumerate(steps)
     ]
-    return [Found(f"/run/{name}", step, None, 1, 1, False) for name, step in zip(names, steps, strict=True)]
+    return [ListedCheckpoint(f"/run/{name}", step, None, 1, 1, False) for name, step in zip(names, steps, strict=True)]
 
 
-def steps(kept: list[Found]) -> list[int | None]:
+def steps(kept: list[ListedCheckpoint]) -> list[int | None]:
     """Their steps."""
     return [each.step for each in kept]
 
@@ -59,25 +59,25 @@ def steps(kept: list[Found]) -> list[int | None]:
 def test_plan(keep: int, every: int | None, kept: list[int]) -> None:
     """The newest are kept, and those whose step is a multiple; in whichever order they are given."""
     for given in itertools.islice(itertools.permutations(found(10, 20, 30, 40, 50)), 0, 120, 17):
-        staying, doomed = plan(given, keep, every)
+        staying, to_delete = plan(given, keep, every)
         assert steps(staying) == kept
-        assert steps(doomed) == [step for step in (10, 20, 30, 40, 50) if step not in kept]
+        assert steps(to_delete) == [step for step in (10, 20, 30, 40, 50) if step not in kept]
 
 
 def test_plan_always_keeps_the_newest() -> None:
     """Whatever is asked, the newest stays, and nothing is both kept and deleted."""
     for count, keep, every in itertools.product(range(5), range(1, 4), (None, 1, 2, 3)):
         given = found(*range(count))
-        kept, doomed = plan(given, keep, every)
-        assert sorted(steps([*kept, *doomed])) == [*range(count)]
+        kept, to_delete = plan(given, keep, every)
+        assert sorted(steps([*kept, *to_delete])) == [*range(count)]
         assert steps(kept)[-1:] == [*range(count)][-1:]
         assert len(kept) >= min(keep, count)
 
 
 def test_plan_without_step() -> None:
     """What tells no step stays, and does not count."""
-    kept, doomed = plan(found(None, 1, None, 2), 1)
-    assert (steps(kept), steps(doomed)) == ([None, None, 2], [1])
+    kept, to_delete = plan(found(None, 1, None, 2), 1)
+    assert (steps(kept), steps(to_delete)) == ([None, None, 2], [1])
 
 
 def test_plan_spared_and_damaged() -> None:
@@ -110,7 +110,7 @@ def test_prune(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines[:5]] == ["keep", "keep", "keep", "delete", "delete"]
     assert lines[5] == f"{root}/run/model.mdl stays, and does not count: its name says no step."
     assert lines[6].startswith("2 checkpoints, ")
-    assert lines[6].endswith("would be deleted: give --yes to do it.")
+    assert lines[6].endswith("would be deleted: pass --yes to delete.")
     assert left(root) == before
     assert run(f"{root}/run", "--keep", "1", "--keep-every", "200") == FAILED
     assert "Give --yes to delete, or --dry-run to show." in capsys.readouterr().err
@@ -146,7 +146,7 @@ def test_folders_side_by_side(bucket: str, environment: LocalS3, fs: CSXFileSyst
     fs.pipe({file: manifest("__0_0.distcp") if file.endswith(".metadata") else b"data" for file in files})
     with recorded_requests() as requests:
         done = prune(f"s3://{bucket}", 1)
-    assert (len(done.doomed), done.failed) == (49, {})
+    assert (len(done.to_delete), done.failed) == (49, {})
     assert (requests.count("ListObjectsV2"), requests.count("DeleteObjects")) == (1 + 50 + 1 + 49, 2)
     assert (requests.count("HeadObject"), requests.count("GetObject")) == (1, 1)  # the manifest of the newest
     assert {*requests} == {"ListObjectsV2", "DeleteObjects", "HeadObject", "GetObject"}
@@ -163,7 +163,7 @@ def test_damaged(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert [*told["damaged"]] == [f"{root}/checkpoint_5.mdl", f"{root}/checkpoint_3.mdl"]
     assert [each["step"] for each in told["kept"]] == [2, 3, 4, 5]
-    assert [each["step"] for each in told["doomed"]] == [1]
+    assert [each["step"] for each in told["to_delete"]] == [1]
     assert (told["dry_run"], told["failed"]) == (False, {})
     assert left(root) == [f"checkpoint_{step}.mdl" for step in (2, 3, 4, 5)]
     fs, path = fsspec.url_to_fs(f"{root}/checkpoint_1.mdl")
@@ -177,7 +177,7 @@ def test_none_whole(root: str) -> None:
     """Where none is whole nothing goes."""
     fill(root, *(f"checkpoint_{step}.mdl" for step in range(5)))
     done = prune(root, 1)
-    assert (len(done.kept), done.doomed, len(done.damaged)) == (5, [], 5)
+    assert (len(done.kept), done.to_delete, len(done.damaged)) == (5, [], 5)
     assert len(left(root)) == 5
 
 
@@ -192,7 +192,7 @@ def test_unsafe_is_whole(tmp_path: Path) -> None:
     torch.save(Runs(), tmp_path / "checkpoint_2.mdl")
     save([1], tmp_path / "checkpoint_1.mdl")
     done = prune(tmp_path, 1)
-    assert (steps(done.doomed), done.damaged, done.failed) == ([1], {}, {})
+    assert (steps(done.to_delete), done.damaged, done.failed) == ([1], {}, {})
     assert left(str(tmp_path)) == ["checkpoint_2.mdl"]
 
 
@@ -212,7 +212,7 @@ def test_thousands(bucket: str, environment: LocalS3) -> None:
     assert requests == ["ListObjectsV2"] * 3
     with recorded_requests() as requests:
         done = prune(root, 3)
-    assert (len(done.doomed), done.failed) == (2497, {})
+    assert (len(done.to_delete), done.failed) == (2497, {})
     assert requests.count("ListObjectsV2") == requests.count("DeleteObjects") == 3
     assert left(root) == [f"checkpoint_{step}.mdl" for step in (2497, 2498, 2499)]
 
@@ -251,7 +251,7 @@ def test_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(os, "unlink", refusing)
     done = prune(tmp_path, 1)
-    assert steps(done.doomed) == [1, 2, 3]
+    assert steps(done.to_delete) == [1, 2, 3]
     assert [*done.failed] == [f"{tmp_path}/checkpoint_2.mdl"]
     assert left(str(tmp_path)) == ["checkpoint_2.mdl", "checkpoint_4.mdl"]
 

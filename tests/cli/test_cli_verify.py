@@ -80,7 +80,7 @@ def test_as_a_process(folder: Path, environment: LocalS3, bucket: str) -> None:
     save({"w": torch.ones(1000)}, path)
     done = cszoo("verify", path, str(folder / "damaged.mdl"))
     assert (done.returncode, done.stderr) == (DIFFERENT, "")
-    assert "as the server's checksum has it" in done.stdout
+    assert "matches the server's checksum" in done.stdout
     cause, remedy = failure(cszoo("verify", f"{path}0"))
     assert f"{path}0" in cause
     assert remedy

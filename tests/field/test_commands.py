@@ -249,7 +249,7 @@ def test_several_sources_are_gone_on_with(root: str, tmp_path: Path, capsys: pyt
     assert run("copy", *sources, target) == DONE
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["Copied", "Skipped", "Copied", "Copied"]
-    assert lines[1] == f"Skipped {sources[1]}, as {target}b.mdl is there already, with the same bytes"
+    assert lines[1] == f"Skipped {sources[1]}, as {target}b.mdl exists already, with the same bytes"
     assert run("copy", *sources, target, "--json") == DONE
     told = json.loads(capsys.readouterr().out)
     assert (told["copied"], [each["source"] for each in told["skipped"]]) == ([], sources)
@@ -333,7 +333,7 @@ def test_patterns(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("diff", pattern, names[0]) == FAILED
     assert "3 checkpoints fit" in capsys.readouterr().err
     assert run("copy", f"{root}/run/none_*", f"{root}/to/") == FAILED
-    assert len(printed("prune", f"{root}/t*", "--keep", "1", "--yes")["doomed"]) == 2
+    assert len(printed("prune", f"{root}/t*", "--keep", "1", "--yes")["to_delete"]) == 2
     assert run("prune", pattern, "--keep", "1", "--yes") == FAILED
     assert printed("gc", f"{root}/*", "--dry-run")["leftovers"] == []
     assert len(printed("delete", pattern, "--yes")["checkpoints"]) == 3

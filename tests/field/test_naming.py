@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsspec_csx.manage.naming import SUFFIXES, label_of, set_of, stamp_of, step_of
+from fsspec_csx.manage.naming import SUFFIXES, parse_name, set_of, stamp_of, step_of
 
 STEPS = {
     "checkpoint_{}.mdl",
@@ -40,7 +40,7 @@ EPOCHS = {"checkpoint-epoch{}.pth", "sample-epoch={}.ckpt", "model_epoch_{}.pt",
 @pytest.mark.parametrize("pattern", sorted(STEPS))
 def test_steps(pattern: str) -> None:
     """The step is read from names of every known pattern, and files of one sort share a family."""
-    labels = [label_of(pattern.format(step)) for step in (7, 400, 123456)]
+    labels = [parse_name(pattern.format(step)) for step in (7, 400, 123456)]
     assert [label.step for label in labels] == [7, 400, 123456]
     assert not any(label.counts_epochs for label in labels)
     assert len({label.family for label in labels}) == 1
@@ -49,7 +49,7 @@ def test_steps(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", sorted(EPOCHS))
 def test_epochs(pattern: str) -> None:
     """An epoch counts where no step is said, and is not mistaken for one."""
-    label = label_of(pattern.format(12))
+    label = parse_name(pattern.format(12))
     assert (label.step, label.epoch, label.counts_epochs) == (12, 12, True)
 
 
@@ -89,16 +89,16 @@ def test_metric_is_no_step(
         return between.join(f"{key.replace('/', '_')}={value}" for key, value in fields)
 
     fields = [*before, *([("epoch", "3"), ("step", str(step))] if has_step else []), *after]
-    label = label_of(f"{name(fields)}.ckpt")
+    label = parse_name(f"{name(fields)}.ckpt")
     assert label.step == (step if has_step else None)
     other = [(key, value if key in ("epoch", "step") else "0.5") for key, value in fields]
-    assert label_of(f"{name(other)}.ckpt").family == label.family
+    assert parse_name(f"{name(other)}.ckpt").family == label.family
 
 
 @given(st.text(max_size=60), st.sampled_from(["", *SUFFIXES]))
 def test_any_name(text: str, suffix: str) -> None:
     """No name is too odd, and a step is one that stands in it."""
-    label = label_of(text + suffix)
+    label = parse_name(text + suffix)
     assert label.step is None or (label.step >= 0 and str(label.step) in text)
     assert stamp_of(text + suffix) == label.stamp
     assert isinstance(set_of(text + suffix), str)
@@ -107,7 +107,7 @@ def test_any_name(text: str, suffix: str) -> None:
 @given(st.from_regex(r"(epoch|step|checkpoint|val_loss|[0-9]+|[=_.-]){1,8}", fullmatch=True))
 def test_names_of_known_words(text: str) -> None:
     """Known words in any order neither fail nor give a number that is followed by decimals."""
-    step = label_of(f"{text}.ckpt").step
+    step = parse_name(f"{text}.ckpt").step
     assert step is None or str(step) in text
 
 

@@ -22,8 +22,8 @@ from fsspec_csx.cli import main
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.list import Found, checkpoints, latest
-from fsspec_csx.manage.naming import label_of
+from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, latest
+from fsspec_csx.manage.naming import parse_name
 from fsspec_csx.manage.prune import plan, prune
 from fsspec_csx.trainer import Checkpoint
 
@@ -135,7 +135,7 @@ def test_steps_that_begin_anew(root: str) -> None:
     for name in ("epoch=0-step=500.ckpt", "epoch=1-step=100.ckpt", "epoch=1-step=500.ckpt"):
         save([1], f"{root}/{name}")
     done = prune(root, 1)
-    assert (done.doomed, len(done.uncounted)) == ([], 3)
+    assert (done.to_delete, len(done.uncounted)) == ([], 3)
 
 
 def timed(root: Path, *names: str) -> None:
@@ -193,19 +193,19 @@ NAMES = st.lists(
 @given(NAMES, st.integers(1, 3), st.sets(st.integers(0, 11)))
 def test_no_newest_is_lost(names: list[str], keep: int, damaged: set[int]) -> None:
     """Whatever lies together: the newest whole file of each sort stays, and files of a step stay or go together."""
-    found = [Found(f"/run/{name}", label_of(name).step, None, 1, 1, False) for name in names]
+    found = [ListedCheckpoint(f"/run/{name}", parse_name(name).step, None, 1, 1, False) for name in names]
     broken = [each.path for number, each in enumerate(found) if number in damaged]
-    kept, doomed = plan(found, keep, damaged=broken)
-    assert sorted([*kept, *doomed], key=str) == sorted(found, key=str)
-    families: dict[str, list[Found]] = {}
+    kept, to_delete = plan(found, keep, damaged=broken)
+    assert sorted([*kept, *to_delete], key=str) == sorted(found, key=str)
+    families: dict[str, list[ListedCheckpoint]] = {}
     for each in found:
         if each.path not in broken:
-            families.setdefault(label_of(each.path).family, []).append(each)
+            families.setdefault(parse_name(each.path).family, []).append(each)
     for members in families.values():
         assert max(members, key=lambda each: each.step if each.step is not None else -1) in kept
-    fates = {(label_of(each.path).moment, each in kept) for each in found if each.path.endswith(".pth")}
+    fates = {(parse_name(each.path).moment, each in kept) for each in found if each.path.endswith(".pth")}
     assert len(fates) == len({moment for moment, _ in fates})
-    assert not any(each.step is None for each in doomed)
+    assert not any(each.step is None for each in to_delete)
 
 
 def test_folder_that_is_not_read(root: str) -> None:

@@ -21,7 +21,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.errors import InvalidCheckpointError, MissingEntryError, UnsafeCheckpointError
 from fsspec_csx.formats.torch_zip import layout as torch_layout
-from fsspec_csx.manage.convert import Converted, convert
+from fsspec_csx.manage.convert import ConvertResult, convert
 from fsspec_csx.tensors import tensor_stream
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
@@ -375,7 +375,7 @@ def test_every_filesystem(root: str) -> None:
     """Source and target may be anywhere; what is at the target stays unless it may be overwritten."""
     save(STATES["tied"], f"{root}/a#b [1].mdl")
     converted = convert(f"{root}/a#b [1].mdl", f"{root}/out/ä?.safetensors", dtype="bfloat16")
-    assert isinstance(converted, Converted)
+    assert isinstance(converted, ConvertResult)
     assert (converted.path, converted.format) == (f"{root}/out/ä?.safetensors", "safetensors")
     with fsspec.open(converted.path, "rb") as file:
         data = file.read()

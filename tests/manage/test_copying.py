@@ -27,9 +27,8 @@ from fsspec_csx.errors import (
 )
 from fsspec_csx.manage import file_copy
 from fsspec_csx.manage.copy import transfer
-from fsspec_csx.manage.location import Place
-from fsspec_csx.manage.patterns import expanded
-from fsspec_csx.manage.sameness import same
+from fsspec_csx.manage.file_copy import same_content
+from fsspec_csx.manage.location import Location, expand_pattern
 from fsspec_csx.s3 import server_copy
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.request_body import FileSliceBody
@@ -321,16 +320,16 @@ def test_move_that_was_stopped_before_the_deletion(folder: Callable[[str], str],
     assert move(source, target) == target
     with fsspec.open(target, "rb") as file:
         assert file.read() == DATA
-    assert not Place.of(source, None).exists()
+    assert not Location.of(source, None).exists()
 
 
 def test_damaged_copy_is_no_move(folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The source of a move stays if the copy turns out to be another."""
 
-    def damage(source: Place, target: Place, *_: object) -> None:
+    def damage(source: Location, target: Location, *_: object) -> None:
         written(target.text, b"other")
 
-    monkeypatch.setattr(file_copy, "_carry", damage)
+    monkeypatch.setattr(file_copy, "_copy", damage)
     for here, there in (("local", "s3"), ("s3", "local"), ("s3", "s3"), ("memory", "local")):
         source = written(f"{folder(here)}/x.mdl", b"bytes")
         with pytest.raises(ChecksumError, match="not the same"):
@@ -416,10 +415,10 @@ def test_is_loaded_again(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("here", KINDS)
 def test_sameness(folder: Callable[[str], str], here: str, there: str) -> None:
     """One byte makes the difference, wherever it stands."""
-    one = Place.of(written(f"{folder(here)}/x", DATA), None)
+    one = Location.of(written(f"{folder(here)}/x", DATA), None)
     path = f"{folder(there)}/y"
     for data, expected in ((DATA, True), (DATA[:-1], False), (DATA[:-1] + bytes([DATA[-1] ^ 1]), False)):
-        assert same(one, Place.of(written(path, data), None)) is expected
+        assert same_content(one, Location.of(written(path, data), None)) is expected
 
 
 # -- folders that are one checkpoint ----------------------------------------------------------------------------------
@@ -484,14 +483,14 @@ def test_manifest_comes_last(folder: Callable[[str], str], there: str, monkeypat
     fresh = f"{folder(there)}/new"
     carried: list[str] = []
 
-    def failing(source: Place, *args: Any, **kwargs: Any) -> int:
+    def failing(source: Location, *args: Any, **kwargs: Any) -> int:
         if source.name == "__1_0.distcp" and "fail" not in carried:
             carried.append("fail")
             raise ConnectionResetError
         carried.append(source.name)
-        return file_copy.carry(source, *args, **kwargs)
+        return file_copy.copy_file(source, *args, **kwargs)
 
-    monkeypatch.setattr("fsspec_csx.manage.sharded_folders.carry", failing)
+    monkeypatch.setattr("fsspec_csx.manage.sharded_folders.copy_file", failing)
     monkeypatch.setattr("fsspec_csx.manage.sharded_folders._AT_A_TIME", 1)
     for path, overwrite in ((fresh, False), (target, True)):
         carried.clear()
@@ -524,17 +523,17 @@ def test_patterns(folder: Callable[[str], str], kind: str, monkeypatch: pytest.M
         fs.pipe_file(f"{inner}/{name}", b"x")
     sharded(f"{path}/a_dir", SHARDED)
     sharded(f"{path}/a_other", {"x.txt": b"x"})
-    assert expanded(f"{path}/a_*") == [f"{path}/{name}" for name in ("a_1.mdl", "a_10.mdl", "a_dir")]
-    assert expanded(f"{path}/a_?.mdl") == [f"{path}/a_1.mdl"]
-    assert expanded(f"{path}/b[1].mdl") is None
-    assert expanded(f"{path}/b[12].mdl") == [f"{path}/b1.mdl"]
-    assert expanded(f"{path}/a_1.mdl") is None
+    assert expand_pattern(f"{path}/a_*") == [f"{path}/{name}" for name in ("a_1.mdl", "a_10.mdl", "a_dir")]
+    assert expand_pattern(f"{path}/a_?.mdl") == [f"{path}/a_1.mdl"]
+    assert expand_pattern(f"{path}/b[1].mdl") is None
+    assert expand_pattern(f"{path}/b[12].mdl") == [f"{path}/b1.mdl"]
+    assert expand_pattern(f"{path}/a_1.mdl") is None
     with pytest.raises(FileNotFoundError, match="No checkpoint fits"):
-        expanded(f"{path}/c*")
+        expand_pattern(f"{path}/c*")
     if kind == "local":
         monkeypatch.chdir(path)
-        assert expanded("a_?.mdl") == ["a_1.mdl"]
-        assert expanded("./a_1*.mdl") == [f"{path}/a_1.mdl", f"{path}/a_10.mdl"]
+        assert expand_pattern("a_?.mdl") == ["a_1.mdl"]
+        assert expand_pattern("./a_1*.mdl") == [f"{path}/a_1.mdl", f"{path}/a_10.mdl"]
 
 
 def test_versions(environment: LocalS3, fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from proxy import Fault, FaultProxy, error_answer, fault_proxy
 
 from fsspec_csx import copy
 from fsspec_csx.errors import EndpointError
-from fsspec_csx.manage import kinds
+from fsspec_csx.manage import naming
 from fsspec_csx.s3 import server_copy
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.resumable_download import PartialFile
@@ -143,7 +143,7 @@ def test_upload_goes_on(
     far.faults = [Fault("PUT", query="partNumber=", skip=2, times=99)]
     ended, told = broken_off(far, local, target, number, lambda: remembered(tmp_path) == 2)
     assert ended == status, told
-    assert ("it goes on where this one stopped" in told) == (number == signal.SIGINT)
+    assert ("again to resume" in told) == (number == signal.SIGINT)
     assert not fs.exists(target)
     assert len(uploads(fs, target)) == len(records(tmp_path)) == 1
     far.requests = []
@@ -156,7 +156,7 @@ def test_upload_goes_on(
 def test_failed_upload_goes_on(far: FaultProxy, fs: CSXFileSystem, local: Path, target: str, tmp_path: Path) -> None:
     """An upload that the server breaks off goes on too; the error says so, and what is denied is not kept."""
     far.faults = [refusing(tmp_path, 3, cut_up=MIB)]
-    with pytest.raises(EndpointError, match=r"Give the same command again: it goes on where this one stopped\."):
+    with pytest.raises(EndpointError, match="again to resume"):
         copy(local, target)
     far.faults, far.requests = [Fault("PUT", query="partNumber=3", answer=error_answer(403, "AccessDenied"))], []
     with pytest.raises(PermissionError):
@@ -341,7 +341,7 @@ def stored(fs: CSXFileSystem, target: str) -> str:
 
 def partial(path: Path) -> Path | None:
     """What has come so far of a file, if anything."""
-    return next((each for each in path.parent.iterdir() if kinds.is_leftover(each.name)), None)
+    return next((each for each in path.parent.iterdir() if naming.is_temporary(each.name)), None)
 
 
 def came(path: Path) -> int:
@@ -365,8 +365,8 @@ def test_download_goes_on(far: FaultProxy, stored: str, tmp_path: Path, number: 
     assert ended == status, told
     left = [each.name for each in (tmp_path / "down").iterdir()]
     assert len(left) == 1
-    assert kinds.is_leftover(left[0])
-    assert not kinds.is_checkpoint(left[0])
+    assert naming.is_temporary(left[0])
+    assert not naming.is_checkpoint(left[0])
     far.requests = []
     copy(stored, path)
     assert fetched(far) == PIECES - 2
@@ -382,7 +382,7 @@ def half(far: FaultProxy, stored: str, tmp_path: Path) -> Path:
     before = lambda: wait_for(lambda: came(path) == 3)  # noqa: E731
     some = lambda request: request.span is not None  # noqa: E731
     far.faults = [Fault("GET", when=some, skip=3, times=99, before=before, cut_down=0)]
-    with pytest.raises(EndpointError, match="it goes on where this one stopped"):
+    with pytest.raises(EndpointError, match="again to resume"):
         copy(stored, path)
     far.faults, far.requests = [], []
     return path

@@ -137,7 +137,7 @@ def test_killed_copy(url: str, bucket: str, call: int, monkeypatch: pytest.Monke
     for name in ("a", "b"):
         with monkeypatch.context() as patch:
             patch.setattr(sharded_folders, "_AT_A_TIME", 1)
-            killed_at(patch, sharded_folders, "carry", call)
+            killed_at(patch, sharded_folders, "copy_file", call)
             with pytest.raises(Killed):
                 copy(url, f"s3://{bucket}/{name}/x.mdl")
         seen_unfinished(f"s3://{bucket}/{name}/x.mdl")
@@ -153,7 +153,7 @@ def test_killed_replacement(url: str, fs: CSXFileSystem, bucket: str, monkeypatc
     """While one is replaced by another there is neither."""
     target = upload(fs, "bf16", f"{bucket}/to/x.mdl")
     with monkeypatch.context() as patch:
-        killed_at(patch, sharded_folders, "carry", 2)
+        killed_at(patch, sharded_folders, "copy_file", 2)
         with pytest.raises(Killed):
             copy(url, target, overwrite=True)
     seen_unfinished(target)
@@ -185,7 +185,7 @@ def test_strange_objects_stay(url: str, fs: CSXFileSystem, bucket: str) -> None:
 def test_objects_are_copied_side_by_side(url: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small objects wait for no other; one that is large goes by itself."""
     together = threading.Barrier(2)
-    carry = sharded_folders.carry
+    carry = sharded_folders.copy_file
     seen: list[str] = []
 
     def meeting(source: Any, *args: Any, **kwargs: Any) -> Any:
@@ -194,7 +194,7 @@ def test_objects_are_copied_side_by_side(url: str, bucket: str, monkeypatch: pyt
             together.wait(60)
         return carry(source, *args, **kwargs)
 
-    monkeypatch.setattr(sharded_folders, "carry", meeting)
+    monkeypatch.setattr(sharded_folders, "copy_file", meeting)
     copy(url, f"s3://{bucket}/a.mdl")
     assert seen[-1] == "__METADATA__"
     assert left(f"s3://{bucket}/a.mdl") == KEYS

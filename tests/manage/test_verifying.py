@@ -19,7 +19,7 @@ from proxy import Fault, fault_proxy, through
 
 from fsspec_csx.checkpoint.api import save
 from fsspec_csx.formats import scan
-from fsspec_csx.manage.verify import Verified, verify
+from fsspec_csx.manage.verify import VerifyResult, verify
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -49,7 +49,7 @@ def records_of(path: Path) -> int:
 def test_whole(path: Path) -> None:
     """A whole checkpoint has all of its records checked, and no damage."""
     told = verify(path)
-    assert told == Verified(str(path), path.stat().st_size, records_of(path), 0, False, (), "")
+    assert told == VerifyResult(str(path), path.stat().st_size, records_of(path), 0, False, (), "")
 
 
 def test_whole_anywhere(root: str, server: LocalS3) -> None:

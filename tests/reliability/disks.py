@@ -88,7 +88,7 @@ class Limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def told_of(kind: str, folder: str, remote: str) -> None:
+def errors_as_data(kind: str, folder: str, remote: str) -> None:
     """Print, as JSON, what operations tell of a disk that is full, by their names.
 
     Args:

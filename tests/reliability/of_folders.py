@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import fsspec_csx
 from fsspec_csx import distributed
 from fsspec_csx.errors import CSXError
-from fsspec_csx.manage.kinds import is_leftover
+from fsspec_csx.manage.naming import is_temporary
 from fsspec_csx.trainer import Checkpoint, Trainer, TrainingLoop
 
 # -- torch.distributed.checkpoint and Cerebras -------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _trained(place: Place, _: Any) -> str:
     """Whatever is there must be what the training to which nothing happened has at that step."""
     expected = _unharmed()
     # The file by which it is tried whether a folder can be written to stays where it cannot be deleted, until gc comes.
-    left = {name for name in place.notes["not deleted"] if is_leftover(name)}
+    left = {name for name in place.notes["not deleted"] if is_temporary(name)}
     found = {name: torch_state(place.get(name)) for name in place.names() - left}
     for name, value in found.items():
         if name not in expected:

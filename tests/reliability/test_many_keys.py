@@ -72,7 +72,7 @@ WAYS: dict[str, Callable[[NullServer], object]] = {
     "du": lambda server: server.filesystem().du(ROOT) // server.objects[path_of(0)].size,
     "checkpoints": lambda server: len(checkpoints(f"s3://{ROOT}")),
     "recursive": lambda server: len(checkpoints(f"s3://{ROOT}", recursive=True)),
-    "prune_dry": lambda server: len(prune(f"s3://{ROOT}", 1, dry_run=True).doomed) + 1,
+    "prune_dry": lambda server: len(prune(f"s3://{ROOT}", 1, dry_run=True).to_delete) + 1,
     "trainer": lambda server: len(Checkpoint(steps=1).get_all_checkpoints(f"s3://{ROOT}")),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fsspec_csx.manage import kinds, naming
+from fsspec_csx.manage import naming
 from fsspec_csx.storage.local_file import temporary_path
 
 TOKEN = "0123456789abcdef"
@@ -44,23 +44,23 @@ def test_stamp() -> None:
 @pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x.ckpt", "x.safetensors", "a b#?*.mdl"])
 def test_checkpoints(name: str) -> None:
     """The end of a name tells that a file is a checkpoint, and not its whole."""
-    assert kinds.is_checkpoint(name)
-    assert not kinds.is_checkpoint(f"{name}.txt")
-    assert not kinds.is_checkpoint(f".{name}.0123456789abcdef.tmp")
+    assert naming.is_checkpoint(name)
+    assert not naming.is_checkpoint(f"{name}.txt")
+    assert not naming.is_checkpoint(f".{name}.0123456789abcdef.tmp")
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "model-00001-of-00002.safetensors", "model-00001-of-00002.bin"])
 def test_parts_are_no_checkpoints(name: str) -> None:
     """A part is of no use alone."""
-    assert kinds.is_shard(name)
-    assert not kinds.is_checkpoint(name)
+    assert naming.is_shard(name)
+    assert not naming.is_checkpoint(name)
 
 
 def test_manifests() -> None:
     """A folder is a checkpoint by one of its files."""
-    assert kinds.is_sharded(["__0_0.distcp", ".metadata"])
-    assert kinds.is_sharded(["model.safetensors.index.json"])
-    assert not kinds.is_sharded(["__0_0.distcp", "metadata", "index.json", ".metadata.tmp"])
+    assert naming.is_sharded(["__0_0.distcp", ".metadata"])
+    assert naming.is_sharded(["model.safetensors.index.json"])
+    assert not naming.is_sharded(["__0_0.distcp", "metadata", "index.json", ".metadata.tmp"])
 
 
 def test_leftovers() -> None:
@@ -70,6 +70,6 @@ def test_leftovers() -> None:
         temporary_path("/run/" + "x" * 250, TOKEN),
         "/run/x.mdl.0123456789abcdef.tmp",
     ):
-        assert kinds.is_leftover(name.rpartition("/")[2])
+        assert naming.is_temporary(name.rpartition("/")[2])
     for name in ("x.mdl", "x.tmp", ".x.mdl.tmp", "x.0123456789ABCDEF.tmp", "0123456789abcdef.tmp", ".x.0123.tmp"):
-        assert not kinds.is_leftover(name)
+        assert not naming.is_temporary(name)
