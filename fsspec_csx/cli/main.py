@@ -33,6 +33,8 @@ _STATUS = """exit status:
   2  usage error
   3  failed
 """
+# The same command, for machines where another package has a cszoo.
+_OTHER_NAME = "fsspec-csx"
 _VERBS = (copy, list_verb, info, diff, verify, delete, convert, gc, prune, doctor)
 
 
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command."""
     made = Parser(
-        prog="cszoo",
+        prog=_OTHER_NAME if os.path.basename(sys.argv[0]) == _OTHER_NAME else "cszoo",
         description="Manage checkpoints on any fsspec URL, and run trainings.",
         epilog=_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,10 +87,10 @@ def parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(made, "--print-completion", help="print the completion script for a shell")
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     noun = commands.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
-    verbs = Verbs(noun.add_subparsers(title="verbs", required=True, metavar="VERB"))
+    verbs = Verbs(noun.add_subparsers(title="verbs", required=True, metavar="VERB"), f"{made.prog} checkpoint")
     for each in _VERBS:
         each.add(verbs)
-    train.add(Verbs(commands, "cszoo"))
+    train.add(Verbs(commands, made.prog))
     return made
 
 

@@ -22,7 +22,7 @@ class Verbs:
         command: the words before a verb.
     """
 
-    def __init__(self, parsers: Any, command: str = "cszoo checkpoint") -> None:
+    def __init__(self, parsers: Any, command: str) -> None:
         self._parsers = parsers
         self._command = command
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import os
+import shutil
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import fsspec
 
-from fsspec_csx.doctor.check import Check, failed, passed, skipped
+from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
 from fsspec_csx.errors import CheckpointPathError, CredentialsError
 
 _PACKAGES = ("fsspec-csx", "s3fs", "fsspec", "aiobotocore", "botocore", "torch")
@@ -79,6 +81,7 @@ def _checks(
 
     yield _versions()
     yield _opener()
+    yield from _commands()
     later = ("signed in", *(IN_BUCKET if place else ()))
     try:
         effective = EffectiveConfig(call, caller)
@@ -129,3 +132,22 @@ def _opener() -> Check:
         return passed("s3://", f"opened by {name}")
     remedy = "Write csx:// in place of s3://, or find out who calls fsspec.register_implementation."
     return failed("s3://", f"It is opened by {name}, to which nothing of what follows applies.", remedy)
+
+
+def _commands() -> Iterator[Check]:
+    """Which ``cszoo`` the shell runs, if another package has one too."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    commands = [command for folder in folders if (command := shutil.which("cszoo", path=folder))]
+    foreign = [command for command in commands if not _is_ours(command)]
+    if foreign and foreign[0] == commands[0]:
+        yield lacking("command", f"cszoo is {foreign[0]}, of another package", "Run fsspec-csx, the same command.")
+    elif foreign:
+        yield passed("command", f"cszoo is {commands[0]}; {foreign[0]}, of another package, is later on the PATH")
+
+
+def _is_ours(command: str) -> bool:
+    try:
+        with open(command, "rb") as file:
+            return b"fsspec_csx" in file.read(2**16)
+    except OSError:
+        return False

@@ -129,7 +129,7 @@ def test_failures(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["damaged.mdl", "x.mdl"], "damaged.mdl is damaged: the checksum of 'w' is wrong.", "Save it again"),
         (["model.mdl", "x.safetensors"], "tensors alone, and these entries are none: 'step'.", "Leave them out ("),
         (["model.mdl", "x.mdl", "--keys", "modle"], "has no 'modle'.", "The nearest names are 'model'"),
-        (["model.mdl", "text.mdl/x.mdl"], "Not a directory.", "Check the path: something in it"),
+        (["model.mdl", "text.mdl/x.mdl"], "Not a directory.", "Check the path: one of its folders"),
         (["model.mdl", "s3://bucket"], "lacks the object path.", "Give bucket and object path"),
     ):
         names_only = [each if "//" in each or each.startswith("-") else str(tmp_path / each) for each in arguments[:2]]

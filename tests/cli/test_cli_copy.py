@@ -126,7 +126,7 @@ def test_failures_in_processes(here: Path, remote: str, server: LocalS3) -> None
         (["a_1.mdl", "a_10.mdl"], "a_10.mdl exists already.", "--force"),
         (["a_1.mdl", "a_1.mdl", "-f"], "the very file", "Name another target."),
         (["folder", "b"], "folder is a folder, and no checkpoint.", "Name the checkpoints in it."),
-        (["a_1.mdl", "a_10.mdl/x"], "Not a directory", "something in it that should be a folder is a file"),
+        (["a_1.mdl", "a_10.mdl/x"], "Not a directory", "one of its folders is a file"),
         (["a_1.mdl", "s3://"], "lacks the object path", "Give bucket and object path"),
         (["a_1.mdl", "s3://only-a-bucket"], "lacks the object path", "Give bucket and object path"),
     ],

@@ -648,6 +648,22 @@ def test_another_package_took_s3(environment: LocalS3) -> None:
     assert "s3fs.core.S3FileSystem" in seen["s3://"].text
 
 
+@pytest.mark.parametrize("first", ["ours", "foreign"])
+def test_command_of_another_package(
+    environment: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Which cszoo the shell runs is said where another package has one."""
+    for name, line in (("ours", "from fsspec_csx.cli import main"), ("foreign", "from another.cli import main")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cszoo").write_text(f"#!/usr/bin/env python\n{line}\n")
+        (tmp_path / name / "cszoo").chmod(0o755)
+    folders = [str(tmp_path / name) for name in sorted(["ours", "foreign"], key=lambda name: name != first)]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
+    seen = found()["command"]
+    assert seen.text.startswith(f"cszoo is {folders[0]}/cszoo")
+    assert ("fsspec-csx" in seen.remedy) == (first == "foreign")
+
+
 # -- the command --------------------------------------------------------------------------------------------------
 
 

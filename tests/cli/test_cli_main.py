@@ -17,6 +17,7 @@ import fsspec.config
 import pytest
 from commands import FAILED, USAGE
 
+import fsspec_csx
 from fsspec_csx.cli.errors import format_error
 from fsspec_csx.cli.format import emit, in_bytes, table
 from fsspec_csx.cli.main import INTERRUPTED, TERMINATED, main, parser
@@ -52,6 +53,20 @@ def test_help_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> Non
         assert parser().parse_args([word.strip("'") for word in example[1:]]).run
     for option in ("--profile", "--endpoint-url", "--quiet", "--json", "--debug"):
         assert option in shown
+
+
+def test_second_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command is also fsspec-csx, and its help says so under this name."""
+    assert (
+        '\nfsspec-csx = "fsspec_csx.cli:main"\n'
+        in Path(fsspec_csx.__file__).parents[1].joinpath("pyproject.toml").read_text()
+    )
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/fsspec-csx"])
+    with pytest.raises(SystemExit):
+        main(["checkpoint", "copy", "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: fsspec-csx checkpoint copy")
+    assert "  fsspec-csx checkpoint copy model.mdl" in shown
 
 
 def test_starts_light() -> None:

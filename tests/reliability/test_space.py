@@ -56,7 +56,7 @@ def test_no_room(reports: Reports, operation: str) -> None:
     if operation in COMMANDS:
         cause, remedy = told["error"]["text"].splitlines()
         assert "No space left on device." in cause or "File too large." in cause
-        assert remedy.startswith(("Free some space", "Let files be larger"))
+        assert remedy.startswith(("Free some space", "Raise the limit"))
     else:
         assert told["error"]["number"] == errno.errorcode[expected]
         cause = told["error"]["text"]
@@ -90,7 +90,7 @@ def test_protected_disk(reports: Reports, operation: str) -> None:
     if operation in COMMANDS:
         cause, remedy = told["error"]["text"].splitlines()
         assert "Read-only file system." in cause
-        assert remedy == "Use a folder that can be written to."
+        assert "writable" in remedy
     else:
         assert told["error"]["number"] == "EROFS"
     assert (told["left"], told["former"]) == (["x.mdl"], 1)
