@@ -241,7 +241,7 @@ def test_output(tmp_path: Path, states: Path, capsys: pytest.CaptureFixture[str]
     fill(str(root), LEFT[0], "x.mdl")
     age(root / LEFT[0], 3)
     assert run(str(root)) == FAILED
-    assert "Give --yes to delete, or --dry-run to show." in capsys.readouterr().err
+    assert "--dry-run" in capsys.readouterr().err
     assert run(str(root), "--dry-run") == DONE
     line, told = capsys.readouterr().out.splitlines()
     assert line == f"file  3d  4 B  {root}/{LEFT[0]}"
