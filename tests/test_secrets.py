@@ -7,13 +7,11 @@ import logging
 
 import fsspec
 import pytest
+from secrets_shown import CUSTOMER_KEY, TOKEN
 
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
-
-TOKEN = "FwoGZXIvYXdzEBYaDH//secret+session/token=="
-CUSTOMER_KEY = "0123456789abcdef0123456789abcdef"
 
 
 def test_debug_logs(server: LocalS3, bucket: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,7 @@ from checkpoints import MIB, Leaving, Point, names, saved
 from commands import running
 from forked import python
 from fsspec.callbacks import Callback
-from test_publishing import uploads
+from stores import uploads
 
 from fsspec_csx import backends
 from fsspec_csx.checkpoint import async_save as module

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import struct
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +14,7 @@ import fsspec
 import pytest
 import torch
 from checkpoints import MIB, Leaving
-from commands import running
+from commands import running, terminal
 from forked import python
 from fsspec.callbacks import Callback
 
@@ -247,13 +243,6 @@ from fsspec.callbacks import NoOpCallback
 {before}
 save([torch.zeros(2**20) for _ in range(4)], sys.argv[1]{arguments})
 """
-
-
-def terminal() -> tuple[int, int]:
-    """Both ends of a terminal of the usual width."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    return ours, theirs
 
 
 def shown(

@@ -13,10 +13,9 @@ from pathlib import Path
 import fsspec
 import pytest
 from checkpoints import MIB
-from commands import DONE, FAILED, USAGE, cszoo, failure, running
+from commands import DONE, FAILED, USAGE, cszoo, failure, running, terminal
 from forked import python
 from proxy import Fault, fault_proxy
-from test_progress import terminal
 
 from fsspec_csx.cli import main
 from fsspec_csx.s3.filesystem import CSXFileSystem

@@ -13,10 +13,9 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-import yaml
 from commands import DONE, FAILED, USAGE, cszoo, failure, running
+from configurations import FILE, PROFILE, written
 from forked import python
-from test_config import PROFILE, with_
 
 from fsspec_csx import load
 from fsspec_csx.cli import main
@@ -26,15 +25,6 @@ from fsspec_csx.testing import LocalS3
 
 PROJECT = Path(__file__).parents[2]
 SUPPORT = PROJECT / "tests" / "support"  # the folder of the model
-FILE = "params.yaml"
-
-
-def written(folder: Path, **changes: Any) -> str:
-    """The path of a YAML file whose training saves every other step of four; changes as ``init__loop=…``."""
-    path = folder / FILE
-    named = {"init/checkpoint": {"steps": 2}, **{name.replace("__", "/"): each for name, each in changes.items()}}
-    path.write_text(yaml.safe_dump(with_(named, folder / "model_dir")))
-    return str(path)
 
 
 def as_json(capsys: pytest.CaptureFixture[str]) -> Any:

@@ -41,7 +41,7 @@ from fsspec_csx.formats.dcp import writer as dcp_writer
 from fsspec_csx.formats.dcp.boxes import Box, pieces
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.full_state_dict import stored
-from fsspec_csx.formats.dcp.reader import Wanted, read_tensors
+from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.s3.filesystem import CSXFileSystem
 
 SEED = 20261123
@@ -716,7 +716,7 @@ def test_parts_of_tensors(root: str, ours: bool) -> None:
         lengths = [draw.randrange(1, size - first + 1) for size, first in zip(tensor.shape, start, strict=True)]
         turned = torch.zeros(lengths[::-1], dtype=torch.float64).permute(2, 1, 0)
         target = torch.zeros(lengths) if number % 3 else turned
-        asked.append(Wanted("x", place, start, target))
+        asked.append(TensorRead("x", place, start, target))
         wanted.append(tensor[slices(start, lengths)])
     read_tensors(folder(f"{root}/a"), asked)
     assert all(torch.equal(each.target, part.to(each.target.dtype)) for each, part in zip(asked, wanted, strict=True))
@@ -738,12 +738,12 @@ def test_only_what_is_needed_is_read(bucket: str, environment: object, monkeypat
 
     monkeypatch.setattr(CSXFile, "readinto_many", counted)
     target = torch.zeros(10, 1000)
-    read_tensors(folder(f"s3://{bucket}/a"), [Wanted("x", place, (100, 0), target)])
+    read_tensors(folder(f"s3://{bucket}/a"), [TensorRead("x", place, (100, 0), target)])
     assert torch.equal(target, tensor[100:110])
     assert sum(read) == target.nbytes
     read.clear()
     columns = torch.zeros(4000, 500)
-    read_tensors(folder(f"s3://{bucket}/a"), [Wanted("x", place, (0, 500), columns)])
+    read_tensors(folder(f"s3://{bucket}/a"), [TensorRead("x", place, (0, 500), columns)])
     assert torch.equal(columns, tensor[:, 500:])
     assert columns.nbytes <= sum(read) <= tensor.nbytes
 

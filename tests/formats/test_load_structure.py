@@ -19,6 +19,7 @@ import pytest
 import torch
 from checkpoints import MIB, Point, put, saved, unzipped, zipped
 from conftest import recorded_requests
+from torch_files import equal, loaded, source_of
 
 from fsspec_csx.checkpoint.api import load
 from fsspec_csx.errors import InvalidCheckpointError
@@ -29,58 +30,14 @@ from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.tensors import fill, source
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.map_location import reserved
-from fsspec_csx.tensors.source import HEAD, TAIL, Source, memory_of
+from fsspec_csx.tensors.source import HEAD, TAIL, memory_of
 
 SIZES = [0, 1, 15, 16, 17, 16383, 16384, 65537, HEAD, TAIL - 1, HEAD + TAIL + 1, PART + 1, 2 * PART + 3]
-
-
-def source_of(data: bytes) -> Source:
-    """A file of these bytes."""
-    return Source(io.BytesIO(data), len(data))
 
 
 def structured(data: bytes) -> bool:
     """Whether a file is loaded structure first."""
     return torch_archive.read(source_of(data), "file") is not None
-
-
-def loaded(data: bytes, **options: Any) -> Any:
-    """What load makes of a file with these bytes."""
-    return torch_zip_reader.read(io.BytesIO(data), name="file", size=len(data), advance=lambda count: None, **options)
-
-
-def equal(first: Any, second: Any) -> bool:
-    """Equal in types, nesting, and every tensor's dtype, shape, strides, flags and bytes."""
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, torch.Tensor):
-        return form(first) == form(second) and bits(first) == bits(second)
-    if isinstance(first, dict):
-        same_attributes = getattr(first, "__dict__", 0) == getattr(second, "__dict__", 0)
-        return same_attributes and equal([*first.items()], [*second.items()])  # tensors may be keys
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(equal, first, second))
-    if isinstance(first, (torch.storage.TypedStorage, torch.UntypedStorage)):
-        return list(map(float, first)) == list(map(float, second))
-    if isinstance(first, torch.serialization.StorageType):
-        return first.dtype == second.dtype  # type: ignore[no-any-return]
-    return bool(first == second)
-
-
-def form(tensor: torch.Tensor) -> Any:
-    """All of a tensor but its values."""
-    shape = None if tensor.is_nested else tensor.shape
-    return tensor.dtype, shape, tensor.layout, tensor.device, tensor.requires_grad, vars(tensor)
-
-
-def bits(tensor: torch.Tensor) -> Any:
-    """What tells two tensors of the same form apart."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
-        return repr(tensor)
-    if tensor.device.type == "meta":
-        return tensor.stride()
-    storage = tensor.detach().resolve_conj().resolve_neg().contiguous().untyped_storage()
-    return tensor.stride(), bytes(memory_of(storage)) if storage.nbytes() else b""
 
 
 def with_attribute() -> torch.Tensor:

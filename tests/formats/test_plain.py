@@ -14,7 +14,7 @@ import torch
 from checkpoints import saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_load_structure import equal, loaded, source_of
+from torch_files import equal, loaded, source_of
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.torch_zip import archive as torch_archive

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import logging
 import os
@@ -11,7 +10,7 @@ import pickle
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -19,7 +18,7 @@ import fsspec
 import pytest
 import torch
 from proxy import Fault, FaultProxy, error_answer, fault_proxy
-from test_secrets import CUSTOMER_KEY, TOKEN
+from secrets_shown import CUSTOMER_KEY, TOKEN, Seen, all_logs
 
 import fsspec_csx
 from fsspec_csx import redaction
@@ -30,38 +29,6 @@ from fsspec_csx.testing import LocalS3
 PROXY_PASSWORD = "password-of-the-proxy"
 BUCKET = "leaks"
 STATE = {"w": torch.zeros(9 * 2**20, dtype=torch.uint8), "step": 1}
-
-
-class Seen(logging.Handler):
-    """All that is logged, by any logger, with the tracebacks, as a file of a log would have it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.NOTSET)
-        self.text = io.StringIO()
-        self.loggers: set[str] = set()
-        self.setFormatter(logging.Formatter("%(name)s %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.loggers.add(record.name)
-        self.text.write(f"{self.format(record)}\n")
-
-    def note(self, *shown: object) -> None:
-        """Keep what was shown elsewhere too."""
-        self.text.write("\n".join(map(str, shown)) + "\n")
-
-
-@contextmanager
-def all_logs() -> Iterator[Seen]:
-    """What is logged within the block, at every level."""
-    handler, root = Seen(), logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(1)
-    try:
-        yield handler
-    finally:
-        root.setLevel(level)
-        root.removeHandler(handler)
 
 
 @pytest.fixture

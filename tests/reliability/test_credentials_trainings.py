@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_credentials_leaks import Seen, all_logs
+from secrets_shown import Seen, all_logs
 
 from fsspec_csx import redaction
 from fsspec_csx.cli import main

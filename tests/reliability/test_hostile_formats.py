@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,13 @@ import h5py
 import pytest
 import torch
 from cerebras import DATA, changed, told
-from hostile import MIB, few, little_memory, look, many
+from hostile import MIB, few, little_memory, look, many, sharded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import Metadata
 
-from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import ConfigError, InvalidCheckpointError
-from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.safetensors import json_entries
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
@@ -207,15 +203,6 @@ def test_any_change_of_an_hdf5_file(tmp_path: Path, edits: list[tuple[int, int]]
 
 
 # -- sharded -----------------------------------------------------------------------------------------------------------
-
-
-def sharded(folder: Path, change: Callable[[Metadata], object]) -> Path:
-    """A sharded checkpoint whose manifest was changed."""
-    distributed.save({"x": torch.ones(3), "y": 5}, folder)
-    found = manifest.read(Folder(None, str(folder), "x"))
-    change(found)
-    (folder / ".metadata").write_bytes(pickle.dumps(found))
-    return folder
 
 
 def _terabytes(found: Metadata) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fsspec.callbacks import NoOpCallback
 from hostile import Storage, archive, little_memory, tensor
-from test_hostile_pickles import GROWING, entry
+from opcodes import GROWING, entry
 
 from fsspec_csx import load, save
 from fsspec_csx.errors import CheckpointError, DtypeCastWarning, FreedTensorError, InvalidCheckpointError, MismatchError

@@ -9,7 +9,7 @@ import pytest
 from hostile import archive, few, look, many
 from hypothesis import given
 from hypothesis import strategies as st
-from test_hostile_pickles import STORED, called, named, number, text, view
+from opcodes import STORED, called, named, number, text, view
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*TypedStorage is deprecated", "ignore:.*quant", "ignore:Sparse", "ignore:Detected pickle protocol"

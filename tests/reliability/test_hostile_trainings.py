@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from commands import DONE, FAILED
+from configurations import written
 from hostile import archive, little_memory
-from test_cli_train import written
 from training import loader, made
 
 from fsspec_csx import distributed, load, save

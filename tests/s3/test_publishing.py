@@ -16,6 +16,7 @@ from collections.abc import Callable
 import fsspec
 import pytest
 from commands import running
+from stores import uploads
 
 from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -26,14 +27,6 @@ BLOCK = 5 * MIB
 SIZES = [3, 2 * BLOCK + 1]  # one request, and a multipart upload that is under way when the block is left
 LEAVING = [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, StopIteration]
 SILENT = (SystemExit, GeneratorExit)  # Python shows them to nobody
-
-
-def uploads(fs: CSXFileSystem, bucket: str, expected: int = 0) -> int:
-    """How many multipart uploads are unfinished; an abort that nobody waits for is given some seconds."""
-    deadline = time.monotonic() + 10
-    while (count := len(fs.list_multipart_uploads(bucket))) != expected and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return count
 
 
 @pytest.fixture

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
+import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,3 +62,10 @@ def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
             if options.get("start_new_session"):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
+
+
+def terminal() -> tuple[int, int]:
+    """Both ends of a terminal of the usual width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    return ours, theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -80,3 +81,11 @@ class Store:
     def path(self, key: str) -> str:
         """The path of a key."""
         return f"{self.bucket}/{key}"
+
+
+def uploads(fs: CSXFileSystem, bucket: str, expected: int = 0) -> int:
+    """How many multipart uploads are unfinished; an abort that nobody waits for is given some seconds."""
+    deadline = time.monotonic() + 10
+    while (count := len(fs.list_multipart_uploads(bucket))) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import fsspec
 import pytest
 import torch
 import yaml
+from configurations import PROFILE, base, with_
 from training import Model, loader
 
 from fsspec_csx.errors import ConfigError, CredentialsError, NoCredentialsError, ObjectNotFoundError
@@ -32,8 +32,6 @@ from fsspec_csx.trainer import (
 from fsspec_csx.trainer.config import yaml_file
 from fsspec_csx.trainer.config.training import Config, read
 from fsspec_csx.trainer.config.type_hints import convert, describe_type, display
-
-PROFILE = "csx.storage.s3.profile"
 
 
 class Collected:
@@ -84,44 +82,6 @@ def by_parts(model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
 def halved(step: int) -> float:
     """A schedule."""
     return 0.5**step
-
-
-def base(root: Any = "/nonexistent") -> dict[str, Any]:
-    """A configuration in which nothing is wrong."""
-    return {
-        "trainer": {
-            "init": {
-                "device": "CPU",
-                "model_dir": str(root),
-                "seed": 1,
-                "model": {"class_path": "training.Model"},
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "betas": [0.8, 0.9]}},
-                "schedulers": [{"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}],
-                "loop": {"max_steps": 4, "eval_frequency": 2},
-                "loggers": [],
-            },
-            "fit": {
-                "train_dataloader": {"class_path": "training.loader", "init_args": {"count": 8}},
-                "val_dataloader": {"class_path": "training.loader", "init_args": {"count": 8}},
-            },
-            "validate": {"val_dataloader": {"class_path": "training.loader", "init_args": {"count": 8}}},
-        }
-    }
-
-
-def with_(changes: Mapping[str, Any], root: Any = "/nonexistent") -> dict[str, Any]:
-    """That configuration with other values at dotted paths; ``...`` for none."""
-    made = copy.deepcopy(base(root))
-    for path, value in changes.items():
-        *folders, name = path.split("/")
-        node: Any = made["trainer"]
-        for each in folders:
-            node = node.setdefault(each, {})
-        if value is ...:
-            del node[name]
-        else:
-            node[name] = value
-    return made
 
 
 def refusal(config: Any, make: bool = False) -> tuple[str, str]:
