@@ -102,7 +102,7 @@ def load(
     """Load what ``save`` or ``torch.save`` wrote, or a safetensors file; as ``torch.load``, from any path.
 
     From a folder of ``torch.distributed.checkpoint`` it loads the whole, as ``fsspec_csx.distributed.whole`` does; in
-    it keys of mappings are strings, which ``into`` takes for the numbers of an optimizer's state. Of a safetensors
+    one that torch's own planner wrote, keys are strings, which ``into`` matches with integers. Of a safetensors
     file, names of tied tensors that ``safetensors.torch.save_model`` left out are there too.
 
     The checksums that torch files have are checked. Of a file that torch.save wrote in its format of today, the bytes

@@ -42,7 +42,7 @@ def save(
 
     What was at the path before is replaced only by a whole checkpoint. What a sharded checkpoint cannot hold (sparse,
     quantized and nested tensors, those of the user's own classes, two entries whose dotted names are one) is refused
-    before anything is written. Parameters come back as tensors, keys that are no strings as strings.
+    before anything is written. Parameters come back as tensors.
 
     Args:
         state_dict: tensors, DTensors and values, nested as they may be; on every rank of the group.
@@ -123,7 +123,7 @@ def whole(
 ) -> dict[str, Any]:
     """All of a sharded checkpoint, or a part of it, as a nested state dict in this process alone.
 
-    Keys of dicts that are no strings come back as strings, as torch's planner has them.
+    Integer keys that ``save`` wrote are integers again; those that torch's own planner wrote are strings.
 
     Args:
         path: as of ``save``.

@@ -25,7 +25,8 @@ _REMEDY = "Leave it out, or save to one file, such as one that ends in .mdl: a t
 class Planner(DefaultSavePlanner):
     """Plans a save as torch's default planner does, of a state dict that is checked first.
 
-    Empty dicts become items, as values do, so that they are there again after a load; torch leaves them out.
+    Empty dicts become items, as values do, so that they are there again after a load; torch leaves them out. It also
+    makes text of integer keys, which ``integer_keys`` remembers.
     """
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
@@ -35,7 +36,8 @@ class Planner(DefaultSavePlanner):
             ValueError: if a sharded checkpoint cannot hold it; it names the entry.
             TypeError: if a value cannot be pickled; it names the entry.
         """
-        paths = _paths(state_dict)
+        self._integers: set[_Path] = set()
+        paths = _paths(state_dict, self._integers)
         super().set_up_planner(state_dict, storage_meta, is_coordinator)
         flat = dict(self.state_dict)
         # In the order of the state dict, with what torch left out.
@@ -46,6 +48,11 @@ class Planner(DefaultSavePlanner):
                 _check_tensor(name, value)
             elif not isinstance(value, (*_SIMPLE, ShardedTensor)):
                 self.check_value(name, value)
+
+    def integer_keys(self, name: str) -> tuple[int, ...]:
+        """The positions of the integers among the keys that lead to an entry."""
+        path = self.mappings.get(name, ())
+        return tuple(number for number in range(len(path)) if path[: number + 1] in self._integers)
 
     def check_value(self, name: str, value: Any) -> None:
         """Refuse a value that cannot be pickled."""
@@ -68,8 +75,8 @@ def check_item(item: WriteItem) -> None:
         raise _refused(item.index.fqn, flaw)
 
 
-def _paths(state_dict: Any) -> dict[str, _Path]:
-    """The keys that lead to each leaf and to each empty dict, by their joined name, in order."""
+def _paths(state_dict: Any, integers: set[_Path]) -> dict[str, _Path]:
+    """The keys that lead to each leaf and each empty dict, by their joined name; adds integer keys to ``integers``."""
     structure_limits.check_depth(state_dict)
     found: dict[str, _Path] = {}
 
@@ -83,25 +90,38 @@ def _paths(state_dict: Any) -> dict[str, _Path]:
 
     for key, value in state_dict.items():
         traverse_state_dict({key: value}, add)
-        for path in _empty({key: value}):
+        for path in _empty({key: value}, integers):
             add(path)
+    _check_keys(state_dict, ())
     return found
 
 
-def _empty(value: Any, path: _Path = ()) -> Iterator[_Path]:
-    """The paths of empty dicts in mappings and lists; a ValueError if a key could not be told from another."""
+def _empty(value: Any, integers: set[_Path], path: _Path = ()) -> Iterator[_Path]:
+    """The paths of empty dicts in mappings and lists; adds those of integer keys to ``integers``."""
     if isinstance(value, Mapping):
         if not value:
             yield path
+        _check_keys(value, path)
         for key, each in value.items():
-            if not isinstance(key, (str, int)) or isinstance(key, bool):
-                name = ".".join(map(str, path))
-                msg = f"A sharded checkpoint cannot hold the key {key!r} of {shown([name])}: its keys are strings."
-                raise ValueError(f"{msg} Rename it, or save to one file, such as one that ends in .mdl.")
-            yield from _empty(each, (*path, str(key)))
+            below = (*path, str(key))
+            if isinstance(key, int):
+                integers.add(below)
+            yield from _empty(each, integers, below)
     elif isinstance(value, list):
         for number, each in enumerate(value):
-            yield from _empty(each, (*path, number))
+            yield from _empty(each, integers, (*path, number))
+
+
+def _check_keys(mapping: Mapping[Any, Any], path: _Path) -> None:
+    """Refuse keys that a load would not give back, or that have the text of another."""
+    texts: set[str] = set()
+    for key in mapping:
+        kept = str(key) == key if isinstance(key, str) else type(key) is int
+        if not kept or str(key) in texts:
+            why = "another key has the same text" if kept else "its keys are strings and integers"
+            msg = f"A sharded checkpoint cannot hold the key {key!r} of {shown(['.'.join(map(str, path))])}: {why}."
+            raise ValueError(f"{msg} Rename it, or save to one file, such as one that ends in .mdl.")
+        texts.add(str(key))
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from fsspec_csx.distributed.paths import Path, folder_at, is_path, shards_of
-from fsspec_csx.distributed.planner import check_item
+from fsspec_csx.distributed.planner import Planner, check_item
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, logger, shard_name
@@ -162,6 +162,8 @@ class StorageWriter(storage.StorageWriter):
                     assert isinstance(data, torch.Tensor)
                     memory.check([(item.index.fqn, data)])
                     place = shard.add_tensor(data)
+                if isinstance(planner, Planner):
+                    place = manifest.with_integer_keys(place, planner.integer_keys(item.index.fqn))
                 results.append(WriteResult(item.index, place.length, place))
             shard.finish()
         meter.finish()

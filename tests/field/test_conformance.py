@@ -46,7 +46,7 @@ class Way(NamedTuple):
 
 def as_sharded(state: Any) -> Any:
     """What a sharded checkpoint keeps of a state dict."""
-    return plain(state, text_keys=True, dicts=True)
+    return plain(state, dicts=True)
 
 
 def flat(state: Any) -> Any:

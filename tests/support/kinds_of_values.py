@@ -203,12 +203,11 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return plain.reshape(-1).view(torch.uint8)
 
 
-def plain(value: Any, *, text_keys: bool = False, dicts: bool = False) -> Any:
+def plain(value: Any, *, dicts: bool = False) -> Any:
     """What formats keep that know neither parameters nor gradients: the same with plain tensors.
 
     Args:
         value: what is saved.
-        text_keys: whether keys become strings.
         dicts: whether all mappings become dicts.
     """
     if isinstance(value, torch.Tensor):
@@ -216,10 +215,8 @@ def plain(value: Any, *, text_keys: bool = False, dicts: bool = False) -> Any:
             return value
         return value.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg().clone()
     if isinstance(value, Mapping):
-        items = {
-            str(key) if text_keys else key: plain(each, text_keys=text_keys, dicts=dicts) for key, each in value.items()
-        }
+        items = {key: plain(each, dicts=dicts) for key, each in value.items()}
         return items if dicts else type(value)(items)
     if type(value) is list:
-        return [plain(each, text_keys=text_keys, dicts=dicts) for each in value]
+        return [plain(each, dicts=dicts) for each in value]
     return value

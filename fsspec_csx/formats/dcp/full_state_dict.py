@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
+from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.manifest import ItemLocation
 from fsspec_csx.formats.dcp.reader import TensorRead, check_shards, load_bytes, read_bytes, read_tensors
@@ -100,17 +101,16 @@ def describe(folder: Folder, metadata: Metadata) -> CheckpointInfo:
 
 def nested(metadata: Metadata) -> dict[str, Any]:
     """The state dict that was saved, with an ``ManifestEntry`` in place of each tensor and value."""
+    entries = {name: ManifestEntry(name, _tensor(each)) for name, each in metadata.state_dict_metadata.items()}
     root: dict[Any, Any] = {}
-    for name, told in metadata.state_dict_metadata.items():
-        entry = ManifestEntry(name, told if isinstance(told, TensorStorageMetadata) else None)
-        *above, last = (metadata.planner_data or {}).get(name, (name,))
+    for name, (*above, last) in manifest.paths_of(metadata).items():
         inner = root
         for key in above:
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
-                return {name: ManifestEntry(name, _tensor(told)) for name, told in metadata.state_dict_metadata.items()}
-        inner[last] = entry
-    return {key: _closed(value) for key, value in root.items()}
+                return {**entries}
+        inner[last] = entries[name]
+    return _unmarked({key: _closed(value) for key, value in root.items()})
 
 
 def values(
@@ -207,4 +207,8 @@ def _closed(value: Any) -> Any:
         return value
     if all(isinstance(key, int) for key in value):
         return [_closed(value[key]) for key in sorted(value)]
-    return {key: _closed(each) for key, each in value.items()}
+    return _unmarked({key: _closed(each) for key, each in value.items()})
+
+
+def _unmarked(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    return {key[0] if isinstance(key, tuple) else key: each for key, each in mapping.items()}

@@ -2,12 +2,14 @@
 
 It is a pickle of a ``Metadata``: https://docs.pytorch.org/docs/stable/distributed.checkpoint.html
 
-Where we wrote a shard, the manifest tells besides where in an item the bytes of its tensor begin, and their CRC-32, in
-an attribute of torch's own class for places in storage, which torch passes over.
+Where this package wrote a shard, the location of an item has two more attributes, which torch ignores: ``plain`` says
+where in the item the bytes of its tensor begin, and their CRC-32; ``integer_keys`` tells which keys on the way to the
+entry are integers, as torch's planner makes text of them.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 from collections.abc import Callable
@@ -88,6 +90,33 @@ def plain_of(item: ItemLocation) -> Plain | None:
     """How the tensor of an item lies in it; None if that is not told."""
     told = getattr(item, "plain", None)
     return None if told is None else Plain(*told)
+
+
+def with_integer_keys(item: ItemLocation, positions: tuple[int, ...]) -> ItemLocation:
+    """The location of an item, with the positions of the integers among the keys that lead to its entry."""
+    if positions:
+        item = copy.copy(item)  # tensors that share their memory share a location
+        item.integer_keys = positions  # type: ignore[attr-defined]
+    return item
+
+
+def paths_of(metadata: Metadata) -> dict[str, tuple[Any, ...]]:
+    """The keys that lead to each entry: strings, an ``int`` for the index in a list, ``(3,)`` for an integer key."""
+    positions = {index.fqn: getattr(item, "integer_keys", ()) for index, item in metadata.storage_data.items()}
+    found = {}
+    for name in metadata.state_dict_metadata:
+        path = (metadata.planner_data or {}).get(name, (name,))
+        integers = positions.get(name, ())
+        found[name] = tuple(_integer_key(key) if number in integers else key for number, key in enumerate(path))
+    return found
+
+
+def _integer_key(key: str | int) -> str | int | tuple[int]:
+    """``(3,)`` for the text ``3``; what is not the text of an integer stays."""
+    try:
+        return (int(key),) if isinstance(key, str) and str(int(key)) == key else key
+    except ValueError:
+        return key
 
 
 def encode(metadata: Metadata) -> bytes:
@@ -233,6 +262,9 @@ def _place(found: Any) -> ItemLocation:
     inside = bool(parts[-1]) and ".." not in parts and bool(parts[0]) and ":" not in path and "\0" not in path
     _check(inside and path.isprintable() and len(path) <= _PATH_MAX, f"path {path[:_SHOWN]!r}")
     made = place(path, _count(state.get("offset")), _count(state.get("length")), _plain(state.get("plain")))
+    if integers := state.get("integer_keys"):
+        _check(len(_a(integers, tuple)) <= DEPTH, "number of keys")
+        made = with_integer_keys(made, tuple(map(_count, integers)))
     if transforms := state.get("transform_descriptors"):
         _check(len(_a(transforms, list)) <= _DIMENSIONS, "number of extensions")
         made.transform_descriptors = [_a(each, str) for each in transforms]

@@ -1,0 +1,63 @@
+"""Integer keys of state dicts in sharded checkpoints."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from kinds_of_values import same
+
+from fsspec_csx import distributed, load
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats.dcp import manifest
+from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
+from fsspec_csx.manage.convert import convert
+
+Number = IntEnum("Number", "ONE")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_integer_keys(tmp_path: Path) -> None:
+    """Keys that are integers are integers again, also where tensors share their memory; torch reads the folder too."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    shared = torch.ones(3)
+    state = {"optimizer": optimizer.state_dict(), -7: {"a": shared}, "7": [shared, {2**70: {}, "x": {0: "text"}}]}
+    distributed.save(state, tmp_path / "x")
+    found: dict[Any, Any] = distributed.whole(tmp_path / "x")
+    assert same(found, state)
+    assert same(load(tmp_path / "x"), state)
+    other = torch.optim.Adam(model.parameters())
+    other.load_state_dict(found["optimizer"])
+    assert same(other.state_dict(), optimizer.state_dict())
+    convert(tmp_path / "x", tmp_path / "y", format="distributed")
+    assert same(distributed.whole(tmp_path / "y"), state)
+    into = {"optimizer": {"state": {1: {"exp_avg": torch.zeros(2)}}}}
+    dcp.load(into, checkpoint_id=str(tmp_path / "x"))
+    assert same(into["optimizer"]["state"][1]["exp_avg"], optimizer.state_dict()["state"][1]["exp_avg"])
+
+
+@pytest.mark.parametrize("keys", [(1, "1"), ("1", 1), (Number.ONE,), (None,)])
+def test_keys_that_would_be_lost(tmp_path: Path, keys: tuple[Any, ...]) -> None:
+    """Keys that a load would not give back are refused, and nothing is written."""
+    with pytest.raises(ValueError, match="key"):
+        distributed.save({"it": {key: {str(number): 1} for number, key in enumerate(keys)}}, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("keys", [("0",), (2**63,), 5, (0,) * 1000])
+def test_damaged_integer_keys(tmp_path: Path, keys: Any) -> None:
+    """Positions of integer keys that cannot be such are damage."""
+    distributed.save({"a": {3: 1}}, tmp_path)
+    found = manifest.read(Folder(None, str(tmp_path), "x"))
+    (item,) = found.storage_data.values()
+    item.integer_keys = keys
+    (tmp_path / MANIFEST).write_bytes(manifest.encode(found))
+    with pytest.raises(InvalidCheckpointError, match="damaged"):
+        distributed.whole(tmp_path)
