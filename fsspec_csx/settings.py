@@ -1,9 +1,10 @@
-"""The settings that hold for the whole process: ``backends.csx.storage.s3.profile`` and its like."""
+"""Settings of the whole process: ``backends.csx.storage.s3.profile``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fsspec_csx.errors import UnknownFlagError
@@ -12,94 +13,68 @@ __all__ = ["backends"]
 
 
 class _Flags:
-    """A node of the tree of flags; only the names it declares can be read or set."""
+    """A node of the tree of flags; only the names that its class annotates can be read or set."""
 
-    if not TYPE_CHECKING:  # a type checker shall still find misspelt flags
+    if not TYPE_CHECKING:  # so that type checkers still find misspelt flags
 
         def __getattr__(self, name: str) -> NoReturn:
-            # Called only for names that were not found; dunder lookups (copy, pickle, inspect) must stay quiet.
-            if name.startswith("__"):
+            if name.startswith("__"):  # copy, pickle and inspect look such names up
                 raise AttributeError(name)
             raise _unknown(name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
+        if name not in type(self).__annotations__ or isinstance(getattr(self, name), _Flags):
             raise _unknown(name)
+        if value is not None and not isinstance(value, str):
+            msg = f"A {name} is a name (str) or None, not {type(value).__name__}. Give the name in the AWS files."
+            raise TypeError(msg)
+        if value is not None and not value.strip():
+            msg = f"A {name}'s name cannot be empty. Set it to None to use no {name}."
+            raise ValueError(msg)
         super().__setattr__(name, value)
 
 
 class S3Flags(_Flags):
-    """``backends.csx.storage.s3``: how S3 is reached."""
+    """``backends.csx.storage.s3``: how S3 is reached.
 
-    def __init__(self) -> None:
-        self._profile: str | None = None
+    Attributes:
+        profile: name of the AWS profile for calls that name no credentials of their own; None to use the fsspec
+            configuration, the environment and the AWS files. Setting it raises TypeError if it is neither a str nor
+            None, and ValueError if it is empty.
+    """
 
-    @property
-    def profile(self) -> str | None:
-        """Name of the AWS profile used where a call names no credentials of its own; None leaves the choice to the
-        fsspec configuration, the environment and the AWS files.
-
-        Raises:
-            TypeError: when set to something else than a str or None.
-            ValueError: when set to an empty name.
-        """
-        return self._profile
-
-    @profile.setter
-    def profile(self, name: str | None) -> None:
-        if name is not None and not isinstance(name, str):
-            msg = f"A profile is a name (str) or None, not {type(name).__name__}. Give the name in the AWS files."
-            raise TypeError(msg)
-        if name is not None and not name.strip():
-            msg = "A profile's name cannot be empty. Set it to None to use no profile."
-            raise ValueError(msg)
-        self._profile = name
+    profile: str | None = None
 
 
 class StorageFlags(_Flags):
-    """``backends.csx.storage``."""
+    """``backends.csx.storage``: where checkpoints are kept."""
 
-    def __init__(self) -> None:
-        self._s3 = S3Flags()
-
-    @property
-    def s3(self) -> S3Flags:
-        """How S3 is reached."""
-        return self._s3
+    s3: S3Flags = S3Flags()
 
 
 class CSXFlags(_Flags):
-    """``backends.csx``."""
+    """``backends.csx``: all flags of this package, under the name that Cerebras PyTorch gives them."""
 
-    def __init__(self) -> None:
-        self._storage = StorageFlags()
-
-    @property
-    def storage(self) -> StorageFlags:
-        """Where checkpoints are kept."""
-        return self._storage
+    storage: StorageFlags = StorageFlags()
 
 
 class Backends(_Flags):
     """The root of all flags.
 
-    A flag takes effect at the next ``fsspec.open``, in every thread; files already open go on as they began.
+    A flag takes effect at the next ``fsspec.open``, in every thread; open files keep their settings.
     """
 
-    def __init__(self) -> None:
-        self._csx = CSXFlags()
-
-    @property
-    def csx(self) -> CSXFlags:
-        """All flags of this package, under the name that Cerebras PyTorch gives them."""
-        return self._csx
+    csx: CSXFlags = CSXFlags()
 
     def set_flags(self, flags: Mapping[str, Any]) -> None:
-        """Set flags from dotted names, such as ``{"csx.storage.s3.profile": "my-profile"}``, as YAML gives them.
+        """Set all of these flags, or none if one is wrong.
+
+        Args:
+            flags: values by dotted names, such as ``{"csx.storage.s3.profile": "my-profile"}``.
 
         Raises:
-            UnknownFlagError: for a name that is no flag; then none is set.
-            TypeError, ValueError: for a value the flag does not take; then none is set.
+            UnknownFlagError: if a name is not a flag.
+            TypeError, ValueError: if a flag does not accept its value.
         """
         before = {name: self._get(name) for name in flags}
         try:
@@ -112,10 +87,13 @@ class Backends(_Flags):
 
     @contextmanager
     def scoped_flags(self, flags: Mapping[str, Any]) -> Iterator[None]:
-        """Set flags for the length of a ``with`` block, for the whole process, and put the former values back after it.
+        """Set flags for a ``with`` block, for the whole process, and restore the former values after it.
+
+        Args:
+            flags: see ``set_flags``.
 
         Raises:
-            UnknownFlagError, TypeError, ValueError: as ``set_flags``.
+            UnknownFlagError, TypeError, ValueError: see ``set_flags``.
         """
         before = {name: self._get(name) for name in flags}
         self.set_flags(flags)
@@ -127,26 +105,19 @@ class Backends(_Flags):
     def _get(self, name: str) -> Any:
         if name not in _names(self):
             raise _unknown(name)
-        value: Any = self
-        for part in name.split("."):
-            value = getattr(value, part)
-        return value
+        return reduce(getattr, name.split("."), self)
 
     def _set(self, name: str, value: Any) -> None:
         node, _, leaf = name.rpartition(".")
-        target: Any = self
-        for part in node.split("."):
-            target = getattr(target, part)
-        setattr(target, leaf, value)
+        setattr(reduce(getattr, node.split("."), self), leaf, value)
 
 
 def _names(node: _Flags, prefix: str = "") -> list[str]:
     """All dotted flag names below this node."""
     names = []
-    for name, attribute in vars(type(node)).items():
-        if isinstance(attribute, property):
-            value = getattr(node, name)
-            names += _names(value, f"{prefix}{name}.") if isinstance(value, _Flags) else [prefix + name]
+    for name in type(node).__annotations__:
+        value = getattr(node, name)
+        names += _names(value, f"{prefix}{name}.") if isinstance(value, _Flags) else [prefix + name]
     return names
 
 
