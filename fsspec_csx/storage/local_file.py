@@ -1,91 +1,95 @@
-"""Local files that are replaced only by whole ones."""
+"""Local files that are replaced only when the new one is complete."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+logger = logging.getLogger("fsspec_csx")
 
 _NAME_MAX = 255
-# What filesystems answer that have no room, or none for this user.
+# Errors of filesystems without room, or without room for this user.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What filesystems answer that know no hard links.
+# Errors of filesystems without hard links.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 
 
 @contextlib.contextmanager
 def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
-    """The descriptor of a file that takes the place of ``path`` when the block ends without an exception.
+    """Give the descriptor of a file that takes the place of ``path`` when the block ends without an exception.
 
     Args:
         path: its folder exists.
-        exclusive: whether there must be no file yet.
+        exclusive: whether to raise FileExistsError instead of replacing a file.
     """
     target, mode = resolve_target(path)
     temporary = temporary_path(target, secrets.token_hex(8))
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o666 if mode is None else mode)
     try:
+        descriptor = _create(temporary, target, mode)
         try:
-            if mode is not None and hasattr(os, "fchmod"):
-                os.fchmod(descriptor, mode)  # the umask may have taken some of it
             yield descriptor
         finally:
             os.close(descriptor)
         publish(temporary, target, exclusive=exclusive)
     except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        clean_up(temporary, lambda: os.unlink(temporary))
         add_filename(error, target)
         raise
 
 
+def _create(path: str, target: str, mode: int | None) -> int:
+    """A new file with the mode and owner of ``target``; if there is none yet (mode None), the umask decides."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o666 if mode is None else mode)
+    try:
+        if mode is not None and hasattr(os, "fchmod"):
+            former, made = os.stat(target), os.fstat(descriptor)
+            if (made.st_uid, made.st_gid) != (former.st_uid, former.st_gid):
+                with contextlib.suppress(PermissionError):  # only root may give files away
+                    os.fchown(descriptor, former.st_uid, former.st_gid)
+            os.fchmod(descriptor, mode)  # the umask may have cleared some bits
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def add_filename(error: BaseException, path: str) -> None:
-    """Let an error tell which folder has no room, where that is its cause: the system tells only that there is none."""
+    """If a filesystem is full, name the folder in the error: the system's message does not."""
     if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
         error.filename = os.path.dirname(path)
 
 
 def resolve_target(path: str) -> tuple[str, int | None]:
-    """The file that is replaced, where ``path`` may be a link to it, and its mode; None if there is none yet.
+    """Find the file to replace: the one that ``path`` links to, if it is a link.
+
+    Returns:
+        The file and its mode; None if there is no file yet.
 
     Raises:
-        PermissionError: if it is write-protected.
-        OSError: if all of its filesystem is.
+        PermissionError: if the file is write-protected: renaming alone would replace it.
+        OSError: if its filesystem is read-only.
     """
     target = os.path.realpath(path)
-    former = os.stat(target) if os.path.exists(target) else None
-    if former:
-        check_writable(target, path)
-    return target, stat.S_IMODE(former.st_mode) if former else None
-
-
-def check_writable(target: str, path: str) -> None:
-    """Refuse to replace a file that is write-protected: the renaming alone would not ask.
-
-    Args:
-        target: the file.
-        path: by which it is told.
-
-    Raises:
-        PermissionError: if it is.
-        OSError: if all of its filesystem is.
-    """
-    if os.access(target, os.W_OK):
-        return
-    read_only = hasattr(os, "statvfs") and os.statvfs(target).f_flag & os.ST_RDONLY
-    number = errno.EROFS if read_only else errno.EACCES
-    raise OSError(number, os.strerror(number), path)
+    if not os.path.exists(target):
+        return target, None
+    if not os.access(target, os.W_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(target).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number), path)
+    return target, stat.S_IMODE(os.stat(target).st_mode)
 
 
 def publish(temporary: str, target: str, *, exclusive: bool) -> None:
-    """Let a file have its name.
+    """Rename a complete file to its final name.
 
     Raises:
-        FileExistsError: if ``exclusive`` and there is something of that name.
+        FileExistsError: if ``exclusive`` and the name is taken.
     """
     if exclusive:
         try:
@@ -102,9 +106,19 @@ def publish(temporary: str, target: str, *, exclusive: bool) -> None:
 
 
 def temporary_path(path: str, token: str) -> str:
-    """The path of a file that will be ``path`` when it is whole."""
+    """The path of the file that becomes ``path`` when it is complete."""
     folder, separator, name = path.rpartition("/") if "/" in path else path.rpartition(os.sep)
     temporary = f".{name}.{token}.tmp"
     if len(os.fsencode(temporary)) > _NAME_MAX:
         temporary = f".{token}.tmp"
     return f"{folder}{separator}{temporary}"
+
+
+def clean_up(path: str, step: Callable[[], object]) -> None:
+    """Take a step after a failure; if it fails too, log that, so that the first error is not hidden."""
+    try:
+        step()
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        logger.warning("Cleaning up the temporary file %s failed: %s", path, error)
