@@ -124,7 +124,8 @@ def test_quickstart(tmp_path: Path) -> None:
     assert len(set(losses)) == 4  # no two steps are alike, so that equality means something
     assert run.stderr == ""
     assert re.search(r"s3://quickstart/run/checkpoint_3\.mdl +[\d,]+ bytes", run.stdout)
-    assert len(re.findall(r"\d MB/s", run.stdout)) == 2
+    assert len(re.findall(r"\d MB/s", run.stdout)) == 4
+    assert re.search(r"SeaweedFS\)\nstores about \d+ MB/s and sends about \d+ MB/s", run.stdout)
     assert not list(tmp_path.glob("fsspec-csx*"))
 
 
