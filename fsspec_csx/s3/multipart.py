@@ -17,7 +17,7 @@ from typing import Any
 
 from fsspec_csx.errors import ExpiredCredentialsError, ObjectChangedError, ObjectExistsError
 from fsspec_csx.s3.client.error_mapping import BUSY, code_of
-from fsspec_csx.s3.transport.call_scope import tidying, uncancelled
+from fsspec_csx.s3.transport.call_scope import in_thread, tidying, uncancelled
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
@@ -108,10 +108,10 @@ class MultipartUpload:
                     raise
             with contextlib.suppress(OSError):
                 await self.abort()
-            record.forget()
+            await in_thread(record.forget)
         await self.create()
         if record and self.id:
-            record.begin(self.id, part, checksums=self._carried)
+            await in_thread(functools.partial(record.start, self.id, part, checksums=self._carried))
         return part
 
     async def _found(self, record: UploadJournal) -> dict[int, UploadedPart]:
@@ -167,7 +167,7 @@ class MultipartUpload:
         self._etags[number] = answer["ETag"]
         self._told[number] = {} if self._checked else _checksums_in(answer)
         self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
-        self._remember(number, payload.crc64nvme if self._checked else None)
+        await self._remember(number, payload.crc64nvme if self._checked else None)
 
     async def copy(self, number: int, **source: Any) -> None:
         """Let a part be a part of another object; as of UploadPartCopy."""
@@ -175,11 +175,11 @@ class MultipartUpload:
         self._etags[number] = answer["CopyPartResult"]["ETag"]
         self._told[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
         self._checksums[number] = None
-        self._remember(number, None)
+        await self._remember(number, None)
 
-    def _remember(self, number: int, checksum: int | None) -> None:
+    async def _remember(self, number: int, checksum: int | None) -> None:
         if self._record:
-            self._record.add(number, self._etags[number], checksum)
+            await in_thread(self._record.add, number, self._etags[number], checksum)
 
     @property
     def crc64nvme(self) -> int | None:
@@ -206,7 +206,7 @@ class MultipartUpload:
             answer = await self._call("complete_multipart_upload", **named, **checksum, **conditions)
         except (FileNotFoundError, FileExistsError, ObjectChangedError) as error:
             answer = await self._completed_before(error)
-        self._ended()
+        await self._end()
         return answer
 
     async def _completed_before(self, error: OSError) -> Any:
@@ -236,12 +236,12 @@ class MultipartUpload:
             return
         with contextlib.suppress(FileNotFoundError):
             await self._call("abort_multipart_upload", UploadId=self.id)
-        self._ended()
+        await self._end()
 
-    def _ended(self) -> None:
+    async def _end(self) -> None:
         self.id = None
         if self._record:
-            self._record.forget()
+            await in_thread(self._record.forget)
 
 
 async def gather_or_cancel(parts: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import functools
@@ -17,6 +16,7 @@ from s3fs.utils import FileExpired
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata, retry_if_changed
 from fsspec_csx.s3.transport.byte_range import FileRange
+from fsspec_csx.s3.transport.call_scope import ThreadedContext, in_thread
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
 from fsspec_csx.s3.upload_journal import digest, lock, open_owned
@@ -161,15 +161,15 @@ class ResumableDownload:
             return False
         found = PinnedObject(self._fs, self._rpath, self._version)
         found.etag = stamp.etag
-        with self._opened(str(found), stamp) as file:
+        async with ThreadedContext(self._opened(str(found), stamp)) as file:
             if file is None:
                 return False
             callback.set_size(stamp.size)
-            kept = await asyncio.to_thread(file.kept)
+            kept = await in_thread(file.kept)
             callback.absolute_update(sum(file.span(number)[1] for number in kept))
             await self._fs.transfer.fetch(found.get, file.missing(kept), callback.relative_update)
-            await asyncio.to_thread(file.check, found, stamp)
-            await asyncio.to_thread(file.strip)
+            await in_thread(file.check, found, stamp)
+            await in_thread(file.strip)
         return True
 
     @contextlib.contextmanager

@@ -173,14 +173,16 @@ class ServerCopiesS3(UploadingS3):
                     await upload.copy(number, **span.parameters)
             callback.relative_update(span.length)
 
-        with open_journal(origin, f"{self._endpoint} {path}") as record:
-            async with MultipartUpload(call, self.transfer, checked=False, record=record) as upload:
-                if (part := await upload.resume_or_create(spans[0].length)) != spans[0].length:
-                    spans = source.spans(part)  # of the upload that is resumed
-                await gather_or_cancel(copy_part(number, span) for number, span in enumerate(spans, 1))
-                if etag and upload.etag != etag.strip('"'):
-                    logger.warning("s3://%s gets another ETag than %s, as the server makes other ones.", path, source)
-                await upload.complete(**({"IfNoneMatch": "*"} if mode == "create" else {}))
+        async with (
+            open_journal(origin, f"{self._endpoint} {path}") as record,
+            MultipartUpload(call, self.transfer, checked=False, record=record) as upload,
+        ):
+            if (part := await upload.resume_or_create(spans[0].length)) != spans[0].length:
+                spans = source.spans(part)  # of the upload that is resumed
+            await gather_or_cancel(copy_part(number, span) for number, span in enumerate(spans, 1))
+            if etag and upload.etag != etag.strip('"'):
+                logger.warning("s3://%s gets another ETag than %s, as the server makes other ones.", path, source)
+            await upload.complete(**({"IfNoneMatch": "*"} if mode == "create" else {}))
         self.invalidate_cache(path)
 
     async def _kept(

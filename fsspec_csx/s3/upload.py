@@ -180,16 +180,16 @@ class UploadingS3(DeletingS3):
                     await upload.send(number, body)
             advance(end - start)
 
-        with open_journal(origin, f"{self._endpoint} {path}") as record:
-            async with MultipartUpload(call, self.transfer, checked=checked, record=record) as upload:
-                chosen = await upload.resume_or_create(chosen)
-                at_a_time = max(1, in_memory // chosen) if in_memory else self.max_concurrency
-                slots = asyncio.Semaphore(min(at_a_time, self.max_concurrency))
-                await gather_or_cancel(
-                    send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1)
-                )
-                ready(upload.crc64nvme)
-                answer = await upload.complete(**match)
+        async with (
+            open_journal(origin, f"{self._endpoint} {path}") as record,
+            MultipartUpload(call, self.transfer, checked=checked, record=record) as upload,
+        ):
+            chosen = await upload.resume_or_create(chosen)
+            at_a_time = max(1, in_memory // chosen) if in_memory else self.max_concurrency
+            slots = asyncio.Semaphore(min(at_a_time, self.max_concurrency))
+            await gather_or_cancel(send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1))
+            ready(upload.crc64nvme)
+            answer = await upload.complete(**match)
         self.invalidate_cache(path)
         return answer
 

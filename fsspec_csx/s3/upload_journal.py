@@ -8,10 +8,13 @@ import hashlib
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fsspec_csx.s3.transport.call_scope import ThreadedContext
 
 _LARGEST = 4 * 2**20  # bytes; 10,000 parts take less than a quarter
 
@@ -49,6 +52,7 @@ class UploadJournal:
         self._descriptor = descriptor
         self._target = target
         self._state = state
+        self._lock = threading.Lock()  # threads of many parts write to it
         self.id: str | None = None
         self.part = 0
         self.current = False
@@ -73,22 +77,24 @@ class UploadJournal:
                 if type(number) is int and isinstance(etag, str) and _is_checksum(checksum):
                     self.parts[number] = etag, checksum
 
-    def begin(self, upload: str, part: int, *, checksums: bool = True) -> None:
+    def start(self, upload: str, part: int, *, checksums: bool = True) -> None:
         """Remember a new upload, in parts of so many bytes."""
         self.forget()
-        self.id, self.part, self.current, self.checksums = upload, part, True, checksums
         head = {"upload": upload, "part": part, "state": self._state, "target": self._target, "checksums": checksums}
-        self._append(head)
+        with self._lock:
+            self.id, self.part, self.current, self.checksums = upload, part, True, checksums
+            self._append(head)
 
     def add(self, number: int, etag: str, checksum: int | None) -> None:
         """Remember that the server has a part."""
-        if self.id is not None:
-            self._append([number, etag, checksum])
+        with self._lock:
+            if self.id is not None:
+                self._append([number, etag, checksum])
 
     def forget(self) -> None:
         """The upload is no more."""
-        self.id, self.parts = None, {}
-        with contextlib.suppress(OSError):  # it is of use only to a later run
+        with self._lock, contextlib.suppress(OSError):  # only a later run needs it
+            self.id, self.parts = None, {}
             os.ftruncate(self._descriptor, 0)
 
     def _append(self, value: Any) -> None:
@@ -98,16 +104,21 @@ class UploadJournal:
             os.write(self._descriptor, f"{'' if first else chr(10)}{json.dumps(value)}".encode())
 
 
+def open_journal(origin: SourceFingerprint | None, target: str) -> ThreadedContext[UploadJournal | None]:
+    """Open the journal of ``locked_journal`` without blocking the event loop."""
+    return ThreadedContext(locked_journal(origin, target))
+
+
 @contextlib.contextmanager
-def open_journal(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
-    """The record of the uploads from one source to one target, for this process alone.
+def locked_journal(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
+    """Open and lock the journal of the uploads from one source to one target.
 
     Args:
         origin: the source; None if nothing is to be remembered.
         target: the URL, with the endpoint.
 
     Returns:
-        None if there can be none: another process has it, or the folder cannot be written to.
+        None if another process has locked it, or the folder cannot be written to.
     """
     path = _folder() / f"{digest(origin.name, target)}.json" if origin else None
     descriptor = _locked(path) if path else None

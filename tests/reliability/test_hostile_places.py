@@ -22,7 +22,7 @@ from fsspec_csx.manage.copy import copy
 from fsspec_csx.s3 import resumable_download, upload_journal
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
-from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
+from fsspec_csx.s3.upload_journal import SourceFingerprint, locked_journal
 
 ORIGIN = SourceFingerprint("source", "state")
 ESCAPE = "\x1b[31m"
@@ -34,9 +34,9 @@ ESCAPE = "\x1b[31m"
 def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file with what is remembered of an upload; there is none yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with open_journal(ORIGIN, "target") as found:
+    with locked_journal(ORIGIN, "target") as found:
         assert found is not None
-        found.begin("id", 5)
+        found.start("id", 5)
         (path,) = (tmp_path / "cache" / "fsspec_csx" / "uploads").iterdir()
         found.forget()
     assert not path.exists()
@@ -65,7 +65,7 @@ HEAD = {"upload": "id", "part": 5, "state": "state"}
 def test_record_that_makes_no_sense(remembered: Path, data: bytes) -> None:
     """What is remembered in a way that makes no sense is forgotten."""
     remembered.write_bytes(data)
-    with open_journal(ORIGIN, "target") as found:
+    with locked_journal(ORIGIN, "target") as found:
         assert found is not None
         assert (found.id, found.parts) == (None, {})
 
@@ -74,7 +74,7 @@ def test_parts_that_make_no_sense(remembered: Path) -> None:
     """Of the parts that are remembered, those count that can be parts."""
     lines = [HEAD, [1, "etag", 7], ["2", "etag", 7], [3, 5, 7], [4, "etag", -1], [5, "etag", 2**70], [6, "etag", None]]
     remembered.write_text("\n".join([*map(json.dumps, lines), "[" * 100_000]))
-    with open_journal(ORIGIN, "target") as found:
+    with locked_journal(ORIGIN, "target") as found:
         assert found is not None
         assert (found.id, found.part, found.current) == ("id", 5, True)
         assert found.parts == {1: ("etag", 7), 6: ("etag", None)}
@@ -100,7 +100,7 @@ def test_record_in_the_place_of_another_file(
     victim = tmp_path / "victim"
     victim.write_text("mine")
     plant(remembered, victim)
-    with open_journal(ORIGIN, "target") as found:
+    with locked_journal(ORIGIN, "target") as found:
         assert found is None
     assert victim.read_text() == "mine"
     assert os.path.lexists(remembered)

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -148,6 +148,33 @@ async def uncancelled(awaitable: Awaitable[T]) -> T:
             task.exception()  # or it would be reported as never looked at
         raise cancelled
     return task.result()
+
+
+async def in_thread(call: Callable[..., T], *args: Any) -> T:
+    """Call a function in a thread; a cancellation meanwhile takes effect after it has returned."""
+    return await uncancelled(asyncio.to_thread(call, *args))
+
+
+class ThreadedContext(Generic[T]):
+    """A context manager that is entered and left in threads: file locks and writes do not block the event loop.
+
+    Args:
+        manager: to be entered.
+    """
+
+    def __init__(self, manager: contextlib.AbstractContextManager[T]) -> None:
+        self._manager = manager
+        self._stack = contextlib.ExitStack()
+
+    async def __aenter__(self) -> T:
+        try:
+            return await in_thread(self._stack.enter_context, self._manager)
+        except BaseException as error:  # if cancelled, it is entered nevertheless
+            await in_thread(self._stack.__exit__, type(error), error, error.__traceback__)
+            raise
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return await in_thread(self._stack.__exit__, *error)
 
 
 async def within(new: Scope, call: Callable[[], Awaitable[T]]) -> T:

@@ -1,0 +1,75 @@
+"""Locks and writes of journals do not stall the event loop that all operations share."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsspec_csx.s3 import upload_journal
+from fsspec_csx.s3.filesystem import CSXFileSystem
+
+SIZE = 12 * 2**20
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Let each lock wait, as on a network filesystem whose lock another process holds; the call releases it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    release, flock = threading.Event(), fcntl.flock
+
+    def waiting(descriptor: int, operation: int) -> None:
+        release.wait(20)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", waiting)
+    yield release.set
+    release.set()
+
+
+@pytest.mark.parametrize("verb", ["put_file", "get_file"])
+def test_lock_of_another_process(
+    fs: CSXFileSystem, bucket: str, tmp_path: Path, held: Callable[[], None], verb: str
+) -> None:
+    """While a resumable transfer waits for a lock, another operation on the same loop is served."""
+    data, local = os.urandom(SIZE), tmp_path / "local"
+    fs.pipe_file(f"{bucket}/key", data)
+    local.write_bytes(data)
+    paths = [str(local), f"{bucket}/key"]
+    with ThreadPoolExecutor(1) as threads:
+        transfer = threads.submit(getattr(fs, verb), *paths[:: 1 if verb == "put_file" else -1], resumable=True)
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert fs.cat_file(f"{bucket}/key", start=0, end=4) == data[:4]
+        assert time.monotonic() - began < 5
+        assert not transfer.done()
+        held()
+        transfer.result(30)
+    assert local.read_bytes() == fs.cat_file(f"{bucket}/key") == data
+
+
+def test_timeout_during_a_lock(
+    fs: CSXFileSystem, bucket: str, tmp_path: Path, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that times out returns only when its thread has ended, and leaves no file open."""
+    (tmp_path / "local").write_bytes(bytes(SIZE))
+    opened: list[int] = []
+    own: Any = upload_journal.open_owned
+
+    def noted(*args: Any) -> int:
+        opened.append(own(*args))
+        return opened[-1]
+
+    monkeypatch.setattr(upload_journal, "open_owned", noted)
+    threading.Timer(1.5, held).start()
+    with pytest.raises(TimeoutError):
+        fs.put_file(str(tmp_path / "local"), f"{bucket}/key", resumable=True, timeout=0.5)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
