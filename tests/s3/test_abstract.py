@@ -25,16 +25,17 @@ class CSXFixtures(abstract.AbstractFixtures):  # type: ignore[misc]
         return False
 
 
+@pytest.mark.slow
 class TestCopy(abstract.AbstractCopyTests, CSXFixtures):  # type: ignore[misc]
     """cp within S3."""
 
 
-@pytest.mark.long
+@pytest.mark.slow
 class TestGet(abstract.AbstractGetTests, CSXFixtures):  # type: ignore[misc]
     """get from S3."""
 
 
-@pytest.mark.long
+@pytest.mark.slow
 class TestPut(abstract.AbstractPutTests, CSXFixtures):  # type: ignore[misc]
     """put to S3."""
 
