@@ -19,6 +19,7 @@ from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.multipart import MultipartUpload
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import MemoryBody
+from fsspec_csx.s3.upload import object_call
 
 _DATA = b"written by cszoo checkpoint doctor, and of no use to anybody"
 _MIB = 2**20
@@ -195,7 +196,7 @@ class BucketChecks:
 
     async def _upload(self) -> str:
         """Make the object by an upload in parts, and return its id."""
-        call = self._fs._caller(self._bucket, self._key, {})
+        call = object_call(self._fs, self._bucket, self._key, {})
         async with MultipartUpload(call, self._fs.transfer) as upload:
             await upload.create()
             begun = str(upload.id)

@@ -1,4 +1,4 @@
-"""Appending: an object in the state in which it was opened, and the bytes that follow it."""
+"""Appending: the object as it was when it was opened, and the bytes that follow it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COPIED_PARTS = 2_000
 _MIB = 2**20
 # The codes of stores that write on no condition.
 _UNCONDITIONAL = {"501", "NotImplemented"}
-# The answers to a read of a state that is no more.
+# The errors of a read from an object that was replaced.
 _CHANGED = {"412", "416", "InvalidRange", "PreconditionFailed"}
 
 
@@ -94,12 +94,7 @@ async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, 
     try:
         await transfer.fetch(get, ranges)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or code_of(error) in (
-            "412",
-            "416",
-            "InvalidRange",
-            "PreconditionFailed",
-        ):
+        if isinstance(error, FileNotFoundError) or code_of(error) in _CHANGED:
             raise changed(str(source)) from error
         raise
 

@@ -11,9 +11,11 @@ from typing import Any
 from fsspec.asyn import AbstractAsyncStreamedFile
 from s3fs.core import version_id_kw
 
+from fsspec_csx.s3.interrupt import run_in_thread
 from fsspec_csx.s3.transport.event_loop import submitted
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.unwinding import Opening
+from fsspec_csx.s3.upload import object_call
 from fsspec_csx.s3.writer import PartWriter
 
 logger = logging.getLogger("fsspec_csx")
@@ -95,7 +97,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self.loc = 0
         self._loop = asyncio.get_running_loop()
         self._writer = PartWriter(
-            fs._caller(bucket, key, options),
+            object_call(fs, bucket, key, options),
             fs.transfer,
             functools.partial(submitted, self._loop),
             first_part=part,
@@ -175,13 +177,9 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
 
     async def _in_thread(self, work: Callable[[], Any]) -> None:
         """Let the writer wait in a thread, and discard the file if it fails or this is cancelled."""
-        running = asyncio.ensure_future(asyncio.to_thread(work))
         try:
-            await asyncio.shield(running)
+            await run_in_thread(work, self._writer.stop)
         except BaseException:
-            self._writer.stop()
-            await asyncio.wait([running])
-            running.exception()
             await self._end()
             raise
 

@@ -15,13 +15,9 @@ from botocore import exceptions as boto
 from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
 
-from fsspec_csx.errors import (
-    BucketNotFoundError,
-    DeleteError,
-    ExpiredCredentialsError,
-    WrongRegionError,
-)
+from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
+from fsspec_csx.s3 import small_reads
 from fsspec_csx.s3.client import credentials, half_pairs, request_outcome, response_validation
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
@@ -54,7 +50,7 @@ _looking_up: ContextVar[bool] = ContextVar("looking_up", default=False)
 
 
 class ConnectedS3(S3FileSystem):  # type: ignore[misc]
-    """s3fs with a checked sign-in and told errors; the base of CSXFileSystem, of no use alone."""
+    """s3fs with a checked sign-in and explained errors; the base of CSXFileSystem."""
 
     session: Any
     _lease: Lease | None = None
@@ -136,7 +132,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return client
 
     async def get_s3(self, bucket: str | None = None) -> Any:
-        """The client for a bucket; as of ``s3fs.S3FileSystem``, which has one for each region if it is told to."""
+        """The client for a bucket; as ``s3fs.S3FileSystem``, which may have one for each region."""
         client = await super().get_s3(bucket)
         if client not in self._watched:
             check_guarded(client)
@@ -159,6 +155,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             raise
 
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
+        small_reads.remember(client)
         verify = credentials.verify_of(self.session, self.client_kwargs)
         return Transfer(client, verify, self.max_concurrency, former)
 
@@ -201,7 +198,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                 client = None
                 try:
                     client = await self.set_session()
-                    answer = _whole(method, await super()._call_s3(method, *akwarglist, **kwargs))
+                    answer = _check_deleted(method, await super()._call_s3(method, *akwarglist, **kwargs))
                     if isinstance(answer, dict) and "Body" in answer:
                         keep_while_read(answer["Body"], client, self._lease and self._lease.made)
                     return answer
@@ -243,14 +240,14 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         explained = explain(error, request)
         missing = method == "head_object" and code_of(error) == "404" and not _looking_up.get()
         if missing or (method in ("head_object", "head_bucket") and code_of(error) in ("400", "403")):
-            told = explain(await self._ask_with_body(kwargs) or error, request)
-            if isinstance(told, BucketNotFoundError if missing else (PermissionError, WrongRegionError)):
-                explained = told
+            detailed = explain(await self._ask_with_body(kwargs) or error, request)
+            if isinstance(detailed, BucketNotFoundError if missing else (PermissionError, WrongRegionError)):
+                explained = detailed
         request_outcome.mark(explained, found, request.operation, request.target)
         return explained
 
     async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
-        """The answer to a HEAD has no body; the like question as a GET tells why it was refused."""
+        """The answer to a HEAD has no body; a GET of the same says why it was refused."""
         try:
             if kwargs.get("Key"):
                 answer = await super()._call_s3("get_object", **{**kwargs, "Range": "bytes=0-0"})
@@ -288,7 +285,7 @@ def replayable(parameters: Mapping[str, Any]) -> bool:
     return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, RequestBody))
 
 
-def _whole(method: str, answer: Any) -> Any:
+def _check_deleted(method: str, answer: Any) -> Any:
     """DeleteObjects answers 200 also where objects were left: s3fs would not notice."""
     if method == "delete_objects" and answer.get("Errors"):
         first, count = answer["Errors"][0], len(answer["Errors"])

@@ -1,4 +1,4 @@
-"""Reading one state of an object: pinned by its ETag, compared with its checksum, and once more if that failed."""
+"""Consistent reads: one state of an object, pinned by its ETag, compared with its checksum, retried once."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class PinnedObject:
 
 @dataclass(frozen=True)
 class ObjectMetadata:
-    """What the server tells of one state of an object.
+    """The metadata of one state of an object.
 
     Attributes:
         size: in bytes.
         etag: differs from that of any other content.
-        algorithm: of the checksum; None if the server tells none of the whole object.
+        algorithm: of the checksum; None if the server has none of the whole object.
         checksum: as S3 writes it.
         headers: what a copy of the object gets besides its bytes, as botocore names it.
         kept: what the object itself keeps when it gets other bytes or other metadata.
@@ -82,13 +82,19 @@ class ObjectMetadata:
     kept: Mapping[str, Any]
 
 
-async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> ObjectMetadata:
-    """Ask what the server tells of an object."""
+async def head_object(fs: Any, path: str, version_id: str | None = None, **options: Any) -> dict[str, Any]:
+    """The answer to HeadObject."""
     bucket, key, version = fs.split_path(path)
-    await fs.set_session()
     named = {"Bucket": bucket, "Key": key, **version_id_kw(version_id or version)}
-    # The filesystem's own options, such as keys of encryption, are those of this request that it takes.
-    head = await fs._call_s3("head_object", fs.kwargs, **named, ChecksumMode="ENABLED")
+    # S3 ignores the filesystem's other options; keys of encryption it needs.
+    head: dict[str, Any] = await fs._call_s3("head_object", fs.kwargs, **named, **options)
+    return head
+
+
+async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> ObjectMetadata:
+    """Look up the metadata of an object."""
+    await fs.set_session()
+    head = await head_object(fs, path, version_id, ChecksumMode="ENABLED")
     algorithm, checksum = of_object(head["ResponseMetadata"].get("HTTPHeaders", {})) or (None, "")
     headers, kept = object_attributes.of_copy(head), object_attributes.of_new_state(head)
     return ObjectMetadata(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, headers, kept)
@@ -129,33 +135,42 @@ class BytesBuffer:
 
 
 def compute_of(probe: RangeRequest) -> Callable[[memoryview, int], int] | None:
-    """What computes the checksum that the server told of the object, if any, along with the first bytes of it."""
-    told = of_object(probe.headers)
-    return told[0].compute if told else None
+    """The function that computes the object's checksum, if the response to its first bytes names one."""
+    known = of_object(probe.headers)
+    return known[0].compute if known else None
 
 
 def check(found: PinnedObject, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]) -> None:
-    """Compare what came with the checksum that the server told of all.
+    """Compare the bytes of an object with its checksum, if the server has one.
 
     Args:
-        found: what was read.
-        probe: the first range, and what the server told.
+        found: the object.
+        probe: the first range, with the headers of its response.
         first: the bytes of the first range.
         ranges: the others, in order, with their checksums by ``compute_of``.
 
     Raises:
         ChecksumError: if they differ.
     """
-    told = of_object(probe.headers)
-    if told is None:
+    known = of_object(probe.headers)
+    if known is None:
         return
-    algorithm, expected = told
+    algorithm, expected = known
     came = algorithm.compute(first, 0)
     if ranges:
         length = sum(each.length for each in ranges)
         came = algorithm.combine(came, checksums(ranges, 1, algorithm.combine)[0], length)
-    if algorithm.encoded(came) != expected:
-        reason = f"What came of {found} has the checksum {algorithm.encoded(came)}, and the server tells {expected}."
+    compare_checksum(found, algorithm, came, expected)
+
+
+def compare_checksum(name: object, algorithm: Algorithm, checksum: int, expected: str) -> None:
+    """Compare the checksum of the bytes that were read with the server's.
+
+    Raises:
+        ChecksumError: if they differ.
+    """
+    if algorithm.encoded(checksum) != expected:
+        reason = f"{name} was read with the checksum {algorithm.encoded(checksum)}; the server has {expected}."
         raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
 
 

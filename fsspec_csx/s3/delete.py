@@ -1,4 +1,4 @@
-"""DeletingS3: objects, versions, folders and buckets deleted, each only if it is what was named."""
+"""Deletions: objects, versions, folders and buckets, each only if it is what was named."""
 
 from __future__ import annotations
 
@@ -6,136 +6,136 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fsspec.asyn import _run_coros_in_chunks, sync_wrapper
+from fsspec.asyn import _run_coros_in_chunks
 from s3fs.core import version_id_kw
 
-from fsspec_csx.s3.listing import check_depth
-from fsspec_csx.s3.names import NamesS3, nothing_at, path_of
+from fsspec_csx.s3.listing import check_depth, list_keys
+from fsspec_csx.s3.names import expand, may_match, nothing_at, path_of
 
 # As many objects as one request can delete.
 _AT_ONCE = 1000
 
 
-class DeletingS3(NamesS3):
-    """Deletions; a base of CSXFileSystem, of no use alone."""
+async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
+    """Delete objects; nothing, unless each path stands for something that can be deleted.
 
-    async def _rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
-        """Delete objects; nothing, unless each path stands for something that can be deleted.
+    Args:
+        path: a name, a pattern, or a list of them. One that names a version stands for that version alone.
+        recursive: whether to delete what lies below folders too, and a bucket with all that it has.
+        maxdepth: levels of folders that are deleted, at most.
 
-        Args:
-            path: a name, a pattern, or a list of them. One that names a version stands for that version alone.
-            recursive: whether to delete what lies below folders too, and a bucket with all that it has.
-            maxdepth: levels of folders that are deleted, at most.
+    Raises:
+        ObjectNotFoundError: if there is nothing of a name, or nothing that matches any pattern.
+        IsADirectoryError: if it is a folder or a bucket, unless ``recursive``.
+        DeleteError: if the server does not delete some of them.
+    """
+    check_depth(maxdepth)
+    paths = [path] if isinstance(path, str) else list(path)
+    found = await _run_coros_in_chunks([_deletable(fs, each, recursive, maxdepth) for each in paths], nofiles=True)
+    names = sorted({name for each in found for name in each})
+    buckets = {fs.split_path(each)[0] for each in paths if not fs.split_path(each)[1]}
+    if not names and not buckets:
+        raise nothing_at(path)
+    if maxdepth is None:
+        await asyncio.gather(*(_empty_versioned(fs, bucket) for bucket in buckets))
+    deleted = await delete_objects(fs, names)
+    if maxdepth is None:
+        await asyncio.gather(*(fs._rmdir(bucket) for bucket in buckets))
+    return deleted
 
-        Raises:
-            ObjectNotFoundError: if there is nothing of a name, or nothing that matches any pattern.
-            IsADirectoryError: if it is a folder or a bucket, unless ``recursive``.
-            DeleteError: if the server does not delete some of them.
-        """
-        check_depth(maxdepth)
-        paths = [path] if isinstance(path, str) else list(path)
-        found = await _run_coros_in_chunks([self._deletable(each, recursive, maxdepth) for each in paths], nofiles=True)
-        names = sorted({name for each in found for name in each})
-        buckets = {self.split_path(each)[0] for each in paths if not self.split_path(each)[1]}
-        if not names and not buckets:
-            raise nothing_at(path)
-        if maxdepth is None:
-            await asyncio.gather(*(self._empty_versioned(bucket) for bucket in buckets))
-        deleted = await self._delete(names)
-        if maxdepth is None:
-            await asyncio.gather(*(self._rmdir(bucket) for bucket in buckets))
-        return deleted
 
-    async def _deletable(self, path: str, recursive: bool, maxdepth: int | None) -> list[str]:
-        """The names of the objects that are to be deleted for a path; none if no object matches it as a pattern."""
-        if not recursive and not self._may_match(path):
-            info = await self._info(path)
-            if info["type"] == "directory":
-                raise _is_folder(path)
-            return [path if self.split_path(path)[2] else info["name"]]
-        found = await self._expand(path, recursive, maxdepth, markers=True, ask=False)
-        if found.entries and not found.files and not recursive:
+async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) -> list[str]:
+    """The names of the objects that are to be deleted for a path; none if no object matches it as a pattern."""
+    if not recursive and not may_match(fs, path):
+        info = await fs._info(path)
+        if info["type"] == "directory":
             raise _is_folder(path)
-        return [path_of(each) for each in found.files]
+        return [path if fs.split_path(path)[2] else info["name"]]
+    found = await expand(fs, path, recursive, maxdepth, markers=True, ask=False)
+    if found.entries and not found.files and not recursive:
+        raise _is_folder(path)
+    return [path_of(each) for each in found.files]
 
-    async def _delete(self, names: Sequence[str]) -> list[str]:
-        """Delete objects and versions by requests for many each."""
-        if len(names) == 1:
-            await self._rm_file(names[0])
-            return []
-        of_bucket: dict[str, list[str]] = {}
-        for name in names:
-            of_bucket.setdefault(self.split_path(name)[0], []).append(name)
-        calls = [
-            self._bulk_delete(each[start : start + _AT_ONCE])
-            for each in of_bucket.values()
-            for start in range(0, len(each), _AT_ONCE)
-        ]
-        deleted = await _run_coros_in_chunks(calls, batch_size=3, nofiles=True)
-        return [name for each in deleted for name in each]
 
-    async def _bulk_delete(self, pathlist: Iterable[str], **kwargs: Any) -> list[str]:
-        """Delete at most 1000 objects or versions of one bucket by one request.
+async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
+    """Delete objects and versions by requests for many each."""
+    if len(names) == 1:
+        await fs._rm_file(names[0])
+        return []
+    of_bucket: dict[str, list[str]] = {}
+    for name in names:
+        of_bucket.setdefault(fs.split_path(name)[0], []).append(name)
+    calls = [
+        fs._bulk_delete(each[start : start + _AT_ONCE])
+        for each in of_bucket.values()
+        for start in range(0, len(each), _AT_ONCE)
+    ]
+    deleted = await _run_coros_in_chunks(calls, batch_size=3, nofiles=True)
+    return [name for each in deleted for name in each]
 
-        Raises:
-            DeleteError: if the server does not delete some of them.
-            ValueError: if they are more, or of several buckets.
-        """
-        named = [self.split_path(each) for each in pathlist]
-        if not named:
-            return []
-        bucket = named[0][0]
-        if len(named) > _AT_ONCE or any(each[0] != bucket for each in named):
-            msg = f"One request deletes at most {_AT_ONCE} objects of one bucket. Make several."
-            raise ValueError(msg)
-        objects = [{"Key": key, **version_id_kw(version)} for _, key, version in named]
-        for _, key, _ in named:
-            self.invalidate_cache(f"{bucket}/{key}")
-        answer = await self._call_s3(
-            "delete_objects", kwargs, Bucket=bucket, Delete={"Objects": objects, "Quiet": True}
-        )
-        return [f"{bucket}/{each['Key']}" for each in answer.get("Deleted", [])]
 
-    async def _rm_file(self, path: str, **kwargs: Any) -> None:
-        """Delete an object, or the version that the path names, by one request; no matter if there is none."""
-        bucket, key, version = self.split_path(path)
-        if not key:
-            raise _is_folder(path)
-        self.invalidate_cache(f"{bucket}/{key}")
-        await self._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
+async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[str]:
+    """Delete at most 1000 objects or versions of one bucket by one request.
 
-    async def _empty_versioned(self, bucket: str) -> None:
-        if await self._is_bucket_versioned(bucket):
-            await self._rm_versioned_bucket_contents(bucket)
+    Raises:
+        DeleteError: if the server does not delete some of them.
+        ValueError: if they are more, or of several buckets.
+    """
+    named = [fs.split_path(each) for each in pathlist]
+    if not named:
+        return []
+    bucket = named[0][0]
+    if len(named) > _AT_ONCE or any(each[0] != bucket for each in named):
+        msg = f"One request deletes at most {_AT_ONCE} objects of one bucket. Make several."
+        raise ValueError(msg)
+    objects = [{"Key": key, **version_id_kw(version)} for _, key, version in named]
+    for _, key, _ in named:
+        fs.invalidate_cache(f"{bucket}/{key}")
+    answer = await fs._call_s3("delete_objects", kwargs, Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+    return [f"{bucket}/{each['Key']}" for each in answer.get("Deleted", [])]
 
-    async def _rmdir(self, path: str) -> None:
-        """Delete a bucket that is empty, or the marker of a folder that has nothing else.
 
-        Raises:
-            FileNotFoundError: if there is no such bucket or folder.
-            FileExistsError: if the folder has something in it, or the path is an object.
-            OSError: if the bucket has something in it.
-        """
-        bucket, key, _ = self.split_path(path)
-        if key:
-            await self._rmdir_marker(bucket, key.rstrip("/"))
-            return
-        await self._call_s3("delete_bucket", Bucket=bucket)
-        self.invalidate_cache(bucket)
-        self.invalidate_cache("")
+async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
+    """Delete an object, or the version that the path names, by one request; no matter if there is none."""
+    bucket, key, version = fs.split_path(path)
+    if not key:
+        raise _is_folder(path)
+    fs.invalidate_cache(f"{bucket}/{key}")
+    await fs._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
 
-    async def _rmdir_marker(self, bucket: str, key: str) -> None:
-        marker = f"{bucket}/{key}/"
-        found = await self._list(bucket, f"{key}/", "/", max_items=2)
-        if [(each["name"], each["size"]) for each in found] == [(marker, 0)]:
-            await self._rm_file(marker)
-        elif found or await self._isfile(f"{bucket}/{key}"):
-            msg = f"s3://{bucket}/{key} is no empty folder. Use rm, with recursive=True for all below it."
-            raise FileExistsError(msg)
-        else:
-            raise nothing_at(f"{bucket}/{key}")
 
-    rmdir = sync_wrapper(_rmdir)
+async def _empty_versioned(fs: Any, bucket: str) -> None:
+    if await fs._is_bucket_versioned(bucket):
+        await fs._rm_versioned_bucket_contents(bucket)
+
+
+async def rmdir(fs: Any, path: str) -> None:
+    """Delete a bucket that is empty, or the marker of a folder that has nothing else.
+
+    Raises:
+        FileNotFoundError: if there is no such bucket or folder.
+        FileExistsError: if the folder has something in it, or the path is an object.
+        OSError: if the bucket has something in it.
+    """
+    bucket, key, _ = fs.split_path(path)
+    if key:
+        await _rmdir_marker(fs, bucket, key.rstrip("/"))
+        return
+    await fs._call_s3("delete_bucket", Bucket=bucket)
+    fs.invalidate_cache(bucket)
+    fs.invalidate_cache("")
+
+
+async def _rmdir_marker(fs: Any, bucket: str, key: str) -> None:
+    marker = f"{bucket}/{key}/"
+    found = await list_keys(fs, bucket, f"{key}/", "/", max_items=2)
+    if [(each["name"], each["size"]) for each in found] == [(marker, 0)]:
+        await fs._rm_file(marker)
+    elif found or await fs._isfile(f"{bucket}/{key}"):
+        msg = f"s3://{bucket}/{key} is no empty folder. Use rm, with recursive=True for all below it."
+        raise FileExistsError(msg)
+    else:
+        raise nothing_at(f"{bucket}/{key}")
 
 
 def _is_folder(path: str) -> IsADirectoryError:

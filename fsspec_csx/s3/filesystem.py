@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,21 +10,35 @@ from contextvars import ContextVar
 from typing import Any
 
 import fsspec.core
-from fsspec.asyn import sync, sync_wrapper
+from fsspec.asyn import sync_wrapper
 from fsspec.compression import compr
 from fsspec.config import apply_config
 from s3fs import S3FileSystem
 
-from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
+from fsspec_csx.errors import BucketNotFoundError
+from fsspec_csx.s3 import (
+    buckets,
+    copy,
+    delete,
+    download,
+    listing,
+    names,
+    object_reads,
+    server_copy,
+    transactions,
+    trees,
+    upload,
+    versions,
+)
 from fsspec_csx.s3.async_file import AsyncReadFile, AsyncWriteFile
 from fsspec_csx.s3.client import credentials
-from fsspec_csx.s3.client.error_mapping import code_of
-from fsspec_csx.s3.connection import replayable
+from fsspec_csx.s3.connection import ConnectedS3, replayable
+from fsspec_csx.s3.consistent_read import object_metadata
 from fsspec_csx.s3.file import CSXFile, check_absent
+from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.readahead import ReadAhead
-from fsspec_csx.s3.transactions import TransactionalS3
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.s3.versions import versions_of, writable
+from fsspec_csx.s3.versions import writable
 from fsspec_csx.s3.wrappers import close_below
 from fsspec_csx.settings import backends
 
@@ -37,7 +50,6 @@ _recent: deque[str] = deque(maxlen=4)
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
 # Arguments of text files.
 _OF_TEXT = ("encoding", "errors", "newline")
-_NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
 
 class _Cached(type(S3FileSystem)):  # type: ignore[misc]
@@ -76,7 +88,7 @@ def _environment_snapshot() -> Iterator[None]:
         _ENVIRONMENT.reset(reset)
 
 
-class CSXFileSystem(TransactionalS3, metaclass=_Cached):
+class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
 
     - credentials by the rules of ``fsspec_csx.s3.client.credentials``, resolved before any data is read or written;
@@ -119,90 +131,75 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
         except BucketNotFoundError:
             if method not in _CREATES_BUCKET or not replayable(kwargs):
                 raise
-        await self._create_bucket(kwargs["Bucket"])
+        await buckets.create_bucket(self, kwargs["Bucket"])
         return await super()._call_s3(method, *akwarglist, **kwargs)
 
     call_s3 = sync_wrapper(_call_s3)
 
     # -- buckets ----------------------------------------------------------------------------------------------------
 
-    async def _create_bucket(self, bucket: str, acl: str | None = None, region: str | None = None) -> None:
-        """Make a bucket in the session's region; no matter if we have it already.
+    _mkdir = buckets.mkdir
+    makedirs = buckets.makedirs
+    _exists = buckets.exists
 
-        Raises:
-            AccessDeniedError: if the credentials do not allow it, or the name is someone else's.
-            InvalidBucketNameError: if the server does not take the name.
-        """
-        await self.set_session()
-        region = region or self._s3.meta.region_name
-        options: dict[str, Any] = {"ACL": acl} if acl else {}
-        if region not in _NO_CONSTRAINT:
-            options["CreateBucketConfiguration"] = {"LocationConstraint": region}
-        try:
-            await self._call_s3("create_bucket", Bucket=bucket, **options)
-        except FileExistsError:
-            pass  # ours: another writer was quicker
-        except AccessDeniedError as error:
-            if code_of(error.__cause__ or error) == "BucketAlreadyExists":
-                raise
-            reason = f"The bucket {bucket!r} does not exist, and {self._identity} may not make it."
-            raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
-        self.invalidate_cache("")
-        self.invalidate_cache(bucket)
+    # -- objects and folders, and what paths stand for --------------------------------------------------------------
 
-    async def _mkdir(self, path: str, acl: Any = False, create_parents: bool = True, **kwargs: Any) -> None:
-        bucket, key, _ = self.split_path(self._strip_protocol(path).rstrip("/"))
-        if not bucket:
-            msg = f"{path!r} names no bucket. Give one, as in s3://bucket."
-            raise ValueError(msg)
-        if await self._exists(bucket):
-            if not key:
-                msg = f"The bucket {bucket!r} exists already. Use makedirs with exist_ok=True if that is all right."
-                raise FileExistsError(msg)
-        elif key and not create_parents:
-            raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Make it first, or pass create_parents=True.")
-        else:
-            await self._create_bucket(bucket, acl or None, kwargs.get("region_name"))
+    _info = listing.info
+    _isfile = listing.isfile
+    _isdir = listing.isdir
+    _exists_in_cache = listing.exists_in_cache
+    _ls = listing.ls
+    _lsdir = listing.lsdir
+    _find = listing.find
+    _du = listing.du
+    _glob = names.glob
+    _expand_path = names.expand_path
+    _object_metadata = object_metadata
+    _object_version_info = versions.object_version_info
 
-    mkdir = sync_wrapper(_mkdir)
+    # -- from S3 to memory and local files --------------------------------------------------------------------------
 
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make the bucket of a path if it is missing; below it S3 has no folders to make.
+    _cat_file = download.cat_file
+    _cat_ranges = download.cat_ranges
+    _get_file = download.get_file
+    _cat = trees.cat
+    _get = trees.get
+    _readinto_objects = object_reads.readinto_objects
 
-        Raises:
-            AccessDeniedError: if the bucket is not ours to see or to make.
-            FileExistsError: if the path is a bucket that exists, unless ``exist_ok``.
-        """
-        # fsspec.open asks this before every write: there the write itself finds out, without a request of its own.
-        if exist_ok and sys._getframe(1).f_code is fsspec.core.open_files.__code__:
-            return
-        sync(self.loop, self._makedirs, path, exist_ok=exist_ok)
+    # -- from memory and local files to S3 --------------------------------------------------------------------------
 
-    async def _exists(self, path: str) -> bool:
-        bucket, key, _ = self.split_path(path)
-        if key or not bucket:
-            try:
-                await self._info(path)
-            except FileNotFoundError:
-                return False
-            return True
-        probes: list[tuple[str, dict[str, Any]]] = [("head_bucket", {}), ("get_bucket_location", {})]
-        if self.req_kw:
-            probes.append(("list_objects_v2", {"MaxKeys": 1}))
-        refusal = None
-        for method, options in probes:
-            try:
-                await self._call_s3(method, Bucket=bucket, **options)
-            except FileNotFoundError:
-                return False
-            except PermissionError as error:
-                refusal = refusal or error
-            else:
-                return True
-        assert refusal is not None
-        raise refusal
+    _pipe_file = transactions.pipe_file
+    _put_file = transactions.put_file
+    _pipe = trees.pipe
+    _put = trees.put
+    put = transactions.put
+    _touch = upload.touch
 
-    exists = sync_wrapper(_exists)
+    # -- from S3 to S3 ----------------------------------------------------------------------------------------------
+
+    _cp_file = server_copy.cp_file
+    _copy = trees.copy
+    _copy_managed = server_copy.copy_managed
+    _copy_etag_preserved = server_copy.copy_etag_preserved
+    _mv = trees.mv
+    _mv_file = trees.mv_file
+    _merge = server_copy.merge
+    _setxattr = server_copy.setxattr
+    _take_file = copy.take_file
+
+    # -- deletions --------------------------------------------------------------------------------------------------
+
+    _rm = delete.rm
+    _rm_file = delete.rm_file
+    _bulk_delete = delete.bulk_delete
+    _rmdir = delete.rmdir
+
+    # Plain methods that neither fsspec nor s3fs has.
+    mv = interruptible(_mv)
+    mv_file = interruptible(_mv_file)
+    object_metadata = interruptible(_object_metadata)
+    readinto_objects = interruptible(_readinto_objects)
+    take_file = interruptible(_take_file)
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -214,19 +211,6 @@ class CSXFileSystem(TransactionalS3, metaclass=_Cached):
         if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
             key += path[mark:]
         return bucket, key, version
-
-    async def _object_version_info(self, path: str, **kwargs: Any) -> list[dict[str, Any]]:
-        """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
-
-        Raises:
-            ValueError: if the filesystem knows no versions.
-        """
-        if not self.version_aware:
-            msg = "Versions are known only to a filesystem that is version-aware. Pass version_aware=True to it."
-            raise ValueError(msg)
-        return await versions_of(self, path)
-
-    object_version_info = sync_wrapper(_object_version_info)
 
     def open(
         self, path: str, mode: str | None = None, *args: Any, compression: str | None = None, **kwargs: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable
@@ -48,6 +49,18 @@ def interruptible_generator(generator: Callable[..., Any]) -> Callable[..., Any]
 
     call.of_coroutine = generator  # type: ignore[attr-defined]
     return call
+
+
+async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
+    """Do work that waits for the event loop; whatever ends this stops the work and waits for its end."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    except BaseException:
+        stop()
+        await asyncio.wait([running])
+        running.exception()
+        raise
 
 
 def make_interruptible(cls: type[Any]) -> None:

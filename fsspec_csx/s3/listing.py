@@ -1,4 +1,9 @@
-"""ListingS3: whether there is an object or a folder, what it is, and what lies below it."""
+"""Listing: whether there is an object or a folder, what it is, and what lies below it.
+
+What is said of one path is asked of the server each time. Only listings may come from the cache, and a listing answers
+no question about a single object. An object whose key is also a prefix is both a file and a folder. An empty object
+whose key ends with a slash marks a folder, and is no file.
+"""
 
 from __future__ import annotations
 
@@ -7,295 +12,286 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from fsspec.asyn import sync_wrapper
-from s3fs.core import version_id_kw
-
 from fsspec_csx.errors import CSXError, ObjectNotFoundError
 from fsspec_csx.s3.client import request_outcome, response_validation
-from fsspec_csx.s3.connection import ConnectedS3, looking_up, raise_explained
+from fsspec_csx.s3.connection import looking_up, raise_explained
+from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.versions import chosen_version
 
 ListingEntry = dict[str, Any]
 """What is known of an object or a folder, as ``info`` gives it: ``name``, ``size`` in bytes, ``type`` and more."""
 
 
-class ListingS3(ConnectedS3):
-    """Answers about objects and folders; a base of CSXFileSystem, of no use alone.
+async def info(
+    fs: Any,
+    path: str,
+    bucket: str | None = None,
+    key: str | None = None,
+    refresh: bool = False,
+    version_id: str | None = None,
+) -> ListingEntry:
+    """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
 
-    What is said of one path is asked of the server each time. Only listings may come from the cache, and a listing
-    answers no question about a single object. An object whose key is also a prefix is both a file and a folder. An
-    empty object whose key ends with a slash marks a folder, and is no file.
+    Raises:
+        ObjectNotFoundError: if there is neither.
+        ValueError: if ``version_id`` is not the version of the path, or the filesystem knows no versions.
     """
-
-    # -- one path ---------------------------------------------------------------------------------------------------
-
-    async def _info(
-        self,
-        path: str,
-        bucket: str | None = None,
-        key: str | None = None,
-        refresh: bool = False,
-        version_id: str | None = None,
-    ) -> ListingEntry:
-        """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
-
-        Raises:
-            ObjectNotFoundError: if there is neither.
-            ValueError: if ``version_id`` is not the version of the path, or the filesystem knows no versions.
-        """
-        version = chosen_version(self, path, version_id)
-        bucket, key, _ = self.split_path(path)
-        if not bucket:
-            return {"name": self._strip_protocol(path), "size": 0, "type": "directory"}
-        if not key:
-            head = await self._call_s3("head_bucket", Bucket=bucket)
-            return {**_folder(bucket), "VersionId": head.get("VersionId")}
-        with self._missing_named(path):
-            try:
-                found = await self._lookup(path, version)
-            except FileNotFoundError:
-                if version:
-                    raise
-            else:
-                return _folder(found["name"].rstrip("/")) if _is_marker(found) else found
-            if await self._is_prefix(bucket, key.rstrip("/") + "/"):
-                return _folder(f"{bucket}/{key.rstrip('/')}")
-            if key.endswith("/"):
-                return await self._lookup(path.rstrip("/"))
-            raise FileNotFoundError(path)
-
-    async def _object_info(self, path: str, version_id: str | None = None) -> ListingEntry:
-        """What the server says of an object, with one request.
-
-        Raises:
-            ObjectNotFoundError: if there is no such object, though there may be objects below the path.
-        """
-        bucket, key, version = self.split_path(path)
-        with self._missing_named(path):
-            if not key:
-                raise FileNotFoundError(path)
-            # The filesystem's own options, such as keys of encryption, are those of this request that it takes.
-            named = {"Bucket": bucket, "Key": key, **version_id_kw(version_id or version)}
-            head = await self._call_s3("head_object", self.kwargs, **named)
-        return {
-            "ETag": head.get("ETag", ""),
-            "LastModified": head.get("LastModified", ""),
-            "size": head["ContentLength"],
-            "name": f"{bucket}/{key}",
-            "type": "file",
-            "StorageClass": head.get("StorageClass", "STANDARD"),
-            "VersionId": head.get("VersionId"),
-            "ContentType": head.get("ContentType"),
-        }
-
-    async def _lookup(self, path: str, version_id: str | None = None) -> ListingEntry:
-        """The same where there may be no such object, which then costs no further request."""
-        with looking_up():
-            return await self._object_info(path, version_id)
-
-    async def _isfile(self, path: str) -> bool:
+    version = chosen_version(fs, path, version_id)
+    bucket, key, _ = fs.split_path(path)
+    if not bucket:
+        return {"name": fs._strip_protocol(path), "size": 0, "type": "directory"}
+    if not key:
+        head = await fs._call_s3("head_bucket", Bucket=bucket)
+        return {**_folder(bucket), "VersionId": head.get("VersionId")}
+    with _missing_named(fs, path):
         try:
-            return not _is_marker(await self._lookup(path))
+            found = await lookup(fs, path, version)
         except FileNotFoundError:
-            return False
-
-    async def _isdir(self, path: str) -> bool:
-        bucket, key, version = self.split_path(path)
-        if version:
-            return False
-        if not key:
-            return not bucket or await self._exists(bucket)
-        try:
-            return await self._is_prefix(bucket, key.rstrip("/") + "/")
-        except FileNotFoundError:
-            return False
-
-    async def _is_prefix(self, bucket: str, prefix: str) -> bool:
-        options = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": 1}
-        page = await self._call_s3("list_objects_v2", self.kwargs, **options)
-        return bool(page.get("KeyCount") or page.get("Contents") or page.get("CommonPrefixes"))
-
-    def _exists_in_cache(self, *args: object) -> None:
-        """Leave it open whether there is an object: s3fs asks this before it asks the server."""
-
-    @contextmanager
-    def _missing_named(self, path: str) -> Iterator[None]:
-        """s3fs says only the path of what it did not find."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            if isinstance(error, CSXError):
+            if version:
                 raise
-            reason = f"There is no object s3://{self._strip_protocol(path)} at {self._endpoint}, and none below it."
-            raise ObjectNotFoundError(reason, "Check its name.") from error
-
-    # -- what lies below a path -------------------------------------------------------------------------------------
-
-    async def _ls(self, path: str, detail: bool = False, refresh: bool = False, versions: bool = False) -> Any:
-        """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``.
-
-        Args:
-            detail: whether to give what is known of each rather than the names.
-            refresh: whether to list anew rather than from the cache.
-            versions: whether to list each version of an object.
-
-        Raises:
-            ObjectNotFoundError: if there is neither.
-        """
-        bucket, key, version = self.split_path(path)
-        if not bucket:
-            found = await self._lsbuckets(refresh)
         else:
-            found = [] if version else await self._lsdir(self._strip_protocol(path), refresh, versions=versions)
-            if not found and key:
-                found = await self._itself(path, versions and not version)
-        return found if detail else sorted({each["name"] for each in found})
+            return _folder(found["name"].rstrip("/")) if _is_marker(found) else found
+        if await _is_prefix(fs, bucket, key.rstrip("/") + "/"):
+            return _folder(f"{bucket}/{key.rstrip('/')}")
+        if key.endswith("/"):
+            return await lookup(fs, path.rstrip("/"))
+        raise FileNotFoundError(path)
 
-    async def _itself(self, path: str, versions: bool) -> list[ListingEntry]:
-        """The listing of an object, or of a folder that has nothing but its marker."""
-        info = await self._info(path)
-        if info["type"] == "directory":
-            return []
-        if versions:
-            bucket, key, _ = self.split_path(path)
-            listed = await self._list(bucket, key, "", versions=True)
-            return [each for each in listed if each["Key"] == info["name"]]
-        return [{**info, "Key": info["name"], "Size": info["size"]}]
 
-    async def _lsdir(
-        self,
-        path: str,
-        refresh: bool = False,
-        max_items: int | None = None,
-        delimiter: str = "/",
-        prefix: str = "",
-        versions: bool = False,
-    ) -> list[ListingEntry]:
-        bucket, key, _ = self.split_path(path)
-        folder = f"{key}/" if key else ""
-        if delimiter and max_items is None and not versions:
-            found = await self._level(bucket, folder, prefix, refresh)
-        else:
-            found = await self._list(bucket, folder + prefix, delimiter, max_items, versions)
-        return [each for each in found if not _is_marker(each)]
+async def object_info(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
+    """What the server says of an object, with one request.
 
-    async def _level(self, bucket: str, folder: str, prefix: str = "", refresh: bool = False) -> list[ListingEntry]:
-        """What is in a folder whose names begin with a prefix, and the folder's marker, if it has one.
+    Raises:
+        ObjectNotFoundError: if there is no such object, though there may be objects below the path.
+    """
+    bucket, key, _ = fs.split_path(path)
+    with _missing_named(fs, path):
+        if not key:
+            raise FileNotFoundError(path)
+        head = await head_object(fs, path, version_id)
+    return {
+        "ETag": head.get("ETag", ""),
+        "LastModified": head.get("LastModified", ""),
+        "size": head["ContentLength"],
+        "name": f"{bucket}/{key}",
+        "type": "file",
+        "StorageClass": head.get("StorageClass", "STANDARD"),
+        "VersionId": head.get("VersionId"),
+        "ContentType": head.get("ContentType"),
+    }
 
-        Args:
-            folder: the beginning of its keys, which ends with a slash unless it is empty.
-            refresh: whether to list anew rather than from the cache.
-        """
-        path = f"{bucket}/{folder}"[:-1]
-        if not refresh and path in self.dircache:
-            start = f"{bucket}/{folder}{prefix}"
-            return [each for each in self.dircache[path] if each["name"].startswith(start)]
-        found = await self._list(bucket, folder + prefix, "/")
-        if found and not prefix:
-            self.dircache[path] = found
-        return list(found)
 
-    async def _list(
-        self, bucket: str, prefix: str, delimiter: str, max_items: int | None = None, versions: bool = False
-    ) -> list[ListingEntry]:
-        """Every object and common prefix that the server lists, markers too, by their names."""
-        options: dict[str, Any] = {"max_items": max_items, "delimiter": delimiter, "prefix": prefix}
-        try:
-            with response_validation.listing():
-                listed = self._iterdir(bucket, versions=versions, **options)
-                return sorted([each async for each in listed], key=_name)
-        except Exception as error:  # older releases of s3fs list without _call_s3
-            raise_explained(
-                await self._explained(error, "list_objects_v2", {"Bucket": bucket}, request_outcome.RequestOutcome()),
-                error,
-            )
+async def lookup(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
+    """The same where there may be no such object, which then costs no further request."""
+    with looking_up():
+        return await object_info(fs, path, version_id)
 
-    async def _tree(
-        self,
-        path: str,
-        maxdepth: int | None = None,
-        prefix: str = "",
-        *,
-        refresh: bool = False,
-        versions: bool = False,
-        markers: bool = False,
-    ) -> list[ListingEntry]:
-        """The files and folders below a path, by name, and the folder itself first if there is one.
 
-        Args:
-            maxdepth: levels of folders, at most; all if not given.
-            prefix: that the names in the first level begin with.
-            refresh: whether to list anew rather than from the cache.
-            versions: whether to list each version of an object.
-            markers: whether to list the markers of folders too, as files.
+async def isfile(fs: Any, path: str) -> bool:
+    try:
+        return not _is_marker(await lookup(fs, path))
+    except FileNotFoundError:
+        return False
 
-        Raises:
-            ValueError: if the path names no bucket, or ``maxdepth`` is less than 1.
-        """
-        bucket, key, _ = self.split_path(path)
-        if not bucket:
-            msg = "The path names no bucket, and all of S3 cannot be listed. Name a bucket."
-            raise ValueError(msg)
-        check_depth(maxdepth)
-        folder = f"{key.rstrip('/')}/" if key else ""
-        root = f"{bucket}/{folder}"[:-1]
-        if maxdepth is None:
-            listed = await self._list(bucket, folder + prefix, "", versions=versions)
-            below = [*listed, *_folders_of(listed, root)]
-        else:
-            listed = below = await self._levels(bucket, folder, prefix, maxdepth, refresh)
-        kept = sorted((each for each in below if markers or not _is_marker(each)), key=_name)
-        return [_folder(root), *kept] if key and listed else kept
 
-    async def _levels(self, bucket: str, folder: str, prefix: str, maxdepth: int, refresh: bool) -> list[ListingEntry]:
-        found = await self._level(bucket, folder, prefix, refresh)
-        if maxdepth == 1:
-            return found
-        folders = [each["name"][len(bucket) + 1 :] + "/" for each in found if each["type"] == "directory"]
-        below = (self._levels(bucket, each, "", maxdepth - 1, refresh) for each in folders)
-        return [*found, *(each for level in await asyncio.gather(*below) for each in level)]
+async def isdir(fs: Any, path: str) -> bool:
+    bucket, key, version = fs.split_path(path)
+    if version:
+        return False
+    if not key:
+        return not bucket or await fs._exists(bucket)
+    try:
+        return await _is_prefix(fs, bucket, key.rstrip("/") + "/")
+    except FileNotFoundError:
+        return False
 
-    async def _find(
-        self,
-        path: str,
-        maxdepth: int | None = None,
-        withdirs: bool | None = False,
-        detail: bool = False,
-        prefix: str = "",
-        refresh: bool = False,
-        versions: bool = False,
-    ) -> Any:
-        """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``.
 
-        Args:
-            maxdepth: levels of folders, at most; all if not given.
-            withdirs: whether to give the folders too.
-            detail: whether to give what is known of each rather than the names.
-            prefix: that the names in the first level begin with.
-            refresh: whether to list anew rather than from the cache, where ``maxdepth`` is given.
-            versions: whether to list each version of an object.
-        """
-        below = []
-        if not self.split_path(path)[2]:
-            below = await self._tree(path, maxdepth, prefix, refresh=refresh, versions=versions)
-        files = [each for each in below if each["type"] != "directory"]
-        if not files and not prefix:
-            with suppress(FileNotFoundError):
-                files = [await self._lookup(path)]
-        # An object comes behind the folder of the same name, and takes its place.
-        listed = [*below, *files] if withdirs else files
-        found = {each["name"]: each for each in listed}
-        return dict(sorted(found.items())) if detail else sorted(found)
+async def _is_prefix(fs: Any, bucket: str, prefix: str) -> bool:
+    options = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": 1}
+    page = await fs._call_s3("list_objects_v2", fs.kwargs, **options)
+    return bool(page.get("KeyCount") or page.get("Contents") or page.get("CommonPrefixes"))
 
-    async def _du(self, path: str, total: bool = True, maxdepth: int | None = None, **kwargs: Any) -> Any:
-        # fsspec asks for the size of each object by a request of its own.
-        found = await self._find(path, maxdepth=maxdepth, detail=True, **kwargs)
-        sizes = {name: info["size"] for name, info in found.items()}
-        return sum(sizes.values()) if total else sizes
 
-    isdir = sync_wrapper(_isdir)
-    find = sync_wrapper(_find)
-    du = sync_wrapper(_du)
+def exists_in_cache(fs: Any, *args: object) -> None:
+    """None, so that s3fs asks the server."""
+
+
+@contextmanager
+def _missing_named(fs: Any, path: str) -> Iterator[None]:
+    """s3fs says only the path of what it did not find."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if isinstance(error, CSXError):
+            raise
+        reason = f"There is no object s3://{fs._strip_protocol(path)} at {fs._endpoint}, and none below it."
+        raise ObjectNotFoundError(reason, "Check its name.") from error
+
+
+async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, versions: bool = False) -> Any:
+    """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``.
+
+    Args:
+        detail: whether to give what is known of each rather than the names.
+        refresh: whether to list anew rather than from the cache.
+        versions: whether to list each version of an object.
+
+    Raises:
+        ObjectNotFoundError: if there is neither.
+    """
+    bucket, key, version = fs.split_path(path)
+    if not bucket:
+        found = await fs._lsbuckets(refresh)
+    else:
+        found = [] if version else await fs._lsdir(fs._strip_protocol(path), refresh, versions=versions)
+        if not found and key:
+            found = await _list_itself(fs, path, versions and not version)
+    return found if detail else sorted({each["name"] for each in found})
+
+
+async def _list_itself(fs: Any, path: str, versions: bool) -> list[ListingEntry]:
+    """The listing of an object, or of a folder that has nothing but its marker."""
+    info = await fs._info(path)
+    if info["type"] == "directory":
+        return []
+    if versions:
+        bucket, key, _ = fs.split_path(path)
+        listed = await list_keys(fs, bucket, key, "", versions=True)
+        return [each for each in listed if each["Key"] == info["name"]]
+    return [{**info, "Key": info["name"], "Size": info["size"]}]
+
+
+async def lsdir(
+    fs: Any,
+    path: str,
+    refresh: bool = False,
+    max_items: int | None = None,
+    delimiter: str = "/",
+    prefix: str = "",
+    versions: bool = False,
+) -> list[ListingEntry]:
+    bucket, key, _ = fs.split_path(path)
+    folder = f"{key}/" if key else ""
+    if delimiter and max_items is None and not versions:
+        found = await _list_folder(fs, bucket, folder, prefix, refresh)
+    else:
+        found = await list_keys(fs, bucket, folder + prefix, delimiter, max_items, versions)
+    return [each for each in found if not _is_marker(each)]
+
+
+async def _list_folder(
+    fs: Any, bucket: str, folder: str, prefix: str = "", refresh: bool = False
+) -> list[ListingEntry]:
+    """What is in a folder, named by its keys' beginning, and the folder's marker, if it has one."""
+    path = f"{bucket}/{folder}"[:-1]
+    if not refresh and path in fs.dircache:
+        start = f"{bucket}/{folder}{prefix}"
+        return [each for each in fs.dircache[path] if each["name"].startswith(start)]
+    found = await list_keys(fs, bucket, folder + prefix, "/")
+    if found and not prefix:
+        fs.dircache[path] = found
+    return list(found)
+
+
+async def list_keys(
+    fs: Any, bucket: str, prefix: str, delimiter: str, max_items: int | None = None, versions: bool = False
+) -> list[ListingEntry]:
+    """Every object and common prefix that the server lists, markers too, by their names."""
+    options: dict[str, Any] = {"max_items": max_items, "delimiter": delimiter, "prefix": prefix}
+    try:
+        with response_validation.listing():
+            listed = fs._iterdir(bucket, versions=versions, **options)
+            return sorted([each async for each in listed], key=_name)
+    except Exception as error:  # older releases of s3fs list without _call_s3
+        raise_explained(
+            await fs._explained(error, "list_objects_v2", {"Bucket": bucket}, request_outcome.RequestOutcome()),
+            error,
+        )
+
+
+async def list_tree(
+    fs: Any,
+    path: str,
+    maxdepth: int | None = None,
+    prefix: str = "",
+    *,
+    refresh: bool = False,
+    versions: bool = False,
+    markers: bool = False,
+) -> list[ListingEntry]:
+    """The files and folders below a path, by name, and the folder itself first if there is one.
+
+    Args:
+        maxdepth: levels of folders, at most; all if not given.
+        prefix: that the names in the first level begin with.
+        refresh: whether to list anew rather than from the cache.
+        versions: whether to list each version of an object.
+        markers: whether to list the markers of folders too, as files.
+
+    Raises:
+        ValueError: if the path names no bucket, or ``maxdepth`` is less than 1.
+    """
+    bucket, key, _ = fs.split_path(path)
+    if not bucket:
+        msg = "The path names no bucket, and all of S3 cannot be listed. Name a bucket."
+        raise ValueError(msg)
+    check_depth(maxdepth)
+    folder = f"{key.rstrip('/')}/" if key else ""
+    root = f"{bucket}/{folder}"[:-1]
+    if maxdepth is None:
+        listed = await list_keys(fs, bucket, folder + prefix, "", versions=versions)
+        below = [*listed, *_folders_of(listed, root)]
+    else:
+        listed = below = await _list_folders(fs, bucket, folder, prefix, maxdepth, refresh)
+    kept = sorted((each for each in below if markers or not _is_marker(each)), key=_name)
+    return [_folder(root), *kept] if key and listed else kept
+
+
+async def _list_folders(
+    fs: Any, bucket: str, folder: str, prefix: str, maxdepth: int, refresh: bool
+) -> list[ListingEntry]:
+    found = await _list_folder(fs, bucket, folder, prefix, refresh)
+    if maxdepth == 1:
+        return found
+    folders = [each["name"][len(bucket) + 1 :] + "/" for each in found if each["type"] == "directory"]
+    below = (_list_folders(fs, bucket, each, "", maxdepth - 1, refresh) for each in folders)
+    return [*found, *(each for level in await asyncio.gather(*below) for each in level)]
+
+
+async def find(
+    fs: Any,
+    path: str,
+    maxdepth: int | None = None,
+    withdirs: bool | None = False,
+    detail: bool = False,
+    prefix: str = "",
+    refresh: bool = False,
+    versions: bool = False,
+) -> Any:
+    """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``. See also ``list_tree``.
+
+    Args:
+        withdirs: whether to give the folders too.
+        detail: whether to give what is known of each rather than the names.
+    """
+    below = []
+    if not fs.split_path(path)[2]:
+        below = await list_tree(fs, path, maxdepth, prefix, refresh=refresh, versions=versions)
+    files = [each for each in below if each["type"] != "directory"]
+    if not files and not prefix:
+        with suppress(FileNotFoundError):
+            files = [await lookup(fs, path)]
+    # An object comes behind the folder of the same name, and takes its place.
+    listed = [*below, *files] if withdirs else files
+    found = {each["name"]: each for each in listed}
+    return dict(sorted(found.items())) if detail else sorted(found)
+
+
+async def du(fs: Any, path: str, total: bool = True, maxdepth: int | None = None, **kwargs: Any) -> Any:
+    # fsspec asks for the size of each object by a request of its own.
+    found = await fs._find(path, maxdepth=maxdepth, detail=True, **kwargs)
+    sizes = {name: info["size"] for name, info in found.items()}
+    return sum(sizes.values()) if total else sizes
 
 
 def check_depth(maxdepth: int | None) -> None:

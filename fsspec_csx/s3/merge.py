@@ -1,4 +1,4 @@
-"""MergedSource: the bytes of several objects one after the other, in parts of which the server copies most."""
+"""MergedSource: the bytes of several objects one after the other, in parts, most of them copied by the server."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsspec.asyn import _run_coros_in_chunks
-from s3fs.core import version_id_kw
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
+from fsspec_csx.s3.consistent_read import head_object
+from fsspec_csx.s3.delete import delete_objects
 from fsspec_csx.s3.targets import PathPair, check_distinct
 from fsspec_csx.s3.transport.checksum import of_object
 
@@ -37,7 +38,7 @@ async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
     check_distinct(pairs)
     calls = [_copy_and_compare(fs, each, **kwargs) for each in moved]
     await _run_coros_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
-    await fs._delete([each.source for each in moved])
+    await delete_objects(fs, [each.source for each in moved])
 
 
 def _is_same(fs: Any, pair: PathPair) -> bool:
@@ -61,10 +62,7 @@ async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
 
 
 async def _head(fs: Any, path: str) -> Mapping[str, Any]:
-    bucket, key, version = fs.split_path(path)
-    named = {"Bucket": bucket, "Key": key, **version_id_kw(version)}
-    head: dict[str, Any] = await fs._call_s3("head_object", fs.kwargs, **named, ChecksumMode="ENABLED")
-    return {"ETag": "", **head}
+    return {"ETag": "", **await head_object(fs, path, ChecksumMode="ENABLED")}
 
 
 def _may_be_equal(source: Mapping[str, Any], copy: Mapping[str, Any]) -> bool:

@@ -40,13 +40,13 @@ class UploadedPart:
         etag: of the part.
         length: in bytes.
         crc64nvme: of its bytes; None if it was not computed.
-        told: checksums of it that the server tells, as CompleteMultipartUpload takes them.
+        checksums: the server's, as CompleteMultipartUpload takes them.
     """
 
     etag: str
     length: int
     crc64nvme: int | None
-    told: dict[str, str]
+    checksums: dict[str, str]
 
 
 class MultipartUpload:
@@ -56,7 +56,7 @@ class MultipartUpload:
         call: makes its requests.
         transfer: carries its parts.
         checked: whether to send checksums.
-        record: where to remember it; then it stays when it is broken off, to be gone on with.
+        record: its journal. If set, an interrupted upload is kept, to be resumed.
 
     Attributes:
         id: the server's name for it; None before it is created, and after it is completed or aborted.
@@ -74,7 +74,7 @@ class MultipartUpload:
         self.id: str | None = None
         self.kept: dict[int, UploadedPart] = {}
         self._etags: dict[int, str] = {}
-        self._told: dict[int, dict[str, str]] = {}
+        self._part_checksums: dict[int, dict[str, str]] = {}
         self._checksums: dict[int, tuple[int, int] | None] = {}
 
     async def __aenter__(self) -> MultipartUpload:
@@ -82,18 +82,18 @@ class MultipartUpload:
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # By an exception, before it was completed.
-        if error is not None and not (self._record and _may_go_on(error)):
+        if error is not None and not (self._record and _is_resumable(error)):
             with contextlib.suppress(Exception), tidying():  # what led here must not be hidden
                 await uncancelled(self.abort())
 
     async def resume_or_create(self, part: int) -> int:
-        """Take up the upload that the record tells of, if there is one of the source as it is now, or create one.
+        """Resume the recorded upload if its source is unchanged, or create one.
 
         Args:
             part: bytes of each part, but the last.
 
         Returns:
-            The bytes of a part that hold.
+            The bytes of each part of the upload, which a resumed one has already.
         """
         record = self._record
         if record and record.id:
@@ -103,8 +103,8 @@ class MultipartUpload:
                     self.kept = await self._found(record)
                     self._carried = self._checked and record.checksums
                     return record.part
-            except OSError as error:  # it was ended, or is someone else's, or the server tells of no parts
-                if _may_go_on(error):
+            except OSError as error:  # it was ended, or is someone else's, or the server lists no parts
+                if _is_resumable(error):
                     raise
             with contextlib.suppress(OSError):
                 await self.abort()
@@ -137,9 +137,9 @@ class MultipartUpload:
         return kept
 
     def keep(self, number: int) -> None:
-        """Let a part be the one that the server has."""
+        """Use a part that the server has."""
         part = self.kept[number]
-        self._etags[number], self._told[number] = part.etag, part.told
+        self._etags[number], self._part_checksums[number] = part.etag, part.checksums
         self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
 
     async def create(self) -> None:
@@ -165,15 +165,15 @@ class MultipartUpload:
 
         answer = await self._transfer.send(put, payload)
         self._etags[number] = answer["ETag"]
-        self._told[number] = {} if self._checked else _checksums_in(answer)
+        self._part_checksums[number] = {} if self._checked else _checksums_in(answer)
         self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
         await self._remember(number, payload.crc64nvme if self._checked else None)
 
     async def copy(self, number: int, **source: Any) -> None:
-        """Let a part be a part of another object; as of UploadPartCopy."""
+        """Copy a part from another object; see UploadPartCopy."""
         answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
         self._etags[number] = answer["CopyPartResult"]["ETag"]
-        self._told[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
+        self._part_checksums[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
         self._checksums[number] = None
         await self._remember(number, None)
 
@@ -183,7 +183,7 @@ class MultipartUpload:
 
     @property
     def crc64nvme(self) -> int | None:
-        """The checksum of all that was sent; None if it is not known of all."""
+        """The checksum of the object; None unless that of every part is known."""
         parts = [known for number in sorted(self._etags) if (known := self._checksums[number]) is not None]
         if not self._checked or len(parts) < len(self._etags):
             return None
@@ -197,7 +197,9 @@ class MultipartUpload:
     async def complete(self, **conditions: str) -> Any:
         """Make the parts the object, and return the server's answer."""
         numbers = sorted(self._etags)
-        parts = [{"PartNumber": number, "ETag": self._etags[number], **self._told[number]} for number in numbers]
+        parts = [
+            {"PartNumber": number, "ETag": self._etags[number], **self._part_checksums[number]} for number in numbers
+        ]
         checksum = {}
         if self._carried and (crc := self.crc64nvme) is not None:
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(crc), "ChecksumType": "FULL_OBJECT"}
@@ -214,7 +216,7 @@ class MultipartUpload:
         expected = self.etag
         try:
             found = await self._call("head_object") if expected and await self._is_gone(error) else {}
-        except OSError as failed:  # that the upload is gone tells more
+        except OSError as failed:  # the first error says more
             raise error from failed
         if not expected or found.get("ETag", "").strip('"') != expected:
             raise error
@@ -308,14 +310,14 @@ async def with_checksum(
     return answer, False
 
 
-def _may_go_on(error: BaseException) -> bool:
-    """Whether an upload that ended so was only broken off."""
-    broken_off = (ConnectionError, TimeoutError, ExpiredCredentialsError)
-    return not isinstance(error, Exception) or isinstance(error, broken_off) or code_of(error) in BUSY
+def _is_resumable(error: BaseException) -> bool:
+    """Whether an upload that failed so was only interrupted."""
+    interruptions = (ConnectionError, TimeoutError, ExpiredCredentialsError)
+    return not isinstance(error, Exception) or isinstance(error, interruptions) or code_of(error) in BUSY
 
 
 def _checksums_in(answer: Any) -> dict[str, str]:
-    """The checksums that a server tells of a part: those of some algorithms it wants to be told again in the end."""
+    """The checksums of a part in a response: some algorithms are required again by CompleteMultipartUpload."""
     return {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
 
 

@@ -1,4 +1,8 @@
-"""NamesS3: what a path stands for; a name comes before a pattern."""
+"""Names: what a path stands for.
+
+An object of exactly that name is meant, whatever characters the name has, or else a folder of that name. A path is a
+pattern only if there is neither.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from fsspec_csx.errors import ObjectNotFoundError
-from fsspec_csx.s3.listing import ListingEntry, ListingS3, check_depth
+from fsspec_csx.s3.listing import ListingEntry, check_depth, list_tree, lookup
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -50,137 +54,135 @@ def is_pattern(path: str) -> bool:
     return bool(_MAGIC.search(path))
 
 
-class NamesS3(ListingS3):
-    """Paths expanded to what they stand for; a base of CSXFileSystem, of no use alone.
+async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = False, **kwargs: Any) -> Any:
+    """The objects and folders that match a pattern, or the one of just that name.
 
-    An object of just the name that is given is meant, whatever characters the name has, or else a folder of that
-    name. A path is a pattern only if there is neither.
+    Args:
+        path: ``*`` matches any characters but a slash, ``**`` any, ``?`` one, and ``[abc]`` one of these.
+        maxdepth: levels of folders that ``**`` matches, at most.
+        detail: whether to give what is known of each rather than the names.
+        kwargs: those of ``find``.
     """
+    if path.startswith("*"):
+        msg = f"{path!r} names no bucket, and all of S3 cannot be listed. Begin it with a bucket."
+        raise ValueError(msg)
+    if may_match(fs, path):
+        entries = (await _matches(fs, path, maxdepth, **kwargs))[0]
+    else:
+        entries = [await fs._info(path)] if await fs._exists(path) else []
+    found = {each["name"]: each for each in sorted(entries, key=_folders_first)}
+    return dict(sorted(found.items())) if detail else sorted(found)
 
-    async def _glob(self, path: str, maxdepth: int | None = None, detail: bool = False, **kwargs: Any) -> Any:
-        """The objects and folders that match a pattern, or the one of just that name.
 
-        Args:
-            path: ``*`` matches any characters but a slash, ``**`` any, ``?`` one, and ``[abc]`` one of these.
-            maxdepth: levels of folders that ``**`` matches, at most.
-            detail: whether to give what is known of each rather than the names.
-            kwargs: those of ``find``.
-        """
-        if path.startswith("*"):
-            msg = f"{path!r} names no bucket, and all of S3 cannot be listed. Begin it with a bucket."
-            raise ValueError(msg)
-        if self._may_match(path):
-            entries = (await self._matches(path, maxdepth, **kwargs))[0]
+def may_match(fs: Any, path: str) -> bool:
+    return is_pattern(path) and not fs.split_path(path)[2]
+
+
+async def _matches(fs: Any, path: str, maxdepth: int | None = None, **kwargs: Any) -> tuple[list[ListingEntry], bool]:
+    """What a path with special characters stands for, and whether that matches it as a pattern."""
+    pattern = fs._strip_protocol(path)
+    if not path.endswith("/") and not is_pattern(fs.split_path(path)[0]):
+        with suppress(FileNotFoundError):
+            return [await lookup(fs, path)], False
+    root, prefix, depth = _listing_for(pattern, maxdepth)
+    kwargs.pop("withdirs", None)
+    listed = await list_tree(fs, root, depth, kwargs.pop("prefix", prefix), **kwargs)
+    named = [each for each in listed if each["name"] == pattern]
+    if named:
+        return named, False
+    folders_only = path.endswith("/")
+    fits = re.compile(glob_translate(pattern + "/" if folders_only else pattern))
+    slash = "/" if folders_only or pattern.endswith("/**") else ""
+
+    def matches(entry: ListingEntry) -> bool:
+        return bool(fits.match(entry["name"] + (slash if entry["type"] == "directory" else "")))
+
+    return [each for each in listed if matches(each)], True
+
+
+async def expand(
+    fs: Any,
+    path: str,
+    recursive: bool = False,
+    maxdepth: int | None = None,
+    *,
+    literal: bool = False,
+    markers: bool = False,
+    ask: bool = True,
+) -> Expansion:
+    """Look up what a path stands for; for a name without special characters, nothing unless ``recursive``.
+
+    Args:
+        recursive: whether to add all that lies below it.
+        maxdepth: levels of folders, at most; all if not given.
+        literal: whether it is no pattern in any case.
+        markers: whether to add the markers of folders, as files.
+        ask: whether to ask if an object has the name of a folder that is recursed into; else its type is "unknown".
+
+    Raises:
+        ObjectNotFoundError: if ``recursive`` and there is nothing.
+    """
+    name, (bucket, key, version) = fs._strip_protocol(path), fs.split_path(path)
+    if version:
+        name = f"{bucket}/{key}"
+        return Expansion(name, [{"name": name, "path": path, "type": "unknown"}])
+    if not literal and may_match(fs, path):
+        found, is_match = await _matches(fs, path, maxdepth, refresh=True)
+    elif not recursive:
+        found, is_match = [{"name": name, "type": "unknown"}], False
+        if path.endswith("/"):
+            found = [await fs._info(path)]
+            name = found[0]["name"]
+    else:
+        return Expansion(name, await _expand_folder(fs, path, maxdepth, markers, ask))
+    if recursive:
+        depth = maxdepth - 1 if is_match and maxdepth else maxdepth
+        for each in [each for each in found if each["type"] == "directory" and depth != 0]:
+            found += await list_tree(fs, each["name"], depth, refresh=True, markers=markers)
+        if not is_match and found[0]["type"] == "file":
+            found += await list_tree(fs, name, depth, refresh=True, markers=markers)
+    unique = {(each["name"], each["type"]): each for each in found}
+    return Expansion(name, [unique[key] for key in sorted(unique)], is_match)
+
+
+async def _expand_folder(fs: Any, path: str, maxdepth: int | None, markers: bool, ask: bool) -> list[ListingEntry]:
+    found = await list_tree(fs, path, maxdepth, refresh=True, markers=markers)
+    if not fs.split_path(path)[1] or (found and path.endswith("/")):
+        return found
+    name = fs._strip_protocol(path)
+    if found and not ask:
+        return [{"name": name, "type": "unknown"}, *found]
+    try:
+        return [await lookup(fs, name), *found]
+    except FileNotFoundError:
+        if not found:
+            raise
+        return found
+
+
+async def expand_path(
+    fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
+) -> list[str]:
+    """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if ``maxdepth`` is less than 1.
+    """
+    check_depth(maxdepth)
+    names: set[str] = set()
+    for each in [path] if isinstance(path, str) else path:
+        if recursive or (not assume_literal and may_match(fs, each)):
+            try:
+                found = await expand(fs, each, recursive, maxdepth, literal=assume_literal)
+            except FileNotFoundError:
+                continue
+            names |= {entry["name"] for entry in found.entries}
         else:
-            entries = [await self._info(path)] if await self._exists(path) else []
-        found = {each["name"]: each for each in sorted(entries, key=_folders_first)}
-        return dict(sorted(found.items())) if detail else sorted(found)
-
-    def _may_match(self, path: str) -> bool:
-        return is_pattern(path) and not self.split_path(path)[2]
-
-    async def _matches(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> tuple[list[ListingEntry], bool]:
-        """What a path with special characters stands for, and whether that matches it as a pattern."""
-        pattern = self._strip_protocol(path)
-        if not path.endswith("/") and not is_pattern(self.split_path(path)[0]):
-            with suppress(FileNotFoundError):
-                return [await self._lookup(path)], False
-        root, prefix, depth = _listing_for(pattern, maxdepth)
-        kwargs.pop("withdirs", None)
-        listed = await self._tree(root, depth, kwargs.pop("prefix", prefix), **kwargs)
-        named = [each for each in listed if each["name"] == pattern]
-        if named:
-            return named, False
-        folders_only = path.endswith("/")
-        fits = re.compile(glob_translate(pattern + "/" if folders_only else pattern))
-        slash = "/" if folders_only or pattern.endswith("/**") else ""
-
-        def matches(entry: ListingEntry) -> bool:
-            return bool(fits.match(entry["name"] + (slash if entry["type"] == "directory" else "")))
-
-        return [each for each in listed if matches(each)], True
-
-    async def _expand(
-        self,
-        path: str,
-        recursive: bool = False,
-        maxdepth: int | None = None,
-        *,
-        literal: bool = False,
-        markers: bool = False,
-        ask: bool = True,
-    ) -> Expansion:
-        """Look up what a path stands for; for a name without special characters, nothing unless ``recursive``.
-
-        Args:
-            recursive: whether to add all that lies below it.
-            maxdepth: levels of folders, at most; all if not given.
-            literal: whether it is no pattern in any case.
-            markers: whether to add the markers of folders, as files.
-            ask: whether to ask if an object has the name of a folder that is recursed into; else its type is "unknown".
-
-        Raises:
-            ObjectNotFoundError: if ``recursive`` and there is nothing.
-        """
-        name, (bucket, key, version) = self._strip_protocol(path), self.split_path(path)
-        if version:
-            name = f"{bucket}/{key}"
-            return Expansion(name, [{"name": name, "path": path, "type": "unknown"}])
-        if not literal and self._may_match(path):
-            found, is_match = await self._matches(path, maxdepth, refresh=True)
-        elif not recursive:
-            found, is_match = [{"name": name, "type": "unknown"}], False
-            if path.endswith("/"):
-                found = [await self._info(path)]
-                name = found[0]["name"]
-        else:
-            return Expansion(name, await self._expand_folder(path, maxdepth, markers, ask))
-        if recursive:
-            depth = maxdepth - 1 if is_match and maxdepth else maxdepth
-            for each in [each for each in found if each["type"] == "directory" and depth != 0]:
-                found += await self._tree(each["name"], depth, refresh=True, markers=markers)
-            if not is_match and found[0]["type"] == "file":
-                found += await self._tree(name, depth, refresh=True, markers=markers)
-        unique = {(each["name"], each["type"]): each for each in found}
-        return Expansion(name, [unique[key] for key in sorted(unique)], is_match)
-
-    async def _expand_folder(self, path: str, maxdepth: int | None, markers: bool, ask: bool) -> list[ListingEntry]:
-        found = await self._tree(path, maxdepth, refresh=True, markers=markers)
-        if not self.split_path(path)[1] or (found and path.endswith("/")):
-            return found
-        name = self._strip_protocol(path)
-        if found and not ask:
-            return [{"name": name, "type": "unknown"}, *found]
-        try:
-            return [await self._lookup(name), *found]
-        except FileNotFoundError:
-            if not found:
-                raise
-            return found
-
-    async def _expand_path(
-        self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
-    ) -> list[str]:
-        """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
-
-        Raises:
-            FileNotFoundError: if there is nothing.
-            ValueError: if ``maxdepth`` is less than 1.
-        """
-        check_depth(maxdepth)
-        names: set[str] = set()
-        for each in [path] if isinstance(path, str) else path:
-            if recursive or (not assume_literal and self._may_match(each)):
-                try:
-                    found = await self._expand(each, recursive, maxdepth, literal=assume_literal)
-                except FileNotFoundError:
-                    continue
-                names |= {entry["name"] for entry in found.entries}
-            else:
-                names.add(self._strip_protocol(each))
-        if not names:
-            raise nothing_at(path)
-        return sorted(names)
+            names.add(fs._strip_protocol(each))
+    if not names:
+        raise nothing_at(path)
+    return sorted(names)
 
 
 def nothing_at(path: Any) -> ObjectNotFoundError:

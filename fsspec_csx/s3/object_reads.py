@@ -1,4 +1,4 @@
-"""ObjectsS3: many objects read straight into memory, side by side."""
+"""Many objects read straight into memory, side by side."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from fsspec_csx.s3.consistent_read import PinnedObject, check, compute_of, retry_if_changed
-from fsspec_csx.s3.download import BulkS3
-from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.multipart import gather_or_cancel
-from fsspec_csx.s3.small_reads import RequestTemplate, SmallObjectReader, remember, sent
+from fsspec_csx.s3.small_reads import RequestTemplate, SmallObjectReader, sent
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
 
 ObjectRead: TypeAlias = tuple[str, int, memoryview, int]
@@ -26,83 +23,76 @@ that the object must have.
 _SMALL, _MANY = 2**20, 16
 
 
-class ObjectsS3(BulkS3):
-    """Reads of many objects; the base of CSXFileSystem, of no use alone."""
+async def readinto_objects(
+    fs: Any, wanted: Sequence[ObjectRead], advance: Callable[[int], object] = lambda count: None
+) -> list[int]:
+    """Fill many memories from many objects; objects that are read whole are compared with their checksums.
 
-    async def _readinto_objects(
-        self, wanted: Sequence[ObjectRead], advance: Callable[[int], object] = lambda count: None
-    ) -> list[int]:
-        """Fill many memories from many objects; objects that are read whole are compared with their checksums.
+    Args:
+        wanted: in any order.
+        advance: called on the event loop with the bytes read of each object.
 
-        Args:
-            wanted: in any order.
-            advance: is told, on the event loop, the bytes of each object that have come.
+    Returns:
+        The size in bytes that each object has. Where it is not the one that it must have, the memory may have
+        been filled in part.
 
-        Returns:
-            The size in bytes that each object has. Where it is not the one that it must have, the memory may have
-            been filled in part.
+    Raises:
+        ObjectNotFoundError: if there is no such object.
+        ChecksumError: if the bytes do not have the object's checksum, twice.
+    """
+    await fs.set_session()
+    found: dict[int, int] = {}
 
-        Raises:
-            ObjectNotFoundError: if there is no such object.
-            ChecksumError: if what comes is not what the server holds, twice.
-        """
-        await self.set_session()
-        found: dict[int, int] = {}
+    async def read(number: int) -> None:
+        found[number] = await retry_if_changed(lambda: _readinto_object(fs, wanted[number]))
+        advance(len(wanted[number][2]))
 
-        async def read(number: int) -> None:
-            found[number] = await retry_if_changed(lambda: self._readinto_object(wanted[number]))
-            advance(len(wanted[number][2]))
+    small = [number for number, (_, _, memory, size) in enumerate(wanted) if len(memory) == size <= _SMALL]
+    if len(small) > _MANY:
+        with sent() as requests:
+            await read(small[0])
+        found |= await _read_small(fs, [wanted[number] for number in small], small, requests, advance)
+    await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
+    return [found[number] for number in range(len(wanted))]
 
-        small = [number for number, (_, _, memory, size) in enumerate(wanted) if len(memory) == size <= _SMALL]
-        if len(small) > _MANY:
-            with sent() as requests:
-                await read(small[0])
-            found |= await self._sweep([wanted[number] for number in small], small, requests, advance)
-        await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
-        return [found[number] for number in range(len(wanted))]
 
-    async def _sweep(
-        self,
-        wanted: Sequence[ObjectRead],
-        numbers: Sequence[int],
-        requests: Sequence[Any],
-        advance: Callable[[int], object],
-    ) -> dict[int, int]:
-        """Read many small objects, of which the first was read by some requests; those that come, by their numbers."""
-        states = [PinnedObject(self, path, None) for path, _, _, _ in wanted]
-        first = states[0]
-        try:
-            credentials = await self._s3._request_signer._credentials.get_frozen_credentials()
-            siblings = RequestTemplate(requests[-1], first.key, credentials)
-        except (AttributeError, IndexError, ValueError):  # requests of a kind that botocore alone can make
-            return {}
-        rest = [
-            (number, state, each[2])
-            for number, state, each in zip(numbers[1:], states[1:], wanted[1:], strict=True)
-            if state.bucket == first.bucket and state.version is None
-        ]
-        return await SmallObjectReader(self.transfer, siblings, advance).read(rest)
+async def _read_small(
+    fs: Any,
+    wanted: Sequence[ObjectRead],
+    numbers: Sequence[int],
+    requests: Sequence[Any],
+    advance: Callable[[int], object],
+) -> dict[int, int]:
+    """Read small objects by copies of the request that read the first; return the sizes of those read, by number."""
+    states = [PinnedObject(fs, path, None) for path, _, _, _ in wanted]
+    first = states[0]
+    try:
+        credentials = await fs._s3._request_signer._credentials.get_frozen_credentials()
+        siblings = RequestTemplate(requests[-1], first.key, credentials)
+    except (AttributeError, IndexError, ValueError):  # requests of a kind that botocore alone can make
+        return {}
+    rest = [
+        (number, state, each[2])
+        for number, state, each in zip(numbers[1:], states[1:], wanted[1:], strict=True)
+        if state.bucket == first.bucket and state.version is None
+    ]
+    return await SmallObjectReader(fs.transfer, siblings, advance).read(rest)
 
-    def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
-        remember(client)
-        return super()._make_transfer(client, former)
 
-    async def _readinto_object(self, wanted: ObjectRead) -> int:
-        path, start, memory, size = wanted
-        found = PinnedObject(self, path, None)
-        part = size_for(len(memory), self.max_concurrency)
-        if start or len(memory) != size:
-            ranges = coalesce([(start, memory)], part)
-            await self.transfer.fetch(found.get, ranges)
-            return ranges[0].total or size
-        probe = RangeRequest(0, probing=True)
-        probe.add(0, 0, memory[:MIN_REQUEST])
-        await self.transfer.fetch(found.get, [probe])
-        total = probe.length if probe.total is None else probe.total
-        if total == size:
-            ranges = coalesce([(MIN_REQUEST, memory[MIN_REQUEST:])], part, compute_of(probe))
-            await self.transfer.fetch(found.get, ranges)
-            check(found, probe, memory[:MIN_REQUEST], ranges)
-        return total
-
-    readinto_objects = interruptible(_readinto_objects)
+async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
+    path, start, memory, size = wanted
+    found = PinnedObject(fs, path, None)
+    part = size_for(len(memory), fs.max_concurrency)
+    if start or len(memory) != size:
+        ranges = coalesce([(start, memory)], part)
+        await fs.transfer.fetch(found.get, ranges)
+        return ranges[0].total or size
+    probe = RangeRequest(0, probing=True)
+    probe.add(0, 0, memory[:MIN_REQUEST])
+    await fs.transfer.fetch(found.get, [probe])
+    total = probe.length if probe.total is None else probe.total
+    if total == size:
+        ranges = coalesce([(MIN_REQUEST, memory[MIN_REQUEST:])], part, compute_of(probe))
+        await fs.transfer.fetch(found.get, ranges)
+        check(found, probe, memory[:MIN_REQUEST], ranges)
+    return total

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,12 +14,13 @@ from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.multipart import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
-from fsspec_csx.s3.transport.range_planning import Span, allocate, checksums, coalesce, size_for
+from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce, size_for
 from fsspec_csx.s3.transport.request_body import single_bytes
 
 _PARALLEL_FROM = 2 * 2**20
@@ -103,7 +103,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         Args:
             spans: positions in the file, in bytes, each with the writable memory (contiguous, of single bytes) that
                 is to be filled from there. In any order; the file must reach as far.
-            advance: is told, in this thread, how many bytes came, many times.
+            advance: called in this thread with each number of bytes read.
             crc32: whether to compute the CRC-32 of each span, as it comes.
 
         Returns:
@@ -119,13 +119,13 @@ class ReadFile(S3File):  # type: ignore[misc]
                 raise ValueError(msg)
         part = size_for(sum(len(memory) for _, memory in spans), self.fs.max_concurrency)
         ranges = coalesce(spans, part, zlib_ng.crc32 if crc32 else None)
-        told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        progress: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)
-        work = Work(self.fs.loop, functools.partial(self._fetch, ranges, told.put))
-        work.add_done_callback(lambda _: told.put(None))
+        work = Work(self.fs.loop, functools.partial(self._fetch, ranges, progress.put))
+        work.add_done_callback(lambda _: progress.put(None))
         try:
             work.schedule()
-            while (count := told.get()) is not None:
+            while (count := progress.get()) is not None:
                 if advance:
                     advance(count)
             work.result()
@@ -135,10 +135,10 @@ class ReadFile(S3File):  # type: ignore[misc]
         return checksums(ranges, len(spans), zlib_ng.crc32_combine) if crc32 else []
 
     def object_checksum(self) -> tuple[Algorithm, str] | None:
-        """What the server tells of the whole object: how its checksum is computed, and the checksum as S3 writes it.
+        """The algorithm and the value of the object's checksum, as S3 writes it.
 
         Returns:
-            None if it tells none.
+            None if the server has none.
 
         Raises:
             s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
@@ -164,11 +164,9 @@ class ReadFile(S3File):  # type: ignore[misc]
         end = min(end, self.size)  # some of fsspec's caches ask for whole blocks
         if start >= end:
             return b""
-        # It lets its memory be written to, and handed out as bytes uncopied.
-        target = io.BytesIO(allocate(end - start, f"s3://{self.path}"))
-        with target.getbuffer() as memory:
-            await self._fetch(coalesce([(start, memory)], size_for(end - start, self.fs.max_concurrency)))
-        return target.getvalue()
+        with BytesBuffer(end - start, f"s3://{self.path}") as target:
+            await self._fetch(coalesce([(start, target.memory)], size_for(end - start, self.fs.max_concurrency)))
+            return target.taken()
 
     async def _fetch(
         self, ranges: Sequence[RangeRequest], advance: Callable[[int], object] = lambda count: None

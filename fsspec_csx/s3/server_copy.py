@@ -1,4 +1,8 @@
-"""ServerCopiesS3: objects that the server copies, joins, or gives other metadata, without their bytes coming here."""
+"""Server-side copies: objects that the server copies, joins, or gives other metadata; no byte passes through here.
+
+A copy has the headers, the metadata and the tags of its source, and its storage class unless that is an archive's,
+but for what the call or the filesystem names.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,13 @@ from s3fs.core import version_id_kw
 
 from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.consistent_read import ObjectMetadata, object_metadata
-from fsspec_csx.s3.interrupt import interruptible
+from fsspec_csx.s3.listing import object_info
 from fsspec_csx.s3.merge import MergedSource
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
-from fsspec_csx.s3.upload import UploadingS3
+from fsspec_csx.s3.upload import object_call, send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import writable
 
@@ -30,226 +34,221 @@ _COPIED_WHOLE = 256 * 2**20
 _IN_MEMORY = 128 * 2**20
 
 
-class ServerCopiesS3(UploadingS3):
-    """Copies by the server; a base of CSXFileSystem, of no use alone.
+async def cp_file(
+    fs: Any,
+    path1: str,
+    path2: str,
+    preserve_etag: bool | None = None,
+    callback: Callback = DEFAULT_CALLBACK,
+    mode: str = "overwrite",
+    resumable: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Copy an object, by the server; a large one in parts.
 
-    A copy has the headers, the metadata and the tags of its source, and its storage class unless that is an archive's,
-    but for what the call or the filesystem names.
+    Args:
+        preserve_etag: whether to copy the very parts that it was made of, so that its ETag stays. If the server
+            gives another one all the same, that is logged.
+        mode: "create" to replace no object by a large one.
+        resumable: whether an interrupted copy in parts is kept, to be resumed when this is called again.
+        kwargs: parameters of CopyObject and CreateMultipartUpload, such as ``ContentType``.
+
+    Raises:
+        ObjectChangedError: if the source changes while it is copied in parts.
+        ObjectExistsError: in mode "create", if there is an object.
     """
-
-    async def _cp_file(
-        self,
-        path1: str,
-        path2: str,
-        preserve_etag: bool | None = None,
-        callback: Callback = DEFAULT_CALLBACK,
-        mode: str = "overwrite",
-        resumable: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Copy an object, by the server; a large one in parts.
-
-        Args:
-            preserve_etag: whether to copy the very parts that it was made of, so that its ETag stays. If the server
-                gives another one all the same, that is logged.
-            mode: "create" to replace no object by a large one.
-            resumable: whether an interrupted copy in parts is kept, to be resumed when this is called again.
-            kwargs: parameters of CopyObject and CreateMultipartUpload, such as ``ContentType``.
-
-        Raises:
-            ObjectChangedError: if the source changes while it is copied in parts.
-            ObjectExistsError: in mode "create", if there is an object.
-        """
-        writable(self, path2)
-        if preserve_etag:
-            metadata = await object_metadata(self, path1)
-            if "-" in metadata.etag:
-                spans = await self._parts_of(self._source(path1, metadata))
-                await self._copy_spans(spans, path2, metadata, kwargs, callback, mode, etag=metadata.etag)
-                return
-        info = await self._object_info(path1)
-        if preserve_etag or info["size"] <= _COPIED_WHOLE:
-            await self._copy_whole(path1, path2, info, kwargs)
-            callback.relative_update(info["size"])
+    writable(fs, path2)
+    if preserve_etag:
+        metadata = await object_metadata(fs, path1)
+        if "-" in metadata.etag:
+            spans = await _original_parts(fs, _copy_source(fs, path1, metadata))
+            await _copy_spans(fs, spans, path2, metadata, kwargs, callback, mode, etag=metadata.etag)
             return
-        metadata = await object_metadata(self, path1)
-        source = self._source(path1, metadata)
-        origin = (
-            SourceFingerprint(f"{self._endpoint} {path1}", f"{metadata.etag} {metadata.size}") if resumable else None
-        )
-        await self._copy_spans(
-            source.spans(_part(metadata.size)), path2, metadata, kwargs, callback, mode, origin=origin
-        )
+    info = await object_info(fs, path1)
+    if preserve_etag or info["size"] <= _COPIED_WHOLE:
+        await _copy_whole(fs, path1, path2, info, kwargs)
+        callback.relative_update(info["size"])
+        return
+    metadata = await object_metadata(fs, path1)
+    source = _copy_source(fs, path1, metadata)
+    origin = SourceFingerprint(f"{fs._endpoint} {path1}", f"{metadata.etag} {metadata.size}") if resumable else None
+    await _copy_spans(fs, source.spans(_part(metadata.size)), path2, metadata, kwargs, callback, mode, origin=origin)
 
-    async def _copy_managed(self, path1: str, path2: str, size: int, block: int = COPIED_PART, **kwargs: Any) -> None:
-        """Copy an object in parts of so many bytes; as ``s3fs.S3FileSystem``."""
-        if not LEAST_PART <= block <= LARGEST_PART:
-            msg = f"A part has {LEAST_PART} to {LARGEST_PART} bytes, not {block}. Pass another block."
-            raise ValueError(msg)
-        writable(self, path2)
-        metadata = await object_metadata(self, path1)
-        source = self._source(path1, metadata)
-        await self._copy_spans(source.spans(part_size_for(metadata.size, block)), path2, metadata, kwargs)
 
-    async def _copy_etag_preserved(self, path1: str, path2: str, size: int, total_parts: int, **kwargs: Any) -> None:
-        """Copy an object in the parts that it was made of; as ``s3fs.S3FileSystem``."""
-        await self._cp_file(path1, path2, preserve_etag=True, **kwargs)
+async def copy_managed(fs: Any, path1: str, path2: str, size: int, block: int = COPIED_PART, **kwargs: Any) -> None:
+    """Copy an object in parts of so many bytes; as ``s3fs.S3FileSystem``."""
+    if not LEAST_PART <= block <= LARGEST_PART:
+        msg = f"A part has {LEAST_PART} to {LARGEST_PART} bytes, not {block}. Pass another block."
+        raise ValueError(msg)
+    writable(fs, path2)
+    metadata = await object_metadata(fs, path1)
+    source = _copy_source(fs, path1, metadata)
+    await _copy_spans(fs, source.spans(part_size_for(metadata.size, block)), path2, metadata, kwargs)
 
-    def _source(self, path: str, metadata: ObjectMetadata) -> CopySource:
-        bucket, key, version = self.split_path(path)
-        return CopySource(bucket, key, version, metadata.etag, metadata.size)
 
-    async def _copy_whole(self, path1: str, path2: str, info: Mapping[str, Any], options: dict[str, Any]) -> None:
-        """Copy an object by one request, which leaves headers and tags to the server unless some are named."""
-        bucket, key, version = self.split_path(path1)
-        source = CopySource(bucket, key, version, "", info["size"])
-        kept = object_attributes.storage_class(info)
-        if "MetadataDirective" not in options and options.keys() & set(object_attributes.HEADERS):
-            kept = {**(await object_metadata(self, path1)).headers, "MetadataDirective": "REPLACE"}
-        if "Tagging" in options:
-            kept["TaggingDirective"] = "REPLACE"
-        await self._copy_object(source.named, path2, kept, options)
+async def copy_etag_preserved(fs: Any, path1: str, path2: str, size: int, total_parts: int, **kwargs: Any) -> None:
+    """Copy an object in the parts that it was made of; as ``s3fs.S3FileSystem``."""
+    await fs._cp_file(path1, path2, preserve_etag=True, **kwargs)
 
-    async def _copy_object(
-        self, source: dict[str, str], path: str, kept: Mapping[str, Any], options: Mapping[str, Any], **pinned: str
-    ) -> None:
-        named = {**unless_named(kept, self.s3_additional_kwargs, options), **options}
-        keys = source_key({**self.s3_additional_kwargs, **options})
-        bucket, key, _ = self.split_path(path)
-        await self._call_s3("copy_object", keys, named, Bucket=bucket, Key=key, CopySource=source, **pinned)
-        self.invalidate_cache(path)
 
-    async def _parts_of(self, source: CopySource) -> list[CopiedSpan]:
-        """The parts that an object was made of; its ETag tells how many they are."""
-        count = source.etag.strip('"').rpartition("-")[2]
-        lengths = [0] * (int(count) if count.isdecimal() else 0)
-        named = {"Bucket": source.bucket, "Key": source.key, **version_id_kw(source.version)}
-        slots = asyncio.Semaphore(self.max_concurrency)
+def _copy_source(fs: Any, path: str, metadata: ObjectMetadata) -> CopySource:
+    bucket, key, version = fs.split_path(path)
+    return CopySource(bucket, key, version, metadata.etag, metadata.size)
 
-        async def ask(number: int) -> None:
-            async with slots:
-                head = await self._call_s3("head_object", self.kwargs, **named, PartNumber=number)
-            lengths[number - 1] = head["ContentLength"]
 
-        await gather_or_cancel(ask(number) for number in range(1, len(lengths) + 1))
-        if sum(lengths) != source.size:
-            return source.spans(_part(source.size))  # the server does not know its parts
-        starts = [sum(lengths[:number]) for number in range(len(lengths))]
-        return [source.span(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+async def _copy_whole(fs: Any, path1: str, path2: str, info: Mapping[str, Any], options: dict[str, Any]) -> None:
+    """Copy an object by one request, which leaves headers and tags to the server unless some are named."""
+    bucket, key, version = fs.split_path(path1)
+    source = CopySource(bucket, key, version, "", info["size"])
+    kept = object_attributes.storage_class(info)
+    if "MetadataDirective" not in options and options.keys() & set(object_attributes.HEADERS):
+        kept = {**(await object_metadata(fs, path1)).headers, "MetadataDirective": "REPLACE"}
+    if "Tagging" in options:
+        kept["TaggingDirective"] = "REPLACE"
+    await _copy_object(fs, source.named, path2, kept, options)
 
-    async def _copy_spans(
-        self,
-        spans: Sequence[CopiedSpan],
-        path: str,
-        metadata: ObjectMetadata,
-        options: Mapping[str, Any],
-        callback: Callback = DEFAULT_CALLBACK,
-        mode: str = "overwrite",
-        *,
-        origin: SourceFingerprint | None = None,
-        etag: str = "",
-    ) -> None:
-        """Make an object of parts that the server copies from another, or from itself.
 
-        Args:
-            spans: at least one; all but the last of one size, unless ``etag`` is given.
-            metadata: of the source.
-            options: what the call names.
-            origin: the source; if given, an interrupted upload is kept, to be resumed.
-            etag: that the object should have.
-        """
-        source = spans[0].source
-        bucket, key, _ = self.split_path(path)
-        named = await self._kept(source, metadata, options, in_place=(source.bucket, source.key) == (bucket, key))
-        call = self._caller(bucket, key, {**source_key({**self.s3_additional_kwargs, **options}), **named})
-        slots = asyncio.Semaphore(self.max_concurrency)
+async def _copy_object(
+    fs: Any, source: dict[str, str], path: str, kept: Mapping[str, Any], options: Mapping[str, Any], **pinned: str
+) -> None:
+    named = {**unless_named(kept, fs.s3_additional_kwargs, options), **options}
+    keys = source_key({**fs.s3_additional_kwargs, **options})
+    bucket, key, _ = fs.split_path(path)
+    await fs._call_s3("copy_object", keys, named, Bucket=bucket, Key=key, CopySource=source, **pinned)
+    fs.invalidate_cache(path)
 
-        async def copy_part(number: int, span: CopiedSpan) -> None:
-            async with slots:
-                kept = upload.kept.get(number)
-                if kept is not None and kept.length == span.length:
-                    upload.keep(number)
-                else:
-                    await upload.copy(number, **span.parameters)
-            callback.relative_update(span.length)
 
-        async with (
-            open_journal(origin, f"{self._endpoint} {path}") as record,
-            MultipartUpload(call, self.transfer, checked=False, record=record) as upload,
-        ):
-            if (part := await upload.resume_or_create(spans[0].length)) != spans[0].length:
-                spans = source.spans(part)  # of the upload that is resumed
-            await gather_or_cancel(copy_part(number, span) for number, span in enumerate(spans, 1))
-            if etag and upload.etag != etag.strip('"'):
-                logger.warning("s3://%s gets another ETag than %s, as the server makes other ones.", path, source)
-            await upload.complete(**({"IfNoneMatch": "*"} if mode == "create" else {}))
-        self.invalidate_cache(path)
+async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
+    """The parts that an object was made of; its ETag ends in their number."""
+    count = source.etag.strip('"').rpartition("-")[2]
+    lengths = [0] * (int(count) if count.isdecimal() else 0)
+    named = {"Bucket": source.bucket, "Key": source.key, **version_id_kw(source.version)}
+    slots = asyncio.Semaphore(fs.max_concurrency)
 
-    async def _kept(
-        self, source: CopySource, metadata: ObjectMetadata, options: Mapping[str, Any], *, in_place: bool
-    ) -> dict[str, Any]:
-        """The options of the call, and what the object has besides its bytes that they do not name."""
-        kept = dict(metadata.kept if in_place else metadata.headers)
-        if options.get("MetadataDirective") == "REPLACE":
-            kept = {name: value for name, value in kept.items() if name not in object_attributes.HEADERS}
-        if "Tagging" not in options and options.get("TaggingDirective") != "REPLACE":
-            call = self._caller(source.bucket, source.key, {})
-            kept |= await tagging(call, str(source), **version_id_kw(source.version))
-        return {**unless_named(kept, self.s3_additional_kwargs, options), **options}
+    async def ask(number: int) -> None:
+        async with slots:
+            head = await fs._call_s3("head_object", fs.kwargs, **named, PartNumber=number)
+        lengths[number - 1] = head["ContentLength"]
 
-    async def _setxattr(self, path: str, copy_kwargs: Mapping[str, Any] | None = None, **kw_args: Any) -> None:
-        """Set metadata of an object; as ``s3fs.S3FileSystem.setxattr``. All else stays, but for ACLs and locks.
+    await gather_or_cancel(ask(number) for number in range(1, len(lengths) + 1))
+    if sum(lengths) != source.size:
+        return source.spans(_part(source.size))  # the server does not know its parts
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    return [source.span(start, start + length) for start, length in zip(starts, lengths, strict=True)]
 
-        Args:
-            copy_kwargs: parameters of CopyObject, such as ``{"ContentType": "text/csv"}``.
-            kw_args: the values of fields, which are strings; a field whose value is None is removed.
 
-        Raises:
-            ObjectChangedError: if the object changes meanwhile.
-        """
-        writable(self, path)
-        metadata = await object_metadata(self, path)
-        options = {"Metadata": _changed(metadata.headers.get("Metadata", {}), kw_args), **(copy_kwargs or {})}
-        source = self._source(path, metadata)
-        if metadata.size > _COPIED_WHOLE:
-            await self._copy_spans(source.spans(_part(metadata.size)), path, metadata, options)
-            return
-        kept = {**metadata.kept, "MetadataDirective": "REPLACE"}
-        await self._copy_object(source.named, path, kept, options, **source.pinned)
+async def _copy_spans(
+    fs: Any,
+    spans: Sequence[CopiedSpan],
+    path: str,
+    metadata: ObjectMetadata,
+    options: Mapping[str, Any],
+    callback: Callback = DEFAULT_CALLBACK,
+    mode: str = "overwrite",
+    *,
+    origin: SourceFingerprint | None = None,
+    etag: str = "",
+) -> None:
+    """Make an object of parts that the server copies from another, or from itself.
 
-    async def _merge(self, path: str, filelist: Sequence[str], **kwargs: Any) -> None:
-        """Make an object of the bytes of several, one after the other; as ``s3fs.S3FileSystem.merge``.
+    Args:
+        spans: at least one; all but the last of one size, unless ``etag`` is given.
+        metadata: of the source.
+        options: what the call names.
+        origin: the source; if given, an interrupted upload is kept, to be resumed.
+        etag: that the object should have.
+    """
+    source = spans[0].source
+    bucket, key, _ = fs.split_path(path)
+    named = await _attributes(fs, source, metadata, options, in_place=(source.bucket, source.key) == (bucket, key))
+    call = object_call(fs, bucket, key, {**source_key({**fs.s3_additional_kwargs, **options}), **named})
+    slots = asyncio.Semaphore(fs.max_concurrency)
 
-        The server copies what fills a part of its own; the rest is read and sent, so that sources may be of any size.
+    async def copy_part(number: int, span: CopiedSpan) -> None:
+        async with slots:
+            kept = upload.kept.get(number)
+            if kept is not None and kept.length == span.length:
+                upload.keep(number)
+            else:
+                await upload.copy(number, **span.parameters)
+        callback.relative_update(span.length)
 
-        Args:
-            filelist: the paths of the objects; at least one.
-            kwargs: parameters of PutObject and CreateMultipartUpload, such as ``ContentType``.
+    async with (
+        open_journal(origin, f"{fs._endpoint} {path}") as record,
+        MultipartUpload(call, fs.transfer, checked=False, record=record) as upload,
+    ):
+        if (part := await upload.resume_or_create(spans[0].length)) != spans[0].length:
+            spans = source.spans(part)  # of the upload that is resumed
+        await gather_or_cancel(copy_part(number, span) for number, span in enumerate(spans, 1))
+        if etag and upload.etag != etag.strip('"'):
+            logger.warning("s3://%s gets another ETag than %s, as the server makes other ones.", path, source)
+        await upload.complete(**({"IfNoneMatch": "*"} if mode == "create" else {}))
+    fs.invalidate_cache(path)
 
-        Raises:
-            ObjectChangedError: if one of them changes meanwhile.
-            ObjectNotFoundError: if there is no object of one of the names; before anything is written.
-        """
-        writable(self, path)
-        if not filelist:
-            msg = "There is nothing to merge. Name one object at least."
-            raise ValueError(msg)
-        found: dict[int, CopySource] = {}
-        slots = asyncio.Semaphore(self.max_concurrency)
 
-        async def look(number: int, source: str) -> None:
-            async with slots:
-                metadata = await object_metadata(self, source)
-            found[number] = self._source(source, metadata)
+async def _attributes(
+    fs: Any, source: CopySource, metadata: ObjectMetadata, options: Mapping[str, Any], *, in_place: bool
+) -> dict[str, Any]:
+    """The options of the call, and what the object has besides its bytes that they do not name."""
+    kept = dict(metadata.kept if in_place else metadata.headers)
+    if options.get("MetadataDirective") == "REPLACE":
+        kept = {name: value for name, value in kept.items() if name not in object_attributes.HEADERS}
+    if "Tagging" not in options and options.get("TaggingDirective") != "REPLACE":
+        call = object_call(fs, source.bucket, source.key, {})
+        kept |= await tagging(call, str(source), **version_id_kw(source.version))
+    return {**unless_named(kept, fs.s3_additional_kwargs, options), **options}
 
-        await gather_or_cancel(look(number, source) for number, source in enumerate(filelist))
-        joined = MergedSource(self, [found[number] for number in range(len(filelist))])
-        part = joined.part
-        await self._send(path, joined.size, joined.body, part, "overwrite", dict(kwargs), in_memory=_IN_MEMORY)
 
-    cp_file = interruptible(_cp_file)
-    merge = interruptible(_merge)
-    setxattr = interruptible(_setxattr)
+async def setxattr(fs: Any, path: str, copy_kwargs: Mapping[str, Any] | None = None, **kw_args: Any) -> None:
+    """Set metadata of an object; as ``s3fs.S3FileSystem.setxattr``. All else stays, but for ACLs and locks.
+
+    Args:
+        copy_kwargs: parameters of CopyObject, such as ``{"ContentType": "text/csv"}``.
+        kw_args: the values of fields, which are strings; a field whose value is None is removed.
+
+    Raises:
+        ObjectChangedError: if the object changes meanwhile.
+    """
+    writable(fs, path)
+    metadata = await object_metadata(fs, path)
+    options = {"Metadata": _changed(metadata.headers.get("Metadata", {}), kw_args), **(copy_kwargs or {})}
+    source = _copy_source(fs, path, metadata)
+    if metadata.size > _COPIED_WHOLE:
+        await _copy_spans(fs, source.spans(_part(metadata.size)), path, metadata, options)
+        return
+    kept = {**metadata.kept, "MetadataDirective": "REPLACE"}
+    await _copy_object(fs, source.named, path, kept, options, **source.pinned)
+
+
+async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> None:
+    """Make an object of the bytes of several, one after the other; as ``s3fs.S3FileSystem.merge``.
+
+    The server copies what fills a part of its own; the rest is read and sent, so that sources may be of any size.
+
+    Args:
+        filelist: the paths of the objects; at least one.
+        kwargs: parameters of PutObject and CreateMultipartUpload, such as ``ContentType``.
+
+    Raises:
+        ObjectChangedError: if one of them changes meanwhile.
+        ObjectNotFoundError: if there is no object of one of the names; before anything is written.
+    """
+    writable(fs, path)
+    if not filelist:
+        msg = "There is nothing to merge. Name one object at least."
+        raise ValueError(msg)
+    found: dict[int, CopySource] = {}
+    slots = asyncio.Semaphore(fs.max_concurrency)
+
+    async def look(number: int, source: str) -> None:
+        async with slots:
+            metadata = await object_metadata(fs, source)
+        found[number] = _copy_source(fs, source, metadata)
+
+    await gather_or_cancel(look(number, source) for number, source in enumerate(filelist))
+    joined = MergedSource(fs, [found[number] for number in range(len(filelist))])
+    part = joined.part
+    await send_object(fs, path, joined.size, joined.body, part, "overwrite", dict(kwargs), in_memory=_IN_MEMORY)
 
 
 def _part(size: int) -> int:

@@ -93,7 +93,7 @@ class SmallObjectReader:
     Args:
         transfer: whose threads and connections are used.
         siblings: makes the requests.
-        advance: is told, on the event loop, the bytes of each object that has come.
+        advance: called on the event loop with the bytes read of each object.
     """
 
     def __init__(self, transfer: Transfer, siblings: RequestTemplate, advance: Callable[[int], object]) -> None:
@@ -152,7 +152,7 @@ class SmallObjectReader:
             if answer.status_code != 200 or not wanted.complete:
                 return None
             check(state, wanted, memory[: wanted.length], [])
-        except Exception:  # whatever it is, botocore is asked next, and tells it
+        except Exception:  # botocore makes the request next, and raises what is wrong
             return None
         return wanted.length if wanted.total is None else wanted.total
 

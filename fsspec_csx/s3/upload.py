@@ -1,4 +1,4 @@
-"""UploadingS3: objects made of memory and of local files, several requests at a time."""
+"""Uploads: objects made of memory and of local files, several requests at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.errors import ChecksumError, ObjectExistsError
-from fsspec_csx.s3.delete import DeletingS3
-from fsspec_csx.s3.interrupt import interruptible
+from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.multipart import Call, MultipartUpload, UploadedPart, gather_or_cancel, put
 from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
@@ -23,185 +22,177 @@ from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import writable
 
 
-class UploadingS3(DeletingS3):
-    """Writes of whole objects by parallel requests; a base of CSXFileSystem, of no use alone."""
+async def pipe_file(
+    fs: Any, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
+) -> Any:
+    """Make bytes an object.
 
-    async def _pipe_file(
-        self, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
-    ) -> Any:
-        """Make bytes an object.
+    Args:
+        data: any contiguous memory; a str is encoded as UTF-8.
+        chunksize: bytes of a part, as far as S3 allows; chosen by the size if not given.
+        mode: "create" to replace no object.
 
-        Args:
-            data: any contiguous memory; a str is encoded as UTF-8.
-            chunksize: bytes of a part, as far as S3 allows; chosen by the size if not given.
-            mode: "create" to replace no object.
+    Raises:
+        ObjectExistsError: in mode "create", if there is an object.
+        ValueError: if they are more than any object can have; before any is sent.
+    """
+    memory = single_bytes(data.encode() if isinstance(data, str) else data)
 
-        Raises:
-            ObjectExistsError: in mode "create", if there is an object.
-            ValueError: if they are more than any object can have; before any is sent.
-        """
-        memory = single_bytes(data.encode() if isinstance(data, str) else data)
+    async def payload(start: int, end: int) -> RequestBody:
+        return MemoryBody([memory[start:end]])
+
+    return await send_object(fs, path, len(memory), payload, chunksize, mode, kwargs)
+
+
+async def touch(fs: Any, path: str, truncate: bool = True, data: Any = None, **kwargs: Any) -> Any:
+    """Make an empty object; as ``s3fs.S3FileSystem.touch``.
+
+    Args:
+        truncate: whether to replace an object that is there.
+
+    Raises:
+        ValueError: if there is one, unless ``truncate``; and if the path names a version.
+    """
+    bucket, key = writable(fs, path)
+    if truncate:
+        return await fs._pipe_file(path, b"", **kwargs)
+    try:
+        # Asked before too, as some servers ignore the condition of a write.
+        with contextlib.suppress(FileNotFoundError):
+            await head_object(fs, path)
+            raise ObjectExistsError(f"s3://{bucket}/{key} exists already.")
+        return await fs._pipe_file(path, b"", mode="create", **kwargs)
+    except ObjectExistsError as error:
+        msg = f"s3://{bucket}/{key} exists, and S3 cannot change its time alone. Pass truncate=True to empty it."
+        raise ValueError(msg) from error
+
+
+async def put_file(
+    fs: Any,
+    lpath: str,
+    rpath: str,
+    callback: Callback = DEFAULT_CALLBACK,
+    chunksize: int | None = None,
+    mode: str = "overwrite",
+    resumable: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Make a local file an object; as ``_pipe_file``. A folder, which S3 does not know, only makes a bucket.
+
+    Args:
+        resumable: whether an interrupted upload is kept, to be resumed when this is called again.
+
+    Raises:
+        OSError: if the file changes meanwhile; unless ``resumable``, only if that hinders the upload.
+    """
+    _, key = writable(fs, rpath)
+    if os.path.isdir(lpath):
+        if not key:
+            await fs._mkdir(rpath)
+        return
+    if guessed := mimetypes.guess_type(lpath)[0]:
+        kwargs.setdefault("ContentType", guessed)
+    with open(lpath, "rb") as file:
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        # A pipe and what the kernel makes up have no size before they are read.
+        memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
+        size = size or len(memory)
+        callback.set_size(size)
 
         async def payload(start: int, end: int) -> RequestBody:
-            return MemoryBody([memory[start:end]])
+            return MemoryBody([memory[start:end]]) if memory else FileSliceBody(descriptor, lpath, start, end - start)
 
-        return await self._send(path, len(memory), payload, chunksize, mode, kwargs)
+        def unchanged(checksum: int | None = None) -> None:
+            if not memory and _state(lpath) != before:
+                raise changed(lpath)
 
-    async def _touch(self, path: str, truncate: bool = True, data: Any = None, **kwargs: Any) -> Any:
-        """Make an empty object; as ``s3fs.S3FileSystem.touch``.
-
-        Args:
-            truncate: whether to replace an object that is there.
-
-        Raises:
-            ValueError: if there is one, unless ``truncate``; and if the path names a version.
-        """
-        bucket, key, version = self.split_path(path)
-        if version:
-            msg = f"{path!r} names a version, and versions cannot be written. Leave ?versionId= away."
-            raise ValueError(msg)
-        if truncate:
-            return await self._pipe_file(path, b"", **kwargs)
+        before = _state(descriptor)
+        origin = SourceFingerprint(os.path.realpath(lpath), before) if resumable and not memory else None
+        checks: dict[str, Any] = {"origin": origin, "ready": unchanged} if origin else {}
         try:
-            # Asked before too, as some servers ignore the condition of a write.
-            with contextlib.suppress(FileNotFoundError):
-                await self._call_s3("head_object", self.kwargs, Bucket=bucket, Key=key)
-                raise ObjectExistsError(f"s3://{bucket}/{key} exists already.")
-            return await self._pipe_file(path, b"", mode="create", **kwargs)
-        except ObjectExistsError as error:
-            msg = f"s3://{bucket}/{key} exists, and S3 cannot change its time alone. Pass truncate=True to empty it."
-            raise ValueError(msg) from error
+            await send_object(fs, rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
+        except ChecksumError:
+            unchanged()  # else it is said that the network damaged what was sent
+            raise
 
-    async def _put_file(
-        self,
-        lpath: str,
-        rpath: str,
-        callback: Callback = DEFAULT_CALLBACK,
-        chunksize: int | None = None,
-        mode: str = "overwrite",
-        resumable: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Make a local file an object; as ``_pipe_file``. A folder, which S3 does not know, only makes a bucket.
 
-        Args:
-            resumable: whether an upload that is broken off stays, and is gone on with when this is called again.
+async def send_object(
+    fs: Any,
+    path: str,
+    size: int,
+    payload: Callable[[int, int], Awaitable[RequestBody | CopiedSpan]],
+    part: int | None,
+    mode: str,
+    options: dict[str, Any],
+    advance: Callable[[int], object] = lambda count: None,
+    *,
+    in_memory: int | None = None,
+    origin: SourceFingerprint | None = None,
+    ready: Callable[[int | None], object] = lambda checksum: None,
+) -> Any:
+    """Make an object of payloads, each of the bytes between two positions.
 
-        Raises:
-            OSError: if the file changes meanwhile; unless ``resumable``, only if that hinders the upload.
-        """
-        _, key = writable(self, rpath)
-        if os.path.isdir(lpath):
-            if not key:
-                await self._mkdir(rpath)
-            return
-        if guessed := mimetypes.guess_type(lpath)[0]:
-            kwargs.setdefault("ContentType", guessed)
-        with open(lpath, "rb") as file:
-            descriptor = file.fileno()
-            size = os.fstat(descriptor).st_size
-            # A pipe and what the kernel makes up have no size before they are read.
-            memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
-            size = size or len(memory)
-            callback.set_size(size)
+    Args:
+        payload: may be a part of another object that the server copies, unless it is the only one.
+        in_memory: bytes of payloads at a time, at most; if given, they come from elsewhere, and are not asked for
+            only to compare them.
+        origin: where they come from; if given, an interrupted upload is kept, to be resumed.
+        ready: is called when all has been read, with its CRC64NVME if that is known, and may prevent that it
+            becomes the object.
+    """
+    options.pop("max_concurrency", None)
+    bucket, key = writable(fs, path)
+    await fs.set_session()
+    call = object_call(fs, bucket, key, options)
+    checked = not any(name.startswith("Checksum") for name in {**fs.s3_additional_kwargs, **options})
+    match = {"IfNoneMatch": "*"} if mode == "create" else {}
+    chosen = part_size_for(size, part)
+    if size <= chosen:
 
-            async def payload(start: int, end: int) -> RequestBody:
-                return (
-                    MemoryBody([memory[start:end]]) if memory else FileSliceBody(descriptor, lpath, start, end - start)
-                )
+        async def call_when_ready(method: str, **parameters: Any) -> Any:
+            ready(None)  # it has been read for its checksum, which what is sent now has to have
+            return await call(method, **parameters)
 
-            def unchanged(checksum: int | None = None) -> None:
-                if not memory and _state(lpath) != before:
-                    raise changed(lpath)
-
-            before = _state(descriptor)
-            origin = SourceFingerprint(os.path.realpath(lpath), before) if resumable and not memory else None
-            checks: dict[str, Any] = {"origin": origin, "ready": unchanged} if origin else {}
-            try:
-                await self._send(rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
-            except ChecksumError:
-                unchanged()  # else it is said that the network damaged what was sent
-                raise
-
-    async def _send(
-        self,
-        path: str,
-        size: int,
-        payload: Callable[[int, int], Awaitable[RequestBody | CopiedSpan]],
-        part: int | None,
-        mode: str,
-        options: dict[str, Any],
-        advance: Callable[[int], object] = lambda count: None,
-        *,
-        in_memory: int | None = None,
-        origin: SourceFingerprint | None = None,
-        ready: Callable[[int | None], object] = lambda checksum: None,
-    ) -> Any:
-        """Make an object of payloads, each of the bytes between two positions.
-
-        Args:
-            payload: may be a part of another object that the server copies, unless it is the only one.
-            in_memory: bytes of payloads at a time, at most; if given, they come from elsewhere, and are not asked for
-                only to compare them.
-            origin: where they come from; if given, an upload that is broken off is gone on with.
-            ready: is called when all has been read, with its CRC64NVME if that is known, and may prevent that it
-                becomes the object.
-        """
-        options.pop("max_concurrency", None)
-        bucket, key = writable(self, path)
-        await self.set_session()
-        call = self._caller(bucket, key, options)
-        checked = not any(name.startswith("Checksum") for name in {**self.s3_additional_kwargs, **options})
-        match = {"IfNoneMatch": "*"} if mode == "create" else {}
-        chosen = part_size_for(size, part)
-        if size <= chosen:
-
-            async def call_when_ready(method: str, **parameters: Any) -> Any:
-                ready(None)  # it has been read for its checksum, which what is sent now has to have
-                return await call(method, **parameters)
-
-            whole = await payload(0, size)
-            assert isinstance(whole, RequestBody)
-            answer = await put(call_when_ready, self.transfer, whole, checked=checked, **match)
-            advance(size)
-            self.invalidate_cache(path)
-            return answer
-
-        async def send_part(number: int, start: int) -> None:
-            end = min(start + chosen, size)
-            async with slots:
-                kept = upload.kept.get(number)
-                known = kept is not None and kept.length == end - start
-                if known and (in_memory or await _same(kept, await payload(start, end))):
-                    upload.keep(number)
-                elif isinstance(body := await payload(start, end), CopiedSpan):
-                    await upload.copy(number, **body.parameters, **source_key(self.s3_additional_kwargs))
-                else:
-                    await upload.send(number, body)
-            advance(end - start)
-
-        async with (
-            open_journal(origin, f"{self._endpoint} {path}") as record,
-            MultipartUpload(call, self.transfer, checked=checked, record=record) as upload,
-        ):
-            chosen = await upload.resume_or_create(chosen)
-            at_a_time = max(1, in_memory // chosen) if in_memory else self.max_concurrency
-            slots = asyncio.Semaphore(min(at_a_time, self.max_concurrency))
-            await gather_or_cancel(send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1))
-            ready(upload.crc64nvme)
-            answer = await upload.complete(**match)
-        self.invalidate_cache(path)
+        whole = await payload(0, size)
+        assert isinstance(whole, RequestBody)
+        answer = await put(call_when_ready, fs.transfer, whole, checked=checked, **match)
+        advance(size)
+        fs.invalidate_cache(path)
         return answer
 
-    def _caller(self, bucket: str, key: str, options: dict[str, Any]) -> Call:
-        async def call(method: str, **parameters: Any) -> Any:
-            return await self._call_s3(method, options, Bucket=bucket, Key=key, **parameters)
+    async def send_part(number: int, start: int) -> None:
+        end = min(start + chosen, size)
+        async with slots:
+            kept = upload.kept.get(number)
+            known = kept is not None and kept.length == end - start
+            if known and (in_memory or await _same(kept, await payload(start, end))):
+                upload.keep(number)
+            elif isinstance(body := await payload(start, end), CopiedSpan):
+                await upload.copy(number, **body.parameters, **source_key(fs.s3_additional_kwargs))
+            else:
+                await upload.send(number, body)
+        advance(end - start)
 
-        return call
+    async with (
+        open_journal(origin, f"{fs._endpoint} {path}") as record,
+        MultipartUpload(call, fs.transfer, checked=checked, record=record) as upload,
+    ):
+        chosen = await upload.resume_or_create(chosen)
+        at_a_time = max(1, in_memory // chosen) if in_memory else fs.max_concurrency
+        slots = asyncio.Semaphore(min(at_a_time, fs.max_concurrency))
+        await gather_or_cancel(send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1))
+        ready(upload.crc64nvme)
+        answer = await upload.complete(**match)
+    fs.invalidate_cache(path)
+    return answer
 
-    touch = interruptible(_touch)
-    pipe_file = interruptible(_pipe_file)
-    put_file = interruptible(_put_file)
+
+def object_call(fs: Any, bucket: str, key: str, options: dict[str, Any]) -> Call:
+    async def call(method: str, **parameters: Any) -> Any:
+        return await fs._call_s3(method, options, Bucket=bucket, Key=key, **parameters)
+
+    return call
 
 
 async def _same(kept: UploadedPart | None, payload: RequestBody | CopiedSpan) -> bool:

@@ -10,10 +10,6 @@ _MARK = "?versionId="
 def writable(fs: Any, path: str) -> tuple[str, str]:
     """The bucket and the key that a write to a path makes.
 
-    Args:
-        fs: the filesystem.
-        path: of the object.
-
     Raises:
         ValueError: if the path names a version.
     """
@@ -26,11 +22,6 @@ def writable(fs: Any, path: str) -> tuple[str, str]:
 
 def chosen_version(fs: Any, path: str, version_id: str | None) -> str | None:
     """The version that an argument or a path names; None if neither does.
-
-    Args:
-        fs: the filesystem.
-        path: of the object.
-        version_id: the argument.
 
     Raises:
         ValueError: if they name different versions, or the filesystem knows no versions.
@@ -45,12 +36,16 @@ def chosen_version(fs: Any, path: str, version_id: str | None) -> str | None:
     return version_id or named
 
 
-async def versions_of(fs: Any, path: str) -> list[dict[str, Any]]:
-    """The versions of the object of a path, the latest first, as ListObjectVersions describes them.
+async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[str, Any]]:
+    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
 
     Raises:
         FileNotFoundError: if there is no bucket of that name.
+        ValueError: if the filesystem knows no versions.
     """
+    if not fs.version_aware:
+        msg = "Versions are known only to a filesystem that is version-aware. Pass version_aware=True to it."
+        raise ValueError(msg)
     bucket, key, _ = fs.split_path(path)
     found: list[dict[str, Any]] = []
     following: dict[str, str] = {}

@@ -1,0 +1,92 @@
+"""Buckets: made, looked for, and made where a path is to be."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import fsspec.core
+from fsspec.asyn import sync
+
+from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
+from fsspec_csx.s3.client.error_mapping import code_of
+
+_NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
+
+
+async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: str | None = None) -> None:
+    """Make a bucket in the session's region; no matter if we have it already.
+
+    Raises:
+        AccessDeniedError: if the credentials do not allow it, or the name is someone else's.
+        InvalidBucketNameError: if the server does not take the name.
+    """
+    await fs.set_session()
+    region = region or fs._s3.meta.region_name
+    options: dict[str, Any] = {"ACL": acl} if acl else {}
+    if region not in _NO_CONSTRAINT:
+        options["CreateBucketConfiguration"] = {"LocationConstraint": region}
+    try:
+        await fs._call_s3("create_bucket", Bucket=bucket, **options)
+    except FileExistsError:
+        pass  # ours: another writer was quicker
+    except AccessDeniedError as error:
+        if code_of(error.__cause__ or error) == "BucketAlreadyExists":
+            raise
+        reason = f"The bucket {bucket!r} does not exist, and {fs._identity} may not make it."
+        raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
+    fs.invalidate_cache("")
+    fs.invalidate_cache(bucket)
+
+
+async def mkdir(fs: Any, path: str, acl: Any = False, create_parents: bool = True, **kwargs: Any) -> None:
+    bucket, key, _ = fs.split_path(fs._strip_protocol(path).rstrip("/"))
+    if not bucket:
+        msg = f"{path!r} names no bucket. Give one, as in s3://bucket."
+        raise ValueError(msg)
+    if await fs._exists(bucket):
+        if not key:
+            msg = f"The bucket {bucket!r} exists already. Use makedirs with exist_ok=True if that is all right."
+            raise FileExistsError(msg)
+    elif key and not create_parents:
+        raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Make it first, or pass create_parents=True.")
+    else:
+        await create_bucket(fs, bucket, acl or None, kwargs.get("region_name"))
+
+
+def makedirs(fs: Any, path: str, exist_ok: bool = False) -> None:
+    """Make the bucket of a path if it is missing; below it S3 has no folders to make.
+
+    Raises:
+        AccessDeniedError: if the bucket is not ours to see or to make.
+        FileExistsError: if the path is a bucket that exists, unless ``exist_ok``.
+    """
+    # fsspec.open asks this before every write: there the write itself finds out, without a request of its own.
+    if exist_ok and sys._getframe(1).f_code is fsspec.core.open_files.__code__:
+        return
+    sync(fs.loop, fs._makedirs, path, exist_ok=exist_ok)
+
+
+async def exists(fs: Any, path: str) -> bool:
+    bucket, key, _ = fs.split_path(path)
+    if key or not bucket:
+        try:
+            await fs._info(path)
+        except FileNotFoundError:
+            return False
+        return True
+    probes: list[tuple[str, dict[str, Any]]] = [("head_bucket", {}), ("get_bucket_location", {})]
+    if fs.req_kw:
+        probes.append(("list_objects_v2", {"MaxKeys": 1}))
+    refusal = None
+    for method, options in probes:
+        try:
+            await fs._call_s3(method, Bucket=bucket, **options)
+        except FileNotFoundError:
+            return False
+        except PermissionError as error:
+            refusal = refusal or error
+        else:
+            return True
+    assert refusal is not None
+    raise refusal
