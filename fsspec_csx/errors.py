@@ -1,46 +1,51 @@
-"""Every error this package raises on purpose.
+"""Every error that this package raises on purpose, grouped by what a handler would do.
 
-Each says in one sentence what went wrong and in one what to do, and inherits the builtin that a caller would catch:
+Each message has a sentence of cause and one of remedy, and each class inherits the builtin that a caller would catch:
 
     CSXError
-    ├── CredentialsError (PermissionError)      who we are could not be settled, or is not accepted
+    │   give other credentials
+    ├── CredentialsError (PermissionError)
     │   ├── NoCredentialsError
     │   ├── IncompleteCredentialsError (ValueError)
     │   ├── UnknownProfileError (LookupError)
     │   ├── RejectedCredentialsError
     │   └── ExpiredCredentialsError
-    ├── AccessDeniedError (PermissionError)     who we are is known, and may not do this
+    ├── AccessDeniedError (PermissionError)     the credentials are valid, but lack the right
+    │   correct the name, the setting or the object
     ├── BucketNotFoundError (FileNotFoundError)
     ├── ObjectNotFoundError (FileNotFoundError)
-    ├── ObjectExistsError (FileExistsError)     only a new object was to be written
-    ├── ObjectChangedError (OSError)            an object changed while it was copied or appended to
+    ├── ObjectExistsError (FileExistsError)
     ├── InvalidBucketNameError (ValueError)
+    ├── CheckpointPathError (ValueError)
+    ├── UnknownFlagError (AttributeError, LookupError)
+    ├── ConfigError (ValueError)
+    ├── FreedTensorError (ValueError)
+    │   correct the machine or the server
     ├── ClockSkewError (PermissionError)
     ├── WrongRegionError (OSError)
-    ├── NoSpaceError (OSError)                  the server has no room, or a quota is used up
-    ├── EndpointError (ConnectionError)         nobody we trust answers at the endpoint
-    │   ├── UntrustedCertificateError
-    │   └── UnavailableError                it answers, and cannot do what it is asked for now
-    ├── RefusedError (OSError)              the server has a reason of its own
-    ├── ChecksumError (OSError)                 bytes were damaged on the way, also when asked for again
-    ├── TooLargeError (MemoryError)             there is no memory for what the server says an object has
-    ├── DeleteError (OSError)                   some of many objects were not deleted
-    ├── LostProcessError (RuntimeError)         another process of the job is gone
-    ├── UnknownFlagError (AttributeError, LookupError)
-    ├── CheckpointPathError (ValueError)
-    ├── FreedTensorError (ValueError)       a tensor has no memory that could be saved or filled
-    ├── ConfigError (ValueError)                what configures a training cannot be made
-    └── CheckpointError (ValueError)            the file was read, and is not what it should be
+    ├── NoSpaceError (OSError)
+    ├── RefusedError (OSError)
+    ├── TooLargeError (MemoryError)
+    │   try again, later
+    ├── EndpointError (ConnectionError)
+    │   ├── UntrustedCertificateError           not before the certificate is replaced or trusted
+    │   └── UnavailableError
+    ├── ObjectChangedError (OSError)
+    ├── ChecksumError (OSError)
+    ├── DeleteError (OSError)
+    ├── LostProcessError (RuntimeError)
+    │   use another file
+    └── CheckpointError (ValueError)
         ├── InvalidCheckpointError
-        ├── CheckpointLimitError        the file may be whole, and exceeds a limit of this package
+        ├── CheckpointLimitError
         ├── UnsafeCheckpointError
-        ├── MissingEntryError (KeyError)    a name that was asked for is not in the file
-        └── MismatchError                   the file does not fit what it was to fill
+        ├── MissingEntryError (KeyError)
+        └── MismatchError
 
 and two warnings:
 
-    DiscardedFileWarning (RuntimeWarning)   what was written to a file is lost, and no exception says so
-    DtypeCastWarning (UserWarning)          tensors were cast to other dtypes while they were loaded
+    DiscardedFileWarning (RuntimeWarning)
+    DtypeCastWarning (UserWarning)
 """
 
 from __future__ import annotations
@@ -93,10 +98,10 @@ class CSXError(Exception):
 
     Attributes:
         reason: one sentence that says what went wrong.
-        remedy: one sentence that says what to do; empty if there is nothing to say.
+        remedy: one sentence that says what to do; may be empty.
         maybe_applied: whether the server may have applied the request: no answer to it arrived.
 
-    Those that are an OSError of which the system has a number have it as ``errno``.
+    An OSError has the system's number as ``errno``, if there is one.
     """
 
     maybe_applied = False
@@ -111,7 +116,7 @@ class CSXError(Exception):
 
     def __reduce__(self) -> tuple[typing.Any, ...]:
         state = dict(vars(self))
-        if isinstance(self, OSError):  # which keeps these elsewhere
+        if isinstance(self, OSError):  # whose own attributes are not in vars()
             state |= {"errno": self.errno, "filename": self.filename}
         return type(self), (self.reason, self.remedy), state
 
@@ -137,15 +142,15 @@ class CredentialsError(CSXError, PermissionError):
 
 
 class NoCredentialsError(CredentialsError):
-    """No rule gave any credentials."""
+    """No source has credentials."""
 
 
 class IncompleteCredentialsError(CredentialsError, ValueError):
-    """An access key without its secret, or the other way round."""
+    """An access key without its secret, or a secret without its key."""
 
 
 class UnknownProfileError(CredentialsError, LookupError):
-    """The named profile is in none of the AWS files."""
+    """The AWS files have no profile of this name."""
 
 
 class RejectedCredentialsError(CredentialsError):
@@ -153,29 +158,29 @@ class RejectedCredentialsError(CredentialsError):
 
 
 class ExpiredCredentialsError(CredentialsError):
-    """The credentials were good once."""
+    """The credentials have expired."""
 
 
 class AccessDeniedError(CSXError, PermissionError):
-    """The server knows who we are and refuses what was asked."""
+    """The server accepts the credentials, but they lack the right to do this."""
 
     _number = errno.EACCES
 
 
 class BucketNotFoundError(CSXError, FileNotFoundError):
-    """There is no such bucket."""
+    """The bucket does not exist."""
 
     _number = errno.ENOENT
 
 
 class ObjectNotFoundError(CSXError, FileNotFoundError):
-    """There is no such object."""
+    """The object does not exist."""
 
     _number = errno.ENOENT
 
 
 class ObjectExistsError(CSXError, FileExistsError):
-    """An object that was to be created is there."""
+    """An object that was to be created exists already."""
 
     _number = errno.EEXIST
 
@@ -185,7 +190,7 @@ class ObjectChangedError(CSXError, OSError):
 
 
 class InvalidBucketNameError(CSXError, ValueError):
-    """No bucket can have this name."""
+    """S3 allows no bucket of this name."""
 
 
 class ClockSkewError(CSXError, PermissionError):
@@ -195,11 +200,11 @@ class ClockSkewError(CSXError, PermissionError):
 
 
 class WrongRegionError(CSXError, OSError):
-    """The bucket is in another region than the one asked."""
+    """The bucket is in another region than the one addressed."""
 
 
 class NoSpaceError(CSXError, OSError):
-    """The server has no room for an object, or none for us."""
+    """The server has no room for the object, or a quota is used up."""
 
     _number = errno.ENOSPC
 
@@ -213,23 +218,23 @@ class UntrustedCertificateError(EndpointError):
 
 
 class UnavailableError(EndpointError):
-    """The endpoint answers that it is too busy or out of order, also when asked again."""
+    """The endpoint stays too busy or out of order, after all retries."""
 
     _number = errno.EBUSY
 
 
 class RefusedError(CSXError, OSError):
-    """The server refuses what was asked; its code says why, and ``errno`` is the nearest of the system's numbers."""
+    """The server refuses the request for a reason of its own, whose nearest system number is ``errno``."""
 
 
 class ChecksumError(CSXError, OSError):
-    """What came does not have the checksum that the sender tells, also when it is sent again."""
+    """The data does not match its checksum, after all retries."""
 
     _number = errno.EIO
 
 
 class TooLargeError(CSXError, MemoryError):
-    """There is no memory for as many bytes as the server says that an object has."""
+    """There is too little memory for the size that the server reports."""
 
 
 class DeleteError(CSXError, OSError):
@@ -239,11 +244,11 @@ class DeleteError(CSXError, OSError):
 
 
 class LostProcessError(CSXError, RuntimeError):
-    """Another process of a job of many has ended, or does not answer in time."""
+    """Another process of a distributed job has ended, or does not respond in time."""
 
 
 class UnknownFlagError(CSXError, AttributeError, LookupError):
-    """There is no flag of this name under ``backends``."""
+    """``backends`` has no flag of this name."""
 
 
 class CheckpointPathError(CSXError, ValueError):
@@ -251,40 +256,40 @@ class CheckpointPathError(CSXError, ValueError):
 
 
 class FreedTensorError(CSXError, ValueError):
-    """A tensor has no memory, or too little, that could be saved or filled."""
+    """A tensor has too little memory to be saved or filled."""
 
 
 class ConfigError(CSXError, ValueError):
-    """The configuration of a training has something in it that cannot be made, or is no YAML."""
+    """The configuration of a training is invalid."""
 
 
 class CheckpointError(CSXError, ValueError):
-    """The file at this path is not a checkpoint that can be loaded."""
+    """The file is not a checkpoint that can be loaded."""
 
 
 class InvalidCheckpointError(CheckpointError):
-    """The file is empty, truncated, or something else than a checkpoint."""
+    """The file is empty, truncated, damaged or of another format."""
 
 
 class CheckpointLimitError(CheckpointError):
-    """The file exceeds a limit of this package; it may well be whole."""
+    """The file exceeds a limit of this package; it may be intact."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """Loading the file would run code that it names."""
+    """Loading the file could run code that it names."""
 
 
 class MissingEntryError(CheckpointError, KeyError):
-    """The file has no entry of a name that was asked for."""
+    """The file has no entry of this name."""
 
 
 class MismatchError(CheckpointError):
-    """The file does not fit the object that it was to fill, which is unchanged."""
+    """The file does not fit ``into``, which is unchanged."""
 
 
 class DiscardedFileWarning(RuntimeWarning):
-    """What was written to a file is not published, and no exception says so: the former object stays."""
+    """A file was discarded and no exception says so; the former object stays."""
 
 
 class DtypeCastWarning(UserWarning):
-    """Tensors were cast to other dtypes while they were loaded, which takes time, and may lose precision."""
+    """Tensors were cast to other dtypes during a load, which takes time and may lose precision."""

@@ -1,4 +1,4 @@
-"""save, load and inspect: checkpoints at any path that fsspec knows, whole or not at all."""
+"""save, load and inspect: checkpoints at any fsspec path, saved completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,33 +28,30 @@ def save(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Save an object to a file that ``torch.load`` reads; as ``torch.save``, to any path.
+    """Save an object to a file that ``torch.load`` reads; like ``torch.save``, but to any path.
 
-    Under a name that ends in ``.safetensors`` a mapping of names to tensors is saved in that format; parameters come
-    back as tensors from there. What the format cannot hold is refused before anything is written.
+    A path that ends in ``.safetensors`` gets that format: a mapping of names to tensors, which load as tensors even if
+    they were parameters. What a format cannot hold is refused before anything is written.
 
-    What was at the path before is replaced only by a whole checkpoint: if anything goes wrong on the way, it is
-    untouched. Missing local folders, and a missing bucket where the credentials allow, are made.
-
-    A Cerebras checkpoint is many objects, so what was at its path is gone when the first of them is written; but there
-    is no checkpoint there until the last one is.
+    The old file is replaced only by a complete new one; after an error it is untouched. Missing local folders are
+    created, and a missing bucket if the credentials allow it. A Cerebras checkpoint consists of many objects: its path
+    is cleared when the first one is written, and holds no checkpoint until the last one is.
 
     Args:
-        obj: tensors, state dicts, and whatever else can be pickled.
-        path: a local path or an fsspec URL. An S3 URL has bucket and object path. Every character of a name is part
-            of the name.
+        obj: tensors, state dicts, and any other objects that can be pickled.
+        path: a local path or an fsspec URL. An S3 URL has bucket and object path. Every character of a name is literal.
         format: "cerebras" for the objects below an S3 path that ``cerebras_pytorch`` loads; None for one file.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        callback: gets the total in bytes by ``set_size``, and the bytes written by ``relative_update``. By default
-            a progress bar shows on a terminal after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
+        callback: receives the total in bytes by ``set_size``, and the bytes written by ``relative_update``. By default
+            a terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        FreedTensorError: a ValueError, if the storage of a tensor is too small for it, as where FSDP freed it.
-        ValueError: if the format cannot hold the object, of which it names the entry, or load would refuse it; or if
-            the path is not on S3 for a format that must be.
-        FileExistsError: if a Cerebras checkpoint is to be where an object is.
-        OSError: whatever the filesystem raised, as it raised it; PermissionError and others are among it.
+        FreedTensorError: a ValueError, if the storage of a tensor is too small for it, for example freed by FSDP.
+        ValueError: if the format cannot hold an entry, which the message names, or ``load`` would refuse it; or if the
+            format requires S3 and the path is elsewhere.
+        FileExistsError: if an object is in the place of a Cerebras checkpoint.
+        OSError: any error of the filesystem, unchanged, such as PermissionError.
     """
     text = checkpoint_path(path)
     from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
@@ -79,7 +76,7 @@ def _save_as(
     from fsspec_csx.formats.cerebras.plan import Plan
 
     if format != "cerebras":
-        msg = f"There is no format {format!r} to save in. Pass 'cerebras', or none: the name's suffix tells the others."
+        msg = f"There is no format {format!r} to save in. Pass 'cerebras', or None to choose by the name's suffix."
         raise ValueError(msg)
     with report_progress(callback, text) as progress:
         plan = Plan(obj)
@@ -99,42 +96,43 @@ def load(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Any:
-    """Load what ``save`` or ``torch.save`` wrote, or a safetensors file; as ``torch.load``, from any path.
+    """Load a file of ``save``, ``torch.save`` or safetensors; like ``torch.load``, but from any path.
 
-    From a folder of ``torch.distributed.checkpoint`` it loads the whole, as ``fsspec_csx.distributed.whole`` does; in
-    one that torch's own planner wrote, keys are strings, which ``into`` matches with integers. Of a safetensors
-    file, names of tied tensors that ``safetensors.torch.save_model`` left out are there too.
+    A folder of ``torch.distributed.checkpoint`` loads as one state dict, see ``fsspec_csx.distributed.whole``: all keys
+    are strings, which ``into`` matches to the integer keys of optimizer states. Tied tensors that
+    ``safetensors.torch.save_model`` left out are restored.
 
-    The checksums that torch files have are checked. Of a file that torch.save wrote in its format of today, the bytes
-    of plain tensors go straight into place, and with ``keys`` only those are read that are asked for. Others (of torch
-    before 1.6, of sparse or quantized tensors, compressed, or with ``weights_only=False``) are read whole.
+    Checksums are verified. From files of torch since 1.6, plain tensors are read directly into their memory, and with
+    ``keys`` only the selected ones. Other files (older, compressed, with sparse or quantized tensors, or with
+    ``weights_only=False``) are read completely.
 
     The name of an entry is its path in nested mappings, lists and tuples, joined by dots: ``model.0.weight``.
 
     Args:
-        path: a local path or an fsspec URL, as of ``save``.
-        keys: names, each of an entry or of all that is below it, or a function that is asked for the name of each
-            entry. The result has the nesting of the whole; lists and tuples close up.
-        into: a mapping, such as a state dict, or a list, which is filled and returned: its tensors keep their memory,
-            dtypes and devices, and other values are replaced. It must have the same entries as the file, or, with
-            ``keys``, those that are asked for.
-        map_location: where tensors go, as of ``torch.load``. With ``into`` it has no effect.
-        weights_only: if False, the file may run any code: for files of authors whom you trust.
+        path: a local path or an fsspec URL, see ``save``.
+        keys: names of entries or of all entries below them, or a function that selects entries by name. The result has
+            the nesting of the file; lists and tuples are re-indexed without gaps.
+        into: a mapping, such as a state dict, or a list to fill and return: its tensors keep their memory, dtypes and
+            devices, and other values are replaced. Its entries must be those of the file, or of ``keys``.
+        map_location: the device of tensors, see ``torch.load``. No effect with ``into``.
+        weights_only: if False, the file may run any code: only for files of authors whom you trust.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        callback: gets the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
-            progress bar shows on a terminal after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
+        callback: receives the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
+            terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
+
+    Returns:
+        The object of the file, or ``into``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format. Tensors of
-            ``into`` may have changed by then.
-        CheckpointLimitError: a ValueError, if the file is nested deeper than this package reads.
-        UnsafeCheckpointError: a ValueError, if ``weights_only`` and the file, or with ``keys`` an entry that is asked
-            for, names what may run code.
-        MissingEntryError: a KeyError, if there is nothing of a name in ``keys``.
-        MismatchError: a ValueError that lists all that is missing, unexpected or different in ``into``, unchanged yet.
+        InvalidCheckpointError: a ValueError, if the file is empty, truncated, damaged, or of another format. Tensors of
+            ``into`` may have changed.
+        CheckpointLimitError: a ValueError, if the file is nested too deeply.
+        UnsafeCheckpointError: a ValueError, if ``weights_only`` and a selected entry could run code.
+        MissingEntryError: a KeyError, if the file has no entry of a name in ``keys``.
+        MismatchError: a ValueError. Lists every missing, unexpected or mismatched entry; ``into`` is unchanged.
         FreedTensorError: a ValueError, if tensors of ``into`` have no memory, or elements that share some.
-        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+        OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
 
     Warns:
         DtypeCastWarning: if tensors of ``into`` have other dtypes than those of the file.
@@ -163,19 +161,22 @@ def load(
 
 
 def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> CheckpointInfo:
-    """Tell what a checkpoint holds, from a few short reads; where ``load`` reads the whole file, so does this.
+    """Describe the contents of a checkpoint, from a few short reads where ``load`` need not read the whole file.
 
-    An object of a class that is not loaded, as that could run code, is shown as ``<argparse.Namespace, not loaded>``.
+    An object of a class that could run code is not loaded, and shown as ``<argparse.Namespace, not loaded>``.
 
     Args:
-        path: a local path or an fsspec URL, as of ``load``.
+        path: a local path or an fsspec URL, see ``load``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Returns:
+        The format, the size and the entries.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format.
-        UnsafeCheckpointError: a ValueError, if the file names what may run code.
-        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+        InvalidCheckpointError: a ValueError, if the file is empty, truncated, damaged, or of another format.
+        UnsafeCheckpointError: a ValueError, if the file could run code.
+        OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
     text = checkpoint_path(path)
     from fsspec_csx.formats import (

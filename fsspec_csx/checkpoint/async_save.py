@@ -1,4 +1,4 @@
-"""async_save: a copy of the tensors now, and the checkpoint written by a thread while the training goes on."""
+"""async_save: copy the tensors now, and write the checkpoint in a thread while the training continues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fsspec
 from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.checkpoint.exit_status import note_failure
-from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unasked
+from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unretrieved
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fsspec_csx")
 
-_SIDE_BY_SIDE = 2
+_MAX_THREADS = 2
 
 
 def async_save(
@@ -36,33 +36,32 @@ def async_save(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> SaveFuture:
-    """Save an object as ``save`` would at this moment, but write the file in the background.
+    """Save like ``save``, but write the file in the background.
 
-    When this returns, everything that is to be saved was copied, tensors on GPUs into pinned main memory: the object
-    may change. The credentials, too, are those of the moment of the call. The copies are freed when the save is over;
-    until then each save holds as much memory as its tensors take.
+    Everything is copied before this returns, from GPUs into pinned memory, so the object may change; the credentials
+    are those of the call, too. Each save needs the memory of its tensors until it ends.
 
-    Saves to one path are written one after the other, in the order of the calls, and those to different paths two at a
-    time. With a ``save`` to the same path meanwhile, whichever ends last stays, whole. The interpreter waits at its
-    exit for saves that are not over; Ctrl-C then stops them. A forked child has no part in its parent's saves.
+    Saves to one path run one after the other in the order of the calls, and two saves to different paths run at a time.
+    With a concurrent ``save`` to the same path, the last to end wins. The interpreter waits for its saves at exit;
+    Ctrl-C stops them. A forked child does not inherit them.
 
     Args:
-        obj: as of ``save``.
-        path: as of ``save``.
-        storage_options: as of ``save``.
-        callback: as of ``save``, but called in another thread, and no progress bar shows without one.
+        obj: see ``save``.
+        path: see ``save``.
+        storage_options: see ``save``.
+        callback: see ``save``; called in another thread. Without one no progress bar shows.
 
     Returns:
-        The save's future. If it fails and its result is never asked for, the failure is logged as an error, and the
-        status with which the interpreter exits is 120 (also after ``sys.exit(3)``), or 1 if an exception ended it. (The
-        children that multiprocessing forks do not exit like this, and keep theirs.)
+        The save's future. If the save fails and its result is never retrieved, the failure is logged as an error,
+        and the interpreter exits with status 120 (even after ``sys.exit(3)``), or 1 if an exception ended it. Children that
+        multiprocessing forks keep their own status.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CredentialsError: a PermissionError, if the credentials for an S3 path are missing.
-        ValueError: if the format cannot hold the object, as of ``save``.
-        RuntimeError: if the main thread has ended already.
-        Exception: what pickle raised for an object that cannot be saved.
+        ValueError: if the format cannot hold the object, see ``save``.
+        RuntimeError: if the main thread has already ended.
+        Exception: any error of pickle for an object that cannot be saved.
     """
     text = checkpoint_path(path)
     from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
@@ -72,7 +71,7 @@ def async_save(
         inner = os.path.join(os.getcwd(), inner)
     behind, place, _ = unwrap_filesystem(fs, inner)
     if connect := getattr(behind, "connect", None):
-        connect()  # or it would sign in later, under the environment of that time
+        connect()  # now, with the credentials of this moment
     saving = CheckpointWriter(obj, text, copied=True)
     future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes))
     _saves.add(_Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving))
@@ -84,14 +83,14 @@ def async_save(
 
 @dataclass(eq=False)
 class _Save:
-    """A save that is not over.
+    """A save that has not ended.
 
     Attributes:
-        future: what the caller holds.
-        fs: the filesystem; None for this machine's own.
+        future: the one that the caller has.
+        fs: the filesystem; None for the local one.
         path: the path on it.
-        text: the path as the caller gave it.
-        place: equal for saves that must not overtake each other; it does no harm if it is for others.
+        text: the caller's path.
+        place: equal for saves that must not overtake each other.
         saving: what is to be written.
     """
 
@@ -103,7 +102,7 @@ class _Save:
     saving: CheckpointWriter
 
     def run(self) -> None:
-        """Save, and end the future, whatever happens; the copy is freed before."""
+        """Save, free the copy, and end the future in any case."""
         if not self.future.set_running_or_notify_cancel():
             return
         error = self._failure()
@@ -111,33 +110,33 @@ class _Save:
         _free_frames(error)
         try:
             self.future.end(error, self.text)
-        except BaseException:  # of a done callback: the other saves shall go on
+        except BaseException:  # raised by a done callback: other saves continue
             logger.exception("A callback of the save to %s failed", redacted(self.text))
         del self, error  # the error's traceback leads here, and from here back to it
 
     def _failure(self) -> BaseException | None:
         try:
-            self._write(self.future.course)
+            self._write(self.future.progress)
         except BaseException as error:
             return error
         return None
 
-    def _write(self, course: SaveProgress) -> None:
-        meter = ProgressMeter(course, self.saving.nbytes, estimated=True)
+    def _write(self, progress: SaveProgress) -> None:
+        meter = ProgressMeter(progress, self.saving.nbytes, estimated=True)
 
         def advance(count: int) -> None:
-            course.check()
+            progress.raise_if_cancelled()
             meter.advance(count)
 
         with atomic_write(self.fs, self.path) as file:
             self.saving.write(file, advance=advance)
-            course.settle()
-            course.check()
+            progress.commit()
+            progress.raise_if_cancelled()
         meter.finish()
 
 
 def _free_frames(error: BaseException | None) -> None:
-    """Free what the functions that an error went through still hold: tensors and parts of them are among it."""
+    """Free the local variables, such as tensors, of the functions that an error passed through."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -146,7 +145,7 @@ def _free_frames(error: BaseException | None) -> None:
 
 
 class _Saves:
-    """The saves that are not over."""
+    """The queue of saves, and the threads that write them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -162,7 +161,7 @@ class _Saves:
                 raise RuntimeError(msg)
             self._waiting.append(save)
             save.future.add_done_callback(self._drop)
-            if self._threads == _SIDE_BY_SIDE:
+            if self._threads == _MAX_THREADS:
                 return
             self._threads += 1
             try:
@@ -173,7 +172,7 @@ class _Saves:
                 raise
 
     def _drop(self, future: concurrent.futures.Future[None]) -> None:
-        """Forget a save, and its copy, that was cancelled before any thread began it."""
+        """Drop a save that was cancelled before a thread started it, with its copy."""
         with self._changed:
             dropped = [save for save in self._waiting if save.future is future]
             for save in dropped:
@@ -183,7 +182,7 @@ class _Saves:
             future.set_running_or_notify_cancel()
 
     def finish(self) -> None:
-        """Wait for all of them, and take no more; Ctrl-C stops those that are left."""
+        """Wait for all saves and accept no more; Ctrl-C stops the rest."""
         try:
             self._close()
         except KeyboardInterrupt:
@@ -192,14 +191,14 @@ class _Saves:
                     note_failure()
                     logger.error("%s was not saved: interrupted", redacted(save.text))
             self._close()
-        log_unasked()
+        log_unretrieved()
 
     def _close(self) -> None:
         with self._changed:
-            self._changed.wait_for(self._none_left)
+            self._changed.wait_for(self._is_idle)
             self._closed = True
 
-    def _none_left(self) -> bool:
+    def _is_idle(self) -> bool:
         return not self._waiting and not self._running
 
     def _work(self) -> None:
@@ -208,11 +207,11 @@ class _Saves:
             save.run()
             save = self._next(save)
 
-    def _next(self, over: _Save | None) -> _Save | None:
-        """The first save whose path is free, after one that is over; None ends the thread."""
+    def _next(self, ended: _Save | None) -> _Save | None:
+        """The first waiting save whose path is free; None ends the thread."""
         with self._changed:
-            if over is not None:
-                self._running.remove(over)
+            if ended is not None:
+                self._running.remove(ended)
                 self._changed.notify_all()
             busy = {save.place for save in self._running}
             for save in self._waiting:
@@ -227,14 +226,14 @@ class _Saves:
 _saves = _Saves()
 
 
-def _start_afresh() -> None:
-    """A forked child has none of the threads that its parent's saves run in."""
+def _reset() -> None:
+    """A forked child has none of its parent's threads."""
     global _saves
     _saves = _Saves()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_afresh)
-# These run in the reverse order: ours before that of concurrent.futures.thread, which ends the threads that look up the
-# names of hosts. The functions of atexit come too late.
+    os.register_at_fork(after_in_child=_reset)
+# Runs in reverse order: before that of concurrent.futures.thread, which ends the threads that resolve host names.
+# Functions of atexit run too late.
 threading._register_atexit(lambda: _saves.finish())  # type: ignore[attr-defined]

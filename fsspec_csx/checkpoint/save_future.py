@@ -1,4 +1,4 @@
-"""SaveFuture: what the caller of async_save holds."""
+"""SaveFuture: the result of async_save, with its progress."""
 
 from __future__ import annotations
 
@@ -17,106 +17,106 @@ logger = logging.getLogger("fsspec_csx")
 
 
 class SaveFuture(concurrent.futures.Future[None]):
-    """A save that goes on in the background; a ``concurrent.futures.Future`` that can also be cancelled midway.
+    """A save in the background: a ``concurrent.futures.Future`` that can also be cancelled while it runs.
 
-    ``await asyncio.wrap_future(future)`` waits for it in an event loop; to cancel that wait is to cancel the save.
+    ``await asyncio.wrap_future(future)`` waits for it in an event loop; cancelling that wait cancels the save.
     """
 
-    def __init__(self, course: SaveProgress) -> None:
+    def __init__(self, progress: SaveProgress) -> None:
         super().__init__()
-        self.course = course
+        self.progress = progress
         self._owner = os.getpid()
-        self._over = False
-        # What is to be logged unless somebody asks.
-        self._unasked = ""
+        self._ended = False
+        # Logged unless the result is retrieved.
+        self._unretrieved = ""
         _alive.add(self)
 
     @property
     def bytes_written(self) -> int:
-        """How many bytes were written so far."""
-        return int(self.course.value)
+        """The number of bytes written so far."""
+        return int(self.progress.value)
 
     @property
     def bytes_total(self) -> int:
-        """How many there will be: an estimate until the save is over, and then the size of the file."""
-        return int(self.course.size)
+        """The size of the file; an estimate until the save has ended."""
+        return int(self.progress.size)
 
     def result(self, timeout: float | None = None) -> None:
-        """Wait until the save is over.
+        """Wait until the save has ended.
 
         Args:
-            timeout: in seconds; None to wait as long as it takes.
+            timeout: in seconds; None to wait without limit.
 
         Raises:
-            concurrent.futures.CancelledError: if it was cancelled; nothing of it goes on any more.
-            concurrent.futures.TimeoutError: if it is not over by then.
-            RuntimeError: in a forked child, where the save goes on without us.
-            Exception: what ``save`` would have raised.
+            concurrent.futures.CancelledError: if the save was cancelled and has stopped.
+            concurrent.futures.TimeoutError: if it has not ended by then.
+            RuntimeError: in a forked child, which does not own the save.
+            Exception: any error of ``save``.
         """
         error = self.exception(timeout)
         try:
             if error is not None:
                 raise error
         finally:
-            del self, error  # the error's traceback would keep them alive, and they it
+            del self, error  # break the cycle through the error's traceback
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait until the save is over, and return what ``result`` would raise, or None; otherwise as ``result``."""
-        if self._owner != os.getpid() and not self._over:
+        """Wait until the save has ended, and return what ``result`` would raise, or None; otherwise like ``result``."""
+        if self._owner != os.getpid() and not self._ended:
             msg = "This save belongs to the process that started it. Ask for its result there."
             raise RuntimeError(msg)
         error = super().exception(timeout)
-        self._unasked = ""
+        self._unretrieved = ""
         if isinstance(error, concurrent.futures.CancelledError):
             raise error
         return error
 
     def cancel(self) -> bool:
-        """Keep what is at the path: a save that is being written stops at its next piece.
+        """Keep the old file: a running save stops at its next chunk.
 
         Returns:
-            Whether the checkpoint will not be published; False if it is or is just about to be, or the save failed.
+            False if the checkpoint was or is about to be published, or the save failed.
         """
         if self._owner != os.getpid():
             return False
-        return super().cancel() or self.course.stop()
+        return super().cancel() or self.progress.cancel()
 
     def cancelled(self) -> bool:
-        """Whether it was cancelled, and nothing of it goes on any more."""
-        return super().cancelled() or (self.course.stopping and self.done())
+        """Whether the save was cancelled and has stopped."""
+        return super().cancelled() or (self.progress.cancelled and self.done())
 
     def end(self, error: BaseException | None, text: str) -> None:
-        """Give it its result, or the error that ended it."""
-        self._over = True
-        self.course.settle()
-        if self.course.stopping:
+        """Set the result, or the error that ended the save."""
+        self._ended = True
+        self.progress.commit()
+        if self.progress.cancelled:
             self.set_exception(concurrent.futures.CancelledError())
         elif error is not None:
-            self._unasked = redacted(f"{text} was not saved: {type(error).__name__}: {error}")
+            self._unretrieved = redacted(f"{text} was not saved: {type(error).__name__}: {error}")
             self.set_exception(error)
         else:
             self.set_result(None)
 
-    def _log_unasked(self) -> None:
-        message, self._unasked = self._unasked, ""
+    def _log_unretrieved(self) -> None:
+        message, self._unretrieved = self._unretrieved, ""
         if message and self._owner == os.getpid():
             note_failure()
             logger.error("%s", message)
 
     def __del__(self) -> None:
-        self._log_unasked()
+        self._log_unretrieved()
 
 
 class SaveProgress(Callback):  # type: ignore[misc]
-    """How far a save has come, and whether it shall go on. Tells the caller's callback, too.
+    """Counts the bytes of a save, passes them to the caller's callback, and carries the request to cancel.
 
-    It does not know the save's future: what an error went through holds this one, and the future holds the error.
+    It has no reference to the future, which holds the error whose traceback holds this object.
     """
 
     def __init__(self, callback: Callback, size: int) -> None:
         super().__init__(size)
-        self.stopping = False
-        self._settled = False
+        self.cancelled = False
+        self._committed = False
         self._lock = threading.Lock()
         self._callback = callback
 
@@ -128,27 +128,27 @@ class SaveProgress(Callback):  # type: ignore[misc]
         super().relative_update(inc)
         self._callback.relative_update(inc)
 
-    def stop(self) -> bool:
-        """Let nothing more be written; whether it is early enough for that."""
+    def cancel(self) -> bool:
+        """Stop the save at its next chunk; returns False if it is too late."""
         with self._lock:
-            self.stopping = self.stopping or not self._settled
-            return self.stopping
+            self.cancelled = self.cancelled or not self._committed
+            return self.cancelled
 
-    def check(self) -> None:
-        """Raise CancelledError if it shall stop."""
-        if self.stopping:
+    def raise_if_cancelled(self) -> None:
+        """Raise CancelledError if the save was cancelled."""
+        if self.cancelled:
             raise concurrent.futures.CancelledError
 
-    def settle(self) -> None:
-        """From here on it is too late to stop."""
+    def commit(self) -> None:
+        """Disallow cancelling: the file is about to be published."""
         with self._lock:
-            self._settled = True
+            self._committed = True
 
 
 _alive: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
 
 
-def log_unasked() -> None:
-    """Log all failures that nobody asked for so far."""
+def log_unretrieved() -> None:
+    """Log all failures that nobody has retrieved."""
     for future in list(_alive):
-        future._log_unasked()
+        future._log_unretrieved()

@@ -70,7 +70,7 @@ class Gate(Callback):  # type: ignore[misc]
 def wait_for_all() -> None:
     """Wait until no save is left, its callbacks and its log included, which a future does not wait for."""
     deadline = time.monotonic() + SECONDS
-    while not module._saves._none_left():
+    while not module._saves._is_idle():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -80,7 +80,7 @@ def nothing_left() -> Iterator[None]:
     """No save of a test reaches into the next, or into the exit status of all."""
     yield
     wait_for_all()
-    exit_status._forget()
+    exit_status._reset()
 
 
 def state(value: float) -> dict[str, Any]:
@@ -790,7 +790,7 @@ def test_failure_at_exit(tmp_path: Path, end: str, status: int) -> None:
     assert (tmp_path / "x.pt.txt").read_text() == "not yet flushed"
     if "stderr" not in end:
         assert told.count("left") == told.count("deleted") == 1
-        assert sum("so the exit status is 120" in line for line in told) == (status == 120)
+        assert sum("exit status is 120" in line for line in told) == (status == 120)
     failures = [f"{tmp_path}/x.pt was not saved: ValueError: stop"]
     assert (tmp_path / "log").read_text().splitlines() == (failures if status else [])
 
@@ -821,7 +821,7 @@ def test_ctrl_c_at_exit(tmp_path: Path) -> None:
     assert time.monotonic() - began < 8  # each save takes ten seconds
     *stopped, told = errors.splitlines()
     assert stopped == [f"{tmp_path}/x.pt was not saved: interrupted"] * 2
-    assert "so the exit status is 120" in told
+    assert "exit status is 120" in told
     assert process.returncode == 120
     assert load(tmp_path / "x.pt") == [1]
     assert names(str(tmp_path)) == ["home", "x.pt"]
