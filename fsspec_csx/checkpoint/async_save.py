@@ -53,8 +53,8 @@ def async_save(
 
     Returns:
         The save's future. If the save fails and its result is never retrieved, the failure is logged as an error,
-        and the interpreter exits with status 120 (even after ``sys.exit(3)``), or 1 if an exception ended it. Children that
-        multiprocessing forks keep their own status.
+        and the interpreter exits with status 120 (even after ``sys.exit(3)``), or 1 if an exception ended it. Children
+        that multiprocessing forks keep their own status.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
