@@ -98,8 +98,8 @@ def load(
 ) -> Any:
     """Load a file of ``save``, ``torch.save`` or safetensors; like ``torch.load``, but from any path.
 
-    A folder of ``torch.distributed.checkpoint`` loads as one state dict, see ``fsspec_csx.distributed.whole``. If torch's
-    own planner wrote it, keys are strings, which ``into`` matches with integers. Tied tensors that
+    A folder of ``torch.distributed.checkpoint`` loads as one state dict, see ``fsspec_csx.distributed.whole``. If
+    torch's own planner wrote it, keys are strings, which ``into`` matches with integers. Tied tensors that
     ``safetensors.torch.save_model`` left out are restored.
 
     Checksums are verified. From files of torch since 1.6, plain tensors are read directly into their memory, and with
