@@ -1,4 +1,4 @@
-"""Cerebras checkpoints that are folders: whether one was finished, and where a copy of one can be."""
+"""Cerebras checkpoints in folders: whether one is complete, and where one can be copied to."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fsspec_csx.storage.paths import redacted
 _TAIL = 4096
 
 
-def finished(root: Directory, folder: str) -> bool:
-    """Whether a folder has a checkpoint that was written to its end; True if that may not be looked at.
+def is_complete(root: Directory, folder: str) -> bool:
+    """Whether the checkpoint in a folder was written completely; True if its metadata may not be read.
 
     Args:
-        root: the folder or one above it.
+        root: the folder, or one above it.
         folder: its name below the root.
 
     Raises:
-        OSError: what the filesystem raised; no FileNotFoundError.
+        OSError: raised by the filesystem, except FileNotFoundError.
     """
     place = Location.below(root, f"{folder.rstrip('/')}/{naming.METADATA}")
-    from fsspec_csx.formats.cerebras.metadata import LARGEST, SUCCESS, decoded  # only here, as few folders are any
+    from fsspec_csx.formats.cerebras.metadata import LARGEST, SUCCESS, decoded  # imported here, as few folders need it
 
     try:
         size = place.state()["size"]
         with place.opened() as file:
             file.seek(max(0, size - _TAIL))
-            if SUCCESS.encode() in file.read(_TAIL):  # it is the last that is written
+            if SUCCESS.encode() in file.read(_TAIL):  # written last
                 return True
             file.seek(0)
             return size <= LARGEST and bool(decoded(file.read(), name=place.display_path).get(SUCCESS))
@@ -41,32 +41,28 @@ def finished(root: Directory, folder: str) -> bool:
         return True
 
 
-def begun(root: Directory) -> bool:
-    """Whether a folder is one that ``begin`` made, and nobody finished.
-
-    Raises:
-        OSError: what the filesystem raised.
-    """
+def is_incomplete(root: Directory) -> bool:
+    """Whether ``mark_incomplete`` marked a folder, and nothing completed it since."""
     place = Location.below(root, naming.METADATA)
     try:
         with place.opened() as file:
-            return bool(file.read(_TAIL) == _begun())
+            return bool(file.read(_TAIL) == _incomplete_metadata())
     except FileNotFoundError:
         return False
 
 
-def begin(fs: Any, folder: str) -> bytes | None:
-    """Make a folder a Cerebras checkpoint that was not finished, whether it is to become one or to go.
+def mark_incomplete(fs: Any, folder: str) -> bytes | None:
+    """Mark a folder as an incomplete Cerebras checkpoint, before it is written or deleted.
 
     Args:
-        fs: the filesystem; None for this machine's own.
+        fs: the filesystem; None for the local one.
         folder: its path there.
 
     Returns:
-        The metadata that there was; None if there was none.
+        The former metadata; None if there was none.
 
     Raises:
-        OSError: what the filesystem raised; PermissionError is among it.
+        OSError: raised by the filesystem.
     """
     place = Location(folder, fs, f"{folder}/{naming.METADATA}", (fs, f"{folder}/{naming.METADATA}"))
     try:
@@ -74,45 +70,38 @@ def begin(fs: Any, folder: str) -> bytes | None:
             former: bytes | None = file.read()
     except FileNotFoundError:
         former = None
-    write(fs, folder, _begun())
+    write_metadata(fs, folder, _incomplete_metadata())
     return former
 
 
-def write(fs: Any, folder: str, metadata: bytes) -> None:
-    """Write the metadata of a checkpoint.
-
-    Args:
-        fs: the filesystem; None for this machine's own.
-        folder: its path there.
-        metadata: its bytes.
-    """
+def write_metadata(fs: Any, folder: str, metadata: bytes) -> None:
+    """Write the metadata object of a checkpoint."""
     with atomic_write(fs, f"{folder}/{naming.METADATA}") as file:
         file.write(metadata)
 
 
 def check_target(source: Directory, target: Directory) -> None:
-    """Refuse a target that cannot hold all that a checkpoint on S3 is.
+    """Refuse a target that cannot hold the user metadata of a checkpoint on S3.
 
     Raises:
-        CheckpointPathError: if it is not on S3.
+        CheckpointPathError: if the target is not on S3.
     """
     if _is_bulk(source.fs) and not _is_bulk(target.fs):
-        what = "cannot hold the user metadata of its objects, which a Cerebras checkpoint on S3 needs"
-        reason = f"{redacted(source.path)} cannot be copied to {redacted(target.path)}, as that {what}."
-        raise CheckpointPathError(reason, "Make one file of it: cszoo checkpoint convert.")
+        reason = f"{redacted(target.path)} cannot hold the user metadata of the objects of {redacted(source.path)}."
+        raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")
 
 
 def same_user_metadata(one: Location, other: Location) -> bool:
-    """Whether two objects have the same user metadata; True where there is none."""
+    """Whether two objects have the same user metadata; True on filesystems without."""
     stamps = one.stamp(), other.stamp()
     if stamps[0] is None or stamps[1] is None:
         return True
     return bool(stamps[0].headers.get("Metadata") == stamps[1].headers.get("Metadata"))
 
 
-def _begun() -> bytes:
-    """Metadata without the entry that is there when all else is."""
-    from fsspec_csx.formats.cerebras.metadata import encoded  # only here, as few folders are any
+def _incomplete_metadata() -> bytes:
+    """Metadata without the entry that is written last."""
+    from fsspec_csx.formats.cerebras.metadata import encoded  # imported here, as few folders need it
 
     return encoded({})
 

@@ -1,4 +1,4 @@
-"""Whether all files of a checkpoint are there: those that its manifest or index names, or that its shards count."""
+"""Checks that a checkpoint has all files that its manifest, its index or the names of its shards require."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _REMEDY = "Copy it again, or delete it."
 
 
 def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) -> None:
-    """Check that all files of a folder that is a checkpoint are there, without a look into them.
+    """Check that a checkpoint folder has all its files, without reading them.
 
-    Compared are the names, and of a checkpoint of torch.distributed.checkpoint the sizes, with what the manifest says.
-    Of a Cerebras checkpoint its metadata must have been finished.
+    Names are compared with the manifest or index; for torch.distributed.checkpoint also sizes. The metadata of a
+    Cerebras checkpoint must be complete.
 
     Args:
-        path: of the folder, as ``load`` takes it.
+        path: the folder, as for ``load``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Raises:
-        InvalidCheckpointError: if a file is missing or too short, or the manifest or index cannot be read.
-        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError is among it.
+        InvalidCheckpointError: if a file is missing or truncated, or the manifest or index cannot be read.
+        OSError: raised by the filesystem, such as FileNotFoundError.
     """
     root = Directory(path, storage_options)
     files, _ = root.scan()
@@ -46,14 +46,14 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     if ".metadata" in sizes:
         _check_manifest(root, sizes, display_path)
     if naming.METADATA in sizes:
-        from fsspec_csx.manage import cerebras_folders  # only here, as it imports this package's folders
+        from fsspec_csx.manage import cerebras_folders
 
-        if not cerebras_folders.finished(root, ""):
+        if not cerebras_folders.is_complete(root, ""):
             raise InvalidCheckpointError(f"{display_path} was not finished.", "Save it again, or delete it.")
 
 
 def missing_shards(names: Iterable[str]) -> list[str]:
-    """The shards that are not there, of sets in which each name has the number of all, as in ``-00001-of-00002``."""
+    """The missing shards of numbered sets, such as ``model-00001-of-00002.safetensors``."""
     found: dict[tuple[str, int, str], set[int]] = defaultdict(set)
     for name in names:
         if numbered := _NUMBERED.fullmatch(name):
@@ -66,7 +66,7 @@ def missing_shards(names: Iterable[str]) -> list[str]:
 
 
 def _check_index(root: Directory, name: str, sizes: Mapping[str, int | None], display_path: str) -> None:
-    """Check that the files which an index of Hugging Face's names are there."""
+    """Check that the files in a Hugging Face index exist."""
     try:
         if (sizes[name] or 0) > _LARGEST:
             raise ValueError(name)
@@ -80,8 +80,8 @@ def _check_index(root: Directory, name: str, sizes: Mapping[str, int | None], di
 
 
 def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_path: str) -> None:
-    """Check that the shards which a manifest names are there, and as long as it says."""
-    from fsspec_csx.formats.dcp import manifest  # only here, as these import torch
+    """Check that the shards in a manifest exist and are long enough."""
+    from fsspec_csx.formats.dcp import manifest  # imported here, as they import torch
     from fsspec_csx.formats.dcp.folder import Folder
 
     ends: dict[str, int] = defaultdict(int)
@@ -93,12 +93,12 @@ def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_pa
     if missing := sorted(name for name in ends if name not in held):
         raise _incomplete(display_path, missing, "its manifest names")
     if short := sorted(name for name, end in ends.items() if (size := held[name]) is not None and size < end):
-        reason = f"{display_path} is not whole: {_listed(short)} {'is' if len(short) == 1 else 'are'} cut short."
+        reason = f"{display_path} is incomplete: {_listed(short)} {'is' if len(short) == 1 else 'are'} truncated."
         raise InvalidCheckpointError(reason, _REMEDY)
 
 
 def _incomplete(display_path: str, missing: list[str], what: str) -> InvalidCheckpointError:
-    return InvalidCheckpointError(f"{display_path} is not whole: it lacks {_listed(missing)}, which {what}.", _REMEDY)
+    return InvalidCheckpointError(f"{display_path} is incomplete: it lacks {_listed(missing)}, which {what}.", _REMEDY)
 
 
 def _listed(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from fsspec.callbacks import Callback, NoOpCallback
 from fsspec_csx.checkpoint.api import inspect, load, save
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.copy import _named, takes_names
-from fsspec_csx.manage.location import Location
+from fsspec_csx.manage.location import Location, already_exists
 from fsspec_csx.manage.naming import SUFFIXES
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -116,8 +116,7 @@ def convert(
     written, kind = _written(origin, target, format)
     place = Location.of(written, target_options)
     if not overwrite and place.exists():
-        msg = f"{place.display_path} exists already. Choose another name, or allow it to be overwritten."
-        raise FileExistsError(msg)
+        raise already_exists(place.text)
     if overwrite:
         _check_kind(place, folder=kind in (DISTRIBUTED, CEREBRAS))
     if kind in (DISTRIBUTED, CEREBRAS):

@@ -13,7 +13,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, rename_file, same_content
-from fsspec_csx.manage.location import Location
+from fsspec_csx.manage.location import Location, already_exists
 from fsspec_csx.manage.sharded_folders import CheckpointFolder
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -216,7 +216,4 @@ def _check_target(source: Location, target: Location, overwrite: bool) -> None:
             msg = f"{target.display_path} is a folder. End it with a slash to copy into it."
             raise IsADirectoryError(msg)
     if not overwrite:
-        msg = (
-            f"{target.display_path} exists already. Choose another name, or replace it with --force or overwrite=True."
-        )
-        raise FileExistsError(msg)
+        raise already_exists(target.text)

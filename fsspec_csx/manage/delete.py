@@ -1,4 +1,4 @@
-"""Checkpoints deleted: those, and nothing else."""
+"""Deletes checkpoints, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 from fsspec_csx.errors import CheckpointPathError, CSXError
 from fsspec_csx.manage import cerebras_folders, naming, s3
-from fsspec_csx.manage.directory import Directory, map_parallel, strip_slashes
+from fsspec_csx.manage.directory import Directory, map_parallel, remove_files, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 
 @dataclass(frozen=True)
 class DeleteTarget:
-    """A checkpoint that is to go.
+    """A checkpoint to delete.
 
     Attributes:
-        path: as it was given.
-        fs: the filesystem; None for this machine's own.
-        files: the paths of its files there.
-        manifests: those of them that go first, since without them the others are no checkpoint.
-        metadata: that of a Cerebras checkpoint, which goes last, as it alone tells what the others are: until then it
-            is one that was not finished. None for other checkpoints.
-        size: of all, in bytes.
-        folder: the path of the folder that it is; None for a single file.
+        path: as given.
+        fs: the filesystem; None for the local one.
+        files: the paths of all its files there.
+        manifests: those of them to delete first: without a manifest the folder is not a checkpoint.
+        size: of all files, in bytes.
+        folder: the path of the folder; None for a single file.
+        metadata: the metadata of a Cerebras checkpoint, deleted last and until then marked incomplete, as only it
+            identifies the other files; None for other checkpoints.
     """
 
     path: str
@@ -39,39 +39,39 @@ class DeleteTarget:
 
     @property
     def parts(self) -> list[str]:
-        """The files that go late: those by which a folder is known when its manifests are gone, if it has such."""
+        """The files to delete late: shards, which identify the folder when its manifests are gone."""
         shards = [file for file in self.files if naming.is_shard(file.rpartition("/")[2])]
         return shards or [file for file in self.files if file not in {*self.manifests, self.metadata}]
 
     @property
     def others(self) -> list[str]:
-        """The files that are neither."""
+        """All other files."""
         apart = {*self.manifests, *self.parts, self.metadata}
         return [file for file in self.files if file not in apart]
 
     @property
     def key(self) -> tuple[int, str]:
-        """What two paths of the same checkpoint have in common."""
+        """The same for two paths of one checkpoint."""
         return id(self.fs), self.folder or self.files[0]
 
 
 def targets(
     paths: Iterable[str | os.PathLike[str]], *, storage_options: Mapping[str, Any] | None = None
 ) -> list[DeleteTarget]:
-    """What the deletion of these checkpoints takes; nothing is deleted yet.
+    """Find out what to delete for these checkpoints; nothing is deleted yet.
 
-    A file is taken whatever its name. A folder is one checkpoint if it has a manifest, or if all its files are parts of
-    one whose manifest is gone; its own folders are none of it, but those of a Cerebras checkpoint are.
+    A file may have any name. A folder must have a manifest, or only shards whose manifest is gone. Folders in it are
+    not part of the checkpoint, except those of a Cerebras checkpoint.
 
     Args:
-        paths: local paths or fsspec URLs, as of ``load``.
+        paths: local paths or fsspec URLs, as for ``load``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Raises:
-        CheckpointPathError: a ValueError, if a path cannot name a checkpoint: a bucket, or one version of an object.
-        FileNotFoundError: if there is nothing at a path.
-        IsADirectoryError: if there is a folder that is no checkpoint.
-        OSError: whatever the filesystem raised, as it raised it.
+        CheckpointPathError: a ValueError, if a path names a bucket, or a version of an object.
+        FileNotFoundError: if a path does not exist.
+        IsADirectoryError: if a folder is not a checkpoint.
+        OSError: raised by the filesystem.
     """
     places = [(os.fspath(path), _place(path, storage_options)) for path in paths]
     filesystems = [*{id(root.fs): root.fs for _, root in places}.values()]
@@ -81,15 +81,15 @@ def targets(
 
 
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
-    """Delete checkpoints: all manifests first, and the parts last, on S3 a thousand by one request.
+    """Delete checkpoints: all manifests first, shards last; on S3 a thousand files by one request.
 
-    What is left of one after a failure, or when the process is killed, is deleted by the same call again.
+    After a failure the same call deletes the rest.
 
     Args:
-        doomed: what ``targets`` gave.
+        to_delete: the result of ``targets``.
 
     Returns:
-        What went wrong, by the paths of those that are left, or of which something is left.
+        The errors, by the paths of the checkpoints that are left in full or in part.
     """
     to_delete = [*to_delete]
     failed: dict[str, Exception] = {}
@@ -99,39 +99,21 @@ def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
 
 
 def remove(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
-    """Delete files by their exact names, and tell what went wrong with those that are left.
-
-    Args:
-        fs: the filesystem; None for this machine's own.
-        files: their paths there.
-    """
-    if s3.is_s3(fs):
-        return s3.remove(fs, files)
-
-    def remove_one(file: str) -> Exception | None:
-        try:
-            os.unlink(file) if fs is None else fs.rm_file(file)
-        except FileNotFoundError:
-            pass  # someone else was quicker
-        except Exception as error:
-            return error
-        return None
-
-    failures = zip(files, map_parallel(fs, remove_one, files), strict=True)
-    return {file: error for file, error in failures if error is not None}
+    """Delete files by their exact names; returns the errors by file."""
+    return s3.remove(fs, files) if s3.is_s3(fs) else remove_files(fs, files)
 
 
 def targets_from_listing(
     listed: Iterable[ListedCheckpoint], *, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[list[DeleteTarget], dict[str, Exception]]:
-    """What the deletion of checkpoints in a listing takes; single files are not asked for again.
+    """Like ``targets``, for checkpoints of one listing; single files are not looked up again.
 
     Args:
         listed: checkpoints of one root.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Returns:
-        Those that are still there; and what went wrong, by the paths of those of which it is not known.
+        The checkpoints that still exist; and the errors by path.
     """
     failed: dict[str, Exception] = {}
     places = []
@@ -148,7 +130,7 @@ def targets_from_listing(
         try:
             return _folder(each.path, root)
         except FileNotFoundError:
-            return None  # someone else was quicker
+            return None  # deleted by someone else
         except OSError as error:
             failed[each.path] = error
             return None
@@ -158,15 +140,15 @@ def targets_from_listing(
 
 
 def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
-    """As ``delete``, of one filesystem."""
+    """Delete checkpoints of one filesystem."""
     failed: dict[str, Exception] = {}
     touched: set[str] = set()
     first = {each.path: [*each.manifests] for each in to_delete}
     last: dict[str, list[str]] = {}
     former: dict[str, bytes] = {}
-    for each, was in zip(to_delete, map_parallel(fs, _begin, to_delete), strict=True):
+    for each, was in zip(to_delete, map_parallel(fs, _mark_incomplete, to_delete), strict=True):
         if isinstance(was, PermissionError) and each.metadata:
-            first[each.path].append(each.metadata)  # for those who may delete and not write
+            first[each.path].append(each.metadata)  # with the right to delete, but not to write
         elif isinstance(was, Exception):
             failed[each.path] = was
         elif each.metadata:
@@ -187,29 +169,29 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
         if each.path not in failed:
             remove_empty(fs, each.folder)
         elif each.path in former and each.path not in touched:
-            try:  # nothing could be deleted, so all is as it was
-                cerebras_folders.write(fs, str(each.folder), former[each.path])
+            try:  # nothing was deleted, so the checkpoint is intact
+                cerebras_folders.write_metadata(fs, str(each.folder), former[each.path])
             except Exception as error:
                 failed[each.path] = error
     return failed
 
 
-def _begin(to_delete: DeleteTarget) -> bytes | Exception | None:
-    """Make a Cerebras checkpoint one that was not finished: the metadata that it had, or what hinders that."""
+def _mark_incomplete(to_delete: DeleteTarget) -> bytes | Exception | None:
+    """Mark a Cerebras checkpoint as incomplete; returns its former metadata, or the error."""
     if to_delete.folder is None or to_delete.metadata is None:
         return None
     try:
-        return cerebras_folders.begin(to_delete.fs, to_delete.folder)
+        return cerebras_folders.mark_incomplete(to_delete.fs, to_delete.folder)
     except Exception as error:
         return error
 
 
 def _place(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Directory:
-    """What is at a path, as a root. Made before the threads: some releases of fsspec have a filesystem for each."""
+    """The directory of a path. Made before the threads: some releases of fsspec cache filesystems by thread."""
     text = checkpoint_path(strip_slashes(path))
     root = Directory(path, storage_options)
     if getattr(root.fs, "version_aware", False) and root.fs.split_path(root.inner())[2]:
-        raise CheckpointPathError(f"{redacted(text)!r} names one version of an object.", "Leave ?versionId= away.")
+        raise CheckpointPathError(f"{redacted(text)!r} names one version of an object.", "Remove ?versionId=.")
     return root
 
 
@@ -226,7 +208,7 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     held, _ = root.scan()
     names = [file.name for file in held]
     if not naming.is_sharded(names) and not (names and all(map(naming.is_shard, names))):
-        msg = f"{redacted(path)} is a folder, and no checkpoint. Name the checkpoints in it."
+        msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
     manifests = [root.inner(name) for name in names if naming.is_manifest(name) and name != naming.METADATA]
     metadata = None
@@ -238,7 +220,7 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
 
 
 def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
-    """In bytes; None if there is a folder."""
+    """The size in bytes; None for a folder."""
     try:
         if fs is None:
             return None if os.path.isdir(inner) and not os.path.islink(inner) else os.lstat(inner).st_size
@@ -252,7 +234,7 @@ def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
 
 
 def remove_empty(fs: Any, folder: str | None) -> None:
-    """Remove a folder that was a checkpoint, if nothing else is in it; S3 has none."""
+    """Remove a folder that is empty now; S3 has none."""
     if folder is None or s3.is_s3(fs):
         return
     try:

@@ -1,10 +1,10 @@
-"""A folder of checkpoints on any filesystem, and what lies in it."""
+"""A folder on any filesystem, and the files in it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,7 +15,7 @@ from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
 
 _THREADS = 16
-# What filesystems call the time at which a file was written.
+# The keys under which filesystems report the time of writing.
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 _Item = TypeVar("_Item")
@@ -24,17 +24,22 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class File:
-    """A file below a root.
+    """A file below a directory.
 
     Attributes:
-        name: its path from the root on.
-        size: in bytes; None if the filesystem does not tell.
-        modified: when it was written; None likewise.
+        name: its path relative to the directory.
+        size: in bytes; None if unknown.
+        modified: the time of writing; None if unknown.
     """
 
     name: str
     size: int | None
     modified: datetime | None
+
+    @property
+    def base(self) -> str:
+        """Its name without the folders."""
+        return self.name.rpartition("/")[2]
 
 
 class Directory:
@@ -45,8 +50,8 @@ class Directory:
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Attributes:
-        path: without the slashes at its end.
-        fs: the filesystem, behind any caches; None for this machine's own.
+        path: without trailing slashes.
+        fs: the filesystem, behind any caches; None for the local one.
 
     Raises:
         CheckpointPathError: if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
@@ -62,38 +67,38 @@ class Directory:
         self.fs, inner, _ = unwrap_filesystem(fs, inner)
         self._inner = inner.rstrip("/")
         if self.fs is not None:
-            self.fs.invalidate_cache()  # others may have written since it was listed
+            self.fs.invalidate_cache()  # others may have written to it
 
     def path_of(self, name: str) -> str:
-        """The path of what has this name below the root, as ``load`` takes it."""
+        """The path of a file or folder below this one, as for ``load``."""
         protocols = () if self.fs is None else self.fs.protocol
         return _joined(self.path, (protocols,) if isinstance(protocols, str) else protocols, name)
 
     def inner(self, name: str = "") -> str:
-        """The path on the filesystem of what has this name below the root; of the root if there is none."""
+        """The path on the filesystem of a file or folder below this one; of the directory itself by default."""
         if not name:
             return self._inner or "/"
         return f"{self._inner}/{name}" if self._inner or self.fs is None else name
 
     def scan(self, folder: str = "") -> tuple[list[File], list[str]]:
-        """The files directly in a folder below the root, and the names of its folders, each with a slash at its end.
+        """The files directly in a folder below, and the names of its folders, with a slash at the end.
 
         Raises:
-            FileNotFoundError: if there is no such folder.
+            FileNotFoundError: if the folder does not exist.
             NotADirectoryError: if it is a file.
-            OSError: whatever the filesystem raised.
+            OSError: raised by the filesystem.
         """
-        with _telling_missing(self.path_of(folder) if folder else self.path):
+        with _explain_missing(self.path_of(folder) if folder else self.path):
             return self._scan_local(folder) if self.fs is None else self._scan_remote(folder)
 
     def tree(self) -> dict[str, list[File]]:
-        """The files of each folder below the root that has any, by its name with a slash at its end, ``""`` first."""
+        """All files below, by folder: its name with a slash at the end, ``""`` first."""
         found: dict[str, list[File]] = {"": []}
         for file in self._walk_local() if self.fs is None else self._find_remote():
             found.setdefault(file.name[: file.name.rfind("/") + 1], []).append(file)
         return found
 
-    # -- this machine ------------------------------------------------------------------------------------------------
+    # -- the local filesystem ---------------------------------------------------------------------------------------
 
     def _scan_local(self, folder: str) -> tuple[list[File], list[str]]:
         files, folders = [], []
@@ -104,9 +109,9 @@ class Directory:
                     continue
                 try:
                     status = entry.stat()
-                except FileNotFoundError:  # gone by now, or a link to nothing
+                except FileNotFoundError:  # deleted meanwhile, or a dangling link
                     continue
-                files.append(File(folder + entry.name, status.st_size, _moment(status.st_mtime)))
+                files.append(File(folder + entry.name, status.st_size, _parse_time(status.st_mtime)))
         return files, folders
 
     def _walk_local(self) -> Iterator[File]:
@@ -118,7 +123,7 @@ class Directory:
             except (FileNotFoundError, PermissionError):
                 if not folder:
                     raise
-                continue  # gone by now, or not ours
+                continue  # deleted meanwhile, or not readable
             yield from files
             waiting += [each for each in folders if not os.path.islink(self.inner(each.rstrip("/")))]
 
@@ -133,7 +138,7 @@ class Directory:
             if info["type"] == "directory":
                 folders.append(f"{name.rstrip('/')}/")
             elif info["name"].endswith("/"):
-                continue  # an object that stands for the folder itself
+                continue  # the marker of the folder itself
             elif name == folder.rstrip("/"):
                 raise NotADirectoryError(_no_folder(self.path_of(name) if name else self.path))
             else:
@@ -143,14 +148,14 @@ class Directory:
 
     def _find_remote(self) -> Iterator[File]:
         assert self.fs is not None
-        with _telling_missing(self.path):
+        with _explain_missing(self.path):
             found = self.fs.find(self.inner(), detail=True)
             if not found:
                 self.fs.info(self.inner())
         for info in found.values():
             name = self._name(info)
             if info["type"] == "directory" or name.endswith("/") or info["name"].endswith("/"):
-                continue  # or an object that stands for one
+                continue  # or the marker of one
             if not name:
                 raise NotADirectoryError(_no_folder(self.path))
             yield file_from_info(name, info)
@@ -161,19 +166,19 @@ class Directory:
 
 
 def strip_slashes(path: str | os.PathLike[str]) -> str:
-    """The text of a path without slashes at its end, but for those of a bare protocol and of ``/``."""
+    """Remove the trailing slashes of a path, except those of ``/`` and of a bare protocol."""
     text = os.fspath(path)
     stripped = text.rstrip("/")
     return text if not stripped or stripped.endswith(":") else stripped
 
 
 def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """What a function gives for each item: many at a time where the filesystem bears it.
+    """Call a function for each item, in threads if the filesystem allows it.
 
     Args:
-        fs: the filesystem that the function uses; None for this machine's own.
-        function: is called in threads.
-        items: what it is called with.
+        fs: the filesystem that the function uses; None for the local one.
+        function: what to call.
+        items: its arguments.
     """
     if not getattr(fs, "async_impl", False):
         return [function(item) for item in items]
@@ -181,9 +186,33 @@ def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[
         return list(threads.map(function, items))
 
 
+def remove_files(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
+    """Delete files by their exact names, in parallel; missing ones are not an error.
+
+    Args:
+        fs: the filesystem; None for the local one.
+        files: their paths there.
+
+    Returns:
+        The errors by file.
+    """
+
+    def remove(file: str) -> Exception | None:
+        try:
+            os.unlink(file) if fs is None else fs.rm_file(file)
+        except FileNotFoundError:
+            pass  # deleted by someone else
+        except Exception as error:
+            return error
+        return None
+
+    failures = zip(files, map_parallel(fs, remove, files), strict=True)
+    return {file: error for file, error in failures if error is not None}
+
+
 @contextlib.contextmanager
-def _telling_missing(path: str) -> Iterator[None]:
-    """Most filesystems say no more than the path of what they did not find."""
+def _explain_missing(path: str) -> Iterator[None]:
+    """Add a sentence to FileNotFoundError, which often has the path alone."""
     try:
         yield
     except FileNotFoundError as error:
@@ -194,17 +223,17 @@ def _telling_missing(path: str) -> Iterator[None]:
 
 
 def _no_folder(path: str) -> str:
-    return f"{redacted(path)} is a file, and no folder. Give the folder that it is in."
+    return f"{redacted(path)} is a file, not a folder. Give the folder that it is in."
 
 
 def file_from_info(name: str, info: Mapping[str, Any]) -> File:
-    """A file, by what a filesystem tells of it."""
+    """A file from what the filesystem reports."""
     time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
-    return File(name, info.get("size"), _moment(time))
+    return File(name, info.get("size"), _parse_time(time))
 
 
-def _moment(time: Any) -> datetime | None:
-    """A point in time, from what a filesystem tells: a moment, the seconds since 1970, or a text in ISO 8601."""
+def _parse_time(time: Any) -> datetime | None:
+    """Parse what filesystems report: a datetime, seconds since 1970, or ISO 8601."""
     try:
         if isinstance(time, str):
             time = datetime.fromisoformat(time.replace("Z", "+00:00"))
@@ -216,12 +245,12 @@ def _moment(time: Any) -> datetime | None:
 
 
 def _joined(root: str, protocols: Iterable[str], name: str) -> str:
-    """A path below a root: in a chained URL the name goes to the link that names a place.
+    """Append a name to a path; in a chained URL, to the first link that has a path.
 
     Args:
         root: a folder.
-        protocols: of the filesystem that it is on; a bare link of one stands for its top.
-        name: of something below it.
+        protocols: those of its filesystem; a bare link of one means its top folder.
+        name: the name below the folder.
     """
     links = [root] if is_local(root) else root.split("::")
     bare = {f"{protocol}://" for protocol in protocols}

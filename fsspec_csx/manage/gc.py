@@ -40,7 +40,7 @@ class Leftover:
     modified: datetime
     upload_id: str | None
     fs: Any
-    contents: Sequence[str] | s3.Upload
+    contents: Sequence[str] | s3.UnfinishedUpload
 
 
 def leftovers(
@@ -77,7 +77,7 @@ def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
     """
     failed: dict[str, Exception] = {}
     for each in found:
-        if isinstance(each.contents, s3.Upload):
+        if isinstance(each.contents, s3.UnfinishedUpload):
             try:
                 s3.abort(each.fs, each.contents)
             except Exception as error:
@@ -109,11 +109,11 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
             raise
         return  # there are uploads alone, or the root is the object of one
     for folder, files in sorted(tree.items()):
-        temporary = [file for file in files if naming.is_temporary(_base(file))]
+        temporary = [file for file in files if naming.is_temporary(file.base)]
         for file in temporary:
             yield from _leftover("file", root, file.name, [file])
         others = [file for file in files if file not in temporary]
-        names = [*map(_base, others)]
+        names = [*(file.base for file in others)]
         if (
             folder
             and names
@@ -123,12 +123,8 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
         elif MANIFEST in names and any(map(SHARD.fullmatch, names)):
             path = root.path_of(folder.rstrip("/")) if folder else root.path
             unnamed = _unnamed(path, options)
-            if orphans := [file for file in others if _base(file) in unnamed]:
+            if orphans := [file for file in others if file.base in unnamed]:
                 yield from _leftover("shards", root, folder.rstrip("/"), orphans)
-
-
-def _base(file: File) -> str:
-    return file.name.rpartition("/")[2]
 
 
 def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:

@@ -1,4 +1,4 @@
-"""The checkpoints below a root, in order."""
+"""Lists the checkpoints below a root, in order."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fsspec_csx.storage.paths import redacted
 
 @dataclass(frozen=True)
 class ListedCheckpoint:
-    """A checkpoint, as far as a listing tells of it.
+    """A checkpoint in a listing.
 
     Attributes:
-        path: as ``load`` takes it.
-        step: that its name says (``manage.naming``), or its epoch; None if it says neither.
-        modified: when it was written last; None if the filesystem does not tell.
-        size: of all its files, in bytes.
-        files: how many it has.
+        path: as for ``load``.
+        step: the step in its name (see ``manage.naming``), or the epoch; None if there is neither.
+        modified: when it was last written; None if unknown.
+        size: the size of all its files, in bytes.
+        files: the number of its files.
         sharded: whether it is a folder.
     """
 
@@ -48,44 +48,46 @@ def checkpoints(
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
-        recursive: whether to look below its folders as well.
+        recursive: whether to list folders below as well.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a folder.
-        FileNotFoundError: if there is no such folder; also BucketNotFoundError.
-        NotADirectoryError: if it is a file.
-        OSError: whatever the filesystem raised, as it raised it.
+        FileNotFoundError: if the folder or the bucket does not exist.
+        NotADirectoryError: if the root is a file.
+        OSError: raised by the filesystem.
     """
     place = Directory(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
     found = []
-    of_cerebras = {folder: None for folder, files in folders.items() if folder and naming.METADATA in map(_base, files)}
-    whole = map_parallel(place.fs, lambda folder: cerebras_folders.finished(place, folder), of_cerebras)
-    unfinished = {folder for folder, is_whole in zip(of_cerebras, whole, strict=True) if not is_whole}
+    cerebras = {
+        folder: None for folder, files in folders.items() if folder and naming.METADATA in (file.base for file in files)
+    }
+    finished = map_parallel(place.fs, lambda folder: cerebras_folders.is_complete(place, folder), cerebras)
+    unfinished = {folder for folder, complete in zip(cerebras, finished, strict=True) if not complete}
     for folder, files in folders.items():
-        if folder in unfinished or _is_below(folder, of_cerebras):
+        if folder in unfinished or _is_below(folder, cerebras):
             continue
-        # The root is no checkpoint below itself.
+        # The root itself is not listed.
         if folder and (sharded := _sharded(place, folder, files)):
             found.append(sharded)
         elif recursive or not folder:
             found += _single(place, files)
-    return sorted(found, key=order)
+    return sorted(found, key=sort_key)
 
 
 def list_matching(
     path: str | os.PathLike[str], *, recursive: bool = False, options: Mapping[str, Any] | None = None
 ) -> list[ListedCheckpoint]:
-    """The checkpoints under a root, or those that a pattern fits, and those under the other folders that it fits.
+    """List the checkpoints under a root, or those that match a pattern or are in a folder that matches it.
 
     Args:
-        path: of the root, or a pattern as of ``expanded``.
-        recursive: as of ``checkpoints``.
+        path: the root, or a pattern (see ``expand_pattern``).
+        recursive: as in ``checkpoints``.
         options: arguments for the filesystem.
 
     Raises:
-        OSError: as of ``checkpoints``; FileNotFoundError if nothing fits.
+        OSError: as in ``checkpoints``; FileNotFoundError if nothing matches.
     """
     place = Location.of(path, options) if is_pattern(path) else None
     matches = pattern_matches(place) if place else None
@@ -99,21 +101,20 @@ def list_matching(
         if is_folder and name not in found:
             found |= {each.path: each for each in checkpoints(name, recursive=recursive, storage_options=options)}
     if not names:
-        msg = f"No checkpoint fits {redacted(place.text)}. Check the path."
+        msg = f"No checkpoint matches {redacted(place.text)}. Check the path."
         raise FileNotFoundError(msg)
-    return sorted(found.values(), key=order)
+    return sorted(found.values(), key=sort_key)
 
 
 def latest(
     root: str | os.PathLike[str], *, recursive: bool = False, storage_options: Mapping[str, Any] | None = None
 ) -> ListedCheckpoint | None:
-    """The last of ``checkpoints`` that is whole; None if there is none.
+    """The newest complete checkpoint under a root; None if there is none.
 
-    A step that lacks a file which other steps have is not whole, nor is a folder that lacks one of its files, of which
-    its manifest is read.
+    A step is incomplete if it lacks a file that other steps have, a folder if it lacks a file of its manifest.
 
     Raises:
-        OSError: as ``checkpoints``.
+        OSError: as in ``checkpoints``.
     """
     return latest_of(checkpoints(root, recursive=recursive, storage_options=storage_options), storage_options)
 
@@ -121,7 +122,7 @@ def latest(
 def latest_of(
     found: Iterable[ListedCheckpoint], storage_options: Mapping[str, Any] | None = None
 ) -> ListedCheckpoint | None:
-    """The last of some checkpoints that is whole; as ``latest``."""
+    """The newest complete one of some checkpoints; see ``latest``."""
     for step in reversed(steps_of(found)):
         try:
             for each in step.members if not step.flaw else ():
@@ -134,43 +135,43 @@ def latest_of(
     return None
 
 
-def order(found: ListedCheckpoint) -> Any:
-    """What checkpoints are sorted by; a moment in a name counts more than when it was written, as copies are later."""
+def sort_key(found: ListedCheckpoint) -> Any:
+    """The sort key of a checkpoint: a timestamp in the name beats the time of writing, as copies are written later."""
     time = found.modified.timestamp() if found.modified else 0.0
     moment = naming.parse_name(found.path).moment
     if moment is None:
         return 0, 0, "", time, found.path
-    counts_epochs, step, stamp = moment
-    return 1 if counts_epochs else 2, step, stamp, time, found.path
+    counts_epochs, step, timestamp = moment
+    return 1 if counts_epochs else 2, step, timestamp, time, found.path
 
 
 def _folders(place: Directory) -> dict[str, list[File]]:
-    """The files of the root and of each folder in it."""
+    """The files of the root, and of each folder in it."""
     files, folders = place.scan()
 
     def scan(folder: str) -> list[File]:
         if s3.is_s3(place.fs):
             first, more = s3.first_page(place.fs, place.inner(folder), folder)
-            # A folder may hold millions of other files. Manifests come early in the order of names, but for one.
+            # A folder may have millions of other files. All manifests but one sort early.
             metadata = place.inner(f"{folder}{naming.METADATA}")
-            if not more or not (naming.is_loadable(map(_base, first)) or s3.lists(place.fs, metadata)):
+            if not more or not (naming.is_loadable(file.base for file in first) or s3.is_listed(place.fs, metadata)):
                 return first
         try:
             return place.scan(folder)[0]
         except FileNotFoundError:
-            return []  # gone by now
+            return []  # deleted meanwhile
         except PermissionError:
             if place.fs is not None:
                 raise
-            return []  # what nobody may look into is no checkpoint either
+            return []  # an unreadable folder is not a checkpoint
 
     return {"": files, **dict(zip(folders, map_parallel(place.fs, scan, folders), strict=True))}
 
 
 def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedCheckpoint | None:
     held = [file for file in files if file.size != 0 and not naming.is_temporary(file.name)]
-    names = {_base(file) for file in held}
-    # All the values of a small Cerebras checkpoint can be in its metadata.
+    names = {file.base for file in held}
+    # The metadata of a small Cerebras checkpoint can hold all its values.
     if not naming.is_loadable(names) or (len(held) < 2 and naming.METADATA not in names):
         return None
     name = folder.rstrip("/")
@@ -180,19 +181,15 @@ def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedChec
 
 
 def _is_below(folder: str, others: Collection[str]) -> bool:
-    """Whether a folder is in one of others, by their names with slashes at their ends."""
-    ends = [place + 1 for place, letter in enumerate(folder) if letter == "/"]
+    """Whether a folder is inside another; names end with a slash."""
+    ends = [index + 1 for index, letter in enumerate(folder) if letter == "/"]
     return any(folder[:end] in others for end in ends[:-1])
 
 
 def _single(place: Directory, files: Sequence[File]) -> Iterator[ListedCheckpoint]:
     for file in files:
-        name = _base(file)
+        name = file.base
         if file.size != 0 and naming.is_checkpoint(name):
             yield ListedCheckpoint(
                 place.path_of(file.name), naming.step_of(name), file.modified, file.size or 0, 1, False
             )
-
-
-def _base(file: File) -> str:
-    return file.name.rpartition("/")[2]

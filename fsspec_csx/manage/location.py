@@ -190,6 +190,12 @@ class Location:
             invalidate_listings(self.fs, self.path)
 
 
+def already_exists(path: str) -> FileExistsError:
+    """The error for a target that may not be replaced."""
+    msg = f"{redacted(path)} exists already. Choose another name, or replace it with --force or overwrite=True."
+    return FileExistsError(msg)
+
+
 def is_pattern(path: str | os.PathLike[str]) -> bool:
     """Whether a path has a character that a pattern has, and a name may have."""
     return _WILDCARD.search(os.fspath(path)) is not None

@@ -12,7 +12,7 @@ from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, order
+from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, sort_key
 from fsspec_csx.manage.steps import Step, steps_of
 from fsspec_csx.storage.paths import redacted
 
@@ -144,7 +144,7 @@ def delete_planned(planned: PruneResult, *, storage_options: Mapping[str, Any] |
 
 def _sorted(found: Iterable[ListedCheckpoint], by: str) -> list[Step]:
     """The steps of checkpoints, the newest last."""
-    steps = steps_of(sorted(found, key=order))
+    steps = steps_of(sorted(found, key=sort_key))
     if by == STEP:
         return steps
     if any(step.time is None for step in steps):

@@ -1,4 +1,4 @@
-"""What S3 has and other filesystems have not: deletion by the thousand, and multipart uploads that go on or were left.
+"""What only S3 has: deletion of many objects by one request, and unfinished multipart uploads.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
@@ -13,25 +13,25 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CredentialsError, EndpointError
-from fsspec_csx.manage.directory import File, map_parallel
+from fsspec_csx.manage.directory import File, map_parallel, remove_files
 
 BATCH = 1000
-"""The most objects that one request deletes."""
+"""The maximum of objects that one request deletes."""
 
 PAGE = 1000
-"""Objects or uploads that one request lists."""
+"""The objects or uploads that one request lists."""
 
 
 @dataclass(frozen=True)
-class Upload:
+class UnfinishedUpload:
     """A multipart upload that was neither completed nor aborted.
 
     Attributes:
-        bucket: in which it is.
-        key: of the object that it would make.
-        id: the server's name for it.
-        size: of its parts so far, in bytes; None if we may not see them.
-        modified: when its last part came, or it was begun.
+        bucket: its bucket.
+        key: the key of the object that it would create.
+        id: its upload id.
+        size: the size of its parts so far, in bytes; None if they may not be listed.
+        modified: the time of its last part, or of its start.
     """
 
     bucket: str
@@ -42,17 +42,17 @@ class Upload:
 
 
 def is_s3(fs: Any) -> bool:
-    """Whether a filesystem is S3, ours or that of plain s3fs."""
+    """Whether a filesystem is S3, by this package or by plain s3fs."""
     return hasattr(fs, "call_s3")
 
 
 def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
-    """The first files directly in a folder, by one request, and whether there is more in it.
+    """The first files directly in a folder, by one request, and whether there are more.
 
     Args:
         fs: an S3 filesystem.
-        path: bucket and key of the folder.
-        name: what the names of its files are to begin with.
+        path: the bucket and key of the folder.
+        name: the prefix for the names of its files.
     """
     bucket, key, _ = fs.split_path(path)
     prefix = f"{key.rstrip('/')}/"
@@ -62,27 +62,22 @@ def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
     return files, bool(answer.get("IsTruncated"))
 
 
-def lists(fs: Any, path: str) -> bool:
-    """Whether there is an object of this very path, by one request for a listing.
-
-    Args:
-        fs: an S3 filesystem.
-        path: bucket and key.
-    """
+def is_listed(fs: Any, path: str) -> bool:
+    """Whether an object of exactly this path exists, by one listing request."""
     bucket, key, _ = fs.split_path(path)
     answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(each["Key"] == key for each in answer.get("Contents", []))
 
 
 def remove(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
-    """Delete objects, whatever their names look like.
+    """Delete objects by their exact names.
 
     Args:
         fs: an S3 filesystem.
-        paths: bucket and key of each.
+        paths: the bucket and key of each.
 
     Returns:
-        What went wrong, by the paths of those that are left. It is no failure if there is no such object.
+        The errors by path. A missing object is not an error.
     """
     buckets: dict[str, list[str]] = {}
     for path in paths:
@@ -108,28 +103,19 @@ def _remove_batch(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
         except (CredentialsError, EndpointError) as error:
             return dict.fromkeys(paths, error)
         except Exception:
-            pass  # some servers know no such request, and what it says of a single object is little
-
-    def remove_one(path: str) -> Exception | None:
-        try:
-            fs.rm_file(path)
-        except Exception as error:
-            return error
-        return None
-
-    failures = zip(paths, map_parallel(fs, remove_one, paths), strict=True)
-    return {path: error for path, error in failures if error is not None}
+            pass  # some servers lack this request, and its errors say little about an object
+    return remove_files(fs, paths)
 
 
-def uploads(fs: Any, path: str) -> list[Upload]:
-    """The uploads of an object, and of all below it as a folder, by their keys.
+def uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
+    """The unfinished uploads to an object and to the folder of that name, sorted by key.
 
     Args:
         fs: an S3 filesystem.
         path: a bucket, or bucket and key.
 
     Raises:
-        OSError: if they cannot be listed; BucketNotFoundError and AccessDeniedError are among it.
+        OSError: if they cannot be listed, such as BucketNotFoundError or AccessDeniedError.
     """
     bucket, key, _ = fs.split_path(path.rstrip("/"))
     listed = [
@@ -139,8 +125,8 @@ def uploads(fs: Any, path: str) -> list[Upload]:
     return sorted((each for each in found if each), key=lambda each: (each.key, each.modified))
 
 
-def abort(fs: Any, upload: Upload) -> None:
-    """End an upload without an object; no matter if it was ended before."""
+def abort(fs: Any, upload: UnfinishedUpload) -> None:
+    """Abort an upload, if it has not ended already."""
     with contextlib.suppress(FileNotFoundError):
         fs.abort_mpu(upload.bucket, upload.key, upload.id)
 
@@ -161,8 +147,8 @@ def _listed(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> Upload | None:
-    """An upload with what its parts tell; None if it has ended by now."""
+def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> UnfinishedUpload | None:
+    """An upload with the size and time of its parts; None if it has ended."""
     key, name = listed["Key"], listed["UploadId"]
     size, modified, after = 0, listed["Initiated"], 0
     try:
@@ -173,11 +159,11 @@ def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> Upload | None:
                 modified = max(modified, part["LastModified"])
             following = answer.get("NextPartNumberMarker") or 0
             if not answer.get("IsTruncated") or following <= after:
-                return Upload(bucket, key, name, size, modified)
+                return UnfinishedUpload(bucket, key, name, size, modified)
             after = following
     except FileNotFoundError:
         return None
     except CredentialsError:
         raise
     except PermissionError:
-        return Upload(bucket, key, name, None, modified)
+        return UnfinishedUpload(bucket, key, name, None, modified)

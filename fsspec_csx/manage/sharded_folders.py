@@ -1,4 +1,4 @@
-"""Checkpoints that are folders: copied as one, so that the manifest is never there without all that it tells of."""
+"""Copies and moves checkpoint folders, so that a manifest never appears without the files it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fsspec_csx.manage import cerebras_folders, naming
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, same_content
-from fsspec_csx.manage.location import Location
+from fsspec_csx.manage.location import Location, already_exists
 from fsspec_csx.s3.upload_journal import digest
 from fsspec_csx.storage.local_file import publish, temporary_path
 from fsspec_csx.storage.paths import redacted
@@ -26,18 +26,18 @@ _AT_A_TIME = 10
 
 
 class CheckpointFolder:
-    """A folder that is a checkpoint.
+    """A folder that is one checkpoint.
 
     Args:
         root: the folder.
 
     Attributes:
-        names: of all files below it, manifests last.
-        size: of all, in bytes.
-        is_cerebras: whether it is a Cerebras checkpoint, of whose objects the user metadata counts as well.
+        names: the names of all files below it, manifests last.
+        size: their total size in bytes.
+        is_cerebras: whether it is a Cerebras checkpoint, whose objects have user metadata to keep.
 
     Raises:
-        IsADirectoryError: if it is no checkpoint.
+        IsADirectoryError: if it is not a checkpoint.
     """
 
     def __init__(self, root: Directory) -> None:
@@ -47,7 +47,7 @@ class CheckpointFolder:
             file for folder in root.tree().values() for file in folder if not naming.is_temporary(_last(file.name))
         ]
         if not any(map(_is_manifest, (file.name for file in files))):
-            msg = f"{redacted(root.path)} is a folder, and no checkpoint. Name the checkpoints in it."
+            msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
         self.names = sorted((file.name for file in files), key=lambda name: (_is_manifest(name), name))
         self.size = sum(file.size or 0 for file in files)
@@ -57,12 +57,11 @@ class CheckpointFolder:
     def target(
         self, target: str | os.PathLike[str], name: str, options: Mapping[str, Any] | None
     ) -> str | os.PathLike[str]:
-        """Where it is to be copied to.
+        """The path to copy to: a local folder gets the name appended, unless it is a checkpoint or about to become one.
 
         Args:
-            target: as it was given: a folder of this machine takes the name, unless it is a checkpoint itself, or what
-                is to be one was begun beside it.
-            name: of this one.
+            target: as given.
+            name: the name of this checkpoint.
             options: arguments for the target's filesystem.
         """
         text = os.fspath(target)
@@ -76,19 +75,19 @@ class CheckpointFolder:
         return text + name if isinstance(target, str) else type(target)(text + name)  # type: ignore[call-arg]
 
     def copy_to(self, target: Directory, progress: Callback, *, overwrite: bool, moving: bool) -> None:
-        """Copy or move it.
+        """Copy or move the checkpoint.
 
         Args:
-            target: the folder that it becomes.
-            progress: is told the bytes.
-            overwrite: whether a checkpoint there may be replaced; what it has no more is removed.
-            moving: whether all bytes are compared, and the source deleted then.
+            target: the folder to write.
+            progress: reports the bytes.
+            overwrite: whether a checkpoint there may be replaced; its other files are removed.
+            moving: whether to compare all bytes and then delete the source.
 
         Raises:
-            CheckpointPathError: if the target is the source, or in it, or cannot hold a Cerebras checkpoint of S3, or
-                if names of files lead out of it.
-            ChecksumError: if a copy is not the same.
-            FileExistsError: if there is a checkpoint, or a file of one, unless ``overwrite``.
+            CheckpointPathError: if the target is the source, or inside it, or cannot hold the user metadata of a
+                Cerebras checkpoint, or if a file name leads out of it.
+            ChecksumError: if a copy differs.
+            FileExistsError: if the target has a checkpoint, or a file of one, unless ``overwrite``.
         """
         self._check_apart(target)
         if target.fs is None:
@@ -99,10 +98,10 @@ class CheckpointFolder:
         local = target.fs is None
         if not overwrite:
             if any(map(_is_manifest, held)) and not self._is_resumed(target, held):
-                raise FileExistsError(_exists(target.path))
+                raise already_exists(target.path)
             for name in held:
                 if local and name in self.names:
-                    raise FileExistsError(_exists(target.path_of(name)))
+                    raise already_exists(target.path_of(name))
         if not (moving and local and not os.path.lexists(target.inner()) and self._renamed(target)):
             meter = ProgressMeter(progress, self.size)
             if local:
@@ -114,7 +113,7 @@ class CheckpointFolder:
             meter.finish()
 
     def is_same_file(self, target: Directory) -> bool:
-        """Whether there is a copy of all of it, with the same bytes and user metadata, and no other manifest."""
+        """Whether the target is a complete copy, with the same bytes and user metadata, and no other manifest."""
         held = {*_held(target)}
         if not held.issuperset(self.names) or any(_is_manifest(name) for name in held.difference(self.names)):
             return False
@@ -131,24 +130,24 @@ class CheckpointFolder:
         if one.is_same_file(other) or (
             one.fs == other.fs and other.path.startswith(f"{self._root.inner().rstrip('/')}/") and one.fs is None
         ):
-            reason = f"{redacted(target.path)} is the very folder that is to be copied or moved, or in it."
+            reason = f"{redacted(target.path)} is the source folder, or inside it."
             raise CheckpointPathError(reason, "Name another target.")
 
     def _check_names(self) -> None:
-        """Refuse keys that would be files elsewhere on this machine."""
+        """Refuse keys that would be files outside the target folder."""
         for name in self.names:
             if {".", ".."} & set(name.replace(os.sep, "/").split("/")) or "\0" in name:
-                reason = f"{redacted(self._root.path)} has the file {name!r}, which cannot be in a folder."
-                raise CheckpointPathError(reason, "Do not copy it; ask its author what it is.")
+                reason = f"{redacted(self._root.path)} has the file {name!r}, which would be outside the folder."
+                raise CheckpointPathError(reason, "Do not copy it, and ask its author.")
 
     def _copy_in_place(
         self, target: Directory, held: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
     ) -> None:
-        """Where folders cannot be renamed: the old manifest goes first, and the new one comes last."""
+        """Copy where folders cannot be renamed: the old manifest is deleted first, the new one written last."""
         before = self._metadata.state() if self.is_cerebras else {}
         former = [*held]
         if self.is_cerebras and (overwrite or naming.METADATA in held or not {*held} & {*self.names}):
-            cerebras_folders.begin(target.fs, target.inner())
+            cerebras_folders.mark_incomplete(target.fs, target.inner())
             held = [name for name in held if name != naming.METADATA]
         if overwrite:
             _remove_former(target, held, self.names, all_parts=naming.METADATA in former)
@@ -161,14 +160,14 @@ class CheckpointFolder:
         self._copy_parts(copy_one, meter, target)
         for name in filter(_is_manifest, self.names):
             if name == naming.METADATA:
-                self._metadata.check_state(before)  # names of objects are used again when it is saved anew
+                self._metadata.check_state(before)  # another save reuses the names of objects
             copy_one(name, meter.advance)
 
     def _copy_parts(
         self, copy_one: Callable[[str, Callable[[int], object]], None], meter: ProgressMeter, target: Directory
     ) -> None:
-        """All but the manifests, small ones side by side; large ones go in many requests each."""
-        threads = _AT_A_TIME if _bears_threads(self._root.fs) and _bears_threads(target.fs) else 1
+        """Copy all but the manifests: small files in parallel, large ones one by one, in parallel parts."""
+        threads = _AT_A_TIME if _is_thread_safe(self._root.fs) and _is_thread_safe(target.fs) else 1
         parts = [name for name in self.names if not _is_manifest(name)]
         together = [name for name in parts if name in self._small]
         if together:
@@ -178,15 +177,17 @@ class CheckpointFolder:
                 copy_one(name, meter.advance)
 
     def _is_resumed(self, target: Directory, held: list[str]) -> bool:
-        """Whether at the target is a copy of a Cerebras checkpoint that was broken off."""
+        """Whether the target has an interrupted copy of a Cerebras checkpoint."""
         return (
-            self.is_cerebras and [*filter(_is_manifest, held)] == [naming.METADATA] and cerebras_folders.begun(target)
+            self.is_cerebras
+            and [*filter(_is_manifest, held)] == [naming.METADATA]
+            and cerebras_folders.is_incomplete(target)
         )
 
     def _copy_local(
         self, target: Directory, held: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
     ) -> None:
-        """Beside the target first, and there under its name only when it is whole."""
+        """Copy to a folder beside the target, and rename it when it is complete."""
         staging = Directory(self._staging(target))
         os.makedirs(staging.inner(), exist_ok=True)
         before = _held(staging)
@@ -202,7 +203,7 @@ class CheckpointFolder:
         )
         if not held:
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir(target.inner())  # an empty one
+                os.rmdir(target.inner())  # an empty folder
             os.rename(staging.inner(), target.inner())
             return
         _remove_former(target, held, self.names)
@@ -223,18 +224,18 @@ class CheckpointFolder:
     ) -> None:
         source, goal = Location.below(self._root, name), Location.below(target, name)
         if there:
-            if self._is_alike(source, goal):  # from a copy that was broken off
+            if self._is_alike(source, goal):  # from an interrupted copy
                 advance(source.state()["size"])
                 return
             if not overwrite:
-                raise FileExistsError(_exists(goal.text))
+                raise already_exists(goal.text)
         copy_file(source, goal, advance, overwrite=overwrite, verified=moving)
         if moving and self.is_cerebras and not cerebras_folders.same_user_metadata(source, goal):
-            reason = f"{goal.display_path} has not the user metadata of {source.display_path}, of which it is a copy."
-            raise ChecksumError(reason, "Keep the source, or make one file of it: cszoo checkpoint convert.")
+            reason = f"{goal.display_path} is a copy of {source.display_path}, but lacks its user metadata."
+            raise ChecksumError(reason, "Keep the source, or convert it to one file: cszoo checkpoint convert.")
 
     def _renamed(self, target: Directory) -> bool:
-        """Whether it could be moved by giving the folder another name."""
+        """Try to move by renaming the folder; return whether that worked."""
         if self._root.fs is not None or os.path.islink(self._root.inner()):
             return False
         os.makedirs(os.path.dirname(target.inner()), exist_ok=True)
@@ -245,7 +246,7 @@ class CheckpointFolder:
         return True
 
     def _remove(self) -> None:
-        """Delete the source, so that nothing half deleted looks whole."""
+        """Delete the source, so that it never looks complete when part of it is deleted."""
         metadata = self._root.inner(naming.METADATA) if self.is_cerebras else None
         manifests = [self._root.inner(name) for name in self.names if _is_manifest(name) and name != naming.METADATA]
         files = [self._root.inner(name) for name in self.names]
@@ -257,22 +258,22 @@ class CheckpointFolder:
         folder = self._root.inner()
         if self._root.fs is None:
             for path, _, _ in os.walk(folder, topdown=False):
-                with contextlib.suppress(OSError):  # something else may be in it
+                with contextlib.suppress(OSError):  # not empty
                     os.rmdir(path)
 
     def _staging(self, target: Directory) -> str:
-        """The folder beside one of this machine in which it is made."""
+        """The temporary folder beside a local target."""
         path = os.path.realpath(target.inner())
         return temporary_path(path, digest(self._root.path, path)[:16])
 
 
-def _bears_threads(fs: Any) -> bool:
-    """Whether a filesystem, or this machine's own, can be used in many threads."""
+def _is_thread_safe(fs: Any) -> bool:
+    """Whether a filesystem can be used from several threads."""
     return fs is None or getattr(fs, "async_impl", False)
 
 
 def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
-    """The names of the files that are below a folder; none if there is no such folder."""
+    """The names of the files below a folder; none if it does not exist."""
     try:
         files = [file.name for folder in root.tree().values() for file in folder]
     except FileNotFoundError:
@@ -281,13 +282,13 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
 
 
 def _remove_former(target: Directory, held: list[str], names: list[str], *, all_parts: bool = False) -> None:
-    """Remove a former checkpoint's manifests, and then its parts that the new one has not.
+    """Remove the manifests of the former checkpoint, and then those of its shards that the new one lacks.
 
     Args:
         target: the folder.
         held: the names of the files in it.
-        names: those of the new one.
-        all_parts: whether all files there are its parts, as those of a Cerebras checkpoint are.
+        names: the names of the new files.
+        all_parts: whether all files belong to the checkpoint, as in a Cerebras checkpoint.
     """
     manifests = [name for name in held if _is_manifest(name)]
     all_parts |= naming.METADATA in held
@@ -299,14 +300,9 @@ def _remove_former(target: Directory, held: list[str], names: list[str], *, all_
 
 
 def _is_manifest(name: str) -> bool:
-    """Whether a file of this name makes the folder a checkpoint."""
+    """Whether a file directly in the folder is a manifest."""
     return "/" not in name and naming.is_manifest(name)
 
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _exists(path: str) -> str:
-    display_path = redacted(path)
-    return f"{display_path} exists already. Choose another name, or replace it with --force or overwrite=True."

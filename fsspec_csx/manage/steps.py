@@ -1,4 +1,4 @@
-"""Checkpoints by the step that they are of: files of one step stay, or go, together."""
+"""Groups checkpoints by step: the files of one step are kept, or deleted, together."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.manage.naming import ParsedName, parse_name, set_of
+from fsspec_csx.manage.naming import ParsedName, parse_name, shard_set
 
 if TYPE_CHECKING:
     from fsspec_csx.manage.list import ListedCheckpoint
 
-# A file of such a name follows its own rules, and is not saved with each step.
+# Files with such names are not saved with each step.
 _APART = re.compile(r"(?:^|[^A-Za-z])(?:best|last|latest|final)(?:[^A-Za-z]|$)", re.IGNORECASE)
 
 
@@ -22,12 +22,11 @@ class Step:
     """The checkpoints of one step of one run.
 
     Attributes:
-        label: what the name of the first says.
+        label: the parsed name of the first.
         members: the checkpoints.
         families: their names without numbers.
-        run: what the steps of one run have in common: files of different families that never have a step in common are
-            of different runs.
-        flaw: why it is not known to be a whole step, as a part of a sentence; empty if it is.
+        run: the same for all steps of one run. Families that never share a step are of different runs.
+        flaw: why the step may be incomplete, as a part of a sentence; empty if it is complete.
     """
 
     label: ParsedName
@@ -38,21 +37,21 @@ class Step:
 
     @property
     def time(self) -> float | None:
-        """When its last file was written, in seconds since 1970; None if that is not known of each."""
+        """When its last file was written, in seconds since 1970; None if unknown for any."""
         times = [each.modified.timestamp() for each in self.members if each.modified]
         return max(times) if len(times) == len(self.members) else None
 
 
 def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:
-    """Checkpoints by their steps, in the order in which each step comes last.
+    """Group checkpoints by step, in the order of the last member of each.
 
-    Of those whose names say no step, only the shards of one file belong together.
+    Names without a step group only the shards of one file.
     """
     steps: dict[Any, Step] = {}
     for each in found:
         label, folder = parse_name(each.path), each.path.rpartition("/")[0]
         apart = label.family if _APART.search(label.family) else ""
-        key = folder, apart, label.moment or set_of(each.path)
+        key = folder, apart, label.moment or shard_set(each.path)
         step = steps[key] = steps.pop(key, Step(label))
         step.members.append(each)
         step.families.add(f"{folder}/{label.family}{'/' if each.sharded else ''}")
@@ -61,7 +60,7 @@ def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:
 
 
 def _compare(steps: list[Step]) -> None:
-    """Find the runs, and the steps that lack files which others of their run have."""
+    """Find the runs, and the steps that lack files of other steps in their run."""
     runs: dict[str, set[str]] = {}
     for step in steps:
         joined = {id(run): run for each in step.families if (run := runs.get(each))}
@@ -82,7 +81,7 @@ def _compare(steps: list[Step]) -> None:
 
 
 def _in_order(steps: list[Step]) -> bool:
-    """Whether no later epoch has a smaller step: some count steps anew in each epoch."""
+    """Whether steps grow with epochs; some trainings restart the count in each epoch."""
     known = [(step.label.step, step.label.epoch) for step in steps if step.label.epoch is not None]
     epochs = [epoch for _, epoch in sorted(known)]
     return epochs == sorted(epochs)

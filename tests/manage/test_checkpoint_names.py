@@ -37,8 +37,8 @@ def test_step(name: str, step: int | None) -> None:
 
 def test_stamp() -> None:
     """A moment at the end of a name is no step."""
-    assert naming.stamp_of("run/checkpoint_100_20260101_120000.mdl") == "20260101_120000"
-    assert naming.stamp_of("run/checkpoint_100.mdl") == ""
+    assert naming.parse_name("run/checkpoint_100_20260101_120000.mdl").timestamp == "20260101_120000"
+    assert naming.parse_name("run/checkpoint_100.mdl").timestamp == ""
 
 
 @pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x.ckpt", "x.safetensors", "a b#?*.mdl"])
