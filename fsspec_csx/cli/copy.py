@@ -13,7 +13,7 @@ from fsspec.callbacks import NoOpCallback
 
 from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, s3_options
-from fsspec_csx.manage.copy import CopyResult, takes_names, transfer, transferred
+from fsspec_csx.manage.copy import CopyResult, find_transferred, takes_names, transfer
 from fsspec_csx.manage.directory import strip_slashes
 from fsspec_csx.manage.file_copy import RESUME_HINT
 from fsspec_csx.manage.location import expand_pattern
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace, name: str) -> None:
     for source, source_options in pairs:
         there = None
         if len(pairs) > 1 and not options.force:  # an earlier call may have been interrupted
-            there = transferred(source, options.target, moving=moving, **_sides(options, source_options))
+            there = find_transferred(source, options.target, moving=moving, **_sides(options, source_options))
         if there:
             why = "was moved before" if moving else "exists already, with the same bytes"
             print_status(options, f"Skipped {redacted(there.source)}, as {redacted(there.target)} {why}")

@@ -1,4 +1,4 @@
-"""copy and move: checkpoints from any path to any other, byte for byte, whole or not at all."""
+"""Copies and moves checkpoints between any two paths, byte for byte, completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 @dataclass(frozen=True)
 class CopyResult:
-    """A checkpoint that was copied or moved.
+    """A copied or moved checkpoint.
 
     Attributes:
-        source: its path before.
-        target: its path now.
+        source: the former path.
+        target: the new path.
         size: in bytes.
     """
 
@@ -45,25 +45,25 @@ def copy(
 ) -> str:
     """Copy a checkpoint, byte for byte, between any two paths.
 
-    A folder that is one checkpoint is copied as one: its manifest last. A copy from or to S3 that was broken off goes
-    on where it stopped, when this is called again with the same paths.
+    The manifest of a checkpoint folder is copied last. An interrupted copy from or to S3 resumes when the same call is
+    repeated.
 
     Args:
-        source: a local path or an fsspec URL, as of ``load``.
-        target: the like; one that ends in a slash, or is a local folder, takes the source's name.
-        overwrite: whether a checkpoint at the target may be replaced.
+        source: a local path or an fsspec URL, as for ``load``.
+        target: a local path or an fsspec URL. If it ends in a slash, or is a local folder, the source's name is added.
+        overwrite: whether an existing checkpoint may be replaced.
         source_options: arguments for the source's filesystem, such as ``{"profile": "my-profile"}``.
-        target_options: arguments for the target's.
-        callback: as of ``load``.
+        target_options: arguments for the target's filesystem.
+        callback: as for ``load``.
 
     Returns:
         The path that was written.
 
     Raises:
-        CheckpointPathError: a ValueError, if a path cannot name a checkpoint, or both are of the same one.
-        FileExistsError: if there is something at the target, unless ``overwrite``.
-        IsADirectoryError: if the source is a folder that is no checkpoint, or there is a folder at the target.
-        OSError: if the source changed meanwhile, and whatever a filesystem raised, as it raised it.
+        CheckpointPathError: a ValueError, if a path cannot name a checkpoint, or both name the same one.
+        FileExistsError: if the target exists, unless ``overwrite``.
+        IsADirectoryError: if the source is a folder but not a checkpoint, or the target is a folder.
+        OSError: if the source changed meanwhile, or raised by a filesystem.
     """
     done = transfer(
         source,
@@ -86,24 +86,24 @@ def move(
     target_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> str:
-    """Move a checkpoint; as ``copy``, and the source is deleted when all bytes of the copy have been compared.
+    """Move a checkpoint: copy it, compare all bytes, and delete the source.
 
-    A file that is at the target already, with the very bytes of the source, counts as the copy.
+    A file at the target with the same bytes counts as the copy. A local link is removed, but not the file behind it.
 
     Args:
-        source: as of ``copy``; of a local link, the file that it points to stays.
-        target: as of ``copy``.
-        overwrite: as of ``copy``.
-        source_options: as of ``copy``.
-        target_options: as of ``copy``.
-        callback: as of ``copy``.
+        source: as in ``copy``.
+        target: as in ``copy``.
+        overwrite: as in ``copy``.
+        source_options: as in ``copy``.
+        target_options: as in ``copy``.
+        callback: as in ``copy``.
 
     Returns:
         The path that was written.
 
     Raises:
-        ChecksumError: an OSError, if the copy is not the same; then the source stays.
-        OSError: as of ``copy``.
+        ChecksumError: an OSError, if the copy differs; the source stays.
+        OSError: as in ``copy``.
     """
     done = transfer(
         source,
@@ -127,10 +127,10 @@ def transfer(
     target_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> CopyResult:
-    """Copy or move a checkpoint; as ``copy`` and ``move``, and tells more of it."""
+    """Copy or move a checkpoint; see ``copy`` and ``move``."""
     origin = Location.of(source, source_options)
     if moving and origin.version:
-        raise CheckpointPathError(f"{origin.display_path!r} names one version of an object.", "Leave ?versionId= away.")
+        raise CheckpointPathError(f"{origin.display_path!r} names one version of an object.", "Remove ?versionId=.")
     if origin.is_folder():
         shards = CheckpointFolder(Directory(source, source_options))
         goal_root = Directory(shards.target(target, origin.name, target_options), target_options)
@@ -140,7 +140,7 @@ def transfer(
     goal = Location.of(_named(target, origin.name), target_options)
     size = origin.state()["size"]
     if moving and not overwrite and _is_there(origin, goal):
-        origin.remove()  # a former move got as far as that
+        origin.remove()  # left by an interrupted move
         return CopyResult(origin.text, goal.text, size)
     _check_target(origin, goal, overwrite)
     with report_progress(callback, goal.text) as progress:
@@ -155,7 +155,7 @@ def transfer(
     return CopyResult(origin.text, goal.text, size)
 
 
-def transferred(
+def find_transferred(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
@@ -163,9 +163,9 @@ def transferred(
     source_options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
 ) -> CopyResult | None:
-    """What a former ``transfer`` did; None if there is no copy that is the same, or the source is still to be deleted.
+    """The result of an earlier ``transfer``; None if there is no equal copy, or the source is still to be deleted.
 
-    A source that was moved is gone; then there must be a checkpoint of its name at the target.
+    After a move the source is gone, and the target must exist.
     """
     origin = Location.of(source, source_options)
     goal = Location.of(_named(target, origin.name), target_options)
@@ -183,7 +183,7 @@ def transferred(
 
 
 def takes_names(target: str | os.PathLike[str]) -> bool:
-    """Whether a target is one that takes the source's name."""
+    """Whether the source's name is added to a target."""
     text = os.fspath(target)
     return text.endswith("/") or os.path.isdir(text)
 
@@ -197,7 +197,7 @@ def _named(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
 
 
 def _is_there(source: Location, target: Location) -> bool:
-    """Whether there is another file at the target that has the same bytes."""
+    """Whether the target is another file with the same bytes."""
     return (
         not source.is_same_file(target) and target.exists() and not target.is_folder() and same_content(source, target)
     )
@@ -205,13 +205,13 @@ def _is_there(source: Location, target: Location) -> bool:
 
 def _check_target(source: Location, target: Location, overwrite: bool) -> None:
     if source.is_same_file(target):
-        reason = f"{redacted(target.text)} is the very file that is to be copied or moved."
+        reason = f"{redacted(target.text)} is the source file."
         raise CheckpointPathError(reason, "Name another target.")
     if overwrite and target.bulk:
-        return  # S3 can have an object of a folder's name; and whether there is one only who may list can ask
+        return  # on S3 an object may have the name of a folder, and a look would need the right to list
     if not target.exists():
         return
-    with contextlib.suppress(FileNotFoundError):  # a link to nothing
+    with contextlib.suppress(FileNotFoundError):  # a dangling link
         if target.is_folder():
             msg = f"{target.display_path} is a folder. End it with a slash to copy into it."
             raise IsADirectoryError(msg)

@@ -1,4 +1,4 @@
-"""One file carried from one place to another, by the shortest way that there is."""
+"""Copies or renames one file, by the fastest way between the two filesystems."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from fsspec_csx.storage.local_file import publish, resolve_target
 
 _CHUNK = 16 * 2**20
 RESUME_HINT = "Run the same command again to resume."
-# The MD5 sum of an object, or of those of its parts.
+# The MD5 of an object, or of the MD5s of its parts.
 _MD5 = re.compile(r'"?[0-9a-f]{32}(?:-\d+)?"?')
-# What servers answer that do not know a way to copy, or a condition of one.
+# Answers of servers that do not support a way to copy, or a condition.
 _UNSUPPORTED = ("501", "NotImplemented")
 
 
 def copy_file(
     source: Location, target: Location, advance: Callable[[int], object], *, overwrite: bool, verified: bool = False
 ) -> int:
-    """Copy a file, whole or not at all; large ones from or to S3 go on where a former copy was broken off.
+    """Copy a file completely or not at all; an interrupted copy of a large file from or to S3 resumes.
 
     Args:
-        source: which file.
-        target: what it becomes.
-        advance: is told how many bytes moved, many times.
-        overwrite: whether a file there may be replaced.
-        verified: whether the source is to be deleted, and so all bytes of the copy are compared with it.
+        source: the file.
+        target: where to write it.
+        advance: called with the number of bytes of each step.
+        overwrite: whether an existing file may be replaced.
+        verified: whether to compare all bytes, as the source is to be deleted.
 
     Returns:
-        Its size in bytes.
+        The size in bytes.
 
     Raises:
-        OSError: if the source changed meanwhile, and whatever a filesystem raised.
-        ChecksumError: if the copy is not the same.
+        OSError: if the source changed meanwhile, or raised by a filesystem.
+        ChecksumError: if the copy differs.
     """
     before = source.state()
     target.make_parents()
@@ -60,13 +60,13 @@ def copy_file(
         error.mark_maybe_applied(f"the copy to {target.display_path}")
         raise
     if not equal:
-        reason = f"{target.display_path} is not the same as {source.display_path}, of which it is a copy."
+        reason = f"{target.display_path} is a copy of {source.display_path}, but not the same."
         raise ChecksumError(reason, "Copy it again, with --force or overwrite=True.")
     return int(before["size"])
 
 
 def rename_file(source: Location, target: Location, *, overwrite: bool) -> bool:
-    """Move a file of this machine by giving it another name; False if that cannot be done."""
+    """Move a local file by renaming it; returns whether that is possible."""
     if source.fs is not None or target.fs is not None or os.path.islink(source.path):
         return False
     path, _ = resolve_target(target.path)
@@ -96,7 +96,7 @@ def _copy(source: Location, target: Location, callback: Callback, mode: str) -> 
 
 
 def _resumable(source: Location, target: Location) -> bool:
-    """Whether it is from or to S3, and the other side is S3 or this machine's own, and no cache is in the way."""
+    """Whether both sides are S3 or local, at least one is S3, and no cache is in between."""
     sides = [place.bulk or place.fs is None for place in (source, target)]
     return all(sides) and (source.bulk or target.bulk) and target.through[0] in (None, target.fs)
 
@@ -111,22 +111,22 @@ def _copy_in_chunks(source: Location, target: Location, advance: Callable[[int],
 
 
 class _Forward(Callback):  # type: ignore[misc]
-    """Tells of the bytes of one file, which begins at none."""
+    """Reports the bytes of one file, which starts at zero."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         super().__init__()
         self._advance = advance
-        self._most = 0
+        self._reported = 0
 
     def call(self, *args: Any, **kwargs: Any) -> None:
-        # What is fetched again, as it was damaged or replaced, counts once.
-        self._advance(max(0, self.value - self._most))
-        self._most = max(self._most, self.value)
+        # Bytes that are fetched again, after damage, count once.
+        self._advance(max(0, self.value - self._reported))
+        self._reported = max(self._reported, self.value)
 
 
 @contextlib.contextmanager
 def _hinting_at_resume(source: Location, target: Location) -> Iterator[None]:
-    """Lets an error say that what was broken off is not lost."""
+    """Add to a connection error how to resume."""
     try:
         yield
     except CSXError as error:
@@ -142,7 +142,7 @@ def _is_unsupported(error: Exception) -> bool:
 
 
 def same_content(one: Location, other: Location) -> bool:
-    """Whether two files have the same bytes: by the checksums that servers tell; where they tell none, by reading."""
+    """Whether two files have the same bytes: by the servers' checksums, or else by reading."""
     if one.state()["size"] != other.state()["size"]:
         return False
     stamps = one.stamp(), other.stamp()

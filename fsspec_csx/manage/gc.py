@@ -1,4 +1,4 @@
-"""What processes that were killed have left, and its clearance."""
+"""Finds and deletes what killed processes leave behind."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something of which no checkpoint became.
+    """Something that an unfinished save, copy or deletion left.
 
     Attributes:
-        kind: ``upload``, a multipart upload that was neither completed nor aborted; ``file``, a temporary file;
-            ``shards``, parts that no manifest names; ``state``, a note on this machine about an upload there.
-        path: of the object that the upload would make, or of the file or folder.
-        size: in bytes, of an upload that of its parts so far; None if it is not known.
-        modified: when it was written to last.
-        upload_id: the server's name for an upload; else None.
-        fs: the filesystem; None for this machine's own.
-        held: the paths there of its files, or the upload.
+        kind: ``upload``, an unfinished multipart upload; ``file``, a temporary file; ``shards``, shards that no
+            manifest names; ``state``, the local journal of an upload.
+        path: the path of the file or folder, or of the object that the upload would create.
+        size: in bytes, for an upload that of its parts so far; None if unknown.
+        modified: when it was last written to.
+        upload_id: the id of an upload; otherwise None.
+        fs: the filesystem; None for the local one.
+        contents: the paths of its files there, or the upload.
     """
 
     kind: str
@@ -46,34 +46,33 @@ class Leftover:
 def leftovers(
     root: str | os.PathLike[str], *, older_than: timedelta = DAY, storage_options: Mapping[str, Any] | None = None
 ) -> list[Leftover]:
-    """What was left under a root, however deep, by processes that were killed.
+    """Find the leftovers of killed processes under a root, at any depth.
 
-    These are uploads on S3; temporary files; folders in which all files are parts of a checkpoint whose manifest is
-    missing, on S3 only parts that this package has named; and such parts in a folder whose manifest does not name them.
-    Notes on this machine about uploads to below a root on S3 are among them.
+    These are unfinished uploads on S3 and their local journals; temporary files; folders with shards only, on S3 those
+    with names that this package gives; and shards that the manifest of their folder does not name.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
-        older_than: since when nothing was written to it; what is younger may be under way.
+        older_than: the minimum age; what is younger may be in use.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a folder.
-        FileNotFoundError: if there is no such folder or bucket.
-        OSError: whatever the filesystem raised, as it raised it.
+        FileNotFoundError: if the folder or the bucket does not exist.
+        OSError: raised by the filesystem.
     """
     place = Directory(root, storage_options)
     uploads = _uploads(place) if s3.is_s3(place.fs) else ()
-    found = [*uploads, *_files(place, storage_options), *_states(place)]
+    found = [*uploads, *_files(place, storage_options), *_journals(place)]
     limit = datetime.now(timezone.utc) - older_than
     return [each for each in found if each.modified <= limit]
 
 
 def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
-    """Remove what ``leftovers`` found.
+    """Delete leftovers.
 
     Returns:
-        What went wrong, by the paths of those that are left.
+        The errors by path.
     """
     failed: dict[str, Exception] = {}
     for each in found:
@@ -92,28 +91,28 @@ def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
 
 
 def _uploads(root: Directory) -> Iterator[Leftover]:
-    # The path of the root may end in the whole key, or in a part of it.
+    # The root may be a folder of the key, or the key itself.
     top = root.inner()
-    for each in s3.uploads(root.fs, top):
+    for each in s3.unfinished_uploads(root.fs, top):
         name = f"{each.bucket}/{each.key}"[len(top) :].removeprefix("/")
         path = root.path_of(name) if name else root.path
         yield Leftover("upload", path, each.size, each.modified, each.id, root.fs, each)
 
 
 def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Leftover]:
-    shared = s3.is_s3(root.fs)  # with whoever writes to the bucket, so that only our own names count
+    shared = s3.is_s3(root.fs)  # with other writers, so that only this package's names count
     try:
         tree = root.tree()
     except (FileNotFoundError, NotADirectoryError):
         if not shared:
             raise
-        return  # there are uploads alone, or the root is the object of one
+        return  # there are only uploads, or the root is the object of one
     for folder, files in sorted(tree.items()):
         temporary = [file for file in files if naming.is_temporary(file.base)]
         for file in temporary:
             yield from _leftover("file", root, file.name, [file])
         others = [file for file in files if file not in temporary]
-        names = [*(file.base for file in others)]
+        names = [file.base for file in others]
         if (
             folder
             and names
@@ -128,7 +127,7 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
 
 
 def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:
-    """The parts in a folder that its manifest does not name; none if it cannot be read."""
+    """The shards in a folder that its manifest does not name; none if it cannot be read."""
     from fsspec_csx import distributed  # only here, as it imports torch.distributed
 
     try:
@@ -140,14 +139,14 @@ def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:
 def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> Iterator[Leftover]:
     times = [file.modified for file in files if file.modified]
     if len(times) < len(files):
-        return  # of unknown age, and so perhaps under way
+        return  # of unknown age, perhaps in use
     size = sum(file.size or 0 for file in files)
     contents = [root.inner(file.name) for file in files]
     yield Leftover(kind, root.path_of(name) if name else root.path, size, max(times), None, root.fs, contents)
 
 
-def _states(root: Directory) -> Iterator[Leftover]:
-    """Notes by which an upload to below the root that was interrupted goes on."""
+def _journals(root: Directory) -> Iterator[Leftover]:
+    """The local journals of interrupted uploads to below the root."""
     if not hasattr(root.fs, "take_file"):
         return
     root.fs.connect()

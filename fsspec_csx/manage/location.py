@@ -1,4 +1,4 @@
-"""A path with the filesystem that it is on: what is there, in which state, and how it is read and removed."""
+"""A path on its filesystem, and patterns of paths."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from fsspec_csx.tensors.source import Source
 
 _WILDCARD = re.compile(r"[*?\[]")
-# What filesystems tell of a file that changes with its content.
+# The details of a file that change with its content.
 _CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "created", "generation")
 
 
 @dataclass(frozen=True)
 class Location:
-    """A path of a file.
+    """A path on its filesystem.
 
     Attributes:
-        text: as ``load`` takes it.
-        fs: the filesystem, behind any caches; None for this machine's own.
-        path: the path on it.
-        through: the filesystem and the path before the caches, which must hear of what is written.
+        text: as for ``load``.
+        fs: the filesystem, behind any caches; None for the local one.
+        path: the path there.
+        through: the filesystem and the path in front of the caches, which must see what is written.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Location:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Location:
-        """The place that a path names; slashes at its end do not count.
+        """The location of a path; trailing slashes do not count.
 
         Raises:
             CheckpointPathError: a ValueError, if it cannot name a checkpoint.
@@ -57,7 +57,7 @@ class Location:
 
     @classmethod
     def below(cls, root: Directory, name: str) -> Location:
-        """The place of what has this name below a folder."""
+        """The location of a name below a folder."""
         return cls(root.path_of(name), root.fs, root.inner(name), (root.fs, root.inner(name)))
 
     @property
@@ -67,29 +67,29 @@ class Location:
 
     @property
     def name(self) -> str:
-        """Its last part, without the version that an S3 URL may name."""
+        """The last part of the path, without the version in an S3 URL."""
         path = self.fs.split_path(self.path)[1] if self.version else self.text
         return str(path).rpartition("/")[2]
 
     @property
     def version(self) -> str | None:
-        """The version of an object that it names, if any."""
+        """The version of an object in the path, if any."""
         return self.fs.split_path(self.path)[2] if hasattr(self.fs, "split_path") else None
 
     @property
     def bulk(self) -> bool:
-        """Whether the filesystem sends and fetches whole files itself, and goes on where that was broken off."""
+        """Whether the filesystem transfers whole files itself, and resumes interrupted transfers."""
         return hasattr(self.fs, "take_file")
 
     def exists(self) -> bool:
-        """Whether there is anything."""
+        """Whether the path exists."""
         return path_exists(self.fs, self.path)
 
     def is_folder(self) -> bool:
-        """Whether there is a folder.
+        """Whether it is a folder.
 
         Raises:
-            FileNotFoundError: if there is nothing.
+            FileNotFoundError: if it does not exist.
         """
         try:
             if self.fs is None:
@@ -104,7 +104,7 @@ class Location:
             raise FileNotFoundError(msg) from error
 
     def state(self) -> dict[str, Any]:
-        """What the filesystem tells of the file that changes with its content; ``size``, in bytes, is among it."""
+        """The details of the file that change with its content, and its ``size`` in bytes."""
         if self.fs is None:
             status = os.stat(self.path)
             return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}
@@ -116,20 +116,20 @@ class Location:
         """Compare the state with a former one.
 
         Raises:
-            FileNotFoundError: if there is no such file any more.
-            OSError: if they differ.
+            FileNotFoundError: if the file is gone.
+            OSError: if it changed.
         """
         try:
             changed = self.state() != before
         except FileNotFoundError as error:
-            msg = f"{self.display_path} was removed while it was copied. See what moved or deleted it."
+            msg = f"{self.display_path} was removed while it was copied. Check what moved or deleted it."
             raise FileNotFoundError(msg) from error
         if changed:
             msg = f"{self.display_path} changed while it was copied. Copy it again when nothing writes to it any more."
             raise OSError(msg)
 
     def stamp(self) -> ObjectMetadata | None:
-        """What an S3 server tells of the object; None elsewhere."""
+        """The metadata of an object on S3; None elsewhere."""
         if not self.bulk:
             return None
         stamp: ObjectMetadata = self.fs.object_metadata(self.path)
@@ -141,14 +141,14 @@ class Location:
 
     @contextlib.contextmanager
     def source(self, file: IO[bytes] | None = None) -> Iterator[Source]:
-        """The bytes of a checkpoint of any format, be it a file or a folder, while the block lasts.
+        """Open a checkpoint of any format, a file or a folder, for the block.
 
         Args:
-            file: that of the place, if it is open already; it is closed when the block ends.
+            file: the open file, if there is one; it is closed after the block.
 
         Raises:
-            CheckpointError: if it is a folder, and not what it should be.
-            OSError: what the filesystem raised.
+            CheckpointError: if it is a folder, but not a checkpoint.
+            OSError: raised by the filesystem.
         """
         from fsspec_csx.formats import opening  # only here, as it imports torch
 
@@ -158,7 +158,7 @@ class Location:
             yield source
 
     def is_same_file(self, other: Location) -> bool:
-        """Whether both are the same file, by whatever way."""
+        """Whether both paths name the same file."""
         if self.fs is None and other.fs is None:
             with contextlib.suppress(FileNotFoundError):
                 return os.path.samefile(self.path, other.path)
@@ -173,7 +173,7 @@ class Location:
         return self.fs._endpoint.rstrip("/"), bucket, key, version or ""
 
     def make_parents(self) -> None:
-        """Make the folders that it is in, on this machine."""
+        """Create the parent folders, on the local filesystem."""
         if self.fs is None:
             folder = os.path.dirname(os.path.realpath(self.path))
             try:
@@ -182,7 +182,7 @@ class Location:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
 
     def remove(self) -> None:
-        """Remove the file, whatever its name looks like."""
+        """Remove the file by its exact name."""
         if self.fs is None:
             os.unlink(self.path)
         else:
@@ -197,38 +197,38 @@ def already_exists(path: str) -> FileExistsError:
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:
-    """Whether a path has a character that a pattern has, and a name may have."""
+    """Whether a path has a wildcard, which a name may have too."""
     return _WILDCARD.search(os.fspath(path)) is not None
 
 
 def expand_pattern(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> list[str] | None:
-    """The paths of the files, and of the folders that are checkpoints, which a pattern fits.
+    """The files and the checkpoint folders that match a pattern.
 
-    ``*`` stands for any characters but a slash, ``**`` for any, ``?`` for one, ``[abc]`` for one of these.
+    ``*`` matches any characters but a slash, ``**`` any characters, ``?`` one, ``[abc]`` one of these.
 
     Args:
         path: a local path or an fsspec URL.
         options: arguments for the filesystem.
 
     Returns:
-        None if it is the name of something that exists, or is no pattern.
+        The paths; None if the path exists under this name, or is not a pattern.
 
     Raises:
-        FileNotFoundError: if nothing fits.
+        FileNotFoundError: if nothing matches.
     """
     place = Location.of(path, options)
     matches = pattern_matches(place)
     if matches is None:
         return None
-    found = [given_path(place, name) for name, info in matches.items() if _fits(place.fs, name, info)]
+    found = [given_path(place, name) for name, info in matches.items() if _is_match(place.fs, name, info)]
     if not found:
-        msg = f"No checkpoint fits {redacted(place.text)}. Check the path."
+        msg = f"No checkpoint matches {redacted(place.text)}. Check the path."
         raise FileNotFoundError(msg)
     return sorted(found)
 
 
 def expand_folder_pattern(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> list[str] | None:
-    """The paths of the folders which a pattern fits; as ``expanded``."""
+    """The folders that match a pattern; see ``expand_pattern``."""
     if not is_pattern(path):
         return None
     place = Location.of(path, options)
@@ -237,13 +237,13 @@ def expand_folder_pattern(path: str | os.PathLike[str], options: Mapping[str, An
         return None
     found = [given_path(place, name) for name, info in matches.items() if info["type"] == "directory"]
     if not found:
-        msg = f"No folder fits {redacted(place.text)}. Check the path: a pattern of roots, and not of checkpoints."
+        msg = f"No folder matches {redacted(place.text)}. Check that the pattern is for roots, not for checkpoints."
         raise FileNotFoundError(msg)
     return sorted(found)
 
 
 def pattern_matches(place: Location) -> dict[str, Mapping[str, Any]] | None:
-    """What a pattern fits, by paths on the filesystem; None if it is the name of something, or is no pattern."""
+    """What matches a pattern, by path on the filesystem; None if the path exists, or is not a pattern."""
     if not _WILDCARD.search(place.path) or place.version or place.exists():
         return None
     fs = place.fs or LocalFileSystem()
@@ -253,14 +253,14 @@ def pattern_matches(place: Location) -> dict[str, Mapping[str, Any]] | None:
 
 
 def given_path(place: Location, path: str) -> str:
-    """A path on the filesystem, as ``load`` takes it."""
-    if place.path.endswith(place.text):  # a path from the working folder on
+    """A path on the filesystem, in the form that was given, as for ``load``."""
+    if place.path.endswith(place.text):  # relative to the working directory
         return path[len(place.path) - len(place.text) :]
     inner = place.path.lstrip("/")
     return place.text.removesuffix(inner) + path.lstrip("/") if place.text.endswith(inner) else path
 
 
-def _fits(fs: Any, path: str, info: Mapping[str, Any]) -> bool:
+def _is_match(fs: Any, path: str, info: Mapping[str, Any]) -> bool:
     if info["type"] != "directory":
         return not naming.is_temporary(path.rpartition("/")[2])
     names = os.listdir(path) if fs is None else [each.rpartition("/")[2] for each in fs.ls(path, detail=False)]

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept, and the deletion of the others."""
+"""Decides which checkpoints of a run to keep, and deletes the others."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fsspec_csx.manage.steps import Step, steps_of
 from fsspec_csx.storage.paths import redacted
 
 STEP, TIME = "step", "time"
-"""What says which checkpoints are the newest."""
+"""The orders by which checkpoints are the newest."""
 
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What became of the checkpoints of a root.
+    """The result of pruning a root.
 
     Attributes:
-        kept: those that were to be kept.
-        doomed: those that were deleted, or would be.
-        damaged: of those kept, why they are not whole, by their paths; looked for only when something is deleted.
-        failed: of those doomed, what went wrong, by their paths.
-        uncounted: of those kept, why they do not count among the newest, as a part of a sentence, by their paths.
+        kept: the checkpoints to keep.
+        to_delete: the checkpoints that were deleted, or would be.
+        damaged: why kept checkpoints are incomplete or damaged, by path; checked only if something is to be deleted.
+        failed: the errors of deletions, by path.
+        uncounted: why kept checkpoints do not count among the newest, by path, as a part of a sentence.
     """
 
     kept: list[ListedCheckpoint]
@@ -48,22 +48,22 @@ def plan(
     damaged: Collection[str] = (),
     by: str = STEP,
 ) -> tuple[list[ListedCheckpoint], list[ListedCheckpoint]]:
-    """Which checkpoints to keep, and which to delete; both the newest last.
+    """Decide which checkpoints to keep, and which to delete; both lists have the newest last.
 
-    Files of one step stay, or go, together. Kept are the newest steps of each run (``manage.steps``), those that are a
-    multiple, those that are spared, and all checkpoints whose names say no step. A step that lacks a file which other
-    steps have does not count among the newest.
+    The files of one step are kept, or deleted, together. Kept are the newest steps of each run (see ``manage.steps``),
+    multiples of ``every``, spared ones, and those without a step in their names. A step that lacks a file of other
+    steps does not count among the newest.
 
     Args:
         found: the checkpoints of a root.
         keep: how many of the newest to keep, at least 1.
-        every: keep also those whose step is a multiple of this.
+        every: also keep steps that are a multiple of this.
         spared: the paths of checkpoints to keep in any case.
         damaged: the paths of others to keep, which do not count among the newest.
-        by: ``step``; or ``time``, when they were written: then names without a step, and all runs, are alike.
+        by: ``step``, or ``time`` of writing, which ignores names and runs.
 
     Raises:
-        ValueError: if ``keep`` or ``every`` is less than 1, or it is not known when a checkpoint was written.
+        ValueError: if ``keep`` or ``every`` is less than 1, or the time of writing is unknown.
     """
     if keep < 1 or (every is not None and every < 1):
         msg = f"{keep if keep < 1 else every} is too few. Keep at least 1 of the newest, and every step from 1 on."
@@ -98,34 +98,31 @@ def prune(
 ) -> PruneResult:
     """Delete the checkpoints directly under a root that ``plan`` does not keep, the oldest first.
 
-    Before anything is deleted, or shown to be deleted, the newest ones are looked into. One that is not whole stays,
-    and does not count as one of those to keep: a file whose content is damaged, and a folder that lacks a file which
-    its manifest names.
+    The newest ones are checked first. Damaged files, and folders that lack a file of their manifest, stay and do not
+    count as kept ones.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
-        keep: as of ``plan``.
-        every: as of ``plan``.
-        spared: as of ``plan``; for instance the checkpoint that a run resumed from.
-        by: as of ``plan``.
-        dry_run: whether only to say what would be deleted.
+        keep: as in ``plan``.
+        every: as in ``plan``.
+        spared: as in ``plan``; for instance the checkpoint that a run resumed from.
+        by: as in ``plan``.
+        dry_run: whether to delete nothing.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Returns:
-        What was kept and deleted, also those that could not be deleted, which does not keep others from it.
+        What was kept, deleted and failed; a failure does not stop other deletions.
 
     Raises:
-        ValueError: as of ``plan``; also if no name says a step, and it is not by time.
-        OSError: if the root cannot be listed, or one of the newest not be read.
+        ValueError: as in ``plan``; also if no name has a step, unless ``by`` is ``time``.
+        OSError: if the root cannot be listed, or a checkpoint cannot be read.
     """
     found = checkpoints(root, storage_options=storage_options)
     kept, to_delete = plan(found, keep, every, spared=spared, by=by)
     steps = _sorted(found, by)
     if by == STEP and len(steps) > keep and all(step.label.step is None for step in steps):
-        msg = (
-            f"No name of a checkpoint under {redacted(os.fspath(root))} says a step, so that none is known to be old. "
-        )
-        raise ValueError(msg + "Go by the times at which they were written: --by time or by='time'.")
+        msg = f"No checkpoint under {redacted(os.fspath(root))} has a step in its name, so that their order is unknown."
+        raise ValueError(f"{msg} Use the time of writing: --by time or by='time'.")
     damaged: dict[str, Exception] = {}
     if to_delete:
         damaged = _damaged(steps, keep, by, storage_options)
@@ -137,7 +134,7 @@ def prune(
 
 
 def delete_planned(planned: PruneResult, *, storage_options: Mapping[str, Any] | None = None) -> PruneResult:
-    """Delete what ``prune`` said in a dry run that it would delete; as ``prune``."""
+    """Delete what a dry run of ``prune`` found."""
     targets, failed = manage_delete.targets_from_listing(planned.to_delete, storage_options=storage_options)
     return replace(planned, failed=failed | manage_delete.delete(targets))
 
@@ -148,14 +145,14 @@ def _sorted(found: Iterable[ListedCheckpoint], by: str) -> list[Step]:
     if by == STEP:
         return steps
     if any(step.time is None for step in steps):
-        msg = "The filesystem does not say when each checkpoint was written. Go by the steps in their names."
+        msg = "The filesystem does not report when each checkpoint was written. Use the steps in their names."
         raise ValueError(msg)
     return sorted(steps, key=lambda step: step.time or 0.0)
 
 
 def _flaw(step: Step, by: str) -> str:
-    """Why a step does not count among the newest, as a part of a sentence; empty if it does."""
-    return "its name says no step" if by == STEP and step.label.step is None else step.flaw
+    """Why a step does not count among the newest, as a part of a sentence; empty if it counts."""
+    return "its name has no step" if by == STEP and step.label.step is None else step.flaw
 
 
 def _is_among(step: Step, paths: Collection[str]) -> bool:
@@ -165,7 +162,7 @@ def _is_among(step: Step, paths: Collection[str]) -> bool:
 def _damaged(
     steps: Sequence[Step], keep: int, by: str, storage_options: Mapping[str, Any] | None
 ) -> dict[str, Exception]:
-    """Why checkpoints are not whole, by their paths: the newest of each run, until enough whole ones are seen."""
+    """Why the newest checkpoints of each run are damaged, by path, until enough intact ones are found."""
     damaged: dict[str, Exception] = {}
     counted: Counter[str] = Counter()
     for step in reversed(steps):
@@ -179,7 +176,7 @@ def _damaged(
 
 
 def _damage(found: ListedCheckpoint, storage_options: Mapping[str, Any] | None) -> Exception | None:
-    """Why a checkpoint is not whole; None if it is."""
+    """Why a checkpoint is damaged or incomplete; None if it is intact."""
     try:
         if found.sharded:
             check_complete(found.path, storage_options)
@@ -188,7 +185,7 @@ def _damage(found: ListedCheckpoint, storage_options: Mapping[str, Any] | None) 
     except InvalidCheckpointError as error:
         return error
     except CheckpointError as error:
-        return error if found.sharded else None  # loading a file would run code, but it is whole
+        return error if found.sharded else None  # loading it would run code, but it is intact
     except ValueError:
         return None
     return None

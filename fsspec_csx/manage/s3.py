@@ -107,7 +107,7 @@ def _remove_batch(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
     return remove_files(fs, paths)
 
 
-def uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
+def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
     """The unfinished uploads to an object and to the folder of that name, sorted by key.
 
     Args:

@@ -140,7 +140,7 @@ def test_rest_of_a_sharded_one(root: str) -> None:
 def test_what_is_no_checkpoint(root: str) -> None:
     """A folder without a manifest is refused, and then nothing goes."""
     fill(root, "run/checkpoint_1.mdl", "run/ckpt_1/.metadata", "x.mdl")
-    with pytest.raises(IsADirectoryError, match="is a folder, and no checkpoint"):
+    with pytest.raises(IsADirectoryError, match="not a checkpoint"):
         targets([f"{root}/x.mdl", f"{root}/run"])
     assert run("-y", f"{root}/x.mdl", f"{root}/run/") == FAILED
     assert left(root) == ["run/checkpoint_1.mdl", "run/ckpt_1/.metadata", "x.mdl"]

@@ -108,7 +108,7 @@ def test_prune(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"{root}/run", "--keep", "1", "--keep-every", "200", "--dry-run", "--yes") == DONE
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["keep", "keep", "keep", "delete", "delete"]
-    assert lines[5] == f"{root}/run/model.mdl stays, and does not count: its name says no step."
+    assert lines[5] == f"{root}/run/model.mdl is kept and does not count: its name has no step."
     assert lines[6].startswith("2 checkpoints, ")
     assert lines[6].endswith("would be deleted: pass --yes to delete.")
     assert left(root) == before
@@ -169,7 +169,7 @@ def test_damaged(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     fs, path = fsspec.url_to_fs(f"{root}/checkpoint_1.mdl")
     fill(root, "checkpoint_1.mdl")
     assert run(root, "--keep", "2", "--yes") == DONE
-    assert f"{root}/checkpoint_5.mdl is damaged, and does not count: " in capsys.readouterr().out
+    assert f"{root}/checkpoint_5.mdl is damaged and does not count: " in capsys.readouterr().out
     assert not fs.exists(path)
 
 

@@ -331,7 +331,7 @@ def test_patterns(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(printed("convert", pattern, f"{root}/converted/")["converted"]) == 3
     assert printed("diff", f"{root}/run/checkpoint_?0.mdl", f"{root}/to/checkpoint_10.mdl") == []
     assert run("diff", pattern, names[0]) == FAILED
-    assert "3 checkpoints fit" in capsys.readouterr().err
+    assert "3 checkpoints match" in capsys.readouterr().err
     assert run("copy", f"{root}/run/none_*", f"{root}/to/") == FAILED
     assert len(printed("prune", f"{root}/t*", "--keep", "1", "--yes")["to_delete"]) == 2
     assert run("prune", pattern, "--keep", "1", "--yes") == FAILED

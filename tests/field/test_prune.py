@@ -118,7 +118,7 @@ def test_half_a_pair(root: str, capsys: pytest.CaptureFixture[str]) -> None:
         save([1], f"{root}/{name}")
     assert newest(root) in ("G_200.pth", "D_200.pth")
     assert run("prune", root, "--keep", "1", "--yes") == DONE
-    assert "G_300.pth stays, and does not count: it lacks D_#.pth, which other steps have." in capsys.readouterr().out
+    assert "G_300.pth is kept and does not count: it lacks D_#.pth, which other steps have." in capsys.readouterr().out
     assert left(root) == ["D_200.pth", "G_200.pth", "G_300.pth"]
 
 
