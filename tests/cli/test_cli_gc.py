@@ -80,7 +80,7 @@ with fsspec.open("s3://{bucket}/run/x.mdl", "wb") as file:
         assert process.stdout
         assert process.stdout.readline() == b"written\n"
         deadline = time.monotonic() + 30
-        while not sum(each.size or 0 for each in s3.uploads(fs, bucket)) and time.monotonic() < deadline:
+        while not sum(each.size or 0 for each in s3.unfinished_uploads(fs, bucket)) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     assert run(f"s3://{bucket}/run", "--older-than", "0s", "--json", "--dry-run") == DONE
@@ -117,7 +117,7 @@ def test_pages(environment: LocalS3, bucket: str, fs: CSXFileSystem, monkeypatch
     """Many uploads come in pages, of one key as of many."""
     names = {begin(fs, f"{bucket}/run/{number % 3}.mdl", parts=number % 2) for number in range(9)}
     monkeypatch.setattr(s3, "PAGE", 2)
-    found = s3.uploads(fs, bucket)
+    found = s3.unfinished_uploads(fs, bucket)
     assert {each.id for each in found} == names
     assert sorted({each.size for each in found}) == [0, 100]
 
@@ -312,7 +312,7 @@ def test_plain_s3fs(server: LocalS3, bucket: str, fs: CSXFileSystem) -> None:
     begin(fs, f"{bucket}/run/x.mdl")
     fill(f"s3://{bucket}", "run/y.mdl", "run/z.mdl", **server.storage_options())
     plain = s3fs.S3FileSystem(**server.storage_options())
-    (found,) = s3.uploads(plain, f"{bucket}/run")
+    (found,) = s3.unfinished_uploads(plain, f"{bucket}/run")
     s3.abort(plain, found)
     s3.abort(plain, found)
     assert s3.remove(plain, [f"{bucket}/run/y.mdl", f"{bucket}/run/z.mdl", f"{bucket}/run/none"]) == {}
