@@ -99,7 +99,7 @@ async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, 
         raise
 
 
-def where_possible(call: Call, etag: str, target: str) -> Call:
+def with_conditions(call: Call, etag: str, target: str) -> Call:
     """Requests like those of ``call``; a store that writes on no condition is asked for the ETag before the write."""
 
     async def request(method: str, **parameters: Any) -> Any:

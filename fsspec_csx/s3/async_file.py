@@ -25,8 +25,6 @@ class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
     """An object that is read from front to back by one request, which the first ``read`` makes.
 
     Args:
-        fs: the filesystem.
-        path: of the object.
         options: parameters of GetObject.
     """
 
@@ -78,8 +76,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
     failed or cancelled ``write``, and dropping it unclosed, which warns.
 
     Args:
-        fs: the filesystem.
-        path: of the object.
         mode: "wb", or "xb" to replace no object.
         part: bytes of the first parts.
         options: parameters of the requests that make the object.

@@ -1,4 +1,4 @@
-"""Buckets: made, looked for, and made where a path is to be."""
+"""Buckets: created and looked up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
 
 async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: str | None = None) -> None:
-    """Make a bucket in the session's region; no matter if we have it already.
+    """Make a bucket in the session's region; one that we own already is no error.
 
     Raises:
         AccessDeniedError: if the credentials do not allow it, or the name is someone else's.

@@ -16,10 +16,6 @@ def is_discarded(caller: FrameType | None, paths: object) -> bool:
     """Whether a cache puts a file because its block was left by an exception: then its local copy is removed too.
 
     When the file was opened is not known, so the innermost ``__exit__`` decides.
-
-    Args:
-        caller: the frame that calls ``put``.
-        paths: where to.
     """
     if caller is None or caller.f_globals.get("__name__") != cached.__name__:
         return False

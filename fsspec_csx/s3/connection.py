@@ -155,7 +155,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             raise
 
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
-        small_reads.remember(client)
+        small_reads.watch(client)
         verify = credentials.verify_of(self.session, self.client_kwargs)
         return Transfer(client, verify, self.max_concurrency, former)
 

@@ -21,15 +21,13 @@ T = TypeVar("T")
 
 
 class PinnedObject:
-    """One state of an object: that of the first answer, or of the ETag that it is given.
+    """One state of an object: that of the first response, or of the ETag that is set.
 
     Args:
-        fs: the filesystem.
-        path: of the object.
-        version_id: of a former version; otherwise that of the path, if it names one.
+        version_id: a former version; by default the one in the path, if any.
 
     Attributes:
-        etag: of the state; None as long as any will do.
+        etag: of the state; None until the first response.
     """
 
     def __init__(self, fs: Any, path: str, version_id: str | None) -> None:
@@ -70,8 +68,8 @@ class ObjectMetadata:
         etag: differs from that of any other content.
         algorithm: of the checksum; None if the server has none of the whole object.
         checksum: as S3 writes it.
-        headers: what a copy of the object gets besides its bytes, as botocore names it.
-        kept: what the object itself keeps when it gets other bytes or other metadata.
+        headers: the attributes that a copy of the object gets, as botocore names them.
+        kept: the attributes that stay when the object is replaced.
     """
 
     size: int
@@ -101,11 +99,7 @@ async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> 
 
 
 class BytesBuffer:
-    """Memory of so many bytes that can be written to, and handed out as bytes without a copy.
-
-    Args:
-        size: in bytes.
-        name: whose bytes will be in it.
+    """Writable memory that becomes a bytes object without a copy.
 
     Raises:
         TooLargeError: a MemoryError, if there is not so much.
@@ -123,8 +117,8 @@ class BytesBuffer:
     def __exit__(self, *args: object) -> None:
         self.memory.release()
 
-    def taken(self, size: int | None = None) -> bytes:
-        """All of it, or so much of its beginning; the memory is gone then."""
+    def getvalue(self, size: int | None = None) -> bytes:
+        """The content, or its first bytes; the memory cannot be used afterwards."""
         self.memory.release()
         if size is not None and size < self._size:
             try:
@@ -134,20 +128,22 @@ class BytesBuffer:
         return self._file.getvalue()
 
 
-def compute_of(probe: RangeRequest) -> Callable[[memoryview, int], int] | None:
+def checksum_function(probe: RangeRequest) -> Callable[[memoryview, int], int] | None:
     """The function that computes the object's checksum, if the response to its first bytes names one."""
     known = of_object(probe.headers)
     return known[0].compute if known else None
 
 
-def check(found: PinnedObject, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]) -> None:
+def verify_checksum(
+    found: PinnedObject, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]
+) -> None:
     """Compare the bytes of an object with its checksum, if the server has one.
 
     Args:
         found: the object.
         probe: the first range, with the headers of its response.
         first: the bytes of the first range.
-        ranges: the others, in order, with their checksums by ``compute_of``.
+        ranges: the others, in order, with their checksums by ``checksum_function``.
 
     Raises:
         ChecksumError: if they differ.

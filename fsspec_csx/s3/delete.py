@@ -10,7 +10,7 @@ from fsspec.asyn import _run_coros_in_chunks
 from s3fs.core import version_id_kw
 
 from fsspec_csx.s3.listing import check_depth, list_keys
-from fsspec_csx.s3.names import expand, may_match, nothing_at, path_of
+from fsspec_csx.s3.names import expand, may_match, not_found_error, path_of
 
 # As many objects as one request can delete.
 _AT_ONCE = 1000
@@ -35,7 +35,7 @@ async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None =
     names = sorted({name for each in found for name in each})
     buckets = {fs.split_path(each)[0] for each in paths if not fs.split_path(each)[1]}
     if not names and not buckets:
-        raise nothing_at(path)
+        raise not_found_error(path)
     if maxdepth is None:
         await asyncio.gather(*(_empty_versioned(fs, bucket) for bucket in buckets))
     deleted = await delete_objects(fs, names)
@@ -49,11 +49,11 @@ async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) 
     if not recursive and not may_match(fs, path):
         info = await fs._info(path)
         if info["type"] == "directory":
-            raise _is_folder(path)
+            raise _folder_error(path)
         return [path if fs.split_path(path)[2] else info["name"]]
     found = await expand(fs, path, recursive, maxdepth, markers=True, ask=False)
     if found.entries and not found.files and not recursive:
-        raise _is_folder(path)
+        raise _folder_error(path)
     return [path_of(each) for each in found.files]
 
 
@@ -96,10 +96,10 @@ async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[s
 
 
 async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
-    """Delete an object, or the version that the path names, by one request; no matter if there is none."""
+    """Delete an object, or the version that the path names, by one request; one that is missing is no error."""
     bucket, key, version = fs.split_path(path)
     if not key:
-        raise _is_folder(path)
+        raise _folder_error(path)
     fs.invalidate_cache(f"{bucket}/{key}")
     await fs._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
 
@@ -135,9 +135,9 @@ async def _rmdir_marker(fs: Any, bucket: str, key: str) -> None:
         msg = f"s3://{bucket}/{key} is no empty folder. Use rm, with recursive=True for all below it."
         raise FileExistsError(msg)
     else:
-        raise nothing_at(f"{bucket}/{key}")
+        raise not_found_error(f"{bucket}/{key}")
 
 
-def _is_folder(path: str) -> IsADirectoryError:
+def _folder_error(path: str) -> IsADirectoryError:
     msg = f"{path!r} is a folder, and nothing was deleted. Pass recursive=True to delete all below it."
     return IsADirectoryError(msg)

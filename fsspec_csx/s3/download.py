@@ -16,7 +16,13 @@ from fsspec.utils import is_exception
 from s3fs import S3FileSystem
 
 from fsspec_csx.s3.client.error_mapping import code_of
-from fsspec_csx.s3.consistent_read import BytesBuffer, PinnedObject, check, compute_of, retry_if_changed
+from fsspec_csx.s3.consistent_read import (
+    BytesBuffer,
+    PinnedObject,
+    checksum_function,
+    retry_if_changed,
+    verify_checksum,
+)
 from fsspec_csx.s3.listing import object_info
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import ResumableDownload
@@ -72,7 +78,7 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
             if start < (await object_info(fs, path, found.version))["size"]:
                 raise
             return b""  # it begins behind the end
-        return target.taken(sum(each.length for each in ranges))
+        return target.getvalue(sum(each.length for each in ranges))
 
 
 async def _read_whole(fs: Any, found: PinnedObject) -> bytes:
@@ -83,16 +89,16 @@ async def _read_whole(fs: Any, found: PinnedObject) -> bytes:
         await fs.transfer.fetch(found.get, [probe])
         total = probe.total or probe.length
         if probe.complete and not probe.cut_off:
-            data = head.taken(probe.length)
-            check(found, probe, memoryview(data), [])
+            data = head.getvalue(probe.length)
+            verify_checksum(found, probe, memoryview(data), [])
             return data
         with BytesBuffer(total, found) as target:
             target.memory[: probe.length] = head.memory[: probe.length]
             rest = (probe.length, target.memory[probe.length :])
-            ranges = coalesce([rest], size_for(total, fs.max_concurrency), compute_of(probe))
+            ranges = coalesce([rest], size_for(total, fs.max_concurrency), checksum_function(probe))
             await fs.transfer.fetch(found.get, ranges)
-            check(found, probe, head.memory, ranges)
-            return target.taken(total)
+            verify_checksum(found, probe, head.memory, ranges)
+            return target.getvalue(total)
 
 
 async def cat_ranges(
@@ -150,7 +156,7 @@ async def _read_ranges(fs: Any, path: str, spans: list[tuple[Any, Any]], **kwarg
         pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
         size = size_for(sum(len(memory) for _, memory in pairs), fs.max_concurrency)
         await fs.transfer.fetch(found.get, coalesce(pairs, size))
-        return [target.taken() for target in targets]
+        return [target.getvalue() for target in targets]
 
 
 async def get_file(
@@ -197,13 +203,13 @@ async def get_file(
             callback.absolute_update(probe.length)
             part = size_for(total, fs.max_concurrency)
             ranges = [
-                FileRange(descriptor, start, min(part, total - start), check=compute_of(probe))
+                FileRange(descriptor, start, min(part, total - start), check=checksum_function(probe))
                 for start in range(probe.length, total, part)
             ]
             await fs.transfer.fetch(found.get, ranges, callback.relative_update)
             os.ftruncate(descriptor, total)  # a former state of the object may have been longer
             first = memoryview(os.pread(descriptor, probe.length, 0))
-            check(found, probe, first, ranges)
+            verify_checksum(found, probe, first, ranges)
 
         await retry_if_changed(fetch)
 

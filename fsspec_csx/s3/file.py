@@ -13,13 +13,13 @@ from typing import Any
 from fsspec.asyn import sync
 
 from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
-from fsspec_csx.s3.appending import AppendTarget, find_append_target, where_possible
+from fsspec_csx.s3.appending import AppendTarget, find_append_target, with_conditions
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, start
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.unwinding import Opening
-from fsspec_csx.s3.versions import writable
+from fsspec_csx.s3.versions import check_writable
 from fsspec_csx.s3.wrappers import Instruction, calling_instruction
 from fsspec_csx.s3.writer import PartWriter
 
@@ -64,7 +64,7 @@ class CSXFile(ReadFile):
         if mode == "rb":
             super().__init__(fs, path, mode, **kwargs)
             return
-        writable(fs, path)
+        check_writable(fs, path)
         self._pid = os.getpid()
         fs.connect()
         if mode == "xb":
@@ -87,7 +87,7 @@ class CSXFile(ReadFile):
             found = self._append_target = self._start(looking).result()
             self.s3_additional_kwargs.update(found.kept)
             self.blocksize = found.part
-            self._request = where_possible(self._request, found.etag, f"s3://{self.path}")
+            self._request = with_conditions(self._request, found.etag, f"s3://{self.path}")
             self._writer.copied = found.copied
             self._writer.write(found.tail, stable=True)
         self.loc = found.size
@@ -227,7 +227,7 @@ class CSXFile(ReadFile):
         if self._dropped:
             return len(view)  # a wrapper that is dropped too writes what it still holds
         if self._pid != os.getpid():
-            raise _of_parent(self.path)
+            raise _fork_error(self.path)
         try:
             self._writer.write(view, stable=stable, borrowed=borrowed)
         except BaseException:
@@ -250,11 +250,7 @@ class CSXFile(ReadFile):
         return bool(super().seekable()) or (asked == calling_instruction() and not self.closed)
 
     def expect_size(self, size: int) -> None:
-        """Say about how many bytes will be written, before any are: the parts of a large object are then of one size.
-
-        Args:
-            size: in bytes.
-        """
+        """Announce about how many bytes will be written, before any are, so that all parts are of one size."""
         self._writer.expect(size)
 
     def flush(self, force: bool = False) -> None:
@@ -299,14 +295,14 @@ def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
     try:
         check_off_loop(fs)
         if pid != os.getpid():
-            raise _of_parent(path)
+            raise _fork_error(path)
     except RuntimeError:
         coroutine.close()
         raise
     return start(fs, coroutine)
 
 
-def _of_parent(path: str) -> RuntimeError:
+def _fork_error(path: str) -> RuntimeError:
     return RuntimeError(f"s3://{path} is being written by the process that opened it. Open another in this one.")
 
 
@@ -321,13 +317,7 @@ async def check_absent(fs: Any, path: str) -> None:
 
 
 def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
-    """Discard the files that are still open for writing when the interpreter exits, and wait for what was begun so.
-
-    Args:
-        unfinished: the files.
-        aborting: what ends the uploads of files that were discarded before.
-        pid: of the process to which that is of concern; nothing of it goes on in children.
-    """
+    """Discard the files that are open when the interpreter exits; the process ``pid`` also waits for the aborts."""
     files = list(unfinished.values())
     for file in files:
         file._discard(_ABORT_SECONDS_AT_EXIT)

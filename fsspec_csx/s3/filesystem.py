@@ -38,15 +38,15 @@ from fsspec_csx.s3.file import CSXFile, check_absent
 from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.s3.versions import writable
+from fsspec_csx.s3.versions import check_writable
 from fsspec_csx.s3.wrappers import close_below
 from fsspec_csx.settings import backends
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
-# The last that filesystems were made in, the newest at the end.
+# The environments of the latest filesystems, the newest last.
 _recent: deque[str] = deque(maxlen=4)
-# What S3 cannot do without the bucket, and a write may make it for.
+# Requests for which a missing bucket may be created.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
 # Arguments of text files.
 _OF_TEXT = ("encoding", "errors", "newline")
@@ -69,7 +69,7 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
 
 
 def _forget_former(cache: dict[str, Any]) -> None:
-    """Let go of instances for environments of long ago: where credentials change by the hour, they would be many."""
+    """Drop the cached instances of former environments, which pile up where credentials change by the hour."""
     now = _ENVIRONMENT.get()
     if not _recent or _recent[-1] != now:
         _recent.append(now)
@@ -80,7 +80,7 @@ def _forget_former(cache: dict[str, Any]) -> None:
 
 @contextmanager
 def _environment_snapshot() -> Iterator[None]:
-    """Let the token and the instance see the same environment, whatever other threads do to it meanwhile."""
+    """Give the token and the instance the same environment, whatever other threads change meanwhile."""
     reset = _ENVIRONMENT.set(credentials.environment_token())
     try:
         yield
@@ -92,7 +92,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
 
     - credentials by the rules of ``fsspec_csx.s3.client.credentials``, resolved before any data is read or written;
-    - errors that say what was asked, what refused it and what to do (``fsspec_csx.errors``);
+    - errors that say what was refused, by whom, and what to do (``fsspec_csx.errors``);
     - a missing bucket made by the first write into it, where that is allowed;
     - files that are published whole or not at all (``fsspec_csx.s3.file.CSXFile``).
 
@@ -119,7 +119,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         return credentials.without_secrets(super().to_dict(**kwargs))
 
     async def _sign_in(self, refresh: bool) -> None:
-        # Made under another environment than the one it now signs in under: nobody else shall be handed it.
+        # The environment has changed since it was made: no other caller may get it.
         cache = type(self)._cache
         if self._environment != credentials.environment_token() and cache.get(self._fs_token) is self:
             cache.pop(self._fs_token, None)
@@ -296,7 +296,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         path = self._strip_protocol(path)
         if mode == "rb":
             return AsyncReadFile(self, path, **kwargs)
-        writable(self, path)
+        check_writable(self, path)
         if mode == "xb":
             await check_absent(self, path)
         options = {**kwargs, **({"ACL": acl} if acl else {})}

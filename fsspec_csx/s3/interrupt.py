@@ -1,4 +1,4 @@
-"""Plain methods of coroutines that Ctrl-C ends, and not only the waiting for them."""
+"""Plain methods of coroutines: Ctrl-C ends the work, not only the wait for it."""
 
 from __future__ import annotations
 

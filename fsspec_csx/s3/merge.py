@@ -20,10 +20,6 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 class MergedSource:
     """Several objects as one.
 
-    Args:
-        fs: the filesystem.
-        sources: the objects, in order.
-
     Attributes:
         size: bytes of all.
         part: bytes of each part in which they are best written, but the last.

@@ -24,7 +24,6 @@ async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
     """Move objects; if one of them cannot be moved, no source is deleted.
 
     Args:
-        fs: the filesystem.
         pairs: the objects, and their new names. An object that keeps its name stays.
         kwargs: those of ``cp_file``.
 
@@ -50,7 +49,7 @@ async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
         before = await _head(fs, pair.source)
     except FileNotFoundError:
         if await fs._isdir(pair.source):
-            raise is_folder(pair.source) from None
+            raise folder_error(pair.source) from None
         raise
     await fs._cp_file(pair.source, pair.target, **kwargs)
     copied, after = await asyncio.gather(_head(fs, pair.target), _head(fs, pair.source))
@@ -80,7 +79,7 @@ def _is_md5(head: Mapping[str, Any]) -> bool:
     return not encrypted and bool(_MD5.fullmatch(head["ETag"]))
 
 
-def is_folder(path: object) -> IsADirectoryError:
+def folder_error(path: object) -> IsADirectoryError:
     """The error for a folder that is to be moved without what lies below it."""
     msg = f"{path!r} is a folder, and nothing was moved. Pass recursive=True to move all below it."
     return IsADirectoryError(msg)

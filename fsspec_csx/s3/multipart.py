@@ -233,7 +233,7 @@ class MultipartUpload:
         return False
 
     async def abort(self) -> None:
-        """End without an object; no matter if it was ended before."""
+        """End without an object; an upload that has ended already is no error."""
         if self.id is None:
             return
         with contextlib.suppress(FileNotFoundError):

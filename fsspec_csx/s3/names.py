@@ -181,11 +181,11 @@ async def expand_path(
         else:
             names.add(fs._strip_protocol(each))
     if not names:
-        raise nothing_at(path)
+        raise not_found_error(path)
     return sorted(names)
 
 
-def nothing_at(path: Any) -> ObjectNotFoundError:
+def not_found_error(path: Any) -> ObjectNotFoundError:
     """The error for a path, or a list of paths, that stands for nothing."""
     reason = f"There is no object {path!r}, and none that matches it."
     return ObjectNotFoundError(reason, "Check its name.")

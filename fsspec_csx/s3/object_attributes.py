@@ -1,4 +1,4 @@
-"""Attributes: what an object has besides its bytes, and which of it stays when its bytes are copied.
+"""Attributes of objects: headers, storage class, encryption, locks and tags, and which of them a copy keeps.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
 """
@@ -31,18 +31,14 @@ HEADERS = (
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "BucketKeyEnabled")
 # Storage classes of a kind of bucket, which the target need not be of.
 _OF_BUCKETS = {"EXPRESS_ONEZONE", "FSX_ONTAP", "FSX_OPENZFS", "OUTPOSTS", "SNOW"}
-# Objects of these cannot be read before they are restored: whoever copies one wants to use it.
+# Objects of these cannot be read before they are restored; a copy is made to be used.
 _ARCHIVES = {"DEEP_ARCHIVE", "GLACIER"}
-# The answers of stores that have no tags.
+# Errors of stores that have no tags.
 _NO_TAGS = {"400", "405", "501", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NoSuchTagSet"}
 
 
 def of_copy(head: Mapping[str, Any]) -> dict[str, Any]:
-    """What a copy of an object gets of it, tags aside.
-
-    Args:
-        head: the answer to HeadObject.
-    """
+    """The attributes in a HeadObject response that a copy gets; tags are read apart."""
     return {name: head[name] for name in HEADERS if name in head} | storage_class(head)
 
 
@@ -53,20 +49,12 @@ def storage_class(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_new_state(head: Mapping[str, Any]) -> dict[str, Any]:
-    """What an object keeps when it gets other bytes or other metadata: its storage and encryption too.
-
-    Args:
-        head: the answer to HeadObject.
-    """
+    """The attributes in a HeadObject response that stay when an object is replaced: its storage and encryption too."""
     return {name: head[name] for name in (*HEADERS, "StorageClass", *_ENCRYPTION) if name in head}
 
 
 def locks(head: Mapping[str, Any]) -> dict[str, Any]:
-    """The locks of an object that hold on.
-
-    Args:
-        head: the answer to HeadObject.
-    """
+    """The locks in a HeadObject response that have not expired."""
     on = head.get("ObjectLockLegalHoldStatus") == "ON"
     kept: dict[str, Any] = {"ObjectLockLegalHoldStatus": "ON"} if on else {}
     until = head.get("ObjectLockRetainUntilDate")
@@ -76,7 +64,7 @@ def locks(head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unless_named(kept: Mapping[str, Any], *named: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept, less what the options of the call or of the filesystem name; they name an encryption as a whole."""
+    """The attributes that no option of the call or the filesystem replaces; an encryption is replaced as a whole."""
     names = {name for options in named for name in options}
     if any(name.startswith(("SSE", "ServerSideEncryption", "BucketKeyEnabled")) for name in names):
         names |= set(_ENCRYPTION)
@@ -84,23 +72,13 @@ def unless_named(kept: Mapping[str, Any], *named: Mapping[str, Any]) -> dict[str
 
 
 def source_key(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The key with which the source of a copy is decrypted: that of all objects of the filesystem, if it names one.
-
-    Args:
-        options: of the filesystem and the call.
-    """
+    """The key that decrypts the source of a copy: the one in the options of the filesystem or the call, if any."""
     names = ("SSECustomerAlgorithm", "SSECustomerKey", "SSECustomerKeyMD5")
     return {f"CopySource{name}": options[name] for name in names if name in options}
 
 
 async def tagging(call: Callable[..., Awaitable[Any]], shown: str, **version: str) -> dict[str, str]:
-    """The tags of an object, as PutObject and CreateMultipartUpload take them.
-
-    Args:
-        call: makes requests for the object.
-        shown: its URL.
-        version: its version, if it has one.
-    """
+    """The tags of an object, as PutObject and CreateMultipartUpload take them."""
     try:
         found = (await call("get_object_tagging", **version)).get("TagSet", ())
     except AccessDeniedError:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from fsspec_csx.s3.consistent_read import PinnedObject, check, compute_of, retry_if_changed
+from fsspec_csx.s3.consistent_read import PinnedObject, checksum_function, retry_if_changed, verify_checksum
 from fsspec_csx.s3.multipart import gather_or_cancel
-from fsspec_csx.s3.small_reads import RequestTemplate, SmallObjectReader, sent
+from fsspec_csx.s3.small_reads import RequestTemplate, SmallObjectReader, recorded_requests
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
 
@@ -49,7 +49,7 @@ async def readinto_objects(
 
     small = [number for number, (_, _, memory, size) in enumerate(wanted) if len(memory) == size <= _SMALL]
     if len(small) > _MANY:
-        with sent() as requests:
+        with recorded_requests() as requests:
             await read(small[0])
         found |= await _read_small(fs, [wanted[number] for number in small], small, requests, advance)
     await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
@@ -92,7 +92,7 @@ async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
     await fs.transfer.fetch(found.get, [probe])
     total = probe.length if probe.total is None else probe.total
     if total == size:
-        ranges = coalesce([(MIN_REQUEST, memory[MIN_REQUEST:])], part, compute_of(probe))
+        ranges = coalesce([(MIN_REQUEST, memory[MIN_REQUEST:])], part, checksum_function(probe))
         await fs.transfer.fetch(found.get, ranges)
-        check(found, probe, memory[:MIN_REQUEST], ranges)
+        verify_checksum(found, probe, memory[:MIN_REQUEST], ranges)
     return total

@@ -36,8 +36,6 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
 
     Args:
         ahead: the most bytes to fetch before they are asked for.
-        fetch: starts to fetch the bytes from one position to another.
-        size: of the file, in bytes.
     """
 
     name = "parallel"
@@ -55,18 +53,18 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             return b""
         self._forget_before(start)
         if self._chunks:
-            self._go_on(stop)
+            self._fetch_ahead(stop)
         else:
             self._window = 0
             self._add(start, min(max(stop, start + min(_FIRST, self.blocksize)), self.size))
-        return self._taken_or_forgotten(start, stop)
+        return self._read_or_clear(start, stop)
 
     def take(self, start: int, memory: memoryview) -> int:
         """Fill the beginning of a memory from what is here or on its way, and return how many bytes that were."""
         self._forget_before(start)
         if not self._chunks:
             return 0
-        data = self._taken_or_forgotten(start, min(start + len(memory), self._chunks[-1].end))
+        data = self._read_or_clear(start, min(start + len(memory), self._chunks[-1].end))
         memory[: len(data)] = data
         return len(data)
 
@@ -93,7 +91,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
     def _add(self, start: int, end: int) -> None:
         self._chunks.append(_Chunk(start, end, self._start(start, end)))
 
-    def _go_on(self, stop: int) -> None:
+    def _fetch_ahead(self, stop: int) -> None:
         """Fetch what a read up to here lacks, and what will follow it."""
         if stop > self._chunks[-1].end or not self._chunks[-1].data.done():
             self._window = min(max(self._window * _GROWTH, _LEAST), self.blocksize)
@@ -102,14 +100,14 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         while (begun := self._chunks[-1].end) < stop or end - begun >= step or begun < end == self.size:
             self._add(begun, min(max(stop, begun + step), self.size))
 
-    def _taken_or_forgotten(self, start: int, stop: int) -> bytes:
+    def _read_or_clear(self, start: int, stop: int) -> bytes:
         try:
-            return self._taken(start, stop)
+            return self._read_chunks(start, stop)
         except BaseException:
             self.clear()  # what could not be fetched may be asked for again
             raise
 
-    def _taken(self, start: int, stop: int) -> bytes:
+    def _read_chunks(self, start: int, stop: int) -> bytes:
         pieces = []
         for chunk in list(self._chunks):
             if chunk.start < stop and chunk.end > start:

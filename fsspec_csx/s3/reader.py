@@ -166,7 +166,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             return b""
         with BytesBuffer(end - start, f"s3://{self.path}") as target:
             await self._fetch(coalesce([(start, target.memory)], size_for(end - start, self.fs.max_concurrency)))
-            return target.taken()
+            return target.getvalue()
 
     async def _fetch(
         self, ranges: Sequence[RangeRequest], advance: Callable[[int], object] = lambda count: None

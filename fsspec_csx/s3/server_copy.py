@@ -24,7 +24,7 @@ from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
 from fsspec_csx.s3.upload import object_call, send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
-from fsspec_csx.s3.versions import writable
+from fsspec_csx.s3.versions import check_writable
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -57,7 +57,7 @@ async def cp_file(
         ObjectChangedError: if the source changes while it is copied in parts.
         ObjectExistsError: in mode "create", if there is an object.
     """
-    writable(fs, path2)
+    check_writable(fs, path2)
     if preserve_etag:
         metadata = await object_metadata(fs, path1)
         if "-" in metadata.etag:
@@ -80,7 +80,7 @@ async def copy_managed(fs: Any, path1: str, path2: str, size: int, block: int = 
     if not LEAST_PART <= block <= LARGEST_PART:
         msg = f"A part has {LEAST_PART} to {LARGEST_PART} bytes, not {block}. Pass another block."
         raise ValueError(msg)
-    writable(fs, path2)
+    check_writable(fs, path2)
     metadata = await object_metadata(fs, path1)
     source = _copy_source(fs, path1, metadata)
     await _copy_spans(fs, source.spans(part_size_for(metadata.size, block)), path2, metadata, kwargs)
@@ -209,7 +209,7 @@ async def setxattr(fs: Any, path: str, copy_kwargs: Mapping[str, Any] | None = N
     Raises:
         ObjectChangedError: if the object changes meanwhile.
     """
-    writable(fs, path)
+    check_writable(fs, path)
     metadata = await object_metadata(fs, path)
     options = {"Metadata": _changed(metadata.headers.get("Metadata", {}), kw_args), **(copy_kwargs or {})}
     source = _copy_source(fs, path, metadata)
@@ -233,7 +233,7 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
         ObjectChangedError: if one of them changes meanwhile.
         ObjectNotFoundError: if there is no object of one of the names; before anything is written.
     """
-    writable(fs, path)
+    check_writable(fs, path)
     if not filelist:
         msg = "There is nothing to merge. Name one object at least."
         raise ValueError(msg)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 
-from fsspec_csx.s3.consistent_read import PinnedObject, check
+from fsspec_csx.s3.consistent_read import PinnedObject, verify_checksum
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
 from fsspec_csx.s3.transport.pool import Transfer
@@ -31,18 +31,18 @@ _OWN = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-t
 _OF_BOTOCORE = ("amz-sdk-invocation-id", "amz-sdk-request")
 
 
-def remember(client: Any) -> None:
-    """Let ``sent`` work with the GetObject requests of a client."""
-    client.meta.events.register_first("before-send.s3.GetObject", _remember)
+def watch(client: Any) -> None:
+    """Let ``recorded_requests`` work with the GetObject requests of a client."""
+    client.meta.events.register_first("before-send.s3.GetObject", _record_request)
 
 
-def _remember(request: Any, **_: Any) -> None:
+def _record_request(request: Any, **_: Any) -> None:
     if (found := _sent.get()) is not None:
         found.append(request)
 
 
 @contextmanager
-def sent() -> Iterator[list[Any]]:
+def recorded_requests() -> Iterator[list[Any]]:
     """A list of the GetObject requests that are sent within the block, as they were sent."""
     found: list[Any] = []
     reset = _sent.set(found)
@@ -151,7 +151,7 @@ class SmallObjectReader:
             answer = self._transfer._get(self._siblings.request(state.key), wanted)
             if answer.status_code != 200 or not wanted.complete:
                 return None
-            check(state, wanted, memory[: wanted.length], [])
+            verify_checksum(state, wanted, memory[: wanted.length], [])
         except Exception:  # botocore makes the request next, and raises what is wrong
             return None
         return wanted.length if wanted.total is None else wanted.total

@@ -20,11 +20,11 @@ from fsspec.utils import is_exception
 from s3fs import S3FileSystem
 
 from fsspec_csx.s3.listing import check_depth
-from fsspec_csx.s3.move import is_folder, move
-from fsspec_csx.s3.names import Expansion, expand, is_pattern, nothing_at, path_of
+from fsspec_csx.s3.move import folder_error, move
+from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
 from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
 from fsspec_csx.s3.transport.call_scope import contained
-from fsspec_csx.s3.versions import writable
+from fsspec_csx.s3.versions import check_writable
 
 
 async def copy(
@@ -71,7 +71,7 @@ async def mv(
     """
     pairs = await _pairs(fs, path1, path2, recursive, maxdepth)
     if not pairs:
-        raise is_folder(path1)
+        raise folder_error(path1)
     await move(fs, pairs, **kwargs)
 
 
@@ -84,13 +84,13 @@ async def _pairs(fs: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int
     if isinstance(path1, (list, tuple)) and isinstance(path2, (list, tuple)):
         pairs = zip_paths([_plain(fs, each) for each in path1], [_plain(fs, each) for each in path2])
     else:
-        writable(fs, path2)
+        check_writable(fs, path2)
         found = await _sources(fs, path1, recursive, maxdepth, markers=True)
         is_list = not isinstance(path1, str)
         into = not is_list and not found[0].is_match and await _goes_into(fs, path1, path2)
         pairs = pair_paths(found, fs._strip_protocol(path2), is_list=is_list, into=into)
     for each in pairs:
-        writable(fs, each.target)
+        check_writable(fs, each.target)
     return pairs
 
 
@@ -104,7 +104,7 @@ async def _sources(fs: Any, path: Any, recursive: bool, maxdepth: int | None, **
     paths = [path] if isinstance(path, str) else list(path)
     found = [await expand(fs, each, recursive, maxdepth, **kwargs) for each in paths]
     if not any(each.entries for each in found):
-        raise nothing_at(path)
+        raise not_found_error(path)
     return found if recursive and maxdepth is None else [each.without_folders() for each in found]
 
 
@@ -171,7 +171,7 @@ async def cat(
     found = await _sources(fs, path, recursive, None)
     names = list(dict.fromkeys(path_of(entry) for each in found for entry in each.files))
     if not names:
-        raise nothing_at(path)
+        raise not_found_error(path)
     calls = [fs._cat_file(each, **kwargs) for each in names]
     size = batch_size or fs.batch_size
     read = await _run_coros_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
@@ -203,17 +203,17 @@ async def put(
     if isinstance(lpath, (list, tuple)) and isinstance(rpath, (list, tuple)):
         pairs = zip_paths([str(each) for each in lpath], rpath)
     else:
-        writable(fs, rpath)
+        check_writable(fs, rpath)
         is_list = isinstance(lpath, (list, tuple))
         found = [_expand_local(each, recursive, maxdepth) for each in (lpath if is_list else [lpath])]
         if not any(each.entries for each in found):
-            raise nothing_at(lpath)
+            raise not_found_error(lpath)
         if not is_list and (not recursive or maxdepth is not None):
             found = [each.without_folders() for each in found]
         into = not is_list and not found[0].is_match and await _goes_into(fs, os.fspath(lpath), rpath)
         pairs = pair_paths(found, fs._strip_protocol(rpath), is_list=is_list, into=into)
     for pair in pairs:
-        writable(fs, pair.target)
+        check_writable(fs, pair.target)
     check_distinct(pairs)
     files = [each for each in pairs if not os.path.isdir(each.source)]
     if pairs and not files:
@@ -236,7 +236,7 @@ async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = N
     """
     contents: Mapping[str, Any] = {path: value} if isinstance(path, str) else path
     for each in contents:
-        writable(fs, each)
+        check_writable(fs, each)
     return await S3FileSystem._pipe(fs, dict(contents), batch_size=batch_size, **kwargs)
 
 

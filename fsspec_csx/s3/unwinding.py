@@ -40,11 +40,7 @@ class Cleanup(NamedTuple):
 
 
 class Opening:
-    """The moment at which a file was opened for writing, and what is said of its end.
-
-    Args:
-        path: of the file.
-    """
+    """The moment at which a file was opened for writing; logs and warns when the file is discarded."""
 
     def __init__(self, path: str) -> None:
         self._path = path

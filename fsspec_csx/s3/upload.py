@@ -19,7 +19,7 @@ from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.transport.request_body import FileSliceBody, MemoryBody, RequestBody, changed, single_bytes
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
-from fsspec_csx.s3.versions import writable
+from fsspec_csx.s3.versions import check_writable
 
 
 async def pipe_file(
@@ -53,7 +53,7 @@ async def touch(fs: Any, path: str, truncate: bool = True, data: Any = None, **k
     Raises:
         ValueError: if there is one, unless ``truncate``; and if the path names a version.
     """
-    bucket, key = writable(fs, path)
+    bucket, key = check_writable(fs, path)
     if truncate:
         return await fs._pipe_file(path, b"", **kwargs)
     try:
@@ -85,7 +85,7 @@ async def put_file(
     Raises:
         OSError: if the file changes meanwhile; unless ``resumable``, only if that hinders the upload.
     """
-    _, key = writable(fs, rpath)
+    _, key = check_writable(fs, rpath)
     if os.path.isdir(lpath):
         if not key:
             await fs._mkdir(rpath)
@@ -142,7 +142,7 @@ async def send_object(
             becomes the object.
     """
     options.pop("max_concurrency", None)
-    bucket, key = writable(fs, path)
+    bucket, key = check_writable(fs, path)
     await fs.set_session()
     call = object_call(fs, bucket, key, options)
     checked = not any(name.startswith("Checksum") for name in {**fs.s3_additional_kwargs, **options})

@@ -7,7 +7,7 @@ from typing import Any
 _MARK = "?versionId="
 
 
-def writable(fs: Any, path: str) -> tuple[str, str]:
+def check_writable(fs: Any, path: str) -> tuple[str, str]:
     """The bucket and the key that a write to a path makes.
 
     Raises:
@@ -40,7 +40,6 @@ async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[st
     """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
 
     Raises:
-        FileNotFoundError: if there is no bucket of that name.
         ValueError: if the filesystem knows no versions.
     """
     if not fs.version_aware:

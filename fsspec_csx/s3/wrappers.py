@@ -26,15 +26,7 @@ def calling_instruction() -> Instruction:
 
 
 def close_together(wrapper: Any, file: Any) -> Any:
-    """Let a compressor's ``close`` publish the file below it, which fsspec leaves to the garbage collector.
-
-    Args:
-        wrapper: the compressing file object, such as a ``gzip.GzipFile``.
-        file: the ``CSXFile`` that it writes to.
-
-    Returns:
-        The wrapper.
-    """
+    """Let a compressor's ``close`` publish the file below it, which fsspec leaves to the garbage collector."""
     finish = wrapper.close
 
     def close() -> None:

@@ -1,4 +1,4 @@
-"""PartWriter: what a file is written makes parts, which are sent while the writing goes on."""
+"""PartWriter: splits what is written to a file into parts, and sends them in the background."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class PartWriter:
 
         Args:
             view: contiguous, of single bytes.
-            stable: whether the memory stays as it is until the object is finished or abandoned.
-            borrowed: whether the caller holds it all that time, so that it is none of ours.
+            stable: whether the memory keeps its content until the object is finished or abandoned.
+            borrowed: whether the caller owns it all that time, so that it does not count as buffered.
 
         Raises:
             Exception: what the sending of a former part raised.
@@ -115,7 +115,7 @@ class PartWriter:
         """Make what was written the object, and return the server's answer.
 
         Args:
-            conditions: on which it is made, as of PutObject and CompleteMultipartUpload.
+            conditions: of PutObject and CompleteMultipartUpload, such as ``IfNoneMatch``.
         """
         if self.upload is None and not self.copied:
             payload = self._payload()
