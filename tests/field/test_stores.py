@@ -23,7 +23,13 @@ MIB = 2**20
 PART = 5 * MIB
 SMALL, LARGE = os.urandom(1000), os.urandom(2 * PART + 17)
 MODE = "x-amz-checksum-mode"
-REFUSALS = [(400, "InvalidArgument"), (400, "InvalidRequest"), (501, "NotImplemented")]
+REFUSALS = [
+    (400, "InvalidRequest"),
+    *(
+        pytest.param(*refusal, marks=pytest.mark.slow)
+        for refusal in ((400, "InvalidArgument"), (501, "NotImplemented"))
+    ),
+]
 
 
 @pytest.fixture

@@ -250,20 +250,21 @@ LAYOUTS: dict[str, Callable[[], torch.Tensor]] = {
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real:UserWarning")
 @pytest.mark.parametrize("piece", [64, 1000, fill.PIECE])
-@pytest.mark.parametrize("ours", [kind for kind in LAYOUTS if kind != "expanded"])
 @pytest.mark.parametrize("theirs", LAYOUTS)
-def test_layouts(theirs: str, ours: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layouts(theirs: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the strides and dtypes of both, what comes is what copy_ gives, in pieces of whatever size."""
     for module in (fill, into):
         monkeypatch.setattr(module, "PIECE", piece)
     monkeypatch.setattr(fill, "_STAGING", 2 * piece + 128)
-    found, target, expected = LAYOUTS[theirs](), LAYOUTS[ours](), LAYOUTS[ours]()
-    expected.copy_(found)
+    found = LAYOUTS[theirs]()
     path = put("memory://layouts", saved({"x": found, "y": torch.ones(2)}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DtypeCastWarning)
-        load(path, into={"x": target, "y": torch.zeros(2)})
-    assert torch.equal(target, expected)
+    for ours in LAYOUTS.keys() - {"expanded"}:
+        target, expected = LAYOUTS[ours](), LAYOUTS[ours]()
+        expected.copy_(found)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DtypeCastWarning)
+            load(path, into={"x": target, "y": torch.zeros(2)})
+        assert torch.equal(target, expected), ours
 
 
 def test_other_dtypes_are_told(root: str) -> None:

@@ -488,31 +488,31 @@ def tolerant(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("field", CENTRAL)
-@pytest.mark.parametrize("value", [0, 1, 255, 2**16 - 1, 2**31, 2**32 - 1])
-@pytest.mark.parametrize("record", ["data/0", "data.pkl", "version"])
-def test_forged_entries(record: str, field: str, value: int) -> None:
+def test_forged_entries(field: str) -> None:
     """Whatever the directory claims of an entry, the file is loaded or refused, without memory for what it lacks."""
-    value = min(value, 2 ** (8 * struct.calcsize(CENTRAL[field][1])) - 1)
-    tolerant(forged(saved(NESTED), record, **{field: value}))
+    for record in ("data/0", "data.pkl", "version"):
+        for value in (0, 1, 255, 2**16 - 1, 2**31, 2**32 - 1):
+            value = min(value, 2 ** (8 * struct.calcsize(CENTRAL[field][1])) - 1)
+            tolerant(forged(saved(NESTED), record, **{field: value}))
 
 
 @pytest.mark.parametrize("field", END)
-@pytest.mark.parametrize("value", [0, 1, 255, 2**16 - 1, 2**31, 2**32 - 1])
-def test_forged_end(field: str, value: int) -> None:
+def test_forged_end(field: str) -> None:
     """Whatever the end of the directory claims, the file is loaded or refused."""
-    data = bytearray(saved(NESTED))
     offset, form = END[field]
-    struct.pack_into(form, data, len(data) - 22 + offset, min(value, 2 ** (8 * struct.calcsize(form)) - 1))
-    tolerant(bytes(data))
+    for value in (0, 1, 255, 2**16 - 1, 2**31, 2**32 - 1):
+        data = bytearray(saved(NESTED))
+        struct.pack_into(form, data, len(data) - 22 + offset, min(value, 2 ** (8 * struct.calcsize(form)) - 1))
+        tolerant(bytes(data))
 
 
 @pytest.mark.parametrize("field", [8, 16, 24, 32, 40, 48])
-@pytest.mark.parametrize("value", [0, 1, 2**40, 2**64 - 1])
-def test_forged_end_of_64_bits(field: int, value: int) -> None:
+def test_forged_end_of_64_bits(field: int) -> None:
     """So with the end that has numbers of 64 bits."""
-    data = bytearray(saved(NESTED))
-    struct.pack_into("<Q", data, data.rindex(b"PK\x06\x06") + field, value)
-    tolerant(bytes(data))
+    for value in (0, 1, 2**40, 2**64 - 1):
+        data = bytearray(saved(NESTED))
+        struct.pack_into("<Q", data, data.rindex(b"PK\x06\x06") + field, value)
+        tolerant(bytes(data))
 
 
 def test_terabytes_are_refused() -> None:

@@ -238,11 +238,11 @@ def test_plans_cover_all() -> None:
 
 
 @pytest.mark.parametrize("start", [None, 0, 1, 999, 1000, 5000, -1, -1000, -5000])
-@pytest.mark.parametrize("end", [None, 0, 1, 1000, 5000, -1, -999, -5000])
-def test_cat_file_of_small_ranges(fs: CSXFileSystem, start: int | None, end: int | None) -> None:
+def test_cat_file_of_small_ranges(fs: CSXFileSystem, start: int | None) -> None:
     """Every start and end bring what a slice would."""
-    assert fs.cat_file("reading/short", start=start, end=end) == SHORT[start:end]
-    assert fs.cat_file("reading/empty", start=start, end=end) == b""
+    for end in (None, 0, 1, 1000, 5000, -1, -999, -5000):
+        assert fs.cat_file("reading/short", start=start, end=end) == SHORT[start:end], end
+        assert fs.cat_file("reading/empty", start=start, end=end) == b"", end
 
 
 @pytest.mark.parametrize(
