@@ -16,8 +16,7 @@ from fsspec_csx.distributed.paths import Path, folder_at
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import opening, reader
-from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
+from fsspec_csx.formats import opening, reader, registry
 from fsspec_csx.formats.conversion import Conversion
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
@@ -132,8 +131,7 @@ def write_sharded(
     if not isinstance(obj, dict):
         reason = f"{name} holds a {type(obj).__name__}, no state dict."
         raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
-    if isinstance(source, CerebrasSource):
-        refuse_unread(obj, name)
+    registry.of(source).refuse_unread(obj, name)
     placeholders.refuse(obj, name)
     writer = StorageWriter(path, storage_options=storage_options, callback=callback)
     try:

@@ -7,12 +7,8 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.formats import reader, sniff
-from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
-from fsspec_csx.formats.composite_source import CompositeSource
+from fsspec_csx.formats import reader, registry
 from fsspec_csx.formats.io_wrappers import TrackingWriter
-from fsspec_csx.formats.safetensors import layout as safetensors_layout
-from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
@@ -20,7 +16,7 @@ from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.dtype_cast import DtypeCast
-from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.names import Choice, Keys, place_of
 from fsspec_csx.tensors.source import Source, memory_of
 from fsspec_csx.tensors.tensor_stream import StreamedTensor, TensorStream
@@ -63,10 +59,10 @@ class Conversion:
         keys: Keys | None = None,
         drop_values: bool = False,
     ) -> None:
-        found, told = _structure(source, name)
+        found = reader.structure(source, name)
         obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
-        if isinstance(source, CerebrasSource):
-            refuse_unread(obj, name)
+        format = registry.of(source)
+        format.refuse_unread(obj, name)
         recast = DtypeCast(found.records, dtype)
 
         def damaged(record: Record) -> Exception:
@@ -76,7 +72,7 @@ class Conversion:
         self.separated: tuple[str, ...] = ()
         if as_safetensors:
             tensors, self.dropped = _flat(obj, name, drop_values)
-            tensors, told = _without_aliases(tensors, told, found.obj)
+            tensors, told = _without_aliases(tensors, format.safetensors_metadata(source), found.obj)
             self._written: _SafetensorsFile | _TorchFile = _SafetensorsFile(tensors, told, source, recast, damaged)
             # Only now, as it takes tensors that a file can hold.
             self.separated = tuple(sorted({second for _, second in safetensors_writer.overlapping(tensors)}))
@@ -165,16 +161,6 @@ class _SafetensorsFile:
         for pieces in self.runs:
             for piece in pieces:
                 writer.write(piece)
-
-
-def _structure(source: Source, name: str) -> tuple[LazyObject, dict[str, str]]:
-    """What the file holds, on the CPU wherever it was saved, and the metadata of a safetensors file."""
-    found = reader.structure(source, name)
-    if isinstance(source, (CompositeSource, CerebrasSource)):
-        return found, {}
-    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
-    is_safetensors = safetensors_layout.is_safetensors(head, source.size)
-    return found, safetensors_reader.metadata(source) if is_safetensors else {}
 
 
 def _without_aliases(

@@ -93,6 +93,12 @@ def _structure(source: Source, name: str) -> _Structure:
         return _Structure(flaw=_said(error, name))
 
 
+def damage_of(error: CheckpointError, name: str) -> str:
+    """What an error says of a checkpoint, as a sentence without a full stop."""
+    reason = error.reason.rstrip(".")
+    return f"it{reason.removeprefix(name)}" if reason.startswith(f"{name} ") else reason
+
+
 def _said(error: CheckpointError, name: str) -> str:
     return f"it {error.reason.removeprefix(name).strip().rstrip('.')}"
 

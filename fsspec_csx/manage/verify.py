@@ -12,10 +12,9 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.location import Location
-from fsspec_csx.storage.progress import ProgressMeter, report_progress
+from fsspec_csx.storage.progress import report_progress
 
 if TYPE_CHECKING:
-    from fsspec_csx.formats.cerebras.source import CerebrasSource
     from fsspec_csx.tensors.source import Source
 
 
@@ -76,69 +75,22 @@ def verify(
         try:
             source = stack.enter_context(place.source())
         except CheckpointError as error:
-            return VerifyResult(place.display_path, 0, 0, 0, False, (_said(error, place.display_path),), "")
-        if source.file is not None:
-            return _of_file(source, place.display_path, progress)
-        return _of_folder(source, place.display_path, progress)
+            from fsspec_csx.formats.verify_report import damage_of  # only here, as it imports torch
+
+            return VerifyResult(place.display_path, 0, 0, 0, False, (damage_of(error, place.display_path),), "")
+        return _verified(source, place.display_path, progress)
 
 
-def _of_file(source: Source, name: str, progress: Callback) -> VerifyResult:
-    from fsspec_csx.formats import verify_report  # only here, as it imports torch
+def _verified(source: Source, name: str, progress: Callback) -> VerifyResult:
+    from fsspec_csx.formats import registry  # only here, as it imports torch
 
-    file = source.file
-    told = file.object_checksum() if hasattr(file, "object_checksum") else None
-    meter = ProgressMeter(progress, source.size)
-    source.advance = meter.advance
-    found = verify_report.examine(source, name=name, compute=told[0].compute if told else lambda memory, before: 0)
+    told = source.file.object_checksum() if hasattr(source.file, "object_checksum") else None
+    compute = told[0].compute if told else lambda memory, before: 0
+    found = registry.of(source).verify(source, name, progress, compute)
     damage = list(found.damage)
     if told and told[0].encoded(found.checksum) != told[1]:
         what = f"{told[0].encoded(found.checksum)}, and the server tells {told[1]}"
         damage.append(f"the checksum of all that was read is {what}")
-    meter.finish()
-    return VerifyResult(name, source.size, found.records, found.unchecked, told is not None, tuple(damage), found.note)
-
-
-def _of_folder(source: Source, name: str, progress: Callback) -> VerifyResult:
-    """Of a checkpoint that is not read as one file; a Cerebras one may be an HDF5 file."""
-    from fsspec_csx.formats.cerebras.source import CerebrasSource
-
-    if isinstance(source, CerebrasSource):
-        return _of_cerebras(source, name, progress)
-    from fsspec_csx.formats.dcp import verify as dcp_verify  # only here, as it imports torch.distributed
-    from fsspec_csx.formats.dcp.source import ShardedSource
-
-    assert isinstance(source, ShardedSource)
-    meter = ProgressMeter(progress, source.stored)
-    found = dcp_verify.examine(source, meter.advance)
-    meter.finish()
-    return VerifyResult(name, source.stored, found.records, found.unchecked, False, tuple(found.damage), found.note)
-
-
-def _of_cerebras(source: CerebrasSource, name: str, progress: Callback) -> VerifyResult:
-    from fsspec_csx.formats.cerebras.leaf import UnreadValue  # only here, as these import torch
-    from fsspec_csx.formats.cerebras.verify import verified
-    from fsspec_csx.tensors.names import listed
-
-    meter = ProgressMeter(progress, source.size)
-    source.advance = meter.advance
-    try:
-        found = verified(source)
-    except CheckpointError as error:  # links that lead nowhere
-        return VerifyResult(name, source.stored, 0, 0, False, (_said(error, name),), "")
-    meter.finish()
-    damage = [f"{key!r}: {why}" for key, why in found.broken.items()]
-    damage += [f"the checksum of {each!r} is wrong" for each in found.damaged]
-    unread = {key: source.leaves[source.holder(key)] for key in found.unread}
-    pickles = [key for key, leaf in unread.items() if isinstance(leaf, UnreadValue) and leaf.runs_code]
-    pickles = [key for key in pickles if source.holder(key) not in found.broken]
-    unread = {key: leaf for key, leaf in unread.items() if source.holder(key) not in found.broken}
-    damage += [f"{key!r} cannot be read: {leaf!r}" for key, leaf in unread.items() if key not in pickles]
-    note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
-    records = sum(source.crc32(place.name) is not None for place in source.places())
-    unchecked = len(found.unchecked) + len(unread)
-    return VerifyResult(name, source.stored, records, unchecked, False, tuple(damage), note)
-
-
-def _said(error: CheckpointError, name: str) -> str:
-    reason = error.reason.rstrip(".")
-    return f"it{reason.removeprefix(name)}" if reason.startswith(f"{name} ") else reason
+    return VerifyResult(
+        name, source.stored, found.records, found.unchecked, told is not None, tuple(damage), found.note
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from zlib_ng import zlib_ng
@@ -45,7 +45,10 @@ class Source:
         file: the file object.
         size: its size in bytes.
         advance: as given.
+        format: the format of what is read; None for a file, whose first bytes tell it.
     """
+
+    format: ClassVar[str | None] = None
 
     def __init__(self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None) -> None:
         self.file = file
@@ -56,6 +59,11 @@ class Source:
             self._keep([(0, size)])
         else:
             self._keep([(0, HEAD), (size - TAIL, TAIL)])
+
+    @property
+    def stored(self) -> int:
+        """How many bytes it takes where it lies."""
+        return self.size
 
     @property
     def kept(self) -> int:

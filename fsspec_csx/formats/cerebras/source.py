@@ -69,6 +69,8 @@ class CerebrasSource(Source):
         NotImplementedError: on a big-endian machine.
     """
 
+    format = "cerebras"
+
     def __init__(self, name: str, metadata: Mapping[str, Any], crc32: Mapping[str, int] | None = None) -> None:
         # Not as of Source: nothing is read before it is known what there is.
         check_byte_order()

@@ -41,6 +41,8 @@ class ShardedSource(CompositeSource):
         OSError: what the filesystem raised; FileNotFoundError is among it.
     """
 
+    format = "distributed"
+
     def __init__(self, folder: Folder) -> None:
         # Not as of Source: there is no one file whose ends are to be read.
         self.file = None

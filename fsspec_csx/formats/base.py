@@ -1,0 +1,133 @@
+"""What a format offers. A new format is a folder with a subclass of ``Format``, and a line in ``registry``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from fsspec.callbacks import Callback
+
+from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
+from fsspec_csx.formats.scan import Sum
+from fsspec_csx.formats.torch_zip import structure_limits
+from fsspec_csx.storage.progress import ProgressMeter
+from fsspec_csx.tensors import names
+from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.source import Source
+
+if TYPE_CHECKING:
+    from fsspec_csx.formats.verify_report import Report
+
+
+class Format(ABC):
+    """A format of checkpoints that are opened as a ``Source``.
+
+    Attributes:
+        name: what ``inspect`` and ``convert`` call it.
+        flattened: whether integer keys may come back as strings, and empty containers be missing.
+    """
+
+    name: ClassVar[str]
+    flattened: ClassVar[bool] = False
+
+    def matches(self, head: bytes, size: int) -> bool:
+        """Whether a file that has these first bytes and this size is of the format."""
+        return False
+
+    @abstractmethod
+    def structure(
+        self,
+        source: Source,
+        name: str,
+        *,
+        map_location: Any = "cpu",
+        weights_only: bool = True,
+        wanted: Collection[int] | None = None,
+        partial: bool = False,
+    ) -> LazyObject:
+        """What a checkpoint holds, with records of where the bytes of its tensors are.
+
+        Args:
+            source: the checkpoint.
+            name: what errors call it.
+            map_location: as for ``torch.load``; a composite source has the CPU alone.
+            weights_only: as for ``torch.load``; if False, the checkpoint may run any code.
+            wanted: the offsets of the records to put on other devices; None for all.
+            partial: whether objects of unknown classes become placeholders.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or unsafe.
+        """
+
+    def can_defer(self, source: Source, name: str) -> bool:
+        """Whether the structure can be read without the bytes of the tensors."""
+        return True
+
+    def refuse_unread(self, obj: Any, name: str) -> None:  # noqa: B027 - most formats have none
+        """Raise an UnsafeCheckpointError for entries that were not read."""
+
+    def safetensors_metadata(self, source: Source) -> dict[str, str]:
+        """The metadata that a safetensors file made of a checkpoint takes over; most formats have none."""
+        return {}
+
+    @abstractmethod
+    def info(self, source: Source, name: str) -> CheckpointInfo:
+        """What a checkpoint holds, without the data of its tensors."""
+
+    @abstractmethod
+    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
+        """Read all of a checkpoint and look for damage.
+
+        Args:
+            source: the checkpoint.
+            name: what errors call it.
+            progress: gets the bytes that are read.
+            compute: the checksum of a file as a whole.
+        """
+
+
+class FileFormat(Format):
+    """A format whose checkpoints are one file."""
+
+    @abstractmethod
+    def written_by(self, source: Source) -> tuple[str, dict[str, str]]:
+        """Who wrote a file, in a few words, and the metadata in it."""
+
+    def info(self, source: Source, name: str) -> CheckpointInfo:
+        """See ``Format``; an object of an unknown class is a ``Placeholder``."""
+        tensors, values = {}, {}
+        for key, value in names.walk(self.without_data(source, name)):
+            if isinstance(value, torch.Tensor):
+                nbytes = torch.Tensor.numel(value) * value.dtype.itemsize  # attributes may hide methods
+                tensors[key] = TensorInfo(value.dtype, _shape(value), nbytes)
+            else:
+                values[key] = value
+        writer, metadata = self.written_by(source)
+        return CheckpointInfo(name, self.name, writer, source.size, tensors, values, metadata)
+
+    def without_data(self, source: Source, name: str) -> Any:
+        """The object of a file, its tensors on the device meta where torch can do so."""
+        try:
+            found = self.structure(source, name, map_location="meta", partial=True).obj
+        except NotImplementedError:  # torch has no quantized and no nested tensors without data
+            found = self.structure(source, name, partial=True).obj
+        structure_limits.check_entries(found, name)
+        return found
+
+    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
+        """See ``Format``."""
+        from fsspec_csx.formats import verify_report  # only here, as it imports the reader, which imports this
+
+        meter = ProgressMeter(progress, source.size)
+        source.advance = meter.advance
+        report = verify_report.examine(source, name=name, compute=compute)
+        meter.finish()
+        return report
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    if not tensor.is_nested:
+        return tuple(tensor.shape)
+    return (torch.Tensor.size(tensor, 0), *(-1 for _ in range(torch.Tensor.dim(tensor) - 1)))

@@ -1,0 +1,79 @@
+"""The format of Cerebras checkpoints: prefixes of objects, and HDF5 files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from fsspec.callbacks import Callback
+
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats import placement
+from fsspec_csx.formats.base import Format
+from fsspec_csx.formats.cerebras import source as cerebras_source
+from fsspec_csx.formats.cerebras.leaf import UnreadValue
+from fsspec_csx.formats.cerebras.source import CerebrasSource
+from fsspec_csx.formats.cerebras.verify import verified
+from fsspec_csx.formats.checkpoint_info import CheckpointInfo
+from fsspec_csx.formats.scan import Sum
+from fsspec_csx.formats.verify_report import Report, damage_of
+from fsspec_csx.storage.progress import ProgressMeter
+from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.names import listed
+from fsspec_csx.tensors.source import Source
+
+
+class CerebrasFormat(Format):
+    """Tensors by name, and a specification of the nesting."""
+
+    name = "cerebras"
+    flattened = True
+
+    def structure(
+        self,
+        source: Source,
+        name: str,
+        *,
+        map_location: Any = "cpu",
+        weights_only: bool = True,
+        wanted: Collection[int] | None = None,
+        partial: bool = False,
+    ) -> LazyObject:
+        """See ``Format``."""
+        assert isinstance(source, CerebrasSource)
+        found = placement.placed(source, source.tensors(), name, map_location, wanted)
+        return replace(found, obj=source.rebuild(found.obj, weights_only=weights_only))
+
+    def refuse_unread(self, obj: Any, name: str) -> None:
+        """See ``Format``."""
+        cerebras_source.refuse_unread(obj, name)
+
+    def info(self, source: Source, name: str) -> CheckpointInfo:
+        """See ``Format``."""
+        assert isinstance(source, CerebrasSource)
+        return source.info()
+
+    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
+        """See ``Format``."""
+        assert isinstance(source, CerebrasSource)
+        meter = ProgressMeter(progress, source.size)
+        source.advance = meter.advance
+        try:
+            found = verified(source)
+        except CheckpointError as error:  # links that lead nowhere
+            return Report(0, 0, [damage_of(error, name)], "", 0)
+        meter.finish()
+        damage = [f"{key!r}: {why}" for key, why in found.broken.items()]
+        damage += [f"the checksum of {each!r} is wrong" for each in found.damaged]
+        unread = {key: source.leaves[source.holder(key)] for key in found.unread}
+        pickles = [key for key, leaf in unread.items() if isinstance(leaf, UnreadValue) and leaf.runs_code]
+        pickles = [key for key in pickles if source.holder(key) not in found.broken]
+        unread = {key: leaf for key, leaf in unread.items() if source.holder(key) not in found.broken}
+        damage += [f"{key!r} cannot be read: {leaf!r}" for key, leaf in unread.items() if key not in pickles]
+        note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
+        records = sum(source.crc32(place.name) is not None for place in source.places())
+        return Report(records, len(found.unchecked) + len(unread), damage, note, 0)
+
+
+FORMAT = CerebrasFormat()

@@ -1,0 +1,65 @@
+"""The format of torch.save: zip archives, and the files of torch before 1.6."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from fsspec_csx.errors import UnsafeCheckpointError
+from fsspec_csx.formats import sniff
+from fsspec_csx.formats.base import FileFormat
+from fsspec_csx.formats.torch_zip import archive, opaque, reader
+from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.source import Source
+
+
+class TorchFormat(FileFormat):
+    """Files of torch.save."""
+
+    name = "torch"
+
+    def matches(self, head: bytes, size: int) -> bool:
+        """Always: reading says what is wrong with a file of no format."""
+        return True
+
+    def structure(
+        self,
+        source: Source,
+        name: str,
+        *,
+        map_location: Any = "cpu",
+        weights_only: bool = True,
+        wanted: Collection[int] | None = None,
+        partial: bool = False,
+    ) -> LazyObject:
+        """See ``Format``."""
+        try:
+            return reader.structure(
+                source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
+            )
+        except UnsafeCheckpointError:
+            known = opaque.structure(source, name=name, map_location=map_location, wanted=wanted) if partial else None
+            if known is None:
+                raise
+            return known
+
+    def can_defer(self, source: Source, name: str) -> bool:
+        """See ``Format``; the files of torch before 1.6 are read whole, as are unusual archives."""
+        return sniff.is_legacy(_head(source)) or archive.read(source, name) is not None
+
+    def written_by(self, source: Source) -> tuple[str, dict[str, str]]:
+        """See ``FileFormat``."""
+        if sniff.is_legacy(_head(source)):
+            return "torch.save, in the format before torch 1.6", {}
+        metadata = archive.metadata(source)
+        form = metadata.get(".format_version")
+        writer = f"torch.save, as a zip archive of version {metadata.get('version', 'unknown')}"
+        return f"{writer} (format version {form})" if form else writer, metadata
+
+
+def _head(source: Source) -> bytes:
+    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
+    return head
+
+
+FORMAT = TorchFormat()
