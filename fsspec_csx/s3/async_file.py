@@ -183,5 +183,5 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self.closed = True
         try:
             await self._writer.abandon()
-        except Exception as error:  # what led here must not be hidden
+        except Exception as error:  # the first error must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)

@@ -36,16 +36,16 @@ from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
 
-# How often a request is signed anew, each time with other credentials.
+# How often a request is repeated with renewed credentials.
 _RENEWALS = 4
-# What may be wrong with the source of a copy rather than its target.
+# Errors of a copy that concern its source rather than its target.
 _OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "PreconditionFailed"})
 _WRITES = frozenset({"complete_multipart_upload", "put_object"})
-# botocore's models of S3, which take longer to read than a client to make; by the AWS_DATA_PATH they are read from.
+# botocore's models of S3 by AWS_DATA_PATH: reading them takes longer than creating a client.
 _loaders: dict[str | None, Any] = {}
 
 
-# Whether what a path stands for is looked up: then a listing follows a HEAD that finds nothing.
+# Whether a path is being looked up: then a listing follows a HEAD that finds nothing.
 _looking_up: ContextVar[bool] = ContextVar("looking_up", default=False)
 
 
@@ -99,7 +99,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     @property
     def _s3creator(self) -> Lease | None:
-        """What s3fs has made the client by."""
+        """The context manager by which s3fs made the client."""
         return self._lease
 
     @_s3creator.setter
@@ -111,7 +111,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- signing in -------------------------------------------------------------------------------------------------
 
     async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Connect: find the credentials and make the client; as ``s3fs.S3FileSystem.set_session``.
+        """Connect: find the credentials and make the client; see ``s3fs.S3FileSystem.set_session``.
 
         Raises:
             CredentialsError: if the rules give no credentials, or not whole ones.
@@ -210,7 +210,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                     renewals -= 1
 
     async def _renewed(self, client: Any) -> bool:
-        """Whether there are other credentials than a client was made with, which are no longer valid."""
+        """Whether there are newer credentials than the expired ones of a client."""
         if not self._owns_session or self.key or self.client_kwargs.get("aws_access_key_id"):
             return False
         async with self._renewal_lock:
@@ -265,7 +265,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
 @contextmanager
 def looking_up() -> Iterator[None]:
-    """Let a HEAD that finds nothing say so with no further request, by which it would tell a missing bucket."""
+    """Let a HEAD that finds nothing raise at once, without the request that detects a missing bucket."""
     reset = _looking_up.set(True)
     try:
         yield
@@ -281,7 +281,7 @@ def raise_explained(explained: Exception, error: Exception) -> NoReturn:
 
 
 def replayable(parameters: Mapping[str, Any]) -> bool:
-    """Whether a request can be made again: a body that was read from a stream is gone."""
+    """Whether a request can be repeated: the body of a stream cannot be read again."""
     return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, RequestBody))
 
 

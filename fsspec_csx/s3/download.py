@@ -184,7 +184,7 @@ async def get_file(
     if os.path.isdir(lpath):
         return
     _check_inside(rpath, lpath)
-    if os.path.exists(lpath) and not os.path.isfile(lpath):  # a pipe or a device is written from front to back
+    if os.path.exists(lpath) and not os.path.isfile(lpath):  # a pipe or a device is written sequentially
         await S3FileSystem._get_file(fs, rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
         return
     scope().join()

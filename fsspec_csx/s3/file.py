@@ -287,7 +287,7 @@ class CSXFile(ReadFile):
             return
         try:
             future.result(seconds)
-        except Exception as error:  # what led here must not be hidden
+        except Exception as error:  # the first error must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
 
 

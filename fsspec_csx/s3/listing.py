@@ -1,8 +1,7 @@
 """Listing: whether there is an object or a folder, what it is, and what lies below it.
 
-What is said of one path is asked of the server each time. Only listings may come from the cache, and a listing answers
-no question about a single object. An object whose key is also a prefix is both a file and a folder. An empty object
-whose key ends with a slash marks a folder, and is no file.
+Questions about one path always go to the server; only listings of folders may come from the cache. An object whose key
+is also a prefix is both a file and a folder. An empty object whose key ends with a slash marks a folder, not a file.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.versions import chosen_version
 
 ListingEntry = dict[str, Any]
-"""What is known of an object or a folder, as ``info`` gives it: ``name``, ``size`` in bytes, ``type`` and more."""
+"""An object or a folder, as ``info`` returns it: ``name``, ``size`` in bytes, ``type`` and more."""
 
 
 async def info(
@@ -59,7 +58,7 @@ async def info(
 
 
 async def object_info(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
-    """What the server says of an object, with one request.
+    """The entry of an object, by one request.
 
     Raises:
         ObjectNotFoundError: if there is no such object, though there may be objects below the path.
@@ -82,7 +81,7 @@ async def object_info(fs: Any, path: str, version_id: str | None = None) -> List
 
 
 async def lookup(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
-    """The same where there may be no such object, which then costs no further request."""
+    """The same for an object that may be missing, which then costs no further request."""
     with looking_up():
         return await object_info(fs, path, version_id)
 
@@ -118,7 +117,7 @@ def exists_in_cache(fs: Any, *args: object) -> None:
 
 @contextmanager
 def _missing_named(fs: Any, path: str) -> Iterator[None]:
-    """s3fs says only the path of what it did not find."""
+    """Raise an error that says what is missing where s3fs names only the path."""
     try:
         yield
     except FileNotFoundError as error:
@@ -132,7 +131,7 @@ async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, ve
     """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``.
 
     Args:
-        detail: whether to give what is known of each rather than the names.
+        detail: whether to return entries rather than names.
         refresh: whether to list anew rather than from the cache.
         versions: whether to list each version of an object.
 
@@ -150,7 +149,7 @@ async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, ve
 
 
 async def _list_itself(fs: Any, path: str, versions: bool) -> list[ListingEntry]:
-    """The listing of an object, or of a folder that has nothing but its marker."""
+    """The listing of an object, or of a folder that is empty but for its marker."""
     info = await fs._info(path)
     if info["type"] == "directory":
         return []
@@ -271,8 +270,8 @@ async def find(
     """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``. See also ``list_tree``.
 
     Args:
-        withdirs: whether to give the folders too.
-        detail: whether to give what is known of each rather than the names.
+        withdirs: whether to include the folders.
+        detail: whether to return entries rather than names.
     """
     below = []
     if not fs.split_path(path)[2]:
@@ -288,7 +287,7 @@ async def find(
 
 
 async def du(fs: Any, path: str, total: bool = True, maxdepth: int | None = None, **kwargs: Any) -> Any:
-    # fsspec asks for the size of each object by a request of its own.
+    # fsspec requests the size of each object separately.
     found = await fs._find(path, maxdepth=maxdepth, detail=True, **kwargs)
     sizes = {name: info["size"] for name, info in found.items()}
     return sum(sizes.values()) if total else sizes

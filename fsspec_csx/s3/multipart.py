@@ -83,7 +83,7 @@ class MultipartUpload:
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # By an exception, before it was completed.
         if error is not None and not (self._record and _is_resumable(error)):
-            with contextlib.suppress(Exception), tidying():  # what led here must not be hidden
+            with contextlib.suppress(Exception), tidying():  # the first error must not be hidden
                 await uncancelled(self.abort())
 
     async def resume_or_create(self, part: int) -> int:

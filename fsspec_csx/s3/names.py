@@ -25,8 +25,8 @@ class Expansion:
 
     Attributes:
         root: the path, without protocol and version.
-        entries: objects and folders, by name. The type of the one that the path itself names may be "unknown", as it
-            was not looked up; then it may also be missing.
+        entries: objects and folders, by name. The type of the one that the path names may be "unknown", if it was not
+            looked up; then it may also be missing.
         is_match: whether the path is a pattern, and these match it.
     """
 
@@ -40,7 +40,7 @@ class Expansion:
 
     @property
     def files(self) -> list[ListingEntry]:
-        """Those that are objects, or may be."""
+        """The entries that are objects, or may be."""
         return [each for each in self.entries if each["type"] != "directory"]
 
 
@@ -60,7 +60,7 @@ async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = F
     Args:
         path: ``*`` matches any characters but a slash, ``**`` any, ``?`` one, and ``[abc]`` one of these.
         maxdepth: levels of folders that ``**`` matches, at most.
-        detail: whether to give what is known of each rather than the names.
+        detail: whether to return entries rather than names.
         kwargs: those of ``find``.
     """
     if path.startswith("*"):
@@ -115,9 +115,9 @@ async def expand(
     Args:
         recursive: whether to add all that lies below it.
         maxdepth: levels of folders, at most; all if not given.
-        literal: whether it is no pattern in any case.
+        literal: whether it is never a pattern.
         markers: whether to add the markers of folders, as files.
-        ask: whether to ask if an object has the name of a folder that is recursed into; else its type is "unknown".
+        ask: whether to look up an object of the folder's own name; else its type is "unknown".
 
     Raises:
         ObjectNotFoundError: if ``recursive`` and there is nothing.

@@ -1,4 +1,4 @@
-"""Where what a path stands for goes: the pairs of sources and targets of a copy, a move, a download or an upload."""
+"""Pairs of sources and targets of a copy, a move, a download or an upload."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ async def put_file(
     with open(lpath, "rb") as file:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
-        # A pipe and what the kernel makes up have no size before they are read.
+        # Pipes and files of the kernel have no size before they are read.
         memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
         size = size or len(memory)
         callback.set_size(size)
@@ -113,7 +113,7 @@ async def put_file(
         try:
             await send_object(fs, rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
         except ChecksumError:
-            unchanged()  # else it is said that the network damaged what was sent
+            unchanged()  # else the error would blame the network
             raise
 
 
@@ -196,7 +196,7 @@ def object_call(fs: Any, bucket: str, key: str, options: dict[str, Any]) -> Call
 
 
 async def _same(kept: UploadedPart | None, payload: RequestBody | CopiedSpan) -> bool:
-    """Whether a part that the server has is of these bytes."""
+    """Whether an uploaded part has these bytes."""
     if isinstance(payload, CopiedSpan):
         return False
     try:
@@ -207,7 +207,7 @@ async def _same(kept: UploadedPart | None, payload: RequestBody | CopiedSpan) ->
 
 
 def _state(file: str | int) -> str:
-    """What changes when a local file does; empty if there is none any more."""
+    """A text that changes when a local file does; empty if the file is gone."""
     try:
         status = os.stat(file)
     except FileNotFoundError:
