@@ -4,44 +4,35 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from kinds_of_values import KINDS, TENSORS, of_dtype, plain, same
 
 from fsspec_csx import async_save, distributed, inspect, load, save
 from fsspec_csx.errors import CheckpointError, UnsafeCheckpointError
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.tensors import names
+from fsspec_csx.testing.conformance import FormatConformance
+from fsspec_csx.testing.kinds_of_values import KINDS, TENSORS, of_dtype, plain, same
 
-OLD = {"old": torch.arange(2.0)}
 NOT_DENSE = {"sparse", "sparse rows", "quantized", "quantized per channel", "nested", "jagged"}
 NOT_PLAIN = {*NOT_DENSE, "without data", "a subclass", "a parameter without a shape"}
 TOO_DEEP = {"too deeply nested"}
 AMBIGUOUS = {"keys of one text", "a dotted clash"}
 
 
-class Way(NamedTuple):
-    """A way to save.
-
-    Attributes:
-        save: saves a state at a path.
-        suffix: of the path.
-        returned: what load gives of a state that was saved.
-        refused: the kinds that the format does not hold.
-        kinds: those that are tried.
-    """
-
-    save: Callable[[Any, str], object]
-    suffix: str
-    returned: Callable[[Any], Any]
-    refused: set[str]
-    kinds: dict[str, Callable[[], Any]] = KINDS
+def loaded(path: str) -> Any:
+    """What load gives; with the trust that it asks for."""
+    try:
+        return load(path)
+    except UnsafeCheckpointError:
+        return load(path, weights_only=False)
 
 
 def as_sharded(state: Any) -> Any:
@@ -79,23 +70,29 @@ PLAIN_TENSORS = {name: make for name, make in TENSORS.items() if name not in ("v
 NO_TEXT = {"a tuple as a key", "keys of other types"}
 SAFETENSORS = {*NOT_PLAIN, "complex32", "complex128"}
 WAYS = {
-    "torch": Way(save, "x.mdl", lambda state: state, TOO_DEEP),
-    "async torch": Way(lambda state, path: async_save(state, path).result(), "x.mdl", lambda state: state, TOO_DEEP),
-    "safetensors": Way(save, "x.safetensors", plain, SAFETENSORS, PLAIN_TENSORS),
-    "async safetensors": Way(
-        lambda state, path: async_save(state, path).result(), "x.safetensors", plain, SAFETENSORS, PLAIN_TENSORS
+    "torch": FormatConformance(save, loaded, "x.mdl", lambda state: state, TOO_DEEP),
+    "async torch": FormatConformance(
+        lambda state, path: async_save(state, path).result(), loaded, "x.mdl", lambda state: state, TOO_DEEP
     ),
-    "distributed": Way(distributed.save, "x", as_sharded, {*NOT_PLAIN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}),
-    "dcp": Way(
+    "safetensors": FormatConformance(save, loaded, "x.safetensors", plain, SAFETENSORS, PLAIN_TENSORS),
+    "async safetensors": FormatConformance(
+        lambda state, path: async_save(state, path).result(), loaded, "x.safetensors", plain, SAFETENSORS, PLAIN_TENSORS
+    ),
+    "distributed": FormatConformance(
+        distributed.save, loaded, "x", as_sharded, {*NOT_PLAIN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}
+    ),
+    "dcp": FormatConformance(
         planned_by_torch,
+        loaded,
         "x",
         as_sharded,
         NOT_DENSE - {"nested", "jagged"},
         {name: TENSORS[name] for name in (*NOT_DENSE - {"nested", "jagged"}, "float32", "transposed")},
     ),
-    "to torch": Way(converted("torch"), "x.mdl", lambda state: state, {*UNKNOWN, *TOO_DEEP}),
-    "to safetensors": Way(
+    "to torch": FormatConformance(converted("torch"), loaded, "x.mdl", lambda state: state, {*UNKNOWN, *TOO_DEEP}),
+    "to safetensors": FormatConformance(
         converted("safetensors", drop_values=True),
+        loaded,
         "x.safetensors",
         flat,
         {
@@ -109,71 +106,32 @@ WAYS = {
         },
         {name: make for name, make in KINDS.items() if name not in UNKNOWN},
     ),
-    "to distributed": Way(
-        converted("distributed"), "x", as_sharded, {*NOT_PLAIN, *UNKNOWN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}
+    "to distributed": FormatConformance(
+        converted("distributed"), loaded, "x", as_sharded, {*NOT_PLAIN, *UNKNOWN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}
     ),
 }
-
-
-def loaded(path: str) -> Any:
-    """What load gives; with the trust that it asks for."""
-    try:
-        return load(path)
-    except UnsafeCheckpointError:
-        return load(path, weights_only=False)
-
-
-def refusal(way: Way, state: Any, path: str) -> Exception | None:
-    """The error that names the entry, or nothing."""
-    try:
-        way.save(state, path)
-    except (ValueError, TypeError) as error:
-        return error
-    return None
-
-
-def flaws(way: Way, name: str, root: str) -> Iterator[str]:
-    """What is wrong with how a kind is saved and loaded."""
-    state = {"before": torch.arange(3.0), "it": way.kinds[name](), "after": torch.arange(2)}
-    path = f"{root}/{abs(hash(name))}/{way.suffix}"
-    error = refusal(way, state, path)
-    fs, inner = fsspec.url_to_fs(path)
-    if (error is not None) != (name in way.refused):
-        yield f"refused: {error!r}"
-    elif error is not None:
-        if not ("'it" in str(error) or "nested deeper" in str(error)) or str(error).count(". ") < 1:
-            yield f"an error without entry or remedy: {error}"
-        if fs.exists(inner) or fs.exists(fs._parent(inner)):
-            yield "something is left behind"
-    elif not same(way.returned(state), found := loaded(path)):
-        yield f"returned {found.get('it', found)!r}"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", WAYS)
 def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
     """Each kind comes back the same, or is refused by the name of the entry, with nothing left behind."""
-    way = WAYS[name]
-    wrong = [f"{kind}: {flaw}" for kind in way.kinds for flaw in flaws(way, kind, str(tmp_path))]
-    assert wrong == []
+    WAYS[name].check_kinds(str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["torch", "safetensors", "distributed", "to safetensors", "to distributed"])
 def test_what_is_refused_leaves_the_old_one(root: str, name: str) -> None:
     """A checkpoint that is there stays, and nothing lies beside it, when the next one is refused."""
-    way = WAYS[name]
-    path = f"{root}/{way.suffix}"
-    way.save(OLD, path)
-    fs, inner = fsspec.url_to_fs(path)
-    before = sorted(fs.find(fs._parent(inner)))
-    for kind in ("sparse", "without data"):
-        assert refusal(way, {"it": KINDS[kind]()}, path) is not None or kind not in way.refused
-        way.refused or way.save(OLD, path)
-    fs.invalidate_cache()
-    if way.refused & {"sparse", "without data"}:
-        assert sorted(fs.find(fs._parent(inner))) == before
-        assert same(load(path), OLD)
+    way = replace(WAYS[name], kinds={kind: KINDS[kind] for kind in ("sparse", "without data")})
+    way.check_refused(f"{root}/folder")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["torch", "safetensors", "distributed"])
+def test_what_is_interrupted_leaves_the_old_one(root: str, name: str) -> None:
+    """A checkpoint that is there stays, and nothing lies beside it, when the next save fails on the way."""
+    WAYS[name].check_interrupted(f"{root}/folder")
 
 
 def test_async_save_refuses_at_once(tmp_path: Path) -> None:
@@ -201,11 +159,13 @@ CEREBRAS = {
 @pytest.mark.usefixtures("environment")
 def test_cerebras(bucket: str) -> None:
     """The same of Cerebras checkpoints, which are objects on S3, and of some kinds that are converted to them."""
-    way = Way(lambda state, path: save(state, path, format="cerebras"), "x", plain, CEREBRAS)
+    way = FormatConformance(lambda state, path: save(state, path, format="cerebras"), loaded, "x", plain, CEREBRAS)
     some = {*UNKNOWN, "sparse", "float32", "tied", "an optimizer", "a dotted clash", "a very long int", "empty dicts"}
-    into = Way(converted("cerebras"), "x", plain, {*CEREBRAS, *UNKNOWN}, {name: KINDS[name] for name in some})
-    wrong = [f"{kind}: {flaw}" for kind in way.kinds for flaw in flaws(way, kind, f"s3://{bucket}/save")]
-    wrong += [f"{kind}: {flaw}" for kind in into.kinds for flaw in flaws(into, kind, f"s3://{bucket}/convert")]
+    into = FormatConformance(
+        converted("cerebras"), loaded, "x", plain, {*CEREBRAS, *UNKNOWN}, {name: KINDS[name] for name in some}
+    )
+    wrong = [f"{kind}: {flaw}" for kind in way.kinds for flaw in way.flaws(kind, f"s3://{bucket}/save")]
+    wrong += [f"{kind}: {flaw}" for kind in into.kinds for flaw in into.flaws(kind, f"s3://{bucket}/convert")]
     assert wrong == []
 
 

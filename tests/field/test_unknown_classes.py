@@ -16,7 +16,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from kinds_of_values import TENSORS, plain, same
 
 from fsspec_csx import inspect, load
 from fsspec_csx.cli import main
@@ -27,6 +26,7 @@ from fsspec_csx.manage.convert import convert
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.verify import verify
 from fsspec_csx.tensors.source import Source
+from fsspec_csx.testing.kinds_of_values import TENSORS, plain, same
 
 
 class Config:

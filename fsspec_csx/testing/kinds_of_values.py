@@ -216,7 +216,7 @@ def plain(value: Any, *, dicts: bool = False) -> Any:
         return value.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg().clone()
     if isinstance(value, Mapping):
         items = {key: plain(each, dicts=dicts) for key, each in value.items()}
-        return items if dicts else type(value)(items)
+        return items if dicts else type(value)(items)  # type: ignore[call-arg]
     if type(value) is list:
         return [plain(each, dicts=dicts) for each in value]
     return value
