@@ -1,4 +1,4 @@
-"""save, load and whole: sharded checkpoints at any path, by a call each."""
+"""save, load and whole: sharded checkpoints at any fsspec path."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ def save(
     process_group: dist.ProcessGroup | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Save a state dict, of which each rank writes its own shards; as ``dcp.save`` with a ``StorageWriter``.
+    """Save a state dict of which each rank writes its own shards; like ``dcp.save`` with a ``StorageWriter``.
 
-    What was at the path before is replaced only by a whole checkpoint. What a sharded checkpoint cannot hold (sparse,
-    quantized and nested tensors, those of the user's own classes, two entries whose dotted names are one) is refused
-    before anything is written. Parameters come back as tensors.
+    The old checkpoint is replaced only by a complete new one. What a sharded checkpoint cannot hold (sparse, quantized
+    and nested tensors, tensors of custom classes, two entries with one dotted name) is refused before anything is
+    written. Parameters load as tensors.
 
     Args:
-        state_dict: tensors, DTensors and values, nested as they may be; on every rank of the group.
-        path: that of a folder: a local path or an fsspec URL.
+        state_dict: nested tensors, DTensors and values; on every rank of the group.
+        path: a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        overwrite: whether a checkpoint that is there may be replaced.
-        planner: plans as torch's default planner if not given: it spreads what is on all ranks over them. Of one that
-            is given, this package checks sparse and quantized tensors alone.
-        process_group: the ranks that take part; by default all, or this process alone where there are no others.
-        callback: as of ``fsspec_csx.save``, of the bytes of this rank. The progress bar is that of the first rank.
+        overwrite: whether an existing checkpoint may be replaced.
+        planner: by default torch's default planner, which distributes replicated entries over the ranks. With another
+            one, only sparse and quantized tensors are refused.
+        process_group: the ranks that take part; by default all, or this process alone.
+        callback: see ``fsspec_csx.save``; counts the bytes of this rank. The first rank shows the progress bar.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        ValueError: if a sharded checkpoint cannot hold an entry, which it names.
+        ValueError: if a sharded checkpoint cannot hold an entry, which the message names.
         TypeError: if a value cannot be pickled.
         FileExistsError: if there is a checkpoint, unless ``overwrite``.
-        LostProcessError: a RuntimeError, if another rank has ended, or does not answer in time.
-        Exception: what went wrong on this rank, or else on the first one that failed.
+        LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
+        Exception: the error of this rank, or else of the first rank that failed.
     """
     with _reporting(callback, path, process_group) as progress:
         writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)
         try:
-            with unwrapped(process_group):
+            with unwrap_errors(process_group):
                 state_dict_saver.save(
                     state_dict, storage_writer=writer, planner=planner or Planner(), process_group=process_group
                 )
@@ -87,28 +87,28 @@ def load(
     process_group: dist.ProcessGroup | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Fill a state dict, of which each rank reads its own parts; as ``dcp.load`` with a ``StorageReader``.
+    """Fill a state dict of which each rank reads its own parts; like ``dcp.load`` with a ``StorageReader``.
 
     Args:
-        state_dict: as of ``save``, sharded as it may be; tensors keep their memory, other values are replaced.
-        path: as of ``save``.
-        storage_options: as of ``save``.
-        weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
-        planner: torch's default planner if not given.
-        process_group: as of ``save``.
-        callback: as of ``fsspec_csx.load``, of the bytes of this rank. The progress bar is that of the first rank.
+        state_dict: see ``save``, with any sharding; tensors keep their memory, other values are replaced.
+        path: see ``save``.
+        storage_options: see ``save``.
+        weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
+        planner: by default torch's default planner.
+        process_group: see ``save``.
+        callback: see ``fsspec_csx.load``; counts the bytes of this rank. The first rank shows the progress bar.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         InvalidCheckpointError: a ValueError, if the checkpoint is damaged.
-        UnsafeCheckpointError: a ValueError, if it names what may run code.
-        LostProcessError: a RuntimeError, if another rank has ended, or does not answer in time.
-        Exception: what else went wrong on this rank, or else on the first one that failed; FileNotFoundError if there
-            is no checkpoint.
+        UnsafeCheckpointError: a ValueError, if a value could run code.
+        LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
+        Exception: any other error of this rank, or else of the first rank that failed; FileNotFoundError if there is no
+            checkpoint.
     """
     with _reporting(callback, path, process_group) as progress:
         reader = StorageReader(path, storage_options=storage_options, weights_only=weights_only, callback=progress)
-        with unwrapped(process_group, reader):
+        with unwrap_errors(process_group, reader):
             state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
 
 
@@ -121,22 +121,22 @@ def whole(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> dict[str, Any]:
-    """All of a sharded checkpoint, or a part of it, as a nested state dict in this process alone.
+    """Load all or a part of a sharded checkpoint as a nested state dict, in this process alone.
 
     Integer keys that ``save`` wrote are integers again; those that torch's own planner wrote are strings.
 
     Args:
-        path: as of ``save``.
-        keys: as of ``fsspec_csx.load``.
+        path: see ``save``.
+        keys: see ``fsspec_csx.load``.
         map_location: the device of the tensors; the CPU if not given.
-        weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
-        storage_options: as of ``save``.
-        callback: as of ``fsspec_csx.load``.
+        weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
+        storage_options: see ``save``.
+        callback: see ``fsspec_csx.load``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the checkpoint is not what it should be, or has nothing of a name in ``keys``.
-        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+        CheckpointError: a ValueError, if the checkpoint is invalid, or has no entry of a name in ``keys``.
+        OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
     folder = folder_at(path, storage_options)
     with report_progress(callback, folder.name) as progress, contextlib.closing(ShardedSource(folder)) as source:
@@ -148,19 +148,19 @@ def whole(
 
 
 def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
-    """The shards in a folder that no manifest names: of saves that were killed, or that are under way.
+    """List the shards in a folder that its manifest does not name: of killed saves, or of running ones.
 
     Args:
-        path: as of ``save``.
-        storage_options: as of ``save``.
+        path: see ``save``.
+        storage_options: see ``save``.
 
     Returns:
-        The names of the files in the folder.
+        Their file names.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the manifest is not what it should be.
-        OSError: whatever the filesystem raised, as it raised it.
+        CheckpointError: a ValueError, if the manifest is invalid.
+        OSError: any error of the filesystem, unchanged.
     """
     folder = folder_at(path, storage_options)
     named = shards_of(manifest.read(folder)) if folder.exists(MANIFEST) else set()
@@ -169,7 +169,7 @@ def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -
 
 @contextlib.contextmanager
 def _reporting(callback: Callback | None, path: Path, group: dist.ProcessGroup | None) -> Iterator[Callback]:
-    """The caller's callback, or a progress bar of the first rank alone."""
+    """Give the caller's callback, or a progress bar on the first rank."""
     joined = dist.is_available() and dist.is_initialized()
     if callback is None and joined and dist.get_rank(group):
         callback = NoOpCallback()
@@ -178,11 +178,11 @@ def _reporting(callback: Callback | None, path: Path, group: dist.ProcessGroup |
 
 
 @contextlib.contextmanager
-def unwrapped(group: dist.ProcessGroup | None, reader: StorageReader | None = None) -> Iterator[None]:
-    """Let errors out as they were raised, and torch not warn of a process that is alone."""
+def unwrap_errors(group: dist.ProcessGroup | None, reader: StorageReader | None = None) -> Iterator[None]:
+    """Raise the original errors, and suppress torch's warning about a single process."""
     joined = dist.is_available() and dist.is_initialized()
     try:
-        # All threads share the filters, so that they stay as they are where nothing is to be ignored.
+        # All threads share the warning filters: change them only where needed.
         with contextlib.nullcontext() if joined else warnings.catch_warnings():
             if not joined:
                 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -193,15 +193,15 @@ def unwrapped(group: dist.ProcessGroup | None, reader: StorageReader | None = No
         own = failures.get(rank) or failures[min(failures)]
         raise (reader.failure if reader and reader.failure else own[0]) from error
     except RuntimeError as error:
-        if not _is_of_a_collective(error):
+        if not _is_from_collective(error):
             raise
         cause = re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0].rstrip(".")
-        reason = f"Another process of this job has ended, or does not answer in time: {cause}."
-        raise LostProcessError(reason, "Look at what the others told, and start the job again.") from error
+        reason = f"Another process of this job has ended, or does not respond in time: {cause}."
+        raise LostProcessError(reason, "Read the logs of the others, and start the job again.") from error
 
 
-def _is_of_a_collective(error: RuntimeError) -> bool:
-    """Whether it was raised where processes exchange something, and not by what they run themselves."""
+def _is_from_collective(error: RuntimeError) -> bool:
+    """Whether a collective of torch raised the error."""
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next

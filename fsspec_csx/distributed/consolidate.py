@@ -41,21 +41,21 @@ def to_one_file(
     file_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Write all of a sharded checkpoint to a file that ``torch.load`` reads.
+    """Write a sharded checkpoint to one file that ``torch.load`` reads.
 
-    It takes some 50 MiB of memory, and what is being sent.
+    It needs about 50 MiB of memory, and the requests in flight.
 
     Args:
-        path: that of the folder.
-        file: that of the file, which is replaced only by a whole one.
+        path: the folder.
+        file: the file, replaced only by a complete one.
         storage_options: arguments for the folder's filesystem.
         file_options: arguments for the file's.
-        callback: as of ``fsspec_csx.save``.
+        callback: see ``fsspec_csx.save``.
 
     Raises:
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the checkpoint is not what it should be.
-        OSError: whatever a filesystem raised, as it raised it.
+        CheckpointError: a ValueError, if the checkpoint is invalid.
+        OSError: any error of a filesystem, unchanged.
     """
     text = checkpoint_path(file)
     fs, inner = resolve_path(file, text, file_options)
@@ -76,21 +76,21 @@ def from_one_file(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Write a state dict, in a file of any format, as a sharded checkpoint of one shard.
+    """Write a state dict from a file of any format as a sharded checkpoint of one shard.
 
-    It takes the memory of the largest tensor, and what is being sent.
+    It needs the memory of the largest tensor, and the requests in flight.
 
     Args:
-        file: that of the file.
-        path: that of the folder; a checkpoint that is there is replaced only by a whole one.
+        file: the file.
+        path: the folder; an existing checkpoint is replaced only by a complete one.
         file_options: arguments for the file's filesystem.
         storage_options: arguments for the folder's.
-        callback: as of ``fsspec_csx.save``.
+        callback: see ``fsspec_csx.save``.
 
     Raises:
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the file is not what it should be, or no mapping.
-        OSError: whatever a filesystem raised, as it raised it.
+        CheckpointError: a ValueError, if the file is invalid, or not a mapping.
+        OSError: any error of a filesystem, unchanged.
     """
     text = checkpoint_path(file)
     name = redacted(text)
@@ -115,34 +115,34 @@ def write_sharded(
 
     Args:
         source: the checkpoint, opened.
-        path: as of ``from_one_file``.
+        path: see ``from_one_file``.
         name: what errors call the source.
-        keys: as of ``fsspec_csx.load``.
-        storage_options: as of ``from_one_file``.
-        callback: as of ``from_one_file``.
+        keys: see ``fsspec_csx.load``.
+        storage_options: see ``from_one_file``.
+        callback: see ``from_one_file``.
 
     Raises:
-        CheckpointError: if the source is not what it should be, or no mapping.
+        CheckpointError: if the source is invalid, or not a mapping.
         ValueError: if a sharded checkpoint cannot hold an entry, which it names.
-        OSError: whatever a filesystem raised, as it raised it.
+        OSError: any error of a filesystem, unchanged.
     """
     found = reader.structure(source, name)
     obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
     if not isinstance(obj, dict):
-        reason = f"{name} holds a {type(obj).__name__}, no state dict."
+        reason = f"{name} holds a {type(obj).__name__}, not a state dict."
         raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
     registry.of(source).refuse_unread(obj, name)
     placeholders.refuse(obj, name)
     writer = StorageWriter(path, storage_options=storage_options, callback=callback)
     try:
-        _save_alone(obj, writer, _Filling(source, found, name))
+        _save_single_process(obj, writer, _StreamingPlanner(source, found, name))
     except BaseException:
         writer.discard()
         raise
 
 
-def _save_alone(obj: dict[str, Any], writer: StorageWriter, planner: Planner) -> None:
-    """As ``dcp.save`` by this process alone, which not all releases of torch can be told."""
+def _save_single_process(obj: dict[str, Any], writer: StorageWriter, planner: Planner) -> None:
+    """Save like ``dcp.save`` in this process alone, which not all releases of torch allow."""
     planner.set_up_planner(obj, writer.storage_meta(), is_coordinator=True)
     writer.set_up_storage_writer(True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
@@ -150,12 +150,12 @@ def _save_alone(obj: dict[str, Any], writer: StorageWriter, planner: Planner) ->
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
 
 
-class _Filling(Planner):
-    """Gives out tensors one after the other: each is read from the file when it is asked for, into memory of its own.
+class _StreamingPlanner(Planner):
+    """Provides tensors one at a time, each read from the file when it is requested.
 
     Args:
         source: the file.
-        found: what is in it; its tensors are never filled.
+        found: its contents, with tensors that stay unfilled.
         name: what errors call the file.
     """
 

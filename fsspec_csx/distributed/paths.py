@@ -1,4 +1,4 @@
-"""Where a sharded checkpoint lies."""
+"""The paths of sharded checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Path: TypeAlias = "str | os.PathLike[str]"
 
 
 def folder_at(path: Path, options: Mapping[str, Any] | None) -> Folder:
-    """The folder of a checkpoint.
+    """Find the folder of a checkpoint.
 
     Raises:
         CheckpointPathError: if the path cannot name one.
@@ -37,5 +37,5 @@ def is_path(path: Path) -> bool:
 
 
 def shards_of(metadata: Metadata) -> set[str]:
-    """The names of the shards that a manifest names."""
+    """The names of the shards in a manifest."""
     return {place.relative_path for place in metadata.storage_data.values()}

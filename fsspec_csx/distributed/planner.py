@@ -1,4 +1,4 @@
-"""The planner of saves: torch's default one, which refuses what would be lost, and keeps empty dicts."""
+"""The planner of saves: torch's default one, but it refuses what would be lost, and keeps empty dicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StorageReader: where torch.distributed.checkpoint loads from."""
+"""StorageReader: the storage that torch.distributed.checkpoint loads from."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from fsspec_csx.storage.progress import ProgressMeter
 
 
 class StorageReader(storage.StorageReader):
-    """The storage of ``dcp.load`` at any fsspec URL, for what ``StorageWriter`` or torch's own writers wrote.
+    """The storage of ``dcp.load`` at any fsspec URL, for checkpoints of ``StorageWriter`` or of torch's writers.
 
     Args:
-        path: that of a folder: a local path or an fsspec URL.
+        path: a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        weights_only: if False, values that are no tensors may run any code: for checkpoints of authors whom you trust.
-        callback: gets how many bytes this rank reads by ``set_size``, and those read by ``relative_update``.
+        weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
+        callback: receives the bytes of this rank: the total by ``set_size``, and increments by ``relative_update``.
 
     Attributes:
-        failure: what went wrong with the manifest, of which torch tells only the text.
+        failure: the error of the manifest; torch passes on only its text.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
@@ -59,18 +59,18 @@ class StorageReader(storage.StorageReader):
         return self._folder.name
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
-        """Begin another load, from another path if one is given."""
+        """Start another load, from another path if one is given."""
         if checkpoint_id:
             self._folder = folder_at(checkpoint_id, self._options)
         self._metadata = Metadata({})
         self.failure = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the manifest, or the one of a rank that did not wait for the others (``rank=``).
+        """Read the manifest, or that of one rank (``rank=``) if the ranks did not wait for each other.
 
         Raises:
-            CheckpointError: if it is not what it should be.
-            OSError: what the filesystem raised; FileNotFoundError is among it.
+            CheckpointError: if it is invalid.
+            OSError: any error of the filesystem, such as FileNotFoundError.
         """
         rank = kwargs.get("rank")
         try:
@@ -82,7 +82,7 @@ class StorageReader(storage.StorageReader):
         return metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Take the manifest."""
+        """Store the manifest."""
         self._metadata = metadata
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -94,11 +94,11 @@ class StorageReader(storage.StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read what the plan has for this rank.
+        """Read the entries of this rank.
 
         Raises:
-            CheckpointError: if the checkpoint is not what it should be.
-            OSError: what the filesystem raised; FileNotFoundError is among it.
+            CheckpointError: if the checkpoint is invalid.
+            OSError: any error of the filesystem, such as FileNotFoundError.
         """
         self._read_values([item for item in plan.items if item.type == LoadItemType.BYTE_IO], planner)
         self._read_tensors([item for item in plan.items if item.type != LoadItemType.BYTE_IO], planner)

@@ -1,4 +1,4 @@
-"""StorageWriter: where torch.distributed.checkpoint saves to."""
+"""StorageWriter: the storage that torch.distributed.checkpoint saves to."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class StorageWriter(storage.StorageWriter):
     """The storage of ``dcp.save`` and ``dcp.async_save`` at any fsspec URL.
 
     Args:
-        path: that of a folder: a local path or an fsspec URL.
+        path: a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        overwrite: whether a checkpoint that is there may be replaced.
-        callback: gets how many bytes this rank writes by ``set_size``, and those written by ``relative_update``.
+        overwrite: whether an existing checkpoint may be replaced.
+        callback: receives the bytes of this rank: the total by ``set_size``, and increments by ``relative_update``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
@@ -64,21 +64,21 @@ class StorageWriter(storage.StorageWriter):
         return self._folder.name
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
-        """Begin another save, at another path if one is given."""
+        """Start another save, at another path if one is given."""
         if checkpoint_id:
             self._folder = folder_at(checkpoint_id, self._options)
         self._save_id = secrets.token_hex(8)
         self._written = []
 
     def storage_meta(self) -> StorageMeta:
-        """What the manifest tells of the save."""
+        """The save's entry in the manifest."""
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Take the role of this rank.
+        """Set the role of this rank.
 
         Raises:
-            ValueError: if the ranks are not to wait for each other, as nobody could then tell when all are done.
+            ValueError: if the ranks do not wait for each other: no rank would know when all are done.
         """
         if not kwargs.get("use_collectives", True):
             msg = "A checkpoint is whole only when all ranks have written theirs. Leave use_collectives=False out."
@@ -92,7 +92,7 @@ class StorageWriter(storage.StorageWriter):
 
         Raises:
             ValueError: if it has a sparse or quantized tensor, whose indices or scale would be lost.
-            FileExistsError: if there is a checkpoint that may not be replaced.
+            FileExistsError: if there is a checkpoint, unless ``overwrite``.
         """
         if self._is_coordinator and not self._overwrite and self._folder.exists(MANIFEST):
             msg = f"{self._folder.name} has a checkpoint already. Choose another path, or allow it to be overwritten."
@@ -102,34 +102,34 @@ class StorageWriter(storage.StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Tell each rank its number."""
+        """Give each rank its number."""
         return [dataclasses.replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write what the plan has for this rank, into a shard of a new name; none if there is nothing."""
+        """Write the entries of this rank to a shard with a new name; no shard if there are none."""
         future: Future[list[WriteResult]] = Future()
         future.set_result(self._write(plan, planner) if plan.items else [])
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the manifest, and remove the shards of the one that it takes the place of."""
+        """Write the manifest, and remove the shards of the one that it replaces."""
         metadata.version = manifest.VERSION
         metadata.storage_data = {each.index: each.storage_data for of_rank in results for each in of_rank}
         metadata.storage_meta = self.storage_meta()
-        former = self._former_shards()
+        old = self._old_shards()
         self._finishing = True
         with self._folder.atomic_write(MANIFEST) as file:
             file.write(manifest.encode(metadata))
-        self._folder.remove(sorted(former - shards_of(metadata)))
+        self._folder.remove(sorted(old - shards_of(metadata)))
 
     def discard(self, failed: Collection[int] = ()) -> bool:
-        """Remove what this rank wrote, after a save that failed; not where the manifest may be there nevertheless.
+        """Remove the shards of this rank after a failed save, unless the manifest may have been written.
 
         Args:
-            failed: the numbers of the ranks that failed, where they are known.
+            failed: the numbers of the ranks that failed, if known.
 
         Returns:
-            Whether it is certain that there is no manifest of this save.
+            Whether this save has certainly no manifest.
         """
         # Rank 0 alone writes the manifest, and only when no other has failed.
         is_none = not self._finishing if self._is_coordinator else any(failed)
@@ -144,7 +144,7 @@ class StorageWriter(storage.StorageWriter):
         return is_path(checkpoint_id)
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        if _gives_its_own(planner):  # else they may be made only when they are written
+        if _returns_originals(planner):  # others may create tensors only when they are written
             items = [item for item in plan.items if item.type != WriteItemType.BYTE_IO]
             given = [(item.index.fqn, planner.resolve_data(item)) for item in items]
             memory.check((name, tensor) for name, tensor in given if isinstance(tensor, torch.Tensor))
@@ -152,7 +152,7 @@ class StorageWriter(storage.StorageWriter):
         results = []
         meter = ProgressMeter(self._callback or NoOpCallback(), sum(map(_nbytes, plan.items)), estimated=True)
         with self._folder.creating(name) as file:
-            shard = Shard(file, name, held=_gives_its_own(planner), advance=meter.advance)
+            shard = Shard(file, name, held=_returns_originals(planner), advance=meter.advance)
             for item in plan.items:
                 data = planner.resolve_data(item)
                 if item.type == WriteItemType.BYTE_IO:
@@ -170,24 +170,24 @@ class StorageWriter(storage.StorageWriter):
         self._written.append(name)
         return results
 
-    def _former_shards(self) -> set[str]:
+    def _old_shards(self) -> set[str]:
         try:
             return shards_of(manifest.read(self._folder))
         except FileNotFoundError:
             return set()
-        except (CheckpointError, PermissionError) as error:  # some may write and not read
-            logger.warning("The shards of the former checkpoint stay, as its manifest cannot be read: %s", error)
+        except (CheckpointError, PermissionError) as error:  # some may write but not read
+            logger.warning("The shards of the old checkpoint stay: its manifest cannot be read: %s", error)
             return set()
 
 
 def _nbytes(item: WriteItem) -> int:
     """About how many bytes an item takes."""
-    told = item.tensor_data
-    return 0 if told is None else told.chunk.sizes.numel() * told.properties.dtype.itemsize
+    data = item.tensor_data
+    return 0 if data is None else data.chunk.sizes.numel() * data.properties.dtype.itemsize
 
 
-def _gives_its_own(planner: SavePlanner) -> bool:
-    """Whether a planner gives out the tensors of the state dict itself, which stay while it is saved."""
+def _returns_originals(planner: SavePlanner) -> bool:
+    """Whether a planner returns the tensors of the state dict themselves, which live until the save ends."""
     default, kind = DefaultSavePlanner, type(planner)
     names = ("resolve_data", "lookup_object", "transform_object")
     return isinstance(planner, default) and all(getattr(kind, name) is getattr(default, name) for name in names)

@@ -1,4 +1,4 @@
-"""What can name a checkpoint: checks on the text of a path, done before anything is opened."""
+"""Checks on the text of a path, before anything is opened."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?![/\\]{2})([/\\]?)")
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> str:
-    """The text of a path that can name a checkpoint.
+    """Check that a path can name a checkpoint.
 
     Args:
         path: a local path, or any fsspec URL, chained ones (``simplecache::s3://...``) included. Every character
-            of a name is part of the name: nothing is decoded, expanded or cut off.
+            of a name is literal: nothing is decoded, expanded or removed.
+
+    Returns:
+        Its text.
 
     Raises:
         TypeError: if it is neither a ``str`` nor a path object made of one.
@@ -47,13 +50,13 @@ def checkpoint_path(path: str | os.PathLike[str]) -> str:
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is one of this machine by its form alone; fsspec may find others, such as ``file://`` URLs."""
+    """Whether a path is local by its form; other forms, such as ``file://`` URLs, may be local too."""
     text = os.fspath(path)
     return text.startswith("/") or (isinstance(path, os.PathLike) and not _PROTOCOL.match(text) and "://" not in text)
 
 
 def redacted(path: str) -> str:
-    """A path as messages show it, without the password, or the signature, that a URL may hold."""
+    """A path for messages, without the password or the signature of a URL."""
     return without_password(path)
 
 
@@ -62,7 +65,7 @@ def _protocols() -> set[str]:
 
 
 def _naming_link(text: str) -> str:
-    """The link of a chained URL that names the file: the first that is more than a protocol."""
+    """The part of a chained URL that names the file: the first that is more than a protocol."""
     links = text.split("::")
     for link in links[:-1]:
         if not (link.endswith("://") or link in _protocols()):

@@ -1,4 +1,4 @@
-"""How far a save or a load has got, told to an fsspec callback; by default to a progress bar on a terminal."""
+"""The progress of a save or a load, reported to an fsspec callback; by default a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ class ProgressMeter:
     """Feeds a callback so that its value never passes its size, and is equal to it in the end.
 
     Args:
-        callback: gets ``set_size`` with the total, and ``relative_update`` with what was added, all in bytes. Many
-            small steps come as one.
+        callback: receives the total by ``set_size``, and increments by ``relative_update``, in bytes. Small
+            increments are combined.
         size: the total in bytes.
-        estimated: whether the true total may differ; then the callback's size follows what really comes.
+        estimated: whether the true total may differ; the callback's size is then corrected.
     """
 
     def __init__(self, callback: Callback, size: int, *, estimated: bool = False) -> None:
         self._callback = callback
         self._size = size
         self._estimated = estimated
-        self._told = 0
+        self._reported = 0
         self._pending = 0
         callback.set_size(size)
 
     def advance(self, count: int) -> None:
-        """Add a number of bytes that moved."""
+        """Count bytes that moved."""
         self._pending += count
         if self._pending >= _STEP:
-            self._tell()
+            self._report()
 
     def finish(self) -> None:
-        """Everything that there was has moved."""
-        self._tell()
+        """Report that all bytes have moved."""
+        self._report()
         if self._estimated:
-            self._resize(self._told)
+            self._resize(self._reported)
         else:
-            self._pending = self._size - self._told
-            self._tell()
+            self._pending = self._size - self._reported
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         count, self._pending = self._pending, 0
-        if self._estimated and self._told + count > self._size:
-            self._resize(self._told + count)
-        count = min(count, self._size - self._told)
+        if self._estimated and self._reported + count > self._size:
+            self._resize(self._reported + count)
+        count = min(count, self._size - self._reported)
         if count:
-            self._told += count
+            self._reported += count
             self._callback.relative_update(count)
 
     def _resize(self, size: int) -> None:
@@ -75,17 +75,17 @@ def run_in_threads(
     threads: int,
     name: str,
 ) -> None:
-    """Do work on items side by side. After a failure no other is begun, and what goes on ends early.
+    """Process items in parallel. After a failure no other item is started, and running ones end early.
 
     Args:
-        work: is called with an item, and with what it is to tell how many bytes moved, many times.
-        items: what it is called with.
-        advance: is told all that, in this thread.
-        threads: how many there are at most; 1 for none but this one.
-        name: what those are called.
+        work: called with an item and a function that takes the number of bytes moved, at every step.
+        items: the items.
+        advance: called in this thread with every number of bytes moved.
+        threads: the largest number of threads; 1 to work in this thread.
+        name: the prefix of the threads' names.
 
     Raises:
-        Exception: what ``work`` or ``advance`` raised first.
+        Exception: the first error of ``work`` or ``advance``.
     """
     if len(items) == 1 or threads == 1:
         for item in items:
@@ -94,7 +94,7 @@ def run_in_threads(
     moved: SimpleQueue[int | Future[object]] = SimpleQueue()
     stopped = threading.Event()
 
-    def tell(count: int) -> None:
+    def report(count: int) -> None:
         if stopped.is_set():
             raise _StoppedError
         moved.put(count)
@@ -103,7 +103,7 @@ def run_in_threads(
         if stopped.is_set():
             raise _StoppedError
         try:
-            return work(item, tell)
+            return work(item, report)
         except BaseException:
             stopped.set()
             raise
@@ -114,30 +114,30 @@ def run_in_threads(
             pool.submit(run, item).add_done_callback(moved.put)
         left = len(items)
         while left:
-            if isinstance(told := moved.get(), Future):
-                with contextlib.suppress(_StoppedError):  # what failed before is on its way
-                    told.result()
+            if isinstance(event := moved.get(), Future):
+                with contextlib.suppress(_StoppedError):  # the first failure arrives as another event
+                    event.result()
                 left -= 1
             else:
-                advance(told)
+                advance(event)
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
 
 
 class _StoppedError(Exception):
-    """Ends what nobody waits for any more."""
+    """Ends a worker after another one failed."""
 
 
 @contextlib.contextmanager
 def report_progress(callback: Callback | None, path: str) -> Iterator[Callback]:
-    """The caller's callback, which stays open, or a progress bar of our own, closed at the end.
+    """Give the caller's callback, which stays open, or a progress bar, closed at the end.
 
-    The bar needs tqdm and a terminal on stderr, and shows only after a second. ``TQDM_DISABLE=1`` switches it off.
+    The bar needs tqdm and a terminal on stderr, and shows after a second. ``TQDM_DISABLE=1`` switches it off.
 
     Args:
         callback: the caller's; None for the bar.
-        path: whose last part the bar bears.
+        path: the bar shows its last part.
     """
     if callback is not None:
         yield callback
@@ -156,7 +156,7 @@ def _bar(name: str) -> Callback:
         "desc": name,
         "delay": _DELAY,
         "dynamic_ncols": True,
-        "miniters": 1,  # sizes of steps differ widely, which tqdm's own choice takes badly
+        "miniters": 1,  # tqdm's own choice expects increments of similar size
         "unit": "B",
         "unit_divisor": 1024,
         "unit_scale": True,
@@ -165,7 +165,7 @@ def _bar(name: str) -> Callback:
 
 
 def _has_tqdm() -> bool:
-    # Asked beforehand: a TqdmCallback that cannot be made complains again when it is deleted.
+    # A TqdmCallback that fails in its constructor fails again when it is deleted.
     try:
         importlib.import_module("tqdm")
     except ImportError:

@@ -1,10 +1,10 @@
-"""A real S3 server on this machine, for tests and for trying things out.
+"""A real S3 server on this machine, for tests and experiments.
 
     with LocalS3() as server:
         fsspec.filesystem("s3", **server.storage_options()).mkdir("a-bucket")
 
 The server is SeaweedFS, from the extra ``fsspec-csx[server]``. It listens on 127.0.0.1 only, keeps its data in a
-temporary folder, and leaves neither processes nor files behind, however the process that started it ends.
+temporary folder, and leaves no processes or files behind, even if the process that started it is killed.
 
 With ``pytest_plugins = ["fsspec_csx.testing"]`` in a ``conftest.py``, pytest has the session fixture ``local_s3``.
 """
@@ -38,10 +38,10 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Identity:
-    """Someone the server knows, with what they may do.
+    """A user of the server, with their rights.
 
     Attributes:
-        name: what to call it; unique on a server.
+        name: unique on a server.
         actions: any of ``Admin``, ``Read``, ``Write``, ``List`` and ``Tagging``, each for everything, or for one bucket
             as ``Read:bucket``, or for some of its keys as ``Read:bucket/prefix*``. ``Admin`` includes all the others,
             and only ``Admin`` for everything may create and delete buckets.
@@ -56,31 +56,31 @@ class Identity:
 
     @classmethod
     def full(cls, name: str) -> Identity:
-        """One that may do everything, creating and deleting buckets included."""
+        """An identity with all rights, such as creating and deleting buckets."""
         return cls(name, ("Admin",))
 
     @classmethod
     def read_only(cls, name: str) -> Identity:
-        """One that may list and read every bucket, and change nothing."""
+        """An identity that may list and read every bucket."""
         return cls(name, ("Read", "List"))
 
     @classmethod
     def one_bucket(cls, name: str, bucket: str) -> Identity:
-        """One that may list, read and write the objects of one bucket, which somebody else has to create."""
+        """An identity that may list, read and write the objects of one existing bucket."""
         return cls(name, tuple(f"{action}:{bucket}" for action in ("Read", "Write", "List", "Tagging")))
 
 
 class LocalS3:
-    """An S3 server, ready when its ``with`` block is entered and gone when it is left.
+    """An S3 server that runs during its ``with`` block.
 
-    It answers as Amazon S3 does where SeaweedFS by default would not: writing to a bucket that does not exist fails
+    SeaweedFS is configured to respond like Amazon S3: writing to a bucket that does not exist fails
     with ``NoSuchBucket``, and deleting one that is not empty with ``BucketNotEmpty``.
 
     Args:
         identities: who may use the server; by default one named "admin" that may do everything.
         tls: paths of a certificate (chain) and of its unencrypted key, both PEM; makes the endpoint https.
-        directory: where to create the temporary folder; by default where the system keeps such folders.
-        timeout: seconds that a start may take.
+        directory: the parent of the temporary folder; by default the system's.
+        timeout: of the start, in seconds.
 
     Attributes:
         identities: who may use the server, as a tuple.
@@ -150,7 +150,7 @@ class LocalS3:
         }
 
     def kill(self) -> None:
-        """Stop the server at once, as a crash would; `restart` brings it back with its data."""
+        """Kill the server, like a crash; `restart` starts it again with its data."""
         self._ask("kill")
 
     def restart(self) -> None:
@@ -163,11 +163,11 @@ class LocalS3:
         self._start()
 
     def pause(self) -> None:
-        """Make the server hang: connections are accepted, and nothing is answered before `resume`."""
+        """Suspend the server: it accepts connections, but does not respond until `resume`."""
         self._ask("pause")
 
     def resume(self) -> None:
-        """Let the server go on after `pause`, with what was asked meanwhile too."""
+        """Continue after `pause`; the server then responds to pending requests, too."""
         self._ask("resume")
 
     def __enter__(self) -> LocalS3:
@@ -206,7 +206,7 @@ class LocalS3:
         self._guard = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
 
     def _start(self) -> None:
-        """Start each process when those that it needs are up, since by itself it would try again only after seconds."""
+        """Start each process when its dependencies are up: by itself it would retry only after seconds."""
         deadline, expected = time.monotonic() + self._timeout, 0
         steps: tuple[tuple[int, Callable[[], bool]], ...] = (
             (1, lambda: seaweed.listening(*self._ports["master"])),
@@ -225,7 +225,7 @@ class LocalS3:
                 time.sleep(0.02)
 
     def _ready(self) -> bool:
-        """Whether the server knows our first identity, and has somewhere to store data."""
+        """Whether the server knows the first identity, and has a volume to store data."""
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
         from botocore.credentials import Credentials
@@ -246,7 +246,7 @@ class LocalS3:
         return self._guard
 
     def _ask(self, request: str) -> int:
-        """Have the guard do something; returns how many processes of the server run then."""
+        """Send the guard a request; returns how many processes of the server then run."""
         guard = self._running_guard()
         assert guard.stdin
         assert guard.stdout
@@ -254,10 +254,10 @@ class LocalS3:
             guard.stdin.write(request.encode())
             if reply := guard.stdout.readline():
                 return int(reply)
-        raise RuntimeError("The process that looks after the local S3 server is gone. Start another LocalS3.")
+        raise RuntimeError("The process that supervises the local S3 server has ended. Start another LocalS3.")
 
     def _remove(self) -> None:
-        """Stop everything and delete the folder, as far as there is any."""
+        """Stop the guard, if it runs, and delete the folder."""
         if guard := self._guard:
             self._guard = None
             assert guard.stdin
@@ -289,7 +289,7 @@ def _configured(identity: Identity) -> dict[str, object]:
 
 
 def _get(port: int, path: str, headers: dict[str, str] | None = None, tls: bool = False) -> str:
-    """The body of an answer, empty if there is none within 5 seconds."""
+    """The body of a response; empty if there is none within 5 seconds."""
     connection = http.client.HTTPConnection(seaweed.HOST, port, timeout=5)
     if tls:
         # Whether the certificate can be trusted, and for which name, is for the users of the server to check.
@@ -302,7 +302,7 @@ def _get(port: int, path: str, headers: dict[str, str] | None = None, tls: bool 
     return ""
 
 
-if "pytest" in sys.modules:  # elsewhere the fixture is of no use, and importing pytest takes time
+if "pytest" in sys.modules:  # importing pytest takes time
     import pytest
 
     @pytest.fixture(scope="session")

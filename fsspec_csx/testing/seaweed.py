@@ -1,6 +1,6 @@
 """The processes of the local S3 server: SeaweedFS's four, and the guard that owns them.
 
-This file is run by itself as the guard, so it imports nothing but the standard library.
+The guard runs this file as a script, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def find_weed() -> str:
 
 
 def free_ports() -> Ports:
-    """Ports that nobody uses, below those that systems give to outgoing connections: after a kill they are free too."""
+    """Find free ports below the range of outgoing connections, so that they stay free after a kill."""
     with contextlib.ExitStack() as probes:
         free: list[int] = []
         for port in random.SystemRandom().sample(range(20000, 32000), 1000):
@@ -79,14 +79,14 @@ def listening(*ports: int) -> bool:
 
 
 def _guard_main(owner: int, folder: str, commands: list[list[str]]) -> None:
-    """Own the processes and the folder: do what the owner asks on stdin, and remove everything when the owner is gone.
+    """Own the processes and the folder: serve requests on stdin, and remove everything when the owner has ended.
 
-    It is gone at the end of stdin, or, as children that it forked may keep stdin open, when our parent is another one.
+    The owner has ended at the end of stdin or, since its forked children may keep stdin open, when the parent changes.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     processes: list[subprocess.Popen[bytes]] = []
-    # Nothing is inherited: weed would make an administrator of AWS_ACCESS_KEY_ID, and obey variables named WEED_*.
+    # No environment is inherited: weed makes an administrator of AWS_ACCESS_KEY_ID, and reads variables WEED_*.
     environment = {"HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "512MiB", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "2"}
 
     def signal_all(number: int) -> None:
