@@ -1,4 +1,4 @@
-"""What is told of a checkpoint without loading it."""
+"""What is known of a checkpoint without loading it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Difference:
         what: ``only in the first``, ``only in the second``, ``type``, ``layout``, ``shape``, ``dtype`` or ``value``.
         first: a short text of what the first checkpoint has; None if it has nothing of the name, and for the values of
             tensors.
-        second: the like of the second.
+        second: the same of the second.
         elements: of two tensors, how many elements differ; else None.
         total: how many they have; else None.
         absolute: the largest difference of two of these elements, NaN if one of them is NaN; else None.

@@ -1,4 +1,4 @@
-"""A checkpoint of many files as one source of bytes, which tells itself what it holds."""
+"""A checkpoint of many files as one source of bytes, which reads itself what it holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class CompositeSource(Source):
 
     @abstractmethod
     def load(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
-        """What it holds, or a part of it; as of ``checkpoint.load``.
+        """What it holds, or a part of it; see ``checkpoint.load``.
 
         Raises:
             CheckpointError: if it is not what it should be.
@@ -28,7 +28,7 @@ class CompositeSource(Source):
         """What it holds, on the CPU, with records of where in the source the bytes of each tensor are.
 
         Args:
-            weights_only: as of ``torch.load``; if False, values that are no tensors may run any code.
+            weights_only: see ``torch.load``; if False, values that are no tensors may run any code.
             partial: whether objects of unknown classes are placeholders.
 
         Raises:

@@ -33,7 +33,7 @@ class Conversion:
         name: what errors call it.
         as_safetensors: whether to write a safetensors file, else one of torch.
         dtype: what tensors of floating-point numbers are cast to; None for their own.
-        keys: as of ``checkpoint.load``.
+        keys: see ``checkpoint.load``.
         drop_values: whether a safetensors file may go without what is no tensor.
 
     Attributes:
@@ -72,8 +72,8 @@ class Conversion:
         self.separated: tuple[str, ...] = ()
         if as_safetensors:
             tensors, self.dropped = _flat(obj, name, drop_values)
-            tensors, told = _without_aliases(tensors, format.safetensors_metadata(source), found.obj)
-            self._written: _SafetensorsFile | _TorchFile = _SafetensorsFile(tensors, told, source, recast, damaged)
+            tensors, metadata = _without_aliases(tensors, format.safetensors_metadata(source), found.obj)
+            self._written: _SafetensorsFile | _TorchFile = _SafetensorsFile(tensors, metadata, source, recast, damaged)
             # Only now, as it takes tensors that a file can hold.
             self.separated = tuple(sorted({second for _, second in safetensors_writer.overlapping(tensors)}))
         else:
@@ -90,7 +90,7 @@ class Conversion:
 
         Args:
             file: a binary file object.
-            advance: is told how many bytes were written, many times.
+            advance: called many times with the number of bytes that were written.
 
         Returns:
             The names of tensors in whose memory finite numbers became infinite, as their dtype has none so large.
@@ -143,12 +143,12 @@ class _SafetensorsFile:
     def __init__(
         self,
         tensors: Mapping[str, torch.Tensor],
-        told: Mapping[str, str],
+        metadata: Mapping[str, str],
         source: Source,
         recast: DtypeCast,
         damaged: Callable[[Record], Exception],
     ) -> None:
-        self._header, order = safetensors_writer.outlined(tensors, recast.dtype_of, told)
+        self._header, order = safetensors_writer.outlined(tensors, recast.dtype_of, metadata)
         runs = []
         for tensor in map(tensors.__getitem__, order):
             record = recast.record_of(tensor.untyped_storage())
@@ -164,13 +164,13 @@ class _SafetensorsFile:
 
 
 def _without_aliases(
-    tensors: dict[str, torch.Tensor], told: dict[str, str], present: Any
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], present: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors to write of a safetensors file, where metadata names the others as the same; and that metadata."""
-    aliases = {alias for alias, name in told.items() if alias != name and _is_one(present, alias, name)}
-    written = {name: each for name, each in tensors.items() if name not in aliases or told[name] not in tensors}
+    aliases = {alias for alias, name in metadata.items() if alias != name and _is_one(present, alias, name)}
+    written = {name: each for name, each in tensors.items() if name not in aliases or metadata[name] not in tensors}
     kept = tensors.keys() - written.keys()
-    return written, {name: text for name, text in told.items() if name not in aliases or name in kept}
+    return written, {name: text for name, text in metadata.items() if name not in aliases or name in kept}
 
 
 def _is_one(present: Any, first: str, second: str) -> bool:

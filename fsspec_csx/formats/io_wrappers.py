@@ -19,7 +19,7 @@ class _Tracking:
 
     Args:
         file: a binary file object.
-        advance: is told how many bytes moved.
+        advance: called with the number of bytes that moved.
     """
 
     failure: BaseException | None = None
@@ -103,7 +103,7 @@ class TrackingReader(_Tracking):
     Args:
         file: a binary file object.
         size: its size in bytes.
-        advance: is told how many bytes moved.
+        advance: called with the number of bytes that moved.
     """
 
     def __init__(self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None) -> None:

@@ -1,4 +1,4 @@
-"""Reads checkpoints of all formats, told by their content: whole, in part, into what exists, or their structure."""
+"""Reads checkpoints of any format: whole, in part, into an existing object, or their structure."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def read(
     Args:
         source: the file.
         name: what errors call it.
-        keys: as of ``checkpoint.load``; if given, a file may have objects of unknown classes among the others.
-        map_location: as of ``torch.load``.
-        weights_only: as of ``torch.load``; if False, the file may run any code.
+        keys: see ``checkpoint.load``; if given, a file may have objects of unknown classes among the others.
+        map_location: see ``torch.load``.
+        weights_only: see ``torch.load``; if False, the file may run any code.
 
     Raises:
         CheckpointError: if the file is not what it should be.
@@ -73,10 +73,10 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
 
     Args:
         source: the file.
-        into: as of ``checkpoint.load``.
+        into: see ``checkpoint.load``.
         name: what errors call the file.
-        keys: as of ``checkpoint.load``.
-        weights_only: as of ``torch.load``; if False, the file may run any code.
+        keys: see ``checkpoint.load``.
+        weights_only: see ``torch.load``; if False, the file may run any code.
 
     Raises:
         CheckpointError: if the file is not what it should be, or does not fit.

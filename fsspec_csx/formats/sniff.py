@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes.
+"""What a file is, judged by its first bytes.
 
 Signatures: https://en.wikipedia.org/wiki/List_of_file_signatures
 """

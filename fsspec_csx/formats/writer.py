@@ -1,4 +1,4 @@
-"""CheckpointWriter: an object on its way into a file, in the format that the file's name asks for."""
+"""CheckpointWriter: writes an object to a file, in the format of the file's suffix."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CheckpointWriter:
 
         Args:
             file: a binary file object; its ``expect_size`` and ``write_borrowed`` are used where it has them.
-            advance: is told how many bytes were written, many times.
+            advance: called many times with the number of bytes that were written.
 
         Raises:
             Exception: what the file or ``advance`` raised.

@@ -12,7 +12,7 @@ class LocationMapper:
     """Where storages go.
 
     Args:
-        map_location: as of ``torch.load``.
+        map_location: see ``torch.load``.
     """
 
     def __init__(self, map_location: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""How far the elements of two tensors are apart, told piece by piece."""
+"""How far the elements of two tensors are apart, computed piece by piece."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Source:
     Args:
         file: a binary file object that can seek. If it has ``readinto_many``, as a ``CSXFile``, that is used.
         size: its size in bytes.
-        advance: is told how many bytes were read, many times; not of those that are kept.
+        advance: called many times with the number of bytes that were read; not of those that are kept.
 
     Attributes:
         file: the file object.

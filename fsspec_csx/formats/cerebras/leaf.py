@@ -103,7 +103,7 @@ class UnreadValue:
 
     Attributes:
         kind: what the checkpoint calls it.
-        stored: the size of its object in bytes, as far as it is told.
+        stored: the size of its object in bytes, as far as it is known.
         compressed: whether that is one zstd frame.
         runs_code: whether it is a pickle, so that reading it may run any code.
     """
@@ -123,7 +123,7 @@ Leaf: TypeAlias = "TensorLeaf | ConstantLeaf | Value | Alias | UnreadValue"
 
 
 def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Leaf:
-    """What is told of a value.
+    """The metadata of a value.
 
     Args:
         key: its name.
@@ -135,10 +135,10 @@ def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Le
         InvalidCheckpointError: if it contradicts itself, or has a dtype that this torch lacks.
     """
     try:
-        told = json.loads(text) if isinstance(text, str) else {}
-        own = told.get(key + LEAF)
-        if own is None and f"{key}.0{LEAF}" in told:
-            return _nested(key, told)
+        serialized = json.loads(text) if isinstance(text, str) else {}
+        own = serialized.get(key + LEAF)
+        if own is None and f"{key}.0{LEAF}" in serialized:
+            return _nested(key, serialized)
         return _plain(_of_type(own, dict), form)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         what = f"what it tells of {shown(key)} is no description of a value ({str(error)[:_SHOWN]})"
@@ -150,38 +150,40 @@ def shown(key: str) -> str:
     return f"{key[:_SHOWN]!r}…" if len(key) > _SHOWN else repr(key)
 
 
-def _plain(told: dict[str, Any], form: Form | None = None) -> Leaf:
-    kind = told["__TYPE__"]
+def _plain(serialized: dict[str, Any], form: Form | None = None) -> Leaf:
+    kind = serialized["__TYPE__"]
     if kind in ("TorchTensorSerializer", "NumpyArraySerializer"):
-        return _body(told, form)
+        return _body(serialized, form)
     if kind == "ScalarSerializer":
-        return Value(_of_type(told["scalar_value"], bool, int, float))
+        return Value(_of_type(serialized["scalar_value"], bool, int, float))
     if kind == "StringSerializer":
-        return Value(_of_type(told["string_value"], str))
+        return Value(_of_type(serialized["string_value"], str))
     if kind == "NoneSerializer":
         return Value(None)
     if kind == "LinkedObject":
-        return Alias(_of_type(told["key"], str))
+        return Alias(_of_type(serialized["key"], str))
     if kind == "DeferredFullTensor":
-        return _full(told)
+        return _full(serialized)
     if kind == "ObjectSerializer":
-        return UnreadValue(kind, _count(told.get("boundaries", [0])), bool(told.get("compressed")), runs_code=True)
+        return UnreadValue(
+            kind, _count(serialized.get("boundaries", [0])), bool(serialized.get("compressed")), runs_code=True
+        )
     return UnreadValue(str(kind)[:_SHOWN])
 
 
-def _full(told: dict[str, Any]) -> ConstantLeaf:
-    dtype, number = _dtype(told["dtype"]), _of_type(told["fill_value"], bool, int, float)
+def _full(serialized: dict[str, Any]) -> ConstantLeaf:
+    dtype, number = _dtype(serialized["dtype"]), _of_type(serialized["fill_value"], bool, int, float)
     try:
         torch.full((), number, dtype=dtype)
     except (RuntimeError, OverflowError) as error:
         msg = f"no {dtype} can be the number that it is full of"
         raise ValueError(msg) from error
-    return ConstantLeaf(dtype, _shape(told["shape"]), number)
+    return ConstantLeaf(dtype, _shape(serialized["shape"]), number)
 
 
-def _nested(key: str, told: dict[str, Any]) -> Leaf:
+def _nested(key: str, serialized: dict[str, Any]) -> Leaf:
     """A tensor of another checkpoint, as it was loaded from there and not looked at."""
-    first, second = told[f"{key}.0{LEAF}"], told.get(f"{key}.1{LEAF}", {})
+    first, second = serialized[f"{key}.0{LEAF}"], serialized.get(f"{key}.1{LEAF}", {})
     if (first.get("__TYPE__"), second.get("__TYPE__")) != ("DeferredNumpyArray", "DeferredTorchTensor"):
         return UnreadValue(str(first.get("__TYPE__"))[:_SHOWN])
     if first["index"] != 0:
@@ -191,27 +193,27 @@ def _nested(key: str, told: dict[str, Any]) -> Leaf:
 
 
 def _body(
-    told: dict[str, Any], form: Form | None, elsewhere: tuple[str, str] | None = None
+    serialized: dict[str, Any], form: Form | None, elsewhere: tuple[str, str] | None = None
 ) -> TensorLeaf | UnreadValue:
-    is_array = told["__TYPE__"] == "NumpyArraySerializer"
-    stored_form = form() if form else told["__NUMPY__"]
+    is_array = serialized["__TYPE__"] == "NumpyArraySerializer"
+    stored_form = form() if form else serialized["__NUMPY__"]
     shape, stored_as = _shape(stored_form["shape"]), str(stored_form["dtype"])
     if is_array:
-        if stored_as not in _DTYPES or told.get("is_bfloat16"):
+        if stored_as not in _DTYPES or serialized.get("is_bfloat16"):
             return UnreadValue(f"NumPy array of {stored_as[:_SHOWN]}")
         dtype = _dtype(stored_as)
     else:
-        (told_shape,), (told_dtype,) = told["shapes"], told["dtypes"]
+        (told_shape,), (told_dtype,) = serialized["shapes"], serialized["dtypes"]
         dtype = _dtype(told_dtype)
         plain = str(told_dtype).removeprefix("torch.")
         if _shape(told_shape) != shape or _STORED_AS.get(plain, plain) != stored_as:
             msg = f"a tensor {told_dtype} {told_shape} is stored as {stored_as} {list(shape)}"
             raise ValueError(msg)
-    compressed = bool(told.get("compressed")) and form is None
+    compressed = bool(serialized.get("compressed")) and form is None
     nbytes = math.prod(shape) * dtype.itemsize
-    stored = _count(told.get("boundaries", [nbytes]))
-    if _count(told.get("data_sizes", [nbytes])) != nbytes or (stored != nbytes and not compressed):
-        msg = f"it takes {nbytes} bytes, and has {told.get('data_sizes')} in an object of {stored}"
+    stored = _count(serialized.get("boundaries", [nbytes]))
+    if _count(serialized.get("data_sizes", [nbytes])) != nbytes or (stored != nbytes and not compressed):
+        msg = f"it takes {nbytes} bytes, and has {serialized.get('data_sizes')} in an object of {stored}"
         raise ValueError(msg)
     if nbytes > MOST_PACKED * stored:
         msg = f"it takes {nbytes} bytes, which cannot be in {stored}"
@@ -226,25 +228,25 @@ def _of_type(value: Any, *types: type) -> Any:
     return value
 
 
-def _dtype(told: object) -> torch.dtype:
-    return _DTYPES[str(told).removeprefix("torch.")]
+def _dtype(serialized: object) -> torch.dtype:
+    return _DTYPES[str(serialized).removeprefix("torch.")]
 
 
-def _shape(told: Any) -> tuple[int, ...]:
-    shape = tuple(_of_type(size, int) for size in told)
+def _shape(serialized: Any) -> tuple[int, ...]:
+    shape = tuple(_of_type(size, int) for size in serialized)
     # Those with a 0 among them too: torch counts the others.
     if (
         len(shape) > _DIMENSIONS
         or any(size < 0 for size in shape)
         or math.prod(max(size, 1) for size in shape) > _NUMBER_MAX // 16
     ):
-        msg = f"a shape of {str(told)[:_SHOWN]}"
+        msg = f"a shape of {str(serialized)[:_SHOWN]}"
         raise ValueError(msg)
     return shape
 
 
-def _count(told: Any) -> int:
-    (count,) = told
+def _count(serialized: Any) -> int:
+    (count,) = serialized
     if _of_type(count, int) < 0:
         msg = f"a size of {count}"
         raise ValueError(msg)

@@ -40,7 +40,7 @@ class LeafSpan(NamedTuple):
 
     Attributes:
         name: of the value.
-        leaf: what is told of it.
+        leaf: its metadata.
         start: of its first byte in the source.
     """
 
@@ -253,7 +253,7 @@ class CerebrasSource(Source):
     # -- its bytes -------------------------------------------------------------------------------------------------
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """As of ``Source``; no span reaches over the end of a tensor."""
+        """See ``Source``; no span reaches over the end of a tensor."""
         starts = [place.start for place in self._places]
         plain: list[tuple[LeafSpan, int, memoryview]] = []
         packed: dict[str, list[tuple[LeafSpan, int, memoryview]]] = {}

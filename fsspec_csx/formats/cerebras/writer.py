@@ -41,7 +41,7 @@ def write(
         fs: an S3 filesystem.
         path: on it.
         name: what errors call the checkpoint.
-        advance: is told how many bytes were written, many times.
+        advance: called many times with the number of bytes that were written.
 
     Raises:
         ValueError: if the filesystem is not S3, or a name is too long for it.

@@ -63,7 +63,7 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
-        """A file as of ``open``, while the block lasts."""
+        """A file, see ``open``, while the block lasts."""
         with self.open(name) as file:
             yield file
 

@@ -24,7 +24,7 @@ class ManifestEntry:
 
     Attributes:
         name: as in the manifest.
-        tensor: what the manifest tells of it; None if it is no tensor.
+        tensor: what the manifest says of it; None if it is no tensor.
     """
 
     def __init__(self, name: str, tensor: TensorStorageMetadata | None) -> None:
@@ -46,10 +46,10 @@ def read(
     Args:
         folder: where it lies.
         metadata: its manifest.
-        keys: as of ``checkpoint.load``.
+        keys: see ``checkpoint.load``.
         map_location: the device of the tensors, or its name; None for the CPU.
-        weights_only: as of ``torch.load``; if False, values that are no tensors may run any code.
-        advance: is told how many bytes of tensors were read, many times.
+        weights_only: see ``torch.load``; if False, values that are no tensors may run any code.
+        advance: called many times with the number of bytes of tensors that were read.
 
     Raises:
         CheckpointError: if it is not what it should be.
@@ -100,7 +100,7 @@ def describe(folder: Folder, metadata: Metadata) -> CheckpointInfo:
 
 
 def nested(metadata: Metadata) -> dict[str, Any]:
-    """The state dict that was saved, with an ``ManifestEntry`` in place of each tensor and value."""
+    """The state dict that was saved, with a ``ManifestEntry`` in place of each tensor and value."""
     entries = {name: ManifestEntry(name, _tensor(each)) for name, each in metadata.state_dict_metadata.items()}
     root: dict[Any, Any] = {}
     for name, (*above, last) in manifest.paths_of(metadata).items():
@@ -157,18 +157,18 @@ def empty(
     Raises:
         InvalidCheckpointError: if its items are too short for it.
     """
-    told = entry.tensor
-    assert told is not None
-    covered = sum(chunk.sizes.numel() for chunk in told.chunks)
-    there = sum(stored(folder, metadata, MetadataIndex(entry.name, chunk.offsets)).length for chunk in told.chunks)
-    if covered != told.size.numel() or there < covered * told.properties.dtype.itemsize:
-        reason = f"{folder.name} is damaged: {entry.name!r} has {covered} of {told.size.numel()} elements."
+    tensor = entry.tensor
+    assert tensor is not None
+    covered = sum(chunk.sizes.numel() for chunk in tensor.chunks)
+    there = sum(stored(folder, metadata, MetadataIndex(entry.name, chunk.offsets)).length for chunk in tensor.chunks)
+    if covered != tensor.size.numel() or there < covered * tensor.properties.dtype.itemsize:
+        reason = f"{folder.name} is damaged: {entry.name!r} has {covered} of {tensor.size.numel()} elements."
         raise InvalidCheckpointError(reason, AGAIN)
     try:
-        return torch.empty(told.size, dtype=told.properties.dtype, device=device or "cpu")
+        return torch.empty(tensor.size, dtype=tensor.properties.dtype, device=device or "cpu")
     except RuntimeError:
         check_shards(
-            folder, [stored(folder, metadata, MetadataIndex(entry.name, each.offsets)) for each in told.chunks]
+            folder, [stored(folder, metadata, MetadataIndex(entry.name, each.offsets)) for each in tensor.chunks]
         )
         raise
 
@@ -197,8 +197,8 @@ def stored(folder: Folder, metadata: Metadata, index: MetadataIndex) -> ItemLoca
     return place
 
 
-def _tensor(told: Any) -> TensorStorageMetadata | None:
-    return told if isinstance(told, TensorStorageMetadata) else None
+def _tensor(tensor: Any) -> TensorStorageMetadata | None:
+    return tensor if isinstance(tensor, TensorStorageMetadata) else None
 
 
 def _closed(value: Any) -> Any:

@@ -60,7 +60,7 @@ def read_tensors(
     Args:
         folder: that of the checkpoint.
         wanted: what goes where.
-        advance: is told, in this thread, how many bytes were read, many times.
+        advance: called many times, in this thread, with the number of bytes that were read.
 
     Raises:
         FreedTensorError: if tensors to fill have no memory, before any is filled.
@@ -96,7 +96,7 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
     Args:
         data: what torch.save wrote.
         name: what errors call it.
-        weights_only: as of ``torch.load``; if False, it may run any code.
+        weights_only: see ``torch.load``; if False, it may run any code.
         partial: whether objects of unknown classes may be placeholders.
 
     Raises:

@@ -113,7 +113,7 @@ class ShardedSource(CompositeSource):
         return full_state_dict.describe(self.folder, self.metadata)
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """As of ``Source``; spans begin and end with elements of tensors."""
+        """See ``Source``; spans begin and end with elements of tensors."""
         wanted = [each for start, memory in spans if memory for each in self._wanted(start, memory)]
         read_tensors(self.folder, wanted, advance=self.advance)
         return [zlib_ng.crc32(memory) for _, memory in spans] if crc32 else []

@@ -54,7 +54,7 @@ def examine(source: ShardedSource, advance: Callable[[int], object]) -> Report:
 
     Args:
         source: the checkpoint.
-        advance: is told how many bytes were read, many times.
+        advance: called many times with the number of bytes that were read.
 
     Raises:
         OSError: what the filesystem raised, other than that a shard is missing.
@@ -123,7 +123,7 @@ def _examine_item(item: _Item, part: Source, found: _Found) -> None:
 
 
 def _misfit(item: _Item, held: LazyObject) -> str:
-    """In what an item is not what the manifest tells of it; empty if it is."""
+    """In what an item is not what the manifest says of it; empty if it is."""
     if item.tensor is None:
         return ""
     if not isinstance(held.obj, torch.Tensor):

@@ -26,7 +26,7 @@ class Shard:
         file: a binary file object; ``write_borrowed`` is used where it has one.
         name: its name in the folder of the checkpoint.
         held: whether the tensors stay as they are until the file is closed, so that their memory may be sent later.
-        advance: is told how many bytes were written, many times.
+        advance: called many times with the number of bytes that were written.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
         obj: a mapping of names to tensors.
         file: a binary file object. If it has ``write_borrowed``, that gets memoryviews of the tensors' own memory, and
             ``obj`` must not change until the file is closed.
-        advance: is told how many bytes were written, many times.
+        advance: called many times with the number of bytes that were written.
 
     Raises:
         ValueError: before anything is written, if ``obj`` holds what the format cannot.
@@ -78,7 +78,7 @@ def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
 
 
 def write_prepared(parts: Prepared, file: Any, *, advance: Callable[[int], object]) -> None:
-    """Write what was prepared; otherwise as ``write``."""
+    """Write what was prepared; see ``write``."""
     writer = TrackingWriter(file, advance)
     writer.write(parts.header)
     staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")

@@ -96,7 +96,7 @@ class _Placing:
         source: the file behind it.
         name: what errors call the file.
         places: where storages belong.
-        wanted: as of ``load``.
+        wanted: see ``load``.
 
     Attributes:
         records: those that were made.
@@ -159,7 +159,7 @@ def load(
         archive: what it consists of.
         source: the file.
         name: what errors call it.
-        map_location: as of ``torch.load``; a callable gets storages that are filled.
+        map_location: see ``torch.load``; a callable gets storages that are filled.
         wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
             on the CPU. None for all.
 

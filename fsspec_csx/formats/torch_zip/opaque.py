@@ -46,8 +46,8 @@ def structure(
     Args:
         source: the file.
         name: what errors call it.
-        map_location: as of ``torch.load``.
-        wanted: as of ``torch_zip.structure``.
+        map_location: see ``torch.load``.
+        wanted: see ``torch_zip.structure``.
 
     Returns:
         None if the file is not as torch.save writes it today.
@@ -75,7 +75,7 @@ class Storages:
 
     Attributes:
         records: of those that are to be filled.
-        left: as of ``LazyObject``.
+        left: see ``LazyObject``.
     """
 
     def __init__(

@@ -71,11 +71,11 @@ class _Unpickler(pickle.Unpickler):
     Args:
         archive: with the pickle, and the records of the storages.
         places: where storages belong.
-        wanted: as of ``load``.
+        wanted: see ``load``.
 
     Attributes:
         records: those of the storages.
-        left: as of ``LazyObject``.
+        left: see ``LazyObject``.
         bounds: what was made of builtins.
     """
 
@@ -226,7 +226,7 @@ def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | N
 
     Args:
         archive: what it consists of.
-        map_location: as of ``torch.load``.
+        map_location: see ``torch.load``.
         wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
             on the CPU. None for all.
 

@@ -75,9 +75,9 @@ def read(
         file: a binary file object that can seek; its ``readinto`` gets memoryviews of the tensors' memory.
         name: what errors call the file.
         size: its size in bytes.
-        advance: is told how many bytes were read, many times.
-        map_location: as of ``torch.load``.
-        weights_only: as of ``torch.load``; if False, the file may run any code.
+        advance: called many times with the number of bytes that were read.
+        map_location: see ``torch.load``.
+        weights_only: see ``torch.load``; if False, the file may run any code.
 
     Raises:
         InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
@@ -106,8 +106,8 @@ def structure(
     Args:
         source: the file.
         name: what errors call it.
-        map_location: as of ``torch.load``.
-        weights_only: as of ``torch.load``; if False, the file may run any code, and is read whole.
+        map_location: see ``torch.load``.
+        weights_only: see ``torch.load``; if False, the file may run any code, and is read whole.
         wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
             on the CPU. None for all.
 
