@@ -1,7 +1,9 @@
-"""Callback: what can be done at each point of a run."""
+"""Callback: hooks that the trainer calls at each point of a run."""
 
 from __future__ import annotations
 
+import difflib
+import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,29 +15,32 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Methods that the trainer calls, all of which do nothing here; a subclass has those that it needs.
+    """The hooks of a run, which do nothing here; subclasses override those that they need.
 
-    ``outputs`` is what the model returned, as a dict with the key ``loss``; ``batch`` is on the trainer's device;
-    ``batch_idx`` counts the batches of this call of ``fit`` or ``validate``, from 0.
+    ``outputs`` is the model's output, as a dict with the key ``loss``; ``batch`` is on the trainer's device;
+    ``batch_idx`` counts the batches of a stretch of training, or of a validation, from 0.
     """
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
     def pre_setup(self, trainer: Trainer) -> None:
-        """Before anything is set up: no credentials were looked up yet."""
+        """Before the setup: no credentials were looked up yet."""
 
     def setup(self, trainer: Trainer) -> None:
-        """Model, optimizer and schedulers are there."""
+        """Model, optimizer and schedulers exist."""
 
     def post_setup(self, trainer: Trainer) -> None:
         """All callbacks are set up."""
+
+    def finalize(self) -> None:
+        """The trainer is deleted."""
 
     # -- fit -------------------------------------------------------------------------------------------------------
 
     def on_enter_fit(
         self, trainer: Trainer, stack: ExitStack, train_dataloader: Any, val_dataloader: Any, loop: TrainingLoop
     ) -> None:
-        """Before the checkpoint is loaded; what is entered on the stack is left at the end of ``fit``."""
+        """Before the checkpoint is loaded; contexts entered on the stack end with ``fit``."""
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: TrainingLoop) -> None:
         """After the checkpoint was loaded."""
@@ -46,13 +51,21 @@ class Callback:
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         """``fit`` ends with this exception."""
 
+    def on_enter_train(
+        self, trainer: Trainer, stack: ExitStack, train_dataloader: Any, loop: TrainingLoop, loop_idx: int
+    ) -> None:
+        """Before a stretch of training; contexts entered on the stack end with it."""
+
     def on_train_start(
         self, trainer: Trainer, model: torch.nn.Module, train_dataloader: Any, loop: TrainingLoop, loop_idx: int
     ) -> None:
-        """Before a stretch of steps between two validations, which are counted by ``loop_idx`` from 0."""
+        """Before a stretch of steps between two validations; ``loop_idx`` counts the stretches from 0."""
 
     def on_train_end(self, trainer: Trainer, model: torch.nn.Module, loop: TrainingLoop, loop_idx: int) -> None:
-        """After it."""
+        """After a stretch of steps."""
+
+    def on_train_exception(self, trainer: Trainer, exception: BaseException) -> None:
+        """A stretch of steps ends with this exception."""
 
     def on_train_batch_start(self, trainer: Trainer, model: torch.nn.Module, batch: Any, batch_idx: int) -> None:
         """Before a batch."""
@@ -60,7 +73,13 @@ class Callback:
     def on_train_batch_end(
         self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        """After a batch, and the step that it may have completed; ``trainer.stepped`` tells whether it did."""
+        """After a batch; ``trainer.stepped`` says whether it completed a step."""
+
+    def on_train_step_start(self, trainer: Trainer, model: torch.nn.Module, batch: Any) -> None:
+        """Before the forward pass of a batch."""
+
+    def on_train_step_end(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any) -> None:
+        """After the gradients of a batch were computed; if it completes a step, after the optimizer too."""
 
     def on_before_forward(
         self, trainer: Trainer, model: torch.nn.Module, batch: Any, args: list[Any], kwargs: dict[str, Any]
@@ -68,7 +87,7 @@ class Callback:
         """Before the model is called with these arguments, which may be changed."""
 
     def on_after_forward(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any) -> None:
-        """After the model was called."""
+        """After the forward pass."""
 
     def on_before_backward(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any]) -> None:
         """Before the gradients are computed."""
@@ -109,7 +128,7 @@ class Callback:
     # -- validation ------------------------------------------------------------------------------------------------
 
     def on_enter_validate(self, trainer: Trainer, stack: ExitStack, val_dataloader: Any, loop: ValidationLoop) -> None:
-        """Before the checkpoint is loaded; what is entered on the stack is left at the end of ``validate``."""
+        """Before the checkpoint is loaded; contexts entered on the stack end with the validation."""
 
     def on_validate_start(
         self, trainer: Trainer, model: torch.nn.Module, val_dataloader: Any, loop: ValidationLoop
@@ -117,7 +136,7 @@ class Callback:
         """Before the first batch."""
 
     def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: ValidationLoop) -> None:
-        """After the last one; ``loop.metrics`` holds the means of what the model told."""
+        """After the last batch; ``loop.metrics`` holds the mean of each metric."""
 
     def on_validate_exception(self, trainer: Trainer, exception: BaseException) -> None:
         """``validate`` ends with this exception."""
@@ -130,30 +149,58 @@ class Callback:
     ) -> None:
         """After a batch."""
 
+    def on_validate_step_start(self, trainer: Trainer, model: torch.nn.Module, batch: Any) -> None:
+        """Before the forward pass of a batch."""
+
+    def on_validate_step_end(
+        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any
+    ) -> None:
+        """After the forward pass of a batch."""
+
     def on_enter_validate_all(
         self, trainer: Trainer, stack: ExitStack, val_dataloaders: list[Any], loop: Any, ckpt_paths: list[Any]
     ) -> None:
         """Before the first of several validations."""
 
     def run_validation(self, trainer: Trainer, loop_idx: int | None, is_last: bool) -> None:
-        """A validation of the callback's own, after those of the loaders."""
+        """Run a validation of the callback's own, after those of the loaders."""
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        """Add to what is going to be saved."""
+        """Add entries to a checkpoint before it is saved."""
 
     def postprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        """Change what is going to be saved, after all have added to it."""
+        """Change a checkpoint before it is saved, after all callbacks have added to it."""
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
-        """A checkpoint is whole; the training may have gone on since the state that it holds."""
+        """A checkpoint is complete; the training may have continued meanwhile."""
+
+    def on_save_trainer_state(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        """Add entries to the checkpoint's ``trainer_state``, which only a resumed run needs."""
+
+    def on_after_save_trainer_state(self, trainer: Trainer, trainer_state_file: str) -> None:
+        """The checkpoint with this state is complete."""
 
     def on_before_load_checkpoint(self, trainer: Trainer, ckpt_path: str | None) -> None:
-        """Before a checkpoint is loaded; None if it goes on without one."""
+        """Before a checkpoint is loaded; None if there is none to load."""
 
     def preprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        """Change what was loaded, before any of it is used."""
+        """Change a loaded checkpoint before it is used."""
 
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        """Take from it what ``on_save_checkpoint`` added."""
+        """Restore the entries that ``on_save_checkpoint`` added."""
+
+    def on_load_trainer_state(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        """Restore the entries that ``on_save_trainer_state`` added, if the checkpoint has any."""
+
+
+def check_hooks(callback: Callback) -> None:
+    """Warn of methods that look like hooks, and that the trainer never calls."""
+    known = [name for name in vars(Callback) if not name.startswith("_")]
+    for name in dir(type(callback)):
+        if name.startswith(("on_", "preprocess_", "postprocess_")) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"Did you mean {near[0]}?" if near else "Rename it if it is no hook."
+            msg = f"The Trainer never calls {type(callback).__name__}.{name}. {remedy}"
+            warnings.warn(msg, stacklevel=3)

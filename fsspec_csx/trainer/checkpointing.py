@@ -138,8 +138,12 @@ class Checkpoint(Callback):
         saved: dict[str, Any] = training_state.collect(trainer, sharded=self._in_parts)
         trainer.call("on_save_checkpoint", saved)
         trainer.call("postprocess_checkpoint", saved)
+        trainer_state: dict[str, Any] = {}
+        trainer.call("on_save_trainer_state", trainer_state)
+        if trainer_state:
+            saved["trainer_state"] = trainer_state
         self.saved_at = trainer.global_step
-        path = self.get_checkpoint_path(self.root, trainer.global_step) if processes.is_first() else ""
+        path = self.get_checkpoint_path(trainer.global_step) if processes.is_first() else ""
         path = processes.broadcast(path) if self._in_parts else path
         if not path:
             return path
@@ -210,13 +214,14 @@ class Checkpoint(Callback):
             return
         trainer.logger.info("Saved checkpoint %s", redacted(path))
         trainer.call("on_after_save_checkpoint", path)
+        trainer.call("on_after_save_trainer_state", path)
 
-    def get_checkpoint_path(self, ckpt_dir: str, step: int) -> str:
-        """Where to save: the name of the step, with the time appended to it if it is taken."""
-        path = checkpoint_root.join(ckpt_dir, self.checkpoint_name.format(step=step))
+    def get_checkpoint_path(self, step: int) -> str:
+        """The path of a step's checkpoint, with the time appended if the name is taken."""
+        path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=step))
         if checkpoint_root.exists(path, sharded=self._in_parts):
             stamped = f"{step}_{datetime.now():{_TIMESTAMP}}"
-            path = checkpoint_root.join(ckpt_dir, self.checkpoint_name.format(step=stamped))
+            path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=stamped))
         return path
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
@@ -279,6 +284,8 @@ class Checkpoint(Callback):
         training_state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
         with state_validation.restoring(path, "states"):
             trainer.call("on_load_checkpoint", loaded)
+            if "trainer_state" in loaded:
+                trainer.call("on_load_trainer_state", loaded["trainer_state"])
         self.saved_at = trainer.global_step if self.matches_name(path) else None
         return loaded
 

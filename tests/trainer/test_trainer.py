@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,17 +231,147 @@ def test_hooks(tmp_path: Path) -> None:
     trainer.fit(loader(4), loader(4))
     assert calls.calls == [
         *("pre_setup", "setup", "post_setup", "on_enter_fit", "on_before_load_checkpoint", "on_fit_start"),
-        *("on_train_start", "on_train_batch_start", "on_before_forward", "on_after_forward"),
+        *("on_enter_train", "on_train_start", "on_train_batch_start", "on_train_step_start"),
+        *("on_before_forward", "on_after_forward"),
         *("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_after_optimizer_step"),
         *("on_before_optimizer_zero_grad", "on_after_optimizer_zero_grad"),
-        *("on_before_scheduler_step", "on_after_scheduler_step", "on_train_batch_end"),
-        *("on_save_checkpoint", "postprocess_checkpoint", "on_train_end", "on_enter_validate", "on_validate_start"),
-        *("on_validate_batch_start", "on_before_forward", "on_after_forward", "on_validate_batch_end"),
-        *("on_validate_end", "run_validation", "on_fit_end", "on_after_save_checkpoint"),
+        *("on_before_scheduler_step", "on_after_scheduler_step", "on_train_step_end", "on_train_batch_end"),
+        *("on_save_checkpoint", "postprocess_checkpoint", "on_save_trainer_state"),
+        *("on_train_end", "on_enter_validate", "on_validate_start"),
+        *("on_validate_batch_start", "on_validate_step_start", "on_before_forward", "on_after_forward"),
+        *("on_validate_step_end", "on_validate_batch_end", "on_validate_end", "run_validation"),
+        *("on_fit_end", "on_after_save_checkpoint", "on_after_save_trainer_state"),
     ]
     calls.calls.clear()
     trainer.load_checkpoint(str(tmp_path / "checkpoint_1.mdl"))
     assert calls.calls == ["on_before_load_checkpoint", "preprocess_checkpoint", "on_load_checkpoint"]
+    calls.calls.clear()
+    del trainer
+    gc.collect()
+    assert calls.calls == ["finalize"]
+
+
+def test_trainer_state(tmp_path: Path) -> None:
+    """What on_save_trainer_state adds comes back to on_load_trainer_state, after the checkpoint with it is complete."""
+    seen: list[Any] = []
+
+    class Counter(Callback):
+        def on_save_trainer_state(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+            state_dict["counter"] = trainer.global_step
+
+        def on_after_save_trainer_state(self, trainer: Trainer, trainer_state_file: str) -> None:
+            seen.append(Path(trainer_state_file).name)
+
+        def on_load_trainer_state(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+            seen.append(state_dict["counter"])
+
+    trainer, _ = made(str(tmp_path), Counter(), loop={"max_steps": 2, "eval_frequency": 0})
+    trainer.fit(loader())
+    trainer, _ = made(str(tmp_path), Counter(), loop={"max_steps": 2, "eval_frequency": 0})
+    trainer.fit(loader())
+    assert seen == ["checkpoint_2.mdl", 2]
+
+
+def test_methods_that_are_no_hooks(tmp_path: Path) -> None:
+    """A method with the name of no hook is warned of, with the nearest hook."""
+
+    class Misspelt(Callback):
+        def on_train_batch_ends(self, *args: Any) -> None:
+            raise AssertionError
+
+    with pytest.warns(UserWarning, match=r"never calls Misspelt.on_train_batch_ends. Did you mean on_train_batch_end"):
+        made(str(tmp_path), Misspelt())
+
+
+# -- the ModelZoo's arguments ------------------------------------------------------------------------------------------
+
+
+def test_positional_arguments(tmp_path: Path) -> None:
+    """They come in the ModelZoo's order."""
+    names = [*inspect.signature(Trainer).parameters]
+    assert names[:7] == ["device", "backend", "model_dir", "model", "optimizer", "schedulers", "precision"]
+    assert names[7:] == ["sparsity", "loop", "checkpoint", "logging", "callbacks", "loggers", "seed"]
+    trainer = Trainer("CPU", None, str(tmp_path), Model)
+    assert trainer.model_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["CPU", {"backend_type": "CPU", "cluster_config": {}}, SimpleNamespace(name="CPU")])
+def test_backends(tmp_path: Path, backend: Any) -> None:
+    """A backend chooses the device, by its name, a mapping or an object."""
+    given = backend if isinstance(backend, (str, dict)) else SimpleNamespace(backend_type=backend)
+    trainer, losses = made(str(tmp_path), steps=None, device=None, backend=given, loop={"max_steps": 1})
+    trainer.fit(loader())
+    assert trainer.device.type == "cpu"
+    assert len(losses) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"device": "CSX"}, {"device": None, "backend": {"backend_type": "CSX"}}])
+def test_csx(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    """CSX is warned of once, and the training runs here."""
+    with pytest.warns(UserWarning, match="CSX is not available") as caught:
+        trainer, losses = made(str(tmp_path), steps=None, **arguments, loop={"max_steps": 1})
+    assert len(caught) == 1
+    trainer.fit(loader())
+    assert len(losses) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": {"algorithm": "static"}}, "Sparsity needs"),
+        ({"backend": "CPU"}, "not both"),
+        ({"device": None, "backend": "TPU"}, "no backend"),
+    ],
+    ids=str,
+)
+def test_refused_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    """What cannot be done here is an error with a reason."""
+    with pytest.raises(ValueError, match=message):
+        made(str(tmp_path), **arguments)
+
+
+def test_callbacks_by_type(tmp_path: Path) -> None:
+    """The first callback of a type, or all of them."""
+    first, second = Calls(), Calls()
+    trainer, _ = made(str(tmp_path), first, second)
+    assert trainer.get_callback(Calls) is first
+    assert trainer.get_callbacks(Calls) == [first, second]
+    assert trainer.get_callback(GlobalFlags) is None
+
+
+def test_metrics_by_name_and_step(tmp_path: Path) -> None:
+    """Metrics have the names of their scopes, a step, and loggers of a class."""
+
+    class Other(Metrics):
+        """Another class of loggers."""
+
+    metrics, other = Metrics(), Other()
+    trainer, _ = made(str(tmp_path), loggers=[metrics, other])
+    with trainer.name_scope("outer"), trainer.name_scope("inner"):
+        trainer.log_metrics(one=torch.ones(()))
+    trainer.log_metrics_dict({"two": 2}, step=5, dest=Other)
+    assert metrics.logged == [(0, {"outer/inner/one": 1.0})]
+    assert other.logged == [*metrics.logged, (5, {"two": 2.0})]
+
+
+def test_iterations(tmp_path: Path) -> None:
+    """The first and the last batch of each stretch and of each validation, and the steps that are logged."""
+    seen: list[tuple[bool, bool]] = []
+    logged: list[bool] = []
+
+    class Watch(Callback):
+        def on_before_forward(self, trainer: Trainer, *args: Any) -> None:
+            seen.append((trainer.is_first_iteration, trainer.is_final_iteration))
+
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            logged.append(trainer.is_log_step)
+
+    trainer, _ = made(
+        str(tmp_path), Watch(), steps=None, loop={"max_steps": 6, "eval_frequency": 3}, logging=Logging(2)
+    )
+    trainer.fit(loader(), loader(8))
+    assert seen == 2 * [(True, False), (False, False), (False, True), (True, False), (False, True)]
+    assert logged == 3 * [False, True]
 
 
 def test_exceptions_are_told(tmp_path: Path) -> None:

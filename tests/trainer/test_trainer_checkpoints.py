@@ -350,6 +350,7 @@ def test_save_some_states(root: str) -> None:
     assert load(f"{root}/run/{beside[0]}").keys() == {"model", "global_step"}
     trainer, _ = made(f"{root}/run", steps=None)
     assert trainer.checkpoint.get_latest_checkpoint(trainer) == f"{root}/run/checkpoint_5.mdl"
+    assert trainer.checkpoint.get_checkpoint_path(6) == f"{root}/run/checkpoint_6.mdl"
 
 
 # -- retention ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""The training loop: stretches of steps with validations between them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fsspec_csx.trainer import processes, validation
+from fsspec_csx.trainer.loop import TrainingLoop
+from fsspec_csx.trainer.model_io import to_device
+from fsspec_csx.trainer.termination import Termination
+
+if TYPE_CHECKING:
+    from fsspec_csx.trainer.trainer import Trainer
+
+
+def run(
+    trainer: Trainer,
+    train_dataloader: Any,
+    val_dataloader: Any,
+    loop: TrainingLoop,
+    steps: range,
+    termination: Termination,
+) -> None:
+    """Train from the trainer's step to the end of ``steps``, and validate as often as the loop says."""
+    sync = processes.PeriodicSync()
+    loop_idx = 0
+    while trainer.global_step < steps.stop:
+        with contextlib.ExitStack() as stack:
+            trainer.call("on_enter_train", stack, train_dataloader, loop, loop_idx)
+            stack.enter_context(trainer.reporting("on_train_exception"))
+            trainer.model.train()
+            trainer.call("on_train_start", trainer.model, train_dataloader, loop, loop_idx)
+            _train_until_validation(trainer, loop, steps, termination, sync)
+            trainer.call("on_train_end", trainer.model, loop, loop_idx)
+        if loop.eval_frequency:
+            validation.run_between(trainer, val_dataloader, loop.val_loop, loop_idx)
+        loop_idx += 1
+
+
+def _train_until_validation(
+    trainer: Trainer, loop: TrainingLoop, steps: range, termination: Termination, sync: processes.PeriodicSync
+) -> None:
+    """Train up to the next validation, or the end of ``steps``."""
+    assert trainer.batches is not None
+    batch_idx = 0
+    losses: list[torch.Tensor] = []
+    trainer.validates_next = False
+    while trainer.global_step < steps.stop and not trainer.validates_next:
+        batch = to_device(trainer.device, trainer.batches.next())
+        trainer.stepped = (batch_idx + 1) % loop.grad_accum_steps == 0
+        trainer.is_last_step = trainer.stepped and trainer.global_step + 1 == steps.stop
+        validates = trainer.stepped and loop.validates_after(trainer.global_step + 1, steps)
+        trainer.is_first_iteration = batch_idx == 0
+        trainer.is_final_iteration = trainer.is_last_step or validates
+        trainer.call("on_train_batch_start", trainer.model, batch, batch_idx)
+        trainer.call("on_train_step_start", trainer.model, batch)
+        outputs = training_step(trainer, batch, loop.grad_accum_steps)
+        trainer.call("on_train_step_end", trainer.model, outputs, batch)
+        losses.append(outputs["loss"].detach())
+        if trainer.stepped:
+            trainer.global_step += 1
+            if trainer.is_log_step:
+                trainer.log_metrics(loss=torch.stack(losses).mean())
+            losses.clear()
+        trainer.validates_next = validates
+        trainer.call("on_train_batch_end", trainer.model, outputs, batch, batch_idx)
+        batch_idx += 1
+        if trainer.stepped:
+            _end_if_asked(trainer, termination, sync)
+
+
+def _end_if_asked(trainer: Trainer, termination: Termination, sync: processes.PeriodicSync) -> None:
+    """End the training after SIGTERM or a failed save, in all processes at the same step."""
+    terminated, failed = sync.any_process(termination.requested, trainer.checkpoint.failed)
+    if failed:
+        trainer.checkpoint.wait(trainer)  # raises its error
+    if terminated:
+        trainer.logger.warning("SIGTERM: the training ends after step %d.", trainer.global_step)
+        if trainer.checkpoint.steps:
+            trainer.checkpoint.save_last(trainer)
+        sys.exit(Termination.STATUS)
+
+
+def training_step(trainer: Trainer, batch: Any, accumulated: int = 1) -> dict[str, Any]:
+    """Compute the gradients of a batch, and apply them if it completes a step.
+
+    Args:
+        trainer: the trainer, whose ``stepped`` says whether the batch completes a step.
+        batch: a batch on the trainer's device.
+        accumulated: the number of batches in a step.
+
+    Returns:
+        The model's output, as a dict with the key ``loss``.
+    """
+    assert trainer.optimizer is not None
+    with contextlib.nullcontext() if trainer.stepped else processes.no_sync(trainer.model):
+        outputs = trainer.forward(batch)
+        trainer.call("on_before_backward", trainer.model, outputs)
+        trainer.precision.backward(outputs["loss"] / accumulated)
+        trainer.call("on_after_backward", trainer.model, outputs)
+    if trainer.stepped:
+        _optimizer_step(trainer, trainer.optimizer)
+    return outputs
+
+
+def _optimizer_step(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
+    model = trainer.model
+    trainer.call("on_before_optimizer_step", model, optimizer)
+    trainer.precision.clip_gradients(optimizer)
+    trainer.precision.optimizer_step(optimizer)
+    trainer.call("on_after_optimizer_step", model, optimizer)
+    trainer.call("on_before_optimizer_zero_grad", model, optimizer)
+    optimizer.zero_grad()
+    trainer.call("on_after_optimizer_zero_grad", model, optimizer)
+    for scheduler in trainer.schedulers:
+        trainer.call("on_before_scheduler_step", model, optimizer, scheduler)
+        scheduler.step()
+        trainer.call("on_after_scheduler_step", model, optimizer, scheduler)
