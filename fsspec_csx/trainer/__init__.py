@@ -6,13 +6,17 @@ from fsspec_csx.trainer.checkpointing import Checkpoint
 from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.monitoring import CheckLoss, RateProfiler, TimeRemaining
+from fsspec_csx.trainer.norms import ComputeNorm
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates, SaveCheckpointState
 from fsspec_csx.trainer.precision import MixedPrecision, Precision
 from fsspec_csx.trainer.trainer import Trainer
 
 __all__ = [
     "Callback",
+    "CheckLoss",
     "Checkpoint",
+    "ComputeNorm",
     "GlobalFlags",
     "KeepBestCheckpoints",
     "KeepNCheckpoints",
@@ -22,10 +26,12 @@ __all__ = [
     "MixedPrecision",
     "Precision",
     "ProgressLogger",
+    "RateProfiler",
     "SaveCheckpointState",
     "ScopedTrainFlags",
     "ScopedValidateFlags",
     "TensorBoardLogger",
+    "TimeRemaining",
     "Trainer",
     "TrainingLoop",
     "ValidationLoop",

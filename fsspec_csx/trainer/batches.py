@@ -1,4 +1,4 @@
-"""Batches: a data loader read epoch after epoch, from where a former run left off."""
+"""Batches: an endless iterator over a data loader, whose position can be saved."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _END = object()
 
 
 class Batches:
-    """The batches of a data loader, without end.
+    """The batches of a data loader, epoch after epoch.
 
-    After a resume the rest of the epoch is the same as it would have been. A loader that has ``state_dict`` and
-    ``load_state_dict``, as torchdata's ``StatefulDataLoader``, goes on by these. From others the batches that were
-    trained with are drawn again and dropped, in the random states of that time; so their order, their augmentation and
-    their workers' draws are the same. Data have random states of their own for that.
+    After a resume the rest of the epoch is the same as without the interruption. A loader with ``state_dict`` and
+    ``load_state_dict``, such as torchdata's ``StatefulDataLoader``, resumes by these. From others the batches already
+    used are drawn again and dropped, from the random states saved with them, so that their order, their augmentation
+    and their workers' draws are the same. Data have random states of their own for this.
 
     Args:
-        dataloader: an iterable of batches, whose iterations may differ by what they draw from random generators.
-        limit: batches after which an epoch is over; None for all.
-        processes: among which the samples are shared out.
+        dataloader: an iterable of batches, which may draw from random generators.
+        limit: the number of batches in an epoch; None for all.
+        processes: the number of processes that share the samples.
 
     Attributes:
-        objects: what the loader is made of.
-        epoch: passes that are over.
-        index: batches of the current pass that were handed out.
+        objects: the state of the loader's objects.
+        epoch: the number of completed epochs.
+        index: the number of batches returned in the current epoch.
     """
 
     def __init__(self, dataloader: Any, limit: int | None = None, processes: int = 1) -> None:
@@ -54,7 +54,7 @@ class Batches:
         """The next batch.
 
         Raises:
-            ValueError: if the loader has none.
+            ValueError: if the loader has no batches.
         """
         with self._random.active():
             return self._next()
@@ -71,7 +71,7 @@ class Batches:
                 continue
             self.index += 1
             if self.index == self._length:
-                # Whatever the loader draws at its end belongs to this epoch.
+                # What the loader draws at its end belongs to this epoch.
                 if self._limit is None:
                     next(iterator, None)
                 self._over()
@@ -105,7 +105,7 @@ class Batches:
         self.objects.restore(states.get("objects", {}))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is."""
+        """The position in the data."""
         state: dict[str, Any] = {"epoch": self.epoch, "index": self.index, "processes": self._processes}
         with self._random.active():
             if self._stateful:
@@ -119,14 +119,13 @@ class Batches:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another one was.
+        """Restore a position.
 
-        What the first one did is done again, in the same order. Among another number of processes it goes on after as
-        many samples, which are others than they would have been.
+        With another number of processes it continues after the same number of samples, in another order.
 
         Raises:
-            ValueError: if a number of it is none.
-            LookupError: if it lacks one; or another error of Python's, if it is of other types.
+            ValueError: if a number is not a count.
+            LookupError: if an entry is missing; other errors of Python for entries of a wrong type.
         """
         epoch, index, processes = (to_count(state[name], _MOST) for name in ("epoch", "index", "processes"))
         self.epoch, self.index = epoch, 0

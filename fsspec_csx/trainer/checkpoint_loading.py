@@ -1,4 +1,4 @@
-"""Reading a checkpoint to resume from: only what of it is needed."""
+"""Reading a checkpoint to resume from, without the states that are not needed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from fsspec_csx.trainer import partial_states, processes
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
-_DAMAGED = (CheckpointError, FileNotFoundError, IsADirectoryError)  # the latter of folders without a manifest
+_DAMAGED = (CheckpointError, FileNotFoundError, IsADirectoryError)  # the last for folders without a manifest
 _OPTIMIZER = ("optimizer.state", "optimizer.param_groups")
 _TRAINING = {"model", "optimizer", "schedulers", "global_step"}
 
 
 def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
-    """A checkpoint, without the bytes of states that are not needed; all processes must call it.
+    """Read a checkpoint; all processes must call it.
 
     Args:
-        trainer: that is going to resume.
-        path: of the checkpoint.
-        states: the needed ones; None for all.
+        trainer: the trainer that resumes.
+        path: the path of the checkpoint.
+        states: the states to read; None for all.
 
     Raises:
         CheckpointError: a ValueError, if it is damaged.
         KeyError: if it lacks a state.
-        OSError: what the filesystem raised.
+        OSError: an error of the filesystem.
     """
     if not processes.has_shards(trainer.model):
         return load(path, keys=_wanted(trainer, path, states), map_location="cpu")
@@ -39,7 +39,7 @@ def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
 
 
 def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
-    """The same; None, with a warning, if it is damaged or incomplete for any process."""
+    """Like ``read``; None, with a warning, if the checkpoint is damaged or incomplete for any process."""
     error: Exception | None = None
     found = None
     try:
@@ -52,12 +52,12 @@ def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
 
 
 def _wanted(trainer: Trainer, path: str, states: list[str] | None) -> Callable[[str], bool] | None:
-    """Whether an entry of a checkpoint is needed, by its name; None if all are."""
+    """A predicate for the names of entries to read; None for all."""
     spared = _OPTIMIZER if trainer.optimizer is None else ()
     if states is not None:
         info = inspect(path)
         held = [*dict.fromkeys(name.partition(".")[0] for name in (*info.tensors, *info.values))]
-        if not _TRAINING.isdisjoint(held):  # else it has the tensors of a model alone
+        if not _TRAINING.isdisjoint(held):  # else it is the state dict of a model
             chosen = partial_states.chosen(states, held)
             return lambda name: name.partition(".")[0] in chosen and not name.startswith(spared)
     return (lambda name: not name.startswith(spared)) if spared else None

@@ -1,4 +1,4 @@
-"""Callbacks that delete older checkpoints: only of this run, only whole ones, and never the one it resumed from."""
+"""Callbacks that delete older checkpoints: only complete ones of this run, and never the one it resumed from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Retention(Callback):
-    """Knows the checkpoints of a run, also of its parts before a resume, and deletes some of them."""
+    """Tracks the checkpoints of a run, across resumes, and deletes some of them."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -28,11 +28,11 @@ class _Retention(Callback):
         self.clean(trainer)
 
     def kept(self) -> set[str]:
-        """The names of those that are to stay, the newest apart."""
+        """The names of the checkpoints to keep, besides the newest."""
         raise NotImplementedError
 
     def clean(self, trainer: Trainer) -> None:
-        """Delete what nobody wants to stay, and what could not be deleted before."""
+        """Delete the checkpoints that no callback keeps, and retry deletions that failed."""
         kept = self.kept() | {*self._names[-1:]}
         self._doomed += [name for name in self._names if name not in kept]
         self._names = [name for name in self._names if name in kept]
@@ -51,15 +51,15 @@ class _Retention(Callback):
 
 
 def _deleted(trainer: Trainer, name: str) -> bool:
-    """Delete a checkpoint; whether it need not be tried again."""
+    """Delete a checkpoint; False if it must be tried again."""
     path = checkpoint_root.join(trainer.checkpoint.root, name)
     if path == trainer.checkpoint.resumed_from:
         return False
-    if not trainer.checkpoint.matches_name(path):  # whoever wrote the checkpoint that was loaded may name any
+    if not trainer.checkpoint.matches_name(path):  # the loaded checkpoint may name any file
         return True
     try:
         checkpoint_root.delete(path)
-    except Exception as error:  # storage that fails now is no reason to lose a training
+    except Exception as error:  # a failing storage must not end the training
         trainer.logger.warning("%s was not deleted, which is tried again: %s", redacted(path), error)
         return False
     return True
@@ -85,14 +85,14 @@ class KeepNCheckpoints(_Retention):
 
 
 class KeepBestCheckpoints(_Retention):
-    """Keeps the checkpoints of a run after which validation was best, and the newest.
+    """Keeps the checkpoints of a run with the best validation, and the newest.
 
-    Where a step is both validated and saved, it is saved after the validation, whose result the checkpoint holds: so
-    the best ones stay through any number of resumes. In one process it is saved also if the validation fails.
+    A step that is both validated and saved is saved after the validation, whose result the checkpoint holds: so the
+    best ones are kept across resumes. With one process it is saved even if the validation fails.
 
     Args:
         n: how many; None for all.
-        metric: of the validation, by the name that the model gives it. NaN is never among the best.
+        metric: the name of a number in the model's output. NaN is never the best.
         mode: ``min`` if less is better, or ``max``.
 
     Raises:
@@ -122,7 +122,7 @@ class KeepBestCheckpoints(_Retention):
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
         if not loop.eval_frequency or not as_list(val_dataloader):
-            msg = "KeepBestCheckpoints has no validation to go by. Give val_dataloader, and an eval_frequency above 0."
+            msg = "KeepBestCheckpoints needs a validation. Give val_dataloader, and an eval_frequency above 0."
             raise ValueError(msg)
 
     def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: Any) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints, at any fsspec URL. A name there is a name: nothing in it is a pattern."""
+"""The folder of a run's checkpoints, at any fsspec URL. Names are taken literally, never as patterns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def join(root: str, name: str) -> str:
 
 
 def list_names(root: str) -> list[str]:
-    """The names of the files and folders in a folder; none if there is no such folder."""
+    """The names of the files and folders in a folder; empty if there is no such folder."""
     try:
         files, folders = Directory(root).scan()
     except FileNotFoundError:
@@ -26,12 +26,11 @@ def list_names(root: str) -> list[str]:
 
 
 def exists(path: str, *, sharded: bool) -> bool:
-    """Whether there is something at the path of a checkpoint that is to be saved.
+    """Whether a path is taken.
 
     Args:
-        path: of the checkpoint.
-        sharded: whether it will be a folder: one that holds no more than parts of another, whose save was killed, does
-            not count.
+        path: the path of a new checkpoint.
+        sharded: whether it will be a folder; then a folder with only the shards of an interrupted save does not count.
     """
     place = Location.of(path, None)
     if not place.exists():
@@ -43,10 +42,10 @@ def exists(path: str, *, sharded: bool) -> bool:
 
 
 def delete(path: str) -> None:
-    """Delete a checkpoint.
+    """Delete a checkpoint, if it exists.
 
     Raises:
-        OSError: what the filesystem raised; nothing if it is gone already.
+        OSError: an error of the filesystem.
     """
     try:
         to_delete = manage_delete.targets([path])
@@ -57,11 +56,11 @@ def delete(path: str) -> None:
 
 
 def check_writable(root: str) -> None:
-    """Write a small file to a folder, which is made if it is missing, and delete it.
+    """Write a small file to a folder, creating it if necessary, and delete the file.
 
     Raises:
-        PermissionError: if that is not allowed, or there are no credentials.
-        OSError: what else the filesystem raised.
+        PermissionError: without permission or credentials.
+        OSError: any other error of the filesystem.
     """
     probe = Location.below(Directory(root), f".writable.{secrets.token_hex(8)}.tmp")
     with atomic_write(probe.fs, probe.path) as file:

@@ -1,4 +1,4 @@
-"""DataLoaderState: what a data loader, its sampler and its dataset remember from one pass to the next."""
+"""DataLoaderState: the random generators and counters of a data loader, its sampler and its dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUMBERS = (bool, int, float, type(None))
 
 
 class DataLoaderState:
-    """The random generators that these objects hold as attributes, and their numbers that change as they are used.
+    """The random generators in the attributes of these objects, and their numbers that change with use.
 
     Args:
         dataloader: an iterable of batches.
@@ -34,7 +34,7 @@ class DataLoaderState:
         self._first = {key: value for key, _, _, value in self._attributes() if type(value) in _NUMBERS}
 
     def capture(self) -> dict[str, Any]:
-        """Their states now, of values that ``load`` reads without running code."""
+        """Their current states, of types that ``load`` reads without running code."""
         states: dict[str, Any] = {}
         for key, _, _, value in self._attributes():
             if _is_generator(value):
@@ -44,10 +44,10 @@ class DataLoaderState:
         return states
 
     def restore(self, states: dict[str, Any]) -> None:
-        """Put back what was taken, where there still is such an attribute.
+        """Restore captured states to the attributes that still exist.
 
         Raises:
-            ValueError: if a state is none; LookupError, RuntimeError, TypeError or another error of theirs, likewise.
+            ValueError: for an invalid state; also LookupError, RuntimeError, TypeError or an error of the generator.
         """
         for key, holder, name, value in [*self._attributes()]:
             if key not in states:
@@ -125,7 +125,7 @@ def _numpy_state(generator: Any) -> Any:
 
 
 def _encoded(state: Any) -> Any:
-    """A state of numpy's with tensors for arrays, and texts for whole numbers, which can have more than 64 bits."""
+    """A state of numpy, with tensors for arrays and strings for integers, which may exceed 64 bits."""
     if isinstance(state, dict):
         return {key: _encoded(value) for key, value in state.items()}
     if isinstance(state, (str, float)):

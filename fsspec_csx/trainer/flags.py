@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class GlobalFlags(Callback):
-    """Sets flags for good, before anything else is set up.
+    """Sets flags permanently, before anything else is set up.
 
     Args:
         flags: values by dotted names: ``GlobalFlags(**{"csx.storage.s3.profile": "my-profile"})``.
@@ -28,7 +28,7 @@ class GlobalFlags(Callback):
 
 
 class ScopedTrainFlags(Callback):
-    """Sets flags during ``fit``, and puts the former values back.
+    """Sets flags during ``fit``, and then restores their values.
 
     Args:
         flags: values by dotted names.
@@ -44,7 +44,7 @@ class ScopedTrainFlags(Callback):
 
 
 class ScopedValidateFlags(Callback):
-    """Sets flags during each validation, and puts the former values back.
+    """Sets flags during each validation, and then restores their values.
 
     Args:
         flags: values by dotted names.

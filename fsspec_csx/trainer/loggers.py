@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: on the console, and to TensorBoard."""
+"""Logging of metrics: to the console and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Logging(Callback):
-    """How often metrics are logged, and how much is said.
+    """How often metrics are logged, and the level of messages.
 
     Args:
-        log_steps: steps between two times; None for none but the last.
-        log_level: of Python's logging, as a name or a number.
+        log_steps: the number of steps between logs; None for the last step only.
+        log_level: a level of Python's logging, as a name or a number.
     """
 
     def __init__(self, log_steps: int | None = 1, log_level: str | int = "INFO") -> None:
@@ -41,7 +41,7 @@ class Logging(Callback):
             self.logger.addHandler(handler)
 
     def setup(self, trainer: Trainer) -> None:
-        """Let the first process alone speak, if all is well."""
+        """Let only the first process log messages below warnings."""
         if not processes.is_first():
             self.logger.setLevel(max(self.logger.level, logging.WARNING))
 
@@ -52,10 +52,10 @@ class Logging(Callback):
 
 
 class Logger(Callback):
-    """Takes the metrics of a run, in the first process; subclasses say where to."""
+    """Receives the metrics of a run, in the first process."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Take the metrics of a step."""
+        """Log the metrics of a step."""
         raise NotImplementedError
 
 
@@ -73,16 +73,16 @@ class ProgressLogger(Logger):
         self._last = (time.monotonic(), trainer.global_step)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        told = [f"step {step}", *(f"{name} {value:.6g}" for name, value in metrics.items())]
+        parts = [f"step {step}", *(f"{name} {value:.6g}" for name, value in metrics.items())]
         now = time.monotonic()
         if self._last is not None and now > self._last[0] and step > self._last[1]:
-            told.append(f"{(step - self._last[1]) / (now - self._last[0]):.3g} steps/s")
+            parts.append(f"{(step - self._last[1]) / (now - self._last[0]):.3g} steps/s")
             self._last = (now, step)
-        self._trainer_logger.info("%s on %s", ", ".join(told), self._device)
+        self._trainer_logger.info("%s on %s", ", ".join(parts), self._device)
 
 
 class TensorBoardLogger(Logger):
-    """Writes metrics as TensorBoard has them, which needs the package ``tensorboard``.
+    """Writes metrics for TensorBoard; requires the package ``tensorboard``.
 
     Args:
         summary_dir: the folder; ``tensorboard`` in the trainer's ``model_dir`` if None.

@@ -12,11 +12,11 @@ class ValidationLoop(Callback):
     """How long to validate.
 
     Args:
-        eval_steps: batches of each validation; None for all.
+        eval_steps: the number of batches in each validation; None for all.
 
     Attributes:
-        metrics: of the last validation: the means over its batches, in all processes, of ``loss`` and of what else the
-            model told in numbers.
+        metrics: the means of the last validation, over its batches in all processes, of ``loss`` and of the other
+            numbers that the model returned.
     """
 
     def __init__(self, eval_steps: int | None = None) -> None:
@@ -28,20 +28,20 @@ class ValidationLoop(Callback):
 class TrainingLoop(Callback):
     """How long to train, and how often to validate.
 
-    One of the first three says how long. Steps are those of the optimizer.
+    One of the first three gives the length. Steps are those of the optimizer.
 
     Args:
-        num_steps: steps of each call of ``fit``, whatever was trained before.
-        max_steps: the step at which to end; those of a run that is resumed count.
-        num_epochs: passes through the data, those of a run that is resumed counted; 1 if nothing else is given.
-        steps_per_epoch: steps of a pass, where it is to be shorter than the data, or these have no length.
-        eval_frequency: a whole number of steps between validations, or a fraction (up to 1.0) of the steps that ``fit``
-            makes; 0 or None for no validation. The last step is followed by one in any case.
-        eval_steps: batches of each validation; None for all.
-        grad_accum_steps: batches for each step.
+        num_steps: the number of steps in each call of ``fit``.
+        max_steps: the step at which to end, counted from the beginning of the run, across resumes.
+        num_epochs: the number of epochs, counted in the same way; by default 1.
+        steps_per_epoch: the number of steps in an epoch, to shorten it or if the data have no length.
+        eval_frequency: the number of steps between validations, or a fraction (up to 1.0) of the steps that ``fit``
+            makes; 0 or None for no validation. The last step is always validated.
+        eval_steps: the number of batches in each validation; None for all.
+        grad_accum_steps: the number of batches in a step.
 
     Raises:
-        ValueError: for numbers that make no sense.
+        ValueError: for invalid numbers.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class TrainingLoop(Callback):
         """The step at which to end.
 
         Args:
-            dataloader: whose length, in batches, counts where epochs do.
-            step: the one to begin with.
+            dataloader: the training data, whose length counts for epochs.
+            step: the current step.
 
         Raises:
-            ValueError: if epochs are to be counted, and the data have no length.
+            ValueError: for epochs of data without a length.
         """
         if self.num_steps is not None:
             return step + self.num_steps
@@ -107,9 +107,11 @@ class TrainingLoop(Callback):
         return length // self.grad_accum_steps
 
     def validates_after(self, step: int, steps: range) -> bool:
-        """Whether a validation follows a step, of those that ``fit`` is to make.
+        """Whether a validation follows a step.
 
-        A fraction is one of these, counted from the first of them.
+        Args:
+            step: the number of the step, from 1.
+            steps: the range of steps that ``fit`` makes, a fraction of which ``eval_frequency`` may be.
         """
         if not self.eval_frequency:
             return False
@@ -121,7 +123,7 @@ class TrainingLoop(Callback):
 
 
 def length_of(dataloader: Any) -> int | None:
-    """Batches in a data loader; None if it does not know."""
+    """The number of batches in a data loader; None if unknown."""
     try:
         return len(dataloader) if isinstance(dataloader, Sized) else None
     except TypeError:  # of an iterable dataset

@@ -1,4 +1,4 @@
-"""What goes into a model, and what comes out."""
+"""A model's input and output."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.utils._pytree import tree_map
 
 
 def to_device(device: torch.device, batch: Any) -> Any:
-    """A batch on a device."""
+    """Move the tensors of a batch to a device."""
     return tree_map(
         lambda value: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value, batch
     )
 
 
 def as_outputs(outputs: Any) -> dict[str, Any]:
-    """What a model returned as a dict with the key ``loss``.
+    """A model's output as a dict with the key ``loss``.
 
     Raises:
-        TypeError: if there is no loss in it.
+        TypeError: if it has no loss.
     """
     if isinstance(outputs, torch.Tensor):
         return {"loss": outputs}
@@ -37,7 +37,7 @@ def as_outputs(outputs: Any) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list, of one thing or of the several that a list or tuple holds; of None, an empty one."""
+    """A list of one value, or of the values of a list or tuple; empty for None."""
     if value is None:
         return []
     return [*value] if isinstance(value, (list, tuple)) else [value]

@@ -1,4 +1,4 @@
-"""Callbacks that load or save some states of a checkpoint only."""
+"""Callbacks that load or save only some states of a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LoadCheckpointStates(Callback):
     """Loads only some states of a checkpoint.
 
     Args:
-        load_checkpoint_states: their keys, also as one text with commas; "all" for all.
+        load_checkpoint_states: their keys, as a list or separated by commas; "all" for all.
     """
 
     def __init__(self, load_checkpoint_states: str | Iterable[str] = "all") -> None:
@@ -30,15 +30,15 @@ class LoadCheckpointStates(Callback):
 
 
 class SaveCheckpointState(Callback):
-    """Saves some states of every k-th checkpoint, and of the last, to a file of their own that is never deleted.
+    """Saves some states of every k-th checkpoint, and of the last, to a separate file that is never deleted.
 
     Args:
-        k: checkpoints for each such file.
-        checkpoint_states: the keys of the states, also as one text with commas; "all" for all.
+        k: the number of checkpoints for each file.
+        checkpoint_states: the keys of the states, as a list or separated by commas; "all" for all.
         checkpoint_name: of the file, beside the checkpoint; with ``{checkpoint_states}`` and ``{ckpt_name}`` in it.
 
     Raises:
-        ValueError: for a number or a name that makes no sense.
+        ValueError: for an invalid number or name.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ def _keys(states: str | Iterable[str]) -> list[str] | None:
 
 
 def chosen(states: list[str] | None, held: Iterable[str]) -> set[str]:
-    """Of the states that a checkpoint holds the chosen ones; None stands for all.
+    """The chosen states among those of a checkpoint; None chooses all.
 
     Raises:
-        KeyError: if it lacks one.
+        KeyError: if the checkpoint lacks one.
     """
     if states is None:
         return {*held}

@@ -1,4 +1,4 @@
-"""Workers of a data loader that live on from pass to pass (``persistent_workers=True``)."""
+"""Persistent workers of a data loader (``persistent_workers=True``), seeded anew in each epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEP = 0x9E3779B97F4A7C15  # odd, so that no two passes of a worker have the sa
 
 
 def are_persistent(dataloader: Any) -> bool:
-    """Whether the workers of a data loader live on, and it has no state of its own."""
+    """Whether a data loader has persistent workers, and no state of its own."""
     return (
         isinstance(dataloader, DataLoader)
         and not hasattr(dataloader, "load_state_dict")
@@ -23,7 +23,7 @@ def are_persistent(dataloader: Any) -> bool:
 
 
 def seed_each_epoch(dataloader: DataLoader[Any]) -> EpochSeeds:
-    """Let the workers, new ones, draw in each pass from seeds of its own, so that a pass can be drawn again alone."""
+    """Start new workers that are seeded in each epoch, so that one epoch alone can be drawn again."""
     before = dataloader.worker_init_fn
     seeds = EpochSeeds(before.before if isinstance(before, EpochSeeds) else before)
     dataloader.worker_init_fn = seeds
@@ -32,13 +32,13 @@ def seed_each_epoch(dataloader: DataLoader[Any]) -> EpochSeeds:
 
 
 class EpochSeeds:
-    """A ``worker_init_fn`` by which a worker seeds its random generators at the beginning of each pass but the first.
+    """A ``worker_init_fn`` that seeds the worker's random generators at the beginning of each epoch but the first.
 
-    torch makes a fetcher at the beginning of each, and calls nothing else there.
+    torch makes a fetcher at the beginning of each epoch, and calls nothing else there.
 
     Attributes:
-        before: the function that was there before.
-        second: the number of the pass that follows the first one of the workers.
+        before: the loader's own ``worker_init_fn``.
+        second: the number of the workers' second epoch.
     """
 
     def __init__(self, before: Any) -> None:

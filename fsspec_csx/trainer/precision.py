@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +13,16 @@ from fsspec_csx.trainer.callback import Callback
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# cbfloat16 is a format of the Cerebras hardware; bfloat16 has the range for it.
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "cbfloat16": torch.bfloat16}
 
 
 class Precision(Callback):
-    """How gradients are computed and applied: as they are, but for clipping.
+    """Computes and applies gradients in full precision, and clips them.
 
     Args:
-        max_gradient_norm: the norm of all gradients together is scaled down to this.
-        max_gradient_value: each element of a gradient is cut off at this.
+        max_gradient_norm: the largest norm of all gradients together, to which they are scaled down.
+        max_gradient_value: the largest absolute value of an element, to which it is clamped.
 
     Raises:
         ValueError: if both are given, or one is not above 0.
@@ -59,16 +61,20 @@ class Precision(Callback):
 
 
 class MixedPrecision(Precision):
-    """The forward pass in 16 bits where torch.amp has it so, with scaled gradients for float16.
+    """Runs the forward pass by torch.autocast in 16 bits, and scales the loss for float16.
 
     Args:
         enabled: if False, it only clips.
-        fp16_type: ``float16``, or ``bfloat16``, which needs no scaling. The CPU computes in the latter in any case.
-        loss_scaling_factor: ``dynamic``, or a number that stays.
-        initial_loss_scale: the first factor, where it is dynamic.
-        steps_per_increase: steps without an overflow after which it is doubled.
-        max_gradient_norm: as of ``Precision``.
-        max_gradient_value: as of ``Precision``.
+        fp16_type: ``float16``, or ``bfloat16``, which needs no scaling and is used for ``cbfloat16`` and on CPUs.
+        loss_scaling_factor: ``dynamic``, or a constant number.
+        initial_loss_scale: the first scale, if dynamic; 65536 if None.
+        steps_per_increase: the number of steps without overflow after which a dynamic scale is doubled.
+        max_gradient_norm: see ``Precision``.
+        max_gradient_value: see ``Precision``.
+        min_loss_scale: the smallest dynamic scale.
+        max_loss_scale: the largest dynamic scale.
+        log_loss_scale: whether to log ``loss_scale``.
+        precision_opt_level: an option of the Cerebras compiler, without effect here.
     """
 
     def __init__(
@@ -76,10 +82,14 @@ class MixedPrecision(Precision):
         enabled: bool = True,
         fp16_type: str = "bfloat16",
         loss_scaling_factor: float | str = "dynamic",
-        initial_loss_scale: float = 2.0**16,
+        initial_loss_scale: float | None = None,
         steps_per_increase: int = 2000,
         max_gradient_norm: float | None = None,
         max_gradient_value: float | None = None,
+        min_loss_scale: float | None = None,
+        max_loss_scale: float | None = None,
+        log_loss_scale: bool = False,
+        precision_opt_level: int | None = None,
     ) -> None:
         super().__init__(max_gradient_norm, max_gradient_value)
         if fp16_type not in _DTYPES:
@@ -88,12 +98,19 @@ class MixedPrecision(Precision):
         if loss_scaling_factor != "dynamic" and not isinstance(loss_scaling_factor, (int, float)):
             msg = f"loss_scaling_factor is a number or 'dynamic', not {loss_scaling_factor!r}. Give one of these."
             raise ValueError(msg)
+        if min_loss_scale is not None and max_loss_scale is not None and min_loss_scale > max_loss_scale:
+            msg = f"min_loss_scale is {min_loss_scale}, above max_loss_scale, {max_loss_scale}. Exchange them."
+            raise ValueError(msg)
         self.enabled = enabled
         self.fp16_type = fp16_type
         self.scaler: torch.amp.GradScaler | None = None
+        self.log_loss_scale = log_loss_scale
         dynamic = loss_scaling_factor == "dynamic"
+        limited = dynamic and (min_loss_scale is not None or max_loss_scale is not None)
+        self._limits = (min_loss_scale or 0.0, max_loss_scale or math.inf) if limited else None
+        first = 2.0**16 if initial_loss_scale is None else initial_loss_scale
         self._scaling = {
-            "init_scale": initial_loss_scale if dynamic else float(loss_scaling_factor),
+            "init_scale": self._limited(first) if dynamic else float(loss_scaling_factor),
             "growth_interval": steps_per_increase if dynamic else 2**31 - 1,
             "growth_factor": 2.0 if dynamic else 1.0 + 1e-9,
             "backoff_factor": 0.5 if dynamic else 1.0 - 1e-9,
@@ -122,6 +139,22 @@ class MixedPrecision(Precision):
             return
         self.scaler.step(optimizer)
         self.scaler.update()
+        if self._limits is not None:
+            scale = self.scaler.get_scale()
+            if scale != self._limited(scale):
+                self.scaler.update(self._limited(scale))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        if self.log_loss_scale and self.scaler is not None and trainer.stepped and trainer.is_log_step:
+            trainer.log_metrics(loss_scale=self.scaler.get_scale())
+
+    def _limited(self, scale: float) -> float:
+        if self._limits is None:
+            return scale
+        lowest, highest = self._limits
+        return min(max(scale, lowest), highest)
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         if self.scaler is not None:

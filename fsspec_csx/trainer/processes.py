@@ -1,7 +1,7 @@
-"""One process of one or many: https://docs.pytorch.org/docs/stable/distributed.html
+"""Collective operations of the processes that train together: https://docs.pytorch.org/docs/stable/distributed.html
 
-Where tensors are sharded (FSDP2's DTensors) and a checkpoint is not to be, all processes gather and scatter them
-together, so that what is saved is the same whatever the number of processes.
+For an unsharded checkpoint all processes gather and scatter sharded tensors (FSDP2's DTensors), so that the checkpoint
+is the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def select_device(named: str | torch.device | None) -> torch.device:
     """The device of this process.
 
     Args:
-        named: ``"CPU"``, ``"GPU"`` for the one of this process, or any of torch; None for a GPU if there is one.
+        named: ``"CPU"``, ``"GPU"`` for the GPU of this process, or any device of torch; None for a GPU if there is one.
 
     Raises:
         ValueError: if there is no such device.
@@ -46,7 +46,7 @@ def select_device(named: str | torch.device | None) -> torch.device:
 
 
 def join(device: torch.device) -> None:
-    """Join the other processes, if ``torchrun`` started this one and nobody has done it yet."""
+    """Join the other processes, if ``torchrun`` started this one and it has not joined yet."""
     started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     if started and dist.is_available() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -69,7 +69,7 @@ def is_first() -> bool:
 
 
 def broadcast(value: Any) -> Any:
-    """What the first process has; of values that can be pickled."""
+    """The first process's value, which must be picklable."""
     if count() == 1:
         return value
     values = [value]
@@ -78,7 +78,7 @@ def broadcast(value: Any) -> Any:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """What each process has, in their order; of values that can be pickled."""
+    """The values of all processes, in their order; they must be picklable."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -87,19 +87,19 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def select_own(values: list[Any]) -> Any:
-    """Of what was gathered, that of this process; of another number of processes, that of the first one."""
+    """This process's gathered value; the first one's, if the number of processes has changed."""
     return values[dist.get_rank() if len(values) == count() > 1 else 0]
 
 
 def reseed() -> None:
-    """Let the processes that follow the first draw other random numbers than it does."""
+    """Seed all processes but the first anew, so that each draws other random numbers."""
     if count() > 1 and dist.get_rank():
         seed = int(torch.empty((), dtype=torch.int64).random_().item()) + dist.get_rank()
         random_states.seed(seed)
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Of each, whether any process has a true one; all must call it."""
+    """For each flag, whether it is true in any process; all must call it."""
     return [bool(each) for each in _maximum(*flags)]
 
 
@@ -113,9 +113,9 @@ def _maximum(*numbers: int) -> list[int]:
 
 
 class PeriodicSync:
-    """Asks the other processes about once a second, in all of them at the same step: a question at each would slow it.
+    """Synchronizes flags about once a second, at the same step in all processes, as each step would be slow.
 
-    A process alone has nobody to ask, and knows at once.
+    A single process needs no synchronization.
     """
 
     _SECONDS = 1.0
@@ -126,7 +126,7 @@ class PeriodicSync:
         self._since = time.monotonic()
 
     def any_process(self, *flags: bool) -> list[bool]:
-        """Called at each step: as the function of this name, but false between two questions."""
+        """Like the function of this name, but all false between synchronizations; called at each step."""
         if count() == 1:
             return [*flags]
         self._left -= 1
@@ -141,7 +141,7 @@ class PeriodicSync:
 
 
 def new_group() -> dist.ProcessGroup | None:
-    """A group of all processes, for what goes on beside the training; all must call it. None for one process alone."""
+    """A separate group of all processes, for saves in the background; None for a single process. All must call it."""
     return dist.new_group(backend="gloo") if _joined() else None
 
 
@@ -154,7 +154,7 @@ def mean(value: torch.Tensor) -> float:
 
 
 def distribute(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The model as all processes train it: by DistributedDataParallel, unless it is sharded or wrapped already."""
+    """Wrap a model in DistributedDataParallel, unless it is sharded or wrapped already."""
     from torch.nn.parallel import DistributedDataParallel
 
     parameters = [*model.parameters()]
@@ -166,30 +166,30 @@ def distribute(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def no_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Within it the gradients of a batch, which completes no step, are not sent to the other processes."""
+    """Within the block gradients are not synchronized, for batches that do not complete a step."""
     context: Any = getattr(model, "no_sync", contextlib.nullcontext)
     return cast("contextlib.AbstractContextManager[Any]", context())
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without what stands before it for training in many processes."""
+    """The model without DistributedDataParallel."""
     from torch.nn.parallel import DistributedDataParallel
 
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether it is a tensor of many processes."""
+    """Whether a value is a DTensor."""
     return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")
 
 
 def has_shards(model: torch.nn.Module) -> bool:
-    """Whether this process has but parts of a model."""
+    """Whether a model is sharded over several processes."""
     return any(is_sharded(each) and cast("Any", each).device_mesh.size() > 1 for each in model.parameters())
 
 
 def gather_shards(state: Any) -> Any:
-    """A state dict with every sharded tensor gathered into the first process; all must call it."""
+    """Gather the sharded tensors of a state dict in the first process; all must call it."""
 
     def gather(value: Any) -> Any:
         if not is_sharded(value):
@@ -201,7 +201,7 @@ def gather_shards(state: Any) -> Any:
 
 
 def shard_like(value: Any, like: Any) -> Any:
-    """A whole tensor sharded as another one is."""
+    """Shard a tensor as another one."""
     if not is_sharded(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -1,4 +1,4 @@
-"""The states of all random number generators that a training may draw from."""
+"""The states of all random generators of a process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def seed(number: int) -> None:
 
 
 def capture() -> dict[str, Any]:
-    """The states now, of values that ``load`` reads without running code."""
+    """The current states, of types that ``load`` reads without running code."""
     (version, state, gauss), own, numbers = _current()
     states: dict[str, Any] = {"python": [version, torch.tensor(state, dtype=torch.int64), gauss], "torch": own}
     if torch.cuda.is_available():
@@ -37,10 +37,10 @@ def capture() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any]) -> None:
-    """Put back what was taken; what is not there now, or was not then, is left alone.
+    """Restore captured states, of the generators that exist now and existed then.
 
     Raises:
-        ValueError: if a state is none; LookupError, RuntimeError, TypeError or another error of theirs, likewise.
+        ValueError: for an invalid state; also LookupError, RuntimeError, TypeError or an error of the generator.
     """
     version, state, gauss = states["python"]
     _check(gauss is None or type(gauss) is float)
@@ -50,16 +50,16 @@ def restore(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "numpy" in states and (numpy := sys.modules.get("numpy")):
         kind, keys, position, has_gauss, cached = states["numpy"]
-        # It believes these, and would draw from elsewhere in memory.
+        # numpy does not check these, and would read beyond its state.
         _check(type(position) is int and 0 <= position <= WORDS and has_gauss in (0, 1) and type(cached) is float)
         _check(keys.dtype == torch.int64 and len(keys) == WORDS and keys.min() >= 0 and keys.max() < 2**32)
         numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
 
 
 class IsolatedRandomStates:
-    """Random states of the data alone, seeded from the current ones.
+    """Random states for the data alone, seeded from the current ones.
 
-    What data draw depends then on nothing else that draws, a dropout layer for one, and can be drawn again.
+    The data's random numbers then do not depend on other draws, such as dropout, and can be drawn again.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class IsolatedRandomStates:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Within the block all draws are from these states."""
+        """Within the block all random numbers are drawn from these states."""
         outside = _current()
         _set(self._states)
         try:

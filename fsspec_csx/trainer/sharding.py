@@ -1,7 +1,7 @@
 """Sharded checkpoints of a training: each process saves and loads its own parts of the model and the optimizer.
 
-They are folders of ``torch.distributed.checkpoint``. Tensors in nested dicts are items of their own; all else below a
-key is one item, so that it comes back as it was.
+They are folders of ``torch.distributed.checkpoint``. Each tensor in nested dicts is an item; everything else below a
+key is one item, so that it is restored exactly.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _Path = tuple[str, ...]
 
 
 class ShardedSave:
-    """What this process saves of a training: its shards, what all have alike, and, if it is the first, the rest.
+    """This process's part of a checkpoint: its shards, replicated tensors, and, in the first process, the rest.
 
     Args:
-        trainer: of which the state is.
-        state: as ``training_state.collect`` gives it, with sharded tensors.
-        copied: whether it stays as it is now, while the training goes on.
+        trainer: the trainer.
+        state: the result of ``training_state.collect`` with ``sharded=True``.
+        copied: whether to copy the state, because the training continues meanwhile.
     """
 
     def __init__(self, trainer: Trainer, state: dict[str, Any], *, copied: bool) -> None:
@@ -51,14 +51,14 @@ class ShardedSave:
                 self._items[name] = _copied(value) if copied else value
 
     def write(self, path: str, group: dist.ProcessGroup | None) -> None:
-        """Save it, together with all other processes.
+        """Save the checkpoint, together with all other processes.
 
         Args:
-            path: of the checkpoint.
-            group: all processes; nothing else may use it meanwhile.
+            path: the path of the checkpoint.
+            group: a group of all processes that nothing else uses meanwhile.
 
         Raises:
-            Exception: what went wrong in this process, or else in the first that failed.
+            Exception: the error of this process, or of the first that failed.
         """
         distributed.save(self._items, path, planner=_Planner(self._paths), process_group=group)
 
@@ -72,10 +72,10 @@ class ShardedSave:
 
 
 class _Planner(DefaultSavePlanner):
-    """Saves items as they are, where torch's would take nested values apart, and lose empty ones.
+    """Saves items unchanged; torch's planner would flatten nested values and lose empty ones.
 
     Args:
-        paths: the keys that lead to each item.
+        paths: the keys of each item.
     """
 
     def __init__(self, paths: dict[str, _Path]) -> None:
@@ -83,22 +83,22 @@ class _Planner(DefaultSavePlanner):
         self._paths = paths
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """Take the items, by their names."""
+        """Register the items by name."""
         super().set_up_planner({}, storage_meta, is_coordinator)
         self.state_dict, self.mappings = state_dict, {**self._paths}
 
 
 def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = None) -> Any:
-    """Load a checkpoint, sharded or not; of tensors that are sharded both there and here, this process's parts alone.
+    """Load a checkpoint; of tensors that are sharded in it and in the model, only this process's parts.
 
     Args:
-        trainer: whose model and optimizer tell what is sharded.
-        path: of the checkpoint.
-        wanted: whether an entry of this name is loaded; None for all.
+        trainer: the trainer, with the model and the optimizer.
+        path: the path of the checkpoint.
+        wanted: a predicate for the names of entries to load; None for all.
 
     Raises:
         CheckpointError: a ValueError, if it is damaged.
-        OSError: what the filesystem raised.
+        OSError: an error of the filesystem.
     """
     like = _sharded_here(trainer)
     folder = folder_at(path, None)
@@ -120,13 +120,13 @@ def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = Non
 
 
 def _owner(name: str) -> str:
-    """The name of a tensor of the model, or of the optimizer's state of one parameter, by that of an entry of it."""
+    """The name of the model's tensor, or of the parameter's optimizer state, to which an entry belongs."""
     parts = name.split(".")
     return ".".join(parts[:3]) if parts[:2] == ["optimizer", "state"] else name
 
 
 def _sharded_here(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The tensors that are sharded over processes, by the names that ``_owner`` tells."""
+    """The sharded tensors, by the names that ``_owner`` returns."""
     found = {f"model.{name}": value for name, value in processes.unwrap(trainer.model).state_dict().items()}
     groups = trainer.optimizer.param_groups if trainer.optimizer else []
     parameters = [each for group in groups for each in group["params"]]

@@ -1,4 +1,4 @@
-"""SIGTERM, which spot machines and schedulers send, as a wish to end in good order."""
+"""SIGTERM, which spot machines and schedulers send, ends a training in an orderly way."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 
 class Termination:
-    """Whether this process was told to end.
+    """A deferred SIGTERM.
 
     Attributes:
-        asked: whether SIGTERM has come while it was ``noted``.
+        requested: whether SIGTERM has arrived while ``deferred``.
     """
 
     STATUS = 128 + signal.SIGTERM
-    """With which the process then exits."""
+    """The exit status of the process."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Note SIGTERM instead of dying of it; in the main thread only, as others cannot handle signals."""
+        """Within the block SIGTERM sets ``requested``; only in the main thread, as others cannot handle signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -175,14 +175,14 @@ class Trainer:
         Args:
             metrics: numbers, or tensors of one number, by name.
             step: the step they belong to; by default the current one.
-            dest: the class of the loggers, or a list of classes; by default all loggers.
+            dest: the class of the loggers or its name, or a list of these; by default all loggers.
         """
         if not processes.is_first():
             return
         numbers = {"/".join([*self._scopes, name]): float(value) for name, value in metrics.items()}
-        kinds = (Logger,) if dest is None else tuple(as_list(dest))
+        chosen = {each if isinstance(each, str) else each.__name__ for each in as_list(dest)}
         for logger in self.loggers:
-            if isinstance(logger, kinds):
+            if dest is None or not chosen.isdisjoint(each.__name__ for each in type(logger).__mro__):
                 logger.log_metrics(numbers, self.global_step if step is None else step)
 
     @contextlib.contextmanager

@@ -60,7 +60,11 @@ def test_whose_scheduler(tmp_path: Path, node: Any, kind: type) -> None:
 @pytest.mark.parametrize(
     ("node", "kind"),
     [
-        ({"AdamW": {"lr": 0.1}}, torch.optim.AdamW),
+        ({"AdamW": {"lr": 0.1}}, optimizers.AdamW),
+        ({"adamw": {"learning_rate": 0.1}}, optimizers.AdamW),
+        ("adam", optimizers.Adam),
+        ({"AdaFactor": {}}, optimizers.Adafactor),
+        ({"SGD": {"lr": 0.1, "foreach": False}}, torch.optim.SGD),
         ({"AdamW": {"lr": 0.1, "fused": False}}, torch.optim.AdamW),
         ({"AdamW": {"lr": 0.1, "correct_bias": False}}, optimizers.AdamW),
         ({"Adam": {"learning_rate": 0.1}}, optimizers.Adam),
@@ -72,6 +76,13 @@ def test_whose_scheduler(tmp_path: Path, node: Any, kind: type) -> None:
 def test_whose_optimizer(tmp_path: Path, node: Any, kind: type) -> None:
     """The arguments decide whose it is."""
     assert type(trainer(tmp_path, optimizer=node).optimizer) is kind
+
+
+def test_defaults_of_the_modelzoo(tmp_path: Path) -> None:
+    """A name of the ModelZoo has its defaults."""
+    made = trainer(tmp_path, optimizer={"AdamW": {"lr": 0.1}}).optimizer
+    assert made is not None
+    assert (made.defaults["eps"], made.defaults["weight_decay"]) == (1e-6, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -350,8 +350,9 @@ def test_metrics_by_name_and_step(tmp_path: Path) -> None:
     with trainer.name_scope("outer"), trainer.name_scope("inner"):
         trainer.log_metrics(one=torch.ones(()))
     trainer.log_metrics_dict({"two": 2}, step=5, dest=Other)
+    trainer.log_metrics_dict({"three": 3}, dest=["Other", "Absent"])
     assert metrics.logged == [(0, {"outer/inner/one": 1.0})]
-    assert other.logged == [*metrics.logged, (5, {"two": 2.0})]
+    assert other.logged == [*metrics.logged, (5, {"two": 2.0}), (0, {"three": 3.0})]
 
 
 def test_iterations(tmp_path: Path) -> None:
@@ -448,6 +449,28 @@ def test_scaler(tmp_path: Path) -> None:
     assert again.scaler.get_scale() == 8.0
 
 
+def test_precision_of_the_modelzoo(tmp_path: Path) -> None:
+    """All keys of its files are accepted, and the dynamic scale stays within its limits and is logged."""
+    metrics = Metrics()
+    precision = MixedPrecision(
+        fp16_type="float16",
+        loss_scaling_factor="dynamic",
+        initial_loss_scale=64.0,
+        steps_per_increase=1,
+        min_loss_scale=8.0,
+        max_loss_scale=16.0,
+        log_loss_scale=True,
+        precision_opt_level=1,
+    )
+    trainer, _ = made(str(tmp_path), steps=None, precision=precision, loggers=[metrics], loop={"max_steps": 3})
+    precision.scaler = torch.amp.GradScaler("cpu", **precision._scaling)  # CPUs scale no loss otherwise
+    trainer.fit(loader())
+    assert [each["loss_scale"] for _, each in metrics.logged if "loss_scale" in each] == 3 * [16.0]
+    trainer, losses = made(str(tmp_path), precision=MixedPrecision(fp16_type="cbfloat16"), loop={"max_steps": 1})
+    trainer.fit(loader(), ckpt_path=None)
+    assert len(losses) == 1
+
+
 @pytest.mark.parametrize(
     ("precision", "largest"), [(Precision(max_gradient_norm=1e-4), 1e-4), (Precision(max_gradient_value=1e-5), 1e-5)]
 )
@@ -472,6 +495,7 @@ def test_clipping(tmp_path: Path, precision: Precision, largest: float) -> None:
         {"max_gradient_norm": 1.0, "max_gradient_value": 1.0},
         {"fp16_type": "float8"},
         {"loss_scaling_factor": "static"},
+        {"min_loss_scale": 2.0, "max_loss_scale": 1.0},
     ],
     ids=str,
 )

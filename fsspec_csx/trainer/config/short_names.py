@@ -1,7 +1,7 @@
-"""Optimizers and schedulers that a configuration names without a module: torch's, or those of the ModelZoo.
+"""Optimizers and schedulers that a configuration names without a module: the ModelZoo's, or else torch's.
 
-Where both have the name, the arguments decide. If both take them, an optimizer is torch's, and a scheduler is that of
-the ModelZoo.
+A name that both have is the ModelZoo's, with its defaults, unless only torch's takes the arguments. The name of an
+optimizer may be in lower case.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from fsspec_csx.trainer import optimizers, schedulers
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, named
 
+_OPTIMIZERS = {each.lower(): each for each in optimizers.__all__}
 _GIVEN = ("params", "model", "optimizer")
 
 
@@ -24,12 +25,13 @@ def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
     Raises:
         ConfigError: as of ``named``.
     """
-    name, arguments = _short(node) or ("", {})
+    if (short := _short(node)) is None:
+        return named(node, path, home=torch.optim, given=given)
+    name, arguments = short
+    name = _OPTIMIZERS.get(name.lower(), name) if name.islower() else name
     of_torch = getattr(torch.optim, name, None)
-    own = name in optimizers.__all__ and not _takes(of_torch, arguments)
-    if own and of_torch is not None:
-        own = _takes(getattr(optimizers, name), arguments)
-    return named(node, path, home=optimizers if own else torch.optim, given=given)
+    own = name in optimizers.__all__ and (of_torch is None or _takes(getattr(optimizers, name), arguments))
+    return named({name: arguments}, path, home=optimizers if own else torch.optim, given=given)
 
 
 def scheduler(node: Any, path: str, given: Iterable[str]) -> Blueprint:
