@@ -65,7 +65,7 @@ def test_wrong_metric(tmp_path: Path) -> None:
 def test_without_validation(tmp_path: Path, validation: Any, frequency: int) -> None:
     """Without any validation it would delete what it could not judge."""
     trainer, losses = made(str(tmp_path), KeepBestCheckpoints(1), loop={"max_steps": 4, "eval_frequency": frequency})
-    with pytest.raises(ValueError, match="no validation to go by"):
+    with pytest.raises(ValueError, match="needs a validation"):
         trainer.fit(loader(), loader(4) if validation is True else validation)
     assert losses == []
 

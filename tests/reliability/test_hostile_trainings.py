@@ -353,7 +353,7 @@ def test_loaders(tmp_path: Path, state: Any) -> None:
     found["batches"][0]["loader"] = state
     save(found, tmp_path / "x.mdl")
     trainer, losses = made(str(tmp_path / "b"), loop=LONGER)
-    with pytest.raises(InvalidCheckpointError, match=r"batches of .*x\.mdl cannot be put back"):
+    with pytest.raises(InvalidCheckpointError, match=r"batches of .*x\.mdl cannot be restored"):
         trainer.fit(Stateful(), ckpt_path=tmp_path / "x.mdl")
     assert not losses
 
