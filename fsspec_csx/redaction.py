@@ -1,4 +1,4 @@
-"""No secret in a log or an error: libraries write requests and answers at DEBUG, and programs tell their arguments."""
+"""No secret in a log or an error: libraries log requests and responses, and errors show arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Whose loggers are watched, with all below them; and those that may be made only when they are needed.
+# Libraries whose loggers are filtered, and loggers that may be created later.
 _LIBRARIES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "fsspec_csx", "s3fs", "urllib3")
 _LOGGERS = (
     *_LIBRARIES,
@@ -48,17 +48,17 @@ _NAMES = (
     "Signature",
     "Token",
 )
-# A name, what stands between in headers, reprs of dicts, JSON and XML alike, and the value.
+# A name, the separator in headers, reprs of dicts, JSON and XML, and the value.
 _SECRET = re.compile(rf"""((?:{"|".join(_NAMES)})["']?\s*[:=>,]\s*(?:b?["'])?)([^\s"'<>&,]{{8,}})""", re.IGNORECASE)
 _AUTHORIZATION = re.compile(r"""(authorization["']?\s*[:=,]\s*(?:b?["'])?)[^"'\s<>][^"'\n<>]*""", re.IGNORECASE)
-# What proves who is asking in a URL: in signed ones by the names of Amazon, Google and Azure; and tokens.
+# Signatures and tokens in URLs: the names of Amazon, Google and Azure, and common ones.
 _SIGNED = re.compile(
     r"""([?&](?:X-(?:Amz|Goog)-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|GoogleAccessId|Signature|sig|"""
     r"""(?:access_|auth_)?token|api_?key|password|secret)=)[^\s&"'<>]+""",
     re.IGNORECASE,
 )
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)([^/\s]+)@")
-# Arguments of filesystems, as reprs of dicts, calls and JSON show them: words that stand in sentences, too.
+# Arguments of filesystems in reprs of dicts, calls and JSON; these words stand in sentences too.
 _QUOTED = re.compile(
     r"""((?:secret|secret_key|passw(?:or)?d|passphrase|account_key|sas_token|connection_string)["']?\s*[:=]\s*b?(["']))"""
     r"""(?:(?!\2).)+""",
@@ -70,21 +70,21 @@ _OF_SECRETS = re.compile(
     r"|((session|access|refresh|sas|auth|api|hf)_)?token",
     re.IGNORECASE,
 )
-# Shorter values are words that may stand anywhere.
-_LEAST = 8
-_concealed: set[str] = set()
+# Shorter values may be words of any sentence.
+_SHORTEST = 8
+_registered: set[str] = set()
 
 
 def register_secrets(settings: Any) -> None:
-    """Blot the secrets among these settings out of logs and errors from now on, whoever tells them and how.
+    """Redact the secrets of some settings from all logs and errors from now on.
 
     Args:
-        settings: nested mappings and lists; what counts are texts by names of secrets, and passwords in URLs.
+        settings: nested mappings and lists; secrets are strings with such names, and passwords in URLs.
     """
     redact_logs()
     for secret in _secrets(settings):
-        if len(secret) >= _LEAST:
-            _concealed.update((secret, repr(secret)[1:-1]))
+        if len(secret) >= _SHORTEST:
+            _registered.update((secret, repr(secret)[1:-1]))
 
 
 def _secrets(settings: Any) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _secrets(settings: Any) -> Iterator[str]:
 
 
 def without_password(text: str) -> str:
-    """A text without the passwords, and the signatures, that are in its URLs."""
+    """A text without the passwords and signatures in its URLs."""
     return _SIGNED.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
@@ -115,15 +115,15 @@ def without_user(url: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A text without what looks like a secret, by the names that stand before it, and without those to conceal."""
-    for secret in sorted(_concealed, key=len, reverse=True):
+    """A text without registered secrets, and without values that follow the name of a secret."""
+    for secret in sorted(_registered, key=len, reverse=True):
         text = text.replace(secret, "***")
     text = _QUOTED.sub(r"\1***", _SECRET.sub(r"\1***", without_password(text)))
     return _AUTHORIZATION.sub(r"\1***", text)
 
 
 class _Redact(logging.Filter):
-    """Never raises: a record that cannot be formatted is left to the handlers, which report it as logging does."""
+    """Redacts records; one that cannot be formatted is left to the handlers, which report it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         with contextlib.suppress(Exception):
@@ -137,7 +137,7 @@ def _redact_message(record: logging.LogRecord) -> None:
     try:
         message = record.getMessage()
     except Exception:
-        # The handlers print the message and the arguments by themselves.
+        # The handlers print the message and the arguments separately.
         for name in ("msg", "args"):
             with contextlib.suppress(Exception):
                 text = repr(getattr(record, name))
@@ -152,14 +152,14 @@ def _redact_trace(record: logging.LogRecord) -> None:
     if record.exc_info and not record.exc_text:
         trace = logging.Formatter().formatException(record.exc_info)
         if (shown := redact(trace)) != trace:
-            record.exc_text = shown  # what formatters take in place of their own
+            record.exc_text = shown  # formatters use it in place of their own
 
 
 _filter = _Redact()
 
 
 def redact_logs() -> None:
-    """Blot secrets out of what the libraries log; calling it again minds the loggers that were made since."""
+    """Redact the logs of the libraries; call it again for loggers that were made since."""
     made = [each for each in list(logging.root.manager.loggerDict) if each.partition(".")[0] in _LIBRARIES]
     for name in {*_LOGGERS, *made}:
         logging.getLogger(name).addFilter(_filter)

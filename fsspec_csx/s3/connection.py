@@ -1,14 +1,13 @@
-"""ConnectedS3: s3fs that signs in by the credential rules before anything else, and explains what S3 refuses."""
+"""ConnectedS3: s3fs that finds credentials by this package's rules, and raises its errors."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from botocore import exceptions as boto
@@ -17,36 +16,30 @@ from s3fs import S3FileSystem
 
 from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
-from fsspec_csx.s3 import small_reads
-from fsspec_csx.s3.client import credentials, half_pairs, request_outcome, response_validation
+from fsspec_csx.s3.client import credentials, half_pairs, handlers, request_outcome
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
 from fsspec_csx.s3.client.no_redirects import (
     BoundedHTTPSession,
     NoRedirectSession,
-    check_guarded,
     forbid_redirects,
-    refuse_redirect,
 )
-from fsspec_csx.s3.client.retries import FirstContact, give_up, retry_after, timed
+from fsspec_csx.s3.client.retries import FirstContact
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.request_context import RequestOutcome, current, using
 
 # How often a request is repeated with renewed credentials.
 _RENEWALS = 4
-# Errors of a copy that concern its source rather than its target.
+# Codes that may concern the source of a copy rather than its target.
 _OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "PreconditionFailed"})
 _WRITES = frozenset({"complete_multipart_upload", "put_object"})
-# botocore's models of S3 by AWS_DATA_PATH: reading them takes longer than creating a client.
+# Loaders of botocore's models of S3, which take longer to read than a client to make; by AWS_DATA_PATH.
 _loaders: dict[str | None, Any] = {}
-
-
-# Whether a path is being looked up: then a listing follows a HEAD that finds nothing.
-_looking_up: ContextVar[bool] = ContextVar("looking_up", default=False)
 
 
 class ConnectedS3(S3FileSystem):  # type: ignore[misc]
@@ -66,20 +59,21 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         half_pairs.check_options(self.key, self.secret, self.token, self.client_kwargs)
         for url in (self.endpoint_url, self.client_kwargs.get("endpoint_url")):
             credentials.check_endpoint(url)
-        # Files open for writing, by id: fsspec hashes some files by asking the server for them.
+        # Files open for writing, by id: the hash of some files takes a request.
         self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
-        self.aborting: set[Future[None]] = set()  # what ends the uploads of files that were dropped
+        self.aborting: set[Future[None]] = set()  # aborts the uploads of files that were dropped
         self._owns_session = self.session is None
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
         self._checksum_headers = ChecksumHeaders()
+        self._first_contact: FirstContact | None = None  # a session of the caller retries by its own rules
         self._of_parent: Any = None
         redact_logs()
 
     @property
     def loop(self) -> Any:
-        """The event loop that serves this filesystem; a forked child, which has no such thread, gets a new one."""
+        """The event loop of this filesystem; a forked child, which lacks its thread, gets a new one."""
         if self._pid != os.getpid() and not self.asynchronous:
             self._start_afresh()
         return super().loop
@@ -87,7 +81,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
         self._loop = get_loop()
-        # If freed, they would close connections on a loop that is gone.
+        # If freed, these would close connections on a loop that is gone.
         self._of_parent = self._s3, self.session, self._lease
         self._s3 = None
         self._lease = None
@@ -99,7 +93,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     @property
     def _s3creator(self) -> Lease | None:
-        """The context manager by which s3fs made the client."""
+        """The creator of the client; see s3fs."""
         return self._lease
 
     @_s3creator.setter
@@ -111,10 +105,10 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- signing in -------------------------------------------------------------------------------------------------
 
     async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Connect: find the credentials and make the client; see ``s3fs.S3FileSystem.set_session``.
+        """Connect: find credentials and make the client; see ``s3fs.S3FileSystem.set_session``.
 
         Raises:
-            CredentialsError: if the rules give no credentials, or not whole ones.
+            CredentialsError: if the rules give none, or half a pair.
             ValueError: if the environment or the profile names an endpoint with a password in its URL.
         """
         if self._s3 is None or refresh:
@@ -135,27 +129,21 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         """The client for a bucket; as ``s3fs.S3FileSystem``, which may have one for each region."""
         client = await super().get_s3(bucket)
         if client not in self._watched:
-            check_guarded(client)
             self._watched.add(client)
             close_when_unused(client, asyncio.get_running_loop())
-            if client is not self._s3:  # one of another region, which goes by the same threads
-                self._make_transfer(client, self.transfer)
-            client.meta.events.register_first("needs-retry.s3", refuse_redirect)
-            self._checksum_headers.watch(client)
-            request_outcome.watch(client)
-            response_validation.watch(client)
-            client.meta.events.register_first("needs-retry.s3", give_up)
+            # A client of another region shares the threads.
+            transfer = self.transfer if client is self._s3 else self._make_transfer(client, self.transfer)
+            handlers.register(client, transfer, self._checksum_headers, self._first_contact)
         return client
 
     def _check_endpoint(self, client: Any) -> None:
         try:
             credentials.check_endpoint(client.meta.endpoint_url)
         except ValueError:
-            self._s3 = None  # the next use shall say so too
+            self._s3 = None  # the next use raises this too
             raise
 
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
-        small_reads.watch(client)
         verify = credentials.verify_of(self.session, self.client_kwargs)
         return Transfer(client, verify, self.max_concurrency, former)
 
@@ -169,7 +157,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         renewed = self._owns_session and (self.session is None or refresh)
         session = NoRedirectSession(**self.kwargs) if renewed else self.session
         try:
-            session.get_scoped_config()  # names an unknown profile here rather than in the midst of making the client
+            session.get_scoped_config()  # raises for an unknown profile here rather than while the client is made
         except boto.BotoCoreError as error:
             credentials.raise_explained(error, session)
         explicit = self.key or self.client_kwargs.get("aws_access_key_id")
@@ -181,8 +169,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             forbid_redirects(session)
             self._identity, self._keys = await credentials.find(session)
         if renewed:
-            session.register("needs-retry.s3", FirstContact())
-            session.register("needs-retry.s3", retry_after)
+            self._first_contact = FirstContact()
             loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
             session.register_component("data_loader", loader)
             self.session = session
@@ -192,7 +179,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         scope().join()
-        with timed(), request_outcome.track() as found:
+        outcome = RequestOutcome()
+        with using(outcome=outcome):
             renewals = _RENEWALS
             while True:
                 client = None
@@ -203,25 +191,25 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                         keep_while_read(answer["Body"], client, self._lease and self._lease.made)
                     return answer
                 except Exception as error:
-                    explained = await self._explained(error, method, kwargs, found)
+                    explained = await self._explained(error, method, kwargs, outcome)
                     again = renewals and isinstance(explained, ExpiredCredentialsError) and replayable(kwargs)
                     if not again or not await self._renewed(client):
                         raise_explained(explained, error)
                     renewals -= 1
 
     async def _renewed(self, client: Any) -> bool:
-        """Whether there are newer credentials than the expired ones of a client."""
+        """Renew the expired credentials of a client; return whether there are new ones."""
         if not self._owns_session or self.key or self.client_kwargs.get("aws_access_key_id"):
             return False
         async with self._renewal_lock:
-            if self._s3 is not client:  # many requests find out at a time
+            if self._s3 is not client:  # another request has renewed them
                 return True
             before = self._keys
             await self.set_session(refresh=True)
             return self._keys != before
 
     async def _explained(
-        self, error: Exception, method: str, kwargs: Mapping[str, Any], found: request_outcome.RequestOutcome
+        self, error: Exception, method: str, kwargs: Mapping[str, Any], outcome: RequestOutcome
     ) -> Exception:
         source = kwargs.get("CopySource")
         named = kwargs
@@ -236,14 +224,15 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             endpoint=self._endpoint,
             region=self._s3.meta.region_name if self._s3 else None,
             identity=self._identity,
+            retried_seconds=outcome.retried_seconds,
         )
         explained = explain(error, request)
-        missing = method == "head_object" and code_of(error) == "404" and not _looking_up.get()
+        missing = method == "head_object" and code_of(error) == "404" and not current().looking_up
         if missing or (method in ("head_object", "head_bucket") and code_of(error) in ("400", "403")):
             detailed = explain(await self._ask_with_body(kwargs) or error, request)
             if isinstance(detailed, BucketNotFoundError if missing else (PermissionError, WrongRegionError)):
                 explained = detailed
-        request_outcome.mark(explained, found, request.operation, request.target)
+        request_outcome.mark(explained, outcome, request.operation, request.target)
         return explained
 
     async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
@@ -263,30 +252,25 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
 
 
-@contextmanager
-def looking_up() -> Iterator[None]:
-    """Let a HEAD that finds nothing raise at once, without the request that detects a missing bucket."""
-    reset = _looking_up.set(True)
-    try:
-        yield
-    finally:
-        _looking_up.reset(reset)
+def looking_up() -> AbstractContextManager[None]:
+    """Within a block, let a HEAD that finds nothing make no further request to tell a missing bucket."""
+    return using(looking_up=True)
 
 
 def raise_explained(explained: Exception, error: Exception) -> NoReturn:
-    """Raise the explained form of an error, from what caused it."""
+    """Raise this package's form of an error, chained to its cause."""
     if explained is error:
         raise error
     raise explained from (error.__cause__ or error)
 
 
 def replayable(parameters: Mapping[str, Any]) -> bool:
-    """Whether a request can be repeated: the body of a stream cannot be read again."""
+    """Whether a request can be made again; the body of a stream cannot."""
     return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, RequestBody))
 
 
 def _check_deleted(method: str, answer: Any) -> Any:
-    """DeleteObjects answers 200 also where objects were left: s3fs would not notice."""
+    """Raise DeleteError if DeleteObjects, whose status is 200 then too, has left objects."""
     if method == "delete_objects" and answer.get("Errors"):
         first, count = answer["Errors"][0], len(answer["Errors"])
         reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {first.get('Message')}."

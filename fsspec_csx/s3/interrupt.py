@@ -21,7 +21,7 @@ _SYNC_WRAPPER = sync_wrapper(lambda: None).__code__
 
 
 def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain method of a coroutine; as by fsspec, but what ends the waiting, such as Ctrl-C, ends the work too."""
+    """Make a blocking method of a coroutine, as fsspec does; Ctrl-C ends the work too."""
 
     @functools.wraps(coroutine)
     def call(self: Any, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
@@ -35,7 +35,7 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def interruptible_generator(generator: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain method of an asynchronous generator, each step of which can be interrupted."""
+    """Make a plain generator of an asynchronous one; each step can be interrupted."""
 
     @functools.wraps(generator)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,9 +64,9 @@ async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> 
 
 
 def make_interruptible(cls: type[Any]) -> None:
-    """Give a class of filesystems plain methods that can be interrupted, wherever fsspec would make others.
+    """Give a filesystem class blocking methods that can be interrupted, in place of fsspec's.
 
-    Its coroutines of many tasks, too, leave none of them behind.
+    Its coroutines of many tasks leave none of them running.
     """
     for name in _OF_MANY:
         if not hasattr(getattr(cls, name), "contained"):
@@ -88,7 +88,7 @@ def make_interruptible(cls: type[Any]) -> None:
 
 
 def _is_made_of_coroutine(name: str, plain: Any) -> bool:
-    """Whether a plain method is made of a coroutine of that name, by fsspec or here."""
+    """Whether a blocking method is made of a coroutine of that name, by fsspec or here."""
     if hasattr(plain, "of_coroutine") or getattr(plain, "__code__", None) is _SYNC_WRAPPER:
         return True
     # What each instance would be given in place of what fsspec does without coroutines.

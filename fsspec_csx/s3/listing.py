@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from fsspec_csx.errors import CSXError, ObjectNotFoundError
-from fsspec_csx.s3.client import request_outcome, response_validation
+from fsspec_csx.s3.client import response_validation
 from fsspec_csx.s3.connection import looking_up, raise_explained
 from fsspec_csx.s3.consistent_read import head_object
+from fsspec_csx.s3.transport.request_context import RequestOutcome
 from fsspec_csx.s3.versions import chosen_version
 
 ListingEntry = dict[str, Any]
@@ -203,7 +204,7 @@ async def list_keys(
             return sorted([each async for each in listed], key=_name)
     except Exception as error:  # older releases of s3fs list without _call_s3
         raise_explained(
-            await fs._explained(error, "list_objects_v2", {"Bucket": bucket}, request_outcome.RequestOutcome()),
+            await fs._explained(error, "list_objects_v2", {"Bucket": bucket}, RequestOutcome()),
             error,
         )
 

@@ -1,4 +1,4 @@
-"""Downloads that were broken off, and are gone on with: what has come lies beside the target until all has."""
+"""Resumable downloads: the bytes that have arrived stay in a file beside the target until all have."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
 from fsspec_csx.s3.upload_journal import digest, lock, open_owned
 from fsspec_csx.storage.local_file import add_filename, publish, resolve_target, temporary_path
 
-# Upon which the bytes of a part depend: one number, whatever a filesystem's own may be.
+# The size of a part depends on it: a constant, so that another run resumes with the same parts.
 _IN_FLIGHT = 10
-# Of a part behind the bytes of the object: 1 once it has come, and its CRC64NVME.
+# Bytes of a mark, after those of the object: 1 once the part has arrived, and its CRC64NVME.
 _MARK = 9
 _READ = 2**20
 
 
 class PartialFile:
-    """A file that has the size of an object, and behind it a mark for each part of it that has come.
+    """A file with the bytes of an object, and after them a mark for each part that has arrived.
 
     Args:
         descriptor: open for reading and writing.
@@ -47,7 +47,7 @@ class PartialFile:
 
     @property
     def whole(self) -> int:
-        """Bytes of the file, with the marks."""
+        """The size of the file in bytes, with the marks."""
         return self._size + _MARK * len(self._parts())
 
     def _parts(self) -> range:
@@ -59,19 +59,19 @@ class PartialFile:
         return start, min(self._part, self._size - start)
 
     def mark(self, number: int, checksum: int) -> None:
-        """A part has come."""
+        """Mark a part as arrived."""
         mark = b"\1" + checksum.to_bytes(CRC64NVME.size, "big")
         os.pwrite(self.descriptor, mark, self._size + _MARK * number)
 
     def marked(self) -> dict[int, int]:
-        """The numbers of the parts that have come, with their checksums."""
+        """The numbers of the parts that have arrived, with their checksums."""
         marks = os.pread(self.descriptor, _MARK * len(self._parts()), self._size)
         found = {number: marks[_MARK * number :][:_MARK] for number in self._parts()}
         return {number: int.from_bytes(mark[1:], "big") for number, mark in found.items() if mark[:1] == b"\1"}
 
     def kept(self) -> dict[int, int]:
-        """Those whose bytes are still what came: a power failure may have taken some."""
-        return {number: told for number, told in self.marked().items() if self._crc(*self.span(number)) == told}
+        """The marked parts whose checksums hold: a power failure may have damaged some."""
+        return {number: crc for number, crc in self.marked().items() if self._crc(*self.span(number)) == crc}
 
     def missing(self, kept: dict[int, int]) -> list[FileRange]:
         """The ranges of the other parts."""
@@ -87,7 +87,7 @@ class PartialFile:
         return crc
 
     def check(self, name: object, stamp: ObjectMetadata) -> None:
-        """Compare all that came with the checksum that the server told.
+        """Compare all bytes with the checksum that the server sent.
 
         Raises:
             ChecksumError: if they differ.
@@ -96,7 +96,7 @@ class PartialFile:
         if algorithm is None:
             return
         if algorithm is CRC64NVME:
-            known = [(told, self.span(number)[1]) for number, told in sorted(self.marked().items())]
+            known = [(crc, self.span(number)[1]) for number, crc in sorted(self.marked().items())]
             crc = functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), known, 0)
         else:
             crc = 0
@@ -104,17 +104,17 @@ class PartialFile:
                 data = os.pread(self.descriptor, min(_READ, self._size - start), start)
                 crc = algorithm.compute(memoryview(data), crc)
         if algorithm.encoded(crc) != stamp.checksum:
-            reason = f"What came of {name} has the checksum {algorithm.encoded(crc)}, not {stamp.checksum} as told."
+            reason = f"What arrived of {name} has the checksum {algorithm.encoded(crc)}, not {stamp.checksum}."
             raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
 
     def strip(self) -> None:
-        """Take the marks away, and see to it that the bytes last."""
+        """Remove the marks, and write the bytes to the disk."""
         os.ftruncate(self.descriptor, self._size)
         os.fsync(self.descriptor)
 
 
 class _MarkedRange(FileRange):
-    """A range that is a part of a partial file, and marks it when it has come."""
+    """A part of a partial file, which is marked when it has arrived."""
 
     def __init__(self, file: PartialFile, number: int) -> None:
         start, length = file.span(number)
@@ -133,12 +133,12 @@ class _MarkedRange(FileRange):
 
 
 class ResumableDownload:
-    """A download that goes on with what a former one has left.
+    """A download that resumes an interrupted one.
 
     Args:
         fs: the filesystem.
         rpath: of the object.
-        version_id: of a former version.
+        version_id: of the version, or None.
         lpath: of the file that it becomes.
         exclusive: whether there must be no file yet.
     """
@@ -151,8 +151,7 @@ class ResumableDownload:
         self._exclusive = exclusive
 
     async def fetch(self, callback: Callback) -> bool:
-        """Fetch it; False, with nothing done, if it is small, or another process is at it, or it cannot be told from
-        what it may be later."""
+        """Fetch the object; False, with nothing done, if it is small or has no ETag, or another process fetches it."""
         return await retry_if_changed(lambda: self._fetch(callback))
 
     async def _fetch(self, callback: Callback) -> bool:
@@ -174,7 +173,7 @@ class ResumableDownload:
 
     @contextlib.contextmanager
     def _opened(self, name: str, stamp: ObjectMetadata) -> Iterator[PartialFile | None]:
-        """What has come so far; it becomes the target when the block ends in good order, and else stays."""
+        """The bytes so far; they become the target when the block ends without an exception, and stay otherwise."""
         of_object = digest(self._fs._endpoint, name, self._target)[:8]
         path = temporary_path(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])
         _remove_others(path, of_object)
@@ -183,7 +182,7 @@ class ResumableDownload:
         except OSError:
             if not os.path.lexists(path):
                 raise
-            # Someone else has put something in its place, which is not written to: all is fetched anew.
+            # Another user has put something in its place, which is not written to: all is fetched again.
             yield None
             return
         try:
@@ -217,7 +216,7 @@ class ResumableDownload:
 
 
 def _free(descriptor: int) -> int | None:
-    """Bytes that can be written to a file's filesystem; None if it does not tell."""
+    """Free bytes of a file's filesystem; None if unknown."""
     if not hasattr(os, "fstatvfs"):
         return None
     status = os.fstatvfs(descriptor)
@@ -225,7 +224,7 @@ def _free(descriptor: int) -> int | None:
 
 
 def _remove_others(path: str, of_object: str) -> None:
-    """Remove what came of former states of the object, unless another process is at it."""
+    """Remove the partial files of former states of the object, unless another process uses them."""
     folder, name = os.path.split(path)
     kind = re.compile(re.escape(name[: -len("00000000.tmp")]) + r"[0-9a-f]{8}\.tmp")
     for entry in os.scandir(folder):

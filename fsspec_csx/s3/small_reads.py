@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 from urllib.parse import quote
 
@@ -23,33 +22,19 @@ from fsspec_csx.s3.consistent_read import PinnedObject, verify_checksum
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
 from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.request_context import using
 
-# The request that a task makes, if it is to be known; set by the task, filled by the client's event.
-_sent: ContextVar[list[Any] | None] = ContextVar("sent", default=None)
 # Of each request by itself: the signature, and what botocore counts by.
 _OWN = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
 _OF_BOTOCORE = ("amz-sdk-invocation-id", "amz-sdk-request")
-
-
-def watch(client: Any) -> None:
-    """Let ``recorded_requests`` work with the GetObject requests of a client."""
-    client.meta.events.register_first("before-send.s3.GetObject", _record_request)
-
-
-def _record_request(request: Any, **_: Any) -> None:
-    if (found := _sent.get()) is not None:
-        found.append(request)
 
 
 @contextmanager
 def recorded_requests() -> Iterator[list[Any]]:
     """A list of the GetObject requests that are sent within the block, as they were sent."""
     found: list[Any] = []
-    reset = _sent.set(found)
-    try:
+    with using(sent=found):
         yield found
-    finally:
-        _sent.reset(reset)
 
 
 class RequestTemplate:

@@ -1,4 +1,4 @@
-"""What is remembered of an upload on this machine, so that one that was broken off can be gone on with."""
+"""Journals of uploads: what a later run needs to resume an interrupted one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LARGEST = 4 * 2**20  # bytes; 10,000 parts take less than a quarter
 
 @dataclass(frozen=True)
 class SourceFingerprint:
-    """Where the bytes of an upload come from.
+    """Identifies the source of an upload and its content.
 
     Attributes:
-        name: tells the source from any other.
-        state: tells its content of now from any other content that it had or will have.
+        name: of the source.
+        state: changes when its content does.
     """
 
     name: str
@@ -33,17 +33,17 @@ class SourceFingerprint:
 
 
 class UploadJournal:
-    """What is known of an upload; in a file, whose first line is a JSON object, and each other one of a part.
+    """What is known of an upload: a file with a JSON object in its first line, and a line for each part.
 
     Args:
         descriptor: of the file, open for reading and writing, and locked.
-        state: of the source now.
+        state: of the source, now.
         target: the URL that is written to, with the endpoint.
 
     Attributes:
         id: the server's name for the upload; None if there is none.
         part: bytes of a part of it.
-        current: whether it is of the source as it is now.
+        current: whether the source has not changed since.
         checksums: whether its parts carry checksums.
         parts: ETag and CRC64NVME, if that was computed, of each part that the server has, by its number.
     """
@@ -58,27 +58,27 @@ class UploadJournal:
         self.current = False
         self.checksums = True
         self.parts: dict[int, tuple[str, int | None]] = {}
-        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # what has them was cut short
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # the file was cut short
             self._read()
 
     def _read(self) -> None:
         size = os.fstat(self._descriptor).st_size
         if size > _LARGEST:
             return
-        head, *parts = os.pread(self._descriptor, size, 0).split(b"\n")
-        told = json.loads(head)
-        if not isinstance(told["upload"], str) or type(told["part"]) is not int or told["part"] < 1:
+        line, *parts = os.pread(self._descriptor, size, 0).split(b"\n")
+        head = json.loads(line)
+        if not isinstance(head["upload"], str) or type(head["part"]) is not int or head["part"] < 1:
             return
-        self.id, self.part, self.current = told["upload"], told["part"], told["state"] == self._state
-        self.checksums = told.get("checksums") is not False
-        for line in parts:
+        self.id, self.part, self.current = head["upload"], head["part"], head["state"] == self._state
+        self.checksums = head.get("checksums") is not False
+        for part in parts:
             with contextlib.suppress(ValueError, TypeError, RecursionError):
-                number, etag, checksum = json.loads(line)
+                number, etag, checksum = json.loads(part)
                 if type(number) is int and isinstance(etag, str) and _is_checksum(checksum):
                     self.parts[number] = etag, checksum
 
     def start(self, upload: str, part: int, *, checksums: bool = True) -> None:
-        """Remember a new upload, in parts of so many bytes."""
+        """Note a new upload, in parts of so many bytes."""
         self.forget()
         head = {"upload": upload, "part": part, "state": self._state, "target": self._target, "checksums": checksums}
         with self._lock:
@@ -86,13 +86,13 @@ class UploadJournal:
             self._append(head)
 
     def add(self, number: int, etag: str, checksum: int | None) -> None:
-        """Remember that the server has a part."""
+        """Note that the server has a part."""
         with self._lock:
             if self.id is not None:
                 self._append([number, etag, checksum])
 
     def forget(self) -> None:
-        """The upload is no more."""
+        """Note that the upload has ended."""
         with self._lock, contextlib.suppress(OSError):  # only a later run needs it
             self.id, self.parts = None, {}
             os.ftruncate(self._descriptor, 0)
@@ -135,9 +135,9 @@ def locked_journal(origin: SourceFingerprint | None, target: str) -> Iterator[Up
 
 
 def all_journals() -> list[tuple[Path, str]]:
-    """The files of all records, and the target of each, with the endpoint; those that do not say it are left out."""
+    """The files of all journals that name their target, and the target of each, with the endpoint."""
     found = []
-    with contextlib.suppress(OSError, RuntimeError):  # there is no such folder, or no home that it could be in
+    with contextlib.suppress(OSError, RuntimeError):  # no such folder, or no home
         for path in sorted(_folder().iterdir()):
             with (
                 contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError),
@@ -150,12 +150,12 @@ def all_journals() -> list[tuple[Path, str]]:
 
 
 def digest(*texts: str) -> str:
-    """32 digits that stand for some texts."""
+    """32 hexadecimal digits, a digest of some texts."""
     return hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def lock(descriptor: int) -> bool:
-    """Lock a file until its descriptor is closed; False if another process has, or where there are no such locks."""
+    """Lock a file until its descriptor is closed; False if another process holds it, or locks are unknown."""
     try:
         import fcntl  # only here, as not every system has it
     except ImportError:
@@ -164,11 +164,11 @@ def lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    return os.fstat(descriptor).st_nlink > 0  # who had it before may have removed it
+    return os.fstat(descriptor).st_nlink > 0  # its former holder may have removed it
 
 
 def open_owned(path: str | Path, mode: int) -> int:
-    """Open a file for reading and writing, which is made if there is none; others may write to its folder.
+    """Open or create a file for reading and writing, in a folder that others may write to.
 
     Args:
         path: of the file.

@@ -76,13 +76,25 @@ def test_server_that_is_just_starting(
 
 def test_server_that_never_starts(closed_port: int) -> None:
     """After some seconds, and no minutes, an error names the endpoint; a configuration may ask for one attempt."""
-    url = f"http://127.0.0.1:{closed_port}"
-    for config, most in (({}, retries.FIRST_CONTACT_SECONDS + 3), ({"retries": {"total_max_attempts": 1}}, 3)):
+    unreachable(f"http://127.0.0.1:{closed_port}")
+
+
+def test_name_that_does_not_resolve() -> None:
+    """A name without an address is retried as a refused connection is: it may be there soon."""
+    unreachable("http://no-such-host.invalid")
+
+
+def unreachable(url: str) -> None:
+    """Check the error of an endpoint that cannot be reached: its name, and for how long it was retried."""
+    once = {"retries": {"total_max_attempts": 1}}
+    for config, most, clause in (({}, retries.FIRST_CONTACT_SECONDS + 3, "retried for [1-6] seconds"), (once, 3, "")):
         fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=url, config_kwargs=config)
-        began = time.monotonic()
-        with pytest.raises(EndpointError, match=url):
-            fs.cat_file("bucket/key")
-        assert time.monotonic() - began < most
+        for call in (fs.cat_file, fs.ls):
+            began = time.monotonic()
+            with pytest.raises(EndpointError, match=f"{url}.* cannot be reached.*{clause}") as caught:
+                call("bucket/key")
+            assert time.monotonic() - began < most
+            assert ("retried" in str(caught.value)) == bool(clause)
 
 
 @pytest.fixture

@@ -292,7 +292,7 @@ def test_endpoint_with_a_password(
     else:
         (aws_files / "config").write_text(f"[default]\nendpoint_url = {url}\n")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"user's name or a password\. Leave them away") as caught:
+        with pytest.raises(ValueError, match=r"user's name or a password\. Remove them") as caught:
             fsspec.filesystem("s3", **options).ls("")
         seen.note("".join(traceback.format_exception(caught.value)))
     assert "password-of-someone" not in seen.text.getvalue()

@@ -76,7 +76,7 @@ def test_redirect_to_another_host(endpoint: Listener, elsewhere: Listener, opera
     """It is an error that names the host, which hears nothing, whatever was asked."""
     endpoint.answer = sending_on(status, elsewhere)
     fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
-    with pytest.raises(EndpointError, match=r"sends on to http://localhost:\d+,.*Name the right endpoint"):
+    with pytest.raises(EndpointError, match=r"redirects to http://localhost:\d+,.*Name the right endpoint"):
         OPERATIONS[operation](fs)
     assert endpoint.heard
     assert all(one.headers["x-amz-security-token"] == SECRETS["token"] for one in endpoint.heard)
@@ -90,7 +90,7 @@ def test_redirect_of_a_session_of_the_caller(endpoint: Listener, elsewhere: List
     endpoint.answer = sending_on(307, elsewhere)
     fs = fsspec.filesystem("s3", session=session, endpoint_url=endpoint.url, skip_instance_cache=True)
     for operation in ("info", "ls", "rm", "pipe"):
-        with pytest.raises(EndpointError, match="sends on"):
+        with pytest.raises(EndpointError, match="redirects to"):
             OPERATIONS[operation](fs)
     assert not elsewhere.heard
 
@@ -101,7 +101,7 @@ def test_redirect_to_a_page(endpoint: Listener, elsewhere: Listener) -> None:
     elsewhere.answer = lambda heard: (200, {"Content-Type": "text/html"}, b"<html>Log in here</html>")
     fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
     for operation in ("info", "ls", "rm", "cat"):
-        with pytest.raises(EndpointError, match="sends on"):
+        with pytest.raises(EndpointError, match="redirects to"):
             OPERATIONS[operation](fs)
     assert not elsewhere.heard
 
@@ -111,7 +111,7 @@ def test_redirect_from_https_to_http(endpoint: Listener, elsewhere: Listener) ->
     address = "http://user:password-of-someone@localhost:1/key?X-Amz-Signature=0123456789abcdef"
     endpoint.answer = lambda heard: (307, {"Location": address}, b"")
     fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
-    with pytest.raises(EndpointError, match="sends on to http://localhost:1,") as caught:
+    with pytest.raises(EndpointError, match="redirects to http://localhost:1,") as caught:
         fs.info("bucket/run/key")
     assert "password-of-someone" not in str(caught.value)
     assert "0123456789abcdef" not in str(caught.value)
@@ -167,7 +167,9 @@ def test_redirect_of_a_container(
     """The token of a container goes to the address that was named alone, once; where it sends to is told."""
     endpoint.answer = sending_on(status, elsewhere, b"")
     options = {"session": AioSession()} if own else {}
-    with pytest.raises(CredentialsError, match=r"sends on to http://localhost:\d+, which is not followed.*Check the a"):
+    with pytest.raises(
+        CredentialsError, match=r"redirects to http://localhost:\d+, which is not followed.*Check the a"
+    ):
         fsspec.filesystem("s3", **options, skip_instance_cache=True).ls("bucket")
     assert [one.headers["authorization"] for one in endpoint.heard] == [container]
     assert not elsewhere.heard
@@ -181,7 +183,7 @@ def test_redirect_of_an_instance(
     """So it is with an instance that sends on those who ask for its token, or come with it."""
     sent = sending_on(status, elsewhere, b"")
     endpoint.answer = lambda heard: sent(heard) if heard.method == redirected else (200, {}, b"token-of-the-instance")
-    with pytest.raises(CredentialsError, match=r"sends on to http://localhost:\d+, which is not followed"):
+    with pytest.raises(CredentialsError, match=r"redirects to http://localhost:\d+, which is not followed"):
         fsspec.filesystem("s3", skip_instance_cache=True).ls("bucket")
     assert [one.method for one in endpoint.heard] == (["PUT"] if redirected == "PUT" else ["PUT", "GET"])
     assert not elsewhere.heard

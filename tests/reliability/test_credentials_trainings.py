@@ -46,9 +46,9 @@ def written(folder: Path, url: str = NOWHERE, root: str | None = None, **data: A
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_concealed(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test has told is no secret to the next."""
-    monkeypatch.setattr(redaction, "_concealed", set())
+    monkeypatch.setattr(redaction, "_registered", set())
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def shown(params: str, capsys: pytest.CaptureFixture[str]) -> str:
         ({"workers": SECRET}, "trainer.fit.train_dataloader.init_args.workers cannot be"),
         (
             {"url": "s3://b/x", "storage_options": {"endpoint_url": NOWHERE, "key": "a-key-of", "secret": SECRET}},
-            "Leave them away",
+            "Remove them",
         ),
     ],
     ids=["made", "read", "URL", "FTP", "root", "hint", "endpoint"],

@@ -107,9 +107,7 @@ def test_size_that_is_not_so(server: Listener, fs: CSXFileSystem, tmp_path: Path
 def test_size_for_which_there_is_no_memory(server: Listener, fs: CSXFileSystem) -> None:
     """It is a MemoryError that names the size, who says so, and what to do."""
     server.answer = LIES["head"]
-    with pytest.raises(
-        MemoryError, match=r"no memory for the 10,000,000,000,000 bytes that s3://bucket/a.mdl has by wh"
-    ):
+    with pytest.raises(MemoryError, match=r"memory for s3://bucket/a.mdl, .* 10,000,000,000,000 bytes"):
         fs.open("bucket/a.mdl", "rb").read()
 
 
@@ -132,7 +130,7 @@ def test_redirect_to_nowhere(server: Listener, fs: CSXFileSystem, status: int, h
     server.answer = lambda heard: (status, headers, b"")
     for ask in (lambda: fs.rm(["bucket/a", "bucket/b"]), lambda: fs.cat_file("bucket/a"), lambda: fs.ls("bucket/a")):
         server.heard.clear()
-        with pytest.raises(OSError, match=rf"sends on to another address|was refused with {status}") as caught:
+        with pytest.raises(OSError, match=rf"redirects to another address|was refused with {status}") as caught:
             ask()
         assert isinstance(caught.value, CSXError)
         assert len(server.heard) <= 2

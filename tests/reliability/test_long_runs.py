@@ -16,8 +16,8 @@ import torch
 from checkpoints import MIB
 
 import fsspec_csx as cstorch
-from fsspec_csx.s3.client.request_outcome import RequestOutcome
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.request_context import RequestContext, RequestOutcome
 from fsspec_csx.testing import LocalS3
 
 # Part of what an instance of the filesystem stands for.
@@ -53,7 +53,7 @@ def held() -> Held:
     """What this process holds now, when its garbage is collected."""
     for _ in range(3):
         gc.collect()
-    known = [each for each in gc.get_objects() if type(each) is not RequestOutcome]
+    known = [each for each in gc.get_objects() if type(each) not in (RequestContext, RequestOutcome)]
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     return Held(

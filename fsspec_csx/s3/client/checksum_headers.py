@@ -1,7 +1,7 @@
-"""Checksum headers that botocore adds to requests, but not for a server that refuses them.
+"""Checksum headers of botocore, left out for a server that refuses them.
 
-It asks for checksums with each GetObject, by the header ``x-amz-checksum-mode``, and adds one to each DeleteObjects and
-PutObjectTagging, which must have one; Backblaze B2, for one, refused all requests that have such headers.
+botocore asks for checksums with each GetObject, by the header ``x-amz-checksum-mode``, and adds one to each
+DeleteObjects and PutObjectTagging, which must have one. Backblaze B2 has refused all requests with such headers.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
 """
 
@@ -16,37 +16,33 @@ logger = logging.getLogger("fsspec_csx")
 
 _HEADER = "x-amz-checksum-mode"
 _WITHOUT = "fsspec_csx_without_checksum_mode"
-# The codes of a refusal; an answer to HEAD has none but its status.
+# The codes of a refusal; a response to HEAD has none but its status.
 _REFUSALS = {"400", "501", "InvalidArgument", "InvalidRequest", "MissingContentMD5", "NotImplemented"}
-# Small requests that must have a checksum; older servers know Content-MD5 alone.
+# Small requests that must have a checksum; older servers know only Content-MD5.
 _CHECKED = ("DeleteObjects", "PutBucketAcl", "PutBucketVersioning", "PutObjectAcl", "PutObjectTagging")
 _CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 
 class ChecksumHeaders:
-    """Which of them a server takes.
+    """Which checksum headers a server accepts.
 
-    The first request of a kind settles it: if it is refused, it is made again without the headers, and if that is not
-    refused, all later ones are made without.
+    The first request of a kind finds out: if it is refused, it is made again without the headers, and if that is
+    accepted, all later ones are made without.
+
+    Attributes:
+        kinds: of requests that have such headers.
     """
 
     def __init__(self) -> None:
-        self._kinds = _OfReads(), _OfChecked()
-
-    def watch(self, client: Any) -> None:
-        """Let the requests of a client be made so."""
-        for kind in self._kinds:
-            for operation in kind.operations:
-                client.meta.events.register_first(f"request-created.s3.{operation}", kind.before_signing)
-                client.meta.events.register_first(f"needs-retry.s3.{operation}", kind.answered)
+        self.kinds: tuple[_Kind, ...] = (_OfReads(), _OfChecked())
 
 
 class _Kind:
-    """Requests that have such headers.
+    """Requests that have checksum headers.
 
     Attributes:
         operations: their names.
-        supported: whether the server takes the headers; None before that is known.
+        supported: whether the server accepts the headers; None until that is known.
     """
 
     operations: tuple[str, ...]
@@ -61,12 +57,12 @@ class _Kind:
         raise NotImplementedError
 
     def before_signing(self, request: Any, **_: Any) -> None:
-        """Take the headers from a request, if they are refused."""
+        """Remove the headers if the server refuses them; a handler of ``request-created``."""
         if (self.supported is False or request.context.get(_WITHOUT)) and self._is_concerned(request.headers):
             self._strip(request)
 
     def answered(self, response: Any = None, request_dict: Any = None, **_: Any) -> float | None:
-        """0 if the request is to be made again at once."""
+        """Return 0 to make the request again at once; a handler of ``needs-retry``."""
         if response is None or self.supported is not None or not self._is_concerned(request_dict["headers"]):
             return None
         answer, parsed = response

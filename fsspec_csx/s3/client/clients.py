@@ -1,4 +1,4 @@
-"""The clients of a filesystem: one that others have replaced is closed when nobody uses it any more."""
+"""Closing clients: one that another has replaced is closed when nothing uses it any more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsspec_csx.s3.transport import compat
 
 
 class Lease:
-    """What s3fs keeps of the making of a client, and its finalizer for as long as the filesystem lives.
+    """Stands for the creator of a client, which s3fs and its finalizer keep as long as the filesystem lives.
 
     Args:
         made: makes and closes the client, or the clients of a filesystem for several regions.
@@ -37,13 +37,13 @@ def close_when_unused(client: Any, loop: Any) -> None:
 
 
 def keep_while_read(body: Any, *used: Any) -> None:
-    """Keep what a body comes by until it is dropped."""
-    with contextlib.suppress(TypeError):  # it takes no weak references: nothing streams
+    """Keep the client of a body until the body is dropped."""
+    with contextlib.suppress(TypeError):  # it takes no weak references, and so does not stream
         weakref.finalize(body, _drop, *used).atexit = False
 
 
 def _drop(*used: Any) -> None:
-    """Let go of what a finalizer has kept."""
+    """Release what a finalizer has kept."""
 
 
 def _close(session: Any, loop: weakref.ref[Any], pid: int) -> None:
@@ -60,5 +60,5 @@ def _close_soon(session: Any, loop: asyncio.AbstractEventLoop) -> None:
     task.add_done_callback(_closing.discard)
 
 
-# What is being closed: the event loop keeps no task alive.
+# The event loop keeps no task alive.
 _closing: set[asyncio.Task[None]] = set()

@@ -1,13 +1,13 @@
-"""Which credentials are used: the six rules, in order, and the error that lists them where none gives any.
+"""Finding credentials: six rules, in order, and an error that lists them if none gives any.
 
-1. what the call names: ``key``/``secret``/``token``, ``profile`` (or ``profile_name``), ``session``, ``anon``;
+1. the call: ``key``/``secret``/``token``, ``profile`` (or ``profile_name``), ``session``, ``anon``;
 2. ``backends.csx.storage.s3.profile``;
 3. the fsspec configuration (``FSSPEC_S3_PROFILE``, ``fsspec.conf``);
 4. the environment (``AWS_ACCESS_KEY_ID``, ..., ``AWS_PROFILE``);
 5. ``[default]`` of the AWS config and credentials files;
 6. the rest of botocore's chain: SSO, assumed roles, web identity, container, instance.
 
-Rules 1 to 3 settle the arguments of the filesystem; 4 to 6 are botocore's own, on those arguments.
+Rules 1 to 3 choose the arguments of the filesystem; 4 to 6 are botocore's own, on those arguments.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from fsspec_csx.redaction import redact, without_user
 from fsspec_csx.s3.client.half_pairs import CLIENT_SECRETS, check_session
 from fsspec_csx.s3.transport.failures import RedirectedError
 
-# The options of a filesystem that say who is asking, by the rules above.
+# The options of a filesystem that identify the user, by the rules above.
 OPTIONS = frozenset({"anon", "key", "password", "profile", "profile_name", "secret", "session", "token", "username"})
 SETTING = "backends.csx.storage.s3.profile"
-# What STS answers when it is asked with what is no longer valid.
+# The codes of STS for credentials that are no longer valid.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
-# What botocore calls the sources that are no profile.
+# botocore's names of the sources that are no profile.
 _OWNERS = {
     "assume-role-with-web-identity": "the environment's web identity",
     "container-role": "the container's role",
@@ -60,12 +60,12 @@ _REMEDY = (
 
 
 def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str | None) -> dict[str, Any]:
-    """Apply rules 1 to 3: the options of a call, with those of the fsspec configuration that must not win masked.
+    """Apply rules 1 to 3 to the options of a call; options of the fsspec configuration that must not win become None.
 
     Args:
-        call: the options that the call names.
-        configured: those that the fsspec configuration adds where the call is silent.
-        setting: the profile of the process-wide setting, or None.
+        call: the options of the call.
+        configured: those that the fsspec configuration adds.
+        setting: the profile of ``backends.csx.storage.s3``, or None.
     """
     options = dict(call)
     if "profile_name" in options:
@@ -83,11 +83,11 @@ def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any], sett
 
 
 def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
-    """Whether certificates are checked, or the path of those that are trusted; by botocore's rules.
+    """Return whether certificates are checked, or the path of the trusted ones; by botocore's rules.
 
     Args:
-        session: whose profile and environment count.
-        client: the arguments for the client that the call names.
+        session: with a profile and an environment.
+        client: the call's arguments for the client.
     """
     for named in (client.get("verify"), session.get_config_variable("ca_bundle"), os.environ.get(BUNDLE)):
         if named is not None:
@@ -98,12 +98,12 @@ def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
 def check_endpoint(url: str | None) -> None:
     """Raise ValueError if the URL of an endpoint holds a user's name or a password, which S3 does not know."""
     if url and "@" in urlsplit(url).netloc:
-        msg = "The endpoint's URL holds a user's name or a password. Leave them away, and name key and secret instead."
+        msg = "The endpoint's URL holds a user's name or a password. Remove them, and pass key and secret instead."
         raise ValueError(msg)
 
 
 def environment_token() -> str:
-    """A digest that changes whenever the AWS environment or the AWS files do; it reveals neither."""
+    """A digest of the AWS environment and files, which reveals neither."""
     watched = sorted(
         item for item in os.environ.items() if item[0].startswith(("AWS_", BUNDLE)) or item[0].endswith(_PROXY)
     )
@@ -127,47 +127,47 @@ def _files(environment: Mapping[str, str]) -> list[Path]:
 
 
 async def find(session: Any) -> tuple[str, str]:
-    """Resolve a session's credentials now, rather than at the first request.
+    """Find a session's credentials now, rather than at the first request.
 
     Args:
-        session: the aiobotocore session whose chain is asked.
+        session: of aiobotocore.
 
     Returns:
-        Whose they are, in a few words; and a digest that tells them from others, and reveals nothing.
+        Their owner, in a few words, and a digest of them, which reveals nothing.
 
     Raises:
         NoCredentialsError, IncompleteCredentialsError, UnknownProfileError, ExpiredCredentialsError: each with what was
-            tried and what to do. So are those of later requests, when the credentials are renewed.
-        EndpointError: if who gives the credentials cannot be reached.
+            tried and what to do. Later requests raise them too, when the credentials are renewed.
+        EndpointError: if the source of the credentials cannot be reached.
     """
-    with _told(session):
+    with _mapped_errors(session):
         check_session(session, _profile(session))
         credentials = await session.get_credentials()
     if credentials is None:
         raise _none_found(session)
-    _tell_of_renewals(credentials, session)
+    _map_renewal_errors(credentials, session)
     found = await credentials.get_frozen_credentials()
     owner = _OWNERS.get(credentials.method) or f"profile {_profile(session)!r} ({credentials.method})"
     digest = hashlib.sha256(repr((found.access_key, found.secret_key, found.token)).encode()).hexdigest()
     return f"{owner} with access key {mask(found.access_key)}", digest
 
 
-def _tell_of_renewals(credentials: Any, session: Any) -> None:
-    """Let what goes wrong when credentials are renewed, also within a request, be told as of the credentials."""
+def _map_renewal_errors(credentials: Any, session: Any) -> None:
+    """Let an error of a renewal, also within a request, be one of the credentials."""
     renew = credentials.get_frozen_credentials
 
     async def get_frozen_credentials() -> Any:
-        with _told(session):
+        with _mapped_errors(session):
             return await renew()
 
-    if not hasattr(renew, "told"):  # else they are of a session of the call, which is used again
-        get_frozen_credentials.told = True  # type: ignore[attr-defined]
+    if not hasattr(renew, "mapped"):  # else a session of the caller is used again
+        get_frozen_credentials.mapped = True  # type: ignore[attr-defined]
         credentials.get_frozen_credentials = get_frozen_credentials
 
 
 @contextmanager
-def _told(session: Session) -> Iterator[None]:
-    """Whatever goes wrong while credentials are looked up is an error of the credentials, and never "not found"."""
+def _mapped_errors(session: Session) -> Iterator[None]:
+    """Raise errors of a search for credentials as this package's, and never as "not found"."""
     try:
         yield
     except CSXError:
@@ -177,7 +177,7 @@ def _told(session: Session) -> Iterator[None]:
 
 
 def raise_explained(error: Exception, session: Session) -> NoReturn:
-    """Raise what went wrong while credentials were looked up as an error of ours, chained unless it shows a secret."""
+    """Raise an error of a search for credentials as this package's, chained unless it shows a secret."""
     said = redact(" ".join(str(error).split()).rstrip("."))
     raise _explained(error, session, said) from (error if redact(str(error)) == str(error) else None)
 
@@ -199,7 +199,7 @@ def _explained(error: Exception, session: Session, said: str) -> CSXError:
         return ExpiredCredentialsError(reason, remedy)
     if isinstance(error, RedirectedError):
         reason = (
-            f"The metadata service that profile {profile!r} gets its credentials from sends on to {error.location}, "
+            f"The metadata service that profile {profile!r} gets its credentials from redirects to {error.location}, "
         )
         remedy = "Check the addresses that the AWS_* variables and the profile name, and what answers there."
         return CredentialsError(f"{reason}which is not followed.", remedy)
@@ -248,12 +248,12 @@ def _unknown_profile(session: Session, profile: str) -> UnknownProfileError:
 
 
 def mask(key: str) -> str:
-    """An access key's last four characters, enough to tell it from another."""
+    """The last four characters of an access key."""
     return f"...{key[-4:]}" if len(key) >= 8 else "..."
 
 
 def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a filesystem less everything that proves who is asking; such a copy falls back on the rules."""
+    """The options of a filesystem without its secrets; a filesystem of them finds credentials by the rules."""
     public = {name: value for name, value in options.items() if name not in OPTIONS - {"anon", "profile"}}
     for name, secrets in (("client_kwargs", CLIENT_SECRETS), ("s3_additional_kwargs", _CUSTOMER_KEYS)):
         if isinstance(public.get(name), Mapping):

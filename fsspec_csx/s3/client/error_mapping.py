@@ -1,11 +1,10 @@
-"""What botocore and s3fs raise, told as errors of ours: what was asked, what refused it, and what to do.
+"""Map the exceptions of botocore and s3fs to this package's: what was requested, what went wrong, what to do.
 
 Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,8 @@ from fsspec_csx.s3.transport.failures import GaveUpError, InvalidResponseError, 
 
 _OF_NUMBERS = {"429", "500", "502", "503", "504"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
-"""What servers answer that may do better later."""
+"""Codes of servers that may do better later."""
+_INVALID_NAME = "InvalidBucketName"
 # What OpenSSL says of records that nobody sealed, or that were changed on the way.
 _SPOILT = ("BAD_RECORD_MAC", "bad record mac")
 # What OpenSSL, and the libraries on it, say of servers that answer in plain text, and of certificates.
@@ -51,7 +51,7 @@ _BAD_CERTIFICATES = {
 
 @dataclass(frozen=True)
 class Request:
-    """One request, as an error tells of it."""
+    """One request, as an error message names it."""
 
     operation: str
     bucket: str
@@ -61,10 +61,11 @@ class Request:
     region: str | None
     identity: str
     pinned: bool = False  # only if the object that is copied or replaced has a certain ETag
+    retried_seconds: float = 0.0
 
     @property
     def target(self) -> str:
-        """The URL of what was asked for."""
+        """The URL of the object or bucket."""
         return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}" if self.bucket else "S3"
 
 
@@ -74,32 +75,32 @@ def code_of(error: BaseException) -> str:
 
 
 def explain(error: Exception, request: Request) -> Exception:
-    """The error of ours that tells this one better; itself where there is none."""
+    """This package's error for an exception; the exception itself where there is none."""
     if isinstance(error, CSXError):
         return error
     if isinstance(error, GaveUpError):
         return _unreachable(error.__cause__ or error, request)
     if isinstance(error, RedirectedError):
-        reason = f"The endpoint {request.endpoint} sends on to {error.location}, which is not followed."
+        reason = f"The endpoint {request.endpoint} redirects to {error.location}, which is not followed."
         return EndpointError(reason, "Name the right endpoint (endpoint_url, AWS_ENDPOINT_URL_S3, or the profile).")
     if isinstance(error, (InvalidResponseError, ResponseParserError)):
         return _meaningless(request, str(error))
     if isinstance(error, boto.ParamValidationError):
-        return _invalid_name(request, {}) if "bucket name" in str(error) else error
+        return _by_table(request, {"Code": _INVALID_NAME}) or error if "bucket name" in str(error) else error
     if isinstance(error, (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)):
         return _unreachable(error, request)
     if isinstance(error, boto.HTTPClientError) and str(error).endswith(SHUTDOWN):
         return RuntimeError(TOO_LATE)
     if isinstance(error, boto.HTTPClientError) and _is_of_http(cause := error.kwargs.get("error")):
-        return _meaningless(request, f"no answer of HTTP, as {type(cause).__name__} tells")
+        return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
     code = code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
     if request.pinned and code in ("ConditionalRequestConflict", "PreconditionFailed", "412"):
         return changed(request.target)
-    if tell := _BY_CODE.get(code):
-        return tell(request, _details(error))
-    # What s3fs makes of other codes; it is told apart by type where it is some builtin in particular.
+    if known := _by_table(request, _details(error)):
+        return known
+    # s3fs makes a plain OSError of other codes, but for some that it makes a builtin subclass of.
     return _refused(request, _details(error), error.errno) if code and type(error) is OSError else error
 
 
@@ -140,7 +141,9 @@ def _unreachable(error: BaseException, request: Request) -> EndpointError:
     if isinstance(error, boto.ConnectionClosedError):
         reason = f"The endpoint {endpoint} broke the connection off, also when asked again."
         return EndpointError(reason, "Check that it is well, and that nothing on the way ends long transfers.")
-    reason = f"The endpoint {endpoint} cannot be reached."
+    seconds = request.retried_seconds
+    clause = f", though it was retried for {max(seconds, 1):.0f} seconds" if seconds else ""
+    reason = f"The endpoint {endpoint} cannot be reached{clause}."
     remedy = "Check the address (endpoint_url, AWS_ENDPOINT_URL_S3, or endpoint_url in the profile) and that it is up."
     return EndpointError(reason, remedy)
 
@@ -169,81 +172,6 @@ def _insecure(endpoint: str, said: str) -> EndpointError:
     return UntrustedCertificateError(f"The TLS certificate of {endpoint} is not trusted: {said}.", remedy)
 
 
-def _denied(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"{request.operation} on {request.target} was refused to {request.identity}{_said(details)}."
-    if request.key:
-        remedy = "Ask for the right, or use other credentials; without s3:ListBucket a missing object is refused too."
-    else:
-        remedy = f"The bucket {request.bucket!r} may be someone else's: ask for the right, or use other credentials."
-    return AccessDeniedError(reason, remedy if request.bucket else "Ask for the right, or use other credentials.")
-
-
-def _rejected(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"{request.endpoint} does not accept {request.identity}{_said(details)}."
-    return RejectedCredentialsError(reason, "Check the access key, its secret, and that they are of this endpoint.")
-
-
-def _expired(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"{request.identity[:1].upper()}{request.identity[1:]} has expired{_said(details)}."
-    return ExpiredCredentialsError(reason, "Renew the credentials, and open the file again.")
-
-
-def _no_bucket(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"There is no bucket {request.bucket!r} at {request.endpoint}."
-    return BucketNotFoundError(reason, "Check its name and the endpoint; a write makes it where that is allowed.")
-
-
-def _no_object(request: Request, details: dict[str, Any]) -> CSXError:
-    return ObjectNotFoundError(f"There is no object {request.target} at {request.endpoint}.", "Check its name.")
-
-
-def _invalid_name(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"{request.bucket!r} cannot be the name of a bucket{_said(details)}."
-    remedy = "A bucket's name has 3 to 63 characters: lower-case letters, digits, dots and hyphens."
-    return InvalidBucketNameError(reason, remedy)
-
-
-def _someone_elses(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"The bucket {request.bucket!r} belongs to someone else."
-    return AccessDeniedError(reason, "Choose another name: names are shared by all users of an endpoint.")
-
-
-def _skewed(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"This machine's clock is too far from that of {request.endpoint}{_said(details)}."
-    return ClockSkewError(reason, "Set the clock, for instance by NTP.")
-
-
-def _wrong_region(request: Request, details: dict[str, Any]) -> CSXError:
-    wanted = details.get("Region")
-    reason = f"{request.target} was asked of region {request.region!r}, which is the wrong one{_said(details)}."
-    region = repr(str(wanted)) if wanted else "the bucket's"
-    return WrongRegionError(reason, f"Set the region to {region} (AWS_DEFAULT_REGION, or region in the profile).")
-
-
-def _no_room(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"{request.endpoint} has no room for {request.target}{_said(details)}."
-    remedy = "Free some there, for instance by deleting old checkpoints, or ask for a larger quota."
-    error = NoSpaceError(reason, remedy)
-    error.filename = request.target
-    return error
-
-
-def _unavailable(request: Request, details: dict[str, Any]) -> CSXError:
-    code = details.get("Code")
-    reason = f"{request.endpoint} answered {request.operation} on {request.target} with {code}{_said(details)}."
-    return UnavailableError(reason, "Try again later; if that does not help, ask those who run it.")
-
-
-def _damaged(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"What {request.operation} sent to {request.target} was damaged on the way{_said(details)}."
-    return ChecksumError(reason, "Send it again; if that does not help, the network or the server damages data.")
-
-
-def _no_upload(request: Request, details: dict[str, Any]) -> CSXError:
-    reason = f"The multipart upload to {request.target} is gone from {request.endpoint}{_said(details)}."
-    return ObjectNotFoundError(reason, "Write the object again, and see that nothing else ends its uploads.")
-
-
 def _refused(request: Request, details: dict[str, Any], number: int | None) -> CSXError:
     reason = f"{request.operation} on {request.target} was refused with {details.get('Code')}{_said(details)}."
     error = RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
@@ -251,40 +179,116 @@ def _refused(request: Request, details: dict[str, Any], number: int | None) -> C
     return error
 
 
-_BY_CODE: dict[str, Callable[[Request, dict[str, Any]], CSXError]] = {
-    "403": _denied,
-    "AccessDenied": _denied,
-    "AccountProblem": _denied,
-    "AllAccessDisabled": _denied,
-    "404": _no_object,
-    "NoSuchBucket": _no_bucket,
-    "NoSuchKey": _no_object,
-    "NoSuchVersion": _no_object,
-    "InvalidAccessKeyId": _rejected,
-    "InvalidSecurity": _rejected,
-    "InvalidToken": _rejected,
-    "SignatureDoesNotMatch": _rejected,
-    "ExpiredToken": _expired,
-    "ExpiredTokenException": _expired,
-    "TokenRefreshRequired": _expired,
-    "RequestExpired": _expired,
-    "RequestTimeTooSkewed": _skewed,
-    "507": _no_room,
-    "InsufficientStorage": _no_room,
-    "QuotaExceeded": _no_room,  # of Ceph
-    "XMinioAdminBucketQuotaExceeded": _no_room,
-    "XMinioStorageFull": _no_room,
-    "InvalidBucketName": _invalid_name,
-    "BucketAlreadyExists": _someone_elses,
-    "AuthorizationHeaderMalformed": _wrong_region,
-    "IllegalLocationConstraintException": _wrong_region,
-    "InvalidLocationConstraint": _wrong_region,
-    "PermanentRedirect": _wrong_region,
-    "301": _wrong_region,
-    "BadDigest": _damaged,
-    "InvalidDigest": _damaged,
-    "XAmzContentChecksumMismatch": _damaged,
-    "XAmzContentSHA256Mismatch": _damaged,
-    "NoSuchUpload": _no_upload,
-    **dict.fromkeys(BUSY, _unavailable),
-}
+def _by_table(request: Request, details: dict[str, Any]) -> CSXError | None:
+    """The error of an S3 error code; None for a code that is not in the table."""
+    if (row := _BY_CODE.get(str(details.get("Code")))) is None:
+        return None
+    kind, reason, remedy = row
+    region = details.get("Region")
+    values = {
+        **vars(request),
+        "target": request.target,
+        "code": details.get("Code"),
+        "said": _said(details),
+        "Identity": request.identity[:1].upper() + request.identity[1:],
+        "its_region": repr(str(region)) if region else "the bucket's",
+        "ask": _ask_for_right(request),
+    }
+    error = kind(reason.format(**values), remedy.format(**values))
+    if isinstance(error, NoSpaceError):
+        error.filename = request.target
+    return error
+
+
+def _ask_for_right(request: Request) -> str:
+    if request.key:
+        return "Ask for the right, or use other credentials; without s3:ListBucket a missing object is refused too."
+    if request.bucket:
+        return f"The bucket {request.bucket!r} may be someone else's: ask for the right, or use other credentials."
+    return "Ask for the right, or use other credentials."
+
+
+# Codes, and the class, the reason and the remedy of their error.
+_TABLE: tuple[tuple[str, type[CSXError], str, str], ...] = (
+    (
+        "403 AccessDenied AccountProblem AllAccessDisabled",
+        AccessDeniedError,
+        "{operation} on {target} was refused to {identity}{said}.",
+        "{ask}",
+    ),
+    (
+        "404 NoSuchKey NoSuchVersion",
+        ObjectNotFoundError,
+        "There is no object {target} at {endpoint}.",
+        "Check its name.",
+    ),
+    (
+        "NoSuchBucket",
+        BucketNotFoundError,
+        "There is no bucket {bucket!r} at {endpoint}.",
+        "Check its name and the endpoint; a write makes it where that is allowed.",
+    ),
+    (
+        "InvalidAccessKeyId InvalidSecurity InvalidToken SignatureDoesNotMatch",
+        RejectedCredentialsError,
+        "{endpoint} does not accept {identity}{said}.",
+        "Check the access key, its secret, and that they are of this endpoint.",
+    ),
+    (
+        "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired",
+        ExpiredCredentialsError,
+        "{Identity} has expired{said}.",
+        "Renew the credentials, and open the file again.",
+    ),
+    (
+        "RequestTimeTooSkewed",
+        ClockSkewError,
+        "This machine's clock is too far from that of {endpoint}{said}.",
+        "Set the clock, for instance by NTP.",
+    ),
+    (
+        # QuotaExceeded is Ceph's.
+        "507 InsufficientStorage QuotaExceeded XMinioAdminBucketQuotaExceeded XMinioStorageFull",
+        NoSpaceError,
+        "{endpoint} has no room for {target}{said}.",
+        "Free some there, for instance by deleting old checkpoints, or ask for a larger quota.",
+    ),
+    (
+        _INVALID_NAME,
+        InvalidBucketNameError,
+        "{bucket!r} cannot be the name of a bucket{said}.",
+        "A bucket's name has 3 to 63 characters: lower-case letters, digits, dots and hyphens.",
+    ),
+    (
+        "BucketAlreadyExists",
+        AccessDeniedError,
+        "The bucket {bucket!r} belongs to someone else.",
+        "Choose another name: names are shared by all users of an endpoint.",
+    ),
+    (
+        "301 AuthorizationHeaderMalformed IllegalLocationConstraintException InvalidLocationConstraint "
+        "PermanentRedirect",
+        WrongRegionError,
+        "{target} was requested from region {region!r}, which is the wrong one{said}.",
+        "Set the region to {its_region} (AWS_DEFAULT_REGION, or region in the profile).",
+    ),
+    (
+        "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch",
+        ChecksumError,
+        "What {operation} sent to {target} was damaged on the way{said}.",
+        "Send it again; if that does not help, the network or the server damages data.",
+    ),
+    (
+        "NoSuchUpload",
+        ObjectNotFoundError,
+        "The multipart upload to {target} is gone from {endpoint}{said}.",
+        "Write the object again, and see that nothing else ends its uploads.",
+    ),
+    (
+        " ".join(sorted(BUSY)),
+        UnavailableError,
+        "{endpoint} answered {operation} on {target} with {code}{said}.",
+        "Try again later; if that does not help, ask those who run it.",
+    ),
+)
+_BY_CODE = {code: (kind, reason, remedy) for codes, kind, reason, remedy in _TABLE for code in codes.split()}

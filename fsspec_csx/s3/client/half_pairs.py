@@ -1,4 +1,4 @@
-"""Half a pair of credentials is an error that names what is missing, wherever it is found."""
+"""Half a pair of credentials is an error that names the missing half."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def check_pair(given: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raise IncompleteCredentialsError if some of an access key is there, and not all.
+    """Raise IncompleteCredentialsError if a part of an access key is given, and not all.
 
     Args:
         given: the values, by their names.
         names: of the access key, of its secret, and of the session's token.
-        where: what gives them.
+        where: their source, for the message.
     """
     key, secret, token = (bool(given.get(name)) for name in names)
     if key == secret and (key or not token):
@@ -43,12 +43,12 @@ def check_options(key: str | None, secret: str | None, token: str | None, client
 
 
 def check_session(session: Session, profile: str) -> None:
-    """Raise IncompleteCredentialsError if what a session takes credentials from gives half a pair.
+    """Raise IncompleteCredentialsError if the source of a session's credentials gives half a pair.
 
-    botocore overlooks a secret without its key, and takes the next source.
+    botocore ignores a secret without its key, and uses the next source.
 
     Args:
-        profile: that is in force.
+        profile: the session's.
     """
     if session.instance_variables().get("profile") is None:
         check_pair(os.environ, _VARIABLES, "the environment")
@@ -69,7 +69,7 @@ def check_session(session: Session, profile: str) -> None:
 
 
 def _sections(session: Session, profile: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """What the AWS credentials and config files have of a profile, with their paths; in botocore's order."""
+    """The sections of a profile in the AWS credentials and config files, with their paths; in botocore's order."""
     found: list[tuple[str, Mapping[str, Any]]] = []
     for variable in ("credentials_file", "config_file"):
         path = session.get_config_variable(variable)

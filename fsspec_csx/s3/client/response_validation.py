@@ -1,4 +1,4 @@
-"""Answers that are what S3 answers: others are errors at once, rather than empty listings or loops without end.
+"""Malformed responses raise clear errors, rather than make empty listings or endless loops.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html
 """
@@ -6,23 +6,22 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Sto
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from botocore.parsers import ResponseParserError
 
 from fsspec_csx.s3.client import request_outcome
-from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.failures import InvalidResponseError
+from fsspec_csx.s3.transport.request_context import current, using
 
 # The name of the root of a document, behind its declaration and comments.
 _ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 _DAMAGED = "its body is no XML, or damaged"
-# What tells something by its body, which is of a root that is named so.
+# Operations with a body that matters; the name of its root ends so.
 _RESULT = b"Result"
-_TELLING = frozenset(
+_WITH_RESULT = frozenset(
     {
         "CompleteMultipartUpload",
         "CopyObject",
@@ -36,7 +35,7 @@ _TELLING = frozenset(
         "UploadPartCopy",
     }
 )
-# What each entry of an answer must have, by the name of the list that it is in; an empty name is the answer itself.
+# What each entry of a response must have, by the name of its list; the empty name is the response itself.
 _OBJECT = ("Key", "Size", "LastModified")
 _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "CreateMultipartUpload": {"": ("UploadId",)},
@@ -48,9 +47,9 @@ _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "ListObjectsV2": {"Contents": _OBJECT, "CommonPrefixes": ("Prefix",)},
     "ListParts": {"Parts": ("PartNumber", "Size", "LastModified")},
 }
-# What names the next page, by which a listing goes on.
-_NEXT = {"ListObjectsV2": "NextContinuationToken", "ListObjectVersions": "NextKeyMarker"}
-# So many pages of a listing may bring nothing that is new.
+# The name of the next page.
+NEXT = {"ListObjectsV2": "NextContinuationToken", "ListObjectVersions": "NextKeyMarker"}
+# So many pages of a listing may bring nothing new.
 _IDLE_PAGES = 1000
 
 
@@ -63,7 +62,7 @@ class _Listing:
         self._idle = 0
 
     def add(self, following: Any, entries: list[str]) -> None:
-        """Raise InvalidResponseError if this page shows that there will be no last one."""
+        """Raise InvalidResponseError if this page shows that the listing is endless."""
         page = (entries[0], entries[-1]) if entries else ("", "")
         self._idle += not entries or page in self._first_and_last
         self._first_and_last.add(page)
@@ -72,29 +71,14 @@ class _Listing:
         self._names.add(following)
 
 
-_listing: ContextVar[_Listing | None] = ContextVar("listing", default=None)
+def listing() -> AbstractContextManager[None]:
+    """Let the pages that are requested within a block be those of one listing."""
+    return using(listing=_Listing())
 
 
-@contextmanager
-def listing() -> Iterator[None]:
-    """Let the pages that are asked for within the block be those of one listing."""
-    reset = _listing.set(_Listing())
-    try:
-        yield
-    finally:
-        _listing.reset(reset)
+class Parsers:
+    """A factory of parsers that describe what they cannot read."""
 
-
-def watch(client: Any) -> None:
-    """Let a client raise InvalidResponseError for what is no answer of S3."""
-    compat.replace_parsers(client, _Parsers)
-    for name in _NEXT:
-        client.meta.events.register_first(f"before-parameter-build.s3.{name}", _note_request)
-    client.meta.events.register_last("after-call.s3", _check)
-    client.meta.events.register_first("needs-retry.s3", _tell_damage)
-
-
-class _Parsers:
     def __init__(self, made: Any) -> None:
         self._made = made
 
@@ -103,7 +87,7 @@ class _Parsers:
 
 
 class _Parser:
-    """Reads answers as botocore's parser does, but says what it cannot read in a few words."""
+    """Reads responses by botocore's parser, but describes in a few words what it cannot read."""
 
     def __init__(self, parser: Any) -> None:
         self._parser = parser
@@ -124,23 +108,25 @@ class _Parser:
 
 def _check_root(operation: str, body: bytes) -> None:
     root = _ROOT.match(body)
-    if operation in _TELLING and not (root and root[1].endswith(_RESULT)):
+    if operation in _WITH_RESULT and not (root and root[1].endswith(_RESULT)):
         _refuse(f"a document whose root is {root[1].decode()!r}" if root else "a body without XML")
 
 
-def _tell_damage(response: Any = None, **_: Any) -> None:
-    """botocore makes an answer 500 of one that it cannot read, and asks again: let it say so."""
+def explain_damage(response: Any = None, **_: Any) -> None:
+    """Say so where botocore makes a response 500 of one that it cannot read; a handler of ``needs-retry``."""
     if response is not None and getattr(response[0].raw, "status", None) == 200:
-        told = response[1].get("Error", {})
-        if told.get("Code") == "500":
-            told["Message"] = f"in truth 200, but {_DAMAGED}"
+        details = response[1].get("Error", {})
+        if details.get("Code") == "500":
+            details["Message"] = f"in truth 200, but {_DAMAGED}"
 
 
-def _note_request(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
-    context["fsspec_csx_asked"] = dict(params)  # as the caller has it: botocore adds to it
+def note_request(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
+    """Keep the parameters of a listing; a handler of ``before-parameter-build``."""
+    context["fsspec_csx_asked"] = dict(params)  # before botocore adds to them
 
 
-def _check(http_response: Any, parsed: Mapping[str, Any], model: Any, context: Mapping[str, Any], **_: Any) -> None:
+def validate(http_response: Any, parsed: Mapping[str, Any], model: Any, context: Mapping[str, Any], **_: Any) -> None:
+    """Raise InvalidResponseError for a response that S3 would not give; a handler of ``after-call``."""
     if http_response.status_code >= 300:
         return
     for name, needed in _NEEDED.get(model.name, {}).items():
@@ -148,10 +134,10 @@ def _check(http_response: Any, parsed: Mapping[str, Any], model: Any, context: M
             for member in needed:
                 if (value := entry.get(member)) in (None, "") or (isinstance(value, int) and value < 0):
                     _refuse(
-                        f"{name or 'an answer'} without {member}" if value in (None, "") else f"a {member} of {value}"
+                        f"{name or 'a response'} without {member}" if value in (None, "") else f"a {member} of {value}"
                     )
-    if model.name in _NEXT:
-        _check_page(parsed, context["fsspec_csx_asked"], _NEXT[model.name])
+    if model.name in NEXT:
+        _check_page(parsed, context["fsspec_csx_asked"], NEXT[model.name])
 
 
 def _check_page(parsed: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> None:
@@ -169,8 +155,8 @@ def _check_page(parsed: Mapping[str, Any], asked: Mapping[str, Any], name: str) 
         following = following, parsed.get("NextVersionIdMarker", "")
         if following == (asked.get("ContinuationToken") or asked.get("KeyMarker"), asked.get("VersionIdMarker", "")):
             _refuse("a listing that begins over and over")
-        if (current := _listing.get()) is not None:
-            current.add(following, entries)
+        if (pages := current().listing) is not None:
+            pages.add(following, entries)
 
 
 def _refuse(what: str) -> NoReturn:

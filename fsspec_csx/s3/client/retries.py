@@ -1,11 +1,8 @@
-"""When a request is made again: not where nobody has ever answered, not for minutes, not before the server says."""
+"""When a request is retried: not at an endpoint that never answered, not for minutes, not before Retry-After."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -13,8 +10,9 @@ from typing import Any
 from botocore import exceptions as boto
 
 from fsspec_csx.s3.transport.failures import GaveUpError
+from fsspec_csx.s3.transport.request_context import current
 
-# A connection that failed in some way.
+# The errors of a connection that failed.
 _FAILED = (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)
 # Of a request, unless the configuration says otherwise; botocore's own number.
 _ATTEMPTS = 5
@@ -22,22 +20,8 @@ _LONGEST_WAIT = 60.0
 # botocore makes the attempts of a request, and s3fs all of them several times, but not after so many seconds.
 _ROUNDS_SECONDS = 30.0
 
-# When the request that is being made was begun.
-_began: ContextVar[float | None] = ContextVar("began", default=None)
-
-
-@contextmanager
-def timed() -> Iterator[None]:
-    """The request that the block makes begins now."""
-    reset = _began.set(time.monotonic())
-    try:
-        yield
-    finally:
-        _began.reset(reset)
-
-
 FIRST_CONTACT_SECONDS = 5.0
-"""How long an endpoint that has never answered is asked again, if it refuses connections or has no address yet.
+"""How long an endpoint that has never responded is retried, if it refuses connections or has no address yet.
 
 A server that is just starting answers after that; ``retries={"total_max_attempts": 1}`` asks once.
 """
@@ -45,7 +29,7 @@ _FIRST_WAIT, _LONGEST_FIRST_WAIT = 0.1, 1.0
 
 
 class FirstContact:
-    """Ends the retries of an endpoint that has never answered: it is down or misspelt, not busy."""
+    """Ends the retries of an endpoint that has never responded: it is down or misspelt, not busy."""
 
     def __init__(self) -> None:
         self._answered = False
@@ -58,14 +42,14 @@ class FirstContact:
         caught_exception: Exception | None = None,
         **_: Any,
     ) -> float | None:
-        """How many seconds to wait before the endpoint is asked again; None to leave it to botocore."""
+        """Return the seconds to wait before a retry; None to leave it to botocore."""
         if response is not None:
             self._answered = True
         elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
             wait: float = min(_FIRST_WAIT * 2 ** (attempts - 1), _LONGEST_FIRST_WAIT)
-            began = _began.get()
+            outcome = current().outcome
             starting = type(caught_exception) is boto.EndpointConnectionError and _most_attempts(request_dict) > 1
-            if starting and began is not None and time.monotonic() + wait - began < FIRST_CONTACT_SECONDS:
+            if starting and outcome and time.monotonic() + wait - outcome.began < FIRST_CONTACT_SECONDS:
                 return wait
             raise GaveUpError from caught_exception
         return None
@@ -73,10 +57,10 @@ class FirstContact:
 
 def give_up(attempts: int, request_dict: Any, caught_exception: Exception | None = None, **_: Any) -> None:
     """Raise GaveUpError for the last attempt of a round whose connection failed, if the request was begun long ago."""
-    began = _began.get()
-    if not isinstance(caught_exception, _FAILED) or began is None or attempts < _most_attempts(request_dict):
+    outcome = current().outcome
+    if not isinstance(caught_exception, _FAILED) or outcome is None or attempts < _most_attempts(request_dict):
         return
-    if time.monotonic() - began > _ROUNDS_SECONDS:
+    if time.monotonic() - outcome.began > _ROUNDS_SECONDS:
         raise GaveUpError from caught_exception
 
 
@@ -86,16 +70,16 @@ def _most_attempts(request_dict: Any) -> int:
 
 
 def retry_after(attempts: int, request_dict: Any, response: Any = None, **_: Any) -> float | None:
-    """How many seconds to wait where the server itself says it; None to leave it to botocore."""
+    """Return the seconds to wait by the header Retry-After; None to leave it to botocore."""
     if response is None or response[0].status_code not in (429, 503):
         return None
     if attempts >= _most_attempts(request_dict):
         return None
-    told = response[0].headers.get("Retry-After", "")
-    if told.isdecimal():
-        return min(float(told), _LONGEST_WAIT)
+    value = response[0].headers.get("Retry-After", "")
+    if value.isdecimal():
+        return min(float(value), _LONGEST_WAIT)
     try:
-        moment = parsedate_to_datetime(told)
+        moment = parsedate_to_datetime(value)
     except ValueError:
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -6,13 +6,13 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from typing import Any
 
 from aiohttp import ServerTimeoutError
 
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.failures import InvalidResponseError, UnguardedResponseError
+from fsspec_csx.s3.transport.request_context import current, using
 
 LONGEST = 8 * 2**20
 """The longest body, in bytes: a page of 1,000 keys, each of 1,024 bytes and percent-encoded, has less than half."""
@@ -47,9 +47,6 @@ class _Exchange:
             raise UnguardedResponseError(msg)
 
 
-_exchange: ContextVar[_Exchange | None] = ContextVar("exchange", default=None)
-
-
 async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
     """Send a request, and refuse a response that did not pass ``received``.
 
@@ -61,11 +58,8 @@ async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
         UnguardedResponseError: if the session did not call ``received``, or read the body past it.
     """
     exchange = _Exchange(streamed=request.stream_output)
-    reset = _exchange.set(exchange)
-    try:
+    with using(exchange=exchange):
         response = await send(request)
-    finally:
-        _exchange.reset(reset)
     exchange.check(response.raw)
     return response
 
@@ -83,7 +77,7 @@ async def received(method: str, sent: Awaitable[Any]) -> Any:
     reads = method in ("GET", "HEAD", "DELETE")
     # A request body may be long; a request without one may wait for a connection, but not so long.
     response = await (_ended(sent, _WRITE_SECONDS) if reads else sent)
-    exchange = _exchange.get()
+    exchange = current().exchange
     if exchange is not None:
         exchange.response = response
     if exchange is None or response.status >= 300 or not exchange.streamed:

@@ -1,4 +1,4 @@
-"""Ranges: which bytes of an object one request fetches, and the memories that they fill."""
+"""The byte range of an object that one request fetches, and the buffers that it fills."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fsspec_csx.errors import EndpointError
 
 Check = Callable[[memoryview, int], int]
 
-# Shorter memories are read together and copied: a call of the system for each would take longer.
+# Shorter buffers are read together and copied: a system call for each would take longer.
 _SMALL = 64 * 1024
 _TOGETHER = 2**20
-# So often another answer than was asked for is taken for an accident.
+# After so many wrong responses the endpoint is at fault.
 _WRONG_ANSWERS = 3
 
 
 class _Piece:
-    """Bytes that follow each other: those of one memory, or of several small ones with the gaps between them.
+    """Consecutive bytes: those of one buffer, or of several small ones with the gaps between them.
 
     Attributes:
         start: position in the object.
         length: in bytes.
-        homes: the memories: the number of the span that each is a part of, its position in the object, and itself.
+        targets: for each buffer, the number of its span, its position in the object, and the buffer.
     """
 
     def __init__(self, start: int) -> None:
@@ -36,7 +36,7 @@ class _Piece:
 
     @property
     def direct(self) -> bool:
-        """Whether the bytes are read straight into their home."""
+        """Whether the bytes are read directly into their target."""
         return len(self.targets) == 1 and len(self.targets[0][2]) == self.length
 
     def add(self, span: int, position: int, memory: memoryview) -> None:
@@ -50,7 +50,7 @@ class _Piece:
         return self._memory
 
     def scatter(self) -> None:
-        """Bring the bytes home, once all have come, and let go of the memory that they were read into."""
+        """Copy the bytes to their targets once all have arrived, and free the buffer between."""
         memory, self._memory = self.memory, None
         if not self.direct:
             for _, position, target in self.targets:
@@ -58,25 +58,25 @@ class _Piece:
 
 
 class RangeRequest:
-    """What one request fetches.
+    """The bytes that one request fetches.
 
     Args:
         start: position of the first byte.
-        check: computes a checksum of the bytes as they come, from a memory and the checksum before it.
-        probing: whether the object may end before the range does, and is of unknown size: ``length`` becomes what there
-            is, and the object is asked for whole, since only then does the server tell its checksum.
-        clipped: whether the object may end before the range does; then ``length`` becomes what there is.
+        check: computes a checksum of the bytes as they arrive, from a buffer and the checksum before it.
+        probing: whether the size of the object is unknown: ``length`` shrinks to the object's, and the whole object is
+            requested, since only then does the server send its checksum.
+        clipped: whether the object may end before the range does; then ``length`` shrinks to its end.
 
     Attributes:
         length: in bytes.
-        filled: how many of them have come.
-        etag: of the object that they are of.
-        total: the object's size in bytes, once an answer has told it.
-        headers: of the answer.
-        thread: what fills it, while and after it does.
-        interrupt: ends the filling at once; None while nothing fills it.
-        given_up: set to make the filling fail soon.
-        failure: what went wrong on this machine's side, so that there is no use in asking for the bytes again.
+        filled: how many of them have arrived.
+        etag: of their object.
+        total: the object's size in bytes, once a response has named it.
+        headers: of the response.
+        thread: the future of the thread that fills it.
+        interrupt: aborts the connection; None while no thread fills it.
+        given_up: whether the thread shall fail soon.
+        failure: an error of this machine, which no retry would mend.
     """
 
     def __init__(self, start: int, *, check: Check | None = None, probing: bool = False, clipped: bool = False) -> None:
@@ -100,27 +100,27 @@ class RangeRequest:
 
     @property
     def end(self) -> int:
-        """Position behind the last byte."""
+        """The position after the last byte."""
         return self.start + self.length
 
     def give_up(self) -> None:
-        """Let what fills it end soon."""
+        """Make the thread that fills it fail soon."""
         self.given_up = True
         if (interrupt := self.interrupt) is not None:
             interrupt()
 
     @property
     def harmful(self) -> bool:
-        """Whether it is being filled at this moment."""
+        """Whether a thread fills it now."""
         return self.interrupt is not None
 
     @property
     def complete(self) -> bool:
-        """Whether all bytes have come."""
+        """Whether all bytes have arrived."""
         return self.filled == self.length
 
     def add(self, span: int, position: int, memory: memoryview) -> None:
-        """Let a memory, which is a part of the span of that number, be filled too; what lies before it is skipped."""
+        """Add a buffer, a part of the span of that number; the bytes between it and the last one are skipped."""
         last = self._pieces[-1] if self._pieces else None
         small = len(memory) < _SMALL
         if small and last is not None and not last.direct and last.length < _TOGETHER:
@@ -134,18 +134,17 @@ class RangeRequest:
         self.length = position + len(memory) - self.start
 
     def header(self) -> str | None:
-        """The value of the header ``Range`` for what has not come yet; None to ask for the whole object."""
+        """The ``Range`` header of the bytes that are missing; None to request the whole object."""
         if self._probing and not self.filled:
             return None
         return f"bytes={self.start + self.filled}-{self.end - 1}"
 
     def expect(self, status: int, headers: Mapping[str, str]) -> None:
-        """Check that an answer brings what is missing.
+        """Check that a response brings the missing bytes.
 
         Raises:
-            OSError: if it brings something else. If the object was replaced since the first bytes came, all of them
-                are to be fetched again.
-            EndpointError: if something else was brought several times.
+            OSError: if it brings others. If the object was replaced meanwhile, all bytes are fetched again.
+            EndpointError: if it brought others several times.
         """
         if self.filled and headers.get("ETag") != self.etag:
             self.restart()
@@ -157,8 +156,8 @@ class RangeRequest:
             self._wrong += 1
             if self._wrong < _WRONG_ANSWERS:
                 raise
-            reason = f"{self._wrong} answers were not what was asked for; the last: {error}"
-            self.failure = EndpointError(reason, "Look for a proxy or a cache on the way that changes answers.")
+            reason = f"{self._wrong} responses did not bring the bytes requested; the last: {error}"
+            self.failure = EndpointError(reason, "Look for a proxy or a cache on the way that changes responses.")
             raise self.failure from error
 
     def _expect(self, status: int, headers: Mapping[str, str]) -> None:
@@ -177,18 +176,18 @@ class RangeRequest:
             raise OSError(msg)
 
     def restart(self) -> None:
-        """Forget what has come."""
+        """Forget the bytes that have arrived."""
         self.filled = self._current = 0
         for piece in self._pieces:
             piece.crc = 0
 
     @property
     def cut_off(self) -> bool:
-        """Whether the answer has more bytes than are read of it."""
+        """Whether the response has more bytes than are read."""
         return self._probing and self.total is not None and self.total > self.end
 
     def next_buffer(self, most: int) -> memoryview:
-        """The next memory to be filled, of at most so many bytes; empty when the range is complete."""
+        """The next buffer to fill, of at most so many bytes; empty when the range is complete."""
         if self.complete:
             return memoryview(b"")
         piece = self._pieces[self._current]
@@ -196,7 +195,7 @@ class RangeRequest:
         return piece.memory[offset : min(offset + most, offset + self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """So many bytes of ``next_buffer`` were filled."""
+        """Note that so many bytes of ``next_buffer`` were filled."""
         piece = self._pieces[self._current]
         offset = self.start + self.filled - piece.start
         if self._check is not None and piece.direct:
@@ -225,7 +224,7 @@ class RangeRequest:
             self.advance(len(memory))
 
     def checksums(self) -> list[tuple[int, int, int, int]]:
-        """The number of the span, position, checksum and length of each memory that was filled."""
+        """The number of the span, position, checksum and length of each buffer."""
         check = self._check
         assert check is not None
         return [
@@ -251,11 +250,11 @@ class FileRange(RangeRequest):
         self._checksum = 0
 
     def restart(self) -> None:
-        """Forget what has come."""
+        """Forget the bytes that have arrived."""
         self.filled = self._checksum = 0
 
     def next_buffer(self, most: int) -> memoryview:
-        """Memory for the next bytes, at most so many; empty when the range is complete."""
+        """A buffer for the next bytes, at most so many; empty when the range is complete."""
         if not self._buffer:
             self._buffer = memoryview(bytearray(most))
         return self._buffer[: min(most, self.length - self.filled)]
@@ -281,22 +280,22 @@ class FileRange(RangeRequest):
             self._buffer = memoryview(b"")
 
     def checksums(self) -> list[tuple[int, int, int, int]]:
-        """As of ``Range``."""
+        """See ``RangeRequest``."""
         return [(0, self.start, self._checksum, self.length)]
 
 
 def _content(status: int, headers: Mapping[str, str]) -> tuple[int, int | None, int | None]:
-    """Where the body of an answer begins in the object, its length, and the object's size, as far as they are told."""
-    told = headers.get("Content-Length")
-    if told is not None and not told.isdecimal():
-        msg = f"an answer tells its length by Content-Length {told!r}."
+    """Where a response begins in the object, its length, and the object's size; None for what it does not say."""
+    length_header = headers.get("Content-Length")
+    if length_header is not None and not length_header.isdecimal():
+        msg = f"a response has Content-Length {length_header!r}."
         raise OSError(msg)
-    length = None if told is None else int(told)
+    length = None if length_header is None else int(length_header)
     if status != 206:
         return 0, length, length
     span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     first = span.partition("-")[0]
     if not first.isdecimal() or not (total.isdecimal() or total == "*"):
-        msg = f"an answer says where it belongs by Content-Range {headers.get('Content-Range')!r}."
+        msg = f"a response has Content-Range {headers.get('Content-Range')!r}."
         raise OSError(msg)
     return int(first), length, int(total) if total.isdecimal() else None

@@ -1,9 +1,8 @@
-"""Calls that leave nothing running: once control has returned to the caller, none of their work goes on.
+"""Scopes of calls: once a call has returned to the caller, none of its work runs on.
 
-That holds however a call ends: by Ctrl-C, by ``timeout=``, by the cancellation of a coroutine, or by an error of one of
-many tasks. Each call has a scope, which knows its tasks and what its threads fill and send. When the scope is closed,
-no task of the call makes another request, and no thread writes to memory that is the caller's again, not even when the
-event loop is busy with something else and cannot cancel anything yet.
+That holds whether it ends by Ctrl-C, ``timeout=``, a cancellation, or an error of one of many tasks. A scope knows the
+tasks of its call and the buffers that its threads use. Once it is closed, no task makes another request, and no thread
+writes to memory of the caller, even while the event loop is busy and cannot cancel anything yet.
 """
 
 from __future__ import annotations
@@ -17,30 +16,31 @@ import traceback
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, wait
-from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
+
+from fsspec_csx.s3.transport.request_context import current, using
 
 T = TypeVar("T")
 
 
 class Body(Protocol):
-    """What a thread fills or sends."""
+    """Bytes that a thread receives or sends."""
 
     thread: Future[Any] | None
 
     def give_up(self) -> None:
-        """Let the thread end soon."""
+        """Make the thread end soon."""
 
     @property
     def harmful(self) -> bool:
-        """Whether the thread uses memory or a file that is not its own at this moment."""
+        """Whether the thread uses memory or a file of the caller now."""
 
 
 class Scope:
-    """All that one call has running.
+    """The tasks and threads of one call.
 
     Args:
-        parent: the scope of the call that this one is a part of.
+        parent: the scope of the call that contains this one.
     """
 
     def __init__(self, parent: Scope | None = None) -> None:
@@ -83,16 +83,16 @@ class Scope:
         return thread
 
     def _up(self) -> Iterator[Scope]:
-        current: Scope | None = self
-        while current is not None:
-            yield current
-            current = current._parent
+        each: Scope | None = self
+        while each is not None:
+            yield each
+            each = each._parent
 
     def close(self) -> list[Body]:
-        """From any thread: let nothing begin any more, and what threads do end soon.
+        """From any thread: let nothing begin any more, and make the threads end soon.
 
         Returns:
-            What they may still be at.
+            The bodies that threads may still use.
         """
         with self._lock:
             self._closed = True
@@ -105,7 +105,7 @@ class Scope:
         """On the event loop: close, cancel the tasks, and wait until all have ended.
 
         Args:
-            but: a task that goes on.
+            but: a task that is not cancelled.
         """
         self.close()
         await asyncio.sleep(0)  # tasks that were made and have not begun yet: they find that the call is over
@@ -115,27 +115,21 @@ class Scope:
             await asyncio.wait(tasks)
 
 
-_current: ContextVar[Scope | None] = ContextVar("current", default=None)
 _no_call = Scope()
 
 
 def scope() -> Scope:
-    """The scope of the call that is being served; one that is never closed where there is none."""
-    return _current.get() or _no_call
+    """The scope of the current call; outside of calls, one that is never closed."""
+    return current().scope or _no_call
 
 
-@contextlib.contextmanager
-def tidying() -> Iterator[None]:
-    """Let the block make requests though its call may be over: it cleans up after it."""
-    reset = _current.set(None)
-    try:
-        yield
-    finally:
-        _current.reset(reset)
+def tidying() -> contextlib.AbstractContextManager[None]:
+    """Let a block make requests though its call may be over: it cleans up after it."""
+    return using(scope=None)
 
 
 async def uncancelled(awaitable: Awaitable[T]) -> T:
-    """Await something to its end; a cancellation meanwhile takes effect after it."""
+    """Await something to its end; a cancellation takes effect afterwards."""
     task = asyncio.ensure_future(awaitable)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -178,17 +172,16 @@ class ThreadedContext(Generic[T]):
 
 
 async def within(new: Scope, call: Callable[[], Awaitable[T]]) -> T:
-    """Await what a call returns, in a scope of its own: whatever it has begun ends with it."""
-    reset = _current.set(new)
-    try:
-        return await call()
-    except BaseException as error:
-        await uncancelled(new.end(asyncio.current_task()))
-        _close_coroutines(error)
-        raise
-    finally:
-        new.close()
-        _current.reset(reset)
+    """Await a call in a scope of its own: all that it begins ends with it."""
+    with using(scope=new):
+        try:
+            return await call()
+        except BaseException as error:
+            await uncancelled(new.end(asyncio.current_task()))
+            _close_coroutines(error)
+            raise
+        finally:
+            new.close()
 
 
 def _close_coroutines(error: BaseException) -> None:
@@ -200,16 +193,16 @@ def _close_coroutines(error: BaseException) -> None:
 
 
 def contained(coroutine: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """A coroutine of many tasks that leaves none of them behind, also when it is cancelled."""
+    """Decorate a coroutine of many tasks: it leaves none running, also when it is cancelled."""
 
     @functools.wraps(coroutine)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        return await within(Scope(_current.get()), functools.partial(coroutine, *args, **kwargs))
+        return await within(Scope(current().scope), functools.partial(coroutine, *args, **kwargs))
 
     call.contained = True  # type: ignore[attr-defined]
     return call
 
 
 def wait_for_threads(bodies: list[Body]) -> None:
-    """Wait until no thread uses what is not its own."""
+    """Wait until no thread uses memory of the caller."""
     wait([body.thread for body in bodies if body.thread is not None and body.harmful])

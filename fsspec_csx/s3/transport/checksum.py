@@ -1,4 +1,4 @@
-"""Checksums that S3 knows, by the names of its headers.
+"""The checksums of S3, by their headers.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
 """
@@ -18,8 +18,8 @@ class Algorithm:
     """How a checksum is computed.
 
     Attributes:
-        compute: from a memory, and the checksum of what comes before it.
-        combine: from the checksum of some bytes, that of those that follow, and the number of the latter.
+        compute: from a buffer, and the checksum of the bytes before it.
+        combine: from the checksums of two runs of bytes, one after the other, and the length of the second.
         size: in bytes.
     """
 
@@ -41,11 +41,11 @@ _BY_HEADER = {
 
 
 def of_object(headers: Mapping[str, str]) -> tuple[Algorithm, str] | None:
-    """The algorithm and the checksum, as S3 writes it, of a whole object; None if the headers tell none."""
+    """The algorithm and the checksum, as S3 writes it, of a whole object; None if the headers have none."""
     if headers.get("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT":
         return None
     for header, algorithm in _BY_HEADER.items():
-        told = headers.get(header)
-        if told is not None and "-" not in told:  # with a hyphen, it is of the checksums of parts
-            return algorithm, told
+        value = headers.get(header)
+        if value is not None and "-" not in value:  # with a hyphen, it is of the checksums of parts
+            return algorithm, value
     return None

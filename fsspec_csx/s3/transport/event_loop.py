@@ -1,4 +1,4 @@
-"""Waiting, in a thread of the caller, for what the event loop of a filesystem does."""
+"""Waiting in the caller's thread for the event loop of a filesystem."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ TOO_LATE = (
     "Let it wait for this thread, or save by async_save, which is waited for."
 )
 SHUTDOWN = ("after shutdown", "after interpreter shutdown")
-"""How concurrent.futures ends its sentence then."""
+"""How the messages of concurrent.futures end then."""
 
-# How long work that was given up may take to end: its upload is aborted, and the event loop may be busy.
+# How long cancelled work may take to end: its upload is aborted, and the event loop may be busy.
 _END_SECONDS = 30.0
 
 
 class Work(Future[Any]):
-    """A coroutine that an event loop runs for another thread, as ``asyncio.run_coroutine_threadsafe`` has it.
+    """A coroutine that an event loop runs for another thread; see ``asyncio.run_coroutine_threadsafe``.
 
-    But if it is cancelled before it has begun, nothing of it runs, and otherwise it is done only when the coroutine has
-    ended, and all that it has begun.
-
-    It begins when ``schedule`` is called: whoever waits for it calls that where an interruption is caught already.
+    If cancelled before it begins, it never runs; otherwise it is done only when the coroutine, and all that it has
+    begun, have ended. It begins when ``schedule`` is called, after the caller has begun to catch interrupts.
 
     Args:
         loop: the event loop.
@@ -73,7 +71,7 @@ class Work(Future[Any]):
             self.set_result(task.result())
 
     def cancel(self) -> bool:
-        """Let it end soon, or never begin; False if it is over."""
+        """Cancel it; False if it is done."""
         if super().cancel():
             return True
         if self.done():
@@ -89,7 +87,7 @@ class Work(Future[Any]):
             self._task.cancel()
 
     def wait(self, timeout: float | None = None) -> Any:
-        """Schedule it, and return its result; whatever ends the waiting, such as Ctrl-C, ends the work too.
+        """Schedule it, and return its result; Ctrl-C, or another exception, ends the work too.
 
         Raises:
             fsspec.FSTimeoutError: a TimeoutError, if it takes more than so many seconds, or raises one itself.
@@ -105,7 +103,7 @@ class Work(Future[Any]):
             raise
 
     def end(self) -> None:
-        """Cancel it, and wait until it has ended, and no thread of it uses what is the caller's again."""
+        """Cancel it, and wait until none of its threads uses memory of the caller."""
         if self.done():
             return
         bodies = self._scope.close()
@@ -131,12 +129,12 @@ def submitted(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, An
 
 
 def finished(fs: Any, call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> Any:
-    """What the coroutine of a call returns that the event loop of a filesystem runs; Ctrl-C ends it too."""
+    """Run a coroutine on the event loop of a filesystem, and return its result; Ctrl-C ends it too."""
     return Work(fs.loop, call).wait(timeout)
 
 
 def is_on_loop(fs: Any) -> bool:
-    """Whether this is run by the event loop of a filesystem."""
+    """Whether the event loop of a filesystem runs this."""
     try:
         return asyncio.get_running_loop() is fs.loop
     except RuntimeError:
@@ -144,7 +142,7 @@ def is_on_loop(fs: Any) -> bool:
 
 
 def check_off_loop(fs: Any) -> None:
-    """Raise a RuntimeError if this is run by the event loop of a filesystem, which would wait for itself."""
+    """Raise RuntimeError if the event loop of a filesystem runs this: it would wait for itself."""
     if is_on_loop(fs):
         msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
         raise RuntimeError(msg)

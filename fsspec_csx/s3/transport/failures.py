@@ -1,4 +1,4 @@
-"""Failures of a request that botocore does not know; error_mapping makes errors of this package of them."""
+"""Failures of a request that botocore does not know; error_mapping maps them to this package's errors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ class GaveUpError(Exception):
 
 
 class RedirectedError(Exception):
-    """The endpoint sends to another address, of which it tells no more than that."""
+    """The endpoint redirects to another address without naming a region."""
 
     def __init__(self, location: str) -> None:
-        super().__init__(f"sent on to {location}")
+        super().__init__(f"redirected to {location}")
         self.location = location
 
 
@@ -20,4 +20,4 @@ class UnguardedResponseError(RuntimeError):
 
 
 class InvalidResponseError(Exception):
-    """The endpoint answered with what no server of S3 answers, so that there is no use in asking again."""
+    """The endpoint gave a response that no S3 server gives; a retry would be of no use."""

@@ -1,7 +1,7 @@
-"""Bytes between S3 and memory: the bodies of bulk requests, moved side by side by threads that copy nothing.
+"""Bodies of bulk requests, moved between S3 and memory by threads in parallel and without a copy.
 
-botocore signs each request, retries it and reads its errors, as for every other one; only the moving of the bytes is
-taken from it, at its event ``before-send``, where a handler may answer in place of botocore's own connection:
+botocore signs each request, retries it and reads its errors; only its body is moved here, by a handler of the event
+``before-send``, which may respond in place of botocore's own connection:
 https://docs.aws.amazon.com/boto3/latest/guide/events.html
 """
 
@@ -13,7 +13,6 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from aiobotocore.awsrequest import AioAWSResponse
@@ -26,6 +25,7 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
 from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
 from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.request_context import current, using
 from fsspec_csx.s3.transport.sockets import (
     PlainPool,
     abort_connection,
@@ -40,28 +40,24 @@ T = TypeVar("T")
 PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
 
-# What one call of the system may send. Python's time limit for TLS is that of a whole call, on slow lines too.
+# Bytes of one system call. Python's time limit for TLS is that of a whole call, on slow lines too.
 _PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 128 * 1024
 
-# How long to wait for a thread that does no harm: it sends memory that stays, or waits for an answer which it will not
-# look at.
+# How long to wait for a thread that uses no memory of the caller.
 _STUCK_SECONDS = 1.0
 
-# Of the headers of an answer that brought a part: to parse all of them for each part takes long.
+# Headers of a response with a part: to parse all of them for each part takes long.
 _NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
-
-# The range that the running task asks for; None where botocore's own connection shall answer.
-_asked: ContextVar[RangeRequest | None] = ContextVar("asked", default=None)
 
 
 class Transfer:
     """The threads and connections that move the bodies of the bulk requests of one client.
 
     Args:
-        client: the aiobotocore client whose GetObject, PutObject and UploadPart requests are to be served.
-        verify: as of botocore: True, False, or the path of a certificate bundle.
+        client: the aiobotocore client whose GetObject, PutObject and UploadPart requests it serves.
+        verify: True, False, or the path of a certificate bundle; see botocore.
         in_flight: how many requests at a time.
-        former: of a client that this one takes the place of; its threads and connections are gone on with.
+        former: of the client that this one replaces; its threads and connections are kept.
 
     Attributes:
         in_flight: the same.
@@ -95,10 +91,6 @@ class Transfer:
             self._threads = _Threads(in_flight, thread_name_prefix="fsspec_csx")
             self._slots = asyncio.Semaphore(in_flight)
         self._for_payloads = _for_payloads(config)
-        for operation in ("GetObject", "PutObject", "UploadPart"):
-            client.meta.events.register_first(f"before-parameter-build.s3.{operation}", self._before_building)
-            client.meta.events.register_first(f"request-created.s3.{operation}", self._before_signing)
-            client.meta.events.register(f"before-send.s3.{operation}", self._answer)
 
     async def fetch(
         self,
@@ -109,9 +101,9 @@ class Transfer:
         """Fill the memories of ranges of an object, several at a time.
 
         Args:
-            get: makes a GetObject request with the parameter ``Range``, or without, and returns botocore's answer.
+            get: makes a GetObject request, with the parameter ``Range`` or without, and returns botocore's response.
             ranges: whose bytes the object must have.
-            advance: is told, on the event loop, the bytes of each range that has come.
+            advance: is called on the event loop with the length of each range that has arrived.
 
         Raises:
             Exception: what ``get`` raised for the first range that failed; the others are given up.
@@ -121,10 +113,10 @@ class Transfer:
 
         async def fetch_one(wanted: RangeRequest) -> None:
             async with self._slots:
-                _asked.set(wanted)
                 span = wanted.header()
-                answer = await get(**({"Range": span} if span else {}))
-                if not wanted.complete:  # another client of the filesystem answered, one of another region
+                with using(wanted=wanted):
+                    answer = await get(**({"Range": span} if span else {}))
+                if not wanted.complete:  # a client of another region, which has other handlers, was used
                     wanted.accept(await answer["Body"].read())
             advance(wanted.length)
 
@@ -145,11 +137,11 @@ class Transfer:
         await self.ended(ranges)
 
     async def send(self, put: Callable[[], Awaitable[T]], payload: RequestBody) -> T:
-        """Send a payload when it is its turn.
+        """Send a body when it is its turn.
 
         Args:
-            put: makes the request whose body is the payload.
-            payload: not used by any thread any more when this returns.
+            put: makes its request.
+            payload: no thread uses it when this returns.
         """
         scope().join()
         try:
@@ -163,7 +155,7 @@ class Transfer:
 
     @staticmethod
     async def ended(bodies: Sequence[Body]) -> None:
-        """Wait until no thread writes to these any more, nor reads what may go; what still runs is given up."""
+        """Give these up, and wait until no thread uses memory of the caller."""
         for body in bodies:
             body.give_up()
         running = [each for each in bodies if each.thread and not each.thread.done()]
@@ -173,22 +165,25 @@ class Transfer:
             if threads:
                 await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
 
-    def _before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+    def before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        """Let a request body go unhashed; a handler of ``before-parameter-build``."""
         if isinstance(params.get("Body"), RequestBody):
             context["client_config"] = self._for_payloads
 
-    def _before_signing(self, request: Any, **_: Any) -> None:
+    def before_signing(self, request: Any, **_: Any) -> None:
+        """Ask for the bytes that are missing; a handler of ``request-created``."""
         if isinstance(request.data, RequestBody):
             del request.headers["Expect"]  # it would cost a round trip; the body can be sent again
-        elif (wanted := _asked.get()) is not None and (span := wanted.header()):
+        elif (wanted := current().wanted) is not None and (span := wanted.header()):
             del request.headers["Range"]
-            request.headers["Range"] = span  # a cut answer is gone on with where it ended
+            request.headers["Range"] = span  # resumes at the last byte received
             if wanted.filled and wanted.etag:
                 del request.headers["If-Match"]
                 request.headers["If-Match"] = wanted.etag
 
-    async def _answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
-        body = request.body if isinstance(request.body, RequestBody) else _asked.get()
+    async def answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
+        """Move the body by a thread; a handler of ``before-send``, None to leave it to botocore."""
+        body = request.body if isinstance(request.body, RequestBody) else current().wanted
         if body is None:
             return None
         exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, RequestBody) else self._get
@@ -196,7 +191,7 @@ class Transfer:
         return await asyncio.wrap_future(thread)
 
     def _send(self, request: Any) -> Any:
-        """Send a request, and wait for the head of its answer."""
+        """Send a request, and wait for the head of its response."""
         began = time.monotonic()
         try:
             return self._session.send(request)
@@ -238,7 +233,7 @@ class Transfer:
 
 
 class _Threads(ThreadPoolExecutor):
-    """Makes do with the threads that there are where no more can be had."""
+    """Uses the threads that it has where no more can be started."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -258,10 +253,10 @@ class _Threads(ThreadPoolExecutor):
 
 
 def _for_payloads(config: Any) -> Any:
-    """The client's configuration, by which bodies are not hashed for the signature unless the user asked for it.
+    """The client's configuration, but bodies are not hashed for the signature unless the user set that.
 
     A checksum in a signed header covers them, and a SHA-256 takes longer than the sending. Nor does botocore add a
-    checksum of its own where there is none, as to a server that has refused them.
+    checksum of its own, which the server may have refused.
     """
     changed = copy.copy(config)
     changed.request_checksum_calculation = "when_required"
@@ -273,7 +268,7 @@ def _for_payloads(config: Any) -> Any:
 
 
 class _Body:
-    """What botocore reads of an answer whose bytes have gone elsewhere, or that is an error."""
+    """The body for botocore of a response whose bytes went elsewhere, or that is an error."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""Payloads: the bodies of uploads, in memories that are not joined, or in a file."""
+"""Bodies of uploads: buffers that are not joined, or a slice of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _READ = 2**20
 
 
 def single_bytes(data: Any) -> memoryview:
-    """The memory of any contiguous buffer, by single bytes."""
+    """A view of any contiguous buffer as single bytes."""
     view = memoryview(data)
     if view.format == "B" and view.ndim == 1 and view.contiguous:
         return view
@@ -23,22 +23,22 @@ def single_bytes(data: Any) -> memoryview:
 
 
 def changed(path: str) -> OSError:
-    """What to raise where a local file changed, or went, while it was sent."""
+    """The error for a local file that changed or was removed while it was sent."""
     if not os.path.lexists(path):
         return FileNotFoundError(f"{path} was removed while it was copied. See what moved or deleted it.")
     return OSError(f"{path} changed while it was copied. Copy it again when nothing writes to it any more.")
 
 
 class RequestBody(io.RawIOBase):
-    """Bytes to be sent, as a file for those who can only read files.
+    """Bytes to send, readable as a file.
 
     Attributes:
         length: in bytes.
-        crc64nvme: the checksum of all, by the NVM Express polynomial, once it is prepared.
-        thread: what prepares or sends it, while and after it does.
-        given_up: set to make the sending fail soon.
-        failure: why its bytes could not be had, if that ended the sending.
-        owned: whether what is to be sent stays, whatever becomes of the sender.
+        crc64nvme: the checksum of all bytes, once it is prepared.
+        thread: the future of the thread that prepares or sends it.
+        given_up: whether the thread shall fail soon.
+        failure: why its bytes could not be read, if that ended the sending.
+        owned: whether the bytes stay valid after the caller has returned.
     """
 
     owned = True
@@ -52,17 +52,17 @@ class RequestBody(io.RawIOBase):
         self._position = 0
 
     def give_up(self) -> None:
-        """Let the sending end soon."""
+        """Make the sending fail soon."""
         self.given_up = True
 
     @property
     def harmful(self) -> bool:
-        """Whether a thread that sends it must not go on, since the memory may go."""
+        """Whether a thread must not send it any more, since the memory may be freed."""
         return not self.owned
 
     @abstractmethod
     def parts(self, start: int = 0) -> Iterator[memoryview]:
-        """The bytes from a position on, in memories that follow each other."""
+        """The bytes from a position on, in consecutive buffers."""
 
     def prepare(self) -> None:
         """Compute the checksum."""
@@ -75,7 +75,7 @@ class RequestBody(io.RawIOBase):
         """The bytes in pieces of at most so many.
 
         Raises:
-            OSError: if the payload was given up.
+            OSError: if the sending was given up.
         """
         for memory in self.parts():
             for start in range(0, len(memory), size):
@@ -90,11 +90,11 @@ class RequestBody(io.RawIOBase):
         return self.length
 
     def readable(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -111,10 +111,10 @@ class RequestBody(io.RawIOBase):
 
 
 class MemoryBody(RequestBody):
-    """A payload that lies in memory, in pieces that are not joined.
+    """A body in memory, in buffers that are not joined.
 
     Args:
-        memories: contiguous, of single bytes; unchanged until the payload has been sent.
+        memories: contiguous, of single bytes; unchanged until they have been sent.
     """
 
     def __init__(self, memories: Sequence[memoryview]) -> None:
@@ -123,7 +123,7 @@ class MemoryBody(RequestBody):
         self._memories = memories
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
-        """The bytes from a position on, in memories that follow each other."""
+        """The bytes from a position on, in consecutive buffers."""
         for memory in self._memories:
             if start < len(memory):
                 yield memory[start:]
@@ -131,7 +131,7 @@ class MemoryBody(RequestBody):
 
 
 class FileSliceBody(RequestBody):
-    """A payload that is a part of a local file, read as it is sent.
+    """A slice of a local file, read as it is sent.
 
     Args:
         descriptor: of the file; may be closed once this is made.
@@ -147,14 +147,14 @@ class FileSliceBody(RequestBody):
         self._start = start
 
     def close(self) -> None:
-        """Let go of the file; as when the payload is dropped."""
+        """Close the file; this happens too when the body is dropped."""
         super().close()
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
-        """The bytes from a position on, in memories that follow each other.
+        """The bytes from a position on, in consecutive buffers.
 
         Raises:
             OSError: if the file has become shorter, or cannot be read.

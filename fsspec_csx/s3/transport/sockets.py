@@ -1,4 +1,4 @@
-"""What the threads of a transfer do with a connection: the system's own calls, on the memory that they fill."""
+"""Reading responses from sockets: system calls directly on the buffers that they fill."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.bounded_body import taken_from
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 
-# What one call of the system may fill: between two, it is seen whether the bytes are still wanted.
+# Bytes of one system call: between two, the thread checks whether the request was given up.
 _STEP = 2**20
 
 
 class PlainConnection(AWSHTTPConnection):  # type: ignore[misc]
-    """A connection without TLS: Python limits the time to connect, and the system that of each later call."""
+    """A connection without TLS: Python limits the time to connect, and the system that of each call after it."""
 
     def connect(self) -> None:
         """Connect."""
@@ -37,7 +37,7 @@ class PlainPool(AWSHTTPConnectionPool):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def translate_errors(answer: Any, request: Any, wanted: RangeRequest | None = None) -> Iterator[None]:
-    """Tell what goes wrong while an answer is read as botocore does, and give its connection back."""
+    """Raise botocore's exceptions for errors while a response is read, and release its connection."""
     try:
         yield
     except TimeoutError as error:
@@ -56,26 +56,26 @@ def translate_errors(answer: Any, request: Any, wanted: RangeRequest | None = No
 
 
 def read_body(answer: Any) -> bytes:
-    """The body of an answer that is no object."""
+    """The body of a response that is no object data."""
     source = compat.raw_stream(answer)
 
     def read(most: int) -> bytes:
         piece: bytes = source.read1(most)
         if not piece and source.length:
-            msg = f"The connection ended {source.length} bytes before the end of the answer."
+            msg = f"The connection ended {source.length} bytes before the end of the response."
             raise OSError(msg)
         return piece
 
     body = taken_from(read, answer.status_code)
     if source.length == 0:
-        source.read(0)  # lets it know that it is at the end, so that the connection can be used again
+        source.read(0)  # marks it as read, so that the connection is reused
     if not source.isclosed():
         answer.raw.close()
     return body
 
 
 def recv_into(wanted: RangeRequest, answer: Any) -> None:
-    """Read a body straight into memory, by the system's own calls on it: urllib3 would copy."""
+    """Read a body directly into memory by system calls; urllib3 would copy."""
     wanted.expect(answer.status_code, answer.headers)
     while len(memory := wanted.next_buffer(_STEP)):
         count = 0 if wanted.given_up else compat.raw_stream(answer).readinto(memory)
@@ -86,7 +86,7 @@ def recv_into(wanted: RangeRequest, answer: Any) -> None:
 
 
 def abort_connection(source: Any) -> None:
-    """Let a call of the system that waits for bytes return."""
+    """Make a system call that waits for bytes return."""
     link = getattr(source.connection, "sock", None)
     if link is not None:
         with contextlib.suppress(OSError):  # it has ended by itself
@@ -94,9 +94,9 @@ def abort_connection(source: Any) -> None:
 
 
 def socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
-    """Options of a connection; with a time limit that the system keeps, by which its calls need not be many and short.
+    """Options of a connection, with a time limit of the system, so that its calls can be few and long.
 
-    Those of a connection by TLS are many in any case, and Python keeps the time limit.
+    With TLS its calls are many in any case, and Python keeps the time limit.
     """
     options: list[tuple[int, int, Any]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     if seconds is not None:

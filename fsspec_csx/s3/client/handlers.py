@@ -1,0 +1,62 @@
+"""The handlers of botocore's events: all that this package adds to a client, in the order in which it is called.
+
+https://docs.aws.amazon.com/boto3/latest/guide/events.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fsspec_csx.s3.client import no_redirects, request_outcome, response_validation, retries
+from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
+from fsspec_csx.s3.transport import compat, request_context
+from fsspec_csx.s3.transport.pool import Transfer
+
+_TRANSFERS = ("GetObject", "PutObject", "UploadPart")
+_LISTINGS = tuple(response_validation.NEXT)
+
+
+def register(
+    client: Any, transfer: Transfer, headers: ChecksumHeaders, first_contact: Callable[..., Any] | None
+) -> None:
+    """Let the requests of a client be served by this package.
+
+    botocore calls the handlers of one operation before those of all, and in the order of this list; its own retries
+    come after ``needs-retry``. All are called; the first that returns seconds decides how long to wait.
+
+    Args:
+        client: of aiobotocore.
+        transfer: moves the bodies of objects.
+        headers: which checksum headers the server takes.
+        first_contact: ends the retries of an endpoint that has never answered; None to leave them to the session.
+    """
+    no_redirects.check_guarded(client)
+    compat.replace_parsers(client, response_validation.Parsers)
+    first, last = client.meta.events.register_first, client.meta.events.register_last
+    for operation in _TRANSFERS:
+        first(f"before-parameter-build.s3.{operation}", transfer.before_building)
+    for operation in _LISTINGS:
+        first(f"before-parameter-build.s3.{operation}", response_validation.note_request)
+    for operation in _TRANSFERS:
+        first(f"request-created.s3.{operation}", transfer.before_signing)
+    for kind in headers.kinds:
+        for operation in kind.operations:
+            first(f"request-created.s3.{operation}", kind.before_signing)
+            first(f"needs-retry.s3.{operation}", kind.answered)
+    first("before-send.s3.GetObject", _note_sent)
+    for operation in _TRANSFERS:
+        client.meta.events.register(f"before-send.s3.{operation}", transfer.answer)
+    first("needs-retry.s3", no_redirects.refuse_redirect)
+    first("needs-retry.s3", request_outcome.note)
+    first("needs-retry.s3", response_validation.explain_damage)
+    first("needs-retry.s3", retries.give_up)
+    if first_contact is not None:
+        first("needs-retry.s3", first_contact)
+        first("needs-retry.s3", retries.retry_after)
+    last("after-call.s3", response_validation.validate)
+
+
+def _note_sent(request: Any, **_: Any) -> None:
+    if (sent := request_context.current().sent) is not None:
+        sent.append(request)
