@@ -1,4 +1,4 @@
-"""What is tried in a bucket, to see what works there; what is written is removed again."""
+"""Checks what works in a bucket, with one object that is always deleted."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from fsspec_csx.s3.upload import object_call
 
 _DATA = b"written by cszoo checkpoint doctor, and of no use to anybody"
 _MIB = 2**20
-# Bytes of the object of the test of speed; the second is left out where the first took longer than a second.
+# The object sizes of the speed test; the second is skipped if the first takes more than a second.
 _SIZES = (2 * _MIB, 32 * _MIB)
 _ASKED_FOR = 20
-# Objects that cannot be read before they are restored.
+# The storage classes that must be restored before a read.
 _ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
-# What servers answer to a wrong checksum. Where it is the first, botocore would ask again and again.
+# The answers to a wrong checksum. botocore would retry the first.
 _DAMAGED = ("BadDigest", "InvalidArgument", "InvalidDigest", "InvalidRequest", "XAmzContentChecksumMismatch")
 _UNEXPECTED = "Ask who runs the server, with this answer."
 _WRITTEN = "checksums", "conditional write", "multipart", "speed"
@@ -37,17 +37,17 @@ IN_BUCKET = ("bucket", "list", "write", "read", *_WRITTEN, "delete")
 
 
 class _DamageSeenError(Exception):
-    """The server has compared a checksum."""
+    """The server compared a checksum."""
 
 
 class BucketChecks:
-    """What is tried in a bucket, with one object, which is removed in any case.
+    """The checks in a bucket.
 
     Args:
-        fs: signed in.
-        bucket: its name.
-        prefix: what the names of objects begin with; empty, or with a slash at its end.
-        speed: whether to measure it.
+        fs: a connected filesystem.
+        bucket: the name of the bucket.
+        prefix: the prefix of the object: empty, or with a slash at the end.
+        speed: whether to measure the speed.
     """
 
     def __init__(self, fs: ProbeFileSystem, bucket: str, prefix: str, *, speed: bool) -> None:
@@ -56,42 +56,42 @@ class BucketChecks:
         self._key = f"{prefix}.cszoo-doctor-{secrets.token_hex(8)}"
         self._path = f"{bucket}/{self._key}"
         self._speed = speed
-        self._there = False  # whether the object may be
-        self._found = ""  # an object that was there before
+        self._may_exist = False  # whether the object may exist
+        self._found = ""  # an object to read
 
     def run(self) -> Generator[Check, None, None]:
-        """Try one after the other."""
-        bucket = self._tried("bucket", self._look)
+        """Run the checks one after the other."""
+        bucket = self._checked("bucket", self._look)
         yield bucket
         if bucket.ok is False:
             yield from (skipped(name, "the bucket cannot be used") for name in IN_BUCKET[1:])
             return
-        yield self._tried("list", self._list, "s3:ListBucket")
+        yield self._checked("list", self._list, "s3:ListBucket")
         try:
             yield from self._run_with_object()
         finally:
-            if self._there:
+            if self._may_exist:
                 with contextlib.suppress(Exception):
                     self._remove()
 
     def _run_with_object(self) -> Iterator[Check]:
-        self._there = True
-        written = self._tried("write", self._write, "s3:PutObject")
+        self._may_exist = True
+        written = self._checked("write", self._write, "s3:PutObject")
         yield written
         if written.ok:
-            yield self._tried("read", self._read, "s3:GetObject")
+            yield self._checked("read", self._read, "s3:GetObject")
             tries: tuple[Callable[[], Check], ...] = self._checksums, self._conditional, self._multipart, self._measure
             for name, each in zip(_WRITTEN, tries, strict=True):
-                yield self._tried(name, each, "s3:PutObject")
+                yield self._checked(name, each, "s3:PutObject")
         else:
-            yield self._tried("read", self._read_found, "s3:GetObject")
+            yield self._checked("read", self._read_found, "s3:GetObject")
             yield from (skipped(name, "nothing can be written") for name in _WRITTEN)
-        if not self._there:
+        if not self._may_exist:
             yield skipped("delete", "nothing was written")
             return
-        yield self._tried("delete", self._remove, "s3:DeleteObject")
+        yield self._checked("delete", self._remove, "s3:DeleteObject")
 
-    def _tried(self, name: str, check: Callable[[], Check], right: str = "") -> Check:
+    def _checked(self, name: str, check: Callable[[], Check], right: str = "") -> Check:
         place = f"s3://{self._bucket}" if right == "s3:ListBucket" else f"s3://{self._bucket}/{self._prefix}*"
         try:
             return check()
@@ -101,16 +101,16 @@ class BucketChecks:
     def _call(self, method: str, **parameters: Any) -> Any:
         return self._fs.call_s3(method, Bucket=self._bucket, **parameters)
 
-    # -- what is there ----------------------------------------------------------------------------------------------
+    # -- existing objects ----------------------------------------------------------------------------------------------
 
     def _look(self) -> Check:
         try:
             answer = self._call("head_bucket")
         except AccessDeniedError:
-            return skipped("bucket", "to ask for it was refused, which is no fault where objects can be used")
+            return skipped("bucket", "the server refused to say, which is fine if objects can be used")
         except FileNotFoundError:
             reason = f"There is no bucket {self._bucket!r} at {self._fs._endpoint}."
-            return failed("bucket", reason, "Check its name and the endpoint; a write makes it where that is allowed.")
+            return failed("bucket", reason, "Check its name and the endpoint; a write creates it if allowed.")
         region = answer.get("BucketRegion")
         return passed("bucket", f"{self._bucket!r} is there{f', in region {region}' if region else ''}")
 
@@ -122,13 +122,13 @@ class BucketChecks:
         more = "at least " if answer.get("IsTruncated") else ""
         return passed("list", f"objects below s3://{self._bucket}/{self._prefix}: {more}{len(objects)}")
 
-    # -- an object of our own ---------------------------------------------------------------------------------------
+    # -- the own object ---------------------------------------------------------------------------------------
 
     def _write(self) -> Check:
         try:
             self._fs.pipe_file(self._path, _DATA)
         except (PermissionError, FileNotFoundError):
-            self._there = False
+            self._may_exist = False
             raise
         return passed("write", f"{len(_DATA)} bytes to s3://{self._path}")
 
@@ -145,13 +145,13 @@ class BucketChecks:
 
     def _checksums(self) -> Check:
         if not self._fs.transfer.checksums:
-            return lacking("checksums", "the server refuses CRC64NVME: uploads go without, and it compares nothing")
+            return lacking("checksums", "the server refuses CRC64NVME: uploads have no checksum")
         if self._damage_is_seen():
-            return passed("checksums", "the server compares CRC64NVME, and refuses what was damaged on the way")
-        return lacking("checksums", "the server takes CRC64NVME and compares nothing: damage on the way goes unnoticed")
+            return passed("checksums", "the server compares CRC64NVME, and refuses bytes that were damaged in transit")
+        return lacking("checksums", "the server accepts CRC64NVME but compares nothing: damage goes unnoticed")
 
     def _damage_is_seen(self) -> bool:
-        """Whether bytes that do not have the checksum that is told are refused."""
+        """Whether the server refuses bytes with a wrong checksum."""
 
         def seen(response: Any = None, **_: Any) -> None:
             if response is not None and response[1].get("Error", {}).get("Code") == _DAMAGED[0]:
@@ -180,33 +180,33 @@ class BucketChecks:
         except Exception as error:
             if code_of(error) not in NOT_THERE:
                 raise
-            return lacking("conditional write", "the server knows no If-None-Match: mode 'x' fails")
+            return lacking("conditional write", "the server does not support If-None-Match: mode 'x' fails")
         return lacking("conditional write", "the server ignores If-None-Match: mode 'x' may replace an object")
 
     def _multipart(self) -> Check:
-        ended = sync(self._fs.loop, self._upload)
+        upload_id = sync(self._fs.loop, self._upload)
         try:
-            self._call("abort_multipart_upload", Key=self._key, UploadId=ended)
+            self._call("abort_multipart_upload", Key=self._key, UploadId=upload_id)
         except FileNotFoundError:
             pass  # it was completed
         except AccessDeniedError as error:
             place = f"s3:AbortMultipartUpload on s3://{self._bucket}/{self._prefix}*"
             return failed("multipart", error, _UNEXPECTED, place)
-        return passed("multipart", "an upload in parts was completed, and one that fails may be aborted")
+        return passed("multipart", "a multipart upload was completed, and uploads may be aborted")
 
     async def _upload(self) -> str:
-        """Make the object by an upload in parts, and return its id."""
+        """Create the object by a multipart upload, and return the upload id."""
         call = object_call(self._fs, self._bucket, self._key, {})
         async with MultipartUpload(call, self._fs.transfer) as upload:
             await upload.create()
-            begun = str(upload.id)
+            upload_id = str(upload.id)
             await upload.send(1, MemoryBody([memoryview(_DATA)]))
             await upload.complete()
-        return begun
+        return upload_id
 
     def _measure(self) -> Check:
         if not self._speed:
-            return skipped("speed", "it was not asked for")
+            return skipped("speed", "--no-speed is given")
         for size in _SIZES:
             data, began = os.urandom(size), time.monotonic()
             self._fs.pipe_file(self._path, data)
@@ -219,22 +219,22 @@ class BucketChecks:
                 break
         return passed("speed", f"{up:.0f} MB/s to write, {down:.0f} MB/s to read, of an object of {size // _MIB} MiB")
 
-    # -- removed again ----------------------------------------------------------------------------------------------
+    # -- deletion ----------------------------------------------------------------------------------------------
 
     def _remove(self) -> Check:
         try:
             answer = self._call("delete_object", Key=self._key)
         except Exception as error:
-            self._there = False
-            told = failed("delete", error, _UNEXPECTED, f"s3:DeleteObject on s3://{self._bucket}/{self._prefix}*")
-            return Check("delete", False, f"{told.text} The object s3://{self._path} stays.", told.remedy)
-        self._there = False
+            self._may_exist = False
+            check = failed("delete", error, _UNEXPECTED, f"s3:DeleteObject on s3://{self._bucket}/{self._prefix}*")
+            return Check("delete", False, f"{check.text} The object s3://{self._path} stays.", check.remedy)
+        self._may_exist = False
         if not (answer.get("VersionId") or answer.get("DeleteMarker")):
             return passed("delete", f"s3://{self._path}")
         try:
             self._remove_versions()
         except Exception:
-            return passed("delete", f"s3://{self._path}; the bucket keeps versions, and those of it may not be deleted")
+            return passed("delete", f"s3://{self._path}; its versions may not be deleted")
         return passed("delete", f"s3://{self._path}, and its versions")
 
     def _remove_versions(self) -> None:

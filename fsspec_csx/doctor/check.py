@@ -1,4 +1,4 @@
-"""What one check found, as ``examine`` tells it."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fsspec_csx.storage.paths import redacted
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: of the check, such as ``write``.
-        ok: False if something must be mended; None if it was not checked, or can be done without.
-        text: what was found, in a line.
-        remedy: what to do, in a line; empty if there is nothing to do.
+        name: the name of the check, such as ``write``.
+        ok: False if something must be fixed; None if it was not checked, or is optional.
+        text: the result, in one line.
+        remedy: what to do, in one line; empty if nothing.
     """
 
     name: str
@@ -26,27 +26,27 @@ class Check:
 
 
 def passed(name: str, text: str) -> Check:
-    """A check that found all well."""
+    """A check that passed."""
     return Check(name, True, _line(text))
 
 
 def lacking(name: str, text: str, remedy: str = "") -> Check:
-    """A check that found something missing that can be done without."""
+    """A check that found something optional missing."""
     return Check(name, None, _line(text), _line(remedy))
 
 
 def skipped(name: str, why: str, remedy: str = "") -> Check:
-    """A check that was not made."""
+    """A check that was skipped."""
     return Check(name, None, _line(f"not checked: {why}"), _line(remedy))
 
 
 def failed(name: str, error: Exception | str, remedy: str, right: str = "") -> Check:
-    """A check that found something to mend.
+    """A check that found something to fix.
 
     Args:
-        error: the exception that it ended in, or what was found.
-        remedy: what to do, where the exception does not say it.
-        right: what to ask for if it was refused, such as ``s3:PutObject on s3://bucket/run/*``.
+        error: the exception, or what was found.
+        remedy: what to do, if the exception does not say it.
+        right: the missing permission if it was refused, such as ``s3:PutObject on s3://bucket/run/*``.
     """
     text = str(error) or type(error).__name__
     if isinstance(error, CSXError):

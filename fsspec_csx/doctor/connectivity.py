@@ -1,4 +1,4 @@
-"""Whether anybody answers at the endpoint, what time it is there, and whether the credentials are accepted."""
+"""Checks whether the endpoint answers, its clock, and whether it accepts the credentials."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
 _LARGEST_SKEW = timedelta(minutes=15)
 _SHOWN_SKEW = timedelta(seconds=3)
 _UNAVAILABLE = (502, 503, 504)
-_NO_S3 = "Check that the endpoint is that of an S3 service, not of a page for people, and ask who runs it."
+_NO_S3 = "Check that the endpoint is that of an S3 service, not of a web page, and ask who runs it."
 NOT_THERE = ("405", "501", "MethodNotAllowed", "NotImplemented")
-"""What servers answer to what they do not know."""
+"""The answers of servers to requests that they do not support."""
 
 
 def check_endpoint(effective: EffectiveConfig) -> Iterator[Check]:
-    """Whether anybody answers at the endpoint, and what time it is there, from one request that is not signed."""
+    """Check the endpoint and its clock, by one unsigned request."""
     client = effective.unsigned._s3
     config = client.meta.config
     session = URLLib3Session(
@@ -52,7 +52,7 @@ def check_endpoint(effective: EffectiveConfig) -> Iterator[Check]:
 
 def _answered(endpoint: str, status: int, kind: str, seconds: float) -> Check:
     if status in _UNAVAILABLE:
-        problem = f"{endpoint} answers with status {status}: whom it stands for is not available."
+        problem = f"{endpoint} answers with status {status}: the server behind it is not available."
         return failed("reachable", problem, "Check the server behind it, and the proxy if there is one.")
     if status == 200 and kind.startswith("text/html"):
         return failed("reachable", f"{endpoint} answers with a web page, as no S3 service does.", _NO_S3)
@@ -60,13 +60,13 @@ def _answered(endpoint: str, status: int, kind: str, seconds: float) -> Check:
     return passed("reachable", f"{endpoint} answers{tls} in {1000 * seconds:.0f} ms")
 
 
-def _clock(told: str, here: datetime) -> Check:
+def _clock(date: str, here: datetime) -> Check:
     try:
-        there = parsedate_to_datetime(told)
+        there = parsedate_to_datetime(date)
     except (TypeError, ValueError):
-        return skipped("clock", "the server does not tell the time")
+        return skipped("clock", "the server does not send the time")
     there = there if there.tzinfo else there.replace(tzinfo=timezone.utc)
-    skew = here - there - timedelta(seconds=0.5)  # the server's is cut off to a second
+    skew = here - there - timedelta(seconds=0.5)  # the server sends whole seconds
     if abs(skew) < _SHOWN_SKEW:
         return passed("clock", "that of this machine agrees with the server's")
     text = f"that of this machine is {abs(skew).total_seconds():.0f} s {'ahead of' if skew > timedelta() else 'behind'}"
@@ -76,15 +76,15 @@ def _clock(told: str, here: datetime) -> Check:
 
 
 def check_credentials(fs: ProbeFileSystem) -> Check:
-    """Whether the server accepts the credentials."""
+    """Check whether the server accepts the credentials."""
     if fs.anon:
         return skipped("signed in", "access is anonymous")
     try:
         answer = fs.call_s3("list_buckets")
     except AccessDeniedError:
-        return passed("signed in", f"as {fs._identity}, who may not list the buckets, which is no fault")
+        return passed("signed in", f"as {fs._identity}, who may not list the buckets, which is fine")
     except Exception as error:
         if code_of(error) in NOT_THERE:
-            return lacking("signed in", "the server tells no buckets, which is no fault")
+            return lacking("signed in", "the server does not list buckets, which is fine")
         return failed("signed in", error, _NO_S3)
     return passed("signed in", f"as {fs._identity}; buckets to see: {len(answer.get('Buckets') or ())}")

@@ -1,4 +1,4 @@
-"""Which credentials, profile, endpoint, region, certificates and proxy are in force, and where each comes from."""
+"""The effective credentials, profile, endpoint, region, certificates and proxy, and the source of each."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fsspec_csx.settings import backends
 
 _KEY_VARIABLE = "AWS_ACCESS_KEY_ID"
 _CLIENT_KEY = "aws_access_key_id"
-_PROFILE_VARIABLES = ("AWS_DEFAULT_PROFILE", "AWS_PROFILE")  # botocore asks in this order
+_PROFILE_VARIABLES = ("AWS_DEFAULT_PROFILE", "AWS_PROFILE")  # in botocore's order
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_OTHER_REGION = "AWS_REGION"  # what other programs read, and botocore does not
+_OTHER_REGION = "AWS_REGION"  # read by other programs, not by botocore
 _FILES = {"shared-credentials-file": "credentials_file", "config-file": "config_file"}
-# What botocore calls the sources of credentials, for people.
+# botocore's names for the sources of credentials, in words.
 _KINDS = {
     "assume-role": "the role that {profile} assumes",
     "assume-role-with-web-identity": "a role by web identity",
@@ -35,30 +35,29 @@ _KINDS = {
     "login": "the console login of {profile}",
     "sso": "the SSO login of {profile}",
 }
-_BAD_CREDENTIALS = "Mend the credentials, or name others."
+_BAD_CREDENTIALS = "Correct the credentials, or use others."
 
 
 class ProbeFileSystem(CSXFileSystem):
-    """A filesystem that makes no bucket."""
+    """A filesystem that creates no bucket."""
 
     async def _create_bucket(self, bucket: str, acl: str | None = None, region: str | None = None) -> None:
         raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Check its name and the endpoint.")
 
 
 class EffectiveConfig:
-    """The settings that hold for a call.
+    """The effective settings of a call.
 
     Args:
-        call: the options that it names.
-        caller: what names them, for people.
+        call: its options.
+        caller: how to name the source of these.
 
     Attributes:
-        signed: the filesystem that the call gets; not signed in yet.
-        unsigned: one with the same settings that is anonymous, and needs no credentials.
+        unsigned: an anonymous filesystem with the same settings, which needs no credentials.
 
     Raises:
-        CredentialsError: if there is no such profile, or an AWS file cannot be read.
-        ValueError: if the endpoint or the region cannot be one.
+        CredentialsError: if the profile does not exist, or an AWS file cannot be read.
+        ValueError: if the endpoint or the region is not valid.
     """
 
     def __init__(self, call: Mapping[str, Any], caller: str) -> None:
@@ -75,7 +74,7 @@ class EffectiveConfig:
         self._profile = str(self._session.get_config_variable("profile") or "default")
 
     def sign_in(self) -> tuple[Check, ProbeFileSystem | None]:
-        """Sign in, and tell with which credentials; the filesystem is None if there are none."""
+        """Check the credentials, and connect; the filesystem is None if there are none."""
         try:
             fs = ProbeFileSystem(**{**self._call, "skip_instance_cache": True})
             fs.connect()
@@ -84,7 +83,7 @@ class EffectiveConfig:
             return failed("credentials", error, _BAD_CREDENTIALS), None
 
     def settings(self) -> Iterator[Check]:
-        """What holds besides the credentials."""
+        """Check the other settings."""
         yield passed("profile", f"{self._profile!r}, {self._source_of_profile()}")
         yield passed("endpoint", f"{self.endpoint}, {self._source_of_endpoint()}")
         yield passed("region", f"{self.unsigned._s3.meta.region_name}, {self._source_of_region()}")
@@ -93,17 +92,17 @@ class EffectiveConfig:
 
     @property
     def endpoint(self) -> str:
-        """Its URL."""
+        """The URL of the endpoint."""
         return str(self.unsigned._s3.meta.endpoint_url)
 
     @property
     def verify(self) -> bool | str:
-        """As of botocore: True, False, or the path of a certificate bundle."""
+        """botocore's ``verify``: True, False, or the path of a certificate bundle."""
         return credentials.verify_of(self._session, self.unsigned.client_kwargs)
 
     @property
     def proxies(self) -> Mapping[str, str]:
-        """The URL of the proxy for each scheme, as far as there is one."""
+        """The URL of the proxy for each scheme that has one."""
         configured = self.unsigned._s3.meta.config.proxies
         return dict(get_environ_proxies(self.endpoint) if configured is None else configured)
 
@@ -131,7 +130,7 @@ class EffectiveConfig:
         return _KINDS.get(method, method).format(profile=f"profile {self._profile!r}")
 
     def _rule(self, option: str, method: str = "") -> int:
-        """Which of the six rules gave the credentials."""
+        """The number of the rule that gave the credentials, 1 to 6."""
         if self._options.get(option) or self._options.get("session"):
             return self._level(option if self._options.get(option) else "session")
         if method == "env" or any(map(os.environ.get, _PROFILE_VARIABLES)):
@@ -139,7 +138,7 @@ class EffectiveConfig:
         return 5 if method in _FILES else 6
 
     def _unused(self, method: str = "") -> str:
-        """What the environment names in vain, which often surprises."""
+        """A note on a variable that has no effect, which often surprises."""
         if method != "env":
             return f"; {_KEY_VARIABLE} in the environment is not used" if os.environ.get(_KEY_VARIABLE) else ""
         variable = next(filter(os.environ.get, _PROFILE_VARIABLES), None)
@@ -148,7 +147,7 @@ class EffectiveConfig:
     # -- where settings come from -----------------------------------------------------------------------------------
 
     def _level(self, option: str) -> int:
-        """The rule that an option of the filesystem is named by: 1, 2 or 3."""
+        """The number of the rule that gives an option: 1, 2 or 3."""
         names = (option, "profile_name") if option == "profile" else (option,)
         if any(self._call.get(name) for name in names):
             return 1
@@ -232,5 +231,5 @@ class EffectiveConfig:
 
 
 def shortened(key: str) -> str:
-    """An access key's ends, enough to tell it from another."""
+    """The ends of an access key, enough to recognize it."""
     return f"{key[:4]}...{key[-4:]}" if len(key) >= 12 else credentials.mask(key)

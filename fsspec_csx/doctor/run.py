@@ -1,4 +1,4 @@
-"""examine: what is in force for S3, where it comes from, and whether it works."""
+"""Runs the checks: the effective configuration for S3, the source of each setting, and whether it works."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ def examine(
     caller: str = "the call",
     speed: bool = True,
 ) -> list[Check]:
-    """Tell which settings for S3 are in force and where they come from, and try what works with them.
+    """Check the effective configuration for S3, and what works with it.
 
-    What is tried takes an object of a name below the folder that nobody else has; it is removed in any case. No bucket
-    is made.
+    The checks write one object with a unique name below the folder, and always delete it. No bucket is created.
 
     Args:
-        url: a bucket, or a folder in one, as in ``s3://bucket/run``; None for what needs no bucket.
+        url: a bucket, or a folder in one, as in ``s3://bucket/run``; None to check only what needs no bucket.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        caller: what names these, as the checks tell it.
-        speed: whether to measure it, with an object of 32 MiB.
+        caller: how the checks name the source of these.
+        speed: whether to measure the speed, with an object of 32 MiB.
 
     Raises:
-        CheckpointPathError: a ValueError, if the URL is not one of S3, or names no bucket.
+        CheckpointPathError: a ValueError, if the URL is not an S3 URL with a bucket.
     """
     return list(checks(url, storage_options=storage_options, caller=caller, speed=speed))
 
@@ -50,20 +49,20 @@ def checks(
     caller: str = "the call",
     speed: bool = True,
 ) -> Generator[Check, None, None]:
-    """As ``examine``, one by one. What was written is removed when the iterator ends, or is closed."""
+    """Like ``examine``, one by one; what was written is deleted when the iterator ends or is closed."""
     place = None if url is None else parse_url(url)
     return _checks(place, dict(storage_options or {}), caller, speed)
 
 
 def parse_url(url: str) -> tuple[str, str]:
-    """The bucket of a URL, and the prefix of the names in its folder: empty, or with a slash at its end.
+    """The bucket of a URL, and its prefix: empty, or with a slash at the end.
 
     Raises:
-        CheckpointPathError: if it is not one of S3, or names no bucket.
+        CheckpointPathError: if it is not an S3 URL with a bucket.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
-        raise CheckpointPathError(f"{url!r} is no S3 URL.", _EXAMPLE)
+        raise CheckpointPathError(f"{url!r} is not an S3 URL.", _EXAMPLE)
     from fsspec_csx.s3.filesystem import CSXFileSystem  # only here, as it imports s3fs
 
     bucket, prefix, _ = CSXFileSystem(anon=True).split_path(rest)
@@ -87,7 +86,7 @@ def _checks(
         effective = EffectiveConfig(call, caller)
     except Exception as error:
         name = "credentials" if isinstance(error, CredentialsError) else "settings"
-        yield failed(name, error, "Mend what it names, in the call, the environment or the AWS files.")
+        yield failed(name, error, "Correct it in the call, the environment or the AWS files.")
         yield from (skipped(each, "the settings cannot be used") for each in ("reachable", "clock", *later))
         return
     signed, fs = effective.sign_in()
@@ -106,10 +105,10 @@ def _checks(
     if place is None:
         return
     if accepted.ok is False:
-        yield from (skipped(each, "the server does not let us in") for each in IN_BUCKET)
+        yield from (skipped(each, "the server refuses the credentials") for each in IN_BUCKET)
         return
-    with closing(BucketChecks(fs, *place, speed=speed).run()) as trials:
-        yield from trials
+    with closing(BucketChecks(fs, *place, speed=speed).run()) as checks:
+        yield from checks
 
 
 def _versions() -> Check:
@@ -123,7 +122,7 @@ def _versions() -> Check:
 
 
 def _opener() -> Check:
-    """Whether s3:// is ours: another package may have taken it."""
+    """Whether this package opens s3://, as another may have registered it."""
     from fsspec_csx.s3.filesystem import CSXFileSystem  # only here, as it imports s3fs
 
     kind = fsspec.get_filesystem_class("s3")
@@ -131,7 +130,7 @@ def _opener() -> Check:
     if issubclass(kind, CSXFileSystem):
         return passed("s3://", f"opened by {name}")
     remedy = "Write csx:// in place of s3://, or find out who calls fsspec.register_implementation."
-    return failed("s3://", f"It is opened by {name}, to which nothing of what follows applies.", remedy)
+    return failed("s3://", f"It is opened by {name}; the checks below do not apply to it.", remedy)
 
 
 def _commands() -> Iterator[Check]:

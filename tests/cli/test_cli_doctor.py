@@ -355,7 +355,7 @@ def test_server_that_ignores_headers(moto: str, new_bucket: str) -> None:
     assert fsspec.filesystem("s3", **options, use_listings_cache=False).find(new_bucket) == []
 
 
-@pytest.mark.parametrize(("status", "says"), [(501, "knows no If-None-Match"), (200, "ignores If-None-Match")])
+@pytest.mark.parametrize(("status", "says"), [(501, "does not support If-None-Match"), (200, "ignores If-None-Match")])
 def test_server_without_conditions(server: LocalS3, bucket: str, status: int, says: str) -> None:
     """A server that does not know If-None-Match, or ignores it, is told, and it is no failure."""
     answer = (200, {"ETag": '"0"'}, b"") if status == 200 else error_answer(501, "NotImplemented")
