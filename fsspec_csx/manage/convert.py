@@ -1,4 +1,4 @@
-"""Converts checkpoints: between formats, to other dtypes, and to a part of what they hold."""
+"""Converts checkpoints to other formats and dtypes, and extracts parts of them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 TORCH, SAFETENSORS = "torch", "safetensors"
 DISTRIBUTED, CEREBRAS = "distributed", "cerebras"
 FORMATS = (TORCH, SAFETENSORS, DISTRIBUTED, CEREBRAS)
-"""What can be written."""
+"""The formats that can be written."""
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-"""What tensors of floating-point numbers can be cast to, by name."""
+"""The names of the dtypes that floating-point tensors can be cast to."""
 
 _SUFFIX = ".safetensors"
 _TORCH_SUFFIX = ".mdl"
@@ -35,19 +35,17 @@ _TORCH_SUFFIX = ".mdl"
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What became of a checkpoint.
+    """A converted checkpoint.
 
     Attributes:
-        path: where it is now, without any password.
+        path: its path, without any password.
         format: one of ``FORMATS``.
-        size: that of the file, or of what is in the folder, in bytes.
-        tensors: how many it holds.
-        cast: how many of them in another dtype than before.
-        dropped: the names of what it lacks, as a safetensors file holds tensors alone.
-        separated: the names of tensors that shared memory with others, which a safetensors file cannot tell, and so
-            are copies now.
-        overflowed: the names of tensors in whose memory finite numbers became infinite, as their dtype has none so
-            large.
+        size: the size of the file or folder, in bytes.
+        tensors: the number of its tensors.
+        cast: how many of them were cast.
+        dropped: the names of omitted values, as a safetensors file holds only tensors.
+        separated: the names of tensors that shared memory, and are copies in a safetensors file.
+        overflowed: the names of tensors in which finite numbers became infinite in the new dtype.
     """
 
     path: str
@@ -73,43 +71,41 @@ def convert(
     target_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> ConvertResult:
-    """Write a checkpoint anew, in another format, in another dtype, or a part of it.
+    """Convert a checkpoint to another format or dtype, or extract a part of it.
 
-    It is read while it is written, with some 100 MiB of memory whatever its size; only a file that ``load`` reads whole
-    (of torch before 1.6, of sparse or quantized tensors, compressed) is in memory, and a transposed tensor while it is
-    written to a safetensors file. The checksums that torch files and shards have are checked.
-    What was at the target before is replaced only by a whole checkpoint, but for that of a Cerebras one, as of
-    ``save``.
+    The checkpoint is streamed, with some 100 MiB of memory. In memory are only files that ``load`` reads completely
+    (torch before 1.6, sparse or quantized tensors, compressed files), and a transposed tensor while it is written to a
+    safetensors file. The checksums of torch files and shards are verified. An existing checkpoint is replaced only by a
+    complete one, except a Cerebras checkpoint (see ``save``).
 
-    A torch file keeps the nesting, values that are no tensors, memory that tensors share, and parameters; tensors of
-    other devices become those of the CPU. A safetensors file has the tensors by their dotted names; the metadata of one
-    stays where it becomes another.
+    A torch file keeps the nesting, other values, shared memory and parameters; tensors move to the CPU. A safetensors
+    file has the tensors by their dotted names, and keeps the metadata of a safetensors source.
 
-    The format ``distributed`` (a folder of torch.distributed.checkpoint, of one shard) takes the memory of the largest
-    tensor; ``cerebras`` (objects on S3) is written from an object in memory. What a format cannot hold is refused
-    before anything is written.
+    The format ``distributed`` (a folder of torch.distributed.checkpoint with one shard) needs the memory of the largest
+    tensor; ``cerebras`` (objects on S3) needs that of the whole checkpoint. What a format cannot hold is refused before
+    anything is written.
 
     Args:
-        source: a local path or an fsspec URL, as of ``load``; a sharded or a Cerebras checkpoint is a folder.
-        target: the like; one that ends in a slash, or is a local folder, takes the source's name, with a suffix of the
-            format.
-        dtype: one of torch, or its name, that tensors of floating-point numbers are cast to; by default they stay. Bits
-            that it lacks are lost as by ``Tensor.to``. Only for a file.
-        keys: as of ``load``.
-        format: one of ``FORMATS``; by default ``torch`` or ``safetensors``, as the target's suffix says.
-        drop_values: whether a safetensors file may go without what is no tensor.
-        overwrite: whether a checkpoint at the target may be replaced.
+        source: a local path or an fsspec URL, as for ``load``; a sharded or a Cerebras checkpoint is a folder.
+        target: a local path or an fsspec URL. If it ends in a slash, or is a local folder, the source's name is added,
+            with the suffix of the format.
+        dtype: a torch dtype, or its name, to cast floating-point tensors to, with the precision of ``Tensor.to``. Only
+            for a file.
+        keys: as for ``load``.
+        format: one of ``FORMATS``; by default ``safetensors`` for that suffix of the target, otherwise ``torch``.
+        drop_values: whether to omit values that a safetensors file cannot hold.
+        overwrite: whether an existing checkpoint may be replaced.
         source_options: arguments for the source's filesystem, such as ``{"profile": "my-profile"}``.
-        target_options: the like for the target's.
-        callback: gets the total in bytes by ``set_size``, and the bytes written by ``relative_update``, as of ``save``.
+        target_options: arguments for the target's filesystem.
+        callback: gets the total in bytes by ``set_size``, and the bytes written by ``relative_update``.
 
     Raises:
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the source is not what it should be, or has nothing of a name in ``keys``.
-        FileExistsError: if there is something at the target, unless ``overwrite``; also a file where a folder is to be.
-        IsADirectoryError: if a folder is to be replaced by a file.
-        ValueError: if the format cannot hold what the source does, or of an unknown dtype or format.
-        OSError: whatever a filesystem raised, as it raised it.
+        CheckpointError: a ValueError, if the source is invalid, or lacks an entry of ``keys``.
+        FileExistsError: if the target exists, unless ``overwrite``; also if a folder would replace a file.
+        IsADirectoryError: if a file would replace a folder.
+        ValueError: if the format cannot hold the source, or the dtype or format is unknown.
+        OSError: raised by a filesystem.
     """
     _check(dtype, format)
     origin = Location.of(source, source_options)
@@ -124,10 +120,10 @@ def convert(
             _write_sharded(origin, written, keys, target_options, callback)
         else:
             _write_cerebras(source, written, keys, source_options, target_options, callback)
-        told = inspect(written, storage_options=target_options)
-        return ConvertResult(place.display_path, kind, told.size, len(told.tensors), 0, (), (), ())
+        info = inspect(written, storage_options=target_options)
+        return ConvertResult(place.display_path, kind, info.size, len(info.tensors), 0, (), (), ())
     with report_progress(callback, place.text) as progress, origin.source() as opened:
-        import torch  # only here, as all that is wrong with the paths is told at once without it
+        import torch  # imported here, so that errors in paths come fast
 
         from fsspec_csx.formats.conversion import Conversion
 
@@ -157,14 +153,13 @@ def convert(
 
 def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
     if format not in (None, *FORMATS):
-        msg = f"The format {format!r} is none that can be written. Choose one of {', '.join(FORMATS)}."
+        msg = f"The format {format!r} cannot be written. Choose one of {', '.join(FORMATS)}."
         raise ValueError(msg)
     if dtype is not None and _name(dtype) not in DTYPES:
         msg = f"Tensors cannot be cast to {dtype!r}. Choose one of {', '.join(DTYPES)}."
         raise ValueError(msg)
     if dtype is not None and format in (DISTRIBUTED, CEREBRAS):
-        msg = f"Tensors are cast on their way into one file, and not into the format {format}."
-        msg += " Convert to a file with the dtype, and then that file."
+        msg = f"Tensors cannot be cast for the format {format}. Convert to a file with the dtype, and then that file."
         raise ValueError(msg)
 
 
@@ -176,9 +171,9 @@ def _write_cerebras(
     target_options: Mapping[str, Any] | None,
     callback: Callback | None,
 ) -> None:
-    # A caller's callback is told of what is written alone.
+    # The callback counts only what is written.
     reading = None if callback is None else NoOpCallback()
-    # By keys, an entry that cannot be loaded is named.
+    # With keys, the error names an entry that cannot be loaded.
     obj = load(source, keys=keys or (lambda name: True), storage_options=source_options, callback=reading)
     save(obj, target, format="cerebras", storage_options=target_options, callback=callback)
 
@@ -203,10 +198,10 @@ def _check_kind(place: Location, *, folder: bool) -> None:
     if not place.exists() or place.is_folder() == folder:
         return
     if folder:
-        msg = f"{place.display_path} is a file, and the checkpoint becomes a folder. Delete it, or choose another name."
+        msg = f"{place.display_path} is a file, but the checkpoint becomes a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
     if not place.bulk or place.fs.exists(f"{place.path}/{naming.METADATA}"):
-        msg = f"{place.display_path} is a folder, and the checkpoint becomes a file. Delete it, or choose another name."
+        msg = f"{place.display_path} is a folder, but the checkpoint becomes a file. Delete it, or choose another name."
         raise IsADirectoryError(msg)
 
 
@@ -217,10 +212,10 @@ def _name(dtype: torch.dtype | str) -> str:
 def _written(
     origin: Location, target: str | os.PathLike[str], format: str | None
 ) -> tuple[str | os.PathLike[str], str]:
-    """The path to write to, and in which format; in a folder its name follows the source's."""
+    """The path to write to, and the format; in a folder the name comes from the source."""
     name, text = origin.name, os.fspath(target)
     if format == DISTRIBUTED and not text.endswith("/") and os.path.isdir(text) and naming.is_sharded(os.listdir(text)):
-        return target, format  # a checkpoint is no folder of checkpoints
+        return target, format  # the folder is a checkpoint, not a folder of checkpoints
     if not takes_names(target):
         return target, format or (SAFETENSORS if text.endswith(_SUFFIX) else TORCH)
     kind = format or (SAFETENSORS if name.endswith(_SUFFIX) else TORCH)

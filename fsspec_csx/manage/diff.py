@@ -1,4 +1,4 @@
-"""Two checkpoints compared, in bounded memory."""
+"""Compares two checkpoints in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from fsspec_csx.tensors.source import Source
 
 OPERATIONS = ("equal", "allclose")
-"""How the elements of tensors can be compared."""
+"""The ways to compare the elements of tensors."""
 
 RTOL, ATOL = 1e-5, 1e-8
-"""The tolerances of ``allclose`` that torch has too."""
+"""The tolerances of ``allclose``, as in torch."""
 
-# The MD5 of an object that came by one request; the ETag of one that came in parts depends on where they were cut.
+# The MD5 of an object that was uploaded at once; the ETag of a multipart upload depends on its parts.
 _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         differences: in the order of the first checkpoint; empty if they are equal.
-        tensors: how many tensors both have.
-        values: how many other values both have.
-        skipped: how many of the tensors were not read, as the server says that both files have the same bytes.
+        tensors: the number of tensors in both.
+        values: the number of other values in both.
+        skipped: the number of tensors that were not read, as the server reports equal files.
     """
 
     differences: tuple[Difference, ...]
@@ -57,31 +57,30 @@ def compare(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Comparison:
-    """Compare two checkpoints: names, types, shapes, dtypes and values, by the dotted names of ``load``.
+    """Compare the names, types, shapes, dtypes and values of two checkpoints, by the dotted names of ``load``.
 
-    Both are read at the same time, piece by piece; sparse, quantized and nested tensors, and the files in which they
-    are, whole. NaN equals NaN. Whole numbers are always compared exactly. A Parameter equals a plain tensor. Two
-    objects are equal unread if the server has the same checksum of the whole of each; what files say of themselves,
-    such as the checksums in a zip directory, proves nothing, and all their tensors are read. The pickles of a Cerebras
-    checkpoint are not unpickled: two of them are equal if their bytes are.
+    Both are read in parallel, in chunks; files with sparse, quantized or nested tensors completely. NaN equals NaN.
+    Integers are always compared exactly. A Parameter equals a plain tensor. Objects with the same checksum on the
+    server are equal without a read; checksums inside files prove nothing. The pickles of a Cerebras checkpoint are not
+    unpickled, and equal if their bytes are.
 
     Args:
-        first: a local path or an fsspec URL, as of ``load``; of a file, or of a folder that is a checkpoint.
-        second: the like.
-        op: ``equal``, or ``allclose``: then floating-point numbers may be apart by ``atol + rtol * |second|``, and
-            tensors of different dtypes, which are a difference in any case, are compared too.
+        first: a local path or an fsspec URL of a file or a checkpoint folder, as for ``load``.
+        second: the checkpoint to compare with.
+        op: ``equal``, or ``allclose``: floating-point numbers may differ by ``atol + rtol * |second|``, and tensors of
+            different dtypes, which always are a difference, are compared too.
         rtol: the relative tolerance of ``allclose``.
         atol: its absolute tolerance.
         storage_options: arguments for the filesystem of each, such as ``{"profile": "my-profile"}``.
-        callback: as of ``load``.
+        callback: as for ``load``.
 
     Raises:
-        ValueError: if ``op`` is no such, or a tolerance is negative.
+        ValueError: if ``op`` is unknown, or a tolerance is negative.
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if a checkpoint is empty, cut short, damaged, of another format, or has
-            what cannot be read.
-        UnsafeCheckpointError: a ValueError, if a file names what may run code.
-        OSError: whatever a filesystem raised, as it raised it.
+        InvalidCheckpointError: a ValueError, if a checkpoint is empty, truncated, damaged, of another format, or has
+            entries that cannot be read.
+        UnsafeCheckpointError: a ValueError, if loading a file could run code.
+        OSError: raised by a filesystem.
     """
     _check_operation(op, rtol, atol)
     places = Location.of(first, storage_options), Location.of(second, storage_options)
@@ -117,7 +116,7 @@ def _check_operation(op: str, rtol: float, atol: float) -> None:
 
 
 def _file(place: Location, stack: contextlib.ExitStack) -> Any:
-    """The file at a place; None if there is none, and so may be a folder."""
+    """The open file at a location; None if there is none, but perhaps a folder."""
     try:
         return stack.enter_context(open_file(*place.through))
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -125,19 +124,19 @@ def _file(place: Location, stack: contextlib.ExitStack) -> Any:
 
 
 def _same_object(first: Any, second: Any) -> bool:
-    """Whether the servers tell that two objects have the same bytes."""
-    tell: list[Any] = [getattr(file, "object_checksum", None) for file in (first, second)]
-    if None in tell or file_size(first) != file_size(second):
+    """Whether the server's checksums say that two objects are equal."""
+    checksums: list[Any] = [getattr(file, "object_checksum", None) for file in (first, second)]
+    if None in checksums or file_size(first) != file_size(second):
         return False
     etag = str(first.details.get("ETag"))  # what has object_checksum is a CSXFile
     if _MD5.fullmatch(etag) and etag == second.details.get("ETag"):
         return True
-    checksum = tell[0]()
-    return checksum is not None and checksum == tell[1]()
+    checksum = checksums[0]()
+    return checksum is not None and checksum == checksums[1]()
 
 
 def _unread(source: Source, name: str) -> Comparison:
-    """Of two files with the same bytes, of which one shows what is in both."""
+    """The result for two equal files, from the structure of one."""
     from fsspec_csx.formats import reader
 
     info = reader.describe(source, name=name)

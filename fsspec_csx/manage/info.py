@@ -1,4 +1,4 @@
-"""What there is to tell of a checkpoint: what it holds, where it lies, and who asks."""
+"""Describes a checkpoint: what it holds, where it is, and the credentials used."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a checkpoint and of its place.
+    """A checkpoint and its location.
 
     Attributes:
-        info: what it holds; its size is that of all of its files.
-        modified: when it was last changed, in UTC, and of a folder its newest file; None if the filesystem does not
-            tell.
-        etag: of the object; None where there is no such thing, and of a folder.
-        profile: the profile of the AWS files that is used; None for none, and where there is no S3.
-        credentials: whose credentials are used, in a few words and without a secret; None where there is no S3.
-        endpoint: the URL of the S3 endpoint; None where there is no S3.
+        info: what it holds; its size is that of all files.
+        modified: when it, or the newest file of a folder, was last changed, in UTC; None if unknown.
+        etag: the ETag of an object; otherwise None.
+        profile: the AWS profile in use; None for none, and on other filesystems.
+        credentials: the credentials in use, in a few words and without a secret; None on other filesystems.
+        endpoint: the URL of the S3 endpoint; None on other filesystems.
     """
 
     info: CheckpointInfo
@@ -41,17 +40,17 @@ class Description:
 
 
 def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Description:
-    """Tell what there is to tell of a checkpoint, from a few short reads; what ``load`` reads whole, so does this.
+    """Describe a checkpoint from a few short reads; a file that ``load`` reads into memory is read completely.
 
     Args:
-        path: a local path or an fsspec URL, as of ``load``.
+        path: a local path or an fsspec URL, as for ``load``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if the file is empty, cut short, damaged, or of another format.
-        UnsafeCheckpointError: a ValueError, if the file names what may run code.
-        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+        InvalidCheckpointError: a ValueError, if the file is empty, truncated, damaged, or of another format.
+        UnsafeCheckpointError: a ValueError, if loading the file could run code.
+        OSError: raised by the filesystem, such as FileNotFoundError.
     """
     from fsspec_csx.formats import reader  # only here, as it imports torch
 
@@ -62,22 +61,22 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
             files = _files(Directory(path, storage_options), source)
             info = replace(info, size=sum(file.size or 0 for file in files))
             modified = max((file.modified for file in files if file.modified), default=None)
-            return Description(info, modified, None, *_asked(place.fs))
+            return Description(info, modified, None, *_identity_of(place.fs))
         details = getattr(source.file, "details", None) or _details(place)
     info = replace(info, size=details.get("size") or info.size)
     etag = str(details.get("ETag") or "").strip('"') or None
-    return Description(info, file_from_info("", details).modified, etag, *_asked(place.fs))
+    return Description(info, file_from_info("", details).modified, etag, *_identity_of(place.fs))
 
 
 def _files(root: Directory, source: Source) -> list[File]:
-    """The files of a checkpoint: those that a manifest names, and it; of a Cerebras checkpoint all that are there."""
+    """The files of a checkpoint: a manifest and those it names; for Cerebras, all files."""
     below = [file for files in root.tree().values() for file in files]
     shards: set[str] | None = getattr(source, "shards", None)
     return [file for file in below if shards is None or file.name == MANIFEST or file.name in shards]
 
 
 def _details(place: Location) -> Mapping[str, Any]:
-    """What the filesystem tells of a file."""
+    """What the filesystem reports about a file."""
     if place.fs is not None:
         details: Mapping[str, Any] = place.fs.info(place.path)
         return details
@@ -85,8 +84,8 @@ def _details(place: Location) -> Mapping[str, Any]:
     return {"size": status.st_size, "mtime": status.st_mtime}
 
 
-def _asked(fs: Any) -> tuple[str | None, str | None, str | None]:
-    """Profile, credentials and endpoint of the S3 filesystem that a path leads to."""
+def _identity_of(fs: Any) -> tuple[str | None, str | None, str | None]:
+    """The profile, credentials and endpoint of the S3 filesystem behind a path."""
     while fs is not None and not hasattr(fs, "_identity"):
         fs = getattr(fs, "fs", None)
     if fs is None:
