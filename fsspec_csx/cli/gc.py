@@ -6,8 +6,7 @@ import argparse
 import re
 from datetime import datetime, timedelta, timezone
 
-from fsspec_csx.cli import confirmation
-from fsspec_csx.cli.delete import combined_error, errors_as_data, finish, would_be_deleted
+from fsspec_csx.cli import deletion
 from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
 from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
@@ -37,7 +36,7 @@ gc s3://bucket --older-than 7d --yes
         metavar="AGE",
         help="keep what is younger and may be in use: 30m, 12h, 7d (default: 1d)",
     )
-    confirmation.add_options(parser)
+    deletion.add_options(parser)
 
 
 def _age(text: str) -> timedelta:
@@ -57,17 +56,17 @@ def _gc(options: argparse.Namespace) -> None:
     size = in_bytes(sum(each.size or 0 for each in found))
     failed: dict[str, Exception] = {}
     if found and not options.dry_run:
-        confirmation.confirm(options, lines, f"{pluralize(len(found), 'leftover')}, {size}")
+        deletion.confirm(options, lines, f"{pluralize(len(found), 'leftover')}, {size}")
         failed = clear(found)
     emit_lines(options, lines)
     if not found:
         print_status(options, "There is nothing to delete.")
     elif options.dry_run:
-        print_status(options, would_be_deleted(len(found), "leftover", size))
+        print_status(options, deletion.would_be_deleted(len(found), "leftover", size))
     elif not failed:
         print_status(options, f"Deleted {pluralize(len(found), 'leftover')}, {size}.")
-    data = {"dry_run": options.dry_run, "leftovers": [*map(_as_data, found)], "failed": errors_as_data(failed)}
-    finish(options, data, combined_error(failed, len(found), "leftovers"))
+    data = {"dry_run": options.dry_run, "leftovers": [*map(_as_data, found)]}
+    deletion.finish(options, data, failed, len(found), "leftover")
 
 
 def _row(leftover: Leftover) -> tuple[str, ...]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fsspec_csx.cli import confirmation
-from fsspec_csx.cli.delete import combined_error, errors_as_data, finish, would_be_deleted
+from fsspec_csx.cli import deletion
 from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status, table
 from fsspec_csx.cli.list import as_data, row
 from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
@@ -37,7 +36,7 @@ prune s3://bucket/run --keep 3 --keep-every 1000 --yes
         default=STEP,
         help="sort by the step in the name, or by the time of writing",
     )
-    confirmation.add_options(parser)
+    deletion.add_options(parser)
 
 
 def _number(text: str) -> int:
@@ -56,7 +55,7 @@ def _prune(options: argparse.Namespace) -> None:
     done = planned
     if planned.to_delete and not options.dry_run:
         lines = table(_rows(planned, "delete"), right=(1, 3))
-        confirmation.confirm(options, lines, f"{pluralize(len(planned.to_delete), 'checkpoint')}, {size}")
+        deletion.confirm(options, lines, f"{pluralize(len(planned.to_delete), 'checkpoint')}, {size}")
         done = delete_planned(planned)
     emit_lines(options, table(_rows(done, "delete" if options.dry_run else "deleted"), right=(1, 3)))
     _explain(options, done)
@@ -64,18 +63,17 @@ def _prune(options: argparse.Namespace) -> None:
     if not gone:
         print_status(options, "There is nothing to delete.")
     elif options.dry_run:
-        print_status(options, would_be_deleted(len(gone), "checkpoint", size))
+        print_status(options, deletion.would_be_deleted(len(gone), "checkpoint", size))
     else:
         print_status(options, f"Deleted {pluralize(len(gone), 'checkpoint')}, {_size(gone)}.")
     data = {
         "dry_run": options.dry_run,
         "kept": [as_data(each) for each in done.kept],
         "to_delete": [as_data(each) for each in done.to_delete],
-        "damaged": errors_as_data(done.damaged),
+        "damaged": deletion.errors_as_data(done.damaged),
         "uncounted": {redacted(path): why for path, why in done.uncounted.items()},
-        "failed": errors_as_data(done.failed),
     }
-    finish(options, data, combined_error(done.failed, len(done.to_delete)))
+    deletion.finish(options, data, done.failed, len(done.to_delete))
 
 
 def _joined(pruned: list[PruneResult]) -> PruneResult:

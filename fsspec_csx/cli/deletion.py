@@ -1,0 +1,83 @@
+"""What the verbs that delete share: the options, the confirmation and the result."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+
+from fsspec_csx.cli.errors import as_data
+from fsspec_csx.cli.format import emit_data, pluralize, printable
+from fsspec_csx.errors import CSXError, DeleteError
+from fsspec_csx.storage.paths import redacted
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dry-run`` and ``--yes``."""
+    parser.add_argument("-y", "--yes", action="store_true", help="delete without asking")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be deleted, even with --yes")
+
+
+def confirm(options: argparse.Namespace, lines: Sequence[str], what: str) -> None:
+    """Ask on the terminal whether to delete, unless ``--yes`` is given.
+
+    Args:
+        options: the arguments of the verb.
+        lines: what would be deleted, one item a line.
+        what: a summary of it, with the size.
+
+    Raises:
+        ValueError: if stdin is not a terminal, or the answer is not yes.
+    """
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        msg = f"Nothing was deleted ({what}): stdin is not a terminal. Pass --yes to delete, or --dry-run to look."
+        raise ValueError(msg)
+    for line in lines:
+        print(printable(line), file=sys.stderr)
+    print(f"Delete {printable(what)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        msg = "Nothing was deleted: the answer was not yes. Answer y, or pass --yes."
+        raise ValueError(msg)
+
+
+def would_be_deleted(count: int, noun: str, size: str) -> str:
+    """The last line of a dry run."""
+    return f"{pluralize(count, noun)}, {size}, would be deleted: pass --yes to delete."
+
+
+def errors_as_data(errors: Mapping[str, Exception]) -> dict[str, str]:
+    """Errors by path, for JSON."""
+    return {redacted(path): redacted(str(error)) for path, error in errors.items()}
+
+
+def finish(
+    options: argparse.Namespace,
+    data: Mapping[str, object],
+    failed: Mapping[str, Exception],
+    total: int,
+    noun: str = "checkpoint",
+) -> None:
+    """Print the result if JSON was asked for, and raise an error if a deletion failed.
+
+    Args:
+        options: the arguments of the verb.
+        data: the result for JSON, without the errors.
+        failed: the errors by path.
+        total: how many items were to be deleted.
+        noun: what an item is.
+    """
+    error = _combined_error(failed, total, noun) if failed else None
+    emit_data(options, {**data, "failed": errors_as_data(failed), **(as_data(error) if error else {})})
+    if error:
+        raise error
+
+
+def _combined_error(failed: Mapping[str, Exception], total: int, noun: str) -> Exception:
+    first = next(iter(failed.values()))
+    if total == 1:
+        return first
+    reason, remedy = (first.reason, first.remedy) if isinstance(first, CSXError) else (str(first), "")
+    reason = f"{len(failed)} of {total} {noun}s are left ({', '.join(map(redacted, failed))}): {reason}"
+    return DeleteError(reason, remedy or "Check the permission to delete them, and try again.")
