@@ -121,7 +121,9 @@ def test_what_is_not_named_stays(stored: tuple[CSXFileSystem, str], way: str, da
     assert fs.list_multipart_uploads(bucket) == []
 
 
-@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "data", [pytest.param(SMALL, id="small"), pytest.param(LARGE, id="large", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("way", ["append", "copy", "setxattr"])
 @pytest.mark.parametrize(
     ("name", "value"), [("ContentType", "text/plain"), ("CacheControl", "no-store"), ("Metadata", {"only": "this"})]

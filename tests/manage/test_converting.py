@@ -440,6 +440,7 @@ print((most() - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the memory used")
 def test_memory(tmp_path: Path) -> None:
     """A checkpoint of 220 MiB is converted in less than 100 MiB."""

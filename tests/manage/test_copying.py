@@ -91,7 +91,7 @@ class Noting(Callback):  # type: ignore[misc]
 
 @pytest.mark.parametrize("there", KINDS)
 @pytest.mark.parametrize("here", KINDS)
-@pytest.mark.parametrize("size", [0, 1, 5 * MIB, len(DATA)])
+@pytest.mark.parametrize("size", [0, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 5 * MIB)), len(DATA)])
 def test_every_direction(folder: Callable[[str], str], here: str, there: str, size: int) -> None:
     """A copy and a moved file are the same byte for byte, and nothing else is left beside them."""
     source = written(f"{folder(here)}/x.mdl", DATA[:size])

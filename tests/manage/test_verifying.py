@@ -285,6 +285,7 @@ print(len(found.damage), (most() - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process had at most")
 def test_memory(tmp_path: Path) -> None:
     """However large the checkpoint, no more than 64 MiB of it are in memory."""
