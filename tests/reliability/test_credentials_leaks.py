@@ -301,7 +301,7 @@ def test_endpoint_with_a_password(
 def test_records_of_uploads(fs: CSXFileSystem, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered of an upload is for its owner alone, and holds nothing of the credentials."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("fsspec_csx.s3.multipart._may_go_on", lambda error: True)
+    monkeypatch.setattr("fsspec_csx.s3.multipart._is_resumable", lambda error: True)
     (tmp_path / "file").write_bytes(os.urandom(11 * 2**20))
     with fault_proxy(fs.endpoint_url) as proxy:
         proxy.faults = [Fault("PUT", query="partNumber=2", times=100, answer=error_answer(403, "AccessDenied"))]

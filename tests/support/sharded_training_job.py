@@ -131,7 +131,7 @@ def killed(root: str) -> dict[str, Any]:
             sharding._Planner = Deadly  # type: ignore[misc]
         real(self, to, group)
 
-    real, sharding.Saving.write = sharding.Saving.write, write  # type: ignore[method-assign]
+    real, sharding.ShardedSave.write = sharding.ShardedSave.write, write  # type: ignore[method-assign]
     return {"losses": train(root)}
 
 
