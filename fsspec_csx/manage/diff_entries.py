@@ -1,4 +1,4 @@
-"""What two checkpoints hold, compared entry by entry."""
+"""Compares the entries of two checkpoints."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fsspec_csx.tensors.numeric_error import Closeness, NumericError
 from fsspec_csx.tensors.source import Source
 
 _TEXT_MAX = 200
-_Name = tuple[str, int]  # dotted, and which of those of that name
+_Name = tuple[str, int]  # the dotted name, and a count for equal names
 
 
 @dataclass
-class Compared:
-    """What was found.
+class ComparedEntries:
+    """The result of the comparison.
 
     Attributes:
         differences: in the order of the first file, then what only the second has.
-        tensors: how many tensors were compared.
-        values: how many other values were.
+        tensors: the number of compared tensors.
+        values: the number of compared other values.
     """
 
     differences: list[Difference]
@@ -41,7 +41,7 @@ class Compared:
 
 
 class _Side:
-    """One of the two files, its tensors not filled yet."""
+    """One of the two checkpoints, with its tensors not read yet."""
 
     def __init__(self, source: Source, name: str) -> None:
         found = structure(source, name)
@@ -73,44 +73,43 @@ class _Side:
         return StoredTensor(tensor.detach(), record)
 
 
-def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> Compared:
+def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> ComparedEntries:
     """Compare two checkpoints.
 
     Args:
-        sources: the files.
-        paths: what errors call them.
-        closeness: how far apart the elements of tensors may be; None for not at all, and then tensors of different
-            dtypes are not compared element by element.
+        sources: the checkpoints.
+        paths: their names in errors.
+        closeness: the tolerances; None for exact equality, which skips the elements of different dtypes.
 
     Raises:
-        CheckpointError: if a file is not what it should be, or what is read of it is damaged.
-        Exception: what a file raised.
+        CheckpointError: if a checkpoint is invalid or damaged.
+        Exception: raised by a file.
     """
     sides = (_Side(sources[0], paths[0]), _Side(sources[1], paths[1]))
-    comparing = _Comparing(sides, closeness)
+    comparison = _Comparison(sides, closeness)
     for name, first in sides[0].containers.items():
         second = sides[1].containers.get(name, first)
         if second != first:
-            comparing.tell(name, "type", first, second)
+            comparison.report(name, "type", first, second)
     for key, value in sides[0].leaves.items():
         if key in sides[1].leaves:
-            comparing.add(key[0], value, sides[1].leaves[key])
+            comparison.compare(key[0], value, sides[1].leaves[key])
         elif key[0] not in sides[1].containers:
-            comparing.tell(key[0], "only in the first", summaries.entry(value), None)
+            comparison.report(key[0], "only in the first", summaries.entry(value), None)
         elif _type(value) != sides[1].containers[key[0]]:
-            comparing.tell(key[0], "type", summaries.entry(value), sides[1].containers[key[0]])
+            comparison.report(key[0], "type", summaries.entry(value), sides[1].containers[key[0]])
     for key, value in sides[1].leaves.items():
         if key in sides[0].leaves:
             continue
         if key[0] not in sides[0].containers:
-            comparing.tell(key[0], "only in the second", None, summaries.entry(value))
+            comparison.report(key[0], "only in the second", None, summaries.entry(value))
         elif _type(value) != sides[0].containers[key[0]]:
-            comparing.tell(key[0], "type", sides[0].containers[key[0]], summaries.entry(value))
-    return comparing.done()
+            comparison.report(key[0], "type", sides[0].containers[key[0]], summaries.entry(value))
+    return comparison.finish()
 
 
 def _containers(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, str]]:
-    """The kinds of mappings, lists and tuples that hold something, by their names."""
+    """The kinds of the containers that are not empty, by name."""
     inner = None if id(value) in above else names.children(value)
     if not inner:
         return
@@ -124,7 +123,7 @@ def _kind(value: Any) -> str:
 
 
 def _as_tensor(value: Any) -> Any:
-    """A storage that was saved by itself as the tensor of its elements."""
+    """Wrap a storage that was saved alone as a tensor."""
     if isinstance(value, torch.UntypedStorage):
         return torch.empty(0, dtype=torch.uint8, device=value.device).set_(value)
     if isinstance(value, torch.TypedStorage):
@@ -133,23 +132,23 @@ def _as_tensor(value: Any) -> Any:
     return value
 
 
-class _Comparing:
-    """What was found so far, and the pairs of tensors that are still to be read."""
+class _Comparison:
+    """The differences so far, and the pairs of tensors to read."""
 
     def __init__(self, sides: tuple[_Side, _Side], closeness: Closeness | None) -> None:
         self._sides = sides
         self._closeness = closeness
-        self._found = Compared([])
+        self._found = ComparedEntries([])
         self._pairs: list[ComparedPair] = []
-        # Where it goes, its name, its elements, what was found, and how many times over each element lies in both.
+        # The index of its difference, the name, the number of elements, the error, and how often elements repeat.
         self._waiting: list[tuple[int, str, int, NumericError, int]] = []
         self._known: dict[Any, NumericError] = {}
 
-    def tell(self, name: str, what: str, first: str | None, second: str | None) -> None:
+    def report(self, name: str, what: str, first: str | None, second: str | None) -> None:
         self._found.differences.append(Difference(name, what, first, second))
 
-    def add(self, name: str, first: Any, second: Any) -> None:
-        """Compare two entries of one name; tensors only later."""
+    def compare(self, name: str, first: Any, second: Any) -> None:
+        """Compare two entries of one name; tensors are read later."""
         tensors = isinstance(first, torch.Tensor), isinstance(second, torch.Tensor)
         if all(tensors):
             self._found.tensors += 1
@@ -157,19 +156,19 @@ class _Comparing:
             return
         self._found.values += 1
         if any(tensors) or _type(first) != _type(second):
-            self.tell(name, "type", summaries.entry(first), summaries.entry(second))
+            self.report(name, "type", summaries.entry(first), summaries.entry(second))
         elif not (self._equal_pickles(first, second) if isinstance(first, UnreadValue) else _equal(first, second)):
-            self.tell(name, "value", summaries.entry(first), summaries.entry(second))
+            self.report(name, "value", summaries.entry(first), summaries.entry(second))
 
     def _equal_pickles(self, first: UnreadValue, second: UnreadValue) -> bool:
         return self._sides[0].pickle_of(first) == self._sides[1].pickle_of(second)
 
     def _add_tensors(self, name: str, first: torch.Tensor, second: torch.Tensor) -> None:
         comparable = True
-        for what, tell in (("layout", summaries.layout), ("shape", summaries.shape), ("dtype", summaries.dtype)):
-            texts = tell(first), tell(second)
+        for what, describe in (("layout", summaries.layout), ("shape", summaries.shape), ("dtype", summaries.dtype)):
+            texts = describe(first), describe(second)
             if texts[0] != texts[1]:
-                self.tell(name, what, *(text[:_TEXT_MAX] for text in texts))
+                self.report(name, what, *(text[:_TEXT_MAX] for text in texts))
                 near = what == "dtype" and self._closeness is not None
                 comparable &= near and numeric_error.can_compare(first.dtype, second.dtype)
         if not comparable or first.device.type == "meta":
@@ -180,29 +179,29 @@ class _Comparing:
                 ComparedPair((StoredTensor(one), StoredTensor(other)), found) for one, other in _strided(first, second)
             ]
         else:
-            first, second, times = _once(first, second)
+            first, second, times = _without_repeats(first, second)
             stored = self._sides[0].stored(first), self._sides[1].stored(second)
             found = self._add_stored(stored, found)
         self._waiting.append((len(self._found.differences), name, total, found, times))
 
     def _add_stored(self, stored: tuple[StoredTensor, StoredTensor], found: NumericError) -> NumericError:
-        marks = tuple(_mark(each) for each in stored)
-        if all(each.record is not None for each in stored) and marks in self._known:
-            return self._known[marks]  # tensors that share their memory in both files
-        self._known[marks] = found
+        identities = tuple(_identity(each) for each in stored)
+        if all(each.record is not None for each in stored) and identities in self._known:
+            return self._known[identities]  # the tensors share memory in both files
+        self._known[identities] = found
         self._pairs.append(ComparedPair(stored, found))
         return found
 
-    def done(self) -> Compared:
-        """Read and compare the tensors, and tell everything."""
+    def finish(self) -> ComparedEntries:
+        """Read and compare the tensors, and return the result."""
         files = self._sides[0].file, self._sides[1].file
         self._pairs.sort(key=lambda pair: pair.sides[0].record.offset if pair.sides[0].record else -1)
         compare_tensors.compare(files, self._pairs, self._closeness or Closeness())
         differences: list[Difference] = []
         reached = 0
-        for place, name, total, found, times in self._waiting:
-            differences += self._found.differences[reached:place]
-            reached = place
+        for index, name, total, found, times in self._waiting:
+            differences += self._found.differences[reached:index]
+            reached = index
             if found.elements:
                 count, absolute, relative = times * found.elements, found.absolute, found.relative
                 differences.append(Difference(name, "value", None, None, count, total, absolute, relative))
@@ -211,8 +210,8 @@ class _Comparing:
         return self._found
 
 
-def _once(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Two tensors without what both repeat of their own memory, which may be without end, and how often they do."""
+def _without_repeats(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Drop the elements that both tensors repeat by stride 0, perhaps endlessly; returns the number of repeats."""
     times = 1
     for dimension, size in enumerate(first.shape):
         if size > 1 and not first.stride(dimension) and not second.stride(dimension):
@@ -221,8 +220,8 @@ def _once(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torc
     return first, second, times
 
 
-def _mark(stored: StoredTensor) -> tuple[Any, ...]:
-    """What makes two tensors of a file the same."""
+def _identity(stored: StoredTensor) -> tuple[Any, ...]:
+    """The same for equal tensors of one file."""
     tensor, record = stored.tensor, stored.record
     return (record.offset if record else None, *_geometry(tensor))
 
@@ -237,7 +236,7 @@ def _count(tensor: torch.Tensor) -> int:
 
 
 def _strided(first: torch.Tensor, second: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Strided tensors with the elements of two others, of one layout; what both lack in sparse ones is left out."""
+    """Convert two tensors of one layout to strided pairs; elements missing in both sparse tensors are omitted."""
     first, second = first.detach(), second.detach()
     if first.is_nested:
         return list(zip(first.unbind(), second.unbind(), strict=True))
@@ -259,8 +258,8 @@ def _type(value: Any) -> Any:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    """Whether two values of one type are; NaN equals NaN."""
-    if names.children(first) is not None:  # empty, or one that holds itself
+    """Whether two values of one type are equal; NaN equals NaN."""
+    if names.children(first) is not None:  # empty, or contains itself
         return len(first) == len(second)
     if isinstance(first, Placeholder):
         return placeholders.equal(first, second)
@@ -271,5 +270,5 @@ def _equal(first: Any, second: Any) -> bool:
     try:
         same = first == second
         return bool(same.all()) if callable(getattr(same, "all", None)) else bool(same)
-    except Exception:  # of a class that the caller allowed
+    except Exception:  # raised by a class that the caller allowed
         return False

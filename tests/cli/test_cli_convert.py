@@ -100,7 +100,7 @@ def test_existing_target(source: str, root: str, capsys: pytest.CaptureFixture[s
     assert run(source, f"{root}/x.mdl") == FAILED
     assert capsys.readouterr().err.splitlines() == [
         f"cszoo: {root}/x.mdl exists already.",
-        "Choose another name, or allow it to be overwritten.",
+        "Choose another name, or replace it with --force or overwrite=True.",
     ]
     assert load(f"{root}/x.mdl") == [1]
     assert run(source, f"{root}/x.mdl", "--force") == DONE
