@@ -129,11 +129,11 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         """The client for a bucket; as ``s3fs.S3FileSystem``, which may have one for each region."""
         client = await super().get_s3(bucket)
         if client not in self._watched:
-            self._watched.add(client)
             close_when_unused(client, asyncio.get_running_loop())
             # A client of another region shares the threads.
             transfer = self.transfer if client is self._s3 else self._make_transfer(client, self.transfer)
             handlers.register(client, transfer, self._checksum_headers, self._first_contact)
+            self._watched.add(client)
         return client
 
     def _check_endpoint(self, client: Any) -> None:

@@ -62,8 +62,9 @@ def test_client_without_guarded_connections(fresh: Any, monkeypatch: pytest.Monk
     """A client that ignores the class of its connections is not used."""
     monkeypatch.setattr(no_redirects, "_guarded_config", lambda config: config)
     monkeypatch.setattr(type(fresh), "_prepare_config_kwargs", lambda self: dict(self.config_kwargs))
-    with pytest.raises(ImportError, match="aiobotocore"):
-        fresh.ls("")
+    for _ in range(2):  # nor at the next use
+        with pytest.raises(ImportError, match="aiobotocore"):
+            fresh.ls("")
 
 
 def test_fetcher_without_known_connections() -> None:
