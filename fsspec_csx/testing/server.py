@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -300,13 +300,3 @@ def _get(port: int, path: str, headers: dict[str, str] | None = None, tls: bool 
         connection.request("GET", path, headers=headers or {})
         return connection.getresponse().read().decode(errors="replace")
     return ""
-
-
-if "pytest" in sys.modules:  # importing pytest takes time
-    import pytest
-
-    @pytest.fixture(scope="session")
-    def local_s3() -> Iterator[LocalS3]:
-        """A running `LocalS3` that all tests of the session share."""
-        with LocalS3() as server:
-            yield server
