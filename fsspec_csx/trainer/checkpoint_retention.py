@@ -21,7 +21,7 @@ class _Retention(Callback):
 
     def __init__(self) -> None:
         self._names: list[str] = []
-        self._doomed: list[str] = []
+        self._to_delete: list[str] = []
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
         self._names.append(ckpt_path.rpartition("/")[2])
@@ -34,20 +34,20 @@ class _Retention(Callback):
     def clean(self, trainer: Trainer) -> None:
         """Delete the checkpoints that no callback keeps, and retry deletions that failed."""
         kept = self.kept() | {*self._names[-1:]}
-        self._doomed += [name for name in self._names if name not in kept]
+        self._to_delete += [name for name in self._names if name not in kept]
         self._names = [name for name in self._names if name in kept]
         wanted = {name for each in trainer.callbacks if isinstance(each, _Retention) for name in each.kept()}
-        self._doomed = [name for name in self._doomed if name in wanted or not _deleted(trainer, name)]
+        self._to_delete = [name for name in self._to_delete if name in wanted or not _deleted(trainer, name)]
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        state_dict.setdefault("retention", {})[type(self).__name__] = {"names": self._names, "doomed": self._doomed}
+        state_dict.setdefault("retention", {})[type(self).__name__] = {"names": self._names, "doomed": self._to_delete}
 
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         own = state_dict.get("retention", {}).get(type(self).__name__)
         path = trainer.checkpoint.resumed_from
         if own is not None and path is not None and trainer.checkpoint.matches_name(path):
             self._names = [*own["names"], path.rpartition("/")[2]]
-            self._doomed = [*own["doomed"]]
+            self._to_delete = [*own["doomed"]]
 
 
 def _deleted(trainer: Trainer, name: str) -> bool:

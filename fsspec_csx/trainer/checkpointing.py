@@ -1,4 +1,4 @@
-"""Callbacks that save and load checkpoints, at any fsspec URL."""
+"""Checkpoint: the callback that saves and loads checkpoints, at any fsspec URL."""
 
 from __future__ import annotations
 
@@ -26,36 +26,35 @@ _TIMESTAMP = "%Y%m%d_%H%M%S"
 
 
 class Checkpoint(Callback):
-    """Saves the training every so many steps, and finds the newest checkpoint to resume from.
+    """Saves a checkpoint at intervals, and finds the newest checkpoint to resume from.
 
-    A checkpoint is written in the background, of a copy that is made before the training goes on; if that fails, the
-    training ends with its error at the next step. The next one waits for it. The end of ``fit`` does, too.
+    A copy of the state is written in the background; if that fails, the training ends with its error at the next step.
+    The next save and the end of ``fit`` wait for it.
 
-    A sharded one is a folder that ``torch.distributed.checkpoint`` reads, too. Each process writes its own parts, side
-    by side, and the manifest comes last: without it there is no checkpoint. In the background the processes speak by a
-    group of their own (gloo), which does not disturb the training. They all get the error of any. A process that is
-    alone writes it before the training goes on.
+    A sharded checkpoint is a folder for ``torch.distributed.checkpoint``. The processes write their own parts at the
+    same time, and the first one writes the manifest last: without it the checkpoint is incomplete. In the background
+    they use a separate gloo group; all raise the error of any. A single process writes a sharded checkpoint in the
+    foreground.
 
     Args:
-        steps: steps between checkpoints; the last step has one, too. None or 0 to save none.
-        autoload_last_checkpoint: whether ``fit`` and ``validate`` load the newest one there is, where no ``ckpt_path``
-            is given.
-        disable_strict_checkpoint_loading: whether a checkpoint may lack tensors of the model, have others, or have some
-            in other shapes; these are left as they are, with a warning.
+        steps: the number of steps between checkpoints; the last step has one, too. None or 0 saves none.
+        autoload_last_checkpoint: whether ``fit`` and ``validate`` load the newest checkpoint without a ``ckpt_path``.
+        disable_strict_checkpoint_loading: whether to skip missing and unexpected tensors and those of another shape,
+            with a warning.
         save_initial_checkpoint: whether to save before the first step.
-        checkpoint_root: where checkpoints are, an fsspec URL or a local path; the trainer's ``model_dir`` if None.
-        checkpoint_name: of a checkpoint, with ``{step}`` in it.
-        asynchronous: if False, the training waits until each checkpoint is whole.
-        sharded: whether each process saves its own parts, or the first one all; None for what the model is.
+        checkpoint_root: the folder of checkpoints, an fsspec URL or a local path; by default the ``model_dir``.
+        checkpoint_name: the name of a checkpoint, with ``{step}`` in it.
+        asynchronous: if False, the training waits until each checkpoint is complete.
+        sharded: whether each process saves its own parts; by default whether the model is sharded.
 
     Attributes:
-        root: where checkpoints are, without a slash at its end.
-        resumed_from: the path that was loaded; None if none was.
-        follows_validation: whether a step that is validated, too, is saved after that.
-        saved_at: the step of the last save, or of the checkpoint of this root that was loaded.
+        root: the folder of checkpoints, without a slash at its end.
+        resumed_from: the path of the loaded checkpoint; None if none was loaded.
+        follows_validation: whether a step that is also validated is saved after the validation.
+        saved_at: the step of the last save, or of the loaded checkpoint of this root.
 
     Raises:
-        ValueError: for a number or a name that makes no sense.
+        ValueError: for an invalid number or name.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Checkpoint(Callback):
         self._group: Any = None
 
     def setup(self, trainer: Trainer) -> None:
-        """Settle the root, and show now, not after hours, whether it can be written to."""
+        """Determine the root, and check that it is writable before the training rather than after hours."""
         self.root = str(self.checkpoint_root or trainer.model_dir).rstrip("/") or "/"
         self._in_parts = processes.has_shards(trainer.model) if self.sharded is None else self.sharded
         if (self.steps or self.save_initial_checkpoint) and processes.is_first():
@@ -113,25 +112,25 @@ class Checkpoint(Callback):
     ) -> None:
         if self._pending is not None and self._pending[1].done() and not self.failed:
             (path, _), self._pending = self._pending, None
-            self._whole(trainer, path)
+            self._complete(trainer, path)
         due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
         self._is_due = trainer.stepped and due
         if self._is_due and not (self.follows_validation and trainer.validates_next):
             trainer.save_checkpoint()
 
     def save_if_due(self, trainer: Trainer) -> None:
-        """After a validation, save what waited for it."""
+        """After a validation, save the checkpoint that waited for it."""
         if self._is_due:
             trainer.save_checkpoint()
 
     def save(self, trainer: Trainer) -> str:
-        """Save the training as it is now; by all processes together, which write their parts, or the first one all.
+        """Save the current state of the training; all processes must call it.
 
         Returns:
-            The path, at which the checkpoint will be once it is whole; empty where another process writes it.
+            The path of the checkpoint; empty on processes that do not write it.
 
         Raises:
-            OSError: what the filesystem raised, of this save or the one before it.
+            OSError: an error of the filesystem, in this save or the one before.
         """
         self._is_due = False
         self.wait(trainer)
@@ -155,33 +154,33 @@ class Checkpoint(Callback):
             self._pending = path, async_save(saved, path)
         else:
             save(saved, path)
-            self._whole(trainer, path)
+            self._complete(trainer, path)
         return path
 
     def _save_parts(self, trainer: Trainer, saved: dict[str, Any], path: str) -> None:
         from fsspec_csx.trainer.sharding import ShardedSave  # only here, as it imports torch.distributed.checkpoint
 
         self._group = self._group or processes.new_group()
-        # To be silent about it, a process without others changes the filters of warnings, which all threads share.
+        # A single process suppresses a warning by filters that all threads share, so it saves in the foreground.
         background = self.asynchronous and self._group is not None
         saving = ShardedSave(trainer, saved, copied=background)
         if background:
             self._pending = path, saving.start(path, self._group)
         else:
             saving.write(path, self._group)
-            self._whole(trainer, path)
+            self._complete(trainer, path)
 
     def save_last(self, trainer: Trainer) -> None:
-        """Save the training as it is now, unless that was done, and wait until the checkpoint is whole."""
+        """Save the current step, unless it is saved, and wait until the checkpoint is complete."""
         if self.saved_at != trainer.global_step:
             trainer.save_checkpoint()
         self.wait(trainer)
 
     def wait(self, trainer: Trainer) -> None:
-        """Wait until the last checkpoint is whole; all processes must call it.
+        """Wait until the last checkpoint is complete; all processes must call it.
 
         Raises:
-            OSError: what the filesystem raised when it was written.
+            OSError: an error of the filesystem when it was written.
             RuntimeError: if another process failed to write it.
         """
         error = self._finished(trainer)
@@ -193,23 +192,23 @@ class Checkpoint(Callback):
             raise RuntimeError(msg)
 
     def _finished(self, trainer: Trainer) -> BaseException | None:
-        """Wait until what this process saves is whole; the error, if it fails."""
+        """Wait until this process has saved its part; the error, if it fails."""
         if self._pending is None:
             return None
         (path, future), self._pending = self._pending, None
         try:
             future.result()
-            self._whole(trainer, path)
+            self._complete(trainer, path)
         except Exception as error:
             return error
         return None
 
     @property
     def failed(self) -> bool:
-        """Whether it is known that the last checkpoint could not be saved, which ``wait`` will raise."""
+        """Whether the last save has failed, with the error that ``wait`` raises."""
         return self._pending is not None and self._pending[1].done() and self._pending[1].exception() is not None
 
-    def _whole(self, trainer: Trainer, path: str) -> None:
+    def _complete(self, trainer: Trainer, path: str) -> None:
         if not processes.is_first():
             return
         trainer.logger.info("Saved checkpoint %s", redacted(path))
@@ -225,7 +224,7 @@ class Checkpoint(Callback):
         return path
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
-        self.wait(trainer)  # so that no process ends before the checkpoint is whole
+        self.wait(trainer)  # so that no process ends before the checkpoint is complete
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         try:
@@ -234,37 +233,37 @@ class Checkpoint(Callback):
             error = self._finished(trainer)
         except Exception as failed:
             error = failed
-        if error is not None and error is not exception:  # it must not hide the one that ends the training
+        if error is not None and error is not exception:  # it must not hide the error of the training
             trainer.logger.error("The last checkpoint was not saved: %s", error)
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def load(self, trainer: Trainer, path: str | None) -> dict[str, Any] | None:
-        """Load a checkpoint, and restore all but the position in the data.
+        """Load a checkpoint, and restore everything but the position in the data.
 
         Returns:
-            What was loaded; None without a path.
+            The checkpoint; None without a path.
 
         Raises:
             CheckpointError: a ValueError, if it is damaged, or does not fit the model.
-            OSError: what the filesystem raised.
+            OSError: an error of the filesystem.
         """
         trainer.call("on_before_load_checkpoint", path)
         if path is None:
             trainer.logger.info("No checkpoint is loaded.")
             return None
         trainer.logger.info("Loading checkpoint %s", redacted(path))
-        return self._restored(trainer, path, checkpoint_loading.read(trainer, path, self._states(trainer)))
+        return self._restore(trainer, path, checkpoint_loading.read(trainer, path, self._states(trainer)))
 
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
-        """Load the newest checkpoint at the root that is whole, or none; older ones take the place of damaged ones.
+        """Load the newest complete checkpoint at the root, if there is any; damaged ones are skipped.
 
         Returns:
-            As of ``load``.
+            See ``load``.
 
         Raises:
-            CheckpointError: a ValueError, if it does not fit the model, or none is whole and one was finished once.
-            OSError: what the filesystem raised.
+            CheckpointError: a ValueError, if it does not fit the model, or if all are damaged and one was complete.
+            OSError: an error of the filesystem.
         """
         paths = processes.broadcast([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
         for path in paths:
@@ -272,12 +271,12 @@ class Checkpoint(Callback):
             trainer.logger.info("Loading checkpoint %s", redacted(path))
             found = checkpoint_loading.read_if_whole(trainer, path, self._states(trainer))
             if found is not None:
-                return self._restored(trainer, path, found)
-        # One that was finished, and has changed since, is no reason to begin anew: it raises its error.
+                return self._restore(trainer, path, found)
+        # A complete one that was damaged later raises its error, rather than starting anew.
         finished = self.get_latest_checkpoint(trainer) if paths and processes.is_first() else None
         return self.load(trainer, processes.broadcast(finished))
 
-    def _restored(self, trainer: Trainer, path: str, found: Any) -> dict[str, Any]:
+    def _restore(self, trainer: Trainer, path: str, found: Any) -> dict[str, Any]:
         self.resumed_from = path
         loaded = training_state.as_training_state(found, path)
         trainer.call("preprocess_checkpoint", loaded)
@@ -290,15 +289,15 @@ class Checkpoint(Callback):
         return loaded
 
     def _states(self, trainer: Trainer) -> list[str] | None:
-        """The states that are to be loaded; None for all."""
+        """The names of the states to load; None for all."""
         chosen = [each.states for each in trainer.callbacks if isinstance(each, LoadCheckpointStates)]
         return next((states for states in chosen if states is not None), None)
 
     def get_latest_checkpoint(self, trainer: Trainer) -> str | None:
-        """The newest checkpoint at the root that is whole; None if there is none.
+        """The path of the newest complete checkpoint at the root; None if there is none.
 
         Raises:
-            OSError: what the filesystem raised.
+            OSError: an error of the filesystem.
         """
         for path in reversed(self.get_all_checkpoints(self.root)):
             try:
@@ -311,7 +310,7 @@ class Checkpoint(Callback):
         return None
 
     def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
-        """The checkpoints in a folder that have names of this callback's, by step and time, the newest last."""
+        """The paths in a folder that match ``checkpoint_name``, by step and time, the newest last."""
         found = []
         for name in checkpoint_root.list_names(ckpt_dir):
             if match := self._pattern().fullmatch(name):
@@ -319,7 +318,7 @@ class Checkpoint(Callback):
         return [checkpoint_root.join(ckpt_dir, name) for _, _, name in sorted(found)]
 
     def matches_name(self, path: str) -> bool:
-        """Whether a path is one that this callback would give to a checkpoint."""
+        """Whether a path is in the root and matches ``checkpoint_name``."""
         folder, _, name = path.rpartition("/")
         return folder == self.root.rstrip("/") and self._pattern().fullmatch(name) is not None
 

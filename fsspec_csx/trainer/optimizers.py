@@ -1,6 +1,6 @@
-"""Optimizers by the names and the arguments of the Cerebras ModelZoo: torch's, and what torch lacks or has otherwise.
+"""Optimizers with the names and arguments of the Cerebras ModelZoo: torch's, and those that torch lacks.
 
-``learning_rate`` is another name of ``lr``.
+``learning_rate`` is an alias of ``lr``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Own(torch.optim.Optimizer):
 
 
 class AdamW(torch.optim.AdamW):
-    """Adam with weight decay apart from the gradient; without correction of the bias, if so wished."""
+    """Adam with decoupled weight decay, and optional bias correction."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class AdamW(torch.optim.AdamW):
                 assert parameter.grad is not None
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 state = self.state[parameter]
-                state["step"] = state.get("step", torch.zeros(())) + 1  # without which torch refuses a state
+                state["step"] = state.get("step", torch.zeros(())) + 1  # torch refuses a state without it
                 mean, square = _averages(state, parameter.grad, group["betas"])
                 parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
         return loss
@@ -139,12 +139,12 @@ class Adafactor(torch.optim.Adafactor):
 
     Args:
         params: parameters, or groups of them.
-        lr: the rate.
-        eps: the least mean of squares, torch's if None, and the least scale of a parameter.
-        clip_threshold: the greatest root mean square of an update.
-        decay_rate: of the running mean of squares.
-        weight_decay: apart from the gradient.
-        learning_rate: in place of ``lr``.
+        lr: the learning rate.
+        eps: the smallest mean square, torch's if None, and the smallest scale of a parameter.
+        clip_threshold: the largest root mean square of an update.
+        decay_rate: the decay of the running mean of squares.
+        weight_decay: the decoupled weight decay.
+        learning_rate: an alias of ``lr``.
     """
 
     def __init__(

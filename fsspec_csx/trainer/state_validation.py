@@ -1,6 +1,6 @@
-"""States of a checkpoint compared with those whose place they are to take, before any of them is put back.
+"""Validation of a checkpoint's states against the current ones, before any of them is restored.
 
-torch takes almost anything for the state of an optimizer or a scheduler, and fails at the first step, or never.
+torch accepts almost anything as the state of an optimizer or a scheduler, and fails at the first step, or never.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from fsspec_csx.storage.paths import redacted
 _REMEDY = "Load another checkpoint, or only some of its states (LoadCheckpointStates)."
 _SHOWN = 60
 _STEPS_MAX = 2**63
-# Of the optimizers of torch, these are as large as their parameter.
+# In the state of torch's optimizers these tensors have the shape of their parameter.
 _LIKE_PARAMETERS = {"exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer"}
 _LIKE_PARAMETERS |= {"acc_delta", "ax", "grad_avg", "square_avg", "sum"}
 
 OTHER_OPTIMIZER = "Use the optimizer it was saved with, or leave its state out."
-"""What to do about the state of another optimizer."""
+"""The remedy for the state of another optimizer."""
 
 
 def invalid(path: str, what: str, why: str) -> InvalidCheckpointError:
-    """The error for a state that makes no sense.
+    """The error for an invalid state.
 
     Args:
-        path: of the checkpoint.
+        path: the path of the checkpoint.
         what: the name of the state.
-        why: what is wrong with it.
+        why: the reason.
     """
-    return InvalidCheckpointError(f"The {what} of {redacted(path)} cannot be put back: {why}.", _REMEDY)
+    return InvalidCheckpointError(f"The {what} of {redacted(path)} cannot be restored: {why}.", _REMEDY)
 
 
 @contextlib.contextmanager
 def restoring(path: str, what: str) -> Iterator[None]:
-    """What goes wrong within the block is told as the fault of a state.
+    """Report an error within the block as that of an invalid state.
 
     Args:
-        path: of the checkpoint.
+        path: the path of the checkpoint.
         what: the name of the state.
 
     Raises:
-        InvalidCheckpointError: for the errors that a state of other types leads to.
+        InvalidCheckpointError: for the errors that values of a wrong type cause.
     """
     try:
         yield
@@ -59,10 +59,10 @@ def restoring(path: str, what: str) -> Iterator[None]:
 
 
 def to_count(value: Any, most: int = _STEPS_MAX) -> int:
-    """A whole number from 0 on, also where it is a tensor of one.
+    """A count as an integer, from an integer or a tensor with one.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is no count.
     """
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
         value = value.item()
@@ -73,39 +73,39 @@ def to_count(value: Any, most: int = _STEPS_MAX) -> int:
 
 
 def difference(own: Any, found: Any, name: str) -> str | None:
-    """What keeps a state from taking the place of another.
+    """Why a checkpoint's state cannot replace the current one.
 
-    Numbers take the place of numbers, mappings and lists that of theirs if their entries do.
+    Numbers replace numbers; mappings and lists are compared by their entries.
 
     Args:
-        own: the one that is there.
-        found: that of the checkpoint.
-        name: its name.
+        own: the current state.
+        found: the checkpoint's state.
+        name: the name of the state.
 
     Returns:
-        None if nothing does.
+        The reason; None if it can.
     """
     if own is None or found is None:
         return None
-    told = f"{name} is {_shown(found)} in place of {_shown(own)}"
+    reason = f"{name} is {_shown(found)} in place of {_shown(own)}"
     if isinstance(own, Mapping):
         if not isinstance(found, Mapping):
-            return told
+            return reason
         inner = (difference(own[key], found[key], f"{name}.{key}") for key in own if key in found)
         return next(filter(None, inner), None)
     if isinstance(own, (list, tuple)):
         if not isinstance(found, (list, tuple)) or len(own) != len(found):
-            return told
+            return reason
         return next(filter(None, (difference(*each, name) for each in zip(own, found, strict=True))), None)
     if isinstance(own, bool) or not isinstance(own, (int, float, torch.Tensor, str)):
-        return told if isinstance(own, bool) and not isinstance(found, bool) else None
+        return reason if isinstance(own, bool) and not isinstance(found, bool) else None
     if isinstance(own, str) or isinstance(found, str):
-        return None if isinstance(own, str) and isinstance(found, str) else told
-    return None if _is_alike(own, found) else told
+        return None if isinstance(own, str) and isinstance(found, str) else reason
+    return None if _is_alike(own, found) else reason
 
 
 def _is_alike(own: int | float | torch.Tensor, found: Any) -> bool:
-    """Whether a number, or a tensor of some, can take the place of another."""
+    """Whether a number, or a tensor of numbers, can replace another."""
     if isinstance(own, torch.Tensor) and own.numel() != 1:
         return isinstance(found, torch.Tensor) and own.shape == found.shape
     number, other = _number(own), _number(found)
@@ -121,16 +121,16 @@ def _number(value: Any) -> float | None:
 
 
 def check_attributes(own: object, found: Any, what: str, path: str) -> None:
-    """Refuse the state of a scheduler, whose entries become its attributes, that would break it.
+    """Refuse a scheduler's state, whose entries become its attributes, if it would break the scheduler.
 
     Args:
         own: the scheduler, which has a ``state_dict``.
-        found: the state.
+        found: the checkpoint's state.
         what: the name of the state.
-        path: of the checkpoint.
+        path: the path of the checkpoint.
 
     Raises:
-        InvalidCheckpointError: if an entry is of another kind than its own, or hides a method.
+        InvalidCheckpointError: if an entry has another type than the scheduler's, or hides a method.
     """
     if not isinstance(found, Mapping):
         raise invalid(path, what, f"it is {_shown(found)}, no mapping")
@@ -147,13 +147,13 @@ def check_attributes(own: object, found: Any, what: str, path: str) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> None:
-    """Refuse the state of an optimizer that would fail, or work on other numbers, at the first step.
+    """Refuse an optimizer's state with which the first step would fail or be wrong.
 
-    What torch itself refuses, such as another number of parameters, is left to it.
+    Errors that torch finds itself, such as another number of parameters, are left to it.
 
     Raises:
-        InvalidCheckpointError: if it is no such state, or numbers in it are none.
-        MismatchError: if it is of other parameters.
+        InvalidCheckpointError: if it is no state of an optimizer, or has invalid numbers.
+        MismatchError: if it belongs to other parameters.
     """
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
@@ -166,8 +166,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> 
     if not all(type(each) is int for each in numbers) or len({*numbers}) != len(numbers):
         raise invalid(path, "optimizer", "its param_groups have no numbers of parameters")
     for own, found in zip(optimizer.param_groups, groups, strict=False):
-        told = {key: value for key, value in own.items() if key != "params"}
-        if why := difference(told, found, "its group"):
+        options = {key: value for key, value in own.items() if key != "params"}
+        if why := difference(options, found, "its group"):
             raise invalid(path, "optimizer", why)
     if not any(each.__module__.startswith("torch.optim.") for each in type(optimizer).__mro__[:-2]):
         return  # others may have tensors of any shape by the same names
@@ -193,7 +193,7 @@ def _check_parameter(found: Any, parameter: torch.Tensor, number: int, path: str
 
 
 def _shown(value: Any) -> str:
-    """A few words for a value, which may be of any length."""
+    """A short description of a value of any size."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, (str, bytes)):

@@ -1,7 +1,7 @@
-"""What a checkpoint holds of a training, taken and put back.
+"""The state of a training, collected for a checkpoint and restored from one.
 
-Its keys are those of the ModelZoo: ``model``, ``optimizer``, ``schedulers`` and ``global_step``; and besides them
-``batches`` and ``random_states``, of each process, without which a resumed training would go another way.
+Its keys are the ModelZoo's ``model``, ``optimizer``, ``schedulers`` and ``global_step``, and also ``batches`` and
+``random_states`` of each process, with which a resumed training continues exactly.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _SHOWN = 10
 
 
 def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
-    """The state of a training, of this moment; all processes must call it.
+    """The current state of a training; all processes must call it.
 
     Args:
-        trainer: of which.
-        sharded: whether tensors that are sharded stay so.
+        trainer: the trainer.
+        sharded: whether sharded tensors stay sharded.
     """
     state: dict[str, Any] = {"model": processes.unwrap(trainer.model).state_dict()}
     if trainer.optimizer is not None:
@@ -47,20 +47,20 @@ def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool) -> None:
-    """Put back what ``collect`` took; what is not in it stays as it is.
+    """Restore the states that a checkpoint has.
 
     Args:
-        trainer: all of it is set up.
-        state: it is used up.
-        path: of the checkpoint, for errors.
-        strict: whether the model must have exactly the tensors that the checkpoint has.
+        trainer: the trainer, after its setup.
+        state: the checkpoint, which is consumed.
+        path: the path of the checkpoint, for errors.
+        strict: whether the model must have exactly the checkpoint's tensors.
 
     Raises:
-        MismatchError: a ValueError that lists all that is missing, unexpected or of another shape.
-        InvalidCheckpointError: a ValueError, if a state of it is none; then nothing is put back.
+        MismatchError: a ValueError that lists the missing and unexpected tensors and those of another shape.
+        InvalidCheckpointError: a ValueError, if a state is invalid; then nothing is restored.
 
     Warns:
-        DtypeCastWarning: if tensors of the model have other dtypes than those of the checkpoint.
+        DtypeCastWarning: if the model's tensors have other dtypes than the checkpoint's.
     """
     step = trainer.global_step
     if "global_step" in state:
@@ -84,15 +84,15 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
 
 
 def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None:
-    """Go to the batch, and to the random states, of a checkpoint that was restored.
+    """Restore the position in the data and the random states.
 
     Args:
-        trainer: all else of it is restored.
+        trainer: the trainer, whose other states are restored.
         state: the checkpoint.
-        path: of the checkpoint, for errors.
+        path: the path of the checkpoint, for errors.
 
     Raises:
-        InvalidCheckpointError: a ValueError, if there is no such position, or random states are none.
+        InvalidCheckpointError: a ValueError, if the position or a random state is invalid.
     """
     if trainer.batches is not None and "batches" in state:
         with state_validation.restoring(path, "batches"):
@@ -100,15 +100,15 @@ def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None
     if "random_states" in state:
         with state_validation.restoring(path, "random_states"):
             random_states.restore(processes.select_own(state["random_states"]))
-        if len(state["random_states"]) != processes.count():  # or some would draw what others do
+        if len(state["random_states"]) != processes.count():  # else some processes would draw the same numbers
             processes.reseed()
 
 
 def as_training_state(found: Any, path: str) -> dict[str, Any]:
-    """A checkpoint as ``collect`` makes it; one that is the state dict of a model alone becomes its ``model``.
+    """A checkpoint in the form of ``collect``; the state dict of a model becomes its ``model``.
 
     Raises:
-        InvalidCheckpointError: if it is neither.
+        InvalidCheckpointError: if it has neither form.
     """
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         return found
@@ -135,8 +135,8 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
         for name, value in tensors.items()
         if name in state and not _fits(state[name], value)
     }
-    told = {"missing": missing, "unexpected": unexpected, "of another shape": [*shapes.values()]}
-    lists = [f"{what}: {_listed(names)}" for what, names in told.items() if names]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": [*shapes.values()]}
+    lists = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
     if lists and strict:
         reason = f"{redacted(path)} does not fit the model. It has {'; '.join(lists)}."
         raise MismatchError(reason, "Load it into the model it is of, or set disable_strict_checkpoint_loading.")
@@ -164,7 +164,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _cast(state: dict[str, Any], like: dict[str, torch.Tensor], path: str) -> None:
-    """Cast the tensors of a state dict to the dtypes of others, and warn, once, as it takes time."""
+    """Cast the tensors of a state dict to the dtypes of others, with one warning, as it takes time."""
     casts: Counter[tuple[torch.dtype, torch.dtype]] = Counter()
     begun = time.perf_counter()
     for name, target in like.items():
@@ -175,10 +175,10 @@ def _cast(state: dict[str, Any], like: dict[str, torch.Tensor], path: str) -> No
     if not casts:
         return
     seconds = time.perf_counter() - begun
-    told = ", ".join(f"{count} tensors of {_name(one)} to {_name(other)}" for (one, other), count in casts.items())
+    counts = ", ".join(f"{count} tensors of {_name(one)} to {_name(other)}" for (one, other), count in casts.items())
     common = _name(casts.most_common(1)[0][0][1])
     warnings.warn(
-        f"{redacted(path)} has other dtypes than the model: {told} were cast, in {seconds:.2f} s. To cast only once, "
+        f"{redacted(path)} has other dtypes than the model: {counts} were cast, in {seconds:.2f} s. To cast only once, "
         f"convert it: cszoo checkpoint convert {redacted(path)} NEW_PATH --dtype {common}",
         DtypeCastWarning,
         stacklevel=2,

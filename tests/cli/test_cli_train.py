@@ -46,7 +46,7 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(examples) == 2
     for example in examples:
         assert parser().parse_args(example[1:]).run
-    for expected in ("--ckpt_path", "--ckpt-path", "--checkpoint-root", "--profile", "whom you trust", "'none'"):
+    for expected in ("--ckpt_path", "--ckpt-path", "--checkpoint-root", "--profile", "that you trust", "'none'"):
         assert expected in shown
 
 

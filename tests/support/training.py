@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fsspec_csx.trainer import Callback, Checkpoint, Trainer, TrainingLoop
+from fsspec_csx.trainer import Callback, Checkpoint, Logger, Trainer, TrainingLoop
 
 
 class Noisy(Dataset):  # type: ignore[type-arg]
@@ -88,3 +88,13 @@ class CtrlC(Callback):
     def on_train_batch_end(self, trainer: Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 3:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class Metrics(Logger):
+    """Notes what is logged."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.logged.append((step, dict(metrics)))

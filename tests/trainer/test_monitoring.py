@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import Metrics
-from training import Model, loader, made
+from training import Metrics, Model, loader, made
 
 from fsspec_csx.trainer import (
     Callback,

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from training import Losses, Model, loader, made
+from training import Losses, Metrics, Model, loader, made
 
 from fsspec_csx import backends
 from fsspec_csx.trainer import (
     Callback,
     Checkpoint,
     GlobalFlags,
-    Logger,
     Logging,
     MixedPrecision,
     Precision,
@@ -42,16 +41,6 @@ class Calls(Callback):
         if name in vars(Callback) and not name.startswith("_"):
             object.__getattribute__(self, "calls").append(name)
         return object.__getattribute__(self, name)
-
-
-class Metrics(Logger):
-    """Notes what is logged."""
-
-    def __init__(self) -> None:
-        self.logged: list[tuple[int, dict[str, Any]]] = []
-
-    def log_metrics(self, metrics: Any, step: int) -> None:
-        self.logged.append((step, dict(metrics)))
 
 
 # -- loops -------------------------------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ class Blueprint:
     """A class or a function with its arguments.
 
     Attributes:
-        path: where the configuration has it.
+        path: the place in the configuration.
         function: the class or the function.
-        arguments: by name; what is to be made, too, is a blueprint.
-        given: names of arguments that only ``make`` has.
+        arguments: by name; those that are made are blueprints.
+        given: names of arguments that only ``make`` receives.
     """
 
     path: str
@@ -37,11 +37,11 @@ class Blueprint:
         """Call it.
 
         Args:
-            given: arguments that the configuration cannot give, for this and for what is made for it; those that it
-                does not take are left away.
+            given: arguments that the configuration cannot give, for this and for nested blueprints; each receives those
+                that it accepts.
 
         Raises:
-            ConfigError: for what it says of its arguments, as a TypeError or a ValueError.
+            ConfigError: for a TypeError or a ValueError of the class or function.
         """
         arguments = _made(self.arguments, given)
         try:
@@ -52,7 +52,7 @@ class Blueprint:
             raise self.refused(error) from error
 
     def refused(self, error: Exception) -> ConfigError:
-        """An error with the path of what it is about."""
+        """An error with the path of the blueprint."""
         said = redact(str(error))
         cause, dot, remedy = said.rpartition(". ")
         if dot and remedy.endswith("."):  # as the errors of this package are
@@ -68,20 +68,20 @@ def named(
     default: Callable[..., Any] | None = None,
     given: Iterable[str] = (),
 ) -> Blueprint:
-    """The blueprint that a part of a configuration names.
+    """The blueprint for a part of a configuration that names a class.
 
-    It is a mapping with ``class_path`` and ``init_args``, or one with the name as its only key, or the name alone; or
-    the arguments alone, where there is a default.
+    The part is a mapping with ``class_path`` and ``init_args``, or a mapping from the name to the arguments, or a name;
+    with a default, also the arguments alone.
 
     Args:
-        node: that part.
-        path: where the configuration has it.
+        node: the part.
+        path: its place in the configuration.
         home: the module whose classes need no import path.
-        default: what is meant where none is named.
-        given: names of arguments that come when it is made.
+        default: the class if none is named.
+        given: names of arguments that only ``make`` receives.
 
     Raises:
-        ConfigError: if there is no such class, or it does not take these arguments.
+        ConfigError: if there is no such class, or it does not accept these arguments.
     """
     if isinstance(node, str):
         return blueprint(_resolve(node, path, home), {}, path, given)
@@ -105,13 +105,13 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
     """The blueprint of a class or a function.
 
     Args:
-        function: it.
-        node: its arguments, as the configuration has them, or blueprints.
-        path: where it has them.
-        given: names of arguments that come when it is made.
+        function: the class or the function.
+        node: its arguments in the configuration, or blueprints.
+        path: their place in the configuration.
+        given: names of arguments that only ``make`` receives.
 
     Raises:
-        ConfigError: if it does not take these arguments, or takes others besides them.
+        ConfigError: for an argument that is unknown, missing or of a wrong type.
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping of arguments.")
@@ -162,12 +162,12 @@ def _resolve(name: Any, path: str, home: ModuleType | None) -> Callable[..., Any
 
 
 def _or_none(arguments: Any) -> Any:
-    """Arguments; none where nothing stands in their place."""
+    """Arguments; an empty mapping for null."""
     return {} if arguments is None else arguments
 
 
 def _is_named(node: Mapping[Any, Any], default: Callable[..., Any] | None) -> bool:
-    """Whether the only key is the name of a class, not of an argument."""
+    """Whether the only key names a class, not an argument."""
     if len(node) != 1:
         return False
     name = str(next(iter(node)))
@@ -175,7 +175,7 @@ def _is_named(node: Mapping[Any, Any], default: Callable[..., Any] | None) -> bo
 
 
 def _nested(value: Any, path: str, given: Iterable[str]) -> Any:
-    """A value with blueprints for what is to be made in it."""
+    """A value in which mappings with ``class_path`` are blueprints."""
     if isinstance(value, Mapping):
         if "class_path" in value:
             return named(value, path, given=given)
@@ -186,7 +186,7 @@ def _nested(value: Any, path: str, given: Iterable[str]) -> Any:
 
 
 def _made(value: Any, given: Mapping[str, Any]) -> Any:
-    """A value with what is made in place of the blueprints in it."""
+    """A value with its blueprints made."""
     if isinstance(value, Blueprint):
         return value.make(**given)
     if isinstance(value, dict):
@@ -197,7 +197,7 @@ def _made(value: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
-    """The parameters; None if they are not known, as of some functions that are not written in Python."""
+    """The parameters; None if unknown, as for some functions written in C."""
     try:
         return inspect.signature(function).parameters
     except ValueError:
@@ -205,7 +205,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the parameters; without those whose names are only there for type checkers."""
+    """The types of the parameters, except those with names that only type checkers know."""
     called: Any = inspect.unwrap(getattr(function, "__init__") if isinstance(function, type) else function)  # noqa: B009
     names = {**vars(typing), **vars(collections.abc), **getattr(called, "__globals__", {})}
     found = {}

@@ -1,4 +1,4 @@
-"""Classes and functions by the names that a configuration gives them."""
+"""Import paths and short names of classes and functions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fsspec_csx.errors import ConfigError
 
 
 def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
-    """What an import path names; importing it runs the code of its modules.
+    """Import an object, which runs the code of its modules.
 
     Args:
-        name: modules and attributes with dots between them, or one of ``home`` alone.
-        path: where the configuration has it, for errors.
+        name: modules and attributes with dots between them, or the name of a class in ``home``.
+        path: the place in the configuration, for errors.
         home: the module whose public classes need no import path.
 
     Raises:
-        ConfigError: if there is nothing of this name, or its module cannot be imported.
+        ConfigError: if there is no such object, or its module cannot be imported.
     """
     if "." not in name:
         known = _public(home)
@@ -50,7 +50,7 @@ def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
-    """A remedy for a name that is not known: the one that is most like it, if there is any."""
+    """A remedy for an unknown name: the most similar known name, or else ``otherwise``."""
     near = difflib.get_close_matches(name, [*known], 1)
     return f"Did you mean {near[0]!r}?" if near else otherwise
 

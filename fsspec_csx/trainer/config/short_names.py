@@ -23,7 +23,7 @@ def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
     """The blueprint of an optimizer.
 
     Raises:
-        ConfigError: as of ``named``.
+        ConfigError: see ``named``.
     """
     if (short := _short(node)) is None:
         return named(node, path, home=torch.optim, given=given)
@@ -38,7 +38,7 @@ def scheduler(node: Any, path: str, given: Iterable[str]) -> Blueprint:
     """The blueprint of a scheduler, and of those that it is made of.
 
     Raises:
-        ConfigError: as of ``named``.
+        ConfigError: see ``named``.
     """
     if not _is_of_modelzoo(node):
         return named(node, path, home=torch.optim.lr_scheduler, given=given)

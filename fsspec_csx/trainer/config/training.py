@@ -2,8 +2,7 @@
 
 Classes are named by import paths: ``{class_path: package.module.Class, init_args: {…}}``, also within arguments; those
 of this package, and torch's and the ModelZoo's optimizers and schedulers, by their names alone: ``{KeepNCheckpoints:
-{n: 3}}``. Nothing but what is so named is run, yet that can be anything: read files only of authors whose code you
-would run.
+{n: 3}}``. Any importable class can be named and run: read only files of authors whose code you would run.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ class _Part:
     """A part of a configuration that names a class.
 
     Attributes:
-        kind: what is made is of this class, or of one of these.
+        kind: the class, or one of the classes, of the object.
         home: the module whose classes need no import path.
-        default: the class that is meant where none is named.
-        given: arguments that are there only when it is made.
-        several: whether it is a list of them; None if it may be.
-        reader: gives the blueprint in place of ``named``.
+        default: the class if none is named.
+        given: names of arguments that only ``make`` receives.
+        several: whether it is a list; None for either.
+        reader: makes the blueprint in place of ``named``.
     """
 
     kind: Any
@@ -76,10 +75,10 @@ _UNSET: Any = ...
 
 
 class Config:
-    """What to train, and with what: all names and arguments are checked, and nothing is made yet.
+    """A configuration whose names and arguments are checked; objects are made later.
 
     Args:
-        config: what the file says.
+        config: the content of the file.
         ckpt_path: the checkpoint to load, in place of the file's; None for none.
         checkpoint_root: where checkpoints are, in place of the file's.
         model_dir: the local folder, in place of the file's.
@@ -118,7 +117,7 @@ class Config:
         }
 
     def quieten(self) -> None:
-        """Have only warnings and errors logged, whatever the file says."""
+        """Log only warnings and errors, whatever the file says."""
         self._part("logging").arguments["log_level"] = "WARNING"
 
     def trainer(self, saves: bool = True) -> Trainer:
@@ -128,8 +127,8 @@ class Config:
             saves: if False, it saves no checkpoints, whatever the file says.
 
         Raises:
-            ConfigError: for what the classes that are named say of their arguments, as a TypeError or a ValueError.
-            PermissionError, OSError: as of ``Trainer``.
+            ConfigError: for a TypeError or a ValueError of a named class.
+            PermissionError, OSError: see ``Trainer``.
         """
         arguments = dict(self._trainer.arguments)
         for name, part in _INIT.items():
@@ -145,8 +144,8 @@ class Config:
         """Make the Trainer and the data, and train.
 
         Raises:
-            ConfigError: if the file does not say with what; and as of ``trainer``.
-            CheckpointError, OSError: as of ``Trainer.fit``.
+            ConfigError: if the file has no such section; see also ``trainer``.
+            CheckpointError, OSError: see ``Trainer.fit``.
         """
         section = self._needed("fit")
         trainer = self.trainer()
@@ -160,8 +159,8 @@ class Config:
             The Trainer, and the metrics for each loader.
 
         Raises:
-            ConfigError: if the file does not say with what; and as of ``trainer``.
-            CheckpointError, OSError: as of ``Trainer.validate``.
+            ConfigError: if the file has no such section; see also ``trainer``.
+            CheckpointError, OSError: see ``Trainer.validate``.
         """
         section = self._needed("validate")
         trainer = self.trainer(saves=False)
@@ -174,7 +173,7 @@ class Config:
         return trainer, metrics
 
     def _part(self, name: str) -> Blueprint:
-        """A part of ``init`` that has a default, to be changed."""
+        """The blueprint of a part of ``init`` that has a default."""
         arguments = self._trainer.arguments
         if arguments.get(name) is None:
             arguments[name] = _part({}, f"trainer.init.{name}", _INIT[name])
@@ -192,11 +191,11 @@ def read(path: str, **changes: Any) -> Config:
 
     Args:
         path: a local path or an fsspec URL.
-        changes: in place of what the file says, as of ``Config``.
+        changes: replacements of what the file says; see ``Config``.
 
     Raises:
-        ConfigError: if it is no YAML; and as of ``Config``.
-        OSError: what the filesystem raised.
+        ConfigError: if it is no YAML; see also ``Config``.
+        OSError: an error of the filesystem.
     """
     return Config(yaml_file.read(path), **changes)
 
@@ -213,7 +212,7 @@ def _mapping(node: Any, what: str) -> Mapping[str, Any]:
 
 
 def _section(node: Any, path: str, loaders: Mapping[str, _Part], ckpt_path: Any) -> dict[str, Any]:
-    """What ``fit`` or ``validate`` takes, its loaders as blueprints."""
+    """The arguments of ``fit`` or ``validate``, with blueprints of the loaders."""
     node = _mapping(node, path)
     check_keys(node, [*loaders, "ckpt_path"], path)
     found = _parsed(node, loaders, path)
@@ -257,7 +256,7 @@ def _set_profile(callbacks: list[Blueprint] | None, profile: str) -> None:
 
 
 def _make(plan: Blueprint | list[Blueprint], part: _Part, **given: Any) -> Any:
-    """What a part says, of the kind that it is to be."""
+    """Make the object of a part, and check its class."""
     if isinstance(plan, list):
         return [_make(each, part, **given) for each in plan]
     made = plan.make(**given)
@@ -298,4 +297,4 @@ def _schedulers(plans: list[Blueprint], part: _Part) -> list[Callable[[torch.opt
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {"model": _model, "optimizer": _optimizer, "schedulers": _schedulers}
-"""Of what the Trainer makes at its time: seeded, and one of the other."""
+"""For the parts that the Trainer makes itself: after seeding, each from the one before."""

@@ -1,4 +1,4 @@
-"""Values of a configuration and the type hints of the parameters that take them."""
+"""Conversion of a configuration's values by the type hints of parameters."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _NAMES = {
 _SECRET = re.compile("secret|token|passw|passphrase|credential|connection_string|key", re.IGNORECASE)
 _LONGEST = 80
 _VALUES = (type(None), bool, int, float, str, list, dict)
-"""What a configuration holds; everything else is going to be made by it."""
+"""The types of a configuration's values; other objects are blueprints."""
 
 
 def convert(value: Any, hint: Any, path: str) -> Any:
-    """A value as a parameter of this type takes it.
+    """Convert a value to the type of a parameter.
 
-    Lists become tuples or sets, and texts become paths, where the hint has these. A text where neither a text nor
-    another plain value is wanted is an import path: of a function, or of a constant such as ``torch.bfloat16``.
+    Lists become tuples or sets, and strings become paths, where the hint says so. A string for another type is an
+    import path: of a function, or of a constant such as ``torch.bfloat16``.
 
     Args:
-        value: of the configuration.
-        hint: a type, as ``typing.get_type_hints`` gives it.
-        path: of the value in the configuration, for errors.
+        value: a value of the configuration.
+        hint: a type, from ``typing.get_type_hints``.
+        path: the place of the value in the configuration, for errors.
 
     Raises:
-        ConfigError: if it does not fit.
+        ConfigError: if it does not fit the type.
     """
     found = _fitted(value, hint, path)
     if found is _UNFIT:
@@ -51,7 +51,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
 
 
 def display(value: Any, path: str) -> str:
-    """A value as errors show it: short, and no secret."""
+    """A value for an error message: short, and without secrets."""
     if isinstance(value, (list, dict)):
         return _NAMES[type(value)]
     if _SECRET.search(path.rpartition(".")[2]):
@@ -61,7 +61,7 @@ def display(value: Any, path: str) -> str:
 
 
 def describe_type(hint: Any) -> str:
-    """A type for people: ``a whole number or null``."""
+    """A readable description of a type: ``a whole number or null``."""
     if _is_union(hint):
         return " or ".join(dict.fromkeys(map(describe_type, get_args(hint))))
     if get_origin(hint) is Literal:
@@ -80,7 +80,7 @@ _UNFIT = object()
 
 
 def _fitted(value: Any, hint: Any, path: str) -> Any:
-    """A value that fits, or ``_UNFIT``."""
+    """The converted value, or ``_UNFIT``."""
     if hint is Any or not isinstance(value, _VALUES):
         return value
     if _is_union(hint):
@@ -91,7 +91,7 @@ def _fitted(value: Any, hint: Any, path: str) -> Any:
     if origin is Literal:
         same = (each for each in arguments if type(each) is type(value) and each == value)
         return next(same, _UNFIT)
-    if not isinstance(origin, type):  # a TypeVar or the like
+    if not isinstance(origin, type):  # such as a TypeVar
         return value
     if origin in (bool, int, str, type(None)):
         return value if type(value) is origin else _UNFIT
@@ -110,7 +110,7 @@ def _any(value: Any, hints: tuple[Any, ...], path: str) -> Any:
     for hint in hints:
         try:
             found = _fitted(value, hint, path)
-        except ConfigError as failed:  # of an element, or of a name that may be a plain text to the next one
+        except ConfigError as failed:  # of an element, or of a name that the next hint may take as a string
             error = error or failed
             continue
         if found is not _UNFIT:
@@ -144,7 +144,7 @@ def _object(value: Any, origin: type, arguments: tuple[Any, ...], path: str) -> 
             return value
         found = import_name(value, path) if isinstance(value, str) and "." in value else None
         return found if isinstance(found, origin) else _UNFIT
-    except TypeError:  # a protocol or a TypedDict, which nothing can be compared with
+    except TypeError:  # a protocol or a TypedDict, which isinstance refuses
         return value
 
 

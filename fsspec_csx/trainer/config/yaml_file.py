@@ -1,4 +1,4 @@
-"""YAML files at any fsspec URL, of plain values only: https://yaml.org/spec/1.1/"""
+"""YAML files of plain values, at any fsspec URL: https://yaml.org/spec/1.1/"""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from fsspec_csx.errors import ConfigError
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import redacted
 
-# YAML 1.1 takes numbers such as 1e-3 for texts, and learning rates are written so.
+# YAML 1.1 reads 1e-3 as a string, and learning rates are written so.
 _FLOAT = re.compile(r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
-# Far more than any training is configured by; and what aliases repeat counts as often as it is there.
+# Far more than any configuration needs; what aliases repeat counts each time.
 _LARGEST = 2**20  # bytes
 _DEPTH = 100
 _NODES = 30_000
 _DIGITS = 100
-# What PyYAML repeats of a value that has no quotes, and begins as an alias, an anchor or a tag does.
+# PyYAML quotes values that begin like an alias, an anchor or a tag; they may be secrets.
 _FROM_FILE = re.compile(r"(alias|anchor|tag|handle) '[^']*'")
 
 
 def read(path: str) -> Any:
-    """What a YAML file says.
+    """Read a YAML file.
 
     Args:
         path: a local path or an fsspec URL.
 
     Raises:
-        ConfigError: if it is no YAML, or holds a tag that is to make something, or a key twice, or is too large.
+        ConfigError: if it is no YAML, has a tag for an object or a duplicate key, or is too large.
         ImportError: without PyYAML.
-        OSError: what the filesystem raised.
+        OSError: an error of the filesystem.
     """
     try:
         import yaml
@@ -38,7 +38,7 @@ def read(path: str) -> Any:
         raise ImportError(msg) from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Refuses a key that is there twice and what grows without bounds, and knows all numbers."""
+        """Refuses duplicate keys and unbounded growth, and reads all numbers."""
 
         depth = 0
 
@@ -87,14 +87,14 @@ def read(path: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        told = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
-        told = _FROM_FILE.sub(r"\1", told)
-        # PyYAML's own message has the line, in which there may be a secret.
-        raise ConfigError(f"{redacted(path)}{place}: {told}.", "Correct the YAML there.") from None
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        problem = _FROM_FILE.sub(r"\1", problem)
+        # PyYAML's own message quotes the line, which may hold a secret.
+        raise ConfigError(f"{redacted(path)}{place}: {problem}.", "Correct the YAML there.") from None
 
 
 def _inner(node: Any) -> list[Any]:
-    """What a node of YAML holds."""
+    """The child nodes of a node."""
     if isinstance(node.value, str):
         return []
     return [part for each in node.value for part in (each if isinstance(each, tuple) else (each,))]

@@ -17,19 +17,19 @@ _COUNTS = ("total_iters", "T_max", "T_0", "step_size", "warmup_steps", "total_st
 
 @dataclass(eq=False)
 class Scheduler:
-    """Sets a value at once, and after each ``step``. Past its end it holds its last one.
+    """Sets a value at once, and after each ``step``. Past its end it keeps the last value.
 
     Args:
-        optimizer: of which.
-        param_group_tags: only groups that have one of these among their ``tags`` are scheduled, and with None among
-            them those without tags; all by default.
+        optimizer: the optimizer whose parameter groups are scheduled.
+        param_group_tags: the groups to schedule: those with one of these ``tags``, or, for None among them, without
+            tags; by default all.
 
     Attributes:
-        key: of the value in a group.
-        last_epoch: steps that were made.
+        key: the name of the value in a group.
+        last_epoch: the number of steps made.
 
     Raises:
-        ValueError: for a number that makes no sense.
+        ValueError: for an invalid number.
     """
 
     key: ClassVar[str] = "lr"
@@ -67,18 +67,18 @@ class Scheduler:
         self._set()
 
     def get_last_lr(self) -> list[Any]:
-        """The value of each group as it is now."""
+        """The current value of each group."""
         return [group[self.key] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is; its numbers are those that it was made with."""
+        """The position; the arguments are not part of it."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where another one was.
+        """Restore a position.
 
         Raises:
-            ValueError: if that is no number of steps; LookupError if there is none.
+            ValueError: if it is no number of steps; LookupError if it is missing.
         """
         self.last_epoch = state_validation.to_count(state["last_epoch"])
         self._set()
