@@ -126,7 +126,7 @@ def test_refused_head_is_found_out(server: LocalS3, fs: CSXFileSystem, bucket: s
     fs.pipe_file(f"{bucket}/x", SMALL)
     asked = through(proxy, server)
     proxy.faults = [Fault(when=has_checksum, times=10**6, answer=(400, {}, b""))]
-    assert asked.stamp(f"{bucket}/x").size == len(SMALL)
+    assert asked.object_metadata(f"{bucket}/x").size == len(SMALL)
     with pytest.raises(ObjectNotFoundError):
         asked.cat_file(f"{bucket}/missing")
     assert sum(MODE in each.headers for each in proxy.requests) == 1
