@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fsspec_csx.trainer import Checkpoint, KeepNCheckpoints, Logging, MixedPrecision, Trainer, TrainingLoop
+from fsspec_csx.trainer.optimizers import AdamW
 
 
 class Autoencoder(torch.nn.Module):
@@ -45,7 +46,7 @@ def main(root: str) -> None:
     trainer = Trainer(
         device="CPU",
         model=lambda: Autoencoder(16, 4),
-        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
+        optimizer=lambda model: AdamW(model.parameters(), lr=1e-2),
         schedulers=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100),
         precision=MixedPrecision(max_gradient_norm=1.0),
         loop=TrainingLoop(max_steps=100, eval_frequency=50),
