@@ -147,7 +147,7 @@ def test_keys_that_lead_out_of_the_folder(server: Listener, fs: CSXFileSystem, t
     place.mkdir()
     target = place / "in" / "here"
     for source in ("bucket", "bucket/"):
-        with pytest.raises(ValueError, match=r"leads out of the folder|outside"):
+        with pytest.raises(ValueError, match=r"leads out of"):
             fs.get(source, f"{target}/", recursive=True)
     assert not list(place.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"home", "place"}
