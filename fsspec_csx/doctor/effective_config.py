@@ -13,7 +13,6 @@ from fsspec.asyn import sync
 from fsspec.config import apply_config
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed
-from fsspec_csx.errors import BucketNotFoundError
 from fsspec_csx.s3.client import credentials
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.settings import backends
@@ -41,8 +40,7 @@ _BAD_CREDENTIALS = "Correct the credentials, or use others."
 class ProbeFileSystem(CSXFileSystem):
     """A filesystem that creates no bucket."""
 
-    async def _create_bucket(self, bucket: str, acl: str | None = None, region: str | None = None) -> None:
-        raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Check its name and the endpoint.")
+    _writes_create_buckets = False
 
 
 class EffectiveConfig:

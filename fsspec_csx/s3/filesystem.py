@@ -107,6 +107,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     protocol = ("s3", "s3a", "csx")
     # A file left by an exception leaves no trace, so writers need no temporary name.
     atomic_writes = True
+    _writes_create_buckets = True
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +130,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         try:
             return await super()._call_s3(method, *akwarglist, **kwargs)
         except BucketNotFoundError:
-            if method not in _CREATES_BUCKET or not replayable(kwargs):
+            if not self._writes_create_buckets or method not in _CREATES_BUCKET or not replayable(kwargs):
                 raise
         await buckets.create_bucket(self, kwargs["Bucket"])
         return await super()._call_s3(method, *akwarglist, **kwargs)
