@@ -759,6 +759,7 @@ opened.set()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["s3"], indirect=True)
 def test_process_that_ends(root: str, server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends right after the call ends when its saves are over, though it then first meets the server."""
@@ -807,6 +808,7 @@ def test_failure_and_children(tmp_path: Path, kind: str, status: int) -> None:
     assert "x.pt was not saved: " in ended.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_exit(tmp_path: Path) -> None:
     """Ctrl-C while the process waits for its saves stops them, and the old checkpoint stays."""
     save([1], tmp_path / "x.pt")

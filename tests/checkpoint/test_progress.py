@@ -307,16 +307,19 @@ def test_no_bar_in_a_pipe(slow: Path) -> None:
     assert shown(slow, stderr=os.pipe) == ""
 
 
+@pytest.mark.slow
 def test_no_bar_when_told_off(slow: Path) -> None:
     """A callback that does nothing shows nothing."""
     assert shown(slow, arguments=", callback=NoOpCallback()") == ""
 
 
+@pytest.mark.slow
 def test_no_bar_when_tqdm_is_disabled(slow: Path) -> None:
     """tqdm's own switch, which it reads when it is imported, is honoured."""
     assert shown(slow, environment={**os.environ, "TQDM_DISABLE": "1"}, start=[sys.executable]) == ""
 
 
+@pytest.mark.slow
 def test_no_bar_without_tqdm(slow: Path) -> None:
     """Without tqdm there is no bar, and no error."""
     assert shown(slow, before="sys.modules['tqdm'] = None") == ""

@@ -103,6 +103,7 @@ def test_wrong_usage(here: Path, verb: str, arguments: list[str], capsys: pytest
     assert sorted(path.name for path in here.iterdir()) == ["a_1.mdl", "a_10.mdl"]
 
 
+@pytest.mark.slow
 def test_failures_in_processes(here: Path, remote: str, server: LocalS3) -> None:
     """Each failure is a line with the cause and one with the remedy, without a secret."""
     wrong = {"AWS_SECRET_ACCESS_KEY": "no-such-secret-0123456789"}

@@ -243,6 +243,7 @@ def test_json(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told == {"dry_run": False, "checkpoints": [checkpoint], "failed": {}}
 
 
+@pytest.mark.slow
 def test_nobody_to_ask(environment: LocalS3, bucket: str) -> None:
     """Where no terminal is, nothing goes without --yes; in a process of its own."""
     fill(f"s3://{bucket}", "x.mdl")

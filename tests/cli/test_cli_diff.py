@@ -121,6 +121,7 @@ def test_failures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert remedy
 
 
+@pytest.mark.slow
 def test_as_a_process(folder: Path, environment: LocalS3, bucket: str) -> None:
     """The command compares a local checkpoint with one on S3, and tells by its status what it found."""
     path = f"s3://{bucket}/run #1/a.mdl"

@@ -319,6 +319,7 @@ def test_plain_s3fs(server: LocalS3, bucket: str, fs: CSXFileSystem) -> None:
     assert (unfinished(fs, bucket), left(f"s3://{bucket}", **server.storage_options())) == ([], [])
 
 
+@pytest.mark.slow
 def test_command(environment: LocalS3, bucket: str, fs: CSXFileSystem) -> None:
     """The command in a process."""
     begin(fs, f"{bucket}/run/x.mdl")

@@ -258,6 +258,7 @@ def test_none(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"There is no checkpoint under {root}." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command(environment: LocalS3, bucket: str) -> None:
     """The command in a process: what it prints, and what a missing root and bucket lead to."""
     fill(f"s3://{bucket}", "run/checkpoint_1.mdl", "run/checkpoint_10.mdl")

@@ -196,6 +196,7 @@ def test_unsafe_is_whole(tmp_path: Path) -> None:
     assert left(str(tmp_path)) == ["checkpoint_2.mdl"]
 
 
+@pytest.mark.slow
 def test_thousands(bucket: str, environment: LocalS3) -> None:
     """Thousands of checkpoints are listed and deleted a thousand by a request."""
     root = f"s3://{bucket}/run"
@@ -283,6 +284,7 @@ def test_usage(arguments: list[str], tmp_path: Path) -> None:
     assert ended.value.code == USAGE
 
 
+@pytest.mark.slow
 def test_command(environment: LocalS3, bucket: str) -> None:
     """The command in a process."""
     for step in (1, 2):

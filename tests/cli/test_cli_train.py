@@ -71,6 +71,7 @@ def test_starts_light() -> None:
 # -- trainings ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resumes_on_s3(server: LocalS3, bucket: str, aws_files: Path, tmp_path: Path) -> None:
     """A machine that has only the file goes on from the newest checkpoint, by the profile that the file names."""
     keys = server.storage_options()
@@ -250,6 +251,7 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The example trains as its first line says, better and better, and the same as its form in Python does."""
     folder = PROJECT

@@ -74,6 +74,7 @@ def test_a_missing_file_hides_no_other(folder: Path, capsys: pytest.CaptureFixtu
     assert len(told.err.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_as_a_process(folder: Path, environment: LocalS3, bucket: str) -> None:
     """The command verifies objects on S3, with the server's checksum of them too."""
     path = f"s3://{bucket}/run/w #1.mdl"

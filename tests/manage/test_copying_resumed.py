@@ -128,7 +128,9 @@ def refusing(tmp_path: Path, part: int, *, others: int = PARTS - 1, **harm: Any)
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str
+    ("number", "status"),
+    [(signal.SIGKILL, -9), (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_upload_goes_on(
     far: FaultProxy,
@@ -354,7 +356,9 @@ def came(path: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str
+    ("number", "status"),
+    [(signal.SIGKILL, -9), (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_download_goes_on(far: FaultProxy, stored: str, tmp_path: Path, number: signal.Signals, status: int) -> None:
     """However the command is ended, the next one fetches the other parts only; what lies there is no checkpoint."""
@@ -459,6 +463,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_disk_full_meanwhile(far: FaultProxy, stored: str, tmp_path: Path) -> None:
     """If there is no room any more in the midst of it, that is told at once, and what has come is gone on with."""
     (tmp_path / "down").mkdir()
@@ -476,6 +481,7 @@ def test_disk_full_meanwhile(far: FaultProxy, stored: str, tmp_path: Path) -> No
     assert not (tmp_path / "down" / "y.mdl").exists()
 
 
+@pytest.mark.slow
 def test_file_size_limit(far: FaultProxy, stored: str, tmp_path: Path) -> None:
     """A file that may not grow is an error of two lines, and nothing is left."""
     (tmp_path / "down").mkdir()

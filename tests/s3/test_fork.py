@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from forked import python
+from thinning import thinned
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -44,7 +45,7 @@ with fsspec.open(sys.argv[1], "wb", default_block_size=5 * 2**20) as file:
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.long)])
+@pytest.mark.parametrize("method", thinned(["fork", "spawn", "forkserver"], "fork"))
 def test_data_loader_workers(environment: LocalS3, fs: CSXFileSystem, bucket: str, tmp_path: Path, method: str) -> None:
     """Workers use a filesystem that the parent was connected with, however they are started."""
     fs.pipe_file(f"{bucket}/key", b"12345678")

@@ -17,6 +17,7 @@ import fsspec
 import pytest
 from commands import running
 from stores import uploads
+from thinning import thinned
 
 from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -74,7 +75,7 @@ def test_closed_in_good_order(fs: CSXFileSystem, path: str, server: LocalS3, ope
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("leaving", LEAVING)
+@pytest.mark.parametrize("leaving", thinned(LEAVING, KeyboardInterrupt))
 @pytest.mark.parametrize("opener", OPENERS)
 def test_left_by_an_exception(
     fs: CSXFileSystem, path: str, server: LocalS3, opener: str, leaving: type[BaseException], size: int
@@ -148,7 +149,7 @@ file.write(b"n" * {SIZES[1]})
     assert fs.cat_file(path) == b"old"
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.05, 0.15, 0.4])
+@pytest.mark.parametrize("moment", thinned([0.0, 0.05, 0.15, 0.4], 0.15))
 def test_ctrl_c_while_uploading(environment: LocalS3, fs: CSXFileSystem, path: str, moment: float) -> None:
     """Ctrl-C that strikes while parts are on their way keeps the old object and leaves no upload."""
     code = f"""

@@ -21,6 +21,7 @@ import pytest
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
+from thinning import thinned
 
 from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError
 from fsspec_csx.s3 import server_copy
@@ -123,7 +124,7 @@ BUFFERS = {
 }
 
 
-@pytest.mark.parametrize("kind", BUFFERS)
+@pytest.mark.parametrize("kind", thinned(BUFFERS, "memoryview", "mmap"))
 @pytest.mark.parametrize("method", ["write", "write_borrowed", "pipe_file"])
 def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None:
     """Any contiguous memory is written, whatever its items are."""

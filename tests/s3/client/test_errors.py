@@ -17,6 +17,7 @@ import pytest
 from answers import answering, s3_error
 from botocore.crt import auth as signers
 from conftest import TENANT_BUCKET, recorded_requests
+from thinning import thinned
 
 from fsspec_csx import errors
 from fsspec_csx.s3.client import retries
@@ -200,7 +201,7 @@ def test_clock_skew(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatc
         fs.cat_file(f"{bucket}/key")
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", thinned(OPERATIONS, "open-write", "exists"))
 @pytest.mark.parametrize(
     ("status", "code", "extra", "kind"),
     [

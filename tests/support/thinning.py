@@ -1,0 +1,15 @@
+"""Cases of a test, of which a few stand for their kind in every run, and CI runs them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def thinned(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """The cases, of which all but those that are kept are marked as slow."""
+    found = list(cases)
+    assert all(each in found for each in kept), kept
+    return [each if each in kept else pytest.param(each, marks=pytest.mark.slow) for each in found]
