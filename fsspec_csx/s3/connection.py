@@ -40,6 +40,8 @@ _OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "Preconditio
 _WRITES = frozenset({"complete_multipart_upload", "put_object"})
 # Loaders of botocore's models of S3, which take longer to read than a client to make; by AWS_DATA_PATH.
 _loaders: dict[str | None, Any] = {}
+# Clients that a forked process has of its parent.
+_of_parent: list[Any] = []
 
 
 class ConnectedS3(S3FileSystem):  # type: ignore[misc]
@@ -101,6 +103,14 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         if self._lease is not None:
             self._lease.made = None  # s3fs would keep it for as long as the filesystem lives
         self._lease = Lease(made)
+
+    @staticmethod
+    def close_session(loop: Any, s3: Any) -> None:
+        """Close the connections; see s3fs, which in a forked process waits for an event loop that is the parent's."""
+        if s3.pid == os.getpid():
+            S3FileSystem.close_session(loop, s3)
+        else:
+            _of_parent.append(s3)  # or aiohttp would warn that it was not closed
 
     # -- signing in -------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def test_info_names_what_is_not_loaded(path: str, capsys: pytest.CaptureFixture[
     assert shown.keys() == {f"hyper_parameters.{name}" for name in UNKNOWN}
     assert shown["hyper_parameters.own"] == "<test_unknown_classes.Config, not loaded>"
     assert shown["hyper_parameters.array"] == "<numpy.ndarray, not loaded>"
-    assert shown["hyper_parameters.subclass"] == "<kinds_of_values.Subclass, not loaded>"
+    assert shown["hyper_parameters.subclass"] == "<fsspec_csx.testing.kinds_of_values.Subclass, not loaded>"
     assert found.values["epoch"] == 3
     assert found.values["bytes"] == b"\xff"
     assert main(["checkpoint", "info", "-l", path]) == 0

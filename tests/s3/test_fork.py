@@ -57,3 +57,24 @@ def test_child_leaves_the_parents_file_alone(environment: LocalS3, fs: CSXFileSy
     """A forked child that ends neither publishes nor aborts what its parent is writing."""
     subprocess.run([sys.executable, "-c", INHERITED, f"s3://{bucket}/key"], check=True, timeout=60)
     assert fs.cat_file(f"{bucket}/key") == b"a" * (11 * 2**20) + b"b"
+
+
+CONNECTED = """
+import os, sys
+import s3fs.core
+import fsspec
+
+fsspec.filesystem("s3").ls(sys.argv[1])
+sync, s3fs.core.sync = s3fs.core.sync, None  # in the child it would wait for the event loop of the parent
+child = os.fork()
+if not child:
+    os._exit(0)
+s3fs.core.sync = sync
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_child_closes_no_connection_of_its_parent(environment: LocalS3, bucket: str) -> None:
+    """A forked child does not wait for the event loop of its parent to close the parent's connections."""
+    done = subprocess.run([*python(), "-c", CONNECTED, bucket], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stderr == ""

@@ -16,10 +16,14 @@ class Lease:
 
     Args:
         made: makes and closes the client, or the clients of a filesystem for several regions.
+
+    Attributes:
+        pid: that of the process whose client it is.
     """
 
     def __init__(self, made: Any) -> None:
         self.made = made
+        self.pid = os.getpid()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.made, name)
