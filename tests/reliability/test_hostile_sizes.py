@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_redirect_to_nowhere(server: Listener, fs: CSXFileSystem, status: int, h
         with pytest.raises(OSError, match=rf"redirects to another address|was refused with {status}") as caught:
             ask()
         assert isinstance(caught.value, CSXError)
-        assert len(server.heard) <= 2
+        assert max(Counter(each.path for each in server.heard).values()) <= 2
 
 
 @pytest.mark.parametrize("key", ["../x/y", "a/../../z", "a/b/..", ".."])
