@@ -23,8 +23,8 @@ def count() -> tuple[int, int, int]:
     gc.collect()
     time.sleep(0.2)
     found = gc.get_objects()
-    clients = sum(isinstance(each, AioBaseClient) for each in found)
-    sessions = sum(isinstance(each, ClientSession) and not each.closed for each in found)
+    clients = sum(issubclass(type(each), AioBaseClient) for each in found)
+    sessions = sum(issubclass(type(each), ClientSession) and not each.closed for each in found)
     return clients, sessions, len(os.listdir("/proc/self/fd"))
 
 
