@@ -43,7 +43,8 @@ def admin(store: LocalS3) -> CSXFileSystem:
     made = fsspec.filesystem("s3", **store.storage_options(), use_listings_cache=False)
     assert isinstance(made, CSXFileSystem)
     made.makedirs(BUCKET, exist_ok=True)
-    made.rm(list(made.find(BUCKET)) or [f"{BUCKET}/nothing"])
+    if left := made.find(BUCKET):
+        made.rm(left)
     for number in (1, 2):
         for folder in (MINE, OTHERS):
             path = f"{folder}/checkpoint_{number}.mdl"

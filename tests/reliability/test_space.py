@@ -40,7 +40,7 @@ def reports(request: pytest.FixtureRequest, server: LocalS3, tmp_path_factory: p
         fs.pipe_file(source, blob(2))
     environment = {**server.environment(), "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
     with CleanProcess() as clean:
-        status, said = clean.run("disks:told_of", request.param, str(folder), remote, environment=environment)
+        status, said = clean.run("disks:errors_as_data", request.param, str(folder), remote, environment=environment)
     assert not status, said
     told = json.loads(said)
     if "impossible" in told:
