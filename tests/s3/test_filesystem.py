@@ -84,7 +84,9 @@ def test_info_has_the_keys_of_s3fs(server: LocalS3, fs: CSXFileSystem, bucket: s
     fs.pipe_file(f"{bucket}/run/key", b"data")
     plain = s3fs.S3FileSystem(**server.storage_options())
     for path in (f"{bucket}/run/key", f"{bucket}/run", bucket):
-        assert fs.info(path) == plain.info(path)
+        ours, theirs = ({"VersionId": None, **each.info(path)} for each in (fs, plain))
+        # Older releases write a slash behind the name of a bucket, and no version of it.
+        assert ours == {**theirs, "name": theirs["name"].rstrip("/")}
 
 
 def test_versions(server: LocalS3, bucket: str) -> None:
