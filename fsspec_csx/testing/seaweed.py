@@ -64,7 +64,7 @@ def commands(weed: str, ports: Ports, tls: tuple[str | Path, str | Path] | None)
         s3 += [f"-cert.file={Path(tls[0]).absolute()}", f"-key.file={Path(tls[1]).absolute()}"]
     return [
         command("master", "-mdir=.", "-peers=none", "-telemetry=false"),
-        command("volume", "-dir=.", "-max=1000", address["master"]),
+        command("volume", "-dir=.", "-max=20000", address["master"]),
         command("filer", "-defaultStoreDir=.", "-localSocket=filer.sock", address["master"]),
         command("s3", "-config=identities.json", "-localSocket=s3.sock", address["filer"], *s3),
     ]
@@ -87,7 +87,7 @@ def _guard_main(owner: int, folder: str, commands: list[list[str]]) -> None:
         signal.signal(number, signal.SIG_IGN)
     processes: list[subprocess.Popen[bytes]] = []
     # No environment is inherited: weed makes an administrator of AWS_ACCESS_KEY_ID, and reads variables WEED_*.
-    environment = {"HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "512MiB", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "2"}
+    environment = {"HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "512MiB", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
     def signal_all(number: int) -> None:
         for process in processes:
