@@ -20,8 +20,8 @@ def add(verbs: Verbs) -> None:
         _prune,
         help="delete all but the newest checkpoints under a root",
         description="Keep the newest checkpoints directly under a root, and delete the others. The files of one step\n"
-        "are kept, or deleted, together. Incomplete checkpoints do not count as kept ones, and newer ones stay;\n"
-        "checkpoints without a step in their names stay.",
+        "are kept, or deleted, together. Incomplete checkpoints do not count as kept ones, and newer ones stay.\n"
+        "Best, last and final ones stay; where another has no step in its name, --by time is needed.",
         examples="""
 prune s3://bucket/run --keep 3 --dry-run
 prune s3://bucket/run --keep 3 --keep-every 1000 --yes

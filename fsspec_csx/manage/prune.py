@@ -19,6 +19,8 @@ from fsspec_csx.storage.paths import redacted
 STEP, TIME = "step", "time"
 """The orders by which checkpoints are the newest."""
 
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class PruneResult:
@@ -114,15 +116,15 @@ def prune(
         What was kept, deleted and failed; a failure does not stop other deletions.
 
     Raises:
-        ValueError: as in ``plan``; also if no name has a step, unless ``by`` is ``time``.
+        ValueError: as in ``plan``; also, unless ``by`` is ``time``, if names do not say which are the newest ``keep``:
+            one has no step, and is not that of a best, last or final file.
         OSError: if the root cannot be listed, or a checkpoint cannot be read.
     """
     found = checkpoints(root, storage_options=storage_options)
     kept, to_delete = plan(found, keep, every, spared=spared, by=by)
     steps = _sorted(found, by)
-    if by == STEP and len(steps) > keep and all(step.label.step is None for step in steps):
-        msg = f"No checkpoint under {redacted(os.fspath(root))} has a step in its name, so that their order is unknown."
-        raise ValueError(f"{msg} Use the time of writing: --by time or by='time'.")
+    if by == STEP:
+        _check_order(steps, keep, redacted(os.fspath(root)))
     damaged: dict[str, Exception] = {}
     if to_delete:
         damaged = _damaged(steps, keep, by, storage_options)
@@ -148,6 +150,21 @@ def _sorted(found: Iterable[ListedCheckpoint], by: str) -> list[Step]:
         msg = "The filesystem does not report when each checkpoint was written. Use the steps in their names."
         raise ValueError(msg)
     return sorted(steps, key=lambda step: step.time or 0.0)
+
+
+def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
+    """Raise ValueError if more than ``keep`` steps must be sorted, and some have no step in their names."""
+    unknown = [step for step in steps if step.label.step is None]
+    if len(unknown) < len(steps):
+        unknown = [step for step in unknown if not step.is_apart]
+    if unknown and len(steps) > keep:
+        names = [each.path.rpartition("/")[2] for step in unknown for each in step.members]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        msg = (
+            f"The order of the checkpoints under {root} is unknown: {redacted(', '.join(names[:_SHOWN]))}{more} "
+            f"{'has' if len(names) == 1 else 'have'} no step in the name."
+        )
+        raise ValueError(f"{msg} Move these elsewhere, or sort by the time of writing: --by time or by='time'.")
 
 
 def _flaw(step: Step, by: str) -> str:

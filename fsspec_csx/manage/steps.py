@@ -13,8 +13,11 @@ from fsspec_csx.manage.naming import ParsedName, parse_name, shard_set
 if TYPE_CHECKING:
     from fsspec_csx.manage.list import ListedCheckpoint
 
-# Files with such names are not saved with each step.
+# Files with such names are not saved with each step; the second are Hugging Face's, beside its checkpoint folders.
 _APART = re.compile(r"(?:^|[^A-Za-z])(?:best|last|latest|final)(?:[^A-Za-z]|$)", re.IGNORECASE)
+_FINAL = re.compile(
+    r"(?:(?:pytorch_|adapter_)?model|training_args|optimizer|scheduler|consolidated)\.(?:safetensors|bin|pt|pth)"
+)
 
 
 @dataclass
@@ -40,6 +43,12 @@ class Step:
         """When its last file was written, in seconds since 1970; None if unknown for any."""
         times = [each.modified.timestamp() for each in self.members if each.modified]
         return max(times) if len(times) == len(self.members) else None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its name is that of a best, last or final file, which is of no step."""
+        name = self.members[0].path.rpartition("/")[2]
+        return bool(_APART.search(self.label.family) or _FINAL.fullmatch(name))
 
 
 def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:

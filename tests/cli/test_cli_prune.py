@@ -102,13 +102,13 @@ def test_prune(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is deleted by a dry run, or where nobody can be asked; with --yes what was shown, and no neighbour."""
     for step in (100, 200, 300, 1000):
         save([step], f"{root}/run/checkpoint_{step}.mdl")
-    others = ["run/model.mdl", "run/notes_100.txt", "run/sub/checkpoint_1.mdl", "run0/checkpoint_1.mdl"]
+    others = ["run/last.mdl", "run/notes_100.txt", "run/sub/checkpoint_1.mdl", "run0/checkpoint_1.mdl"]
     fill(root, *others, *ODD)
     before = left(root)
     assert run(f"{root}/run", "--keep", "1", "--keep-every", "200", "--dry-run", "--yes") == DONE
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["keep", "keep", "keep", "delete", "delete"]
-    assert lines[5] == f"{root}/run/model.mdl is kept and does not count: its name has no step."
+    assert lines[5] == f"{root}/run/last.mdl is kept and does not count: its name has no step."
     assert lines[6].startswith("2 checkpoints, ")
     assert lines[6].endswith("would be deleted: pass --yes to delete.")
     assert left(root) == before
@@ -118,7 +118,7 @@ def test_prune(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"{root}/run", "--keep", "1", "--keep-every", "200", "--yes", "--quiet") == DONE
     lines = capsys.readouterr().out.splitlines()
     assert [(line.split()[0], line.rpartition("/")[2]) for line in lines] == [
-        ("keep", "model.mdl"),
+        ("keep", "last.mdl"),
         ("keep", "checkpoint_200.mdl"),
         ("keep", "checkpoint_1000.mdl"),
         ("deleted", "checkpoint_100.mdl"),

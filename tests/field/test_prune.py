@@ -171,10 +171,24 @@ def test_by_time(tmp_path: Path) -> None:
 
 def test_best_and_last(root: str) -> None:
     """A file for the best or the last has rules of its own: it stays, and does not make other steps lack anything."""
-    for name in ("checkpoint_1.pt", "best_step_1.pt", "checkpoint_2.pt", "checkpoint_3.pt", "last.pt", "model.pt"):
+    for name in ("checkpoint_1.pt", "best_step_1.pt", "checkpoint_2.pt", "checkpoint_3.pt", "last.pt", "model.bin"):
         save([1], f"{root}/{name}")
     prune(root, 1)
-    assert left(root) == ["best_step_1.pt", "checkpoint_3.pt", "last.pt", "model.pt"]
+    assert left(root) == ["best_step_1.pt", "checkpoint_3.pt", "last.pt", "model.bin"]
+
+
+def test_some_without_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where one of them has no step, which are the newest is unknown: nothing is deleted, and it is named."""
+    names = ["mine.pt", "checkpoint_1.pt", "checkpoint_2.pt"]
+    timed(tmp_path, *names)
+    fill(str(tmp_path), "notes.txt")
+    for more in ((), ("--dry-run",)):
+        assert run("prune", str(tmp_path), "--keep", "1", "--yes", *more) == FAILED
+        assert "mine.pt has no step in the name" in capsys.readouterr().err
+        assert left(str(tmp_path)) == sorted([*names, "notes.txt"])
+    assert run("prune", str(tmp_path), "--keep", "3", "--yes") == DONE  # nothing has to be sorted
+    assert run("prune", str(tmp_path), "--keep", "1", "--yes", "--by", "time") == DONE
+    assert left(str(tmp_path)) == ["checkpoint_2.pt", "notes.txt"]
 
 
 NAMES = st.lists(
