@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -25,12 +26,6 @@ class _Flags:
     def __setattr__(self, name: str, value: object) -> None:
         if name not in type(self).__annotations__ or isinstance(getattr(self, name), _Flags):
             raise _unknown(name)
-        if value is not None and not isinstance(value, str):
-            msg = f"A {name} is a name (str) or None, not {type(value).__name__}. Give the name in the AWS files."
-            raise TypeError(msg)
-        if value is not None and not value.strip():
-            msg = f"A {name}'s name cannot be empty. Set it to None to use no {name}."
-            raise ValueError(msg)
         super().__setattr__(name, value)
 
 
@@ -45,6 +40,15 @@ class S3Flags(_Flags):
 
     profile: str | None = None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "profile" and value is not None and not isinstance(value, str):
+            msg = f"A profile is a name (str) or None, not {type(value).__name__}. Give the name in the AWS files."
+            raise TypeError(msg)
+        if name == "profile" and isinstance(value, str) and not value.strip():
+            msg = "A profile's name cannot be empty. Set it to None to use no profile."
+            raise ValueError(msg)
+        super().__setattr__(name, value)
+
 
 class StorageFlags(_Flags):
     """``backends.csx.storage``: where checkpoints are kept."""
@@ -52,9 +56,61 @@ class StorageFlags(_Flags):
     s3: S3Flags = S3Flags()
 
 
-class CSXFlags(_Flags):
-    """``backends.csx``: all flags of this package, under the name that Cerebras PyTorch gives them."""
+class PrecisionFlags(_Flags):
+    """``backends.csx.precision``, of Cerebras hardware."""
 
+    optimization_level: Any = None
+
+
+class PerformanceFlags(_Flags):
+    """``backends.csx.performance``, of Cerebras hardware."""
+
+    compress_weights: Any = None
+    max_transfer_bytes: Any = None
+    micro_batch_size: Any = None
+    transfer_processes: Any = None
+    use_speculative_optimizers: Any = None
+
+
+class ClusterFlags(_Flags):
+    """``backends.csx.cluster``, of Cerebras hardware."""
+
+    auto_taint: Any = None
+
+
+class DebugFlags(_Flags):
+    """``backends.csx.debug``, of Cerebras hardware; names below ``debug_args`` and ``ini`` are not checked."""
+
+    act_memory_gi: Any = None
+    check_constraints: Any = None
+    chf_memory_gi: Any = None
+    cmd_memory_gi: Any = None
+    compile_crd_memory_gi: Any = None
+    debug_args: Any = None
+    drop_data: Any = None
+    execute_crd_memory_gi: Any = None
+    fabric_type_blacklist: Any = None
+    implicit_cast_cb16_to_fp32: Any = None
+    ini: Any = None
+    lazy_initialization: Any = None
+    log_initialization: Any = None
+    op_definition_module: Any = None
+    optimize_initialization: Any = None
+    retrace_every_iteration: Any = None
+    save_gpv: Any = None
+    skip_connectivity_check: Any = None
+    skip_weight_init: Any = None
+    wgt_memory_gi: Any = None
+    wrk_memory_gi: Any = None
+
+
+class CSXFlags(_Flags):
+    """``backends.csx``: the flags of Cerebras PyTorch 2.10; those outside ``storage`` have no effect here."""
+
+    cluster: ClusterFlags = ClusterFlags()
+    debug: DebugFlags = DebugFlags()
+    performance: PerformanceFlags = PerformanceFlags()
+    precision: PrecisionFlags = PrecisionFlags()
     storage: StorageFlags = StorageFlags()
 
 
@@ -103,13 +159,24 @@ class Backends(_Flags):
             self.set_flags(before)
 
     def _get(self, name: str) -> Any:
+        if name.startswith(_FREE):
+            return None
         if name not in _names(self):
             raise _unknown(name)
         return reduce(getattr, name.split("."), self)
 
     def _set(self, name: str, value: Any) -> None:
-        node, _, leaf = name.rpartition(".")
-        setattr(reduce(getattr, node.split("."), self), leaf, value)
+        if not name.startswith(_FREE):
+            node, _, leaf = name.rpartition(".")
+            setattr(reduce(getattr, node.split("."), self), leaf, value)
+
+
+_FREE = ("csx.debug.debug_args.", "csx.debug.ini.")
+
+
+def has_effect(name: str) -> bool:
+    """Whether a flag is one of this package, and not of Cerebras hardware."""
+    return name.startswith("csx.storage.")
 
 
 def _names(node: _Flags, prefix: str = "") -> list[str]:
@@ -122,7 +189,13 @@ def _names(node: _Flags, prefix: str = "") -> list[str]:
 
 
 def _unknown(name: str) -> UnknownFlagError:
-    return UnknownFlagError(f"There is no flag {name!r}.", f"The flags of backends are: {', '.join(_names(backends))}.")
+    known = _names(backends)
+    by_last_word = {each.rpartition(".")[2]: each for each in known}
+    near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name, by_last_word, 1)
+    remedy = (
+        f"Did you mean {by_last_word.get(near[0], near[0])!r}?" if near else "The flag of S3 is csx.storage.s3.profile."
+    )
+    return UnknownFlagError(f"There is no flag {name!r}.", remedy)
 
 
 backends = Backends()

@@ -1,4 +1,4 @@
-"""``cszoo fit`` and ``cszoo validate``."""
+"""``cszoo fit``, ``cszoo validate`` and ``cszoo validate_all``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _NONE = "none"
 _TRUST = "The classes that the file names are imported and run: use only files that you trust."
+_CHANGES = ("checkpoint_root", "model_dir", "profile", "load_checkpoint_states")
 
 
 def add(verbs: Verbs) -> None:
@@ -27,7 +28,7 @@ def add(verbs: Verbs) -> None:
         help="run a training from a YAML file",
         description=f"Run a training from a YAML file, and resume from its newest checkpoint.\n{_TRUST}",
         examples="""
-fit params.yaml
+fit params.yaml -o init.loop.max_steps=1000
 fit s3://bucket/params.yaml --checkpoint_root s3://bucket/run --profile my-profile
 """,
     )
@@ -43,6 +44,17 @@ validate params.yaml --ckpt_path s3://bucket/run/checkpoint_100.mdl --json
 """,
     )
     _add_common(validate)
+    validate_all = verbs.add(
+        "validate_all",
+        _validate_all,
+        help="validate several checkpoints from a YAML file",
+        description=f"Validate checkpoints, by default all, with the model and data of a YAML file.\n{_TRUST}",
+        examples="""
+validate_all params.yaml
+validate_all params.yaml --ckpt_path 's3://bucket/run/checkpoint_*.mdl' --json
+""",
+    )
+    _add_common(validate_all)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -51,39 +63,86 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ckpt_path",
         "--ckpt-path",
+        "--checkpoint_path",
+        "--checkpoint-path",
         metavar="PATH",
         help=f"override the checkpoint to load; {_NONE!r} means none (use './{_NONE}' for a file of that name)",
     )
+    parser.add_argument(
+        "--load_checkpoint_states",
+        "--load-checkpoint-states",
+        metavar="STATES",
+        help="override the states to load, separated by commas: model,optimizer; 'all' for all",
+    )
     parser.add_argument("--checkpoint_root", "--checkpoint-root", metavar="PATH", help="override where checkpoints are")
     parser.add_argument("--model_dir", "--model-dir", metavar="PATH", help="override the local folder")
+    parser.add_argument(
+        "-o",
+        dest="words",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override values of the file, as in init.loop.max_steps=10; a word without '=' is the model_dir",
+    )
 
 
 def _fit(options: argparse.Namespace) -> None:
-    trainer = _config(options).fit()
-    if _is_first():
-        print_status(options, f"Trained to step {trainer.global_step}")
-        if options.json:
-            emit(options, _position(trainer), [])
+    positions = []
+    for config in _configs(options):
+        trainer = config.fit()
+        positions.append(_position(trainer))
+        if _is_first():
+            print_status(options, f"Trained to step {trainer.global_step}")
+    if options.json and _is_first():
+        emit(options, _as_one(positions), [])
 
 
 def _validate(options: argparse.Namespace) -> None:
-    trainer, metrics = _config(options).validate()
+    results, rows = [], []
+    for config in _configs(options):
+        trainer, metrics = config.validate()
+        results.append({**_position(trainer), "metrics": metrics})
+        rows += _rows(metrics)
     if _is_first():
-        rows = [(name, f"{value:.6g}") for each in metrics for name, value in each.items()]
-        emit(options, {**_position(trainer), "metrics": metrics}, table(rows, right=[1]))
+        emit(options, _as_one(results), table(rows, right=[1]))
 
 
-def _config(options: argparse.Namespace) -> Config:
-    from fsspec_csx.trainer.config import training as training_config  # only here, as it imports torch
+def _validate_all(options: argparse.Namespace) -> None:
+    results, rows = [], []
+    for config in _configs(options):
+        for path, metrics in config.validate_all():
+            loaded = None if path is None else redacted(path)
+            results.append({"loaded": loaded, "metrics": metrics})
+            rows += [[loaded or "", *row] for row in _rows(metrics)]
+    if _is_first():
+        emit(options, {"checkpoints": results}, table(rows, right=[2]))
+
+
+def _rows(metrics: list[dict[str, float]]) -> list[list[str]]:
+    return [[name, f"{value:.6g}"] for each in metrics for name, value in each.items()]
+
+
+def _as_one(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result of the only training of a file, or those of all."""
+    return results[0] if len(results) == 1 else {"trainings": results}
+
+
+def _configs(options: argparse.Namespace) -> list[Config]:
+    from fsspec_csx.trainer.config import document  # only here, as it imports torch
 
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)  # like python -m
-    changes = {name: getattr(options, name) for name in ("checkpoint_root", "model_dir", "profile")}
+    changes = {name: getattr(options, name) for name in _CHANGES}
+    for word in options.words:
+        if "=" not in word:
+            changes["model_dir"] = word
     if options.ckpt_path is not None:
         changes["ckpt_path"] = None if options.ckpt_path == _NONE else options.ckpt_path
-    made = training_config.read(options.params, **changes)
+    made = document.read(options.params, [word for word in options.words if "=" in word], **changes)
     if options.quiet:
-        made.quieten()
+        for each in made:
+            each.quieten()
     return made
 
 

@@ -6,6 +6,7 @@ from fsspec_csx.trainer.checkpointing import Checkpoint
 from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.model_metrics import ModelEvalMetrics
 from fsspec_csx.trainer.monitoring import CheckLoss, RateProfiler, TimeRemaining
 from fsspec_csx.trainer.norms import ComputeNorm
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates, SaveCheckpointState
@@ -24,6 +25,7 @@ __all__ = [
     "Logger",
     "Logging",
     "MixedPrecision",
+    "ModelEvalMetrics",
     "Precision",
     "ProgressLogger",
     "RateProfiler",

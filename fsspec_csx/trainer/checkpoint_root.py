@@ -1,13 +1,16 @@
-"""The folder of a run's checkpoints, at any fsspec URL. Names are taken literally, never as patterns."""
+"""The folder of a run's checkpoints, at any fsspec URL. Names are taken literally, but for ``matching``."""
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
+from collections.abc import Iterable
 
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
-from fsspec_csx.manage.location import Location
+from fsspec_csx.manage.location import Location, expand_pattern
 from fsspec_csx.storage.atomic import atomic_write
 
 
@@ -23,6 +26,19 @@ def list_names(root: str) -> list[str]:
     except FileNotFoundError:
         return []
     return [*(file.name for file in files), *(folder.rstrip("/") for folder in folders)]
+
+
+def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """The paths, with those that match a pattern in its place, sorted by the numbers in them.
+
+    Raises:
+        FileNotFoundError: if nothing matches a pattern.
+    """
+    return [found for path in paths for found in sorted(expand_pattern(path) or [os.fspath(path)], key=_numbers)]
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path)]
 
 
 def exists(path: str, *, sharded: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.settings import backends
+from fsspec_csx.settings import backends, has_effect
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
 
-class GlobalFlags(Callback):
-    """Sets flags permanently, before anything else is set up.
+class Flags(Callback):
+    """Flags by dotted names; the first of these callbacks notes those of all that have no effect.
 
     Args:
         flags: values by dotted names: ``GlobalFlags(**{"csx.storage.s3.profile": "my-profile"})``.
@@ -23,19 +23,30 @@ class GlobalFlags(Callback):
     def __init__(self, **flags: Any) -> None:
         self.flags = flags
 
+    def setup(self, trainer: Trainer) -> None:
+        callbacks = trainer.get_callbacks(Flags)
+        ignored = {name for each in callbacks for name in each.flags if not has_effect(name)}
+        if ignored and callbacks[0] is self:
+            trainer.logger.info("Only Cerebras hardware uses these flags: %s", ", ".join(sorted(ignored)))
+
+
+class GlobalFlags(Flags):
+    """Sets flags permanently, before anything else is set up.
+
+    Args:
+        flags: see ``Flags``.
+    """
+
     def pre_setup(self, trainer: Trainer) -> None:
         backends.set_flags(self.flags)
 
 
-class ScopedTrainFlags(Callback):
+class ScopedTrainFlags(Flags):
     """Sets flags during ``fit``, and then restores their values.
 
     Args:
-        flags: values by dotted names.
+        flags: see ``Flags``.
     """
-
-    def __init__(self, **flags: Any) -> None:
-        self.flags = flags
 
     def on_enter_fit(
         self, trainer: Trainer, stack: ExitStack, train_dataloader: Any, val_dataloader: Any, loop: TrainingLoop
@@ -43,15 +54,12 @@ class ScopedTrainFlags(Callback):
         stack.enter_context(backends.scoped_flags(self.flags))
 
 
-class ScopedValidateFlags(Callback):
+class ScopedValidateFlags(Flags):
     """Sets flags during each validation, and then restores their values.
 
     Args:
-        flags: values by dotted names.
+        flags: see ``Flags``.
     """
-
-    def __init__(self, **flags: Any) -> None:
-        self.flags = flags
 
     def on_enter_validate(self, trainer: Trainer, stack: ExitStack, val_dataloader: Any, loop: ValidationLoop) -> None:
         stack.enter_context(backends.scoped_flags(self.flags))

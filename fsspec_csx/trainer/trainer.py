@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from fsspec_csx.trainer import backend as backends
-from fsspec_csx.trainer import processes, random_states, training, training_state, validation
+from fsspec_csx.trainer import checkpoint_root, processes, random_states, training, training_state, validation
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback, check_hooks
 from fsspec_csx.trainer.checkpointing import Checkpoint
@@ -290,23 +290,36 @@ class Trainer:
             validation.run(self, val_dataloader, loop)
         return loop.metrics
 
-    def validate_all(self, val_dataloaders: Any = None, ckpt_paths: Any = _UNSET, loop: Any = None) -> None:
+    def validate_all(
+        self, val_dataloaders: Any = None, ckpt_paths: Any = _UNSET, loop: ValidationLoop | None = None
+    ) -> list[tuple[str | None, list[dict[str, float]]]]:
         """Validate each of several checkpoints with each of several loaders, and with the callbacks' validations.
 
         Args:
             val_dataloaders: one loader or several.
-            ckpt_paths: one path or several; see ``ckpt_path`` of ``fit``.
+            ckpt_paths: one path or several, or patterns of paths such as ``checkpoint_*.mdl``, whose matches are sorted
+                by their numbers; without it or None see ``ckpt_path`` of ``fit``.
             loop: see ``validate``.
+
+        Returns:
+            For each checkpoint its path, None for none, and the metrics of each loader.
+
+        Raises:
+            FileNotFoundError: if a path does not exist, or nothing matches a pattern.
+            CheckpointError, OSError: see ``validate``.
         """
         loaders = as_list(val_dataloaders)
-        paths = [ckpt_paths] if ckpt_paths is None or ckpt_paths is _UNSET else as_list(ckpt_paths)
+        single = ckpt_paths is None or ckpt_paths is _UNSET
+        paths = [ckpt_paths] if single else checkpoint_root.matching(as_list(ckpt_paths))
+        found = []
         with contextlib.ExitStack() as stack:
             self.call("on_enter_validate_all", stack, loaders, loop, paths)
             for path in paths:
-                self._load(path)
-                for loader in loaders:
-                    self.validate(loader, ckpt_path=None, loop=loop)
+                loaded = self._load(path)
+                metrics = [dict(self.validate(loader, ckpt_path=None, loop=loop)) for loader in loaders]
+                found.append((None if loaded is None else self.checkpoint.resumed_from, metrics))
                 self.call("run_validation", None, True)
+        return found
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ def as_json(capsys: pytest.CaptureFixture[str]) -> Any:
 # -- usage -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "validate_all"])
 def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The help shows how it is used, whose files to use, and both spellings of its options."""
     with pytest.raises(SystemExit) as left:

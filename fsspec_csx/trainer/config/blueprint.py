@@ -13,7 +13,7 @@ from typing import Any
 
 from fsspec_csx.errors import ConfigError, CSXError
 from fsspec_csx.redaction import redact
-from fsspec_csx.trainer.config.import_path import import_name, suggestion
+from fsspec_csx.trainer.config.import_path import import_name, is_import_path, suggestion
 from fsspec_csx.trainer.config.type_hints import convert, display
 
 
@@ -53,7 +53,9 @@ class Blueprint:
 
     def refused(self, error: Exception) -> ConfigError:
         """An error with the path of the blueprint."""
-        said = redact(str(error))
+        if isinstance(error, CSXError):
+            return ConfigError(f"{self.path}: {error.reason}", error.remedy)
+        said = " ".join(redact(str(error)).split())
         cause, dot, remedy = said.rpartition(". ")
         if dot and remedy.endswith("."):  # as the errors of this package are
             return ConfigError(f"{self.path}: {cause}.", remedy)
@@ -84,18 +86,18 @@ def named(
         ConfigError: if there is no such class, or it does not accept these arguments.
     """
     if isinstance(node, str):
-        return blueprint(_resolve(node, path, home), {}, path, given)
+        return blueprint(resolve(node, path, home), {}, path, given)
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping with class_path and init_args.")
     if "class_path" in node:
         check_keys(node, ("class_path", "init_args"), path)
-        function = _resolve(node["class_path"], f"{path}.class_path", home)
+        function = resolve(node["class_path"], f"{path}.class_path", home)
         made = blueprint(function, _or_none(node.get("init_args")), f"{path}.init_args", given)
         return replace(made, path=path)
     if _is_named(node, default):
         ((name, arguments),) = node.items()
         path = f"{path}.{name}"
-        return blueprint(_resolve(name, path, home), _or_none(arguments), path, given)
+        return blueprint(resolve(name, path, home), _or_none(arguments), path, given)
     if default is not None:
         return blueprint(default, node, path, given)
     raise ConfigError(f"{path} names no class.", "Give a mapping with class_path and init_args.")
@@ -115,7 +117,7 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping of arguments.")
-    parameters = _parameters(function)
+    parameters = parameters_of(function)
     if parameters is None:
         return Blueprint(path, function, {key: _nested(each, f"{path}.{key}", given) for key, each in node.items()})
     kinds = {each.kind for each in parameters.values()}
@@ -127,7 +129,7 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
     for each in own:
         if each.default is each.empty and each.name not in node and each.name not in given:
             raise ConfigError(f"{path} lacks {each.name!r}.", "Give this argument, which has no default.")
-    hints = _hints(function)
+    hints = hints_of(function)
     arguments = {}
     for key, value in node.items():
         within = f"{path}.{key}"
@@ -135,7 +137,7 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
     return Blueprint(path, function, arguments, frozenset(given))
 
 
-def check_keys(node: Mapping[Any, Any], known: Iterable[str], path: str) -> None:
+def check_keys(node: Iterable[Any], known: Iterable[str], path: str) -> None:
     """Raise a ConfigError for a key that is not known."""
     known = [*known]
     for key in node:
@@ -148,8 +150,8 @@ def check_keys(node: Mapping[Any, Any], known: Iterable[str], path: str) -> None
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def _resolve(name: Any, path: str, home: ModuleType | None) -> Callable[..., Any]:
-    """The class or the function of a name."""
+def resolve(name: Any, path: str, home: ModuleType | None = None) -> Callable[..., Any]:
+    """The class or the function of a name; see ``import_name``."""
     if not isinstance(name, str):
         raise ConfigError(
             f"{path} cannot be {display(name, path)}.", "Give an import path, such as 'package.module.Class'."
@@ -171,7 +173,7 @@ def _is_named(node: Mapping[Any, Any], default: Callable[..., Any] | None) -> bo
     if len(node) != 1:
         return False
     name = str(next(iter(node)))
-    return default is None or name[:1].isupper() or "." in name
+    return default is None or name[:1].isupper() or is_import_path(name)
 
 
 def _nested(value: Any, path: str, given: Iterable[str]) -> Any:
@@ -196,7 +198,7 @@ def _made(value: Any, given: Mapping[str, Any]) -> Any:
     return value
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     """The parameters; None if unknown, as for some functions written in C."""
     try:
         return inspect.signature(function).parameters
@@ -204,7 +206,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return None
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of the parameters, except those with names that only type checkers know."""
     called: Any = inspect.unwrap(getattr(function, "__init__") if isinstance(function, type) else function)  # noqa: B009
     names = {**vars(typing), **vars(collections.abc), **getattr(called, "__globals__", {})}

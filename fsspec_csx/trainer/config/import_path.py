@@ -15,19 +15,19 @@ def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
     """Import an object, which runs the code of its modules.
 
     Args:
-        name: modules and attributes with dots between them, or the name of a class in ``home``.
+        name: ``package.module.Class``, ``package.module:Class``, or the name of a class in ``home``, in any case.
         path: the place in the configuration, for errors.
         home: the module whose public classes need no import path.
 
     Raises:
         ConfigError: if there is no such object, or its module cannot be imported.
     """
-    if "." not in name:
-        known = _public(home)
-        if name not in known:
-            raise ConfigError(f"{path}: there is no {name!r}.", suggestion(name, known, _NOT_SHORT))
-        return getattr(home, name)
-    parts = name.split(".")
+    if not is_import_path(name):
+        known = {each.lower(): each for each in _public(home)}
+        if name.lower() not in known:
+            raise ConfigError(f"{path}: there is no {name!r}.", suggestion(name, known.values(), _NOT_SHORT))
+        return getattr(home, known[name.lower()])
+    parts = name.replace(":", ".").split(".")
     for count in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:count])
         try:
@@ -49,10 +49,16 @@ def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
     raise AssertionError(name)
 
 
+def is_import_path(name: str) -> bool:
+    """Whether it is not a name alone."""
+    return "." in name or ":" in name
+
+
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     """A remedy for an unknown name: the most similar known name, or else ``otherwise``."""
-    near = difflib.get_close_matches(name, [*known], 1)
-    return f"Did you mean {near[0]!r}?" if near else otherwise
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f"Did you mean {by_lower[near[0]]!r}?" if near else otherwise
 
 
 _NOT_SHORT = "Give its import path, such as 'package.module.Class'."

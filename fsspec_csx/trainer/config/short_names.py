@@ -1,65 +1,92 @@
 """Optimizers and schedulers that a configuration names without a module: the ModelZoo's, or else torch's.
 
-A name that both have is the ModelZoo's, with its defaults, unless only torch's takes the arguments. The name of an
-optimizer may be in lower case.
+A name that both have is the ModelZoo's, with its defaults, unless only torch's takes the arguments. The case of a
+name does not count.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from fsspec_csx.trainer import optimizers, schedulers
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, named
+from fsspec_csx.trainer.config.import_path import is_import_path
+from fsspec_csx.trainer.config.type_hints import convert
+from fsspec_csx.trainer.param_groups import param_groups
 
-_OPTIMIZERS = {each.lower(): each for each in optimizers.__all__}
+_TORCH = torch.optim.lr_scheduler
 _GIVEN = ("params", "model", "optimizer")
+_GROUPING = {"params": dict[str, Any] | list[dict[str, Any]], "adjust_learning_rate": dict[str, float]}
+_OPTIMIZERS = {each.lower(): each for each in optimizers.__all__}
+_SCHEDULERS = {each.lower(): each for each in schedulers.__all__}
 
 
 def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
-    """The blueprint of an optimizer.
+    """The blueprint of an optimizer; one of the ModelZoo's has its groups of parameters.
 
     Raises:
         ConfigError: see ``named``.
     """
-    if (short := _short(node)) is None:
+    if (short := _short(node)) is None or is_import_path(short[0]):
         return named(node, path, home=torch.optim, given=given)
     name, arguments = short
-    name = _OPTIMIZERS.get(name.lower(), name) if name.islower() else name
+    name = _OPTIMIZERS.get(name.lower(), name)
+    grouping = {key: arguments[key] for key in _GROUPING if arguments.get(key) is not None}
+    arguments = {key: value for key, value in arguments.items() if key not in _GROUPING}
     of_torch = getattr(torch.optim, name, None)
-    own = name in optimizers.__all__ and (of_torch is None or _takes(getattr(optimizers, name), arguments))
-    return named({name: arguments}, path, home=optimizers if own else torch.optim, given=given)
+    own = getattr(optimizers, name, None)
+    if own is None or (not grouping and not _takes(own, arguments) and _takes(of_torch, arguments)):
+        return named({name: arguments}, path, home=optimizers if of_torch is None else torch.optim, given=given)
+    made = named({name: arguments}, path, home=optimizers, given=("params",))
+    for key, value in grouping.items():
+        convert(value, _GROUPING[key], f"{made.path}.{key}")
+    grouping["weight_decay"] = made.arguments.get("weight_decay", 0.0)
+    return Blueprint(made.path, partial(_grouped, made, grouping), {}, frozenset({"model"}))
 
 
-def scheduler(node: Any, path: str, given: Iterable[str]) -> Blueprint:
+def _grouped(made: Blueprint, grouping: Mapping[str, Any], model: torch.nn.Module) -> Any:
+    return made.make(params=param_groups(model, **grouping))
+
+
+def scheduler(node: Any, path: str, given: Iterable[str], tags: Any = None) -> Blueprint:
     """The blueprint of a scheduler, and of those that it is made of.
+
+    Args:
+        node: the part of the configuration.
+        path: its place.
+        given: see ``named``.
+        tags: the ``param_group_tags`` of the scheduler that it is a part of.
 
     Raises:
         ConfigError: see ``named``.
     """
     if not _is_of_modelzoo(node):
-        return named(node, path, home=torch.optim.lr_scheduler, given=given)
+        known = (short := _short(node)) is None or is_import_path(short[0]) or hasattr(_TORCH, short[0])
+        return named(node, path, home=_TORCH if known else schedulers, given=given)
     name, arguments = _short(node) or ("", {})
     path = f"{path}.{name}"
-    made = dict(arguments)
+    made = dict(arguments) if tags is None else {"param_group_tags": tags, **arguments}
+    tags = made.get("param_group_tags")
     if isinstance(inner := made.get("schedulers"), list):
         made["schedulers"] = [
-            scheduler(each, f"{path}.schedulers[{number}]", given) for number, each in enumerate(inner)
+            scheduler(each, f"{path}.schedulers[{number}]", given, tags) for number, each in enumerate(inner)
         ]
     if "scheduler" in made:
-        made["scheduler"] = scheduler(made["scheduler"], f"{path}.scheduler", given)
-    return blueprint(getattr(schedulers, name), made, path, given)
+        made["scheduler"] = scheduler(made["scheduler"], f"{path}.scheduler", given, tags)
+    return blueprint(getattr(schedulers, _SCHEDULERS[name.lower()]), made, path, given)
 
 
 def _is_of_modelzoo(node: Any) -> bool:
     short = _short(node)
-    if short is None or short[0] not in schedulers.__all__:
+    if short is None or short[0].lower() not in _SCHEDULERS:
         return False
-    name, arguments = short
-    if not hasattr(torch.optim.lr_scheduler, name):
+    name, arguments = _SCHEDULERS[short[0].lower()], short[1]
+    if not hasattr(_TORCH, name):
         return True
     if isinstance(inner := arguments.get("schedulers"), list):
         return any(map(_is_of_modelzoo, inner))

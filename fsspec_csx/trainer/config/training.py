@@ -1,76 +1,28 @@
-"""A training from YAML, in the form of the ModelZoo: ``trainer: {init: …, fit: …, validate: …}``.
+"""A training from YAML, in the form of the ModelZoo: ``trainer: {init: …, fit: …, validate: …, validate_all: …}``.
 
-Classes are named by import paths: ``{class_path: package.module.Class, init_args: {…}}``, also within arguments; those
-of this package, and torch's and the ModelZoo's optimizers and schedulers, by their names alone: ``{KeepNCheckpoints:
-{n: 3}}``. Any importable class can be named and run: read only files of authors whose code you would run.
+Classes are named by import paths: ``{class_path: package.module.Class, init_args: {…}}``, also within arguments; models
+and data also as in ``{name: package.module.Class, …}`` and ``{data_processor: package.module.Class, …}``; those of this
+package, and torch's and the ModelZoo's optimizers and schedulers, by their names alone: ``{KeepNCheckpoints: {n: 3}}``.
+Any importable class can be named and run: read only files of authors whose code you would run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-import fsspec_csx.trainer as trainer_module
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.redaction import register_secrets
-from fsspec_csx.settings import backends
-from fsspec_csx.trainer.callback import Callback
-from fsspec_csx.trainer.checkpointing import Checkpoint
-from fsspec_csx.trainer.config import short_names, yaml_file
-from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, check_keys, named
+from fsspec_csx.trainer.config import parts
+from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, check_keys
+from fsspec_csx.trainer.config.cluster import without_cluster
 from fsspec_csx.trainer.config.type_hints import convert, display
-from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
-from fsspec_csx.trainer.loggers import Logger, Logging
-from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
-from fsspec_csx.trainer.precision import MixedPrecision, Precision
+from fsspec_csx.trainer.flags import Flags, GlobalFlags
+from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 from fsspec_csx.trainer.trainer import Trainer
 
-_FLAGS = (GlobalFlags, ScopedTrainFlags, ScopedValidateFlags)
 _PROFILE = "csx.storage.s3.profile"
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of a configuration that names a class.
-
-    Attributes:
-        kind: the class, or one of the classes, of the object.
-        home: the module whose classes need no import path.
-        default: the class if none is named.
-        given: names of arguments that only ``make`` receives.
-        several: whether it is a list; None for either.
-        reader: makes the blueprint in place of ``named``.
-    """
-
-    kind: Any
-    home: ModuleType | None = trainer_module
-    default: Callable[..., Any] | None = None
-    given: tuple[str, ...] = ()
-    several: bool | None = False
-    reader: Callable[[Any, str, Iterable[str]], Blueprint] | None = None
-
-
-_INIT = {
-    "model": _Part(torch.nn.Module, home=None),
-    "optimizer": _Part(torch.optim.Optimizer, given=("params", "model"), reader=short_names.optimizer),
-    "schedulers": _Part(object, given=("optimizer",), several=True, reader=short_names.scheduler),
-    "precision": _Part(Precision, default=MixedPrecision),
-    "loop": _Part((TrainingLoop, ValidationLoop), default=TrainingLoop),
-    "checkpoint": _Part(Checkpoint, default=Checkpoint),
-    "logging": _Part(Logging, default=Logging),
-    "callbacks": _Part(Callback, several=True),
-    "loggers": _Part(Logger, several=True),
-}
-_LOADER = _Part(Iterable, home=None)
-_LOADERS = {
-    "fit": {"train_dataloader": _LOADER, "val_dataloader": replace(_LOADER, several=None)},
-    "validate": {"val_dataloader": replace(_LOADER, several=None)},
-}
+_PATHS = {"ckpt_path": str | None, "ckpt_paths": str | list[str] | None}
 _UNSET: Any = ...
 
 
@@ -78,10 +30,13 @@ class Config:
     """A configuration whose names and arguments are checked; objects are made later.
 
     Args:
-        config: the content of the file.
+        config: the mapping with the key ``trainer``.
+        path: its place in the file.
         ckpt_path: the checkpoint to load, in place of the file's; None for none.
         checkpoint_root: where checkpoints are, in place of the file's.
         model_dir: the local folder, in place of the file's.
+        device: the device, in place of the file's and of its backend.
+        load_checkpoint_states: the states to load, in place of the file's; see ``LoadCheckpointStates``.
         profile: of the AWS files, in place of the one that the file sets as a flag.
 
     Raises:
@@ -91,51 +46,66 @@ class Config:
     def __init__(
         self,
         config: Any,
+        path: str = "",
         *,
         ckpt_path: Any = _UNSET,
         checkpoint_root: str | None = None,
         model_dir: str | None = None,
+        device: str | None = None,
+        load_checkpoint_states: str | None = None,
         profile: str | None = None,
     ) -> None:
         register_secrets(config)
-        top = _mapping(config, "The configuration")
-        check_keys(top, ["trainer"], "")
-        sections = _mapping(top.get("trainer"), "trainer")
-        check_keys(sections, ["init", "fit", "validate"], "trainer")
-        init = _mapping(sections.get("init"), "trainer.init")
+        top = _mapping(config, path or "The configuration")
+        check_keys(top, ["trainer"], path)
+        self._path = f"{path}.trainer" if path else "trainer"
+        sections = _mapping(top.get("trainer"), self._path)
+        check_keys(sections, ["init", *parts.LOADERS], self._path)
+        init = dict(_mapping(sections.get("init"), f"{self._path}.init"))
         if model_dir is not None:
-            init = {**init, "model_dir": model_dir}
-        self._trainer = blueprint(Trainer, _parsed(init, _INIT, "trainer.init"), "trainer.init")
+            init["model_dir"] = model_dir
+        if device is not None:
+            init |= {"device": device, "backend": None}
+        self._trainer, flags = _read_init(init, f"{self._path}.init")
+        arguments = self._trainer.arguments
+        callbacks = [*flags, *(arguments.get("callbacks") or ())]
+        if load_checkpoint_states is not None:
+            callbacks = [each for each in callbacks if each.function is not LoadCheckpointStates]
+            states = {"load_checkpoint_states": load_checkpoint_states}
+            callbacks.append(Blueprint("--load_checkpoint_states", LoadCheckpointStates, states))
+        if callbacks:
+            arguments["callbacks"] = callbacks
         if checkpoint_root is not None:
             self._part("checkpoint").arguments["checkpoint_root"] = checkpoint_root
         if profile is not None:
-            _set_profile(self._trainer.arguments.get("callbacks"), profile)
+            _set_profile(callbacks, profile)
         self._sections = {
-            name: _section(sections[name], f"trainer.{name}", loaders, ckpt_path)
-            for name, loaders in _LOADERS.items()
-            if name in sections
+            name: _section(sections[name], f"{self._path}.{name}", loaders, ckpt_path)
+            for name, loaders in parts.LOADERS.items()
+            if sections.get(name) is not None
         }
 
     def quieten(self) -> None:
         """Log only warnings and errors, whatever the file says."""
         self._part("logging").arguments["log_level"] = "WARNING"
 
-    def trainer(self, saves: bool = True) -> Trainer:
+    def trainer(self, trains: bool = True) -> Trainer:
         """Make the Trainer.
 
         Args:
-            saves: if False, it saves no checkpoints, whatever the file says.
+            trains: if False, it has no optimizer and no schedulers and saves no checkpoints, whatever the file says.
 
         Raises:
             ConfigError: for a TypeError or a ValueError of a named class.
             PermissionError, OSError: see ``Trainer``.
         """
         arguments = dict(self._trainer.arguments)
-        for name, part in _INIT.items():
+        if not trains:
+            arguments |= {"optimizer": None, "schedulers": None}
+        for name, part in parts.INIT.items():
             if arguments.get(name) is not None:
-                maker: Callable[..., Any] = _MAKERS.get(name, _make)
-                arguments[name] = maker(arguments[name], part)
-        if not saves and (checkpoint := arguments.get("checkpoint")):
+                arguments[name] = parts.made_by_trainer(name, arguments[name], part)
+        if not trains and (checkpoint := arguments.get("checkpoint")):
             checkpoint.steps, checkpoint.save_initial_checkpoint = None, False
         made: Trainer = Blueprint(self._trainer.path, Trainer, arguments).make()
         return made
@@ -163,7 +133,7 @@ class Config:
             CheckpointError, OSError: see ``Trainer.validate``.
         """
         section = self._needed("validate")
-        trainer = self.trainer(saves=False)
+        trainer = self.trainer(trains=False)
         arguments = _with_data(section)
         loaders = arguments.pop("val_dataloader")
         metrics = []
@@ -172,35 +142,44 @@ class Config:
             arguments = {"ckpt_path": None}  # it is loaded
         return trainer, metrics
 
+    def validate_all(self) -> list[tuple[str | None, list[dict[str, float]]]]:
+        """Make the Trainer and the data, and validate each checkpoint; nothing is saved.
+
+        Without ``ckpt_paths`` these are all checkpoints at the root.
+
+        Returns:
+            See ``Trainer.validate_all``.
+
+        Raises:
+            ConfigError: if the file has no such section; see also ``trainer``.
+            FileNotFoundError: if there is no checkpoint.
+            CheckpointError, OSError: see ``Trainer.validate_all``.
+        """
+        section = self._needed("validate_all")
+        trainer = self.trainer(trains=False)
+        arguments = _with_data(section)
+        if "ckpt_paths" not in arguments:
+            checkpoint = trainer.checkpoint
+            arguments["ckpt_paths"] = checkpoint.get_all_checkpoints(checkpoint.root)
+            if not arguments["ckpt_paths"] or not checkpoint.autoload_last_checkpoint:
+                msg = f"{self._path}.validate_all names no checkpoints, and none is found. Give it ckpt_paths."
+                raise FileNotFoundError(msg)
+        return trainer.validate_all(**arguments)
+
     def _part(self, name: str) -> Blueprint:
         """The blueprint of a part of ``init`` that has a default."""
         arguments = self._trainer.arguments
         if arguments.get(name) is None:
-            arguments[name] = _part({}, f"trainer.init.{name}", _INIT[name])
+            arguments[name] = parts.read({}, f"{self._path}.init.{name}", parts.INIT[name])
         found: Blueprint = arguments[name]
         return found
 
     def _needed(self, name: str) -> dict[str, Any]:
         if name not in self._sections:
-            raise ConfigError(f"There is no trainer.{name}.", f"Give it, with its {next(iter(_LOADERS[name]))}.")
+            raise ConfigError(
+                f"There is no {self._path}.{name}.", f"Give it, with its {next(iter(parts.LOADERS[name]))}."
+            )
         return self._sections[name]
-
-
-def read(path: str, **changes: Any) -> Config:
-    """The configuration of a YAML file.
-
-    Args:
-        path: a local path or an fsspec URL.
-        changes: replacements of what the file says; see ``Config``.
-
-    Raises:
-        ConfigError: if it is no YAML; see also ``Config``.
-        OSError: an error of the filesystem.
-    """
-    return Config(yaml_file.read(path), **changes)
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def _mapping(node: Any, what: str) -> Mapping[str, Any]:
@@ -211,90 +190,38 @@ def _mapping(node: Any, what: str) -> Mapping[str, Any]:
     return node
 
 
-def _section(node: Any, path: str, loaders: Mapping[str, _Part], ckpt_path: Any) -> dict[str, Any]:
-    """The arguments of ``fit`` or ``validate``, with blueprints of the loaders."""
+def _read_init(init: Mapping[str, Any], path: str) -> tuple[Blueprint, list[Blueprint]]:
+    """The blueprint of the Trainer, and one of the flags that stand beside the backend."""
+    plain, flags = without_cluster(init, path)
+    made = blueprint(Trainer, parts.parsed(plain, parts.INIT, path), path)
+    return made, [Blueprint(f"{path}.backend", GlobalFlags, flags)] if flags else []
+
+
+def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path: Any) -> dict[str, Any]:
+    """The arguments of ``fit``, ``validate`` or ``validate_all``, with blueprints of the loaders."""
     node = _mapping(node, path)
-    check_keys(node, [*loaders, "ckpt_path"], path)
-    found = _parsed(node, loaders, path)
-    if not found.get(first := next(iter(loaders))):
+    key = "ckpt_paths" if path.endswith("_all") else "ckpt_path"
+    check_keys(node, [*loaders, key], path)
+    found = parts.parsed(node, loaders, path)
+    first = next(iter(loaders))
+    if key == "ckpt_path" and not found.get(first):
         raise ConfigError(f"{path} lacks {first!r}.", "Give a mapping with class_path and init_args.")
     if ckpt_path is not _UNSET:
-        found["ckpt_path"] = ckpt_path
-    elif "ckpt_path" in found:
-        convert(found["ckpt_path"], str | None, f"{path}.ckpt_path")
+        found[key] = ckpt_path
+    elif key in found:
+        convert(found[key], _PATHS[key], f"{path}.{key}")
     return found
 
 
-def _parsed(node: Mapping[str, Any], parts: Mapping[str, _Part], path: str) -> dict[str, Any]:
-    """A mapping with blueprints of its parts."""
-    return {
-        key: each if each is None or key not in parts else _part(each, f"{path}.{key}", parts[key])
-        for key, each in node.items()
-    }
-
-
-def _part(node: Any, path: str, part: _Part) -> Blueprint | list[Blueprint]:
-    def one(node: Any, path: str) -> Blueprint:
-        if part.reader is not None:
-            return part.reader(node, path, part.given)
-        return named(node, path, home=part.home, default=part.default, given=part.given)
-
-    if part.several is False or (part.several is None and not isinstance(node, list)):
-        return one(node, path)
-    if not isinstance(node, list):
-        raise ConfigError(f"{path} is no list.", "Give a list of classes, such as [{ClassName: {}}].")
-    return [one(each, f"{path}[{number}]") for number, each in enumerate(node)]
-
-
-def _set_profile(callbacks: list[Blueprint] | None, profile: str) -> None:
-    for each in callbacks or ():
-        if each.function in _FLAGS and _PROFILE in each.arguments:
+def _set_profile(callbacks: list[Blueprint], profile: str) -> None:
+    for each in callbacks:
+        if isinstance(each.function, type) and issubclass(each.function, Flags) and _PROFILE in each.arguments:
             each.arguments[_PROFILE] = profile
-
-
-# -- making ------------------------------------------------------------------------------------------------------------
-
-
-def _make(plan: Blueprint | list[Blueprint], part: _Part, **given: Any) -> Any:
-    """Make the object of a part, and check its class."""
-    if isinstance(plan, list):
-        return [_make(each, part, **given) for each in plan]
-    made = plan.make(**given)
-    if not isinstance(made, part.kind):
-        kinds = part.kind if isinstance(part.kind, tuple) else (part.kind,)
-        wanted = " or ".join(each.__name__ for each in kinds)
-        raise ConfigError(f"{plan.path} gives no {wanted}, but {type(made).__name__}.", "Name a class that does.")
-    if isinstance(made, _FLAGS):
-        try:
-            with backends.scoped_flags(made.flags):
-                pass
-        except (LookupError, TypeError, ValueError) as error:
-            raise plan.refused(error) from error
-    return made
 
 
 def _with_data(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section with the data loaders made."""
     return {
-        name: _make(value, _LOADER) if isinstance(value, (Blueprint, list)) else value
+        name: parts.make(value, parts.LOADER) if name not in _PATHS and value is not None else value
         for name, value in section.items()
     }
-
-
-def _model(plan: Blueprint, part: _Part) -> Callable[[], Any]:
-    return partial(_make, plan, part)
-
-
-def _optimizer(plan: Blueprint, part: _Part) -> Callable[[torch.nn.Module], Any]:
-    return lambda model: _make(plan, part, params=model.parameters(), model=model)
-
-
-def _schedulers(plans: list[Blueprint], part: _Part) -> list[Callable[[torch.optim.Optimizer], Any]]:
-    def maker(plan: Blueprint) -> Callable[[torch.optim.Optimizer], Any]:
-        return lambda optimizer: _make(plan, part, optimizer=optimizer)
-
-    return [*map(maker, plans)]
-
-
-_MAKERS: dict[str, Callable[..., Any]] = {"model": _model, "optimizer": _optimizer, "schedulers": _schedulers}
-"""For the parts that the Trainer makes itself: after seeding, each from the one before."""

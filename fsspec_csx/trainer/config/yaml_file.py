@@ -31,6 +31,19 @@ def read(path: str) -> Any:
         ImportError: without PyYAML.
         OSError: an error of the filesystem.
     """
+    return parse(_content(path), redacted(path))
+
+
+def parse(content: bytes | str, name: str) -> Any:
+    """Parse YAML.
+
+    Args:
+        content: the text.
+        name: where it is, for errors.
+
+    Raises:
+        ConfigError, ImportError: see ``read``.
+    """
     try:
         import yaml
     except ImportError as error:
@@ -81,7 +94,6 @@ def read(path: str) -> Any:
             return made
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-    content = _content(path)
     try:
         return yaml.load(content, Loader)
     except yaml.YAMLError as error:
@@ -90,7 +102,7 @@ def read(path: str) -> Any:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
         problem = _FROM_FILE.sub(r"\1", problem)
         # PyYAML's own message quotes the line, which may hold a secret.
-        raise ConfigError(f"{redacted(path)}{place}: {problem}.", "Correct the YAML there.") from None
+        raise ConfigError(f"{name}{place}: {problem}.", "Correct the YAML there.") from None
 
 
 def _inner(node: Any) -> list[Any]:

@@ -1,0 +1,100 @@
+"""Models and data processors as the ModelZoo's files name them: ``{name: gpt3, …}``, ``{data_processor: …, …}``.
+
+The name is an import path, or one of the ModelZoo's registry if the package ``cerebras.modelzoo`` is installed. The
+arguments stand beside it. A class whose first parameter is ``config`` or ``params`` receives them as one object, of the
+class that its type hint names, or as a dict.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from fsspec_csx.errors import ConfigError
+from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, hints_of, named, parameters_of, resolve
+from fsspec_csx.trainer.config.import_path import is_import_path, suggestion
+
+_REGISTRY = "cerebras.modelzoo.registry"
+_IMPORT_PATH = "Give an import path, such as 'package.module.Class'"
+
+
+def model(node: Any, path: str, given: Iterable[str]) -> Blueprint:
+    """The blueprint of a model.
+
+    Raises:
+        ConfigError: if there is no such class, or it does not accept these arguments.
+    """
+    return _beside(node, path, "name", lambda entry: {entry.name: entry.path})
+
+
+def data_processor(node: Any, path: str, given: Iterable[str]) -> Blueprint:
+    """The blueprint of a data loader.
+
+    Raises:
+        ConfigError: see ``model``.
+    """
+
+    def paths_of(entry: Any) -> dict[str, str]:
+        return {each.rpartition(".")[2]: each for each in entry.data_processor_paths}
+
+    return _beside(node, path, "data_processor", paths_of)
+
+
+def as_loader(made: Any) -> Any:
+    """The data loader of a data processor: what ``create_dataloader`` returns, or itself."""
+    if isinstance(made, torch.utils.data.DataLoader) or not hasattr(made, "create_dataloader"):
+        return made
+    return made.create_dataloader()
+
+
+def _beside(node: Any, path: str, key: str, paths_of: Callable[[Any], dict[str, str]]) -> Blueprint:
+    """The blueprint of a class that ``key`` names beside its arguments; without the key, see ``named``."""
+    if not isinstance(node, Mapping) or key not in node or "class_path" in node:
+        return named(node, path)
+    name, place = node[key], f"{path}.{key}"
+    arguments = {other: value for other, value in node.items() if other != key}
+    if isinstance(name, str) and not is_import_path(name):
+        found = resolve(_registered(name, place, paths_of), place)
+        return _configured(found, {key: name, **arguments}, path) or blueprint(found, arguments, path)
+    found = resolve(name, place)
+    return _configured(found, arguments, path) or blueprint(found, arguments, path)
+
+
+def _configured(function: Callable[..., Any], arguments: dict[str, Any], path: str) -> Blueprint | None:
+    """The blueprint of a class that receives its arguments as one object; None if it does not."""
+    first = next(iter(parameters_of(function) or ()), "")
+    if first not in ("config", "params") or first in arguments:
+        return None
+    hint = hints_of(function).get(first)
+    if isinstance(hint, type) and not issubclass(hint, Mapping):
+        return Blueprint(path, function, {first: Blueprint(path, hint, arguments)})
+    return Blueprint(path, function, {first: arguments})
+
+
+def _registered(name: str, path: str, paths_of: Callable[[Any], dict[str, str]]) -> str:
+    """The import path that the ModelZoo's registry has for a name."""
+    try:
+        registry = importlib.import_module(_REGISTRY).registry
+    except ModuleNotFoundError as error:
+        if not f"{_REGISTRY}.".startswith(f"{error.name}."):
+            raise _unusable(path, error) from error
+        reason = f"{path}: {name!r} is no import path, and the ModelZoo, whose registry may have it, is not installed."
+        raise ConfigError(reason, f"{_IMPORT_PATH}, or install the package cerebras.modelzoo.") from error
+    except Exception as error:  # whatever the code of its modules raises
+        raise _unusable(path, error) from error
+    known: dict[str, str] = {}
+    for each in registry.get_model_names():
+        known |= paths_of(registry.get_model(each))
+    if name not in known:
+        raise ConfigError(
+            f"{path}: the ModelZoo's registry has no {name!r}.", suggestion(name, known, f"{_IMPORT_PATH}.")
+        )
+    return known[name]
+
+
+def _unusable(path: str, error: Exception) -> ConfigError:
+    reason = f"{path}: {_REGISTRY} cannot be imported: {type(error).__name__}: {error}."
+    return ConfigError(reason, f"{_IMPORT_PATH}, or correct that package.")

@@ -1,0 +1,157 @@
+"""The parts of a configuration that name classes: how each is read, made and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import fsspec_csx.trainer as trainer_module
+from fsspec_csx.errors import ConfigError
+from fsspec_csx.settings import backends
+from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.checkpointing import Checkpoint
+from fsspec_csx.trainer.config import modelzoo, short_names
+from fsspec_csx.trainer.config.blueprint import Blueprint, named
+from fsspec_csx.trainer.flags import Flags
+from fsspec_csx.trainer.loggers import Logger, Logging
+from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.precision import MixedPrecision, Precision
+from fsspec_csx.trainer.schedulers.base import Scheduler
+from fsspec_csx.trainer.schedulers.composed import ScalePerParamLR
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a configuration that names a class.
+
+    Attributes:
+        kind: the class, or one of the classes, of the object.
+        home: the module whose classes need no import path.
+        default: the class if none is named.
+        given: names of arguments that only ``make`` receives.
+        several: whether it is a list; None for either.
+        reader: makes the blueprint in place of ``named``.
+        finish: makes the object of what the class made.
+    """
+
+    kind: Any
+    home: ModuleType | None = trainer_module
+    default: Callable[..., Any] | None = None
+    given: tuple[str, ...] = ()
+    several: bool | None = False
+    reader: Callable[[Any, str, Iterable[str]], Blueprint] | None = None
+    finish: Callable[[Any], Any] | None = None
+
+
+INIT = {
+    "model": Part(torch.nn.Module, reader=modelzoo.model),
+    "optimizer": Part(torch.optim.Optimizer, given=("params", "model"), reader=short_names.optimizer),
+    "schedulers": Part(object, given=("optimizer",), several=True, reader=short_names.scheduler),
+    "precision": Part(Precision, default=MixedPrecision),
+    "loop": Part((TrainingLoop, ValidationLoop), default=TrainingLoop),
+    "checkpoint": Part(Checkpoint, default=Checkpoint),
+    "logging": Part(Logging, default=Logging),
+    "callbacks": Part(Callback, several=True),
+    "loggers": Part(Logger, several=True),
+}
+_ABSENT = {
+    "BigCodeEvalHarness": "it evaluates models of the ModelZoo by its own Trainer",
+    "EleutherEvalHarness": "it evaluates models of the ModelZoo by its own Trainer",
+    "Lora": "it replaces layers of the ModelZoo",
+}
+LOADER = Part(Iterable, reader=modelzoo.data_processor, finish=modelzoo.as_loader)
+LOADERS = {
+    "fit": {"train_dataloader": LOADER, "val_dataloader": replace(LOADER, several=None)},
+    "validate": {"val_dataloader": replace(LOADER, several=None)},
+    "validate_all": {"val_dataloaders": replace(LOADER, several=None)},
+}
+
+
+def parsed(node: Mapping[str, Any], parts: Mapping[str, Part], path: str) -> dict[str, Any]:
+    """A mapping with blueprints of its parts.
+
+    Raises:
+        ConfigError: see ``named``.
+    """
+    return {
+        key: each if each is None or key not in parts else read(each, f"{path}.{key}", parts[key])
+        for key, each in node.items()
+    }
+
+
+def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
+    """The blueprint of a part, or those of its elements; an element ``{Name: null}`` is left out.
+
+    Raises:
+        ConfigError: see ``named``.
+    """
+
+    def one(node: Any, path: str) -> Blueprint:
+        if part.reader is not None:
+            return part.reader(node, path, part.given)
+        if isinstance(node, Mapping) and (name := next((each for each in node if each in _ABSENT), None)):
+            raise ConfigError(f"{path}.{name} is not there: {_ABSENT[name]}.", "Leave it away.")
+        return named(node, path, home=part.home, default=part.default, given=part.given)
+
+    if part.several is False or (part.several is None and not isinstance(node, list)):
+        return one(node, path)
+    if not isinstance(node, list):
+        raise ConfigError(f"{path} is no list.", "Give a list of classes, such as [{ClassName: {}}].")
+    kept = {number: each for number, each in enumerate(node) if part.reader is not None or not _is_left_out(each)}
+    return [one(each, f"{path}[{number}]") for number, each in kept.items()]
+
+
+def make(plan: Blueprint | list[Blueprint], part: Part, **given: Any) -> Any:
+    """Make the object of a part, and check its class.
+
+    Raises:
+        ConfigError: if it has another, or for a TypeError or a ValueError of the class.
+    """
+    if isinstance(plan, list):
+        return [make(each, part, **given) for each in plan]
+    made = plan.make(**given)
+    if part.finish is not None:
+        made = part.finish(made)
+    if not isinstance(made, part.kind):
+        kinds = part.kind if isinstance(part.kind, tuple) else (part.kind,)
+        wanted = " or ".join(each.__name__ for each in kinds)
+        raise ConfigError(f"{plan.path} gives no {wanted}, but {type(made).__name__}.", "Name a class that does.")
+    if isinstance(made, Flags):
+        try:
+            with backends.scoped_flags(made.flags):
+                pass
+        except (LookupError, TypeError, ValueError) as error:
+            raise plan.refused(error) from error
+    return made
+
+
+def made_by_trainer(name: str, plan: Any, part: Part) -> Any:
+    """A part of ``init`` as the Trainer takes it: the model, the optimizer and the schedulers are functions.
+
+    The Trainer calls these after it has set the seed, each with the one before.
+    """
+    if name == "model":
+        return partial(make, plan, part)
+    if name == "optimizer":
+        return lambda model: make(plan, part, params=model.parameters(), model=model)
+    if name == "schedulers":
+        return [partial(_scheduler, each, part) for each in plan]
+    return make(plan, part)
+
+
+def _is_left_out(node: Any) -> bool:
+    return isinstance(node, Mapping) and len(node) == 1 and next(iter(node.values())) is None
+
+
+def _scheduler(plan: Blueprint, part: Part, optimizer: torch.optim.Optimizer) -> Any:
+    """A scheduler; of the ModelZoo's, one of learning rates follows the factors of the groups."""
+    made = make(plan, part, optimizer=optimizer)
+    scales = any("adjust_learning_rate" in each for each in optimizer.param_groups)
+    if scales and isinstance(made, Scheduler) and made.key == "lr" and not isinstance(made, ScalePerParamLR):
+        return ScalePerParamLR(optimizer, made, param_group_tags=made.param_group_tags)
+    return made

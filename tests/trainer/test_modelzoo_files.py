@@ -1,0 +1,418 @@
+"""Files in the forms of the ModelZoo's run: every key, name and form that its own files use."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from commands import DONE, FAILED
+from training import Metrics, Model, loader
+from zoo import Decoder
+
+from fsspec_csx import load
+from fsspec_csx.cli import main
+from fsspec_csx.errors import ConfigError
+from fsspec_csx.settings import backends
+from fsspec_csx.trainer import ModelEvalMetrics, Trainer, schedulers
+from fsspec_csx.trainer.config.document import read
+from fsspec_csx.trainer.config.training import Config
+from fsspec_csx.trainer.param_groups import param_groups
+
+FILES = Path(__file__).parent / "modelzoo"
+
+
+def content(name: str) -> Any:
+    """What a file says."""
+    return yaml.safe_load((FILES / f"{name}.yaml").read_text())
+
+
+def changed(folder: Path, name: str, **init: Any) -> str:
+    """The path of a copy of a file with other parts of ``init``."""
+    made = content(name)
+    made["trainer"]["init"] |= init
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(made))
+    return str(path)
+
+
+def refusal(folder: Path, name: str, **init: Any) -> tuple[str, str]:
+    """Cause and remedy of a file with which something is wrong."""
+    with pytest.raises(ConfigError) as refused:
+        read(changed(folder, name, **init))[0].trainer()
+    return refused.value.reason, refused.value.remedy
+
+
+def test_pretraining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The most frequent keys: it trains, keeps two checkpoints, validates, and notes the hardware's flags once."""
+    path = str(FILES / "pretraining.yaml")
+    with caplog.at_level(logging.INFO):
+        assert main(["fit", path, "-o", str(tmp_path / "run")]) == DONE
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint_2.mdl", "checkpoint_4.mdl"]
+    noted = [each.getMessage() for each in caplog.records if "hardware" in each.getMessage()]
+    assert len(noted) == 1
+    for name in (
+        "csx.performance.micro_batch_size",
+        "csx.debug.ini.ws_any_option",
+        "csx.debug.retrace_every_iteration",
+    ):
+        assert name in noted[0]
+    assert backends.csx.performance.transfer_processes == 5
+    groups = load(tmp_path / "run" / "checkpoint_4.mdl")["optimizer"]["param_groups"]
+    assert [each["weight_decay"] for each in groups] == [0.1, 0.0]
+    assert [each["lr"] for each in groups] == pytest.approx([0.0055] * 2)
+
+
+def test_validate_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All checkpoints of the root, or those that match a pattern, in the order of their steps."""
+    path, root = str(FILES / "pretraining.yaml"), str(tmp_path / "run")
+    common = [path, "--model_dir", root, "--json", "--quiet"]
+    assert main(["validate_all", *common]) == FAILED
+    assert json.loads(capsys.readouterr().out)["error"] == "FileNotFoundError"
+    assert main(["fit", *common, "-o", "init.loop.max_steps=11", "init.callbacks.4.KeepNCheckpoints.n=9"]) == DONE
+    capsys.readouterr()
+    everything = [f"{root}/checkpoint_{step}.mdl" for step in (0, 2, 4, 6, 8, 10, 11)]
+    for options, expected in (
+        ([], everything),
+        (["--ckpt_path", f"{root}/checkpoint_1*.mdl"], everything[-2:]),
+        (["--checkpoint_path", everything[1]], everything[1:2]),
+        (["--ckpt_path", "none"], [None]),
+        (
+            ["-o", f"validate_all.ckpt_paths=['{root}/checkpoint_[28].mdl', '{everything[0]}']"],
+            [*everything[1:5:3], everything[0]],
+        ),
+    ):
+        assert main(["validate_all", *common, *options]) == DONE
+        found = json.loads(capsys.readouterr().out)["checkpoints"]
+        assert [each["loaded"] for each in found] == expected
+        assert all(each["metrics"][0].keys() == {"loss"} for each in found)
+    assert main(["validate_all", *common[:3]]) == DONE
+    assert len(capsys.readouterr().out.splitlines()) == len(everything)
+    assert main(["validate_all", *common, "--ckpt_path", f"{root}/x*"]) == FAILED
+
+
+def test_finetuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each scheduler follows the groups with its tags; nothing is loaded or saved where the file says so."""
+    path = changed(tmp_path, "finetuning", model_dir=str(tmp_path / "run"))
+    trainer = read(path)[0].fit()
+    assert trainer.global_step == 2
+    assert trainer.optimizer is not None
+    found = {each.get("tags", [None])[0]: (each["lr"], each["weight_decay"]) for each in trainer.optimizer.param_groups}
+    assert found == {"embedding": (0.2, 0.01), "linear": (0.3, pytest.approx(0.25)), None: (0.3, 0.0)}
+    assert not (tmp_path / "run").exists()
+    assert main(["validate_all", path, "--json"]) == DONE
+    ((result),) = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert (result["loaded"], len(result["metrics"])) == (None, 2)
+
+
+def test_first_rates_of_tags(tmp_path: Path) -> None:
+    """A scheduler within another leaves the groups of other tags alone, also when it is made."""
+    trainer = read(changed(tmp_path, "finetuning"))[0].trainer()
+    assert trainer.optimizer is not None
+    rates = {each.get("tags", [None])[0]: each["lr"] for each in trainer.optimizer.param_groups}
+    assert rates == {"embedding": 0.0, "linear": 0.3, None: 0.3}
+    made = content("finetuning")["trainer"]["init"]["schedulers"]
+    second = read(changed(tmp_path, "finetuning", schedulers=made[::-1]))[0].trainer()
+    assert second.optimizer is not None
+    assert [each["lr"] for each in second.optimizer.param_groups] == [0.0, 0.3, 0.3]
+
+
+def test_rates_of_layers(tmp_path: Path) -> None:
+    """The factors of adjust_learning_rate scale a scheduler that is not a ScalePerParamLR itself."""
+    trainer = read(changed(tmp_path, "mup", model_dir=str(tmp_path)))[0].fit()
+    assert trainer.optimizer is not None
+    (scheduler,) = trainer.schedulers
+    assert type(scheduler) is schedulers.ScalePerParamLR
+    rates = [each["lr"] / each["adjust_learning_rate"] for each in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([rates[0]] * len(rates))
+    assert [each["adjust_learning_rate"] for each in trainer.optimizer.param_groups] == [0.25, 0.5, 1.0, 1.0]
+
+
+def test_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They run one after the other; what the command line says holds for each; all are checked first."""
+    path, root = str(FILES / "several.yaml"), str(tmp_path / "run")
+    assert main(["fit", path, "-o", root, "--json"]) == DONE
+    first, second = json.loads(capsys.readouterr().out)["trainings"]
+    assert first == {"step": 2, "loaded": None}
+    assert second == {"step": 3, "loaded": f"{root}/checkpoint_2.mdl"}
+    assert main(["validate", path, "-o", root]) == DONE
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    made = content("several")
+    made["trainer"][1]["trainer"]["init"]["optimizer"] = {"adafactr": {}}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(made))
+    assert main(["fit", str(tmp_path / "wrong.yaml"), "-o", str(tmp_path / "other")]) == FAILED
+    told = capsys.readouterr().err
+    assert "trainer[1].trainer.init.optimizer.adafactr: there is no 'adafactr'." in told
+    assert "'Adafactor'" in told or "'AdaFactor'" in told
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("made", ["trainer: []", "{trainer: [{trainer: {init: {}}}], other: 1}", "trainer: [1]"])
+def test_several_refused(made: str, tmp_path: Path) -> None:
+    """A list that has no trainings."""
+    (tmp_path / "x.yaml").write_text(made)
+    with pytest.raises(ConfigError, match="trainer"):
+        read(str(tmp_path / "x.yaml"))
+
+
+def test_legacy(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of the time before ``trainer`` is an error that says how to convert it."""
+    assert main(["fit", str(FILES / "legacy.yaml")]) == FAILED
+    told = capsys.readouterr().err
+    assert "legacy file" in told
+    assert "config convert_legacy" in told
+
+
+def test_loaded_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--load_checkpoint_states stands in place of the file's."""
+    path, root = str(FILES / "several.yaml"), str(tmp_path / "run")
+    assert main(["fit", path, "-o", root, "--quiet"]) == DONE
+    options = ["--checkpoint_path", f"{root}/checkpoint_2.mdl", "--load_checkpoint_states", "model", "--json"]
+    assert main(["fit", path, "--model_dir", str(tmp_path / "new"), *options]) == DONE
+    found = json.loads(capsys.readouterr().out)["trainings"]
+    assert [each["step"] for each in found] == [2, 3]  # from step 0 each
+    assert {each["loaded"] for each in found} == {f"{root}/checkpoint_2.mdl"}
+
+
+@pytest.mark.parametrize(
+    ("node", "kind"),
+    [
+        ("CPU", None),
+        ({"backend_type": "cpu"}, None),
+        ({"backend_type": "CSX", "cluster_config": {"num_csx": 2}, "csx.debug.save_gpv": True}, "CSX is not available"),
+    ],
+    ids=str,
+)
+def test_backend(node: Any, kind: str | None, tmp_path: Path) -> None:
+    """All forms of the backend; CSX warns once and trains on what is here."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = read(changed(tmp_path, "pretraining", backend=node))[0].trainer()
+    assert trainer.device.type in ("cpu", "cuda")
+    assert [str(each.message).startswith(kind or "-") for each in caught] == ([True] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("init", "cause", "remedy"),
+    [
+        (
+            {"callbacks": [{"ScopedTrainFlags": {"csx.performance.micro_batch_sze": 1}}]},
+            "callbacks[0].ScopedTrainFlags: There is no flag 'csx.performance.micro_batch_sze'.",
+            "Did you mean 'csx.performance.micro_batch_size'?",
+        ),
+        (
+            {"backend": {"backend_type": "CPU", "csx.debug.retrace_every_iter": True}},
+            "trainer.init.backend: There is no flag 'csx.debug.retrace_every_iter'.",
+            "Did you mean 'csx.debug.retrace_every_iteration'?",
+        ),
+        (
+            {"backend": {"backend_typ": "CPU"}},
+            "There is no trainer.init.backend.backend_typ.",
+            "Did you mean 'backend_type'?",
+        ),
+        ({"backend": {"backend_type": "TPU"}}, "There is no backend 'TPU'.", "Give 'CPU' or 'GPU'."),
+        ({"backend": {"backend_type": "CPU", "compile_only": True}}, "compile_only needs Cerebras hardware", "Leave"),
+        ({"sparsity": {"algorithm": "static", "sparsity": 0.5}}, "Sparsity needs Cerebras hardware", "Leave"),
+        (
+            {"callbacks": [{"EleutherEvalHarness": {}}]},
+            "EleutherEvalHarness is not there",
+            "Leave it away.",
+        ),
+        ({"callbacks": [{"Lora": {"lora_params": []}}]}, "callbacks[0].Lora is not there", "Leave it away."),
+        ({"callbacks": [{"KeepNCheckpoint": {"n": 1}}]}, "there is no 'KeepNCheckpoint'", "'KeepNCheckpoints'?"),
+        (
+            {"optimizer": {"AdamW": {"weigt_decay": 1}}},
+            "init.optimizer.AdamW.weigt_decay",
+            "Did you mean 'weight_decay'?",
+        ),
+        (
+            {"optimizer": {"AdamW": {"params": 3}}},
+            "init.optimizer.AdamW.params cannot be 3",
+            "Give a mapping or a list",
+        ),
+        (
+            {"optimizer": {"AdamW": {"params": [{"params": "x*y", "tag": "a"}]}}},
+            "trainer.init.optimizer.AdamW: No parameter's name matches",
+            "Check the patterns.",
+        ),
+        (
+            {"optimizer": {"AdamW": {"adjust_learning_rate": {"decoder_kernl": 1.0}}}},
+            "There is no 'decoder_kernl' in adjust_learning_rate.",
+            "decoder_kernel, embedding",
+        ),
+        ({"model": {"name": "zoo.Decodr"}}, "trainer.init.model.name: there is no 'Decodr' in zoo.", "'Decoder'?"),
+        (
+            {"model": {"name": "zoo.Decoder", "vocab_sise": 3}},
+            "There is no trainer.init.model.vocab_sise.",
+            "'vocab_size'?",
+        ),
+        ({"model": {"name": 3}}, "trainer.init.model.name cannot be 3.", "import path"),
+        ({"model": {"name": "gpt3"}}, "trainer.init.model.name: 'gpt3' is no import path", "or install"),
+        ({"schedulers": [{"CosineDecayLRR": {}}]}, "there is no 'CosineDecayLRR'", "Did you mean 'CosineDecayLR'?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_refused(init: dict[str, Any], cause: str, remedy: str, tmp_path: Path) -> None:
+    """What is wrong, or only for the hardware, is an error with its place and a remedy."""
+    reason, advice = refusal(tmp_path, "pretraining", **init)
+    assert cause in reason
+    assert remedy in advice
+
+
+@pytest.mark.parametrize(
+    "name", ["ASGD", "Adadelta", "Adagrad", "Adamax", "Lamb", "Lion", "NAdam", "RAdam", "RMSprop", "Rprop"]
+)
+def test_optimizers(name: str, tmp_path: Path) -> None:
+    """The optimizers that are left, in any case, with the two groups of the ModelZoo."""
+    for written in (name, name.lower()):
+        trainer = read(changed(tmp_path, "mup", optimizer={written: {"lr": 0.1}}))[0].trainer()
+        assert type(trainer.optimizer).__name__ == name
+        assert len(trainer.optimizer.param_groups) == 2  # type: ignore[union-attr]
+
+
+def test_values(tmp_path: Path) -> None:
+    """-o replaces values, adds those that are not there, and names what it does not find."""
+    path = changed(tmp_path, "pretraining", model_dir=str(tmp_path))
+    words = [
+        "init.loop.max_steps=7",
+        "trainer.init.loggers=[]",
+        "init.optimizer={SGD: {lr: 1e-3}}",
+        "init.logging.log_level=ERROR",
+    ]
+    trainer = read(path, words)[0].trainer()
+    assert trainer.loop.max_steps == 7  # type: ignore[union-attr]
+    assert trainer.loggers == []
+    assert type(trainer.optimizer).__name__ == "SGD"
+    for words, cause in (
+        (["init.loop.max_step=7"], "There is no trainer.init.loop.max_step."),
+        (["init.callbacks.99.KeepNCheckpoints.n=1"], "there is no '99'"),
+        (["init.seed.x=1"], "there is no 'x' in 1"),
+        (["init.seed={"], "-o init.seed, line 1"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            read(path, words)
+        assert cause in refused.value.reason
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+REGISTRY = """
+from types import SimpleNamespace
+class Registry:
+    entries = {
+        name: SimpleNamespace(name=name, path=path, data_processor_paths=data)
+        for name, path, data in (
+            ("gpt3", "zoo.ConfiguredDecoder", ("zoo.TokensDataProcessor",)),
+            ("bert/classifier", "zoo.Nothing", ("nowhere.Other",)),
+        )
+    }
+    def get_model_names(self): return sorted(self.entries)
+    def get_model(self, name): return self.entries[name]
+registry = Registry()
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package with the registry's names and methods, as far as they are used."""
+    package = tmp_path / "site" / "cerebras" / "modelzoo" / "registry"
+    package.mkdir(parents=True)
+    for folder in (package.parent.parent, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "__init__.py").write_text(REGISTRY)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "cerebras", raising=False)
+    yield package
+    for name in ("cerebras", "cerebras.modelzoo", "cerebras.modelzoo.registry"):
+        sys.modules.pop(name, None)
+
+
+def test_registry(installed: Path, tmp_path: Path) -> None:
+    """Names of the registry are models and data; the arguments are one object where the class wants it."""
+    made = content("mup")
+    made["trainer"]["init"]["model"] = {"name": "gpt3", "vocab_size": 16, "hidden_size": 4}
+    made["trainer"]["fit"]["train_dataloader"] = {"data_processor": "TokensDataProcessor", "batch_size": 2}
+    made["trainer"]["init"]["model_dir"] = str(tmp_path / "run")
+    trainer = Config(made).fit()
+    assert trainer.global_step == 2
+    assert trainer.model.name == "gpt3"
+    assert trainer.model.embedding.weight.shape == (16, 4)  # type: ignore[union-attr]
+
+
+def test_registry_refused(installed: Path, tmp_path: Path) -> None:
+    """An unknown name, a class that is not there, arguments that the config refuses, a broken package."""
+    for name, cause, advice in (
+        ("gpt-3", "the ModelZoo's registry has no 'gpt-3'.", "Did you mean 'gpt3'?"),
+        ("x", "the ModelZoo's registry has no 'x'.", "import path"),
+        ("bert/classifier", "there is no 'Nothing' in zoo.", ""),
+        ("gpt3", "trainer.init.model: TypeError: ", "Check its arguments."),
+    ):
+        reason, remedy = refusal(tmp_path, "mup", model={"name": name, "wrong": 1})
+        assert cause in reason
+        assert advice in remedy
+    del sys.modules["cerebras.modelzoo.registry"]
+    (installed / "__init__.py").write_text("import not_there_at_all")
+    reason, remedy = refusal(tmp_path, "mup", model={"name": "gpt3"})
+    assert "cerebras.modelzoo.registry cannot be imported: ModuleNotFoundError" in reason
+    assert "import path" in remedy
+
+
+# -- groups of parameters ----------------------------------------------------------------------------------------------
+
+
+def test_param_groups() -> None:
+    """Biases and norms do not decay; a model gives its own groups for the rates; frozen parameters are left out."""
+    model = Decoder(16)
+    model.head.requires_grad_(False)
+    names = {id(each): name for name, each in model.named_parameters()}
+
+    def named(groups: list[dict[str, Any]]) -> list[list[str]]:
+        return [[names[id(each)] for each in group["params"]] for group in groups]
+
+    decayed = ["embedding.weight", "decoder.dense.weight"]
+    spared = ["decoder.dense.bias", "norm.weight", "norm.bias"]
+    groups = param_groups(model, weight_decay=0.5)
+    assert named(groups) == [decayed, spared]
+    assert [each["weight_decay"] for each in groups] == [0.5, 0.0]
+    own = {"all": SimpleNamespace(param_filter_patterns="*weight", scale=0.5)}
+    model.lr_adjustment_groups = own  # type: ignore[assignment]
+    assert [each["adjust_learning_rate"] for each in param_groups(model)] == [0.5, 0.5, 1.0]
+    assert named(param_groups(model, adjust_learning_rate={"all": 1.0})) == [decayed, spared]
+    torch.optim.AdamW(param_groups(torch.nn.Linear(2, 2, bias=False)))  # with an empty group
+
+
+def test_model_metrics(tmp_path: Path) -> None:
+    """The metrics that are parts of the model are reset, computed and logged with each validation."""
+
+    class Count(torch.nn.Module):
+        num_updates = 7
+
+        def reset(self) -> None:
+            self.num_updates = 0
+
+        def compute(self) -> int:
+            return self.num_updates
+
+    class Counting(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches, self.idle = Count(), Count()
+
+        def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.batches.num_updates += 1
+            return super().forward(batch)
+
+    logged = Metrics()
+    trainer = Trainer("CPU", model_dir=tmp_path, model=Counting, callbacks=[ModelEvalMetrics()], loggers=[logged])
+    assert trainer.validate(loader(8), ckpt_path=None)["batches"] == 2
+    assert (0, {"batches": 2.0}) in logged.logged
