@@ -20,6 +20,7 @@ from moto.server import ThreadedMotoServer
 from stores import Store
 
 from fsspec_csx import backends
+from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import Identity, LocalS3
 
@@ -82,6 +83,12 @@ def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(fsspec.config, "conf", {})
     backends.csx.storage.s3.profile = None
+
+
+@pytest.fixture(autouse=True)
+def short_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for seconds until an endpoint counts as down."""
+    monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 0.5)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from fsspec_csx.s3.client.retries import FirstContact
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
+from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import RequestOutcome, current, using
@@ -201,6 +202,9 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                         keep_while_read(answer["Body"], client, self._lease and self._lease.made)
                     return answer
                 except Exception as error:
+                    if isinstance(error, NotStartedError) and replayable(kwargs):
+                        await asyncio.sleep(error.seconds)
+                        continue
                     explained = await self._explained(error, method, kwargs, outcome)
                     again = renewals and isinstance(explained, ExpiredCredentialsError) and replayable(kwargs)
                     if not again or not await self._renewed(client):

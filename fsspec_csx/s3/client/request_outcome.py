@@ -29,12 +29,12 @@ def note_unclear() -> None:
         outcome.unanswered = True
 
 
-def note(attempts: int = 1, response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
+def note(response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
     """Note an attempt of the current request; a handler of ``needs-retry``."""
     outcome = current().outcome
     if outcome is None:
         return
-    outcome.attempts = max(outcome.attempts, attempts)
+    outcome.attempts += 1
     if caught_exception is not None:
         outcome.unanswered = outcome.unanswered or not isinstance(caught_exception, _NOT_SENT)
     elif response is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore import exceptions as boto
 
-from fsspec_csx.s3.transport.failures import GaveUpError
+from fsspec_csx.s3.transport.failures import GaveUpError, NotStartedError
 from fsspec_csx.s3.transport.request_context import current
 
 # The errors of a connection that failed.
@@ -29,30 +29,30 @@ _FIRST_WAIT, _LONGEST_FIRST_WAIT = 0.1, 1.0
 
 
 class FirstContact:
-    """Ends the retries of an endpoint that has never responded: it is down or misspelt, not busy."""
+    """Ends botocore's retries of an endpoint that has never responded: it is down, starting or misspelt, not busy."""
 
     def __init__(self) -> None:
         self._answered = False
 
     def __call__(
-        self,
-        attempts: int,
-        request_dict: Any,
-        response: Any = None,
-        caught_exception: Exception | None = None,
-        **_: Any,
-    ) -> float | None:
-        """Return the seconds to wait before a retry; None to leave it to botocore."""
+        self, request_dict: Any, response: Any = None, caught_exception: Exception | None = None, **_: Any
+    ) -> None:
+        """Leave an attempt to botocore, unless the endpoint has never responded.
+
+        Raises:
+            NotStartedError: if the request is to be made again: botocore's number of attempts is too small for that.
+            GaveUpError: if it is not.
+        """
         if response is not None:
             self._answered = True
         elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
-            wait: float = min(_FIRST_WAIT * 2 ** (attempts - 1), _LONGEST_FIRST_WAIT)
-            outcome = current().outcome
             starting = type(caught_exception) is boto.EndpointConnectionError and _most_attempts(request_dict) > 1
-            if starting and outcome and time.monotonic() + wait - outcome.began < FIRST_CONTACT_SECONDS:
-                return wait
+            if starting and (outcome := current().outcome):
+                left = outcome.began + FIRST_CONTACT_SECONDS - time.monotonic()
+                if left > 0:
+                    wait = min(_FIRST_WAIT * 2 ** (outcome.attempts - 1), _LONGEST_FIRST_WAIT, left)
+                    raise NotStartedError(wait) from caught_exception
             raise GaveUpError from caught_exception
-        return None
 
 
 def give_up(attempts: int, request_dict: Any, caught_exception: Exception | None = None, **_: Any) -> None:

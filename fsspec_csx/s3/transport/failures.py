@@ -7,6 +7,18 @@ class GaveUpError(Exception):
     """The endpoint has never answered and its connection failed: there is no use in botocore's retries."""
 
 
+class NotStartedError(GaveUpError):
+    """The endpoint has never answered and refuses connections; it may be starting.
+
+    Args:
+        seconds: how long to wait before the request is made again.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 class RedirectedError(Exception):
     """The endpoint redirects to another address without naming a region."""
 
