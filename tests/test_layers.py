@@ -28,7 +28,7 @@ ROWS = [
     {"s3/transport"},
     {"storage"},
     {"settings", "redaction"},
-    {"errors"},
+    {"errors", "private_names"},
     {"testing"},
 ]
 

@@ -26,7 +26,7 @@ from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
-from fsspec_csx.tensors import fill, names
+from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.map_location import reserved
 from fsspec_csx.tensors.names import Choice, Keys
@@ -185,5 +185,5 @@ class _StreamingPlanner(Planner):
             raise torch_archive.damaged(self._name, repr(write_item.index.fqn))
         made = torch.empty(0, dtype=given.dtype)
         made.set_(own.storage, given.storage_offset(), given.shape, given.stride())
-        made = made._conj() if given.is_conj() else made
-        return made._neg_view() if given.is_neg() else made
+        made = made.conj() if given.is_conj() else made
+        return torch_compat.neg_view(made) if given.is_neg() else made

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.checkpoint._traverse import traverse_state_dict
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.nn.parameter import is_lazy
 
 from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.names import listed, shown
 
 _Path = tuple[str | int, ...]
-_SIMPLE = (str, int, float, bool, bytes, type(None))
+_SIMPLE = (str, int, float, bool, bytes, type(None), torch_compat.sharded_tensor())
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _REMEDY = "Leave it out, or save to one file, such as one that ends in .mdl: a torch file holds it."
 
@@ -46,7 +45,7 @@ class Planner(DefaultSavePlanner):
         for name, value in self.state_dict.items():
             if isinstance(value, torch.Tensor):
                 _check_tensor(name, value)
-            elif not isinstance(value, (*_SIMPLE, ShardedTensor)):
+            elif not isinstance(value, _SIMPLE):
                 self.check_value(name, value)
 
     def integer_keys(self, name: str) -> tuple[int, ...]:
@@ -89,7 +88,7 @@ def _paths(state_dict: Any, integers: set[_Path]) -> dict[str, _Path]:
         found[name] = path
 
     for key, value in state_dict.items():
-        traverse_state_dict({key: value}, add)
+        torch_compat.traverse_state_dict({key: value}, add)
         for path in _empty({key: value}, integers):
             add(path)
     _check_keys(state_dict, ())

@@ -16,7 +16,7 @@ from fsspec_csx.formats.reader import structure
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
-from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries
+from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries, torch_compat
 from fsspec_csx.tensors.compare_tensors import ComparedPair, File, StoredTensor
 from fsspec_csx.tensors.numeric_error import Closeness, NumericError
 from fsspec_csx.tensors.source import Source
@@ -127,7 +127,7 @@ def _as_tensor(value: Any) -> Any:
     if isinstance(value, torch.UntypedStorage):
         return torch.empty(0, dtype=torch.uint8, device=value.device).set_(value)
     if isinstance(value, torch.TypedStorage):
-        untyped = value._untyped_storage
+        untyped = torch_compat.untyped(value)
         return torch.empty(0, dtype=value.dtype, device=untyped.device).set_(untyped)
     return value
 

@@ -1,8 +1,10 @@
-"""Buckets: created and looked up."""
+"""Buckets: created, looked up and named."""
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import fsspec.core
@@ -52,6 +54,23 @@ async def mkdir(fs: Any, path: str, acl: Any = False, create_parents: bool = Tru
         raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Make it first, or pass create_parents=True.")
     else:
         await create_bucket(fs, bucket, acl or None, kwargs.get("region_name"))
+
+
+def takes_url(coroutine: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method that takes the name of a bucket take its URL too, such as s3://bucket/.
+
+    The method raises ValueError if there is a key in it, or no bucket.
+    """
+
+    @functools.wraps(coroutine)
+    async def call(fs: Any, bucket: str, *args: Any, **kwargs: Any) -> Any:
+        name, key, _ = fs.split_path(fs._strip_protocol(bucket).rstrip("/"))
+        if key or not name:
+            msg = f"{bucket!r} is not the name of a bucket. Give one alone, as in s3://bucket."
+            raise ValueError(msg)
+        return await coroutine(fs, name, *args, **kwargs)
+
+    return call
 
 
 def makedirs(fs: Any, path: str, exist_ok: bool = False) -> None:

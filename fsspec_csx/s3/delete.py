@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fsspec.asyn import _run_coros_in_chunks
 from s3fs.core import version_id_kw
 
 from fsspec_csx.s3.listing import check_depth, list_keys
 from fsspec_csx.s3.names import expand, may_match, not_found_error, path_of
+from fsspec_csx.s3.transport.compat import run_in_chunks
 
 # As many objects as one request can delete.
 _AT_ONCE = 1000
@@ -31,7 +31,7 @@ async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None =
     """
     check_depth(maxdepth)
     paths = [path] if isinstance(path, str) else list(path)
-    found = await _run_coros_in_chunks([_deletable(fs, each, recursive, maxdepth) for each in paths], nofiles=True)
+    found = await run_in_chunks([_deletable(fs, each, recursive, maxdepth) for each in paths], nofiles=True)
     names = sorted({name for each in found for name in each})
     buckets = {fs.split_path(each)[0] for each in paths if not fs.split_path(each)[1]}
     if not names and not buckets:
@@ -70,7 +70,7 @@ async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
         for each in of_bucket.values()
         for start in range(0, len(each), _AT_ONCE)
     ]
-    deleted = await _run_coros_in_chunks(calls, batch_size=3, nofiles=True)
+    deleted = await run_in_chunks(calls, batch_size=3, nofiles=True)
     return [name for each in deleted for name in each]
 
 

@@ -142,6 +142,12 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _mkdir = buckets.mkdir
     makedirs = buckets.makedirs
     _exists = buckets.exists
+    _is_bucket_versioned = buckets.takes_url(S3FileSystem._is_bucket_versioned)
+    _make_bucket_versioned = buckets.takes_url(S3FileSystem._make_bucket_versioned)
+    _rm_versioned_bucket_contents = buckets.takes_url(S3FileSystem._rm_versioned_bucket_contents)
+    _list_multipart_uploads = buckets.takes_url(S3FileSystem._list_multipart_uploads)
+    _clear_multipart_uploads = buckets.takes_url(S3FileSystem._clear_multipart_uploads)
+    _abort_mpu = buckets.takes_url(S3FileSystem._abort_mpu)
 
     # -- objects and folders, and what paths stand for --------------------------------------------------------------
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fsspec.asyn import _run_coros_in_chunks
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
@@ -15,6 +14,7 @@ from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.delete import delete_objects
 from fsspec_csx.s3.targets import PathPair, check_distinct
 from fsspec_csx.s3.transport.checksum import of_object
+from fsspec_csx.s3.transport.compat import run_in_chunks
 
 # An ETag that may be the MD5 of the content.
 _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
@@ -36,7 +36,7 @@ async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
     moved = [each for each in pairs if each.type != "directory" and not _is_same(fs, each)]
     check_distinct(pairs)
     calls = [_copy_and_compare(fs, each, **kwargs) for each in moved]
-    await _run_coros_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
+    await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
     await delete_objects(fs, [each.source for each in moved])
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from fsspec_csx.s3.consistent_read import PinnedObject, checksum_function, retry_if_changed, verify_checksum
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.small_reads import RequestTemplate, SmallObjectReader, recorded_requests
+from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
 
@@ -67,9 +68,9 @@ async def _read_small(
     states = [PinnedObject(fs, path, None) for path, _, _, _ in wanted]
     first = states[0]
     try:
-        credentials = await fs._s3._request_signer._credentials.get_frozen_credentials()
+        credentials = await compat.credentials_of(fs._s3)
         siblings = RequestTemplate(requests[-1], first.key, credentials)
-    except (AttributeError, IndexError, ValueError):  # requests of a kind that botocore alone can make
+    except (IndexError, ValueError):  # requests of a kind that botocore alone can make
         return {}
     rest = [
         (number, state, each[2])

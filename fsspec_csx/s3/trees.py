@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
-from fsspec.asyn import _run_coros_in_chunks
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.implementations.local import LocalFileSystem, make_path_posix, trailing_sep
 from fsspec.utils import is_exception
@@ -24,6 +23,7 @@ from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
 from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
 from fsspec_csx.s3.transport.call_scope import contained
+from fsspec_csx.s3.transport.compat import run_in_chunks
 from fsspec_csx.s3.versions import check_writable
 
 
@@ -50,7 +50,7 @@ async def copy(
     check_distinct(pairs)
     calls = [_unless_folder(fs, fs._cp_file, each, **kwargs) for each in pairs if each.type != "directory"]
     size = batch_size or fs.batch_size
-    results = await _run_coros_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
+    results = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
     ignored = FileNotFoundError if (on_error or ("ignore" if recursive else "raise")) == "ignore" else ()
     for error in filter(is_exception, results):
         if not isinstance(error, ignored):
@@ -157,7 +157,7 @@ async def get(
     callback.set_size(len(files))
     get_file = callback.branch_coro(fs._get_file)
     calls = [_unless_folder(fs, get_file, each, **kwargs) for each in files]
-    return await _run_coros_in_chunks(calls, batch_size=size, callback=callback)
+    return await run_in_chunks(calls, batch_size=size, callback=callback)
 
 
 async def cat(
@@ -174,7 +174,7 @@ async def cat(
         raise not_found_error(path)
     calls = [fs._cat_file(each, **kwargs) for each in names]
     size = batch_size or fs.batch_size
-    read = await _run_coros_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
+    read = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
     if on_error == "raise":
         for error in filter(is_exception, read):
             raise error
@@ -221,7 +221,7 @@ async def put(
     callback.set_size(len(files))
     put_file = callback.branch_coro(fs._put_file)
     calls = [put_file(each.source, each.target, **kwargs) for each in files]
-    return await _run_coros_in_chunks(calls, batch_size=batch_size or fs.batch_size, callback=callback)
+    return await run_in_chunks(calls, batch_size=batch_size or fs.batch_size, callback=callback)
 
 
 async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:

@@ -142,5 +142,7 @@ def _forget(cache: Any, path: str) -> None:
 
     if not isinstance(cache, SimpleCacheFileSystem):
         cache.pop_from_cache(path)
+    elif not hasattr(cache, "_check_file"):
+        cache.clear_cache()
     elif copy := cache._check_file(path):
         os.unlink(copy)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from zlib_ng import zlib_ng
 
-from fsspec_csx.tensors import fill, numeric_error, tiling
+from fsspec_csx.tensors import fill, numeric_error, tiling, torch_compat
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.numeric_error import Closeness, NumericError
 from fsspec_csx.tensors.source import Source, memory_of
@@ -217,7 +217,7 @@ def _part(stored: StoredTensor, job: _Job, side: int, staged: torch.Tensor) -> t
         return tensor.as_strided(tile.sizes, tile.strides(side), tile.starts[side])
     part = staged[: runs.total * stored.width].view(tensor.dtype).as_strided(tile.sizes, runs.strides)
     part = part.conj() if tensor.is_conj() else part
-    return torch._neg_view(part) if tensor.is_neg() else part
+    return torch_compat.neg_view(part) if tensor.is_neg() else part
 
 
 def _jobs(number: int, pair: ComparedPair) -> Iterator[_Job]:

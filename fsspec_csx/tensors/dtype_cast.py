@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.map_location import reserved
 from fsspec_csx.tensors.names import place_of
@@ -50,14 +51,14 @@ class DtypeCast:
             return tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
         made = torch.empty(0, dtype=dtype, device="cpu")
         made.set_(self._storage(tensor, dtype), tensor.storage_offset(), tensor.shape, tensor.stride())
-        made = torch._neg_view(made) if tensor.is_neg() else made
+        made = torch_compat.neg_view(made) if tensor.is_neg() else made
         made = torch.nn.Parameter(made) if is_parameter else made
         vars(made).update(vars(tensor))
         return made.requires_grad_(tensor.requires_grad)
 
     def run(self, storage: torch.UntypedStorage) -> StreamedTensor:
         """What is to be written for a storage, be it of the file, of a tensor that was put in place, or of another."""
-        run = self._runs.get(storage._cdata)
+        run = self._runs.get(torch_compat.address(storage))
         if run is None:
             whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
             run = StreamedTensor(whole, torch.uint8, self.record_of(storage))
@@ -65,10 +66,11 @@ class DtypeCast:
 
     def _storage(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.UntypedStorage:
         old = tensor.untyped_storage()
-        if (old._cdata, tensor.dtype) not in self._storages:
+        key = torch_compat.address(old), tensor.dtype
+        if key not in self._storages:
             count = old.nbytes() // tensor.element_size()
             new = reserved(count * dtype.itemsize, torch.device("cpu"))
             whole = torch.empty(0, dtype=tensor.dtype, device="cpu").set_(old, 0, (count,), (1,))
-            self._storages[old._cdata, tensor.dtype] = new
-            self._runs[new._cdata] = StreamedTensor(whole, dtype, self.record_of(old))
-        return self._storages[old._cdata, tensor.dtype]
+            self._storages[key] = new
+            self._runs[torch_compat.address(new)] = StreamedTensor(whole, dtype, self.record_of(old))
+        return self._storages[key]

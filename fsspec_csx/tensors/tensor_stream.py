@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from zlib_ng import zlib_ng
 
+from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.contiguous import compact, extent, memories
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.source import Source, memory_of
@@ -200,4 +201,4 @@ def _placed(chunk: _Chunk, staged: torch.Tensor) -> torch.Tensor:
         return part
     placed = staged.view(part.dtype).as_strided(part.shape, part.stride())
     placed = placed.conj() if part.is_conj() else placed
-    return torch._neg_view(placed) if part.is_neg() else placed
+    return torch_compat.neg_view(placed) if part.is_neg() else placed

@@ -40,14 +40,17 @@ class _Retention(Callback):
         self._to_delete = [name for name in self._to_delete if name in wanted or not _deleted(trainer, name)]
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        state_dict.setdefault("retention", {})[type(self).__name__] = {"names": self._names, "doomed": self._to_delete}
+        state_dict.setdefault("retention", {})[type(self).__name__] = {
+            "names": self._names,
+            "to_delete": self._to_delete,
+        }
 
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         own = state_dict.get("retention", {}).get(type(self).__name__)
         path = trainer.checkpoint.resumed_from
         if own is not None and path is not None and trainer.checkpoint.matches_name(path):
             self._names = [*own["names"], path.rpartition("/")[2]]
-            self._to_delete = [*own["doomed"]]
+            self._to_delete = [*own["to_delete"]]
 
 
 def _deleted(trainer: Trainer, name: str) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+
+from fsspec_csx.tensors.torch_compat import tree_map
 
 
 def to_device(device: torch.device, batch: Any) -> Any:

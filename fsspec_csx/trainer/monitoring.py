@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
+from fsspec_csx.tensors.torch_compat import tree_leaves
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from fsspec_csx.tensors import torch_compat
+
 _STEP = 0x9E3779B97F4A7C15  # odd, so that no two passes of a worker have the same seed
 
 
@@ -27,7 +29,7 @@ def seed_each_epoch(dataloader: DataLoader[Any]) -> EpochSeeds:
     before = dataloader.worker_init_fn
     seeds = EpochSeeds(before.before if isinstance(before, EpochSeeds) else before)
     dataloader.worker_init_fn = seeds
-    dataloader._iterator = None
+    torch_compat.forget_workers(dataloader)
     return seeds
 
 

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.utils._pytree import tree_map
 
+from fsspec_csx.tensors.torch_compat import tree_map
 from fsspec_csx.trainer import random_states
 
 

@@ -450,6 +450,25 @@ def test_rmdir(store: Store, url: str) -> None:
     assert store.bucket not in [each["Name"] for each in store.client.list_buckets()["Buckets"]]
 
 
+@pytest.mark.parametrize("url", ["{}", "s3://{}", "csx://{}/", "s3a://{}"])
+def test_names_of_buckets(moto_store: Store, url: str) -> None:
+    """Methods that take the name of a bucket take its URL, and refuse a path in it."""
+    fs, bucket = moto_store.fs, url.format(moto_store.bucket)
+    assert not fs.is_bucket_versioned(bucket)
+    fs.make_bucket_versioned(bucket)
+    assert fs.is_bucket_versioned(bucket)
+    for key in ("a", "b"):
+        moto_store.client.create_multipart_upload(Bucket=moto_store.bucket, Key=key)
+    (upload, _) = fs.list_multipart_uploads(bucket)
+    fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+    fs.clear_multipart_uploads(bucket)
+    assert fs.list_multipart_uploads(bucket) == []
+    for call in (fs.is_bucket_versioned, fs.make_bucket_versioned, fs.list_multipart_uploads):
+        for wrong in (f"s3://{moto_store.bucket}/key", "s3://", ""):
+            with pytest.raises(ValueError, match="not the name of a bucket"):
+                call(wrong)
+
+
 # -- requests ---
 
 

@@ -94,14 +94,14 @@ def test_deletion_that_is_refused_and_cannot_be_undone(url: str, fs: CSXFileSyst
     other = upload(fs, CASE, f"{url.removeprefix('s3://').rpartition('/')[0]}/checkpoint_6.mdl")
     with fault_proxy(server.endpoint_url) as proxy:
         options = {**server.storage_options(), "endpoint_url": proxy.url}
-        doomed = manage_delete.targets([url, other], storage_options=options)
+        to_delete = manage_delete.targets([url, other], storage_options=options)
         refuse(proxy, "POST", "delete")
         refuse(proxy, "DELETE")
         refuse(proxy, "PUT")
         for fault in proxy.faults[1:]:
             fault.when = lambda request: "checkpoint_5" in request.path
         proxy.faults[2].skip = 1  # by the first it becomes one that was not finished
-        failed = manage_delete.delete(doomed)
+        failed = manage_delete.delete(to_delete)
     assert [*failed] == [url]
     assert isinstance(failed[url], AccessDeniedError)
     assert "PutObject" in str(failed[url])

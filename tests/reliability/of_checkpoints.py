@@ -140,26 +140,26 @@ def _moved_down(place: Place, _: Any) -> str:
     return BETWEEN if source else NEW
 
 
-_DOOMED = [f"run/checkpoint_{number}.mdl" for number in range(3)]
+_TO_DELETE = [f"run/checkpoint_{number}.mdl" for number in range(3)]
 _STAYS = "run/checkpoint_20.mdl"
 
 
-def _put_doomed(place: Place) -> None:
-    for name in (*_DOOMED, _STAYS):
+def _put_targets(place: Place) -> None:
+    for name in (*_TO_DELETE, _STAYS):
         place.put(name, b"checkpoint")
 
 
 def _deleted(place: Place) -> None:
-    doomed = targets([f"{place.url}/{name}" for name in _DOOMED])
-    for error in delete(doomed).values():
+    to_delete = targets([f"{place.url}/{name}" for name in _TO_DELETE])
+    for error in delete(to_delete).values():
         raise error
 
 
-def _doomed_found(place: Place, _: Any) -> str:
+def _targets_left(place: Place, _: Any) -> str:
     left = place.names() - {_STAYS}
-    if place.get(_STAYS) != b"checkpoint" or left - set(_DOOMED):
+    if place.get(_STAYS) != b"checkpoint" or left - set(_TO_DELETE):
         return "something else was deleted or made"
-    return NEW if not left else OLD if left == set(_DOOMED) else BETWEEN
+    return NEW if not left else OLD if left == set(_TO_DELETE) else BETWEEN
 
 
 CARRIED = [
@@ -198,11 +198,11 @@ CARRIED = [
         _moved_down,
         goes_on=True,
     ),
-    Scenario("delete", _put_doomed, _deleted, _doomed_found),
+    Scenario("delete", _put_targets, _deleted, _targets_left),
     Scenario(
         "list",
-        _put_doomed,
+        _put_targets,
         lambda place: [found.path.rpartition("/")[2] for found in checkpoints(f"{place.url}/run")],
-        lambda place, value: read([name.rpartition("/")[2] for name in (*_DOOMED, _STAYS)], value),
+        lambda place, value: read([name.rpartition("/")[2] for name in (*_TO_DELETE, _STAYS)], value),
     ),
 ]

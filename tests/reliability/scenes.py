@@ -72,15 +72,15 @@ def of_prune(stage: Stage) -> Scene:
     """Keep the newest of several checkpoints, beside other files."""
     remote = stage.choice.random() < 0.7
     small = save_small()
-    doomed = [f"checkpoint_{number}.mdl" for number in range(1, 9)]
+    to_delete = [f"checkpoint_{number}.mdl" for number in range(1, 9)]
     others = ["checkpoint_9.mdl", "notes.txt"]
-    for each in [*doomed, *others]:
+    for each in [*to_delete, *others]:
         stage.put(stage.place(each, remote=remote), small)
     root = stage.remote if remote else str(stage.local)
 
     def intact() -> None:
         assert not {*others} - {*stage.files()}
-        for each in [*doomed, *others]:
+        for each in [*to_delete, *others]:
             among(stage.data(stage.place(each, remote=remote)), small, *([] if each in others else [None]))
 
     def right() -> None:

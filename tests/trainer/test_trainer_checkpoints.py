@@ -388,7 +388,10 @@ def test_keep_n_touches_no_other_root(tmp_path: Path) -> None:
     assert names(str(old)) == checkpoints(2, 4)
     assert names(str(new)) == checkpoints(10)
     saved = load(new / "checkpoint_10.mdl")
-    saved["retention"]["KeepNCheckpoints"] = {"names": ["../old/checkpoint_2.mdl", "precious"], "doomed": ["precious"]}
+    saved["retention"]["KeepNCheckpoints"] = {
+        "names": ["../old/checkpoint_2.mdl", "precious"],
+        "to_delete": ["precious"],
+    }
     save(saved, new / "checkpoint_10.mdl")
     (new / "precious").touch()
     trainer, _ = made(str(new), KeepNCheckpoints(1), loop={"max_steps": 14, "eval_frequency": 0})

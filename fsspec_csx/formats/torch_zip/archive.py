@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import _weights_only_unpickler
 from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, Span, ZipEntry
+from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.source import TAIL, Source
 
 PICKLE = "data.pkl"
@@ -239,8 +239,8 @@ def _is_blind(pickled: bytes | None) -> bool:
     """
     if pickled is None:
         return False
-    own, added = _weights_only_unpickler._get_allowed_globals, _weights_only_unpickler._get_user_allowed_globals
-    seeing = {path for path in own() if path not in _BLIND and not _is_plain(path)} | {*added()}  # type: ignore[no-untyped-call]
+    own, added = torch_compat.allowed_globals()
+    seeing = {path for path in own if path not in _BLIND and not _is_plain(path)} | added
     last = {path.rpartition(".")[2].encode() for path in seeing}
     return last.isdisjoint(line.rpartition(b".")[2] for line in pickled.split(b"\n"))
 

@@ -22,7 +22,7 @@ from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.formats.torch_zip.rebuilding import checked_key, known, refused
-from fsspec_csx.tensors import fill
+from fsspec_csx.tensors import fill, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.map_location import LocationMapper, reserved
 from fsspec_csx.tensors.source import Source
@@ -166,14 +166,14 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
             raise refused("a storage")
         if not isinstance(kind, Placeholder):
             raise refused("the type of a storage")
-        dtype = _storage_types().get(kind.path)
+        dtype = torch_compat.storage_types().get(kind.path)
         width = 1 if dtype is None else dtype.itemsize
         if dtype is None and kind.path != "torch.storage.UntypedStorage":
             raise refused("the type of a storage")
         storage = self._storages.get(key, location, count * width)
         if dtype is None:
             return storage
-        return torch.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+        return torch_compat.typed(storage, dtype)
 
     def _charge(self, count: int) -> None:
         self._room -= count
@@ -298,7 +298,3 @@ def _with_state(made: Any, state: Any) -> Any:
         raise refused("a state of what has none")
     vars(made).update(state)
     return made
-
-
-def _storage_types() -> dict[str, torch.dtype]:
-    return {f"torch.{name}": dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}

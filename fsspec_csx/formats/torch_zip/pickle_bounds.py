@@ -23,6 +23,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.pickle_scan import scan
+from fsspec_csx.tensors import torch_compat
 
 _LATIN1 = (("latin1",), ("latin-1",))
 _COUNTED = (list, tuple, dict, str, bytes)
@@ -221,9 +222,8 @@ def check_archive(file: Any, name: str) -> None:
         OSError: what the file raised.
     """
     file.seek(0)
-    archive: Any = torch._C.PyTorchFileReader  # torch declares too narrow a type of file
     try:
-        data: bytes = archive(file).get_record(torch_archive.PICKLE)
+        data = torch_compat.read_record(file, torch_archive.PICKLE)
     except RuntimeError:
         return
     check(data, name)

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
-from torch.serialization import location_tag
 
-from fsspec_csx.tensors import memory, names
+from fsspec_csx.tensors import memory, names, torch_compat
 
 
 class Pickled:
@@ -72,8 +71,7 @@ class Pickled:
         """The object on the memory of the storages, for formats that are no pickles."""
         unpickler = _Unpickler(io.BytesIO(self.data))
         unpickler.storages = [
-            torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
-            for storage, dtype in zip(self.storages, self._dtypes, strict=True)
+            torch_compat.typed(storage, dtype) for storage, dtype in zip(self.storages, self._dtypes, strict=True)
         ]
         return unpickler.load()
 
@@ -82,19 +80,20 @@ class Pickled:
         if isinstance(obj, torch.UntypedStorage):
             storage, dtype, count, kind = obj, torch.uint8, obj.nbytes(), torch.UntypedStorage
         else:
-            storage, dtype = obj._untyped_storage, obj.dtype
+            storage, dtype = torch_compat.untyped(obj), obj.dtype
             count = storage.nbytes() // dtype.itemsize
-            kind = getattr(torch, obj._pickle_storage_type())
+            kind = torch_compat.storage_type(obj)
         address = storage.data_ptr()
         if address and self._dtype_at.setdefault(address, dtype) != dtype:
             msg = "Two tensors share memory under different dtypes, which no torch file can hold. Clone one of them."
             raise RuntimeError(msg)
-        if storage._cdata not in self._keys:
-            self._keys[storage._cdata] = str(len(self.storages))
+        place = torch_compat.address(storage)
+        if place not in self._keys:
+            self._keys[place] = str(len(self.storages))
             self._originals.append(storage)  # one made for the pickle alone would leave its address to the next
             self.storages.append(_copy(storage) if self._copied else storage)
             self._dtypes.append(dtype)
-        return "storage", kind, self._keys[storage._cdata], location_tag(storage), count
+        return "storage", kind, self._keys[place], torch_compat.location_tag(storage), count
 
 
 _OF_TORCH = (torch.Tensor, torch.storage.TypedStorage, torch.UntypedStorage)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fsspec_csx.errors import UnsafeCheckpointError
-from fsspec_csx.tensors import names
+from fsspec_csx.tensors import names, torch_compat
 
 _TRUST = "pass weights_only=False only if you trust its author"
 _SHOWN, _LONGEST = 5, 200
@@ -103,7 +103,7 @@ def tensors(value: Placeholder) -> Iterator[torch.Tensor]:
         if isinstance(each, torch.Tensor):
             yield each
         elif isinstance(each, (torch.UntypedStorage, torch.TypedStorage)):
-            untyped = each if isinstance(each, torch.UntypedStorage) else each._untyped_storage
+            untyped = each if isinstance(each, torch.UntypedStorage) else torch_compat.untyped(each)
             yield torch.empty(0, dtype=torch.uint8, device=untyped.device).set_(untyped)
         stack += reversed(_inside(each) or [])
 

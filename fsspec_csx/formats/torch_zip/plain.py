@@ -21,6 +21,7 @@ from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn
 from fsspec_csx.formats.torch_zip.pickle_scan import scan
+from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.map_location import LocationMapper, reserved
 
@@ -173,7 +174,7 @@ class _Unpickler(pickle.Unpickler):
         if requires_grad:
             tensor.requires_grad = True
         if metadata:
-            torch._utils.set_tensor_metadata(tensor, metadata)  # type: ignore[no-untyped-call]
+            torch_compat.set_tensor_metadata(tensor, metadata)
         tensor._backward_hooks = hooks
         return tensor
 
@@ -233,8 +234,7 @@ def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | N
     Returns:
         None if this cannot make it.
     """
-    skips = getattr(serialization._serialization_tls, "skip_data", False)
-    if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or skips:
+    if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or torch_compat.skips_data():
         return None
     unpickler = _Unpickler(archive, LocationMapper(map_location), wanted)
     try:

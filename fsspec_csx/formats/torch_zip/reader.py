@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import _weights_only_unpickler
 
 from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import sniff
@@ -26,7 +25,7 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import lazy_archive, pickle_bounds, plain, structure_limits
 from fsspec_csx.formats.torch_zip.checked_archive import CheckedReader
 from fsspec_csx.formats.torch_zip.pickle_scan import ScanError
-from fsspec_csx.tensors import fill, names
+from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
@@ -307,14 +306,13 @@ def _pickles(file: TrackingReader) -> tuple[int, list[str]]:
 
 
 def _allowed() -> set[str]:
-    """The globals that torch.load accepts; its public list lacks those that are built in."""
-    own, added = _weights_only_unpickler._get_allowed_globals, _weights_only_unpickler._get_user_allowed_globals
-    return {*own(), *added()}  # type: ignore[no-untyped-call]  # torch leaves these untyped
+    return set.union(*torch_compat.allowed_globals())
 
 
 def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError:
     trust = "pass weights_only=False only if you trust its author"
-    refused = [each for each in named if each not in _allowed()]
+    allowed = _allowed()
+    refused = [each for each in named if each not in allowed]
     if refused:
         shown = ", ".join(refused[:_NAMES_SHOWN])
         more = f" and {len(refused) - _NAMES_SHOWN} more" if len(refused) > _NAMES_SHOWN else ""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fsspec_csx.tensors import torch_compat
+
 _DIMENSIONS = 64
 _CODECS = ("latin1", "latin-1", "iso-8859-1", "utf-8", "ascii")
 
@@ -70,7 +72,7 @@ def _tensor(
 ) -> torch.Tensor:
     if type(storage) is not torch.TypedStorage:
         raise refused("a tensor without a storage")
-    return _on(storage._untyped_storage, storage.dtype, offset, size, stride, requires_grad, metadata)
+    return _on(torch_compat.untyped(storage), storage.dtype, offset, size, stride, requires_grad, metadata)
 
 
 def _tensor_v3(
@@ -96,7 +98,7 @@ def _on(
         if type(metadata) is not dict or not {*metadata} <= {"conj", "neg"}:
             raise refused("a tensor of an unknown kind")
         made = made.conj() if metadata.get("conj") else made
-        made = torch._neg_view(made) if metadata.get("neg") else made
+        made = torch_compat.neg_view(made) if metadata.get("neg") else made
     return made.requires_grad_(grad)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.nested._internal.nested_tensor import NestedTensor
 
 from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.tensors import sparse
+from fsspec_csx.tensors import sparse, torch_compat
 
 DEPTH_LOADED = 500
 """How deeply containers of a file may be nested: more than pickle itself writes by default."""
@@ -115,7 +114,7 @@ def check_use(obj: Any, name: str) -> None:
 
 
 def _is_needed(value: Any, attribute: str) -> bool:
-    if attribute == "_values" and type(value) is NestedTensor:  # torch's own: the elements of a jagged one
+    if attribute == "_values" and type(value) is torch_compat.NestedTensor:  # torch's own: the elements of a jagged one
         return False
     needed = attribute in (_METHODS if isinstance(value, torch.Tensor) else _OF_MAPPINGS) or attribute.startswith("_")
     return needed and callable(getattr(type(value), attribute, None))

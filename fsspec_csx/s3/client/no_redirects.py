@@ -15,6 +15,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import exceptions as boto
 
+from fsspec_csx.private_names import release
 from fsspec_csx.s3.transport import bounded_body, compat
 from fsspec_csx.s3.transport.failures import InvalidResponseError, RedirectedError
 
@@ -77,7 +78,7 @@ def check_guarded(client: Any) -> None:
     """Raise ImportError if the connections of a client are aiohttp's own, without the guard."""
     connections = compat.http_session(client)
     if isinstance(connections, AIOHTTPSession) and not isinstance(connections, BoundedHTTPSession):
-        msg = f"{compat.release('aiobotocore')} makes clients that would follow redirects. Install another release."
+        msg = f"{release('aiobotocore')} makes clients that would follow redirects. Install another release."
         raise ImportError(msg)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import ServerTimeoutError
 
-from fsspec_csx.s3.transport import compat
+from fsspec_csx.private_names import release
 from fsspec_csx.s3.transport.failures import InvalidResponseError, UnguardedResponseError
 from fsspec_csx.s3.transport.request_context import current, using
 
@@ -43,7 +43,7 @@ class _Exchange:
         passed = response is self.response
         unbounded = self.streamed and response.status < 300 if passed else False
         if not passed or not (unbounded or self.was_read or "read" in vars(response)):
-            msg = f"{compat.release('aiobotocore')} bypasses the guard against redirects and endless bodies."
+            msg = f"{release('aiobotocore')} bypasses the guard against redirects and endless bodies."
             raise UnguardedResponseError(msg)
 
 

@@ -6,14 +6,16 @@ against redirects and endless bodies could be skipped silently.
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from aiobotocore.credentials import AioContainerProvider, AioInstanceMetadataProvider
 from aiobotocore.httpsession import AIOHTTPSession
+from fsspec import asyn
+
+from fsspec_csx.private_names import check, release
+
+run_in_chunks = asyn._run_coros_in_chunks
 
 # What each class has or sets when it is made, and what each function calls.
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -28,8 +30,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "aiobotocore.utils:AioContainerMetadataFetcher": ("_session",),
     "aiobotocore.utils:AioIMDSRegionProvider": ("_get_fetcher",),
     "aiobotocore.utils:AioInstanceMetadataFetcher": ("_session",),
-    "botocore.client:BaseClient": ("_endpoint",),
+    "aiobotocore.credentials:AioCredentials": ("get_frozen_credentials",),
+    "botocore.client:BaseClient": ("_endpoint", "_request_signer"),
     "botocore.configprovider:SmartDefaultsConfigStoreFactory": ("_imds_region_provider",),
+    "botocore.signers:RequestSigner": ("_credentials",),
     "botocore.httpsession:URLLib3Session": ("_pool_classes_by_scheme",),
     "fsspec.asyn:_run_coros_in_chunks": (),
     "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
@@ -38,56 +42,18 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def check(table: dict[str, tuple[str, ...]]) -> None:
-    """Check that the installed releases have the names of a table.
-
-    Args:
-        table: what each class has or sets when it is made, and what each function calls.
-
-    Raises:
-        ImportError: if one is missing; it names the library and its version.
-    """
-    for path, names in table.items():
-        try:
-            owner = pkgutil.resolve_name(path)
-        except (AttributeError, ImportError):
-            raise _unsupported(path) from None
-        for name in names:
-            if not _has(owner, name):
-                raise _unsupported(f"{path}.{name}")
-
-
-def _has(owner: Any, name: str) -> bool:
-    if inspect.isclass(owner):
-        makers = (vars(base).get("__init__") for base in owner.__mro__)
-        return hasattr(owner, name) or any(name in _names_in(maker) for maker in makers)
-    return name in _names_in(owner)
-
-
-def _names_in(function: Any) -> tuple[str, ...]:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code.co_names if code else ()
-
-
-def _unsupported(path: str) -> ImportError:
-    library = path.partition(".")[0]
-    return ImportError(f"{release(library)} has no {path}, on which this package depends. Install another release.")
-
-
-def release(library: str) -> str:
-    """The name of a library with the version that is installed."""
-    try:
-        return f"{library} {version(library)}"
-    except PackageNotFoundError:
-        return library
-
-
 check(_NAMES)
 
 
 def http_session(client: Any) -> Any:
     """The connections of a client."""
     return client._endpoint.http_session
+
+
+async def credentials_of(client: Any) -> Any:
+    """The credentials with which a client signs now, as botocore's ReadOnlyCredentials; None if it does not sign."""
+    signing = client._request_signer._credentials
+    return None if signing is None else await signing.get_frozen_credentials()
 
 
 def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:

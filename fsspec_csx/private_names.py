@@ -1,0 +1,52 @@
+"""Names of other libraries that are not public: checked before they are used, so that a change is noticed."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+def check(table: dict[str, tuple[str, ...]]) -> None:
+    """Check that the installed releases have the names of a table.
+
+    Args:
+        table: what each class has or sets when it is made, and what each function calls.
+
+    Raises:
+        ImportError: if one is missing; it names the library and its version.
+    """
+    for path, names in table.items():
+        try:
+            owner = pkgutil.resolve_name(path)
+        except (AttributeError, ImportError):
+            raise _unsupported(path) from None
+        for name in names:
+            if not _has(owner, name):
+                raise _unsupported(f"{path}.{name}")
+
+
+def _has(owner: Any, name: str) -> bool:
+    if inspect.isclass(owner):
+        makers = (vars(base).get("__init__") for base in owner.__mro__)
+        return hasattr(owner, name) or any(name in _names_in(maker) for maker in makers)
+    return name in _names_in(owner)
+
+
+def _names_in(function: Any) -> tuple[str, ...]:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_names if code else ()
+
+
+def _unsupported(path: str) -> ImportError:
+    library = path.replace(":", ".").partition(".")[0]
+    return ImportError(f"{release(library)} has no {path}, on which this package depends. Install another release.")
+
+
+def release(library: str) -> str:
+    """The name of a library with the version that is installed."""
+    try:
+        return f"{library} {version(library)}"
+    except PackageNotFoundError:
+        return library

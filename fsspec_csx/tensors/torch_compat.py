@@ -1,0 +1,130 @@
+"""Names of torch that are not public: one place, checked at import.
+
+Names in pickles, such as ``torch._utils._rebuild_tensor_v2``, are a part of the format, and not called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import _weights_only_unpickler, serialization
+from torch.nested._internal.nested_tensor import NestedTensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fsspec_csx.private_names import check
+
+check(
+    {
+        "torch:Tensor": ("_backward_hooks", "_indices", "_values"),
+        "torch:TypedStorage": ("_untyped_storage", "_pickle_storage_type"),
+        "torch:UntypedStorage": ("_cdata",),
+        "torch:_neg_view": (),
+        "torch:_validate_sparse_compressed_tensor_args": (),
+        "torch:_validate_sparse_coo_tensor_args": (),
+        "torch._C:PyTorchFileReader": ("get_record",),
+        "torch._utils:set_tensor_metadata": (),
+        "torch._weights_only_unpickler:_get_allowed_globals": (),
+        "torch._weights_only_unpickler:_get_user_allowed_globals": (),
+        "torch.serialization:_serialization_tls": (),
+        "torch.serialization:location_tag": (),
+        "torch.storage:_dtype_to_storage_type_map": (),
+        "torch.utils.data:DataLoader": ("_iterator",),
+    }
+)
+
+__all__ = ["NestedTensor", "location_tag", "neg_view", "tree_leaves", "tree_map"]
+
+_torch: Any = torch  # which leaves these untyped, or types them too narrowly
+
+location_tag: Callable[[Any], str] = serialization.location_tag
+neg_view: Callable[[torch.Tensor], torch.Tensor] = torch._neg_view
+set_tensor_metadata: Callable[[torch.Tensor, Any], None] = _torch._utils.set_tensor_metadata
+
+
+def address(storage: torch.UntypedStorage) -> int:
+    """The address of a storage itself, rather than of its bytes: the same for all tensors on it."""
+    return int(storage._cdata)
+
+
+def untyped(storage: torch.TypedStorage) -> torch.UntypedStorage:
+    """The storage without a dtype; the public method warns."""
+    return storage._untyped_storage
+
+
+def typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.TypedStorage:
+    """A storage with a dtype; made without a warning."""
+    made: torch.TypedStorage = _torch.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+    return made
+
+
+def storage_type(storage: torch.TypedStorage) -> Any:
+    """The type that a pickle names, such as torch.FloatStorage."""
+    return getattr(torch, _torch.TypedStorage._pickle_storage_type(storage))
+
+
+def storage_types() -> dict[str, torch.dtype]:
+    """The dtypes of types of storages, by their full names."""
+    return {f"torch.{name}": dtype for dtype, name in _torch.storage._dtype_to_storage_type_map().items()}
+
+
+def validate_sparse_coo(*parts: Any) -> None:
+    """Raise an error if indices, values, size and whether they are coalesced make no sparse tensor."""
+    _validate(_torch._validate_sparse_coo_tensor_args, *parts)
+
+
+def validate_sparse_compressed(*parts: Any) -> None:
+    """Raise an error if both indices, values, size and layout make no sparse tensor."""
+    _validate(_torch._validate_sparse_compressed_tensor_args, *parts)
+
+
+def _validate(validate: Callable[..., object], *parts: Any) -> None:
+    try:
+        validate(*parts, check_pinning=False)  # which would look for a GPU
+    except TypeError:  # an older torch has no such argument
+        validate(*parts)
+
+
+def allowed_globals() -> tuple[set[str], set[str]]:
+    """The globals that torch.load accepts: its own, which its public list lacks, and those that were added."""
+    unpickler: Any = _weights_only_unpickler
+    return {*unpickler._get_allowed_globals()}, {*unpickler._get_user_allowed_globals()}
+
+
+def skips_data() -> bool:
+    """Whether torch.load runs under ``torch.serialization.skip_data``."""
+    return bool(getattr(serialization._serialization_tls, "skip_data", False))
+
+
+def read_record(file: Any, name: str) -> bytes:
+    """Read a record of an archive of torch.save.
+
+    Args:
+        file: a binary file object that can seek, at its beginning.
+        name: of the record.
+
+    Raises:
+        RuntimeError: if torch cannot read the archive.
+    """
+    record: bytes = _torch._C.PyTorchFileReader(file).get_record(name)
+    return record
+
+
+def sharded_tensor() -> type[Any]:
+    """The class of tensors in shards; torch.distributed is imported here alone."""
+    from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+
+    return ShardedTensor
+
+
+def traverse_state_dict(state_dict: Any, visit: Callable[[Any, Any], None]) -> None:
+    """Call a function with the path and the value of each entry, as torch.distributed.checkpoint flattens them."""
+    from torch.distributed.checkpoint import _traverse
+
+    _traverse.traverse_state_dict(state_dict, visit)
+
+
+def forget_workers(dataloader: torch.utils.data.DataLoader[Any]) -> None:
+    """Let a data loader with persistent workers start new ones."""
+    dataloader._iterator = None
