@@ -6,10 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
 from fsspec.callbacks import Callback
 
-from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -54,35 +52,14 @@ def save(
         OSError: any error of the filesystem, unchanged, such as PermissionError.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
+    from fsspec_csx.formats.writer import writer_of  # only here, as it imports torch
 
     fs, inner = resolve_path(path, text, storage_options)
-    if format is not None:
-        _save_as(format, obj, text, fs, inner, callback)
-        return
     with report_progress(callback, text) as progress:
-        saving = CheckpointWriter(obj, text)
+        saving = writer_of(obj, text, format=format)
         meter = ProgressMeter(progress, saving.nbytes, estimated=True)
-        with atomic_write(fs, inner) as file:
-            saving.write(file, advance=meter.advance)
+        saving.save(fs, inner, name=redacted(text), advance=meter.advance)
         saving.free()  # the file may have used it until it was closed
-        meter.finish()
-
-
-def _save_as(
-    format: str, obj: object, text: str, fs: fsspec.AbstractFileSystem | None, path: str, callback: Callback | None
-) -> None:
-    from fsspec_csx.formats.cerebras import writer as cerebras_writer
-    from fsspec_csx.formats.cerebras.plan import Plan
-
-    if format != "cerebras":
-        msg = f"There is no format {format!r} to save in. Pass 'cerebras', or None to choose by the name's suffix."
-        raise ValueError(msg)
-    with report_progress(callback, text) as progress:
-        plan = Plan(obj)
-        meter = ProgressMeter(progress, plan.nbytes)
-        fs, path, _ = unwrap_filesystem(fs, path)
-        cerebras_writer.write(plan, fs, path, name=redacted(text), advance=meter.advance)
         meter.finish()
 
 

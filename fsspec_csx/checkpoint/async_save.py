@@ -9,19 +9,19 @@ import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.checkpoint.exit_status import note_failure
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unretrieved
-from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter
 
 if TYPE_CHECKING:
+    from fsspec_csx.formats.cerebras.writer import CerebrasWriter
     from fsspec_csx.formats.writer import CheckpointWriter
 
 logger = logging.getLogger("fsspec_csx")
@@ -33,6 +33,7 @@ def async_save(
     obj: object,
     path: str | os.PathLike[str],
     *,
+    format: Literal["cerebras"] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> SaveFuture:
@@ -48,6 +49,7 @@ def async_save(
     Args:
         obj: see ``save``.
         path: see ``save``.
+        format: see ``save``.
         storage_options: see ``save``.
         callback: see ``save``; called in another thread. Without one no progress bar shows.
 
@@ -64,7 +66,7 @@ def async_save(
         Exception: any error of pickle for an object that cannot be saved.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats.writer import CheckpointWriter  # only here, as it imports torch
+    from fsspec_csx.formats.writer import writer_of  # only here, as it imports torch
 
     fs, inner = resolve_path(path, text, storage_options)
     if fs is None:
@@ -72,7 +74,7 @@ def async_save(
     behind, place, _ = unwrap_filesystem(fs, inner)
     if connect := getattr(behind, "connect", None):
         connect()  # now, with the credentials of this moment
-    saving = CheckpointWriter(obj, text, copied=True)
+    saving = writer_of(obj, text, format=format, copied=True)
     future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes))
     _saves.add(_Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving))
     return future
@@ -99,7 +101,7 @@ class _Save:
     path: str
     text: str
     place: str
-    saving: CheckpointWriter
+    saving: CheckpointWriter | CerebrasWriter
 
     def run(self) -> None:
         """Save, free the copy, and end the future in any case."""
@@ -128,10 +130,11 @@ class _Save:
             progress.raise_if_cancelled()
             meter.advance(count)
 
-        with atomic_write(self.fs, self.path) as file:
-            self.saving.write(file, advance=advance)
+        def commit() -> None:
             progress.commit()
             progress.raise_if_cancelled()
+
+        self.saving.save(self.fs, self.path, name=redacted(self.text), advance=advance, commit=commit)
         meter.finish()
 
 

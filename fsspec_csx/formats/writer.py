@@ -1,16 +1,20 @@
-"""CheckpointWriter: writes an object to a file, in the format of the file's suffix."""
+"""CheckpointWriter: writes an object to a file, in the format of the file's suffix; ``writer_of`` any format."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import fsspec
+
+from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.torch_zip.layout import Layout, plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.storage.atomic import atomic_write
 
 
 class CheckpointWriter:
@@ -47,6 +51,31 @@ class CheckpointWriter:
         if not self._safetensors:
             self.nbytes = (self._layout or self._pickled).nbytes
 
+    def save(
+        self,
+        fs: fsspec.AbstractFileSystem | None,
+        path: str,
+        *,
+        name: str,
+        advance: Callable[[int], object],
+        commit: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Write to a new file, which replaces the old one when it is complete.
+
+        Args:
+            fs: the filesystem; None for the local one.
+            path: the path on it.
+            name: the path for errors.
+            advance: called many times with the number of bytes that were written.
+            commit: called before the file is published.
+
+        Raises:
+            OSError: an error of the filesystem.
+        """
+        with atomic_write(fs, path) as file:
+            self.write(file, advance=advance)
+            commit()
+
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
         """Write to a file, which may use the tensors' own memory until it is closed, while this object lives.
 
@@ -75,3 +104,25 @@ class CheckpointWriter:
     def free(self) -> None:
         """Let go of the object, or its copy."""
         self._prepared = self._pickled = self._layout = None
+
+
+def writer_of(
+    obj: Any, path: str, *, format: str | None = None, copied: bool = False
+) -> CheckpointWriter | CerebrasWriter:
+    """The writer of an object in a format.
+
+    Args:
+        obj: see ``CheckpointWriter``.
+        path: see ``CheckpointWriter``.
+        format: "cerebras", or None to choose by the suffix of the path.
+        copied: see ``CheckpointWriter``.
+
+    Raises:
+        ValueError: if there is no such format, or it cannot hold the object.
+    """
+    if format is None:
+        return CheckpointWriter(obj, path, copied=copied)
+    if format != "cerebras":
+        msg = f"There is no format {format!r} to save in. Pass 'cerebras', or None to choose by the name's suffix."
+        raise ValueError(msg)
+    return CerebrasWriter(obj, copied=copied)

@@ -24,7 +24,7 @@ def is_complete(root: Directory, folder: str) -> bool:
     Raises:
         OSError: raised by the filesystem, except FileNotFoundError.
     """
-    place = Location.below(root, f"{folder.rstrip('/')}/{naming.METADATA}")
+    place = Location.below(root, f"{folder.rstrip('/')}/{naming.METADATA}".lstrip("/"))
     from fsspec_csx.formats.cerebras.metadata import LARGEST, SUCCESS, decoded  # imported here, as few folders need it
 
     try:

@@ -205,7 +205,10 @@ def _file(path: str, root: Directory, size: int) -> DeleteTarget:
 
 
 def _folder(path: str, root: Directory) -> DeleteTarget:
-    held, _ = root.scan()
+    held, folders = root.scan()
+    if not held and not folders and s3.is_s3(root.fs):  # some servers list a folder whose objects are gone
+        msg = f"There is no checkpoint {redacted(path)}. Check its name."
+        raise FileNotFoundError(msg)
     names = [file.name for file in held]
     if not naming.is_sharded(names) and not (names and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."

@@ -7,11 +7,13 @@ import re
 import secrets
 from collections.abc import Iterable
 
+from fsspec_csx.formats.cerebras.writer import check_place
+from fsspec_csx.manage import cerebras_folders, naming
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location, expand_pattern
 from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.paths import redacted
 
 
 def join(root: str, name: str) -> str:
@@ -41,19 +43,22 @@ def _numbers(path: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", path)]
 
 
-def exists(path: str, *, sharded: bool) -> bool:
-    """Whether a path is taken.
+def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
+    """Whether a path is taken; by an interrupted save of the same form it is not.
 
     Args:
         path: the path of a new checkpoint.
-        sharded: whether it will be a folder; then a folder with only the shards of an interrupted save does not count.
+        sharded: whether it will be a folder of shards.
+        format: its format, see ``save``.
     """
     place = Location.of(path, None)
     if not place.exists():
         return False
-    if not sharded or not place.is_folder():
+    if not (sharded or format) or not place.is_folder():
         return True
     files, folders = Directory(path).scan()
+    if format and any(file.name == naming.METADATA for file in files):
+        return cerebras_folders.is_complete(Directory(path), "")
     return bool(folders) or not all(naming.is_shard(file.name) or naming.is_temporary(file.name) for file in files)
 
 
@@ -71,13 +76,20 @@ def delete(path: str) -> None:
         raise error
 
 
-def check_writable(root: str) -> None:
+def check_writable(root: str, format: str | None = None) -> None:
     """Write a small file to a folder, creating it if necessary, and delete the file.
 
+    Args:
+        root: the folder.
+        format: the format of its checkpoints, see ``save``.
+
     Raises:
+        ValueError: if the folder cannot hold the format.
         PermissionError: without permission or credentials.
         OSError: any other error of the filesystem.
     """
+    if format:
+        check_place(Directory(root).fs, redacted(root))
     probe = Location.below(Directory(root), f".writable.{secrets.token_hex(8)}.tmp")
     with atomic_write(probe.fs, probe.path) as file:
         file.write(b"writable")

@@ -6,14 +6,21 @@ import re
 from concurrent.futures import Future
 from datetime import datetime
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fsspec_csx.checkpoint.api import inspect, save
 from fsspec_csx.checkpoint.async_save import async_save
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.trainer import checkpoint_loading, checkpoint_root, processes, state_validation, training_state
+from fsspec_csx.trainer import (
+    checkpoint_loading,
+    checkpoint_root,
+    modelzoo_state,
+    processes,
+    state_validation,
+    training_state,
+)
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 
@@ -46,6 +53,7 @@ class Checkpoint(Callback):
         checkpoint_name: the name of a checkpoint, with ``{step}`` in it.
         asynchronous: if False, the training waits until each checkpoint is complete.
         sharded: whether each process saves its own parts; by default whether the model is sharded.
+        format: "cerebras" for checkpoints that the ModelZoo resumes from, on S3; None for torch files.
 
     Attributes:
         root: the folder of checkpoints, without a slash at its end.
@@ -67,6 +75,7 @@ class Checkpoint(Callback):
         checkpoint_name: str = "checkpoint_{step}.mdl",
         asynchronous: bool = True,
         sharded: bool | None = None,
+        format: Literal["cerebras"] | None = None,
     ) -> None:
         if steps is not None and (type(steps) is not int or steps < 0):
             msg = f"steps is a whole number or None, not {steps!r}. Give the steps between two checkpoints."
@@ -75,6 +84,9 @@ class Checkpoint(Callback):
         if fields != ["step"] or "/" in checkpoint_name:
             msg = f"{checkpoint_name!r} cannot name checkpoints: it must have {{step}} in it once, and no slash. "
             raise ValueError(msg + "Give a name such as 'checkpoint_{step}.mdl'.")
+        if format is not None and (format != "cerebras" or sharded):
+            msg = f"The format is 'cerebras', which is not sharded, or None, not {format!r}. Give one of these."
+            raise ValueError(msg)
         self.steps = steps
         self.autoload_last_checkpoint = autoload_last_checkpoint
         self.disable_strict_checkpoint_loading = disable_strict_checkpoint_loading
@@ -82,7 +94,8 @@ class Checkpoint(Callback):
         self.checkpoint_root = checkpoint_root
         self.checkpoint_name = checkpoint_name
         self.asynchronous = asynchronous
-        self.sharded = sharded
+        self.sharded = False if format else sharded
+        self.format = format
         self.root = ""
         self.resumed_from: str | None = None
         self.saved_at: int | None = None
@@ -97,7 +110,7 @@ class Checkpoint(Callback):
         self.root = str(self.checkpoint_root or trainer.model_dir).rstrip("/") or "/"
         self._in_parts = processes.has_shards(trainer.model) if self.sharded is None else self.sharded
         if (self.steps or self.save_initial_checkpoint) and processes.is_first():
-            checkpoint_root.check_writable(self.root)
+            checkpoint_root.check_writable(self.root, self.format)
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -148,12 +161,14 @@ class Checkpoint(Callback):
             return path
         if processes.is_first():
             trainer.logger.info("Saving checkpoint at step %d", trainer.global_step)
+        if self.format is not None:
+            saved = modelzoo_state.to_modelzoo(trainer, saved)
         if self._in_parts:
             self._save_parts(trainer, saved, path)
         elif self.asynchronous:
-            self._pending = path, async_save(saved, path)
+            self._pending = path, async_save(saved, path, format=self.format)
         else:
-            save(saved, path)
+            save(saved, path, format=self.format)
             self._complete(trainer, path)
         return path
 
@@ -218,7 +233,7 @@ class Checkpoint(Callback):
     def get_checkpoint_path(self, step: int) -> str:
         """The path of a step's checkpoint, with the time appended if the name is taken."""
         path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=step))
-        if checkpoint_root.exists(path, sharded=self._in_parts):
+        if checkpoint_root.exists(path, sharded=self._in_parts, format=self.format):
             stamped = f"{step}_{datetime.now():{_TIMESTAMP}}"
             path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=stamped))
         return path
@@ -278,7 +293,7 @@ class Checkpoint(Callback):
 
     def _restore(self, trainer: Trainer, path: str, found: Any) -> dict[str, Any]:
         self.resumed_from = path
-        loaded = training_state.as_training_state(found, path)
+        loaded = modelzoo_state.from_modelzoo(trainer, training_state.as_training_state(found, path), path)
         trainer.call("preprocess_checkpoint", loaded)
         training_state.restore(trainer, loaded, path, strict=not self.disable_strict_checkpoint_loading)
         with state_validation.restoring(path, "states"):

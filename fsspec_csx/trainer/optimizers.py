@@ -188,7 +188,7 @@ class Lion(_Own):
 
 
 class Lamb(_Own):
-    """Adam with a rate for each parameter, by its norm and that of its update: https://arxiv.org/abs/1904.00962
+    """Adam with a rate for each parameter, by its norm (at most 10) and its update's: https://arxiv.org/abs/1904.00962
 
     Args:
         params: parameters, or groups of them.
@@ -218,7 +218,7 @@ class Lamb(_Own):
         mean, square = _averages(state, gradient, group["betas"])
         update = mean / square.sqrt().add_(group["eps"])
         update.add_(parameter, alpha=group["weight_decay"])
-        own, other = parameter.norm(), update.norm()
+        own, other = parameter.norm().clamp(max=10), update.norm()
         ratio = torch.where((own > 0) & (other > 0) & (not group["adam"]), own / other, 1.0)
         parameter.sub_(update * ratio * group["lr"])
 

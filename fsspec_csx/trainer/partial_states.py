@@ -78,7 +78,7 @@ class SaveCheckpointState(Callback):
         folder, _, name = ckpt_path.rpartition("/")
         states = "_".join(self.states or ["all"])
         own = checkpoint_root.join(folder, self.checkpoint_name.format(checkpoint_states=states, ckpt_name=name))
-        save(load(ckpt_path, keys=self.states, map_location="cpu"), own)
+        save(load(ckpt_path, keys=self.states, map_location="cpu"), own, format=trainer.checkpoint.format)
 
 
 def _keys(states: str | Iterable[str]) -> list[str] | None:

@@ -112,12 +112,12 @@ def test_training_goes_on_during_the_upload(tmp_path: Path, monkeypatch: pytest.
         def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
             steps.append((ckpt_path[-5], trainer.global_step))
 
-    def slowly(obj: Any, path: str) -> Any:
+    def slowly(obj: Any, path: str, **options: Any) -> Any:
         class Waiting(fsspec.callbacks.NoOpCallback):
             def set_size(self, size: int) -> None:
                 assert go.wait(30)
 
-        return real(obj, path, callback=Waiting())
+        return real(obj, path, callback=Waiting(), **options)
 
     real = checkpointing.async_save
     monkeypatch.setattr(checkpointing, "async_save", slowly)
@@ -132,11 +132,11 @@ def test_failed_save_ends_the_training(tmp_path: Path, monkeypatch: pytest.Monke
     """The error of a checkpoint in the background ends the training with it, and no earlier checkpoint is lost."""
     real = checkpointing.async_save
 
-    def failing(obj: Any, path: str) -> Any:
+    def failing(obj: Any, path: str, **options: Any) -> Any:
         if "checkpoint_4" in path:
             obj["model"] = None
             Path(tmp_path / "checkpoint_4.mdl").mkdir()
-        return real(obj, path)
+        return real(obj, path, **options)
 
     monkeypatch.setattr(checkpointing, "async_save", failing)
     trainer, losses = made(str(tmp_path))

@@ -78,6 +78,10 @@ class Plan:
         }
         self.nbytes = sum(tensor.nbytes for tensor in self.bodies.values())
 
+    def copy(self) -> None:
+        """Copy the tensors to memory of their own, so that they may change."""
+        self.bodies = {name: each.detach().to("cpu", copy=True) for name, each in self.bodies.items()}
+
     def header(self, name: str) -> str:
         """The JSON that the object of a tensor has as its user metadata ``metadata``."""
         return self._headers[name]

@@ -1,9 +1,10 @@
-"""Writes Cerebras checkpoints to S3: tensors side by side, and what makes them a checkpoint last."""
+"""CerebrasWriter: writes Cerebras checkpoints to S3: tensors side by side, and what makes them a checkpoint last."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
@@ -14,6 +15,7 @@ from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocol
 from fsspec_csx.formats.cerebras.leaf import shown
 from fsspec_csx.formats.cerebras.plan import Plan
 from fsspec_csx.formats.cerebras.source import check_byte_order
+from fsspec_csx.storage.files import unwrap_filesystem
 from fsspec_csx.tensors.source import memory_at
 
 _AT_A_TIME = 10
@@ -21,15 +23,8 @@ _DELETED_AT_ONCE = 1000  # the most of a request
 _LONGEST = 1024
 
 
-def write(
-    plan: Plan,
-    fs: AbstractFileSystem | None,
-    path: str,
-    *,
-    name: str,
-    advance: Callable[[int], object] = lambda count: None,
-) -> None:
-    """Write a checkpoint.
+class CerebrasWriter:
+    """An object that is to be written as a Cerebras checkpoint.
 
     The objects of a former one at the same path are replaced one by one, so it cannot stay until the new one is whole.
     But at no time is there a checkpoint of objects of both: the first thing to go is what makes the former one a
@@ -37,26 +32,78 @@ def write(
     neither is there, and every reader says so.
 
     Args:
-        plan: what it is made of.
-        fs: an S3 filesystem.
-        path: on it.
-        name: what errors call the checkpoint.
-        advance: called many times with the number of bytes that were written.
+        obj: it must not change until it is saved, unless it is copied.
+        copied: whether to copy the tensors.
+
+    Attributes:
+        nbytes: the size of the tensors.
 
     Raises:
-        ValueError: if the filesystem is not S3, or a name is too long for it.
-        FileExistsError: if there is an object of that very path.
-        NotImplementedError: on a big-endian machine.
-        OSError: what the filesystem raised.
+        ValueError: if the format cannot hold the object; it names the entries.
     """
-    check_byte_order()
+
+    def __init__(self, obj: Any, *, copied: bool = False) -> None:
+        self._plan: Plan | None = Plan(obj)
+        if copied:
+            self._plan.copy()
+        self.nbytes = self._plan.nbytes
+
+    def save(
+        self,
+        fs: AbstractFileSystem | None,
+        path: str,
+        *,
+        name: str,
+        advance: Callable[[int], object],
+        commit: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Write the checkpoint.
+
+        Args:
+            fs: an S3 filesystem.
+            path: the path on it.
+            name: the path for errors.
+            advance: called many times with the number of bytes that were written.
+            commit: called before the last write, which makes the objects a checkpoint.
+
+        Raises:
+            ValueError: if the filesystem is not S3, or a name is too long for it.
+            FileExistsError: if there is an object of that very path.
+            NotImplementedError: on a big-endian machine.
+            OSError: an error of the filesystem.
+        """
+        assert self._plan is not None
+        check_byte_order()
+        fs, path, _ = unwrap_filesystem(fs, path)
+        check_place(fs, name)
+        plan = self._plan
+        room = _LONGEST - len(path.partition("/")[2].encode()) - 1
+        if long := [key for key in plan.bodies if len(key.encode()) > room]:
+            msg = f"S3 has no names of more than {_LONGEST} bytes, which {shown(long[0])} below {name} takes."
+            raise ValueError(f"{msg} Shorten it.")
+        _clear(plan, fs, path, name)
+        crc32 = _write_bodies(plan, fs, path, advance)
+        commit()
+        fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.metadata(crc32)))
+
+    def free(self) -> None:
+        """Let go of the object, or its copy."""
+        self._plan = None
+
+
+def check_place(fs: AbstractFileSystem | None, name: str) -> None:
+    """Refuse filesystems other than S3.
+
+    Raises:
+        ValueError: if the filesystem is another one.
+    """
     if fs is None or "s3" not in protocols(fs):
         msg = f"Cerebras checkpoints can be written to S3 alone, and {name} is not there. Save without a format."
         raise ValueError(msg)
-    room = _LONGEST - len(path.partition("/")[2].encode()) - 1
-    if long := [key for key in plan.bodies if len(key.encode()) > room]:
-        msg = f"S3 has no names of more than {_LONGEST} bytes, which {shown(long[0])} below {name} takes. Shorten it."
-        raise ValueError(msg)
+
+
+def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
+    """Mark what is at the path as unfinished, and delete the objects that will not be replaced."""
     former = objects_of(fs, path)
     if fs.isfile(path):
         msg = f"There is an object {name}, and a Cerebras checkpoint is a folder. Delete it, or choose another name."
@@ -67,8 +114,6 @@ def write(
     for start in range(0, len(left), _DELETED_AT_ONCE):
         # Not rm: it takes '*', '?' and '[' in a name for a pattern.
         sync(fs.loop, fs._bulk_delete, left[start : start + _DELETED_AT_ONCE])
-    crc32 = _write_bodies(plan, fs, path, advance)
-    fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.metadata(crc32)))
 
 
 def _write_bodies(plan: Plan, fs: AbstractFileSystem, path: str, advance: Callable[[int], object]) -> dict[str, int]:

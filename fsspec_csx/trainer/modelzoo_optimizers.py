@@ -1,0 +1,230 @@
+"""The states of optimizers in the ModelZoo's form, and back.
+
+There, most optimizers count no steps: Adam's keep the powers of their betas. The learning rate is a tensor of float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_TINY = 1e-37  # float32 loses its precision below
+_EPSILON = 2**-24  # the relative error of a product of float32
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the state of a class of optimizers is there.
+
+    Attributes:
+        options: the names in a group, separated by spaces.
+        tensors: the names of a parameter's tensors, likewise.
+        powers: the number of betas whose powers stand for the steps.
+        counts: whether a parameter has its ``step``.
+    """
+
+    options: str
+    tensors: str
+    powers: int = 0
+    counts: bool = False
+
+
+_ADAM = _Form(
+    "lr betas eps weight_decay l2_regularization_rate correct_bias amsgrad",
+    "exp_avg exp_avg_sq max_exp_avg_sq",
+    powers=2,
+)
+_FORMS = {
+    "ASGD": _Form("lr lambd alpha t0 weight_decay maximize", "eta mu ax", counts=True),
+    "Adadelta": _Form("lr rho eps weight_decay maximize", "square_avg acc_delta"),
+    "Adafactor": _Form(
+        "lr eps clip_threshold decay_rate beta1 weight_decay scale_parameter relative_step warmup_init",
+        "exp_avg_sq exp_avg_sq_row exp_avg_sq_col",
+        counts=True,
+    ),
+    "Adagrad": _Form("lr lr_decay eps weight_decay initial_accumulator_value maximize", "sum", counts=True),
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "Adamax": _Form("lr betas eps weight_decay maximize", "exp_avg exp_inf", powers=1),
+    "Lamb": _Form("lr betas eps weight_decay adam", "exp_avg exp_avg_sq"),
+    "Lion": _Form("lr betas weight_decay", "exp_avg"),
+    "NAdam": _Form("lr betas eps weight_decay momentum_decay", "exp_avg exp_avg_sq mu_product", counts=True),
+    "RAdam": _Form("lr betas eps weight_decay", "exp_avg exp_avg_sq", counts=True),
+    "RMSprop": _Form("lr momentum alpha eps centered weight_decay", "square_avg momentum_buffer grad_avg"),
+    "Rprop": _Form("lr etas step_sizes", "prev step_size"),
+    "SGD": _Form("lr momentum dampening weight_decay nesterov maximize", "momentum_buffer"),
+}
+_MODULES = ("torch.optim.", "fsspec_csx.trainer.optimizers")
+_UNCOUNTED = ("Lamb", "Lion", "SGD")  # here, too
+_ADAFACTOR = {"variance": "exp_avg_sq", "row_var": "exp_avg_sq_row", "col_var": "exp_avg_sq_col"}
+_ADAFACTOR_OPTIONS = {"d": "clip_threshold", "beta2_decay": "decay_rate"}
+_BEGIN_AT_ZERO = {"exp_avg", "exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "ax", "prev"}
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> str | None:
+    names = (each.__name__ for each in type(optimizer).__mro__ if each.__module__.startswith(_MODULES))
+    return next((name for name in names if name in _FORMS), None)
+
+
+def to_modelzoo(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The state of an optimizer, and what it leaves out of the optimizer's own.
+
+    Args:
+        optimizer: the optimizer; the state of a class that the ModelZoo lacks stays as it is.
+        state: its ``state_dict``.
+    """
+    kind = _kind(optimizer)
+    if kind is None:
+        return dict(state), None
+    form = _FORMS[kind]
+    numbers = {
+        number: {name: value for name, value in own.items() if not isinstance(value, torch.Tensor) or not value.ndim}
+        for number, own in state["state"].items()
+    }
+    exact = {"param_groups": state["param_groups"], "numbers": numbers}
+    found: dict[Any, Any] = {}
+    for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for number, parameter in zip(group["params"], own["params"], strict=True):
+            found[number] = _parameter_there(kind, form, state["state"].get(number, {}), parameter, group, optimizer)
+    groups = [_group_there(kind, form, group, optimizer) for group in state["param_groups"]]
+    return {"state": found, "param_groups": groups}, exact
+
+
+def _parameter_there(
+    kind: str, form: _Form, own: Mapping[str, Any], parameter: torch.Tensor, group: Any, optimizer: Any
+) -> dict[str, Any]:
+    if kind == "Adafactor":
+        own = {_ADAFACTOR.get(name, name): value for name, value in own.items()}
+        for name, dim in (("exp_avg_sq_row", -1), ("exp_avg_sq_col", -2)):
+            if name in own:
+                own[name] = own[name].squeeze(dim)
+    found = {name: _tensor(own[name]) for name in form.tensors.split() if own.get(name) is not None}
+    step = float(own.get("step", 0))
+    if not own:  # there a state exists before the first step
+        names = [name for name in form.tensors.split() if name in _BEGIN_AT_ZERO]
+        names += ["momentum_buffer"] if group.get("momentum") else []
+        names += ["max_exp_avg_sq"] if group.get("amsgrad") else []
+        found = {name: torch.zeros_like(parameter, device="cpu") for name in names}
+    if form.counts:
+        found["step"] = _tensor(step)
+    if getattr(optimizer, "_correct_bias", True):
+        for number in range(form.powers):
+            found[f"beta{number + 1}_power"] = _tensor(float(group["betas"][number]) ** (step + 1))
+    return found
+
+
+def _group_there(kind: str, form: _Form, own: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    group = dict(own)
+    if form is _ADAM:
+        decay, coupled = group["weight_decay"], kind == "Adam"
+        group["weight_decay"], group["l2_regularization_rate"] = (0.0, decay) if coupled else (decay, 0.0)
+        group["correct_bias"] = getattr(optimizer, "_correct_bias", True)
+    if kind == "Adafactor":
+        group = {_ADAFACTOR_OPTIONS.get(name, name): value for name, value in group.items()}
+        first, second = group["eps"]
+        group["eps"] = (torch.finfo(torch.float32).eps if first is None else first, second)
+        group |= {"beta1": None, "scale_parameter": True, "relative_step": False, "warmup_init": False}
+    found = {name: group[name] for name in form.options.split()}
+    found["lr"] = _tensor(group["lr"])
+    added = {name: value for name, value in own.items() if name not in optimizer.defaults}
+    if isinstance(added.get("tags"), str):
+        added["tags"] = [added["tags"]]
+    return found | added
+
+
+def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], exact: Any, global_step: Any) -> Any:
+    """An optimizer's own state; one that is not of the ModelZoo's form stays as it is.
+
+    Args:
+        optimizer: the optimizer.
+        state: the state of a checkpoint.
+        exact: what ``to_modelzoo`` returned beside it; None if the ModelZoo wrote it.
+        global_step: the step of the training; None if unknown.
+
+    Raises:
+        ValueError: for values of a wrong type; also an ArithmeticError, LookupError or TypeError.
+    """
+    kind = _kind(optimizer)
+    groups = state.get("param_groups")
+    if kind is None or not isinstance(groups, list) or not _is_there(optimizer, _FORMS[kind], groups):
+        return state
+    found: dict[Any, Any] = {}
+    for group in groups:
+        for number in group["params"]:
+            if number in state["state"]:
+                found[number] = _parameter_here(kind, optimizer, state["state"][number], group, global_step)
+    if exact is not None:
+        found = {number: {**found.get(number, {}), **own} for number, own in exact["numbers"].items()}
+        groups = exact["param_groups"]
+    else:
+        pairs = zip(optimizer.param_groups, groups, strict=False)
+        groups = [_group_here(kind, own, group) for own, group in pairs] + groups[len(optimizer.param_groups) :]
+    return {"state": {number: own for number, own in found.items() if own}, "param_groups": groups}
+
+
+def _is_there(optimizer: torch.optim.Optimizer, form: _Form, groups: list[Any]) -> bool:
+    """Whether groups have the ModelZoo's form of an optimizer, and not torch's."""
+    names = {*form.options.split(), "params"}
+    return all(
+        isinstance(group, Mapping) and names <= {*group} and not {"differentiable"} & {*group} for group in groups
+    )
+
+
+def _parameter_here(
+    kind: str, optimizer: Any, there: Mapping[str, Any], group: Any, global_step: Any
+) -> dict[str, Any]:
+    form = _FORMS[kind]
+    own = {name: there[name] for name in form.tensors.split() if name in there}
+    is_torch = "differentiable" in optimizer.defaults
+    if kind == "Adafactor":
+        for name, dim in (("exp_avg_sq_row", -1), ("exp_avg_sq_col", -2)):
+            if name in own:
+                own[name] = own[name].unsqueeze(dim)
+        names = {other: name for name, other in _ADAFACTOR.items()}
+        own = {names[name]: value for name, value in own.items()}
+    if kind in _UNCOUNTED:
+        return own
+    step = _steps(form, there, group, global_step)
+    if not step:  # as before the first step
+        return {}
+    own["step"] = torch.tensor(step) if is_torch else int(step)
+    return own if is_torch else {name: float(v) if name == "mu_product" else v for name, v in own.items()}
+
+
+def _steps(form: _Form, there: Mapping[str, Any], group: Mapping[str, Any], global_step: Any) -> float:
+    """The number of a parameter's steps."""
+    if form.counts:
+        return float(there["step"])
+    known = None if global_step is None else float(global_step)
+    name = f"beta{form.powers}_power"
+    beta = float(group["betas"][form.powers - 1]) if form.powers else 0.0
+    if name not in there or not 0 < beta < 1:
+        return 1.0 if known is None else known
+    power = max(float(there[name]), _TINY)
+    steps = math.log(power) / math.log(beta) - 1
+    slack = 0.5 + (known or 0.0) * _EPSILON / -math.log(beta)
+    if known is not None and (abs(steps - known) <= slack or (power == _TINY and known >= steps)):
+        return known
+    return float(max(0, round(steps)))
+
+
+def _group_here(kind: str, own: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    group = dict(there)
+    if kind == "Adam":
+        group["weight_decay"] = group["l2_regularization_rate"]
+    if kind == "Adafactor":
+        group |= {name: group[other] for name, other in _ADAFACTOR_OPTIONS.items()}
+    found = {**own, **{name: value for name, value in group.items() if name in own}}
+    rate = group["lr"]
+    if isinstance(rate, torch.Tensor) and not isinstance(own["lr"], torch.Tensor):
+        same = bool(torch.equal(rate, _tensor(own["lr"])))  # float32 has rounded it
+        found["lr"] = own["lr"] if same else float(rate)
+    return found
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
