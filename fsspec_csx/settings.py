@@ -78,6 +78,18 @@ class ClusterFlags(_Flags):
     auto_taint: Any = None
 
 
+class FreeFlags:
+    """Flags of any names, to any depth, of Cerebras hardware."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> FreeFlags:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            setattr(self, name, FreeFlags())
+            return getattr(self, name)
+
+
 class DebugFlags(_Flags):
     """``backends.csx.debug``, of Cerebras hardware; names below ``debug_args`` and ``ini`` are not checked."""
 
@@ -86,12 +98,12 @@ class DebugFlags(_Flags):
     chf_memory_gi: Any = None
     cmd_memory_gi: Any = None
     compile_crd_memory_gi: Any = None
-    debug_args: Any = None
+    debug_args: Any = FreeFlags()
     drop_data: Any = None
     execute_crd_memory_gi: Any = None
     fabric_type_blacklist: Any = None
     implicit_cast_cb16_to_fp32: Any = None
-    ini: Any = None
+    ini: Any = FreeFlags()
     lazy_initialization: Any = None
     log_initialization: Any = None
     op_definition_module: Any = None

@@ -58,3 +58,20 @@ def test_value_of_the_wrong_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         backends.set_flags({"csx.storage.s3.profile": " "})
     assert backends.csx.storage.s3.profile == "before"
+
+
+def test_flags_of_the_hardware() -> None:
+    """Those of Cerebras PyTorch can be set; a wrong name of their groups gets the nearest right one."""
+    backends.csx.performance.micro_batch_size = {"explore": {"min": 1}}
+    backends.csx.debug.ini.any_name = True
+    backends.csx.debug.debug_args.debug_usr.any_name = 1
+    assert backends.csx.debug.debug_args.debug_usr.any_name == 1
+    with backends.scoped_flags({"csx.performance.micro_batch_size": "auto", "csx.debug.ini.other": 3}):
+        assert backends.csx.performance.micro_batch_size == "auto"
+    assert backends.csx.performance.micro_batch_size == {"explore": {"min": 1}}
+    for name in ("csx.performance.micro_batch_sze", "csx.perf.micro_batch_size", "micro_batch_sizes"):
+        with pytest.raises(UnknownFlagError, match=r"Did you mean 'csx\.performance\.micro_batch_size'\?"):
+            backends.set_flags({name: 1})
+    with pytest.raises(UnknownFlagError, match=r"csx\.cluster\.auto_taint"):
+        backends.csx.cluster.auto_tant = True  # type: ignore[attr-defined]
+    backends.set_flags({"csx.performance.micro_batch_size": None})

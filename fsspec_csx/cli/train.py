@@ -77,6 +77,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint_root", "--checkpoint-root", metavar="PATH", help="override where checkpoints are")
     parser.add_argument("--model_dir", "--model-dir", metavar="PATH", help="override the local folder")
     parser.add_argument(
+        "--target_device", "--target-device", metavar="DEVICE", help="override the device and the backend: CPU or GPU"
+    )
+    parser.add_argument(
         "-o",
         dest="words",
         metavar="KEY=VALUE",
@@ -134,6 +137,7 @@ def _configs(options: argparse.Namespace) -> list[Config]:
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)  # like python -m
     changes = {name: getattr(options, name) for name in _CHANGES}
+    changes["device"] = options.target_device
     for word in options.words:
         if "=" not in word:
             changes["model_dir"] = word

@@ -199,6 +199,9 @@ def test_backend(node: Any, kind: str | None, tmp_path: Path) -> None:
         trainer = read(changed(tmp_path, "pretraining", backend=node))[0].trainer()
     assert trainer.device.type in ("cpu", "cuda")
     assert [str(each.message).startswith(kind or "-") for each in caught] == ([True] if kind else [])
+    with pytest.warns(UserWarning, match="CSX is not available"):
+        read(changed(tmp_path, "pretraining", backend=node), device="CSX")[0].trainer()
+    assert read(changed(tmp_path, "pretraining", backend=node), device="CPU")[0].trainer().device.type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -66,19 +66,13 @@ class Config:
             init["model_dir"] = model_dir
         if device is not None:
             init |= {"device": device, "backend": None}
-        self._trainer, flags = _read_init(init, f"{self._path}.init")
-        arguments = self._trainer.arguments
-        callbacks = [*flags, *(arguments.get("callbacks") or ())]
+        self._trainer = _read_init(init, f"{self._path}.init")
         if load_checkpoint_states is not None:
-            callbacks = [each for each in callbacks if each.function is not LoadCheckpointStates]
-            states = {"load_checkpoint_states": load_checkpoint_states}
-            callbacks.append(Blueprint("--load_checkpoint_states", LoadCheckpointStates, states))
-        if callbacks:
-            arguments["callbacks"] = callbacks
+            self._load_states(load_checkpoint_states)
         if checkpoint_root is not None:
             self._part("checkpoint").arguments["checkpoint_root"] = checkpoint_root
         if profile is not None:
-            _set_profile(callbacks, profile)
+            _set_profile(self._trainer.arguments.get("callbacks"), profile)
         self._sections = {
             name: _section(sections[name], f"{self._path}.{name}", loaders, ckpt_path)
             for name, loaders in parts.LOADERS.items()
@@ -174,6 +168,12 @@ class Config:
         found: Blueprint = arguments[name]
         return found
 
+    def _load_states(self, states: str) -> None:
+        arguments = self._trainer.arguments
+        others = [each for each in arguments.get("callbacks") or () if each.function is not LoadCheckpointStates]
+        chosen = Blueprint("--load_checkpoint_states", LoadCheckpointStates, {"load_checkpoint_states": states})
+        arguments["callbacks"] = [*others, chosen]
+
     def _needed(self, name: str) -> dict[str, Any]:
         if name not in self._sections:
             raise ConfigError(
@@ -190,11 +190,14 @@ def _mapping(node: Any, what: str) -> Mapping[str, Any]:
     return node
 
 
-def _read_init(init: Mapping[str, Any], path: str) -> tuple[Blueprint, list[Blueprint]]:
-    """The blueprint of the Trainer, and one of the flags that stand beside the backend."""
+def _read_init(init: Mapping[str, Any], path: str) -> Blueprint:
+    """The blueprint of the Trainer; flags that stand beside the backend are those of a first callback."""
     plain, flags = without_cluster(init, path)
     made = blueprint(Trainer, parts.parsed(plain, parts.INIT, path), path)
-    return made, [Blueprint(f"{path}.backend", GlobalFlags, flags)] if flags else []
+    if flags:
+        callbacks = made.arguments.get("callbacks") or []
+        made.arguments["callbacks"] = [Blueprint(f"{path}.backend", GlobalFlags, flags), *callbacks]
+    return made
 
 
 def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path: Any) -> dict[str, Any]:
@@ -213,8 +216,8 @@ def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path:
     return found
 
 
-def _set_profile(callbacks: list[Blueprint], profile: str) -> None:
-    for each in callbacks:
+def _set_profile(callbacks: list[Blueprint] | None, profile: str) -> None:
+    for each in callbacks or ():
         if isinstance(each.function, type) and issubclass(each.function, Flags) and _PROFILE in each.arguments:
             each.arguments[_PROFILE] = profile
 
