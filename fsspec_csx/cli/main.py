@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     register_secrets([*vars(options).values()])  # no password of a URL appears in an error
     try:
-        with _terminable(), _settings(options):
+        with _terminable(), _settings(options), _plain_warnings():
             try:
                 status = int(options.run(options) or DONE)
             except (Exception, KeyboardInterrupt) as error:
@@ -114,6 +115,23 @@ def _settings(options: argparse.Namespace) -> Iterator[None]:
     finally:
         if options.endpoint_url:
             fsspec.config.conf["s3"] = before
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print the warnings of this package without the place in its code."""
+    before = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any) -> str:
+        if filename.startswith(os.path.dirname(fsspec_csx.__file__)):
+            return f"cszoo: warning: {message}\n"
+        return before(message, category, filename, *rest, **named)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager

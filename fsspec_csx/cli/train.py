@@ -93,10 +93,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _fit(options: argparse.Namespace) -> None:
     positions = []
     for config in _configs(options):
-        trainer = config.fit()
-        positions.append(_position(trainer))
+        positions.append(_position(config.fit()))
         if _is_first():
-            print_status(options, f"Trained to step {trainer.global_step}")
+            print_status(options, f"Trained to step {positions[-1]['step']}")
     if options.json and _is_first():
         emit(options, _as_one(positions), [])
 
@@ -106,6 +105,7 @@ def _validate(options: argparse.Namespace) -> None:
     for config in _configs(options):
         trainer, metrics = config.validate()
         results.append({**_position(trainer), "metrics": metrics})
+        del trainer  # its memory is for the next one
         rows += _rows(metrics)
     if _is_first():
         emit(options, _as_one(results), table(rows, right=[1]))

@@ -34,7 +34,8 @@ class ModelEvalMetrics(Callback):
             else:
                 trainer.logger.warning("The model did not update its metric %s.", name)
         loop.metrics |= found
-        trainer.log_metrics_dict(found)
+        if found:
+            trainer.log_metrics_dict(found)
 
 
 def _metrics(model: torch.nn.Module) -> dict[str, Any]:

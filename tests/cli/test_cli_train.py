@@ -174,6 +174,14 @@ def test_failures(
     assert printed.out == ""
 
 
+def test_warning(tmp_path: Path) -> None:
+    """A warning of the package is one line, without the place in its code."""
+    done = cszoo(written(tmp_path, init__device="CSX"), "-q", noun="fit", cwd=SUPPORT)
+    assert done.returncode == DONE
+    assert done.stderr.startswith("cszoo: warning: CSX is not available here: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is not there, and one that is no YAML, are told."""
     assert main(["fit", str(tmp_path / FILE)]) == FAILED

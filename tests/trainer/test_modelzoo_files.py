@@ -258,6 +258,7 @@ def test_backend(node: Any, kind: str | None, tmp_path: Path) -> None:
             "There is no trainer.init.model.vocab_sise.",
             "'vocab_size'?",
         ),
+        ({"model": {"vocab_size": 3, "n": 1}}, "trainer.init.model names no class.", "Give it as 'name'"),
         ({"model": {"name": 3}}, "trainer.init.model.name cannot be 3.", "import path"),
         ({"model": {"name": "gpt3"}}, "trainer.init.model.name: 'gpt3' is no import path", "or install"),
         ({"schedulers": [{"CosineDecayLRR": {}}]}, "there is no 'CosineDecayLRR'", "Did you mean 'CosineDecayLR'?"),

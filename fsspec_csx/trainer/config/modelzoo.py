@@ -53,6 +53,9 @@ def as_loader(made: Any) -> Any:
 def _beside(node: Any, path: str, key: str, paths_of: Callable[[Any], dict[str, str]]) -> Blueprint:
     """The blueprint of a class that ``key`` names beside its arguments; without the key, see ``named``."""
     if not isinstance(node, Mapping) or key not in node or "class_path" in node:
+        if isinstance(node, Mapping) and len(node) != 1 and "class_path" not in node:
+            remedy = f"Give it as {key!r}, beside its arguments, or as class_path with init_args."
+            raise ConfigError(f"{path} names no class.", remedy)
         return named(node, path)
     name, place = node[key], f"{path}.{key}"
     arguments = {other: value for other, value in node.items() if other != key}

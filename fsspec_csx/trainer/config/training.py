@@ -208,7 +208,7 @@ def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path:
     found = parts.parsed(node, loaders, path)
     first = next(iter(loaders))
     if key == "ckpt_path" and not found.get(first):
-        raise ConfigError(f"{path} lacks {first!r}.", "Give a mapping with class_path and init_args.")
+        raise ConfigError(f"{path} lacks {first!r}.", "Give it, with data_processor or class_path.")
     if ckpt_path is not _UNSET:
         found[key] = ckpt_path
     elif key in found:
