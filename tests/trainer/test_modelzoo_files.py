@@ -150,9 +150,9 @@ def test_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made["trainer"][1]["trainer"]["init"]["optimizer"] = {"adafactr": {}}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(made))
     assert main(["fit", str(tmp_path / "wrong.yaml"), "-o", str(tmp_path / "other")]) == FAILED
-    told = capsys.readouterr().err
-    assert "trainer[1].trainer.init.optimizer.adafactr: there is no 'adafactr'." in told
-    assert "'Adafactor'" in told or "'AdaFactor'" in told
+    printed = capsys.readouterr().err
+    assert "trainer[1].trainer.init.optimizer.adafactr: there is no 'adafactr'." in printed
+    assert "'Adafactor'" in printed or "'AdaFactor'" in printed
     assert not (tmp_path / "other").exists()
 
 
@@ -167,9 +167,9 @@ def test_several_refused(made: str, tmp_path: Path) -> None:
 def test_legacy(capsys: pytest.CaptureFixture[str]) -> None:
     """A file of the time before ``trainer`` is an error that says how to convert it."""
     assert main(["fit", str(FILES / "legacy.yaml")]) == FAILED
-    told = capsys.readouterr().err
-    assert "legacy file" in told
-    assert "config convert_legacy" in told
+    printed = capsys.readouterr().err
+    assert "legacy file" in printed
+    assert "config convert_legacy" in printed
 
 
 def test_loaded_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
