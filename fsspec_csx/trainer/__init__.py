@@ -3,8 +3,9 @@
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpoint_retention import KeepBestCheckpoints, KeepNCheckpoints
 from fsspec_csx.trainer.checkpointing import Checkpoint
+from fsspec_csx.trainer.early_exit import EarlyExit
 from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
-from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger
+from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger, WandbLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
 from fsspec_csx.trainer.model_metrics import ModelEvalMetrics
 from fsspec_csx.trainer.monitoring import CheckLoss, RateProfiler, TimeRemaining
@@ -18,6 +19,7 @@ __all__ = [
     "CheckLoss",
     "Checkpoint",
     "ComputeNorm",
+    "EarlyExit",
     "GlobalFlags",
     "KeepBestCheckpoints",
     "KeepNCheckpoints",
@@ -37,4 +39,5 @@ __all__ = [
     "Trainer",
     "TrainingLoop",
     "ValidationLoop",
+    "WandbLogger",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,11 @@ import torch
 if TYPE_CHECKING:
     from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
     from fsspec_csx.trainer.trainer import Trainer
+
+
+_BEGINNINGS = ("on_", "preprocess_", "postprocess_")
+_ALIKE = 0.85
+_OWN = "fsspec_csx."
 
 
 class Callback:
@@ -195,12 +201,15 @@ class Callback:
         """Restore the entries that ``on_save_trainer_state`` added, if the checkpoint has any."""
 
 
-def check_hooks(callback: Callback) -> None:
-    """Warn of methods that look like hooks, and that the trainer never calls."""
+def check_hooks(callbacks: Iterable[Callback]) -> None:
+    """Warn once of each method that looks like a hook, by its beginning or as misspelt, and is never called."""
     known = [name for name in vars(Callback) if not name.startswith("_")]
-    for name in dir(type(callback)):
-        if name.startswith(("on_", "preprocess_", "postprocess_")) and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+    for callback in {type(each): each for each in callbacks}.values():
+        own = {name for each in type(callback).__mro__ if not each.__module__.startswith(_OWN) for name in vars(each)}
+        for name in sorted(own - {*known}):
+            near = difflib.get_close_matches(name, known, 1, _ALIKE)
+            if name.startswith("_") or not (near or name.startswith(_BEGINNINGS)):
+                continue
             remedy = f"Did you mean {near[0]}?" if near else "Rename it if it is no hook."
             msg = f"The Trainer never calls {type(callback).__name__}.{name}. {remedy}"
             warnings.warn(msg, stacklevel=3)

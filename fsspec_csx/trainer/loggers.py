@@ -1,11 +1,12 @@
-"""Logging of metrics: to the console and to TensorBoard."""
+"""Logging of metrics: to the console, to TensorBoard, and to Weights & Biases."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.trainer import processes
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from fsspec_csx.trainer.trainer import Trainer
+
+_RESUME = ("auto", "allow", "must", "never")
 
 
 class Logging(Callback):
@@ -118,3 +121,76 @@ class TensorBoardLogger(Logger):
     def _flush(self) -> None:
         if self._writer is not None:
             self._writer.flush()
+
+
+class WandbLogger(Logger):
+    """Logs metrics to Weights & Biases; requires the package ``wandb``.
+
+    A training that resumes in the same ``model_dir`` continues its run. Without a network, set ``WANDB_MODE=offline``.
+
+    Args:
+        project: the project of the run.
+        group: the group of runs to which it belongs.
+        run_id: its identifier; by default that of the last run in ``model_dir``, or a new one.
+        run_name: its name.
+        job_type: its type.
+        tags: its tags.
+        resume: ``auto``, ``allow``, ``must`` or ``never``, see ``wandb.init``; ``never`` begins a new run.
+        entity: the user or team.
+
+    Attributes:
+        run: the run of ``wandb``, in the first process.
+
+    Raises:
+        ImportError: from the Trainer, if the package is not installed.
+        ValueError: for another value of ``resume``.
+    """
+
+    def __init__(
+        self,
+        project: str | None = None,
+        group: str | None = None,
+        run_id: str | None = None,
+        run_name: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] | None = None,
+        resume: str = "auto",
+        entity: str | None = None,
+    ) -> None:
+        if resume not in _RESUME:
+            msg = f"resume is one of {', '.join(_RESUME)}, not {resume!r}. Give one of these."
+            raise ValueError(msg)
+        self.run_id = run_id
+        self._arguments: dict[str, Any] = {"project": project, "group": group, "name": run_name, "job_type": job_type}
+        self._arguments |= {"tags": tags, "resume": resume, "entity": entity}
+        self.run: Any = None
+        self._wandb: Any = None
+
+    def pre_setup(self, trainer: Trainer) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            msg = "The package wandb is not installed. Install fsspec-csx[wandb], or leave this logger away."
+            raise ImportError(msg) from error
+        self._wandb = wandb
+
+    def setup(self, trainer: Trainer) -> None:
+        if not processes.is_first():
+            return
+        folder = Path(trainer.model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = sorted(
+            each.name.rpartition("run-")[2] for each in folder.glob("wandb/*run-*-*")
+        )  # times and identifiers
+        if self.run_id is None and runs and self._arguments["resume"] != "never":
+            self.run_id = runs[-1].rpartition("-")[2]
+        self.run = self._wandb.init(dir=str(folder), id=self.run_id, **self._arguments)
+        self.run.define_metric("*", step_metric="global_step", step_sync=True)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.run.log({"global_step": step, **metrics})
+
+    def finalize(self) -> None:
+        if self.run is not None:
+            self.run.finish()
+            self.run = None

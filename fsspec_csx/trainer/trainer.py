@@ -15,6 +15,7 @@ from fsspec_csx.trainer import checkpoint_root, processes, random_states, traini
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback, check_hooks
 from fsspec_csx.trainer.checkpointing import Checkpoint
+from fsspec_csx.trainer.early_exit import EarlyExit
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
 from fsspec_csx.trainer.model_io import as_list, as_outputs
@@ -61,6 +62,7 @@ class Trainer:
         validates_next: whether a validation follows the last batch.
         is_fitting: whether ``fit`` is running.
         batches: the training data; None outside ``fit``.
+        early_exit: ends the training when a function returns True.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -99,13 +101,15 @@ class Trainer:
         self.logging = logging or Logging()
         self.loggers = [ProgressLogger()] if loggers is None else [*loggers]
         added = [*(callbacks or ()), *self.loggers]
+        self.early_exit = EarlyExit()
         # Checkpoint comes last, so that it saves what the others have done.
-        self.callbacks: list[Callback] = [self.precision, self.loop, self.logging, *added, self.checkpoint]
+        self.callbacks: list[Callback] = [self.precision, self.loop, self.logging, self.early_exit, *added]
+        self.callbacks.append(self.checkpoint)
         for each in self.callbacks:
             if not isinstance(each, Callback):
                 msg = f"{each!r} is no Callback. Derive its class from fsspec_csx.trainer.Callback."
                 raise TypeError(msg)
-            check_hooks(each)
+        check_hooks(self.callbacks)
         self.global_step = 0
         self.stepped = self.is_last_step = self.validates_next = self.is_fitting = False
         self.is_first_iteration = self.is_final_iteration = False

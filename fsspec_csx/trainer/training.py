@@ -28,23 +28,26 @@ def run(
     """Train from the trainer's step to the end of ``steps``, and validate as often as the loop says."""
     sync = processes.PeriodicSync()
     loop_idx = 0
-    while trainer.global_step < steps.stop:
+    (exits,) = processes.any_process(trainer.early_exit.should_exit)
+    while trainer.global_step < steps.stop and not exits:
         with contextlib.ExitStack() as stack:
             trainer.call("on_enter_train", stack, train_dataloader, loop, loop_idx)
             stack.enter_context(trainer.reporting("on_train_exception"))
             trainer.model.train()
             trainer.call("on_train_start", trainer.model, train_dataloader, loop, loop_idx)
-            _train_until_validation(trainer, loop, steps, termination, sync)
+            exits = _train_until_validation(trainer, loop, steps, termination, sync)
             trainer.call("on_train_end", trainer.model, loop, loop_idx)
         if loop.eval_frequency:
             validation.run_between(trainer, val_dataloader, loop.val_loop, loop_idx)
         loop_idx += 1
+    if exits and trainer.checkpoint.steps:
+        trainer.checkpoint.save_last(trainer)
 
 
 def _train_until_validation(
     trainer: Trainer, loop: TrainingLoop, steps: range, termination: Termination, sync: processes.PeriodicSync
-) -> None:
-    """Train up to the next validation, or the end of ``steps``."""
+) -> bool:
+    """Train up to the next validation, or the end of ``steps``; whether an early exit ends the training."""
     assert trainer.batches is not None
     batch_idx = 0
     losses: list[torch.Tensor] = []
@@ -70,12 +73,16 @@ def _train_until_validation(
         trainer.call("on_train_batch_end", trainer.model, outputs, batch, batch_idx)
         batch_idx += 1
         if trainer.stepped:
-            _end_if_asked(trainer, termination, sync)
+            trainer.is_last_step |= _ends(trainer, termination, sync)
+            if trainer.is_last_step:
+                return trainer.global_step < steps.stop
+    return False
 
 
-def _end_if_asked(trainer: Trainer, termination: Termination, sync: processes.PeriodicSync) -> None:
-    """End the training after SIGTERM or a failed save, in all processes at the same step."""
-    terminated, failed = sync.any_process(termination.requested, trainer.checkpoint.failed)
+def _ends(trainer: Trainer, termination: Termination, sync: processes.PeriodicSync) -> bool:
+    """Whether an early exit ends the training; SIGTERM and a failed save raise. All processes end at the same step."""
+    exits = trainer.early_exit.should_exit
+    terminated, failed, exits = sync.any_process(termination.requested, trainer.checkpoint.failed, exits)
     if failed:
         trainer.checkpoint.wait(trainer)  # raises its error
     if terminated:
@@ -83,6 +90,7 @@ def _end_if_asked(trainer: Trainer, termination: Termination, sync: processes.Pe
         if trainer.checkpoint.steps:
             trainer.checkpoint.save_last(trainer)
         sys.exit(Termination.STATUS)
+    return exits
 
 
 def training_step(trainer: Trainer, batch: Any, accumulated: int = 1) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def run(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float().mean()
             count += 1
             trainer.call("on_validate_batch_end", trainer.model, outputs, batch, batch_idx)
+            if trainer.early_exit.should_exit and not trainer.is_fitting:
+                break
     if not count:
         msg = "The data loader for validation has no batches. Check its dataset."
         raise ValueError(msg)

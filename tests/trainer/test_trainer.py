@@ -262,14 +262,31 @@ def test_trainer_state(tmp_path: Path) -> None:
 
 
 def test_methods_that_are_no_hooks(tmp_path: Path) -> None:
-    """A method with the name of no hook is warned of, with the nearest hook."""
+    """A method with the name of no hook is warned of once, with the nearest hook; other methods are not."""
 
     class Misspelt(Callback):
-        def on_train_batch_ends(self, *args: Any) -> None:
+        def on_train_batch_ended(self, *args: Any) -> None:
             raise AssertionError
 
-    with pytest.warns(UserWarning, match=r"never calls Misspelt.on_train_batch_ends. Did you mean on_train_batch_end"):
-        made(str(tmp_path), Misspelt())
+        def on_step(self, *args: Any) -> None:
+            raise AssertionError
+
+        def set_up(self, *args: Any) -> None:
+            raise AssertionError
+
+        def norms(self) -> None:
+            raise AssertionError
+
+    with pytest.warns(UserWarning, match="The Trainer never calls") as warned:
+        made(str(tmp_path), Misspelt(), Misspelt())
+    messages = [str(each.message) for each in warned]
+    assert [message.split()[4].removeprefix("Misspelt.").rstrip(".") for message in messages] == [
+        "on_step",
+        "on_train_batch_ended",
+        "set_up",
+    ]
+    assert messages[1].endswith("Did you mean on_train_batch_end?")
+    assert messages[2].endswith("Did you mean setup?")
 
 
 # -- the ModelZoo's arguments ------------------------------------------------------------------------------------------
