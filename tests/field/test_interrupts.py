@@ -9,15 +9,14 @@ import asyncio
 import contextlib
 import functools
 import os
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+from ctrl_c import interrupted
 from proxy import Fault, FaultProxy, fault_proxy, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -156,25 +155,6 @@ def check_nothing_goes_on(call: Call, proxy: FaultProxy) -> None:
     time.sleep(SEEN)
     assert call.touched() == before
     assert [one for one in proxy.requests if one.began > asked + 0.1] == []
-
-
-def interrupted(work: Callable[[], object], after: float) -> float:
-    """Press Ctrl-C so many seconds after some work has begun, and return how many seconds it took."""
-    began = time.monotonic()
-    taken = 0.0
-    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        work()
-        taken = time.monotonic() - began
-        time.sleep(10)
-    except KeyboardInterrupt:
-        return taken or time.monotonic() - began
-    finally:
-        timer.cancel()
-        with contextlib.suppress(KeyboardInterrupt):
-            timer.join()  # a Ctrl-C that is under way already is this test's
-    pytest.fail("Ctrl-C was not heard")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import gzip
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable
 import fsspec
 import pytest
 from commands import running
+from ctrl_c import ctrl_c
 from stores import uploads
 from thinning import thinned
 
@@ -176,9 +176,8 @@ def test_ctrl_c_while_the_upload_is_created(fs: CSXFileSystem, server: LocalS3, 
     file = fs.open(path, "wb", block_size=BLOCK)
     file.write(b"n" * (BLOCK - 1))
     server.pause()
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     threading.Timer(0.6, server.resume).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.3):
         file.write(b"nn")
     assert file.closed
     assert uploads(fs, path.split("/")[0]) == 0

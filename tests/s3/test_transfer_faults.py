@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from conftest import TENANT_BUCKET
+from ctrl_c import ctrl_c
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
 from s3fs.utils import FileExpired
@@ -598,9 +597,8 @@ def test_ctrl_c_while_reading(server: LocalS3, proxy: FaultProxy, fault: Fault) 
         fault.times = 1000
         proxy.faults = [fault]
         buffer = bytearray(file.size - 1)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         began = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), ctrl_c(0.3):
             while True:
                 file.seek(1)
                 file.readinto(buffer)
@@ -618,9 +616,8 @@ def test_ctrl_c_while_writing(server: LocalS3, proxy: FaultProxy, folder: str, f
         file.write(LARGE)
     fault.times = 1000
     proxy.faults = [fault]
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.3), fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
         while True:
             file.write(LARGE)
     assert time.monotonic() - began < 3
@@ -633,9 +630,8 @@ def test_ctrl_c_ends_the_work(far: CSXFileSystem, proxy: FaultProxy, folder: str
     """What Ctrl-C ends does not go on behind its back: neither the object nor the local file is replaced later."""
     far.pipe_file(f"{folder}/object", b"old")
     proxy.faults = [Fault(when=lambda request: request.method in ("GET", "PUT"), times=100, delay=0.5)]
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.2):
         if way in READS:
             READS[way](far, PATH, tmp_path)
         else:

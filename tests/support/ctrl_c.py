@@ -1,0 +1,59 @@
+"""Ctrl-C that strikes in a block of a test, and nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import pytest
+
+
+@contextlib.contextmanager
+def ctrl_c(after: float) -> Iterator[None]:
+    """Press Ctrl-C once, so many seconds after the block has begun; if the block ends earlier, wait for it.
+
+    To be entered below ``pytest.raises(KeyboardInterrupt)``.
+    """
+    waiting, over = False, threading.Event()
+
+    def strike(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            raise KeyboardInterrupt
+
+    def press() -> None:
+        while not waiting:  # the block has not begun
+            time.sleep(0.001)
+        if not over.wait(after):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, strike)
+    thread = threading.Thread(target=press)
+    try:
+        thread.start()
+        try:
+            waiting = True
+            yield
+            time.sleep(10)
+        finally:
+            waiting = False
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGINT, previous)
+
+
+def interrupted(work: Callable[[], object], after: float) -> float:
+    """Press Ctrl-C so many seconds after some work has begun, and return how many seconds the work took."""
+    began, taken = time.monotonic(), None
+    with pytest.raises(KeyboardInterrupt), ctrl_c(after):
+        began = time.monotonic()
+        work()
+        taken = time.monotonic() - began
+    return time.monotonic() - began if taken is None else taken
