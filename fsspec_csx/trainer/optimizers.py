@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.optim import ASGD, Adadelta, Adagrad, Adamax, RAdam, RMSprop, Rprop
 
 __all__ = [
     "ASGD",
@@ -31,6 +32,33 @@ __all__ = [
 ]
 
 _Betas = tuple[float, float]
+
+
+def _adapted(base: type[torch.optim.Optimizer], **defaults: float) -> Any:
+    """An optimizer of torch with other defaults, and ``learning_rate``."""
+    signature = inspect.signature(base.__init__)
+    parameters = [each.replace(default=defaults.get(name, each.default)) for name, each in signature.parameters.items()]
+    alias = inspect.Parameter("learning_rate", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+    class Adapted(base):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, learning_rate: float | None = None, **options: Any) -> None:
+            given = signature.bind(self, *args, **options).arguments
+            given.pop("self")
+            super().__init__(**{**defaults, **given, **({} if learning_rate is None else {"lr": learning_rate})})
+
+    made = functools.update_wrapper(Adapted.__init__, base.__init__)
+    made.__signature__ = signature.replace(parameters=[*parameters, alias])  # type: ignore[attr-defined]
+    Adapted.__name__, Adapted.__qualname__, Adapted.__doc__ = base.__name__, base.__name__, base.__doc__
+    return Adapted
+
+
+ASGD = _adapted(torch.optim.ASGD)
+Adadelta = _adapted(torch.optim.Adadelta)
+Adagrad = _adapted(torch.optim.Adagrad, eps=1e-6)
+Adamax = _adapted(torch.optim.Adamax, lr=1e-3, eps=1e-6)
+RAdam = _adapted(torch.optim.RAdam, eps=1e-6)
+RMSprop = _adapted(torch.optim.RMSprop)
+Rprop = _adapted(torch.optim.Rprop, lr=1e-3)
 
 
 class _Own(torch.optim.Optimizer):
@@ -143,7 +171,11 @@ class Adafactor(torch.optim.Adafactor):
         eps: the smallest mean square, torch's if None, and the smallest scale of a parameter.
         clip_threshold: the largest root mean square of an update.
         decay_rate: the decay of the running mean of squares.
+        beta1: None.
         weight_decay: the decoupled weight decay.
+        scale_parameter: True.
+        relative_step: False.
+        warmup_init: False.
         learning_rate: an alias of ``lr``.
     """
 
@@ -154,9 +186,16 @@ class Adafactor(torch.optim.Adafactor):
         eps: tuple[float | None, float] = (None, 1e-3),
         clip_threshold: float = 1.0,
         decay_rate: float = -0.8,
+        beta1: float | None = None,
         weight_decay: float = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = False,
+        warmup_init: bool = False,
         learning_rate: float | None = None,
     ) -> None:
+        if beta1 is not None or not scale_parameter or relative_step or warmup_init:
+            msg = "torch's Adafactor has no beta1, and no choice of scale_parameter, relative_step and warmup_init. "
+            raise ValueError(msg + "Leave them as they are by default.")
         rate = lr if learning_rate is None else learning_rate
         super().__init__(params, rate, decay_rate, (eps[0], eps[1]), clip_threshold, weight_decay)
 
@@ -241,7 +280,7 @@ class NAdam(_Own):
         params: Any,
         lr: float = 2e-3,
         betas: _Betas = (0.9, 0.999),
-        eps: float = 1e-6,
+        eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum_decay: float = 4e-3,
         learning_rate: float | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from pathlib import Path
@@ -14,7 +15,54 @@ from training import loader, made
 from fsspec_csx.trainer import optimizers
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "optimizers.json").read_text())["optimizers"]
-OWN = ["AdamW", "Adam", "SGD", "Adafactor", "AdaFactor", "Lion", "Lamb", "NAdam"]
+
+
+# Arguments and defaults of cerebras.pytorch.optim 2.10; lr has none in SGD and Adafactor.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ASGD": {"lr": 0.01, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0, "maximize": False},
+    "Adadelta": {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0, "maximize": False},
+    "Adafactor": {
+        "clip_threshold": 1.0,
+        "decay_rate": -0.8,
+        "beta1": None,
+        "weight_decay": 0.0,
+        "scale_parameter": True,
+        "relative_step": False,
+        "warmup_init": False,
+    },
+    "Adagrad": {"lr": 0.01, "lr_decay": 0, "weight_decay": 0, "initial_accumulator_value": 0, "eps": 1e-6},
+    "AdamW": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-6,
+        "weight_decay": 0,
+        "correct_bias": True,
+        "amsgrad": False,
+    },
+    "Adam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0, "amsgrad": False},
+    "Adamax": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0, "maximize": False},
+    "Lamb": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0, "adam": False},
+    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0},
+    "NAdam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "momentum_decay": 4e-3},
+    "RAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0},
+    "RMSprop": {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False},
+    "Rprop": {"lr": 1e-3, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
+    "SGD": {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False},
+}
+
+
+def test_defaults() -> None:
+    """The arguments and their defaults are the ModelZoo's."""
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    for name, expected in DEFAULTS.items():
+        kind = getattr(optimizers, name)
+        found = {each.name: each.default for each in inspect.signature(kind).parameters.values()}
+        assert {key: found.get(key, ...) for key in expected} == expected, name
+        for key in ("lr", "eps", "betas"):
+            assert kind(parameters).defaults.get(key, found.get(key)) == found.get(key) or name == "Adafactor"
+    for argument in ({"beta1": 0.9}, {"scale_parameter": False}, {"relative_step": True}, {"warmup_init": True}):
+        with pytest.raises(ValueError, match="by default"):
+            optimizers.Adafactor(parameters, **argument)
 
 
 def named(case: Any) -> str:
@@ -59,13 +107,13 @@ def test_steps_after_a_resume(case: Any) -> None:
             torch.testing.assert_close(parameter.detach(), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_arguments(name: str) -> None:
     """learning_rate is another name of lr, and wrong numbers are refused."""
     kind = getattr(optimizers, name)
     parameter = torch.nn.Parameter(torch.ones(2))
     assert kind([parameter], learning_rate=0.25).param_groups[0]["lr"] == 0.25
-    assert kind([parameter], lr=0.25).param_groups[0]["lr"] == 0.25
+    assert kind([parameter], 0.25).param_groups[0]["lr"] == 0.25
     with pytest.raises(ValueError, match=r"(?i)learning rate|lr is"):
         kind([parameter], lr=-1.0)
 

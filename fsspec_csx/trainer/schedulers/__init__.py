@@ -18,7 +18,10 @@ from fsspec_csx.trainer.schedulers.decays import (
 )
 from fsspec_csx.trainer.schedulers.weight_decay import ConstantWD, CosineDecayWD, LinearWD
 
+ChainedLR = ChainedScheduler
+
 __all__ = [
+    "ChainedLR",
     "ChainedScheduler",
     "ConstantLR",
     "ConstantWD",
