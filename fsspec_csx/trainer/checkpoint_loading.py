@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.checkpoint.api import inspect, load
-from fsspec_csx.errors import CheckpointError
+from fsspec_csx.errors import CheckpointError, UnsafeCheckpointError
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import partial_states, processes
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _DAMAGED = (CheckpointError, FileNotFoundError, IsADirectoryError)  # the last for folders without a manifest
 _OPTIMIZER = ("optimizer.state", "optimizer.param_groups")
+# The ModelZoo pickles these sets of tags, which could run code; the optimizer and the schedulers have their own.
+_SETS = re.compile(r"optimizer\.param_groups\.\d+\.tags|schedulers\..*\bparam_group_tags")
 _TRAINING = {"model", "optimizer", "schedulers", "global_step"}
 
 
@@ -31,11 +34,19 @@ def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
         KeyError: if it lacks a state.
         OSError: an error of the filesystem.
     """
+    wanted = _wanted(trainer, path, states)
+    try:
+        return _read(trainer, path, wanted)
+    except UnsafeCheckpointError:
+        return _read(trainer, path, lambda name: not _SETS.fullmatch(name) and (wanted is None or wanted(name)))
+
+
+def _read(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None) -> Any:
     if not processes.has_shards(trainer.model):
-        return load(path, keys=_wanted(trainer, path, states), map_location="cpu")
+        return load(path, keys=wanted, map_location="cpu")
     from fsspec_csx.trainer import sharding  # only here, as it imports torch.distributed.checkpoint
 
-    return sharding.load(trainer, path, _wanted(trainer, path, states))
+    return sharding.load(trainer, path, wanted)
 
 
 def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from cerebras import DATA, headers, metadata, objects, upload
+from cerebras import DATA, changed, headers, metadata, objects, upload
 from torch.utils.data import DataLoader
 from training import Metrics, loader, made
 
 from fsspec_csx import inspect, load, save
-from fsspec_csx.errors import InvalidCheckpointError, MismatchError
+from fsspec_csx.errors import InvalidCheckpointError, MismatchError, UnsafeCheckpointError
 from fsspec_csx.formats.cerebras.metadata import decoded, encoded
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -141,6 +141,23 @@ def kind_of(entry: str, key: str) -> Any:
     if told["__TYPE__"] in ("LinkedObject", "ScalarSerializer"):
         return "number or link"
     return told
+
+
+def test_pickled_tags(tmp_path: Path) -> None:
+    """The sets of tags that the ModelZoo pickles are left out, as pickles can run code; other pickles are refused."""
+    body = objects("nested")["objs.dtype"]
+
+    def with_pickle(key: str) -> Path:
+        entry = metadata("nested")["objs.dtype.__metadata__"].replace("objs.dtype", key)
+        folder = changed(tmp_path / key, "trainer", **{f"{key}.__metadata__": entry})
+        (folder / key).write_bytes(body)
+        return folder
+
+    trainer = trainer_of("", checkpoint=Checkpoint())
+    trainer.load_checkpoint(with_pickle("schedulers.0.param_group_tags"))
+    assert trainer.global_step == trainer.schedulers[0].last_epoch == 10
+    with pytest.raises(UnsafeCheckpointError, match="cycle"):
+        trainer.load_checkpoint(with_pickle("schedulers.0.cycle"))
 
 
 # -- from here, and on here --------------------------------------------------------------------------------------------
