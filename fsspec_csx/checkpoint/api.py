@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback
 
@@ -22,7 +22,8 @@ def save(
     obj: object,
     path: str | os.PathLike[str],
     *,
-    format: Literal["cerebras"] | None = None,
+    format: str | None = None,
+    max_shard_size: int | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
@@ -31,6 +32,11 @@ def save(
     A path that ends in ``.safetensors`` gets that format: a mapping of names to tensors, which load as tensors even if
     they were parameters. What a format cannot hold is refused before anything is written.
 
+    The format ``huggingface`` writes a folder that transformers and diffusers read: safetensors files, side by side,
+    and last their index, ``model.safetensors.index.json``. It is also that of paths that end in
+    ``.safetensors.index.json``. Of tied tensors one is stored. When the index is written, the files of the checkpoint
+    that it replaces are removed: those that the old index names, and a single ``model.safetensors``.
+
     The old file is replaced only by a complete new one; after an error it is untouched. Missing local folders are
     created, and a missing bucket if the credentials allow it. A Cerebras checkpoint consists of many objects: its path
     is cleared when the first one is written, and holds no checkpoint until the last one is.
@@ -38,7 +44,9 @@ def save(
     Args:
         obj: tensors, state dicts, and any other objects that can be pickled.
         path: a local path or an fsspec URL. An S3 URL has bucket and object path. Every character of a name is literal.
-        format: "cerebras" for the objects below an S3 path that ``cerebras_pytorch`` loads; None for one file.
+        format: ``torch``, ``safetensors``, ``huggingface``, or ``cerebras`` for the objects below an S3 path that
+            ``cerebras_pytorch`` loads; by default that of the suffix of the path, torch for any other.
+        max_shard_size: of the format huggingface: the most bytes of a file, or a text; by default ``5GB``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the total in bytes by ``set_size``, and the bytes written by ``relative_update``. By default
             a terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
@@ -52,11 +60,11 @@ def save(
         OSError: any error of the filesystem, unchanged, such as PermissionError.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats.writer import writer_of  # only here, as it imports torch
+    from fsspec_csx.formats import registry  # only here, as the formats import torch
 
     fs, inner = resolve_path(path, text, storage_options)
     with report_progress(callback, text) as progress:
-        saving = writer_of(obj, text, format=format)
+        saving = registry.writer(obj, text, format, max_shard_size=max_shard_size)
         meter = ProgressMeter(progress, saving.nbytes, estimated=True)
         saving.save(fs, inner, name=redacted(text), advance=meter.advance)
         saving.free()  # the file may have used it until it was closed
@@ -75,7 +83,9 @@ def load(
 ) -> Any:
     """Load a file of ``save``, ``torch.save`` or safetensors; like ``torch.load``, but from any path.
 
-    A folder of ``torch.distributed.checkpoint`` loads as one state dict, see ``fsspec_csx.distributed.whole``. If
+    A folder of Hugging Face loads as one state dict: the tensors of ``model.safetensors``, or of the files that its
+    index names, of which only those with ``keys`` are read. The path may also be that of the index. A folder of
+    ``torch.distributed.checkpoint`` loads as one state dict, see ``fsspec_csx.distributed.whole``. If
     torch's own planner wrote it, keys are strings, which ``into`` matches with integers. Tied tensors that
     ``safetensors.torch.save_model`` left out are restored.
 

@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.callbacks import Callback, NoOpCallback
@@ -21,7 +21,6 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter
 
 if TYPE_CHECKING:
-    from fsspec_csx.formats.cerebras.writer import CerebrasWriter
     from fsspec_csx.formats.writer import CheckpointWriter
 
 logger = logging.getLogger("fsspec_csx")
@@ -33,7 +32,8 @@ def async_save(
     obj: object,
     path: str | os.PathLike[str],
     *,
-    format: Literal["cerebras"] | None = None,
+    format: str | None = None,
+    max_shard_size: int | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> SaveFuture:
@@ -50,6 +50,7 @@ def async_save(
         obj: see ``save``.
         path: see ``save``.
         format: see ``save``.
+        max_shard_size: see ``save``.
         storage_options: see ``save``.
         callback: see ``save``; called in another thread. Without one no progress bar shows.
 
@@ -66,7 +67,7 @@ def async_save(
         Exception: any error of pickle for an object that cannot be saved.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats.writer import writer_of  # only here, as it imports torch
+    from fsspec_csx.formats import registry  # only here, as the formats import torch
 
     fs, inner = resolve_path(path, text, storage_options)
     if fs is None:
@@ -74,7 +75,7 @@ def async_save(
     behind, place, _ = unwrap_filesystem(fs, inner)
     if connect := getattr(behind, "connect", None):
         connect()  # now, with the credentials of this moment
-    saving = writer_of(obj, text, format=format, copied=True)
+    saving = registry.writer(obj, text, format, copied=True, max_shard_size=max_shard_size)
     future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes))
     _saves.add(_Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving))
     return future
@@ -101,7 +102,7 @@ class _Save:
     path: str
     text: str
     place: str
-    saving: CheckpointWriter | CerebrasWriter
+    saving: CheckpointWriter
 
     def run(self) -> None:
         """Save, free the copy, and end the future in any case."""

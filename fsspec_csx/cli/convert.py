@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
         help="convert a checkpoint to another format or dtype, or extract a part",
         description="Convert a checkpoint to another format or dtype, or extract a part of it. Tensors are streamed,\n"
         "so that a checkpoint of any size needs little memory; only the target format cerebras loads all of them.\n"
-        "The result appears complete or not at all. The formats distributed and cerebras are folders.",
+        "The result appears complete or not at all. The formats distributed, huggingface and cerebras are folders.",
         examples="""
 convert model.mdl model.safetensors --drop-values
 convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 --keys model
@@ -48,7 +48,10 @@ convert model.mdl s3://bucket/run/model.mdl --format cerebras
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="default: safetensors for that suffix, otherwise torch; distributed means torch.distributed.checkpoint",
+        help="default: that of the suffix, otherwise torch; distributed means torch.distributed.checkpoint",
+    )
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="of the files of the format huggingface (default: 5GB)"
     )
     parser.add_argument("--drop-values", action="store_true", help="omit values that a safetensors file cannot hold")
     parser.add_argument("-f", "--force", action="store_true", help="replace a checkpoint at the target")
@@ -69,6 +72,7 @@ def _convert(options: argparse.Namespace) -> None:
             format=options.format,
             drop_values=options.drop_values,
             overwrite=options.force,
+            max_shard_size=options.max_shard_size,
             callback=NoOpCallback() if options.quiet else None,
         )
         done.append(asdict(converted))

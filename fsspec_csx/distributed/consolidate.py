@@ -17,15 +17,14 @@ from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import opening, reader, registry
-from fsspec_csx.formats.conversion import Conversion
+from fsspec_csx.formats.base import Request, Target
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
-from fsspec_csx.storage.progress import ProgressMeter, report_progress
+from fsspec_csx.storage.progress import report_progress
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.map_location import reserved
@@ -61,11 +60,7 @@ def to_one_file(
     fs, inner = resolve_path(file, text, file_options)
     folder = folder_at(path, storage_options)
     with report_progress(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
-        converting = Conversion(source, name=folder.name, as_safetensors=False)
-        meter = ProgressMeter(progress, converting.nbytes, estimated=True)
-        with atomic_write(fs, inner) as target:
-            converting.write(target, advance=meter.advance)
-        meter.finish()
+        registry.named("torch").convert(source, Request(folder.name), Target(fs, inner, redacted(text)), progress)
 
 
 def from_one_file(
@@ -126,6 +121,7 @@ def write_sharded(
         ValueError: if a sharded checkpoint cannot hold an entry, which it names.
         OSError: any error of a filesystem, unchanged.
     """
+    keys = source.narrow(keys, name)
     found = reader.structure(source, name)
     obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
     if not isinstance(obj, dict):

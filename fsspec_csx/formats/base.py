@@ -2,23 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from fsspec import AbstractFileSystem
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import structure_limits
+from fsspec_csx.formats.writer import CheckpointWriter
+from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.names import Keys
 from fsspec_csx.tensors.source import Source
 
 if TYPE_CHECKING:
     from fsspec_csx.formats.verify_report import Report
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint is written.
+
+    Attributes:
+        fs: the filesystem; None for the local one.
+        path: the path on it.
+        name: what errors call it.
+    """
+
+    fs: AbstractFileSystem | None
+    path: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a checkpoint is to be converted; see ``manage.convert.convert``.
+
+    Attributes:
+        name: what errors call the source.
+        dtype: what floating-point tensors are cast to; None for their own.
+        keys: see ``checkpoint.load``.
+        drop_values: whether to leave out what the format cannot hold.
+        exclusive: whether an existing file is not replaced.
+        max_shard_size: see ``checkpoint.save``.
+    """
+
+    name: str
+    dtype: torch.dtype | None = None
+    keys: Keys | None = None
+    drop_values: bool = False
+    exclusive: bool = False
+    max_shard_size: int | str = "5GB"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote; see ``manage.convert.ConvertResult``.
+
+    Attributes:
+        size: in bytes; 0 if unknown.
+    """
+
+    size: int
+    tensors: int
+    cast: int = 0
+    dropped: tuple[str, ...] = ()
+    separated: tuple[str, ...] = ()
+    overflowed: tuple[str, ...] = ()
 
 
 class Format(ABC):
@@ -27,14 +85,42 @@ class Format(ABC):
     Attributes:
         name: what ``inspect`` and ``convert`` call it.
         flattened: whether integer keys may come back as strings, and empty containers be missing.
+        has_shard_size: whether ``writer`` takes ``max_shard_size``.
     """
 
     name: ClassVar[str]
     flattened: ClassVar[bool] = False
+    has_shard_size: ClassVar[bool] = False
+
+    # -- opening ---------------------------------------------------------------------------------------------------
 
     def matches(self, head: bytes, size: int) -> bool:
         """Whether a file that has these first bytes and this size is of the format."""
         return False
+
+    def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
+        """The checkpoint that a file is or belongs to; None if it is of no such format.
+
+        Args:
+            file: the file, opened.
+            head: its first bytes.
+            folder: where it lies; its name is that of the checkpoint.
+            name: its name in the folder.
+        """
+        return None
+
+    def open_folder(
+        self, folder: Folder, names: Callable[[], Collection[str]]
+    ) -> contextlib.AbstractContextManager[Source | None]:
+        """The checkpoint that a folder is; None if it is of no such format.
+
+        Args:
+            folder: the folder.
+            names: lists it; its result is kept.
+        """
+        return contextlib.nullcontext()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def structure(
@@ -86,6 +172,44 @@ class Format(ABC):
             progress: gets the bytes that are read.
             compute: the checksum of a file as a whole.
         """
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def writer(self, obj: Any, *, copied: bool = False, **options: Any) -> CheckpointWriter:
+        """An object that is to be saved.
+
+        Args:
+            obj: it must not change until it is saved, unless it is copied.
+            copied: whether to copy what is to be saved.
+            options: of the format alone.
+
+        Raises:
+            ValueError: if the format cannot hold the object; it names the entry.
+            TypeError: if the format has no such option.
+        """
+        msg = f"save does not write the format {self.name}. Use fsspec_csx.{self.name}.save."
+        raise ValueError(msg)
+
+    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+        """Write a checkpoint of any format anew in this one.
+
+        Args:
+            source: the checkpoint.
+            request: how.
+            target: where to.
+            progress: gets the bytes that are written.
+
+        Raises:
+            CheckpointError: if the source is not what it should be, or lacks an entry of ``keys``.
+            ValueError: if the format cannot hold it, or cannot cast; nothing is written then.
+        """
+        raise NotImplementedError  # of the format distributed: the folder distributed/ above this one writes it
+
+    def refuse_cast(self, request: Request) -> None:
+        """Raise a ValueError if tensors are to be cast, where the format cannot."""
+        if request.dtype is not None:
+            msg = f"Tensors cannot be cast for the format {self.name}."
+            raise ValueError(f"{msg} Convert to a file with the dtype, and then that file.")
 
 
 class FileFormat(Format):

@@ -6,18 +6,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from fsspec.callbacks import Callback
 
 from fsspec_csx.formats import reader, registry
+from fsspec_csx.formats.base import Converted, Request, Target
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.dtype_cast import DtypeCast
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.names import Choice, Keys, place_of
+from fsspec_csx.tensors.names import Choice, place_of
 from fsspec_csx.tensors.source import Source, memory_of
 from fsspec_csx.tensors.tensor_stream import StreamedTensor, TensorStream
 
@@ -29,75 +33,84 @@ class Conversion:
     reads whole are in memory all.
 
     Args:
-        source: the file.
-        name: what errors call it.
-        as_safetensors: whether to write a safetensors file, else one of torch.
-        dtype: what tensors of floating-point numbers are cast to; None for their own.
-        keys: see ``checkpoint.load``.
-        drop_values: whether a safetensors file may go without what is no tensor.
-
-    Attributes:
-        nbytes: how many bytes will be written, or were.
-        tensors: how many tensors will be.
-        cast: how many of them in another dtype.
-        dropped: the names of what is left out.
-        separated: the names of tensors that share memory with others, and are written as copies.
+        source: the checkpoint.
+        request: how.
 
     Raises:
-        CheckpointError: if the file is not what it should be, or has nothing of a name in ``keys``.
-        ValueError: if a safetensors file cannot hold the object.
-        Exception: what the file raised, or torch where it is not the file's fault.
+        CheckpointError: if the source is not what it should be, or has nothing of a name in ``keys``.
+        Exception: raised by the file, or by torch where it is not the file's fault.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        name: str,
-        as_safetensors: bool,
-        dtype: torch.dtype | None = None,
-        keys: Keys | None = None,
-        drop_values: bool = False,
-    ) -> None:
-        found = reader.structure(source, name)
-        obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
+    def __init__(self, source: Source, request: Request) -> None:
+        keys = source.narrow(request.keys, request.name)
+        found = reader.structure(source, request.name)
+        obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, request.name))
         format = registry.of(source)
-        format.refuse_unread(obj, name)
-        recast = DtypeCast(found.records, dtype)
+        format.refuse_unread(obj, request.name)
+        self._recast = DtypeCast(found.records, request.dtype)
+        self._metadata = format.safetensors_metadata(source)
+        self._source, self._request, self._present, self._obj = source, request, found.obj, obj
+        self._dropped: tuple[str, ...] = ()
+        self._separated: tuple[str, ...] = ()
+        self._overflowed: list[StreamedTensor] = []
 
-        def damaged(record: Record) -> Exception:
-            return torch_archive.damaged(name, names.of_records(obj, [record]))
+    def torch_file(self) -> TorchFile:
+        """All of it, as one file of torch.
 
-        self.dropped: tuple[str, ...] = ()
-        self.separated: tuple[str, ...] = ()
-        if as_safetensors:
-            tensors, self.dropped = _flat(obj, name, drop_values)
-            tensors, metadata = _without_aliases(tensors, format.safetensors_metadata(source), found.obj)
-            self._written: _SafetensorsFile | _TorchFile = _SafetensorsFile(tensors, metadata, source, recast, damaged)
-            # Only now, as it takes tensors that a file can hold.
-            self.separated = tuple(sorted({second for _, second in safetensors_writer.overlapping(tensors)}))
-        else:
-            placeholders.refuse(obj, name)
-            self._written = _TorchFile(obj, source, recast, damaged)
-        present = [value for _, value in names.walk(obj) if isinstance(value, torch.Tensor)]
-        self.tensors = len(present)
-        self.cast = sum(recast.dtype_of(tensor) != tensor.dtype for tensor in present)
-        self.nbytes = self._written.nbytes
-        self._obj = obj
+        Raises:
+            UnsafeCheckpointError: if it has an object of an unknown class.
+        """
+        placeholders.refuse(self._obj, self._request.name)
+        return TorchFile(self._obj, self._source, self._recast, self._damaged)
 
-    def write(self, file: Any, *, advance: Callable[[int], object]) -> tuple[str, ...]:
-        """Write to a file.
+    def safetensors_file(self) -> SafetensorsFile:
+        """Its tensors, as one safetensors file.
+
+        Raises:
+            ValueError: if such a file cannot hold it.
+        """
+        tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
+        tensors, metadata = _without_aliases(tensors, self._metadata, self._present)
+        made = self._part(tensors, metadata)
+        # Only now, as it takes tensors that a file can hold.
+        self._separated = tuple(sorted({second for _, second in safetensors_writer.overlapping(tensors)}))
+        return made
+
+    def safetensors_files(
+        self, split: Callable[[Mapping[str, int]], list[list[str]]]
+    ) -> tuple[list[tuple[list[str], SafetensorsFile]], dict[str, str]]:
+        """Its tensors, as several safetensors files.
 
         Args:
-            file: a binary file object.
-            advance: called many times with the number of bytes that were written.
+            split: divides names, given with the numbers of bytes, among files.
 
         Returns:
-            The names of tensors in whose memory finite numbers became infinite, as their dtype has none so large.
+            The names in each file, with the file; and the names of tensors that equal others, with the names of these.
+
+        Raises:
+            ValueError: if such files cannot hold it.
+        """
+        tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
+        tensors, aliases = safetensors_writer.without_twins(safetensors_writer.named_tensors(tensors))
+        sizes = {name: each.numel() * self._recast.dtype_of(each).itemsize for name, each in tensors.items()}
+        made = [(part, self._part({name: tensors[name] for name in part}, {})) for part in split(sizes)]
+        self._separated = tuple(sorted({second for _, second in safetensors_writer.overlapping(tensors)}))
+        return made, aliases
+
+    def write(self, file: TorchFile | SafetensorsFile, target: Target, progress: Callback) -> Converted:
+        """Write a file, and return what was written; see ``Format.convert``."""
+        meter = ProgressMeter(progress, file.nbytes, estimated=True)
+        with atomic_write(target.fs, target.path, exclusive=self._request.exclusive) as opened:
+            size = self.stream(file, opened, meter.advance)
+        meter.finish()
+        return self.converted(size)
+
+    def stream(self, file: TorchFile | SafetensorsFile, opened: Any, advance: Callable[[int], object]) -> int:
+        """Write to an open file, and return the number of bytes.
 
         Raises:
             InvalidCheckpointError: if the bytes of a tensor are not those that were saved.
-            Exception: what a file or ``advance`` raised.
+            Exception: raised by a file or ``advance``.
         """
         count = 0
 
@@ -106,14 +119,28 @@ class Conversion:
             count += more
             advance(more)
 
-        self._written.write(TrackingWriter(file, counted))
-        self.nbytes = count
-        places = {place_of(run.tensor) for run in self._written.runs.overflowed}
-        present = names.walk(self._obj) if places else ()
-        return tuple(key for key, value in present if place_of(value) in places and value.dtype.is_floating_point)
+        file.write(TrackingWriter(opened, counted))
+        self._overflowed += file.stream.overflowed
+        return count
+
+    def converted(self, size: int) -> Converted:
+        """What was written, of so many bytes."""
+        present = [(name, value) for name, value in names.walk(self._obj) if isinstance(value, torch.Tensor)]
+        cast = sum(self._recast.dtype_of(tensor) != tensor.dtype for _, tensor in present)
+        places = {place_of(run.tensor) for run in self._overflowed}
+        infinite = [name for name, value in present if place_of(value) in places and value.dtype.is_floating_point]
+        return Converted(
+            size, len(present), cast, self._dropped, self._separated, tuple(infinite) if self._overflowed else ()
+        )
+
+    def _part(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> SafetensorsFile:
+        return SafetensorsFile(tensors, metadata, self._source, self._recast, self._damaged)
+
+    def _damaged(self, record: Record) -> Exception:
+        return torch_archive.damaged(self._request.name, names.of_records(self._present, [record]))
 
 
-class _TorchFile:
+class TorchFile:
     """An object as torch.save would write it, if its tensors were those that take their place."""
 
     def __init__(self, obj: Any, source: Source, recast: DtypeCast, damaged: Callable[[Record], Exception]) -> None:
@@ -122,14 +149,14 @@ class _TorchFile:
         self.nbytes = (self._layout or self._pickled).nbytes
         storages = self._layout.storages if self._layout else self._pickled.storages
         self._storages = [storage for storage in storages if storage.nbytes()]
-        self.runs = TensorStream(source, [recast.run(storage) for storage in self._storages], damaged)
+        self.stream = TensorStream(source, [recast.run(storage) for storage in self._storages], damaged)
 
     def write(self, writer: TrackingWriter) -> None:
         layout, pickled = self._layout, self._pickled
         if layout is not None:
-            layout.write(writer.write, writer.write, self.runs)
+            layout.write(writer.write, writer.write, self.stream)
             return
-        for storage, pieces in zip(self._storages, self.runs, strict=True):
+        for storage, pieces in zip(self._storages, self.stream, strict=True):
             memory, position = memory_of(storage), 0
             for piece in pieces:
                 memory[position : position + len(piece)] = piece
@@ -137,7 +164,7 @@ class _TorchFile:
         writer.unmasked(lambda: pickled.torch_save(writer))
 
 
-class _SafetensorsFile:
+class SafetensorsFile:
     """Tensors by name, each apart from the others."""
 
     def __init__(
@@ -148,17 +175,17 @@ class _SafetensorsFile:
         recast: DtypeCast,
         damaged: Callable[[Record], Exception],
     ) -> None:
-        self._header, order = safetensors_writer.outlined(tensors, recast.dtype_of, metadata)
-        runs = []
-        for tensor in map(tensors.__getitem__, order):
-            record = recast.record_of(tensor.untyped_storage())
-            runs.append(StreamedTensor(tensor.detach(), recast.dtype_of(tensor), record))
-        self.nbytes = len(self._header) + sum(run.nbytes for run in runs)
-        self.runs = TensorStream(source, runs, damaged)
+        self.header, order = safetensors_writer.outlined(tensors, recast.dtype_of, metadata)
+        streamed = [
+            StreamedTensor(each.detach(), recast.dtype_of(each), recast.record_of(each.untyped_storage()))
+            for each in map(tensors.__getitem__, order)
+        ]
+        self.nbytes = len(self.header) + sum(each.nbytes for each in streamed)
+        self.stream = TensorStream(source, streamed, damaged)
 
     def write(self, writer: TrackingWriter) -> None:
-        writer.write(self._header)
-        for pieces in self.runs:
+        writer.write(self.header)
+        for pieces in self.stream:
             for piece in pieces:
                 writer.write(piece)
 

@@ -44,6 +44,7 @@ def read(
         CheckpointError: if the file is not what it should be.
         Exception: what the file raised, or torch where it is not the file's fault.
     """
+    keys = source.narrow(keys, name)
     if isinstance(source, CompositeSource):
         return source.load(keys=keys, map_location=map_location, weights_only=weights_only)
     format = registry.of(source)
@@ -82,6 +83,7 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
         CheckpointError: if the file is not what it should be, or does not fit.
         Exception: what the file raised, or torch where it is not the file's fault.
     """
+    keys = source.narrow(keys, name)
     format = registry.of(source)
     found = format.structure(source, name, weights_only=weights_only, partial=keys is not None)
     structure_limits.check_use(found.obj, name)

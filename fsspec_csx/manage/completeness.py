@@ -8,7 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats.huggingface import names as huggingface
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location
@@ -23,8 +25,8 @@ _REMEDY = "Copy it again, or delete it."
 def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) -> None:
     """Check that a checkpoint folder has all its files, without reading them.
 
-    Names are compared with the manifest or index; for torch.distributed.checkpoint also sizes. The metadata of a
-    Cerebras checkpoint must be complete.
+    Names are compared with the manifest or index; for torch.distributed.checkpoint also sizes. Of a lone
+    ``model.safetensors`` the size is compared with its header. The metadata of a Cerebras checkpoint must be complete.
 
     Args:
         path: the folder, as for ``load``.
@@ -38,11 +40,17 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     files, _ = root.scan()
     sizes = {file.name: file.size for file in files}
     display_path = redacted(path)
-    if missing := missing_shards(sizes):
+    lone = [name for name in huggingface.models(sizes) if not huggingface.is_index(name)]
+    replaced = [name.removesuffix(huggingface.SUFFIX) + huggingface.INDEX_SUFFIX for name in lone]
+    indexes = [name for name in sizes if name.endswith(".index.json") and name not in replaced]
+    # What an index does not name is of an unfinished save, and not needed.
+    counted = {*(name.removesuffix(".index.json").rpartition(".")[2] for name in (*indexes, *replaced))}
+    if missing := missing_shards(name for name in sizes if name.rpartition(".")[2] not in counted):
         raise _incomplete(display_path, missing, "its shards count")
-    for name in sizes:
-        if name.endswith(".index.json"):
-            _check_index(root, name, sizes, display_path)
+    for name in indexes:
+        _check_index(root, name, sizes, display_path)
+    if lone:
+        inspect(path, storage_options=storage_options)
     if ".metadata" in sizes:
         _check_manifest(root, sizes, display_path)
     if naming.METADATA in sizes:

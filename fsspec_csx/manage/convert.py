@@ -7,30 +7,30 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsspec.callbacks import Callback, NoOpCallback
+from fsspec.callbacks import Callback
 
-from fsspec_csx.checkpoint.api import inspect, load, save
+from fsspec_csx.checkpoint.api import inspect
+from fsspec_csx.formats import registry
+from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, is_index
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.copy import _named, takes_names
 from fsspec_csx.manage.location import Location, already_exists
 from fsspec_csx.manage.naming import SUFFIXES
-from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.progress import ProgressMeter, report_progress
+from fsspec_csx.storage.progress import report_progress
 
 if TYPE_CHECKING:
     import torch
 
+    from fsspec_csx.formats.base import Converted
+    from fsspec_csx.tensors.source import Source
 
-TORCH, SAFETENSORS = "torch", "safetensors"
-DISTRIBUTED, CEREBRAS = "distributed", "cerebras"
-FORMATS = (TORCH, SAFETENSORS, DISTRIBUTED, CEREBRAS)
+FORMATS = registry.NAMES
 """The formats that can be written."""
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """The names of the dtypes that floating-point tensors can be cast to."""
 
-_SUFFIX = ".safetensors"
-_TORCH_SUFFIX = ".mdl"
+_SUFFIXES = {"torch": ".mdl", "safetensors": ".safetensors", "cerebras": ".mdl"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def convert(
     format: str | None = None,
     drop_values: bool = False,
     overwrite: bool = False,
+    max_shard_size: int | str = "5GB",
     source_options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
@@ -79,7 +80,8 @@ def convert(
     complete one, except a Cerebras checkpoint (see ``save``).
 
     A torch file keeps the nesting, other values, shared memory and parameters; tensors move to the CPU. A safetensors
-    file has the tensors by their dotted names, and keeps the metadata of a safetensors source.
+    file, and each of the files of the format ``huggingface``, has the tensors by their dotted names; one file keeps the
+    metadata of a safetensors source.
 
     The format ``distributed`` (a folder of torch.distributed.checkpoint with one shard) needs the memory of the largest
     tensor; ``cerebras`` (objects on S3) needs that of the whole checkpoint. What a format cannot hold is refused before
@@ -92,9 +94,11 @@ def convert(
         dtype: a torch dtype, or its name, to cast floating-point tensors to, with the precision of ``Tensor.to``. Only
             for a file.
         keys: as for ``load``.
-        format: one of ``FORMATS``; by default ``safetensors`` for that suffix of the target, otherwise ``torch``.
+        format: one of ``FORMATS``; by default that of the target's suffix (``.safetensors``,
+            ``.safetensors.index.json``), otherwise ``torch``.
         drop_values: whether to omit values that a safetensors file cannot hold.
         overwrite: whether an existing checkpoint may be replaced.
+        max_shard_size: as for ``save``.
         source_options: arguments for the source's filesystem, such as ``{"profile": "my-profile"}``.
         target_options: arguments for the target's filesystem.
         callback: gets the total in bytes by ``set_size``, and the bytes written by ``relative_update``.
@@ -114,41 +118,20 @@ def convert(
     if not overwrite and place.exists():
         raise already_exists(place.text)
     if overwrite:
-        _check_kind(place, folder=kind in (DISTRIBUTED, CEREBRAS))
-    if kind in (DISTRIBUTED, CEREBRAS):
-        if kind == DISTRIBUTED:
-            _write_sharded(origin, written, keys, target_options, callback)
-        else:
-            _write_cerebras(source, written, keys, source_options, target_options, callback)
-        info = inspect(written, storage_options=target_options)
-        return ConvertResult(place.display_path, kind, info.size, len(info.tensors), 0, (), (), ())
+        _check_kind(place, folder=registry.is_folder(kind) and not is_index(place.name))
     with report_progress(callback, place.text) as progress, origin.source() as opened:
-        import torch  # imported here, so that errors in paths come fast
+        if kind == "distributed":
+            found = _write_sharded(opened, origin, written, keys, target_options, progress)
+        else:
+            import torch  # imported here, so that errors in paths come fast
 
-        from fsspec_csx.formats.conversion import Conversion
+            from fsspec_csx.formats.base import Request, Target
 
-        converting = Conversion(
-            opened,
-            name=origin.display_path,
-            as_safetensors=kind == SAFETENSORS,
-            dtype=None if dtype is None else getattr(torch, _name(dtype)),
-            keys=keys,
-            drop_values=drop_values,
-        )
-        meter = ProgressMeter(progress, converting.nbytes, estimated=True)
-        with atomic_write(*place.through, exclusive=not overwrite) as replaced:
-            overflowed = converting.write(replaced, advance=meter.advance)
-        meter.finish()
-    return ConvertResult(
-        path=place.display_path,
-        format=kind,
-        size=converting.nbytes,
-        tensors=converting.tensors,
-        cast=converting.cast,
-        dropped=converting.dropped,
-        separated=converting.separated,
-        overflowed=overflowed,
-    )
+            cast = None if dtype is None else getattr(torch, _name(dtype))
+            request = Request(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
+            found = registry.named(kind).convert(opened, request, Target(*place.through, place.display_path), progress)
+    size = found.size or inspect(written, storage_options=target_options).size
+    return ConvertResult(place.display_path, kind, **{**vars(found), "size": size})
 
 
 def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
@@ -158,39 +141,26 @@ def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
     if dtype is not None and _name(dtype) not in DTYPES:
         msg = f"Tensors cannot be cast to {dtype!r}. Choose one of {', '.join(DTYPES)}."
         raise ValueError(msg)
-    if dtype is not None and format in (DISTRIBUTED, CEREBRAS):
+    if dtype is not None and format in ("distributed", "cerebras"):
         msg = f"Tensors cannot be cast for the format {format}. Convert to a file with the dtype, and then that file."
         raise ValueError(msg)
 
 
-def _write_cerebras(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    keys: Iterable[str] | Callable[[str], bool] | None,
-    source_options: Mapping[str, Any] | None,
-    target_options: Mapping[str, Any] | None,
-    callback: Callback | None,
-) -> None:
-    # The callback counts only what is written.
-    reading = None if callback is None else NoOpCallback()
-    # With keys, the error names an entry that cannot be loaded.
-    obj = load(source, keys=keys or (lambda name: True), storage_options=source_options, callback=reading)
-    save(obj, target, format="cerebras", storage_options=target_options, callback=callback)
-
-
 def _write_sharded(
+    opened: Source,
     origin: Location,
     target: str | os.PathLike[str],
     keys: Iterable[str] | Callable[[str], bool] | None,
     target_options: Mapping[str, Any] | None,
-    callback: Callback | None,
-) -> None:
+    progress: Callback,
+) -> Converted:
     from fsspec_csx.distributed.consolidate import write_sharded  # only here, as it imports torch.distributed
+    from fsspec_csx.formats.base import Converted
 
-    with report_progress(callback, os.fspath(target)) as progress, origin.source() as opened:
-        write_sharded(
-            opened, target, name=origin.display_path, keys=keys, storage_options=target_options, callback=progress
-        )
+    write_sharded(
+        opened, target, name=origin.display_path, keys=keys, storage_options=target_options, callback=progress
+    )
+    return Converted(0, len(inspect(target, storage_options=target_options).tensors))
 
 
 def _check_kind(place: Location, *, folder: bool) -> None:
@@ -214,14 +184,16 @@ def _written(
 ) -> tuple[str | os.PathLike[str], str]:
     """The path to write to, and the format; in a folder the name comes from the source."""
     name, text = origin.name, os.fspath(target)
-    if format == DISTRIBUTED and not text.endswith("/") and os.path.isdir(text) and naming.is_sharded(os.listdir(text)):
-        return target, format  # the folder is a checkpoint, not a folder of checkpoints
+    kind = format or registry.name_for(name if takes_names(target) else text)
     if not takes_names(target):
-        return target, format or (SAFETENSORS if text.endswith(_SUFFIX) else TORCH)
-    kind = format or (SAFETENSORS if name.endswith(_SUFFIX) else TORCH)
-    suffix = next((each for each in SUFFIXES if name.endswith(each) and name != each), "")
-    own = {SAFETENSORS: _SUFFIX, DISTRIBUTED: ""}.get(kind, _TORCH_SUFFIX)
-    of_folder = not suffix and kind != DISTRIBUTED and origin.is_folder()
-    if kind == DISTRIBUTED or of_folder or name.endswith(_SUFFIX) != (kind == SAFETENSORS):
+        return target, kind
+    if kind not in _SUFFIXES and not text.endswith("/") and naming.is_sharded(os.listdir(text)):
+        return target, kind  # the folder is a checkpoint, not a folder of checkpoints
+    own = _SUFFIXES.get(kind, "")
+    suffix = next((each for each in (INDEX_SUFFIX, *SUFFIXES) if name.endswith(each) and name != each), "")
+    if format is None and suffix == INDEX_SUFFIX:
+        return _named(target, name), kind
+    of_folder = not suffix and own and origin.is_folder()
+    if not own or of_folder or suffix == INDEX_SUFFIX or name.endswith(".safetensors") != (kind == "safetensors"):
         name = name[: len(name) - len(suffix)] + own
     return _named(target, name), kind

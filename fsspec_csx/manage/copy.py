@@ -13,7 +13,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, rename_file, same_content
-from fsspec_csx.manage.location import Location, already_exists
+from fsspec_csx.manage.location import Location, already_exists, refuse_index
 from fsspec_csx.manage.sharded_folders import CheckpointFolder
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -137,6 +137,7 @@ def transfer(
         with report_progress(callback, goal_root.path) as progress:
             shards.copy_to(goal_root, progress, overwrite=overwrite, moving=moving)
         return CopyResult(origin.text, goal_root.path, shards.size)
+    refuse_index(origin.text)
     goal = Location.of(_named(target, origin.name), target_options)
     size = origin.state()["size"]
     if moving and not overwrite and _is_there(origin, goal):

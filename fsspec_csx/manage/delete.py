@@ -11,6 +11,7 @@ from fsspec_csx.errors import CheckpointPathError, CSXError
 from fsspec_csx.manage import cerebras_folders, naming, s3
 from fsspec_csx.manage.directory import Directory, map_parallel, remove_files, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
+from fsspec_csx.manage.location import refuse_index
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 
@@ -197,6 +198,8 @@ def _place(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | No
 
 def _target(path: str, root: Directory) -> DeleteTarget:
     size = None if path.endswith("/") else _size_of_file(path, root.fs, root.inner())
+    if size is not None:
+        refuse_index(path)
     return _folder(path, root) if size is None else _file(path, root, size)
 
 
@@ -213,7 +216,7 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     if not naming.is_sharded(names) and not (names and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    manifests = [root.inner(name) for name in names if naming.is_manifest(name) and name != naming.METADATA]
+    manifests = [root.inner(name) for name in naming.manifests(names) if name != naming.METADATA]
     metadata = None
     if naming.METADATA in names:
         metadata = root.inner(naming.METADATA)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.huggingface.names import is_index
 from fsspec_csx.manage.directory import Directory, File, file_from_info
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
@@ -57,8 +57,9 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
     place = Location.of(path, storage_options)
     with place.source() as source:
         info = reader.describe(source, name=place.display_path)
-        if source.file is None and place.is_folder():
-            files = _files(Directory(path, storage_options), source)
+        if source.file is None and (place.is_folder() or is_index(place.name)):
+            folder = path if place.is_folder() else place.text.rpartition("/")[0] or "."
+            files = _files(Directory(folder, storage_options), source)
             info = replace(info, size=sum(file.size or 0 for file in files))
             modified = max((file.modified for file in files if file.modified), default=None)
             return Description(info, modified, None, *_identity_of(place.fs))
@@ -71,8 +72,7 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
 def _files(root: Directory, source: Source) -> list[File]:
     """The files of a checkpoint: a manifest and those it names; for Cerebras, all files."""
     below = [file for files in root.tree().values() for file in files]
-    shards: set[str] | None = getattr(source, "shards", None)
-    return [file for file in below if shards is None or file.name == MANIFEST or file.name in shards]
+    return [file for file in below if source.files is None or file.name in source.files]
 
 
 def _details(place: Location) -> Mapping[str, Any]:

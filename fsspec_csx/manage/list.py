@@ -44,7 +44,8 @@ def checkpoints(
 
     Those whose names say no step come first, sorted by time; then those that say only an epoch. Names decide what is a
     checkpoint (see ``manage.naming``). Empty files, temporary files and folders without a manifest are none, nor are
-    folders that ``load`` does not read. A Cerebras folder is read, to see whether it was finished.
+    folders that ``load`` does not read. A folder with a model of Hugging Face is one checkpoint, unless it holds other
+    checkpoints than that. A Cerebras folder is read, to see whether it was finished.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
@@ -171,8 +172,9 @@ def _folders(place: Directory) -> dict[str, list[File]]:
 def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedCheckpoint | None:
     held = [file for file in files if file.size != 0 and not naming.is_temporary(file.name)]
     names = {file.base for file in held}
-    # The metadata of a small Cerebras checkpoint can hold all its values.
-    if not naming.is_loadable(names) or (len(held) < 2 and naming.METADATA not in names):
+    # A manifest alone is none; but the metadata of a small Cerebras checkpoint can hold all its values.
+    manifests = {*naming.manifests(names)} - {naming.METADATA}
+    if not naming.is_loadable(names) or (names <= manifests and not any(map(naming.is_checkpoint, names))):
         return None
     name = folder.rstrip("/")
     modified = max((file.modified for file in held if file.modified), default=None)

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.errors import CSXError
+from fsspec_csx.errors import CheckpointPathError, CSXError
+from fsspec_csx.formats.huggingface.names import is_index
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory, strip_slashes
 from fsspec_csx.storage.files import invalidate_listings, open_file, path_exists, resolve_path, unwrap_filesystem
@@ -194,6 +195,16 @@ def already_exists(path: str) -> FileExistsError:
     """The error for a target that may not be replaced."""
     msg = f"{redacted(path)} exists already. Choose another name, or replace it with --force or overwrite=True."
     return FileExistsError(msg)
+
+
+def refuse_index(path: str) -> None:
+    """Refuse the index of a Hugging Face checkpoint where the whole folder is needed.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path names an index.
+    """
+    if is_index(path.rpartition("/")[2]):
+        raise CheckpointPathError(f"{redacted(path)} is only the index of a checkpoint.", "Name its folder.")
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:

@@ -15,11 +15,12 @@ Metrics (``val_loss=0.12``), dates, sizes (``7b``) and shard numbers are not ste
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from fsspec_csx.formats.huggingface import names as huggingface
 
 SUFFIXES = (".mdl", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """The suffixes of checkpoint files."""
@@ -27,13 +28,7 @@ SUFFIXES = (".mdl", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 METADATA = "__METADATA__"
 """The metadata object of a Cerebras checkpoint; the other objects are beside and below it."""
 
-MANIFESTS = (".metadata", "*.index.json", METADATA)
-"""The files that make a folder a checkpoint, and are written last: of torch.distributed.checkpoint, of Hugging Face's
-sharded files, and of Cerebras checkpoints on S3."""
-
-LOADABLE = (".metadata", METADATA)
-"""The manifests of folders that ``load`` reads."""
-
+_MANIFESTS = (".metadata", METADATA)
 TEMPORARY = re.compile(r".*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 """The names of temporary files, which are incomplete."""
 
@@ -202,16 +197,32 @@ def is_shard(name: str) -> bool:
     return SHARD.fullmatch(name) is not None
 
 
-def is_manifest(name: str) -> bool:
-    """Whether a file name is that of a manifest."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in MANIFESTS)
+def manifests(names: Iterable[str]) -> list[str]:
+    """The files that make a folder a checkpoint, and are written last: a manifest, an index, or a lone model.
+
+    Those of torch.distributed.checkpoint and of Cerebras checkpoints have known names. Hugging Face folders have an
+    index, or a file ``model.safetensors``. A folder with such a file is no checkpoint if other checkpoints are in it.
+
+    Args:
+        names: of the files in the folder.
+    """
+    names = [*names]
+    found = [name for name in names if name in _MANIFESTS or name.endswith(".index.json")]
+    lone = [name for name in huggingface.models(names) if not huggingface.is_index(name)]
+    return found + (lone if found or _is_huggingface(names) else [])
 
 
 def is_sharded(names: Iterable[str]) -> bool:
     """Whether a folder with these files is a checkpoint."""
-    return any(map(is_manifest, names))
+    return bool(manifests(names))
 
 
 def is_loadable(names: Iterable[str]) -> bool:
     """Whether a folder with these files is a checkpoint that ``load`` reads."""
-    return not {*LOADABLE}.isdisjoint(names)
+    names = {*names}
+    return not names.isdisjoint(_MANIFESTS) or (len(huggingface.models(names)) == 1 and _is_huggingface(names))
+
+
+def _is_huggingface(names: Iterable[str]) -> bool:
+    """Whether all checkpoints in a folder are files that Hugging Face's tools write beside a model."""
+    return all(huggingface.is_beside(name) for name in names if name.endswith(SUFFIXES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fsspec.callbacks import Callback
@@ -46,10 +46,11 @@ class CheckpointFolder:
         files = [
             file for folder in root.tree().values() for file in folder if not naming.is_temporary(_last(file.name))
         ]
-        if not any(map(_is_manifest, (file.name for file in files))):
+        self._manifests = {*_manifests(file.name for file in files)}
+        if not self._manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
-        self.names = sorted((file.name for file in files), key=lambda name: (_is_manifest(name), name))
+        self.names = sorted((file.name for file in files), key=lambda name: (name in self._manifests, name))
         self.size = sum(file.size or 0 for file in files)
         self._small = {file.name for file in files if file.size is not None and file.size <= _SMALL}
         self.is_cerebras = naming.METADATA in self.names
@@ -97,7 +98,7 @@ class CheckpointFolder:
         held = _held(target)
         local = target.fs is None
         if not overwrite:
-            if any(map(_is_manifest, held)) and not self._is_resumed(target, held):
+            if _manifests(held) and not self._is_resumed(target, held):
                 raise already_exists(target.path)
             for name in held:
                 if local and name in self.names:
@@ -115,7 +116,7 @@ class CheckpointFolder:
     def is_same_file(self, target: Directory) -> bool:
         """Whether the target is a complete copy, with the same bytes and user metadata, and no other manifest."""
         held = {*_held(target)}
-        if not held.issuperset(self.names) or any(_is_manifest(name) for name in held.difference(self.names)):
+        if not held.issuperset(self.names) or not self._manifests.issuperset(_manifests(held)):
             return False
         return all(
             self._is_alike(Location.below(self._root, name), Location.below(target, name)) for name in self.names
@@ -153,12 +154,12 @@ class CheckpointFolder:
             _remove_former(target, held, self.names, all_parts=naming.METADATA in former)
 
         def copy_one(name: str, advance: Callable[[int], object]) -> None:
-            there = name in held and not _is_manifest(name)
+            there = name in held and name not in self._manifests
             replaced = overwrite or name == naming.METADATA
             self._copy_one(name, target, advance, there=there, overwrite=replaced, moving=moving)
 
         self._copy_parts(copy_one, meter, target)
-        for name in filter(_is_manifest, self.names):
+        for name in sorted(self._manifests):
             if name == naming.METADATA:
                 self._metadata.check_state(before)  # another save reuses the names of objects
             copy_one(name, meter.advance)
@@ -168,7 +169,7 @@ class CheckpointFolder:
     ) -> None:
         """Copy all but the manifests: small files in parallel, large ones one by one, in parallel parts."""
         threads = _AT_A_TIME if _is_thread_safe(self._root.fs) and _is_thread_safe(target.fs) else 1
-        parts = [name for name in self.names if not _is_manifest(name)]
+        parts = [name for name in self.names if name not in self._manifests]
         together = [name for name in parts if name in self._small]
         if together:
             run_in_threads(copy_one, together, meter.advance, threads=threads, name="fsspec_csx-copy")
@@ -178,11 +179,7 @@ class CheckpointFolder:
 
     def _is_resumed(self, target: Directory, held: list[str]) -> bool:
         """Whether the target has an interrupted copy of a Cerebras checkpoint."""
-        return (
-            self.is_cerebras
-            and [*filter(_is_manifest, held)] == [naming.METADATA]
-            and cerebras_folders.is_incomplete(target)
-        )
+        return self.is_cerebras and _manifests(held) == [naming.METADATA] and cerebras_folders.is_incomplete(target)
 
     def _copy_local(
         self, target: Directory, held: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
@@ -196,7 +193,7 @@ class CheckpointFolder:
             self._copy_one(name, staging, advance, there=name in before, overwrite=True, moving=moving)
 
         self._copy_parts(copy_one, meter, target)
-        for name in filter(_is_manifest, self.names):
+        for name in sorted(self._manifests):
             copy_one(name, meter.advance)
         manage_delete.remove(
             None, [staging.inner(name) for name in _held(staging, leftovers=True) if name not in self.names]
@@ -248,7 +245,7 @@ class CheckpointFolder:
     def _remove(self) -> None:
         """Delete the source, so that it never looks complete when part of it is deleted."""
         metadata = self._root.inner(naming.METADATA) if self.is_cerebras else None
-        manifests = [self._root.inner(name) for name in self.names if _is_manifest(name) and name != naming.METADATA]
+        manifests = [self._root.inner(name) for name in self._manifests if name != naming.METADATA]
         files = [self._root.inner(name) for name in self.names]
         to_delete = manage_delete.DeleteTarget(
             self._root.path, self._root.fs, files, manifests, self.size, self._root.inner(), metadata
@@ -290,7 +287,7 @@ def _remove_former(target: Directory, held: list[str], names: list[str], *, all_
         names: the names of the new files.
         all_parts: whether all files belong to the checkpoint, as in a Cerebras checkpoint.
     """
-    manifests = [name for name in held if _is_manifest(name)]
+    manifests = _manifests(held)
     all_parts |= naming.METADATA in held
     parts = [name for name in held if all_parts or naming.is_shard(_last(name))]
     shards = [name for name in parts if name not in (*names, *manifests)]
@@ -299,9 +296,9 @@ def _remove_former(target: Directory, held: list[str], names: list[str], *, all_
             raise error
 
 
-def _is_manifest(name: str) -> bool:
-    """Whether a file directly in the folder is a manifest."""
-    return "/" not in name and naming.is_manifest(name)
+def _manifests(names: Iterable[str]) -> list[str]:
+    """The manifests directly in a folder, by the names of all files below it."""
+    return naming.manifests(name for name in names if "/" not in name)
 
 
 def _last(name: str) -> str:

@@ -40,6 +40,7 @@ class Source:
         file: a binary file object that can seek. If it has ``readinto_many``, as a ``CSXFile``, that is used.
         size: its size in bytes.
         advance: called many times with the number of bytes that were read; not of those that are kept.
+        tail: how many bytes at its end are read and kept.
 
     Attributes:
         file: the file object.
@@ -50,20 +51,42 @@ class Source:
 
     format: ClassVar[str | None] = None
 
-    def __init__(self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None) -> None:
+    def __init__(
+        self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None, *, tail: int = TAIL
+    ) -> None:
         self.file = file
         self.size = size
         self.advance = advance
         self._kept: list[tuple[int, memoryview]] = []
-        if size <= HEAD + TAIL:
+        if size <= HEAD + tail:
             self._keep([(0, size)])
         else:
-            self._keep([(0, HEAD), (size - TAIL, TAIL)])
+            self._keep([(0, HEAD), (size - tail, tail)])
+
+    @property
+    def files(self) -> set[str] | None:
+        """The names of the files in the folder that it is; None for a file, or if all files belong to it."""
+        return None
 
     @property
     def stored(self) -> int:
         """How many bytes it takes where it lies."""
         return self.size
+
+    def narrow(self, keys: Any, name: str) -> Any:
+        """Leave out what is not needed for some keys, where a checkpoint consists of many files.
+
+        Args:
+            keys: see ``checkpoint.load``; None for all.
+            name: what errors call the checkpoint.
+
+        Returns:
+            The keys, which can be gone through more than once.
+
+        Raises:
+            MissingEntryError: if a checkpoint of many files has nothing of a name in ``keys``.
+        """
+        return keys if keys is None or callable(keys) or isinstance(keys, str) else list(keys)
 
     @property
     def kept(self) -> int:
@@ -74,6 +97,9 @@ class Source:
         spans = [(start, memoryview(bytearray(length))) for start, length in ranges if length]
         self._read(spans, lambda count: None, crc32=False)
         self._kept += spans
+
+    def close(self) -> None:
+        """Close the files that it opened itself."""
 
     def bytes_of(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of many ranges, each given as its start and its length in bytes."""

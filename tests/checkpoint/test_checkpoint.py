@@ -19,7 +19,7 @@ from checkpoints import MIB, Point
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.io_wrappers import TrackingReader, TrackingWriter
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
-from fsspec_csx.formats.writer import CheckpointWriter
+from fsspec_csx.formats.torch_zip.writer import TorchWriter
 
 DTYPES = [
     *(
@@ -224,7 +224,7 @@ def test_no_copies() -> None:
             return super().readinto(buffer)
 
     buffer = Buffer()
-    CheckpointWriter({"x": tensor}, "x.pt").write(buffer, advance=lambda count: None)
+    TorchWriter({"x": tensor}).write(buffer, advance=lambda count: None)
     loaded = torch_zip_reader.read(buffer, name="buffer", size=buffer.tell(), advance=lambda count: None)
     assert tensor.data_ptr() in written
     assert loaded["x"].data_ptr() in filled

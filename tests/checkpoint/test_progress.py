@@ -22,7 +22,7 @@ from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import Folder
-from fsspec_csx.formats.writer import CheckpointWriter
+from fsspec_csx.formats.torch_zip.writer import TorchWriter
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
 
@@ -230,8 +230,8 @@ def test_estimate() -> None:
     tensor = torch.zeros(100_000)
     state: dict[str, Any] = {"a": tensor, "b": [tensor, (tensor[:3], torch.zeros(5, dtype=torch.int8))]}
     state["self"] = state
-    assert 400_005 <= CheckpointWriter(state, "x.pt").nbytes < 404_000
-    assert 400_005 <= CheckpointWriter(state, "x.pt", copied=True).nbytes < 401_000
+    assert 400_005 <= TorchWriter(state).nbytes < 404_000
+    assert 400_005 <= TorchWriter(state, copied=True).nbytes < 401_000
 
 
 # -- the bar -----------------------------------------------------------------------------------------------------------

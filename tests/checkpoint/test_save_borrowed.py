@@ -15,7 +15,7 @@ from conftest import recorded_requests
 
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.torch_zip import layout as torch_layout
-from fsspec_csx.formats.writer import CheckpointWriter
+from fsspec_csx.formats.torch_zip.writer import TorchWriter
 
 
 class Borrowing(io.BytesIO):
@@ -60,9 +60,9 @@ class Holder:
         return OrderedDict, ([("made", self.tensor.clone())],)
 
 
-def written(obj: Any) -> tuple[Borrowing, CheckpointWriter]:
+def written(obj: Any) -> tuple[Borrowing, TorchWriter]:
     """The file after all was written to it, and what must not be dropped yet."""
-    file, saving = Borrowing(), CheckpointWriter(obj, "x.pt")
+    file, saving = Borrowing(), TorchWriter(obj)
     saving.write(file, advance=lambda count: None)
     return file, saving
 

@@ -78,6 +78,22 @@ WAYS = {
     "async safetensors": FormatConformance(
         lambda state, path: async_save(state, path).result(), loaded, "x.safetensors", plain, SAFETENSORS, PLAIN_TENSORS
     ),
+    "huggingface": FormatConformance(
+        lambda state, path, **options: save(state, path, format="huggingface", **options),
+        loaded,
+        "x",
+        plain,
+        SAFETENSORS,
+        PLAIN_TENSORS,
+    ),
+    "async huggingface": FormatConformance(
+        lambda state, path: async_save(state, path, format="huggingface").result(),
+        loaded,
+        "x",
+        plain,
+        SAFETENSORS,
+        PLAIN_TENSORS,
+    ),
     "distributed": FormatConformance(
         distributed.save, loaded, "x", as_sharded, {*NOT_PLAIN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}
     ),
@@ -106,6 +122,22 @@ WAYS = {
         },
         {name: make for name, make in KINDS.items() if name not in UNKNOWN},
     ),
+    "to huggingface": FormatConformance(
+        converted("huggingface", drop_values=True),
+        loaded,
+        "x",
+        flat,
+        {
+            *NOT_DENSE,
+            "without data",
+            "complex32",
+            "complex128",
+            *AMBIGUOUS,
+            *TOO_DEEP,
+            "a key of half a surrogate pair",
+        },
+        {name: make for name, make in KINDS.items() if name not in UNKNOWN},
+    ),
     "to distributed": FormatConformance(
         converted("distributed"), loaded, "x", as_sharded, {*NOT_PLAIN, *UNKNOWN, *TOO_DEEP, *AMBIGUOUS, *NO_TEXT}
     ),
@@ -120,7 +152,9 @@ def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["torch", "safetensors", "distributed", "to safetensors", "to distributed"])
+@pytest.mark.parametrize(
+    "name", ["torch", "safetensors", "huggingface", "distributed", "to safetensors", "to distributed"]
+)
 def test_what_is_refused_leaves_the_old_one(root: str, name: str) -> None:
     """A checkpoint that is there stays, and nothing lies beside it, when the next one is refused."""
     way = replace(WAYS[name], kinds={kind: KINDS[kind] for kind in ("sparse", "without data")})
@@ -128,7 +162,7 @@ def test_what_is_refused_leaves_the_old_one(root: str, name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["torch", "safetensors", "distributed"])
+@pytest.mark.parametrize("name", ["torch", "safetensors", "huggingface", "distributed"])
 def test_what_is_interrupted_leaves_the_old_one(root: str, name: str) -> None:
     """A checkpoint that is there stays, and nothing lies beside it, when the next save fails on the way."""
     WAYS[name].check_interrupted(f"{root}/folder")

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+import os
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
+import fsspec
+import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats import placement
-from fsspec_csx.formats.base import Format
+from fsspec_csx.formats.base import Converted, Format, Request, Target
+from fsspec_csx.formats.cerebras import folder as cerebras_folder
+from fsspec_csx.formats.cerebras import hdf5
 from fsspec_csx.formats.cerebras import source as cerebras_source
 from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.source import CerebrasSource
 from fsspec_csx.formats.cerebras.verify import verified
+from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report, damage_of
+from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors.lazy_object import LazyObject
-from fsspec_csx.tensors.names import listed
+from fsspec_csx.tensors.names import listed, walk
 from fsspec_csx.tensors.source import Source
 
 
@@ -29,6 +37,19 @@ class CerebrasFormat(Format):
 
     name = "cerebras"
     flattened = True
+
+    def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
+        """See ``Format``."""
+        return hdf5.source(file, folder.name) if hdf5.is_hdf5(head) else None
+
+    def open_folder(
+        self, folder: Folder, names: Callable[[], Collection[str]]
+    ) -> contextlib.AbstractContextManager[Source | None]:
+        """See ``Format``."""
+        fs, path = folder.fs, folder.path
+        if fs is None:
+            fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # it would take a '~' for someone's home
+        return cerebras_folder.opened(fs, path, name=folder.name)
 
     def structure(
         self,
@@ -74,6 +95,23 @@ class CerebrasFormat(Format):
         note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
         records = sum(source.crc32(place.name) is not None for place in source.places())
         return Report(records, len(found.unchecked) + len(unread), damage, note, 0)
+
+    def writer(self, obj: Any, *, copied: bool = False) -> CerebrasWriter:  # type: ignore[override]  # no options
+        """See ``Format``."""
+        return CerebrasWriter(obj, copied=copied)
+
+    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+        """See ``Format``; all of the source is loaded."""
+        self.refuse_cast(request)
+        from fsspec_csx.formats import reader  # only here, as it imports the registry of this
+
+        # With keys, the error names an entry that cannot be loaded.
+        obj = reader.read(source, name=request.name, keys=request.keys or (lambda name: True))
+        writer = self.writer(obj)
+        meter = ProgressMeter(progress, writer.nbytes)
+        writer.save(target.fs, target.path, name=target.name, advance=meter.advance)
+        meter.finish()
+        return Converted(0, sum(isinstance(each, torch.Tensor) for _, each in walk(obj)))
 
 
 FORMAT = CerebrasFormat()

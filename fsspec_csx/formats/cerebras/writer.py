@@ -15,6 +15,7 @@ from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocol
 from fsspec_csx.formats.cerebras.leaf import shown
 from fsspec_csx.formats.cerebras.plan import Plan
 from fsspec_csx.formats.cerebras.source import check_byte_order
+from fsspec_csx.formats.writer import CheckpointWriter
 from fsspec_csx.storage.files import unwrap_filesystem
 from fsspec_csx.tensors.source import memory_at
 
@@ -23,7 +24,7 @@ _DELETED_AT_ONCE = 1000  # the most of a request
 _LONGEST = 1024
 
 
-class CerebrasWriter:
+class CerebrasWriter(CheckpointWriter):
     """An object that is to be written as a Cerebras checkpoint.
 
     The objects of a former one at the same path are replaced one by one, so it cannot stay until the new one is whole.

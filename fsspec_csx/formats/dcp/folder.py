@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from collections.abc import Iterable
 
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
+from fsspec_csx.storage import folder
+from fsspec_csx.storage.folder import logger
 
-from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.files import unwrap_filesystem
-
-logger = logging.getLogger("fsspec_csx")
+__all__ = ["MANIFEST", "SHARD", "Folder", "has_shards", "logger", "shard_name"]
 
 MANIFEST = ".metadata"
 """The file that makes a folder a checkpoint, by the name that torch gives it."""
@@ -31,100 +24,17 @@ def shard_name(rank: int) -> str:
     return f"__{rank}_0.{secrets.token_hex(8)}.distcp"
 
 
-class Folder:
-    """A folder on a filesystem.
+def has_shards(names: Iterable[str]) -> bool:
+    """Whether shards are among these files, complete or not."""
+    return any(_SUFFIX in name for name in names)
 
-    Args:
-        fs: the filesystem; None for this machine's own.
-        path: the path on it.
-        name: what errors call it.
-    """
 
-    def __init__(self, fs: AbstractFileSystem | None, path: str, name: str) -> None:
-        self.fs = fs
-        self.path = path.rstrip("/")
-        self.name = name
-
-    def at(self, name: str) -> str:
-        """The path of a file in it."""
-        return f"{self.path}/{name}"
-
-    def open(self, name: str) -> IO[bytes]:
-        """A file to read from, as it is now.
-
-        Raises:
-            OSError: what the filesystem raised; FileNotFoundError is among it.
-        """
-        if self.fs is None:
-            return open(self.at(name), "rb")
-        self.forget()
-        file: IO[bytes] = self.fs.open(self.at(name), "rb")
-        return file
-
-    @contextlib.contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
-        """A file, see ``open``, while the block lasts."""
-        with self.open(name) as file:
-            yield file
-
-    def exists(self, name: str) -> bool:
-        """Whether there is such a file now."""
-        self.forget()
-        return os.path.exists(self.at(name)) if self.fs is None else bool(self.fs.exists(self.at(name)))
-
-    def forget(self) -> None:
-        """Drop what listings told: other processes write to the folder."""
-        if invalidate := getattr(self.fs, "invalidate_cache", None):
-            invalidate()
-
-    def atomic_write(self, name: str) -> Any:
-        """A file to write to, as ``storage.atomic.atomic_write`` gives it."""
-        return atomic_write(self.fs, self.at(name))
-
-    @contextlib.contextmanager
-    def creating(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write to, of a name that no other has; it is gone if the block ends with an exception."""
-        fs, path, _ = unwrap_filesystem(self.fs, self.at(name))
-        if fs is None or isinstance(fs, LocalFileSystem) or getattr(fs, "atomic_writes", False):
-            with atomic_write(self.fs, self.at(name)) as file:
-                yield file
-            return
-        # Nobody looks for it before the manifest names it: to move it into place would copy it for nothing.
-        with contextlib.suppress(PermissionError):
-            fs.makedirs(fs._parent(path), exist_ok=True)
-        try:
-            with fs.open(path, "wb") as file:
-                yield file
-        except BaseException:
-            self.remove([name])
-            raise
-
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove files; what cannot be removed is logged, as nothing depends on it."""
-        for name in names:
-            try:
-                os.unlink(self.at(name)) if self.fs is None else self.fs.rm_file(self.at(name))
-            except FileNotFoundError:
-                pass
-            except Exception as error:
-                logger.warning("The shard %s of %s could not be removed: %s", name, self.name, error)
+class Folder(folder.Folder):
+    """A folder of shards and a manifest."""
 
     def shards(self) -> list[str]:
-        """The names of the shards that lie in it, whether a manifest names them or not."""
+        """The names of the shards in it, whether the manifest names them or not."""
         try:
-            return sorted(name for name in self._names() if SHARD.fullmatch(name))
+            return sorted(name for name in self.names() if SHARD.fullmatch(name))
         except FileNotFoundError:
             return []
-
-    def is_unfinished(self) -> bool:
-        """Whether shards lie in it, whole or not, and no manifest; False also if nobody may look."""
-        try:
-            names = self._names()
-        except OSError:
-            return False
-        return MANIFEST not in names and any(_SUFFIX in name for name in names)
-
-    def _names(self) -> list[str]:
-        self.forget()
-        found = os.listdir(self.path) if self.fs is None else self.fs.ls(self.path, detail=False)
-        return [path.rstrip("/").rpartition("/")[2] for path in found]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Callable, Collection
 from typing import Any
 
 from fsspec.callbacks import Callback
@@ -10,9 +11,11 @@ from fsspec.callbacks import Callback
 from fsspec_csx.formats.base import Format
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import verify
+from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.storage import folder as storage_folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -23,6 +26,12 @@ class DistributedFormat(Format):
 
     name = "distributed"
     flattened = True
+
+    def open_folder(
+        self, folder: storage_folder.Folder, names: Callable[[], Collection[str]]
+    ) -> contextlib.AbstractContextManager[Source | None]:
+        """See ``Format``; the registry knows already that there is a manifest."""
+        return contextlib.closing(ShardedSource(Folder(folder.fs, folder.path, folder.name)))
 
     def structure(
         self,

@@ -15,7 +15,7 @@ from fsspec_csx.formats.composite_source import CompositeSource
 from fsspec_csx.formats.dcp import full_state_dict, manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
 from fsspec_csx.formats.dcp.file_cache import FileCache
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
 from fsspec_csx.formats.dcp.full_state_dict import ManifestEntry
 from fsspec_csx.formats.dcp.manifest import plain_of
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
@@ -67,9 +67,9 @@ class ShardedSource(CompositeSource):
         return 0
 
     @property
-    def shards(self) -> set[str]:
-        """The names of the files that the manifest names."""
-        return {place.relative_path for place in self.metadata.storage_data.values()}
+    def files(self) -> set[str]:
+        """The names of the manifest and of the files that it names."""
+        return {MANIFEST, *(place.relative_path for place in self.metadata.storage_data.values())}
 
     @property
     def stored(self) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
+from fsspec.callbacks import Callback
+
 from fsspec_csx.formats import placement
-from fsspec_csx.formats.base import FileFormat
-from fsspec_csx.formats.safetensors import layout, reader
+from fsspec_csx.formats.base import Converted, FileFormat, Request, Target
+from fsspec_csx.formats.safetensors import layout, reader, writer
+from fsspec_csx.formats.safetensors.writer import Prepared
+from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.formats.writer import FileWriter, expect_size
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
@@ -41,6 +46,45 @@ class SafetensorsFormat(FileFormat):
     def written_by(self, source: Source) -> tuple[str, dict[str, str]]:
         """See ``FileFormat``."""
         return "safetensors", reader.metadata(source)
+
+    def writer(self, obj: Any, *, copied: bool = False) -> SafetensorsWriter:  # type: ignore[override]  # no options
+        """See ``Format``."""
+        return SafetensorsWriter(obj, copied=copied)
+
+    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+        """See ``Format``."""
+        from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
+
+        conversion = Conversion(source, request)
+        return conversion.write(conversion.safetensors_file(), target, progress)
+
+
+class SafetensorsWriter(FileWriter):
+    """A safetensors file to be.
+
+    Args:
+        obj: a mapping of names to tensors.
+        copied: whether to copy what is to be saved.
+
+    Raises:
+        ValueError: if the format cannot hold the object; it names the entry.
+    """
+
+    def __init__(self, obj: Any, *, copied: bool = False) -> None:
+        parts = writer.prepared(obj)
+        self.nbytes = len(parts.header) + sum(each.nbytes for each in parts.tensors)
+        self._parts: Prepared | None = None if copied else parts
+        self._copy = Pickled(obj, copied=True) if copied else None
+
+    def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
+        """See ``FileWriter``."""
+        expect_size(file, self.nbytes)
+        parts = self._parts or writer.prepared(self._copy.thawed() if self._copy else {})
+        writer.write_prepared(parts, file, advance=advance)
+
+    def free(self) -> None:
+        """See ``CheckpointWriter``."""
+        self._parts = self._copy = None
 
 
 FORMAT = SafetensorsFormat()

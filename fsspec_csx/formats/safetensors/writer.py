@@ -55,9 +55,60 @@ def prepared(obj: object) -> Prepared:
         ValueError: if ``obj`` holds what the format cannot; it names the entry.
         NotImplementedError: on a big-endian machine.
     """
+    return laid_out(checked(obj))
+
+
+def checked(obj: object) -> dict[str, torch.Tensor]:
+    """The tensors of an object, by name; none shares memory with another.
+
+    Raises:
+        ValueError: as of ``prepared``.
+        NotImplementedError: on a big-endian machine.
+    """
     check_byte_order()
-    tensors = _checked(obj)
-    return Prepared(_header(tensors), [tensor for _, tensor in tensors])
+    tensors = named_tensors(obj)
+    check([*tensors.items()])
+    _check_sharing(tensors)
+    return tensors
+
+
+def named_tensors(obj: object) -> dict[str, torch.Tensor]:
+    """The tensors of an object, by name, which may share memory.
+
+    Raises:
+        ValueError: if the format cannot hold one.
+    """
+    if not isinstance(obj, Mapping):
+        msg = f"A safetensors file holds a mapping of names to tensors, not a {type(obj).__name__}. {_TORCH_FILE}"
+        raise ValueError(msg)
+    for name, value in obj.items():
+        _check(name, value)
+    return dict(obj)
+
+
+def laid_out(tensors: Mapping[str, torch.Tensor]) -> Prepared:
+    """The header and the tensors of a file of tensors that were checked."""
+    ordered = _in_order([*tensors.items()])
+    return Prepared(_header(ordered), [tensor for _, tensor in ordered])
+
+
+def without_twins(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Leave out tensors that are the same as others: of the same memory, shape and dtype, as tied weights are.
+
+    Returns:
+        The first of each; and the names of the others, each with the name of the first.
+    """
+    kept: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in tensors.items():
+        place = str(tensor.device), _address(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj()
+        other = first.setdefault((*place, tensor.is_neg()), name) if tensor.numel() and _address(tensor) else name
+        if other == name:
+            kept[name] = tensor
+        else:
+            aliases[name] = other
+    return kept, aliases
 
 
 def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
@@ -131,20 +182,6 @@ def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
         if device != last[0] or end > last[2]:
             last = span
     return found
-
-
-def _checked(obj: object) -> list[tuple[str, torch.Tensor]]:
-    """The tensors in the order of the file; a ValueError if the format cannot hold them."""
-    if not isinstance(obj, Mapping):
-        msg = f"A safetensors file holds a mapping of names to tensors, not a {type(obj).__name__}. {_TORCH_FILE}"
-        raise ValueError(msg)
-    tensors = []
-    for name, value in obj.items():
-        _check(name, value)
-        tensors.append((name, value))
-    check(tensors)
-    _check_sharing(dict(tensors))
-    return _in_order(tensors)
 
 
 def _in_order(tensors: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from fsspec.callbacks import Callback
+
 from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.base import FileFormat
+from fsspec_csx.formats.base import Converted, FileFormat, Request, Target
 from fsspec_csx.formats.torch_zip import archive, opaque, reader
+from fsspec_csx.formats.torch_zip.writer import TorchWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
@@ -55,6 +58,17 @@ class TorchFormat(FileFormat):
         form = metadata.get(".format_version")
         writer = f"torch.save, as a zip archive of version {metadata.get('version', 'unknown')}"
         return f"{writer} (format version {form})" if form else writer, metadata
+
+    def writer(self, obj: Any, *, copied: bool = False) -> TorchWriter:  # type: ignore[override]  # no options
+        """See ``Format``."""
+        return TorchWriter(obj, copied=copied)
+
+    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+        """See ``Format``."""
+        from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
+
+        conversion = Conversion(source, request)
+        return conversion.write(conversion.torch_file(), target, progress)
 
 
 def _head(source: Source) -> bytes:

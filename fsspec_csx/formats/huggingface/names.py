@@ -1,0 +1,60 @@
+"""The names of the files of Hugging Face folders; torch is not imported.
+
+Those of transformers: https://huggingface.co/docs/transformers/big_models
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = f"{SUFFIX}.index.json"
+MODEL = "model"
+STEMS = (MODEL, "diffusion_pytorch_model", "adapter_model")
+"""The names of the models of transformers, diffusers and PEFT, without suffixes."""
+
+# What these tools and Accelerate write beside a model, and has the suffix of a checkpoint.
+_BESIDE = re.compile(
+    rf"(?:(?:{'|'.join(STEMS)}|pytorch_model|optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|training_args)"
+    r"(?:_\d+)?|.+-\d{5}-of-\d{5})\.(?:safetensors|bin|pth?)"
+)
+
+
+def is_index(name: str) -> bool:
+    """Whether a file name is that of an index."""
+    return name.endswith(INDEX_SUFFIX) and name != INDEX_SUFFIX
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file name is one that the Hugging Face tools write in the folder of a model."""
+    return _BESIDE.fullmatch(name) is not None
+
+
+def models(names: Collection[str]) -> list[str]:
+    """The files of which each is, or has the index of, a model in a folder: the first is the one to load.
+
+    ``model.safetensors`` comes before an index of that stem, as in transformers, and after it for other stems, as in
+    diffusers. Several indexes of other names are all returned.
+
+    Args:
+        names: of the files in the folder.
+    """
+    for stem in STEMS:
+        both = [f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"]
+        if found := [name for name in (both if stem == MODEL else both[::-1]) if name in names]:
+            return found[:1]
+    return sorted(filter(is_index, names))
+
+
+def index_of(path: str) -> tuple[str, str]:
+    """The folder and the stem of the files that a path means: of an index, or of a folder."""
+    folder, _, name = path.rpartition("/")
+    return (folder, name.removesuffix(INDEX_SUFFIX)) if is_index(name) else (path, MODEL)
+
+
+def shard_names(stem: str, count: int) -> list[str]:
+    """Names for the shards of a save, which no other save has."""
+    save = secrets.token_hex(4)
+    return [f"{stem}-{save}-{number:05d}-of-{count:05d}{SUFFIX}" for number in range(1, count + 1)]

@@ -1,0 +1,170 @@
+"""HuggingFaceSource: safetensors files as one source of bytes, each opened when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats.huggingface.index import Index
+from fsspec_csx.formats.safetensors import reader
+from fsspec_csx.formats.sniff import AGAIN
+from fsspec_csx.storage.files import file_size
+from fsspec_csx.storage.folder import Folder
+from fsspec_csx.storage.progress import run_in_threads
+from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.names import Choice, shown
+from fsspec_csx.tensors.source import Source, Spans
+
+_STRIDE = 2**44  # bytes from the start of a shard to that of the next, more than one has
+_THREADS = 4
+
+
+class HuggingFaceSource(Source):
+    """The shards of a checkpoint, one after the other.
+
+    Args:
+        folder: where they lie.
+        index: which tensor is in which shard; None if there is one file without an index.
+        manifest: the name of the index, or of the one file.
+    """
+
+    format = "huggingface"
+
+    def __init__(self, folder: Folder, index: Index | None, manifest: str) -> None:
+        # Not as of Source: there is no one file whose ends are to be read.
+        self.file = None
+        self.advance: Callable[[int], object] = lambda count: None
+        self.folder = folder
+        self.manifest = manifest
+        self.shards = index.shards if index else [manifest]
+        self._index = index
+        self._chosen: Collection[str] | None = None
+        self._opened: dict[str, Source] = {}
+        self._numbers = {shard: number for number, shard in enumerate(self.shards)}
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """The bytes of all tensors, by the index where it says it."""
+        total = self._index.total_size if self._index else None
+        return self.stored if total is None else total
+
+    @property
+    def files(self) -> set[str]:
+        """See ``Source``."""
+        return {self.manifest, *self.shards}
+
+    @property
+    def stored(self) -> int:
+        """How many bytes all shards have; of those that are missing, none."""
+        missing = self._open(self.shards)
+        return sum(self._opened[each].size for each in self.shards if each not in missing)
+
+    @property
+    def kept(self) -> int:
+        """How many bytes are kept."""
+        return sum(each.kept for each in self._opened.values())
+
+    @property
+    def index(self) -> Index:
+        """Which tensor is in which shard; of a single file, by its header."""
+        if self._index is None:
+            (opened,) = self.open_shards(self.shards)
+            held = reader.structure(opened, name=self.folder.name).obj
+            texts = reader.metadata(opened)
+            aliases = reader.aliases({record for record in held if record not in texts}, texts)
+            names = [name for name in held if name not in aliases]
+            self._index = Index(dict.fromkeys(names, self.manifest), aliases, texts)
+        return self._index
+
+    def narrow(self, keys: Any, name: str) -> Any:
+        """See ``Source``: only the shards with these keys are read."""
+        keys = super().narrow(keys, name)
+        if keys is not None:
+            present = dict.fromkeys([*self.index.weight_map, *self.index.aliases])
+            choice = Choice(present, keys, name)
+            self._chosen = {each for each in present if each in choice}
+        return keys
+
+    def tensors(self) -> LazyObject:
+        """The tensors, or those that ``narrow`` left, with records of where their bytes are.
+
+        Raises:
+            InvalidCheckpointError: if a shard is missing, damaged, or lacks a tensor that the index names.
+        """
+        weight_map, aliases = self.index.weight_map, self.index.aliases
+        chosen = [name for name in (*weight_map, *aliases) if self._chosen is None or name in self._chosen]
+        stored = {aliases.get(name, name): None for name in chosen}
+        shards = list(dict.fromkeys(weight_map[name] for name in stored))
+        held: dict[str, Any] = {}
+        records = []
+        for shard, opened in zip(shards, self.open_shards(shards), strict=True):
+            found = reader.structure(opened, name=self.name_of(shard))
+            mine = {name for name in stored if weight_map[name] == shard}
+            if lacking := sorted(mine - found.obj.keys()):
+                reason = f"{self.name_of(shard)} lacks {shown(lacking)}, which {self.manifest} names."
+                raise InvalidCheckpointError(reason, AGAIN)
+            held |= {name: found.obj[name] for name in mine}
+            start = self._numbers[shard] * _STRIDE
+            records += [replace(each, offset=start + each.offset) for each in found.records if each.name in mine]
+        return LazyObject({name: held[aliases.get(name, name)] for name in chosen}, records)
+
+    def open_shards(self, shards: Sequence[str]) -> list[Source]:
+        """Open shards, each once.
+
+        Raises:
+            InvalidCheckpointError: if some are missing; it names them.
+            OSError: raised by the filesystem.
+        """
+        if missing := self._open(shards):
+            reason = f"{self.folder.name} is incomplete: it lacks {shown(missing)}, which {self.manifest} names."
+            raise InvalidCheckpointError(reason, "Copy it again, or load it again if it was being saved.")
+        return [self._opened[each] for each in shards]
+
+    def _open(self, shards: Sequence[str]) -> list[str]:
+        """Open shards, each once; returns the names of those that are missing."""
+        missing: list[str] = []
+
+        def open_one(shard: str, advance: Callable[[int], object]) -> None:
+            try:
+                file = self.folder.open(shard)
+            except FileNotFoundError:
+                missing.append(shard)
+                return
+            self._opened[shard] = Source(file, file_size(file), tail=0)
+
+        self._in_threads(open_one, [each for each in shards if each not in self._opened])
+        return sorted(missing)
+
+    def name_of(self, shard: str) -> str:
+        """What errors call a shard."""
+        return f"{shard} in {self.folder.name}" if len(self.files) > 1 else self.folder.name
+
+    def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
+        """See ``Source``; several shards are read at a time."""
+        by_shard: dict[int, list[int]] = {}
+        for number, (start, _) in enumerate(spans):
+            by_shard.setdefault(start // _STRIDE, []).append(number)
+        crcs = [0] * len(spans)
+
+        def read_one(shard: int, advance: Callable[[int], object]) -> None:
+            (opened,) = self.open_shards([self.shards[shard]])
+            opened.advance = advance
+            mine = by_shard[shard]
+            found = opened.read([(spans[each][0] % _STRIDE, spans[each][1]) for each in mine], crc32=crc32)
+            for each, crc in zip(mine, found, strict=False):
+                crcs[each] = crc
+
+        self._in_threads(read_one, sorted(by_shard))
+        return crcs if crc32 else []
+
+    def close(self) -> None:
+        """Close the files that were opened."""
+        for each in self._opened.values():
+            each.file.close()
+        self._opened.clear()
+
+    def _in_threads(self, work: Callable[[Any, Callable[[int], object]], object], items: Sequence[Any]) -> None:
+        threads = _THREADS if self.folder.threads else 1
+        run_in_threads(work, items, self.advance, threads=threads, name="fsspec_csx huggingface")

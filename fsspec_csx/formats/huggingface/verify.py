@@ -1,0 +1,55 @@
+"""What is damaged in a Hugging Face checkpoint: all of it, not only the first."""
+
+from __future__ import annotations
+
+import functools
+
+from fsspec.callbacks import Callback
+
+from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import verify_report
+from fsspec_csx.formats.huggingface.index import Index
+from fsspec_csx.formats.huggingface.source import HuggingFaceSource
+from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.storage.progress import ProgressMeter
+from fsspec_csx.tensors import names
+from fsspec_csx.tensors.lazy_object import LazyObject
+
+
+def examine(source: HuggingFaceSource, progress: Callback) -> Report:
+    """Read all shards, and compare what they hold with the index.
+
+    Args:
+        source: the checkpoint.
+        progress: gets the bytes that are read.
+
+    Raises:
+        OSError: raised by the filesystem, other than that a shard is missing.
+    """
+    damage: list[str] = []
+    unchecked = 0
+    index = source.index
+    meter = ProgressMeter(progress, source.size, estimated=True)
+    for shard in source.shards:
+        mine = {name for name, place in index.weight_map.items() if place == shard}
+        try:
+            (opened,) = source.open_shards([shard])
+        except InvalidCheckpointError:
+            damage.append(f"the shard {shard} is missing, with {names.shown(sorted(mine))}")
+            continue
+        opened.advance = meter.advance
+        misfit = functools.partial(_misfit, mine=mine, index=index)
+        report = verify_report.examine(opened, name=shard, compute=lambda memory, before: 0, misfit=misfit)
+        unchecked += report.unchecked
+        damage += [f"{shard}: {each}" for each in report.damage] if len(source.files) > 1 else report.damage
+    meter.finish()
+    return Report(0, unchecked, damage, "", 0)
+
+
+def _misfit(held: LazyObject, *, mine: set[str], index: Index) -> str:
+    """In what a shard does not hold what the index says; empty if it does."""
+    if lacking := sorted(mine - held.obj.keys()):
+        return f"it lacks {names.shown(lacking)}, which the index names"
+    if more := sorted(held.obj.keys() - mine - index.aliases.keys()):
+        return f"it has {names.shown(more)}, which the index does not name"
+    return ""

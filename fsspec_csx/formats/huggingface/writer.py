@@ -1,0 +1,187 @@
+"""HuggingFaceWriter: a state dict that is to be saved in shards, and the steps by which a folder is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from fsspec import AbstractFileSystem
+
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
+from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, shard_names
+from fsspec_csx.formats.safetensors import writer
+from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.formats.writer import CheckpointWriter, expect_size
+from fsspec_csx.storage.folder import Folder, logger
+from fsspec_csx.storage.progress import run_in_threads
+
+SHARD_SIZE = "5GB"
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_THREADS = 4
+
+
+class HuggingFaceWriter(CheckpointWriter):
+    """A Hugging Face checkpoint to be.
+
+    Args:
+        obj: a mapping of names to tensors; tied ones are stored once.
+        copied: whether to copy what is to be saved.
+        max_shard_size: see ``split``.
+
+    Raises:
+        ValueError: if the format cannot hold the object; it names the entry.
+    """
+
+    def __init__(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> None:
+        self._limit = max_shard_size
+        self._tensors, self._aliases = _checked(obj)
+        sizes = {name: each.nbytes for name, each in self._tensors.items()}
+        self._parts = split(sizes, max_shard_size)
+        self.nbytes = sum(sizes.values())
+        self._copy = Pickled(self._tensors, copied=True) if copied else None
+        if self._copy:
+            self._tensors = {}
+
+    def save(
+        self,
+        fs: AbstractFileSystem | None,
+        path: str,
+        *,
+        name: str,
+        advance: Callable[[int], object],
+        commit: Callable[[], object] = lambda: None,
+    ) -> None:
+        """See ``CheckpointWriter``."""
+        tensors = self._copy.thawed() if self._copy else self._tensors
+        replacing = Replacing(fs, path, name, self._parts)
+
+        def write_one(number: int, advance: Callable[[int], object]) -> None:
+            parts = writer.laid_out({each: tensors[each] for each in self._parts[number]})
+            with replacing.folder.creating(replacing.names[number]) as file:
+                expect_size(file, len(parts.header) + sum(each.nbytes for each in parts.tensors))
+                writer.write_prepared(parts, file, advance=advance)
+
+        with replacing:
+            threads = _THREADS if replacing.folder.threads else 1
+            run_in_threads(write_one, range(len(self._parts)), advance, threads=threads, name="fsspec_csx huggingface")
+            commit()
+            replacing.publish(self._aliases, self.nbytes)
+
+    def free(self) -> None:
+        """See ``CheckpointWriter``."""
+        self._tensors, self._copy = {}, None
+
+
+class Replacing:
+    """Replaces the checkpoint of a folder: shards of new names first, then the index, then the old files go.
+
+    As a context manager, it removes the new shards if its block ends with an exception before the index is written.
+
+    Args:
+        fs: the filesystem; None for the local one.
+        path: the path of the folder, or of the index in it.
+        name: what errors call it.
+        parts: the names of the tensors in each shard.
+
+    Attributes:
+        folder: the folder.
+        names: those of the new shards.
+    """
+
+    def __init__(self, fs: AbstractFileSystem | None, path: str, name: str, parts: Sequence[Sequence[str]]) -> None:
+        place, self._stem = index_of(path)
+        self.folder = Folder(fs, place, name)
+        self.names = shard_names(self._stem, len(parts))
+        self._parts = parts
+        self._writes_index = False
+
+    def __enter__(self) -> Replacing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if kind is not None and not self._writes_index:
+            self.folder.remove(self.names)
+
+    def publish(self, aliases: Mapping[str, str], total_size: int) -> int:
+        """Write the index, which makes the new shards the checkpoint, and remove the files that it replaces.
+
+        Args:
+            aliases: names of tensors that equal others, with the names of these.
+            total_size: the bytes of all tensors.
+
+        Returns:
+            The size of the index in bytes.
+
+        Raises:
+            OSError: raised by the filesystem; the old checkpoint is whole, unless the index was written.
+        """
+        manifest = f"{self._stem}{INDEX_SUFFIX}"
+        old = self._old_shards(manifest)
+        weight_map = {tensor: shard for shard, part in zip(self.names, self._parts, strict=True) for tensor in part}
+        text = Index(weight_map, aliases, {"total_size": total_size}).encoded()
+        self._writes_index = True  # from here on it may be there, also after an error
+        with self.folder.atomic_write(manifest) as file:
+            file.write(text)
+        self._remove_single(f"{self._stem}{SUFFIX}")
+        self.folder.remove(sorted(old - set(self.names)))
+        return len(text)
+
+    def _remove_single(self, name: str) -> None:
+        """Remove a former checkpoint of one file, which transformers would take for the newer one."""
+        with contextlib.suppress(FileNotFoundError):
+            fs, path = self.folder.fs, self.folder.at(name)
+            os.unlink(path) if fs is None else fs.rm_file(path)
+
+    def _old_shards(self, manifest: str) -> set[str]:
+        try:
+            with self.folder.open(manifest) as file:
+                return set(decoded(file.read(LARGEST), self.folder.name).shards)
+        except FileNotFoundError:
+            return set()
+        except (CheckpointError, PermissionError) as error:  # some may write but not read
+            logger.warning("The shards of the old checkpoint stay: its index cannot be read: %s", error)
+            return set()
+
+
+def split(sizes: Mapping[str, int], limit: int | str = SHARD_SIZE) -> list[list[str]]:
+    """Divide tensors among shards, in their order; a larger one gets a shard of its own.
+
+    Args:
+        sizes: of each tensor in bytes.
+        limit: the most bytes of a shard, or a text such as ``5GB``.
+
+    Raises:
+        ValueError: if the limit is no size.
+    """
+    most = _bytes_of(limit)
+    parts: list[list[str]] = []
+    taken = 0
+    for name, size in sizes.items():
+        if not parts or taken + size > most:
+            parts.append([])
+            taken = 0
+        parts[-1].append(name)
+        taken += size
+    return parts
+
+
+def _bytes_of(size: int | str) -> int:
+    found = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    )
+    count = int(float(found[1]) * _UNITS.get(found[2].upper(), 0)) if found else size
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        msg = f"max_shard_size is {size!r}, which is no size. Give a number of bytes, or a text such as '5GB'."
+        raise ValueError(msg)
+    return count
+
+
+def _checked(obj: object) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors to store, and the further names of some."""
+    tensors, aliases = writer.without_twins(writer.named_tensors(obj))
+    return writer.checked(tensors), aliases
