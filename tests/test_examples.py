@@ -73,6 +73,12 @@ EXAMPLES_TO_RUN = (
         ),
     ),
     Example(
+        "huggingface_models",
+        ("transformers",),
+        ("equal: True", "part: transformer.ln_f.weight transformer.ln_f.bias"),
+        ("gpt2/model.safetensors.index.json", "gpt2/model-*-00001-of-*.safetensors"),
+    ),
+    Example(
         "huggingface_trainer",
         ("accelerate", "transformers"),
         ("step 4, begun from nothing", "step 6, begun from checkpoint-4"),

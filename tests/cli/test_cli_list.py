@@ -69,8 +69,8 @@ def test_sharded(root: str) -> None:
     fill(root, "checkpoint_6/__0_0.distcp", "folder/checkpoint_7.mdl")
     fill(root, "checkpoint_6/.metadata", data=b"")
     found = checkpoints(root)
-    assert [each.path for each in found] == [f"{root}/checkpoint_1"]
-    assert [(each.step, each.size, each.files, each.sharded) for each in found] == [(1, 9, 3, True)]
+    assert [each.path for each in found] == [f"{root}/checkpoint_1", f"{root}/checkpoint_2"]
+    assert [(each.step, each.size, each.files, each.sharded) for each in found] == [(1, 9, 3, True), (2, 8, 2, True)]
     assert found[0].modified is not None
 
 
