@@ -78,7 +78,9 @@ def _lines(found: Description) -> list[str]:
     dtypes = _dtypes(info.tensors.values())
     size = in_bytes(info.size)
     of_tensors = sum(each.nbytes for each in info.tensors.values())
-    metadata = info.metadata if info.format == "safetensors" else {}  # a torch file has the writer only
+    metadata = (
+        info.metadata if info.format in ("safetensors", "huggingface") else {}
+    )  # a torch file has the writer only
     rows = [
         ("Path", info.path),
         ("Format", info.format),

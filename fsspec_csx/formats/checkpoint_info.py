@@ -36,13 +36,13 @@ class CheckpointInfo:
 
     Attributes:
         path: where it is, without any password.
-        format: ``torch``, ``safetensors``, ``cerebras`` or ``distributed``.
+        format: ``torch``, ``safetensors``, ``huggingface``, ``cerebras`` or ``distributed``.
         written_by: what the file tells of its writer and of the variant of its format.
         size: that of the file in bytes.
         tensors: by their dotted names, in the order of the file.
         values: what is no tensor, by dotted names too.
         metadata: what the file says of itself: the small records of a torch file, such as ``version`` and
-            ``byteorder``, or the ``__metadata__`` of a safetensors file.
+            ``byteorder``, the ``__metadata__`` of a safetensors file, or the ``metadata`` of an index.
     """
 
     path: str
