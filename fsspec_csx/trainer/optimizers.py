@@ -55,10 +55,12 @@ def _adapted(base: type[torch.optim.Optimizer], **defaults: float) -> Any:
 ASGD = _adapted(torch.optim.ASGD)
 Adadelta = _adapted(torch.optim.Adadelta)
 Adagrad = _adapted(torch.optim.Adagrad, eps=1e-6)
+Adam = _adapted(torch.optim.Adam, eps=1e-6)
 Adamax = _adapted(torch.optim.Adamax, lr=1e-3, eps=1e-6)
 RAdam = _adapted(torch.optim.RAdam, eps=1e-6)
 RMSprop = _adapted(torch.optim.RMSprop)
 Rprop = _adapted(torch.optim.Rprop, lr=1e-3)
+SGD = _adapted(torch.optim.SGD)
 
 
 class _Own(torch.optim.Optimizer):
@@ -90,6 +92,7 @@ class _Own(torch.optim.Optimizer):
         raise NotImplementedError
 
 
+@_adapted
 class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay, and optional bias correction."""
 
@@ -102,13 +105,11 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
         amsgrad: bool = False,
-        learning_rate: float | None = None,
     ) -> None:
         if amsgrad and not correct_bias:
             msg = "amsgrad needs the correction of the bias. Leave one of them as it is by default."
             raise ValueError(msg)
-        rate = lr if learning_rate is None else learning_rate
-        super().__init__(params, rate, (betas[0], betas[1]), eps, weight_decay, amsgrad)
+        super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, amsgrad)
         self._correct_bias = correct_bias
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -127,41 +128,7 @@ class AdamW(torch.optim.AdamW):
         return loss
 
 
-class Adam(torch.optim.Adam):
-    """Adam."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: _Betas = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        learning_rate: float | None = None,
-    ) -> None:
-        rate = lr if learning_rate is None else learning_rate
-        super().__init__(params, rate, (betas[0], betas[1]), eps, weight_decay, amsgrad)
-
-
-class SGD(torch.optim.SGD):
-    """Stochastic gradient descent."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        maximize: bool = False,
-        learning_rate: float | None = None,
-    ) -> None:
-        rate = lr if learning_rate is None else learning_rate
-        super().__init__(params, rate, momentum, dampening, weight_decay, nesterov, maximize=maximize)
-
-
+@_adapted
 class Adafactor(torch.optim.Adafactor):
     """Adafactor, with the rate scaled by each parameter: https://arxiv.org/abs/1804.04235
 
@@ -176,7 +143,6 @@ class Adafactor(torch.optim.Adafactor):
         scale_parameter: True.
         relative_step: False.
         warmup_init: False.
-        learning_rate: an alias of ``lr``.
     """
 
     def __init__(
@@ -191,18 +157,17 @@ class Adafactor(torch.optim.Adafactor):
         scale_parameter: bool = True,
         relative_step: bool = False,
         warmup_init: bool = False,
-        learning_rate: float | None = None,
     ) -> None:
         if beta1 is not None or not scale_parameter or relative_step or warmup_init:
             msg = "torch's Adafactor has no beta1, and no choice of scale_parameter, relative_step and warmup_init. "
             raise ValueError(msg + "Leave them as they are by default.")
-        rate = lr if learning_rate is None else learning_rate
-        super().__init__(params, rate, decay_rate, (eps[0], eps[1]), clip_threshold, weight_decay)
+        super().__init__(params, lr, decay_rate, (eps[0], eps[1]), clip_threshold, weight_decay)
 
 
 AdaFactor = Adafactor
 
 
+@_adapted
 class Lion(_Own):
     """The sign of a mean of gradients: https://arxiv.org/abs/2302.06675"""
 
@@ -212,10 +177,8 @@ class Lion(_Own):
         lr: float = 1e-4,
         betas: _Betas = (0.9, 0.99),
         weight_decay: float = 0.0,
-        learning_rate: float | None = None,
     ) -> None:
-        rate = lr if learning_rate is None else learning_rate
-        super().__init__(params, {"lr": rate, "betas": tuple(betas), "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
         if "exp_avg" not in state:
@@ -226,6 +189,7 @@ class Lion(_Own):
         mean.mul_(later).add_(gradient, alpha=1 - later)
 
 
+@_adapted
 class Lamb(_Own):
     """Adam with a rate for each parameter, by its norm (at most 10) and its update's: https://arxiv.org/abs/1904.00962
 
@@ -236,7 +200,6 @@ class Lamb(_Own):
         eps: added to the root of the latter.
         weight_decay: a part of the update.
         adam: whether to leave the norms out of account.
-        learning_rate: in place of ``lr``.
     """
 
     def __init__(
@@ -247,10 +210,8 @@ class Lamb(_Own):
         eps: float = 1e-6,
         weight_decay: float = 0.0,
         adam: bool = False,
-        learning_rate: float | None = None,
     ) -> None:
-        rate = lr if learning_rate is None else learning_rate
-        defaults = {"lr": rate, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "adam": adam}
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "adam": adam}
         super().__init__(params, defaults)
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
@@ -262,6 +223,7 @@ class Lamb(_Own):
         parameter.sub_(update * ratio * group["lr"])
 
 
+@_adapted
 class NAdam(_Own):
     """Adam with Nesterov's momentum; the second factor of the momentum counts twice, as in the ModelZoo.
 
@@ -272,7 +234,6 @@ class NAdam(_Own):
         eps: added to the root of the latter.
         weight_decay: added to the gradient.
         momentum_decay: how fast the momentum rises to the first of ``betas``.
-        learning_rate: in place of ``lr``.
     """
 
     def __init__(
@@ -283,10 +244,8 @@ class NAdam(_Own):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum_decay: float = 4e-3,
-        learning_rate: float | None = None,
     ) -> None:
-        rate = lr if learning_rate is None else learning_rate
-        defaults = {"lr": rate, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "momentum_decay": momentum_decay})
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
