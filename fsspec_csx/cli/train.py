@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
 _NONE = "none"
+_VALUE = re.compile(r"[\w.]+=")
 _TRUST = "The classes that the file names are imported and run: use only files that you trust."
 _CHANGES = ("checkpoint_root", "model_dir", "profile", "load_checkpoint_states")
 
@@ -86,7 +88,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="override values of the file, as in init.loop.max_steps=10; a word without '=' is the model_dir",
+        help="override values of the file, as in init.loop.max_steps=10; any other word is the model_dir",
     )
 
 
@@ -138,12 +140,13 @@ def _configs(options: argparse.Namespace) -> list[Config]:
         sys.path.insert(0, folder)  # like python -m
     changes = {name: getattr(options, name) for name in _CHANGES}
     changes["device"] = options.target_device
+    values = [word for word in options.words if _VALUE.match(word)]
     for word in options.words:
-        if "=" not in word:
+        if word not in values:
             changes["model_dir"] = word
     if options.ckpt_path is not None:
         changes["ckpt_path"] = None if options.ckpt_path == _NONE else options.ckpt_path
-    made = document.read(options.params, [word for word in options.words if "=" in word], **changes)
+    made = document.read(options.params, values, **changes)
     if options.quiet:
         for each in made:
             each.quieten()

@@ -139,7 +139,7 @@ def test_rates_of_layers(tmp_path: Path) -> None:
 
 def test_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They run one after the other; what the command line says holds for each; all are checked first."""
-    path, root = str(FILES / "several.yaml"), str(tmp_path / "run")
+    path, root = str(FILES / "several.yaml"), str(tmp_path / "lr=1")
     assert main(["fit", path, "-o", root, "--json"]) == DONE
     first, second = json.loads(capsys.readouterr().out)["trainings"]
     assert first == {"step": 2, "loaded": None}
@@ -296,9 +296,13 @@ def test_values(tmp_path: Path) -> None:
     assert trainer.loop.max_steps == 7  # type: ignore[union-attr]
     assert trainer.loggers == []
     assert type(trainer.optimizer).__name__ == "SGD"
+    flag = "init.callbacks.1.ScopedTrainFlags.csx.performance.micro_batch_size=7"
+    config = read(path, [flag], device="CPU")
+    assert config[0].trainer().callbacks[4].flags == {"csx.performance.micro_batch_size": 7}  # type: ignore[attr-defined]
     for words, cause in (
         (["init.loop.max_step=7"], "There is no trainer.init.loop.max_step."),
         (["init.callbacks.99.KeepNCheckpoints.n=1"], "there is no '99'"),
+        (["validate.val_dataloader.batch_size=x"], "trainer.validate.val_dataloader.batch_size"),  # and not fit's
         (["init.seed.x=1"], "there is no 'x' in 1"),
         (["init.seed={"], "-o init.seed, line 1"),
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,13 +15,13 @@ from fsspec_csx.trainer.config.type_hints import display
 _LEGACY = ("runconfig", "train_input", "eval_input")
 
 
-def read(path: str, values: Iterable[str] = (), **changes: Any) -> list[Config]:
+def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
     """The configurations of a YAML file, all checked.
 
     Args:
         path: a local path or an fsspec URL.
-        values: words ``key=value`` that replace values of each training: ``init.loop.max_steps=10``. A number in a key
-            is an index of a list. The value is YAML.
+        words: ``key=value``, to replace values of each training: ``init.loop.max_steps=10``. A number in a key is an
+            index of a list. The value is YAML.
         changes: other replacements of what the file says; see ``Config``.
 
     Raises:
@@ -35,10 +34,10 @@ def read(path: str, values: Iterable[str] = (), **changes: Any) -> list[Config]:
         raise _legacy(path)
     trainers = content.get("trainer") if isinstance(content, Mapping) else None
     if not isinstance(trainers, list):
-        return [Config(_with(content, values), **changes)]
+        return [Config(_with(content, words), **changes)]
     if not trainers or len(content) > 1:
         raise ConfigError("A list of trainings is empty, or is not alone.", "Give 'trainer: [{trainer: {…}}, …]'.")
-    return [Config(_with(each, values), f"trainer[{number}]", **changes) for number, each in enumerate(trainers)]
+    return [Config(_with(each, words), f"trainer[{number}]", **changes) for number, each in enumerate(trainers)]
 
 
 def _legacy(path: str) -> ConfigError:
@@ -49,28 +48,38 @@ def _legacy(path: str) -> ConfigError:
     )
 
 
-def _with(content: Any, values: Iterable[str]) -> Any:
+def _with(content: Any, words: Iterable[str]) -> Any:
     """The content with other values."""
-    made = copy.deepcopy(content)
-    for each in values:
-        key, _, text = each.partition("=")
+    made = _copied(content)
+    for word in words:
+        key, _, text = word.partition("=")
         names = [name for name in key.split(".") if name]
-        names = names if names[:1] == ["trainer"] else ["trainer", *names]
-        node = made
-        for name in names[:-1]:
-            node = _below(node, name, key)
-        _below(node, names[-1], key)
-        place: Any = int(names[-1]) if isinstance(node, list) else names[-1]
-        node[place] = yaml_file.parse(text, f"-o {key}")
+        _set(made, names if names[:1] == ["trainer"] else ["trainer", *names], yaml_file.parse(text, f"-o {key}"), key)
     return made
 
 
-def _below(node: Any, name: str, key: str) -> Any:
-    """What a mapping or a list has under a name; a mapping gets an empty one if it has nothing."""
+def _copied(node: Any) -> Any:
+    """A copy in which a value that an alias repeats is there for each place."""
     if isinstance(node, dict):
-        if node.get(name) is None:
-            node[name] = {}
-        return node[name]
-    if isinstance(node, list) and name.isdigit() and int(name) < len(node):
-        return node[int(name)]
-    raise ConfigError(f"-o {key}: there is no {name!r} in {display(node, key)}.", "Check the key against the file.")
+        return {key: _copied(each) for key, each in node.items()}
+    return [*map(_copied, node)] if isinstance(node, list) else node
+
+
+def _set(node: Any, names: list[str], value: Any, key: str) -> None:
+    """Set a value below a mapping or a list; mappings on the way are made."""
+    first, *others = names
+    if isinstance(node, dict) and (not others or ".".join(names) in node):  # such as the name of a flag
+        node[".".join(names)] = value
+    elif isinstance(node, dict):
+        if node.get(first) is None:
+            node[first] = {}
+        _set(node[first], others, value, key)
+    elif isinstance(node, list) and first.isdigit() and int(first) < len(node):
+        if others:
+            _set(node[int(first)], others, value, key)
+        else:
+            node[int(first)] = value
+    else:
+        raise ConfigError(
+            f"-o {key}: there is no {first!r} in {display(node, key)}.", "Check the key against the file."
+        )
