@@ -23,7 +23,7 @@ from fsspec_csx import load
 from fsspec_csx.cli import main
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.settings import backends
-from fsspec_csx.trainer import ModelEvalMetrics, Trainer, schedulers
+from fsspec_csx.trainer import ModelEvalMetrics, ScopedTrainFlags, Trainer, schedulers
 from fsspec_csx.trainer.config.document import read
 from fsspec_csx.trainer.config.training import Config
 from fsspec_csx.trainer.param_groups import param_groups
@@ -298,7 +298,9 @@ def test_values(tmp_path: Path) -> None:
     assert type(trainer.optimizer).__name__ == "SGD"
     flag = "init.callbacks.1.ScopedTrainFlags.csx.performance.micro_batch_size=7"
     config = read(path, [flag], device="CPU")
-    assert config[0].trainer().callbacks[4].flags == {"csx.performance.micro_batch_size": 7}  # type: ignore[attr-defined]
+    scoped = config[0].trainer().get_callback(ScopedTrainFlags)
+    assert scoped is not None
+    assert scoped.flags == {"csx.performance.micro_batch_size": 7}
     for words, cause in (
         (["init.loop.max_step=7"], "There is no trainer.init.loop.max_step."),
         (["init.callbacks.99.KeepNCheckpoints.n=1"], "there is no '99'"),
