@@ -33,6 +33,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests of reliability as slow: they are many, and each starts processes or repeats something."""
+    if item.path.parent.name == "reliability" and not item.get_closest_marker("long"):
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """Let the collector look only at what tests make: torch and the suite take it a quarter of a second each time."""
     gc.freeze()
