@@ -180,7 +180,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 class Requests(logging.Handler):
-    """The requests that went out, as botocore logs them: a list of operation names."""
+    """The requests that went out, as botocore and fsspec_csx log them: a list of operation names."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -190,13 +190,15 @@ class Requests(logging.Handler):
         message = record.getMessage()
         if message.startswith("Making request for OperationModel"):
             self.operations.append(message.split("name=")[1].split(")")[0])
+        elif message.startswith("Sending GetObject"):
+            self.operations.append("GetObject")
 
 
 @contextmanager
 def recorded_requests() -> Iterator[list[str]]:
     """The operations sent to S3 within the block, in order."""
     handler = Requests()
-    loggers = [logging.getLogger(name) for name in ("botocore.endpoint", "aiobotocore.endpoint")]
+    loggers = [logging.getLogger(name) for name in ("botocore.endpoint", "aiobotocore.endpoint", "fsspec_csx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

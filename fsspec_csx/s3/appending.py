@@ -12,7 +12,7 @@ from fsspec_csx.s3.object_attributes import locks, of_new_state, source_key, tag
 from fsspec_csx.s3.part_copies import CopySource
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.pool import Transfer
-from fsspec_csx.s3.transport.range_planning import coalesce, size_for
+from fsspec_csx.s3.transport.range_planning import coalesce
 
 # Parts of the object that was there, at most: the others are for what is appended.
 _COPIED_PARTS = 2_000
@@ -90,7 +90,7 @@ async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, 
     async def get(**span: str) -> Any:
         return await call("get_object", **pinned, **span)
 
-    ranges: list[RangeRequest] = coalesce([(start, memory)], size_for(len(memory), transfer.in_flight))
+    ranges: list[RangeRequest] = coalesce([(start, memory)], transfer.request_size(len(memory)))
     try:
         await transfer.fetch(get, ranges)
     except OSError as error:

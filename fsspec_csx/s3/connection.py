@@ -29,8 +29,10 @@ from fsspec_csx.s3.client.retries import FirstContact
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
+from fsspec_csx.s3.transport.concurrency import LEAST
 from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import RequestOutcome, current, using
 
@@ -157,6 +159,12 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
         verify = credentials.verify_of(self.session, self.client_kwargs)
         return Transfer(client, verify, self.max_concurrency, former)
+
+    def request_size(self, size: int) -> int:
+        """Bytes of each request for a read of so many."""
+        if self._s3 is None:  # in a forked process
+            return size_for(size, min(self.max_concurrency, LEAST))
+        return self.transfer.request_size(size)
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
         return {"http_session_cls": BoundedHTTPSession, **super()._prepare_config_kwargs()}

@@ -28,7 +28,7 @@ from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import ResumableDownload
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
-from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.storage.local_file import atomic_local_write
 
 
@@ -69,7 +69,7 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
             ranges = [RangeRequest(start, clipped=True)]
             ranges[0].add(0, start, target.memory)
         else:
-            ranges = coalesce([(start, target.memory)], size_for(end - start, fs.max_concurrency))
+            ranges = coalesce([(start, target.memory)], fs.request_size(end - start))
         try:
             await fs.transfer.fetch(found.get, ranges)
         except OSError as error:
@@ -95,7 +95,7 @@ async def _read_whole(fs: Any, found: PinnedObject) -> bytes:
         with BytesBuffer(total, found) as target:
             target.memory[: probe.length] = head.memory[: probe.length]
             rest = (probe.length, target.memory[probe.length :])
-            ranges = coalesce([rest], size_for(total, fs.max_concurrency), checksum_function(probe))
+            ranges = coalesce([rest], fs.request_size(total), checksum_function(probe))
             await fs.transfer.fetch(found.get, ranges)
             verify_checksum(found, probe, head.memory, ranges)
             return target.getvalue(total)
@@ -154,7 +154,7 @@ async def _read_ranges(fs: Any, path: str, spans: list[tuple[Any, Any]], **kwarg
     with contextlib.ExitStack() as stack:
         targets = [stack.enter_context(BytesBuffer(max(0, end - start), found)) for start, end in limits]
         pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
-        size = size_for(sum(len(memory) for _, memory in pairs), fs.max_concurrency)
+        size = fs.request_size(sum(len(memory) for _, memory in pairs))
         await fs.transfer.fetch(found.get, coalesce(pairs, size))
         return [target.getvalue() for target in targets]
 
@@ -201,7 +201,7 @@ async def get_file(
             total = probe.total or probe.length
             callback.set_size(total)
             callback.absolute_update(probe.length)
-            part = size_for(total, fs.max_concurrency)
+            part = fs.request_size(total)
             ranges = [
                 FileRange(descriptor, start, min(part, total - start), check=checksum_function(probe))
                 for start in range(probe.length, total, part)

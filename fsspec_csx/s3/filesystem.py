@@ -37,6 +37,7 @@ from fsspec_csx.s3.consistent_read import object_metadata
 from fsspec_csx.s3.file import CSXFile, check_absent
 from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.readahead import ReadAhead
+from fsspec_csx.s3.transport.concurrency import MOST
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.versions import check_writable
 from fsspec_csx.s3.wrappers import close_below
@@ -98,6 +99,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
 
     Args:
         profile: name of a profile in the AWS files (``profile_name`` means the same).
+        max_concurrency: the most requests at a time, 64 by default; how many there are follows the link.
         kwargs: those of ``s3fs.S3FileSystem``.
 
     Raises:
@@ -111,7 +113,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("default_cache_type", ReadAhead.name)  # the metaclass names every argument
+        kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # all are named by now
         super().__init__(*args, **kwargs)
         self._environment = _ENVIRONMENT.get()
 

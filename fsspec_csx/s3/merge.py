@@ -13,7 +13,7 @@ from fsspec_csx.s3.consistent_read import PinnedObject
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LEAST_PART, part_size_for
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.s3.transport.range_planning import coalesce, size_for
+from fsspec_csx.s3.transport.range_planning import coalesce
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 
@@ -59,7 +59,7 @@ class MergedSource:
         source = span.source
         state = PinnedObject(self._fs, f"{source.bucket}/{source.key}", source.version)
         state.etag = source.etag or None
-        part = size_for(len(memory), self._fs.max_concurrency)
+        part = self._fs.request_size(len(memory))
         try:
             await self._fs.transfer.fetch(state.get, coalesce([(span.start, memory)], part))
         except FileExpired as error:

@@ -7,10 +7,9 @@ from typing import Any, TypeAlias
 
 from fsspec_csx.s3.consistent_read import PinnedObject, checksum_function, retry_if_changed, verify_checksum
 from fsspec_csx.s3.multipart import gather_or_cancel
-from fsspec_csx.s3.small_reads import RequestTemplate, SmallObjectReader, recorded_requests
-from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.small_reads import read_small, recorded_requests
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, size_for
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 
 ObjectRead: TypeAlias = tuple[str, int, memoryview, int]
 """Bytes of an object and where they go.
@@ -67,23 +66,21 @@ async def _read_small(
     """Read small objects by copies of the request that read the first; return the sizes of those read, by number."""
     states = [PinnedObject(fs, path, None) for path, _, _, _ in wanted]
     first = states[0]
-    try:
-        credentials = await compat.credentials_of(fs._s3)
-        siblings = RequestTemplate(requests[-1], first.key, credentials)
-    except (IndexError, ValueError):  # requests of a kind that botocore alone can make
+    template = await fs.transfer.template(requests[-1] if requests else None, first.key)
+    if template is None:  # requests of a kind that botocore alone can make
         return {}
     rest = [
         (number, state, each[2])
         for number, state, each in zip(numbers[1:], states[1:], wanted[1:], strict=True)
         if state.bucket == first.bucket and state.version is None
     ]
-    return await SmallObjectReader(fs.transfer, siblings, advance).read(rest)
+    return await read_small(fs.transfer, template, rest, advance)
 
 
 async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
     path, start, memory, size = wanted
     found = PinnedObject(fs, path, None)
-    part = size_for(len(memory), fs.max_concurrency)
+    part = fs.request_size(len(memory))
     if start or len(memory) != size:
         ranges = coalesce([(start, memory)], part)
         await fs.transfer.fetch(found.get, ranges)

@@ -20,7 +20,7 @@ from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
-from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce, size_for
+from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
 from fsspec_csx.s3.transport.request_body import single_bytes
 
 _PARALLEL_FROM = 2 * 2**20
@@ -117,7 +117,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             if not 0 <= position <= position + len(memory) <= self.size:
                 msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
                 raise ValueError(msg)
-        part = size_for(sum(len(memory) for _, memory in spans), self.fs.max_concurrency)
+        part = self.fs.request_size(sum(len(memory) for _, memory in spans))
         ranges = coalesce(spans, part, zlib_ng.crc32 if crc32 else None)
         progress: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)
@@ -165,7 +165,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         if start >= end:
             return b""
         with BytesBuffer(end - start, f"s3://{self.path}") as target:
-            await self._fetch(coalesce([(start, target.memory)], size_for(end - start, self.fs.max_concurrency)))
+            await self._fetch(coalesce([(start, target.memory)], self.fs.request_size(end - start)))
             return target.getvalue()
 
     async def _fetch(

@@ -22,6 +22,7 @@ from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
+from fsspec_csx.s3.transport.concurrency import LEAST
 from fsspec_csx.s3.upload import object_call, send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
@@ -123,7 +124,7 @@ async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
     count = source.etag.strip('"').rpartition("-")[2]
     lengths = [0] * (int(count) if count.isdecimal() else 0)
     named = {"Bucket": source.bucket, "Key": source.key, **version_id_kw(source.version)}
-    slots = asyncio.Semaphore(fs.max_concurrency)
+    slots = asyncio.Semaphore(min(fs.max_concurrency, LEAST))
 
     async def ask(number: int) -> None:
         async with slots:
@@ -162,7 +163,7 @@ async def _copy_spans(
     bucket, key, _ = fs.split_path(path)
     named = await _attributes(fs, source, metadata, options, in_place=(source.bucket, source.key) == (bucket, key))
     call = object_call(fs, bucket, key, {**source_key({**fs.s3_additional_kwargs, **options}), **named})
-    slots = asyncio.Semaphore(fs.max_concurrency)
+    slots = asyncio.Semaphore(min(fs.max_concurrency, LEAST))
 
     async def copy_part(number: int, span: CopiedSpan) -> None:
         async with slots:
@@ -238,7 +239,7 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
         msg = "There is nothing to merge. Name one object at least."
         raise ValueError(msg)
     found: dict[int, CopySource] = {}
-    slots = asyncio.Semaphore(fs.max_concurrency)
+    slots = asyncio.Semaphore(min(fs.max_concurrency, LEAST))
 
     async def look(number: int, source: str) -> None:
         async with slots:

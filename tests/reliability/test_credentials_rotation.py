@@ -232,7 +232,7 @@ def test_renewals_keep_nothing_of_former_ones(
         assert 0 < 99 - proxy.faults[0].times < 4
     assert fs.transfer._session is session
     fs.pipe_file(f"{BUCKET}/long", DATA, chunksize=BLOCK)
-    assert len(fs.transfer._threads._threads) <= fs.max_concurrency
+    assert len(fs.transfer._threads) <= fs.max_concurrency
     assert fs.cat_file(f"{BUCKET}/long") == DATA
 
 

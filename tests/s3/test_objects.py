@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 
@@ -12,8 +13,8 @@ from conftest import recorded_requests
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 
 from fsspec_csx.errors import ChecksumError, ObjectNotFoundError
-from fsspec_csx.s3 import small_reads
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport import request_template
 from fsspec_csx.testing import LocalS3
 
 NAMES = [f"run/{number} é?#%+&=;:@,$*'()!~.w" for number in range(40)]
@@ -49,11 +50,12 @@ def read(fs: CSXFileSystem, folder: str, size: int = 960) -> list[bytes]:
     return [bytes(each) for each in made]
 
 
-def test_small_objects(fs: CSXFileSystem, folder: str) -> None:
-    """Small objects of any names come whole, and botocore makes one request for all of them."""
-    with recorded_requests() as operations:
+def test_small_objects(fs: CSXFileSystem, folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Small objects of any names come whole by a request each, and botocore makes one of them."""
+    with recorded_requests() as operations, caplog.at_level(logging.DEBUG, "botocore.endpoint"):
         assert read(fs, folder) == [data(name) for name in NAMES]
-    assert operations == ["GetObject"]
+    assert operations == ["GetObject"] * len(NAMES)
+    assert sum(each.getMessage().startswith("Making request") for each in caplog.records) == 1
 
 
 def test_other_sizes(fs: CSXFileSystem, folder: str) -> None:
@@ -106,7 +108,7 @@ def test_requests_that_only_botocore_makes(
     def refuse(*args: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(small_reads.RequestTemplate, "__init__", refuse)
+    monkeypatch.setattr(request_template.RequestTemplate, "__init__", refuse)
     with recorded_requests() as operations:
         assert read(fs, folder) == [data(name) for name in NAMES]
     assert operations == ["GetObject"] * len(NAMES)

@@ -59,4 +59,4 @@ def register(
 
 def _note_sent(request: Any, **_: Any) -> None:
     if (sent := request_context.current().sent) is not None:
-        sent.append(request)
+        sent(request)

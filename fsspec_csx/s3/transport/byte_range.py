@@ -77,6 +77,7 @@ class RangeRequest:
         interrupt: aborts the connection; None while no thread fills it.
         given_up: whether the thread shall fail soon.
         failure: an error of this machine, which no retry would mend.
+        moved: called with each number of bytes that arrive.
     """
 
     def __init__(self, start: int, *, check: Check | None = None, probing: bool = False, clipped: bool = False) -> None:
@@ -90,6 +91,7 @@ class RangeRequest:
         self.interrupt: Callable[[], object] | None = None
         self.given_up = False
         self.failure: OSError | None = None
+        self.moved: Callable[[int], object] = lambda count: None
         self._wrong = 0
         self._check = check
         self._probing = probing
@@ -146,6 +148,9 @@ class RangeRequest:
             OSError: if it brings others. If the object was replaced meanwhile, all bytes are fetched again.
             EndpointError: if it brought others several times.
         """
+        if self.given_up:
+            msg = "The request was given up."
+            raise OSError(msg)
         if self.filled and headers.get("ETag") != self.etag:
             self.restart()
             msg = "The object was replaced while it was read."
@@ -181,6 +186,10 @@ class RangeRequest:
         for piece in self._pieces:
             piece.crc = 0
 
+    def forget_failures(self) -> None:
+        """Let the requests to come fail as often as if there had been none."""
+        self.failure, self._wrong = None, 0
+
     @property
     def cut_off(self) -> bool:
         """Whether the response has more bytes than are read."""
@@ -196,6 +205,7 @@ class RangeRequest:
 
     def advance(self, count: int) -> None:
         """Note that so many bytes of ``next_buffer`` were filled."""
+        self.moved(count)
         piece = self._pieces[self._current]
         offset = self.start + self.filled - piece.start
         if self._check is not None and piece.direct:
@@ -265,6 +275,7 @@ class FileRange(RangeRequest):
         Raises:
             OSError: if the disk is full, for instance.
         """
+        self.moved(count)
         memory, position = self._buffer[:count], self.start + self.filled
         try:
             while memory:

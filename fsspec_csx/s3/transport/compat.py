@@ -50,10 +50,9 @@ def http_session(client: Any) -> Any:
     return client._endpoint.http_session
 
 
-async def credentials_of(client: Any) -> Any:
-    """The credentials with which a client signs now, as botocore's ReadOnlyCredentials; None if it does not sign."""
-    signing = client._request_signer._credentials
-    return None if signing is None else await signing.get_frozen_credentials()
+def credentials_of(client: Any) -> Any:
+    """What a client signs its requests with, as botocore's Credentials; None if it does not sign."""
+    return client._request_signer._credentials
 
 
 def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:

@@ -8,11 +8,12 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from aiobotocore.awsrequest import AioAWSResponse
@@ -23,9 +24,12 @@ from botocore.utils import get_environ_proxies
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
-from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
+from fsspec_csx.s3.transport.concurrency import LEAST, slots_for
+from fsspec_csx.s3.transport.range_planning import MAX_REQUEST, size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import current, using
+from fsspec_csx.s3.transport.request_template import RequestTemplate
+from fsspec_csx.s3.transport.signed_reads import SignedRead, SignedReads
 from fsspec_csx.s3.transport.sockets import (
     PlainPool,
     abort_connection,
@@ -34,11 +38,15 @@ from fsspec_csx.s3.transport.sockets import (
     socket_options,
     translate_errors,
 )
+from fsspec_csx.s3.transport.threads import Threads
 
 T = TypeVar("T")
 
 PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
+
+# Of so many ranges, all but the first are requested in the quick way.
+_MANY = 3
 
 # Bytes of one system call. Python's time limit for TLS is that of a whole call, on slow lines too.
 _PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 128 * 1024
@@ -82,15 +90,30 @@ class Transfer:
         self._loop = asyncio.get_running_loop()
         if former is not None and (former._loop, former._settings) == (self._loop, self._settings):
             self._session: URLLib3Session = former._session
-            self._threads: ThreadPoolExecutor = former._threads
-            self._slots: asyncio.Semaphore = former._slots
+            self._threads: Threads = former._threads
+            self._own_slots: asyncio.Semaphore = former._own_slots
             self.checksums = former.checksums
         else:
             self._session = URLLib3Session(**self._settings)
             compat.use_pool(self._session, "http", PlainPool)
-            self._threads = _Threads(in_flight, thread_name_prefix="fsspec_csx")
-            self._slots = asyncio.Semaphore(in_flight)
+            self._threads = Threads(in_flight, kept=LEAST)
+            self._own_slots = asyncio.Semaphore(in_flight)
+        self.slots = slots_for(client.meta.endpoint_url, in_flight)
         self._for_payloads = _for_payloads(config)
+        self._credentials = compat.credentials_of(client)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the turn of a request; it lasts for the block."""
+        async with self._own_slots, self.slots:
+            try:
+                yield
+            finally:
+                self._threads.rest()
+
+    def in_thread(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Run a function in one of the threads."""
+        return self._threads.submit(function, *args)
 
     async def fetch(
         self,
@@ -112,7 +135,7 @@ class Transfer:
         scope().join()
 
         async def fetch_one(wanted: RangeRequest) -> None:
-            async with self._slots:
+            async with self.turn():
                 span = wanted.header()
                 with using(wanted=wanted):
                     answer = await get(**({"Range": span} if span else {}))
@@ -120,13 +143,53 @@ class Transfer:
                     wanted.accept(await answer["Body"].read())
             advance(wanted.length)
 
-        tasks = [asyncio.ensure_future(fetch_one(each)) for each in ranges]
+        tasks: list[asyncio.Future[None]] = []
         try:
+            rest = ranges
+            if len(ranges) >= _MANY:
+                request: asyncio.Future[Any] = self._loop.create_future()
+                with using(sent=functools.partial(_resolve, request)):
+                    tasks.append(asyncio.ensure_future(fetch_one(ranges[0])))
+                tasks[0].add_done_callback(lambda _: _resolve(request, None))
+                if (template := await self.template(await request)) is not None:
+                    reads = SignedReads(
+                        self,
+                        template,
+                        [SignedRead(None, each) for each in ranges[1:]],
+                        lambda read: advance(read.wanted.length),
+                        lambda read: fetch_one(read.wanted),
+                    )
+                    tasks.append(asyncio.ensure_future(reads.run()))
+                    rest = ranges[:1]
+                rest = rest[1:]
+            tasks += [asyncio.ensure_future(fetch_one(each)) for each in rest]
             await asyncio.gather(*tasks)
+            for each in ranges:
+                if each.etag != ranges[0].etag:  # botocore's requests raise what is wrong
+                    each.restart()
+                    await fetch_one(each)
         except BaseException:
             # Nothing may write to the memory any more when this returns: it is the caller's again.
             await uncancelled(self._given_up(tasks, ranges))
             raise
+
+    def request_size(self, size: int) -> int:
+        """Bytes of each request for a read of so many."""
+        in_flight = min(self.in_flight, max(self.slots.limit, LEAST))
+        return size_for(size, in_flight, MAX_REQUEST if in_flight <= LEAST else PART)
+
+    async def template(self, request: Any, key: str | None = None) -> RequestTemplate | None:
+        """A template of requests like one that was sent; None if only botocore can make them.
+
+        Args:
+            key: see ``RequestTemplate``.
+        """
+        if request is None or self._credentials is None:
+            return None
+        try:
+            return RequestTemplate(request, await self._credentials.get_frozen_credentials(), key)
+        except (AttributeError, ValueError):
+            return None
 
     async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[RangeRequest]) -> None:
         for task in tasks:
@@ -145,7 +208,7 @@ class Transfer:
         """
         scope().join()
         try:
-            async with self._slots:
+            async with self.turn():
                 thread = scope().begin(payload, functools.partial(self._threads.submit, payload.prepare))
                 await asyncio.wrap_future(thread)
                 return await put()
@@ -155,15 +218,17 @@ class Transfer:
 
     @staticmethod
     async def ended(bodies: Sequence[Body]) -> None:
+        """Give these up, and wait until no thread uses memory of the caller; for a while until none uses its own."""
+        await Transfer.released(bodies)
+        await _threads_ended([each for each in bodies if each.thread and not each.thread.done()], _STUCK_SECONDS)
+
+    @staticmethod
+    async def released(bodies: Sequence[Body]) -> None:
         """Give these up, and wait until no thread uses memory of the caller."""
         for body in bodies:
             body.give_up()
         running = [each for each in bodies if each.thread and not each.thread.done()]
-        harmful = [each for each in running if each.harmful]
-        for waited, seconds in ((harmful, None), (running, _STUCK_SECONDS)):
-            threads = [asyncio.wrap_future(each.thread) for each in waited if each.thread]
-            if threads:
-                await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
+        await _threads_ended([each for each in running if each.harmful], None)
 
     def before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
         """Let a request body go unhashed; a handler of ``before-parameter-build``."""
@@ -186,7 +251,7 @@ class Transfer:
         body = request.body if isinstance(request.body, RequestBody) else current().wanted
         if body is None:
             return None
-        exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, RequestBody) else self._get
+        exchange: Callable[[Any, Any], AioAWSResponse] = self._put if isinstance(body, RequestBody) else self.get
         thread = scope().begin(body, functools.partial(self._threads.submit, exchange, request, body))
         return await asyncio.wrap_future(thread)
 
@@ -201,55 +266,72 @@ class Transfer:
                 raise
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
 
-    def _put(self, request: Any, payload: RequestBody) -> AioAWSResponse:
-        outgoing = copy.copy(request)
-        outgoing.body = payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS)
-        outgoing.stream_output = True
+    @contextlib.contextmanager
+    def _noting_stalls(self) -> Iterator[None]:
         try:
-            answer = self._send(outgoing)
-        except Exception as error:
-            if payload.failure is not None:  # not the connection's, so that there is no use in another
-                raise payload.failure from error
+            yield
+        except ReadTimeoutError:
+            self.slots.throttled()
             raise
-        with translate_errors(answer, request):
-            return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
 
-    def _get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
-        answer = self._send(request)
-        body = b""
-        try:
-            with translate_errors(answer, request, wanted):
-                if 200 <= answer.status_code < 300:
-                    wanted.interrupt = functools.partial(abort_connection, answer.raw)
-                    recv_into(wanted, answer)
-                    if wanted.cut_off:
-                        answer.raw.close()
-                    headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
-                else:
-                    body, headers = read_body(answer), answer.headers
-        finally:
-            wanted.interrupt = None
+    def _note_answer(self, status: int, began: float) -> None:
+        self.slots.answered(time.monotonic() - began)
+        if status in (429, 503):
+            self.slots.throttled()
+
+    def _put(self, request: Any, payload: RequestBody) -> AioAWSResponse:
+        outgoing, sent = copy.copy(request), [time.monotonic()]
+        outgoing.body = self._counted(payload, sent)
+        outgoing.stream_output = True
+        with self._noting_stalls():
+            try:
+                answer = self._send(outgoing)
+            except Exception as error:
+                if payload.failure is not None:  # not the connection's, so that there is no use in another
+                    raise payload.failure from error
+                raise
+            self._note_answer(answer.status_code, sent[-1])
+            with translate_errors(answer, request):
+                return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
+
+    def _counted(self, payload: RequestBody, sent: list[float]) -> Iterator[memoryview]:
+        """The pieces of a body; when the last is sent, the time is added to ``sent``."""
+        for piece in payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS):
+            yield piece
+            self.slots.moved(len(piece))
+        sent.append(time.monotonic())
+
+    def get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
+        """In a thread: make a request for a range, and fill it; the response, whose body is empty if it was filled."""
+        began, body = time.monotonic(), b""
+        wanted.moved = self.slots.moved
+        with self._noting_stalls():
+            answer = self._send(request)
+            self._note_answer(answer.status_code, began)
+            try:
+                with translate_errors(answer, request, wanted):
+                    if 200 <= answer.status_code < 300:
+                        wanted.interrupt = functools.partial(abort_connection, answer.raw)
+                        recv_into(wanted, answer)
+                        if wanted.cut_off:
+                            answer.raw.close()
+                        headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
+                    else:
+                        body, headers = read_body(answer), answer.headers
+            finally:
+                wanted.interrupt = None
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
 
 
-class _Threads(ThreadPoolExecutor):
-    """Uses the threads that it has where no more can be started."""
+async def _threads_ended(bodies: Sequence[Body], seconds: float | None) -> None:
+    threads = [asyncio.wrap_future(each.thread) for each in bodies if each.thread]
+    if threads:
+        await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError as error:
-            if not str(error).endswith(SHUTDOWN):
-                raise
-            raise RuntimeError(TOO_LATE) from error
 
-    def _adjust_thread_count(self) -> None:
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            if not self._threads:
-                msg = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
-                raise RuntimeError(msg) from error
+def _resolve(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 def _for_payloads(config: Any) -> Any:

@@ -18,9 +18,9 @@ _MOST_REQUESTS = 4096
 _GAP = 64 * 1024
 
 
-def size_for(size: int, in_flight: int) -> int:
-    """Bytes of each request, for a read of ``size`` bytes with so many requests at a time."""
-    return max(MIN_REQUEST, min(MAX_REQUEST, -(-size // in_flight)), -(-size // _MOST_REQUESTS))
+def size_for(size: int, in_flight: int, most: int = MAX_REQUEST) -> int:
+    """Bytes of each request, for a read of ``size`` bytes with so many requests at a time, of at most so many bytes."""
+    return max(MIN_REQUEST, min(most, -(-size // in_flight)), -(-size // _MOST_REQUESTS))
 
 
 def allocate(size: int, name: object) -> bytes:

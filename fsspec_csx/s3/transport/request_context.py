@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -45,7 +45,7 @@ class RequestContext:
         exchange: its response in a guarded session.
         listing: the pages of the listing that it is a part of.
         looking_up: whether a HEAD that finds nothing needs no further request to tell a missing bucket.
-        sent: a list to which each GetObject request is added as it is sent.
+        sent: called with each GetObject request as it is sent.
     """
 
     scope: Scope | None = None
@@ -54,7 +54,7 @@ class RequestContext:
     exchange: Any = None
     listing: Any = None
     looking_up: bool = False
-    sent: list[Any] | None = None
+    sent: Callable[[Any], object] | None = None
 
 
 _NONE = RequestContext()

@@ -1,0 +1,272 @@
+"""How many requests to have in flight: as many as the link to a store pays for, shared by all transfers of a process.
+
+S3 gives one connection some 85 MB/s and answers after 10 to 100 ms, so a far store needs dozens of requests at a time,
+while a near one is as fast with ten, and each further one costs work:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-guidelines.html
+
+The number is found as TCP finds its window. It is doubled on trial and stays doubled if the bytes a second grow by a
+quarter, as in the start of BBR (https://queue.acm.org/detail.cfm?id=3022184); it is halved when the store is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+LEAST = 10
+"""Requests in flight to begin with, and where more of them bring nothing."""
+
+MOST = 64
+"""The default of ``max_concurrency``."""
+
+_FAR = 32  # to begin with, where answers are slow
+_FAR_SECONDS = 0.01  # how long the fastest answer takes there
+_ANSWERS = 3  # of so many
+
+_GROWTH = 0.25  # what the rate must grow by, for each time that the number grows by its former self
+_ROUND_SECONDS = 0.05  # how long a rate is measured, at least
+_ROUNDS = 3  # how many rates decide, where answers are fast; and when a trial fails
+_HOLD_SECONDS, _LONGEST_HOLD = 1.0, 30.0  # after a trial that failed
+_PAUSE_SECONDS = 0.1  # between two halvings, and before the first recovery
+_FILLED = 0.75  # share of the limit that must be in flight for a rate to say anything of it
+_CPU = 0.85  # share of the processors, above which more requests bring nothing
+
+
+@dataclass
+class ConcurrencyLimit:
+    """The decisions alone: no clock, no socket, no lock.
+
+    Attributes:
+        most: the largest that ``limit`` becomes.
+        limit: how many requests may be in flight.
+        far: whether answers take so long that many requests are needed.
+    """
+
+    most: int = LEAST
+    limit: int = LEAST
+    far: bool = False
+    _answers: int = 0
+    _fastest: float = float("inf")
+    _base: tuple[int, float] | None = None  # the number before the trial, and its rate
+    _rates: list[float] = field(default_factory=list)  # at the present number
+    _settled: bool = False  # whether the first round at the present number is over
+    _next_trial: float = 0.0
+    _hold: float = _HOLD_SECONDS
+    _throttled_at: float = float("-inf")
+    _raised: bool = True  # whether the last change was upwards
+    _goal: int = 0  # the number to recover to after a halving
+
+    @property
+    def round_seconds(self) -> float:
+        """How long to measure before ``measured``: new connections answer within that time."""
+        return max(_ROUND_SECONDS, 2.5 * self._fastest) if self.far else _ROUND_SECONDS
+
+    def answered(self, seconds: float) -> None:
+        """Note how long the head of an answer took."""
+        self._answers += 1
+        self._fastest = min(self._fastest, seconds)
+        if self.far and self._fastest < _FAR_SECONDS:
+            self.far = False
+            if self._base is None and self.limit == _FAR:
+                self._change(LEAST)
+        elif not self.far and self._answers == _ANSWERS and self._fastest >= _FAR_SECONDS:
+            self.far = True
+            if self._base is None and self.limit == LEAST:
+                self._change(max(LEAST, min(_FAR, self.most)))
+
+    def measured(self, now: float, rate: float, cpu: float) -> None:
+        """Note the rate of a round throughout which about as many requests were in flight as may be.
+
+        Args:
+            now: any clock, in seconds.
+            rate: bytes a second.
+            cpu: the share of the processors that this process has used.
+        """
+        if not self._settled:
+            self._settled = True
+            return
+        self._rates.append(rate)
+        if self.limit < self._goal:
+            if now - self._throttled_at >= _PAUSE_SECONDS:
+                self._change(min(self._goal, self.limit + max(1, self.limit // 8)))
+        elif self._base is not None:
+            self._judge(now, rate, cpu)
+        elif now >= self._next_trial and len(self._rates) >= (1 if self.far else _ROUNDS):
+            self._try_more(max(self._rates[-_ROUNDS:]), cpu)
+
+    def throttled(self, now: float) -> None:
+        """Note that the store is busy, or a connection stalled."""
+        if now - self._throttled_at < _PAUSE_SECONDS:
+            return
+        self._throttled_at = now
+        if self._raised:  # or this answers a request from before the last halving
+            self._goal = self._base[0] if self._base else self.limit * 7 // 8
+            self._fail(now)
+        self._base = None
+        self._change(max(1, self.limit // 2))
+
+    def _judge(self, now: float, rate: float, cpu: float) -> None:
+        assert self._base is not None
+        before, base = self._base
+        if rate >= base * (1 + _GROWTH * (self.limit / before - 1)):
+            self._base, self._hold = None, _HOLD_SECONDS
+            self._try_more(rate, cpu)
+        elif len(self._rates) >= _ROUNDS:
+            self._base = None
+            self._change(before)
+            self._fail(now)
+
+    def _try_more(self, rate: float, cpu: float) -> None:
+        if cpu < _CPU and self.limit < self.most:
+            self._base = self.limit, rate
+            self._change(min(2 * self.limit, self.most))
+
+    def _fail(self, now: float) -> None:
+        self._next_trial = now + self._hold
+        self._hold = min(2 * self._hold, _LONGEST_HOLD)
+
+    def _change(self, limit: int) -> None:
+        self._raised, self.limit, self._settled = limit > self.limit, limit, False
+        self._rates.clear()
+
+
+class Slots:
+    """The turns of the requests to one store, which event loops wait for and threads account for.
+
+    ``async with`` waits for a turn, and gives it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limit = ConcurrencyLimit()
+        self._taken = 0
+        self._waiting: deque[Future[None]] = deque()
+        self._idle = True  # whether fewer requests than may be were in flight in this round
+        self._begin_round(time.monotonic())
+
+    def allow(self, most: int) -> None:
+        """Let the limit become as large as this."""
+        with self._lock:
+            self._limit.most = max(self._limit.most, most)
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight."""
+        return self._limit.limit
+
+    @property
+    def far(self) -> bool:
+        """Whether the store's answers take long."""
+        return self._limit.far
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more requests are in flight than should be."""
+        return self._taken > self._limit.limit
+
+    @property
+    def contended(self) -> bool:
+        """Whether requests wait for their turn."""
+        return bool(self._waiting)
+
+    async def __aenter__(self) -> None:
+        with self._lock:
+            if self._taken < self._limit.limit:
+                self._taken += 1
+                return
+            turn: Future[None] = Future()
+            self._waiting.append(turn)
+        try:
+            await asyncio.wrap_future(turn)
+        except BaseException:
+            if not turn.cancel():  # it has come meanwhile
+                self._give_back()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        with self._lock:
+            self._taken -= 1
+            turns = self._turns()
+            self._idle = self._idle or not self._filled
+        self._begin(turns)
+
+    def moved(self, count: int) -> None:
+        """Note that a thread has received or sent so many bytes."""
+        now = time.monotonic()
+        with self._lock:
+            self._bytes += count
+            if now - self._round_began < self._limit.round_seconds:
+                return
+            if not self._idle and self._filled:
+                seconds = now - self._round_began
+                cpu = (time.process_time() - self._cpu_began) / seconds / _processors()
+                self._limit.measured(now, self._bytes / seconds, cpu)
+            self._begin_round(now)
+            turns = self._turns()
+        self._begin(turns)
+
+    def answered(self, seconds: float) -> None:
+        """Note how long the head of an answer took."""
+        with self._lock:
+            self._limit.answered(seconds)
+            turns = self._turns()
+        self._begin(turns)
+
+    def throttled(self) -> None:
+        """Note that the store is busy, or a connection stalled."""
+        with self._lock:
+            self._limit.throttled(time.monotonic())
+
+    def _begin_round(self, now: float) -> None:
+        self._round_began, self._cpu_began, self._bytes = now, time.process_time(), 0
+        self._idle = not self._filled
+
+    @property
+    def _filled(self) -> bool:
+        """Whether about as many requests are in flight as may be."""
+        return self._taken >= _FILLED * self._limit.limit
+
+    def _turns(self) -> list[Future[None]]:
+        """Those whose turn it is; begun once the lock is free, as a turn that is given back takes it."""
+        turns = []
+        while self._waiting and self._taken < self._limit.limit:
+            turn = self._waiting.popleft()
+            if turn.set_running_or_notify_cancel():
+                self._taken += 1
+                turns.append(turn)
+        return turns
+
+    @staticmethod
+    def _begin(turns: list[Future[None]]) -> None:
+        for turn in turns:
+            turn.set_result(None)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_of_endpoints: dict[str, Slots] = {}
+
+
+def slots_for(endpoint: str, most: int) -> Slots:
+    """The turns of this process at an endpoint; a forked process finds its own.
+
+    Args:
+        endpoint: its URL.
+        most: the most requests in flight of who asks; all together have as many as any may.
+    """
+    slots = _of_endpoints.setdefault(endpoint, Slots())
+    slots.allow(most)
+    return slots
+
+
+os.register_at_fork(after_in_child=_of_endpoints.clear)

@@ -1,0 +1,87 @@
+"""The threads that move bytes: started when they are needed, ended when they have been idle."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
+
+T = TypeVar("T")
+
+IDLE_SECONDS = 30.0
+"""After so long without a use, the threads end that are more than are kept."""
+
+
+class Threads:
+    """Runs functions in threads.
+
+    Args:
+        most: how many threads there are at most.
+        kept: how many idle threads are kept.
+    """
+
+    def __init__(self, most: int, kept: int) -> None:
+        self._most, self._kept = most, kept
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._executor = self._made()
+
+    def __len__(self) -> int:
+        return len(self._executor._threads)
+
+    def _made(self) -> _Executor:
+        return _Executor(self._most, thread_name_prefix="fsspec_csx")
+
+    def submit(self, function: Callable[..., T], /, *args: Any) -> Future[T]:
+        """Run a function in a thread.
+
+        Raises:
+            RuntimeError: if no thread can be started.
+        """
+        with self._lock:
+            future: Future[T] = self._executor.submit(function, *args)
+            self._busy += 1
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._busy -= 1
+
+    def rest(self) -> None:
+        """Called by the event loop after each use: end the threads if none of them is busy for a while."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._retire)
+
+    def _retire(self) -> None:
+        with self._lock:
+            if self._busy or len(self) <= self._kept:
+                return
+            former, self._executor = self._executor, self._made()
+        former.shutdown(wait=False)
+
+
+class _Executor(ThreadPoolExecutor):
+    """Uses the threads that it has where no more can be started."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            if not str(error).endswith(SHUTDOWN):
+                raise
+            raise RuntimeError(TOO_LATE) from error
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                msg = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
+                raise RuntimeError(msg) from error

@@ -1,0 +1,130 @@
+"""How many requests are in flight: decided on a simulated link, shared by transfers, and lowered by a busy server."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+
+from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit
+
+MB = 1e6
+
+
+@dataclass
+class Link:
+    """A link that requests share.
+
+    Attributes:
+        each: bytes a second of one request.
+        most: bytes a second of all together.
+        seconds: before the head of an answer.
+    """
+
+    each: float
+    most: float
+    seconds: float
+
+    def rate(self, requests: int) -> float:
+        """Bytes a second of so many requests at a time."""
+        return min(requests * self.each, self.most)
+
+
+def simulated(limit: ConcurrencyLimit, link: Link, seconds: float, start: float = 0.0) -> list[int]:
+    """Keep as many requests in flight as may be; the number in each round."""
+    for _ in range(LEAST):
+        limit.answered(link.seconds)
+    now, numbers = start, []
+    while now < start + seconds:
+        now += limit.round_seconds
+        numbers.append(limit.limit)
+        limit.measured(now, link.rate(limit.limit), cpu=0.2)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("link", "least", "most"),
+    [
+        (Link(25 * MB, 10_000 * MB, 0.02), 64, 64),  # a far store gives each connection a share
+        (Link(85 * MB, 10_000 * MB, 0.1), 64, 64),
+        (Link(25 * MB, 10_000 * MB, 0.001), 64, 64),  # answers are fast, but more requests bring more all the same
+        (Link(100 * MB, 800 * MB, 0.001), LEAST, LEAST),  # ten fill the link
+        (Link(100 * MB, 1600 * MB, 0.001), 20, 20),
+        (Link(25 * MB, 600 * MB, 0.02), 32, 32),  # of a far store too
+    ],
+)
+def test_number_follows_the_link(link: Link, least: int, most: int) -> None:
+    """Requests are added while they bring more bytes a second, and not kept where they do not."""
+    limit = ConcurrencyLimit(most=64)
+    numbers = simulated(limit, link, 10)
+    steady = sorted(numbers)[len(numbers) // 4 : -len(numbers) // 4]
+    assert least <= steady[0] <= steady[-1] <= most
+
+
+def test_far_store_is_known_by_its_first_answers() -> None:
+    """Where the first answers take long, the number jumps at once; the bound is reached within half a second."""
+    limit = ConcurrencyLimit(most=64)
+    for _ in range(3):
+        limit.answered(0.03)
+    assert limit.far
+    assert limit.limit == 32
+    assert simulated(limit, Link(85 * MB, 1e12, 0.03), 0.5)[-1] == 64
+    # One fast answer is enough: the others were slow for another reason.
+    near = ConcurrencyLimit(most=64)
+    for seconds in (0.03, 0.03, 0.03, 0.001):
+        near.answered(seconds)
+    assert not near.far
+    assert near.limit == LEAST
+
+
+@pytest.mark.parametrize("most", [1, 4, 12, 200])
+def test_bound(most: int) -> None:
+    """No trial goes beyond ``most``; what is below the first number bounds each filesystem by itself."""
+    limit = ConcurrencyLimit(most=most)
+    numbers = simulated(limit, Link(25 * MB, 1e12, 0.02), 20)
+    assert max(numbers) == max(most, LEAST)
+
+
+def test_busy_processors_stop_the_growth() -> None:
+    """Where this process has no processor left, more requests are not tried."""
+    limit = ConcurrencyLimit(most=64)
+    for step in range(100):
+        limit.measured(step * 0.05, limit.limit * MB, cpu=0.95)
+    assert limit.limit == LEAST
+
+
+def test_busy_store() -> None:
+    """Throttling halves the number, once for a burst of answers; afterwards it recovers step by step."""
+    limit = ConcurrencyLimit(most=64)
+    link = Link(25 * MB, 1e12, 0.02)
+    simulated(limit, link, 1)
+    assert limit.limit == 64
+    for _ in range(20):
+        limit.throttled(1.0)
+    assert limit.limit == 32
+    for number in range(8):
+        limit.throttled(1.2 + number * 0.15)
+    assert limit.limit == 1
+    numbers = simulated(limit, link, 6, start=2.5)
+    assert numbers == sorted(numbers)
+    assert all(after <= max(before + 1, 1.15 * before) for before, after in itertools.pairwise(numbers))
+    assert numbers[-1] == 64
+
+
+def test_store_that_stays_busy() -> None:
+    """A store that throttles above a number is kept near it, not pushed beyond it again and again."""
+    limit = ConcurrencyLimit(most=64)
+    link = Link(25 * MB, 1e12, 0.02)
+    simulated(limit, link, 1)
+    now, refused, rounds = 1.0, 0, 0
+    while now < 60:
+        now += limit.round_seconds
+        rounds += 1
+        if limit.limit > 24:
+            refused += 1
+            limit.throttled(now)
+        else:
+            limit.measured(now, link.rate(limit.limit), cpu=0.2)
+    assert refused < rounds / 20
+    assert limit.limit > 8
