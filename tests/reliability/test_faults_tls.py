@@ -24,7 +24,7 @@ from fsspec_csx.testing import LocalS3
 
 # Python leaves a socket to the collector whose connection was reset before its handshake began.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored in. <(ssl.SSLSocket|.*TLSSocket):pytest.PytestUnraisableExceptionWarning"
 )
 _SEED = 1
 _OPERATIONS = ("save", "load", "copy up", "distributed.save")

@@ -25,16 +25,32 @@ class Handshakes:
         folder: where to put the certificate of the authority.
 
     Attributes:
+        authority: whose certificate it is.
         trusted: the path of that certificate, in PEM.
         next: what is odd about the next handshakes, in order; there is nothing about those after them.
+        resumed: for each that was made, whether it resumed a session.
     """
 
     def __init__(self, folder: Path) -> None:
-        authority = trustme.CA()
+        self.authority = trustme.CA()
         self.trusted = folder / "authority.pem"
-        self.trusted.write_bytes(authority.cert_pem.bytes())
+        self.trusted.write_bytes(self.authority.cert_pem.bytes())
         self.next: deque[Oddity] = deque()
-        self._own, self._strange = _context(authority), _context(trustme.CA())
+        self.resumed: list[bool] = []
+        self._own, self._strange = _context(self.authority), _context(trustme.CA())
+
+    def limit(self, version: ssl.TLSVersion, *, tickets: bool) -> None:
+        """From now on, speak this version only, and resume sessions or not."""
+        self._own = _context(self.authority)
+        self._own.minimum_version = self._own.maximum_version = version
+        if not tickets:
+            self._own.options |= ssl.OP_NO_TICKET
+            self._own.num_tickets = 0
+
+    def renew(self) -> None:
+        """From now on, have a certificate of a new authority."""
+        self.authority = trustme.CA()
+        self._own = _context(self.authority)
 
     def wrapped(self, client: socket.socket, ended: Event) -> ssl.SSLSocket:
         """A connection over which TLS is spoken, and whose handshake is yet to come.

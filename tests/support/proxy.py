@@ -220,6 +220,7 @@ class FaultProxy:
         except OSError:
             wrapped.close()
             raise
+        self.handshakes.resumed.append(bool(wrapped.session_reused))
         return wrapped
 
     def _exchange(self, client: socket.socket, incoming: BinaryIO, server: socket.socket, answers: BinaryIO) -> bool:

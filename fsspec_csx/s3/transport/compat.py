@@ -7,6 +7,7 @@ against redirects and endless bodies could be skipped silently.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from ssl import SSLSocket
 from typing import Any
 
 from aiobotocore.credentials import AioContainerProvider, AioInstanceMetadataProvider
@@ -38,6 +39,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "fsspec.asyn:_run_coros_in_chunks": (),
     "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
     "s3fs.core:S3FileSystem.set_session": ("_prepare_config_kwargs",),
+    "socket:SocketIO": ("_sock",),
     "urllib3.response:HTTPResponse": ("_fp",),
 }
 
@@ -70,9 +72,38 @@ def raw_stream(response: Any) -> Any:
     return response.raw._fp
 
 
-def use_pool(session: Any, scheme: str, pool: type[Any]) -> None:
-    """Let the connections of a URLLib3Session be made by a class of one's own."""
-    session._pool_classes_by_scheme[scheme] = pool
+def socket_of(response: Any) -> Any:
+    """The socket of a botocore response; None once its body has been read."""
+    stream = raw_stream(response).fp
+    return None if stream is None else stream.raw._sock
+
+
+try:
+    check({f"ssl:SSLSocket.{name}": ("_sslobj",) for name in ("read", "send")})
+    KNOWS_TLS = True
+except ImportError:  # Python's public functions do the same, more slowly
+    KNOWS_TLS = False
+
+
+def tls_read(response: Any) -> Callable[[int, memoryview], int] | None:
+    """What reads at most so many bytes of the body of a response, of one TLS record, into a buffer.
+
+    None if the body is not sent by TLS as it is, or Python's TLS is not known.
+    """
+    link, stream = socket_of(response), raw_stream(response)
+    if not KNOWS_TLS or not isinstance(link, SSLSocket) or stream.chunked or stream.length is None:
+        return None
+    return link._sslobj.read  # type: ignore[attr-defined,no-any-return]
+
+
+def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
+    """What sends the first bytes of a buffer as one TLS record, and returns how many."""
+    return link._sslobj.write  # type: ignore[attr-defined,no-any-return]
+
+
+def use_pools(session: Any, **pools: type[Any]) -> None:
+    """Let the connections of a URLLib3Session be made by classes of one's own, by the URLs' schemes."""
+    session._pool_classes_by_scheme.update(pools)
 
 
 def region_fetcher(smart_defaults: Any) -> Any:

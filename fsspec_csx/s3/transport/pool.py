@@ -39,6 +39,7 @@ from fsspec_csx.s3.transport.sockets import (
     translate_errors,
 )
 from fsspec_csx.s3.transport.threads import Threads
+from fsspec_csx.s3.transport.tls import TLSPool
 
 T = TypeVar("T")
 
@@ -48,8 +49,8 @@ PART = 8 * 2**20
 # Of so many ranges, all but the first are requested in the quick way.
 _MANY = 3
 
-# Bytes of one system call. Python's time limit for TLS is that of a whole call, on slow lines too.
-_PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 128 * 1024
+# Bytes between two checks whether an upload was given up; plain ones are sent by one system call.
+_PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 2**20
 
 # How long to wait for a thread that uses no memory of the caller.
 _STUCK_SECONDS = 1.0
@@ -95,7 +96,7 @@ class Transfer:
             self.checksums = former.checksums
         else:
             self._session = URLLib3Session(**self._settings)
-            compat.use_pool(self._session, "http", PlainPool)
+            compat.use_pools(self._session, http=PlainPool, https=TLSPool)
             self._threads = Threads(in_flight, kept=LEAST)
             self._own_slots = asyncio.Semaphore(in_flight)
         self.slots = slots_for(client.meta.endpoint_url, in_flight)
@@ -311,7 +312,7 @@ class Transfer:
             try:
                 with translate_errors(answer, request, wanted):
                     if 200 <= answer.status_code < 300:
-                        wanted.interrupt = functools.partial(abort_connection, answer.raw)
+                        wanted.interrupt = functools.partial(abort_connection, answer)
                         recv_into(wanted, answer)
                         if wanted.cut_off:
                             answer.raw.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from typing import Any
 
@@ -16,7 +16,7 @@ from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.bounded_body import taken_from
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 
-# Bytes of one system call: between two, the thread checks whether the request was given up.
+# Bytes between two checks whether the request was given up, and the pieces of which the checksum is computed.
 _STEP = 2**20
 
 
@@ -75,19 +75,43 @@ def read_body(answer: Any) -> bytes:
 
 
 def recv_into(wanted: RangeRequest, answer: Any) -> None:
-    """Read a body directly into memory by system calls; urllib3 would copy."""
+    """Read a body directly into memory; urllib3 would copy."""
     wanted.expect(answer.status_code, answer.headers)
+    stream, read = compat.raw_stream(answer), compat.tls_read(answer)
+    # How many bytes came with the head; to look into an empty buffer waits for some.
+    early = 0 if read is None or wanted.complete or wanted.given_up else len(stream.fp.peek())
     while len(memory := wanted.next_buffer(_STEP)):
-        count = 0 if wanted.given_up else compat.raw_stream(answer).readinto(memory)
-        if not count:
+        before = wanted.filled
+        if wanted.given_up:
+            pass
+        elif read is None or early:
+            wanted.advance(stream.readinto(memory[:early] if early else memory) or 0)
+            early -= min(early, wanted.filled - before)
+        else:
+            _read_records(wanted, memory, stream, read)
+        if wanted.filled == before:
             msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
             raise OSError(msg)
-        wanted.advance(count)
 
 
-def abort_connection(source: Any) -> None:
+def _read_records(
+    wanted: RangeRequest, memory: memoryview, stream: Any, read: Callable[[int, memoryview], int]
+) -> None:
+    """Fill a buffer with records of TLS; http.client, BufferedReader and SSLSocket would run for each."""
+    memory, filled = memory[: stream.length], 0
+    try:
+        while filled < len(memory) and (count := read(len(memory) - filled, memory[filled:])):
+            filled += count
+    finally:  # the bytes before an error count
+        stream.length -= filled
+        wanted.advance(filled)
+    if not stream.length:
+        stream.read(0)  # marks it as read, so that the connection is reused
+
+
+def abort_connection(answer: Any) -> None:
     """Make a system call that waits for bytes return."""
-    link = getattr(source.connection, "sock", None)
+    link = compat.socket_of(answer)
     if link is not None:
         with contextlib.suppress(OSError):  # it has ended by itself
             socket.socket.shutdown(link, socket.SHUT_RDWR)  # not TLS's own, which would wait for the other side
@@ -96,7 +120,7 @@ def abort_connection(source: Any) -> None:
 def socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
     """Options of a connection, with a time limit of the system, so that its calls can be few and long.
 
-    With TLS its calls are many in any case, and Python keeps the time limit.
+    With TLS, Python keeps the time limit: OpenSSL would begin the call again.
     """
     options: list[tuple[int, int, Any]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     if seconds is not None:
