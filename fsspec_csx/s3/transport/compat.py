@@ -98,7 +98,7 @@ def tls_read(response: Any) -> Callable[[int, memoryview], int] | None:
 
 def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
     """What sends the first bytes of a buffer as one TLS record, and returns how many."""
-    return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined,no-any-return]
+    return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined]
 
 
 def use_pools(session: Any, **pools: type[Any]) -> None:
