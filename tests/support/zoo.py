@@ -1,12 +1,20 @@
-"""Small models and data processors with the forms of the ModelZoo's."""
+"""Small models and data processors with the forms of the ModelZoo's, and the files that name them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader
+
+from fsspec_csx.errors import ConfigError
+from fsspec_csx.trainer.config.document import read
+
+FILES = Path(__file__).parents[1] / "trainer" / "modelzoo"
 
 
 class Decoder(torch.nn.Module):
@@ -71,3 +79,24 @@ class ParamsDecoder(Decoder):
 
     def __init__(self, params: dict[str, Any]) -> None:
         super().__init__(**params)
+
+
+def content(name: str) -> Any:
+    """What a file says."""
+    return yaml.safe_load((FILES / f"{name}.yaml").read_text())
+
+
+def changed(folder: Path, name: str, **init: Any) -> str:
+    """The path of a copy of a file with other parts of ``init``."""
+    made = content(name)
+    made["trainer"]["init"] |= init
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(made))
+    return str(path)
+
+
+def refusal(folder: Path, name: str, **init: Any) -> tuple[str, str]:
+    """Cause and remedy of a file with which something is wrong."""
+    with pytest.raises(ConfigError) as refused:
+        read(changed(folder, name, **init))[0].trainer()
+    return refused.value.reason, refused.value.remedy

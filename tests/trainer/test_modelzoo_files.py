@@ -5,51 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from commands import DONE, FAILED
-from training import Metrics, Model, loader
-from zoo import Decoder
+from zoo import FILES, changed, content, refusal
 
 from fsspec_csx import load
 from fsspec_csx.cli import main
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.settings import backends
-from fsspec_csx.trainer import ModelEvalMetrics, ScopedTrainFlags, Trainer, schedulers
+from fsspec_csx.trainer import ScopedTrainFlags
 from fsspec_csx.trainer.config.document import read
-from fsspec_csx.trainer.config.training import Config
-from fsspec_csx.trainer.param_groups import param_groups
-
-FILES = Path(__file__).parent / "modelzoo"
-
-
-def content(name: str) -> Any:
-    """What a file says."""
-    return yaml.safe_load((FILES / f"{name}.yaml").read_text())
-
-
-def changed(folder: Path, name: str, **init: Any) -> str:
-    """The path of a copy of a file with other parts of ``init``."""
-    made = content(name)
-    made["trainer"]["init"] |= init
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(made))
-    return str(path)
-
-
-def refusal(folder: Path, name: str, **init: Any) -> tuple[str, str]:
-    """Cause and remedy of a file with which something is wrong."""
-    with pytest.raises(ConfigError) as refused:
-        read(changed(folder, name, **init))[0].trainer()
-    return refused.value.reason, refused.value.remedy
 
 
 def test_pretraining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,29 +82,6 @@ def test_finetuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate_all", path, "--json"]) == DONE
     ((result),) = json.loads(capsys.readouterr().out)["checkpoints"]
     assert (result["loaded"], len(result["metrics"])) == (None, 2)
-
-
-def test_first_rates_of_tags(tmp_path: Path) -> None:
-    """A scheduler within another leaves the groups of other tags alone, also when it is made."""
-    trainer = read(changed(tmp_path, "finetuning"))[0].trainer()
-    assert trainer.optimizer is not None
-    rates = {each.get("tags", [None])[0]: each["lr"] for each in trainer.optimizer.param_groups}
-    assert rates == {"embedding": 0.0, "linear": 0.3, None: 0.3}
-    made = content("finetuning")["trainer"]["init"]["schedulers"]
-    second = read(changed(tmp_path, "finetuning", schedulers=made[::-1]))[0].trainer()
-    assert second.optimizer is not None
-    assert [each["lr"] for each in second.optimizer.param_groups] == [0.0, 0.3, 0.3]
-
-
-def test_rates_of_layers(tmp_path: Path) -> None:
-    """The factors of adjust_learning_rate scale a scheduler that is not a ScalePerParamLR itself."""
-    trainer = read(changed(tmp_path, "mup", model_dir=str(tmp_path)))[0].fit()
-    assert trainer.optimizer is not None
-    (scheduler,) = trainer.schedulers
-    assert type(scheduler) is schedulers.ScalePerParamLR
-    rates = [each["lr"] / each["adjust_learning_rate"] for each in trainer.optimizer.param_groups]
-    assert rates == pytest.approx([rates[0]] * len(rates))
-    assert [each["adjust_learning_rate"] for each in trainer.optimizer.param_groups] == [0.25, 0.5, 1.0, 1.0]
 
 
 def test_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,118 +258,3 @@ def test_values(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as refused:
             read(path, words)
         assert cause in refused.value.reason
-
-
-# -- the registry ------------------------------------------------------------------------------------------------------
-
-REGISTRY = """
-from types import SimpleNamespace
-class Registry:
-    entries = {
-        name: SimpleNamespace(name=name, path=path, data_processor_paths=data)
-        for name, path, data in (
-            ("gpt3", "zoo.ConfiguredDecoder", ("zoo.TokensDataProcessor",)),
-            ("bert/classifier", "zoo.Nothing", ("nowhere.Other",)),
-        )
-    }
-    def get_model_names(self): return sorted(self.entries)
-    def get_model(self, name): return self.entries[name]
-registry = Registry()
-"""
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package with the registry's names and methods, as far as they are used."""
-    package = tmp_path / "site" / "cerebras" / "modelzoo" / "registry"
-    package.mkdir(parents=True)
-    for folder in (package.parent.parent, package.parent):
-        (folder / "__init__.py").touch()
-    (package / "__init__.py").write_text(REGISTRY)
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.delitem(sys.modules, "cerebras", raising=False)
-    yield package
-    for name in ("cerebras", "cerebras.modelzoo", "cerebras.modelzoo.registry"):
-        sys.modules.pop(name, None)
-
-
-def test_registry(installed: Path, tmp_path: Path) -> None:
-    """Names of the registry are models and data; the arguments are one object where the class wants it."""
-    made = content("mup")
-    made["trainer"]["init"]["model"] = {"name": "gpt3", "vocab_size": 16, "hidden_size": 4}
-    made["trainer"]["fit"]["train_dataloader"] = {"data_processor": "TokensDataProcessor", "batch_size": 2}
-    made["trainer"]["init"]["model_dir"] = str(tmp_path / "run")
-    trainer = Config(made).fit()
-    assert trainer.global_step == 2
-    assert trainer.model.name == "gpt3"
-    assert trainer.model.embedding.weight.shape == (16, 4)  # type: ignore[union-attr]
-
-
-def test_registry_refused(installed: Path, tmp_path: Path) -> None:
-    """An unknown name, a class that is not there, arguments that the config refuses, a broken package."""
-    for name, cause, advice in (
-        ("gpt-3", "the ModelZoo's registry has no 'gpt-3'.", "Did you mean 'gpt3'?"),
-        ("x", "the ModelZoo's registry has no 'x'.", "import path"),
-        ("bert/classifier", "there is no 'Nothing' in zoo.", ""),
-        ("gpt3", "trainer.init.model: TypeError: ", "Check its arguments."),
-    ):
-        reason, remedy = refusal(tmp_path, "mup", model={"name": name, "wrong": 1})
-        assert cause in reason
-        assert advice in remedy
-    del sys.modules["cerebras.modelzoo.registry"]
-    (installed / "__init__.py").write_text("import not_there_at_all")
-    reason, remedy = refusal(tmp_path, "mup", model={"name": "gpt3"})
-    assert "cerebras.modelzoo.registry cannot be imported: ModuleNotFoundError" in reason
-    assert "import path" in remedy
-
-
-# -- groups of parameters ----------------------------------------------------------------------------------------------
-
-
-def test_param_groups() -> None:
-    """Biases and norms do not decay; a model gives its own groups for the rates; frozen parameters are left out."""
-    model = Decoder(16)
-    model.head.requires_grad_(False)
-    names = {id(each): name for name, each in model.named_parameters()}
-
-    def named(groups: list[dict[str, Any]]) -> list[list[str]]:
-        return [[names[id(each)] for each in group["params"]] for group in groups]
-
-    decayed = ["embedding.weight", "decoder.dense.weight"]
-    spared = ["decoder.dense.bias", "norm.weight", "norm.bias"]
-    groups = param_groups(model, weight_decay=0.5)
-    assert named(groups) == [decayed, spared]
-    assert [each["weight_decay"] for each in groups] == [0.5, 0.0]
-    own = {"all": SimpleNamespace(param_filter_patterns="*weight", scale=0.5)}
-    model.lr_adjustment_groups = own  # type: ignore[assignment]
-    assert [each["adjust_learning_rate"] for each in param_groups(model)] == [0.5, 0.5, 1.0]
-    assert named(param_groups(model, adjust_learning_rate={"all": 1.0})) == [decayed, spared]
-    torch.optim.AdamW(param_groups(torch.nn.Linear(2, 2, bias=False)))  # with an empty group
-
-
-def test_model_metrics(tmp_path: Path) -> None:
-    """The metrics that are parts of the model are reset, computed and logged with each validation."""
-
-    class Count(torch.nn.Module):
-        num_updates = 7
-
-        def reset(self) -> None:
-            self.num_updates = 0
-
-        def compute(self) -> int:
-            return self.num_updates
-
-    class Counting(Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.batches, self.idle = Count(), Count()
-
-        def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-            self.batches.num_updates += 1
-            return super().forward(batch)
-
-    logged = Metrics()
-    trainer = Trainer("CPU", model_dir=tmp_path, model=Counting, callbacks=[ModelEvalMetrics()], loggers=[logged])
-    assert trainer.validate(loader(8), ckpt_path=None)["batches"] == 2
-    assert (0, {"batches": 2.0}) in logged.logged

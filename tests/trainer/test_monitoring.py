@@ -1,4 +1,4 @@
-"""Callbacks that watch a training: norms, loss, rate and remaining time."""
+"""Callbacks that watch a training: norms, loss, rate, remaining time and the metrics of a model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fsspec_csx.trainer import (
     CheckLoss,
     ComputeNorm,
     Logging,
+    ModelEvalMetrics,
     Precision,
     RateProfiler,
     TimeRemaining,
@@ -111,3 +112,30 @@ def test_time_remaining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         assert times[expected[0]] >= 0.05 * (len(expected) - 1)
         assert times[steps] == 0
     assert "Time remaining: 0:00:00" in caplog.messages
+
+
+def test_model_metrics(tmp_path: Path) -> None:
+    """The metrics that are parts of the model are reset, computed and logged with each validation."""
+
+    class Count(torch.nn.Module):
+        num_updates = 7
+
+        def reset(self) -> None:
+            self.num_updates = 0
+
+        def compute(self) -> int:
+            return self.num_updates
+
+    class Counting(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches, self.idle = Count(), Count()
+
+        def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.batches.num_updates += 1
+            return super().forward(batch)
+
+    logged = Metrics()
+    trainer = Trainer("CPU", model_dir=tmp_path, model=Counting, callbacks=[ModelEvalMetrics()], loggers=[logged])
+    assert trainer.validate(loader(8), ckpt_path=None)["batches"] == 2
+    assert (0, {"batches": 2.0}) in logged.logged
