@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ _SHARES = 4
 # go to the end of each, and back.
 _GAP = 64 * 1024
 _BEHIND = 2**20
+# Of what is fetched for reads that are large themselves.
+_CHUNK = 8 * 2**20
 
 
 @dataclass
@@ -64,9 +66,27 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._forget_before(start)
         if not self._chunks:
             return 0
-        data = self._read_or_clear(start, min(start + len(memory), self._chunks[-1].end))
-        memory[: len(data)] = data
-        return len(data)
+        end = min(start + len(memory), self._chunks[-1].end)
+        try:
+            for chunk, first, last in self._overlapping(start, end):
+                memory[first - start : last - start] = memoryview(chunk.data.result())[first - chunk.start :][
+                    : last - first
+                ]
+        except BaseException:
+            self.clear()
+            raise
+        return max(0, end - start)
+
+    def fetch_beyond(self, start: int, ahead: int) -> None:
+        """Let so many bytes from a position on be here or on their way, in chunks of one size.
+
+        Nothing is done unless what is here reaches to the position.
+        """
+        self._forget_before(start, behind=0)
+        begun, end = self._chunks[-1].end if self._chunks else start, min(start + ahead, self.size)
+        while begun < end and (end - begun >= _CHUNK or end == self.size):
+            self._add(begun, min(begun + _CHUNK, end))
+            begun = self._chunks[-1].end
 
     def put(self, start: int, data: bytes) -> None:
         """Keep bytes that were fetched together with others."""
@@ -82,8 +102,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._chunks.clear()
         self._window = 0
 
-    def _forget_before(self, start: int) -> None:
-        while len(self._chunks) > 1 and self._chunks[0].end + _BEHIND <= start:
+    def _forget_before(self, start: int, behind: int = _BEHIND) -> None:
+        while len(self._chunks) > 1 and self._chunks[0].end + behind <= start:
             self._chunks.popleft()
         if self._chunks and not self._chunks[0].start <= start <= self._chunks[-1].end + _GAP:
             self.clear()
@@ -107,13 +127,17 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             self.clear()  # what could not be fetched may be asked for again
             raise
 
-    def _read_chunks(self, start: int, stop: int) -> bytes:
-        pieces = []
+    def _overlapping(self, start: int, stop: int) -> Iterator[tuple[_Chunk, int, int]]:
+        """The chunks of a range, each with where the range begins and ends in it, by positions in the file."""
         for chunk in list(self._chunks):
             if chunk.start < stop and chunk.end > start:
-                data = chunk.data.result()
-                first, last = max(start - chunk.start, 0), min(stop, chunk.end) - chunk.start
-                pieces.append(data if last - first == len(data) else data[first:last])
+                yield chunk, max(start, chunk.start), min(stop, chunk.end)
+
+    def _read_chunks(self, start: int, stop: int) -> bytes:
+        pieces = []
+        for chunk, first, last in self._overlapping(start, stop):
+            data = chunk.data.result()
+            pieces.append(data if last - first == len(data) else data[first - chunk.start : last - chunk.start])
         if len(self._chunks) == 1 and self._chunks[0].end == stop and stop - self._chunks[0].start > _LEAST:
             self.clear()  # nobody needs it any more
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

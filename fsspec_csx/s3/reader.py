@@ -20,6 +20,7 @@ from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
+from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
 from fsspec_csx.s3.transport.request_body import single_bytes
 
@@ -39,6 +40,7 @@ class ReadFile(S3File):  # type: ignore[misc]
     loc: int
     cache: Any = None
     _details: Any = None
+    _large_end = -(2**62)  # where the last large read ended
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         own = kwargs.get("cache_type") == ReadAhead.name
@@ -81,15 +83,26 @@ class ReadFile(S3File):  # type: ignore[misc]
         memory = whole[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else whole[:0]
         if len(memory) < _PARALLEL_FROM:
             return int(super().readinto(whole))
+        self._fill(memory)
+        self.loc += len(memory)
+        return len(memory)
+
+    def _fill(self, memory: memoryview) -> None:
+        """Fill a large memory from the current position."""
         ahead = self.cache if isinstance(self.cache, ReadAhead) else None
         here = ahead.take(self.loc, memory) if ahead else 0
         end = self.loc + len(memory)
+        goes_on, self._large_end = abs(self.loc - self._large_end) <= _FOLLOWING, end
+        beyond = self.fs.transfer.ahead_bytes if ahead and goes_on and ahead.blocksize >= PART else 0
+        if ahead and beyond and here == len(memory):
+            ahead.fetch_beyond(end, beyond)
+            return
         following = memoryview(bytearray(min(_FOLLOWING, self.size - end) if ahead else 0))
         self.readinto_many([(self.loc + here, memory[here:]), (end, following)])
         if ahead:
             ahead.put(end, bytes(following))
-        self.loc = end
-        return len(memory)
+            if beyond:
+                ahead.fetch_beyond(end, beyond)
 
     def readinto_many(
         self,

@@ -15,8 +15,6 @@ from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
-# Bytes of memory of our own on their way; another part is being filled meanwhile.
-_BUFFERED_IN_FLIGHT = 48 * 2**20
 # Smaller memories are copied, also those that may be kept.
 _SMALL = 64 * 1024
 _CHUNK = 4 * 2**20
@@ -204,9 +202,8 @@ class PartWriter:
             self._part_size = part_size(self._number + 1, self._first_part)
 
     def _has_room(self, buffered: int) -> bool:
-        return (
-            not buffered or not self._buffered_in_flight or self._buffered_in_flight + buffered <= _BUFFERED_IN_FLIGHT
-        )
+        on_their_way = self._buffered_in_flight  # another part is being filled meanwhile
+        return not buffered or not on_their_way or on_their_way + buffered <= self._transfer.buffered_bytes
 
     def _create(self) -> None:
         self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)

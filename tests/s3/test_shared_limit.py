@@ -8,16 +8,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from answers import s3_error
 from forked import python
 from listener import Answer, Heard, Listener, listening
+from proxy import Fault, fault_proxy, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit
 from fsspec_csx.testing import LocalS3
 
+MIB = 2**20
 BODY = b"x" * 1000
 ETAG = '"0123456789abcdef0123456789abcdef"'
 
@@ -28,12 +31,18 @@ class Store:
 
     Attributes:
         delay: seconds.
+        data: what each object has.
+        late: headers ``Range`` of requests that take long; each once.
+        freed: ends what takes long.
         most: how many requests it answers at a time; more are refused.
         at_a_time: how many requests were being answered when each came.
     """
 
     delay: float
+    data: bytes = BODY
     most: int = 1000
+    late: set[str] = field(default_factory=set)
+    freed: threading.Event = field(default_factory=threading.Event)
     at_a_time: list[int] = field(default_factory=list)
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,7 +65,16 @@ class Store:
             time.sleep(self.delay)
             if refused:
                 return 503, {"Content-Type": "application/xml"}, s3_error("SlowDown")
-            return 200, {"ETag": ETAG}, BODY
+        span = heard.headers.get("range", "")
+        if span in self.late:
+            self.late.remove(span)
+            self.freed.wait(20)
+        if heard.method == "HEAD" or not span:
+            return 200, {"ETag": ETAG, "Content-Length": str(len(self.data))}, self.data
+        first, last = map(int, span.removeprefix("bytes=").split("-"))
+        last = min(last, len(self.data) - 1)
+        headers = {"ETag": ETAG, "Content-Range": f"bytes {first}-{last}/{len(self.data)}"}
+        return 206, headers, self.data[first : last + 1]
 
 
 def connected(listener: Listener, **options: object) -> CSXFileSystem:
@@ -117,6 +135,75 @@ def test_filesystems_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         assert LEAST / 2 < max(store.at_a_time) <= LEAST
         third.connect()
         assert first.transfer.slots is second.transfer.slots is not third.transfer.slots
+
+
+LARGE = bytes(range(256)) * (48 * MIB // 256)
+
+
+@pytest.fixture
+def far_store() -> Iterator[tuple[Store, CSXFileSystem, Listener]]:
+    """A far store of a large object, and a filesystem that knows that it is far."""
+    store = Store(0.03)
+    with listening(store.answer) as listener:
+        fs = connected(listener)
+        read(fs, 100)
+        assert fs.transfer.slots.limit > LEAST
+        store.data = LARGE
+        listener.heard.clear()
+        store.at_a_time.clear()
+        yield store, fs, listener
+        store.freed.set()
+
+
+@pytest.mark.parametrize("way", ["readinto", "get_file"])
+def test_slow_request_is_made_again(far_store: tuple[Store, CSXFileSystem, Listener], tmp_path: Path, way: str) -> None:
+    """The last request of a read, if it hangs, is made again; the data is whole, and the rest is asked for once."""
+    store, fs, listener = far_store
+    store.late = {f"bytes={40 * MIB}-{44 * MIB - 1}"}
+    began = time.monotonic()
+    if way == "readinto":
+        memory = bytearray(len(LARGE))
+        with fs.open("bucket/key", "rb") as file:
+            assert file.readinto(memory) == len(LARGE)
+        assert memory == LARGE
+    else:
+        fs.get_file("bucket/key", str(tmp_path / "local"))
+        assert (tmp_path / "local").read_bytes() == LARGE
+    assert not store.late
+    assert time.monotonic() - began < 10
+    spans = [one.headers.get("range") for one in listener.heard if one.method == "GET"]
+    assert sorted(spans.count(span) for span in set(spans))[-1] == 2
+    assert len(spans) == len(set(spans)) + 1
+
+
+def test_slow_body_is_overtaken(
+    server: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is a request whose body stops in the middle; what had come of it stays."""
+    monkeypatch.setattr("fsspec_csx.s3.transport.race._SECONDS_NEAR", 0.2)
+    fs.pipe_file(f"{bucket}/key", LARGE)
+    with fault_proxy(server.endpoint_url) as proxy:
+        proxy.faults = [Fault("GET", skip=6, stall_down=MIB)]
+        began, memory = time.monotonic(), bytearray(len(LARGE))
+        with through(proxy, server).open(f"{bucket}/key", "rb") as file:
+            assert file.readinto(memory) == len(LARGE)
+        assert memory == LARGE
+        assert time.monotonic() - began < 10  # read_timeout is 15
+        assert sum(one.sent for one in proxy.made("GET")) < len(LARGE) + 4 * MIB
+
+
+def test_file_read_from_front_to_back(far_store: tuple[Store, CSXFileSystem, Listener]) -> None:
+    """What torch.load reads next of a far store is fetched before it asks: several requests run at a time."""
+    store, fs, listener = far_store
+    with fs.open("bucket/key", "rb") as file:
+        for start in range(0, len(LARGE), 3 * MIB):
+            memory = bytearray(3 * MIB - 100)
+            assert file.readinto(memory) == len(memory)
+            assert memory == LARGE[start : start + len(memory)]
+            assert file.read(100) == LARGE[start + len(memory) : start + 3 * MIB]
+    assert max(store.at_a_time) >= 5
+    sent = [map(int, one.headers["range"].removeprefix("bytes=").split("-")) for one in listener.heard[1:]]
+    assert sum(last - first + 1 for first, last in sent) < len(LARGE) + 2 * MIB
 
 
 FORKED = """

@@ -46,6 +46,11 @@ T = TypeVar("T")
 PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
 
+# Memory of our own, for bytes on their way: with a near store, and the most with a far one.
+_BUFFERED_NEAR, _BUFFERED_FAR = 48 * 2**20, 216 * 2**20
+
+_AHEAD_NEAR, _AHEAD_FAR = 0, 192 * 2**20
+
 # Of so many ranges, all but the first are requested in the quick way.
 _MANY = 3
 
@@ -178,6 +183,18 @@ class Transfer:
         """Bytes of each request for a read of so many."""
         in_flight = min(self.in_flight, max(self.slots.limit, LEAST))
         return size_for(size, in_flight, MAX_REQUEST if in_flight <= LEAST else PART)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How many bytes that must be copied may be on their way: enough for the requests in flight of a far store."""
+        in_flight = min(self.in_flight, self.slots.limit)
+        return _BUFFERED_NEAR if in_flight <= LEAST else max(_BUFFERED_NEAR, min(in_flight * PART, _BUFFERED_FAR))
+
+    @property
+    def ahead_bytes(self) -> int:
+        """How many bytes to fetch before a file's reader asks for them; 0 where the next read is as fast without."""
+        in_flight = min(self.in_flight, self.slots.limit)
+        return _AHEAD_NEAR if in_flight <= LEAST else min(in_flight * PART, _AHEAD_FAR)
 
     async def template(self, request: Any, key: str | None = None) -> RequestTemplate | None:
         """A template of requests like one that was sent; None if only botocore can make them.
