@@ -22,6 +22,7 @@ from stores import Store
 from fsspec_csx import backends
 from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.concurrency import ConcurrencyLimit
 from fsspec_csx.testing import Identity, LocalS3
 
 TENANT_BUCKET = "tenant-bucket"
@@ -95,6 +96,14 @@ def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def short_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for seconds until an endpoint counts as down."""
     monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 0.5)
+
+
+@pytest.fixture(autouse=True)
+def steady_concurrency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of requests in flight, and so their sizes, follow no busy machine, but in tests marked as adaptive."""
+    if request.node.get_closest_marker("adaptive") is None:
+        for name in ("answered", "measured", "throttled"):
+            monkeypatch.setattr(ConcurrencyLimit, name, lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from fsspec_csx.s3.client.retries import FirstContact
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
-from fsspec_csx.s3.transport.concurrency import LEAST
+from fsspec_csx.s3.transport.concurrency import LEAST, fair_share
 from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import size_for
@@ -158,7 +158,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
         verify = credentials.verify_of(self.session, self.client_kwargs)
-        return Transfer(client, verify, self.max_concurrency, former)
+        return Transfer(client, verify, fair_share(self.max_concurrency), former)
 
     def request_size(self, size: int) -> int:
         """Bytes of each request for a read of so many."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from fsspec_csx.s3.multipart import Call, MultipartUpload, gather_or_cancel, put
 from fsspec_csx.s3.part_sizes import LARGEST_PART, PARTS, first_part_size, part_size
+from fsspec_csx.s3.transport.concurrency import LEAST
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
@@ -106,7 +107,9 @@ class PartWriter:
     def expect(self, size: int) -> None:
         """Choose the size of the parts for about so many bytes, unless some were written."""
         if not self._filled and not self._number and not self.copied:
-            first = first_part_size(size, self._first_part, chosen=self._first_part != PART)
+            first = first_part_size(
+                size, self._first_part, chosen=self._first_part != PART, far=self._transfer.width > LEAST
+            )
             self._first_part = self._part_size = first
 
     def finish(self, **conditions: str) -> Any:

@@ -9,6 +9,8 @@ import pytest
 
 from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit
 
+pytestmark = pytest.mark.adaptive
+
 MB = 1e6
 
 

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch.utils.data
 from answers import s3_error
 from forked import python
 from listener import Answer, Heard, Listener, listening
 from proxy import Fault, fault_proxy, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit
+from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit, fair_share
 from fsspec_csx.testing import LocalS3
+
+pytestmark = pytest.mark.adaptive
 
 MIB = 2**20
 BODY = b"x" * 1000
@@ -32,7 +35,7 @@ class Store:
     Attributes:
         delay: seconds.
         data: what each object has.
-        late: headers ``Range`` of requests that take long; each once.
+        late: the first request of the byte at this position takes long.
         freed: ends what takes long.
         most: how many requests it answers at a time; more are refused.
         at_a_time: how many requests were being answered when each came.
@@ -41,7 +44,7 @@ class Store:
     delay: float
     data: bytes = BODY
     most: int = 1000
-    late: set[str] = field(default_factory=set)
+    late: int | None = None
     freed: threading.Event = field(default_factory=threading.Event)
     at_a_time: list[int] = field(default_factory=list)
     _now: int = 0
@@ -66,13 +69,13 @@ class Store:
             if refused:
                 return 503, {"Content-Type": "application/xml"}, s3_error("SlowDown")
         span = heard.headers.get("range", "")
-        if span in self.late:
-            self.late.remove(span)
-            self.freed.wait(20)
         if heard.method == "HEAD" or not span:
             return 200, {"ETag": ETAG, "Content-Length": str(len(self.data))}, self.data
         first, last = map(int, span.removeprefix("bytes=").split("-"))
         last = min(last, len(self.data) - 1)
+        if self.late is not None and first <= self.late <= last:
+            self.late = None
+            self.freed.wait(20)
         headers = {"ETag": ETAG, "Content-Range": f"bytes {first}-{last}/{len(self.data)}"}
         return 206, headers, self.data[first : last + 1]
 
@@ -159,7 +162,7 @@ def far_store() -> Iterator[tuple[Store, CSXFileSystem, Listener]]:
 def test_slow_request_is_made_again(far_store: tuple[Store, CSXFileSystem, Listener], tmp_path: Path, way: str) -> None:
     """The last request of a read, if it hangs, is made again; the data is whole, and the rest is asked for once."""
     store, fs, listener = far_store
-    store.late = {f"bytes={40 * MIB}-{44 * MIB - 1}"}
+    store.late = 44 * MIB
     began = time.monotonic()
     if way == "readinto":
         memory = bytearray(len(LARGE))
@@ -169,7 +172,7 @@ def test_slow_request_is_made_again(far_store: tuple[Store, CSXFileSystem, Liste
     else:
         fs.get_file("bucket/key", str(tmp_path / "local"))
         assert (tmp_path / "local").read_bytes() == LARGE
-    assert not store.late
+    assert store.late is None
     assert time.monotonic() - began < 10
     spans = [one.headers.get("range") for one in listener.heard if one.method == "GET"]
     assert sorted(spans.count(span) for span in set(spans))[-1] == 2
@@ -204,6 +207,20 @@ def test_file_read_from_front_to_back(far_store: tuple[Store, CSXFileSystem, Lis
     assert max(store.at_a_time) >= 5
     sent = [map(int, one.headers["range"].removeprefix("bytes=").split("-")) for one in listener.heard[1:]]
     assert sum(last - first + 1 for first, last in sent) < len(LARGE) + 2 * MIB
+
+
+def test_processes_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks and workers of one node share its requests; each has ten at least, if it may."""
+    shares = [(1, 64, 64), (4, 64, 64), (8, 64, 32), (100, 64, 10), (8, 4, 4), (1, 300, 300)]
+    for ranks, most, share in shares:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert fair_share(most) == share
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    worker = torch.utils.data._utils.worker.WorkerInfo(
+        id=0, num_workers=8, seed=0, dataset=torch.utils.data.TensorDataset(torch.zeros(1))
+    )
+    monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", worker)
+    assert fair_share(64) == 16
 
 
 FORKED = """

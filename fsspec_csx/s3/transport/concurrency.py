@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -23,6 +24,9 @@ LEAST = 10
 
 MOST = 64
 """The default of ``max_concurrency``."""
+
+MOST_OF_NODE = 256
+"""What the processes of a node have together, at most, as long as each has ten."""
 
 _FAR = 32  # to begin with, where answers are slow
 _FAR_SECONDS = 0.01  # how long the fastest answer takes there
@@ -252,6 +256,17 @@ class Slots:
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fair_share(most: int) -> int:
+    """The most requests of one process, if it may have so many alone, and other processes of the node do the same work.
+
+    Those are the ranks of torchrun (``LOCAL_WORLD_SIZE``) and the workers of a DataLoader.
+    """
+    ranks, data = os.environ.get("LOCAL_WORLD_SIZE", ""), sys.modules.get("torch.utils.data")
+    worker = data.get_worker_info() if data is not None else None
+    processes = (int(ranks) if ranks.isdecimal() else 1) * (worker.num_workers if worker else 1)
+    return most if processes <= 1 else max(min(most, LEAST), min(most, MOST_OF_NODE // processes))
 
 
 _of_endpoints: dict[str, Slots] = {}

@@ -25,7 +25,7 @@ from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
 from fsspec_csx.s3.transport.concurrency import LEAST, slots_for
-from fsspec_csx.s3.transport.range_planning import MAX_REQUEST, size_for
+from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import current, using
 from fsspec_csx.s3.transport.request_template import RequestTemplate
@@ -47,9 +47,7 @@ PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
 
 # Memory of our own, for bytes on their way: with a near store, and the most with a far one.
-_BUFFERED_NEAR, _BUFFERED_FAR = 48 * 2**20, 216 * 2**20
-
-_AHEAD_NEAR, _AHEAD_FAR = 0, 192 * 2**20
+_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 48 * 2**20, 216 * 2**20, 192 * 2**20
 
 # Of so many ranges, all but the first are requested in the quick way.
 _MANY = 3
@@ -179,22 +177,24 @@ class Transfer:
             await uncancelled(self._given_up(tasks, ranges))
             raise
 
+    @property
+    def width(self) -> int:
+        """How many requests may be in flight now; more than ``LEAST`` with a far store alone."""
+        return min(self.in_flight, self.slots.limit)
+
     def request_size(self, size: int) -> int:
         """Bytes of each request for a read of so many."""
-        in_flight = min(self.in_flight, max(self.slots.limit, LEAST))
-        return size_for(size, in_flight, MAX_REQUEST if in_flight <= LEAST else PART)
+        return size_for(size, max(self.width, min(LEAST, self.in_flight)), far=self.width > LEAST)
 
     @property
     def buffered_bytes(self) -> int:
         """How many bytes that must be copied may be on their way: enough for the requests in flight of a far store."""
-        in_flight = min(self.in_flight, self.slots.limit)
-        return _BUFFERED_NEAR if in_flight <= LEAST else max(_BUFFERED_NEAR, min(in_flight * PART, _BUFFERED_FAR))
+        return _BUFFERED_NEAR if self.width <= LEAST else min(max(_BUFFERED_NEAR, self.width * PART), _BUFFERED_FAR)
 
     @property
     def ahead_bytes(self) -> int:
         """How many bytes to fetch before a file's reader asks for them; 0 where the next read is as fast without."""
-        in_flight = min(self.in_flight, self.slots.limit)
-        return _AHEAD_NEAR if in_flight <= LEAST else min(in_flight * PART, _AHEAD_FAR)
+        return 0 if self.width <= LEAST else min(self.width * PART, _AHEAD_FAR)
 
     async def template(self, request: Any, key: str | None = None) -> RequestTemplate | None:
         """A template of requests like one that was sent; None if only botocore can make them.

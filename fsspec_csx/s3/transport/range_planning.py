@@ -12,15 +12,18 @@ Span = tuple[int, memoryview]
 
 # Bytes of a request of a large read: with more, too few requests go at a time; with fewer, their latency dominates.
 MIN_REQUEST, MAX_REQUEST = 4 * 2**20, 32 * 2**20
+# With a far store, whose connections are slow: a small read is divided too, and the last requests end soon.
+_MIN_FAR, _MAX_FAR = 2**20, 8 * 2**20
 # Of a read, at most: each takes memory, and the size that the server names may be wrong.
 _MOST_REQUESTS = 4096
 # Spans that are closer than this, in bytes, are fetched by one request.
 _GAP = 64 * 1024
 
 
-def size_for(size: int, in_flight: int, most: int = MAX_REQUEST) -> int:
-    """Bytes of each request, for a read of ``size`` bytes with so many requests at a time, of at most so many bytes."""
-    return max(MIN_REQUEST, min(most, -(-size // in_flight)), -(-size // _MOST_REQUESTS))
+def size_for(size: int, in_flight: int, *, far: bool = False) -> int:
+    """Bytes of each request, for a read of ``size`` bytes with so many requests at a time."""
+    least, most = (_MIN_FAR, _MAX_FAR) if far else (MIN_REQUEST, MAX_REQUEST)
+    return max(least, min(most, -(-size // in_flight)), -(-size // _MOST_REQUESTS))
 
 
 def allocate(size: int, name: object) -> bytes:
