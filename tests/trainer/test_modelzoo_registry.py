@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from zoo import content, refusal
+import zoo
+from zoo import Decoder, content, refusal
 
 from fsspec_csx.trainer.config.training import Config
 
@@ -71,3 +73,25 @@ def test_registry_refused(installed: Path, tmp_path: Path) -> None:
     reason, remedy = refusal(tmp_path, "mup", model={"name": "gpt3"})
     assert "cerebras.modelzoo.registry cannot be imported: ModuleNotFoundError" in reason
     assert "import path" in remedy
+
+
+def test_pydantic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a configuration of the ModelZoo's kind refuses has its path, and the nearest right name."""
+    pydantic = pytest.importorskip("pydantic")
+
+    kind = pydantic.create_model("Config", __config__={"extra": "forbid"}, vocab_size=(int, ...))
+
+    def model(config: Any) -> Decoder:
+        return Decoder(config.vocab_size)
+
+    model.__annotations__["config"] = kind
+    monkeypatch.setattr(zoo, "Checked", model, raising=False)
+    for arguments, cause, advice in (
+        ({"vocab_size": 16, "vocab_sizes": 1}, "There is no trainer.init.model.vocab_sizes.", "'vocab_size'?"),
+        ({"vocab_size": 16, "x": 1}, "There is no trainer.init.model.x.", "Leave it away."),
+        ({"vocab_size": "many"}, "trainer.init.model.vocab_size: Input should be a valid integer", "Check this"),
+        ({}, "trainer.init.model.vocab_size: Field required.", "Check this"),
+    ):
+        reason, remedy = refusal(tmp_path, "mup", model={"name": "zoo.Checked", **arguments})
+        assert cause in reason
+        assert advice in remedy

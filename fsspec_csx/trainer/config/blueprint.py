@@ -55,11 +55,21 @@ class Blueprint:
         """An error with the path of the blueprint."""
         if isinstance(error, CSXError):
             return ConfigError(f"{self.path}: {error.reason}", error.remedy)
-        said = " ".join(redact(str(error)).split())
+        if callable(details := getattr(error, "errors", None)):
+            return self._invalid(details()[0])
+        said = redact(str(error))
         cause, dot, remedy = said.rpartition(". ")
         if dot and remedy.endswith("."):  # as the errors of this package are
             return ConfigError(f"{self.path}: {cause}.", remedy)
         return ConfigError(f"{self.path}: {type(error).__name__}: {said}", "Check its arguments.")
+
+    def _invalid(self, detail: Mapping[str, Any]) -> ConfigError:
+        """The first error of a pydantic model, as the ModelZoo's configurations are."""
+        *_, name = names = [self.path, *map(str, detail["loc"])]
+        if detail["type"] == "extra_forbidden":
+            known = getattr(self.function, "model_fields", {})
+            return ConfigError(f"There is no {'.'.join(names)}.", suggestion(name, known, "Leave it away."))
+        return ConfigError(f"{'.'.join(names)}: {redact(detail['msg'])}.", "Check this argument.")
 
 
 def named(
