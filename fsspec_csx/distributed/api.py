@@ -57,11 +57,16 @@ def save(
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         ValueError: if a sharded checkpoint cannot hold an entry, which the message names.
-        TypeError: if a value cannot be pickled.
+        TypeError: if a value cannot be pickled, or the state dict is no dict.
         FileExistsError: if there is a checkpoint, unless ``overwrite``.
         LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
         Exception: the error of this rank, or else of the first rank that failed.
     """
+    if not isinstance(state_dict, Mapping):
+        msg = (
+            f"A sharded checkpoint holds a dict, not a {type(state_dict).__name__}. Save it to one file, or in a dict."
+        )
+        raise TypeError(msg)
     with _reporting(callback, path, process_group) as progress:
         writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)
         try:

@@ -152,4 +152,10 @@ def _flaw(tensor: torch.Tensor) -> str:
 def _flaw_of(layout: torch.layout, dtype: torch.dtype) -> str:
     if layout != torch.strided:
         return f"it is of the layout {layout}"
-    return f"it is quantized, of {dtype}" if str(dtype).startswith(("torch.qint", "torch.quint")) else ""
+    if str(dtype).startswith(("torch.qint", "torch.quint")):
+        return f"it is quantized, of {dtype}"
+    try:
+        _ = dtype.is_floating_point or dtype.is_complex or dtype == torch.bool or torch.iinfo(dtype)
+    except TypeError:
+        return f"it is of {dtype}, whose size torch.distributed.checkpoint does not know"
+    return ""

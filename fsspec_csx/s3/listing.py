@@ -158,7 +158,13 @@ async def _list_itself(fs: Any, path: str, versions: bool) -> list[ListingEntry]
         bucket, key, _ = fs.split_path(path)
         listed = await list_keys(fs, bucket, key, "", versions=True)
         return [each for each in listed if each["Key"] == info["name"]]
-    return [{**info, "Key": info["name"], "Size": info["size"]}]
+    return [{**with_version(fs, path, info), "Key": info["name"], "Size": info["size"]}]
+
+
+def with_version(fs: Any, path: str, entry: ListingEntry) -> ListingEntry:
+    """The entry of an object, whose name has the version that the path names."""
+    version = fs.split_path(path)[2]
+    return {**entry, "name": f"{entry['name']}?versionId={version}"} if version else entry
 
 
 async def lsdir(
@@ -280,7 +286,7 @@ async def find(
     files = [each for each in below if each["type"] != "directory"]
     if not files and not prefix:
         with suppress(FileNotFoundError):
-            files = [await lookup(fs, path)]
+            files = [with_version(fs, path, await lookup(fs, path))]
     # An object comes behind the folder of the same name, and takes its place.
     listed = [*below, *files] if withdirs else files
     found = {each["name"]: each for each in listed}

@@ -14,7 +14,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from fsspec_csx.errors import ObjectNotFoundError
-from fsspec_csx.s3.listing import ListingEntry, check_depth, list_tree, lookup
+from fsspec_csx.s3.listing import ListingEntry, check_depth, list_tree, lookup, with_version
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -69,7 +69,7 @@ async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = F
     if may_match(fs, path):
         entries = (await _matches(fs, path, maxdepth, **kwargs))[0]
     else:
-        entries = [await fs._info(path)] if await fs._exists(path) else []
+        entries = [with_version(fs, path, await fs._info(path))] if await fs._exists(path) else []
     found = {each["name"]: each for each in sorted(entries, key=_folders_first)}
     return dict(sorted(found.items())) if detail else sorted(found)
 
@@ -177,7 +177,7 @@ async def expand_path(
                 found = await expand(fs, each, recursive, maxdepth, literal=assume_literal)
             except FileNotFoundError:
                 continue
-            names |= {entry["name"] for entry in found.entries}
+            names |= {fs._strip_protocol(path_of(entry)) for entry in found.entries}
         else:
             names.add(fs._strip_protocol(each))
     if not names:

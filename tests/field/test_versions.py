@@ -83,7 +83,10 @@ def test_reading_a_version(store: Store, versions: dict[bytes, str], tmp_path: P
     assert (tmp_path / "folder" / "k").read_bytes() == b"old"
     assert (fs.info(path)["size"], fs.info(path)["VersionId"]) == (3, versions[b"old"])
     assert (fs.exists(path), fs.isfile(path), fs.isdir(path)) == (True, True, False)
-    assert fs.glob(path)
+    for call in (fs.glob, fs.find, fs.ls, fs.expand_path, lambda path: fs.expand_path(path, recursive=True)):
+        (listed,) = call(path)
+        assert fs.cat_file(listed if isinstance(listed, str) else listed["name"]) == b"old"
+    assert fs.cat(path, recursive=True) == b"old"
     fs.cp(path, store.path("copy"))
     fs.cp(path, store.path("folder/"))
     assert store.contents() == {"k": b"current", "copy": b"old", "folder/k": b"old"}
