@@ -63,9 +63,7 @@ def save(
         Exception: the error of this rank, or else of the first rank that failed.
     """
     if not isinstance(state_dict, Mapping):
-        msg = (
-            f"A sharded checkpoint holds a dict, not a {type(state_dict).__name__}. Save it to one file, or in a dict."
-        )
+        msg = f"A sharded checkpoint holds a dict, not a {type(state_dict).__name__}. Save it in a dict, or to a file."
         raise TypeError(msg)
     with _reporting(callback, path, process_group) as progress:
         writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)

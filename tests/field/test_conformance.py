@@ -267,7 +267,7 @@ def test_files_in_memory_are_values_of_distributed(tmp_path: Path) -> None:
 
 def test_what_distributed_cannot_size(tmp_path: Path) -> None:
     """A dtype whose size torch's planner does not know, and an object that is no dict, are refused by name."""
-    with pytest.raises(ValueError, match="'w'.*bits8"):
+    with pytest.raises(ValueError, match=r"'w'.*bits8"):
         distributed.save({"w": torch.zeros(4, dtype=torch.uint8).view(torch.bits8)}, tmp_path / "x")
     for obj in (None, [torch.ones(1)], torch.ones(1), torch.nn.Linear(1, 1)):
         with pytest.raises(TypeError, match=f"a dict, not a {type(obj).__name__}"):
