@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.checkpoint.api import inspect, load
-from fsspec_csx.errors import CheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import CheckpointError, MissingEntryError, UnsafeCheckpointError
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import partial_states, processes
 
@@ -31,7 +31,7 @@ def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
 
     Raises:
         CheckpointError: a ValueError, if it is damaged.
-        KeyError: if it lacks a state.
+        MissingEntryError: a KeyError, if it lacks a state.
         OSError: an error of the filesystem.
     """
     wanted = _wanted(trainer, path, states)
@@ -55,6 +55,8 @@ def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
     found = None
     try:
         found = read(trainer, path, states)
+    except MissingEntryError:  # the name of a state is wrong
+        raise
     except _DAMAGED as damage:
         error = damage
         trainer.logger.warning("%s is passed over: %s", redacted(path), error)

@@ -7,6 +7,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.checkpoint.api import load, save
+from fsspec_csx.errors import MissingEntryError
 from fsspec_csx.trainer import checkpoint_root, state_validation
 from fsspec_csx.trainer.callback import Callback
 
@@ -92,12 +93,12 @@ def chosen(states: list[str] | None, held: Iterable[str]) -> set[str]:
     """The chosen states among those of a checkpoint; None chooses all.
 
     Raises:
-        KeyError: if the checkpoint lacks one.
+        MissingEntryError: a KeyError, if the checkpoint lacks one.
     """
     if states is None:
         return {*held}
     held = [*held]
     if unknown := [each for each in states if each not in held]:
-        msg = f"The checkpoint has no state {', '.join(map(repr, unknown))}. It has {', '.join(map(repr, held))}."
-        raise KeyError(msg)
+        reason = f"The checkpoint has no state {', '.join(map(repr, unknown))}."
+        raise MissingEntryError(reason, f"It has {', '.join(map(repr, held))}.")
     return {*states}

@@ -128,6 +128,11 @@ def test_loaded_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     found = json.loads(capsys.readouterr().out)["trainings"]
     assert [each["step"] for each in found] == [2, 3]  # from step 0 each
     assert {each["loaded"] for each in found} == {f"{root}/checkpoint_2.mdl"}
+    options = ["--checkpoint_path", f"{root}/checkpoint_2.mdl", "--load_checkpoint_states", "modl", "-q"]
+    assert main(["fit", path, "--model_dir", str(tmp_path / "new"), *options]) == FAILED
+    cause, remedy = capsys.readouterr().err.splitlines()
+    assert cause == "cszoo: The checkpoint has no state 'modl'."
+    assert "'model'" in remedy
 
 
 @pytest.mark.parametrize(
@@ -249,6 +254,7 @@ def test_values(tmp_path: Path) -> None:
     assert scoped is not None
     assert scoped.flags == {"csx.performance.micro_batch_size": 7}
     for words, cause in (
+        (["init.callbacks.1.ScopedTrainFlags.csx.debug.save_gpw=1"], "There is no flag 'csx.debug.save_gpw'."),
         (["init.loop.max_step=7"], "There is no trainer.init.loop.max_step."),
         (["init.callbacks.99.KeepNCheckpoints.n=1"], "there is no '99'"),
         (["validate.val_dataloader.batch_size=x"], "trainer.validate.val_dataloader.batch_size"),  # and not fit's
@@ -256,5 +262,5 @@ def test_values(tmp_path: Path) -> None:
         (["init.seed={"], "-o init.seed, line 1"),
     ):
         with pytest.raises(ConfigError) as refused:
-            read(path, words)
+            read(path, words)[0].trainer()
         assert cause in refused.value.reason

@@ -68,7 +68,7 @@ def _copied(node: Any) -> Any:
 def _set(node: Any, names: list[str], value: Any, key: str) -> None:
     """Set a value below a mapping or a list; mappings on the way are made."""
     first, *others = names
-    if isinstance(node, dict) and (not others or ".".join(names) in node):  # such as the name of a flag
+    if isinstance(node, dict) and (not others or first == "csx"):  # then all is the name of a flag
         node[".".join(names)] = value
     elif isinstance(node, dict):
         if node.get(first) is None:

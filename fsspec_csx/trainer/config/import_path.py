@@ -50,7 +50,7 @@ def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
 
 
 def is_import_path(name: str) -> bool:
-    """Whether it is not a name alone."""
+    """Whether a name has a module in it."""
     return "." in name or ":" in name
 
 
