@@ -107,7 +107,7 @@ def _listed(present: Sequence[str], keys: Iterable[str], path: str) -> set[str]:
     return chosen
 
 
-def _above(name: str) -> Iterator[str]:
+def above(name: str) -> Iterator[str]:
     """A name, and those that it is below."""
     yield name
     while "." in name:
@@ -116,7 +116,7 @@ def _above(name: str) -> Iterator[str]:
 
 
 def _nearest(unknown: Sequence[str], present: Sequence[str]) -> str:
-    known = list(dict.fromkeys(each for name in present if len(name) <= _LONGEST for each in _above(name)))
+    known = list(dict.fromkeys(each for name in present if len(name) <= _LONGEST for each in above(name)))
     near: list[str] = []
     effort = 0
     for name in unknown[:_SHOWN]:

@@ -1,0 +1,188 @@
+"""TensorIterator: the tensors of a checkpoint one after the other, the next ones read meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from fsspec_csx.formats import reader
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.tensors import fill, names
+from fsspec_csx.tensors.lazy_object import Record
+from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.names import Choice, Keys, place_of
+from fsspec_csx.tensors.source import Source
+
+_BATCH = 64 * 2**20  # bytes that are read at once
+
+
+class _Entry(NamedTuple):
+    """A tensor on its way.
+
+    Attributes:
+        name: its dotted name.
+        tensor: on the CPU, filled or not.
+        place: identifies its storage; None if it has none.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    place: Any
+
+
+class _Batch(NamedTuple):
+    """Tensors that were read together.
+
+    Attributes:
+        tensors: with their names.
+        copied: an event of CUDA, after which they are there; None on other devices.
+    """
+
+    tensors: deque[tuple[str, torch.Tensor]]
+    copied: Any = None
+
+
+class TensorIterator:
+    """Reads tensors in order, a batch while the one before is used. It can be gone through once.
+
+    Args:
+        source: the checkpoint.
+        name: what errors call it.
+        keys: see ``checkpoint.stream``.
+        device: where the tensors go; None for the CPU.
+
+    Raises:
+        CheckpointError: if the checkpoint is not what it should be, or has nothing of a name in ``keys``.
+        Exception: raised by the file.
+    """
+
+    def __init__(
+        self, source: Source, *, name: str, keys: Keys | None = None, device: torch.device | str | None = None
+    ) -> None:
+        keys = source.narrow(keys, name)
+        found = reader.structure(source, name)
+        choice = Choice(found.obj, keys, name)
+        tensors = ((key, each) for key, each in names.walk(found.obj) if isinstance(each, torch.Tensor))
+        chosen = [(key, each) for key, each in tensors if key in choice]
+        self._entries = deque(_Entry(key, each.detach(), place_of(each)) for key, each in _in_order(chosen, keys))
+        self._records = {(each.storage.device, each.storage.data_ptr()): each for each in found.records}
+        self._uses = Counter(each.place for each in self._entries)
+        self._source, self._name = source, name
+        self._device = torch.device(device or "cpu")
+        self._stream: Any = None
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._moved: dict[Any, torch.UntypedStorage] = {}
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The names and tensors; when it is closed, the reading ahead ends.
+
+        Raises:
+            InvalidCheckpointError: if the bytes of a tensor are not those that were saved.
+            OSError: raised by the file.
+        """
+        self._source.advance = self._advance
+        with ThreadPoolExecutor(1, thread_name_prefix="fsspec_csx stream") as pool:
+            following = pool.submit(self._read)
+            try:
+                while (batch := following.result()).tensors:
+                    following = pool.submit(self._read)
+                    self._take_over(batch)
+                    while batch.tensors:
+                        yield batch.tensors.popleft()
+            finally:
+                self._stopped = True
+                following.cancel()
+
+    def _advance(self, count: int) -> None:
+        if self._stopped:
+            raise InterruptedError
+
+    def _read(self) -> _Batch:
+        """The next tensors, none at the end."""
+        entries, records = self._next()
+        own = [replace(each, storage=self._buffer(each.storage)) for each in records]
+        if wrong := fill.fill(self._source, own):
+            damaged = [record for record, each in zip(records, own, strict=True) if any(each is it for it in wrong)]
+            owners = names.of_records({each.name: each.tensor for each in entries}, damaged)
+            raise torch_archive.damaged(self._name, owners)
+        filled = {(r.storage.device, r.storage.data_ptr()): each.storage for r, each in zip(records, own, strict=True)}
+        if self._stream is None:
+            return _Batch(deque((each.name, self._placed(each, filled)) for each in entries))
+        with torch.cuda.stream(self._stream):
+            tensors = deque((each.name, self._placed(each, filled)) for each in entries)
+            return _Batch(tensors, self._stream.record_event())
+
+    def _next(self) -> tuple[list[_Entry], list[Record]]:
+        """Take as many entries as are read at once, at least one, and the records that they need."""
+        entries: list[_Entry] = []
+        records: list[Record] = []
+        size = 0
+        while self._entries:
+            record = self._records.get(self._entries[0].place)
+            size += record.storage.nbytes() if record else 0
+            if entries and size > _BATCH:
+                break
+            entry = self._entries.popleft()
+            entries.append(entry)
+            if record:
+                records.append(self._records.pop(entry.place))
+        return entries, records
+
+    def _buffer(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
+        """What is filled in place of a storage: pinned memory for CUDA, whose copies run while others are read."""
+        return (
+            storage
+            if self._stream is None
+            else torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=True).untyped_storage()
+        )
+
+    def _placed(self, entry: _Entry, filled: dict[Any, torch.UntypedStorage]) -> torch.Tensor:
+        """A tensor on the device. Those that share a storage do so there too."""
+        tensor = entry.tensor
+        if self._device.type == "cpu":
+            return tensor
+        if entry.place is None:
+            return tensor.to(self._device)
+        self._uses[entry.place] -= 1
+        storage = self._moved.pop(entry.place, None)
+        if storage is None:
+            storage = _copied(filled.get(entry.place, tensor.untyped_storage()), self._device)
+        if self._uses[entry.place]:
+            self._moved[entry.place] = storage
+        made = torch.empty(0, dtype=tensor.dtype, device=self._device)
+        made.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        made = made.conj() if tensor.is_conj() else made
+        return torch._neg_view(made) if tensor.is_neg() else made
+
+    def _take_over(self, batch: _Batch) -> None:
+        """Let the stream of the caller wait for the copies."""
+        if batch.copied is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(batch.copied)
+            for _, tensor in batch.tensors:
+                tensor.record_stream(stream)
+
+
+def _copied(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:
+    """A copy of a storage on a device, which may still be under way."""
+    made = reserved(storage.nbytes(), device)
+    source = torch.empty(0, dtype=torch.uint8).set_(storage)
+    torch.empty(0, dtype=torch.uint8, device=device).set_(made).copy_(source, non_blocking=True)
+    return made
+
+
+def _in_order(entries: Iterable[tuple[str, torch.Tensor]], keys: Keys | None) -> Iterable[tuple[str, torch.Tensor]]:
+    """Entries in the order of keys, if these are names; entries below one name stay in their order."""
+    if keys is None or callable(keys):
+        return entries
+    order: dict[str, int] = {}
+    for number, key in enumerate(keys):
+        order.setdefault(key, number)
+    return sorted(entries, key=lambda entry: min(order[each] for each in names.above(entry[0]) if each in order))
