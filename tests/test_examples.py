@@ -108,6 +108,12 @@ EXAMPLES_TO_RUN = (
         ("runs/run=a/part-0.parquet", "runs/run=b/part-0.parquet"),
     ),
     Example(
+        "stream_into_model",
+        (),
+        ("filled 0.weight (64, 64)", "equal: True"),
+        ("model.mdl",),
+    ),
+    Example(
         "tensorboard_logs",
         ("tensorboard",),
         ("losses: [1.0, 0.5, 0.33, 0.25, 0.2, 0.17, 0.14, 0.12, 0.11, 0.1]",),

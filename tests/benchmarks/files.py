@@ -1,4 +1,4 @@
-"""The peers that open files: Ours, Opened, S3fs and Obstore."""
+"""The peers that open files: Ours, Streaming, Opened, S3fs and Obstore."""
 
 from __future__ import annotations
 
@@ -41,6 +41,18 @@ class Ours:
         """Load."""
         state: State = self._library.load(f"{self._root}/{key}", storage_options=self._options)
         return state
+
+
+class Streaming(Ours):
+    """``fsspec_csx.stream``, all tensors of which are kept."""
+
+    def save(self, state: State, key: str) -> None:
+        """It cannot."""
+        raise NotImplementedError("stream only loads. Save with another peer.")
+
+    def load(self, key: str, case: Case) -> State:
+        """Load."""
+        return dict(self._library.stream(f"{self._root}/{key}", storage_options=self._options))
 
 
 class Opened(Ours):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from amazon import Boto3, Crt, S3TorchConnector
 from cases import Case, State
-from files import Obstore, Opened, Ours, S3fs
+from files import Obstore, Opened, Ours, S3fs, Streaming
 from safetensors_files import OursSafetensors, Runai, SafetensorsOnS3fs
 from sockets import Sockets
 from target import Target
@@ -54,6 +54,7 @@ _RUNAI = ("runai_model_streamer", "runai_model_streamer_s3")
 
 PEERS: dict[str, Peer] = {
     "ours": Peer("fsspec_csx.save and load", ("fsspec_csx",), Ours, _OURS),
+    "ours-stream": Peer("fsspec_csx.stream", ("fsspec_csx",), Streaming, _OURS, saves=False),
     "ours-open": Peer("torch.save and load on our fsspec.open", ("fsspec_csx",), Opened, _OURS),
     "s3fs": Peer("torch.save and load on s3fs", ("s3fs",), S3fs, ("s3fs", "aiobotocore", "aiohttp")),
     "s3torchconnector": Peer("s3torchconnector", ("s3torchconnector",), S3TorchConnector, _CONNECTOR),

@@ -27,7 +27,7 @@ from fsspec_csx.testing import LocalS3
 
 CASE = Case("large", tensors=2, size=2**20)
 MIXED = Case("mixed", tensors=24, size=2**12, mixed=True)
-HERE = ("ours", "ours-open", "s3fs", "sockets", "ours-safetensors", "s3fs-safetensors")
+HERE = ("ours", "ours-stream", "ours-open", "s3fs", "sockets", "ours-safetensors", "s3fs-safetensors")
 WITH_NGINX = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None, reason="nginx is not installed"
 )
