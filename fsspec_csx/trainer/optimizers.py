@@ -55,7 +55,6 @@ def _adapted(base: type[torch.optim.Optimizer], **defaults: float) -> Any:
 ASGD = _adapted(torch.optim.ASGD)
 Adadelta = _adapted(torch.optim.Adadelta)
 Adagrad = _adapted(torch.optim.Adagrad, eps=1e-6)
-Adam = _adapted(torch.optim.Adam, eps=1e-6)
 Adamax = _adapted(torch.optim.Adamax, lr=1e-3, eps=1e-6)
 RAdam = _adapted(torch.optim.RAdam, eps=1e-6)
 RMSprop = _adapted(torch.optim.RMSprop)
@@ -92,8 +91,35 @@ class _Own(torch.optim.Optimizer):
         raise NotImplementedError
 
 
+class _EpsBeforeCorrection(torch.optim.Adam):
+    """Adds ``eps`` to the root of the mean square before its bias is corrected; torch adds it after."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply the gradients."""
+        groups = self.param_groups
+        self.param_groups = [part for group in groups for part in self._parts(group)]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+    def _parts(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A group by the steps of its parameters, with what torch is to add."""
+        alike: dict[float, list[torch.Tensor]] = {}
+        for parameter in group["params"]:
+            alike.setdefault(float(self.state.get(parameter, {}).get("step", 0)), []).append(parameter)
+        for step, parameters in alike.items():
+            root = math.sqrt(1 - float(group["betas"][1]) ** (step + 1))
+            yield {**group, "params": parameters, "eps": group["eps"] / root}
+
+
+@functools.partial(_adapted, eps=1e-6)
+class Adam(_EpsBeforeCorrection):
+    """Adam."""
+
+
 @_adapted
-class AdamW(torch.optim.AdamW):
+class AdamW(_EpsBeforeCorrection, torch.optim.AdamW):
     """Adam with decoupled weight decay, and optional bias correction."""
 
     def __init__(

@@ -142,3 +142,24 @@ def test_in_a_training(tmp_path: Path, name: str) -> None:
 
     whole = run("whole", 8)
     assert run("parts", 3) + run("parts", 8) == whole
+
+
+def test_eps_of_adam() -> None:
+    """The ModelZoo adds eps before the bias of the mean square is corrected, also for parameters of other ages."""
+    for kind in (optimizers.Adam, optimizers.AdamW):
+        values = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        made = kind(values, lr=0.1, eps=1e-3)
+        gradient = torch.tensor([0.05, 0.001])
+        for age in (1, 2):
+            values[0].grad = gradient.clone()
+            values[1].grad = gradient.clone() if age == 2 else None
+            before = [each.detach().clone() for each in values]
+            made.step()
+            for value, was, steps in zip(values, before, (age, age - 1), strict=True):
+                if steps:
+                    mean, square = gradient * (1 - 0.9**steps), gradient.square() * (1 - 0.999**steps)
+                    correction = (1 - 0.999**steps) ** 0.5 / (1 - 0.9**steps)
+                    expected = was - 0.1 * correction * mean / (square.sqrt() + 1e-3)
+                    torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=1e-7)
+        assert made.param_groups[0]["eps"] == 1e-3
+        assert len(made.param_groups) == 1

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from training import Metrics, loader, made
 
 from fsspec_csx import inspect, load, save
-from fsspec_csx.errors import InvalidCheckpointError, MismatchError, UnsafeCheckpointError
+from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, MismatchError, UnsafeCheckpointError
 from fsspec_csx.formats.cerebras.metadata import decoded, encoded
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -362,6 +362,16 @@ def test_hdf5(tmp_path: Path) -> None:
     held = trainer.optimizer.state_dict()["state"]
     for number, each in theirs["optimizer"]["state"].items():
         assert all(torch.equal(held[number][name], value) for name, value in each.items())
+
+
+def test_other_dtype(environment: LocalS3, bucket: str) -> None:
+    """Of a checkpoint in BF16 the values are cast, with one warning that names both dtypes."""
+    half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state()["model"].items()}
+    save({"model": half}, path := f"s3://{bucket}/half.mdl", format="cerebras")
+    trainer = trainer_of("", checkpoint=Checkpoint())
+    with pytest.warns(DtypeCastWarning, match="8 tensors of bfloat16 to float32"):
+        trainer.load_checkpoint(path)
+    assert all(torch.equal(value, half[name].to(value.dtype)) for name, value in trainer.model.state_dict().items())
 
 
 def test_refused(environment: LocalS3, fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
