@@ -106,20 +106,11 @@ def write_sharded(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Write a checkpoint of any format, or a part of it, as a sharded one of one shard; memory as ``from_one_file``.
-
-    Args:
-        source: the checkpoint, opened.
-        path: see ``from_one_file``.
-        name: what errors call the source.
-        keys: see ``fsspec_csx.load``.
-        storage_options: see ``from_one_file``.
-        callback: see ``from_one_file``.
+    """Write an open checkpoint of any format, or a part of it, as a sharded one; see ``from_one_file``.
 
     Raises:
         CheckpointError: if the source is invalid, or not a mapping.
         ValueError: if a sharded checkpoint cannot hold an entry, which it names.
-        OSError: any error of a filesystem, unchanged.
     """
     keys = source.narrow(keys, name)
     found = reader.structure(source, name)

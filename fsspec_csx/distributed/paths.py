@@ -1,4 +1,4 @@
-"""The paths of sharded checkpoints."""
+"""The folders of sharded checkpoints."""
 
 from __future__ import annotations
 
@@ -6,36 +6,63 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint.metadata import Metadata
 
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
+from fsspec_csx.storage.progress import ProgressMeter
 
 Path: TypeAlias = "str | os.PathLike[str]"
 
 
 def folder_at(path: Path, options: Mapping[str, Any] | None) -> Folder:
-    """Find the folder of a checkpoint.
-
-    Raises:
-        CheckpointPathError: if the path cannot name one.
-    """
+    """The folder of a checkpoint; a CheckpointPathError if the path cannot name one."""
     given = os.fspath(path)
     text = checkpoint_path(given.rstrip("/") or given)
     fs, inner = resolve_path(path if isinstance(path, os.PathLike) else text, text, options)
     return Folder(fs, inner, redacted(text))
 
 
-def is_path(path: Path) -> bool:
-    """Whether a path can name a checkpoint."""
-    try:
-        checkpoint_path(path)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def shards_of(metadata: Metadata) -> set[str]:
     """The names of the shards in a manifest."""
     return {place.relative_path for place in metadata.storage_data.values()}
+
+
+class FolderStorage:
+    """What the storages that load and save share.
+
+    Args:
+        path: a folder: a local path or an fsspec URL.
+        storage_options: arguments for the filesystem.
+        callback: receives the bytes of this rank.
+    """
+
+    def __init__(self, path: Path, storage_options: Mapping[str, Any] | None, callback: Callback | None) -> None:
+        super().__init__()
+        self._callback = callback
+        self._options = storage_options
+        self._folder = folder_at(path, storage_options)
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The path, without any password."""
+        return self._folder.name
+
+    def reset(self, checkpoint_id: Path | None = None) -> None:
+        """Start again, at another path if one is given."""
+        if checkpoint_id:
+            self._folder = folder_at(checkpoint_id, self._options)
+
+    def _meter(self, size: int, *, estimated: bool = False) -> ProgressMeter:
+        return ProgressMeter(self._callback or NoOpCallback(), size, estimated=estimated)  # that cannot be pickled
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
+        """Whether a path can name a checkpoint."""
+        try:
+            checkpoint_path(checkpoint_id)
+        except (TypeError, ValueError):
+            return False
+        return True

@@ -64,11 +64,7 @@ class Planner(DefaultSavePlanner):
 
 
 def check_item(item: WriteItem) -> None:
-    """Refuse a tensor whose item would not be what the manifest says, whoever planned it.
-
-    Raises:
-        ValueError: if it is sparse or quantized; it names the entry.
-    """
+    """Refuse, by a ValueError, a sparse or quantized tensor: its item would not be what the manifest says."""
     properties = item.tensor_data.properties if item.tensor_data else None
     if properties is not None and (flaw := _flaw_of(properties.layout, properties.dtype)):
         raise _refused(item.index.fqn, flaw)

@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fsspec.callbacks import Callback, NoOpCallback
+from fsspec.callbacks import Callback
 from torch.distributed.checkpoint import storage
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from fsspec_csx.distributed.paths import Path, folder_at, is_path
+from fsspec_csx.distributed.paths import FolderStorage, Path
 from fsspec_csx.errors import MismatchError
-from fsspec_csx.formats.dcp import full_state_dict, manifest
+from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, read_tensors
-from fsspec_csx.storage.progress import ProgressMeter
 
 
-class StorageReader(storage.StorageReader):
+class StorageReader(FolderStorage, storage.StorageReader):
     """The storage of ``dcp.load`` at any fsspec URL, for checkpoints of ``StorageWriter`` or of torch's writers.
 
     Args:
@@ -45,23 +45,14 @@ class StorageReader(storage.StorageReader):
         weights_only: bool = True,
         callback: Callback | None = None,
     ) -> None:
-        super().__init__()
-        self._callback = callback
-        self._options = storage_options
+        super().__init__(path, storage_options, callback)
         self._weights_only = weights_only
-        self._folder = folder_at(path, storage_options)
         self._metadata = Metadata({})
         self.failure: Exception | None = None
 
-    @property
-    def checkpoint_id(self) -> str:
-        """The path, without any password."""
-        return self._folder.name
-
     def reset(self, checkpoint_id: Path | None = None) -> None:
         """Start another load, from another path if one is given."""
-        if checkpoint_id:
-            self._folder = folder_at(checkpoint_id, self._options)
+        super().reset(checkpoint_id)
         self._metadata = Metadata({})
         self.failure = None
 
@@ -106,13 +97,9 @@ class StorageReader(storage.StorageReader):
         future.set_result(None)
         return future
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
-        """Whether a path can name a checkpoint."""
-        return is_path(checkpoint_id)
-
     def _read_values(self, items: list[ReadItem], planner: LoadPlanner) -> None:
-        places = [full_state_dict.stored(self._folder, self._metadata, item.storage_index) for item in items]
+        state = ShardedStateDict(self._folder, self._metadata)
+        places = [state.item(item.storage_index) for item in items]
         for item, data in zip(items, read_bytes(self._folder, places), strict=True):
             file = io.BytesIO(data)
             if self._weights_only:
@@ -125,16 +112,16 @@ class StorageReader(storage.StorageReader):
             planner.load_bytes(item, file)
 
     def _read_tensors(self, items: list[ReadItem], planner: LoadPlanner) -> None:
-        wanted = []
+        state, wanted = ShardedStateDict(self._folder, self._metadata), []
         for item in items:
             name = item.storage_index.fqn
-            place = full_state_dict.stored(self._folder, self._metadata, item.storage_index)
+            place = state.item(item.storage_index)
             target = planner.resolve_tensor(item)
             if target.shape != item.lengths:
                 reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
                 raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
             wanted.append((target, TensorRead(name, place, tuple(item.storage_offsets), target.detach())))
-        meter = ProgressMeter(self._callback or NoOpCallback(), sum(target.nbytes for target, _ in wanted))
+        meter = self._meter(sum(target.nbytes for target, _ in wanted))
         read_tensors(self._folder, [each for _, each in wanted], advance=meter.advance)
         meter.finish()
         for item, (target, _) in zip(items, wanted, strict=True):

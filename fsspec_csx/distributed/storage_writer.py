@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from fsspec.callbacks import Callback, NoOpCallback
+from fsspec.callbacks import Callback
 from torch.distributed.checkpoint import storage
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -17,17 +17,16 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from fsspec_csx.distributed.paths import Path, folder_at, is_path, shards_of
+from fsspec_csx.distributed.paths import FolderStorage, Path, shards_of
 from fsspec_csx.distributed.planner import Planner, check_item
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, logger, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
-from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors import memory
 
 
-class StorageWriter(storage.StorageWriter):
+class StorageWriter(FolderStorage, storage.StorageWriter):
     """The storage of ``dcp.save`` and ``dcp.async_save`` at any fsspec URL.
 
     Args:
@@ -48,25 +47,16 @@ class StorageWriter(storage.StorageWriter):
         overwrite: bool = True,
         callback: Callback | None = None,
     ) -> None:
-        super().__init__()
-        self._callback = callback
-        self._options = storage_options
+        super().__init__(path, storage_options, callback)
         self._overwrite = overwrite
-        self._folder = folder_at(path, storage_options)
         self._save_id = secrets.token_hex(8)
         self._is_coordinator = False
         self._finishing = False
         self._written: list[str] = []
 
-    @property
-    def checkpoint_id(self) -> str:
-        """The path, without any password."""
-        return self._folder.name
-
     def reset(self, checkpoint_id: Path | None = None) -> None:
         """Start another save, at another path if one is given."""
-        if checkpoint_id:
-            self._folder = folder_at(checkpoint_id, self._options)
+        super().reset(checkpoint_id)
         self._save_id = secrets.token_hex(8)
         self._written = []
 
@@ -125,11 +115,7 @@ class StorageWriter(storage.StorageWriter):
     def discard(self, failed: Collection[int] = ()) -> bool:
         """Remove the shards of this rank after a failed save, unless the manifest may have been written.
 
-        Args:
-            failed: the numbers of the ranks that failed, if known.
-
-        Returns:
-            Whether this save has certainly no manifest.
+        Returns whether this save has certainly no manifest; ``failed`` are the numbers of the ranks that failed.
         """
         # Rank 0 alone writes the manifest, and only when no other has failed.
         is_none = not self._finishing if self._is_coordinator else any(failed)
@@ -138,11 +124,6 @@ class StorageWriter(storage.StorageWriter):
             self._written = []
         return is_none
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
-        """Whether a path can name a checkpoint."""
-        return is_path(checkpoint_id)
-
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         if _returns_originals(planner):  # others may create tensors only when they are written
             items = [item for item in plan.items if item.type != WriteItemType.BYTE_IO]
@@ -150,7 +131,7 @@ class StorageWriter(storage.StorageWriter):
             memory.check((name, tensor) for name, tensor in given if isinstance(tensor, torch.Tensor))
         name = shard_name(plan.storage_data)
         results = []
-        meter = ProgressMeter(self._callback or NoOpCallback(), sum(map(_nbytes, plan.items)), estimated=True)
+        meter = self._meter(sum(map(_nbytes, plan.items)), estimated=True)
         with self._folder.creating(name) as file:
             shard = Shard(file, name, held=_returns_originals(planner), advance=meter.advance)
             for item in plan.items:

@@ -16,31 +16,12 @@ class CompositeSource(Source):
 
     @abstractmethod
     def load(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
-        """What it holds, or a part of it; see ``checkpoint.load``.
-
-        Raises:
-            CheckpointError: if it is not what it should be.
-            Exception: what a file raised.
-        """
+        """What it holds, or a part of it; see ``checkpoint.load``."""
 
     @abstractmethod
     def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:
-        """What it holds, on the CPU, with records of where in the source the bytes of each tensor are.
-
-        Args:
-            weights_only: see ``torch.load``; if False, values that are no tensors may run any code.
-            partial: whether objects of unknown classes are placeholders.
-
-        Raises:
-            CheckpointError: if it is not what it should be.
-            Exception: what a file raised.
-        """
+        """What it holds, on the CPU, with records of where in the source its tensors' bytes are; see ``Format``."""
 
     @abstractmethod
     def info(self) -> CheckpointInfo:
-        """What it holds, without its tensors' data.
-
-        Raises:
-            CheckpointError: if it is not what it should be.
-            Exception: what a file raised.
-        """
+        """What it holds, without its tensors' data."""

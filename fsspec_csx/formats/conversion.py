@@ -149,7 +149,7 @@ class TorchFile:
         self.nbytes = (self._layout or self._pickled).nbytes
         storages = self._layout.storages if self._layout else self._pickled.storages
         self._storages = [storage for storage in storages if storage.nbytes()]
-        self.stream = TensorStream(source, [recast.run(storage) for storage in self._storages], damaged)
+        self.stream = TensorStream(source, [recast.streamed(storage) for storage in self._storages], damaged)
 
     def write(self, writer: TrackingWriter) -> None:
         layout, pickled = self._layout, self._pickled

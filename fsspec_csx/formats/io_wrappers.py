@@ -15,12 +15,7 @@ _LARGE = 2**20
 
 
 class _Tracking:
-    """What reader and writer share.
-
-    Args:
-        file: a binary file object.
-        advance: called with the number of bytes that moved.
-    """
+    """What reader and writer share."""
 
     failure: BaseException | None = None
 
@@ -98,13 +93,7 @@ class TrackingWriter(_Tracking):
 
 
 class TrackingReader(_Tracking):
-    """A file that is read from, and that can seek.
-
-    Args:
-        file: a binary file object.
-        size: its size in bytes.
-        advance: called with the number of bytes that moved.
-    """
+    """A file that is read from, and that can seek."""
 
     def __init__(self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None) -> None:
         super().__init__(file, advance)
@@ -170,6 +159,36 @@ class TrackingReader(_Tracking):
             raise ValueError(msg)
         self._call(self._file.seek, base + offset)
         return base + offset
+
+
+class JoiningWriter:
+    """Hands small buffers on together: each by itself, thousands of them would take longer than their bytes.
+
+    Args:
+        write: takes a buffer that may be used again at once.
+    """
+
+    _small, _most = 64 * 2**10, 2**20
+
+    def __init__(self, write: Callable[[Any], object]) -> None:
+        self._write = write
+        self._joined = bytearray()
+
+    def write(self, data: bytes | memoryview, through: Callable[[Any], object] | None = None) -> None:
+        """Write all of a buffer, a large one by ``through`` if that is given."""
+        if len(data) < self._small:
+            self._joined += data
+            if len(self._joined) >= self._most:
+                self.flush()
+            return
+        self.flush()
+        (through or self._write)(data)
+
+    def flush(self) -> None:
+        """Hand on what is left."""
+        if self._joined:
+            self._write(self._joined)
+            self._joined.clear()
 
 
 def _interrupt(error: BaseException) -> BaseException | None:

@@ -34,15 +34,7 @@ def read(
     """What a checkpoint holds, or a part of it.
 
     Args:
-        source: the file.
-        name: what errors call it.
         keys: see ``checkpoint.load``; if given, a file may have objects of unknown classes among the others.
-        map_location: see ``torch.load``.
-        weights_only: see ``torch.load``; if False, the file may run any code.
-
-    Raises:
-        CheckpointError: if the file is not what it should be.
-        Exception: what the file raised, or torch where it is not the file's fault.
     """
     keys = source.narrow(keys, name)
     if isinstance(source, CompositeSource):
@@ -72,16 +64,8 @@ def read(
 def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None, weights_only: bool = True) -> None:
     """Fill an object with what a checkpoint holds, or a part of it.
 
-    Args:
-        source: the file.
-        into: see ``checkpoint.load``.
-        name: what errors call the file.
-        keys: see ``checkpoint.load``.
-        weights_only: see ``torch.load``; if False, the file may run any code.
-
     Raises:
         CheckpointError: if the file is not what it should be, or does not fit.
-        Exception: what the file raised, or torch where it is not the file's fault.
     """
     keys = source.narrow(keys, name)
     format = registry.of(source)
@@ -100,16 +84,7 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
 
 
 def describe(source: Source, *, name: str) -> CheckpointInfo:
-    """What a checkpoint holds, without its tensors' data; of an object of an unknown class, a ``Placeholder``.
-
-    Args:
-        source: the file.
-        name: what errors call it.
-
-    Raises:
-        CheckpointError: if the file is not what it should be.
-        Exception: what the file raised.
-    """
+    """What a checkpoint holds, without its tensors' data; of an object of an unknown class, a ``Placeholder``."""
     return registry.of(source).info(source, name)
 
 
@@ -119,13 +94,7 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject
     An object of an unknown class is a ``Placeholder``.
 
     Args:
-        source: the file.
-        name: what errors call it.
         bounded: whether tensors of a file that would be read whole may have no data, for what has to do without them.
-
-    Raises:
-        CheckpointError: if the file is not what it should be.
-        Exception: what the file raised.
     """
     format = registry.of(source)
     if bounded and isinstance(format, FileFormat) and not format.can_defer(source, name):

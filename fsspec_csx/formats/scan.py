@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from zlib_ng import zlib_ng
 
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
+from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.source import Source, memory_of
 
 _PIECE = 32 * 2**20
@@ -26,16 +26,11 @@ def scan(source: Source, entries: Sequence[ZipEntry], compute: Sum) -> tuple[lis
     """Read a file, at most 64 MiB of it at a time.
 
     Args:
-        source: the file.
         entries: the records of the archive that it is, which do not reach beyond its directory; none if it is none.
-        compute: the checksum of the file as a whole.
 
     Returns:
         The records whose bytes do not have their checksum, those whose local header is not theirs, and the checksum of
         the whole.
-
-    Raises:
-        OSError: what the file raised, or that it ended early.
     """
     waiting = deque(sorted(entries, key=lambda entry: entry.header))
     # Each piece comes with the header of a record that begins at its end.
@@ -110,8 +105,7 @@ class _Record:
         self.entry = entry
         self.end = offset + entry.compressed
         self._start = offset
-        self._crc = 0
-        self._size = 0
+        self._crc = RunningCrc32()
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == _DEFLATED else None
         self._broken = False
 
@@ -120,7 +114,7 @@ class _Record:
         first, last = max(self._start - start, 0), self.end - start
         data = memory[first : max(first, last)]
         if self._inflater is None:
-            self._take(data)
+            self._crc.add(data)
         elif data and not self._broken:
             try:
                 self._inflate(data)
@@ -130,16 +124,12 @@ class _Record:
     def _inflate(self, data: memoryview) -> None:
         assert self._inflater is not None
         rest: memoryview | bytes = data
-        while rest and self._size <= self.entry.size:
-            self._take(self._inflater.decompress(rest, _INFLATED))
+        while rest and self._crc.size <= self.entry.size:
+            self._crc.add(self._inflater.decompress(rest, _INFLATED))
             rest = self._inflater.unconsumed_tail
-
-    def _take(self, data: memoryview | bytes) -> None:
-        self._crc = zlib_ng.crc32(data, self._crc)
-        self._size += len(data)
 
     def is_wrong(self) -> bool:
         """Whether its bytes are not those that they must be."""
         return is_checked(self.entry) and (
-            self._broken or self._size != self.entry.size or self._crc != self.entry.crc32
+            self._broken or (self._crc.size, self._crc.value) != (self.entry.size, self.entry.crc32)
         )

@@ -52,7 +52,6 @@ def describe(head: bytes, size: int) -> tuple[str, str]:
 
     Args:
         head: its first ``HEAD`` bytes.
-        size: its size in bytes.
 
     Returns:
         The end of a sentence that begins with the file's name, and a sentence that says what to do.

@@ -53,13 +53,7 @@ def examine(
     """Read all of a checkpoint, and look for damage.
 
     Args:
-        source: the file.
-        name: what errors call it.
-        compute: the checksum of the file as a whole.
         misfit: tells in what it is not what it should hold; empty if it is.
-
-    Raises:
-        Exception: what the file raised.
     """
     shape = _structure(source, name)
     entries, end = torch_archive.records(source) or ([], 0)

@@ -16,15 +16,11 @@ from fsspec_csx.storage.paths import is_local
 def resolve_path(
     path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
 ) -> tuple[fsspec.AbstractFileSystem | None, str]:
-    """Find the filesystem of a path.
+    """The filesystem of a path, None for the local one, and the path on it.
 
     Args:
         path: as the caller gave it.
         text: the same as ``checkpoint_path`` returns it.
-        options: the caller's ``storage_options``.
-
-    Returns:
-        The filesystem, None for the local one, and the path on it.
     """
     if is_local(path):
         return None, text

@@ -66,14 +66,10 @@ def add_filename(error: BaseException, path: str) -> None:
 
 
 def resolve_target(path: str) -> tuple[str, int | None]:
-    """Find the file to replace: the one that ``path`` links to, if it is a link.
-
-    Returns:
-        The file and its mode; None if there is no file yet.
+    """The file to replace, the one that ``path`` links to if it is a link, and its mode; None if there is no file yet.
 
     Raises:
         PermissionError: if the file is write-protected: renaming alone would replace it.
-        OSError: if its filesystem is read-only.
     """
     target = os.path.realpath(path)
     if not os.path.exists(target):

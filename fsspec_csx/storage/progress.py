@@ -25,7 +25,6 @@ class ProgressMeter:
     Args:
         callback: receives the total by ``set_size``, and increments by ``relative_update``, in bytes. Small
             increments are combined.
-        size: the total in bytes.
         estimated: whether the true total may differ; the callback's size is then corrected.
     """
 
@@ -79,7 +78,6 @@ def run_in_threads(
 
     Args:
         work: called with an item and a function that takes the number of bytes moved, at every step.
-        items: the items.
         advance: called in this thread with every number of bytes moved.
         threads: the largest number of threads; 1 to work in this thread.
         name: the prefix of the threads' names.
@@ -131,13 +129,9 @@ class _StoppedError(Exception):
 
 @contextlib.contextmanager
 def report_progress(callback: Callback | None, path: str) -> Iterator[Callback]:
-    """Give the caller's callback, which stays open, or a progress bar, closed at the end.
+    """Give the caller's callback, which stays open, or a progress bar with the path's last part, closed at the end.
 
     The bar needs tqdm and a terminal on stderr, and shows after a second. ``TQDM_DISABLE=1`` switches it off.
-
-    Args:
-        callback: the caller's; None for the bar.
-        path: the bar shows its last part.
     """
     if callback is not None:
         yield callback

@@ -21,7 +21,6 @@ class DtypeCast:
     Tensors that share a storage share one afterwards, unless only some of them are cast.
 
     Args:
-        records: of the file.
         dtype: what tensors of floating-point numbers are cast to; None for their own.
     """
 
@@ -29,7 +28,7 @@ class DtypeCast:
         self._records = {record.storage.data_ptr(): record for record in records}
         self._dtype = dtype
         self._storages: dict[tuple[int, torch.dtype], torch.UntypedStorage] = {}
-        self._runs: dict[int, StreamedTensor] = {}
+        self._streamed: dict[int, StreamedTensor] = {}
 
     def dtype_of(self, tensor: torch.Tensor) -> torch.dtype:
         """What a tensor's dtype will be."""
@@ -56,13 +55,12 @@ class DtypeCast:
         vars(made).update(vars(tensor))
         return made.requires_grad_(tensor.requires_grad)
 
-    def run(self, storage: torch.UntypedStorage) -> StreamedTensor:
+    def streamed(self, storage: torch.UntypedStorage) -> StreamedTensor:
         """What is to be written for a storage, be it of the file, of a tensor that was put in place, or of another."""
-        run = self._runs.get(torch_compat.address(storage))
-        if run is None:
-            whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
-            run = StreamedTensor(whole, torch.uint8, self.record_of(storage))
-        return run
+        if found := self._streamed.get(torch_compat.address(storage)):
+            return found
+        whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
+        return StreamedTensor(whole, torch.uint8, self.record_of(storage))
 
     def _storage(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.UntypedStorage:
         old = tensor.untyped_storage()
@@ -72,5 +70,5 @@ class DtypeCast:
             new = reserved(count * dtype.itemsize, torch.device("cpu"))
             whole = torch.empty(0, dtype=tensor.dtype, device="cpu").set_(old, 0, (count,), (1,))
             self._storages[key] = new
-            self._runs[torch_compat.address(new)] = StreamedTensor(whole, dtype, self.record_of(old))
+            self._streamed[torch_compat.address(new)] = StreamedTensor(whole, dtype, self.record_of(old))
         return self._storages[key]

@@ -5,20 +5,22 @@ What has a checksum is checked whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from zlib_ng import zlib_ng
 
+from fsspec_csx.tensors import tiling
+from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.source import Source, memory_of
+from fsspec_csx.tensors.names import place_of
+from fsspec_csx.tensors.source import Source, memory_at, memory_of
+from fsspec_csx.tensors.staging import Staging, aligned, batches
 
 PIECE = 16 * 2**20
 """How many bytes a transfer that is staged has at most."""
 
 _STAGING = 48 * 2**20
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,32 @@ class Transfer:
     memory: memoryview | None = None
     deliver: Callable[[torch.Tensor], object] | None = None
 
+    @property
+    def staged(self) -> int:
+        """How many bytes of staging memory it takes."""
+        return 0 if self.memory is not None else aligned(self.size)
+
 
 def fill(source: Source, records: Sequence[Record]) -> list[Record]:
     """Fill the storages of records.
 
     Returns:
         The records whose bytes do not have the checksum that they must have.
-
-    Raises:
-        OSError: what the file raised, or that it ended early.
     """
     # Apart from what goes to other devices, as there may be thousands.
     here = [record for record in records if record.storage.device.type == "cpu"]
-    checked = any(record.crc32 is not None for record in here)
-    crcs = source.read([(record.offset, memory_of(record.storage)) for record in here], crc32=checked)
-    damaged = [record for record, crc in zip(here, crcs, strict=False) if record.crc32 not in (None, crc)]
     there = [record for record in records if record.storage.device.type != "cpu"]
+    damaged = _read(source, here, [memory_of(record.storage) for record in here])
     # Pinned memory goes to a GPU without another copy on the way.
     pinned = any(record.storage.device.type == "cuda" for record in there)
     return damaged + run(source, [transfer for record in there for transfer in _transfers(record)], pinned=pinned)
+
+
+def _read(source: Source, records: Sequence[Record], memories: Sequence[memoryview]) -> list[Record]:
+    """Read records whole; returns those whose bytes do not have their checksum."""
+    spans = [(record.offset, memory) for record, memory in zip(records, memories, strict=True)]
+    crcs = source.read(spans, crc32=any(record.crc32 is not None for record in records))
+    return [record for record, crc in zip(records, crcs, strict=False) if record.differs(crc)]
 
 
 def _transfers(record: Record) -> Iterator[Transfer]:
@@ -69,115 +78,132 @@ def _transfers(record: Record) -> Iterator[Transfer]:
         yield Transfer(record, start, len(part), deliver=part.copy_)
 
 
-def run(source: Source, transfers: Sequence[Transfer], *, pinned: bool = False) -> list[Record]:
+def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> Transfer | None:
+    """What reads a tensor of a file straight into one that exists; None if its bytes are not those of the target.
+
+    Args:
+        record: has the bytes of the storage of ``source``.
+        source: its memory is not touched; neither conjugated nor negated.
+        target: of the same shape; its elements do not share memory.
+    """
+    if not _same_bytes(source, target):
+        return None
+    address, size = target.data_ptr(), source.nbytes
+    return Transfer(record, _start(source), size, memory=memory_at(address, size, target))
+
+
+def copies(
+    record: Record,
+    source: torch.Tensor,
+    target: torch.Tensor,
+    copy: Callable[[torch.Tensor, torch.Tensor], object],
+) -> Iterator[Transfer]:
+    """What brings a tensor of a file to another through staging memory, piece by piece, see ``direct``."""
+
+    def fits(part: torch.Tensor, _: torch.Tensor) -> bool:
+        size = tiling.extent(part)
+        # What lies between is read only where the checksum needs it, or there is not much of it.
+        dense = record.crc32 is not None or size <= 2 * part.nbytes or not tiling.byte_runs(part).outer
+        return size <= PIECE and dense
+
+    for part, place in tiling.pieces(source, target, fits=fits, dim=tiling.widest_dim):
+
+        def deliver(data: torch.Tensor, part: torch.Tensor = part, place: torch.Tensor = place) -> None:
+            copy(tiling.on_bytes(part, data, part.stride()), place)
+
+        yield Transfer(record, _start(part), tiling.extent(part), deliver=deliver)
+
+
+def _start(tensor: torch.Tensor) -> int:
+    """Where a tensor begins in its storage, in bytes."""
+    return int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _same_bytes(source: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether the bytes of one tensor are those of the other, in the same order."""
+    plain = type(target) in (torch.Tensor, torch.nn.Parameter) and place_of(target) is not None
+    if not plain or target.device.type != "cpu" or target.dtype != source.dtype:
+        return False
+    if target.is_conj() or target.is_neg():
+        return False
+    if source.is_contiguous() and target.is_contiguous():
+        return True
+    return source.stride() == target.stride() and tiling.extent(source) == source.nbytes
+
+
+def run(
+    source: Source, transfers: Sequence[Transfer], *, pinned: bool = False, staging: Staging | None = None
+) -> list[Record]:
     """Do transfers, with what else must be read for the checksums of their records.
 
     Args:
-        source: the file.
         transfers: in any order. The memories of those that are not staged do not overlap.
         pinned: whether the staging memory is to be such that a CUDA device reads it by itself.
+        staging: memory to use instead.
 
     Returns:
         The records whose bytes do not have the checksum that they must have.
-
-    Raises:
-        OSError: what the file raised, or that it ended early.
     """
     groups: dict[int, list[Transfer]] = {}
     for transfer in transfers:
         groups.setdefault(id(transfer.record), []).append(transfer)
-    whole, parts = [], []
+    whole, memories, parts = [], [], []
     for group in groups.values():
-        record = group[0].record
-        if len(group) == 1 and group[0].memory is not None and group[0].size == record.storage.nbytes():
-            whole.append(group[0])
+        record, memory = group[0].record, group[0].memory
+        if len(group) == 1 and memory is not None and group[0].size == record.storage.nbytes():
+            whole.append(record)
+            memories.append(memory)
         else:
             parts.append((record, group))
-    spans = [(each.record.offset, each.memory) for each in whole if each.memory is not None]
-    crcs = source.read(spans, crc32=any(each.record.crc32 is not None for each in whole))
-    damaged = [each.record for each, crc in zip(whole, crcs, strict=False) if each.record.crc32 not in (None, crc)]
+    damaged = _read(source, whole, memories)
     parts.sort(key=lambda part: part[0].offset)
-    return damaged + (_run_parts(source, parts, pinned) if parts else [])
+    return damaged + (_run_parts(source, parts, pinned, staging) if parts else [])
 
 
-def _run_parts(source: Source, parts: Sequence[tuple[Record, list[Transfer]]], pinned: bool) -> list[Record]:
+def _run_parts(
+    source: Source, parts: Sequence[tuple[Record, list[Transfer]]], pinned: bool, staging: Staging | None
+) -> list[Record]:
     ordered = [transfer for record, group in parts for transfer in _without_gaps(record, group)]
-    staged = sum(_aligned(each.size) for each in ordered if each.memory is None)
-    staging = torch.empty(min(max(staged, 1), _STAGING), dtype=torch.uint8, device="cpu", pin_memory=pinned)
-    sums = {id(record): _Sum(record) for record, _ in parts}
-    for batch in _batches(ordered):
-        places = list(_places(batch, staging))
-        memory = memory_of(staging.untyped_storage())
-        spans = [
-            (each.record.offset + each.start, memory[place : place + each.size] if each.memory is None else each.memory)
-            for each, place in zip(batch, places, strict=True)
+    if staging is None:
+        staging = Staging(min(sum(each.staged for each in ordered), _STAGING), pinned=pinned)
+    sums = {id(record): _RecordCrc32(record) for record, _ in parts}
+    for batch in batches(ordered, lambda each: each.staged, staging.size):
+        slots = staging.slots(0 if each.memory is not None else each.size for each in batch)
+        memories = [
+            memory if each.memory is None else each.memory for each, (_, memory) in zip(batch, slots, strict=True)
         ]
-        source.read(spans)
-        for each, place, (_, view) in zip(batch, places, spans, strict=True):
-            sums[id(each.record)].add(each.start, view)
+        source.read([(each.record.offset + each.start, memory) for each, memory in zip(batch, memories, strict=True)])
+        for each, memory, (data, _) in zip(batch, memories, slots, strict=True):
+            sums[id(each.record)].add(each.start, memory)
             if each.deliver is not None:
-                each.deliver(staging[place : place + each.size])
-    return [each.record for each in sums.values() if each.is_wrong()]
+                each.deliver(data)
+    return [each.record for each in sums.values() if each.record.differs(each.crc.value)]
 
 
 def _without_gaps(record: Record, group: list[Transfer]) -> Iterator[Transfer]:
     """The transfers of a record in order, and between them those of the rest, if it has a checksum."""
     position = 0
     for transfer in sorted(group, key=lambda each: each.start):
-        if record.crc32 is not None:
-            yield from _unused(record, position, transfer.start)
+        yield from _unused(record, position, transfer.start)
         yield transfer
         position = max(position, transfer.start + transfer.size)
-    if record.crc32 is not None:
-        yield from _unused(record, position, record.storage.nbytes())
+    yield from _unused(record, position, record.storage.nbytes())
 
 
 def _unused(record: Record, start: int, end: int) -> Iterator[Transfer]:
-    for position in range(start, end, PIECE):
-        yield Transfer(record, position, min(PIECE, end - position))
+    if record.crc32 is not None:
+        for position in range(start, end, PIECE):
+            yield Transfer(record, position, min(PIECE, end - position))
 
 
-def _batches(transfers: Iterable[Transfer]) -> Iterator[list[Transfer]]:
-    """As many at a time as the staging memory takes."""
-    batch: list[Transfer] = []
-    taken = 0
-    for transfer in transfers:
-        size = 0 if transfer.memory is not None else _aligned(transfer.size)
-        if taken + size > _STAGING:
-            yield batch
-            batch, taken = [], 0
-        batch.append(transfer)
-        taken += size
-    yield batch
-
-
-def _places(batch: Iterable[Transfer], staging: torch.Tensor) -> Iterator[int]:
-    """Where in the staging memory each transfer goes, in bytes."""
-    place = 0
-    for transfer in batch:
-        yield place
-        place += 0 if transfer.memory is not None else _aligned(transfer.size)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-class _Sum:
+class _RecordCrc32:
     """The CRC-32 of a record whose bytes come in parts, in order, some of them more than once."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self._crc = 0
-        self._position = 0
+        self.crc = RunningCrc32()
 
     def add(self, start: int, memory: memoryview) -> None:
         """Take in the bytes that begin at a position."""
-        new = memory[max(0, self._position - start) :]
-        if self.record.crc32 is not None and new:
-            self._crc = zlib_ng.crc32(new, self._crc)
-            self._position = start + len(memory)
-
-    def is_wrong(self) -> bool:
-        """Whether the record is not what it must be."""
-        return self.record.crc32 not in (None, self._crc)
+        if self.record.crc32 is not None:
+            self.crc.add(memory[max(0, self.crc.size - start) :])

@@ -24,6 +24,10 @@ class Record:
     storage: torch.UntypedStorage
     crc32: int | None = None
 
+    def differs(self, crc32: int) -> bool:
+        """Whether the record must have another CRC-32."""
+        return self.crc32 not in (None, crc32)
+
 
 @dataclass(frozen=True)
 class LazyObject:

@@ -9,11 +9,7 @@ from torch import serialization
 
 
 class LocationMapper:
-    """Where storages go.
-
-    Args:
-        map_location: see ``torch.load``.
-    """
+    """Where storages go."""
 
     def __init__(self, map_location: Any = None) -> None:
         self._map = map_location

@@ -26,11 +26,9 @@ class Match:
     """What of a file goes where in an object.
 
     Args:
-        found: what the file holds.
         into: a mapping or list.
         choice: which entries of the file matter.
         partial: whether the object may have more than these.
-        path: what errors call the file.
         flattened: whether the file has strings in place of other keys, and may lack empty containers, as folders do.
 
     Attributes:

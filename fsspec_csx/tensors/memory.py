@@ -34,23 +34,13 @@ def is_freed(tensor: torch.Tensor) -> bool:
 
 
 def check(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Refuse to save tensors whose storage is too small for them.
-
-    Args:
-        tensors: each with its name.
-
-    Raises:
-        FreedTensorError: if there are such; it names them.
-    """
+    """Refuse, by a FreedTensorError, to save tensors whose storage is too small for them; it names them."""
     if freed := [name for name, tensor in tensors if is_freed(tensor)]:
         raise refused(freed)
 
 
 def check_targets(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Refuse tensors that cannot be filled: those without memory, and those whose elements share some.
-
-    Args:
-        tensors: each with its name.
 
     Raises:
         FreedTensorError: if there are such; it names them.

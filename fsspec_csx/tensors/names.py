@@ -68,10 +68,8 @@ class Choice:
     """Some of the names in an object.
 
     Args:
-        obj: whose names they are.
         keys: names, each of an entry or of all that is below it, or a function that is asked for the name of each
             entry; None for all.
-        path: what errors call the file.
 
     Raises:
         MissingEntryError: if there is nothing of a given name.

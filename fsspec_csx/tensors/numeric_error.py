@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from fsspec_csx.tensors import tiling
 
 # Elements at a time: what is made of them stays near the processor, and torch starts no threads for so few.
 _STEP = 2**15 - 1
@@ -55,21 +57,16 @@ def _larger(first: float, second: float) -> float:
 
 
 def compare(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    """Compare two tensors element by element, and take in how far they are apart.
+    """Compare two strided tensors of the CPU element by element, and take in how far they are apart.
 
     NaN equals NaN. Whole numbers are compared exactly, and never lose a digit. Tensors of different dtypes are compared
     as those of the one that holds both. What has no numbers that torch computes with is compared by its bytes.
-
-    Args:
-        first: strided, on the CPU.
-        second: of the same shape.
-        closeness: when they count as equal.
-        found: what is known by now.
     """
     if _same_bytes(first, second):
         return
     kernel, first, second = _prepared(first, second)
-    for one, other in _steps(first, second):
+    for one, other in tiling.pieces(first, second, fits=_is_step, dim=tiling.longest_dim):
+        one, other = one.reshape(-1), other.reshape(-1)
         if not _same_bytes(one, other):
             kernel(one, other, closeness, found)
 
@@ -135,15 +132,8 @@ def _is_signed_whole(dtype: torch.dtype) -> bool:
     return dtype.is_signed and not dtype.is_floating_point and not dtype.is_complex
 
 
-def _steps(first: torch.Tensor, second: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both in flat parts of few elements."""
-    if first.numel() <= _STEP:
-        yield first.reshape(-1), second.reshape(-1)
-        return
-    at = max(range(first.dim()), key=lambda number: first.shape[number])
-    half = first.shape[at] // 2
-    for start, length in ((0, half), (half, first.shape[at] - half)):
-        yield from _steps(first.narrow(at, start, length), second.narrow(at, start, length))
+def _is_step(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.numel() <= _STEP
 
 
 def _compare_real(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:

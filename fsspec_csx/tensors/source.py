@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from zlib_ng import zlib_ng
+
+from fsspec_csx.tensors.crc32 import RunningCrc32, crc32_of
 
 HEAD = 256 * 2**10
 """How many bytes at the start of a file are read first."""
@@ -38,14 +39,10 @@ class Source:
 
     Args:
         file: a binary file object that can seek. If it has ``readinto_many``, as a ``CSXFile``, that is used.
-        size: its size in bytes.
         advance: called many times with the number of bytes that were read; not of those that are kept.
         tail: how many bytes at its end are read and kept.
 
     Attributes:
-        file: the file object.
-        size: its size in bytes.
-        advance: as given.
         format: the format of what is read; None for a file, whose first bytes tell it.
     """
 
@@ -117,9 +114,6 @@ class Source:
 
         Returns:
             The CRC-32 of each span, in their order; an empty list unless ``crc32``.
-
-        Raises:
-            OSError: what the file raised, or that it ended early.
         """
         missing = []
         crcs = [0] * len(spans)
@@ -130,7 +124,7 @@ class Source:
                 continue
             memory[:] = kept
             if crc32:
-                crcs[number] = zlib_ng.crc32(kept)
+                crcs[number] = crc32_of(kept)
         if missing:
             answers = self._read([spans[number] for number in missing], self.advance, crc32=crc32)
             for number, crc in zip(missing, answers, strict=False):
@@ -154,7 +148,7 @@ class Source:
 
     def _read_one(self, start: int, memory: memoryview, advance: Callable[[int], object], *, crc32: bool) -> int:
         self.file.seek(start)
-        done, crc = 0, 0
+        done, crc = 0, RunningCrc32()
         while done < len(memory):
             piece = memory[done : done + _PIECE]
             count = self._read_some(piece)
@@ -162,10 +156,10 @@ class Source:
                 msg = f"The file ended at byte {start + done}, and had {self.size} bytes when it was opened. Try again."
                 raise OSError(msg)
             if crc32:
-                crc = zlib_ng.crc32(piece[:count], crc)
+                crc.add(piece[:count])
             advance(count)
             done += count
-        return crc
+        return crc.value
 
     def _read_some(self, memory: memoryview) -> int:
         if hasattr(self.file, "readinto"):

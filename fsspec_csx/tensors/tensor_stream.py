@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from zlib_ng import zlib_ng
 
-from fsspec_csx.tensors import torch_compat
-from fsspec_csx.tensors.contiguous import compact, extent, memories
+from fsspec_csx.tensors import fill, tiling
+from fsspec_csx.tensors.contiguous import memories
+from fsspec_csx.tensors.crc32 import RunningCrc32
+from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.source import Source, memory_of
+from fsspec_csx.tensors.source import Source
+from fsspec_csx.tensors.staging import Staging, aligned, batches
 
 _PIECE = 8 * 2**20
 _BATCH = 32 * 2**20
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,23 +42,23 @@ class StreamedTensor:
 
 
 class _Chunk(NamedTuple):
-    """A part of a run that is read at once.
+    """A part of a streamed tensor that is read at once.
 
     Attributes:
-        run: whose part it is.
-        part: of the run's tensor.
+        whole: whose part it is.
+        part: of its tensor.
         start: where its bytes begin in the record.
         size: how many there are; 0 if there is no record.
-        last: whether it is the last of its run.
-        whole: whether all chunks of its run, one after the other, are the record.
+        last: whether it is the last of its tensor.
+        in_order: whether all chunks of the tensor, one after the other, are the record.
     """
 
-    run: StreamedTensor
+    whole: StreamedTensor
     part: torch.Tensor
     start: int
     size: int
     last: bool
-    whole: bool
+    in_order: bool
 
 
 class TensorStream:
@@ -67,86 +68,74 @@ class TensorStream:
     written; of others there are never more than 48 MiB.
 
     Args:
-        source: the file that they come from.
-        runs: the tensors; those without elements are passed over.
+        tensors: those without elements are passed over.
         damaged: the error to raise for a record whose bytes do not have their checksum.
 
     Attributes:
-        overflowed: those of the runs, so far, with finite numbers that became infinite.
+        overflowed: those of the tensors, so far, with finite numbers that became infinite.
     """
 
-    def __init__(self, source: Source, runs: Iterable[StreamedTensor], damaged: Callable[[Record], Exception]) -> None:
+    def __init__(
+        self, source: Source, tensors: Iterable[StreamedTensor], damaged: Callable[[Record], Exception]
+    ) -> None:
         self._source = source
-        self._runs = [run for run in runs if run.nbytes]
+        self._tensors = [each for each in tensors if each.nbytes]
         self._damaged = damaged
-        self._staging = torch.empty(_BATCH, dtype=torch.uint8, device="cpu")
+        self._staging = Staging(_BATCH)
         self._cast = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
         self._checked: set[int] = set()  # positions of records
         self.overflowed: list[StreamedTensor] = []
 
     def __iter__(self) -> Iterator[Iterator[memoryview]]:
-        """The pieces of each run that has any. They must be used up before the next run's, each before the next one.
-
-        Raises:
-            Exception: what ``damaged`` made, while a run's pieces are taken; or what the file raised.
-        """
+        """The pieces of each tensor that has any. They must be used up before the next one's, each before the next."""
         chunks = self._read()
-        for _ in self._runs:
-            yield _of_one_run(chunks)
+        for _ in self._tensors:
+            yield _of_one_tensor(chunks)
 
     def _read(self) -> Iterator[tuple[bool, Iterator[memoryview]]]:
-        """Whether a chunk is the last of its run, and its pieces."""
-        crc = 0
-        for batch in _batches(chunk for run in self._runs for chunk in _chunks(run)):
+        """Whether a chunk is the last of its tensor, and its pieces."""
+        crc = RunningCrc32()
+        chunks = (chunk for each in self._tensors for chunk in _chunks(each))
+        for batch in batches(chunks, lambda chunk: aligned(chunk.size + 1), _BATCH):
             self._check_parts(batch)
-            staged, crcs = self._staged(batch)
-            for chunk, memory, read in zip(batch, staged, crcs, strict=True):
-                record = chunk.run.record
-                if chunk.whole and record is not None:
-                    crc = zlib_ng.crc32_combine(crc, read, chunk.size) if chunk.start else read
-                    if chunk.last and record.crc32 not in (None, crc):
+            slots = self._staging.slots(chunk.size for chunk in batch)
+            spans = [(_position(chunk), memory) for chunk, (_, memory) in zip(batch, slots, strict=True)]
+            crcs = self._source.read(spans, crc32=True)
+            for chunk, (data, _), read in zip(batch, slots, crcs, strict=True):
+                record = chunk.whole.record
+                if chunk.in_order and record is not None:
+                    crc = crc if chunk.start else RunningCrc32()
+                    crc.join(read, chunk.size)
+                    if chunk.last and record.differs(crc.value):
                         raise self._damaged(record)
-                yield chunk.last, self._pieces(chunk, memory)
+                yield chunk.last, self._pieces(chunk, data)
 
     def _pieces(self, chunk: _Chunk, staged: torch.Tensor) -> Iterator[memoryview]:
-        run = chunk.run
+        whole = chunk.whole
 
         def look(piece: torch.Tensor, cast: torch.Tensor) -> None:
-            if narrows and run not in self.overflowed and _overflows(piece, cast):
-                self.overflowed.append(run)
+            if narrows and whole not in self.overflowed and _overflows(piece, cast):
+                self.overflowed.append(whole)
 
-        narrows = run.dtype != run.tensor.dtype and torch.finfo(run.dtype).max < torch.finfo(run.tensor.dtype).max
-        return memories(_placed(chunk, staged), run.dtype, self._cast, look)
+        old, new = whole.tensor.dtype, whole.dtype
+        narrows = new != old and torch.finfo(new).max < torch.finfo(old).max
+        return memories(_placed(chunk, staged), new, self._cast, look)
 
-    def _staged(self, batch: Sequence[_Chunk]) -> tuple[list[torch.Tensor], list[int]]:
-        """The bytes of each chunk, and their CRC-32."""
-        sizes = [-(-chunk.size // _ALIGNMENT) * _ALIGNMENT for chunk in batch]
-        total = sum(sizes)
-        staging = self._staging if total <= _BATCH else torch.empty(total, dtype=torch.uint8, device="cpu")
-        memory = memory_of(staging.untyped_storage())
-        staged, spans, place = [], [], 0
-        for chunk, size in zip(batch, sizes, strict=True):
-            staged.append(staging[place : place + chunk.size])
-            position = chunk.run.record.offset + chunk.start if chunk.run.record else 0
-            spans.append((position, memory[place : place + chunk.size]))
-            place += size
-        return staged, self._source.read(spans, crc32=True)
-
-    def _check_parts(self, batch: Iterable[_Chunk]) -> None:
+    def _check_parts(self, batch: Sequence[_Chunk]) -> None:
         """Read over the records of which only parts are used, each once."""
-        for chunk in batch:
-            record = chunk.run.record
-            if chunk.whole or record is None or record.crc32 is None or record.offset in self._checked:
-                continue
-            size, crc = record.storage.nbytes(), 0
-            memory = memory_of(self._staging.untyped_storage())
-            for start in range(0, size, _BATCH):
-                span = memory[: min(_BATCH, size - start)]
-                (read,) = self._source.read([(record.offset + start, span)], crc32=True)
-                crc = zlib_ng.crc32_combine(crc, read, len(span)) if start else read
-            if crc != record.crc32:
-                raise self._damaged(record)
-            self._checked.add(record.offset)
+        records = {
+            record.offset: record
+            for chunk in batch
+            if not chunk.in_order and (record := chunk.whole.record) and record.crc32 is not None
+        }
+        new = [Transfer(record, 0, 0) for at, record in records.items() if at not in self._checked]
+        if wrong := fill.run(self._source, new, staging=self._staging):
+            raise self._damaged(wrong[0])
+        self._checked.update(records)
+
+
+def _position(chunk: _Chunk) -> int:
+    return chunk.whole.record.offset + chunk.start if chunk.whole.record else 0
 
 
 def _overflows(tensor: torch.Tensor, cast: torch.Tensor) -> bool:
@@ -157,48 +146,40 @@ def _overflows(tensor: torch.Tensor, cast: torch.Tensor) -> bool:
     return not tensor.isinf().equal(cast.isinf())
 
 
-def _of_one_run(chunks: Iterator[tuple[bool, Iterator[memoryview]]]) -> Iterator[memoryview]:
+def _of_one_tensor(chunks: Iterator[tuple[bool, Iterator[memoryview]]]) -> Iterator[memoryview]:
     for last, pieces in chunks:
         yield from pieces
         if last:
             return
 
 
-def _chunks(run: StreamedTensor) -> Iterator[_Chunk]:
-    tensor, record = run.tensor, run.record
+def _chunks(whole: StreamedTensor) -> Iterator[_Chunk]:
+    tensor, record = whole.tensor, whole.record
     if record is None:
-        yield _Chunk(run, tensor, 0, 0, last=True, whole=False)
+        yield _Chunk(whole, tensor, 0, 0, last=True, in_order=False)
         return
     begins = not tensor.storage_offset()
-    whole = begins and tensor.is_contiguous() and tensor.nbytes == record.storage.nbytes()
-    parts = compact(tensor, _PIECE)
-    part: torch.Tensor | None = next(parts)
-    while part is not None:
-        following = next(parts, None)
+    in_order = begins and tensor.is_contiguous() and tensor.nbytes == record.storage.nbytes()
+    last: _Chunk | None = None
+    for (part,) in tiling.pieces(tensor, fits=_is_compact):
+        if last is not None:
+            yield last
         start = int(part.storage_offset()) * part.element_size()
-        yield _Chunk(run, part, start, extent(part), last=following is None, whole=whole)
-        part = following
+        last = _Chunk(whole, part, start, tiling.extent(part), last=False, in_order=in_order)
+    if last is not None:
+        yield last._replace(last=True)
 
 
-def _batches(chunks: Iterable[_Chunk]) -> Iterator[list[_Chunk]]:
-    """As many at a time as the staging memory takes, or a single one that is larger."""
-    batch: list[_Chunk] = []
-    taken = 0
-    for chunk in chunks:
-        size = chunk.size + _ALIGNMENT
-        if batch and taken + size > _BATCH:
-            yield batch
-            batch, taken = [], 0
-        batch.append(chunk)
-        taken += size
-    yield batch
+def _is_compact(part: torch.Tensor) -> bool:
+    """Whether a part takes few bytes; or its rows lie between each other, so that all of it is needed for the first."""
+    if tiling.extent(part) <= _PIECE:
+        return True
+    dim = tiling.first_dim(part)
+    step = part.stride(dim) * part.element_size()
+    return 0 < step < tiling.extent(part.select(dim, 0))
 
 
 def _placed(chunk: _Chunk, staged: torch.Tensor) -> torch.Tensor:
-    """The part of the run's tensor on the bytes that were read."""
+    """The part of the tensor on the bytes that were read."""
     part = chunk.part
-    if chunk.run.record is None:
-        return part
-    placed = staged.view(part.dtype).as_strided(part.shape, part.stride())
-    placed = placed.conj() if part.is_conj() else placed
-    return torch_compat.neg_view(placed) if part.is_neg() else placed
+    return part if chunk.whole.record is None else tiling.on_bytes(part, staged, part.stride())

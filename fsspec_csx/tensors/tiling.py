@@ -1,54 +1,93 @@
-"""The elements of two tensors of one shape, cut into parts that each take few bytes of either file.
+"""Strided tensors cut into parts, and the bytes that each part takes of its storage.
 
-Where an element lies follows from strides, counted in elements, as torch has it.
+The tensors may stand for those of a file: their memory is not touched, and strides only say where an element lies.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+import torch
+
+from fsspec_csx.tensors import torch_compat
 
 GAP = 64 * 2**10
 """Bytes between those that are wanted that are read rather than passed over."""
 
 
-class Dim(NamedTuple):
-    """A dimension of both tensors: its size, and the stride in each."""
+def extent(tensor: torch.Tensor) -> int:
+    """How many bytes lie between the first element of a tensor and the last, both included; 0 if it has none."""
+    if not tensor.numel():
+        return 0
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (int(steps) + 1) * tensor.element_size()
 
-    size: int
-    strides: tuple[int, int]
+
+def first_dim(tensor: torch.Tensor) -> int:
+    """The first dimension that can be cut; parts along it follow each other in the tensor's order."""
+    return next(dim for dim, size in enumerate(tensor.shape) if size > 1)
 
 
-class Tile(NamedTuple):
-    """The same part of both tensors.
+def longest_dim(tensor: torch.Tensor) -> int:
+    """The dimension with the most elements."""
+    return max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
 
-    Attributes:
-        dims: its dimensions.
-        starts: where its first element lies in each storage.
+
+def widest_dim(tensor: torch.Tensor) -> int:
+    """The dimension whose elements lie the farthest from each other."""
+    return max(range(tensor.dim()), key=lambda dim: tensor.stride(dim) if tensor.shape[dim] > 1 else -1)
+
+
+def pieces(
+    *tensors: torch.Tensor,
+    fits: Callable[..., bool],
+    dim: Callable[[torch.Tensor], int] = first_dim,
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Parts of tensors of one shape, which are cut in halves alike until each part fits.
+
+    Args:
+        fits: whether parts of all tensors need not be cut any further; those of one element are not.
+        dim: the dimension of the first tensor along which to cut.
     """
+    if tensors[0].numel() <= 1 or fits(*tensors):
+        yield tensors
+        return
+    at = dim(tensors[0])
+    size = tensors[0].shape[at]
+    half = size // 2
+    for start, length in ((0, half), (half, size - half)):
+        yield from pieces(*(tensor.narrow(at, start, length) for tensor in tensors), fits=fits, dim=dim)
 
-    dims: tuple[Dim, ...]
-    starts: tuple[int, int]
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(dim.size for dim in self.dims)
-
-    def strides(self, side: int) -> tuple[int, ...]:
-        """Its strides in one of the tensors."""
-        return tuple(dim.strides[side] for dim in self.dims)
+def merged(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors of one shape, with no more dimensions than needed, in the order of the first's memory."""
+    if first.dim() == 1:
+        return first, second
+    both = zip(first.stride(), second.stride(), strict=True)
+    dims = [dim for dim in zip(first.shape, both, strict=True) if dim[0] != 1]
+    kept: list[tuple[int, tuple[int, int]]] = []
+    for size, (one, other) in sorted(dims, key=lambda dim: dim[1], reverse=True):
+        if kept and kept[-1][1] == (one * size, other * size):
+            kept[-1] = (kept[-1][0] * size, (one, other))
+        else:
+            kept.append((size, (one, other)))
+    shape = [size for size, _ in kept]
+    made = [
+        tensor.as_strided(shape, [strides[side] for _, strides in kept]) for side, tensor in enumerate((first, second))
+    ]
+    return made[0], made[1]
 
 
 class ByteRuns(NamedTuple):
-    """Bytes of a storage that lie one behind the other, in as many places as needed, for all elements of a tile.
+    """Elements of a storage that lie one behind the other, in as many places as a tensor needs.
 
     Attributes:
         length: of each run, in elements.
         outer: size and stride of the dimensions from one run to the next, the largest stride first.
-        strides: those of the tile where its runs are read one behind the other.
+        strides: those of the tensor where its runs are read one behind the other.
     """
 
     length: int
@@ -66,65 +105,29 @@ class ByteRuns(NamedTuple):
             yield first + sum(number * stride for number, (_, stride) in zip(numbers, self.outer, strict=True))
 
 
-def whole(shape: Sequence[int], strides: tuple[Sequence[int], Sequence[int]], starts: tuple[int, int]) -> Tile:
-    """All of two tensors, with no more dimensions than needed, and not in their order: that of the first's memory.
-
-    Args:
-        shape: of both.
-        strides: of each.
-        starts: where the first element of each lies in its storage.
-    """
-    dims = [Dim(*dim) for dim in zip(shape, zip(*strides, strict=True), strict=True) if dim[0] != 1]
-    merged: list[Dim] = []
-    for dim in sorted(dims, key=lambda each: each.strides, reverse=True):
-        last = merged[-1] if merged else None
-        if last is not None and last.strides == (dim.strides[0] * dim.size, dim.strides[1] * dim.size):
-            merged[-1] = Dim(last.size * dim.size, dim.strides)
-        else:
-            merged.append(dim)
-    return Tile(tuple(merged), starts)
-
-
-def cut(tile: Tile, widths: tuple[int, int], most: int) -> Iterator[Tile]:
-    """The parts of a tile, each of whose runs take so many bytes at most on either side, the first elements first.
-
-    Args:
-        widths: bytes of an element of each tensor.
-        most: at least those.
-    """
-    taken = (runs(tile, side, widths[side]).total * widths[side] for side in (0, 1))
-    if all(size <= most for size in taken) or all(dim.size == 1 for dim in tile.dims):
-        yield tile
-        return
-    at = max(range(len(tile.dims)), key=lambda number: tile.dims[number].size)
-    size, strides = tile.dims[at]
-    half = size // 2
-    first, second = tile.starts
-    behind = (first + half * strides[0], second + half * strides[1])
-    for count, starts in ((half, tile.starts), (size - half, behind)):
-        yield from cut(Tile((*tile.dims[:at], Dim(count, strides), *tile.dims[at + 1 :]), starts), widths, most)
-
-
-def runs(tile: Tile, side: int, width: int) -> ByteRuns:
-    """What has to be read of a tensor for a tile.
-
-    Args:
-        side: which of the two.
-        width: bytes of an element.
-    """
+def byte_runs(tensor: torch.Tensor) -> ByteRuns:
+    """What has to be read of a file for a tensor."""
+    shape, stride_of, width = tensor.shape, tensor.stride(), tensor.element_size()
     length = 1
     outer: list[tuple[int, int]] = []
-    strides = [0] * len(tile.dims)
+    strides = [0] * len(shape)
     step = 0
-    for number in sorted(range(len(tile.dims)), key=lambda each: tile.dims[each].strides[side]):
-        size, stride = tile.dims[number].size, tile.dims[number].strides[side]
+    for dim in sorted(range(len(shape)), key=lambda each: stride_of[each]):
+        size, stride = shape[dim], stride_of[dim]
         if size == 1 or not stride:
             continue
         if not outer and (stride - length) * width <= GAP:
             length += (size - 1) * stride
-            strides[number] = stride
+            strides[dim] = stride
         else:
-            strides[number] = step or length
-            step = strides[number] * size
+            strides[dim] = step or length
+            step = strides[dim] * size
             outer.insert(0, (size, stride))
     return ByteRuns(length, tuple(outer), tuple(strides))
+
+
+def on_bytes(tensor: torch.Tensor, data: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """A tensor that stands for bytes of a file, on those bytes, which may have been read with other strides."""
+    made = data.view(tensor.dtype).as_strided(tensor.shape, strides)
+    made = made.conj() if tensor.is_conj() else made
+    return torch_compat.neg_view(made) if tensor.is_neg() else made

@@ -18,8 +18,9 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from fsspec_csx import distributed
 from fsspec_csx.checkpoint import api as checkpoint_api
 from fsspec_csx.distributed.paths import folder_at
-from fsspec_csx.formats.dcp import full_state_dict, manifest
+from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.dcp.full_state_dict import ManifestEntry, ShardedStateDict, replaced
 from fsspec_csx.tensors import names
 from fsspec_csx.trainer import processes
 
@@ -104,19 +105,19 @@ def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = Non
     folder = folder_at(path, None)
     if not like or not processes.broadcast(processes.is_first() and folder.exists(MANIFEST)):
         return checkpoint_api.load(path, keys=wanted, map_location="cpu")
-    metadata = manifest.read(folder)
-    state = full_state_dict.nested(metadata)
+    sharded = ShardedStateDict(folder, manifest.read(folder))
+    state = sharded.nested
     if wanted is not None:
         state = names.select(state, names.Choice(state, wanted, folder.name))
     items: dict[str, Any] = {}
     for name, entry in names.walk(state):
-        if isinstance(entry, full_state_dict.ManifestEntry):
-            items[entry.name] = full_state_dict.empty(folder, metadata, entry) if entry.tensor else None
+        if isinstance(entry, ManifestEntry):
+            items[entry.name] = sharded.empty(entry) if entry.tensor else None
             own = like.get(_owner(name))
             if own is not None and entry.tensor and entry.tensor.size == own.shape:
                 items[entry.name] = torch.empty_like(own, dtype=entry.tensor.properties.dtype, device="cpu")
     distributed.load(items, path)
-    return full_state_dict.replaced(state, items)
+    return replaced(state, items)
 
 
 def _owner(name: str) -> str:

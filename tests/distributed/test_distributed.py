@@ -37,12 +37,13 @@ from fsspec_csx.errors import (
     UnsafeCheckpointError,
 )
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp import writer as dcp_writer
-from fsspec_csx.formats.dcp.boxes import Box, pieces
+from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.folder import Folder
-from fsspec_csx.formats.dcp.full_state_dict import stored
+from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.tensors import contiguous, fill, tiling
+from fsspec_csx.tensors.lazy_object import Record
 
 SEED = 20261123
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
@@ -669,9 +670,9 @@ def test_properties_are_those_that_torch_tells(tmp_path: Path) -> None:
 def test_memory_of_other_devices() -> None:
     """What is written of another device goes through memory of a bounded size, piece by piece."""
     tensor = torch.arange(9 * 2**20, dtype=torch.float32).reshape(9, -1)
-    pieces = [(len(piece), piece.tobytes()) for piece in dcp_writer._staged(tensor)]
-    assert max(size for size, _ in pieces) == 16 * 2**20
-    assert b"".join(data for _, data in pieces) == tensor.numpy().tobytes()
+    pieces = [piece.tobytes() for piece in contiguous.staged(tensor)]
+    assert max(map(len, pieces)) <= 16 * 2**20
+    assert b"".join(pieces) == tensor.numpy().tobytes()
 
 
 # -- parts of tensors --------------------------------------------------------------------------------------------------
@@ -682,24 +683,38 @@ def slices(start: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(first, first + length) for first, length in zip(start, lengths, strict=True))
 
 
-def test_pieces_cover_a_box() -> None:
-    """The pieces of a box are all of it, once each, and their bytes mostly its own."""
+def place_of_x(path: str, offsets: tuple[int, ...]) -> manifest.ItemLocation:
+    """Where a part of the tensor x of a checkpoint lies."""
+    return ShardedStateDict(folder(path), manifest.read(folder(path))).item(MetadataIndex("x", offsets))
+
+
+def test_pieces_cover_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pieces of a part of a stored tensor are all of it, and their bytes mostly its own."""
+    monkeypatch.setattr(tiling, "GAP", 64)
     draw = random.Random(SEED)
     for _ in range(300):
         shape = tuple(draw.randrange(1, 12) for _ in range(draw.randrange(0, 5)))
         start = tuple(draw.randrange(size) for size in shape)
         lengths = tuple(draw.randrange(1, size - first + 1) for size, first in zip(shape, start, strict=True))
-        box = Box(shape, start, lengths)
-        array = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
-        wanted = array[slices(start, lengths)]
-        assert box.first == wanted.flat[0]
-        assert box.spread == wanted.flat[-1] - wanted.flat[0] + 1
-        met: list[int] = []
-        for piece in pieces(box, 8, most := draw.choice([8, 64, 4096])):
-            part = array[slices(piece.start, piece.lengths)]
-            assert piece.spread * 8 <= most
-            met += part.flat
-        assert sorted(met) == sorted(wanted.flat)
+        stored = torch.arange(int(np.prod(shape))).reshape(shape)
+        wanted = Box(shape, start, lengths).of(stored)
+        assert torch.equal(wanted, stored[slices(start, lengths)])
+        record = Record("x", 0, stored.untyped_storage())
+        found = torch.full(lengths, -1)
+        data = stored.flatten().view(torch.uint8)
+        most = draw.choice([8, 64, 4096])
+        monkeypatch.setattr(fill, "PIECE", most)
+        copied: list[torch.Tensor] = []
+
+        def copy(part: torch.Tensor, target: torch.Tensor, copied: list[torch.Tensor] = copied) -> None:
+            copied.append(target.copy_(part))
+
+        for each in fill.copies(record, wanted, found, copy):
+            assert each.deliver is not None
+            each.deliver(data[each.start : each.start + each.size])
+            own = copied[-1]
+            assert each.size <= min(most, max(2 * own.nbytes, own.nbytes + 64 * own.numel()))
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -709,7 +724,9 @@ def test_parts_of_tensors(root: str, ours: bool) -> None:
     tensor = torch.arange(120 * 80 * 50, dtype=torch.float32).reshape(120, 80, 50)
     writer = StorageWriter(f"{root}/a") if ours else FsspecWriter(f"{root}/a", sync_files=False)
     dcp.save({"x": tensor}, storage_writer=writer)
-    place = stored(folder(f"{root}/a"), manifest.read(folder(f"{root}/a")), MetadataIndex("x", (0, 0, 0)))
+    place = ShardedStateDict(folder(f"{root}/a"), manifest.read(folder(f"{root}/a"))).item(
+        MetadataIndex("x", (0, 0, 0))
+    )
     asked, wanted = [], []
     for number in range(12):
         start = tuple(draw.randrange(size) for size in tensor.shape)
@@ -728,7 +745,7 @@ def test_only_what_is_needed_is_read(bucket: str, environment: object, monkeypat
 
     tensor = torch.randn(4000, 1000)
     distributed.save({"x": tensor}, f"s3://{bucket}/a")
-    place = stored(folder(f"s3://{bucket}/a"), manifest.read(folder(f"s3://{bucket}/a")), MetadataIndex("x", (0, 0)))
+    place = place_of_x(f"s3://{bucket}/a", (0, 0))
     read: list[int] = []
     original = CSXFile.readinto_many
 

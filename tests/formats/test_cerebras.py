@@ -31,7 +31,7 @@ from fsspec_csx.errors import (
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import verify as cerebras_verify
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.tensors import into as into_module
+from fsspec_csx.tensors import fill
 from fsspec_csx.testing import Identity, LocalS3
 
 CASES = sorted(each.name for each in DATA.iterdir() if each.name not in ("external_link", "partial"))
@@ -62,7 +62,7 @@ def test_hdf5_file(case: str) -> None:
 
 def test_hdf5_into_other_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a dataset are read as well as all of it, and numbers of the other byte order as themselves."""
-    monkeypatch.setattr(into_module, "PIECE", 1000)
+    monkeypatch.setattr(fill, "PIECE", 1000)
     whole = expected("weights_plain")
     doubles = {key: torch.zeros(tensor.shape, dtype=torch.float64) for key, tensor in whole.items()}
     path = tmp_path / "x.mdl"

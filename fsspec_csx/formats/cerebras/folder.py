@@ -17,6 +17,7 @@ from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue, shown
 from fsspec_csx.formats.cerebras.metadata import OWN, damaged, is_safe
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
+from fsspec_csx.tensors.staging import batches
 
 # What an answer tells of a file, and is another when the file is.
 _CHANGING = ("ETag", "VersionId", "LastModified", "size", "ino", "mtime", "created")
@@ -41,11 +42,7 @@ class ObjectRead(NamedTuple):
 
 
 def is_cerebras(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether there is a Cerebras checkpoint at a path, be it finished or not.
-
-    Raises:
-        OSError: what the filesystem raised.
-    """
+    """Whether there is a Cerebras checkpoint at a path, be it finished or not."""
     fs.invalidate_cache()
     return bool(fs.exists(metadata_of(path)))
 
@@ -54,9 +51,6 @@ def objects_of(fs: AbstractFileSystem, path: str) -> list[str]:
     """The paths of all objects below a path, in the order in which a copy is to be made: ``__METADATA__`` last.
 
     To delete them, take the opposite order: without ``__METADATA__`` the rest is no checkpoint.
-
-    Raises:
-        OSError: what the filesystem raised.
     """
     fs.invalidate_cache()
     folder, last = f"{path.rstrip('/')}/", metadata_of(path)
@@ -73,15 +67,9 @@ def opened(fs: AbstractFileSystem, path: str, *, name: str) -> Iterator[FolderSo
 
     It is seen if it is saved anew before the block ends.
 
-    Args:
-        fs: the filesystem.
-        path: of the folder on it.
-        name: what errors call it.
-
     Raises:
         UnsafeCheckpointError: if its metadata may run code.
         InvalidCheckpointError: if it was not finished, is damaged, or was saved anew meanwhile.
-        OSError: what the filesystem raised.
     """
     try:
         before = _info(fs, path)
@@ -121,18 +109,7 @@ def _read_metadata(fs: AbstractFileSystem, path: str, size: int, name: str) -> d
 
 
 class FolderSource(CerebrasSource):
-    """A Cerebras checkpoint in a folder.
-
-    Args:
-        fs: the filesystem.
-        path: of the folder on it.
-        metadata: its metadata.
-        name: what errors call it.
-
-    Raises:
-        InvalidCheckpointError: if it was not finished, or is damaged.
-        NotImplementedError: on a big-endian machine.
-    """
+    """A Cerebras checkpoint in a folder."""
 
     def __init__(self, fs: Any, path: str, metadata: dict[str, Any], *, name: str) -> None:
         super().__init__(name, metadata, _checksums(metadata))
@@ -202,9 +179,9 @@ class FolderSource(CerebrasSource):
             if hasattr(self._fs, "readinto_objects"):
                 sizes = self._fs.readinto_objects(wanted, self.advance)
             elif self._fs.async_impl:
-                batches = list(_batches(wanted))
-                wanted = [each for batch in batches for each in batch]
-                sizes = [size for batch in batches for size in self._cat(batch)]
+                wanted = list(_pieces(wanted))
+                together = batches(wanted, lambda each: len(each.memory), 4 * _PIECE, count=_TOGETHER)
+                sizes = [size for batch in together for size in self._cat(batch)]
             else:
                 sizes = [self._read_file(each) for each in wanted]
         except FileNotFoundError as error:
@@ -261,17 +238,7 @@ def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
         return {}
 
 
-def _batches(wanted: Sequence[ObjectRead]) -> Iterator[list[ObjectRead]]:
-    """In pieces of a bounded size, so many at a time as are not too large together."""
-    batch: list[ObjectRead] = []
-    taken = 0
+def _pieces(wanted: Sequence[ObjectRead]) -> Iterator[ObjectRead]:
     for path, position, memory, size in wanted:
         for start in range(0, len(memory), _PIECE):
-            piece = ObjectRead(path, position + start, memory[start : start + _PIECE], size)
-            if batch and (taken + len(piece.memory) > 4 * _PIECE or len(batch) == _TOGETHER):
-                yield batch
-                batch, taken = [], 0
-            batch.append(piece)
-            taken += len(piece.memory)
-    if batch:
-        yield batch
+            yield ObjectRead(path, position + start, memory[start : start + _PIECE], size)

@@ -29,14 +29,9 @@ def is_hdf5(head: bytes) -> bool:
 def source(file: Source, name: str) -> Hdf5Source:
     """The checkpoint in an HDF5 file.
 
-    Args:
-        file: the file.
-        name: what errors call it.
-
     Raises:
         ModuleNotFoundError: if h5py is not installed.
         InvalidCheckpointError: if the file is damaged, or no checkpoint.
-        NotImplementedError: on a big-endian machine.
     """
     try:
         import h5py
@@ -53,17 +48,7 @@ def source(file: Source, name: str) -> Hdf5Source:
 
 
 class Hdf5Source(CerebrasSource):
-    """A Cerebras checkpoint in an HDF5 file.
-
-    Args:
-        file: the h5py file.
-        name: what errors call it.
-        metadata: its attributes.
-
-    Raises:
-        InvalidCheckpointError: if it was not finished, or is damaged.
-        NotImplementedError: on a big-endian machine.
-    """
+    """A Cerebras checkpoint in an HDF5 file."""
 
     def __init__(self, file: Any, name: str, metadata: dict[str, Any]) -> None:
         self._h5 = file

@@ -34,8 +34,6 @@ class TensorLeaf:
     """A tensor or array whose bytes are an object, in C order.
 
     Attributes:
-        dtype: the type of its elements.
-        shape: its size in each dimension.
         stored: the size of the object in bytes.
         compressed: whether it is one zstd frame.
         is_array: whether it is to become a NumPy array.
@@ -60,8 +58,6 @@ class ConstantLeaf:
     """A tensor of one number, whose bytes are nowhere.
 
     Attributes:
-        dtype: the type of its elements.
-        shape: its size in each dimension.
         number: what all of them are.
     """
 
@@ -77,22 +73,14 @@ class ConstantLeaf:
 
 @dataclass(frozen=True)
 class Value:
-    """A number, a text, a truth or None.
-
-    Attributes:
-        value: itself.
-    """
+    """A number, a text, a truth or None."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Alias:
-    """What is the same object as another value.
-
-    Attributes:
-        name: of that value.
-    """
+    """What is the same object as another value."""
 
     name: str
 
@@ -126,9 +114,7 @@ def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Le
     """The metadata of a value.
 
     Args:
-        key: its name.
         text: JSON, of the entry of that name and ``.__metadata__``.
-        name: what errors call the checkpoint.
         form: tells shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
 
     Raises:

@@ -1,7 +1,6 @@
 """The object ``__METADATA__`` of a Cerebras checkpoint: a pickle of one flat dict of text to text, number or truth.
 
-It is read opcode by opcode, by a machine that knows none that could import, call or look up anything, and keeps no
-more in memory than the pickle has bytes.
+It is unpickled only if it has none but the opcodes that such a dict needs: none could import, call or look up anything.
 
 Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
@@ -10,10 +9,9 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections.abc import Callable
 from typing import Any
 
-from fsspec_csx.errors import CheckpointError, CSXError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.sniff import AGAIN
 
 NAME = "__METADATA__"
@@ -33,12 +31,10 @@ LARGEST = 256 * 2**20
 
 _PROTOCOL = 4
 _SHOWN = 60
-_MARK = object()
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# What comes with their value in the pickle itself.
-_LITERALS = frozenset(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"))
-_LITERALS |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-_IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
+_NEEDED = frozenset(("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "DICT", "SETITEM"))
+_NEEDED |= {"SETITEMS", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"}
+_NEEDED |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"}
+_NEEDED |= {"SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _RUN_CODE = frozenset(("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX"))
 _RUN_CODE |= {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER"}
 
@@ -51,21 +47,18 @@ def encoded(metadata: dict[str, Any]) -> bytes:
 def decoded(data: bytes, *, name: str) -> dict[str, Any]:
     """What a ``__METADATA__`` holds.
 
-    Args:
-        data: its bytes.
-        name: what errors call the checkpoint.
-
     Raises:
         UnsafeCheckpointError: if it has an opcode that can run code.
         InvalidCheckpointError: if it is cut short, or holds anything else than one flat dict.
     """
     try:
-        found = _run(data, name)
-    except CheckpointError:
-        raise
-    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        _check_opcodes(data, name)
+        found = pickle.loads(data)
+    except (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, OverflowError) as error:
+        if isinstance(error, CSXError):
+            raise
         raise damaged(name, f"its {NAME} cannot be decoded") from error
-    if not isinstance(found, dict) or not all(map(_is_plain, found.values())):
+    if not isinstance(found, dict) or not found or not all(map(_is_plain, found.items())):
         raise damaged(name, f"its {NAME} is no flat dict")
     return found
 
@@ -76,12 +69,7 @@ def damaged(name: str, what: str) -> InvalidCheckpointError:
 
 
 def damage(error: CSXError, name: str) -> str:
-    """What is damaged, as an error about a checkpoint has it, without a full stop.
-
-    Args:
-        error: of ``damaged``, or another.
-        name: what it calls the checkpoint.
-    """
+    """What is damaged, as an error about a checkpoint has it, without a full stop."""
     return error.reason.removeprefix(_damaged(name)).rstrip(".")
 
 
@@ -98,26 +86,16 @@ def is_safe(key: str) -> bool:
     return key != NAME and "\0" not in key and not {"", ".", ".."} & set(key.split("/"))
 
 
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, (str, int, float))
+def _is_plain(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and (item[1] is None or isinstance(item[1], (str, int, float)))
 
 
-def _run(data: bytes, name: str) -> Any:
-    """The object on top when the pickle stops."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+def _check_opcodes(data: bytes, name: str) -> None:
     for opcode, argument, _ in pickletools.genops(data):
-        kind = opcode.name
-        if kind in _LITERALS:
-            stack.append(argument)
-        elif kind in _CONSTANTS:
-            stack.append(_CONSTANTS[kind])
-        elif kind in _ACTIONS:
-            _ACTIONS[kind](stack, memo, argument)
-        elif kind not in _IGNORED:
-            raise _refused(name, kind, argument)
-    (found,) = stack
-    return found
+        if opcode.name not in _NEEDED:
+            raise _refused(name, opcode.name, argument)
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):  # memory is reserved for all numbers below
+            raise damaged(name, f"its {NAME} remembers by numbers beyond its length")
 
 
 def _refused(name: str, kind: str, argument: object) -> UnsafeCheckpointError | InvalidCheckpointError:
@@ -126,65 +104,3 @@ def _refused(name: str, kind: str, argument: object) -> UnsafeCheckpointError | 
     named = f" {str(argument)[:_SHOWN]!r}" if argument else ""
     reason = f"The {NAME} of {name} has the opcode {kind}{named}, which may run code, and none of this format does."
     return UnsafeCheckpointError(reason, "Do not load it; ask its author what it is.")
-
-
-def _mark(stack: list[Any], memo: dict[int, Any], argument: Any) -> None:
-    stack.append(_MARK)
-
-
-def _empty_dict(stack: list[Any], memo: dict[int, Any], argument: Any) -> None:
-    stack.append({})
-
-
-def _dict(stack: list[Any], memo: dict[int, Any], argument: Any) -> None:
-    items = _above_mark(stack)
-    stack.append({})
-    _fill(stack[-1], items)
-
-
-def _set_item(stack: list[Any], memo: dict[int, Any], argument: Any) -> None:
-    items = [stack.pop(-2), stack.pop()]
-    _fill(stack[-1], items)
-
-
-def _set_items(stack: list[Any], memo: dict[int, Any], argument: Any) -> None:
-    items = _above_mark(stack)
-    _fill(stack[-1], items)
-
-
-def _put(stack: list[Any], memo: dict[int, Any], argument: Any) -> None:
-    memo[len(memo) if argument is None else int(argument)] = stack[-1]
-
-
-def _get(stack: list[Any], memo: dict[int, Any], argument: Any) -> None:
-    stack.append(memo[int(argument)])
-
-
-def _above_mark(stack: list[Any]) -> list[Any]:
-    start = len(stack) - 1 - stack[::-1].index(_MARK)
-    items = stack[start + 1 :]
-    del stack[start:]
-    return items
-
-
-def _fill(target: Any, items: list[Any]) -> None:
-    if not isinstance(target, dict) or len(items) % 2 or not all(isinstance(key, str) for key in items[::2]):
-        msg = "no mapping of text"
-        raise ValueError(msg)
-    target.update(zip(items[::2], items[1::2], strict=True))
-
-
-_ACTIONS: dict[str, Callable[[list[Any], dict[int, Any], Any], None]] = {
-    "MARK": _mark,
-    "EMPTY_DICT": _empty_dict,
-    "DICT": _dict,
-    "SETITEM": _set_item,
-    "SETITEMS": _set_items,
-    "PUT": _put,
-    "BINPUT": _put,
-    "LONG_BINPUT": _put,
-    "MEMOIZE": _put,
-    "GET": _get,
-    "BINGET": _get,
-    "LONG_BINGET": _get,
-}

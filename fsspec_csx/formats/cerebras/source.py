@@ -7,12 +7,11 @@ import os
 import pickle
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
@@ -23,8 +22,10 @@ from fsspec_csx.formats.cerebras.tree import Tree
 from fsspec_csx.formats.cerebras.zstd import unpacked
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.tensors import names
+from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.source import Source, Spans, memory_of
+from fsspec_csx.tensors.staging import batches
 
 _WRITER = "__cstorch_version__"
 _BATCH = 64 * 2**20
@@ -39,8 +40,6 @@ class LeafSpan(NamedTuple):
     """Where a tensor's bytes are.
 
     Attributes:
-        name: of the value.
-        leaf: its metadata.
         start: of its first byte in the source.
     """
 
@@ -53,20 +52,12 @@ class CerebrasSource(Source):
     """A Cerebras checkpoint, whatever it lies in.
 
     Args:
-        name: what errors call it.
-        metadata: its metadata.
         crc32: those of tensors by their names, where they are known.
 
     Attributes:
-        name: the same.
-        metadata: the same.
         size: the bytes of all tensors, uncompressed.
         tree: its nesting.
         leaves: what is told of each value by name, in order.
-
-    Raises:
-        InvalidCheckpointError: if it was not finished, or is damaged.
-        NotImplementedError: on a big-endian machine.
     """
 
     format = "cerebras"
@@ -221,12 +212,7 @@ class CerebrasSource(Source):
                 raise damaged(self.name, f"the bytes of {shown(place.name)} are not those that were saved")
 
     def pickle_of(self, leaf: UnreadValue) -> bytes:
-        """The bytes of a pickle that is one of its values, and is not run.
-
-        Raises:
-            InvalidCheckpointError: if they are damaged.
-            OSError: what the filesystem raised.
-        """
+        """The bytes of a pickle that is one of its values, and is not run."""
         name = next(name for name, each in self.leaves.items() if each is leaf)
         (data,) = self._objects([(name, leaf)])
         return self._body(name, leaf, data)
@@ -272,12 +258,12 @@ class CerebrasSource(Source):
         if plain:
             self._fetch(plain)
         self._unpack(packed)
-        return [zlib_ng.crc32(memory) for _, memory in spans] if crc32 else []
+        return [crc32_of(memory) for _, memory in spans] if crc32 else []
 
     def _unpack(self, packed: Mapping[str, Sequence[tuple[LeafSpan, int, memoryview]]]) -> None:
         """Fill memories from compressed objects."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for batch in _batches([parts[0][0] for parts in packed.values()]):
+            for batch in batches((parts[0][0] for parts in packed.values()), _memory_of, _BATCH):
                 for place, data in zip(batch, self._unpacked_bytes(batch, threads), strict=True):
                     for _, start, memory in packed[place.name]:
                         memory[:] = data[start : start + len(memory)]
@@ -308,10 +294,6 @@ class CerebrasSource(Source):
 def refuse_unread(obj: Any, name: str) -> None:
     """Refuse an object with values that were not read.
 
-    Args:
-        obj: what would be handed out.
-        name: what errors call the checkpoint.
-
     Raises:
         UnsafeCheckpointError: if some are pickles; it names them.
         InvalidCheckpointError: if there are others.
@@ -327,11 +309,7 @@ def refuse_unread(obj: Any, name: str) -> None:
 
 
 def check_byte_order() -> None:
-    """Refuse a machine whose numbers are not those of the format.
-
-    Raises:
-        NotImplementedError: on a big-endian machine.
-    """
+    """Refuse a machine whose numbers are not those of the format."""
     if sys.byteorder != "little":
         msg = "Cerebras checkpoints are little-endian, and this machine is not. Convert them on another one."
         raise NotImplementedError(msg)
@@ -342,15 +320,6 @@ def _repeat(leaf: ConstantLeaf, memory: memoryview) -> None:
     torch.frombuffer(memory, dtype=leaf.dtype).copy_(number.expand(len(memory) // leaf.dtype.itemsize))
 
 
-def _batches(places: Sequence[LeafSpan]) -> Iterator[list[LeafSpan]]:
-    batch: list[LeafSpan] = []
-    taken = 0.0
-    for place in places:
-        size = place.leaf.nbytes + (place.leaf.stored if isinstance(place.leaf, TensorLeaf) else 0)
-        if batch and taken + size > _BATCH:
-            yield batch
-            batch, taken = [], 0
-        batch.append(place)
-        taken += size
-    if batch:
-        yield batch
+def _memory_of(place: LeafSpan) -> int:
+    """How many bytes of memory a compressed tensor takes while it is unpacked."""
+    return place.leaf.nbytes + (place.leaf.stored if isinstance(place.leaf, TensorLeaf) else 0)

@@ -46,10 +46,6 @@ Tree: TypeAlias = "Branch | str"
 def parsed(text: object, *, name: str) -> Tree:
     """The nesting that an entry ``__spec__`` tells.
 
-    Args:
-        text: JSON.
-        name: what errors call the checkpoint.
-
     Raises:
         InvalidCheckpointError: if it is no such thing, or has containers that this module does not know.
     """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from zlib_ng import zlib_ng
-
 from fsspec_csx.errors import ChecksumError, InvalidCheckpointError
 from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.metadata import damage
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
+from fsspec_csx.tensors.crc32 import RunningCrc32
+from fsspec_csx.tensors.staging import batches
 
 _BATCH = 64 * 2**20
 
@@ -40,24 +40,24 @@ def verified(source: CerebrasSource) -> Verdict:
     Raises:
         OSError: what the filesystem raised, other than that an object is missing or not what the server holds.
     """
-    crcs: dict[str, int] = {place.name: 0 for place in source.places()}
+    crcs = {place.name: RunningCrc32() for place in source.places()}
     broken: dict[str, str] = {}
     memory = memoryview(bytearray(min(_BATCH, source.size)))
-    for batch in _batches(source.places()):
+    for batch in batches(_pieces(source.places()), lambda piece: piece[2], _BATCH):
         spans, end = [], 0
         for place, start, size in batch:
             spans.append((place.start + start, memory[end : end + size]))
             end += size
         broken |= _read(source, [(place.name, span) for (place, _, _), span in zip(batch, spans, strict=True)])
         for (place, _, _), (_, piece) in zip(batch, spans, strict=True):
-            crcs[place.name] = zlib_ng.crc32(piece, crcs[place.name])
+            crcs[place.name].add(piece)
     unread = [name for name in source.leaves if isinstance(source.leaves[source.holder(name)], UnreadValue)]
     for name in dict.fromkeys(source.holder(name) for name in unread):
         leaf = source.leaves[name]
         if isinstance(leaf, UnreadValue) and leaf.runs_code and leaf.stored <= _BATCH:
             broken |= _failing(source, name, lambda leaf=leaf: source.pickle_of(leaf))  # type: ignore[misc]
     return Verdict(
-        [name for name, crc in crcs.items() if name not in broken and source.crc32(name) not in (None, crc)],
+        [name for name, crc in crcs.items() if name not in broken and source.crc32(name) not in (None, crc.value)],
         [name for name in crcs if source.crc32(name) is None],
         unread,
         broken,
@@ -83,18 +83,8 @@ def _failing(source: CerebrasSource, name: str, read: Callable[[], object]) -> d
     return {}
 
 
-def _batches(places: Sequence[LeafSpan]) -> Iterator[list[tuple[LeafSpan, int, int]]]:
-    """All the bytes in order, as many at a time as are in memory: places, and the start and size of a piece of each."""
-    batch: list[tuple[LeafSpan, int, int]] = []
-    taken = 0
+def _pieces(places: Sequence[LeafSpan]) -> Iterator[tuple[LeafSpan, int, int]]:
+    """All the bytes in order: places, and the start and size of a piece of each."""
     for place in places:
-        start = 0
-        while start < place.leaf.nbytes:
-            size = min(place.leaf.nbytes - start, _BATCH - taken)
-            batch.append((place, start, size))
-            start, taken = start + size, taken + size
-            if taken == _BATCH:
-                yield batch
-                batch, taken = [], 0
-    if batch:
-        yield batch
+        for start in range(0, place.leaf.nbytes, _BATCH):
+            yield place, start, min(_BATCH, place.leaf.nbytes - start)

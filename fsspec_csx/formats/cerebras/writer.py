@@ -8,7 +8,6 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
-from zlib_ng import zlib_ng
 
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocols
@@ -17,7 +16,8 @@ from fsspec_csx.formats.cerebras.plan import Plan
 from fsspec_csx.formats.cerebras.source import check_byte_order
 from fsspec_csx.formats.writer import CheckpointWriter
 from fsspec_csx.storage.files import unwrap_filesystem
-from fsspec_csx.tensors.source import memory_at
+from fsspec_csx.tensors.contiguous import memory
+from fsspec_csx.tensors.crc32 import crc32_of
 
 _AT_A_TIME = 10
 _DELETED_AT_ONCE = 1000  # the most of a request
@@ -122,9 +122,9 @@ def _write_bodies(plan: Plan, fs: AbstractFileSystem, path: str, advance: Callab
 
     def send(key: str) -> int:
         tensor = plan.bodies[key].detach().resolve_conj().resolve_neg().contiguous().cpu()
-        memory = memory_at(tensor.data_ptr(), tensor.nbytes, tensor)
-        fs.pipe_file(f"{path}/{key}", memory, Metadata={"metadata": plan.header(key)})
-        return int(zlib_ng.crc32(memory))
+        data = memory(tensor)
+        fs.pipe_file(f"{path}/{key}", data, Metadata={"metadata": plan.header(key)})
+        return crc32_of(data)
 
     threads = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="fsspec_csx cerebras")
     try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.dcp import manifest
+from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.manifest import ItemLocation
 from fsspec_csx.formats.dcp.reader import TensorRead, check_shards, load_bytes, read_bytes, read_tensors
@@ -19,6 +22,7 @@ from fsspec_csx.tensors import names
 from fsspec_csx.tensors.names import Choice, Keys
 
 
+@dataclass(frozen=True)
 class ManifestEntry:
     """An entry of a checkpoint, before it is read.
 
@@ -27,150 +31,142 @@ class ManifestEntry:
         tensor: what the manifest says of it; None if it is no tensor.
     """
 
-    def __init__(self, name: str, tensor: TensorStorageMetadata | None) -> None:
-        self.name = name
-        self.tensor = tensor
+    name: str
+    tensor: TensorStorageMetadata | None
+
+    @property
+    def info(self) -> TensorInfo:
+        """What is known of the tensor."""
+        assert self.tensor is not None
+        size, dtype = self.tensor.size, self.tensor.properties.dtype
+        return TensorInfo(dtype, tuple(size), size.numel() * dtype.itemsize)
 
 
-def read(
-    folder: Folder,
-    metadata: Metadata,
-    *,
-    keys: Keys | None = None,
-    map_location: Any = None,
-    weights_only: bool = True,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Any:
-    """What a sharded checkpoint holds, or a part of it.
+class ShardedStateDict:
+    """The state dict that a sharded checkpoint holds.
 
     Args:
         folder: where it lies.
         metadata: its manifest.
-        keys: see ``checkpoint.load``.
-        map_location: the device of the tensors, or its name; None for the CPU.
-        weights_only: see ``torch.load``; if False, values that are no tensors may run any code.
-        advance: called many times with the number of bytes of tensors that were read.
-
-    Raises:
-        CheckpointError: if it is not what it should be.
-        TypeError: if ``map_location`` is no device.
-        OSError: what the filesystem raised; FileNotFoundError is among it.
     """
-    if not isinstance(map_location, (str, torch.device, type(None))):
-        msg = f"{folder.name} is sharded, and its tensors have no locations to map. Give a device, or its name."
-        raise TypeError(msg)
-    state = nested(metadata)
-    if keys is not None:
-        state = names.select(state, Choice(state, keys, folder.name))
-    entries = [entry for _, entry in names.walk(state) if isinstance(entry, ManifestEntry)]
-    filled = {entry.name: empty(folder, metadata, entry, map_location) for entry in entries if entry.tensor}
-    parts = [wanted(folder, metadata, entry, filled[entry.name]) for entry in entries if entry.tensor]
-    if map_location is None or torch.device(map_location).type != "meta":
-        read_tensors(folder, [each for of_tensor in parts for each in of_tensor], advance=advance)
-    return replaced(state, {**filled, **values(folder, metadata, entries, weights_only=weights_only)})
+
+    def __init__(self, folder: Folder, metadata: Metadata) -> None:
+        self.folder = folder
+        self.metadata = metadata
+
+    @functools.cached_property
+    def nested(self) -> dict[str, Any]:
+        """What was saved, with a ``ManifestEntry`` in place of each tensor and value."""
+        found = self.metadata.state_dict_metadata.items()
+        entries = {
+            name: ManifestEntry(name, each if isinstance(each, TensorStorageMetadata) else None) for name, each in found
+        }
+        root: dict[Any, Any] = {}
+        for name, (*above, last) in manifest.paths_of(self.metadata).items():
+            inner = root
+            for key in above:
+                inner = inner.setdefault(key, {})
+                if not isinstance(inner, dict):
+                    return {**entries}
+            inner[last] = entries[name]
+        return _unmarked({key: _closed(value) for key, value in root.items()})
+
+    @property
+    def stored(self) -> int:
+        """How many bytes its items take, each counted once."""
+        places = self.metadata.storage_data.values()
+        return sum({(place.relative_path, place.offset): place.length for place in places}.values())
+
+    def read(
+        self,
+        *,
+        keys: Keys | None = None,
+        map_location: Any = None,
+        weights_only: bool = True,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> Any:
+        """All or a part of it.
+
+        Raises:
+            TypeError: if ``map_location`` is neither a device nor the name of one, nor None for the CPU.
+        """
+        if not isinstance(map_location, (str, torch.device, type(None))):
+            msg = (
+                f"{self.folder.name} is sharded, and its tensors have no locations to map. Give a device, or its name."
+            )
+            raise TypeError(msg)
+        state = self.nested
+        if keys is not None:
+            state = names.select(state, Choice(state, keys, self.folder.name))
+        entries = entries_of(state)
+        filled = {entry.name: self.empty(entry, map_location) for entry in entries if entry.tensor}
+        parts = [part for entry in entries if entry.tensor for part in self._parts(entry, filled[entry.name])]
+        if map_location is None or torch.device(map_location).type != "meta":
+            read_tensors(self.folder, parts, advance=advance)
+        return replaced(state, {**filled, **self.values(entries, weights_only=weights_only)})
+
+    def describe(self) -> CheckpointInfo:
+        """What it holds, without its tensors' data; its size is that of its items."""
+        named = [(name, entry) for name, entry in names.walk(self.nested) if isinstance(entry, ManifestEntry)]
+        tensors = {name: entry.info for name, entry in named if entry.tensor}
+        found = self.values([entry for _, entry in named], partial=True)
+        others = {name: found[entry.name] for name, entry in named if not entry.tensor}
+        writer = "torch.distributed.checkpoint"
+        return CheckpointInfo(self.folder.name, "distributed", writer, self.stored, tensors, others, {})
+
+    def values(
+        self, entries: list[ManifestEntry], *, weights_only: bool = True, partial: bool = False
+    ) -> dict[str, Any]:
+        """The values of those entries that are no tensors, by their names; see ``load_bytes``."""
+        others = [entry for entry in entries if entry.tensor is None]
+        blobs = read_bytes(self.folder, [self.item(MetadataIndex(entry.name)) for entry in others])
+        return {
+            entry.name: load_bytes(
+                data, name=f"{entry.name!r} in {self.folder.name}", weights_only=weights_only, partial=partial
+            )
+            for entry, data in zip(others, blobs, strict=True)
+        }
+
+    def empty(self, entry: ManifestEntry, device: torch.device | str | None = None) -> torch.Tensor:
+        """A tensor to be filled; an InvalidCheckpointError if its items are too short for it."""
+        info = entry.info
+        chunks = [*self.chunks(entry)]
+        covered = sum(chunk.sizes.numel() for chunk, _ in chunks)
+        stored = sum(item.length for _, item in chunks)
+        if covered != info.numel or stored < covered * info.dtype.itemsize:
+            reason = f"{self.folder.name} is damaged: {entry.name!r} has {covered} of {info.numel} elements."
+            raise InvalidCheckpointError(reason, AGAIN)
+        try:
+            return torch.empty(info.shape, dtype=info.dtype, device=device or "cpu")
+        except RuntimeError:
+            check_shards(self.folder, [item for _, item in chunks])
+            raise
+
+    def chunks(self, entry: ManifestEntry) -> Iterator[tuple[ChunkStorageMetadata, ItemLocation]]:
+        """The parts of a tensor, and where each lies."""
+        for chunk in entry.tensor.chunks if entry.tensor else ():
+            yield chunk, self.item(MetadataIndex(entry.name, chunk.offsets))
+
+    def item(self, index: MetadataIndex) -> ItemLocation:
+        """Where an item lies; an InvalidCheckpointError if the manifest does not say it."""
+        place: ItemLocation | None = self.metadata.storage_data.get(index)
+        if place is None:
+            raise InvalidCheckpointError(f"The manifest of {self.folder.name} has no place for {index.fqn!r}.", AGAIN)
+        if getattr(place, "transform_descriptors", None):
+            reason = f"{index.fqn!r} in {self.folder.name} was written through an extension of torch's own writer."
+            raise InvalidCheckpointError(reason, "Read it with torch's own reader.")
+        return place
+
+    def _parts(self, entry: ManifestEntry, target: torch.Tensor) -> Iterator[TensorRead]:
+        """What is to be read to fill a tensor."""
+        for chunk, item in self.chunks(entry):
+            part = Box(tuple(target.shape), tuple(chunk.offsets), tuple(chunk.sizes)).of(target)
+            yield TensorRead(entry.name, item, (0,) * part.dim(), part)
 
 
-def describe(folder: Folder, metadata: Metadata) -> CheckpointInfo:
-    """What a sharded checkpoint holds, without its tensors' data; its size is that of its items.
-
-    Args:
-        folder: where it lies.
-        metadata: its manifest.
-
-    Raises:
-        CheckpointError: if it is not what it should be.
-        OSError: what the filesystem raised; FileNotFoundError is among it.
-    """
-    named = [(name, entry) for name, entry in names.walk(nested(metadata)) if isinstance(entry, ManifestEntry)]
-    tensors = {
-        name: TensorInfo(
-            entry.tensor.properties.dtype,
-            tuple(entry.tensor.size),
-            entry.tensor.size.numel() * entry.tensor.properties.dtype.itemsize,
-        )
-        for name, entry in named
-        if entry.tensor
-    }
-    found = values(folder, metadata, [entry for _, entry in named], partial=True)
-    others = {name: found[entry.name] for name, entry in named if not entry.tensor}
-    size = sum(
-        each.length for each in {(p.relative_path, p.offset): p for p in metadata.storage_data.values()}.values()
-    )
-    return CheckpointInfo(folder.name, "distributed", "torch.distributed.checkpoint", size, tensors, others, {})
-
-
-def nested(metadata: Metadata) -> dict[str, Any]:
-    """The state dict that was saved, with a ``ManifestEntry`` in place of each tensor and value."""
-    entries = {name: ManifestEntry(name, _tensor(each)) for name, each in metadata.state_dict_metadata.items()}
-    root: dict[Any, Any] = {}
-    for name, (*above, last) in manifest.paths_of(metadata).items():
-        inner = root
-        for key in above:
-            inner = inner.setdefault(key, {})
-            if not isinstance(inner, dict):
-                return {**entries}
-        inner[last] = entries[name]
-    return _unmarked({key: _closed(value) for key, value in root.items()})
-
-
-def values(
-    folder: Folder,
-    metadata: Metadata,
-    entries: list[ManifestEntry],
-    *,
-    weights_only: bool = True,
-    partial: bool = False,
-) -> dict[str, Any]:
-    """The values of those entries that are no tensors, by their names in the manifest.
-
-    If partial, objects of unknown classes are placeholders.
-    """
-    others = [entry for entry in entries if entry.tensor is None]
-    places = [stored(folder, metadata, MetadataIndex(entry.name)) for entry in others]
-    blobs = read_bytes(folder, places)
-    return {
-        entry.name: load_bytes(
-            data, name=f"{entry.name!r} in {folder.name}", weights_only=weights_only, partial=partial
-        )
-        for entry, data in zip(others, blobs, strict=True)
-    }
-
-
-def wanted(folder: Folder, metadata: Metadata, entry: ManifestEntry, target: torch.Tensor) -> list[TensorRead]:
-    """What is to be read to fill a tensor."""
-    assert entry.tensor is not None
-    found = []
-    for chunk in entry.tensor.chunks:
-        part = target
-        for dimension, (start, length) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
-            part = part.narrow(dimension, start, length)
-        place = stored(folder, metadata, MetadataIndex(entry.name, chunk.offsets))
-        found.append(TensorRead(entry.name, place, (0,) * part.dim(), part))
-    return found
-
-
-def empty(
-    folder: Folder, metadata: Metadata, entry: ManifestEntry, device: torch.device | str | None = None
-) -> torch.Tensor:
-    """A tensor to be filled.
-
-    Raises:
-        InvalidCheckpointError: if its items are too short for it.
-    """
-    tensor = entry.tensor
-    assert tensor is not None
-    covered = sum(chunk.sizes.numel() for chunk in tensor.chunks)
-    there = sum(stored(folder, metadata, MetadataIndex(entry.name, chunk.offsets)).length for chunk in tensor.chunks)
-    if covered != tensor.size.numel() or there < covered * tensor.properties.dtype.itemsize:
-        reason = f"{folder.name} is damaged: {entry.name!r} has {covered} of {tensor.size.numel()} elements."
-        raise InvalidCheckpointError(reason, AGAIN)
-    try:
-        return torch.empty(tensor.size, dtype=tensor.properties.dtype, device=device or "cpu")
-    except RuntimeError:
-        check_shards(
-            folder, [stored(folder, metadata, MetadataIndex(entry.name, each.offsets)) for each in tensor.chunks]
-        )
-        raise
+def entries_of(state: Any) -> list[ManifestEntry]:
+    """The entries in a nested state dict."""
+    return [entry for _, entry in names.walk(state) if isinstance(entry, ManifestEntry)]
 
 
 def replaced(value: Any, found: dict[str, Any]) -> Any:
@@ -182,27 +178,8 @@ def replaced(value: Any, found: dict[str, Any]) -> Any:
     return {key: replaced(each, found) for key, each in value.items()}
 
 
-def stored(folder: Folder, metadata: Metadata, index: MetadataIndex) -> ItemLocation:
-    """Where an item lies.
-
-    Raises:
-        InvalidCheckpointError: if the manifest does not tell.
-    """
-    place: ItemLocation | None = metadata.storage_data.get(index)
-    if place is None:
-        raise InvalidCheckpointError(f"The manifest of {folder.name} has no place for {index.fqn!r}.", AGAIN)
-    if getattr(place, "transform_descriptors", None):
-        reason = f"{index.fqn!r} in {folder.name} was written through an extension of torch's own writer."
-        raise InvalidCheckpointError(reason, "Read it with torch's own reader.")
-    return place
-
-
-def _tensor(tensor: Any) -> TensorStorageMetadata | None:
-    return tensor if isinstance(tensor, TensorStorageMetadata) else None
-
-
 def _closed(value: Any) -> Any:
-    """Nested dicts, those with numbers for keys made lists, which close up."""
+    """Nested dicts, those with numbers for keys made lists without gaps."""
     if not isinstance(value, dict):
         return value
     if all(isinstance(key, int) for key in value):

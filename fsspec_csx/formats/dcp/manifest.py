@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -62,8 +63,6 @@ class Plain(NamedTuple):
 
     Attributes:
         start: of its first byte, in bytes from the start of the item.
-        dtype: of its elements.
-        shape: its size in each dimension.
         crc32: of its bytes; None if it is not known.
     """
 
@@ -75,7 +74,7 @@ class Plain(NamedTuple):
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def place(path: str, offset: int, length: int, plain: Plain | None = None) -> ItemLocation:
@@ -128,9 +127,7 @@ def read(folder: Folder, name: str = MANIFEST) -> Metadata:
     """Read a manifest.
 
     Raises:
-        InvalidCheckpointError: if it is not what it should be.
         UnsafeCheckpointError: if it names what a manifest has no need of, and which could run code.
-        OSError: what the filesystem raised; FileNotFoundError is among it.
     """
     with folder.open(name) as file:
         data = file.read()

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 import torch
-from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.dcp.boxes import Box, pieces
+from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import SMALL, sliced
@@ -24,11 +23,11 @@ from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors import fill, memory
+from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.map_location import reserved
 from fsspec_csx.tensors.names import shown
-from fsspec_csx.tensors.source import Source, memory_at
+from fsspec_csx.tensors.source import Source
 
 T = TypeVar("T")
 
@@ -41,7 +40,6 @@ class TensorRead:
 
     Attributes:
         name: that of the tensor.
-        place: where the tensor lies.
         start: the first index of the part in each dimension of the stored tensor.
         target: a tensor of the shape of the part, on any device.
     """
@@ -57,16 +55,9 @@ def read_tensors(
 ) -> None:
     """Fill tensors.
 
-    Args:
-        folder: that of the checkpoint.
-        wanted: what goes where.
-        advance: called many times, in this thread, with the number of bytes that were read.
-
     Raises:
         FreedTensorError: if tensors to fill have no memory, before any is filled.
-        InvalidCheckpointError: if a tensor that is read whole does not have the checksum that it must have, or a shard
-            is not what it should be.
-        OSError: what the filesystem raised; FileNotFoundError is among it.
+        InvalidCheckpointError: if a shard is too short, or a tensor that is read whole does not have its checksum.
     """
     wanted = [*wanted]
     memory.check_targets((each.name, each.target) for each in wanted)
@@ -74,12 +65,7 @@ def read_tensors(
 
 
 def read_bytes(folder: Folder, places: Sequence[ItemLocation]) -> list[bytes]:
-    """The bytes of items.
-
-    Raises:
-        InvalidCheckpointError: if a shard is too short.
-        OSError: what the filesystem raised; FileNotFoundError is among it.
-    """
+    """The bytes of items."""
     found: dict[tuple[str, int], bytes] = {}
 
     def read(folder: Folder, source: Source, items: Sequence[ItemLocation]) -> None:
@@ -91,16 +77,9 @@ def read_bytes(folder: Folder, places: Sequence[ItemLocation]) -> list[bytes]:
 
 
 def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bool = False) -> Any:
-    """The object of an item of bytes.
-
-    Args:
-        data: what torch.save wrote.
-        name: what errors call it.
-        weights_only: see ``torch.load``; if False, it may run any code.
-        partial: whether objects of unknown classes may be placeholders.
+    """The object of an item that torch.save wrote; if ``partial``, objects of unknown classes may be placeholders.
 
     Raises:
-        InvalidCheckpointError: if it is damaged.
         UnsafeCheckpointError: if ``weights_only`` and it names what may run code; not for an ``io.BytesIO``.
     """
     try:
@@ -149,22 +128,13 @@ def _of_all_shards(
 
 @contextlib.contextmanager
 def opened(folder: Folder, name: str) -> Iterator[Source]:
-    """A shard, while the block lasts.
-
-    Raises:
-        OSError: what the filesystem raised; FileNotFoundError is among it.
-    """
+    """A shard, while the block lasts."""
     with folder.reading(name) as file:
         yield _Known(file, _size(file))
 
 
 def check_shards(folder: Folder, places: Iterable[ItemLocation]) -> None:
-    """See whether shards are as long as the places of items in them say.
-
-    Raises:
-        InvalidCheckpointError: if one is too short.
-        OSError: what the filesystem raised; FileNotFoundError is among it.
-    """
+    """See whether shards are as long as the places of items in them say."""
     for each in places:
         with opened(folder, each.relative_path) as source:
             _check_size(folder, each.relative_path, source, [each])
@@ -216,28 +186,19 @@ def _run(folder: Folder, source: Source, transfers: Sequence[Transfer], *, pinne
         raise torch_archive.damaged(folder.name, shown(list(dict.fromkeys(each.name for each in wrong))))
 
 
-def _transfers(folder: Folder, wanted: TensorRead, plain: Plain) -> Iterator[Transfer]:
+def _transfers(folder: Folder, wanted: TensorRead, plain: Plain) -> Iterable[Transfer]:
     """What brings a part of a stored tensor to where it goes."""
-    target = wanted.target
     box = _box(folder, wanted, plain.shape)
     if plain.start + plain.nbytes > wanted.place.length:
         raise InvalidCheckpointError(f"{folder.name} is damaged: {wanted.name!r} is longer than its item.", AGAIN)
     if not box.count:
-        return
-    item = plain.dtype.itemsize
-    record = Record(
-        wanted.name,
-        wanted.place.offset + plain.start,
-        reserved(plain.nbytes, torch.device("meta")),
-        plain.crc32 if box.whole else None,
-    )
-    here = target.device.type == "cpu" and target.dtype == plain.dtype
-    if here and box.spread == box.count and target.is_contiguous():
-        size = box.count * item
-        yield Transfer(record, box.first * item, size, memory=memory_at(target.data_ptr(), size, target))
-        return
-    for piece in pieces(box, item, fill.PIECE):
-        yield Transfer(record, piece.first * item, piece.spread * item, deliver=_into(target, box, piece, plain.dtype))
+        return []
+    stored = torch.empty(plain.shape, dtype=plain.dtype, device="meta")
+    offset, crc32 = wanted.place.offset + plain.start, plain.crc32 if box.whole else None
+    record = Record(wanted.name, offset, stored.untyped_storage(), crc32)
+    if transfer := fill.direct(record, box.of(stored), wanted.target):
+        return [transfer]
+    return fill.copies(record, box.of(stored), wanted.target, lambda part, target: target.copy_(part))
 
 
 def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
@@ -247,18 +208,6 @@ def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
         reason = f"{folder.name} is damaged: it has no {box.lengths} at {box.start} of {wanted.name!r}, {box.shape}."
         raise InvalidCheckpointError(reason, AGAIN)
     return box
-
-
-def _into(target: torch.Tensor, box: Box, piece: Box, dtype: torch.dtype) -> Callable[[torch.Tensor], object]:
-    """What takes the bytes that a piece of a box is spread over to its place in the target of the box."""
-    part = target
-    for dimension, (start, own, length) in enumerate(zip(box.start, piece.start, piece.lengths, strict=True)):
-        part = part.narrow(dimension, own - start, length)
-
-    def deliver(staged: torch.Tensor) -> None:
-        part.copy_(staged.view(dtype).as_strided(piece.lengths, piece.strides))
-
-    return deliver
 
 
 def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
@@ -277,10 +226,7 @@ def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
             crc = record.crc32 if tensor.nbytes == record.storage.nbytes() else None
             return Plain(start, tensor.dtype, tuple(tensor.shape), crc)
         torch_zip_reader.complete(item, found, name=name)
-    box = _box(folder, wanted, tensor.shape)
-    for dimension, (start, length) in enumerate(zip(box.start, box.lengths, strict=True)):
-        tensor = tensor.narrow(dimension, start, length)
-    wanted.target.copy_(tensor)
+    wanted.target.copy_(_box(folder, wanted, tensor.shape).of(tensor))
     return None
 
 
@@ -304,4 +250,4 @@ def _crc32(data: bytes, entry: ZipEntry) -> int | None:
     start = zip_directory.data_offset(data[entry.header :][: LOCAL.size], entry)
     if start is None or entry.method != STORED or not entry.crc32:
         return None
-    return int(zlib_ng.crc32(memoryview(data)[start : start + entry.size]))
+    return crc32_of(memoryview(data)[start : start + entry.size])

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from fsspec_csx.formats.dcp.manifest import ItemLocation
 from fsspec_csx.tensors.source import HEAD, TAIL, Source
+from fsspec_csx.tensors.staging import batches
 
 T = TypeVar("T")
 
@@ -18,30 +19,12 @@ SMALL = HEAD + TAIL
 
 
 def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> Iterator[list[tuple[T, Source]]]:
-    """Items with their first and last bytes, which are read for many of them at once.
-
-    Args:
-        source: the shard.
-        items: in any order.
-        place: where an item lies.
-    """
-    batch: list[T] = []
-    taken = 0
-    for each in sorted(items, key=lambda item: place(item).offset):
-        size = min(place(each).length, SMALL)
-        if batch and taken + size > _BATCH:
-            yield _read(source, batch, place)
-            batch, taken = [], 0
-        batch.append(each)
-        taken += size
-    if batch:
-        yield _read(source, batch, place)
-
-
-def _read(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> list[tuple[T, Source]]:
-    files = [_File(source, place(each)) for each in items]
-    source.read([span for file in files for span in file.ends])
-    return [(each, Source(file, file.size)) for each, file in zip(items, files, strict=True)]
+    """Items with their first and last bytes, which are read for many of them at once."""
+    ordered = sorted(items, key=lambda item: place(item).offset)
+    for batch in batches(ordered, lambda item: min(place(item).length, SMALL), _BATCH):
+        files = [_File(source, place(each)) for each in batch]
+        source.read([span for file in files for span in file.ends])
+        yield [(each, Source(file, file.size)) for each, file in zip(batch, files, strict=True)]
 
 
 class _File:

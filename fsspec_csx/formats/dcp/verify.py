@@ -11,7 +11,6 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import verify_report
-from fsspec_csx.formats.dcp import full_state_dict
 from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import opened
@@ -29,7 +28,6 @@ class _Item:
 
     Attributes:
         name: that of its entry in the manifest.
-        place: where it lies.
         tensor: the dtype and the shape that the manifest tells of it; None if it is no tensor.
     """
 
@@ -49,15 +47,7 @@ class _Found:
 def examine(source: ShardedSource, advance: Callable[[int], object]) -> Report:
     """Read all items of a sharded checkpoint, and look for damage.
 
-    An item is looked at as a file of its own, with the checksum of each of its records, and compared with what the
-    manifest tells of it.
-
-    Args:
-        source: the checkpoint.
-        advance: called many times with the number of bytes that were read.
-
-    Raises:
-        OSError: what the filesystem raised, other than that a shard is missing.
+    An item is looked at as a file of its own, with the checksum of each of its records, and compared with the manifest.
     """
     found = _Found()
     shards: dict[str, dict[int, _Item]] = {}
@@ -79,7 +69,7 @@ def _items(source: ShardedSource, found: _Found) -> Iterator[_Item]:
             parts = [(MetadataIndex(name, each.offsets), (dtype, tuple(each.sizes))) for each in entry.chunks]
         for index, tensor in parts:
             try:
-                yield _Item(name, full_state_dict.stored(source.folder, source.metadata, index), tensor)
+                yield _Item(name, source.state.item(index), tensor)
             except InvalidCheckpointError as error:
                 if index in source.metadata.storage_data:  # what torch's own reader may still read
                     found.unchecked += 1

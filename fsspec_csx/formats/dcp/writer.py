@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import Parameter
-from zlib_ng import zlib_ng
 
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, place
-from fsspec_csx.formats.io_wrappers import TrackingWriter
+from fsspec_csx.formats.io_wrappers import JoiningWriter, TrackingWriter
 from fsspec_csx.formats.torch_zip.single_tensor_archive import frame
-from fsspec_csx.tensors.source import memory_at
-
-# Tensors below so many bytes are joined with what is around them, up to about so many.
-_SMALL, _JOINED = 64 * 1024, 2**20
-_STAGED = 16 * 2**20
+from fsspec_csx.tensors.contiguous import memory, staged
+from fsspec_csx.tensors.crc32 import RunningCrc32
 
 
 class Shard:
@@ -26,7 +22,6 @@ class Shard:
         file: a binary file object; ``write_borrowed`` is used where it has one.
         name: its name in the folder of the checkpoint.
         held: whether the tensors stay as they are until the file is closed, so that their memory may be sent later.
-        advance: called many times with the number of bytes that were written.
     """
 
     def __init__(
@@ -36,7 +31,7 @@ class Shard:
         self._name = name
         self._held = held
         self._position = 0
-        self._joined = bytearray()
+        self._joining = JoiningWriter(self._file.write)
         self._known: dict[tuple[Any, ...], ItemLocation] = {}
 
     def add_bytes(self, data: memoryview) -> ItemLocation:
@@ -58,7 +53,7 @@ class Shard:
 
     def finish(self) -> None:
         """Hand the last bytes to the file, which is still to be closed."""
-        self._hand_on()
+        self._joining.flush()
 
     def _add_plain(self, tensor: torch.Tensor) -> ItemLocation:
         around = frame(tensor.dtype, tuple(tensor.shape))
@@ -67,26 +62,19 @@ class Shard:
             return self._placed(lambda: self._save(ready))
         start = self._position
         self._write(around.before)
-        crc = self._write_memory(ready, held=self._held and ready.data_ptr() == tensor.data_ptr())
-        self._write(around.after(crc))
-        plain = Plain(len(around.before), tensor.dtype, tuple(tensor.shape), crc)
+        here = ready.device.type == "cpu"
+        held = here and self._held and ready.data_ptr() == tensor.data_ptr()
+        crc = RunningCrc32()
+        for piece in [memory(ready)] if here else staged(ready):
+            crc.add(piece)
+            self._write(piece, held=held)
+        self._write(around.after(crc.value))
+        plain = Plain(len(around.before), tensor.dtype, tuple(tensor.shape), crc.value)
         return place(self._name, start, around.size, plain)
-
-    def _write_memory(self, tensor: torch.Tensor, *, held: bool) -> int:
-        """Write the bytes of a row-major tensor, and return their CRC-32."""
-        if tensor.device.type == "cpu":
-            memory = memory_at(tensor.data_ptr(), tensor.nbytes, tensor)
-            self._write(memory, held=held)
-            return int(zlib_ng.crc32(memory))
-        crc = 0
-        for piece in _staged(tensor):
-            crc = zlib_ng.crc32(piece, crc)
-            self._write(piece)
-        return crc
 
     def _save(self, tensor: torch.Tensor) -> None:
         """As torch.save has it: for tensors that are more than their elements, and those without any."""
-        self._hand_on()
+        self._joining.flush()
         sink = _Counting(self._file.write)
         torch.save(tensor.cpu(), sink)  # type: ignore[arg-type]  # all that torch calls is there
         self._position += sink.position
@@ -98,18 +86,7 @@ class Shard:
 
     def _write(self, data: Any, *, held: bool = False) -> None:
         self._position += len(data)
-        if len(data) < _SMALL:
-            self._joined += data
-            if len(self._joined) >= _JOINED:
-                self._hand_on()
-            return
-        self._hand_on()
-        (self._file.borrow if held else self._file.write)(data)
-
-    def _hand_on(self) -> None:
-        if self._joined:
-            self._file.write(bytes(self._joined))
-            self._joined.clear()
+        self._joining.write(data, self._file.borrow if held else None)
 
 
 class _Counting:
@@ -132,14 +109,3 @@ class _Counting:
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether its elements in order, its dtype and its shape are all that it is."""
     return type(tensor) in (torch.Tensor, Parameter) and tensor.layout == torch.strided and not tensor.is_quantized
-
-
-def _staged(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor of another device, in pieces whose memory is used again."""
-    there = tensor.reshape(-1).view(torch.uint8)
-    size = min(_STAGED, len(there))
-    here = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=there.device.type == "cuda")
-    for start in range(0, len(there), _STAGED):
-        piece = there[start : start + _STAGED]
-        here[: len(piece)].copy_(piece)
-        yield memory_at(here.data_ptr(), len(piece), here)

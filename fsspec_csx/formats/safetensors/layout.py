@@ -43,12 +43,7 @@ PAIRS = "F4"  # two values to the byte: the format counts the values, torch the 
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file that begins like this is a safetensors file, be it whole or not.
-
-    Args:
-        head: its first ``sniff.HEAD`` bytes.
-        size: its size in bytes.
-    """
+    """Whether a file with these first ``sniff.HEAD`` bytes is a safetensors file, be it whole or not."""
     length = int.from_bytes(head[:LENGTH], "little")
     return head[LENGTH : LENGTH + 1] == b"{" and 2 <= length <= max(HEADER_MAX, size - LENGTH)
 

@@ -41,18 +41,12 @@ class _Entry(NamedTuple):
 def structure(source: Source, *, name: str) -> LazyObject:
     """Read the header, and reserve the memory of the tensors.
 
-    Args:
-        source: the file.
-        name: what errors call it.
-
     Returns:
         The tensors by name, in the order of the header, on the CPU, and then those that ``aliases`` names; other
         metadata is left out.
 
     Raises:
         InvalidCheckpointError: if the file is cut short or damaged, or has a dtype that this torch lacks.
-        NotImplementedError: on a big-endian machine.
-        Exception: what the file raised.
     """
     check_byte_order()
     try:
@@ -83,14 +77,7 @@ def aliases(names: Container[str], metadata: Mapping[str, str]) -> dict[str, str
 
 
 def metadata(source: Source) -> dict[str, str]:
-    """What the header of a file says besides the tensors.
-
-    Args:
-        source: the file, whose header is known to be right.
-
-    Raises:
-        OSError: what the file raised.
-    """
+    """What the header of a file, which is known to be right, says besides the tensors."""
     return _parsed(_read_header(source))[1]
 
 

@@ -23,6 +23,7 @@ from fsspec_csx.formats.safetensors.layout import (
 )
 from fsspec_csx.tensors.contiguous import memories, memory
 from fsspec_csx.tensors.memory import check, is_freed
+from fsspec_csx.tensors.tiling import extent
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """The classes of tensors that are no more than their elements."""
@@ -46,25 +47,12 @@ class Prepared(NamedTuple):
 
 
 def prepared(obj: object) -> Prepared:
-    """The header and the tensors of a file.
-
-    Args:
-        obj: a mapping of names to tensors.
-
-    Raises:
-        ValueError: if ``obj`` holds what the format cannot; it names the entry.
-        NotImplementedError: on a big-endian machine.
-    """
+    """The header and the tensors of a file; a ValueError if ``obj`` holds what the format cannot, which it names."""
     return laid_out(checked(obj))
 
 
 def checked(obj: object) -> dict[str, torch.Tensor]:
-    """The tensors of an object, by name; none shares memory with another.
-
-    Raises:
-        ValueError: as of ``prepared``.
-        NotImplementedError: on a big-endian machine.
-    """
+    """The tensors of an object, by name, as of ``prepared``; none shares memory with another."""
     check_byte_order()
     tensors = named_tensors(obj)
     check([*tensors.items()])
@@ -114,16 +102,8 @@ def without_twins(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.
 def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
     """Write what ``safetensors.torch.save_file(obj, …, {"format": "pt"})`` writes; tensors need not be contiguous.
 
-    Args:
-        obj: a mapping of names to tensors.
-        file: a binary file object. If it has ``write_borrowed``, that gets memoryviews of the tensors' own memory, and
-            ``obj`` must not change until the file is closed.
-        advance: called many times with the number of bytes that were written.
-
-    Raises:
-        ValueError: before anything is written, if ``obj`` holds what the format cannot.
-        NotImplementedError: on a big-endian machine.
-        Exception: what the file or ``advance`` raised.
+    If the file has ``write_borrowed``, that gets memoryviews of the tensors' own memory, and ``obj`` must not change
+    until the file is closed.
     """
     write_prepared(prepared(obj), file, advance=advance)
 
@@ -148,19 +128,15 @@ def outlined(
     dtype_of: Callable[[torch.Tensor], torch.dtype],
     told: Mapping[str, str],
 ) -> tuple[bytes, list[str]]:
-    """The header of a file of tensors, which may share memory, as each is written apart.
+    """The header of a file of tensors, which may share memory, as each is written apart; see ``prepared``.
 
     Args:
         tensors: by name; their data is not looked at.
-        dtype_of: tells what a tensor's dtype is to be.
+        dtype_of: gives the dtype that a tensor is cast to.
         told: metadata for the header.
 
     Returns:
         The bytes in front of the first tensor's, and the names in the order in which the tensors follow.
-
-    Raises:
-        ValueError: if the format cannot hold some.
-        NotImplementedError: on a big-endian machine.
     """
     check_byte_order()
     forms = []
@@ -173,7 +149,11 @@ def outlined(
 
 def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
     """The names of tensors that overlap in memory, each with another such."""
-    spans = sorted((str(tensor.device), *_span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + extent(tensor), name)
+        for name, tensor in tensors.items()
+        if tensor.numel()
+    )
     found, last = [], ("", 0, 0, "")
     for span in spans:
         device, start, end, name = span
@@ -241,12 +221,6 @@ def _check_sharing(tensors: Mapping[str, torch.Tensor]) -> None:
         msg = f"A safetensors file cannot hold tensors that overlap in memory: {'; '.join(found[:_NAMES_SHOWN])}{more}."
         msg += " Save only one of each, or a clone() of the other, or save under another suffix, such as .mdl."
         raise ValueError(msg)
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """From its first address to behind its last."""
-    last = sum((count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize
 
 
 def _header(tensors: list[tuple[str, torch.Tensor]], told: Mapping[str, str] | None = None) -> bytes:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, Span, ZipEntry
 from fsspec_csx.tensors import torch_compat
+from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.source import TAIL, Source
 
 PICKLE = "data.pkl"
@@ -71,17 +71,12 @@ class Archive:
 def read(source: Source, name: str) -> Archive | None:
     """Read what an archive consists of.
 
-    Args:
-        source: the file.
-        name: what errors call it.
-
     Returns:
         None if it is not in every respect as torch.save writes it today, or names what may look at a tensor's data
         while it is loaded.
 
     Raises:
         InvalidCheckpointError: if a record that was read is damaged, or records claim more than the file can hold.
-        OSError: what the file raised.
     """
     found = _directory(source)
     if found is None:
@@ -101,7 +96,7 @@ def read(source: Source, name: str) -> Archive | None:
     if small is None:
         return None
     for entry, (_, content) in small.items():
-        if entry.crc32 not in (0, zlib_ng.crc32(content)):
+        if entry.crc32 not in (0, crc32_of(content)):
             raise damaged(name, f"its record {wanted[entry.name]!r}")
     contents = {wanted[entry.name]: content for entry, (_, content) in small.items()}
     alignment = _alignment(contents)
@@ -122,24 +117,13 @@ def read(source: Source, name: str) -> Archive | None:
 
 
 def records(source: Source) -> tuple[list[ZipEntry], int] | None:
-    """All records of an archive, and where its zip directory begins.
-
-    Returns:
-        None if it is no archive.
-
-    Raises:
-        OSError: what the file raised.
-    """
+    """All records of an archive, and where its zip directory begins; None if it is no archive."""
     found = _directory(source)
     return (found[2], found[0].start) if found else None
 
 
 def metadata(source: Source) -> dict[str, str]:
-    """What the small records of an archive say of it, by their names.
-
-    Raises:
-        OSError: what the file raised.
-    """
+    """What the small records of an archive say of it, by their names."""
     entries, end = records(source) or ([], 0)
     root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
     wanted = {root + record.encode(): record for record in _TOLD}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 
-from zlib_ng import zlib_ng
+from fsspec_csx.tensors.crc32 import crc32_of
 
 CRC = struct.Struct("<I")
 DESCRIPTOR = b"PK\x07\x08"
@@ -33,8 +33,6 @@ class ArchiveEnd:
 
     Args:
         data: its bytes, as torch wrote them.
-        size: of the archive, in bytes.
-        names: of the storages' records.
 
     Raises:
         LayoutError: if something is not where it is known to be.
@@ -61,7 +59,7 @@ class ArchiveEnd:
                 CRC.pack_into(changed, position + 16, crcs[name])
         identity = self._identity
         changed[identity + 20 : identity + 40] = self._combined(crcs)
-        crc = zlib_ng.crc32(changed[identity : identity + _IDENTITY_SIZE])
+        crc = crc32_of(changed[identity : identity + _IDENTITY_SIZE])
         CRC.pack_into(changed, identity + _IDENTITY_SIZE + 4, crc)
         CRC.pack_into(changed, self._identity_entry + 16, crc)
         return bytes(changed)
@@ -95,7 +93,7 @@ class ArchiveEnd:
         start = header + 30 + int(name) + int(extra)
         content = data[start : start + _IDENTITY_SIZE]
         behind = data[start + _IDENTITY_SIZE :]
-        crc = zlib_ng.crc32(content)
+        crc = crc32_of(content)
         _check(content.isdigit() and crc == self._identity_crc)
         _check(behind.startswith(DESCRIPTOR) and CRC.unpack_from(behind, 4)[0] == crc)
         return start

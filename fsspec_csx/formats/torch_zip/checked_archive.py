@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from zlib_ng import zlib_ng
-
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, ZipEntry
+from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.source import Source
 
 
@@ -18,7 +17,6 @@ class CheckedReader(TrackingReader):
 
     Args:
         source: the file. If it is no archive, or a compressed one, nothing is compared.
-        name: what errors call it.
 
     Raises:
         InvalidCheckpointError: from ``read`` and ``readinto``, if the bytes of a record are not those that were saved.
@@ -49,5 +47,5 @@ class CheckedReader(TrackingReader):
             if offset is not None:
                 self._records[offset] = entry
         record = self._records.get(position)
-        if record is not None and len(data) == record.size and zlib_ng.crc32(data) != record.crc32:
+        if record is not None and len(data) == record.size and crc32_of(data) != record.crc32:
             raise torch_archive.damaged(self._name, f"its record {record.name.decode(errors='replace')!r}")

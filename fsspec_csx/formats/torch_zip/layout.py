@@ -17,16 +17,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from zlib_ng import zlib_ng
 
+from fsspec_csx.formats.io_wrappers import JoiningWriter
 from fsspec_csx.formats.torch_zip.archive_end import CRC, DESCRIPTOR, ArchiveEnd, LayoutError
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.tensors.contiguous import staged
+from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.source import memory_of
 
 _LOCAL = b"PK\x03\x04"
-_STAGED = 16 * 2**20
-# Storages below so many bytes are joined with what is around them, up to about so many.
-_SMALL, _JOINED = 64 * 1024, 2**20
 HERE = "cpu"
 """The type of device whose memory is written as it is."""
 
@@ -36,7 +35,6 @@ class Layout:
 
     Args:
         parts: what torch made, and between them the storages that belong there.
-        names: of the storages' records, in order.
 
     Raises:
         LayoutError: if what depends on the storages is not where it is known to be.
@@ -73,46 +71,22 @@ class Layout:
         given = None if contents is None else iter(contents)
         crcs: list[int] = []
         after_storage = False
-        joined = bytearray()  # small parts: thousands of them, each handed on, would take longer than their bytes
-
-        def hand_on() -> None:
-            if joined:
-                write(joined)
-                joined.clear()
-
-        def take(pieces: Iterable[memoryview]) -> int:
-            crc = 0
-            for piece in pieces:
-                crc = zlib_ng.crc32(piece, crc)
-                if len(piece) < _SMALL:
-                    joined.extend(piece)
-                else:
-                    hand_on()
-                    write(piece)
-            return crc
-
+        joining = JoiningWriter(write)
         for number, part in enumerate(self._parts):
             if isinstance(part, torch.UntypedStorage):
-                if given is not None:
-                    crcs.append(take(next(given)))
-                elif part.device.type == HERE and part.nbytes() < _SMALL:
-                    memory = memory_of(part)
-                    crcs.append(zlib_ng.crc32(memory))
-                    joined += memory
-                else:
-                    hand_on()
-                    crcs.append(_write_storage(part, write, keep))
+                crc = RunningCrc32()
+                in_place = given is None and part.device.type == HERE
+                for piece in next(given) if given is not None else _memories(part):
+                    crc.add(piece)
+                    joining.write(piece, keep if in_place else None)
+                crcs.append(crc.value)
                 after_storage = True
                 continue
             if number == len(self._parts) - 1 and self._end is not None:
                 part = self._end.completed(dict(zip(self._names, crcs, strict=True)))
-            if after_storage:
-                part = _described(part, crcs[-1])
-            joined += part
+            joining.write(_described(part, crcs[-1]) if after_storage else part)
             after_storage = False
-            if len(joined) >= _JOINED:
-                hand_on()
-        hand_on()
+        joining.flush()
 
     def around_one(self) -> tuple[bytes, Callable[[int], bytes]] | None:
         """What comes before the only storage, and what gives the rest for its CRC-32; None if there is not just one."""
@@ -197,20 +171,8 @@ def _record_before(parts: list[bytes | torch.UntypedStorage]) -> bytes:
     return before[header + 30 : header + 30 + length]
 
 
-def _write_storage(storage: torch.UntypedStorage, write: Callable[[Any], object], keep: Callable[[Any], object]) -> int:
-    """Write the bytes of a storage, through bounded memory if it is on another device, and return their CRC-32."""
+def _memories(storage: torch.UntypedStorage) -> Iterable[memoryview]:
+    """The bytes of a storage, through bounded memory if it is on another device."""
     if storage.device.type == HERE:
-        memory = memory_of(storage)
-        crc: int = zlib_ng.crc32(memory)
-        keep(memory)
-        return crc
-    crc = 0
-    there = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-    here = torch.empty(min(_STAGED, len(there)), dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
-    memory = memory_of(here.untyped_storage())
-    for start in range(0, len(there), _STAGED):
-        piece = there[start : start + _STAGED]
-        here[: len(piece)].copy_(piece)
-        crc = zlib_ng.crc32(memory[: len(piece)], crc)
-        write(memory[: len(piece)])
-    return crc
+        return [memory_of(storage)]
+    return staged(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))

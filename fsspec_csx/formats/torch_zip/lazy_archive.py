@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ import torch
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.io_wrappers import TrackingReader
-from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.archive import Archive
+from fsspec_csx.formats.torch_zip.placing import StoragePlacer
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, ZipEntry
-from fsspec_csx.tensors import fill
-from fsspec_csx.tensors.lazy_object import LazyObject, Record
-from fsspec_csx.tensors.map_location import LocationMapper, reserved
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 
@@ -26,10 +23,6 @@ class _VirtualFile(TrackingReader):
     """An archive that answers torch's reader from what is in memory, and takes note of the tensors' bytes it asks for.
 
     What it does not know it reads.
-
-    Args:
-        archive: what is in memory.
-        source: the file.
 
     Attributes:
         noted: the record that was last asked for, the position of its bytes, and the address where they are to go.
@@ -88,31 +81,17 @@ class _VirtualFile(TrackingReader):
         return self._call(self._source.bytes_of, [(position, size)])[0]
 
 
-class _Placing:
+class _Mapping:
     """The ``map_location`` of a load: puts each storage where it belongs, and makes a record of it.
 
     Args:
         file: the archive, which knows whose storage it is.
-        source: the file behind it.
-        name: what errors call the file.
-        places: where storages belong.
-        wanted: see ``load``.
-
-    Attributes:
-        records: those that were made.
-        left: whether storages stayed on the CPU that belong elsewhere, as they are not wanted.
     """
 
-    def __init__(
-        self, file: _VirtualFile, source: Source, name: str, places: LocationMapper, wanted: Collection[int] | None
-    ) -> None:
-        self.records: list[Record] = []
-        self.left = False
+    def __init__(self, file: _VirtualFile, name: str, placer: StoragePlacer) -> None:
         self._file = file
-        self._source = source
         self._name = name
-        self._places = places
-        self._wanted = wanted
+        self._placer = placer
 
     def __call__(self, storage: torch.UntypedStorage, location: str) -> Any:
         """What torch.load is to take for a storage that it just read, or believes so."""
@@ -120,29 +99,13 @@ class _Placing:
         if not isinstance(location, str):
             raise InvalidCheckpointError(f"{self._name} is damaged: it has a storage on no device.", sniff.AGAIN)
         if noted is None or noted[2] != storage.data_ptr():
-            return self._places.placed(storage, location)
+            return self._placer.given(storage, location)
         entry, offset, _ = noted
-        record = Record(entry.name.decode(errors="replace"), offset, storage, entry.crc32 or None)
+        record = entry.record(offset, storage)
         if storage.nbytes() != entry.size:
             what = f"its record {record.name!r} has {entry.size} bytes, and the tensor made of it {storage.nbytes()}"
             raise InvalidCheckpointError(f"{self._name} is damaged: {what}.", sniff.AGAIN)
-        stays = self._places.stays(location)
-        if stays or (self._wanted is not None and offset not in self._wanted):
-            self.left |= not stays
-            self.records.append(record)
-            return storage
-        return self._elsewhere(record, location)
-
-    def _elsewhere(self, record: Record, location: str) -> Any:
-        device = self._places.device(location)
-        if device is None:
-            if fill.fill(self._source, [record]):
-                raise torch_archive.damaged(self._name, repr(record.name))
-            return self._places.placed(record.storage, location)
-        placed = reserved(record.storage.nbytes(), device)
-        if device.type != "meta":
-            self.records.append(replace(record, storage=placed))
-        return placed
+        return self._placer.place(record, location)
 
 
 def load(
@@ -153,26 +116,13 @@ def load(
     map_location: Any = None,
     wanted: Collection[int] | None = None,
 ) -> LazyObject:
-    """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes.
-
-    Args:
-        archive: what it consists of.
-        source: the file.
-        name: what errors call it.
-        map_location: see ``torch.load``; a callable gets storages that are filled.
-        wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
-            on the CPU. None for all.
-
-    Raises:
-        InvalidCheckpointError: if a tensor does not fit its record.
-        Exception: what torch, the file or a callable ``map_location`` raised.
-    """
+    """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes; see ``StoragePlacer``."""
     file = _VirtualFile(archive, source)
-    placing = _Placing(file, source, name, LocationMapper(map_location), wanted)
+    placer = StoragePlacer(source, name, map_location, wanted)
     # torch itself reserves no memory for this one.
-    place: Any = map_location if _is_meta(map_location) else placing
+    place: Any = map_location if _is_meta(map_location) else _Mapping(file, name, placer)
     obj = file.unmasked(lambda: torch.load(file, map_location=place, weights_only=True, mmap=False))  # type: ignore[arg-type]
-    return LazyObject(obj, placing.records, placing.left)
+    return LazyObject(obj, placer.records, placer.left)
 
 
 def _is_meta(map_location: Any) -> bool:

@@ -11,20 +11,19 @@ import io
 import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import structure_limits
-from fsspec_csx.formats.torch_zip.archive import Archive
+from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
+from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
-from fsspec_csx.formats.torch_zip.rebuilding import checked_key, known, refused
-from fsspec_csx.tensors import fill, torch_compat
-from fsspec_csx.tensors.lazy_object import LazyObject, Record
-from fsspec_csx.tensors.map_location import LocationMapper, reserved
+from fsspec_csx.formats.torch_zip.placing import ArchiveStorages, StoragePlacer
+from fsspec_csx.formats.torch_zip.rebuilding import refused
+from fsspec_csx.tensors import torch_compat
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 _ROOM, _HELD = 2**16, 2  # elements and bytes that are copied besides, and for each byte of the pickle
@@ -35,6 +34,7 @@ _MAKERS = {
 }
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules by their names of Python 2, as in protocol 2
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
+_BUILT_IN = {"OrderedDict", "Counter", "encode", "Size", "bytearray", "bytes", "set", "complex"}
 _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
@@ -43,76 +43,21 @@ def structure(
 ) -> LazyObject | None:
     """The structure of a torch file, with placeholders for objects of unknown classes.
 
-    Args:
-        source: the file.
-        name: what errors call it.
-        map_location: see ``torch.load``.
-        wanted: see ``torch_zip.structure``.
-
     Returns:
         None if the file is not as torch.save writes it today.
-
-    Raises:
-        InvalidCheckpointError: if the file is damaged.
-        OSError: what the file raised.
     """
     archive = torch_archive.read(source, name)
     if archive is None:
         return None
-    storages = Storages(archive, source, name, LocationMapper(map_location), wanted)
+    placer = StoragePlacer(source, name, map_location, wanted)
     try:
-        obj = _Unpickler(archive.pickle, storages).load()
+        obj = _Unpickler(archive.pickle, ArchiveStorages(archive, placer)).load()
     except CheckpointError:
         raise
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, RuntimeError, OverflowError):
         return None
     structure_limits.check(obj, name)
-    return LazyObject(obj, storages.records, storages.left)
-
-
-class Storages:
-    """The storages of an archive, made when they are asked for.
-
-    Attributes:
-        records: of those that are to be filled.
-        left: see ``LazyObject``.
-    """
-
-    def __init__(
-        self, archive: Archive, source: Source, name: str, places: LocationMapper, wanted: Collection[int] | None
-    ) -> None:
-        self.records: list[Record] = []
-        self.left = False
-        self._found = {entry.name.split(b"/", 2)[2]: (entry, offset) for entry, offset in archive.data}
-        self._source, self._name, self._places, self._wanted = source, name, places, wanted
-        self._made: dict[str, torch.UntypedStorage] = {}
-
-    def get(self, key: str, location: str, nbytes: int) -> torch.UntypedStorage:
-        """The storage of a key, which must have so many bytes."""
-        entry, offset = self._found[key.encode()]
-        if entry.size != nbytes:
-            msg = "a storage does not have the size of its record"
-            raise ValueError(msg)
-        if key not in self._made:
-            storage = reserved(nbytes, torch.device("cpu"))
-            record = Record(entry.name.decode(errors="replace"), offset, storage, entry.crc32 or None)
-            self._made[key] = self._placed(record, location) if nbytes else storage
-        return self._made[key]
-
-    def _placed(self, record: Record, location: str) -> Any:
-        stays = self._places.stays(location)
-        if stays or (self._wanted is not None and record.offset not in self._wanted):
-            self.left |= not stays
-            self.records.append(record)
-            return record.storage
-        device = self._places.device(location)
-        if device is None:  # the caller's map_location is to see what is in it
-            if fill.fill(self._source, [record]):
-                raise torch_archive.damaged(self._name, repr(record.name))
-            return self._places.placed(record.storage, location)
-        storage = reserved(record.storage.nbytes(), device)
-        self.records += [replace(record, storage=storage)] if device.type != "meta" else []
-        return storage
+    return LazyObject(obj, placer.records, placer.left)
 
 
 class _Named:
@@ -132,12 +77,7 @@ class _Named:
 
 
 class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: its memo is a dict
-    """Builds the object of a pickle.
-
-    Args:
-        data: the pickle.
-        storages: of its archive.
-    """
+    """Builds the object of a pickle."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]  # this and the next three are of the base class
@@ -145,11 +85,14 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, data: bytes, storages: Storages) -> None:
+    def __init__(self, data: bytes, storages: ArchiveStorages) -> None:
         super().__init__(io.BytesIO(data))
         self._storages = storages
-        self._room = _ROOM + _HELD * len(data)
-        self._known = known(self._charge)
+        self._bounds = Bounds(_ROOM + _HELD * len(data), _checked_key)
+        self._known = {
+            **{f"{module}.{name}": made for (module, name), made in self._bounds.names.items() if name in _BUILT_IN},
+            **_REBUILT,
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{_RENAMED.get(module, module)}.{name}"
@@ -174,11 +117,6 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         if dtype is None:
             return storage
         return torch_compat.typed(storage, dtype)
-
-    def _charge(self, count: int) -> None:
-        self._room -= count
-        if self._room < 0:
-            raise refused("more copies than a pickle of its size needs")
 
     def _call(self, callee: Any, args: Any) -> Any:
         if type(args) is not tuple:
@@ -219,7 +157,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         if isinstance(made, Placeholder):
             made.parts.append(state)
         elif type(made) is io.BytesIO and type(state) is tuple and len(state) == 3 and type(state[0]) is bytes:
-            self._charge(len(state[0]))
+            self._bounds.take(state[0])
             made.write(state[0])
             made.seek(state[1] if type(state[1]) is int and 0 <= state[1] <= len(state[0]) else 0)
         else:
@@ -244,7 +182,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
     def _additems(self) -> None:
         values = self.pop_mark()
         if type(self.stack[-1]) is set:
-            self.stack[-1].update(map(checked_key, values))
+            self.stack[-1].update(map(_checked_key, values))
         else:
             self._extended(self.stack[-1], values)
 
@@ -258,7 +196,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
 
     def _set(self, target: Any, values: list[Any]) -> None:
         if type(target) in (dict, OrderedDict, Counter):
-            for key, value in zip(map(checked_key, values[::2]), values[1::2], strict=True):
+            for key, value in zip(map(_checked_key, values[::2]), values[1::2], strict=True):
                 target[key] = value
         elif isinstance(target, Placeholder):
             target.parts += values
@@ -271,7 +209,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         self._set(self.stack[-1], values)
 
     def _frozenset(self) -> None:
-        self.append(frozenset(map(checked_key, self.pop_mark())))
+        self.append(frozenset(map(_checked_key, self.pop_mark())))
 
 
 for _opcode, _step in {
@@ -292,8 +230,46 @@ for _opcode, _step in {
     _Unpickler.dispatch[_opcode[0]] = _step
 
 
+def _checked_key(value: Any) -> Any:
+    """A key or an element of a set; tuples of tuples could take for ever to be hashed."""
+    if type(value) is tuple and any(isinstance(each, (tuple, frozenset)) for each in value):
+        raise refused("a key of nested tuples")
+    return value
+
+
+def _tensor(storage: Any, *args: Any) -> torch.Tensor:
+    if type(storage) is not torch.TypedStorage:
+        raise refused("a tensor without a storage")
+    return rebuilding.tensor(storage._untyped_storage, storage.dtype, *args)
+
+
+def _tensor_of_dtype(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> torch.Tensor:
+    if type(storage) is not torch.UntypedStorage or not isinstance(dtype, torch.dtype):
+        raise refused("a tensor without a storage")
+    return rebuilding.tensor(storage, dtype, offset, size, stride, grad, hooks, metadata)
+
+
+def _parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any) -> torch.nn.Parameter:
+    made = rebuilding.parameter(data, requires_grad, hooks)
+    if type(state) is dict and {*map(type, state)} <= {str}:
+        vars(made).update(state)
+    return made
+
+
+_REBUILT: dict[str, Callable[..., Any]] = {
+    "_io.BytesIO": lambda: io.BytesIO(),
+    "torch.device": lambda *args: torch.device(*args),
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    "torch._utils._rebuild_parameter": rebuilding.parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
+}
+
+
 def _with_state(made: Any, state: Any) -> Any:
-    """An object with attributes, which ``nesting.check`` looks at later."""
+    """An object with attributes, which ``structure_limits.check`` looks at later."""
     if not isinstance(made, (OrderedDict, torch.Tensor)) or type(state) is not dict or {*map(type, state)} - {str}:
         raise refused("a state of what has none")
     vars(made).update(state)

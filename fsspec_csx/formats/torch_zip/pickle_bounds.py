@@ -33,26 +33,18 @@ _REBUILD = {("torch._utils", f"_rebuild_tensor{version}") for version in ("", "_
 _FROM_TYPE = ("torch._tensor", "_rebuild_from_type_v2")
 
 
-class ExcessError(Exception):
+class ExcessError(pickle.UnpicklingError):
     """A pickle makes more than it has bytes for."""
 
 
 class StandIn:
-    """Stands for a class in a pickle, which cannot call it.
-
-    Args:
-        made: the class.
-    """
+    """Stands for a class in a pickle, which cannot call it."""
 
     def __init__(self, made: type) -> None:
         self.made = made
 
     def __call__(self) -> None:
-        """Refuse to be called by the pickle.
-
-        Raises:
-            TypeError: always.
-        """
+        """Refuse to be called by the pickle."""
         raise TypeError(self.made)
 
 
@@ -61,14 +53,16 @@ class Bounds:
 
     Args:
         most: how many elements all calls may have as arguments: the bytes of the pickle.
+        key: looks at each key and each element of a set, and returns it.
 
     Attributes:
         names: what stands for a module and a name.
         ordered: the mappings that were made.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, key: Callable[[Any], Any] = lambda value: value) -> None:
         self._left = most
+        self._key = key
         self.ordered: list[OrderedDict[Any, Any]] = []
         self.names: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): self._ordered_dict,
@@ -83,7 +77,8 @@ class Bounds:
             self.names[module, "complex"] = lambda real, imaginary: complex(real, imaginary)
             self.names |= {(module, kind.__name__): StandIn(kind) for kind in _FACTORIES}
 
-    def _take(self, value: Any) -> None:
+    def take(self, value: Any) -> None:
+        """Count the elements of an argument."""
         if type(value) not in _COUNTED:
             raise ExcessError
         self._left -= len(value)
@@ -91,16 +86,16 @@ class Bounds:
             raise ExcessError
 
     def _ordered_dict(self, items: Any = ()) -> OrderedDict[Any, Any]:
-        self._take(items)
+        self.take(items)
         if type(items) is not dict and any(type(each) not in (list, tuple) for each in items):
             raise ExcessError
-        made = OrderedDict(items)
+        made = OrderedDict(items if type(items) is dict else [(self._key(key), value) for key, value in items])
         self.ordered.append(made)
         return made
 
     def _counter(self, counts: Any = ()) -> Counter[Any]:
-        self._take(counts)
-        return Counter(counts)
+        self.take(counts)
+        return Counter(counts if type(counts) is dict else map(self._key, counts))
 
     def _defaultdict(self, factory: StandIn | None = None) -> defaultdict[Any, Any]:
         return defaultdict(factory and factory.made)
@@ -108,23 +103,23 @@ class Bounds:
     def _encode(self, text: Any, *how: Any) -> bytes:
         if type(text) is not str or how not in _LATIN1:
             raise ExcessError
-        self._take(text)
+        self.take(text)
         return text.encode("latin-1")
 
     def _size(self, sizes: Any) -> torch.Size:
-        self._take(sizes)
+        self.take(sizes)
         return torch.Size(sizes)
 
     def _bytearray(self, *args: Any) -> bytearray:
-        self._take(args[0] if args else ())
+        self.take(args[0] if args else ())
         return bytearray(*args)
 
     def _bytes(self) -> bytes:
         return b""
 
     def _set(self, items: Any = ()) -> set[Any]:
-        self._take(items)
-        return set(items)
+        self.take(items)
+        return set(map(self._key, items))
 
 
 class _Inert:
@@ -194,10 +189,8 @@ def check(data: bytes, name: str) -> None:
 
     Args:
         data: the pickle. One that fails otherwise is left to torch.
-        name: what errors call the file.
 
     Raises:
-        InvalidCheckpointError: if it is so.
         ScanError: if it cannot be scanned; torch ends with an error then, or remembers by any number.
     """
     scan(data)
@@ -211,16 +204,7 @@ def check(data: bytes, name: str) -> None:
 
 
 def check_archive(file: Any, name: str) -> None:
-    """Refuse an archive with such a pickle; one that torch cannot read is left to torch.load.
-
-    Args:
-        file: a binary file object that can seek.
-        name: what errors call it.
-
-    Raises:
-        InvalidCheckpointError, ScanError: see ``check``.
-        OSError: what the file raised.
-    """
+    """Refuse an archive with such a pickle; one that torch cannot read is left to torch.load."""
     file.seek(0)
     try:
         data = torch_compat.read_record(file, torch_archive.PICKLE)

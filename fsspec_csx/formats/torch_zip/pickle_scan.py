@@ -34,9 +34,6 @@ def scan(data: bytes) -> int:
 
     Returns:
         How often it sets the state of an object.
-
-    Raises:
-        ScanError: see there.
     """
     match = _run(min(len(data) // _SHORT, 0xFF)).match
     builds = at = 0

@@ -32,7 +32,6 @@ class Pickled:
     Raises:
         FreedTensorError: if the storage of a tensor is too small for it.
         RuntimeError: if two tensors share memory under different dtypes, which torch refuses too.
-        Exception: what pickle raised for an object that cannot be saved.
     """
 
     def __init__(

@@ -39,11 +39,7 @@ def found_in(obj: Any) -> dict[str, Placeholder]:
 
 
 def refuse(obj: Any, name: str) -> None:
-    """Refuse an object that is not whole, as it has placeholders.
-
-    Raises:
-        UnsafeCheckpointError: if there are any; it names them and their classes.
-    """
+    """Refuse, by an UnsafeCheckpointError, an object that has placeholders; it names them and their classes."""
     if found := found_in(obj):
         reason = f"{name} has {names.shown(list(found))} of {classes(found)}, which could run code when loaded."
         raise UnsafeCheckpointError(reason, f"Choose other entries by keys, or load it and {_TRUST}.")

@@ -68,21 +68,7 @@ def read(
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
 ) -> Any:
-    """Read what ``torch.save`` wrote; as ``torch.load``.
-
-    Args:
-        file: a binary file object that can seek; its ``readinto`` gets memoryviews of the tensors' memory.
-        name: what errors call the file.
-        size: its size in bytes.
-        advance: called many times with the number of bytes that were read.
-        map_location: see ``torch.load``.
-        weights_only: see ``torch.load``; if False, the file may run any code.
-
-    Raises:
-        InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
-        UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
-        Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
-    """
+    """Read what ``torch.save`` wrote; as ``torch.load``. The file's ``readinto`` gets the tensors' memory."""
     source = Source(file, size, advance)
     found = structure(source, name=name, map_location=map_location, weights_only=weights_only)
     complete(source, found, name=name)
@@ -102,18 +88,9 @@ def structure(
     What torch.save writes today, of plain tensors, is read by a few ranges. Anything else is read whole, as torch.load
     does it: then the lazy object has no records, and its tensors are filled.
 
-    Args:
-        source: the file.
-        name: what errors call it.
-        map_location: see ``torch.load``.
-        weights_only: see ``torch.load``; if False, the file may run any code, and is read whole.
-        wanted: the positions, in bytes, of the records whose storages go where ``map_location`` has them; others stay
-            on the CPU. None for all.
-
     Raises:
         InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
         UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
-        Exception: what the file or ``advance`` raised, or torch where it is not the file's fault.
     """
     (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
     if not (sniff.is_zip(head) or sniff.is_legacy(head)):
@@ -170,12 +147,7 @@ def _is_fake_mode() -> bool:
 
 
 def complete(source: Source, found: LazyObject, *, name: str) -> None:
-    """Fill the tensors of a lazy object.
-
-    Raises:
-        InvalidCheckpointError: if the bytes of some are not those that were saved.
-        OSError: what the file raised.
-    """
+    """Fill the tensors of a lazy object."""
     wrong = fill.fill(source, found.records)
     if not wrong:
         return

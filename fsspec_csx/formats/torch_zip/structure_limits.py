@@ -37,7 +37,6 @@ def check(obj: Any, name: str) -> None:
 
     Args:
         obj: what was loaded, of the types that torch.load takes for safe.
-        name: what errors call the file.
 
     Raises:
         CheckpointLimitError: if it is nested deeper than ``DEPTH_LOADED``.
@@ -99,11 +98,9 @@ def check_entries(obj: Any, name: str) -> None:
 
 
 def check_use(obj: Any, name: str) -> None:
-    """Check an object whose entries are to be filled, compared or converted.
+    """Check an object whose entries are to be filled, compared or converted: as ``check_entries``, and more.
 
-    Raises:
-        CheckpointLimitError: see ``check_entries``; or if a tensor or a mapping has an attribute in the place of a
-            method that this needs.
+    A CheckpointLimitError, too, if an attribute of a tensor or a mapping hides a method that is needed.
     """
     check_entries(obj, name)
     for value in _values(obj):

@@ -10,6 +10,10 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
+from fsspec_csx.tensors.lazy_object import Record
+
 STORED = 0
 """The method of an entry whose bytes are in the archive as they are."""
 
@@ -52,6 +56,10 @@ class ZipEntry(NamedTuple):
     size: int
     header: int
 
+    def record(self, offset: int, storage: torch.UntypedStorage) -> Record:
+        """The record that fills a storage with its bytes, which begin at a position; 0 is for no CRC-32."""
+        return Record(self.name.decode(errors="replace"), offset, storage, self.crc32 or None)
+
 
 class Span(NamedTuple):
     """Where the directory lies in the archive, in bytes, and how many entries it has in total."""
@@ -66,7 +74,6 @@ def locate(tail: bytes, size: int) -> Span | None:
 
     Args:
         tail: the last bytes of the archive, at least 98 where it has as many.
-        size: of the archive in bytes.
 
     Returns:
         None if the archive does not end as one without a comment does, or what its end says cannot be.
@@ -142,15 +149,7 @@ def _wide(extra: bytes, numbers: Sequence[int]) -> list[int] | None:
 
 
 def data_offset(header: bytes, entry: ZipEntry) -> int | None:
-    """Where the bytes of an entry begin, told by its local header.
-
-    Args:
-        header: the first ``LOCAL.size`` bytes of the local header.
-        entry: whose it is.
-
-    Returns:
-        The position in bytes; None if it is no local header of this entry.
-    """
+    """Where the bytes of an entry begin, by the first bytes of its local header; None if that is another's."""
     if len(header) < LOCAL.size:
         return None
     signature, name_size, extra_size = LOCAL.unpack(header)

@@ -1,0 +1,81 @@
+"""Where the storages of a file go that is loaded structure first, and the records that fill them later."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.torch_zip.archive import Archive
+from fsspec_csx.formats.torch_zip.rebuilding import refused
+from fsspec_csx.tensors import fill
+from fsspec_csx.tensors.lazy_object import Record
+from fsspec_csx.tensors.map_location import LocationMapper, reserved
+from fsspec_csx.tensors.source import Source
+
+
+class StoragePlacer:
+    """Puts storages where ``map_location`` has them.
+
+    Args:
+        source: the file; it is read at once where ``map_location`` is a callable, which gets storages that are filled.
+            None to refuse such.
+        wanted: the positions, in bytes, of the records whose storages go elsewhere; others stay on the CPU. None for
+            all.
+
+    Attributes:
+        records: of the storages that are to be filled.
+    """
+
+    def __init__(self, source: Source | None, name: str, map_location: Any, wanted: Collection[int] | None) -> None:
+        self.records: list[Record] = []
+        self.left = False
+        self._source = source
+        self._name = name
+        self._places = LocationMapper(map_location)
+        self._wanted = wanted
+
+    def place(self, record: Record, location: str) -> Any:
+        """What takes the place of the storage of a record, which is on the CPU, reserved and not filled."""
+        size = record.storage.nbytes()
+        stays = self._places.stays(location)
+        if stays or (size and self._wanted is not None and record.offset not in self._wanted):
+            self.left |= not stays
+            self.records += [record] if size else []
+            return record.storage
+        device = self._places.device(location)
+        if device is None:
+            if self._source is None:
+                raise NotImplementedError
+            if fill.fill(self._source, [record]):
+                raise torch_archive.damaged(self._name, repr(record.name))
+            return self._places.placed(record.storage, location)
+        placed = reserved(size, device)
+        self.records += [replace(record, storage=placed)] if size and device.type != "meta" else []
+        return placed
+
+    def given(self, storage: Any, location: str) -> Any:
+        """What takes the place of a storage that has its bytes already, or none."""
+        return self._places.placed(storage, location)
+
+
+class ArchiveStorages:
+    """The storages of an archive, made when they are asked for."""
+
+    def __init__(self, archive: Archive, placer: StoragePlacer) -> None:
+        self._placer = placer
+        self._found = {entry.name.split(b"/", 2)[2]: (entry, offset) for entry, offset in archive.data}
+        self._made: dict[str, torch.UntypedStorage] = {}
+
+    def get(self, key: str, location: str, nbytes: int) -> torch.UntypedStorage:
+        """The storage of a key, which must have so many bytes."""
+        entry, offset = self._found[key.encode()]
+        if entry.size != nbytes:
+            raise refused("a storage that does not have the size of its record")
+        if key not in self._made:
+            record = entry.record(offset, reserved(nbytes, torch.device("cpu")))
+            self._made[key] = self._placer.place(record, location)
+        return self._made[key]

@@ -1,0 +1,60 @@
+"""Memory of a bounded size through which batches of bytes pass one after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+
+from fsspec_csx.tensors.source import memory_of
+
+T = TypeVar("T")
+
+_ALIGNMENT = 64
+
+
+def aligned(size: int) -> int:
+    """A size in bytes, rounded up so that elements of any dtype can begin behind it."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def batches(items: Iterable[T], size: Callable[[T], int], most: int, *, count: int = sys.maxsize) -> Iterator[list[T]]:
+    """Items in their order: as many at a time as have ``most`` bytes together, or a single one that has more."""
+    batch: list[T] = []
+    taken = 0
+    for item in items:
+        needed = size(item)
+        if batch and (taken + needed > most or len(batch) == count):
+            yield batch
+            batch, taken = [], 0
+        batch.append(item)
+        taken += needed
+    if batch:
+        yield batch
+
+
+class Staging:
+    """Memory of the CPU that is used again for each batch.
+
+    Args:
+        size: in bytes. A batch that has more gets memory of its own.
+        pinned: whether a CUDA device can read it by itself.
+    """
+
+    def __init__(self, size: int, *, pinned: bool = False) -> None:
+        self.size = size
+        self._tensor = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+
+    def slots(self, sizes: Iterable[int]) -> list[tuple[torch.Tensor, memoryview]]:
+        """Places that follow each other, of so many bytes; each as a tensor of bytes, and as memory."""
+        sizes = list(sizes)
+        total = sum(map(aligned, sizes))
+        tensor = self._tensor if total <= self.size else torch.empty(total, dtype=torch.uint8, device="cpu")
+        memory = memory_of(tensor.untyped_storage())
+        found, start = [], 0
+        for size in sizes:
+            found.append((tensor[start : start + size], memory[start : start + size]))
+            start += aligned(size)
+        return found
