@@ -64,7 +64,7 @@ def pieces(
 
 def merged(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two tensors of one shape, with no more dimensions than needed, in the order of the first's memory."""
-    if first.dim() == 1:
+    if first.dim() == 1 and len(first) > 1:
         return first, second
     both = zip(first.stride(), second.stride(), strict=True)
     dims = [dim for dim in zip(first.shape, both, strict=True) if dim[0] != 1]
