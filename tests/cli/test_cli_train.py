@@ -52,7 +52,7 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [["fit"], ["validate", "a", "b"], ["fit", "a", "--ckpt", "b"], ["train", "a"]])
 def test_wrong_usage(arguments: list[str]) -> None:
-    """Wrong arguments are told as such."""
+    """Wrong arguments are usage errors."""
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == USAGE
@@ -136,7 +136,7 @@ def test_from_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_profile(aws_files: Path, tmp_path: Path) -> None:
-    """A profile that there is not ends it before the first step."""
+    """An unknown profile is an error before the first step."""
     (aws_files / "config").write_text("[profile store]\naws_access_key_id = x\naws_secret_access_key = y\n")
     path = written(
         tmp_path,
@@ -164,12 +164,12 @@ def test_wrong_profile(aws_files: Path, tmp_path: Path) -> None:
 def test_failures(
     changes: dict[str, Any], cause: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is wrong with the file is told in two lines, with the path in the file."""
+    """An error in the file is printed in two lines, with the path in the file."""
     assert main(["fit", written(tmp_path, **changes), "--quiet"]) == FAILED
     printed = capsys.readouterr()
-    told, advice = printed.err.splitlines()
-    assert told.startswith("cszoo: ")
-    assert cause in told
+    cause_line, advice = printed.err.splitlines()
+    assert cause_line.startswith("cszoo: ")
+    assert cause in cause_line
     assert remedy in advice
     assert printed.out == ""
 
@@ -183,7 +183,7 @@ def test_warning(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that is not there, and one that is no YAML, are told."""
+    """A missing file and invalid YAML are errors that name the file."""
     assert main(["fit", str(tmp_path / FILE)]) == FAILED
     assert capsys.readouterr().err == f"cszoo: {tmp_path / FILE}: No such file or directory.\nCheck the path.\n"
     (tmp_path / FILE).write_text("trainer: {")

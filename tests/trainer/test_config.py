@@ -63,7 +63,7 @@ class Wide(Model):
 
 
 class Untyped:
-    """Has hints that nobody but a type checker can read."""
+    """Has hints that only a type checker can read."""
 
     def __init__(self, number: Missing, count: int) -> None:  # type: ignore[name-defined]  # noqa: F821
         self.number, self.count = number, count
@@ -335,25 +335,21 @@ def test_validates(tmp_path: Path) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_refused(changes: dict[str, Any], cause: str, remedy: str) -> None:
-    """A wrong key, name, type or argument is told with its path in the file, before anything is made."""
+    """A wrong key, name, type or argument is an error with its path in the file, before anything is made."""
     reason, advice = refusal(with_(changes))
     assert cause in reason
     assert remedy in advice
 
 
-@pytest.mark.parametrize(
-    ("config", "cause"),
-    [
+def test_top_refused() -> None:
+    """Other content than a configuration is an error."""
+    for config, cause in (
         (None, "The configuration is missing, or empty."),
         ([{"trainer": {}}], "The configuration is no mapping"),
         ({}, "trainer is missing, or empty."),
         ({"trainer": {"init": {}}, "runconfig": {}}, "There is no runconfig."),
-    ],
-    ids=str,
-)
-def test_top_refused(config: Any, cause: str) -> None:
-    """What is no such configuration at all is told so."""
-    assert cause in refusal(config)[0]
+    ):
+        assert cause in refusal(config)[0]
 
 
 @pytest.mark.parametrize(
@@ -395,7 +391,7 @@ def test_top_refused(config: Any, cause: str) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_refused_when_made(changes: dict[str, Any], cause: str, remedy: str) -> None:
-    """What a class does not accept is told with its path in the file."""
+    """What a class does not accept is an error with its path in the file."""
     reason, advice = refusal(with_(changes), make=True)
     assert cause in reason
     assert remedy in advice
@@ -403,7 +399,7 @@ def test_refused_when_made(changes: dict[str, Any], cause: str, remedy: str) -> 
 
 
 def test_other_errors_stay() -> None:
-    """An error that is not about an argument is what it was, and one that tells nothing of a remedy gets its class."""
+    """An error that is not about an argument stays as it is; one without a remedy is shown with its class."""
     for text, kind in (("nobody", CredentialsError), ("unhappy", ConfigError)):
         node = {"class_path": "test_config.Collected", "init_args": {"text": text}}
         model = {"class_path": "test_config.Wide", "init_args": {"hidden": 1, "seen": node}}
@@ -434,7 +430,7 @@ def test_missing_section(section: str, tmp_path: Path) -> None:
     ],
 )
 def test_broken_module(code: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that fails to be imported is told apart from one that is not there."""
+    """A module that fails to be imported and one that does not exist are different errors."""
     (tmp_path / "breaking.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -455,9 +451,9 @@ class Mode(TypedDict):
     fast: bool
 
 
-@pytest.mark.parametrize(
-    ("hint", "value", "expected"),
-    [
+def test_fitted() -> None:
+    """A value that a parameter takes, as it takes it."""
+    for hint, value, expected in (
         (float, 1, 1),
         (float | None, None, None),
         (int | str, "dynamic", "dynamic"),
@@ -484,19 +480,15 @@ class Mode(TypedDict):
         (Mode, {"fast": True}, {"fast": True}),
         (object, "a", "a"),
         (Any, "a", "a"),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_fitted(hint: Any, value: Any, expected: Any) -> None:
-    """A value that a parameter takes, as it takes it."""
-    found = convert(value, hint, "a")
-    assert found == expected
-    assert type(found) is type(expected)
+    ):
+        found = convert(value, hint, "a")
+        assert found == expected
+        assert type(found) is type(expected)
 
 
-@pytest.mark.parametrize(
-    ("hint", "value", "wanted"),
-    [
+def test_unfit() -> None:
+    """A value that a parameter does not take is an error that says what it takes."""
+    for hint, value, wanted in (
         (int, True, "a whole number"),
         (int, "1", "a whole number"),
         (float, "fast", "a number"),
@@ -513,20 +505,16 @@ def test_fitted(hint: Any, value: Any, expected: Any) -> None:
         (torch.nn.Module, 3, "a Module (by class_path)"),
         (Callable[[int], float], "halved", "the import path of a function or a class"),
         (Callable[[int], float], 3, "the import path of a function or a class"),
-    ],
-    ids=str,
-)
-def test_unfit(hint: Any, value: Any, wanted: str) -> None:
-    """A value that a parameter does not take is told, with what it takes."""
-    with pytest.raises(ConfigError) as refused:
-        convert(value, hint, "a.b")
-    assert refused.value.reason == f"a.b cannot be {display(value, 'a.b')}."
-    assert refused.value.remedy == f"Give {wanted}." == f"Give {describe_type(hint)}."
+    ):
+        with pytest.raises(ConfigError) as refused:
+            convert(value, hint, "a.b")
+        assert refused.value.reason == f"a.b cannot be {display(value, 'a.b')}."
+        assert refused.value.remedy == f"Give {wanted}." == f"Give {describe_type(hint)}."
 
 
-@pytest.mark.parametrize(
-    ("value", "path", "text"),
-    [
+def test_shown() -> None:
+    """A value in an error is short, and no secret."""
+    for value, path, text in (
         (3, "a.steps", "3"),
         ("many", "a.steps", "'many'"),
         (None, "a.steps", "None"),
@@ -536,15 +524,12 @@ def test_unfit(hint: Any, value: Any, wanted: str) -> None:
         (["hush"], "a.options", "a list"),
         ("ftp://me:hush@host", "a.url", "'ftp://me:***@host'"),
         ("x" * 200, "a.text", f"'{'x' * 79}…"),
-    ],
-)
-def test_shown(value: Any, path: str, text: str) -> None:
-    """A value in an error is short, and no secret."""
-    assert display(value, path) == text
+    ):
+        assert display(value, path) == text
 
 
 def test_unfit_elements() -> None:
-    """An element is told with its own path."""
+    """The error of an element has its own path."""
     for hint, value, path in (
         (list[int], [1, "a"], r"a\[1\]"),
         (dict[str, list[int]], {"b": [None]}, r"a.b\[0\]"),
@@ -576,9 +561,9 @@ def test_file_anywhere(root: str) -> None:
     assert read(path)[0].trainer().global_step == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_values(tmp_path: Path) -> None:
+    """Numbers are written as people write them."""
+    for text, expected in (
         ("1e-3", 0.001),
         ("1E3", 1000.0),
         ("-2.5e+2", -250.0),
@@ -592,19 +577,16 @@ def test_file_anywhere(root: str) -> None:
         ("{<<: {a: 1}, b: 2}", {"a": 1, "b": 2}),
         ("{<<: {a: 1}, a: 2}", {"a": 2}),
         ("'1e-3'", "1e-3"),
-    ],
-)
-def test_values(text: str, expected: Any, tmp_path: Path) -> None:
-    """Numbers are written as people write them."""
-    (tmp_path / "x.yaml").write_text(text)
-    found = yaml_file.read(str(tmp_path / "x.yaml"))
-    assert found == expected
-    assert type(found) is type(expected)
+    ):
+        (tmp_path / "x.yaml").write_text(text)
+        found = yaml_file.read(str(tmp_path / "x.yaml"))
+        assert found == expected
+        assert type(found) is type(expected)
 
 
-@pytest.mark.parametrize(
-    ("content", "cause"),
-    [
+def test_no_yaml(tmp_path: Path) -> None:
+    """Invalid YAML, and tags that make objects, are errors with their place."""
+    for content, cause in (
         (b"trainer:\n  init: {a: 1\n  fit: 2", "line 3, column 6: expected ',' or '}', but got ':'."),
         (b"a: 1\nb: 2\na: 3", "line 3, column 1: 'a' is there twice."),
         (b"a: !!python/object/apply:os.system ['true']", "line 1, column 4: could not determine a constructor"),
@@ -612,16 +594,13 @@ def test_values(text: str, expected: Any, tmp_path: Path) -> None:
         (b"a: 1\n---\nb: 2", "line 2, column 1: but found another document."),
         (b"a: \xff", "x.yaml: invalid start byte."),
         (b"a: \x01", "x.yaml: special characters are not allowed."),
-    ],
-)
-def test_no_yaml(content: bytes, cause: str, tmp_path: Path) -> None:
-    """What is no YAML, or would make objects, is told with its place."""
-    path = tmp_path / "x.yaml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError) as refused:
-        yaml_file.read(str(path))
-    assert refused.value.reason.startswith(str(path))
-    assert cause in refused.value.reason
+    ):
+        path = tmp_path / "x.yaml"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError) as refused:
+            yaml_file.read(str(path))
+        assert refused.value.reason.startswith(str(path))
+        assert cause in refused.value.reason
 
 
 def test_no_file(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
@@ -635,7 +614,7 @@ def test_no_file(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
 
 
 def test_without_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A missing PyYAML is told with what to install."""
+    """Without PyYAML the error says what to install."""
     monkeypatch.setitem(sys.modules, "yaml", None)
     (tmp_path / "x.yaml").touch()
     with pytest.raises(ImportError, match=r"PyYAML is not installed. Install fsspec-csx\[trainer\]."):
