@@ -18,6 +18,7 @@ import pytest
 import trustme
 from moto.server import ThreadedMotoServer
 from stores import Store
+from thinning import thinned
 
 from fsspec_csx import backends
 from fsspec_csx.s3.client import retries
@@ -159,7 +160,7 @@ def moto_store(moto: str) -> Store:
     return Store({"key": "key", "secret": "secret", "endpoint_url": moto}, keeps_all_keys=True)
 
 
-@pytest.fixture(params=["local", "moto"])
+@pytest.fixture(params=thinned(["local", "moto"], "local"))
 def store(request: pytest.FixtureRequest) -> Store:
     """A bucket of the test's own, on each server."""
     if request.param == "moto":

@@ -11,6 +11,7 @@ import fsspec
 import pytest
 from conftest import recorded_requests
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+from thinning import thinned
 
 from fsspec_csx.errors import ObjectChangedError, ObjectNotFoundError, RefusedError
 from fsspec_csx.s3 import appending, server_copy
@@ -35,7 +36,7 @@ TAGS = {"team": "vision + speech", "cost": "a=b"}
 TAGGING = "team=vision+%2B+speech&cost=a%3Db"
 
 
-@pytest.fixture(params=["server", "moto"])
+@pytest.fixture(params=thinned(["server", "moto"], "server"))
 def stored(request: pytest.FixtureRequest) -> tuple[CSXFileSystem, str]:
     """A filesystem on the real server and one on moto, each with an empty bucket."""
     if request.param == "server":
