@@ -213,6 +213,17 @@ def test_backend(node: Any, kind: str | None, tmp_path: Path) -> None:
         ({"model": {"vocab_size": 3, "n": 1}}, "trainer.init.model names no class.", "Give it as 'name'"),
         ({"model": {"name": 3}}, "trainer.init.model.name cannot be 3.", "import path"),
         ({"model": {"name": "gpt3"}}, "trainer.init.model.name: 'gpt3' is no import path", "or install"),
+        ({"schedulers": [{"LinearLR": {"initial_learning_rate": 1.0}}]}, "LinearLR lacks 'end_learning_rate'.", "Give"),
+        (
+            {"schedulers": [{"StepLR": {"step_sze": 1}}]},
+            "There is no trainer.init.schedulers[0].StepLR.step_sze.",
+            "size'?",
+        ),
+        (
+            {"schedulers": [{"SequentialLR": {"schedulers": [{"LinearLR": {"end_learning_rat": 1.0}}]}}]},
+            "SequentialLR.schedulers[0].LinearLR.end_learning_rat.",
+            "Did you mean 'end_learning_rate'?",
+        ),
         ({"schedulers": [{"CosineDecayLRR": {}}]}, "there is no 'CosineDecayLRR'", "Did you mean 'CosineDecayLR'?"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

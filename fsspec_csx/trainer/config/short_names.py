@@ -6,6 +6,7 @@ name does not count.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -89,8 +90,11 @@ def _is_of_modelzoo(node: Any) -> bool:
     if not hasattr(_TORCH, name):
         return True
     if isinstance(inner := arguments.get("schedulers"), list):
-        return any(map(_is_of_modelzoo, inner))
-    return _takes(getattr(schedulers, name), arguments)
+        return any(map(_is_of_modelzoo, inner)) or not _takes(getattr(_TORCH, name), arguments)
+    own, of_torch = getattr(schedulers, name), getattr(_TORCH, name)
+    if _takes(own, arguments) or _takes(of_torch, arguments):
+        return _takes(own, arguments)
+    return _shared(own, arguments) > _shared(of_torch, arguments)  # the error is of the one that was meant
 
 
 def _short(node: Any) -> tuple[str, Mapping[str, Any]] | None:
@@ -111,3 +115,9 @@ def _takes(function: Any, arguments: Mapping[str, Any]) -> bool:
     parameters = [each for each in inspect.signature(function).parameters.values() if each.name not in _GIVEN]
     needed = {each.name for each in parameters if each.default is each.empty}
     return needed <= arguments.keys() <= {each.name for each in parameters}
+
+
+def _shared(function: Any, arguments: Mapping[str, Any]) -> int:
+    """How many of these arguments, or of similar names, a class has."""
+    names = [*inspect.signature(function).parameters]
+    return sum(bool(difflib.get_close_matches(each, names, 1)) for each in arguments)
