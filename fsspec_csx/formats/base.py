@@ -6,13 +6,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from fsspec import AbstractFileSystem
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.writer import CheckpointWriter
@@ -79,7 +80,10 @@ class Converted:
     overflowed: tuple[str, ...] = ()
 
 
-class Format(ABC):
+S = TypeVar("S", bound=Source)
+
+
+class Format(ABC, Generic[S]):
     """A format of checkpoints that are opened as a ``Source``.
 
     Attributes:
@@ -123,47 +127,30 @@ class Format(ABC):
     # -- reading ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def structure(
-        self,
-        source: Source,
-        name: str,
-        *,
-        map_location: Any = "cpu",
-        weights_only: bool = True,
-        wanted: Collection[int] | None = None,
-        partial: bool = False,
-    ) -> LazyObject:
+    def structure(self, source: S, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """What a checkpoint holds, with records of where the bytes of its tensors are.
-
-        Args:
-            source: the checkpoint.
-            name: what errors call it.
-            map_location: as for ``torch.load``; a composite source has the CPU alone.
-            weights_only: as for ``torch.load``; if False, the checkpoint may run any code.
-            wanted: the offsets of the records to put on other devices; None for all.
-            partial: whether objects of unknown classes become placeholders.
 
         Raises:
             CheckpointError: if the checkpoint is damaged or unsafe.
         """
 
-    def can_defer(self, source: Source, name: str) -> bool:
+    def can_defer(self, source: S, name: str) -> bool:
         """Whether the structure can be read without the bytes of the tensors."""
         return True
 
-    def refuse_unread(self, obj: Any, name: str) -> None:  # noqa: B027 - most formats have none
+    def refuse_unread(self, obj: Any, name: str) -> None:
         """Raise an UnsafeCheckpointError for entries that were not read."""
 
-    def safetensors_metadata(self, source: Source) -> dict[str, str]:
+    def safetensors_metadata(self, source: S) -> dict[str, str]:
         """The metadata that a safetensors file made of a checkpoint takes over; most formats have none."""
         return {}
 
     @abstractmethod
-    def info(self, source: Source, name: str) -> CheckpointInfo:
+    def info(self, source: S, name: str) -> CheckpointInfo:
         """What a checkpoint holds, without the data of its tensors."""
 
     @abstractmethod
-    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
+    def verify(self, source: S, name: str, progress: Callback, compute: Sum) -> Report:
         """Read all of a checkpoint and look for damage.
 
         Args:
@@ -212,7 +199,7 @@ class Format(ABC):
             raise ValueError(f"{msg} Convert to a file with the dtype, and then that file.")
 
 
-class FileFormat(Format):
+class FileFormat(Format[Source]):
     """A format whose checkpoints are one file."""
 
     @abstractmethod
@@ -234,9 +221,9 @@ class FileFormat(Format):
     def without_data(self, source: Source, name: str) -> Any:
         """The object of a file, its tensors on the device meta where torch can do so."""
         try:
-            found = self.structure(source, name, map_location="meta", partial=True).obj
+            found = self.structure(source, name, ReadOptions("meta", partial=True)).obj
         except NotImplementedError:  # torch has no quantized and no nested tensors without data
-            found = self.structure(source, name, partial=True).obj
+            found = self.structure(source, name, ReadOptions(partial=True)).obj
         structure_limits.check_entries(found, name)
         return found
 

@@ -9,6 +9,7 @@ from fsspec_csx.formats import registry, sniff
 from fsspec_csx.formats.base import FileFormat
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.composite_source import CompositeSource
+from fsspec_csx.formats.read_options import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
@@ -42,9 +43,7 @@ def read(
     format = registry.of(source)
 
     def structure(wanted: Collection[int] | None) -> LazyObject:
-        return format.structure(
-            source, name, map_location=map_location, weights_only=weights_only, wanted=wanted, partial=keys is not None
-        )
+        return format.structure(source, name, ReadOptions(map_location, weights_only, wanted, keys is not None))
 
     found = structure(None if keys is None else ())
     if keys is not None:
@@ -69,7 +68,7 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
     """
     keys = source.narrow(keys, name)
     format = registry.of(source)
-    found = format.structure(source, name, weights_only=weights_only, partial=keys is not None)
+    found = format.structure(source, name, ReadOptions(weights_only=weights_only, partial=keys is not None))
     structure_limits.check_use(found.obj, name)
     choice = Choice(found.obj, keys, name)
     chosen = names.select(found.obj, choice)
@@ -100,7 +99,7 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject
     if bounded and isinstance(format, FileFormat) and not format.can_defer(source, name):
         found = LazyObject(format.without_data(source, name), [])
     else:
-        found = format.structure(source, name, partial=True)
+        found = format.structure(source, name, ReadOptions(partial=True))
     if isinstance(format, FileFormat):
         structure_limits.check_use(found.obj, name)
     return found

@@ -48,7 +48,7 @@ NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not ro
 
 
 @functools.cache
-def named(name: str) -> Format:
+def named(name: str) -> Format[Any]:
     """The format of a name.
 
     Raises:
@@ -57,7 +57,7 @@ def named(name: str) -> Format:
     if name not in _ROWS:
         msg = f"There is no format {name!r}. Choose one of {', '.join(NAMES)}."
         raise ValueError(msg)
-    found: Format = import_module(f"fsspec_csx.formats.{_ROWS[name].folder}.format").FORMAT
+    found: Format[Any] = import_module(f"fsspec_csx.formats.{_ROWS[name].folder}.format").FORMAT
     return found
 
 
@@ -96,7 +96,7 @@ def name_for(path: str) -> str:
     return next(name for name, row in _ROWS.items() if path.endswith(row.suffixes))
 
 
-def folders(exists: Callable[[str], bool]) -> Iterator[Format]:
+def folders(exists: Callable[[str], bool]) -> Iterator[Format[Any]]:
     """The formats that a folder may have, in the order in which they are to be tried.
 
     Args:
@@ -107,12 +107,12 @@ def folders(exists: Callable[[str], bool]) -> Iterator[Format]:
             yield named(name)
 
 
-def of_parts() -> list[Format]:
+def of_parts() -> list[Format[Any]]:
     """The formats of which a file may be a part."""
     return [named(name) for name, row in _ROWS.items() if not row.file and not row.manifest]
 
 
-def of(source: Source) -> Format:
+def of(source: Source) -> Format[Any]:
     """The format of an opened checkpoint.
 
     Raises:

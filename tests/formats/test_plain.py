@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch_files import equal, loaded, source_of
 
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats.read_options import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import lazy_archive, plain
 
@@ -86,20 +87,20 @@ def test_as_torch(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
 )
 def test_what_is_not_plain(make: Callable[[], Any]) -> None:
     """Of anything else nothing is built."""
-    assert plain.load(archive_of(saved(make())), None) is None
+    assert plain.load(archive_of(saved(make()))) is None
 
 
 @pytest.mark.parametrize("map_location", ["meta", {"cpu": "meta"}])
 def test_other_places(map_location: Any) -> None:
     """Tensors are made where they belong, without records if they have no data."""
-    found = plain.load(archive_of(saved(torch.ones(2))), map_location)
+    found = plain.load(archive_of(saved(torch.ones(2))), ReadOptions(map_location))
     assert found is not None
     assert (found.obj.is_meta, found.records) == (True, [])
 
 
 def test_place_of_a_function() -> None:
     """What a function is to place is torch's."""
-    assert plain.load(archive_of(saved(torch.ones(2))), lambda storage, location: storage) is None
+    assert plain.load(archive_of(saved(torch.ones(2))), ReadOptions(lambda storage, location: storage)) is None
 
 
 DATA = saved(trained())
@@ -127,7 +128,7 @@ def test_changed_pickles(changes: list[tuple[int, int]]) -> None:
     for position, value in changes:
         pickle[position] = value
     data = with_pickle(bytes(pickle))
-    if plain.load(archive_of(data), None) is None:
+    if plain.load(archive_of(data)) is None:
         return
     try:
         ours = loaded(data)
@@ -161,8 +162,8 @@ def test_forged(change: str) -> None:
     version = b"4" if change == "a version" else archive.version
     forged = torch_archive.Archive(archive.small, archive.data, archive.directory, archive.end, pickle, version)
     assert (pickle == archive.pickle) == (change == "a version")
-    assert plain.load(archive, None) is not None
-    assert plain.load(forged, None) is None
+    assert plain.load(archive) is not None
+    assert plain.load(forged) is None
 
 
 def test_skip_data(monkeypatch: pytest.MonkeyPatch) -> None:

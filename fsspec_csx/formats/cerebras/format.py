@@ -23,6 +23,7 @@ from fsspec_csx.formats.cerebras.source import CerebrasSource
 from fsspec_csx.formats.cerebras.verify import verified
 from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report, damage_of
 from fsspec_csx.storage.folder import Folder
@@ -32,7 +33,7 @@ from fsspec_csx.tensors.names import listed, walk
 from fsspec_csx.tensors.source import Source
 
 
-class CerebrasFormat(Format):
+class CerebrasFormat(Format[CerebrasSource]):
     """Tensors by name, and a specification of the nesting."""
 
     name = "cerebras"
@@ -51,33 +52,21 @@ class CerebrasFormat(Format):
             fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # it would take a '~' for someone's home
         return cerebras_folder.opened(fs, path, name=folder.name)
 
-    def structure(
-        self,
-        source: Source,
-        name: str,
-        *,
-        map_location: Any = "cpu",
-        weights_only: bool = True,
-        wanted: Collection[int] | None = None,
-        partial: bool = False,
-    ) -> LazyObject:
+    def structure(self, source: CerebrasSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """See ``Format``."""
-        assert isinstance(source, CerebrasSource)
-        found = placement.placed(source, source.tensors(), name, map_location, wanted)
-        return replace(found, obj=source.rebuild(found.obj, weights_only=weights_only))
+        found = placement.placed(source, source.tensors(), name, options)
+        return replace(found, obj=source.rebuild(found.obj, weights_only=options.weights_only))
 
     def refuse_unread(self, obj: Any, name: str) -> None:
         """See ``Format``."""
         cerebras_source.refuse_unread(obj, name)
 
-    def info(self, source: Source, name: str) -> CheckpointInfo:
+    def info(self, source: CerebrasSource, name: str) -> CheckpointInfo:
         """See ``Format``."""
-        assert isinstance(source, CerebrasSource)
         return source.info()
 
-    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
+    def verify(self, source: CerebrasSource, name: str, progress: Callback, compute: Sum) -> Report:
         """See ``Format``."""
-        assert isinstance(source, CerebrasSource)
         meter = ProgressMeter(progress, source.size)
         source.advance = meter.advance
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection
-from typing import Any
 
 from fsspec.callbacks import Callback
 
@@ -13,6 +12,7 @@ from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import verify
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.source import ShardedSource
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.storage import folder as storage_folder
@@ -21,7 +21,7 @@ from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 
-class DistributedFormat(Format):
+class DistributedFormat(Format[ShardedSource]):
     """Folders of shards."""
 
     name = "distributed"
@@ -33,28 +33,16 @@ class DistributedFormat(Format):
         """See ``Format``; the registry knows already that there is a manifest."""
         return contextlib.closing(ShardedSource(Folder(folder.fs, folder.path, folder.name)))
 
-    def structure(
-        self,
-        source: Source,
-        name: str,
-        *,
-        map_location: Any = "cpu",
-        weights_only: bool = True,
-        wanted: Collection[int] | None = None,
-        partial: bool = False,
-    ) -> LazyObject:
+    def structure(self, source: ShardedSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """See ``Format``; on the CPU."""
-        assert isinstance(source, ShardedSource)
-        return source.structure(weights_only=weights_only, partial=partial)
+        return source.structure(weights_only=options.weights_only, partial=options.partial)
 
-    def info(self, source: Source, name: str) -> CheckpointInfo:
+    def info(self, source: ShardedSource, name: str) -> CheckpointInfo:
         """See ``Format``."""
-        assert isinstance(source, ShardedSource)
         return source.info()
 
-    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
+    def verify(self, source: ShardedSource, name: str, progress: Callback, compute: Sum) -> Report:
         """See ``Format``."""
-        assert isinstance(source, ShardedSource)
         meter = ProgressMeter(progress, source.stored)
         report = verify.examine(source, meter.advance)
         meter.finish()

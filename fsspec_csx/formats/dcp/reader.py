@@ -86,7 +86,7 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
         return _loaded(data, name=name, weights_only=weights_only)
     except UnsafeCheckpointError:
         source = Source(io.BytesIO(data), len(data))
-        found = opaque.structure(source, name=name)
+        found = opaque.structure(source, name)
         if found is None or not (partial or placeholders.is_free(found.obj)):
             raise
         torch_zip_reader.complete(source, found, name=name)
@@ -215,7 +215,7 @@ def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
     name = f"{wanted.name!r} in {folder.name}"
     tensor = _small(item) if item.size <= SMALL else None
     if tensor is None:
-        found = torch_zip_reader.structure(item, name=name, map_location="cpu")
+        found = torch_zip_reader.structure(item, name)
         tensor = found.obj
         if not isinstance(tensor, torch.Tensor):
             raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)

@@ -16,6 +16,7 @@ from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.formats.huggingface.writer import SHARD_SIZE, HuggingFaceWriter, Replacing, split
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.storage.folder import Folder
@@ -24,7 +25,7 @@ from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 
-class HuggingFaceFormat(Format):
+class HuggingFaceFormat(Format[HuggingFaceSource]):
     """Folders of safetensors files."""
 
     name = "huggingface"
@@ -56,29 +57,17 @@ class HuggingFaceFormat(Format):
         with contextlib.closing(HuggingFaceSource(folder, index, found[0])) as source:
             yield source
 
-    def structure(
-        self,
-        source: Source,
-        name: str,
-        *,
-        map_location: Any = "cpu",
-        weights_only: bool = True,
-        wanted: Collection[int] | None = None,
-        partial: bool = False,
-    ) -> LazyObject:
+    def structure(self, source: HuggingFaceSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """See ``Format``."""
-        assert isinstance(source, HuggingFaceSource)
-        return placement.placed(source, source.tensors(), name, map_location, wanted)
+        return placement.placed(source, source.tensors(), name, options)
 
-    def safetensors_metadata(self, source: Source) -> dict[str, str]:
+    def safetensors_metadata(self, source: HuggingFaceSource) -> dict[str, str]:
         """See ``Format``."""
-        assert isinstance(source, HuggingFaceSource)
         index = source.index
         return {**{key: each for key, each in index.metadata.items() if isinstance(each, str)}, **index.aliases}
 
-    def info(self, source: Source, name: str) -> CheckpointInfo:
+    def info(self, source: HuggingFaceSource, name: str) -> CheckpointInfo:
         """See ``Format``."""
-        assert isinstance(source, HuggingFaceSource)
         found = source.tensors().obj
         tensors = {key: TensorInfo(each.dtype, tuple(each.shape), each.nbytes) for key, each in found.items()}
         count = len(source.shards)
@@ -86,11 +75,10 @@ class HuggingFaceFormat(Format):
         metadata = {key: str(each) for key, each in {**source.index.metadata, **source.index.aliases}.items()}
         return CheckpointInfo(name, self.name, writer, source.stored, tensors, {}, metadata)
 
-    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
+    def verify(self, source: HuggingFaceSource, name: str, progress: Callback, compute: Sum) -> Report:
         """See ``Format``; safetensors files have no checksums, so that only their structure can be wrong."""
         from fsspec_csx.formats.huggingface import verify  # only here, as it imports the reader of all formats
 
-        assert isinstance(source, HuggingFaceSource)
         return verify.examine(source, progress)
 
     def writer(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> HuggingFaceWriter:  # type: ignore[override]

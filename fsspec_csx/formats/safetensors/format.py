@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats import placement
 from fsspec_csx.formats.base import Converted, FileFormat, Request, Target
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.safetensors import layout, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.pickled import Pickled
@@ -26,18 +27,9 @@ class SafetensorsFormat(FileFormat):
         """See ``Format``."""
         return layout.is_safetensors(head, size)
 
-    def structure(
-        self,
-        source: Source,
-        name: str,
-        *,
-        map_location: Any = "cpu",
-        weights_only: bool = True,
-        wanted: Collection[int] | None = None,
-        partial: bool = False,
-    ) -> LazyObject:
+    def structure(self, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """See ``Format``."""
-        return placement.placed(source, reader.structure(source, name=name), name, map_location, wanted)
+        return placement.placed(source, reader.structure(source, name=name), name, options)
 
     def safetensors_metadata(self, source: Source) -> dict[str, str]:
         """See ``Format``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from fsspec.callbacks import Callback
@@ -10,6 +9,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.base import Converted, FileFormat, Request, Target
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive, opaque, reader
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
@@ -25,23 +25,12 @@ class TorchFormat(FileFormat):
         """Always: reading says what is wrong with a file of no format."""
         return True
 
-    def structure(
-        self,
-        source: Source,
-        name: str,
-        *,
-        map_location: Any = "cpu",
-        weights_only: bool = True,
-        wanted: Collection[int] | None = None,
-        partial: bool = False,
-    ) -> LazyObject:
+    def structure(self, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """See ``Format``."""
         try:
-            return reader.structure(
-                source, name=name, map_location=map_location, weights_only=weights_only, wanted=wanted
-            )
+            return reader.structure(source, name, options)
         except UnsafeCheckpointError:
-            known = opaque.structure(source, name=name, map_location=map_location, wanted=wanted) if partial else None
+            known = opaque.structure(source, name, options) if options.partial else None
             if known is None:
                 raise
             return known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.io_wrappers import TrackingReader
+from fsspec_csx.formats.read_options import ReadOptions
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.placing import StoragePlacer
@@ -108,19 +108,12 @@ class _Mapping:
         return self._placer.place(record, location)
 
 
-def load(
-    archive: Archive,
-    source: Source,
-    *,
-    name: str,
-    map_location: Any = None,
-    wanted: Collection[int] | None = None,
-) -> LazyObject:
+def load(archive: Archive, source: Source, name: str, options: ReadOptions) -> LazyObject:
     """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes; see ``StoragePlacer``."""
     file = _VirtualFile(archive, source)
-    placer = StoragePlacer(source, name, map_location, wanted)
+    placer = StoragePlacer(source, name, options)
     # torch itself reserves no memory for this one.
-    place: Any = map_location if _is_meta(map_location) else _Mapping(file, name, placer)
+    place: Any = options.map_location if _is_meta(options.map_location) else _Mapping(file, name, placer)
     obj = file.unmasked(lambda: torch.load(file, map_location=place, weights_only=True, mmap=False))  # type: ignore[arg-type]
     return LazyObject(obj, placer.records, placer.left)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds
@@ -38,9 +39,7 @@ _BUILT_IN = {"OrderedDict", "Counter", "encode", "Size", "bytearray", "bytes", "
 _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
-def structure(
-    source: Source, *, name: str, map_location: Any = None, wanted: Collection[int] | None = None
-) -> LazyObject | None:
+def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
     """The structure of a torch file, with placeholders for objects of unknown classes.
 
     Returns:
@@ -49,7 +48,7 @@ def structure(
     archive = torch_archive.read(source, name)
     if archive is None:
         return None
-    placer = StoragePlacer(source, name, map_location, wanted)
+    placer = StoragePlacer(source, name, options)
     try:
         obj = _Unpickler(archive.pickle, ArchiveStorages(archive, placer)).load()
     except CheckpointError:

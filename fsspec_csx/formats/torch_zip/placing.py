@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fsspec_csx.formats.read_options import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.rebuilding import refused
@@ -23,20 +23,18 @@ class StoragePlacer:
     Args:
         source: the file; it is read at once where ``map_location`` is a callable, which gets storages that are filled.
             None to refuse such.
-        wanted: the positions, in bytes, of the records whose storages go elsewhere; others stay on the CPU. None for
-            all.
 
     Attributes:
         records: of the storages that are to be filled.
     """
 
-    def __init__(self, source: Source | None, name: str, map_location: Any, wanted: Collection[int] | None) -> None:
+    def __init__(self, source: Source | None, name: str, options: ReadOptions) -> None:
         self.records: list[Record] = []
         self.left = False
         self._source = source
         self._name = name
-        self._places = LocationMapper(map_location)
-        self._wanted = wanted
+        self._places = LocationMapper(options.map_location)
+        self._wanted = options.wanted
 
     def place(self, record: Record, location: str) -> Any:
         """What takes the place of the storage of a record, which is on the CPU, reserved and not filled."""

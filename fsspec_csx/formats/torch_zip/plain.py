@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Collection
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import serialization
 
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn
@@ -127,7 +127,7 @@ def _with_state(tensor: _Tensor, state: Any) -> _Tensor:
     return tensor
 
 
-def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | None = None) -> LazyObject | None:
+def load(archive: Archive, options: ReadOptions = ON_CPU) -> LazyObject | None:
     """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes.
 
     Returns:
@@ -135,7 +135,7 @@ def load(archive: Archive, map_location: Any = None, wanted: Collection[int] | N
     """
     if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or torch_compat.skips_data():
         return None
-    placer = StoragePlacer(None, "", map_location, wanted)
+    placer = StoragePlacer(None, "", options)
     unpickler = _Unpickler(archive, placer)
     try:
         states = scan(archive.pickle)

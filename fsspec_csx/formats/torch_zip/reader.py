@@ -13,7 +13,7 @@ import struct
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ import torch
 from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.io_wrappers import TrackingReader
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import lazy_archive, pickle_bounds, plain, structure_limits
 from fsspec_csx.formats.torch_zip.checked_archive import CheckedReader
@@ -70,19 +71,12 @@ def read(
 ) -> Any:
     """Read what ``torch.save`` wrote; as ``torch.load``. The file's ``readinto`` gets the tensors' memory."""
     source = Source(file, size, advance)
-    found = structure(source, name=name, map_location=map_location, weights_only=weights_only)
+    found = structure(source, name, ReadOptions(map_location, weights_only))
     complete(source, found, name=name)
     return found.obj
 
 
-def structure(
-    source: Source,
-    *,
-    name: str,
-    map_location: MAP_LOCATION = None,
-    weights_only: bool = True,
-    wanted: Collection[int] | None = None,
-) -> LazyObject:
+def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
     """Read the structure of what ``torch.save`` wrote; as ``torch.load``, less the tensors' bytes.
 
     What torch.save writes today, of plain tensors, is read by a few ranges. Anything else is read whole, as torch.load
@@ -96,6 +90,7 @@ def structure(
     if not (sniff.is_zip(head) or sniff.is_legacy(head)):
         what, remedy = sniff.describe(head, source.size)
         raise InvalidCheckpointError(f"{name} {what}", remedy)
+    weights_only, map_location = options.weights_only, options.map_location
     in_order = weights_only and sniff.is_zip(head) and not _is_fake_mode()
     archive = torch_archive.read(source, name) if in_order else None
     if in_order and archive is None and torch_archive.records(source) is None:
@@ -104,10 +99,10 @@ def structure(
     try:
         if archive is not None:
             source.advance(source.kept)
-            found = plain.load(archive, map_location, wanted)
+            found = plain.load(archive, options)
             if found is None:
                 pickle_bounds.check(archive.pickle, name)
-                found = lazy_archive.load(archive, source, name=name, map_location=map_location, wanted=wanted)
+                found = lazy_archive.load(archive, source, name, options)
             structure_limits.check(found.obj, name)
             return found
         if weights_only and sniff.is_zip(head):
