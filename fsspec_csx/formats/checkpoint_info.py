@@ -37,7 +37,7 @@ class CheckpointInfo:
     Attributes:
         path: where it is, without any password.
         format: ``torch``, ``safetensors``, ``huggingface``, ``cerebras`` or ``distributed``.
-        written_by: what the file tells of its writer and of the variant of its format.
+        written_by: what the file says of its writer and of the variant of its format.
         size: that of the file in bytes.
         tensors: by their dotted names, in the order of the file.
         values: what is no tensor, by dotted names too.

@@ -87,7 +87,7 @@ def _memory(size: int) -> memoryview:
 
 
 def _offset(memory: memoryview, entry: ZipEntry) -> int | None:
-    """Where the bytes of a record begin, told by its local header; None if it is not that of this record."""
+    """Where the bytes of a record begin, by its local header; None if it is not that of this record."""
     offset = zip_directory.data_offset(bytes(memory[: LOCAL.size]), entry)
     named = bytes(memory[LOCAL.size : LOCAL.size + len(entry.name)])
     return offset if named == entry.name else None

@@ -40,7 +40,7 @@ class Report:
 
 
 class _Structure(NamedTuple):
-    """What a file holds, as far as it can be told; else what is wrong with it, or what hinders."""
+    """What a file holds, as far as it can be read; else what is wrong with it, or what hinders."""
 
     found: LazyObject | None = None
     flaw: str = ""
@@ -53,7 +53,7 @@ def examine(
     """Read all of a checkpoint, and look for damage.
 
     Args:
-        misfit: tells in what it is not what it should hold; empty if it is.
+        misfit: says in what it is not what it should hold; empty if it is.
     """
     shape = _structure(source, name)
     entries, end = torch_archive.records(source) or ([], 0)

@@ -43,7 +43,7 @@ class Source:
         tail: how many bytes at its end are read and kept.
 
     Attributes:
-        format: the format of what is read; None for a file, whose first bytes tell it.
+        format: the format of what is read; None for a file, whose first bytes show it.
     """
 
     format: ClassVar[str | None] = None

@@ -285,8 +285,8 @@ def test_verify_parts(tmp_path: Path, boxes: list[Box], told: str) -> None:
     found.storage_data = {first: found.storage_data[second], second: found.storage_data[first]}
     (folder / ".metadata").write_bytes(manifest.encode(found))
     assert tuple(sorted(verify(folder).damage, reverse=True)) == (
-        "'t': it is a tensor float32 (4, 4), and the manifest tells of one float32 (2, 4)",
-        "'t': it is a tensor float32 (2, 4), and the manifest tells of one float32 (4, 4)",
+        "'t': it is a tensor float32 (4, 4), and in the manifest one of float32 (2, 4)",
+        "'t': it is a tensor float32 (2, 4), and in the manifest one of float32 (4, 4)",
     )
 
 

@@ -19,7 +19,7 @@ from fsspec_csx.formats.cerebras.metadata import OWN, damaged, is_safe
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 from fsspec_csx.tensors.staging import batches
 
-# What an answer tells of a file, and is another when the file is.
+# What an answer says of a file, and changes with the file.
 _CHANGING = ("ETag", "VersionId", "LastModified", "size", "ino", "mtime", "created")
 _PIECE = 16 * 2**20
 _TOGETHER = 64
@@ -93,7 +93,7 @@ def _check_unchanged(fs: AbstractFileSystem, path: str, before: Any, name: str) 
 
 
 def _info(fs: AbstractFileSystem, path: str) -> Any:
-    """What the filesystem tells of the metadata of a checkpoint; None if there is none."""
+    """What the filesystem says of the metadata of a checkpoint; None if there is none."""
     fs.invalidate_cache()
     try:
         info = fs.info(metadata_of(path))
@@ -232,8 +232,8 @@ def metadata_of(path: str) -> str:
 def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
     """The CRC-32 of the bytes of values by their names, if the checkpoint was written by this package."""
     try:
-        told = json.loads(metadata.get(OWN, "{}")).get("crc32", {})
-        return {key: crc for key, crc in told.items() if type(crc) is int}
+        found = json.loads(metadata.get(OWN, "{}")).get("crc32", {})
+        return {key: crc for key, crc in found.items() if type(crc) is int}
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
 

@@ -1,4 +1,4 @@
-"""What a Cerebras checkpoint tells of each of its values: an entry of its metadata, which is JSON.
+"""What a Cerebras checkpoint says of each of its values: an entry of its metadata, which is JSON.
 
 The keys are those that cerebras_pytorch 2.10 writes.
 """
@@ -115,7 +115,7 @@ def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Le
 
     Args:
         text: JSON, of the entry of that name and ``.__metadata__``.
-        form: tells shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
+        form: gives shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
 
     Raises:
         InvalidCheckpointError: if it contradicts itself, or has a dtype that this torch lacks.
@@ -127,7 +127,7 @@ def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Le
             return _nested(key, serialized)
         return _plain(_of_type(own, dict), form)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        what = f"what it tells of {shown(key)} is no description of a value ({str(error)[:_SHOWN]})"
+        what = f"what it says of {shown(key)} is no description of a value ({str(error)[:_SHOWN]})"
         raise damaged(name, what) from error
 
 
@@ -189,11 +189,11 @@ def _body(
             return UnreadValue(f"NumPy array of {stored_as[:_SHOWN]}")
         dtype = _dtype(stored_as)
     else:
-        (told_shape,), (told_dtype,) = serialized["shapes"], serialized["dtypes"]
-        dtype = _dtype(told_dtype)
-        plain = str(told_dtype).removeprefix("torch.")
-        if _shape(told_shape) != shape or _STORED_AS.get(plain, plain) != stored_as:
-            msg = f"a tensor {told_dtype} {told_shape} is stored as {stored_as} {list(shape)}"
+        (own_shape,), (own_dtype,) = serialized["shapes"], serialized["dtypes"]
+        dtype = _dtype(own_dtype)
+        plain = str(own_dtype).removeprefix("torch.")
+        if _shape(own_shape) != shape or _STORED_AS.get(plain, plain) != stored_as:
+            msg = f"a tensor {own_dtype} {own_shape} is stored as {stored_as} {list(shape)}"
             raise ValueError(msg)
     compressed = bool(serialized.get("compressed")) and form is None
     nbytes = math.prod(shape) * dtype.itemsize

@@ -29,6 +29,7 @@ OWN = "__fsspec_csx__"
 LARGEST = 256 * 2**20
 """The most bytes: of some 200,000 values. A real one has about 1,200 bytes for each."""
 
+LITTLE_ENDIAN = "Cerebras checkpoints", "Convert them on another one."
 _PROTOCOL = 4
 _SHOWN = 60
 _NEEDED = frozenset(("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "DICT", "SETITEM"))

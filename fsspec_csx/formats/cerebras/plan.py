@@ -116,19 +116,21 @@ class Plan:
         if not is_safe(key):
             self._flaws.append(f"{shown(key)}: an object cannot have that name")
             return
-        told: dict[str, Any] | str
+        described: dict[str, Any] | str
         if first != key:
-            told = {"key": first, "__LINKED__": True, "__TYPE__": "LinkedObject", "__NONE__": True}
+            described = {"key": first, "__LINKED__": True, "__TYPE__": "LinkedObject", "__NONE__": True}
         else:
-            told = self._told(key, value)
-        if isinstance(told, str):
-            self._flaws.append(f"{shown(key)}: {told}")
+            described = self._described(key, value)
+        if isinstance(described, str):
+            self._flaws.append(f"{shown(key)}: {described}")
             return
         spec = cerebras_tree.spec_of({key: value if first == key else None})
-        self._metadata[entry] = json.dumps({"__spec__": json.loads(spec), "__objects__": [key], entry: told}, indent=4)
+        self._metadata[entry] = json.dumps(
+            {"__spec__": json.loads(spec), "__objects__": [key], entry: described}, indent=4
+        )
 
-    def _told(self, key: str, value: Any) -> dict[str, Any] | str:
-        """What the metadata tells of a value; what is wrong with it as a str."""
+    def _described(self, key: str, value: Any) -> dict[str, Any] | str:
+        """What the metadata says of a value; what is wrong with it as a str."""
         if value is None:
             return {"__TYPE__": "NoneSerializer", "__NONE__": True}
         if type(value) in (bool, int, float):
@@ -147,10 +149,10 @@ class Plan:
         if flaw := _flaw(tensor):
             return flaw
         number = _NUMBERS[tensor.dtype]
-        told: dict[str, Any] = {"__TORCH__": True, "shapes": [list(tensor.shape)], "dtypes": [str(tensor.dtype)]}
-        told |= {} if number is None else {"rtfx_dtypes": [number]}
-        told["__TYPE__"] = "TorchTensorSerializer"
-        return self._body(key, tensor, told)
+        described: dict[str, Any] = {"__TORCH__": True, "shapes": [list(tensor.shape)], "dtypes": [str(tensor.dtype)]}
+        described |= {} if number is None else {"rtfx_dtypes": [number]}
+        described["__TYPE__"] = "TorchTensorSerializer"
+        return self._body(key, tensor, described)
 
     def _array(self, key: str, array: Any) -> dict[str, Any] | str:
         try:
@@ -161,13 +163,13 @@ class Plan:
             return f"a NumPy array of {array.dtype}"
         return self._body(key, tensor, {"is_bfloat16": False, "__TYPE__": "NumpyArraySerializer"})
 
-    def _body(self, key: str, tensor: torch.Tensor, told: dict[str, Any]) -> dict[str, Any]:
+    def _body(self, key: str, tensor: torch.Tensor, described: dict[str, Any]) -> dict[str, Any]:
         stored_as = "int16" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
-        told["__NUMPY__"] = {"shape": list(tensor.shape), "dtype": stored_as}
-        told |= {"compressed": False, "data_sizes": [tensor.nbytes], "boundaries": [tensor.nbytes]}
+        described["__NUMPY__"] = {"shape": list(tensor.shape), "dtype": stored_as}
+        described |= {"compressed": False, "data_sizes": [tensor.nbytes], "boundaries": [tensor.nbytes]}
         self.bodies[key] = tensor
-        self._headers[key] = json.dumps(told)
-        return told
+        self._headers[key] = json.dumps(described)
+        return described
 
 
 def _flaw(tensor: torch.Tensor) -> str | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import bisect
 import os
 import pickle
-import sys
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats.byte_order import check_little_endian
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
 from fsspec_csx.formats.cerebras import tree as cerebras_tree
 from fsspec_csx.formats.cerebras.leaf import Alias, ConstantLeaf, Leaf, TensorLeaf, UnreadValue, Value, shown
-from fsspec_csx.formats.cerebras.metadata import LEAF, SUCCESS, damaged
+from fsspec_csx.formats.cerebras.metadata import LEAF, LITTLE_ENDIAN, SUCCESS, damaged
 from fsspec_csx.formats.cerebras.tree import Tree
 from fsspec_csx.formats.cerebras.zstd import unpacked
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
@@ -57,21 +57,19 @@ class CerebrasSource(Source):
     Attributes:
         size: the bytes of all tensors, uncompressed.
         tree: its nesting.
-        leaves: what is told of each value by name, in order.
+        leaves: what the metadata says of each value, by name, in order.
     """
 
     format = "cerebras"
 
     def __init__(self, name: str, metadata: Mapping[str, Any], crc32: Mapping[str, int] | None = None) -> None:
-        # Not as of Source: nothing is read before it is known what there is.
-        check_byte_order()
+        super().__init__(None, 0)  # nothing is read before it is known what there is
+        check_little_endian(*LITTLE_ENDIAN)
         if not metadata.get(SUCCESS):
             reason = f"{name} is a Cerebras checkpoint that was not finished: its metadata has no {SUCCESS}."
             raise InvalidCheckpointError(reason, "Save it again, or delete it.")
-        self.file = None
         self.name = name
         self.metadata = metadata
-        self.advance: Callable[[int], object] = lambda count: None
         self.tree: Tree = cerebras_tree.parsed(metadata.get("__spec__"), name=name)
         self.leaves: dict[str, Leaf] = {}
         for key in cerebras_tree.leaves(self.tree):
@@ -79,15 +77,9 @@ class CerebrasSource(Source):
                 raise damaged(name, f"two of its values have the name {shown(key)}")
             self.leaves[key] = self._leaf(key)
         self._crc32 = crc32 or {}
-        self._places: list[LeafSpan] = []
+        self._places: list[LeafSpan] | None = None
         self._unpacked: tuple[str, bytes] | None = None
-        self._laid_out = False
         self.size = sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, (TensorLeaf, ConstantLeaf)))
-
-    @property
-    def kept(self) -> int:
-        """How many bytes are kept."""
-        return 0
 
     @property
     def stored(self) -> int:
@@ -117,7 +109,8 @@ class CerebrasSource(Source):
 
     def tensors(self) -> LazyObject:
         """Those of the checkpoint by name, on the CPU, not filled; each once, if links share it."""
-        obj, records = {}, []
+        obj: dict[str, torch.Tensor] = {}
+        records = []
         for name, leaf, start in self.places():
             if isinstance(leaf, TensorLeaf) and leaf.is_array:
                 continue
@@ -142,57 +135,49 @@ class CerebrasSource(Source):
         return cerebras_tree.rebuild(self.tree, lambda name: found[self.holder(name)])
 
     def info(self) -> CheckpointInfo:
-        """What the metadata tells, without a look at anything else."""
+        """What the metadata says; nothing else is read."""
         tensors: dict[str, TensorInfo] = {}
         values: dict[str, Any] = {}
 
-        def add(path: str, value: Any) -> None:
+        for path, value in names.walk(cerebras_tree.rebuild(self.tree, _Name)):
             leaf = self.leaves[self.holder(value)] if isinstance(value, _Name) else value
             if isinstance(leaf, (TensorLeaf, ConstantLeaf)):
                 tensors[path] = TensorInfo(leaf.dtype, leaf.shape, leaf.nbytes)
             else:
                 values[path] = leaf.value if isinstance(leaf, Value) else leaf
-
-        for path, value in names.walk(cerebras_tree.rebuild(self.tree, _Name)):
-            add(path, value)
-        told = {key: str(value) for key, value in self.metadata.items() if key in ("__version__", _WRITER)}
+        extra = {key: str(value) for key, value in self.metadata.items() if key in ("__version__", _WRITER)}
         writer = f"cerebras_pytorch {self.metadata.get(_WRITER, 'of an unknown version')}"
-        return CheckpointInfo(self.name, "cerebras", writer, self.stored, tensors, values, told)
+        return CheckpointInfo(self.name, "cerebras", writer, self.stored, tensors, values, extra)
 
     def places(self) -> list[LeafSpan]:
         """Where the bytes of all tensors and arrays are, in order."""
-        self._lay_out()
+        if self._places is None:
+            self._places, self.size = [], 0
+            for name, leaf in self.leaves.items():
+                if isinstance(leaf, TensorLeaf) and leaf.elsewhere is not None:
+                    leaf = self.leaves[name] = self._followed(leaf)
+                if isinstance(leaf, (TensorLeaf, ConstantLeaf)):
+                    self._places.append(LeafSpan(name, leaf, self.size))
+                    self.size += leaf.nbytes
         return self._places
 
     def crc32(self, name: str) -> int | None:
         """That which the bytes of a tensor or array must have; None if it is not known."""
         return self._crc32.get(name)
 
-    def _lay_out(self) -> None:
-        if self._laid_out:
-            return
-        end = 0
-        for name, leaf in self.leaves.items():
-            if isinstance(leaf, TensorLeaf) and leaf.elsewhere is not None:
-                leaf = self.leaves[name] = self._followed(leaf)
-            if isinstance(leaf, (TensorLeaf, ConstantLeaf)):
-                self._places.append(LeafSpan(name, leaf, end))
-                end += leaf.nbytes
-        self.size, self._laid_out = end, True
-
     def _followed(self, leaf: TensorLeaf) -> Leaf:
-        """What is told of a tensor of another checkpoint where it is; by default it is not gone after."""
+        """The metadata of a tensor of another checkpoint; by default that is not opened."""
         path, key = leaf.elsewhere or ("", "")
         return UnreadValue(f"tensor {shown(key)} of the checkpoint {shown(path)}, where only one on S3 is looked for")
 
     def _arrays(self) -> dict[str, Any]:
-        places = [place for place in self._places if isinstance(place.leaf, TensorLeaf) and place.leaf.is_array]
+        places = [place for place in self.places() if isinstance(place.leaf, TensorLeaf) and place.leaf.is_array]
         made = [self._reserved(place.name, place.leaf) for place in places]
         self._read_checked(places, made)
         return {place.name: tensor.numpy() for place, tensor in zip(places, made, strict=True)}
 
     def _reserved(self, name: str, leaf: TensorLeaf | ConstantLeaf) -> torch.Tensor:
-        """The memory of a tensor; where there is not so much, it is told whether there are so many bytes at all."""
+        """The memory of a tensor; where there is not so much, the error says whether there are so many bytes at all."""
         try:
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
         except RuntimeError as error:
@@ -203,7 +188,7 @@ class CerebrasSource(Source):
 
     @abstractmethod
     def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
-        """Whether as many bytes of a tensor are there as its metadata tells."""
+        """Whether as many bytes of a tensor are there as its metadata says."""
 
     def _read_checked(self, places: Sequence[LeafSpan], made: Sequence[torch.Tensor]) -> None:
         spans = [(place.start, memory_of(tensor.untyped_storage())) for place, tensor in zip(places, made, strict=True)]
@@ -240,13 +225,14 @@ class CerebrasSource(Source):
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
         """See ``Source``; no span reaches over the end of a tensor."""
-        starts = [place.start for place in self._places]
+        places = self.places()
+        starts = [place.start for place in places]
         plain: list[tuple[LeafSpan, int, memoryview]] = []
         packed: dict[str, list[tuple[LeafSpan, int, memoryview]]] = {}
         for start, memory in spans:
             if not len(memory):
                 continue
-            place = self._places[bisect.bisect_right(starts, start) - 1]
+            place = places[bisect.bisect_right(starts, start) - 1]
             part = place, start - place.start, memory
             if isinstance(place.leaf, ConstantLeaf):
                 _repeat(place.leaf, memory)
@@ -288,7 +274,7 @@ class CerebrasSource(Source):
 
     @abstractmethod
     def _objects(self, wanted: Sequence[tuple[str, Any]]) -> list[bytes]:
-        """The bytes of whole objects, by the names of values and what is told of them."""
+        """The bytes of whole objects, by the names of values and their metadata."""
 
 
 def refuse_unread(obj: Any, name: str) -> None:
@@ -306,13 +292,6 @@ def refuse_unread(obj: Any, name: str) -> None:
     if left:
         listed = ", ".join(f"{key!r} ({value.kind})" for key, value in left)
         raise InvalidCheckpointError(f"{name} has what cannot be read: {listed}.", "Load the rest with keys.")
-
-
-def check_byte_order() -> None:
-    """Refuse a machine whose numbers are not those of the format."""
-    if sys.byteorder != "little":
-        msg = "Cerebras checkpoints are little-endian, and this machine is not. Convert them on another one."
-        raise NotImplementedError(msg)
 
 
 def _repeat(leaf: ConstantLeaf, memory: memoryview) -> None:

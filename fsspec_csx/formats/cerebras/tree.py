@@ -44,7 +44,7 @@ Tree: TypeAlias = "Branch | str"
 
 
 def parsed(text: object, *, name: str) -> Tree:
-    """The nesting that an entry ``__spec__`` tells.
+    """The nesting in an entry ``__spec__``.
 
     Raises:
         InvalidCheckpointError: if it is no such thing, or has containers that this module does not know.
@@ -114,10 +114,10 @@ def _keys(context: Any, count: int) -> list[Any]:
 
 
 def _factory(context: Any) -> Any:
-    module, told = context["default_factory_module"], context["default_factory_name"]
-    if told is None:
+    module, name = context["default_factory_module"], context["default_factory_name"]
+    if name is None:
         return None
-    return {("builtins", each.__name__): each for each in _FACTORIES}[module, told]
+    return {("builtins", each.__name__): each for each in _FACTORIES}[module, name]
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

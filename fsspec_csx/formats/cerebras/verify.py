@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
 def verified(source: CerebrasSource) -> Verdict:
     """Read all tensors and arrays of a checkpoint, and compare them with their checksums.
 
-    The reference saves none; ``fsspec_csx.save`` saves those of all. What S3 tells of whole objects is compared in
+    The reference saves none; ``fsspec_csx.save`` saves those of all. What S3 says of whole objects is compared in
     any case. Of pickles it is seen whether they are there.
 
     Raises:

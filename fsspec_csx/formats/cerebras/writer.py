@@ -9,11 +9,11 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
+from fsspec_csx.formats.byte_order import check_little_endian
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocols
 from fsspec_csx.formats.cerebras.leaf import shown
 from fsspec_csx.formats.cerebras.plan import Plan
-from fsspec_csx.formats.cerebras.source import check_byte_order
 from fsspec_csx.formats.writer import CheckpointWriter
 from fsspec_csx.storage.files import unwrap_filesystem
 from fsspec_csx.tensors.contiguous import memory
@@ -74,7 +74,7 @@ class CerebrasWriter(CheckpointWriter):
             OSError: an error of the filesystem.
         """
         assert self._plan is not None
-        check_byte_order()
+        check_little_endian(*cerebras_metadata.LITTLE_ENDIAN)
         fs, path, _ = unwrap_filesystem(fs, path)
         check_place(fs, name)
         plan = self._plan

@@ -3,7 +3,7 @@
 It is a pickle of a ``Metadata``: https://docs.pytorch.org/docs/stable/distributed.checkpoint.html
 
 Where this package wrote a shard, the location of an item has two more attributes, which torch ignores: ``plain`` says
-where in the item the bytes of its tensor begin, and their CRC-32; ``integer_keys`` tells which keys on the way to the
+where in the item the bytes of its tensor begin, and their CRC-32; ``integer_keys`` lists which keys on the way to the
 entry are integers, as torch's planner makes text of them.
 """
 
@@ -86,9 +86,9 @@ def place(path: str, offset: int, length: int, plain: Plain | None = None) -> It
 
 
 def plain_of(item: ItemLocation) -> Plain | None:
-    """How the tensor of an item lies in it; None if that is not told."""
-    told = getattr(item, "plain", None)
-    return None if told is None else Plain(*told)
+    """How the tensor of an item lies in it; None if the manifest does not say it."""
+    plain = getattr(item, "plain", None)
+    return None if plain is None else Plain(*plain)
 
 
 def with_integer_keys(item: ItemLocation, positions: tuple[int, ...]) -> ItemLocation:
@@ -227,11 +227,11 @@ def _entry(found: Any) -> TensorStorageMetadata | BytesStorageMetadata:
 
 
 def _properties(found: Any) -> TensorProperties:
-    told = _a(_a(found, _Named).state, tuple)
-    _check(len(told) in (5, 6), "properties")
-    made = TensorProperties(dtype=_a(told[0], torch.dtype), requires_grad=_a(told[2], bool))
-    if len(told) == 6 and told[5] is not None and hasattr(made, "strides"):  # of torch 2.15, and not of 2.13
-        made.strides = tuple(_size(told[5]))
+    state = _a(_a(found, _Named).state, tuple)
+    _check(len(state) in (5, 6), "properties")
+    made = TensorProperties(dtype=_a(state[0], torch.dtype), requires_grad=_a(state[2], bool))
+    if len(state) == 6 and state[5] is not None and hasattr(made, "strides"):  # of torch 2.15, and not of 2.13
+        made.strides = tuple(_size(state[5]))
     return made
 
 
@@ -277,7 +277,7 @@ def _plain(found: Any) -> Plain | None:
 
 
 def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
-    """Where each entry was in the nested state dict, which only planners of torch's own tell."""
+    """Where each entry was in the nested state dict, which only torch's own planners record."""
     if not isinstance(found, dict) or not all(isinstance(path, tuple) and path for path in found.values()):
         return None
     _check(all(len(path) <= DEPTH for path in found.values()), f"nesting deeper than {DEPTH}")

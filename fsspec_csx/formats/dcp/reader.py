@@ -148,7 +148,7 @@ def _check_size(folder: Folder, name: str, shard: Source, places: Iterable[ItemL
 
 
 class _Known(Source):
-    """A file of which the manifest tells where everything is, so that its ends are not read first."""
+    """A file of which the manifest says where everything is, so that its ends are not read first."""
 
     def _keep(self, ranges: Sequence[tuple[int, int]]) -> None:
         pass
@@ -211,7 +211,7 @@ def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
 
 
 def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
-    """How a tensor lies in an item that the manifest tells nothing of; None if it was read and delivered."""
+    """How a tensor lies in an item that the manifest does not describe; None if it was read and delivered."""
     name = f"{wanted.name!r} in {folder.name}"
     tensor = _small(item) if item.size <= SMALL else None
     if tensor is None:
@@ -231,7 +231,7 @@ def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
 
 
 def _small(item: Source) -> torch.Tensor | None:
-    """The tensor of a small item, by one call of torch's; None if anything is amiss, which is then to be told."""
+    """The tensor of a small item, by one call of torch's; None if anything is amiss."""
     (data,) = item.bytes_of([(0, item.size)])
     span = zip_directory.locate(data, len(data))
     entries = zip_directory.entries(data[span.start :][: span.size], span) if span else None
@@ -240,7 +240,7 @@ def _small(item: Source) -> torch.Tensor | None:
     try:
         pickle_bounds.check_archive(io.BytesIO(data), "")
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
-    except Exception:  # the other way tells what it is
+    except Exception:  # the other way says what it is
         return None
     return found if isinstance(found, torch.Tensor) else None
 

@@ -1,4 +1,4 @@
-"""Items of a shard that the manifest tells nothing of, each read as a file of its own, with few requests for all."""
+"""Items of a shard that the manifest does not describe, each read as a file of its own, with few requests for all."""
 
 from __future__ import annotations
 

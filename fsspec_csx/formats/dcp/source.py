@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,20 +38,13 @@ class ShardedSource(CompositeSource):
     format = "distributed"
 
     def __init__(self, folder: Folder) -> None:
-        # Not as of Source: there is no one file whose ends are to be read.
-        self.file = None
+        super().__init__(None, 0)  # there is no one file whose ends are to be read
         self.folder = FileCache(folder)
-        self.advance: Callable[[int], object] = lambda count: None
         self.metadata = manifest.read(folder)
         self.state = ShardedStateDict(self.folder, self.metadata)
         self._entries = entries_of(self.state.nested)
         self._tensors = [entry for entry in self._entries if entry.tensor and entry.info.nbytes]
         *self._starts, self.size = itertools.accumulate((entry.info.nbytes for entry in self._tensors), initial=0)
-
-    @property
-    def kept(self) -> int:
-        """How many bytes are kept."""
-        return 0
 
     @property
     def files(self) -> set[str]:

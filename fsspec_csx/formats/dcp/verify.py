@@ -28,7 +28,7 @@ class _Item:
 
     Attributes:
         name: that of its entry in the manifest.
-        tensor: the dtype and the shape that the manifest tells of it; None if it is no tensor.
+        tensor: the dtype and the shape that it has in the manifest; None if it is no tensor.
     """
 
     name: str
@@ -120,7 +120,7 @@ def _misfit(item: _Item, held: LazyObject) -> str:
         return f"it is no tensor, but {summaries.short(held.obj)}"
     dtype, shape = item.tensor
     if (held.obj.dtype, tuple(held.obj.shape)) != (dtype, shape):
-        return f"it is a {summaries.entry(held.obj)}, and the manifest tells of one {str(dtype)[6:]} {shape}"
+        return f"it is a {summaries.entry(held.obj)}, and in the manifest one of {str(dtype)[6:]} {shape}"
     plain = plain_of(item.place)
     if plain is None or not plain.nbytes:
         return ""

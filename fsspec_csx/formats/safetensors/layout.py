@@ -5,8 +5,6 @@ Format: https://huggingface.co/docs/safetensors#format
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
 LENGTH = 8
@@ -39,6 +37,7 @@ _NAMES = {
 }
 DTYPES: dict[str, torch.dtype] = {label: getattr(torch, name) for label, name in _NAMES.items() if hasattr(torch, name)}
 LABELS = {dtype: label for label, dtype in DTYPES.items()}
+LITTLE_ENDIAN = "safetensors files", "Use another suffix, such as .mdl."
 PAIRS = "F4"  # two values to the byte: the format counts the values, torch the bytes
 
 
@@ -46,13 +45,6 @@ def is_safetensors(head: bytes, size: int) -> bool:
     """Whether a file with these first ``sniff.HEAD`` bytes is a safetensors file, be it whole or not."""
     length = int.from_bytes(head[:LENGTH], "little")
     return head[LENGTH : LENGTH + 1] == b"{" and 2 <= length <= max(HEADER_MAX, size - LENGTH)
-
-
-def check_byte_order() -> None:
-    """Raise a NotImplementedError on a big-endian machine."""
-    if sys.byteorder != "little":
-        msg = "safetensors files are little-endian, and this machine is not. Use another suffix, such as .mdl."
-        raise NotImplementedError(msg)
 
 
 def is_text(name: str) -> bool:

@@ -10,15 +10,16 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
+from fsspec_csx.formats.byte_order import check_little_endian
 from fsspec_csx.formats.safetensors import json_entries
 from fsspec_csx.formats.safetensors.layout import (
     DTYPES,
     HEADER_MAX,
     LENGTH,
+    LITTLE_ENDIAN,
     METADATA,
     PAIRS,
     TENSORS_MAX,
-    check_byte_order,
     is_text,
     shown,
 )
@@ -48,10 +49,10 @@ def structure(source: Source, *, name: str) -> LazyObject:
     Raises:
         InvalidCheckpointError: if the file is cut short or damaged, or has a dtype that this torch lacks.
     """
-    check_byte_order()
+    check_little_endian(*LITTLE_ENDIAN)
     try:
         header = _read_header(source)
-        entries, told = _parsed(header)
+        entries, extra = _parsed(header)
         begin = LENGTH + len(header)
         _check_spans(entries, source.size - begin)
     except InvalidCheckpointError as error:
@@ -61,7 +62,7 @@ def structure(source: Source, *, name: str) -> LazyObject:
         tensor = obj[key] = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         if tensor.nbytes:
             records.append(Record(key, begin + entry.start, tensor.untyped_storage()))
-    obj.update((alias, obj[kept]) for alias, kept in aliases(entries, told).items())
+    obj.update((alias, obj[kept]) for alias, kept in aliases(entries, extra).items())
     return LazyObject(obj, records)
 
 
@@ -105,7 +106,7 @@ def _cut_short(size: int, wanted: int) -> InvalidCheckpointError:
 def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
     """The tensors' entries, and the metadata."""
     found: dict[str, _Entry] = {}
-    told: dict[str, str] = {}
+    extra: dict[str, str] = {}
     try:
         for key, value in _items(header):
             if key in found:
@@ -119,14 +120,14 @@ def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
             elif value is not None and not _is_metadata(value):
                 raise _damaged(f"{METADATA} is not a mapping of text to text")
             else:
-                told = value or {}
+                extra = value or {}
             if len(found) > TENSORS_MAX:
-                raise _damaged(f"its header tells of more than {TENSORS_MAX} tensors")
+                raise _damaged(f"its header has more than {TENSORS_MAX} tensors")
     except InvalidCheckpointError:
         raise
     except (ValueError, RecursionError) as error:
         raise _damaged(f"its header is not valid JSON ({error})") from error
-    return found, told
+    return found, extra
 
 
 def _items(header: bytes) -> Iterable[tuple[str, Any]]:

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
+from fsspec_csx.formats.byte_order import check_little_endian
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors.layout import (
     HEADER_MAX,
     LABELS,
     LENGTH,
+    LITTLE_ENDIAN,
     METADATA,
     PAIRS,
     TENSORS_MAX,
-    check_byte_order,
     is_text,
     shown,
 )
@@ -53,7 +54,7 @@ def prepared(obj: object) -> Prepared:
 
 def checked(obj: object) -> dict[str, torch.Tensor]:
     """The tensors of an object, by name, as of ``prepared``; none shares memory with another."""
-    check_byte_order()
+    check_little_endian(*LITTLE_ENDIAN)
     tensors = named_tensors(obj)
     check([*tensors.items()])
     _check_sharing(tensors)
@@ -126,25 +127,25 @@ def write_prepared(parts: Prepared, file: Any, *, advance: Callable[[int], objec
 def outlined(
     tensors: Mapping[str, torch.Tensor],
     dtype_of: Callable[[torch.Tensor], torch.dtype],
-    told: Mapping[str, str],
+    extra: Mapping[str, str],
 ) -> tuple[bytes, list[str]]:
     """The header of a file of tensors, which may share memory, as each is written apart; see ``prepared``.
 
     Args:
         tensors: by name; their data is not looked at.
         dtype_of: gives the dtype that a tensor is cast to.
-        told: metadata for the header.
+        extra: metadata for the header.
 
     Returns:
         The bytes in front of the first tensor's, and the names in the order in which the tensors follow.
     """
-    check_byte_order()
+    check_little_endian(*LITTLE_ENDIAN)
     forms = []
     for name, tensor in tensors.items():
         _check(name, tensor)
         forms.append((name, torch.empty(tensor.shape, dtype=dtype_of(tensor), device="meta")))
     forms = _in_order(forms)
-    return _header(forms, told), [name for name, _ in forms]
+    return _header(forms, extra), [name for name, _ in forms]
 
 
 def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
@@ -223,8 +224,8 @@ def _check_sharing(tensors: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(msg)
 
 
-def _header(tensors: list[tuple[str, torch.Tensor]], told: Mapping[str, str] | None = None) -> bytes:
-    entries: dict[str, Any] = {METADATA: {"format": "pt", **(told or {})}}
+def _header(tensors: list[tuple[str, torch.Tensor]], extra: Mapping[str, str] | None = None) -> bytes:
+    entries: dict[str, Any] = {METADATA: {"format": "pt", **(extra or {})}}
     end = 0
     for name, tensor in tensors:
         start, end = end, end + tensor.nbytes

@@ -26,9 +26,9 @@ CHECKSUM = "is damaged: the checksum of"
 """What errors say of bytes that are not those that were saved, before they name them."""
 
 # The records that torch.load reads besides.
-_TOLD = ("version", ".format_version", "byteorder", ".storage_alignment", ".data/serialization_id")
-_SMALL = (PICKLE, *_TOLD)
-_TOLD_MAX = 256  # bytes
+_METADATA = ("version", ".format_version", "byteorder", ".storage_alignment", ".data/serialization_id")
+_SMALL = (PICKLE, *_METADATA)
+_METADATA_MAX = 256  # bytes
 _PLAIN_MAX = 64 * 2**10  # bytes; more than these between a small record and the next entry is not torch's doing
 _EXTRA_MAX = 2**16
 _TEXT_MAX = 32 * 2**20  # bytes of a record that is no tensor's, if it is packed more densely than most
@@ -57,7 +57,7 @@ class Archive:
         directory: the position of the zip directory.
         end: what is from there to the end of the file.
         pickle: the record with the object.
-        version: that of the layout, as the archive tells it.
+        version: that of the layout, as the archive has it.
     """
 
     small: dict[int, tuple[int, bytes]]
@@ -84,7 +84,7 @@ def read(source: Source, name: str) -> Archive | None:
     span, end, entries = found
     _check_sizes(entries, span.start, name)
     root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
-    # torch's reader does not tell capitals from small letters.
+    # torch's reader takes capitals and small letters for the same.
     if any(entry.method != STORED or entry.compressed != entry.size for entry in entries) or len(
         {entry.name.lower() for entry in entries}
     ) != len(entries):
@@ -126,11 +126,11 @@ def metadata(source: Source) -> dict[str, str]:
     """What the small records of an archive say of it, by their names."""
     entries, end = records(source) or ([], 0)
     root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
-    wanted = {root + record.encode(): record for record in _TOLD}
-    chosen = [each for each in entries if each.name in wanted and each.method == STORED and each.size <= _TOLD_MAX]
+    wanted = {root + record.encode(): record for record in _METADATA}
+    chosen = [each for each in entries if each.name in wanted and each.method == STORED and each.size <= _METADATA_MAX]
     found = _read_small(source, entries, chosen, end) or {}
     contents = {wanted[entry.name]: content.decode(errors="replace").strip() for entry, (_, content) in found.items()}
-    return {record: contents[record] for record in _TOLD if record in contents}
+    return {record: contents[record] for record in _METADATA if record in contents}
 
 
 def stored(source: Source) -> list[ZipEntry]:
@@ -242,7 +242,7 @@ def _is_plain(path: str) -> bool:
 def _offsets(
     source: Source, entries: Sequence[ZipEntry], data: Sequence[ZipEntry], end: int, alignment: int
 ) -> list[int] | None:
-    """The positions of records' bytes, told by torch's rule where that is seen to hold, else read."""
+    """The positions of records' bytes, by torch's rule where it holds, else read."""
     following = _following(entries, end)
     offsets = [_aligned(entry, alignment) for entry in data]
     unclear = [

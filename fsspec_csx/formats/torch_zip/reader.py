@@ -128,7 +128,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
 
 
 def _without_directory(source: Source, name: str) -> InvalidCheckpointError:
-    """The error for an archive of which it cannot be told what its records claim, which torch would believe."""
+    """The error for an archive whose directory cannot be read: torch would believe its records."""
     reader = TrackingReader(source.file, source.size)
     found = reader.unmasked(lambda: _damage(reader))
     remedy = "Load it with torch.load if you trust its author, and save it again."
@@ -210,8 +210,8 @@ def _while_placing(error: Exception) -> bool:
 
 def _out_of_memory(error: Exception) -> bool:
     """torch raises a plain RuntimeError for want of main memory."""
-    told = isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
-    return told or isinstance(error, MemoryError)
+    allocating = isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+    return allocating or isinstance(error, MemoryError)
 
 
 def _is_room(size: int) -> bool:
