@@ -134,6 +134,10 @@ class Format(ABC, Generic[S]):
             CheckpointError: if the checkpoint is damaged or unsafe.
         """
 
+    def load(self, source: S, keys: Keys | None, options: ReadOptions) -> Any:
+        """What a checkpoint holds, or a part of it; NotImplemented where that is made of the structure."""
+        return NotImplemented
+
     def can_defer(self, source: S, name: str) -> bool:
         """Whether the structure can be read without the bytes of the tensors."""
         return True

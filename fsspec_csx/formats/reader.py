@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.formats import registry, sniff
 from fsspec_csx.formats.base import FileFormat
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.composite_source import CompositeSource
 from fsspec_csx.formats.read_options import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders, structure_limits
@@ -38,9 +37,10 @@ def read(
         keys: see ``checkpoint.load``; if given, a file may have objects of unknown classes among the others.
     """
     keys = source.narrow(keys, name)
-    if isinstance(source, CompositeSource):
-        return source.load(keys=keys, map_location=map_location, weights_only=weights_only)
     format = registry.of(source)
+    loaded = format.load(source, keys, ReadOptions(map_location, weights_only))
+    if loaded is not NotImplemented:
+        return loaded
 
     def structure(wanted: Collection[int] | None) -> LazyObject:
         return format.structure(source, name, ReadOptions(map_location, weights_only, wanted, keys is not None))

@@ -90,11 +90,7 @@ class CerebrasSource(Source):
         return cerebras_leaf.parsed(key, self.metadata.get(key + LEAF), name=self.name)
 
     def holder(self, key: str) -> str:
-        """The name of the value that a value is the same object as; its own if there is none.
-
-        Raises:
-            InvalidCheckpointError: if links lead nowhere, or to themselves.
-        """
+        """The name of the value that a value is the same object as; its own if it is no link."""
         seen = {key}
         while isinstance(leaf := self.leaves.get(key), Alias):
             key = leaf.name
@@ -120,12 +116,7 @@ class CerebrasSource(Source):
         return LazyObject(obj, records)
 
     def rebuild(self, tensors: Mapping[str, torch.Tensor], *, weights_only: bool) -> Any:
-        """The object, with these tensors.
-
-        Args:
-            tensors: those of ``tensors``, wherever they are now.
-            weights_only: whether ``UnreadValue`` stands for what is a pickle; if False, it is unpickled.
-        """
+        """The object, with these tensors, wherever they are now; pickles are unpickled unless ``weights_only``."""
         found: dict[str, Any] = {**tensors, **self._arrays()}
         if not weights_only:
             found |= self._unpickled()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection
+from typing import Any
 
 from fsspec.callbacks import Callback
 
@@ -18,6 +19,7 @@ from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.storage import folder as storage_folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.names import Keys
 from fsspec_csx.tensors.source import Source
 
 
@@ -36,6 +38,10 @@ class DistributedFormat(Format[ShardedSource]):
     def structure(self, source: ShardedSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """See ``Format``; on the CPU."""
         return source.structure(weights_only=options.weights_only, partial=options.partial)
+
+    def load(self, source: ShardedSource, keys: Keys | None, options: ReadOptions) -> Any:
+        """See ``Format``: the parts of tensors are read straight to where they belong."""
+        return source.load(keys=keys, map_location=options.map_location, weights_only=options.weights_only)
 
     def info(self, source: ShardedSource, name: str) -> CheckpointInfo:
         """See ``Format``."""

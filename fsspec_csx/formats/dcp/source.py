@@ -11,7 +11,6 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.composite_source import CompositeSource
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
 from fsspec_csx.formats.dcp.file_cache import FileCache
@@ -22,11 +21,11 @@ from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.tensors.crc32 import RunningCrc32, crc32_of
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.names import Keys
-from fsspec_csx.tensors.source import Spans
+from fsspec_csx.tensors.source import Source, Spans
 
 
-class ShardedSource(CompositeSource):
-    """A sharded checkpoint.
+class ShardedSource(Source):
+    """A sharded checkpoint; no span that is read of it reaches over two tensors.
 
     Attributes:
         folder: the same, its files open until ``close``.
@@ -61,11 +60,11 @@ class ShardedSource(CompositeSource):
         self.folder.close()
 
     def load(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
-        """See ``CompositeSource``."""
+        """All or a part of it; see ``ShardedStateDict.read``."""
         return self.state.read(keys=keys, map_location=map_location, weights_only=weights_only, advance=self.advance)
 
     def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:
-        """See ``CompositeSource``; the memory of the tensors takes none before it is written to."""
+        """See ``Format``; the memory of the tensors takes none before it is written to."""
         tensors = {entry.name: self.state.empty(entry) for entry in self._entries if entry.tensor}
         records = [
             Record(entry.name, start, tensors[entry.name].untyped_storage(), self._crc32(entry))
@@ -75,7 +74,7 @@ class ShardedSource(CompositeSource):
         return LazyObject(replaced(self.state.nested, {**tensors, **values}), records)
 
     def info(self) -> CheckpointInfo:
-        """See ``CompositeSource``."""
+        """See ``Format``."""
         return self.state.describe()
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
