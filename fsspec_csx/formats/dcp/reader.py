@@ -83,7 +83,8 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
         UnsafeCheckpointError: if ``weights_only`` and it names what may run code; not for an ``io.BytesIO``.
     """
     try:
-        return _loaded(data, name=name, weights_only=weights_only)
+        file = io.BytesIO(data)
+        return torch_zip_reader.read(file, name=name, size=len(data), map_location="cpu", weights_only=weights_only)
     except UnsafeCheckpointError:
         source = Source(io.BytesIO(data), len(data))
         found = opaque.structure(source, name)
@@ -91,17 +92,6 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
             raise
         torch_zip_reader.complete(source, found, name=name)
         return found.obj
-
-
-def _loaded(data: bytes, *, name: str, weights_only: bool) -> Any:
-    return torch_zip_reader.read(
-        io.BytesIO(data),
-        name=name,
-        size=len(data),
-        advance=lambda count: None,
-        map_location="cpu",
-        weights_only=weights_only,
-    )
 
 
 def _of_all_shards(

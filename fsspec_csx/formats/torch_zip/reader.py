@@ -65,7 +65,7 @@ def read(
     *,
     name: str,
     size: int,
-    advance: Callable[[int], object],
+    advance: Callable[[int], object] = lambda count: None,
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
 ) -> Any:

@@ -42,25 +42,18 @@ def check(obj: Any, name: str) -> None:
         CheckpointLimitError: if it is nested deeper than ``DEPTH_LOADED``.
         InvalidCheckpointError: if a sparse tensor has indices that lead outside of it.
     """
-    stack = [iter((obj,))]
-    seen: set[int] = set()
-    while stack:
-        for value in stack[-1]:
-            inside = _inside(value)
-            tensor = isinstance(value, torch.Tensor)
-            if not (inside or tensor) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            if tensor and not sparse.is_sound(value):
-                reason = f"{name} is damaged: a sparse tensor of it has indices that make no sense."
-                raise InvalidCheckpointError(reason, sniff.AGAIN)
-            if inside:
-                if len(stack) > DEPTH_LOADED:
-                    raise _too_deep(name, DEPTH_LOADED, _ELSEWHERE)
-                stack.append(iter(inside))
-                break
-        else:
-            stack.pop()
+    for container, path in _containers(obj, once=True):
+        if len(path) >= DEPTH_LOADED:
+            raise _too_deep(name, DEPTH_LOADED, _ELSEWHERE)
+        _check_sparse(_inside(container) or (), name)
+    _check_sparse([obj], name)
+
+
+def _check_sparse(values: Iterable[Any], name: str) -> None:
+    for value in values:
+        if isinstance(value, torch.Tensor) and not sparse.is_sound(value):
+            reason = f"{name} is damaged: a sparse tensor of it has indices that make no sense."
+            raise InvalidCheckpointError(reason, sniff.AGAIN)
 
 
 def check_entries(obj: Any, name: str) -> None:
@@ -70,31 +63,18 @@ def check_entries(obj: Any, name: str) -> None:
         CheckpointLimitError: if it is nested deeper than ``DEPTH``, or containers that lie in several others make many
             more entries of it than there are.
     """
-    stack, above = [iter((obj,))], [0]
     seen: set[int] = set()
     visited = own = 0
-    while stack:
-        for value in stack[-1]:
-            inside = _inside(value)
-            if not inside:
-                continue
-            if id(value) not in seen:
-                seen.add(id(value))
-                own += len(inside)
-            if id(value) in above:
-                continue
-            visited += len(inside)
-            if len(stack) > DEPTH:
-                raise _too_deep(name, DEPTH, _WHOLE)
-            if visited > max(_MANY, _REPEATED * own):
-                reason = f"The {own} entries of {name} lie in each other more than {_MANY} times, the limit."
-                raise CheckpointLimitError(reason, _WHOLE)
-            stack.append(iter(inside))
-            above.append(id(value))
-            break
-        else:
-            stack.pop()
-            above.pop()
+    for container, path in _containers(obj, once=False):
+        if id(container) not in seen:
+            seen.add(id(container))
+            own += len(container)
+        visited += len(container)
+        if len(path) >= DEPTH:
+            raise _too_deep(name, DEPTH, _WHOLE)
+        if visited > max(_MANY, _REPEATED * own):
+            reason = f"The {own} entries of {name} lie in each other more than {_MANY} times, the limit."
+            raise CheckpointLimitError(reason, _WHOLE)
 
 
 def check_use(obj: Any, name: str) -> None:
@@ -153,31 +133,40 @@ def check_depth(obj: Any) -> None:
     Raises:
         ValueError: if it is nested deeper than ``DEPTH``; it names the entry.
     """
-    stack = [iter(_entries(obj))]
+    for _, path in _containers(obj, once=False):
+        if len(path) >= DEPTH:
+            name = ".".join(map(str, path))[:_NAME_SHOWN]
+            what = f"The entry {name!r}… is nested deeper than {DEPTH}, where load takes no keys and no into."
+            raise ValueError(f"{what} Save it less deeply nested.")
+
+
+def _containers(obj: Any, *, once: bool) -> Iterator[tuple[Any, list[object]]]:
+    """The containers in an object that are not empty, itself among them, each with the keys that lead to it.
+
+    Args:
+        once: whether one that lies in several places is met once; else in each, but not within itself.
+    """
+    if not (isinstance(obj, (Mapping, list, tuple)) and obj):
+        return
     path: list[object] = []
-    above = {id(obj)}
-    identities = [id(obj)]
-    while stack:
-        for key, value in stack[-1]:
-            if not isinstance(value, (Mapping, list, tuple)) or id(value) in above or not value:
-                continue
-            path.append(key)
-            if len(stack) >= DEPTH:
-                name = ".".join(map(str, path))[:_NAME_SHOWN]
-                what = f"The entry {name!r}… is nested deeper than {DEPTH}, where load takes no keys and no into."
-                raise ValueError(f"{what} Save it less deeply nested.")
-            above.add(id(value))
-            identities.append(id(value))
-            stack.append(iter(_entries(value)))
-            break
+    yield obj, path
+    # Without recursion: the remaining entries of each level, and its identity.
+    levels, met = [(iter(_entries(obj)), id(obj))], {id(obj)}
+    while levels:
+        entries, identity = levels[-1]
+        for key, value in entries:
+            if isinstance(value, (Mapping, list, tuple)) and value and id(value) not in met:
+                path.append(key)
+                yield value, path
+                met.add(id(value))
+                levels.append((iter(_entries(value)), id(value)))
+                break
         else:
-            stack.pop()
-            above.discard(identities.pop())
-            if path:
-                path.pop()
+            levels.pop()
+            path[-1:] = []
+            if not once:
+                met.discard(identity)
 
 
-def _entries(value: Any) -> Iterable[tuple[object, Any]]:
-    if isinstance(value, Mapping):
-        return type(value).items(value)
-    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+def _entries(container: Any) -> Iterable[tuple[object, Any]]:
+    return type(container).items(container) if isinstance(container, Mapping) else enumerate(container)
