@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.files import unwrap_filesystem
+from fsspec_csx.storage.files import open_file, unwrap_filesystem
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -42,16 +42,8 @@ class Folder:
         return f"{self.path}/{name}"
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading, in its present state.
-
-        Raises:
-            OSError: raised by the filesystem, such as FileNotFoundError.
-        """
-        if self.fs is None:
-            return open(self.at(name), "rb")
-        self.forget()
-        file: IO[bytes] = self.fs.open(self.at(name), "rb")
-        return file
+        """Open a file for reading, in its present state."""
+        return open_file(self.fs, self.at(name))
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:

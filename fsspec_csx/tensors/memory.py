@@ -33,6 +33,14 @@ def is_freed(tensor: torch.Tensor) -> bool:
     return bool((last + 1) * tensor.dtype.itemsize > nbytes)
 
 
+def address(tensor: torch.Tensor) -> int:
+    """Where a tensor's elements begin; 0 if it has no memory of its own, and only stands for others."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
+
+
 def check(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Refuse, by a FreedTensorError, to save tensors whose storage is too small for them; it names them."""
     if freed := [name for name, tensor in tensors if is_freed(tensor)]:

@@ -163,10 +163,12 @@ def _like(value: Any, entries: list[tuple[Any, Any]]) -> Any:
 
 def listed(names: Iterable[object]) -> str:
     """All of some names; a file may have them of any length."""
-    return ", ".join(
-        f"{name[:_NAME_SHOWN]!r}…" if isinstance(name, str) and len(name) > _NAME_SHOWN else repr(name)
-        for name in names
-    )
+    return ", ".join(quoted(name, _NAME_SHOWN) for name in names)
+
+
+def quoted(name: object, most: int = 80) -> str:
+    """A name for a message: a file may have names of any kind and length."""
+    return f"{name[:most]!r}…" if isinstance(name, str) and len(name) > most else repr(name)
 
 
 def shown(names: Collection[object]) -> str:

@@ -14,9 +14,10 @@ from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
-from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue, shown
+from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue
 from fsspec_csx.formats.cerebras.metadata import OWN, damaged, is_safe
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
+from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.staging import batches
 
 # What an answer says of a file, and changes with the file.
@@ -118,7 +119,7 @@ class FolderSource(CerebrasSource):
         self._others: dict[str, CerebrasSource | str] = {}
         for key, leaf in self.leaves.items():
             if isinstance(leaf, (TensorLeaf, UnreadValue)) and not is_safe(key):
-                raise damaged(name, f"{shown(key)} is no name of an object in its folder")
+                raise damaged(name, f"{quoted(key)} is no name of an object in its folder")
 
     def _followed(self, leaf: TensorLeaf) -> Leaf:
         path, key = leaf.elsewhere or ("", "")
@@ -134,7 +135,7 @@ class FolderSource(CerebrasSource):
         # Not gone after any further: so links never lead in a circle.
         like = isinstance(found, TensorLeaf) and (found.dtype, found.shape) == (leaf.dtype, leaf.shape)
         if not isinstance(found, TensorLeaf) or not like or found.elsewhere is not None:
-            return UnreadValue(f"tensor {shown(key)} of {path!r}, which has none of that dtype and shape")
+            return UnreadValue(f"tensor {quoted(key)} of {path!r}, which has none of that dtype and shape")
         return TensorLeaf(found.dtype, found.shape, found.stored, found.compressed, leaf.is_array, (there, key))
 
     def _other(self, path: str, name: str) -> CerebrasSource | str:

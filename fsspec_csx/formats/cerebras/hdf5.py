@@ -11,10 +11,11 @@ from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
-from fsspec_csx.formats.cerebras.leaf import MOST_PACKED, Leaf, TensorLeaf, UnreadValue, shown
+from fsspec_csx.formats.cerebras.leaf import MOST_PACKED, Leaf, TensorLeaf, UnreadValue
 from fsspec_csx.formats.cerebras.metadata import LEAF, damaged
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 from fsspec_csx.formats.sniff import AGAIN
+from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import Source
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -73,7 +74,7 @@ class Hdf5Source(CerebrasSource):
         try:
             yield
         except (OSError, RuntimeError, KeyError) as error:
-            raise damaged(self.name, f"{shown(key)} cannot be read ({error}). {_EXTRA}") from error
+            raise damaged(self.name, f"{quoted(key)} cannot be read ({error}). {_EXTRA}") from error
 
     def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
         with self._telling_damage(name):
@@ -89,13 +90,13 @@ class Hdf5Source(CerebrasSource):
                 inside = isinstance(group, h5py.Group) and part not in ("", ".")
                 link = group.get(part, getlink=True) if inside else None
             if not isinstance(link, h5py.HardLink):
-                raise damaged(self.name, f"it has no dataset {shown(key)} of its own")
+                raise damaged(self.name, f"it has no dataset {quoted(key)} of its own")
             with self._telling_damage(key):
                 group = group[part]
         with self._telling_damage(key):
             elsewhere = not isinstance(group, h5py.Dataset) or group.is_virtual or group.external
         if elsewhere:
-            raise damaged(self.name, f"{shown(key)} is not a dataset whose bytes are in the file")
+            raise damaged(self.name, f"{quoted(key)} is not a dataset whose bytes are in the file")
         return group
 
     def _pickle(self, key: str) -> bytes:

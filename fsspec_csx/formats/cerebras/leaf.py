@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from fsspec_csx.formats.cerebras.metadata import LEAF, damaged
+from fsspec_csx.tensors.names import quoted
 
 _NAMES = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16"]
 _NAMES += ["float32", "float64", "complex64", "complex128"]
@@ -127,13 +128,8 @@ def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Le
             return _nested(key, serialized)
         return _plain(_of_type(own, dict), form)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        what = f"what it says of {shown(key)} is no description of a value ({str(error)[:_SHOWN]})"
+        what = f"what it says of {quoted(key)} is no description of a value ({str(error)[:_SHOWN]})"
         raise damaged(name, what) from error
-
-
-def shown(key: str) -> str:
-    """A checkpoint may name its values as it likes, and at any length."""
-    return f"{key[:_SHOWN]!r}…" if len(key) > _SHOWN else repr(key)
 
 
 def _plain(serialized: dict[str, Any], form: Form | None = None) -> Leaf:

@@ -14,11 +14,10 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from fsspec_csx.formats.cerebras import tree as cerebras_tree
-from fsspec_csx.formats.cerebras.leaf import shown
 from fsspec_csx.formats.cerebras.metadata import LEAF, OWN, SUCCESS, is_safe
 from fsspec_csx.formats.safetensors.writer import PLAIN
-from fsspec_csx.tensors.memory import is_freed
-from fsspec_csx.tensors.names import below
+from fsspec_csx.tensors.memory import address, is_freed
+from fsspec_csx.tensors.names import below, quoted
 
 _VERSION, _WRITTEN_AS = 0.5, "2.10.0"
 _SHOWN = 20
@@ -96,14 +95,14 @@ class Plan:
         try:
             inner = cerebras_tree.entries(obj)
         except ValueError as error:
-            self._flaws.append(f"{shown(name)}: {error}")
+            self._flaws.append(f"{quoted(name)}: {error}")
             return
         if inner is None:
             yield name, obj
             return
         for key, value in inner:
             if id(value) in above or len(above) > cerebras_tree.DEPTH:
-                self._flaws.append(f"{shown(below(name, key))}: it is nested too deeply, or in itself")
+                self._flaws.append(f"{quoted(below(name, key))}: it is nested too deeply, or in itself")
             else:
                 yield from self._walk(value, below(name, key), (*above, id(value)))
 
@@ -111,10 +110,10 @@ class Plan:
         first = self._names.setdefault(id(value), key)
         entry = key + LEAF
         if entry in self._metadata:
-            self._flaws.append(f"{shown(key)}: two entries have that name")
+            self._flaws.append(f"{quoted(key)}: two entries have that name")
             return
         if not is_safe(key):
-            self._flaws.append(f"{shown(key)}: an object cannot have that name")
+            self._flaws.append(f"{quoted(key)}: an object cannot have that name")
             return
         described: dict[str, Any] | str
         if first != key:
@@ -122,7 +121,7 @@ class Plan:
         else:
             described = self._described(key, value)
         if isinstance(described, str):
-            self._flaws.append(f"{shown(key)}: {described}")
+            self._flaws.append(f"{quoted(key)}: {described}")
             return
         spec = cerebras_tree.spec_of({key: value if first == key else None})
         self._metadata[entry] = json.dumps(
@@ -182,15 +181,8 @@ def _flaw(tensor: torch.Tensor) -> str | None:
         return f"a tensor of {tensor.dtype}"
     if is_freed(tensor):
         return "a tensor without memory: its storage is too small, as after resize_(0)"
-    if tensor.numel() and not _address(tensor):
+    if tensor.numel() and not address(tensor):
         return f"a {type(tensor).__name__} on {tensor.device} without memory of its own"
     if type(tensor) not in PLAIN:
         return f"a {type(tensor).__name__}, whose class would be lost"
     return None
-
-
-def _address(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # of a tensor that only stands for others
-        return 0

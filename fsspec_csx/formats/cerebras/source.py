@@ -16,7 +16,7 @@ from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.byte_order import check_little_endian
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
 from fsspec_csx.formats.cerebras import tree as cerebras_tree
-from fsspec_csx.formats.cerebras.leaf import Alias, ConstantLeaf, Leaf, TensorLeaf, UnreadValue, Value, shown
+from fsspec_csx.formats.cerebras.leaf import Alias, ConstantLeaf, Leaf, TensorLeaf, UnreadValue, Value
 from fsspec_csx.formats.cerebras.metadata import LEAF, LITTLE_ENDIAN, SUCCESS, damaged
 from fsspec_csx.formats.cerebras.tree import Tree
 from fsspec_csx.formats.cerebras.zstd import unpacked
@@ -24,6 +24,7 @@ from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import Source, Spans, memory_of
 from fsspec_csx.tensors.staging import batches
 
@@ -74,7 +75,7 @@ class CerebrasSource(Source):
         self.leaves: dict[str, Leaf] = {}
         for key in cerebras_tree.leaves(self.tree):
             if key in self.leaves:
-                raise damaged(name, f"two of its values have the name {shown(key)}")
+                raise damaged(name, f"two of its values have the name {quoted(key)}")
             self.leaves[key] = self._leaf(key)
         self._crc32 = crc32 or {}
         self._places: list[LeafSpan] | None = None
@@ -95,10 +96,10 @@ class CerebrasSource(Source):
         while isinstance(leaf := self.leaves.get(key), Alias):
             key = leaf.name
             if key in seen:
-                raise damaged(self.name, f"{shown(key)} is a link to itself")
+                raise damaged(self.name, f"{quoted(key)} is a link to itself")
             seen.add(key)
         if leaf is None:
-            raise damaged(self.name, f"a link leads to {shown(key)}, which it does not have")
+            raise damaged(self.name, f"a link leads to {quoted(key)}, which it does not have")
         return key
 
     # -- the object ------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ class CerebrasSource(Source):
     def _followed(self, leaf: TensorLeaf) -> Leaf:
         """The metadata of a tensor of another checkpoint; by default that is not opened."""
         path, key = leaf.elsewhere or ("", "")
-        return UnreadValue(f"tensor {shown(key)} of the checkpoint {shown(path)}, where only one on S3 is looked for")
+        return UnreadValue(f"tensor {quoted(key)} of the checkpoint {quoted(path)}, where only one on S3 is looked for")
 
     def _arrays(self) -> dict[str, Any]:
         places = [place for place in self.places() if isinstance(place.leaf, TensorLeaf) and place.leaf.is_array]
@@ -173,7 +174,7 @@ class CerebrasSource(Source):
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
         except RuntimeError as error:
             if isinstance(leaf, ConstantLeaf) or not self._is_stored(name, leaf):
-                what = f"{shown(name)} is to have {leaf.nbytes} bytes, more than there are and than memory has"
+                what = f"{quoted(name)} is to have {leaf.nbytes} bytes, more than there are and than memory has"
                 raise damaged(self.name, what) from error
             raise
 
@@ -185,7 +186,7 @@ class CerebrasSource(Source):
         spans = [(place.start, memory_of(tensor.untyped_storage())) for place, tensor in zip(places, made, strict=True)]
         for place, crc in zip(places, self.read(spans, crc32=True), strict=True):
             if self._crc32.get(place.name, crc) != crc:
-                raise damaged(self.name, f"the bytes of {shown(place.name)} are not those that were saved")
+                raise damaged(self.name, f"the bytes of {quoted(place.name)} are not those that were saved")
 
     def pickle_of(self, leaf: UnreadValue) -> bytes:
         """The bytes of a pickle that is one of its values, and is not run."""
@@ -196,7 +197,7 @@ class CerebrasSource(Source):
     def _body(self, name: str, leaf: UnreadValue, data: bytes) -> bytes:
         body: bytes | None = unpacked(data) if leaf.compressed else data
         if body is None:
-            raise damaged(self.name, f"{shown(name)} is not one zstd frame")
+            raise damaged(self.name, f"{quoted(name)} is not one zstd frame")
         return body
 
     def _unpickled(self) -> dict[str, Any]:
@@ -254,7 +255,9 @@ class CerebrasSource(Source):
         found = list(threads.map(unpacked, bodies, sizes))
         for place, data in zip(batch, found, strict=True):
             if data is None:
-                what = f"{shown(place.name)} is not one zstd frame of the {place.leaf.nbytes} bytes that it should have"
+                what = (
+                    f"{quoted(place.name)} is not one zstd frame of the {place.leaf.nbytes} bytes that it should have"
+                )
                 raise damaged(self.name, what)
         self._unpacked = (batch[-1].name, found[-1]) if len(batch) == 1 else None
         return found

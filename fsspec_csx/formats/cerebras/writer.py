@@ -12,12 +12,12 @@ from fsspec.asyn import sync
 from fsspec_csx.formats.byte_order import check_little_endian
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocols
-from fsspec_csx.formats.cerebras.leaf import shown
 from fsspec_csx.formats.cerebras.plan import Plan
 from fsspec_csx.formats.writer import CheckpointWriter
 from fsspec_csx.storage.files import unwrap_filesystem
 from fsspec_csx.tensors.contiguous import memory
 from fsspec_csx.tensors.crc32 import crc32_of
+from fsspec_csx.tensors.names import quoted
 
 _AT_A_TIME = 10
 _DELETED_AT_ONCE = 1000  # the most of a request
@@ -80,7 +80,7 @@ class CerebrasWriter(CheckpointWriter):
         plan = self._plan
         room = _LONGEST - len(path.partition("/")[2].encode()) - 1
         if long := [key for key in plan.bodies if len(key.encode()) > room]:
-            msg = f"S3 has no names of more than {_LONGEST} bytes, which {shown(long[0])} below {name} takes."
+            msg = f"S3 has no names of more than {_LONGEST} bytes, which {quoted(long[0])} below {name} takes."
             raise ValueError(f"{msg} Shorten it.")
         _clear(plan, fs, path, name)
         crc32 = _write_bodies(plan, fs, path, advance)

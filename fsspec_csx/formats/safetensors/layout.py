@@ -11,7 +11,6 @@ LENGTH = 8
 HEADER_MAX = 100_000_000  # bytes; the format's own limit
 TENSORS_MAX = 250_000
 METADATA = "__metadata__"
-_NAME_SHOWN = 80
 # In the order in which the format has them written: those of the largest alignment first.
 _NAMES = {
     "U64": "uint64",
@@ -54,10 +53,3 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shown(name: object) -> str:
-    """A file may name its tensors as it likes, and at any length."""
-    if isinstance(name, str) and len(name) > _NAME_SHOWN:
-        return f"{name[:_NAME_SHOWN]!r}…"
-    return repr(name)

@@ -21,9 +21,9 @@ from fsspec_csx.formats.safetensors.layout import (
     PAIRS,
     TENSORS_MAX,
     is_text,
-    shown,
 )
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import Source
 
 _AT_ONCE_MAX = 4 * 2**20  # bytes of a header; Python takes up to 30 times as many for what is forged
@@ -160,22 +160,22 @@ def _is_metadata(value: object) -> bool:
 
 def _entry(key: str, value: object) -> _Entry:
     if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
-        raise _damaged(f"the entry of {shown(key)} lacks dtype, shape or data_offsets")
+        raise _damaged(f"the entry of {quoted(key)} lacks dtype, shape or data_offsets")
     label, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(label, str) or label not in DTYPES:
-        reason = f"holds {shown(key)} with dtype {shown(str(label))}, which torch {torch.__version__} does not have."
+        reason = f"holds {quoted(key)} with dtype {quoted(str(label))}, which torch {torch.__version__} does not have."
         raise InvalidCheckpointError(reason, "Load it with a newer torch, or save it with another dtype.")
     if not _are_counts(shape):
-        raise _damaged(f"the shape of {shown(key)} is not a list of whole numbers")
+        raise _damaged(f"the shape of {quoted(key)} is not a list of whole numbers")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damaged(f"the data_offsets of {shown(key)} are not a start and an end")
+        raise _damaged(f"the data_offsets of {quoted(key)} are not a start and an end")
     if label == PAIRS:
         if not shape or shape[-1] % 2:
-            raise _damaged(f"the shape of {shown(key)} does not fill whole bytes")
+            raise _damaged(f"the shape of {quoted(key)} does not fill whole bytes")
         shape = [*shape[:-1], shape[-1] // 2]
     taken = _elements(key, shape) * DTYPES[label].itemsize
     if taken != offsets[1] - offsets[0]:
-        raise _damaged(f"{shown(key)} takes {taken} bytes, and its data_offsets span {offsets[1] - offsets[0]}")
+        raise _damaged(f"{quoted(key)} takes {taken} bytes, and its data_offsets span {offsets[1] - offsets[0]}")
     return _Entry(DTYPES[label], shape, *offsets)
 
 
@@ -190,7 +190,7 @@ def _elements(key: str, shape: list[int]) -> int:
     for count in shape:
         product *= max(count, 1)
         if product > _NUMBER_MAX:
-            raise _damaged(f"the shape of {shown(key)} is too large to be counted")
+            raise _damaged(f"the shape of {quoted(key)} is too large to be counted")
     return 0 if 0 in shape else product
 
 
@@ -199,7 +199,7 @@ def _check_spans(entries: dict[str, _Entry], available: int) -> None:
     end = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:
-            raise _damaged(f"{shown(key)} begins at {entry.start} and not at {end}, where the one before it ends")
+            raise _damaged(f"{quoted(key)} begins at {entry.start} and not at {end}, where the one before it ends")
         end = entry.end
     if end > available:
         raise InvalidCheckpointError(

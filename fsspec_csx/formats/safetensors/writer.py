@@ -20,10 +20,10 @@ from fsspec_csx.formats.safetensors.layout import (
     PAIRS,
     TENSORS_MAX,
     is_text,
-    shown,
 )
 from fsspec_csx.tensors.contiguous import memories, memory
-from fsspec_csx.tensors.memory import check, is_freed
+from fsspec_csx.tensors.memory import address, check, is_freed
+from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.tiling import extent
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -91,8 +91,8 @@ def without_twins(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}
     for name, tensor in tensors.items():
-        place = str(tensor.device), _address(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj()
-        other = first.setdefault((*place, tensor.is_neg()), name) if tensor.numel() and _address(tensor) else name
+        place = str(tensor.device), address(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj()
+        other = first.setdefault((*place, tensor.is_neg()), name) if tensor.numel() and address(tensor) else name
         if other == name:
             kept[name] = tensor
         else:
@@ -172,7 +172,7 @@ def _in_order(tensors: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.
 def _check(name: object, value: object) -> None:
     _check_name(name)
     if flaw := _flaw(value):
-        msg = f"A safetensors file cannot hold {shown(name)}: {flaw[0]}. {flaw[1]}"
+        msg = f"A safetensors file cannot hold {quoted(name)}: {flaw[0]}. {flaw[1]}"
         raise ValueError(msg)
 
 
@@ -199,7 +199,7 @@ def _flaw(value: object) -> tuple[str, str] | None:
         return f"it is {kind}", _TORCH_FILE
     if value.dtype not in LABELS or (LABELS[value.dtype] == PAIRS and value.dim() == 0):
         return f"the format has no such tensors of {value.dtype}", _TORCH_FILE
-    if value.numel() and not _address(value) and not is_freed(value):
+    if value.numel() and not address(value) and not is_freed(value):
         whole = "Save a plain one, such as its cpu() or full_tensor()."
         return f"this {type(value).__name__} on {value.device} has no memory of its own", whole
     if type(value) not in PLAIN:
@@ -207,16 +207,9 @@ def _flaw(value: object) -> tuple[str, str] | None:
     return None
 
 
-def _address(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # of a tensor that only stands for others
-        return 0
-
-
 def _check_sharing(tensors: Mapping[str, torch.Tensor]) -> None:
     """A ValueError if any overlap in memory: after loading they would be apart."""
-    found = [f"{shown(first)} and {shown(second)}" for first, second in overlapping(tensors)]
+    found = [f"{quoted(first)} and {quoted(second)}" for first, second in overlapping(tensors)]
     if found:
         more = f" and {len(found) - _NAMES_SHOWN} more pairs" if len(found) > _NAMES_SHOWN else ""
         msg = f"A safetensors file cannot hold tensors that overlap in memory: {'; '.join(found[:_NAMES_SHOWN])}{more}."
