@@ -473,3 +473,16 @@ def test_no_warning_without_a_reason(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         trainer, _ = made(str(tmp_path))
         trainer.fit(loader())
+
+
+def test_patterns(root: str) -> None:
+    """validate_all takes patterns on any filesystem, sorted by step, and returns the metrics of each checkpoint."""
+    folder = f"{root}/run"
+    made(folder, loop={"max_steps": 10, "eval_frequency": 0}, steps=4)[0].fit(loader())
+    trainer, _ = made(f"{root}/other", optimizer=None, schedulers=None, steps=None)
+    found = trainer.validate_all([loader(8), loader(8)], [f"{folder}/checkpoint_*.mdl", f"{folder}/checkpoint_4.mdl"])
+    assert [path for path, _ in found] == [f"{folder}/checkpoint_{step}.mdl" for step in (4, 8, 10, 4)]
+    assert all(len(metrics) == 2 and metrics[0]["loss"] > 0 for _, metrics in found)
+    assert trainer.validate_all(loader(8), None)[0][0] is None
+    with pytest.raises(FileNotFoundError):
+        trainer.validate_all(loader(8), f"{folder}/other_*.mdl")
