@@ -76,7 +76,10 @@ EXAMPLES_TO_RUN = (
         "huggingface_models",
         ("transformers",),
         ("equal: True", "part: transformer.ln_f.weight transformer.ln_f.bias"),
-        ("gpt2/model.safetensors.index.json", "gpt2/model-*-00001-of-*.safetensors"),
+        (
+            "gpt2/model.safetensors.index.json",
+            *(f"gpt2/model-*-0000{number}-of-00003.safetensors" for number in (1, 2, 3)),
+        ),
     ),
     Example(
         "huggingface_trainer",

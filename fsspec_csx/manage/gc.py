@@ -11,9 +11,12 @@ from typing import Any
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD
+from fsspec_csx.formats.huggingface import names as huggingface
+from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, File
+from fsspec_csx.manage.location import Location
 from fsspec_csx.s3.upload_journal import all_journals
 
 DAY = timedelta(days=1)
@@ -25,7 +28,7 @@ class Leftover:
 
     Attributes:
         kind: ``upload``, an unfinished multipart upload; ``file``, a temporary file; ``shards``, shards that no
-            manifest names; ``state``, the local journal of an upload.
+            manifest or index names; ``state``, the local journal of an upload.
         path: the path of the file or folder, or of the object that the upload would create.
         size: in bytes, for an upload that of its parts so far; None if unknown.
         modified: when it was last written to.
@@ -49,7 +52,7 @@ def leftovers(
     """Find the leftovers of killed processes under a root, at any depth.
 
     These are unfinished uploads on S3 and their local journals; temporary files; folders with shards only, on S3 those
-    with names that this package gives; and shards that the manifest of their folder does not name.
+    with names that this package gives; and shards that the manifest or index of their folder does not name.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
@@ -113,17 +116,32 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
             yield from _leftover("file", root, file.name, [file])
         others = [file for file in files if file not in temporary]
         names = [file.base for file in others]
-        if (
-            folder
-            and names
-            and all(SHARD.fullmatch(name) or (name.endswith(".distcp") and not shared) for name in names)
-        ):
+        if folder and names and all(_is_shard(name) or (name.endswith(".distcp") and not shared) for name in names):
             yield from _leftover("shards", root, folder.rstrip("/"), others)
-        elif MANIFEST in names and any(map(SHARD.fullmatch, names)):
-            path = root.path_of(folder.rstrip("/")) if folder else root.path
-            unnamed = _unnamed(path, options)
-            if orphans := [file for file in others if file.base in unnamed]:
-                yield from _leftover("shards", root, folder.rstrip("/"), orphans)
+            continue
+        unnamed: set[str] = set()
+        if MANIFEST in names and any(map(SHARD.fullmatch, names)):
+            unnamed |= _unnamed(root.path_of(folder.rstrip("/")) if folder else root.path, options)
+        if any(map(huggingface.is_index, names)):
+            unnamed |= _not_in_index(root, folder, names)
+        if orphans := [file for file in others if file.base in unnamed]:
+            yield from _leftover("shards", root, folder.rstrip("/"), orphans)
+
+
+def _is_shard(name: str) -> bool:
+    return bool(SHARD.fullmatch(name) or huggingface.SHARD.fullmatch(name))
+
+
+def _not_in_index(root: Directory, folder: str, names: Sequence[str]) -> set[str]:
+    """The shards of this package in a folder that no Hugging Face index names; none if one cannot be read."""
+    shards = {name for name in names if huggingface.SHARD.fullmatch(name)}
+    for name in filter(huggingface.is_index, names if shards else ()):
+        try:
+            with Location.below(root, folder + name).opened() as file:
+                shards -= {*decoded(file.read(LARGEST), name).shards}
+        except (CheckpointError, FileNotFoundError, PermissionError):
+            return set()
+    return shards
 
 
 def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:

@@ -153,7 +153,7 @@ def _folders(place: Directory) -> dict[str, list[File]]:
     def scan(folder: str) -> list[File]:
         if s3.is_s3(place.fs):
             first, more = s3.first_page(place.fs, place.inner(folder), folder)
-            # A folder may have millions of other files. All manifests but one sort early.
+            # A folder may have millions of other files. Most manifests sort early, and Hugging Face folders are small.
             metadata = place.inner(f"{folder}{naming.METADATA}")
             if not more or not (naming.is_loadable(file.base for file in first) or s3.is_listed(place.fs, metadata)):
                 return first

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import fsspec
@@ -18,9 +21,11 @@ from roots import fill, left
 from fsspec_csx import async_save, inspect, load, save
 from fsspec_csx.errors import CheckpointPathError, InvalidCheckpointError, MissingEntryError
 from fsspec_csx.manage import delete, prune
+from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.manage.copy import copy, move
 from fsspec_csx.manage.diff import compare
+from fsspec_csx.manage.gc import clear, leftovers
 from fsspec_csx.manage.info import describe
 from fsspec_csx.manage.list import checkpoints, latest
 from fsspec_csx.manage.verify import verify
@@ -308,10 +313,18 @@ def test_list_and_prune(root: str) -> None:
 def test_leftovers_are_no_shards(root: str) -> None:
     """The shards of a killed save do not count, and gc finds them."""
     save(STATE, f"{root}/checkpoint-1", format="huggingface", max_shard_size=2000)
+    whole = left(root)
     fill(f"{root}/checkpoint-1", "model-0123abcd-00002-of-00003.safetensors")
+    fill(f"{root}/checkpoint-2", "model-0123abcd-00001-of-00003.safetensors")
     found = latest(root)
     assert found is not None
     assert found.step == 1
+    lost = [each for each in leftovers(root, older_than=timedelta(seconds=-60)) if each.kind == "shards"]
+    assert [each.path for each in lost] == [f"{root}/checkpoint-1", f"{root}/checkpoint-2"]
+    assert clear(lost) == {}
+    assert left(root) == whole
+    save({"a": torch.ones(1)}, f"{root}/checkpoint-1", format="huggingface")
+    assert not leftovers(root, older_than=timedelta(seconds=-60))
 
 
 def test_copy_and_move(root: str) -> None:
@@ -344,6 +357,7 @@ def test_copy_and_move(root: str) -> None:
 
 CONVERTING = """
 import resource, sys
+from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.convert import convert
 import torch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -361,3 +375,36 @@ def test_memory_of_convert(tmp_path: Any) -> None:
         command = [sys.executable, "-c", CONVERTING, str(tmp_path / source), str(tmp_path / target), format]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
         assert int(done.stdout) < 250, (format, done.stdout)
+
+
+SAVING = """
+import itertools, sys
+import torch
+from fsspec_csx import save
+
+for number in itertools.count():
+    state = {f"{name}": torch.full((50_000,), float(number)) for name in range(6)}
+    save(state, sys.argv[1], format="huggingface", max_shard_size=250_000)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed(root: str) -> None:
+    """Whenever a process is killed while it saves over a checkpoint, there is a whole one, of one save."""
+    if root.startswith("memory"):
+        pytest.skip("the memory ends with the process")
+    chance = random.Random(5)
+    for _ in range(4):
+        command = [sys.executable, "-c", SAVING, f"{root}/m"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as saving:
+            assert saving.stdout is not None
+            assert saving.stdout.readline() == "0\n"
+            time.sleep(chance.random() / 2)
+            saving.kill()
+            *_, last = [0, *map(int, saving.stdout.read().split())]
+        found = load(f"{root}/m")
+        assert len(found) == 6
+        assert {float(value) for each in found.values() for value in each.unique()} <= {last, last + 1.0}
+        assert len({float(each[0]) for each in found.values()}) == 1
+        check_complete(f"{root}/m")

@@ -15,6 +15,9 @@ MODEL = "model"
 STEMS = (MODEL, "diffusion_pytorch_model", "adapter_model")
 """The names of the models of transformers, diffusers and PEFT, without suffixes."""
 
+SHARD = re.compile(r".+-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors", re.DOTALL)
+"""The name of a shard that this package has written."""
+
 # What these tools and Accelerate write beside a model, and has the suffix of a checkpoint.
 _BESIDE = re.compile(
     rf"(?:(?:{'|'.join(STEMS)}|pytorch_model|optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|training_args)"
