@@ -151,7 +151,7 @@ def _folders(place: Directory) -> dict[str, list[File]]:
     files, folders = place.scan()
 
     def scan(folder: str) -> list[File]:
-        if s3.is_s3(place.fs):
+        if s3.is_s3(place.fs) and s3.lists_in_order(place.fs, place.inner(folder)):
             first, more = s3.first_page(place.fs, place.inner(folder), folder)
             # A folder may have millions of other files. Most manifests sort early, and Hugging Face folders are small.
             metadata = place.inner(f"{folder}{naming.METADATA}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from fsspec_csx.errors import CredentialsError, EndpointError
 from fsspec_csx.manage.directory import File, map_parallel, remove_files
+from fsspec_csx.s3.buckets import is_directory_bucket
 
 BATCH = 1000
 """The maximum of objects that one request deletes."""
@@ -46,6 +47,11 @@ def is_s3(fs: Any) -> bool:
     return hasattr(fs, "call_s3")
 
 
+def lists_in_order(fs: Any, path: str) -> bool:
+    """Whether listings of the bucket of a path are sorted by key."""
+    return not is_directory_bucket(fs.split_path(path)[0])
+
+
 def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
     """The first files directly in a folder, by one request, and whether there are more.
 
@@ -63,8 +69,10 @@ def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
 
 
 def is_listed(fs: Any, path: str) -> bool:
-    """Whether an object of exactly this path exists, by one listing request."""
+    """Whether an object of exactly this path exists, by one request, which lists it where the bucket allows that."""
     bucket, key, _ = fs.split_path(path)
+    if is_directory_bucket(bucket):
+        return bool(fs.isfile(path))
     answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(each["Key"] == key for each in answer.get("Contents", []))
 
@@ -119,10 +127,17 @@ def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
     """
     bucket, key, _ = fs.split_path(path.rstrip("/"))
     listed = [
-        each for each in _listed(fs, bucket, key) if not key or each["Key"] == key or each["Key"].startswith(f"{key}/")
+        each
+        for each in _listed(fs, bucket, _prefix(bucket, key))
+        if not key or each["Key"] == key or each["Key"].startswith(f"{key}/")
     ]
     found = map_parallel(fs, lambda each: _upload(fs, bucket, each), listed)
     return sorted((each for each in found if each), key=lambda each: (each.key, each.modified))
+
+
+def _prefix(bucket: str, key: str) -> str:
+    """The prefix by which a bucket lists what begins with a key."""
+    return key[: key.rfind("/") + 1] if is_directory_bucket(bucket) else key
 
 
 def abort(fs: Any, upload: UnfinishedUpload) -> None:
@@ -141,10 +156,9 @@ def _listed(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         if not answer.get("IsTruncated") or not fresh:
             return
         seen.update(each["UploadId"] for each in fresh)
-        markers = {
-            "KeyMarker": answer.get("NextKeyMarker", ""),
-            "UploadIdMarker": answer.get("NextUploadIdMarker", ""),
-        }
+        # A directory bucket gives the first of them alone.
+        given = {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")}
+        markers = {name: value for name, value in given.items() if value is not None}
 
 
 def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> UnfinishedUpload | None:

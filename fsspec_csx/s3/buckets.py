@@ -16,13 +16,26 @@ from fsspec_csx.s3.client.error_mapping import code_of
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
 
+def is_directory_bucket(bucket: str) -> bool:
+    """Whether a name is that of a directory bucket of S3 Express One Zone.
+
+    Its listings are in no order and take only prefixes that end in a slash, and its ETags are no checksums:
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-differences.html
+    """
+    return bucket.endswith("--x-s3")
+
+
 async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: str | None = None) -> None:
     """Make a bucket in the session's region; one that we own already is no error.
 
     Raises:
         AccessDeniedError: if the credentials do not allow it, or the name is someone else's.
+        BucketNotFoundError: if it is a directory bucket, which needs more than a name.
         InvalidBucketNameError: if the server does not take the name.
     """
+    if is_directory_bucket(bucket):
+        reason = f"There is no directory bucket {bucket!r}."
+        raise BucketNotFoundError(reason, "Make it in its zone with another tool, such as aws s3api create-bucket.")
     await fs.set_session()
     region = region or fs._s3.meta.region_name
     options: dict[str, Any] = {"ACL": acl} if acl else {}

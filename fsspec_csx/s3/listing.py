@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from fsspec_csx.errors import CSXError, ObjectNotFoundError
+from fsspec_csx.s3.buckets import is_directory_bucket
 from fsspec_csx.s3.client import response_validation
 from fsspec_csx.s3.connection import looking_up, raise_explained
 from fsspec_csx.s3.consistent_read import head_object
@@ -243,12 +244,16 @@ async def list_tree(
         raise ValueError(msg)
     check_depth(maxdepth)
     folder = f"{key.rstrip('/')}/" if key else ""
+    begin = f"{bucket}/{folder}{prefix}"
+    if is_directory_bucket(bucket):
+        prefix = ""
     root = f"{bucket}/{folder}"[:-1]
     if maxdepth is None:
         listed = await list_keys(fs, bucket, folder + prefix, "", versions=versions)
         below = [*listed, *_folders_of(listed, root)]
     else:
         listed = below = await _list_folders(fs, bucket, folder, prefix, maxdepth, refresh)
+    below = [each for each in below if each["name"].startswith(begin)]
     kept = sorted((each for each in below if markers or not _is_marker(each)), key=_name)
     return [_folder(root), *kept] if key and listed else kept
 

@@ -10,6 +10,7 @@ from typing import Any
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
+from fsspec_csx.s3.buckets import is_directory_bucket
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.delete import delete_objects
 from fsspec_csx.s3.targets import PathPair, check_distinct
@@ -55,7 +56,8 @@ async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
     copied, after = await asyncio.gather(_head(fs, pair.target), _head(fs, pair.source))
     if (after["ETag"], after["ContentLength"]) != (before["ETag"], before["ContentLength"]):
         raise FileExpired(pair.source, before["ETag"])
-    if copied["ContentLength"] != before["ContentLength"] or not _may_be_equal(before, copied):
+    of_content = not any(is_directory_bucket(fs.split_path(path)[0]) for path in (pair.source, pair.target))
+    if copied["ContentLength"] != before["ContentLength"] or not _may_be_equal(before, copied, of_content):
         reason = f"The copy of {pair.source!r} at {pair.target!r} is not what its source is; no source was deleted."
         raise ChecksumError(reason, "Move it again; if that does not help, the server damages data.")
 
@@ -64,12 +66,12 @@ async def _head(fs: Any, path: str) -> Mapping[str, Any]:
     return {"ETag": "", **await head_object(fs, path, ChecksumMode="ENABLED")}
 
 
-def _may_be_equal(source: Mapping[str, Any], copy: Mapping[str, Any]) -> bool:
+def _may_be_equal(source: Mapping[str, Any], copy: Mapping[str, Any], of_content: bool) -> bool:
     """Compare the checksums of two objects, or their ETags where these are of the content."""
     checksums = [of_object(each["ResponseMetadata"].get("HTTPHeaders", {})) for each in (source, copy)]
     if checksums[0] and checksums[1] and checksums[0][0] is checksums[1][0]:
         return checksums[0][1] == checksums[1][1]
-    if _is_md5(source) and _is_md5(copy):
+    if of_content and _is_md5(source) and _is_md5(copy):
         return bool(source["ETag"] == copy["ETag"])
     return True
 

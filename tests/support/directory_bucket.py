@@ -101,16 +101,22 @@ def directory_bucket() -> Iterator[DirectoryBucket]:
         def found(self, bucket: str, key: str, asked: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
             if bucket != BUCKET:
                 return 404, {}, s3_error("NoSuchBucket")
+            if self.command == "HEAD" and not key:
+                return 200, {}, b""
             if "session" in asked:
                 held.sessions += 1
                 inner = f"<SessionToken>{TOKEN}</SessionToken><SecretAccessKey>secret</SecretAccessKey>"
-                inner += "<AccessKeyId>key</AccessKeyId><Expiration>2099-01-01T00:00:00Z</Expiration>"
+                inner += "<AccessKeyId>session-key</AccessKeyId><Expiration>2099-01-01T00:00:00Z</Expiration>"
                 data = f"<CreateSessionResult {_NS}><Credentials>{inner}</Credentials></CreateSessionResult>"
                 return 200, {}, data.encode()
-            if self.headers.get("x-amz-s3session-token") != TOKEN:
+            # Copies are signed with the credentials themselves: CopyObject has no session.
+            if self.headers.get("x-amz-s3session-token") != TOKEN and "x-amz-copy-source" not in self.headers:
                 return self.refuse("no session")
-            prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "/")
-            if (prefix and not prefix.endswith("/")) or delimiter != "/" or "start-after" in asked:
+            signed_by = "key" if "x-amz-copy-source" in self.headers else "session-key"
+            if f"Credential={signed_by}/" not in self.headers.get("Authorization", ""):
+                return self.refuse("signed with other credentials")
+            prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "")
+            if (prefix and not prefix.endswith("/")) or delimiter not in ("", "/") or "start-after" in asked:
                 return self.refuse("prefix, delimiter or start-after")
             if {"tagging", "acl", "location", "versions", "versionId"} & {*asked}:
                 return self.refuse("not there in directory buckets")
@@ -130,7 +136,7 @@ def directory_bucket() -> Iterator[DirectoryBucket]:
                     if each.tag.endswith("Key"):
                         held.objects.pop(each.text or "", None)
                 return 200, {}, f"<DeleteResult {_NS}></DeleteResult>".encode()
-            return (200, {}, b"") if self.command == "HEAD" else (200, {}, held.listing(asked))
+            return 200, {}, held.listing(asked)
 
         def of_object(self, key: str, asked: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
             if self.command == "PUT" and "x-amz-copy-source" in self.headers:
@@ -138,6 +144,20 @@ def directory_bucket() -> Iterator[DirectoryBucket]:
                 held.objects[key] = (held.objects[source][0], held.etag())
                 data = f"<ETag>{held.objects[key][1]}</ETag><LastModified>{_TIME}</LastModified>"
                 return 200, {}, f"<CopyObjectResult {_NS}>{data}</CopyObjectResult>".encode()
+            if self.command == "POST" and "uploads" in asked:
+                held.uploads[str(len(held.uploads))] = key, {}
+                inner = f"<Bucket>{BUCKET}</Bucket><Key>{key}</Key><UploadId>{len(held.uploads) - 1}</UploadId>"
+                answer = f"<InitiateMultipartUploadResult {_NS}>{inner}</InitiateMultipartUploadResult>"
+                return 200, {}, answer.encode()
+            if "partNumber" in asked:
+                held.uploads[asked["uploadId"]][1][int(asked["partNumber"])] = body
+                return 200, {"ETag": held.etag()}, b""
+            if self.command == "POST" and "uploadId" in asked:
+                parts = held.uploads.pop(asked["uploadId"])[1]
+                held.objects[key] = (b"".join(parts[number] for number in sorted(parts)), held.etag())
+                inner = f"<Bucket>{BUCKET}</Bucket><Key>{key}</Key><ETag>{held.objects[key][1]}</ETag>"
+                answer = f"<CompleteMultipartUploadResult {_NS}>{inner}</CompleteMultipartUploadResult>"
+                return 200, {}, answer.encode()
             if self.command == "PUT":
                 held.objects[key] = (body, held.etag())
                 return 200, {"ETag": held.objects[key][1]}, b""
@@ -154,7 +174,9 @@ def directory_bucket() -> Iterator[DirectoryBucket]:
                 return 200, {**headers, "X-Length": str(len(data))}, b""
             if wanted := self.headers.get("Range"):
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
-                start, end = (int(first), int(last or len(data) - 1)) if first else (len(data) - int(last), len(data) - 1)
+                start, end = (
+                    (int(first), int(last or len(data) - 1)) if first else (len(data) - int(last), len(data) - 1)
+                )
                 part = data[start : end + 1]
                 headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
                 return 206, headers, part
