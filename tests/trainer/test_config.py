@@ -264,9 +264,9 @@ def test_validates(tmp_path: Path) -> None:
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "cause", "remedy"),
-    [
+def test_refused() -> None:
+    """A wrong key, name, type or argument is an error with its path in the file, before anything is made."""
+    for changes, cause, remedy in (
         ({"init/checkpoint": {"stepps": 1}}, "There is no trainer.init.checkpoint.stepps.", "Did you mean 'steps'?"),
         ({"init/checkpoints": {"steps": 1}}, "There is no trainer.init.checkpoints.", "Did you mean 'checkpoint'?"),
         ({"fitt": {}}, "There is no trainer.fitt.", "Did you mean 'fit'?"),
@@ -331,14 +331,10 @@ def test_validates(tmp_path: Path) -> None:
         ({"init/optimizer/init_args/betas": [1, "a"]}, "init_args.betas[1] cannot be 'a'.", "Give a number"),
         ({"init/schedulers": [{"StepLR": {}}]}, "trainer.init.schedulers[0].StepLR lacks 'step_size'.", "no default"),
         ({"validate/val_dataloader": []}, "trainer.validate lacks", ""),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_refused(changes: dict[str, Any], cause: str, remedy: str) -> None:
-    """A wrong key, name, type or argument is an error with its path in the file, before anything is made."""
-    reason, advice = refusal(with_(changes))
-    assert cause in reason
-    assert remedy in advice
+    ):
+        reason, advice = refusal(with_(changes))
+        assert cause in reason
+        assert remedy in advice
 
 
 def test_top_refused() -> None:
@@ -352,9 +348,9 @@ def test_top_refused() -> None:
         assert cause in refusal(config)[0]
 
 
-@pytest.mark.parametrize(
-    ("changes", "cause", "remedy"),
-    [
+def test_refused_when_made() -> None:
+    """What a class does not accept is an error with its path in the file."""
+    for changes, cause, remedy in (
         ({"init/checkpoint": {"steps": -1}}, "trainer.init.checkpoint: steps is a whole number", "Give the steps"),
         ({"init/loop": {"max_steps": 0}}, "trainer.init.loop: max_steps is a whole number from 1 on", "Give such"),
         (
@@ -387,15 +383,11 @@ def test_top_refused() -> None:
         ({"init/loggers": ["KeepNCheckpoints"]}, "trainer.init.loggers[0]", ""),
         ({"init/model": None}, "trainer.init: model is a module", "Give one"),
         ({"init/optimizer": None}, "trainer.init: There are schedulers, and no optimizer.", "Give an optimizer"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_refused_when_made(changes: dict[str, Any], cause: str, remedy: str) -> None:
-    """What a class does not accept is an error with its path in the file."""
-    reason, advice = refusal(with_(changes), make=True)
-    assert cause in reason
-    assert remedy in advice
-    assert backends.csx.storage.s3.profile is None
+    ):
+        reason, advice = refusal(with_(changes), make=True)
+        assert cause in reason
+        assert remedy in advice
+        assert backends.csx.storage.s3.profile is None
 
 
 def test_other_errors_stay() -> None:
