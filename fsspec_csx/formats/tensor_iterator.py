@@ -167,7 +167,8 @@ class TensorIterator:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(batch.copied)
             for _, tensor in batch.tensors:
-                tensor.record_stream(stream)
+                if tensor.layout is torch.strided:
+                    tensor.record_stream(stream)
 
 
 def _copied(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:

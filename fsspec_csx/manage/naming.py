@@ -201,7 +201,7 @@ def manifests(names: Iterable[str]) -> list[str]:
     """The files that make a folder a checkpoint, and are written last: a manifest, an index, or a lone model.
 
     Those of torch.distributed.checkpoint and of Cerebras checkpoints have known names. Hugging Face folders have an
-    index, or a file ``model.safetensors``. A folder with such a file is no checkpoint if other checkpoints are in it.
+    index, or a file ``model.safetensors``; the latter only if all other files are known ones too.
 
     Args:
         names: of the files in the folder.
@@ -209,7 +209,7 @@ def manifests(names: Iterable[str]) -> list[str]:
     names = [*names]
     found = [name for name in names if name in _MANIFESTS or name.endswith(".index.json")]
     lone = [name for name in huggingface.models(names) if not huggingface.is_index(name)]
-    return found + (lone if found or _is_huggingface(names) else [])
+    return found + (lone if found or _is_of_one_model(names) else [])
 
 
 def is_sharded(names: Iterable[str]) -> bool:
@@ -218,11 +218,16 @@ def is_sharded(names: Iterable[str]) -> bool:
 
 
 def is_loadable(names: Iterable[str]) -> bool:
-    """Whether a folder with these files is a checkpoint that ``load`` reads."""
+    """Whether a folder with these files is a checkpoint that ``load`` reads, and no folder of checkpoints."""
     names = {*names}
-    return not names.isdisjoint(_MANIFESTS) or (len(huggingface.models(names)) == 1 and _is_huggingface(names))
+    if not names.isdisjoint(_MANIFESTS):
+        return True
+    models = huggingface.models(names)
+    if len(models) != 1 or not all(huggingface.is_beside(name) for name in names if name.endswith(SUFFIXES)):
+        return False
+    return huggingface.is_index(models[0]) or _is_of_one_model(names)
 
 
-def _is_huggingface(names: Iterable[str]) -> bool:
-    """Whether all checkpoints in a folder are files that Hugging Face's tools write beside a model."""
-    return all(huggingface.is_beside(name) for name in names if name.endswith(SUFFIXES))
+def _is_of_one_model(names: Iterable[str]) -> bool:
+    """Whether all files in a folder are of those that Hugging Face's tools write beside a model."""
+    return all(huggingface.is_beside(name) or huggingface.is_note(name) or is_temporary(name) for name in names)

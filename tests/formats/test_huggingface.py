@@ -285,6 +285,28 @@ def test_difference(root: str) -> None:
     assert (found.name, found.what, found.elements) == ("layer.1.w", "value", 400)
 
 
+def test_difference_behind_equal_indexes(root: str) -> None:
+    """Two indexes with the same text are not taken for the same checkpoint."""
+    for name in ("a", "b"):
+        by_others(f"{root}/{name}")
+    save({"c": torch.zeros(4, 4)}, f"{root}/b/model-00002-of-00002.safetensors")
+    for end in ("", f"/{INDEX}"):
+        (found,) = compare(f"{root}/a{end}", f"{root}/b{end}").differences
+        assert (found.name, found.what) == ("c", "value")
+
+
+def test_folder_of_other_files(root: str) -> None:
+    """A folder in which a model lies beside what no tool of Hugging Face writes is not deleted as one checkpoint."""
+    save(STATE, f"{root}/step_1/model.safetensors")
+    assert [each.step for each in checkpoints(root)] == [1]
+    fill(root, "step_1/data.csv")
+    assert same(load(f"{root}/step_1"), STATE)
+    assert checkpoints(root) == []
+    for refused in (lambda: delete.targets([f"{root}/step_1"]), lambda: copy(f"{root}/step_1", f"{root}/step_2")):
+        with pytest.raises(IsADirectoryError):
+            refused()
+
+
 def test_list_and_prune(root: str) -> None:
     """Whole folders count, those that lack a shard do not; a folder of other checkpoints is none."""
     for step in (1, 2, 3):

@@ -23,6 +23,8 @@ _BESIDE = re.compile(
     rf"(?:(?:{'|'.join(STEMS)}|pytorch_model|optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|training_args)"
     r"(?:_\d+)?|.+-\d{5}-of-\d{5})\.(?:safetensors|bin|pth?)"
 )
+# Their configurations, tokenizers, states and descriptions.
+_NOTE = re.compile(r".+\.(?:json|jsonl|txt|md|model|jinja|pkl|py|spm|tiktoken)|\.gitattributes|latest|LICENSE")
 
 
 def is_index(name: str) -> bool:
@@ -33,6 +35,11 @@ def is_index(name: str) -> bool:
 def is_beside(name: str) -> bool:
     """Whether a file name is one that the Hugging Face tools write in the folder of a model."""
     return _BESIDE.fullmatch(name) is not None
+
+
+def is_note(name: str) -> bool:
+    """Whether a file name is that of a configuration, a state or a description beside a model."""
+    return _NOTE.fullmatch(name) is not None
 
 
 def models(names: Collection[str]) -> list[str]:
