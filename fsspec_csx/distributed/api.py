@@ -94,7 +94,7 @@ def load(
 
     Args:
         state_dict: see ``save``, with any sharding; tensors keep their memory, other values are replaced.
-        path: see ``save``.
+        path: see ``save``; also a folder of Hugging Face.
         storage_options: see ``save``.
         weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
         planner: by default torch's default planner.

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from fsspec_csx.distributed.huggingface import metadata_of
 from fsspec_csx.distributed.paths import FolderStorage, Path
 from fsspec_csx.errors import MismatchError
 from fsspec_csx.formats.dcp import manifest
@@ -23,6 +24,8 @@ from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, re
 
 class StorageReader(FolderStorage, storage.StorageReader):
     """The storage of ``dcp.load`` at any fsspec URL, for checkpoints of ``StorageWriter`` or of torch's writers.
+
+    It also reads folders of Hugging Face, of which each rank reads its own parts.
 
     Args:
         path: a folder: a local path or an fsspec URL.
@@ -63,14 +66,25 @@ class StorageReader(FolderStorage, storage.StorageReader):
             CheckpointError: if it is invalid.
             OSError: any error of the filesystem, such as FileNotFoundError.
         """
-        rank = kwargs.get("rank")
         try:
-            metadata = manifest.read(self._folder, MANIFEST if rank is None else f"__{rank}{MANIFEST}")
+            metadata = self._read_manifest(kwargs.get("rank"))
         except Exception as error:
             self.failure = self.failure or error
             raise
         self.failure = None
         return metadata
+
+    def _read_manifest(self, rank: int | None) -> Metadata:
+        try:
+            return manifest.read(self._folder, MANIFEST if rank is None else f"__{rank}{MANIFEST}")
+        except FileNotFoundError:
+            try:
+                found = metadata_of(self._folder)
+            except FileNotFoundError:
+                found = None
+            if found is None:
+                raise
+            return found
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Store the manifest."""

@@ -110,6 +110,11 @@ class HuggingFaceSource(Source):
             records += [replace(each, offset=start + each.offset) for each in found.records if each.name in mine]
         return LazyObject({name: held[aliases.get(name, name)] for name in chosen}, records)
 
+    def locate(self, position: int) -> tuple[str, int]:
+        """The shard of a position in the source, and the position there."""
+        number, offset = divmod(position, _STRIDE)
+        return self.shards[number], offset
+
     def open_shards(self, shards: Sequence[str]) -> list[Source]:
         """Open shards, each once.
 

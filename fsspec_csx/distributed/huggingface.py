@@ -1,0 +1,44 @@
+"""The manifest that a Hugging Face folder would have, so that each rank can read its own parts of it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from fsspec_csx.formats import registry
+from fsspec_csx.formats.dcp.manifest import Plain, place
+from fsspec_csx.formats.huggingface.source import HuggingFaceSource
+from fsspec_csx.storage.folder import Folder
+
+
+def metadata_of(folder: Folder) -> Metadata | None:
+    """The entries of a folder of Hugging Face, each tensor in one part; None if it is no such folder.
+
+    Raises:
+        CheckpointError: if the index or a shard is not what it should be.
+        OSError: raised by the filesystem.
+    """
+    with registry.named("huggingface").open_folder(folder, functools.cache(folder.names)) as source:
+        if source is None:
+            return None
+        assert isinstance(source, HuggingFaceSource)
+        found = source.tensors()
+        records = {record.storage.data_ptr(): record for record in found.records}
+        metadata = Metadata({}, planner_data={name: (name,) for name in found.obj}, storage_data={})
+        for name, tensor in found.obj.items():
+            record = records.get(tensor.untyped_storage().data_ptr()) if tensor.nbytes else None
+            shard, offset = source.locate(record.offset) if record else (source.shards[0], 0)
+            chunk = ChunkStorageMetadata(torch.Size([0] * tensor.dim()), tensor.shape)
+            properties = TensorProperties(dtype=tensor.dtype)
+            metadata.state_dict_metadata[name] = TensorStorageMetadata(properties, tensor.shape, [chunk])
+            plain = Plain(0, tensor.dtype, tuple(tensor.shape), None)
+            metadata.storage_data[MetadataIndex(name, chunk.offsets)] = place(shard, offset, tensor.nbytes, plain)
+        return metadata
