@@ -1,6 +1,6 @@
 """The states of optimizers in the ModelZoo's form, and back.
 
-There, most optimizers count no steps: Adam's keep the powers of their betas. The learning rate is a tensor of float32.
+There, most optimizers count no steps: Adam's keep the powers of their betas.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _kind(optimizer: torch.optim.Optimizer) -> str | None:
     return next((name for name in names if name in _FORMS), None)
 
 
-def to_modelzoo(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The state of an optimizer, and what it leaves out of the optimizer's own.
+def to_modelzoo(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer.
 
     Args:
         optimizer: the optimizer; the state of a class that the ModelZoo lacks stays as it is.
@@ -79,19 +79,16 @@ def to_modelzoo(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> t
     """
     kind = _kind(optimizer)
     if kind is None:
-        return dict(state), None
+        return dict(state)
     form = _FORMS[kind]
-    numbers = {
-        number: {name: value for name, value in own.items() if not isinstance(value, torch.Tensor) or not value.ndim}
-        for number, own in state["state"].items()
-    }
-    exact = {"param_groups": state["param_groups"], "numbers": numbers}
     found: dict[Any, Any] = {}
     for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for number, parameter in zip(group["params"], own["params"], strict=True):
-            found[number] = _parameter_there(kind, form, state["state"].get(number, {}), parameter, group, optimizer)
+            held = state["state"].get(number, {})
+            if there := _parameter_there(kind, form, held, parameter, group, optimizer):
+                found[number] = there
     groups = [_group_there(kind, form, group, optimizer) for group in state["param_groups"]]
-    return {"state": found, "param_groups": groups}, exact
+    return {"state": found, "param_groups": groups}
 
 
 def _parameter_there(
@@ -129,20 +126,18 @@ def _group_there(kind: str, form: _Form, own: Mapping[str, Any], optimizer: Any)
         group["eps"] = (torch.finfo(torch.float32).eps if first is None else first, second)
         group |= {"beta1": None, "scale_parameter": True, "relative_step": False, "warmup_init": False}
     found = {name: group[name] for name in form.options.split()}
-    found["lr"] = _tensor(group["lr"])
     added = {name: value for name, value in own.items() if name not in optimizer.defaults}
     if isinstance(added.get("tags"), str):
         added["tags"] = [added["tags"]]
     return found | added
 
 
-def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], exact: Any, global_step: Any) -> Any:
+def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], global_step: Any) -> Any:
     """An optimizer's own state; one that is not of the ModelZoo's form stays as it is.
 
     Args:
         optimizer: the optimizer.
         state: the state of a checkpoint.
-        exact: what ``to_modelzoo`` returned beside it; None if the ModelZoo wrote it.
         global_step: the step of the training; None if unknown.
 
     Raises:
@@ -157,12 +152,8 @@ def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], exact
         for number in group["params"]:
             if number in state["state"]:
                 found[number] = _parameter_here(kind, optimizer, state["state"][number], group, global_step)
-    if exact is not None:
-        found = {number: {**found.get(number, {}), **own} for number, own in exact["numbers"].items()}
-        groups = exact["param_groups"]
-    else:
-        pairs = zip(optimizer.param_groups, groups, strict=False)
-        groups = [_group_here(kind, own, group) for own, group in pairs] + groups[len(optimizer.param_groups) :]
+    pairs = zip(optimizer.param_groups, groups, strict=False)
+    groups = [_group_here(kind, own, group) for own, group in pairs] + groups[len(optimizer.param_groups) :]
     return {"state": {number: own for number, own in found.items() if own}, "param_groups": groups}
 
 
@@ -179,7 +170,7 @@ def _parameter_here(
 ) -> dict[str, Any]:
     form = _FORMS[kind]
     own = {name: there[name] for name in form.tensors.split() if name in there}
-    is_torch = "differentiable" in optimizer.defaults
+    is_torch = "differentiable" in optimizer.param_groups[0]
     if kind == "Adafactor":
         for name, dim in (("exp_avg_sq_row", -1), ("exp_avg_sq_col", -2)):
             if name in own:
@@ -206,10 +197,10 @@ def _steps(form: _Form, there: Mapping[str, Any], group: Mapping[str, Any], glob
         return 1.0 if known is None else known
     power = max(float(there[name]), _TINY)
     steps = math.log(power) / math.log(beta) - 1
-    slack = 0.5 + (known or 0.0) * _EPSILON / -math.log(beta)
-    if known is not None and (abs(steps - known) <= slack or (power == _TINY and known >= steps)):
-        return known
-    return float(max(0, round(steps)))
+    rounded = _EPSILON / -math.log(beta)  # the error of a power that was rounded once; there it is, at each step
+    if known is None or (power > _TINY and abs(steps - round(steps)) <= 2 * rounded):
+        return float(max(0, round(steps)))
+    return known if power == _TINY or abs(steps - known) <= 0.5 + known * rounded else float(max(0, round(steps)))
 
 
 def _group_here(kind: str, own: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,10 +210,9 @@ def _group_here(kind: str, own: Mapping[str, Any], there: Mapping[str, Any]) -> 
     if kind == "Adafactor":
         group |= {name: group[other] for name, other in _ADAFACTOR_OPTIONS.items()}
     found = {**own, **{name: value for name, value in group.items() if name in own}}
-    rate = group["lr"]
-    if isinstance(rate, torch.Tensor) and not isinstance(own["lr"], torch.Tensor):
-        same = bool(torch.equal(rate, _tensor(own["lr"])))  # float32 has rounded it
-        found["lr"] = own["lr"] if same else float(rate)
+    for name in ("lr", "weight_decay"):  # tensors of float32 if they are scheduled
+        if isinstance(found.get(name), torch.Tensor) and not isinstance(own[name], torch.Tensor):
+            found[name] = own[name] if torch.equal(found[name], _tensor(own[name])) else float(found[name])
     return found
 
 

@@ -1,8 +1,8 @@
 """A training's state in the form of the ModelZoo's checkpoints, and back.
 
-Names and forms are those of cerebras_pytorch 2.10. What its form cannot hold, such as the exact learning rate, the
-position in the data and the random states, is beside it under the key ``fsspec_csx``: the bytes of a torch file. The
-ModelZoo ignores it, and a training that resumes here continues exactly.
+Names and forms are those of cerebras_pytorch 2.10. The position in the data, the random states, and what its form
+cannot hold are beside it under the key ``fsspec_csx``: the bytes of a torch file. The ModelZoo ignores them, and a
+training that resumes here continues exactly.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(state)
     if trainer.optimizer is not None and "optimizer" in state:
-        optimizer, exact = modelzoo_optimizers.to_modelzoo(trainer.optimizer, state["optimizer"])
-        found["optimizer"] = optimizer | ({_OWN: _packed(exact)} if exact else {})
+        found["optimizer"] = modelzoo_optimizers.to_modelzoo(trainer.optimizer, state["optimizer"])
         if "schedulers" in state:
-            rates = [group["lr"] for group in optimizer["param_groups"]]
-            states = [modelzoo_schedulers.to_modelzoo(each, rates) for each in trainer.schedulers]
+            groups = found["optimizer"]["param_groups"]
+            states = [modelzoo_schedulers.to_modelzoo(each, groups) for each in trainer.schedulers]
             found["schedulers"] = [_holdable(each) for each in states]
     for key, value in state.items():
         if key not in _SHARED:
@@ -65,11 +64,9 @@ def from_modelzoo(trainer: Trainer, state: dict[str, Any], path: str) -> dict[st
     }
     optimizer = found.get("optimizer")
     if trainer.optimizer is not None and isinstance(optimizer, Mapping):
-        own = dict(optimizer)
-        exact = _read(own.pop(_OWN), path) if _OWN in own else None
         with state_validation.restoring(path, "optimizer"):
             step = found.get("global_step")
-            found["optimizer"] = modelzoo_optimizers.from_modelzoo(trainer.optimizer, own, exact, step)
+            found["optimizer"] = modelzoo_optimizers.from_modelzoo(trainer.optimizer, dict(optimizer), step)
     if isinstance(found.get("schedulers"), (list, tuple)):
         states = [_unpacked(each, path) for each in found["schedulers"]]
         pairs = zip([*trainer.schedulers, *(None for _ in states)], states, strict=False)

@@ -281,7 +281,8 @@ class NAdam(_Own):
         state["step"] = step = state.get("step", 0) + 1
         first, second = group["betas"]
         now, later = (first * (1 - 0.5 * 0.96 ** (each * group["momentum_decay"])) for each in (step, step + 1))
-        state["mu_product"] = product = state.get("mu_product", 1.0) * now
+        # rounded as there, where it is a tensor
+        state["mu_product"] = product = float(torch.tensor(state.get("mu_product", 1.0) * now))
         root = (square / (1 - second**step)).sqrt_().add_(group["eps"])
         parameter.addcdiv_(gradient, root, value=-group["lr"] * (1 - now) / (1 - product))
         parameter.addcdiv_(mean, root, value=-group["lr"] * later / (1 - product * later * later))
