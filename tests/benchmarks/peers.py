@@ -10,7 +10,7 @@ from amazon import Boto3, Crt, S3TorchConnector
 from cases import Case, State
 from files import Obstore, Opened, Ours, S3fs, Streaming
 from safetensors_files import OursSafetensors, Runai, SafetensorsOnS3fs
-from sockets import Sockets
+from sockets import CheckedSockets, Sockets
 from target import Target
 
 
@@ -62,6 +62,9 @@ PEERS: dict[str, Peer] = {
     "boto3": Peer("boto3", ("boto3",), Boto3, ("boto3", "s3transfer", "urllib3")),
     "crt": Peer("AWS CRT", ("awscrt", "s3transfer"), Crt, ("awscrt", "s3transfer")),
     "sockets": Peer("plain sockets (the limit)", ("botocore",), Sockets, kind="raw"),
+    "sockets-checked": Peer(
+        "plain sockets that compute ours' checksums", ("botocore", "awscrt", "zlib_ng"), CheckedSockets, kind="raw"
+    ),
     "ours-safetensors": Peer(
         "fsspec_csx.save and load, .safetensors",
         ("fsspec_csx", "safetensors"),

@@ -14,16 +14,19 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
+from awscrt import checksums
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from cases import Case, State, as_bytes
 from target import Target
+from zlib_ng import zlib_ng
 
 _CONNECTIONS = 8
 _PART = 16 * 2**20
 _VECTOR = 1024  # pieces of memory in one call of the system
 _HEAD_LENGTH = 16384
+_STEP = 2**20
 
 Part = Sequence[memoryview]
 T = TypeVar("T", int, bytes)
@@ -63,11 +66,18 @@ class Sockets:
             with closing(self._connect()) as link:
                 while (item := waiting.get()) is not None:
                     number, part = item
+                    if method == "PUT":
+                        self._compute_checksums(part, whole=True)
                     _exchange(link, self._head(method, f"{key}/{number}", part), part, method)
+                    if method == "GET":
+                        self._compute_checksums(part, whole=False)
 
         with ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(work) for _ in range(workers)]:
                 done.result()
+
+    def _compute_checksums(self, part: Part, *, whole: bool) -> None:
+        """None here; ``whole`` is whether to compute that of all its pieces together too."""
 
     def _connect(self) -> socket.socket:
         host = self._endpoint.hostname
@@ -84,6 +94,18 @@ class Sockets:
         path = request.url.partition(self._endpoint.netloc)[2]
         length = f"Content-Length: {sum(map(len, part))}\r\n" if method == "PUT" else ""
         return f"{method} {path} HTTP/1.1\r\nHost: {self._endpoint.netloc}\r\n{length}\r\n".encode()
+
+
+class CheckedSockets(Sockets):
+    """The same, but it computes the checksums that ours does: CRC-32 of the pieces, and CRC64NVME of what is put."""
+
+    def _compute_checksums(self, part: Part, *, whole: bool) -> None:
+        together = 0
+        for piece in part:
+            for start in range(0, len(piece), _STEP):
+                step = piece[start : start + _STEP]
+                zlib_ng.crc32(step)
+                together = checksums.crc64nvme(step, together) if whole else 0
 
 
 def parts(tensors: Iterable[torch.Tensor]) -> list[Part]:
