@@ -27,9 +27,9 @@ class VerifyResult:
         size: that of the file in bytes, all of which were read; of a folder, of what a manifest or metadata names.
         records: how many parts of the file were compared with their checksums.
         unchecked: how many have none; of a safetensors file, all of its tensors.
-        object_checked: whether the file was compared with a checksum that the server tells of it.
+        object_checked: whether the file was compared with the server's checksum of it.
         damage: all that is wrong, each a sentence without a full stop; empty if nothing is.
-        note: what could not be looked at, and why; empty if there is no such.
+        note: what could not be checked, and why; empty if there is nothing.
     """
 
     path: str
@@ -49,12 +49,12 @@ def verify(
 ) -> VerifyResult:
     """Read all of a checkpoint and look for damage, without running any code of it.
 
-    Compared are the checksum of each record of a torch file, and that of the object where the server tells one. The
-    structure is looked at too: the zip directory, the pickle and whether tensors fit their records, or the header of a
+    Compared are the checksum of each record of a torch file, and that of the object if the server has one. The
+    structure is checked too: the zip directory, the pickle and whether tensors fit their records, or the header of a
     safetensors file. A file that is no checkpoint counts as damaged.
 
-    Of a folder of torch.distributed.checkpoint each item is looked at like a torch file, and compared with what the
-    manifest tells; and whether the parts of each tensor make it up. Of a Cerebras checkpoint all tensors are read, and
+    Of a folder of torch.distributed.checkpoint each item is checked as a torch file is, and compared with the
+    manifest, as are the parts of each tensor. Of a Cerebras checkpoint all tensors are read, and
     those compared that were saved with checksums; one that was not finished is damaged, and so is one with what
     ``load`` could not read. Pickles are not looked into.
 
@@ -62,13 +62,13 @@ def verify(
     quantized and nested tensors, whole.
 
     Args:
-        path: a local path or an fsspec URL, as of ``load``.
+        path: a local path or an fsspec URL, as for ``load``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        callback: as of ``load``.
+        callback: as for ``load``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        OSError: whatever the filesystem raised, as it raised it; FileNotFoundError and others are among it.
+        OSError: raised by the filesystem, such as FileNotFoundError.
     """
     place = Location.of(path, storage_options)
     with report_progress(callback, place.text) as progress, contextlib.ExitStack() as stack:
@@ -84,13 +84,13 @@ def verify(
 def _verified(source: Source, name: str, progress: Callback) -> VerifyResult:
     from fsspec_csx.formats import registry  # only here, as it imports torch
 
-    told = source.file.object_checksum() if hasattr(source.file, "object_checksum") else None
-    compute = told[0].compute if told else lambda memory, before: 0
+    checksum = source.file.object_checksum() if hasattr(source.file, "object_checksum") else None
+    compute = checksum[0].compute if checksum else lambda memory, before: 0
     found = registry.of(source).verify(source, name, progress, compute)
     damage = list(found.damage)
-    if told and told[0].encoded(found.checksum) != told[1]:
-        what = f"{told[0].encoded(found.checksum)}, and the server tells {told[1]}"
+    if checksum and checksum[0].encoded(found.checksum) != checksum[1]:
+        what = f"{checksum[0].encoded(found.checksum)}, and the server has {checksum[1]}"
         damage.append(f"the checksum of all that was read is {what}")
     return VerifyResult(
-        name, source.stored, found.records, found.unchecked, told is not None, tuple(damage), found.note
+        name, source.stored, found.records, found.unchecked, checksum is not None, tuple(damage), found.note
     )

@@ -275,7 +275,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
 
 def looking_up() -> AbstractContextManager[None]:
-    """Within a block, let a HEAD that finds nothing make no further request to tell a missing bucket."""
+    """Within a block, let a HEAD that finds nothing make no further request about the bucket."""
     return using(looking_up=True)
 
 

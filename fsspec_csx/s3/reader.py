@@ -190,7 +190,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         async def get(**span: str) -> Any:
             answer = await self._request("get_object", **read_kw, **span, **pinned)
             known = self._details.get("ETag") if self._details is not None else None
-            if known and answer.get("ETag") != known:  # some servers tell none
+            if known and answer.get("ETag") != known:  # some servers send none
                 raise FileExpired(self.path, known)
             return answer
 

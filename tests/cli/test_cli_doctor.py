@@ -417,7 +417,7 @@ def test_bucket_with_versions(environment: LocalS3, fs: CSXFileSystem, bucket: s
 def test_damaged_answer(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """What comes back otherwise than it was written is a failure, and the object is removed."""
     with fault_proxy(server.endpoint_url) as proxy:
-        # The checksum that the server tells is left out, so that only the comparison can notice.
+        # The server's checksum is left out, so that only the comparison can notice.
         proxy.faults = [
             Fault("GET", when=lambda asked: "cszoo-doctor" in asked.path, flip_down=5, headers={
                 "x-amz-checksum-crc64nvme": "", "x-amz-checksum-type": "COMPOSITE", "ETag": '"x-1"'})

@@ -133,7 +133,7 @@ def test_age_of_uploads(environment: LocalS3, bucket: str, fs: CSXFileSystem) ->
     """An upload to which a part came lately is under way, whenever it was begun."""
     begin(fs, f"{bucket}/idle.mdl", parts=0)
     begun = begin(fs, f"{bucket}/busy.mdl")
-    time.sleep(2.5)  # the server tells whole seconds
+    time.sleep(2.5)  # the server reports whole seconds
     fs.call_s3("upload_part", Bucket=bucket, Key="busy.mdl", UploadId=begun, PartNumber=2, Body=b"x" * 100)
     busy, idle = leftovers(f"s3://{bucket}", older_than=NOW)
     assert (busy.upload_id, busy.size) == (begun, 200)

@@ -490,7 +490,7 @@ def test_filesystems(root: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_equal_objects_are_not_read(server: LocalS3, bucket: str) -> None:
-    """Of objects of which the server tells the same checksum only the structure is read."""
+    """Of objects with the same checksum on the server only the structure is read."""
     tensors = {"w": torch.randn(2_000_000), "v": torch.ones(3)}
     for name in ("first", "second", "third"):
         tensors["v"] = tensors["v"] + (name == "third")

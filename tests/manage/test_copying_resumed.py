@@ -510,7 +510,7 @@ def test_mode_of_the_former_file(far: FaultProxy, stored: str, half: Path) -> No
 
 
 def test_seldom_known_checksum(far: FaultProxy, fs: CSXFileSystem, target: str, tmp_path: Path) -> None:
-    """What the server tells by another checksum is compared by that."""
+    """An object with another checksum on the server is compared by that."""
     options: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"}
     fs.call_s3("put_object", **place(fs, target), Body=DATA, **options)
     copy(target, tmp_path / "y.mdl")

@@ -257,7 +257,7 @@ def test_object_checksum(server: LocalS3, fs: CSXFileSystem, bucket: str, tmp_pa
             Fault("GET", when=lambda request: request.path.endswith("x.safetensors"), flip_down=200_000)
         )
         (text,) = verify(f"s3://{bucket}/x.safetensors", storage_options=options).damage
-    assert "the server tells" in text
+    assert "the server has" in text
 
 
 @pytest.mark.usefixtures("environment")

@@ -71,7 +71,7 @@ def crc64nvme(data: bytes) -> str:
 
 
 def head_of(fs: CSXFileSystem, path: str) -> dict[str, Any]:
-    """What the server tells of an object, its checksums too."""
+    """What the server says of an object, its checksums too."""
     bucket, _, key = path.partition("/")
     return dict(fs.call_s3("head_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED"))
 

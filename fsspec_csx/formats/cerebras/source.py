@@ -64,7 +64,7 @@ class CerebrasSource(Source):
     format = "cerebras"
 
     def __init__(self, name: str, metadata: Mapping[str, Any], crc32: Mapping[str, int] | None = None) -> None:
-        super().__init__(None, 0)  # nothing is read before it is known what there is
+        super().__init__(None, 0)  # no range is read before the structure is known
         check_little_endian(*LITTLE_ENDIAN)
         if not metadata.get(SUCCESS):
             reason = f"{name} is a Cerebras checkpoint that was not finished: its metadata has no {SUCCESS}."

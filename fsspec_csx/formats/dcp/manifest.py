@@ -39,7 +39,7 @@ __all__ = ["ItemLocation", "Plain", "encode", "read"]
 
 T = TypeVar("T")
 
-_DIMENSIONS = 64  # as of numpy's arrays
+_DIMENSIONS = 64  # as numpy's arrays
 _PATH_MAX = 1024
 _SHOWN = 80
 

@@ -33,7 +33,7 @@ class HuggingFaceSource(Source):
     format = "huggingface"
 
     def __init__(self, folder: Folder, index: Index | None, manifest: str) -> None:
-        # Not as of Source: there is no one file whose ends are to be read.
+        # Not as in Source: there is no single file whose ends could be read.
         self.file = None
         self.advance: Callable[[int], object] = lambda count: None
         self.folder = folder

@@ -53,7 +53,7 @@ def prepared(obj: object) -> Prepared:
 
 
 def checked(obj: object) -> dict[str, torch.Tensor]:
-    """The tensors of an object, by name, as of ``prepared``; none shares memory with another."""
+    """The tensors of an object, by name (see ``prepared``); none shares memory with another."""
     check_little_endian(*LITTLE_ENDIAN)
     tensors = named_tensors(obj)
     check([*tensors.items()])

@@ -28,7 +28,7 @@ def tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> torch.Tensor:
-    """A tensor within a storage, which torch would enlarge; as of ``torch._utils._rebuild_tensor_v2`` and ``_v3``."""
+    """A tensor within a storage, which torch would enlarge; see ``torch._utils._rebuild_tensor_v2`` and ``_v3``."""
     if type(hooks) is not OrderedDict or type(requires_grad) is not bool:
         raise refused("a tensor of an unknown kind")
     _check_extent(storage.nbytes(), dtype.itemsize, offset, size, stride)

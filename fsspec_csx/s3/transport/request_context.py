@@ -44,7 +44,7 @@ class RequestContext:
         wanted: the range that it fetches; None if its body goes another way.
         exchange: its response in a guarded session.
         listing: the pages of the listing that it is a part of.
-        looking_up: whether a HEAD that finds nothing needs no further request to tell a missing bucket.
+        looking_up: whether a HEAD that finds nothing needs no further request about the bucket.
         sent: called with each GetObject request as it is sent.
     """
 
