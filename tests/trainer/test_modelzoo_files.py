@@ -57,8 +57,8 @@ def test_validate_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--checkpoint_path", everything[1]], everything[1:2]),
         (["--ckpt_path", "none"], [None]),
         (
-            ["-o", f"validate_all.ckpt_paths=['{root}/checkpoint_[28].mdl', '{everything[0]}']"],
-            [*everything[1:5:3], everything[0]],
+            ["-o", f"validate_all.ckpt_paths=['{root}/checkpoint_[25].mdl', '{everything[0]}']"],
+            [*everything[1::2], everything[0]],
         ),
     ):
         assert main(["validate_all", *common, *options]) == DONE
