@@ -17,7 +17,7 @@ from fsspec_csx import redaction
 from fsspec_csx.cli import main
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
-from fsspec_csx.trainer.config import training as training_config
+from fsspec_csx.trainer.config import document
 
 SECRET, TOKEN, PASSWORD = "the/secret+of+nobody", "the-token-of-nobody", "password-of-nobody"
 SECRETS = (SECRET, TOKEN, PASSWORD)
@@ -96,7 +96,7 @@ def test_failures(
 
 def test_the_failure_does_tell_it(tmp_path: Path) -> None:
     """The error itself has the secret: the test above could fail."""
-    made = training_config.read(written(tmp_path, fails="read"))
+    (made,) = document.read(written(tmp_path, fails="read"))
     with pytest.raises(RuntimeError, match="nothing is read") as caught:
         made.fit()
     assert SECRET in str(caught.value)
@@ -169,7 +169,7 @@ def test_many_processes(tmp_path: Path, fails: str) -> None:
     """Neither do processes that ``torchrun`` starts, and their forked workers, tell it."""
     params = written(tmp_path, fails=fails, workers=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parent.parent}"}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parent / 'support'}:{HERE.parent.parent}"}
     done = subprocess.run(
         [*command, "-m", "fsspec_csx", "fit", params, "--debug"],
         check=False,

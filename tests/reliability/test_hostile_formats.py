@@ -22,8 +22,7 @@ from fsspec_csx.errors import ConfigError, InvalidCheckpointError
 from fsspec_csx.formats.safetensors import json_entries
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
-from fsspec_csx.trainer.config import training as training_config
-from fsspec_csx.trainer.config import yaml_file
+from fsspec_csx.trainer.config import document, yaml_file
 
 # -- safetensors -------------------------------------------------------------------------------------------------------
 
@@ -287,7 +286,7 @@ def test_yaml(tmp_path: Path, case: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with little_memory(), pytest.raises(ConfigError) as caught:
-        training_config.read(str(path))
+        document.read(str(path))
     assert caught.value.reason.startswith(str(path))
     assert said in caught.value.reason
     assert len(str(caught.value)) < 1000
