@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
+from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
@@ -125,16 +125,11 @@ def load(
         DtypeCastWarning: if tensors of ``into`` have other dtypes than those of the file.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import (
-        opening,
-        reader,  # only here, as these import torch
-    )
+    from fsspec_csx.formats import opening, reader  # only here, as these import torch
 
-    fs, inner = resolve_path(path, text, storage_options)
-    name = redacted(text)
     with (
         report_progress(callback, text) as progress,
-        opening.source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as source,
+        opening.checkpoint(path, storage_options) as (source, name),
     ):
         meter = ProgressMeter(progress, source.size)
         source.advance = meter.advance
@@ -165,13 +160,7 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
         UnsafeCheckpointError: a ValueError, if the file could run code.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
-    text = checkpoint_path(path)
-    from fsspec_csx.formats import (
-        opening,
-        reader,  # only here, as these import torch
-    )
+    from fsspec_csx.formats import opening, reader  # only here, as these import torch
 
-    fs, inner = resolve_path(path, text, storage_options)
-    name = redacted(text)
-    with opening.source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as source:
+    with opening.checkpoint(path, storage_options) as (source, name):
         return reader.describe(source, name=name)

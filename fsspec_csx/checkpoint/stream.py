@@ -6,9 +6,6 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
-from fsspec_csx.storage.paths import checkpoint_path, redacted
-
 if TYPE_CHECKING:
     import torch
 
@@ -46,15 +43,13 @@ def stream(
         MissingEntryError: a KeyError, if the checkpoint has no entry of a name in ``keys``; before any tensor is read.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
-    text = checkpoint_path(path)
-    tensors = _tensors(path, text, keys, device, storage_options)
+    tensors = _tensors(path, keys, device, storage_options)
     next(tensors)  # opens the checkpoint
     return tensors
 
 
 def _tensors(
     path: str | os.PathLike[str],
-    text: str,
     keys: Iterable[str] | Callable[[str], bool] | None,
     device: torch.device | str | None,
     storage_options: Mapping[str, Any] | None,
@@ -62,9 +57,7 @@ def _tensors(
     """None when the checkpoint is open, and then the names and tensors."""
     from fsspec_csx.formats import opening, tensor_iterator  # only here, as these import torch
 
-    fs, inner = resolve_path(path, text, storage_options)
-    name = redacted(text)
-    with opening.source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as source:
+    with opening.checkpoint(path, storage_options) as (source, name):
         tensors = tensor_iterator.TensorIterator(source, name=name, keys=keys, device=device)
         yield None
         yield from tensors

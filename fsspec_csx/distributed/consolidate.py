@@ -22,7 +22,7 @@ from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
+from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import report_progress
 from fsspec_csx.tensors import fill, names, torch_compat
@@ -87,12 +87,9 @@ def from_one_file(
         CheckpointError: a ValueError, if the file is invalid, or not a mapping.
         OSError: any error of a filesystem, unchanged.
     """
-    text = checkpoint_path(file)
-    name = redacted(text)
-    fs, inner = resolve_path(file, text, file_options)
     with (
         report_progress(callback, os.fspath(path)) as progress,
-        opening.source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as source,
+        opening.checkpoint(file, file_options) as (source, name),
     ):
         write_sharded(source, path, name=name, storage_options=storage_options, callback=progress)
 

@@ -32,13 +32,8 @@ class Conversion:
     Its tensors are read while they are written, so that few are in memory at a time; those of a file that ``load``
     reads whole are in memory all.
 
-    Args:
-        source: the checkpoint.
-        request: how.
-
     Raises:
         CheckpointError: if the source is not what it should be, or has nothing of a name in ``keys``.
-        Exception: raised by the file, or by torch where it is not the file's fault.
     """
 
     def __init__(self, source: Source, request: Request) -> None:
@@ -110,7 +105,6 @@ class Conversion:
 
         Raises:
             InvalidCheckpointError: if the bytes of a tensor are not those that were saved.
-            Exception: raised by a file or ``advance``.
         """
         count = 0
 

@@ -5,37 +5,42 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CredentialsError, InvalidCheckpointError
 from fsspec_csx.formats import registry, sniff
 from fsspec_csx.formats.dcp.folder import has_shards
+from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.folder import Folder
+from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.tensors.source import Source
 
 
 @contextlib.contextmanager
+def checkpoint(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Source, str]]:
+    """The bytes of a checkpoint at a path, and what errors call it, while the block lasts; see ``source``."""
+    text = checkpoint_path(path)
+    fs, inner = resolve_path(path, text, storage_options)
+    name = redacted(text)
+    with source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as found:
+        yield found, name
+
+
+@contextlib.contextmanager
 def source(
-    open_file: Callable[[], IO[bytes]], fs: AbstractFileSystem | None, path: str, *, name: str
+    open_it: Callable[[], IO[bytes]], fs: AbstractFileSystem | None, path: str, *, name: str
 ) -> Iterator[Source]:
     """The bytes of a checkpoint, while the block lasts.
 
-    Args:
-        open_file: opens the file of the path.
-        fs: the filesystem; None for the local one.
-        path: the path on it.
-        name: what errors call the checkpoint.
-
     Raises:
         CheckpointError: if it is a folder of a known format, but invalid.
-        OSError: raised by the filesystem.
     """
     missing: OSError | None = None
     try:
-        file = open_file()
+        file = open_it()
     except CredentialsError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:

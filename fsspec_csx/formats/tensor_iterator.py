@@ -51,14 +51,10 @@ class TensorIterator:
     """Reads tensors in order, a batch while the one before is used. It can be gone through once.
 
     Args:
-        source: the checkpoint.
-        name: what errors call it.
-        keys: see ``checkpoint.stream``.
         device: where the tensors go; None for the CPU.
 
     Raises:
         CheckpointError: if the checkpoint is not what it should be, or has nothing of a name in ``keys``.
-        Exception: raised by the file.
     """
 
     def __init__(
@@ -85,7 +81,6 @@ class TensorIterator:
 
         Raises:
             InvalidCheckpointError: if the bytes of a tensor are not those that were saved.
-            OSError: raised by the file.
         """
         self._source.advance = self._advance
         with ThreadPoolExecutor(1, thread_name_prefix="fsspec_csx stream") as pool:

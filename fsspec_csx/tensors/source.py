@@ -75,7 +75,6 @@ class Source:
 
         Args:
             keys: see ``checkpoint.load``; None for all.
-            name: what errors call the checkpoint.
 
         Returns:
             The keys, which can be gone through more than once.

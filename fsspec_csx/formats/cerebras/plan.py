@@ -47,7 +47,6 @@ class Plan:
 
     Attributes:
         bodies: the tensors that become objects, by name; of those that are the same object, the first.
-        nbytes: how many bytes these take.
 
     Raises:
         ValueError: if something could not be read back; it names all of that.

@@ -34,7 +34,6 @@ class CerebrasWriter(CheckpointWriter):
 
     Args:
         obj: it must not change until it is saved, unless it is copied.
-        copied: whether to copy the tensors.
 
     Attributes:
         nbytes: the size of the tensors.
@@ -61,17 +60,12 @@ class CerebrasWriter(CheckpointWriter):
         """Write the checkpoint.
 
         Args:
-            fs: an S3 filesystem.
-            path: the path on it.
             name: the path for errors.
-            advance: called many times with the number of bytes that were written.
             commit: called before the last write, which makes the objects a checkpoint.
 
         Raises:
             ValueError: if the filesystem is not S3, or a name is too long for it.
             FileExistsError: if there is an object of that very path.
-            NotImplementedError: on a big-endian machine.
-            OSError: an error of the filesystem.
         """
         assert self._plan is not None
         check_little_endian(*cerebras_metadata.LITTLE_ENDIAN)

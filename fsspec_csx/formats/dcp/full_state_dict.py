@@ -43,12 +43,7 @@ class ManifestEntry:
 
 
 class ShardedStateDict:
-    """The state dict that a sharded checkpoint holds.
-
-    Args:
-        folder: where it lies.
-        metadata: its manifest.
-    """
+    """The state dict that a sharded checkpoint holds."""
 
     def __init__(self, folder: Folder, metadata: Metadata) -> None:
         self.folder = folder

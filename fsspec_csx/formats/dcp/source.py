@@ -29,7 +29,6 @@ class ShardedSource(Source):
 
     Attributes:
         folder: the same, its files open until ``close``.
-        metadata: its manifest.
         state: what it holds.
         size: the bytes of all tensors.
     """

@@ -54,10 +54,6 @@ class SafetensorsFormat(FileFormat):
 class SafetensorsWriter(FileWriter):
     """A safetensors file to be.
 
-    Args:
-        obj: a mapping of names to tensors.
-        copied: whether to copy what is to be saved.
-
     Raises:
         ValueError: if the format cannot hold the object; it names the entry.
     """

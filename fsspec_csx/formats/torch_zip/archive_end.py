@@ -31,9 +31,6 @@ class LayoutError(Exception):
 class ArchiveEnd:
     """What follows the last storage of an archive.
 
-    Args:
-        data: its bytes, as torch wrote them.
-
     Raises:
         LayoutError: if something is not where it is known to be.
     """

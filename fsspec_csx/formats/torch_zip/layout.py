@@ -40,7 +40,6 @@ class Layout:
         LayoutError: if what depends on the storages is not where it is known to be.
 
     Attributes:
-        nbytes: its size.
         storages: in the order of the archive, which has only those with bytes.
     """
 

@@ -17,11 +17,9 @@ class TorchWriter(FileWriter):
 
     Args:
         obj: it must not change until the file is closed, unless it is copied.
-        copied: whether to copy what is to be saved.
 
     Raises:
         ValueError: if ``load`` would refuse the object.
-        Exception: raised by pickle for an object that cannot be saved.
     """
 
     def __init__(self, obj: Any, *, copied: bool = False) -> None:
