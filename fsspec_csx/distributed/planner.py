@@ -44,7 +44,8 @@ class Planner(DefaultSavePlanner):
         self.mappings |= {name: path for name, path in paths.items() if name not in self.mappings}
         for name, value in self.state_dict.items():
             if isinstance(value, torch.Tensor):
-                _check_tensor(name, value)
+                if flaw := _flaw(value):
+                    raise _refused(name, flaw)
             elif not isinstance(value, _SIMPLE):
                 self.check_value(name, value)
 
@@ -117,11 +118,6 @@ def _check_keys(mapping: Mapping[Any, Any], path: _Path) -> None:
             msg = f"A sharded checkpoint cannot hold the key {key!r} of {shown(['.'.join(map(str, path))])}: {why}."
             raise ValueError(f"{msg} Rename it, or save to one file, such as one that ends in .mdl.")
         texts.add(str(key))
-
-
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    if flaw := _flaw(tensor):
-        raise _refused(name, flaw)
 
 
 def _refused(name: str, flaw: str) -> ValueError:

@@ -64,7 +64,8 @@ def is_checked(entry: ZipEntry) -> bool:
 
 def _pieces(source: Source, margin: int) -> Iterator[tuple[int, memoryview]]:
     """The position and the bytes of each piece, with some that follow; the next one is read meanwhile."""
-    memories = [_memory(min(source.size, _PIECE + margin)) for _ in range(1 if source.size <= _PIECE else 2)]
+    size, count = min(source.size, _PIECE + margin), 1 if source.size <= _PIECE else 2
+    memories = [memory_of(torch.empty(size, dtype=torch.uint8).untyped_storage()) for _ in range(count)]
 
     def read(number: int) -> tuple[int, memoryview]:
         start = number * _PIECE
@@ -80,10 +81,6 @@ def _pieces(source: Source, margin: int) -> Iterator[tuple[int, memoryview]]:
             piece = following.result()
             following = reader.submit(read, number) if number < count else None
             yield piece
-
-
-def _memory(size: int) -> memoryview:
-    return memory_of(torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage())
 
 
 def _offset(memory: memoryview, entry: ZipEntry) -> int | None:

@@ -152,14 +152,10 @@ def entries(obj: Any) -> Sequence[tuple[object, Any]] | None:
 
 def _starred(obj: Any) -> Any:
     if isinstance(obj, dict):
-        return {_json_key(key): _starred(each) for key, each in obj.items()}
+        return {str(key): _starred(each) for key, each in obj.items()}
     if type(obj) in (list, tuple):
         return [_starred(each) for each in obj]
     return "*"
-
-
-def _json_key(key: object) -> str:
-    return key if isinstance(key, str) else str(key)
 
 
 def _described(obj: Any) -> dict[str, Any]:

@@ -18,12 +18,10 @@ from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import SMALL, sliced
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import opaque, pickle_bounds, placeholders, zip_directory
+from fsspec_csx.formats.torch_zip import opaque, placeholders
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
-from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors import fill, memory
-from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.names import shown
@@ -203,41 +201,16 @@ def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
 def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
     """How a tensor lies in an item that the manifest does not describe; None if it was read and delivered."""
     name = f"{wanted.name!r} in {folder.name}"
-    tensor = _small(item) if item.size <= SMALL else None
-    if tensor is None:
-        found = torch_zip_reader.structure(item, name)
-        tensor = found.obj
-        if not isinstance(tensor, torch.Tensor):
-            raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)
-        record = found.records[0] if found.records else None
-        plain = type(tensor) is torch.Tensor and tensor.is_contiguous() and not tensor.is_conj()
-        if record is not None and plain and item.size > SMALL:
-            start = record.offset + int(tensor.storage_offset()) * tensor.dtype.itemsize
-            crc = record.crc32 if tensor.nbytes == record.storage.nbytes() else None
-            return Plain(start, tensor.dtype, tuple(tensor.shape), crc)
-        torch_zip_reader.complete(item, found, name=name)
+    found = torch_zip_reader.structure(item, name)
+    tensor = found.obj
+    if not isinstance(tensor, torch.Tensor):
+        raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)
+    record = found.records[0] if found.records else None
+    plain = type(tensor) is torch.Tensor and tensor.is_contiguous() and not tensor.is_conj()
+    if record is not None and plain and item.size > SMALL:
+        start = record.offset + int(tensor.storage_offset()) * tensor.dtype.itemsize
+        crc = record.crc32 if tensor.nbytes == record.storage.nbytes() else None
+        return Plain(start, tensor.dtype, tuple(tensor.shape), crc)
+    torch_zip_reader.complete(item, found, name=name)
     wanted.target.copy_(_box(folder, wanted, tensor.shape).of(tensor))
     return None
-
-
-def _small(item: Source) -> torch.Tensor | None:
-    """The tensor of a small item, by one call of torch's; None if anything is amiss."""
-    (data,) = item.bytes_of([(0, item.size)])
-    span = zip_directory.locate(data, len(data))
-    entries = zip_directory.entries(data[span.start :][: span.size], span) if span else None
-    if not entries or any(_crc32(data, entry) not in (entry.crc32, None) for entry in entries):
-        return None
-    try:
-        pickle_bounds.check_archive(io.BytesIO(data), "")
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
-    except Exception:  # the other way says what it is
-        return None
-    return found if isinstance(found, torch.Tensor) else None
-
-
-def _crc32(data: bytes, entry: ZipEntry) -> int | None:
-    """The CRC-32 of a record that lies in an archive as it is; None if it does not, or has none."""
-    start = zip_directory.data_offset(data[entry.header :][: LOCAL.size], entry)
-    if start is None or entry.method != STORED or not entry.crc32:
-        return None
-    return crc32_of(memoryview(data)[start : start + entry.size])

@@ -93,14 +93,10 @@ def _read_header(source: Source) -> bytes:
         reason = f"is a damaged safetensors file: a header of {length} bytes, more than the {HEADER_MAX} allowed."
         raise InvalidCheckpointError(reason, sniff.AGAIN)
     if source.size < LENGTH + length:
-        raise _cut_short(source.size, LENGTH + length)
+        reason = f"is a safetensors file cut short: {source.size} bytes of at least {LENGTH + length}."
+        raise InvalidCheckpointError(reason, sniff.AGAIN)
     (header,) = source.bytes_of([(LENGTH, length)])
     return header
-
-
-def _cut_short(size: int, wanted: int) -> InvalidCheckpointError:
-    reason = f"is a safetensors file cut short: {size} bytes of at least {wanted}."
-    return InvalidCheckpointError(reason, sniff.AGAIN)
 
 
 def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
