@@ -49,6 +49,21 @@ def test_from_s3_to_s3(bucket: str, environment: LocalS3) -> None:
     assert torch.equal(found["model"]["n"], STATE["model"]["n"])  # type: ignore[index]
 
 
+def test_huggingface(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of shards of a size; the index can be the target too, and a size that is none is an error."""
+    options = ("--format", "huggingface", "--keys", "model", "--max-shard-size")
+    assert run(source, f"{tmp_path}/out", *options, "24B") == DONE
+    assert "2 tensors" in capsys.readouterr().out
+    assert len([*(tmp_path / "out").glob("model-*.safetensors")]) == 2
+    assert torch.equal(load(tmp_path / "out")["model.w"], STATE["model"]["w"])  # type: ignore[index]
+    assert run(source, f"{tmp_path}/out", *options, "24B") == FAILED
+    assert run(source, f"{tmp_path}/other/x.safetensors.index.json", "--keys", "model") == DONE
+    assert [*load(tmp_path / "other")] == ["model.w", "model.n"]
+    assert run(source, f"{tmp_path}/third", *options, "many") == FAILED
+    assert "max_shard_size is 'many'" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
 def test_what_is_told(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is left out, copied or no longer finite is told by name."""
     tied = torch.tensor([1.0, 1e9])
