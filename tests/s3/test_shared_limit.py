@@ -195,6 +195,18 @@ def test_slow_body_is_overtaken(
         assert sum(one.sent for one in proxy.made("GET")) < len(LARGE) + 4 * MIB
 
 
+def test_sizes_of_requests(far_store: tuple[Store, CSXFileSystem, Listener], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read of a far store is divided among the requests that are free: small ones too, less beside other reads."""
+    transfer = far_store[1].transfer
+    limit = transfer.slots.limit
+    assert transfer.request_size(100) == transfer.request_size(limit * MIB) == MIB
+    assert transfer.request_size(2 * limit * MIB) == 2 * MIB
+    assert transfer.request_size(100 * limit * MIB) == 8 * MIB
+    monkeypatch.setattr(transfer.slots, "_taken", limit)
+    assert transfer.request_size(limit * MIB) == 8 * MIB
+    assert transfer.buffered_bytes + 8 * MIB < 256 * MIB > transfer.ahead_bytes
+
+
 def test_file_read_from_front_to_back(far_store: tuple[Store, CSXFileSystem, Listener]) -> None:
     """What torch.load reads next of a far store is fetched before it asks: several requests run at a time."""
     store, fs, listener = far_store

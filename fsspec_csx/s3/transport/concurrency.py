@@ -174,6 +174,11 @@ class Slots:
         return self._taken > self._limit.limit
 
     @property
+    def free(self) -> int:
+        """How many requests more may be in flight; at least one."""
+        return max(1, self._limit.limit - self._taken)
+
+    @property
     def contended(self) -> bool:
         """Whether requests wait for their turn."""
         return bool(self._waiting)

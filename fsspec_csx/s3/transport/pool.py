@@ -184,7 +184,9 @@ class Transfer:
 
     def request_size(self, size: int) -> int:
         """Bytes of each request for a read of so many."""
-        return size_for(size, max(self.width, min(LEAST, self.in_flight)), far=self.width > LEAST)
+        if self.width <= LEAST:
+            return size_for(size, min(LEAST, self.in_flight))
+        return size_for(size, min(self.in_flight, self.slots.free), far=True)  # less divided beside other reads
 
     @property
     def buffered_bytes(self) -> int:
