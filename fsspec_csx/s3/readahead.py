@@ -20,7 +20,7 @@ _SHARES = 4
 _GAP = 64 * 1024
 _BEHIND = 2**20
 # Of what is fetched for reads that are large themselves.
-_CHUNK = 8 * 2**20
+_CHUNK = 4 * 2**20
 
 
 @dataclass

@@ -178,7 +178,10 @@ class ReadFile(S3File):  # type: ignore[misc]
         if start >= end:
             return b""
         with BytesBuffer(end - start, f"s3://{self.path}") as target:
-            await self._fetch(coalesce([(start, target.memory)], self.fs.request_size(end - start)))
+            part = self.fs.request_size(end - start)
+            if self.fs.transfer.ahead_bytes:  # other reads run beside it, so that one request is enough
+                part = max(part, PART)
+            await self._fetch(coalesce([(start, target.memory)], part))
             return target.getvalue()
 
     async def _fetch(

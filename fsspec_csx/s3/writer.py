@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fsspec_csx.s3.multipart import Call, MultipartUpload, gather_or_cancel, put
-from fsspec_csx.s3.part_sizes import LARGEST_PART, PARTS, first_part_size, part_size
+from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.transport.concurrency import LEAST
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import PART, Transfer
@@ -22,6 +22,7 @@ _CHUNK = 4 * 2**20
 # A larger memory that may not be kept is sent before the writing goes on, rather than copied.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
+_WAIT_SECONDS = 1.0
 
 
 class PartWriter:
@@ -56,6 +57,7 @@ class PartWriter:
         self._transfer = transfer
         self._start = start
         self._first_part = self._part_size = min(first_part, LARGEST_PART)
+        self._chosen = first_part != PART
         self._growing = growing
         self._checked = checked
         self.upload: MultipartUpload | None = None
@@ -85,6 +87,10 @@ class PartWriter:
         Raises:
             Exception: what the sending of a former part raised.
         """
+        if not self._chosen:
+            self._chosen = True
+            if self._transfer.width > LEAST and not self.copied:  # more of them are on their way in the same memory
+                self._first_part = self._part_size = LEAST_PART
         at_once = not stable and len(view) >= _SENT_AT_ONCE
         while view:
             room = self._part_size - self._filled
@@ -107,10 +113,9 @@ class PartWriter:
     def expect(self, size: int) -> None:
         """Choose the size of the parts for about so many bytes, unless some were written."""
         if not self._filled and not self._number and not self.copied:
-            first = first_part_size(
-                size, self._first_part, chosen=self._first_part != PART, far=self._transfer.width > LEAST
-            )
+            first = first_part_size(size, self._first_part, chosen=self._chosen, far=self._transfer.width > LEAST)
             self._first_part = self._part_size = first
+            self._chosen = True
 
     def finish(self, **conditions: str) -> Any:
         """Make what was written the object, and return the server's answer.
@@ -240,7 +245,9 @@ class PartWriter:
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or condition())
+            # A Ctrl-C that comes just before a wait is only noticed after it.
+            while not self._changed.wait_for(lambda: self._failure is not None or condition(), _WAIT_SECONDS):
+                pass
             if self._failure is not None:
                 raise self._failure
 

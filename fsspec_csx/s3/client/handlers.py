@@ -14,6 +14,8 @@ from fsspec_csx.s3.transport import compat, request_context
 from fsspec_csx.s3.transport.pool import Transfer
 
 _TRANSFERS = ("GetObject", "PutObject", "UploadPart")
+# What comes before a transfer: how long its answers take shows how far the store is.
+_TIMED = ("HeadObject", "CreateMultipartUpload")
 _LISTINGS = tuple(response_validation.NEXT)
 
 
@@ -47,6 +49,9 @@ def register(
     first("before-send.s3.GetObject", _note_sent)
     for operation in _TRANSFERS:
         client.meta.events.register(f"before-send.s3.{operation}", transfer.answer)
+    for operation in _TIMED:
+        first(f"before-send.s3.{operation}", transfer.note_sent)
+        first(f"needs-retry.s3.{operation}", transfer.note_answered)
     first("needs-retry.s3", no_redirects.refuse_redirect)
     first("needs-retry.s3", request_outcome.note)
     first("needs-retry.s3", response_validation.explain_damage)

@@ -30,7 +30,7 @@ MOST_OF_NODE = 256
 
 _FAR = 32  # to begin with, where answers are slow
 _FAR_SECONDS = 0.01  # how long the fastest answer takes there
-_ANSWERS = 3  # of so many
+_ANSWERS = 2  # of so many
 
 _GROWTH = 0.25  # what the rate must grow by, for each time that the number grows by its former self
 _ROUND_SECONDS = 0.05  # how long a rate is measured, at least

@@ -266,6 +266,17 @@ class Transfer:
                 del request.headers["If-Match"]
                 request.headers["If-Match"] = wanted.etag
 
+    @staticmethod
+    def note_sent(**_: Any) -> None:
+        """Note when a request without a body is sent; a handler of ``before-send``."""
+        if (outcome := current().outcome) is not None:
+            outcome.sent = time.monotonic()
+
+    def note_answered(self, response: Any = None, **_: Any) -> None:
+        """Note how long its answer took; a handler of ``needs-retry``."""
+        if response is not None and (outcome := current().outcome) is not None and outcome.sent:
+            self.slots.answered(time.monotonic() - outcome.sent)
+
     async def answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
         """Move the body by a thread; a handler of ``before-send``, None to leave it to botocore."""
         body = request.body if isinstance(request.body, RequestBody) else current().wanted

@@ -22,11 +22,13 @@ class RequestOutcome:
         began: when it was begun, by time.monotonic().
         attempts: how often it was made.
         unanswered: whether an attempt was sent and not answered clearly.
+        sent: when the last attempt was sent, by time.monotonic().
     """
 
     began: float = field(default_factory=time.monotonic)
     attempts: int = 0
     unanswered: bool = False
+    sent: float = 0.0
 
     @property
     def retried_seconds(self) -> float:
