@@ -23,6 +23,7 @@ from thinning import thinned
 from fsspec_csx import backends
 from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport import concurrency
 from fsspec_csx.s3.transport.concurrency import ConcurrencyLimit
 from fsspec_csx.testing import Identity, LocalS3
 
@@ -100,11 +101,16 @@ def short_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def steady_concurrency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def steady_concurrency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The number of requests in flight, and so their sizes, follow no busy machine, but in tests marked as adaptive."""
-    if request.node.get_closest_marker("adaptive") is None:
+    adaptive = request.node.get_closest_marker("adaptive") is not None
+    if not adaptive:
         for name in ("answered", "measured", "throttled"):
             monkeypatch.setattr(ConcurrencyLimit, name, lambda *_, **__: None)
+    yield
+    if adaptive:  # the next test may use the same server
+        for slots in concurrency._of_endpoints.values():
+            slots._limit = ConcurrencyLimit(slots._limit.most)
 
 
 @pytest.fixture
