@@ -210,6 +210,7 @@ def test_sizes_of_requests(far_store: tuple[Store, CSXFileSystem, Listener], mon
 def test_file_read_from_front_to_back(far_store: tuple[Store, CSXFileSystem, Listener]) -> None:
     """What torch.load reads next of a far store is fetched before it asks: several requests run at a time."""
     store, fs, listener = far_store
+    store.delay = 0.2
     with fs.open("bucket/key", "rb") as file:
         for start in range(0, len(LARGE), 3 * MIB):
             memory = bytearray(3 * MIB - 100)
