@@ -62,7 +62,9 @@ _MODULES = ("torch.optim.", "fsspec_csx.trainer.optimizers")
 _UNCOUNTED = ("Lamb", "Lion", "SGD")  # here, too
 _ADAFACTOR = {"variance": "exp_avg_sq", "row_var": "exp_avg_sq_row", "col_var": "exp_avg_sq_col"}
 _ADAFACTOR_OPTIONS = {"d": "clip_threshold", "beta2_decay": "decay_rate"}
-_BEGIN_AT_ZERO = {"exp_avg", "exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "ax", "prev"}
+_ZEROS = {"exp_avg", "exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "ax", "prev"}
+_OPTIONAL = {"momentum_buffer": "momentum", "max_exp_avg_sq": "amsgrad", "grad_avg": "centered"}  # zeros, too
+_FILLED = {"sum": "initial_accumulator_value", "step_size": "lr"}
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> str | None:
@@ -101,17 +103,32 @@ def _parameter_there(
                 own[name] = own[name].squeeze(dim)
     found = {name: _tensor(own[name]) for name in form.tensors.split() if own.get(name) is not None}
     step = float(own.get("step", 0))
-    if not own:  # there a state exists before the first step
-        names = [name for name in form.tensors.split() if name in _BEGIN_AT_ZERO]
-        names += ["momentum_buffer"] if group.get("momentum") else []
-        names += ["max_exp_avg_sq"] if group.get("amsgrad") else []
-        found = {name: torch.zeros_like(parameter, device="cpu") for name in names}
+    if not own:
+        names = form.tensors.split()
+        found = {name: first for name in names if (first := _first(name, kind, parameter, group)) is not None}
     if form.counts:
         found["step"] = _tensor(step)
     if getattr(optimizer, "_correct_bias", True):
         for number in range(form.powers):
             found[f"beta{number + 1}_power"] = _tensor(float(group["betas"][number]) ** (step + 1))
     return found
+
+
+def _first(name: str, kind: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor | None:
+    """What a tensor of a state is before the first step, when torch has no state yet; None if there is none."""
+    shape = parameter.shape
+    if kind == "Adafactor":
+        factored = {"exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[:-2] + shape[-1:]}
+        if (name in factored) != (len(shape) > 1):
+            return None
+        shape = factored.get(name, shape)
+    elif name in ("mu", "mu_product", "eta"):
+        return _tensor(group["lr"] if name == "eta" else 1.0)
+    elif name in _FILLED:
+        return torch.full(shape, float(group[_FILLED[name]]), dtype=parameter.dtype)
+    elif name not in _ZEROS and not group.get(_OPTIONAL[name]):
+        return None
+    return torch.zeros(shape, dtype=parameter.dtype)
 
 
 def _group_there(kind: str, form: _Form, own: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:

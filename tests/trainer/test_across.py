@@ -181,10 +181,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "RAdam": own.RAdam,
     "Rprop": own.Rprop,
 }
-FAST = ("AdamW", "SGD", "NAdam")
-EACH_OPTIMIZER = pytest.mark.parametrize(
-    "name", [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in OPTIMIZERS]
-)
+FAST = ("AdamW", "NAdam")
 SCHEDULERS: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "torch": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20),
@@ -218,7 +215,9 @@ def check_exact(root: str, **options: Any) -> None:
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
-@EACH_OPTIMIZER
+@pytest.mark.parametrize(
+    "name", [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in OPTIMIZERS]
+)
 def test_exact(name: str, environment: LocalS3, bucket: str) -> None:
     """A training resumes from its own checkpoint in the ModelZoo's form exactly, with every optimizer."""
     check_exact(
@@ -236,35 +235,14 @@ def test_exact_schedulers(name: str, environment: LocalS3, bucket: str) -> None:
     check_exact(f"s3://{bucket}", schedulers=SCHEDULERS[name])
 
 
-@EACH_OPTIMIZER
-def test_as_the_modelzoo_returns_it(name: str, environment: LocalS3, bucket: str, tmp_path: Path) -> None:
-    """Without what is saved beside it, the ModelZoo's form alone continues a training within its rounding."""
-    data = [torch.randn(8, 4, generator=torch.Generator().manual_seed(3))]
-    root = f"s3://{bucket}/run"
-
-    def trained(steps: int, path: Any = None, **parts: Any) -> dict[str, torch.Tensor]:
-        options: dict[str, Any] = {
-            "model": lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), Error()),
-            "optimizer": lambda model: OPTIMIZERS[name](model.parameters()),
-            "schedulers": SCHEDULERS["sequence"],
-            "loop": {"max_steps": steps, "eval_frequency": 0},
-        }
-        trainer, _ = made(str(tmp_path), **{**options, "checkpoint": Checkpoint(), **parts})
-        trainer.fit(data, ckpt_path=path)
-        return trainer.model.state_dict()
-
-    whole = trained(8)
-    trained(4, checkpoint=Checkpoint(4, checkpoint_root=root, format="cerebras"))
-    shared = load(f"{root}/checkpoint_4.mdl", keys=["model", "optimizer", "schedulers", "global_step"])
-    save(shared, tmp_path / "theirs.pt")
-    torch.testing.assert_close(trained(8, tmp_path / "theirs.pt"), whole, rtol=1e-5, atol=1e-6)
-
-
-class Error(torch.nn.Module):
-    """A loss."""
-
-    def forward(self, out: torch.Tensor) -> torch.Tensor:
-        return out.square().mean()
+def test_before_the_first_step(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
+    """A training resumes exactly from its initial checkpoint, too."""
+    checkpoint = Checkpoint(20, save_initial_checkpoint=True, checkpoint_root=f"s3://{bucket}", format="cerebras")
+    trainer, losses = made("", checkpoint=checkpoint)
+    trainer.fit(loader())
+    again, resumed = made(str(tmp_path), checkpoint=Checkpoint())
+    again.fit(loader(), ckpt_path=f"s3://{bucket}/checkpoint_0.mdl")
+    assert resumed == losses
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------

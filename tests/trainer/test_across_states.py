@@ -83,6 +83,21 @@ def test_states(case: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=1e-5, atol=1e-5)
 
 
+def test_before_the_first_step() -> None:
+    """An initial state has the same tensors, of the same shapes, and begins as it did there."""
+    for case in DATA["trainings"]:
+        trainer = trainer_of(case)
+        first = modelzoo_state.to_modelzoo(trainer, training_state.collect(trainer))["optimizer"]["state"]
+        later = decoded(case["state"])["optimizer"]["state"]
+        name = str(case["optimizer"])
+        assert {number: {*own} for number, own in first.items()} == {number: {*own} for number, own in later.items()}
+        for number, own in later.items():
+            assert all(first[number][key].shape == each.shape for key, each in own.items()), name
+            for key, power in (("beta1_power", 5), ("beta2_power", 5)):
+                if key in own:
+                    torch.testing.assert_close(first[number][key] ** power, own[key], rtol=1e-5, atol=0.0)
+
+
 def check_alike(theirs: Any, ours: Any, name: str) -> None:
     """The same keys, types, dtypes and shapes, and values within the rounding of a few steps."""
     if isinstance(theirs, dict):
