@@ -34,6 +34,7 @@ def files(root: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes(environment: LocalS3, bucket: str) -> None:
     """Losses after a resume are those without a stop, from either kind; errors and SIGTERM end both; one goes on."""
     root = f"s3://{bucket}"
