@@ -16,7 +16,8 @@ from fsspec_csx.s3.buckets import is_directory_bucket
 from fsspec_csx.s3.client import response_validation
 from fsspec_csx.s3.connection import looking_up, raise_explained
 from fsspec_csx.s3.consistent_read import head_object
-from fsspec_csx.s3.transport.request_context import RequestOutcome
+from fsspec_csx.s3.transport.failures import NotStartedError
+from fsspec_csx.s3.transport.request_context import RequestOutcome, using
 from fsspec_csx.s3.versions import chosen_version
 
 ListingEntry = dict[str, Any]
@@ -205,15 +206,16 @@ async def list_keys(
 ) -> list[ListingEntry]:
     """Every object and common prefix that the server lists, markers too, by their names."""
     options: dict[str, Any] = {"max_items": max_items, "delimiter": delimiter, "prefix": prefix}
-    try:
-        with response_validation.listing():
-            listed = fs._iterdir(bucket, versions=versions, **options)
-            return sorted([each async for each in listed], key=_name)
-    except Exception as error:  # older releases of s3fs list without _call_s3
-        raise_explained(
-            await fs._explained(error, "list_objects_v2", {"Bucket": bucket}, RequestOutcome()),
-            error,
-        )
+    outcome = RequestOutcome()
+    while True:
+        try:
+            with response_validation.listing(), using(outcome=outcome):
+                listed = fs._iterdir(bucket, versions=versions, **options)
+                return sorted([each async for each in listed], key=_name)
+        except NotStartedError as error:  # older releases of s3fs list without _call_s3
+            await asyncio.sleep(error.seconds)
+        except Exception as error:
+            raise_explained(await fs._explained(error, "list_objects_v2", {"Bucket": bucket}, outcome), error)
 
 
 async def list_tree(
