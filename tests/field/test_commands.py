@@ -223,7 +223,7 @@ def test_password_of_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
             ["verify", one],
             ["diff", one, one],
             ["copy", one, f"{root}/copy/x.mdl", "--force"],
-            ["convert", one, f"{root}/x.safetensors", "--drop-values", "--force"],
+            ["convert", one, f"{root}/copy/x.safetensors", "--drop-values", "--force"],
             ["prune", root, "--keep", "1", "--dry-run"],
             ["gc", root, "--dry-run"],
             ["delete", one, "--dry-run"],
