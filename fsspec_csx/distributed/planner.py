@@ -29,12 +29,7 @@ class Planner(DefaultSavePlanner):
     """
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """Check and flatten the state dict.
-
-        Raises:
-            ValueError: if a sharded checkpoint cannot hold it; it names the entry.
-            TypeError: if a value cannot be pickled; it names the entry.
-        """
+        """Check and flatten the state dict; the ValueError or TypeError for what cannot be saved names the entry."""
         self._integers: set[_Path] = set()
         paths = _paths(state_dict, self._integers)
         super().set_up_planner(state_dict, storage_meta, is_coordinator)

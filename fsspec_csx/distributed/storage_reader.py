@@ -99,12 +99,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read the entries of this rank.
-
-        Raises:
-            CheckpointError: if the checkpoint is invalid.
-            OSError: any error of the filesystem, such as FileNotFoundError.
-        """
+        """Read the entries of this rank."""
         self._read_values([item for item in plan.items if item.type == LoadItemType.BYTE_IO], planner)
         self._read_tensors([item for item in plan.items if item.type != LoadItemType.BYTE_IO], planner)
         future: Future[None] = Future()

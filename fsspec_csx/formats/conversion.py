@@ -50,20 +50,12 @@ class Conversion:
         self._overflowed: list[StreamedTensor] = []
 
     def torch_file(self) -> TorchFile:
-        """All of it, as one file of torch.
-
-        Raises:
-            UnsafeCheckpointError: if it has an object of an unknown class.
-        """
+        """All of it, as one file of torch, unless it has an object of an unknown class."""
         placeholders.refuse(self._obj, self._request.name)
         return TorchFile(self._obj, self._source, self._recast, self._damaged)
 
     def safetensors_file(self) -> SafetensorsFile:
-        """Its tensors, as one safetensors file.
-
-        Raises:
-            ValueError: if such a file cannot hold it.
-        """
+        """Its tensors, as one safetensors file; a ValueError if such a file cannot hold it."""
         tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
         tensors, metadata = _without_aliases(tensors, self._metadata, self._present)
         made = self._part(tensors, metadata)
@@ -101,11 +93,7 @@ class Conversion:
         return self.converted(size)
 
     def stream(self, file: TorchFile | SafetensorsFile, opened: Any, advance: Callable[[int], object]) -> int:
-        """Write to an open file, and return the number of bytes.
-
-        Raises:
-            InvalidCheckpointError: if the bytes of a tensor are not those that were saved.
-        """
+        """Write to an open file, check the tensors, and return the number of bytes."""
         count = 0
 
         def counted(more: int) -> None:

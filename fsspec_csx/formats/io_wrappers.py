@@ -145,11 +145,7 @@ class TrackingReader(_Tracking):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a position in bytes and return it.
-
-        Raises:
-            ValueError: if it lies before the start, which only a damaged file asks for.
-        """
+        """Move to a position in bytes and return it; a ValueError if a damaged file asks for one before the start."""
         base = 0
         if whence:
             self._call(self._file.seek, 0, whence)

@@ -33,11 +33,7 @@ def checkpoint(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
 def source(
     open_it: Callable[[], IO[bytes]], fs: AbstractFileSystem | None, path: str, *, name: str
 ) -> Iterator[Source]:
-    """The bytes of a checkpoint, while the block lasts.
-
-    Raises:
-        CheckpointError: if it is a folder of a known format, but invalid.
-    """
+    """The bytes of a checkpoint, while the block lasts; a CheckpointError for an invalid folder of a known format."""
     missing: OSError | None = None
     try:
         file = open_it()

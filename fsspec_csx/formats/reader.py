@@ -31,11 +31,7 @@ def read(
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
 ) -> Any:
-    """What a checkpoint holds, or a part of it.
-
-    Args:
-        keys: see ``checkpoint.load``; if given, a file may have objects of unknown classes among the others.
-    """
+    """What a checkpoint holds; or a part of it, and then it may have objects of unknown classes besides."""
     keys = source.narrow(keys, name)
     format = registry.of(source)
     loaded = format.load(source, keys, ReadOptions(map_location, weights_only))
@@ -61,11 +57,7 @@ def read(
 
 
 def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None, weights_only: bool = True) -> None:
-    """Fill an object with what a checkpoint holds, or a part of it.
-
-    Raises:
-        CheckpointError: if the file is not what it should be, or does not fit.
-    """
+    """Fill an object with what a checkpoint holds, or a part of it; a CheckpointError if it does not fit."""
     keys = source.narrow(keys, name)
     format = registry.of(source)
     found = format.structure(source, name, ReadOptions(weights_only=weights_only, partial=keys is not None))

@@ -77,11 +77,7 @@ class TensorIterator:
         self._stopped = False
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The names and tensors; when it is closed, the reading ahead ends.
-
-        Raises:
-            InvalidCheckpointError: if the bytes of a tensor are not those that were saved.
-        """
+        """The names and tensors, which are checked; when it is closed, the reading ahead ends."""
         self._source.advance = self._advance
         with ThreadPoolExecutor(1, thread_name_prefix="fsspec_csx stream") as pool:
             following = pool.submit(self._read)

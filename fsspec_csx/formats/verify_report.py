@@ -50,11 +50,7 @@ class _Structure(NamedTuple):
 def examine(
     source: Source, *, name: str, compute: Sum, misfit: Callable[[LazyObject], str] = lambda found: ""
 ) -> Report:
-    """Read all of a checkpoint, and look for damage.
-
-    Args:
-        misfit: says in what it is not what it should hold; empty if it is.
-    """
+    """Read all of a checkpoint, and look for damage; ``misfit`` says in what it is not what it should hold."""
     shape = _structure(source, name)
     entries, end = torch_archive.records(source) or ([], 0)
     beyond = _beyond(entries, end)

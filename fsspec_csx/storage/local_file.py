@@ -82,11 +82,7 @@ def resolve_target(path: str) -> tuple[str, int | None]:
 
 
 def publish(temporary: str, target: str, *, exclusive: bool) -> None:
-    """Rename a complete file to its final name.
-
-    Raises:
-        FileExistsError: if ``exclusive`` and the name is taken.
-    """
+    """Rename a complete file to its final name; a FileExistsError if ``exclusive`` and the name is taken."""
     if exclusive:
         try:
             os.link(temporary, target)

@@ -49,11 +49,7 @@ class Transfer:
 
 
 def fill(source: Source, records: Sequence[Record]) -> list[Record]:
-    """Fill the storages of records.
-
-    Returns:
-        The records whose bytes do not have the checksum that they must have.
-    """
+    """Fill the storages of records; returns those whose bytes do not have the checksum that they must have."""
     # Apart from what goes to other devices, as there may be thousands.
     here = [record for record in records if record.storage.device.type == "cpu"]
     there = [record for record in records if record.storage.device.type != "cpu"]

@@ -20,11 +20,7 @@ class LocationMapper:
         return self._target(location) == "cpu"
 
     def device(self, location: str) -> torch.device | None:
-        """The device that a storage of this location goes to; None if ``placed`` has to see its bytes.
-
-        Raises:
-            RuntimeError: torch's, if there is no such device.
-        """
+        """The device that a storage of this location goes to; None if ``placed`` has to see its bytes."""
         target = self._target(location)
         if target is None:
             return None

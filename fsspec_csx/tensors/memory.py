@@ -48,11 +48,7 @@ def check(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
 
 
 def check_targets(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Refuse tensors that cannot be filled: those without memory, and those whose elements share some.
-
-    Raises:
-        FreedTensorError: if there are such; it names them.
-    """
+    """Refuse, by a FreedTensorError, tensors to fill that have no memory, or whose elements share some."""
     empty, overlapping = [], []
     for name, tensor in tensors:
         if tensor.device.type == "meta" or is_freed(tensor):

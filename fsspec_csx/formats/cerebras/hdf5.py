@@ -28,12 +28,7 @@ def is_hdf5(head: bytes) -> bool:
 
 
 def source(file: Source, name: str) -> Hdf5Source:
-    """The checkpoint in an HDF5 file.
-
-    Raises:
-        ModuleNotFoundError: if h5py is not installed.
-        InvalidCheckpointError: if the file is damaged, or no checkpoint.
-    """
+    """The checkpoint in an HDF5 file; a ModuleNotFoundError if h5py is not installed."""
     try:
         import h5py
     except ImportError as error:

@@ -112,14 +112,10 @@ Leaf: TypeAlias = "TensorLeaf | ConstantLeaf | Value | Alias | UnreadValue"
 
 
 def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Leaf:
-    """The metadata of a value.
+    """The metadata of a value, by the JSON of its entry.
 
     Args:
-        text: JSON, of the entry of that name and ``.__metadata__``.
         form: gives shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
-
-    Raises:
-        InvalidCheckpointError: if it contradicts itself, or has a dtype that this torch lacks.
     """
     try:
         serialized = json.loads(text) if isinstance(text, str) else {}

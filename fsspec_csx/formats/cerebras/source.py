@@ -272,12 +272,7 @@ class CerebrasSource(Source):
 
 
 def refuse_unread(obj: Any, name: str) -> None:
-    """Refuse an object with values that were not read.
-
-    Raises:
-        UnsafeCheckpointError: if some are pickles; it names them.
-        InvalidCheckpointError: if there are others.
-    """
+    """Refuse an object with values that were not read; if some are pickles, by an UnsafeCheckpointError."""
     left = [(key, value) for key, value in names.walk(obj) if isinstance(value, UnreadValue)]
     if pickles := [key for key, value in left if value.runs_code]:
         reason = f"{name} has pickles, which may run any code: {names.listed(pickles)}."

@@ -44,11 +44,7 @@ Tree: TypeAlias = "Branch | str"
 
 
 def parsed(text: object, *, name: str) -> Tree:
-    """The nesting in an entry ``__spec__``.
-
-    Raises:
-        InvalidCheckpointError: if it is no such thing, or has containers that this module does not know.
-    """
+    """The nesting in an entry ``__spec__``, which is JSON; its containers must be those that this module knows."""
     try:
         version, spec = json.loads(json.loads(str(text))[1])
         if version != _VERSION:
@@ -129,10 +125,10 @@ def spec_of(obj: Any) -> str:
 
 
 def entries(obj: Any) -> Sequence[tuple[object, Any]] | None:
-    """What an object holds, with what stands for each in the names; None if it is no container that can be written.
+    """What an object holds, with what stands for each in the names; None if it is no container.
 
     Raises:
-        ValueError: if it is one, but cannot be written.
+        ValueError: if it is one that cannot be written.
     """
     kind = _KINDS.get(type(obj))
     if kind is None:

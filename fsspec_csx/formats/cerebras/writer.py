@@ -87,11 +87,7 @@ class CerebrasWriter(CheckpointWriter):
 
 
 def check_place(fs: AbstractFileSystem | None, name: str) -> None:
-    """Refuse filesystems other than S3.
-
-    Raises:
-        ValueError: if the filesystem is another one.
-    """
+    """Refuse, by a ValueError, filesystems other than S3."""
     if fs is None or "s3" not in protocols(fs):
         msg = f"Cerebras checkpoints can be written to S3 alone, and {name} is not there. Save without a format."
         raise ValueError(msg)

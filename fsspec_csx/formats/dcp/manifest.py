@@ -124,11 +124,7 @@ def encode(metadata: Metadata) -> bytes:
 
 
 def read(folder: Folder, name: str = MANIFEST) -> Metadata:
-    """Read a manifest.
-
-    Raises:
-        UnsafeCheckpointError: if it names what a manifest has no need of, and which could run code.
-    """
+    """Read a manifest; an UnsafeCheckpointError if it names what a manifest does not need and could run code."""
     with folder.open(name) as file:
         data = file.read()
     shown = f"The manifest of {folder.name}"

@@ -16,11 +16,10 @@ from fsspec_csx.tensors.crc32 import RunningCrc32
 
 
 class Shard:
-    """A shard that is being written.
+    """A shard that is being written, under its name in the folder of the checkpoint.
 
     Args:
         file: a binary file object; ``write_borrowed`` is used where it has one.
-        name: its name in the folder of the checkpoint.
         held: whether the tensors stay as they are until the file is closed, so that their memory may be sent later.
     """
 

@@ -62,11 +62,7 @@ def checked(obj: object) -> dict[str, torch.Tensor]:
 
 
 def named_tensors(obj: object) -> dict[str, torch.Tensor]:
-    """The tensors of an object, by name, which may share memory.
-
-    Raises:
-        ValueError: if the format cannot hold one.
-    """
+    """The tensors of an object, by name, which may share memory; a ValueError if the format cannot hold one."""
     if not isinstance(obj, Mapping):
         msg = f"A safetensors file holds a mapping of names to tensors, not a {type(obj).__name__}. {_TORCH_FILE}"
         raise ValueError(msg)

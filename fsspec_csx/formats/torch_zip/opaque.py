@@ -40,11 +40,7 @@ _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
 def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
-    """The structure of a torch file, with placeholders for objects of unknown classes.
-
-    Returns:
-        None if the file is not as torch.save writes it today.
-    """
+    """The structure of a torch file, with placeholders for unknown classes; None if it is not as torch saves today."""
     archive = torch_archive.read(source, name)
     if archive is None:
         return None
@@ -162,15 +158,8 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         else:
             _with_state(made, state)
 
-    def _append(self) -> None:
-        value = self.stack.pop()
-        self._extended(self.stack[-1], [value])
-
-    def _appends(self) -> None:
-        values = self.pop_mark()
-        self._extended(self.stack[-1], values)
-
-    def _extended(self, target: Any, values: list[Any]) -> None:
+    def _extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
         if type(target) is list:
             target.extend(values)
         elif isinstance(target, Placeholder):
@@ -183,17 +172,10 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         if type(self.stack[-1]) is set:
             self.stack[-1].update(map(_checked_key, values))
         else:
-            self._extended(self.stack[-1], values)
+            self._extend(values)
 
-    def _setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set(self.stack[-1], [key, value])
-
-    def _setitems(self) -> None:
-        values = self.pop_mark()
-        self._set(self.stack[-1], values)
-
-    def _set(self, target: Any, values: list[Any]) -> None:
+    def _set(self, values: list[Any]) -> None:
+        target = self.stack[-1]
         if type(target) in (dict, OrderedDict, Counter):
             for key, value in zip(map(_checked_key, values[::2]), values[1::2], strict=True):
                 target[key] = value
@@ -205,10 +187,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
     def _dict(self) -> None:
         values = self.pop_mark()
         self.append({})
-        self._set(self.stack[-1], values)
-
-    def _frozenset(self) -> None:
-        self.append(frozenset(map(_checked_key, self.pop_mark())))
+        self._set(values)
 
 
 for _opcode, _step in {
@@ -218,13 +197,13 @@ for _opcode, _step in {
     pickle.INST: _Unpickler._inst,
     pickle.OBJ: _Unpickler._obj,
     pickle.BUILD: _Unpickler._build,
-    pickle.APPEND: _Unpickler._append,
-    pickle.APPENDS: _Unpickler._appends,
+    pickle.APPEND: lambda self: self._extend([self.stack.pop()]),
+    pickle.APPENDS: lambda self: self._extend(self.pop_mark()),
     pickle.ADDITEMS: _Unpickler._additems,
-    pickle.SETITEM: _Unpickler._setitem,
-    pickle.SETITEMS: _Unpickler._setitems,
+    pickle.SETITEM: lambda self: self._set([self.stack.pop(-2), self.stack.pop()]),
+    pickle.SETITEMS: lambda self: self._set(self.pop_mark()),
     pickle.DICT: _Unpickler._dict,
-    pickle.FROZENSET: _Unpickler._frozenset,
+    pickle.FROZENSET: lambda self: self.append(frozenset(map(_checked_key, self.pop_mark()))),
 }.items():
     _Unpickler.dispatch[_opcode[0]] = _step
 

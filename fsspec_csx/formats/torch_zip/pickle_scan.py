@@ -27,14 +27,7 @@ class ScanError(Exception):
 
 
 def scan(data: bytes) -> int:
-    """Read over a pickle.
-
-    Args:
-        data: the pickle. What follows it is ignored.
-
-    Returns:
-        How often it sets the state of an object.
-    """
+    """Read over a pickle; returns how often it sets the state of an object. What follows the pickle is ignored."""
     match = _run(min(len(data) // _SHORT, 0xFF)).match
     builds = at = 0
     try:

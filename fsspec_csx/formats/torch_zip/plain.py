@@ -128,11 +128,7 @@ def _with_state(tensor: _Tensor, state: Any) -> _Tensor:
 
 
 def load(archive: Archive, options: ReadOptions = ON_CPU) -> LazyObject | None:
-    """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes.
-
-    Returns:
-        None if this cannot make it.
-    """
+    """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes; None if this cannot."""
     if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or torch_compat.skips_data():
         return None
     placer = StoragePlacer(None, "", options)

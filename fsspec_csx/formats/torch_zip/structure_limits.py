@@ -33,10 +33,7 @@ _METHODS = {
 
 
 def check(obj: Any, name: str) -> None:
-    """Check what was loaded, each object once.
-
-    Args:
-        obj: what was loaded, of the types that torch.load takes for safe.
+    """Check what was loaded, of the types that torch.load takes for safe, each object once.
 
     Raises:
         CheckpointLimitError: if it is nested deeper than ``DEPTH_LOADED``.
@@ -78,10 +75,7 @@ def check_entries(obj: Any, name: str) -> None:
 
 
 def check_use(obj: Any, name: str) -> None:
-    """Check an object whose entries are to be filled, compared or converted: as ``check_entries``, and more.
-
-    A CheckpointLimitError, too, if an attribute of a tensor or a mapping hides a method that is needed.
-    """
+    """As ``check_entries``, for entries to be filled, compared or converted: no attribute may hide a needed method."""
     check_entries(obj, name)
     for value in _values(obj):
         hidden = [each for each in getattr(value, "__dict__", ()) if _is_needed(value, each)]
@@ -128,11 +122,7 @@ def _too_deep(name: str, most: int, remedy: str) -> CheckpointLimitError:
 
 
 def check_depth(obj: Any) -> None:
-    """Refuse to save an object of which ``check_entries`` would refuse to name the entries.
-
-    Raises:
-        ValueError: if it is nested deeper than ``DEPTH``; it names the entry.
-    """
+    """Refuse, by a ValueError, to save an object of which ``check_entries`` would refuse to name the entries."""
     for _, path in _containers(obj, once=False):
         if len(path) >= DEPTH:
             name = ".".join(map(str, path))[:_NAME_SHOWN]
