@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -173,8 +174,13 @@ def quoted(name: object, most: int = 80) -> str:
 
 def shown(names: Collection[object]) -> str:
     """A few names, and how many more there are."""
-    few = listed(list(names)[:_SHOWN])
-    return f"{few} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else few
+    return few(names, lambda name: quoted(name, _NAME_SHOWN))
+
+
+def few(items: Collection[Any], text: Callable[[Any], str] = str, *, separator: str = ", ", most: int = _SHOWN) -> str:
+    """The texts of a few items, and how many more there are."""
+    found = separator.join(map(text, itertools.islice(items, most)))
+    return f"{found} and {len(items) - most} more" if len(items) > most else found
 
 
 def of_records(obj: Any, records: Collection[Record]) -> str:

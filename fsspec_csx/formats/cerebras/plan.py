@@ -17,7 +17,7 @@ from fsspec_csx.formats.cerebras import tree as cerebras_tree
 from fsspec_csx.formats.cerebras.metadata import LEAF, OWN, SUCCESS, is_safe
 from fsspec_csx.formats.safetensors.writer import PLAIN
 from fsspec_csx.tensors.memory import address, is_freed
-from fsspec_csx.tensors.names import below, quoted
+from fsspec_csx.tensors.names import below, few, quoted
 
 _VERSION, _WRITTEN_AS = 0.5, "2.10.0"
 _SHOWN = 20
@@ -64,8 +64,8 @@ class Plan:
         for key, value in self._walk(obj, "", (id(obj),)):
             self._add(key, value)
         if self._flaws:
-            more = f" and {len(self._flaws) - _SHOWN} more" if len(self._flaws) > _SHOWN else ""
-            msg = f"A Cerebras checkpoint cannot hold {'; '.join(self._flaws[:_SHOWN])}{more}. {_REMEDY}"
+            flaws = few(self._flaws, separator="; ", most=_SHOWN)
+            msg = f"A Cerebras checkpoint cannot hold {flaws}. {_REMEDY}"
             raise ValueError(msg)
         spec = cerebras_tree.spec_of(obj)
         self._metadata = {

@@ -11,7 +11,7 @@ from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.tensors import names, torch_compat
 
 _TRUST = "pass weights_only=False only if you trust its author"
-_SHOWN, _LONGEST = 5, 200
+_LONGEST = 200
 _WITH_DATA = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
 
 
@@ -61,8 +61,7 @@ def is_free(obj: Any) -> bool:
 def classes(found: Mapping[str, Placeholder]) -> str:
     """The classes of some placeholders: a few, and how many more there are."""
     paths = list(dict.fromkeys(each.path for each in found.values()))
-    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(path[:_LONGEST] for path in paths[:_SHOWN]) + more
+    return names.few(paths, lambda path: path[:_LONGEST])
 
 
 def equal(first: Placeholder, second: Placeholder) -> bool:

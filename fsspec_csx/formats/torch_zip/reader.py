@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _GIST_SHOWN = 200
 _LEGACY_PICKLES = 5  # with so many a file of the format before torch 1.6 begins
-_NAMES_SHOWN = 5
 _PROTOCOLS = (2, 3)  # those of pickle that torch reads where no code may run
 # What an honest file can need besides, and how many times its size.
 _ROOM, _HELD = 2**20, 4
@@ -281,9 +280,7 @@ def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError
     allowed = _allowed()
     refused = [each for each in named if each not in allowed]
     if refused:
-        shown = ", ".join(refused[:_NAMES_SHOWN])
-        more = f" and {len(refused) - _NAMES_SHOWN} more" if len(refused) > _NAMES_SHOWN else ""
-        reason = f"{name} names {shown}{more}, which could run code when loaded."
+        reason = f"{name} names {names.few(refused)}, which could run code when loaded."
         remedy = "Load the other entries by keys=[...], allow classes that you trust with"
         remedy += f" torch.serialization.add_safe_globals([...]), or {trust}."
     elif protocol not in _PROTOCOLS:
