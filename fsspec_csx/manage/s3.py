@@ -14,7 +14,7 @@ from typing import Any
 
 from fsspec_csx.errors import CredentialsError, EndpointError
 from fsspec_csx.manage.directory import File, map_parallel, remove_files
-from fsspec_csx.s3.buckets import is_directory_bucket
+from fsspec_csx.s3.directory_buckets import is_directory_bucket
 
 BATCH = 1000
 """The maximum of objects that one request deletes."""

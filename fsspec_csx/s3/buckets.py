@@ -12,17 +12,9 @@ from fsspec.asyn import sync
 
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError
 from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.directory_buckets import is_directory_bucket
 
 _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
-
-
-def is_directory_bucket(bucket: str) -> bool:
-    """Whether a name is that of a directory bucket of S3 Express One Zone.
-
-    Its listings are in no order and take only prefixes that end in a slash, and its ETags are no checksums:
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-differences.html
-    """
-    return bucket.endswith("--x-s3")
 
 
 async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: str | None = None) -> None:

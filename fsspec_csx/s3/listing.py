@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from fsspec_csx.errors import CSXError, ObjectNotFoundError
-from fsspec_csx.s3.buckets import is_directory_bucket
 from fsspec_csx.s3.client import response_validation
 from fsspec_csx.s3.connection import looking_up, raise_explained
 from fsspec_csx.s3.consistent_read import head_object
+from fsspec_csx.s3.directory_buckets import is_directory_bucket
 from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.request_context import RequestOutcome, using
 from fsspec_csx.s3.versions import chosen_version

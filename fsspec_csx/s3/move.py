@@ -10,9 +10,9 @@ from typing import Any
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
-from fsspec_csx.s3.buckets import is_directory_bucket
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.delete import delete_objects
+from fsspec_csx.s3.directory_buckets import is_directory_bucket
 from fsspec_csx.s3.targets import PathPair, check_distinct
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.compat import run_in_chunks
