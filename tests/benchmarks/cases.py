@@ -86,6 +86,14 @@ class Case:
             "name": self.name,
         }
 
+    def dotted(self) -> State:
+        """The tensors of the state by their dotted names."""
+        if not self.mixed:
+            return self.flat()
+        prefixes = {"layers": "model.layers", "optimizer": "optimizer.state"}
+        parts = ((name.partition("."), tensor) for name, tensor in self.flat().items())
+        return {f"{prefixes[first]}.{rest}": tensor for (first, _, rest), tensor in parts}
+
     def __str__(self) -> str:
         each = _size(self.size)
         return f"{self.tensors} x {'1 B to ' if self.mixed else ''}{each}"

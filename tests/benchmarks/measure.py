@@ -127,7 +127,9 @@ def _load(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
     client.load(WARM_UP.key(peer.kind), WARM_UP)
     key = task.case.key(peer.kind)
     measured, state = _measured(lambda: client.load(key, task.case), task.case.nbytes, task.target)
-    return measured, difference(_state(peer, task.case), state) if task.check else None
+    if not task.check:
+        return measured, None
+    return measured, difference(_state(peer, task.case) if peer.nests else task.case.dotted(), state)
 
 
 def _state(peer: Peer, case: Case) -> State:

@@ -37,6 +37,7 @@ class Peer:
         kind: how the checkpoint lies in S3, one of ``cases.KINDS``.
         base: the peer that it is compared with.
         saves: whether it can save at all.
+        nests: whether what it loads is nested as it was saved; else it is a dict by dotted names.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Peer:
     kind: str = "torch"
     base: str = "ours"
     saves: bool = True
+    nests: bool = True
 
 
 _OURS = ("fsspec-csx", "s3fs", "aiobotocore", "urllib3", "safetensors")
@@ -54,7 +56,7 @@ _RUNAI = ("runai_model_streamer", "runai_model_streamer_s3")
 
 PEERS: dict[str, Peer] = {
     "ours": Peer("fsspec_csx.save and load", ("fsspec_csx",), Ours, _OURS),
-    "ours-stream": Peer("fsspec_csx.stream", ("fsspec_csx",), Streaming, _OURS, saves=False),
+    "ours-stream": Peer("fsspec_csx.stream", ("fsspec_csx",), Streaming, _OURS, saves=False, nests=False),
     "ours-open": Peer("torch.save and load on our fsspec.open", ("fsspec_csx",), Opened, _OURS),
     "s3fs": Peer("torch.save and load on s3fs", ("s3fs",), S3fs, ("s3fs", "aiobotocore", "aiohttp")),
     "s3torchconnector": Peer("s3torchconnector", ("s3torchconnector",), S3TorchConnector, _CONNECTOR),

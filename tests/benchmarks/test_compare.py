@@ -60,7 +60,7 @@ def moody() -> Report:
     return report
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_row_is_there_and_checked(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each peer has numbers for saving and loading, and what it loads is what was saved."""
     asked: list[Task] = []
@@ -75,12 +75,13 @@ def test_every_row_is_there_and_checked(target: Target, monkeypatch: pytest.Monk
     assert report.gaps == []
     for operation in ("save", "load"):
         for name in HERE:
-            assert report.row("local", "mixed", operation, name).seconds, (operation, name)
+            if operation == "load" or PEERS[name].saves:
+                assert report.row("local", "mixed", operation, name).seconds, (operation, name)
     assert all(task.check for task in asked)
     assert set(report.settings) == set(HERE)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_process_measures_or_tells_its_error(target: Target) -> None:
     """A measurement works in a process of its own, and an error in it comes back as a line."""
     found = in_process(Task("ours", "load", CASE, target, check=True))
@@ -96,7 +97,7 @@ def test_check_sees_what_is_not_as_saved(target: Target) -> None:
     assert "instead of torch.float32 (131072,)" in str(run(Task("s3fs", "load", other, target, check=True)).error)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @WITH_NGINX
 @pytest.mark.parametrize(("peer", "saves", "loads"), [("sockets", 2, 2), ("s3fs-safetensors", 1, 2)])
 def test_requests_are_counted_and_what_is_dropped_had_come(
