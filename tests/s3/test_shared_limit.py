@@ -18,7 +18,7 @@ from listener import Answer, Heard, Listener, listening
 from proxy import Fault, fault_proxy, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit, fair_share
+from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit, Slots, fair_share
 from fsspec_csx.testing import LocalS3
 
 pytestmark = pytest.mark.adaptive
@@ -68,6 +68,8 @@ class Store:
             time.sleep(self.delay)
             if refused:
                 return 503, {"Content-Type": "application/xml"}, s3_error("SlowDown")
+        if heard.method == "PUT":
+            return 200, {"ETag": ETAG}, b""
         span = heard.headers.get("range", "")
         if heard.method == "HEAD" or not span:
             return 200, {"ETag": ETAG, "Content-Length": str(len(self.data))}, self.data
@@ -234,6 +236,23 @@ def test_processes_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", worker)
     assert fair_share(64) == 16
+
+
+def test_far_store_that_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A far store is known by its answers to writes too, also where a busy thread is late to see that it has sent."""
+    moved = Slots.moved
+
+    def late(self: Slots, count: int) -> None:
+        time.sleep(0.05)
+        moved(self, count)
+
+    monkeypatch.setattr(Slots, "moved", late)
+    with listening(Store(0.03).answer) as listener:
+        fs = connected(listener)
+        for number in range(2):
+            fs.pipe_file(f"bucket/{number}", BODY)
+        assert fs.transfer.slots.far
+        assert fs.transfer.slots.limit > LEAST
 
 
 FORKED = """

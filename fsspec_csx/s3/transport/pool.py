@@ -326,11 +326,11 @@ class Transfer:
                 return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
 
     def _counted(self, payload: RequestBody, sent: list[float]) -> Iterator[memoryview]:
-        """The pieces of a body; when the last is sent, the time is added to ``sent``."""
+        """The pieces of a body; the time before each is added to ``sent``: after it, the answer may have come."""
         for piece in payload.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS):
+            sent.append(time.monotonic())
             yield piece
             self.slots.moved(len(piece))
-        sent.append(time.monotonic())
 
     def get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
         """In a thread: make a request for a range, and fill it; the response, whose body is empty if it was filled."""
