@@ -136,10 +136,10 @@ def load_metadata(fs: CSXFileSystem, path: str) -> dict[str, Any]:
 
 def kind_of(entry: str, key: str) -> Any:
     """What an entry says of its value; of links, which follow from object identity, only that it is a number."""
-    told = json.loads(entry)[key]
-    if told["__TYPE__"] in ("LinkedObject", "ScalarSerializer"):
+    described = json.loads(entry)[key]
+    if described["__TYPE__"] in ("LinkedObject", "ScalarSerializer"):
         return "number or link"
-    return told
+    return described
 
 
 def test_pickled_tags(tmp_path: Path) -> None:
