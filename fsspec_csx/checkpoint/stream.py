@@ -19,9 +19,9 @@ def stream(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Read the tensors of a checkpoint one after the other, for example to fill a model module by module.
 
-    The next tensors are read while the caller works on one. Besides what the caller keeps, some 128 MiB are in memory,
-    or two tensors that are larger; tensors that share memory stay until the last of them was given. Files that ``load``
-    reads completely (torch before 1.6, compressed, with sparse or quantized tensors) are in memory as a whole.
+    The next tensors are read while the caller works on one. Besides what the caller keeps, some 256 MiB are in memory,
+    or a few tensors that are larger. Tensors that share memory stay until the last of them was given. Files that
+    ``load`` reads completely (torch before 1.6, compressed, with sparse or quantized tensors) are in memory as a whole.
 
     When the loop is left early, the reading ahead ends and the file is closed.
 

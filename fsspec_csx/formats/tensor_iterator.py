@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from fsspec_csx.tensors.names import Choice, Keys, place_of
 from fsspec_csx.tensors.source import Source
 
 _BATCH = 64 * 2**20  # bytes that are read at once
+_READERS = 3
 
 
 class _Entry(NamedTuple):
@@ -48,7 +49,7 @@ class _Batch(NamedTuple):
 
 
 class TensorIterator:
-    """Reads tensors in order, a batch while the one before is used. It can be gone through once.
+    """Reads tensors in order, some batches while the one before them is used. It can be gone through once.
 
     Args:
         device: where the tensors go; None for the CPU.
@@ -73,31 +74,39 @@ class TensorIterator:
         self._stream: Any = None
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # A CSXFile takes several reads at a time; what is moved elsewhere is moved in order.
+        self._readers = _READERS if self._device.type == "cpu" and hasattr(source.file, "readinto_many") else 1
         self._moved: dict[Any, torch.UntypedStorage] = {}
         self._stopped = False
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The names and tensors, which are checked; when it is closed, the reading ahead ends."""
         self._source.advance = self._advance
-        with ThreadPoolExecutor(1, thread_name_prefix="fsspec_csx stream") as pool:
-            following = pool.submit(self._read)
+        pending: deque[Future[_Batch]] = deque()
+        with ThreadPoolExecutor(self._readers, thread_name_prefix="fsspec_csx stream") as pool:
             try:
-                while (batch := following.result()).tensors:
-                    following = pool.submit(self._read)
+                self._refill(pending, pool)
+                while pending:
+                    batch = pending.popleft().result()
+                    self._refill(pending, pool)
                     self._take_over(batch)
                     while batch.tensors:
                         yield batch.tensors.popleft()
             finally:
                 self._stopped = True
-                following.cancel()
+                for each in pending:
+                    each.cancel()
+
+    def _refill(self, pending: deque[Future[_Batch]], pool: ThreadPoolExecutor) -> None:
+        while self._entries and len(pending) < self._readers:
+            pending.append(pool.submit(self._read, *self._next()))
 
     def _advance(self, count: int) -> None:
         if self._stopped:
             raise InterruptedError
 
-    def _read(self) -> _Batch:
-        """The next tensors, none at the end."""
-        entries, records = self._next()
+    def _read(self, entries: list[_Entry], records: list[Record]) -> _Batch:
+        """Tensors that are filled from these records."""
         own = [replace(each, storage=self._buffer(each.storage)) for each in records]
         if wrong := fill.fill(self._source, own):
             damaged = [record for record, each in zip(records, own, strict=True) if any(each is it for it in wrong)]
