@@ -12,7 +12,7 @@ import torch
 
 from fsspec_csx.formats import reader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.tensors import fill, names
+from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.map_location import reserved
 from fsspec_csx.tensors.names import Choice, Keys, place_of
@@ -159,7 +159,7 @@ class TensorIterator:
         made = torch.empty(0, dtype=tensor.dtype, device=self._device)
         made.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         made = made.conj() if tensor.is_conj() else made
-        return torch._neg_view(made) if tensor.is_neg() else made
+        return torch_compat.neg_view(made) if tensor.is_neg() else made
 
     def _take_over(self, batch: _Batch) -> None:
         """Let the stream of the caller wait for the copies."""

@@ -28,6 +28,7 @@ def count() -> tuple[int, int, int]:
     return clients, sessions, len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 def test_many_renewals(server: LocalS3, bucket: str) -> None:
     """Fifty renewals leave one client, with its connections."""
     fs = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False, skip_instance_cache=True)

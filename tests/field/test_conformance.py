@@ -189,6 +189,7 @@ CEREBRAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.usefixtures("environment")
 def test_cerebras(bucket: str) -> None:

@@ -200,6 +200,7 @@ SEGMENT = st.text("ab*?[]!", min_size=1, max_size=4)
 KEYS = st.lists(SEGMENT, min_size=1, max_size=2).map("/".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(keys=st.sets(KEYS, min_size=1, max_size=5), chosen=st.integers(0, 4), way=st.sampled_from(sorted(WRITES)))
 def test_any_names(moto_store: Store, tmp_path: Path, keys: set[str], chosen: int, way: str) -> None:
@@ -211,6 +212,7 @@ def test_any_names(moto_store: Store, tmp_path: Path, keys: set[str], chosen: in
     assert moto_store.contents() == model
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(keys=st.sets(KEYS, min_size=1, max_size=5), chosen=st.integers(0, 4))
 def test_what_is_listed_can_be_handed_back(moto_store: Store, keys: set[str], chosen: int) -> None:

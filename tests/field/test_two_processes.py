@@ -21,6 +21,7 @@ JOB = Path(__file__).with_name("two_processes_job.py")
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """Few collective calls in 200 steps; loggers of the first process alone; each draws numbers of its own."""
     trainer, _ = made(str(tmp_path), loop={"max_steps": 2, "eval_frequency": 0})

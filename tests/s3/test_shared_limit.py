@@ -95,7 +95,7 @@ def read(fs: CSXFileSystem, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("delay", "options", "least", "most"), [(0.03, {}, 25, 64), (0.03, {"max_concurrency": 4}, 4, 4)]
+    ("delay", "options", "least", "most"), [(0.05, {}, LEAST + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)]
 )
 def test_far_store(delay: float, options: dict[str, int], least: int, most: int) -> None:
     """A store whose answers take long gets many requests at a time, and never more than ``max_concurrency``."""
@@ -107,12 +107,12 @@ def test_far_store(delay: float, options: dict[str, int], least: int, most: int)
 
 def test_burst_of_refusals() -> None:
     """A store that is too busy gets fewer requests at a time, and more again afterwards; all objects come."""
-    store = Store(0.03)
+    store = Store(0.05)
     with listening(store.answer) as listener:
         fs = connected(listener)
         read(fs, 200)
         before = fs.transfer.slots.limit
-        store.most = 16
+        store.most = 8
         read(fs, 100)
         lowered = fs.transfer.slots.limit
         store.most = 1000
@@ -131,8 +131,8 @@ def test_filesystems_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(0.0)
     with listening(store.answer) as listener, listening(store.answer) as other:
         first, second, third = connected(listener), connected(listener, max_concurrency=20), connected(other)
-        store.delay = 0.005
-        readers = [threading.Thread(target=read, args=(fs, 100)) for fs in (first, second)]
+        store.delay = 0.05
+        readers = [threading.Thread(target=read, args=(fs, 50)) for fs in (first, second)]
         for reader in readers:
             reader.start()
         for reader in readers:

@@ -9,7 +9,11 @@ import pytest
 
 
 def thinned(cases: Iterable[Any], *kept: Any) -> list[Any]:
-    """The cases, of which all but those that are kept are marked as slow."""
+    """The cases, of which all but those that are kept are marked as slow; a tuple is a case of several values."""
     found = list(cases)
     assert all(each in found for each in kept), kept
-    return [each if each in kept else pytest.param(each, marks=pytest.mark.slow) for each in found]
+    return [each if each in kept else pytest.param(*_values(each), marks=pytest.mark.slow) for each in found]
+
+
+def _values(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)

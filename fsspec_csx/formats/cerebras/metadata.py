@@ -59,7 +59,7 @@ def decoded(data: bytes, *, name: str) -> dict[str, Any]:
         if isinstance(error, CSXError):
             raise
         raise damaged(name, f"its {NAME} cannot be decoded") from error
-    if not isinstance(found, dict) or not found or not all(map(_is_plain, found.items())):
+    if not isinstance(found, dict) or not all(map(_is_plain, found.items())):
         raise damaged(name, f"its {NAME} is no flat dict")
     return found
 
