@@ -92,11 +92,15 @@ def _is_plain(item: tuple[object, object]) -> bool:
 
 
 def _check_opcodes(data: bytes, name: str) -> None:
+    dicts = 0
     for opcode, argument, _ in pickletools.genops(data):
+        dicts += opcode.name in ("EMPTY_DICT", "DICT")
         if opcode.name not in _NEEDED:
             raise _refused(name, opcode.name, argument)
         if opcode.name.endswith("PUT") and int(argument or 0) > len(data):  # memory is reserved for all numbers below
             raise damaged(name, f"its {NAME} remembers by numbers beyond its length")
+    if dicts > 1:
+        raise damaged(name, f"its {NAME} is no flat dict")
 
 
 def _refused(name: str, kind: str, argument: object) -> UnsafeCheckpointError | InvalidCheckpointError:
