@@ -42,6 +42,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test with many cases leave the first, the middle and the last for every run; the others are slow."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("slow", "long")):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for each in cases.values():
+        kept = {0, len(each) // 2, len(each) - 1}
+        for item in (item for number, item in enumerate(each) if number not in kept):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """Let the collector look only at what tests make: torch and the suite take it a quarter of a second each time."""
     gc.freeze()
