@@ -8,14 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch.utils.data
 from answers import s3_error
 from forked import python
 from listener import Answer, Heard, Listener, listening
-from proxy import Fault, fault_proxy, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit, Slots, fair_share
@@ -35,8 +33,6 @@ class Store:
     Attributes:
         delay: seconds.
         data: what each object has.
-        late: the first request of the byte at this position takes long.
-        freed: ends what takes long.
         most: how many requests it answers at a time; more are refused.
         at_a_time: how many requests were being answered when each came.
     """
@@ -44,8 +40,6 @@ class Store:
     delay: float
     data: bytes = BODY
     most: int = 1000
-    late: int | None = None
-    freed: threading.Event = field(default_factory=threading.Event)
     at_a_time: list[int] = field(default_factory=list)
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,9 +69,6 @@ class Store:
             return 200, {"ETag": ETAG, "Content-Length": str(len(self.data))}, self.data
         first, last = map(int, span.removeprefix("bytes=").split("-"))
         last = min(last, len(self.data) - 1)
-        if self.late is not None and first <= self.late <= last:
-            self.late = None
-            self.freed.wait(20)
         headers = {"ETag": ETAG, "Content-Range": f"bytes {first}-{last}/{len(self.data)}"}
         return 206, headers, self.data[first : last + 1]
 
@@ -157,44 +148,6 @@ def far_store() -> Iterator[tuple[Store, CSXFileSystem, Listener]]:
         listener.heard.clear()
         store.at_a_time.clear()
         yield store, fs, listener
-        store.freed.set()
-
-
-@pytest.mark.parametrize("way", ["readinto", "get_file"])
-def test_slow_request_is_made_again(far_store: tuple[Store, CSXFileSystem, Listener], tmp_path: Path, way: str) -> None:
-    """The last request of a read, if it hangs, is made again, once; the data is whole."""
-    store, fs, listener = far_store
-    store.late = 44 * MIB
-    began = time.monotonic()
-    if way == "readinto":
-        memory = bytearray(len(LARGE))
-        with fs.open("bucket/key", "rb") as file:
-            assert file.readinto(memory) == len(LARGE)
-        assert memory == LARGE
-    else:
-        fs.get_file("bucket/key", str(tmp_path / "local"))
-        assert (tmp_path / "local").read_bytes() == LARGE
-    assert store.late is None
-    assert time.monotonic() - began < 10
-    spans = [one.headers.get("range", "bytes=0-0") for one in listener.heard if one.method == "GET"]
-    late = [span for span in spans if int(span[6:].split("-")[0]) <= 44 * MIB <= int(span.split("-")[1])]
-    assert len(late) == 2
-
-
-def test_slow_body_is_overtaken(
-    server: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So is a request whose body stops in the middle; what had come of it stays."""
-    monkeypatch.setattr("fsspec_csx.s3.transport.race._SECONDS_NEAR", 0.2)
-    fs.pipe_file(f"{bucket}/key", LARGE)
-    with fault_proxy(server.endpoint_url) as proxy:
-        proxy.faults = [Fault("GET", skip=6, stall_down=MIB)]
-        began, memory = time.monotonic(), bytearray(len(LARGE))
-        with through(proxy, server).open(f"{bucket}/key", "rb") as file:
-            assert file.readinto(memory) == len(LARGE)
-        assert memory == LARGE
-        assert time.monotonic() - began < 10  # read_timeout is 15
-        assert sum(one.sent for one in proxy.made("GET")) < len(LARGE) + 4 * MIB
 
 
 def test_sizes_of_requests(far_store: tuple[Store, CSXFileSystem, Listener], monkeypatch: pytest.MonkeyPatch) -> None:

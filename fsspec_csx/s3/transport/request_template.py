@@ -44,9 +44,9 @@ class RequestTemplate:
             msg = "The request's URL does not end in the key."
             raise ValueError(msg)
         self._base = request.url.removesuffix(tail)
-        self._headers = {
-            name: _text(value) for name, value in request.headers.items() if name.lower() not in (*_OWN, *_OF_BOTOCORE)
-        }
+        # The condition of one object is not that of others.
+        left_out = {*_OWN, *_OF_BOTOCORE} | (set() if key is None else {"if-match"})
+        self._headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in left_out}
         self._auth = S3SigV4Auth(credentials, parts[-2], parts[-3])
 
     def request(self, key: str | None, span: str | None) -> Any:

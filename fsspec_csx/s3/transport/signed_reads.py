@@ -12,12 +12,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
-from fsspec_csx.s3.transport.race import Race
 from fsspec_csx.s3.transport.request_template import RequestTemplate
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ logger = logging.getLogger("fsspec_csx")
 
 # After so long a thread lets others have their turn.
 _TURN_SECONDS = 0.2
-_LOOK_SECONDS = 0.1  # between two looks for slow requests
 _REFUSED = (400, 401, 403)
 _BUSY = (429, 500, 502, 503, 504)
 _WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a busy store is asked again
@@ -75,7 +73,6 @@ class SignedReads:
         self._open = set(self._queue)
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._refused = False
-        self._race = Race()
 
     async def run(self) -> None:
         """Make the requests; no thread uses their memory when this returns, or raises."""
@@ -83,7 +80,6 @@ class SignedReads:
             return
         count = min(self._transfer.in_flight, len(self._open))
         tasks = [asyncio.ensure_future(self._take_turns()) for _ in range(count)]
-        tasks.append(asyncio.ensure_future(self._race_slow()))
         for task in tasks:
             task.add_done_callback(self._fail)
         try:
@@ -117,9 +113,8 @@ class SignedReads:
                 read = self._queue.popleft()
             except IndexError:
                 break
-            with self._race.entered(read):
-                wait = 0.0 if self._refused else self._try(read, read.wanted)
-            if wait is not None and not self._race.replace(read):
+            wait = 0.0 if self._refused else self._try(read, read.wanted)
+            if wait is not None:
                 return read, wait
             self._loop.call_soon_threadsafe(self._succeed, read)
             if slots.exceeded or (slots.contended and time.monotonic() - began > _TURN_SECONDS):
@@ -157,20 +152,6 @@ class SignedReads:
         self._open.discard(read)
         if not self._open and not self._done.done():
             self._done.set_result(None)
-
-    async def _race_slow(self) -> None:
-        """Make the last requests again, if they are slow."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            slow = [] if self._queue else self._race.slow(time.monotonic(), far=self._transfer.slots.far)
-            await asyncio.gather(*(self._make_again(read) for read in slow))
-
-    async def _make_again(self, read: SignedRead) -> None:
-        twin = self._race.twin(read)
-        async with self._transfer.turn():
-            await asyncio.wrap_future(self._transfer.in_thread(self._try, replace(read, accept=bool), twin))
-        if self._race.won(read, twin) and self._race.replace(read):
-            self._succeed(read)
 
 
 async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
