@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.cli.format import emit, print_status, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
+from fsspec_csx.errors import ConfigError
 from fsspec_csx.storage.paths import redacted
 
 if TYPE_CHECKING:
@@ -133,6 +134,14 @@ def _as_one(results: list[dict[str, Any]]) -> dict[str, Any]:
     return results[0] if len(results) == 1 else {"trainings": results}
 
 
+def _folder(word: str) -> str:
+    key, equals, _ = word.partition("=")
+    if equals and "/" not in key:
+        reason = f"{key!r} in the option -o is no key of the file."
+        raise ConfigError(reason, "Write keys as in init.loop.max_steps=10; a folder with '=' in its name as ./NAME.")
+    return word
+
+
 def _configs(options: argparse.Namespace) -> list[Config]:
     from fsspec_csx.trainer.config import document  # only here, as it imports torch
 
@@ -143,7 +152,7 @@ def _configs(options: argparse.Namespace) -> list[Config]:
     values = [word for word in options.words if _VALUE.match(word)]
     for word in options.words:
         if word not in values:
-            changes["model_dir"] = word
+            changes["model_dir"] = _folder(word)
     if options.ckpt_path is not None:
         changes["ckpt_path"] = None if options.ckpt_path == _NONE else options.ckpt_path
     made = document.read(options.params, values, **changes)

@@ -11,6 +11,7 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointPathError, ChecksumError
+from fsspec_csx.formats.huggingface import names as huggingface
 from fsspec_csx.manage import cerebras_folders, naming
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage.directory import Directory
@@ -98,7 +99,7 @@ class CheckpointFolder:
         held = _held(target)
         local = target.fs is None
         if not overwrite:
-            if _manifests(held) and not self._is_resumed(target, held):
+            if (_manifests(held) or _models(held, self.names)) and not self._is_resumed(target, held):
                 raise already_exists(target.path)
             for name in held:
                 if local and name in self.names:
@@ -287,7 +288,7 @@ def _remove_former(target: Directory, held: list[str], names: list[str], *, all_
         names: the names of the new files.
         all_parts: whether all files belong to the checkpoint, as in a Cerebras checkpoint.
     """
-    manifests = _manifests(held)
+    manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
     all_parts |= naming.METADATA in held
     parts = [name for name in held if all_parts or naming.is_shard(_last(name))]
     shards = [name for name in parts if name not in (*names, *manifests)]
@@ -303,3 +304,9 @@ def _manifests(names: Iterable[str]) -> list[str]:
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def _models(held: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The models that a target holds, if a model of Hugging Face comes there: load may prefer one of them to it."""
+    top = [[each for each in those if "/" not in each] for those in (held, names)]
+    return huggingface.models(top[0]) if huggingface.models(top[1]) else []

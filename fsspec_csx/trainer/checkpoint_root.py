@@ -59,7 +59,9 @@ def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
     files, folders = Directory(path).scan()
     if format and any(file.name == naming.METADATA for file in files):
         return cerebras_folders.is_complete(Directory(path), "")
-    return bool(folders) or not all(naming.is_shard(file.name) or naming.is_temporary(file.name) for file in files)
+    return bool(folders or format) or not all(
+        naming.is_shard(file.name) or naming.is_temporary(file.name) for file in files
+    )
 
 
 def delete(path: str) -> None:

@@ -195,7 +195,7 @@ def _parameter_here(
         names = {other: name for name, other in _ADAFACTOR.items()}
         own = {names[name]: value for name, value in own.items()}
     if kind in _UNCOUNTED:
-        return own
+        return own if kind != "SGD" or any(bool(each.any()) for each in own.values()) else {}
     step = _steps(form, there, group, global_step)
     if not step:  # as before the first step
         return {}

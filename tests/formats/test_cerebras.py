@@ -506,6 +506,15 @@ def test_who_may_not_list(bucket: str) -> None:
             load(f"s3://{bucket}/y.mdl", storage_options=options)
 
 
+def test_folder_of_others_is_not_replaced(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
+    """A save deletes the objects of the checkpoint that it replaces, and those of nothing else."""
+    fs.pipe({f"{bucket}/run/checkpoint_1.mdl": b"one", f"{bucket}/run/checkpoint_10/x.safetensors": b"ten"})
+    held = sorted(fs.find(bucket))
+    with pytest.raises(FileExistsError, match="other files"):
+        save({"a": torch.ones(2)}, f"s3://{bucket}/run", format="cerebras")
+    assert sorted(fs.find(bucket)) == held
+
+
 # -- for the commands --------------------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,7 @@ def test_opcodes_that_run_code(opcodes: bytes) -> None:
         b"}r\xff\xff\xff\x7fX\x01\x00\x00\x00aj\xff\xff\xff\x7fs.",
         b"I" + b"9" * 100_000 + b"\n.",
         b"L" + b"9" * 100_000 + b"L\n.",
+        b"}(" + b"".join(b"\x8a\x09" + bytes(8) + bytes([number]) + b"N" for number in range(1, 100)) + b"u.",
         b"]" * 100_000 + b"a" * 99_999 + b".",
         b"(" * 100_000 + b"d" * 99_999 + b".",
     ],

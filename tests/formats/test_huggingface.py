@@ -430,3 +430,46 @@ def test_killed(root: str) -> None:
         assert {float(value) for each in found.values() for value in each.unique()} <= {last, last + 1.0}
         assert len({float(each[0]) for each in found.values()}) == 1
         check_complete(f"{root}/m")
+
+
+def test_save_removes_shards_alone(root: str) -> None:
+    """An old index may name any file, and shards of another index: those stay."""
+    save({"b": torch.ones(2)}, f"{root}/shared.safetensors")
+    fill(root, "config.json", data=b"{}")
+    write_index(root, {"a": "config.json", "b": "shared.safetensors", "c": INDEX})
+    write_index(root, {"b": "shared.safetensors"}, name="other.safetensors.index.json")
+    save(STATE, root, format="huggingface")
+    assert {"config.json", "shared.safetensors", INDEX} <= set(left(root))
+    assert same(load(f"{root}/{INDEX}"), STATE)
+
+
+def test_checkpoint_of_another_format_is_not_hidden_by_a_save(root: str) -> None:
+    """``load`` would take the other one: an error before anything is written."""
+    fill(root, ".metadata", data=b"of torch.distributed.checkpoint")
+    with pytest.raises(FileExistsError, match="another format"):
+        save(STATE, root, format="huggingface")
+    assert left(root) == [".metadata"]
+
+
+def test_copy_replaces_a_model_of_one_file(root: str) -> None:
+    """Beside other files too: an error without ``overwrite``, and else the new tensors are what is loaded."""
+    save(STATE, f"{root}/new/x", format="huggingface")
+    save({"old": torch.ones(2)}, f"{root}/old/x/model.safetensors")
+    fill(f"{root}/old/x", "events.tfevents", data=b"x")
+    with pytest.raises(FileExistsError):
+        copy(f"{root}/new/x", f"{root}/old/")
+    copy(f"{root}/new/x", f"{root}/old/", overwrite=True)
+    assert "events.tfevents" in left(f"{root}/old/x")
+    assert "model.safetensors" not in left(f"{root}/old/x")
+    assert same(load(f"{root}/old/x/{INDEX}"), STATE)
+
+
+def test_folder_of_an_experiment_is_no_checkpoint(root: str) -> None:
+    """A model beside files that none of the tools writes is a file in a folder, and prune leaves the folder."""
+    for step in (1, 2):
+        save({"a": torch.ones(2)}, f"{root}/exp_step_{step}/model.safetensors")
+        for name in ("train.py", "data.jsonl", "thesis.txt"):
+            fill(f"{root}/exp_step_{step}", name, data=b"mine")
+    held = left(root)
+    prune.prune(root, 1)
+    assert left(root) == held

@@ -227,6 +227,27 @@ def test_exact(name: str, environment: LocalS3, bucket: str) -> None:
     )
 
 
+def test_exact_from_the_initial_checkpoint(environment: LocalS3, bucket: str) -> None:
+    """SGD has no momentum before its first step, and damps none of that step's gradient."""
+    root = f"s3://{bucket}/run"
+    whole, _ = made(
+        root,
+        checkpoint=Checkpoint(3, checkpoint_root=root, format="cerebras", save_initial_checkpoint=True),
+        loop={"max_steps": 4, "eval_frequency": 0},
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.3),
+    )
+    whole.fit(loader())
+    resumed, _ = made(
+        f"{root}/resumed",
+        checkpoint=Checkpoint(3, checkpoint_root=f"{root}/resumed", format="cerebras"),
+        loop={"max_steps": 4, "eval_frequency": 0},
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.3),
+    )
+    resumed.fit(loader(), ckpt_path=f"{root}/checkpoint_0.mdl")
+    held = whole.model.state_dict()
+    assert all(torch.equal(value, held[name]) for name, value in resumed.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "name", [each if each == "sequence" else pytest.param(each, marks=pytest.mark.slow) for each in SCHEDULERS]
 )

@@ -97,6 +97,8 @@ def _check_opcodes(data: bytes, name: str) -> None:
         dicts += opcode.name in ("EMPTY_DICT", "DICT")
         if opcode.name not in _NEEDED:
             raise _refused(name, opcode.name, argument)
+        if isinstance(argument, int) and argument.bit_length() > 64:  # as keys they could all have one hash
+            raise damaged(name, f"its {NAME} has a number of {argument.bit_length()} bits")
         if opcode.name.endswith("PUT") and int(argument or 0) > len(data):  # memory is reserved for all numbers below
             raise damaged(name, f"its {NAME} remembers by numbers beyond its length")
     if dicts > 1:

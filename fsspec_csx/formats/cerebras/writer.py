@@ -99,6 +99,9 @@ def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
     if fs.isfile(path):
         msg = f"There is an object {name}, and a Cerebras checkpoint is a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
+    if former and metadata_of(path) not in former:
+        msg = f"{name} has other files, which a Cerebras checkpoint would replace. Delete them, or choose another name."
+        raise FileExistsError(msg)
     fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.metadata()))
     wanted = {metadata_of(path), *(f"{path}/{key}" for key in plan.bodies)}
     left = [each for each in former if each not in wanted]

@@ -24,7 +24,11 @@ _BESIDE = re.compile(
     r"(?:_\d+)?|.+-\d{5}-of-\d{5})\.(?:safetensors|bin|pth?)"
 )
 # Their configurations, tokenizers, states and descriptions.
-_NOTE = re.compile(r".+\.(?:json|jsonl|txt|md|model|jinja|pkl|py|spm|tiktoken)|\.gitattributes|latest|LICENSE")
+_NOTE = re.compile(
+    r".+\.(?:json|jinja|spm|tiktoken)|(?:vocab|merges)\.txt|(?:README|LICENSE|NOTICE)(?:\.md|\.txt)?"
+    r"|(?:configuration|modeling|tokenization|processing|generation)_\w+\.py|(?:tokenizer|spiece|sentencepiece\.bpe)\.model"
+    r"|random_states_\d+\.pkl|\.gitattributes|latest"
+)
 
 
 def is_index(name: str) -> bool:

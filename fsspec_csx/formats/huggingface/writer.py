@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
-from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, shard_names
+from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, is_index, shard_names
 from fsspec_csx.formats.safetensors import writer
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import CheckpointWriter, expect_size
@@ -23,6 +23,7 @@ from fsspec_csx.storage.progress import run_in_threads
 SHARD_SIZE = "5GB"
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _THREADS = 4
+_OTHER_FORMATS = frozenset((".metadata", "__METADATA__"))  # of DCP and of Cerebras folders
 
 
 class HuggingFaceWriter(CheckpointWriter):
@@ -95,12 +96,19 @@ class Replacing:
 
     def __init__(self, fs: AbstractFileSystem | None, path: str, name: str, parts: Sequence[Sequence[str]]) -> None:
         place, self._stem = index_of(path)
+        self._is_folder = place == path
         self.folder = Folder(fs, place, name)
         self.names = shard_names(self._stem, len(parts))
         self._parts = parts
         self._writes_index = False
+        self._present: list[str] = []
 
     def __enter__(self) -> Replacing:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # who writes may not list
+            self._present = self.folder.names()
+        if self._is_folder and not _OTHER_FORMATS.isdisjoint(self._present):
+            msg = f"{self.folder.name} has a checkpoint of another format, which load prefers. Delete it first."
+            raise FileExistsError(msg)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
@@ -121,14 +129,14 @@ class Replacing:
             OSError: raised by the filesystem; the old checkpoint is whole, unless the index was written.
         """
         manifest = f"{self._stem}{INDEX_SUFFIX}"
-        old = self._old_shards(manifest)
+        old = self._replaced_shards(manifest)
         weight_map = {tensor: shard for shard, part in zip(self.names, self._parts, strict=True) for tensor in part}
         text = Index(weight_map, aliases, {"total_size": total_size}).encoded()
         self._writes_index = True  # from here on it may be there, also after an error
         with self.folder.atomic_write(manifest) as file:
             file.write(text)
         self._remove_single(f"{self._stem}{SUFFIX}")
-        self.folder.remove(sorted(old - set(self.names)))
+        self.folder.remove(sorted(old))
         return len(text)
 
     def _remove_single(self, name: str) -> None:
@@ -137,14 +145,22 @@ class Replacing:
             fs, path = self.folder.fs, self.folder.at(name)
             os.unlink(path) if fs is None else fs.rm_file(path)
 
-    def _old_shards(self, manifest: str) -> set[str]:
+    def _replaced_shards(self, manifest: str) -> set[str]:
+        """The shards that the old index names and no other one; an index may name any file, so only those of shards."""
+        others = [name for name in self._present if is_index(name) and name != manifest]
+        try:
+            old = self._shards(manifest)
+            kept = {shard for name in others for shard in self._shards(name)} if old else set()
+        except (CheckpointError, PermissionError) as error:  # some may write but not read
+            logger.warning("The shards of the old checkpoint stay: an index cannot be read: %s", error)
+            return set()
+        return {name for name in old - kept - set(self.names) if name.endswith(SUFFIX)}
+
+    def _shards(self, manifest: str) -> set[str]:
         try:
             with self.folder.open(manifest) as file:
                 return set(decoded(file.read(LARGEST), self.folder.name).shards)
         except FileNotFoundError:
-            return set()
-        except (CheckpointError, PermissionError) as error:  # some may write but not read
-            logger.warning("The shards of the old checkpoint stay: its index cannot be read: %s", error)
             return set()
 
 
