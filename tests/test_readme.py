@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from forked import python
@@ -45,6 +46,7 @@ def store() -> Iterator[LocalS3]:
     """A server that knows the README's access key."""
     me = Identity("me", ("Admin",), "my-access-key", "my-secret-key")
     with LocalS3(identities=[me]) as running:
+        fsspec.filesystem("s3", **running.storage_options(), skip_instance_cache=True).mkdir("my-bucket")
         yield running
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -57,14 +59,23 @@ class Threads:
         """Called by the event loop after each use: end the threads if none of them is busy for a while."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._retire)
+        loop = asyncio.get_running_loop()
+        nothing = contextvars.Context()  # that of the call would keep its memory
+        self._timer = loop.call_later(IDLE_SECONDS, _retire, weakref.ref(self), context=nothing)
 
-    def _retire(self) -> None:
+    def retire(self) -> None:
+        """End the threads, if none of them is busy and more than are kept."""
         with self._lock:
             if self._busy or len(self) <= self._kept:
                 return
             former, self._executor = self._executor, self._made()
         former.shutdown(wait=False)
+
+
+def _retire(threads: weakref.ref[Threads]) -> None:
+    """The event loop keeps no threads alive that nobody uses any more."""
+    if (used := threads()) is not None:
+        used.retire()
 
 
 class _Executor(ThreadPoolExecutor):
