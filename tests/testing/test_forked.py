@@ -40,7 +40,8 @@ left = Left()
 print("end", end=" ")
 sys.exit(7)
 """
-WAITING = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+# Many short sleeps: a signal that comes just before a long one is not seen before its end.
+WAITING = "import os, time; print(os.getpid(), flush=True); [time.sleep(0.1) for _ in range(600)]"
 
 
 @pytest.fixture(params=["started", "forked"])
