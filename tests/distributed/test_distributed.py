@@ -354,12 +354,12 @@ def test_load_and_inspect(root: str) -> None:
     assert difference(fsspec_csx.load(f"{root}/a"), state()) is None
     assert fsspec_csx.load(f"{root}/a", keys=["step"]) == {"step": 7}
     assert fsspec_csx.load(f"{root}/a", keys=["model"], map_location="meta")["model"]["bias"].shape == (7,)
-    told = fsspec_csx.inspect(f"{root}/a")
-    assert told.format == "distributed"
-    assert told.tensors["model.large"].shape == (3, 100_000)
-    assert told.tensors["model.large"].nbytes == 1_200_000
-    assert told.values == {"step": 7, "values": [1, 2.5, "text", None]}
-    assert told.size == len(shard_of(f"{root}/a")[1])
+    info = fsspec_csx.inspect(f"{root}/a")
+    assert info.format == "distributed"
+    assert info.tensors["model.large"].shape == (3, 100_000)
+    assert info.tensors["model.large"].nbytes == 1_200_000
+    assert info.values == {"step": 7, "values": [1, 2.5, "text", None]}
+    assert info.size == len(shard_of(f"{root}/a")[1])
     with pytest.raises(FileNotFoundError):
         fsspec_csx.load(f"{root}/b")
 
@@ -393,7 +393,7 @@ def test_load_into_of_damage(tmp_path: Path) -> None:
 
 
 def test_incomplete_folder(root: str) -> None:
-    """A folder of shards without a manifest is told to be one, by whatever reads it; an empty place is not."""
+    """A folder of shards without a manifest is named as such by whatever reads it; an empty place is not."""
     distributed.save({"x": torch.ones(3)}, f"{root}/a")
     fs, path = fsspec.url_to_fs(f"{root}/a")
     fs.rm_file(f"{path}/.metadata")
@@ -580,10 +580,10 @@ def test_item_of_another_shape(tmp_path: Path, ours: bool, shape: tuple[int, ...
     writer = StorageWriter(tmp_path) if ours else FsspecWriter(str(tmp_path), sync_files=False)
     dcp.save({"x": torch.ones(3)}, storage_writer=writer)
     found = manifest.read(folder(str(tmp_path)))
-    told: Any = found.state_dict_metadata["x"]
-    told.size = told.chunks[0].sizes = torch.Size(shape)
-    told.chunks[0].offsets = torch.Size([0] * len(shape))
-    found.storage_data = {MetadataIndex("x", told.chunks[0].offsets): next(iter(found.storage_data.values()))}
+    sized: Any = found.state_dict_metadata["x"]
+    sized.size = sized.chunks[0].sizes = torch.Size(shape)
+    sized.chunks[0].offsets = torch.Size([0] * len(shape))
+    found.storage_data = {MetadataIndex("x", sized.chunks[0].offsets): next(iter(found.storage_data.values()))}
     (tmp_path / ".metadata").write_bytes(pickle.dumps(found))
     with pytest.raises(InvalidCheckpointError, match="it has no"):
         distributed.whole(tmp_path)
@@ -815,7 +815,7 @@ except LostProcessError as error:
     ],
 )
 def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, maybe_applied: bool) -> None:
-    """A process is told that another one was killed, or hangs, and by an error of ours; the old checkpoint stays."""
+    """Another process that was killed, or hangs, is an error of ours; the old checkpoint stays."""
     distributed.save({"x": torch.zeros(3)}, tmp_path / "checkpoint")
     (tmp_path / "losing.py").write_text(LOSING)
     command = [*python(), str(tmp_path / "losing.py"), str(tmp_path), verb]
@@ -824,13 +824,13 @@ def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, maybe_a
         for rank in range(2)
     ]
     try:
-        told, _ = started[1 - lost].communicate(timeout=60)
+        output, _ = started[1 - lost].communicate(timeout=60)
     finally:
         for process in started:
             with process:
                 process.kill()
-    assert told.startswith(f"{maybe_applied} Another process of this job has ended, or"), told
-    assert ("may have been done" in told) == maybe_applied
+    assert output.startswith(f"{maybe_applied} Another process of this job has ended, or"), output
+    assert ("may have been done" in output) == maybe_applied
     assert distributed.whole(tmp_path / "checkpoint")["x"].sum() == 0
     assert distributed.leftovers(tmp_path / "checkpoint") == []
 

@@ -77,8 +77,8 @@ def test_transformers(root: str, tmp_path: Path, kind: str) -> None:
     fetched(f"{root}/ours", tmp_path / "ours")
     shutil.copy(tmp_path / "theirs" / "config.json", tmp_path / "ours")
     assert len([*(tmp_path / "ours").glob("*.safetensors")]) > 1
-    loaded, told = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not told["missing_keys"], told
+    loaded, info = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"], info
     assert same(loaded.state_dict(), model.state_dict())
 
 
