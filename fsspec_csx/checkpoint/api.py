@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback
 
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -66,7 +67,7 @@ def save(
     with report_progress(callback, text) as progress:
         saving = registry.writer(obj, text, format, max_shard_size=max_shard_size)
         meter = ProgressMeter(progress, saving.nbytes, estimated=True)
-        saving.save(fs, inner, name=redacted(text), advance=meter.advance)
+        saving.save(Target(fs, inner, redacted(text)), advance=meter.advance)
         saving.free()  # the file may have used it until it was closed
         meter.finish()
 

@@ -16,6 +16,7 @@ from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.checkpoint.exit_status import note_failure
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unretrieved
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter
@@ -135,7 +136,7 @@ class _Save:
             progress.commit()
             progress.raise_if_cancelled()
 
-        self.saving.save(self.fs, self.path, name=redacted(self.text), advance=advance, commit=commit)
+        self.saving.save(Target(self.fs, self.path, redacted(self.text)), advance=advance, commit=commit)
         meter.finish()
 
 

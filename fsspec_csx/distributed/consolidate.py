@@ -17,11 +17,12 @@ from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import opening, reader, registry
-from fsspec_csx.formats.base import Request, Target
+from fsspec_csx.formats.base import Request
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import report_progress

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
-from fsspec import AbstractFileSystem
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import structure_limits
-from fsspec_csx.formats.writer import CheckpointWriter
+from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors import names
@@ -26,21 +25,6 @@ from fsspec_csx.tensors.source import Source
 
 if TYPE_CHECKING:
     from fsspec_csx.formats.verify_report import Report
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a checkpoint is written.
-
-    Attributes:
-        fs: the filesystem; None for the local one.
-        path: the path on it.
-        name: what errors call it.
-    """
-
-    fs: AbstractFileSystem | None
-    path: str
-    name: str
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats import reader, registry
-from fsspec_csx.formats.base import Converted, Request, Target
+from fsspec_csx.formats.base import Converted, Request
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors import names

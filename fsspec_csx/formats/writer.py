@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fsspec import AbstractFileSystem
 
 from fsspec_csx.storage.atomic import atomic_write
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint is written.
+
+    Attributes:
+        fs: the filesystem; None for the local one.
+        path: the path on it.
+        name: what errors call it.
+    """
+
+    fs: AbstractFileSystem | None
+    path: str
+    name: str
 
 
 class CheckpointWriter(ABC):
@@ -22,20 +38,12 @@ class CheckpointWriter(ABC):
 
     @abstractmethod
     def save(
-        self,
-        fs: AbstractFileSystem | None,
-        path: str,
-        *,
-        name: str,
-        advance: Callable[[int], object],
-        commit: Callable[[], object] = lambda: None,
+        self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """Write the checkpoint; the files may use the tensors' own memory until this returns.
 
         Args:
-            fs: the filesystem; None for the local one.
-            path: the path on it.
-            name: the path for errors.
+            target: where to.
             advance: called many times with the number of bytes that were written.
             commit: called when only the step is left that makes the checkpoint visible.
 
@@ -52,16 +60,10 @@ class FileWriter(CheckpointWriter):
     """An object that is to be saved to one file."""
 
     def save(
-        self,
-        fs: AbstractFileSystem | None,
-        path: str,
-        *,
-        name: str,
-        advance: Callable[[int], object],
-        commit: Callable[[], object] = lambda: None,
+        self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``."""
-        with atomic_write(fs, path) as file:
+        with atomic_write(target.fs, target.path) as file:
             self.write(file, advance=advance)
             commit()
 

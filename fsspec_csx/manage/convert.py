@@ -125,7 +125,8 @@ def convert(
         else:
             import torch  # imported here, so that errors in paths come fast
 
-            from fsspec_csx.formats.base import Request, Target
+            from fsspec_csx.formats.base import Request
+            from fsspec_csx.formats.writer import Target
 
             cast = None if dtype is None else getattr(torch, _name(dtype))
             request = Request(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)

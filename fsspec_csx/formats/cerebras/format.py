@@ -14,7 +14,7 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats import placement
-from fsspec_csx.formats.base import Converted, Format, Request, Target
+from fsspec_csx.formats.base import Converted, Format, Request
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import hdf5
 from fsspec_csx.formats.cerebras import source as cerebras_source
@@ -26,6 +26,7 @@ from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report, damage_of
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors.lazy_object import LazyObject
@@ -98,7 +99,7 @@ class CerebrasFormat(Format[CerebrasSource]):
         obj = reader.read(source, name=request.name, keys=request.keys or (lambda name: True))
         writer = self.writer(obj)
         meter = ProgressMeter(progress, writer.nbytes)
-        writer.save(target.fs, target.path, name=target.name, advance=meter.advance)
+        writer.save(target, advance=meter.advance)
         meter.finish()
         return Converted(0, sum(isinstance(each, torch.Tensor) for _, each in walk(obj)))
 

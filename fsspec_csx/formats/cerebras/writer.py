@@ -13,7 +13,7 @@ from fsspec_csx.formats.byte_order import check_little_endian
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocols
 from fsspec_csx.formats.cerebras.plan import Plan
-from fsspec_csx.formats.writer import CheckpointWriter
+from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.files import unwrap_filesystem
 from fsspec_csx.tensors.contiguous import memory
 from fsspec_csx.tensors.crc32 import crc32_of
@@ -49,18 +49,13 @@ class CerebrasWriter(CheckpointWriter):
         self.nbytes = self._plan.nbytes
 
     def save(
-        self,
-        fs: AbstractFileSystem | None,
-        path: str,
-        *,
-        name: str,
-        advance: Callable[[int], object],
-        commit: Callable[[], object] = lambda: None,
+        self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """Write the checkpoint.
 
         Args:
-            name: the path for errors.
+            target: where to.
+            advance: see ``CheckpointWriter``.
             commit: called before the last write, which makes the objects a checkpoint.
 
         Raises:
@@ -69,7 +64,8 @@ class CerebrasWriter(CheckpointWriter):
         """
         assert self._plan is not None
         check_little_endian(*cerebras_metadata.LITTLE_ENDIAN)
-        fs, path, _ = unwrap_filesystem(fs, path)
+        fs, path, _ = unwrap_filesystem(target.fs, target.path)
+        name = target.name
         check_place(fs, name)
         plan = self._plan
         room = _LONGEST - len(path.partition("/")[2].encode()) - 1

@@ -10,7 +10,7 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import placement
-from fsspec_csx.formats.base import Converted, Format, Request, Target
+from fsspec_csx.formats.base import Converted, Format, Request
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
@@ -19,6 +19,7 @@ from fsspec_csx.formats.huggingface.writer import SHARD_SIZE, HuggingFaceWriter,
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors.lazy_object import LazyObject
@@ -99,7 +100,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         parts, aliases = conversion.safetensors_files(lambda sizes: split(sizes, request.max_shard_size))
         meter = ProgressMeter(progress, sum(file.nbytes for _, file in parts), estimated=True)
         size = 0
-        with Replacing(target.fs, target.path, target.name, [names for names, _ in parts]) as replacing:
+        with Replacing(target, [names for names, _ in parts]) as replacing:
             for shard, (_, file) in zip(replacing.names, parts, strict=True):
                 with replacing.folder.creating(shard) as opened:
                     size += conversion.stream(file, opened, meter.advance)

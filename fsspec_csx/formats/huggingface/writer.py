@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, is_index, shard_names
 from fsspec_csx.formats.safetensors import writer
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.formats.writer import CheckpointWriter, expect_size
+from fsspec_csx.formats.writer import CheckpointWriter, Target, expect_size
 from fsspec_csx.storage.folder import Folder, logger
 from fsspec_csx.storage.progress import run_in_threads
 
@@ -49,17 +48,11 @@ class HuggingFaceWriter(CheckpointWriter):
             self._tensors = {}
 
     def save(
-        self,
-        fs: AbstractFileSystem | None,
-        path: str,
-        *,
-        name: str,
-        advance: Callable[[int], object],
-        commit: Callable[[], object] = lambda: None,
+        self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``."""
         tensors = self._copy.thawed() if self._copy else self._tensors
-        replacing = Replacing(fs, path, name, self._parts)
+        replacing = Replacing(target, self._parts)
 
         def write_one(number: int, advance: Callable[[int], object]) -> None:
             parts = writer.laid_out({each: tensors[each] for each in self._parts[number]})
@@ -84,9 +77,7 @@ class Replacing:
     As a context manager, it removes the new shards if its block ends with an exception before the index is written.
 
     Args:
-        fs: the filesystem; None for the local one.
-        path: the path of the folder, or of the index in it.
-        name: what errors call it.
+        target: the folder, or the index in it.
         parts: the names of the tensors in each shard.
 
     Attributes:
@@ -94,10 +85,10 @@ class Replacing:
         names: those of the new shards.
     """
 
-    def __init__(self, fs: AbstractFileSystem | None, path: str, name: str, parts: Sequence[Sequence[str]]) -> None:
-        place, self._stem = index_of(path)
-        self._is_folder = place == path
-        self.folder = Folder(fs, place, name)
+    def __init__(self, target: Target, parts: Sequence[Sequence[str]]) -> None:
+        place, self._stem = index_of(target.path)
+        self._is_folder = place == target.path
+        self.folder = Folder(target.fs, place, target.name)
         self.names = shard_names(self._stem, len(parts))
         self._parts = parts
         self._writes_index = False

@@ -8,12 +8,12 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats import placement
-from fsspec_csx.formats.base import Converted, FileFormat, Request, Target
+from fsspec_csx.formats.base import Converted, FileFormat, Request
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.safetensors import layout, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.formats.writer import FileWriter, expect_size
+from fsspec_csx.formats.writer import FileWriter, Target, expect_size
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 

@@ -8,10 +8,11 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.base import Converted, FileFormat, Request, Target
+from fsspec_csx.formats.base import Converted, FileFormat, Request
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive, opaque, reader
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
