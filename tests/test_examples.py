@@ -177,8 +177,8 @@ def test_example(fsspec_alone: None, fs: CSXFileSystem, bucket: str, tmp_path: P
         fs.touch(f"{root}/{name}")
 
     command = [sys.executable, str(EXAMPLES / f"{example.script}.py"), f"s3://{root}"]
-    told = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=told, timeout=100)
+    report = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=report, timeout=100)
 
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr  # at the interpreter's exit, nor in a worker

@@ -13,7 +13,7 @@ NOTES = (
     "GB/s counts the bytes of the tensors, in 10^9 a second. The ratios to ours are medians of the ratios within each"
     " round. Extra memory is the peak above the state dict; the memory of a state dict that is loaded is new.",
     "In the first round what each peer loaded, and where the server stores it what it saved, was compared bit for bit.",
-    "The servers speak plain HTTP. s3fs and boto3 are told not to hash for the signature what they send, as over TLS;"
+    "The servers speak plain HTTP. s3fs and boto3 are set not to hash for the signature what they send, as over TLS;"
     " obstore hashes it in any case. Ours, s3fs, boto3 and CRT send checksums; sockets neither compute nor check any."
     " fsspec_csx.load compares the CRC-32 of each tensor in a torch file; torch.load on the others' files does not.",
 )

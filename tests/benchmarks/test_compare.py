@@ -137,7 +137,7 @@ def test_failure_is_shown_and_is_the_exit_status(
     assert (tmp_path / "p").read_text()
 
 
-def test_missing_server_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_server_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without nginx the message says how to get it, and the exit status is 2."""
     monkeypatch.setattr("nginx.shutil.which", lambda *_, **__: None)
     assert compare.main(["--server", "nginx"]) == 2
@@ -151,7 +151,7 @@ def test_ratios_are_taken_within_a_round(moody: Report) -> None:
     assert moody.row("local", "large", "load", "ours").faster is None
 
 
-def test_goals_are_told_by_the_numbers(moody: Report) -> None:
+def test_goals_are_reported_by_the_numbers(moody: Report) -> None:
     """Each goal says for each place whether it was met; one without numbers says so."""
     text = goals.as_text(moody)
     assert "s3fs\n  local: large save 6.00 met, large load 6.00 met\n" in text

@@ -523,7 +523,9 @@ def test_cancelled_before_it_began(tmp_path: Path) -> None:
 def test_cancelled_too_late(root: str) -> None:
     """A save that is published cannot be cancelled any more."""
     with Gate(at=1) as gate:
-        future = async_save([1], f"{root}/x.pt", callback=gate)  # so small that it is told of at the very end
+        future = async_save(
+            [1], f"{root}/x.pt", callback=gate
+        )  # so small that progress is reported only at the very end
         assert gate.reached.wait(SECONDS)
         assert not future.cancel()
     future.result(SECONDS)
@@ -604,7 +606,7 @@ def test_many_threads(root: str) -> None:
     assert names(root) == ["0", "1", "2", "3", "common"]
 
 
-# -- being told --------------------------------------------------------------------------------------------------------
+# -- progress ----------------------------------------------------------------------------------------------------------
 
 
 def test_progress(root: str) -> None:
@@ -783,15 +785,15 @@ def test_process_that_ends(root: str, server: LocalS3, monkeypatch: pytest.Monke
     ],
 )
 def test_failure_at_exit(tmp_path: Path, end: str, status: int) -> None:
-    """A failure that nobody asked for is told at the end of the process, and by its status; all else is done."""
+    """A failure that nobody asked for is reported at the end of the process, and by its status; all else is done."""
     ended = run(FAILING + end, str(tmp_path / "x.pt"), str(tmp_path / "log"))
-    told = [*ended.stderr.splitlines()]
-    assert ended.returncode == status, told
+    report = [*ended.stderr.splitlines()]
+    assert ended.returncode == status, report
     assert ended.stdout == "saving\nleft\n"
     assert (tmp_path / "x.pt.txt").read_text() == "not yet flushed"
     if "stderr" not in end:
-        assert told.count("left") == told.count("deleted") == 1
-        assert sum("exit status is 120" in line for line in told) == (status == 120)
+        assert report.count("left") == report.count("deleted") == 1
+        assert sum("exit status is 120" in line for line in report) == (status == 120)
     failures = [f"{tmp_path}/x.pt was not saved: ValueError: stop"]
     assert (tmp_path / "log").read_text().splitlines() == (failures if status else [])
 
@@ -799,7 +801,7 @@ def test_failure_at_exit(tmp_path: Path, end: str, status: int) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("kind", "status"), [("fork", 0), pytest.param("spawn", 120, marks=pytest.mark.long)])
 def test_failure_and_children(tmp_path: Path, kind: str, status: int) -> None:
-    """A child's exit status tells of a save of its own that failed, and not of one of its parent's."""
+    """A child's exit status reports a save of its own that failed, and not of one of its parent's."""
     (tmp_path / "children.py").write_text(CHILDREN)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
     command = [*python(), str(tmp_path / "children.py"), str(tmp_path), kind]
@@ -821,16 +823,16 @@ def test_ctrl_c_at_exit(tmp_path: Path) -> None:
         began = time.monotonic()
         _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 8  # each save takes ten seconds
-    *stopped, told = errors.splitlines()
+    *stopped, report = errors.splitlines()
     assert stopped == [f"{tmp_path}/x.pt was not saved: interrupted"] * 2
-    assert "exit status is 120" in told
+    assert "exit status is 120" in report
     assert process.returncode == 120
     assert load(tmp_path / "x.pt") == [1]
     assert names(str(tmp_path)) == ["home", "x.pt"]
 
 
 def test_too_late(tmp_path: Path) -> None:
-    """A thread that outlives the main thread is told that it cannot save in the background any more."""
+    """A thread that outlives the main thread gets an error that it cannot save in the background any more."""
     ended = run(LATE, str(tmp_path / "x.pt"))
     assert "The interpreter is ending" in ended.stdout
     assert not (tmp_path / "x.pt").exists()

@@ -160,7 +160,7 @@ def test_good_paths(path: str) -> None:
 
 @pytest.mark.parametrize("url", ["s3://bucket/key", "memory://run/x.pt"])
 def test_urls_squeezed_by_pathlib(url: str) -> None:
-    """A URL that went through pathlib.Path is told what happened to it."""
+    """A URL that went through pathlib.Path is an error that says what happened to it."""
     with pytest.raises(CheckpointPathError, match=r"pathlib\.Path makes one slash of the two"):
         checkpoint_path(Path(url))
 

@@ -52,7 +52,7 @@ def size_of(path: str) -> int:
 
 
 def test_save_tells(root: str) -> None:
-    """Save first tells the size of the file, then the bytes as they go, and ends at that size."""
+    """Save first says the size of the file, then the bytes as they go, and ends at that size."""
     noting = Noting()
     tensors = [torch.randn(MIB // 4) for _ in range(8)]
     save({"x": tensors, "tied": tensors[0]}, f"{root}/x.pt", callback=noting)
@@ -63,7 +63,7 @@ def test_save_tells(root: str) -> None:
 
 
 def test_load_tells(root: str) -> None:
-    """Load tells the size of the file, the bytes as they come, and ends at the size."""
+    """Load says the size of the file, the bytes as they come, and ends at the size."""
     save([torch.randn(MIB // 4) for _ in range(8)], f"{root}/x.pt")
     noting = Noting()
     load(f"{root}/x.pt", callback=noting)
@@ -98,7 +98,7 @@ def test_partial_load_ends_at_the_size(root: str) -> None:
     assert noting.states[-1] == (size, size)
 
 
-def told(noting: Noting, size: int) -> None:
+def report(noting: Noting, size: int) -> None:
     """Check that a callback heard of so many bytes, step by step, and never of more."""
     values = [value for value, _ in noting.states]
     assert noting.states[-1] == (size, size)
@@ -113,17 +113,17 @@ def test_folders_tell(root: str) -> None:
     saving, loading, gathering, reading = Noting(), Noting(), Noting(), Noting()
     distributed.save(state, f"{root}/a", callback=saving)
     fs, path = fsspec.url_to_fs(f"{root}/a")
-    told(saving, fs.du(path) - fs.size(f"{path}/.metadata"))
+    report(saving, fs.du(path) - fs.size(f"{path}/.metadata"))
     distributed.load(state, f"{root}/a", callback=loading)
-    told(loading, 16 * MIB)
+    report(loading, 16 * MIB)
     distributed.whole(f"{root}/a", callback=gathering)
-    told(gathering, 16 * MIB)
+    report(gathering, 16 * MIB)
     load(f"{root}/a", callback=reading)
-    told(reading, 16 * MIB)
+    report(reading, 16 * MIB)
     into = {"x": [torch.zeros(MIB // 4) for _ in range(16)], "step": 0}
     filling = Noting()
     load(f"{root}/a", into=into, callback=filling)
-    told(filling, 16 * MIB)
+    report(filling, 16 * MIB)
 
 
 def test_many_shards_tell_in_this_thread(tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def test_many_shards_tell_in_this_thread(tmp_path: Path) -> None:
     state = {name: torch.zeros(MIB // 4) for name in tensors}
     distributed.load(state, tmp_path / "0", callback=noting)
     assert all(torch.equal(state[name], tensors[name]) for name in tensors)
-    told(noting, 8 * MIB)
+    report(noting, 8 * MIB)
     assert threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("form", ["torch", "distributed"])
 @pytest.mark.parametrize("keys", [None, ["x"]])
 def test_conversions_tell(root: str, tmp_path: Path, form: str, keys: list[str] | None) -> None:
-    """A conversion from a folder, or into one, tells once of the bytes that it writes."""
+    """A conversion from a folder, or into one, says once of the bytes that it writes."""
     state = {"x": [torch.randn(MIB // 4) for _ in range(8)], "step": 1}
     if form == "torch":
         distributed.save(state, f"{root}/a")
@@ -167,7 +167,7 @@ def test_conversions_tell(root: str, tmp_path: Path, form: str, keys: list[str] 
     noting = Noting()
     convert(f"{root}/a", tmp_path / "b", format=form, keys=keys, callback=noting)
     files = [tmp_path / "b"] if form == "torch" else [*(tmp_path / "b").glob("*.distcp")]
-    told(noting, sum(file.stat().st_size for file in files))
+    report(noting, sum(file.stat().st_size for file in files))
 
 
 def test_work_in_threads_ends_with_the_first_failure() -> None:
@@ -263,7 +263,7 @@ def shown(
         try:
             while part := os.read(ours, 4096):
                 output += part
-        except OSError:  # how the end of a terminal is told
+        except OSError:  # how the end of a terminal is reported
             pass
         os.close(ours)
         assert process.wait(60) == 0, output.decode()
@@ -308,7 +308,7 @@ def test_no_bar_in_a_pipe(slow: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_bar_when_told_off(slow: Path) -> None:
+def test_no_bar_when_reported_off(slow: Path) -> None:
     """A callback that does nothing shows nothing."""
     assert shown(slow, arguments=", callback=NoOpCallback()") == ""
 

@@ -41,8 +41,8 @@ def test_from_s3_to_s3(bucket: str, environment: LocalS3) -> None:
     assert done.returncode == DONE, done
     assert done.stderr == ""
     size = fsspec.filesystem("s3").size(f"{bucket}/out/a b#1.mdl")
-    told = f"Converted s3://{bucket}/run/a b#1.mdl to {target} (2 tensors, 1 of them cast, {size / 1024:.1f} KiB)\n"
-    assert done.stdout == told
+    report = f"Converted s3://{bucket}/run/a b#1.mdl to {target} (2 tensors, 1 of them cast, {size / 1024:.1f} KiB)\n"
+    assert done.stdout == report
     found = load(target)
     assert list(found) == ["model"]
     assert torch.equal(found["model"]["w"], STATE["model"]["w"].bfloat16())  # type: ignore[index]
@@ -64,8 +64,8 @@ def test_huggingface(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "third").exists()
 
 
-def test_what_is_told(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is left out, copied or no longer finite is told by name."""
+def test_what_is_reported(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is left out, copied or no longer finite is reported by name."""
     tied = torch.tensor([1.0, 1e9])
     torch.save({"a": tied, "b": tied, "step": 1, "more": list(range(30))}, source)
     target = f"{tmp_path}/x.safetensors"
@@ -83,7 +83,7 @@ def test_what_is_told(source: str, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_json(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--json tells all there is to tell in one document."""
+    """--json lists everything in one document."""
     target = tmp_path / "x.safetensors"
     assert run(source, str(target), "--json", "--drop-values", "--dtype", "bfloat16") == DONE
     assert json.loads(capsys.readouterr().out) == {
@@ -157,7 +157,7 @@ def test_failures(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_failures_of_s3(source: str, bucket: str, server: LocalS3, new_bucket: str) -> None:
-    """S3's refusals are told in processes of their own: a user who may only read, and a wrong secret."""
+    """S3's refusals are reported in processes of their own: a user who may only read, and a wrong secret."""
     save(STATE, f"s3://{bucket}/x.mdl", storage_options=server.storage_options())
     reader = server.environment(server.identities[1])
     cause, remedy = failure(cszoo("convert", f"s3://{bucket}/x.mdl", f"s3://{bucket}/y.mdl", environment=reader))

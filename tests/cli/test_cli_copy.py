@@ -62,8 +62,8 @@ def test_up_and_down_in_processes(here: Path, remote: str, fs: CSXFileSystem) ->
 def test_what_is_printed(here: Path, capsys: pytest.CaptureFixture[str], quiet: bool) -> None:
     """A line for each checkpoint, none with --quiet."""
     assert main(["checkpoint", "move", "a_1.mdl", "a_10.mdl", "new/", *(["-q"] if quiet else [])]) == DONE
-    told = "".join(f"Moved checkpoint from {name} to new/{name}\n" for name in ("a_1.mdl", "a_10.mdl"))
-    assert capsys.readouterr() == ("" if quiet else told, "")
+    report = "".join(f"Moved checkpoint from {name} to new/{name}\n" for name in ("a_1.mdl", "a_10.mdl"))
+    assert capsys.readouterr() == ("" if quiet else report, "")
     assert sorted(path.name for path in (here / "new").iterdir()) == ["a_1.mdl", "a_10.mdl"]
     assert sorted(path.name for path in here.iterdir()) == ["new"]
 
@@ -95,7 +95,7 @@ def test_sources_of_one_name(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("arguments", [[], ["a_1.mdl"], ["a_1.mdl", "a_10.mdl", "b.mdl"], ["--forc", "a_1.mdl", "b"]])
 @pytest.mark.parametrize("verb", ["copy", "move"])
 def test_wrong_usage(here: Path, verb: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong usage is told, and does nothing."""
+    """Wrong usage is reported, and does nothing."""
     with pytest.raises(SystemExit) as left:
         main(["checkpoint", verb, *arguments])
     assert left.value.code == USAGE
@@ -199,7 +199,7 @@ def _pieces(terminal: int) -> Iterator[bytes]:
     try:
         while piece := os.read(terminal, 4096):
             yield piece
-    except OSError:  # how the end of a terminal is told
+    except OSError:  # how the end of a terminal is reported
         pass
     finally:
         os.close(terminal)

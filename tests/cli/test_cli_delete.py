@@ -71,9 +71,9 @@ def test_sharded(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     others = ["ckpt_10/.metadata", "ckpt_10/__0_0.distcp", "ckpt_1.mdl", "ckpt_1/folder/x.mdl"]
     fill(root, *SHARDED, *others)
     assert run("--json", "--dry-run", f"{root}/ckpt_1/") == DONE
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     checkpoint = {"path": f"{root}/ckpt_1/", "size": 16, "files": 4, "sharded": True}
-    assert told == {"dry_run": True, "checkpoints": [checkpoint], "failed": {}}
+    assert report == {"dry_run": True, "checkpoints": [checkpoint], "failed": {}}
     assert run("-y", f"{root}/ckpt_1") == DONE
     assert left(root) == sorted(others)
     assert run("-y", f"{root}/ckpt_10") == DONE
@@ -147,7 +147,7 @@ def test_what_is_no_checkpoint(root: str) -> None:
 
 
 def test_missing(root: str) -> None:
-    """A path with nothing there is told before anything goes."""
+    """A path with nothing there is reported before anything goes."""
     fill(root, "x.mdl", "y.mdl")
     with pytest.raises(FileNotFoundError, match=r"z\.mdl"):
         targets([f"{root}/x.mdl", f"{root}/z.mdl"])
@@ -238,9 +238,9 @@ def test_json(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What was deleted, as JSON and nothing else."""
     fill(root, "x.mdl")
     assert run("--json", "-y", f"{root}/x.mdl") == DONE
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     checkpoint = {"path": f"{root}/x.mdl", "size": 4, "files": 1, "sharded": False}
-    assert told == {"dry_run": False, "checkpoints": [checkpoint], "failed": {}}
+    assert report == {"dry_run": False, "checkpoints": [checkpoint], "failed": {}}
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_question(tmp_path: Path, answer: str, gone: bool) -> None:
 
 
 def test_refusals(server: LocalS3, bucket: str, capsys: pytest.CaptureFixture[str], aws_files: Path) -> None:
-    """Who may only read deletes nothing, and is told which are left; other causes are told as what they are."""
+    """Who may only read deletes nothing, and the error names what is left; other causes are reported as such."""
     root = f"s3://{bucket}"
     fill(root, *SHARDED, "x.mdl", "y.mdl", **server.storage_options())
     reader = server.storage_options("reader")

@@ -35,8 +35,8 @@ def run(*arguments: str) -> int:
 def test_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line for each difference, and one with their number."""
     assert run(f"{folder}/a.mdl", f"{folder}/b.mdl") == DIFFERENT
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [
+    report = capsys.readouterr()
+    assert report.out.splitlines() == [
         "w: 7 of 8 elements differ, by at most 0.00683594 (relative: 0.00097561)",
         "i: 3 of 3 elements differ, by at most 1099511627776 (relative: 1)",
         "step: value 1 and 2",
@@ -44,7 +44,7 @@ def test_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "new: only in the second ('x')",
         "Found 5 differences.",
     ]
-    assert told.err == ""
+    assert report.err == ""
 
 
 def test_equal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,9 +64,9 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save({"w": torch.tensor([0.0, float("nan")])}, folder / "nan.mdl")
     save({"w": torch.tensor([1.0, 1.0])}, folder / "one.mdl")
     assert run(f"{folder}/one.mdl", f"{folder}/nan.mdl", "--json") == DIFFERENT
-    (told,) = json.loads(capsys.readouterr().out)
+    (report,) = json.loads(capsys.readouterr().out)
     wanted = {"name": "w", "what": "value", "elements": 2, "total": 2, "absolute": "nan", "relative": "nan"}
-    assert told == {**wanted, "first": None, "second": None}
+    assert report == {**wanted, "first": None, "second": None}
 
 
 @pytest.mark.parametrize("option", ["--tensor_comparison_op", "--tensor-comparison-op"])
@@ -94,7 +94,7 @@ def test_allclose(folder: Path, option: str, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong usage is told before anything is opened."""
+    """Wrong usage is reported before anything is opened."""
     with pytest.raises(SystemExit) as left:
         run(*arguments)
     assert left.value.code == USAGE
@@ -123,7 +123,7 @@ def test_failures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_as_a_process(folder: Path, environment: LocalS3, bucket: str) -> None:
-    """The command compares a local checkpoint with one on S3, and tells by its status what it found."""
+    """The command compares a local checkpoint with one on S3, and says by its status what it found."""
     path = f"s3://{bucket}/run #1/a.mdl"
     save({"w": torch.arange(8.0), "i": torch.arange(3), "step": 1, "old": None}, path)
     assert run(str(folder / "a.mdl"), path) == DONE

@@ -64,12 +64,12 @@ def test_all_is_well(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> No
     assert [check.name for check in seen] == [*SETTINGS, "reachable", "clock", "signed in", *TRIED]
     assert [check for check in seen if check.ok is not True or check.remedy] == []
     assert fs.find(bucket) == [f"{bucket}/run/model.mdl"]
-    told = {check.name: check.text for check in seen}
-    assert told["list"] == f"objects below s3://{bucket}/run/: 1"
-    assert told["write"].startswith(f"60 bytes to s3://{bucket}/run/.cszoo-doctor-")
-    assert told["speed"].endswith("to read, of an object of 32 MiB")
-    assert "compares CRC64NVME" in told["checksums"]
-    assert "heeds If-None-Match" in told["conditional write"]
+    report = {check.name: check.text for check in seen}
+    assert report["list"] == f"objects below s3://{bucket}/run/: 1"
+    assert report["write"].startswith(f"60 bytes to s3://{bucket}/run/.cszoo-doctor-")
+    assert report["speed"].endswith("to read, of an object of 32 MiB")
+    assert "compares CRC64NVME" in report["checksums"]
+    assert "heeds If-None-Match" in report["conditional write"]
 
 
 def test_without_a_bucket(environment: LocalS3, fs: CSXFileSystem) -> None:
@@ -82,7 +82,7 @@ def test_without_a_bucket(environment: LocalS3, fs: CSXFileSystem) -> None:
 
 
 def test_read_only(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """Who may only read is told so, and which right is lacking; what is there is read."""
+    """A user who may only read sees which right is lacking; what exists is read."""
     fs.pipe_file(f"{bucket}/run/model.mdl", b"data")
     seen = found(f"s3://{bucket}/run/", **server.storage_options("reader"))
     assert failures(seen) == ["write"]
@@ -134,7 +134,7 @@ def test_server_that_lists_no_buckets(server: LocalS3, bucket: str) -> None:
 
 @pytest.mark.parametrize("name", ["reader", "admin"])
 def test_missing_bucket(server: LocalS3, fs: CSXFileSystem, new_bucket: str, name: str) -> None:
-    """A missing bucket is told with the remedy, and never made."""
+    """A missing bucket is reported with the remedy, and never made."""
     seen = found(f"s3://{new_bucket}/run", **server.storage_options(name))
     assert failures(seen) == ["bucket"]
     assert seen["bucket"].text == f"There is no bucket {new_bucket!r} at {server.endpoint_url}."
@@ -172,7 +172,7 @@ def test_large_folder(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> N
 
 
 def test_wrong_secret(server: LocalS3, bucket: str) -> None:
-    """A wrong secret is told as such, once, and nothing further is tried."""
+    """A wrong secret is reported as such, once, and nothing further is tried."""
     seen = found(f"s3://{bucket}", **{**server.storage_options(), "secret": "not-the-secret-of-anybody"})
     assert failures(seen) == ["signed in"]
     assert seen["signed in"].remedy == "Check the access key, its secret, and that they are of this endpoint."
@@ -180,7 +180,7 @@ def test_wrong_secret(server: LocalS3, bucket: str) -> None:
 
 
 def test_no_credentials(environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without credentials the settings and the endpoint are told all the same."""
+    """Without credentials the settings and the endpoint are reported all the same."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     seen = found("s3://bucket")
@@ -192,7 +192,7 @@ def test_no_credentials(environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_unknown_profile(environment: LocalS3, aws_files: Path) -> None:
-    """An unknown profile is told with those that are there."""
+    """An unknown profile is reported with those that are there."""
     (aws_files / "config").write_text("[profile work]\nregion = us-east-1\n")
     seen = found("s3://bucket", profile="nowhere")
     assert failures(seen) == ["credentials"]
@@ -202,14 +202,14 @@ def test_unknown_profile(environment: LocalS3, aws_files: Path) -> None:
 
 
 def test_half_a_pair(environment: LocalS3) -> None:
-    """An access key without its secret is told as such."""
+    """An access key without its secret is reported as such."""
     seen = found(key="half-a-pair")
     assert failures(seen) == ["credentials"]
     assert "the key without the secret" in seen["credentials"].text
 
 
 def test_endpoint_that_is_none() -> None:
-    """An endpoint without http:// is told as such."""
+    """An endpoint without http:// is reported as such."""
     seen = found(key="k", secret="s", endpoint_url="localhost:8333")
     assert failures(seen) == ["settings"]
     assert "localhost:8333" in seen["settings"].text
@@ -229,7 +229,7 @@ def test_endpoint_down() -> None:
 
 
 def test_endpoint_that_never_answers() -> None:
-    """An endpoint that takes connections and says nothing is told after one timeout."""
+    """An endpoint that takes connections and says nothing is reported after one timeout."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -253,7 +253,7 @@ def test_endpoint_behind_a_dead_proxy(server: LocalS3, monkeypatch: pytest.Monke
 
 
 def test_endpoint_that_is_no_s3() -> None:
-    """A web page in the endpoint's place is told as such."""
+    """A web page in the endpoint's place is reported as such."""
     with answering(200, b"<html><body>Welcome!", "text/html") as url:
         seen = found("s3://bucket", key="k", secret="s", endpoint_url=url)
     assert failures(seen) == ["reachable"]
@@ -262,7 +262,7 @@ def test_endpoint_that_is_no_s3() -> None:
 
 
 def test_wrong_region() -> None:
-    """A server of another region is told with the region to set."""
+    """A server of another region is reported with the region to set."""
     body = s3_error("AuthorizationHeaderMalformed", "As AWS puts it", "<Region>eu-west-3</Region>")
     with answering(400, body) as url:
         seen = found("s3://bucket", key="k", secret="s", endpoint_url=url)
@@ -271,7 +271,7 @@ def test_wrong_region() -> None:
 
 
 def test_endpoint_that_is_not_available() -> None:
-    """A gateway that has nobody behind it is told as such."""
+    """A gateway that has nobody behind it is reported as such."""
     with answering(502, b"Bad Gateway", "text/plain") as url:
         seen = found(key="k", secret="s", endpoint_url=url)
     assert failures(seen) == ["reachable"]
@@ -279,7 +279,7 @@ def test_endpoint_that_is_not_available() -> None:
 
 
 def test_untrusted_certificate(secure_server: tuple[LocalS3, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown authority is told with the remedy, and the remedy works and is shown."""
+    """An unknown authority is reported with the remedy, and the remedy works and is shown."""
     server, authority = secure_server
     seen = found(**server.storage_options())
     assert failures(seen) == ["reachable"]
@@ -310,7 +310,7 @@ def test_clock_by_the_date(server: LocalS3, seconds: int, ok: bool) -> None:
 
 
 def test_clock_that_the_server_refuses(server: LocalS3) -> None:
-    """A signature of another hour is refused, and told as such."""
+    """A signature of another hour is refused, and reported as such."""
     late = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
 
     def now(remove_tzinfo: bool = True) -> datetime.datetime:
@@ -327,7 +327,7 @@ def test_clock_that_the_server_refuses(server: LocalS3) -> None:
 
 
 def test_server_that_refuses_checksums(server: LocalS3, bucket: str) -> None:
-    """A server that refuses checksums is served without, which is told and no failure."""
+    """A server that refuses checksums is served without, which is reported and no failure."""
     with fault_proxy(server.endpoint_url) as proxy:
         proxy.faults = [
             Fault(
@@ -344,7 +344,7 @@ def test_server_that_refuses_checksums(server: LocalS3, bucket: str) -> None:
 
 
 def test_server_that_ignores_headers(moto: str, new_bucket: str) -> None:
-    """A server that compares no checksums is told from one that does."""
+    """A server that compares no checksums is distinguished from one that does."""
     options = {"key": "key-of-moto", "secret": "secret-of-moto", "endpoint_url": moto}
     fsspec.filesystem("s3", **options).mkdir(new_bucket)
     seen = found(f"s3://{new_bucket}", **options)
@@ -357,7 +357,7 @@ def test_server_that_ignores_headers(moto: str, new_bucket: str) -> None:
 
 @pytest.mark.parametrize(("status", "says"), [(501, "does not support If-None-Match"), (200, "ignores If-None-Match")])
 def test_server_without_conditions(server: LocalS3, bucket: str, status: int, says: str) -> None:
-    """A server that does not know If-None-Match, or ignores it, is told, and it is no failure."""
+    """A server that does not know If-None-Match, or ignores it, is reported, and it is no failure."""
     answer = (200, {"ETag": '"0"'}, b"") if status == 200 else error_answer(501, "NotImplemented")
     with fault_proxy(server.endpoint_url) as proxy:
         proxy.faults = [Fault("PUT", when=lambda asked: "if-none-match" in asked.headers, times=ALWAYS, answer=answer)]
@@ -450,7 +450,7 @@ def test_interrupted(environment: LocalS3, fs: CSXFileSystem, bucket: str, monke
 
 
 def test_terminated(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """The command that is told to end in the midst leaves nothing behind."""
+    """The command that is asked to end in the midst leaves nothing behind."""
     with fault_proxy(server.endpoint_url) as proxy:
         large = Fault("GET", when=lambda asked: "cszoo-doctor" in asked.path, skip=1, stall_down=1000)
         proxy.faults = [large]
@@ -488,55 +488,55 @@ def write_keys(folder: Path, *names: str) -> None:
 
 
 def test_rules_in_order(environment: LocalS3, aws_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The credentials in force are told with the rule that gave them, in each of the rules' cases."""
+    """The credentials in force are reported with the rule that gave them, in each of the rules' cases."""
     write_keys(aws_files, "default", "work", "flag", "conf")
     file = aws_files / "credentials"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
 
-    def told(**options: object) -> str:
+    def report(**options: object) -> str:
         return found(**options)["credentials"].text
 
-    assert told() == f"access key KEYO...T000 from profile 'default' in {file} (rule 5)"
+    assert report() == f"access key KEYO...T000 from profile 'default' in {file} (rule 5)"
     monkeypatch.setenv("AWS_PROFILE", "work")
-    assert told() == f"access key KEYO...K000 from profile 'work' in {file} (rule 4)"
+    assert report() == f"access key KEYO...K000 from profile 'work' in {file} (rule 4)"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEYOFENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     in_environment = "access key KEYO...MENT from AWS_ACCESS_KEY_ID in the environment (rule 4)"
-    assert told() == f"{in_environment}; AWS_PROFILE counts for all but the credentials"
+    assert report() == f"{in_environment}; AWS_PROFILE counts for all but the credentials"
     unused = "; AWS_ACCESS_KEY_ID in the environment is not used"
     fsspec.config.conf["s3"] = {"profile": "conf"}
-    assert told() == f"access key KEYO...F000 from profile 'conf' in {file} (rule 3){unused}"
+    assert report() == f"access key KEYO...F000 from profile 'conf' in {file} (rule 3){unused}"
     backends.csx.storage.s3.profile = "flag"
-    assert told() == f"access key KEYO...G000 from profile 'flag' in {file} (rule 2){unused}"
-    assert told(profile_name="work") == f"access key KEYO...K000 from profile 'work' in {file} (rule 1){unused}"
-    assert told(key="KEYOFTHECALL", secret="s") == f"access key KEYO...CALL, named by the call (rule 1){unused}"
-    named = told(key="short", secret="s", token="t")
+    assert report() == f"access key KEYO...G000 from profile 'flag' in {file} (rule 2){unused}"
+    assert report(profile_name="work") == f"access key KEYO...K000 from profile 'work' in {file} (rule 1){unused}"
+    assert report(key="KEYOFTHECALL", secret="s") == f"access key KEYO...CALL, named by the call (rule 1){unused}"
+    named = report(key="short", secret="s", token="t")
     assert named == f"temporary access key ..., named by the call (rule 1){unused}"
 
 
 def test_source_of_the_profile(environment: LocalS3, aws_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile in force is told with what names it."""
+    """The profile in force is reported with what names it."""
     write_keys(aws_files, "default", "work")
 
-    def told(**options: object) -> str:
+    def report(**options: object) -> str:
         return found(**options)["profile"].text
 
-    assert told() == "'default', as none is named"
+    assert report() == "'default', as none is named"
     monkeypatch.setenv("AWS_PROFILE", "work")
-    assert told() == "'work', named by AWS_PROFILE"
+    assert report() == "'work', named by AWS_PROFILE"
     fsspec.config.conf["s3"] = {"profile": "work"}
-    assert told() == "'work', named by the fsspec configuration"
+    assert report() == "'work', named by the fsspec configuration"
     monkeypatch.setenv("FSSPEC_S3_PROFILE", "work")
-    assert told() == "'work', named by FSSPEC_S3_PROFILE"
+    assert report() == "'work', named by FSSPEC_S3_PROFILE"
     backends.csx.storage.s3.profile = "work"
-    assert told() == "'work', named by backends.csx.storage.s3.profile"
-    assert told(profile="default") == "'default', named by the call"
-    assert told(session=AioSession(profile="work")) == "'work', of the session that the call names"
+    assert report() == "'work', named by backends.csx.storage.s3.profile"
+    assert report(profile="default") == "'default', named by the call"
+    assert report(session=AioSession(profile="work")) == "'work', of the session that the call names"
 
 
 def test_kinds_of_credentials(environment: LocalS3, aws_files: Path, moto: str) -> None:
-    """Programs, roles and anonymous access are told as what they are."""
+    """Programs, roles and anonymous access are reported as what they are."""
     printed = '{"Version": 1, "AccessKeyId": "KEYOFPROCESS0", "SecretAccessKey": "secret-of-process"}'
     script = aws_files / "print_keys.py"
     script.write_text(f"print('{printed}')")
@@ -591,7 +591,7 @@ def test_source_of_the_endpoint(
     options: dict[str, object],
     source: str,
 ) -> None:
-    """The endpoint is the one that is used, and told with what names it."""
+    """The endpoint is the one that is used, and reported with what names it."""
     with answering(403, b"") as url:
         (aws_files / "config").write_text(f"[default]\n{config.replace('{url}', url)}")
         if variable:
@@ -616,26 +616,26 @@ def test_amazon_is_the_default_endpoint(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_source_of_the_region(environment: LocalS3, aws_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The region is told with what names it, and a variable that nobody reads as such."""
+    """The region is reported with what names it, and a variable that nobody reads as such."""
     monkeypatch.delenv("AWS_REGION")
     (aws_files / "config").write_text("[profile work]\nregion = eu-west-3\n[profile plain]\n")
 
-    def told(**options: object) -> str:
+    def report(**options: object) -> str:
         return found(**environment.storage_options(), **options)["region"].text
 
-    assert told() == "us-east-1, named by AWS_DEFAULT_REGION"
+    assert report() == "us-east-1, named by AWS_DEFAULT_REGION"
     monkeypatch.setenv("AWS_REGION", "ap-south-1")
-    assert told() == "us-east-1, named by AWS_DEFAULT_REGION; AWS_REGION in the environment is not read"
+    assert report() == "us-east-1, named by AWS_DEFAULT_REGION; AWS_REGION in the environment is not read"
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     monkeypatch.delenv("AWS_REGION")
-    assert told(profile="work") == "eu-west-3, region of profile 'work'"
-    named = told(client_kwargs={"region_name": "eu-north-1"})
+    assert report(profile="work") == "eu-west-3, region of profile 'work'"
+    named = report(client_kwargs={"region_name": "eu-north-1"})
     assert named == "eu-north-1, named by client_kwargs of the call"
-    assert told().endswith(", as none is named")
+    assert report().endswith(", as none is named")
 
 
 def test_another_package_took_s3(environment: LocalS3) -> None:
-    """Where s3:// is opened by another class, it is told with the remedy."""
+    """Where s3:// is opened by another class, it is reported with the remedy."""
     import s3fs
 
     ours = fsspec.get_filesystem_class("s3")
@@ -711,13 +711,13 @@ def test_command_that_fails(server: LocalS3, bucket: str) -> None:
 def test_json(environment: LocalS3, bucket: str, new_bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     """--json prints one document, with the checks as Python gives them."""
     assert main(["checkpoint", "doctor", f"s3://{bucket}", "--no-speed", "--json"]) == DONE
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is True
-    assert [check["name"] for check in told["checks"]][-len(TRIED) :] == TRIED
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert [check["name"] for check in report["checks"]][-len(TRIED) :] == TRIED
     assert main(["checkpoint", "doctor", f"s3://{new_bucket}", "--json", "--quiet"]) == FAILED
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is False
-    (bad,) = (check for check in told["checks"] if check["ok"] is False)
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    (bad,) = (check for check in report["checks"] if check["ok"] is False)
     assert bad["name"] == "bucket"
     assert bad["remedy"].startswith("Check its name")
 

@@ -73,11 +73,15 @@ def test_info_sharded(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     size = fs.du(f"{path}/a #1?")
     fs.pipe_file(f"{path}/a #1?/__0_0.0000000000000000.distcp", b"of a save that was stopped")
     assert run("info", "--json", "-l", f"{root}/a #1?/") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["format"], told["written_by"], told["size"]) == ("distributed", "torch.distributed.checkpoint", size)
-    assert told["dtypes"]["float32"] == {"tensors": 4, "bytes": 4 * (300 * 200 + 2 + 1)}
-    assert told["dtypes"]["float16"] == {"tensors": 1, "bytes": 14}
-    assert [each["name"] for each in told["objects"] if "dtype" not in each] == ["list.1", "step"]
+    report = json.loads(capsys.readouterr().out)
+    assert (report["format"], report["written_by"], report["size"]) == (
+        "distributed",
+        "torch.distributed.checkpoint",
+        size,
+    )
+    assert report["dtypes"]["float32"] == {"tensors": 4, "bytes": 4 * (300 * 200 + 2 + 1)}
+    assert report["dtypes"]["float16"] == {"tensors": 1, "bytes": 14}
+    assert [each["name"] for each in report["objects"] if "dtype" not in each] == ["list.1", "step"]
 
 
 def test_info_time_of_the_newest_file(tmp_path: Path) -> None:
@@ -92,24 +96,24 @@ def test_info_time_of_the_newest_file(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_info_cerebras(fs: CSXFileSystem, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A Cerebras checkpoint on S3 has the size of all of its objects, and the endpoint is told."""
+    """A Cerebras checkpoint on S3 has the size of all of its objects, and the endpoint is reported."""
     url = upload(fs, "nested", f"{bucket}/x.mdl")
     fs.pipe_file(f"{bucket}/x.mdl0", b"of another")
     assert run("info", "--json", url) == 0
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     size = sum(each["size"] for each in json.loads((DATA / "nested" / "objects.json").read_text()).values())
-    assert (told["format"], told["size"]) == ("cerebras", size)
-    assert told["written_by"].startswith("cerebras_pytorch 2.")
-    assert told["modified"]
-    assert told["endpoint"]
+    assert (report["format"], report["size"]) == ("cerebras", size)
+    assert report["written_by"].startswith("cerebras_pytorch 2.")
+    assert report["modified"]
+    assert report["endpoint"]
 
 
 def test_info_hdf5(capsys: pytest.CaptureFixture[str]) -> None:
     """So is one in an HDF5 file, with the size of that."""
     path = DATA / "bf16" / "local.mdl"
     assert run("info", "--json", str(path)) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["format"], told["size"], told["tensors"]) == ("cerebras", path.stat().st_size, 3)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["format"], report["size"], report["tensors"]) == ("cerebras", path.stat().st_size, 3)
 
 
 def test_info_of_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +125,7 @@ def test_info_of_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_unfinished_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder of shards without a manifest is told to be one, by each verb in its way."""
+    """A folder of shards without a manifest is recognized as one, by each verb in its way."""
     folder = by_torch(str(tmp_path / "x"))
     (tmp_path / "x" / ".metadata").unlink()
     for verb in (("info", folder), ("diff", folder, folder)):
@@ -147,20 +151,20 @@ def test_diff_equal(root: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("piece", [16 * 2**20, 128])
-def test_diff_told(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What differs is told with the number of elements, in whatever pieces it is read."""
+def test_diff_reported(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What differs is reported with the number of elements, in whatever pieces it is read."""
     monkeypatch.setattr(compare_tensors, "_PIECE", piece)
     small = torch.arange(60.0).reshape(5, 4, 3)
     other = small.clone()
     other[2, 1:] += 1
     first = by_torch(str(tmp_path / "a"), t=small, model=1)
     second = by_us(str(tmp_path / "b"), t=other, model=1, step=8)
-    told = {each.name: (each.what, each.elements, each.absolute) for each in compare(first, second).differences}
-    assert told == {"t": ("value", 9, 1.0), "step": ("value", None, None)}
+    report = {each.name: (each.what, each.elements, each.absolute) for each in compare(first, second).differences}
+    assert report == {"t": ("value", 9, 1.0), "step": ("value", None, None)}
 
 
 def test_diff_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A difference has the exit status of one, and what only one has is told."""
+    """A difference has the exit status of one, and what only one has is reported."""
     first, second = by_torch(str(tmp_path / "a")), by_us(str(tmp_path / "b"), more=torch.ones(1))
     assert run("diff", first, first) == 0
     assert run("diff", first, second) == 1
@@ -269,15 +273,15 @@ def test_tensor_in_parts(tmp_path: Path, boxes: list[Box], ours: bool, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("boxes", "told"),
+    ("boxes", "report"),
     [
         (ROWS[:1], "the parts of 't' have 8 of its 24 elements"),
         ([*GRID[:3], Box((6, 4), (2, 1), (3, 2))], "the parts of 't' overlap"),
     ],
 )
-def test_verify_parts(tmp_path: Path, boxes: list[Box], told: str) -> None:
-    """Parts that do not make up their tensor are damage, and so is one of which the manifest tells another shape."""
-    assert verify(cut(tmp_path / "x", torch.ones(6, 4), boxes, ours=True)).damage == (told,)
+def test_verify_parts(tmp_path: Path, boxes: list[Box], report: str) -> None:
+    """Parts that do not make up their tensor are damage, and so is one of which the manifest says another shape."""
+    assert verify(cut(tmp_path / "x", torch.ones(6, 4), boxes, ours=True)).damage == (report,)
     folder = Path(cut(tmp_path / "y", torch.ones(6, 4), ROWS, ours=False))
     at = Folder(None, str(folder), str(folder))
     found = manifest.read(at)
@@ -314,7 +318,7 @@ def test_verify_all_damage(tmp_path: Path, write: Any, capsys: pytest.CaptureFix
 
 
 def test_verify_shards(tmp_path: Path) -> None:
-    """A shard that is cut short or missing is told, with what it should have."""
+    """A shard that is cut short or missing is reported, with what it should have."""
     folder = Path(by_torch(str(tmp_path / "x")))
     shard = folder / "__0_0.distcp"
     places = manifest.read(Folder(None, str(folder), "x")).storage_data
@@ -322,8 +326,8 @@ def test_verify_shards(tmp_path: Path) -> None:
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
     (damage,) = verify(folder).damage
-    told = f"it has {len(data) - 1} of at least {len(data)} bytes, and not all of {last.fqn!r}"
-    assert damage == f"the shard __0_0.distcp is cut short: {told}"
+    report = f"it has {len(data) - 1} of at least {len(data)} bytes, and not all of {last.fqn!r}"
+    assert damage == f"the shard __0_0.distcp is cut short: {report}"
     shard.unlink()
     (damage,) = verify(folder).damage
     assert damage.startswith("the shard __0_0.distcp is missing, with ")
@@ -345,7 +349,7 @@ def test_verify_manifest(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_verify_cerebras(fs: CSXFileSystem, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a Cerebras checkpoint all is compared that has a checksum; what has none, and pickles, are told."""
+    """Of a Cerebras checkpoint all is compared that has a checksum; what has none, and pickles, are reported."""
     save({"w": torch.ones(1000), "b": torch.ones(3)}, f"s3://{bucket}/x.mdl", format="cerebras")
     found = verify(f"s3://{bucket}/x.mdl")
     assert (found.damage, found.records, found.unchecked) == ((), 2, 0)

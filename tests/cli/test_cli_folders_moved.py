@@ -30,7 +30,7 @@ def run(*arguments: str) -> int:
     return main(["checkpoint", *arguments])
 
 
-def told(fs: CSXFileSystem, path: str) -> dict[str, dict[str, str]]:
+def report(fs: CSXFileSystem, path: str) -> dict[str, dict[str, str]]:
     """The user metadata of the objects of a checkpoint."""
     return {key: dict(fs.metadata(f"{path}/{key}", refresh=True)) for key in objects(CASE)}
 
@@ -77,8 +77,8 @@ def test_copied_and_moved(held: str, fs: CSXFileSystem) -> None:
     """All objects and their user metadata come along, and nothing of a neighbour; the copy loads."""
     assert copy(f"s3://{held}/checkpoint_5.mdl", f"s3://{held}/copy/") == f"s3://{held}/copy/checkpoint_5.mdl"
     assert left(f"s3://{held}/copy") == [f"checkpoint_5.mdl/{key}" for key in KEYS]
-    assert told(fs, f"{held}/copy/checkpoint_5.mdl") == told(fs, f"{held}/checkpoint_5.mdl")
-    assert any(told(fs, f"{held}/checkpoint_5.mdl").values())
+    assert report(fs, f"{held}/copy/checkpoint_5.mdl") == report(fs, f"{held}/checkpoint_5.mdl")
+    assert any(report(fs, f"{held}/checkpoint_5.mdl").values())
     move(f"s3://{held}/checkpoint_5.mdl", f"s3://{held}/moved.mdl")
     assert left(f"s3://{held}/moved.mdl") == KEYS
     assert left(f"s3://{held}/checkpoint_5.mdl") == []
@@ -95,7 +95,7 @@ def test_copied_over(held: str, fs: CSXFileSystem) -> None:
         copy(f"s3://{held}/checkpoint_5.mdl", f"s3://{held}/x.mdl")
     copy(f"s3://{held}/checkpoint_5.mdl", f"s3://{held}/x.mdl", overwrite=True)
     assert left(f"s3://{held}/x.mdl") == KEYS
-    assert told(fs, f"{held}/x.mdl") == headers(CASE)
+    assert report(fs, f"{held}/x.mdl") == headers(CASE)
 
 
 def test_copied_to_another_server(held: str, fs: CSXFileSystem, server: LocalS3) -> None:
@@ -103,7 +103,7 @@ def test_copied_to_another_server(held: str, fs: CSXFileSystem, server: LocalS3)
     with fault_proxy(server.endpoint_url) as proxy:
         there = {**server.storage_options(), "endpoint_url": proxy.url}
         copy(f"s3://{held}/checkpoint_5.mdl", f"s3://{held}/there.mdl", target_options=there)
-    assert told(fs, f"{held}/there.mdl") == headers(CASE)
+    assert report(fs, f"{held}/there.mdl") == headers(CASE)
 
 
 def test_no_copy_without_user_metadata(held: str, tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_one_file_to_sharded(root: str, tmp_path: Path, capsys: pytest.CaptureFi
     """A file becomes a folder that torch's own reader reads, whole or in part; what is there stays unless --force."""
     save(STATE, tmp_path / "model_7.mdl")
     assert run("convert", str(tmp_path / "model_7.mdl"), f"{root}/", "--format", "distributed", "--json") == DONE
-    told = json.loads(capsys.readouterr().out)
-    assert (told["path"], told["format"], told["tensors"]) == (f"{root}/model_7", "distributed", 2)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["path"], report["format"], report["tensors"]) == (f"{root}/model_7", "distributed", 2)
     assert same(load(f"{root}/model_7"), STATE)
     again = ("convert", str(tmp_path / "model_7.mdl"), f"{root}/model_7", "--format", "distributed")
     assert run(*again) == FAILED

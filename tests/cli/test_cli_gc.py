@@ -84,9 +84,9 @@ with fsspec.open("s3://{bucket}/run/x.mdl", "wb") as file:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     assert run(f"s3://{bucket}/run", "--older-than", "0s", "--json", "--dry-run") == DONE
-    (told,) = json.loads(capsys.readouterr().out)["leftovers"]
-    assert (told["kind"], told["path"]) == ("upload", f"s3://{bucket}/run/x.mdl")
-    assert told["size"] >= 8 * 2**20
+    (report,) = json.loads(capsys.readouterr().out)["leftovers"]
+    assert (report["kind"], report["path"]) == ("upload", f"s3://{bucket}/run/x.mdl")
+    assert report["size"] >= 8 * 2**20
     assert unfinished(fs, bucket) == ["run/x.mdl"]
     assert run(f"s3://{bucket}/run", "--older-than", "0s", "--yes") == DONE
     assert unfinished(fs, bucket) == []
@@ -243,14 +243,14 @@ def test_output(tmp_path: Path, states: Path, capsys: pytest.CaptureFixture[str]
     assert run(str(root)) == FAILED
     assert "--dry-run" in capsys.readouterr().err
     assert run(str(root), "--dry-run") == DONE
-    line, told = capsys.readouterr().out.splitlines()
+    line, report = capsys.readouterr().out.splitlines()
     assert line == f"file  3d  4 B  {root}/{LEFT[0]}"
-    assert told == "1 leftover, 4 B, would be deleted: pass --yes to delete."
+    assert report == "1 leftover, 4 B, would be deleted: pass --yes to delete."
     assert run(str(root), "--json", "--dry-run") == DONE
-    told = json.loads(capsys.readouterr().out)
-    assert told["leftovers"][0].pop("modified").startswith("20")
+    report = json.loads(capsys.readouterr().out)
+    assert report["leftovers"][0].pop("modified").startswith("20")
     leftover = {"kind": "file", "path": f"{root}/{LEFT[0]}", "size": 4, "upload_id": None}
-    assert told == {"dry_run": True, "leftovers": [leftover], "failed": {}}
+    assert report == {"dry_run": True, "leftovers": [leftover], "failed": {}}
     assert run(str(root), "--older-than", "4d", "--yes") == DONE
     assert capsys.readouterr().out == "There is nothing to delete.\n"
     assert run(str(root), "--older-than", "71h", "--yes", "--quiet") == DONE
@@ -279,7 +279,7 @@ def test_no_root(root: str) -> None:
 def test_refusals(
     server: LocalS3, bucket: str, fs: CSXFileSystem, aws_files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who may only read is shown what is left, and clears nothing; other causes are told as what they are."""
+    """Who may only read is shown what is left, and clears nothing; other causes are reported as what they are."""
     for number in (1, 2):
         begin(fs, f"{bucket}/{number}.mdl")
     store = server.storage_options("reader")

@@ -29,7 +29,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]
     return {name.strip(): text.strip() for name, _, text in lines}
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
     """What the verb prints as JSON."""
     assert main(["checkpoint", "info", "--json", *arguments]) == DONE
     data: dict[str, object] = json.loads(capsys.readouterr().out)
@@ -68,15 +68,15 @@ def test_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--json tells all, and what -l lists only with it."""
+    """--json lists all, and what -l lists only with it."""
     save(STATE, tmp_path / "x.mdl")
-    data = told(capsys, str(tmp_path / "x.mdl"))
+    data = report(capsys, str(tmp_path / "x.mdl"))
     wanted = {"format": "torch", "tensors": 3, "parameters": 636, "tensor_bytes": 2484, "values": 2, "profile": None}
     assert wanted.items() <= data.items()
     assert data["size"] == (tmp_path / "x.mdl").stat().st_size
     assert data["dtypes"] == {"float32": {"tensors": 2, "bytes": 2424}, "bfloat16": {"tensors": 1, "bytes": 60}}
     assert "objects" not in data
-    objects = told(capsys, "-l", str(tmp_path / "x.mdl"))["objects"]
+    objects = report(capsys, "-l", str(tmp_path / "x.mdl"))["objects"]
     assert objects == [
         {"name": "w", "dtype": "float32", "shape": [20, 30], "bytes": 2400},
         {"name": "b", "dtype": "bfloat16", "shape": [30], "bytes": 60},
@@ -87,10 +87,10 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A safetensors file tells its metadata, and a file of before torch 1.6 that it is one."""
+    """A safetensors file says its metadata, and a file of before torch 1.6 that it is one."""
     path = str(tmp_path / "x")
     safetensors.torch.save_file({"w": torch.ones(3)}, path, {"format": "pt", "by": "me"})
-    data = told(capsys, path)
+    data = report(capsys, path)
     assert (data["format"], data["written_by"], data["metadata"]) == (
         "safetensors",
         "safetensors",
@@ -98,16 +98,16 @@ def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert shown(capsys, path)["Metadata"] in ("format: pt", "by: me")
     torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
-    assert "before torch 1.6" in str(told(capsys, path)["written_by"])
+    assert "before torch 1.6" in str(report(capsys, path)["written_by"])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Sparse, quantized and nested tensors are told too."""
+    """Sparse, quantized and nested tensors are reported too."""
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     quantized = torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)
     save({"s": torch.eye(3).to_sparse(), "n": nested, "q": quantized}, tmp_path / "x.mdl")
-    objects = told(capsys, "-l", str(tmp_path / "x.mdl"))["objects"]
+    objects = report(capsys, "-l", str(tmp_path / "x.mdl"))["objects"]
     assert objects == [
         {"name": "s", "dtype": "float32", "shape": [3, 3], "bytes": 36},
         {"name": "n", "dtype": "float32", "shape": [2, -1], "bytes": 20},
@@ -138,7 +138,7 @@ def test_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_as_a_process(environment: LocalS3, bucket: str, aws_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command tells who asks and whom, by the environment or a profile, and no secret."""
+    """The command says who asks and whom, by the environment or a profile, and no secret."""
     path = f"s3://{bucket}/run/x.mdl"
     save(STATE, path)
     lines = shown(capsys, path)

@@ -1,4 +1,4 @@
-"""cszoo checkpoint list: what counts as a checkpoint, in which order, and what is told of it."""
+"""cszoo checkpoint list: what counts as a checkpoint, in which order, and what is shown of each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_without_step_by_time(tmp_path: Path) -> None:
     assert paths(str(tmp_path)) == ["c.mdl", "b.mdl", "a.mdl"]
 
 
-def test_what_is_told(root: str) -> None:
+def test_what_is_reported(root: str) -> None:
     """Step, size and time are those of the file, and the path is one that load takes."""
     save([1, 2, 3], f"{root}/checkpoint_5.mdl")
     (found,) = checkpoints(f"{root}/")
@@ -85,7 +85,7 @@ def test_what_is_no_checkpoint(root: str) -> None:
 
 
 def test_recursive(root: str) -> None:
-    """Below the folders of a root as well, and the files of a sharded checkpoint are not told one by one."""
+    """Below the folders of a root as well, and the files of a sharded checkpoint are not reported one by one."""
     fill(root, "checkpoint_1.mdl", "a/checkpoint_2.mdl", "a/b/checkpoint_3.mdl", "a/b/.hidden/checkpoint_4.mdl")
     fill(root, "a/checkpoint_5/.metadata", "a/checkpoint_5/__0_0.distcp", "a/checkpoint_5/meta.pt")
     assert paths(root) == ["checkpoint_1.mdl"]
@@ -228,9 +228,9 @@ def test_output(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].endswith(f"4 B  {root}/checkpoint_1.mdl")
     assert lines[2].endswith(f"B  {root}/checkpoint_2 (2 files)")
     assert main(["checkpoint", "list", root, "--json"]) == DONE
-    told = json.loads(capsys.readouterr().out)
-    assert [each.pop("modified")[:2] for each in told] == ["20"] * 3
-    assert told[1:] == [
+    report = json.loads(capsys.readouterr().out)
+    assert [each.pop("modified")[:2] for each in report] == ["20"] * 3
+    assert report[1:] == [
         {"path": f"{root}/checkpoint_1.mdl", "step": 1, "size": 4, "files": 1, "sharded": False},
         {"path": f"{root}/checkpoint_2", "step": 2, "size": 4 + len(manifest("x.distcp")), "files": 2, "sharded": True},
     ]
@@ -270,7 +270,7 @@ def test_command(environment: LocalS3, bucket: str) -> None:
 
 
 def test_refusals(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may only read may list; a wrong secret and an endpoint that is down are told as such."""
+    """Who may only read may list; a wrong secret and an endpoint that is down are reported as such."""
     fill(f"s3://{bucket}", "checkpoint_1.mdl", **server.storage_options())
     reader = server.storage_options("reader")
     assert len(checkpoints(f"s3://{bucket}", storage_options=reader)) == 1

@@ -133,7 +133,7 @@ def test_completion_in_bash(tmp_path: Path) -> None:
     ],
 )
 def test_cause_and_remedy(error: Exception, cause: str, remedy: str | None) -> None:
-    """An error is told as a line of cause and one of remedy, whatever its kind."""
+    """An error is reported as a line of cause and one of remedy, whatever its kind."""
     lines = format_error(error).splitlines()
     assert lines[0].startswith(f"cszoo: {cause}")
     assert len(lines) == 1 + (remedy is not None)
@@ -216,7 +216,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**20 - 1, "1.0 MiB"), (3 * 2**30 // 2, "1.5 GiB")],
 )
 def test_sizes(size: int, text: str) -> None:
-    """Sizes are told in the unit that is easiest to read."""
+    """Sizes are reported in the unit that is easiest to read."""
     assert in_bytes(size) == text
 
 
@@ -227,6 +227,6 @@ def test_tables() -> None:
 
 
 def test_json_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
-    """What JSON does not know is told as text."""
+    """What JSON does not know is reported as text."""
     emit(SimpleNamespace(json=True), {"a": float("nan"), "b": (1, None, Path("x")), 3: "ä"}, [])  # type: ignore[arg-type]
     assert json.loads(capsys.readouterr().out) == {"a": "nan", "b": [1, None, "x"], "3": "ä"}

@@ -75,7 +75,7 @@ def test_plan_always_keeps_the_newest() -> None:
 
 
 def test_plan_without_step() -> None:
-    """What tells no step stays, and does not count."""
+    """What says no step stays, and does not count."""
     kept, to_delete = plan(found(None, 1, None, 2), 1)
     assert (steps(kept), steps(to_delete)) == ([None, None, 2], [1])
 
@@ -160,11 +160,11 @@ def test_damaged(root: str, capsys: pytest.CaptureFixture[str]) -> None:
         fs, path = fsspec.url_to_fs(f"{root}/checkpoint_{step}.mdl")
         fs.pipe_file(path, fs.cat_file(path)[:-100])
     assert run(root, "--keep", "2", "--yes", "--json") == DONE
-    told = json.loads(capsys.readouterr().out)
-    assert [*told["damaged"]] == [f"{root}/checkpoint_5.mdl", f"{root}/checkpoint_3.mdl"]
-    assert [each["step"] for each in told["kept"]] == [2, 3, 4, 5]
-    assert [each["step"] for each in told["to_delete"]] == [1]
-    assert (told["dry_run"], told["failed"]) == (False, {})
+    report = json.loads(capsys.readouterr().out)
+    assert [*report["damaged"]] == [f"{root}/checkpoint_5.mdl", f"{root}/checkpoint_3.mdl"]
+    assert [each["step"] for each in report["kept"]] == [2, 3, 4, 5]
+    assert [each["step"] for each in report["to_delete"]] == [1]
+    assert (report["dry_run"], report["failed"]) == (False, {})
     assert left(root) == [f"checkpoint_{step}.mdl" for step in (2, 3, 4, 5)]
     fs, path = fsspec.url_to_fs(f"{root}/checkpoint_1.mdl")
     fill(root, "checkpoint_1.mdl")
@@ -219,7 +219,7 @@ def test_thousands(bucket: str, environment: LocalS3) -> None:
 
 
 def test_failed(server: LocalS3, bucket: str, aws_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those that cannot be deleted are named, the others are gone on with, and the exit status tells."""
+    """Those that cannot be deleted are named, the others are deleted, and the exit status says so."""
     root = f"s3://{bucket}"
     reader = server.storage_options("reader")
     (aws_files / "credentials").write_text(
@@ -258,7 +258,7 @@ def test_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_name_that_no_path_can_have(bucket: str, environment: LocalS3) -> None:
-    """An object whose name would chain URLs is told as one that is left."""
+    """An object whose name would chain URLs is reported as one that is left."""
     fill(f"s3://{bucket}", "a::step_1.mdl", "a::step_2.mdl")
     done = prune(f"s3://{bucket}", 1)
     assert [*done.failed] == [f"s3://{bucket}/a::step_1.mdl"]
@@ -266,7 +266,7 @@ def test_name_that_no_path_can_have(bucket: str, environment: LocalS3) -> None:
 
 
 def test_refusals(server: LocalS3, bucket: str) -> None:
-    """A wrong secret, a missing bucket and an endpoint that is down are told as such."""
+    """A wrong secret, a missing bucket and an endpoint that is down are reported as such."""
     store = server.storage_options()
     with pytest.raises(RejectedCredentialsError):
         prune(f"s3://{bucket}", 1, storage_options={**store, "secret": "wrong"})

@@ -32,7 +32,7 @@ def run(*arguments: str) -> int:
 
 
 def test_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line tells what was checked."""
+    """A line says what was checked."""
     path = folder / "whole.mdl"
     assert run(str(path)) == DONE
     (line,) = capsys.readouterr().out.splitlines()
@@ -41,7 +41,7 @@ def test_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All damage of all files is told, with a status of its own; what is no checkpoint is damaged."""
+    """All damage of all files is reported, with a status of its own; what is no checkpoint is damaged."""
     assert run(*(str(folder / name) for name in ("damaged.mdl", "whole.mdl", "text"))) == DIFFERENT
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0].rpartition("/")[2] for line in lines if line.startswith("/")] == [
@@ -67,11 +67,11 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_missing_file_hides_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What could not be read fails at the end; the others are verified nonetheless."""
     assert run(*(str(folder / name) for name in ("missing.mdl", "damaged.mdl"))) == FAILED
-    told = capsys.readouterr()
-    lines = told.out.splitlines()
+    report = capsys.readouterr()
+    lines = report.out.splitlines()
     assert lines[0].startswith(f"{folder}/missing.mdl: not verified: ")
     assert len(lines) == 4
-    assert len(told.err.splitlines()) == 2
+    assert len(report.err.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -366,7 +366,7 @@ def test_load_and_inspect(root: str) -> None:
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_load_into(tmp_path: Path, ours: bool) -> None:
-    """A sharded checkpoint fills tensors that are there, keeps their memory, casts, and tells what does not fit."""
+    """A sharded checkpoint fills tensors that are there, keeps their memory, casts, and says what does not fit."""
     writer = StorageWriter(tmp_path / "a") if ours else FsspecWriter(str(tmp_path / "a"), sync_files=False)
     dcp.save(state(), storage_writer=writer)
     into = emptied(state())
@@ -576,7 +576,7 @@ def test_damaged_manifest(tmp_path: Path, damage: Any) -> None:
 @pytest.mark.parametrize("ours", [True, False])
 @pytest.mark.parametrize("shape", [(4,), (2, 2), ()])
 def test_item_of_another_shape(tmp_path: Path, ours: bool, shape: tuple[int, ...]) -> None:
-    """A tensor whose item has another shape than the manifest tells is an error."""
+    """A tensor whose item has another shape than the manifest says is an error."""
     writer = StorageWriter(tmp_path) if ours else FsspecWriter(str(tmp_path), sync_files=False)
     dcp.save({"x": torch.ones(3)}, storage_writer=writer)
     found = manifest.read(folder(str(tmp_path)))
@@ -635,7 +635,7 @@ def test_manifest_of_older_torch(tmp_path: Path) -> None:
 
 
 class _Newer:
-    """Stands for the properties of a tensor in a manifest of torch 2.15, which tells the strides, too."""
+    """Stands for the properties of a tensor in a manifest of torch 2.15, which says the strides, too."""
 
     __class__ = TensorProperties  # type: ignore[assignment]  # as what it is to be pickled
 

@@ -81,8 +81,10 @@ def test_converted_files_have_them(path: str, tmp_path: Path, model: Tied) -> No
 
 def test_other_metadata_is_no_alias(tmp_path: Path) -> None:
     """Metadata that names no tensor of the file, or is of a name that is there, means nothing."""
-    told = {"format": "pt", "trained": "yes", "w": "v", "lost": "gone"}
-    official.save_file({"w": torch.ones(1), "v": torch.zeros(1), "pt": torch.ones(2)}, tmp_path / "x.safetensors", told)
+    report = {"format": "pt", "trained": "yes", "w": "v", "lost": "gone"}
+    official.save_file(
+        {"w": torch.ones(1), "v": torch.zeros(1), "pt": torch.ones(2)}, tmp_path / "x.safetensors", report
+    )
     assert set(load(tmp_path / "x.safetensors")) == {"w", "v", "pt"}
 
 

@@ -251,8 +251,8 @@ def test_several_sources_are_gone_on_with(root: str, tmp_path: Path, capsys: pyt
     assert [line.split()[0] for line in lines] == ["Copied", "Skipped", "Copied", "Copied"]
     assert lines[1] == f"Skipped {sources[1]}, as {target}b.mdl exists already, with the same bytes"
     assert run("copy", *sources, target, "--json") == DONE
-    told = json.loads(capsys.readouterr().out)
-    assert (told["copied"], [each["source"] for each in told["skipped"]]) == ([], sources)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["copied"], [each["source"] for each in report["skipped"]]) == ([], sources)
     save({"name": "other"}, f"{target}b.mdl")
     assert run("copy", *sources, target) == FAILED
     assert "b.mdl exists already" in capsys.readouterr().err
@@ -365,15 +365,15 @@ def test_json_of_errors(root: str, capsys: pytest.CaptureFixture[str]) -> None:
         save({"name": name}, f"{root}/{name}.mdl")
     assert run("info", f"{root}/missing.mdl", "--json") == FAILED
     printed = capsys.readouterr()
-    told = json.loads(printed.out)
-    assert told["error"] in ("FileNotFoundError", "ObjectNotFoundError")
-    assert told["remedy"].startswith("Check ")
-    assert printed.err == f"cszoo: {told['cause']}\n{told['remedy']}\n"
+    report = json.loads(printed.out)
+    assert report["error"] in ("FileNotFoundError", "ObjectNotFoundError")
+    assert report["remedy"].startswith("Check ")
+    assert printed.err == f"cszoo: {report['cause']}\n{report['remedy']}\n"
     save({"name": "other"}, f"{root}/to/b.mdl")
     assert run("copy", *(f"{root}/{name}.mdl" for name in "abc"), f"{root}/to/", "--json") == FAILED
-    told = json.loads(capsys.readouterr().out)
-    assert [each["source"] for each in told["copied"]] == [f"{root}/a.mdl"]
-    assert (told["error"], "b.mdl exists already" in told["cause"]) == ("FileExistsError", True)
+    report = json.loads(capsys.readouterr().out)
+    assert [each["source"] for each in report["copied"]] == [f"{root}/a.mdl"]
+    assert (report["error"], "b.mdl exists already" in report["cause"]) == ("FileExistsError", True)
     assert run("delete", f"{root}/a.mdl", "--json") == FAILED
     assert json.loads(capsys.readouterr().out)["error"] == "ValueError"
 
@@ -388,10 +388,10 @@ def test_json_of_what_is_left(
         patch.setenv("AWS_ACCESS_KEY_ID", reader["key"])
         patch.setenv("AWS_SECRET_ACCESS_KEY", reader["secret"])
         assert run("delete", f"s3://{bucket}/x.mdl", f"s3://{bucket}/y.mdl", "--yes", "--json") == FAILED
-    told = json.loads(capsys.readouterr().out)
-    assert sorted(told["failed"]) == [f"s3://{bucket}/x.mdl", f"s3://{bucket}/y.mdl"]
-    assert told["error"] == "DeleteError"
-    assert "2 of 2 checkpoints are left" in told["cause"]
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(report["failed"]) == [f"s3://{bucket}/x.mdl", f"s3://{bucket}/y.mdl"]
+    assert report["error"] == "DeleteError"
+    assert "2 of 2 checkpoints are left" in report["cause"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,11 +51,11 @@ def test_objects_of_one_checksum_of_the_server(bucket: str) -> None:
     """Objects are equal unread by a checksum that the server has of the whole; ETags of parts are no such."""
     save({"w": FIRST}, f"s3://{bucket}/first.safetensors")
     save({"w": FIRST}, f"s3://{bucket}/second.safetensors")
-    told = compare(f"s3://{bucket}/first.safetensors", f"s3://{bucket}/second.safetensors")
-    assert (told.differences, told.skipped) == ((), 1)
+    report = compare(f"s3://{bucket}/first.safetensors", f"s3://{bucket}/second.safetensors")
+    assert (report.differences, report.skipped) == ((), 1)
     save({"w": SECOND}, f"s3://{bucket}/second.safetensors")
-    told = compare(f"s3://{bucket}/first.safetensors", f"s3://{bucket}/second.safetensors")
-    assert ([each.name for each in told.differences], told.skipped) == (["w"], 0)
+    report = compare(f"s3://{bucket}/first.safetensors", f"s3://{bucket}/second.safetensors")
+    assert ([each.name for each in report.differences], report.skipped) == (["w"], 0)
 
 
 def test_etags_of_parts_decide_nothing() -> None:

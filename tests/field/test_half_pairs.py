@@ -108,7 +108,7 @@ def test_halves_in_two_files(aws_files: Path) -> None:
 
 
 def test_profile_of_a_role(aws_files: Path) -> None:
-    """Half a pair in the profile by which a role is assumed is told with that profile."""
+    """Half a pair in the profile by which a role is assumed is reported with that profile."""
     role = "[profile role]\nrole_arn = arn:aws:iam::123456789012:role/trainer\nsource_profile = half\n"
     (aws_files / "config").write_text(role + section("profile half", [KEY]))
     assert f"profile 'half' in {aws_files / 'config'} gives {KEY.lower()} without" in message_of(profile="role")

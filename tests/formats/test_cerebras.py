@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import s3fs
 import torch
-from cerebras import DATA, PICKLES, changed, expected, headers, metadata, objects, readable, same, told, upload
+from cerebras import DATA, PICKLES, changed, expected, headers, metadata, objects, readable, report, same, upload
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
 
@@ -148,7 +148,7 @@ def test_nothing_there(root: str) -> None:
 
 
 def test_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
-    """A folder of something else is told as before."""
+    """A folder of something else is reported as before."""
     with pytest.raises(IsADirectoryError):
         load(tmp_path)
 
@@ -193,7 +193,7 @@ def test_keys(form: str) -> None:
 
 
 def test_only_what_is_asked_for_is_read(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """A part of a checkpoint costs requests for that part, and no look at what the metadata tells already."""
+    """A part of a checkpoint costs requests for that part, and no look at what the metadata says already."""
     url = upload(fs, "optimizer", f"{bucket}/x.mdl")
     with recorded_requests() as operations:
         load(url, keys=["model.head.weight", "rng"])
@@ -568,7 +568,7 @@ def test_is_cerebras(fs: CSXFileSystem, bucket: str) -> None:
 
 def test_other_kinds_of_values(tmp_path: Path) -> None:
     """What the reference may write some day is named, and the rest is loaded."""
-    folder = changed(tmp_path / "x", "weights_plain", **told("weights_plain", "w", __TYPE__="SparseSerializer"))
+    folder = changed(tmp_path / "x", "weights_plain", **report("weights_plain", "w", __TYPE__="SparseSerializer"))
     with pytest.raises(InvalidCheckpointError, match=r"'w' \(SparseSerializer\)"):
         load(folder)
     assert load(folder, keys=["z"]).keys() == {"z"}

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import pytest
 import torch
-from cerebras import DATA, changed, metadata, objects, told
+from cerebras import DATA, changed, metadata, objects, report
 
 from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
@@ -175,9 +175,9 @@ def test_tensor_whose_body_is_a_pickle(tmp_path: Path) -> None:
 def test_names_that_leave_the_folder(tmp_path: Path, key: str) -> None:
     """No name of a value leads out of the folder."""
     (tmp_path / "secret").write_bytes(b"\0" * 16384)
-    told = metadata("weights_plain")
-    text = told["w.__metadata__"].replace('"w"', json.dumps(key)).replace('"w.__', json.dumps(f"{key}.__")[:-1])
-    spec = json.loads(told["__spec__"])
+    report = metadata("weights_plain")
+    text = report["w.__metadata__"].replace('"w"', json.dumps(key)).replace('"w.__', json.dumps(f"{key}.__")[:-1])
+    spec = json.loads(report["__spec__"])
     spec[1] = spec[1].replace('\\"w\\"', json.dumps(json.dumps(key))[1:-1])
     entries = {"__spec__": json.dumps(spec), f"{key}.__metadata__": text, "w.__metadata__": None}
     folder = changed(tmp_path / "x", "weights_plain", **entries)
@@ -261,21 +261,21 @@ def test_nesting_that_is_none(tmp_path: Path, spec: Any) -> None:
     ],
 )
 def test_value_that_contradicts_itself(tmp_path: Path, entries: dict[str, Any]) -> None:
-    """What is told of a value must fit together, before any memory is taken for it."""
-    folder = changed(tmp_path / "x", "weights_plain", **told("weights_plain", "w", **entries))
+    """What is stored for a value must fit together, before any memory is taken for it."""
+    folder = changed(tmp_path / "x", "weights_plain", **report("weights_plain", "w", **entries))
     with pytest.raises(InvalidCheckpointError):
         load(folder)
 
 
 def test_frame_that_holds_more(tmp_path: Path) -> None:
-    """A compressed body that is larger, smaller or other than its metadata tells is refused, and not unpacked."""
+    """A compressed body that is larger, smaller or other than its metadata says is refused, and not unpacked."""
     from backports import zstd
 
     bomb = zstd.compress(bytes(512 * 2**20))
     assert len(bomb) < 100_000
     for body in (bomb, zstd.compress(bytes(16383)), bomb[:-5], b"no frame", zstd.compress(bytes(16384)) * 2):
         stored = {"boundaries": [len(body)]}
-        folder = changed(tmp_path / "x", "weights_compressed", **told("weights_compressed", "w", **stored))
+        folder = changed(tmp_path / "x", "weights_compressed", **report("weights_compressed", "w", **stored))
         (folder / "w").write_bytes(body)
         tracemalloc.start()
         with pytest.raises(InvalidCheckpointError, match="'w' is not one zstd frame of the 16384 bytes"):
@@ -340,7 +340,7 @@ def test_hdf5_cut_short(tmp_path: Path, size: int) -> None:
 
 
 def test_hdf5_of_something_else(tmp_path: Path) -> None:
-    """An HDF5 file that is no checkpoint is told from one that is not finished."""
+    """An HDF5 file that is no checkpoint is distinguished from one that is not finished."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["a"] = [1, 2]
     with pytest.raises(InvalidCheckpointError, match="no checkpoint"):

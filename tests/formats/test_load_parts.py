@@ -125,7 +125,7 @@ def test_an_object_that_holds_itself(tmp_path: Path) -> None:
 
 
 def test_unknown_names(root: str) -> None:
-    """A name that is not there is a KeyError and a ValueError that tells the nearest ones."""
+    """A name that is not there is a KeyError and a ValueError that names the nearest ones."""
     save(state(), f"{root}/x.pt")
     with pytest.raises(KeyError) as caught:
         load(f"{root}/x.pt", keys=["model.0", "modle.1.wieght", "step.x"])
@@ -266,8 +266,8 @@ def test_layouts(theirs: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.equal(target, expected), ours
 
 
-def test_other_dtypes_are_told(root: str) -> None:
-    """One warning tells how many tensors were cast, from what to what, and how long it took."""
+def test_other_dtypes_are_reported(root: str) -> None:
+    """One warning says how many tensors were cast, from what to what, and how long it took."""
     save({"a": torch.ones(3), "b": torch.ones(2), "c": torch.ones(2), "d": torch.arange(3)}, f"{root}/x.pt")
     target = {"a": torch.zeros(3).half(), "b": torch.zeros(2).half(), "c": torch.zeros(2), "d": torch.zeros(3)}
     with pytest.warns(DtypeCastWarning) as caught:
@@ -321,7 +321,7 @@ def test_into_with_keys(root: str) -> None:
 
 
 def test_all_that_does_not_fit(root: str) -> None:
-    """One error tells all that is missing, unexpected and different, before anything is changed."""
+    """One error lists all that is missing, unexpected and different, before anything is changed."""
     save({"a": torch.ones(2), "b": {"c": torch.ones(3), "d": 1}, "e": torch.ones(1), "f": 2}, f"{root}/x.pt")
     target = {"a": torch.zeros(2), "b": {"c": torch.zeros(4), "g": torch.zeros(1)}, "e": 5, "h": [1, torch.zeros(1)]}
     with pytest.raises(MismatchError) as caught:
@@ -418,7 +418,7 @@ def test_python_memory_of_a_part(tmp_path: Path) -> None:
 
 
 def test_inspect(root: str) -> None:
-    """What a checkpoint holds is told by dotted names, and its size."""
+    """What a checkpoint holds is reported by dotted names, and its size."""
     save({"model": {"w": torch.ones(2, 3).bfloat16()}, "step": 3, "names": ["a"]}, f"{root}/x.pt")
     info = inspect(f"{root}/x.pt")
     assert (info.path, info.format) == (f"{root}/x.pt", "torch")
@@ -445,7 +445,7 @@ def test_inspect_reads_little(environment: Any, bucket: str, suffix: str) -> Non
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's, of its own doings
 def test_inspect_what_is_read_whole(root: str) -> None:
-    """Files of the old format, and of tensors that torch must see, are told of too."""
+    """Files of the old format, and of tensors that torch must see, are named too."""
     quantized = torch.quantize_per_tensor(torch.randn(5), scale=0.1, zero_point=3, dtype=torch.qint8)
     info = inspect(put(root, saved({"q": quantized, "s": torch.eye(3).to_sparse()})))
     assert info.tensors == {"q": TensorInfo(torch.qint8, (5,), 5), "s": TensorInfo(torch.float32, (3, 3), 36)}
@@ -473,7 +473,7 @@ def test_safetensors(root: str) -> None:
     assert same(load(f"{root}/x.safetensors"), tensors_of)
 
 
-def test_format_is_told_by_content(root: str) -> None:
+def test_format_is_reported_by_content(root: str) -> None:
     """A file is what it holds, whatever its name."""
     assert same(load(put(root, safetensors.torch.save({"a": torch.ones(2)}))), {"a": torch.ones(2)})
     with fsspec.open(f"{root}/y.safetensors", "wb") as file:

@@ -157,7 +157,7 @@ def test_ties_and_views(root: str) -> None:
 
 @pytest.mark.parametrize("alignment", [1, 64, 100, 4096])
 def test_alignment(alignment: int) -> None:
-    """Wherever torch was told to align the tensors, they are found without another read."""
+    """Wherever torch was asked to align the tensors, they are found without another read."""
     from torch.utils.serialization import config
 
     with config.patch({"save.storage_alignment": alignment}):  # type: ignore[attr-defined]  # torch adds it at run time
@@ -410,7 +410,7 @@ def spans(data: bytes) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "report"),
     [
         ("data/0", "'model.a'"),
         ("data/1", "'model.b.0'"),
@@ -422,7 +422,7 @@ def spans(data: bytes) -> dict[str, tuple[int, int]]:
         (".storage_alignment", "record '.storage_alignment'"),
     ],
 )
-def test_flipped_bits_are_named(root: str, record: str, told: str) -> None:
+def test_flipped_bits_are_named(root: str, record: str, report: str) -> None:
     """A bit flipped anywhere in a record is an error that says where."""
     data = saved(NESTED)
     start, end = spans(data)[record]
@@ -431,7 +431,7 @@ def test_flipped_bits_are_named(root: str, record: str, told: str) -> None:
         flipped[position] ^= 16
         with pytest.raises(InvalidCheckpointError, match="checksum") as caught:
             load(put(root, bytes(flipped)))
-        assert told in str(caught.value)
+        assert report in str(caught.value)
 
 
 def test_flipped_bits_with_a_callable() -> None:
@@ -471,7 +471,7 @@ END = {"here": (8, "<H"), "count": (10, "<H"), "length": (12, "<L"), "start": (1
 
 
 def forged(data: bytes, record: str, **changes: int) -> bytes:
-    """An archive whose directory tells something else of an entry."""
+    """An archive whose directory says something else of an entry."""
     made = bytearray(data)
     at = made.rindex(f"archive/{record}".encode()) - 46
     for field, value in changes.items():

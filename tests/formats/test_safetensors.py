@@ -217,11 +217,11 @@ def test_large_copies_are_made_in_pieces(shape: tuple[int, ...]) -> None:
 def test_memory_is_handed_on_uncopied() -> None:
     """The memory of a tensor that lies as in the file is lent; copies are written."""
     lent, small, turned = torch.ones(2**15), torch.zeros(8), torch.rand(200, 100).t()
-    file, told = Borrowing(), list[int]()
-    safetensors_writer.write({"a": lent, "b": small, "c": turned}, file, advance=told.append)
+    file, report = Borrowing(), list[int]()
+    safetensors_writer.write({"a": lent, "b": small, "c": turned}, file, advance=report.append)
     assert file.borrowed == [lent.data_ptr(), small.data_ptr()]
     assert file.sizes[1:] == [turned.nbytes]
-    assert sum(told) == len(file.getvalue()) + lent.nbytes + small.nbytes
+    assert sum(report) == len(file.getvalue()) + lent.nbytes + small.nbytes
 
 
 def test_lent_memory_stays() -> None:
@@ -549,7 +549,7 @@ def test_shapes_that_torch_cannot_count(shape: list[int]) -> None:
 
 @pytest.mark.parametrize("length", range(0, 200, 7))
 def test_cut_short(length: int) -> None:
-    """A file cut short anywhere is told as such."""
+    """A file cut short anywhere is reported as such."""
     with pytest.raises(InvalidCheckpointError, match="cut short"):
         skeleton_of(written({"x": torch.ones(20), "y": torch.ones(10)})[:length])
 
@@ -642,7 +642,7 @@ def test_a_file_cut_short_is_known() -> None:
 
 @pytest.mark.parametrize("state", STATES.values(), ids=list(STATES))
 def test_save_and_load(root: str, state: dict[str, torch.Tensor]) -> None:
-    """The suffix decides how an object is saved, on any filesystem; load tells from what is in the file."""
+    """The suffix decides how an object is saved, on any filesystem; load says from what is in the file."""
     save(state, f"{root}/x.safetensors")
     with fsspec.open(f"{root}/x.safetensors", "rb") as file:
         assert file.read() == official.save(dict(state), {"format": "pt"})

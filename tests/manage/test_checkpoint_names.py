@@ -43,7 +43,7 @@ def test_stamp() -> None:
 
 @pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x.ckpt", "x.safetensors", "a b#?*.mdl"])
 def test_checkpoints(name: str) -> None:
-    """The end of a name tells that a file is a checkpoint, and not its whole."""
+    """The end of a name says that a file is a checkpoint, and not its whole."""
     assert naming.is_checkpoint(name)
     assert not naming.is_checkpoint(f"{name}.txt")
     assert not naming.is_checkpoint(f".{name}.0123456789abcdef.tmp")

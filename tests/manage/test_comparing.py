@@ -29,7 +29,7 @@ NAN, INF = math.nan, math.inf
 
 
 def found(folder: Path, first: Any, second: Any, **options: Any) -> tuple[Difference, ...]:
-    """What is told of two objects that were saved."""
+    """The comparison of two objects that were saved."""
     save(first, folder / "first.mdl")
     save(second, folder / "second.mdl")
     return compare(folder / "first.mdl", folder / "second.mdl", **options).differences
@@ -37,9 +37,9 @@ def found(folder: Path, first: Any, second: Any, **options: Any) -> tuple[Differ
 
 def of_tensors(folder: Path, first: torch.Tensor, second: torch.Tensor, **options: Any) -> Any:
     """How many elements of two tensors differ, and by how much at most; None if the tensors are equal."""
-    told = found(folder, {"w": first}, {"w": second}, **options)
-    assert all((each.name, each.what) == ("w", "value") for each in told)
-    return (told[0].elements, told[0].absolute, told[0].relative) if told else None
+    report = found(folder, {"w": first}, {"w": second}, **options)
+    assert all((each.name, each.what) == ("w", "value") for each in report)
+    return (report[0].elements, report[0].absolute, report[0].relative) if report else None
 
 
 # -- names and values --------------------------------------------------------------------------------------------------
@@ -50,14 +50,14 @@ def test_equal(tmp_path: Path) -> None:
     state = {"model": {"w": torch.randn(4, 5), "b": torch.zeros(0)}, "step": 7, "notes": ["a", ("b", 2.5)], "e": {}}
     save(state, tmp_path / "first.mdl")
     save(state, tmp_path / "second.mdl")
-    told = compare(tmp_path / "first.mdl", tmp_path / "second.mdl")
-    assert told == Comparison((), tensors=2, values=5, skipped=0)
+    report = compare(tmp_path / "first.mdl", tmp_path / "second.mdl")
+    assert report == Comparison((), tensors=2, values=5, skipped=0)
 
 
 def test_names(tmp_path: Path) -> None:
-    """An entry that only one has is told with what it is, in the order of the files."""
-    told = found(tmp_path, {"a": 1, "b": torch.ones(2, 3), "c": 2}, {"c": 2, "d": "x"})
-    assert told == (
+    """An entry that only one has is reported with what it is, in the order of the files."""
+    report = found(tmp_path, {"a": 1, "b": torch.ones(2, 3), "c": 2}, {"c": 2, "d": "x"})
+    assert report == (
         Difference("a", "only in the first", "1"),
         Difference("b", "only in the first", "tensor float32 (2, 3)"),
         Difference("d", "only in the second", None, "'x'"),
@@ -89,8 +89,8 @@ def test_names_are_names(tmp_path: Path) -> None:
 )
 def test_types(tmp_path: Path, first: Any, second: Any) -> None:
     """What is of another type differs, equal or not."""
-    told = found(tmp_path, {"v": first}, {"v": second})
-    assert ("v", "type") in {(each.name, each.what) for each in told}
+    report = found(tmp_path, {"v": first}, {"v": second})
+    assert ("v", "type") in {(each.name, each.what) for each in report}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ EIGHTS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.f
 
 @pytest.mark.parametrize("dtype", FLOATS + EIGHTS, ids=str)
 def test_floats(tmp_path: Path, dtype: torch.dtype) -> None:
-    """The elements that differ are counted, and the largest deviation is told."""
+    """The elements that differ are counted, and the largest deviation is reported."""
     first = torch.tensor([1.0, 2.0, 3.0, 4.0]).to(dtype)
     second = torch.tensor([1.0, 2.5, 2.0, 4.0]).to(dtype)
     assert of_tensors(tmp_path, first, second) == (2, 1.0, 0.5)
@@ -224,10 +224,10 @@ def test_dtypes(tmp_path: Path) -> None:
     other = Difference("w", "dtype", "float32", "bfloat16")
     assert found(tmp_path, {"w": first}, {"w": second}) == (other,)
     assert found(tmp_path, {"w": first}, {"w": second}, op="allclose", rtol=0.01) == (other,)
-    told = found(tmp_path, {"w": first}, {"w": second}, op="allclose")
-    assert told[0] == other
-    assert (told[1].what, told[1].elements) == ("value", 1)
-    assert told[1].absolute == float((first - second.float()).abs().max())
+    report = found(tmp_path, {"w": first}, {"w": second}, op="allclose")
+    assert report[0] == other
+    assert (report[1].what, report[1].elements) == ("value", 1)
+    assert report[1].absolute == float((first - second.float()).abs().max())
 
 
 @pytest.mark.parametrize("dtypes", [(torch.int64, torch.uint64), (torch.int32, torch.float32)], ids=str)
@@ -239,8 +239,8 @@ def test_dtypes_of_whole_numbers(tmp_path: Path, dtypes: tuple[torch.dtype, torc
 
 def test_shapes(tmp_path: Path) -> None:
     """Of tensors of other shapes no elements are compared."""
-    told = found(tmp_path, {"w": torch.ones(2, 3)}, {"w": torch.zeros(3, 2)})
-    assert told == (Difference("w", "shape", "(2, 3)", "(3, 2)"),)
+    report = found(tmp_path, {"w": torch.ones(2, 3)}, {"w": torch.zeros(3, 2)})
+    assert report == (Difference("w", "shape", "(2, 3)", "(3, 2)"),)
     assert [each.what for each in found(tmp_path, {"w": torch.ones(())}, {"w": torch.ones(1)})] == ["shape"]
     assert of_tensors(tmp_path, torch.tensor(1.0), torch.tensor(2.0)) == (1, 1.0, 0.5)
     assert of_tensors(tmp_path, torch.ones(0, 3), torch.ones(0, 3)) is None
@@ -264,8 +264,8 @@ def test_sparse(tmp_path: Path, convert: Any) -> None:
 def test_sparse_in_other_dimensions(tmp_path: Path) -> None:
     """Tensors that are sparse in another number of dimensions differ in layout, and are not compared."""
     first = torch.eye(3)
-    told = found(tmp_path, {"w": first.to_sparse(1)}, {"w": first.to_sparse(2)})
-    assert [(each.what, each.first) for each in told] == [("layout", "sparse_coo, in 1 dimensions")]
+    report = found(tmp_path, {"w": first.to_sparse(1)}, {"w": first.to_sparse(2)})
+    assert [(each.what, each.first) for each in report] == [("layout", "sparse_coo, in 1 dimensions")]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -345,13 +345,13 @@ def test_views(tmp_path: Path) -> None:
         tensor.view(-1)[-1] += 1
         tensor.view(-1)[0] -= 2
     for pair in ((first, changed), (changed, first)):
-        told = {each.name: (each.elements, round(each.absolute or 0, 9)) for each in found(tmp_path, *pair)}
-        assert told == {name: (2, 2.0) for name in first if name != "last"} | {"last": (1, 1.0)}
+        report = {each.name: (each.elements, round(each.absolute or 0, 9)) for each in found(tmp_path, *pair)}
+        assert report == {name: (2, 2.0) for name in first if name != "last"} | {"last": (1, 1.0)}
 
 
 @pytest.mark.usefixtures("small_pieces")
 def test_any_strides(tmp_path: Path) -> None:
-    """Random views of random storages give what torch itself tells of them."""
+    """Random views of random storages give what torch itself computes."""
     chance = random.Random(5)
     torch.manual_seed(5)
     first, second = {}, {}
@@ -362,11 +362,11 @@ def test_any_strides(tmp_path: Path) -> None:
             start = chance.randint(0, 5)
             size = start + 1 + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
             side[str(number)] = torch.randint(0, 3, (size,)).float().as_strided(shape, strides, start)
-    told = {each.name: (each.elements, each.absolute) for each in found(tmp_path, first, second)}
+    report = {each.name: (each.elements, each.absolute) for each in found(tmp_path, first, second)}
     for name, tensor in first.items():
         apart = (tensor - second[name]).abs()
         wanted = (int(apart.count_nonzero()), float(apart.max()))
-        assert told.get(name, (0, 0.0)) == wanted
+        assert report.get(name, (0, 0.0)) == wanted
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -379,7 +379,7 @@ def test_what_both_repeat(tmp_path: Path) -> None:
 
 
 def test_shared_storages(tmp_path: Path) -> None:
-    """Tensors that share their memory are each told, and read once."""
+    """Tensors that share their memory are each reported, and read once."""
     first, second = torch.randn(300), torch.randn(300)
     tied = {"a": first, "b": first, "c": first[:100], "d": first.view(10, 30)}
     assert found(tmp_path, tied, tied) == ()
@@ -471,8 +471,8 @@ def test_formats(tmp_path: Path) -> None:
     for first in paths:
         for second in paths:
             assert compare(first, second).differences == ()
-        (told,) = compare(first, tmp_path / "other.safetensors").differences
-        assert (told.name, told.elements, told.absolute, told.relative) == ("model.b", 3, 1.0, 0.5)
+        (report,) = compare(first, tmp_path / "other.safetensors").differences
+        assert (report.name, report.elements, report.absolute, report.relative) == ("model.b", 3, 1.0, 0.5)
 
 
 def test_filesystems(root: str, tmp_path: Path) -> None:
@@ -497,20 +497,22 @@ def test_equal_objects_are_not_read(server: LocalS3, bucket: str) -> None:
         save(tensors, f"s3://{bucket}/{name}.safetensors")
     with fault_proxy(server.endpoint_url) as proxy:
         options = through(proxy, server).storage_options
-        told = compare(*(f"s3://{bucket}/{name}.safetensors" for name in ("first", "second")), storage_options=options)
-        assert told == Comparison((), tensors=2, values=0, skipped=2)
+        report = compare(
+            *(f"s3://{bucket}/{name}.safetensors" for name in ("first", "second")), storage_options=options
+        )
+        assert report == Comparison((), tensors=2, values=0, skipped=2)
         assert sum(request.sent for request in proxy.made()) < 2 * 2**20
-    told = compare(f"s3://{bucket}/first.safetensors", f"s3://{bucket}/third.safetensors")
-    assert [(each.name, each.elements) for each in told.differences] == [("v", 3)]
-    assert told.skipped == 0
+    report = compare(f"s3://{bucket}/first.safetensors", f"s3://{bucket}/third.safetensors")
+    assert [(each.name, each.elements) for each in report.differences] == [("v", 3)]
+    assert report.skipped == 0
 
 
 def test_checksum_of_an_object(fs: CSXFileSystem, bucket: str) -> None:
-    """An open object tells the server's checksum of it, and that it was replaced."""
+    """An open object says the server's checksum of it, and that it was replaced."""
     fs.pipe_file(f"{bucket}/x", b"123456789")
     with fs.open(f"{bucket}/x") as file:
-        algorithm, told = file.object_checksum()
-        assert algorithm.encoded(algorithm.compute(memoryview(b"123456789"), 0)) == told
+        algorithm, report = file.object_checksum()
+        assert algorithm.encoded(algorithm.compute(memoryview(b"123456789"), 0)) == report
         fs.pipe_file(f"{bucket}/x", b"1234567890")
         with pytest.raises(OSError, match=f"{bucket}/x"):
             file.object_checksum()

@@ -168,7 +168,7 @@ def test_views_of_several_dtypes(put: Any, tmp_path: Path) -> None:
 
 
 def test_parameters_and_attributes_survive_a_cast(put: Any, tmp_path: Path) -> None:
-    """Parameters stay such, as do requires_grad, attributes and the versions that a state dict tells."""
+    """Parameters stay such, as do requires_grad, attributes and the versions that a state dict says."""
     state = {"p": torch.nn.Parameter(torch.ones(3)), "frozen": torch.nn.Parameter(torch.ones(3), requires_grad=False)}
     state["note"] = attributed()  # type: ignore[assignment]
     model = MODEL.state_dict()
@@ -326,8 +326,8 @@ def test_a_flipped_bit(record: str, named: str, target: str, put: Any, tmp_path:
     assert names(str(tmp_path)) == sorted(["home", "source.mdl", target])
 
 
-def test_what_becomes_infinite_is_told(put: Any, tmp_path: Path) -> None:
-    """Numbers that the new dtype has not are told by the names of their tensors, but not those that were infinite."""
+def test_what_becomes_infinite_is_reported(put: Any, tmp_path: Path) -> None:
+    """Numbers that overflow the new dtype are reported by the names of their tensors, but not infinite ones."""
     state = {"small": torch.ones(3), "large": torch.tensor([1.0, 7e4]), "inf": torch.tensor([float("inf"), 1.0])}
     source = put(saved(state))
     for target in ("target.mdl", "target.safetensors"):

@@ -356,7 +356,7 @@ def test_appeared_meanwhile(folder: Callable[[str], str], tmp_path: Path) -> Non
 
 
 def test_what_is_missing_or_denied(environment: LocalS3, server: LocalS3, tmp_path: Path, bucket: str) -> None:
-    """Missing objects and buckets, and missing rights, are told, and no target is made."""
+    """Missing objects and buckets, and missing rights, are reported, and no target is made."""
     reader = {**server.storage_options("reader")}
     (tmp_path / "x.mdl").write_bytes(b"x")
     with pytest.raises(ObjectNotFoundError, match="missing"):
@@ -391,7 +391,7 @@ def test_folder_that_is_no_checkpoint(folder: Callable[[str], str], tmp_path: Pa
 
 
 def test_through_wrappers(folder: Callable[[str], str], tmp_path: Path) -> None:
-    """A cache before a filesystem is told of what is written, and nothing old is read from it."""
+    """A cache before a filesystem learns what is written, and nothing old is read from it."""
     target = f"{folder('s3')}/x.mdl"
     chain = {"filecache": {"cache_storage": str(tmp_path / "cache")}}
     written(f"{tmp_path}/x.mdl", b"first")

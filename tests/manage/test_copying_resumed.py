@@ -113,9 +113,9 @@ def broken_off(
         # It says that it was interrupted, or nothing: on a busy machine it may take long to see the signal.
         select.select([process.stderr], [], [], 8)
         going_on.set()
-        _, told = process.communicate(timeout=40)
+        _, report = process.communicate(timeout=40)
     far.faults = []
-    return process.returncode, told
+    return process.returncode, report
 
 
 def refusing(tmp_path: Path, part: int, *, others: int = PARTS - 1, **harm: Any) -> Fault:
@@ -143,9 +143,9 @@ def test_upload_goes_on(
 ) -> None:
     """However the command is ended, the next one sends the other parts only, and there is no object before."""
     far.faults = [Fault("PUT", query="partNumber=", skip=2, times=99)]
-    ended, told = broken_off(far, local, target, number, lambda: remembered(tmp_path) == 2)
-    assert ended == status, told
-    assert ("again to resume" in told) == (number == signal.SIGINT)
+    ended, report = broken_off(far, local, target, number, lambda: remembered(tmp_path) == 2)
+    assert ended == status, report
+    assert ("again to resume" in report) == (number == signal.SIGINT)
     assert not fs.exists(target)
     assert len(uploads(fs, target)) == len(records(tmp_path)) == 1
     far.requests = []
@@ -264,7 +264,7 @@ def test_nowhere_to_remember(
 def test_plain_uploads_leave_nothing(
     far: FaultProxy, fs: CSXFileSystem, local: Path, target: str, tmp_path: Path
 ) -> None:
-    """What is not told to go on aborts its upload."""
+    """A file that is not committed aborts its upload."""
     far.faults = [Fault("PUT", query="partNumber=4", times=9, answer=BUSY)]
     with pytest.raises(OSError, match="SlowDown"):
         fsspec.filesystem("s3").put_file(str(local), target)
@@ -365,8 +365,8 @@ def test_download_goes_on(far: FaultProxy, stored: str, tmp_path: Path, number: 
     (tmp_path / "down").mkdir()
     path = tmp_path / "down" / "y.mdl"
     far.faults = [Fault("GET", when=lambda request: request.span is not None, skip=2, times=99)]
-    ended, told = broken_off(far, stored, path, number, lambda: came(path) == 2)
-    assert ended == status, told
+    ended, report = broken_off(far, stored, path, number, lambda: came(path) == 2)
+    assert ended == status, report
     left = [each.name for each in (tmp_path / "down").iterdir()]
     assert len(left) == 1
     assert naming.is_temporary(left[0])
@@ -445,8 +445,8 @@ def test_no_room_for_it(far: FaultProxy, stored: str, tmp_path: Path, monkeypatc
     """If the disk has no room for the whole, nothing is fetched, and nothing is left."""
     (tmp_path / "down").mkdir()
     full = os.statvfs(tmp_path)
-    told = os.statvfs_result((full.f_bsize, 1, 10, 5, 5, *full[5:]))
-    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: told)
+    report = os.statvfs_result((full.f_bsize, 1, 10, 5, 5, *full[5:]))
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: report)
     with pytest.raises(OSError, match="No space left") as caught:
         copy(stored, tmp_path / "down" / "y.mdl")
     assert caught.value.errno == errno.ENOSPC
@@ -465,7 +465,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_disk_full_meanwhile(far: FaultProxy, stored: str, tmp_path: Path) -> None:
-    """If there is no room any more in the midst of it, that is told at once, and what has come is gone on with."""
+    """If there is no room any more in the midst of it, that is reported at once, and what has come is resumed."""
     (tmp_path / "down").mkdir()
 
     def limit() -> None:

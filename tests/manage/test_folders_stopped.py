@@ -1,4 +1,4 @@
-"""Cerebras checkpoints that were copied or deleted only in part: never taken for whole ones, and gone on with."""
+"""Cerebras checkpoints that were copied or deleted only in part: never taken for whole ones, and resumed."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_deletion_that_is_refused(url: str, server: LocalS3) -> None:
 
 
 def test_deletion_that_is_refused_and_cannot_be_undone(url: str, fs: CSXFileSystem, server: LocalS3) -> None:
-    """That nothing could be deleted, nor the checkpoint be made what it was, is told of it alone; the others go."""
+    """A checkpoint that can be neither deleted nor restored is reported alone; the others are deleted."""
     other = upload(fs, CASE, f"{url.removeprefix('s3://').rpartition('/')[0]}/checkpoint_6.mdl")
     with fault_proxy(server.endpoint_url) as proxy:
         options = {**server.storage_options(), "endpoint_url": proxy.url}

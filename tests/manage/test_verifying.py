@@ -48,17 +48,17 @@ def records_of(path: Path) -> int:
 @pytest.mark.usefixtures("pieces")
 def test_whole(path: Path) -> None:
     """A whole checkpoint has all of its records checked, and no damage."""
-    told = verify(path)
-    assert told == VerifyResult(str(path), path.stat().st_size, records_of(path), 0, False, (), "")
+    report = verify(path)
+    assert report == VerifyResult(str(path), path.stat().st_size, records_of(path), 0, False, (), "")
 
 
 def test_whole_anywhere(root: str, server: LocalS3) -> None:
     """So has one on any filesystem, under any name; on S3 the server's checksum of the object is compared too."""
     save(STATE, f"{root}/a #1 ?*[x] %20 é.mdl")
-    told = verify(f"{root}/a #1 ?*[x] %20 é.mdl")
-    assert (told.damage, told.unchecked) == ((), 0)
-    assert told.records > 3
-    assert told.object_checked == root.startswith("s3:")
+    report = verify(f"{root}/a #1 ?*[x] %20 é.mdl")
+    assert (report.damage, report.unchecked) == ((), 0)
+    assert report.records > 3
+    assert report.object_checked == root.startswith("s3:")
 
 
 @pytest.mark.usefixtures("pieces")
@@ -95,7 +95,7 @@ def test_tied_tensors_are_named(tmp_path: Path) -> None:
 
 
 def test_damaged_pickle(path: Path) -> None:
-    """Of a damaged pickle nothing is loaded, and it is told once, with the records that are damaged besides."""
+    """Of a damaged pickle nothing is loaded, and it is reported once, with the records that are damaged besides."""
     flip(path, begin_of(path, "data.pkl") + 20)
     flip(path, begin_of(path, "data/1"))
     assert [each.rpartition("/")[2] for each in verify(path).damage] == ["data.pkl' is wrong", "1' is wrong"]
@@ -141,38 +141,38 @@ def written(folder: Path, form: str) -> Path:
 
 
 def test_formats_without_checksums(tmp_path: Path) -> None:
-    """Of those the structure is checked, and it is told how many tensors have no checksum."""
-    told = verify(written(tmp_path, "safetensors"))
-    assert (told.records, told.unchecked, told.damage, told.note) == (0, 2, (), "")
-    told = verify(written(tmp_path, "legacy"))
-    assert (told.records, told.unchecked, told.damage) == (0, 2, ())
-    assert "before torch 1.6" in told.note
+    """Of those the structure is checked, and the report counts the tensors without a checksum."""
+    report = verify(written(tmp_path, "safetensors"))
+    assert (report.records, report.unchecked, report.damage, report.note) == (0, 2, (), "")
+    report = verify(written(tmp_path, "legacy"))
+    assert (report.records, report.unchecked, report.damage) == (0, 2, ())
+    assert "before torch 1.6" in report.note
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n" + bytes(1000), bytes(5000)])
 def test_no_checkpoint(tmp_path: Path, data: bytes) -> None:
-    """A file that is something else is damaged, and it is told what it is."""
+    """A file that is something else is damaged, and the error says what it is."""
     (tmp_path / "x.mdl").write_bytes(data)
-    told = verify(tmp_path / "x.mdl")
-    assert len(told.damage) == 1
-    assert str(tmp_path) not in told.damage[0]
+    report = verify(tmp_path / "x.mdl")
+    assert len(report.damage) == 1
+    assert str(tmp_path) not in report.damage[0]
 
 
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
 def test_compressed(path: Path, tmp_path: Path, method: int) -> None:
-    """Deflated records are inflated and checked, in pieces; those that torch cannot read are told."""
+    """Deflated records are inflated and checked, in pieces; those that torch cannot read are reported."""
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "y.mdl", "w", method) as packed:
         for name in archive.namelist():
             packed.writestr(name, archive.read(name))
-    told = verify(tmp_path / "y.mdl")
+    report = verify(tmp_path / "y.mdl")
     if method == zipfile.ZIP_DEFLATED:
-        assert (told.records, told.unchecked, told.damage) == (records_of(path), 0, ())
+        assert (report.records, report.unchecked, report.damage) == (records_of(path), 0, ())
         flip(tmp_path / "y.mdl", begin_of(tmp_path / "y.mdl", "data/0") + 200)
         assert any("data/0" in each for each in verify(tmp_path / "y.mdl").damage)
     else:
-        assert (told.records, told.unchecked) == (0, records_of(path))
-        assert told.damage
+        assert (report.records, report.unchecked) == (0, records_of(path))
+        assert report.damage
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -196,9 +196,9 @@ def test_other_layouts(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None
 def test_no_code_runs(tmp_path: Path) -> None:
     """What names code is not loaded; its checksums are checked, and what has none cannot be vouched for."""
     torch.save({"p": Point(), "w": torch.ones(100)}, tmp_path / "x.mdl")
-    told = verify(tmp_path / "x.mdl")
-    assert told.damage == ()
-    assert "Point, which could run code when loaded, and so was not loaded" in told.note
+    report = verify(tmp_path / "x.mdl")
+    assert report.damage == ()
+    assert "Point, which could run code when loaded, and so was not loaded" in report.note
     flip(tmp_path / "x.mdl", begin_of(tmp_path / "x.mdl", "data/0"))
     assert "data/0" in verify(tmp_path / "x.mdl").damage[0]
     torch.save({"p": Point()}, tmp_path / "old.mdl", _use_new_zipfile_serialization=False)
@@ -214,9 +214,9 @@ def test_without_checksums(tmp_path: Path) -> None:
         torch.save({"w": torch.ones(100)}, tmp_path / "x.mdl")
     finally:
         torch.serialization.set_crc32_options(before)
-    told = verify(tmp_path / "x.mdl")
-    assert told.damage == ()
-    assert told.unchecked > 0
+    report = verify(tmp_path / "x.mdl")
+    assert report.damage == ()
+    assert report.unchecked > 0
     flip(tmp_path / "x.mdl", begin_of(tmp_path / "x.mdl", "data/0"))
     assert verify(tmp_path / "x.mdl").damage == ()
 
@@ -251,8 +251,8 @@ def test_object_checksum(server: LocalS3, fs: CSXFileSystem, bucket: str, tmp_pa
     fs.put_file(str(tmp_path / "x"), f"{bucket}/x.safetensors")
     with fault_proxy(server.endpoint_url) as proxy:
         options: dict[str, Any] = through(proxy, server).storage_options
-        told = verify(f"s3://{bucket}/x.safetensors", storage_options=options)
-        assert (told.object_checked, told.damage) == (True, ())
+        report = verify(f"s3://{bucket}/x.safetensors", storage_options=options)
+        assert (report.object_checked, report.damage) == (True, ())
         proxy.faults.append(
             Fault("GET", when=lambda request: request.path.endswith("x.safetensors"), flip_down=200_000)
         )

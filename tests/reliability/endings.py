@@ -22,7 +22,7 @@ LARGE = 200
 
 
 class Begun(Callback):  # type: ignore[misc]
-    """Tells that bytes were written.
+    """Says that bytes were written.
 
     Attributes:
         event: is set then.
@@ -140,14 +140,14 @@ class _Peak:
 
     def __enter__(self) -> _Peak:
         Path("/proc/self/clear_refs").write_text("5")  # https://docs.kernel.org/filesystems/proc.html
-        self._before = self._told("VmRSS")
+        self._before = self._reported("VmRSS")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.extra = self._told("VmHWM") - self._before
+        self.extra = self._reported("VmHWM") - self._before
 
     @staticmethod
-    def _told(name: str) -> float:
+    def _reported(name: str) -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(name):
                 return int(line.split()[1]) / 1024

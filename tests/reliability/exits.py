@@ -44,7 +44,7 @@ def open_file_and_error(path: str) -> None:
 
 
 def threads_too_late(path: str) -> None:
-    """Threads that outlive the main one are told that requests cannot be made any more."""
+    """Threads that outlive the main one get an error that requests cannot be made any more."""
 
     def one() -> None:
         threading.main_thread().join()

@@ -122,7 +122,7 @@ class Call:
 
 
 class Storage:
-    """What a pickle tells of a storage.
+    """What a pickle says of a storage.
 
     Args:
         numel: how many elements it has.
@@ -131,14 +131,14 @@ class Storage:
     """
 
     def __init__(self, numel: Any = 4, key: Any = "0", location: Any = "cpu") -> None:
-        self.told = ("storage", torch.FloatStorage, key, location, numel)
+        self.report = ("storage", torch.FloatStorage, key, location, numel)
 
 
 class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
     """The one written in Python, which leaves persistent ids as they are."""
 
     def persistent_id(self, obj: Any) -> Any:
-        return obj.told if isinstance(obj, Storage) else None
+        return obj.report if isinstance(obj, Storage) else None
 
 
 def pickled(obj: Any, protocol: int = 2) -> bytes:

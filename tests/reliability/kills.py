@@ -1,6 +1,6 @@
 """Operations whose process, or whose server, is ended at a random moment: nothing is lost, and the same again is done.
 
-``python tests/reliability/kills.py SEED COUNT`` tells what became of so many.
+``python tests/reliability/kills.py SEED COUNT`` says what became of so many.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Moment:
     """When something is ended.
 
     Attributes:
-        text: as it is told.
+        text: as it is reported.
         faults: the rules of a proxy that bring it about.
         come: whether it has come, by the bytes that have moved and the seconds that have gone by.
     """
@@ -69,7 +69,7 @@ def kills(seed: int, count: int) -> Iterator[Outcome]:
     """End so many operations, and tell what became of each; the same for the same seed.
 
     An outcome is "done" if all was as it was, or as it was to be, and the same operation, given again, did the rest;
-    "refused" if besides the operation told what was wrong, as its server was gone.
+    "refused" if besides the operation reported what was wrong, as its server was gone.
     """
     for first in range(0, count, _ROUNDS_OF_A_SERVER):
         with LocalS3() as server, CleanProcess("ranks", "torch._dynamo") as clean:
@@ -114,7 +114,7 @@ class _Round:
         return Outcome(self._scene.name, happened, result, time.monotonic() - began, detail)
 
     def _ended(self) -> str:
-        """End it, and return what it told of a server that was gone; nothing if it rode that out."""
+        """End it, and return what it reported about a server that was gone; nothing if it rode that out."""
         with fault_proxy(self._server.endpoint_url) as proxy:
             victims: list[Victim] = []
             started, harmed = threading.Event(), threading.Event()
@@ -137,11 +137,11 @@ class _Round:
                     if self._happened:
                         self._mend()
                 ends = [(victim.wait(_LONGEST), victim.said()) for victim in victims]
-        told = [said.strip().splitlines()[-1] for status, said in ends if self._failed(status, said)]
-        return "" if self._action in ENDS else "".join(told[:1])
+        report = [said.strip().splitlines()[-1] for status, said in ends if self._failed(status, said)]
+        return "" if self._action in ENDS else "".join(report[:1])
 
     def _failed(self, status: int, said: str) -> bool:
-        """Whether a process has told of a failure; one that was killed tells nothing."""
+        """Whether a process has reported a failure; one that was killed says nothing."""
         if self._action in ENDS and (self._scene.ranks == 1 or status in ENDS[self._action]):
             assert status in ENDS[self._action], f"It ended with {status}. {said}"
             return False
@@ -151,7 +151,7 @@ class _Round:
     def _started(
         self, stack: contextlib.ExitStack, job: tuple[Any, ...], environment: Mapping[str, str]
     ) -> list[Victim]:
-        """The processes that do a job, each of which is told which one it is."""
+        """The processes that do a job, each of which gets its number."""
         operation, *arguments = job
         meeting = next(self._meetings)
         parts = [(number, self._scene.ranks, meeting) for number in range(self._scene.ranks)]
@@ -249,11 +249,11 @@ class _Round:
 
 
 def _is_clear(said: str) -> bool:
-    """Whether what a process told ends with an error of this package, or with what torch tells of a process lost."""
+    """Whether a process's report ends with an error of this package, or with torch's about a lost process."""
     lines = said.strip().splitlines()
     if not lines:
         return False
-    # Where processes meet outside of this package, torch tells of one that is gone.
+    # Where processes meet outside of this package, torch reports one that is gone.
     is_torchs = _LOST.match(lines[-1]) and "fsspec_csx/distributed/calls.py" not in said
     return bool(
         lines[-1].startswith("fsspec_csx.errors.") or is_torchs or any(line.startswith("cszoo: ") for line in lines)

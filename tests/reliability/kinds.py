@@ -118,8 +118,8 @@ def _skewed(random: Random, keys: Keys) -> Fault:
 
 
 def _elsewhere(random: Random, keys: Keys) -> Fault:
-    told = random.choice(["bytes 3-12/20", "bytes 0-0/1", "nonsense", "bytes 5-4/3"])
-    return Fault(headers={"Content-Range": told}, status=206)
+    report = random.choice(["bytes 3-12/20", "bytes 0-0/1", "nonsense", "bytes 5-4/3"])
+    return Fault(headers={"Content-Range": report}, status=206)
 
 
 def _later(random: Random, keys: Keys) -> Fault:

@@ -1,4 +1,4 @@
-"""Data of a training whose code tells all that it was given, when it goes wrong."""
+"""Data of a training whose code lists all that it was given, when it goes wrong."""
 
 from __future__ import annotations
 

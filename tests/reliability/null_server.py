@@ -101,8 +101,8 @@ class NullServer(ThreadingHTTPServer):
 
     def filesystem(self, **options: Any) -> CSXFileSystem:
         """A filesystem of its own that asks this server."""
-        told = {"endpoint_url": self.url, "key": "nobody", "secret": "nothing", "use_listings_cache": False}
-        made = fsspec.filesystem("s3", **told, **options, skip_instance_cache=True)
+        report = {"endpoint_url": self.url, "key": "nobody", "secret": "nothing", "use_listings_cache": False}
+        made = fsspec.filesystem("s3", **report, **options, skip_instance_cache=True)
         assert isinstance(made, CSXFileSystem)
         return made
 
@@ -240,8 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def complete_multipart_upload(self, request: Request) -> None:
-        told = self.rfile.read(request.length).decode()
-        numbers = [int(number) for number in re.findall(r"<PartNumber>(\d+)</PartNumber>", told)]
+        report = self.rfile.read(request.length).decode()
+        numbers = [int(number) for number in re.findall(r"<PartNumber>(\d+)</PartNumber>", report)]
         upload = self.server.uploads.get(request.query["uploadId"], {})
         parts = [upload[number] for number in numbers if number in upload]
         if not parts or len(parts) < len(numbers) or numbers != sorted(numbers):
@@ -283,8 +283,8 @@ class _Handler(BaseHTTPRequestHandler):
                 at = bisect.bisect_left(names, f"{prefix}{rest}0")  # 0 comes next to /
             else:
                 one = self.server.objects[names[at]]
-                told = f"<Size>{one.size}</Size><ETag>{one.etag}</ETag><LastModified>{_DATE}</LastModified>"
-                found.append(f"<Contents><Key>{escape(names[at][len(base) :])}</Key>{told}</Contents>")
+                report = f"<Size>{one.size}</Size><ETag>{one.etag}</ETag><LastModified>{_DATE}</LastModified>"
+                found.append(f"<Contents><Key>{escape(names[at][len(base) :])}</Key>{report}</Contents>")
                 at += 1
         more = at < len(names) and names[at].startswith(prefix)
         if more:

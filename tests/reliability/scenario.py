@@ -35,7 +35,7 @@ class Scenario:
 
 
 UNSEEN = frozenset({"bit flipped on the way down"})
-"""Without TLS nobody notices it in a part of an object, of which S3 tells no checksum."""
+"""Without TLS nobody notices it in a part of an object, of which S3 says no checksum."""
 
 
 Equal = Callable[[Any, Any], bool]

@@ -56,7 +56,7 @@ def of_delete(stage: Stage) -> Scene:
         assert not {*others} - {*there}, there
         for name, manifest in manifests.items():
             assert manifest not in there or not {*named[name]} - {*there}, there
-        # What the metadata tells is needed until the end; that it is not finished is told at the beginning.
+        # What the metadata says is needed until the end; that it is not finished is reported at the beginning.
         metadata = stage.data(stage.place("c/__METADATA__", remote=remote))
         assert metadata != b"c/__METADATA__" or not {*named["c"]} - {*there}, there
         assert metadata is not None or not {*named["c"]} & {*there}, there

@@ -148,8 +148,8 @@ def halved(seed: int) -> bytes:
 def among(found: bytes | None, *allowed: bytes | None) -> None:
     """Compare what was found with what may be; pytest would print all of it."""
     if found not in allowed:
-        told = "nothing" if found is None else f"{len(found)} bytes that are none of those expected"
-        raise AssertionError(f"There is {told}.")
+        report = "nothing" if found is None else f"{len(found)} bytes that are none of those expected"
+        raise AssertionError(f"There is {report}.")
 
 
 @functools.cache

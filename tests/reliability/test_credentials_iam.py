@@ -186,8 +186,8 @@ def test_refused_by_all_names(
             fsspec_csx.save(state, path)
     for arguments, act in refused_acts(path, local, reads=reads).items():
         assert main(["checkpoint", *arguments]) == FAILED, arguments
-        told = capsys.readouterr().err
-        assert re.search(f"({act}) on {path} was refused to .*{account.who(name)}", told), (arguments, told)
+        report = capsys.readouterr().err
+        assert re.search(f"({act}) on {path} was refused to .*{account.who(name)}", report), (arguments, report)
     assert state_of(admin) == before
     assert Path(local).exists()
     if reads:
@@ -217,8 +217,8 @@ def test_lists_what_may_be_listed(
     for name in ("unlisting", "nobody"):
         become(account, monkeypatch, name)
         assert main(["checkpoint", "list", MINE]) == FAILED
-        told = capsys.readouterr().err
-        assert re.search(f"ListObjectsV2 on s3://policies was refused to .*{account.who(name)}", told), told
+        report = capsys.readouterr().err
+        assert re.search(f"ListObjectsV2 on s3://policies was refused to .*{account.who(name)}", report), report
         with pytest.raises(PermissionError):
             fsspec.filesystem("s3").ls(MINE)
 

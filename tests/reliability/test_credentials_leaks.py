@@ -50,8 +50,8 @@ def proxy(environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fau
 
 def signatures(proxy: FaultProxy) -> set[str]:
     """Those of all requests that came, of signed URLs too, in each form in which they can be written."""
-    told = " ".join(one.headers.get("authorization", "") + " ?" + one.query for one in proxy.requests)
-    found = set(re.findall(r"Signature=([^\s,&]+)", told))
+    report = " ".join(one.headers.get("authorization", "") + " ?" + one.query for one in proxy.requests)
+    found = set(re.findall(r"Signature=([^\s,&]+)", report))
     return found | {unquote(one) for one in found} | {quote(one, safe="") for one in found}
 
 
@@ -256,10 +256,10 @@ def test_json_and_pickles(server: LocalS3, bucket: str) -> None:
         config_kwargs={"proxies": proxies, "read_timeout": 7},
         s3_additional_kwargs={"SSECustomerKey": CUSTOMER_KEY, "ServerSideEncryption": "AES256"},
     )
-    told = made.to_json()
+    report = made.to_json()
     for secret in (server.identity.secret_key, server.identity.access_key, PROXY_PASSWORD, CUSTOMER_KEY):
-        assert secret not in told
-    kept = json.loads(told)["config_kwargs"]
+        assert secret not in report
+    kept = json.loads(report)["config_kwargs"]
     assert kept == {"proxies": {"http": "http://127.0.0.1:1", "https": "http://127.0.0.1:2"}, "read_timeout": 7}
     assert made.storage_options["config_kwargs"]["proxies"] == proxies
     assert pickle.loads(pickle.dumps(made)) is made

@@ -66,8 +66,8 @@ def unheard(endpoint: Listener, elsewhere: Listener) -> None:
 def sending_on(status: int, elsewhere: Listener, body: bytes | None = None) -> Callable[[Heard], Answer]:
     """Answers of a status that name another host in every way there is."""
     host = elsewhere.url.replace("127.0.0.1", "localhost").removeprefix("http://")
-    told = s3_error("TemporaryRedirect", "Elsewhere", f"<Endpoint>{host}</Endpoint>") if body is None else body
-    return lambda heard: (status, {"Location": f"http://{host}{heard.path}"}, told)
+    report = s3_error("TemporaryRedirect", "Elsewhere", f"<Endpoint>{host}</Endpoint>") if body is None else body
+    return lambda heard: (status, {"Location": f"http://{host}{heard.path}"}, report)
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -96,7 +96,7 @@ def test_redirect_of_a_session_of_the_caller(endpoint: Listener, elsewhere: List
 
 
 def test_redirect_to_a_page(endpoint: Listener, elsewhere: Listener) -> None:
-    """A page for people that a network shows in place of the server is told as what it is, and holds no objects."""
+    """A page for people that a network shows in place of the server is reported as what it is, and holds no objects."""
     endpoint.answer = sending_on(302, elsewhere, b"<html>Log in</html>")
     elsewhere.answer = lambda heard: (200, {"Content-Type": "text/html"}, b"<html>Log in here</html>")
     fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
@@ -107,7 +107,7 @@ def test_redirect_to_a_page(endpoint: Listener, elsewhere: Listener) -> None:
 
 
 def test_redirect_from_https_to_http(endpoint: Listener, elsewhere: Listener) -> None:
-    """A user's name, a password and a query in the address sent to are not told."""
+    """A user's name, a password and a query in the address sent to are not reported."""
     address = "http://user:password-of-someone@localhost:1/key?X-Amz-Signature=0123456789abcdef"
     endpoint.answer = lambda heard: (307, {"Location": address}, b"")
     fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
@@ -119,9 +119,9 @@ def test_redirect_from_https_to_http(endpoint: Listener, elsewhere: Listener) ->
 
 @pytest.mark.parametrize("operation", ["cat", "pipe", "info", "ls"])
 def test_redirect_by_region(endpoint: Listener, elsewhere: Listener, operation: str) -> None:
-    """An answer that names a region is told as one of the wrong region; the endpoint stays the one that was named."""
-    told = {"x-amz-bucket-region": "eu-west-3", "Location": elsewhere.url}
-    endpoint.answer = lambda heard: (301, told, s3_error("PermanentRedirect", "Elsewhere"))
+    """An answer that names a region is an error about the wrong region; the endpoint stays the one that was named."""
+    report = {"x-amz-bucket-region": "eu-west-3", "Location": elsewhere.url}
+    endpoint.answer = lambda heard: (301, report, s3_error("PermanentRedirect", "Elsewhere"))
     fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
     with pytest.raises(WrongRegionError):
         OPERATIONS[operation](fs)
@@ -164,7 +164,7 @@ def instance(endpoint: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_redirect_of_a_container(
     endpoint: Listener, elsewhere: Listener, container: str, status: int, own: bool
 ) -> None:
-    """The token of a container goes to the address that was named alone, once; where it sends to is told."""
+    """The token of a container goes to the address that was named alone, once; where it sends to is reported."""
     endpoint.answer = sending_on(status, elsewhere, b"")
     options = {"session": AioSession()} if own else {}
     with pytest.raises(
@@ -199,8 +199,8 @@ def test_redirect_of_an_instance_that_tells_its_region(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     sent = sending_on(307, elsewhere, b"")
     entry = b"<Contents><Key>key</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
-    told = b"<ListBucketResult>" + entry + b"</ListBucketResult>"
-    endpoint.answer = lambda heard: sent(heard) if heard.path.startswith("/latest/") else (200, {}, told)
+    report = b"<ListBucketResult>" + entry + b"</ListBucketResult>"
+    endpoint.answer = lambda heard: sent(heard) if heard.path.startswith("/latest/") else (200, {}, report)
     fs = fsspec.filesystem("s3", endpoint_url=endpoint.url, skip_instance_cache=True)
     assert fs.ls("bucket", detail=False) == ["bucket/key"]
     assert [one.path for one in endpoint.heard][:1] == ["/latest/api/token"]

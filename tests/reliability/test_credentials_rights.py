@@ -126,9 +126,9 @@ def test_outside(
         ("prune", OTHERS, "--keep", "1", "--yes"),
     ):
         assert main(["checkpoint", *arguments]) == FAILED, arguments
-        told = capsys.readouterr().err
-        assert "refused" in told, (arguments, told)
-        assert f"s3://{BUCKET}" in told, (arguments, told)
+        report = capsys.readouterr().err
+        assert "refused" in report, (arguments, report)
+        assert f"s3://{BUCKET}" in report, (arguments, report)
     assert state_of(admin) == before
 
 
@@ -159,8 +159,8 @@ def test_reader(
         ("convert", path, f"{MINE}/new.safetensors"),
     ):
         assert main(["checkpoint", *arguments]) == FAILED, arguments
-        told = capsys.readouterr().err
-        assert "refused" in told or "not deleted" in told or "Access Denied" in told, (arguments, told)
+        report = capsys.readouterr().err
+        assert "refused" in report or "not deleted" in report or "Access Denied" in report, (arguments, report)
     assert state_of(admin) == before
 
 

@@ -282,7 +282,7 @@ def test_process_that_fails_later(
 
 
 def test_process_that_gives_expired_keys(store: LocalS3, proxy: FaultProxy, aws_files: Path) -> None:
-    """Keys that have expired when they are given are told as that."""
+    """Keys that have expired when they are given are reported as that."""
     running_program(aws_files)
     (aws_files / "keys").write_text(printed(store.identity, -5))
     with pytest.raises(ExpiredCredentialsError, match=r"'work' gives credentials that have expired.*Renew"):

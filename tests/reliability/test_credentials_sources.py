@@ -1,4 +1,4 @@
-"""Credentials that roles, containers and instances give: renewed in time, or told soon and clearly why not."""
+"""Credentials that roles, containers and instances give: renewed in time, or reported soon and clearly why not."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def assumed(server: LocalS3, seconds: float, action: str = "AssumeRole") -> Answ
 
 def refused(code: str, message: str) -> Answer:
     """STS's refusal."""
-    told = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>"
-    return 403, {"Content-Type": "text/xml"}, f"<ErrorResponse xmlns='{STS}'>{told}</ErrorResponse>".encode()
+    report = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>"
+    return 403, {"Content-Type": "text/xml"}, f"<ErrorResponse xmlns='{STS}'>{report}</ErrorResponse>".encode()
 
 
 def given(server: LocalS3, seconds: float) -> Answer:
@@ -170,7 +170,7 @@ BROKEN: dict[str, Answer] = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_container_that_gives_nothing(giver: Listener, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What a container answers in place of keys is told, without what may be a secret in it, after few attempts."""
+    """What a container answers in place of keys is reported, without what may be a secret in it, after few attempts."""
     monkeypatch.setattr("aiobotocore.utils.AioContainerMetadataFetcher.SLEEP_TIME", 0, raising=False)
     monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{giver.url}/role")
@@ -207,7 +207,7 @@ def test_instance_that_is_not_to_be_asked(giver: Listener, monkeypatch: pytest.M
 
 
 def test_sso_that_has_expired_in_between(aws_files: Path) -> None:
-    """A login that is missing is told with the command that brings it, and nobody opens a browser."""
+    """A login that is missing is reported with the command that brings it, and nobody opens a browser."""
     (aws_files / "config").write_text(
         "[sso-session work]\nsso_start_url = https://example.awsapps.com/start\nsso_region = us-east-1\n"
         "[profile sso]\nsso_session = work\nsso_account_id = 123456789012\nsso_role_name = trainer\n"

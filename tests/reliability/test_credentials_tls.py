@@ -83,7 +83,7 @@ def test_other_name(secure_server: tuple[LocalS3, Path], monkeypatch: pytest.Mon
 def test_expired_certificate(
     expired: tuple[str, Path], server: LocalS3, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """A certificate that has expired is told as that."""
+    """A certificate that has expired is reported as that."""
     url, authority = expired
     monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
     with pytest.raises(UntrustedCertificateError, match=r"has expired.*renewed"):
@@ -92,7 +92,7 @@ def test_expired_certificate(
 
 @pytest.mark.parametrize("operation", ["info", "cat", "pipe"])
 def test_server_without_tls(server: LocalS3, operation: str) -> None:
-    """A server that speaks plain HTTP where https:// was asked for is told as that, and gets nothing."""
+    """A server that speaks plain HTTP where https:// was asked for is reported as that, and gets nothing."""
     url = server.endpoint_url.replace("http:", "https:")
     with pytest.raises(EndpointError, match=r"does not speak TLS.*http://") as caught:
         OPERATIONS[operation](client(url, server))
@@ -103,16 +103,16 @@ def test_server_without_tls(server: LocalS3, operation: str) -> None:
 def test_ways_to_trust(
     secure_server: tuple[LocalS3, Path], aws_files: Path, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    """Each way to name an authority holds for everything, and doctor tells which it was."""
+    """Each way to name an authority holds for everything, and doctor says which it was."""
     server, authority = secure_server
     options: dict[str, object] = dict(server.storage_options())
-    told = f"{authority}, named by {named}"
+    report = f"{authority}, named by {named}"
     if named == "profile":
         (aws_files / "config").write_text(f"[default]\nca_bundle = {authority}\n")
-        told = f"{authority}, ca_bundle of profile 'default'"
+        report = f"{authority}, ca_bundle of profile 'default'"
     elif named in ("verify", "unverified"):
         options["client_kwargs"] = {"verify": str(authority) if named == "verify" else False}
-        told = f"{authority}, named by client_kwargs" if named == "verify" else "none are checked, as verify is False"
+        report = f"{authority}, named by client_kwargs" if named == "verify" else "none are checked, as verify is False"
     else:
         monkeypatch.setenv(named, str(authority))
     unverified = pytest.warns(InsecureRequestWarning)
@@ -123,7 +123,7 @@ def test_ways_to_trust(
             operation(fs)
         assert fs.cat_file(f"{BUCKET}/key") == LARGE
         seen = {check.name: check for check in examine(storage_options=options)}
-    assert told in seen["certificates"].text
+    assert report in seen["certificates"].text
     assert seen["certificates"].ok is (None if named == "unverified" else True)
     assert seen["reachable"].ok
 

@@ -1,4 +1,4 @@
-"""A training whose YAML holds keys, secrets and passwords shows none of them, whatever goes wrong and who tells it."""
+"""A training whose YAML holds keys, secrets and passwords shows none of them, whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def written(folder: Path, url: str = NOWHERE, root: str | None = None, **data: A
 
 @pytest.fixture(autouse=True)
 def nothing_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test has told is no secret to the next."""
+    """A secret of one test is none to the next."""
     monkeypatch.setattr(redaction, "_registered", set())
 
 
@@ -60,17 +60,17 @@ def seen() -> Iterator[Seen]:
 
 def shown(params: str, capsys: pytest.CaptureFixture[str]) -> str:
     """All that a training that fails prints, without a traceback and with one."""
-    told = ""
+    report = ""
     for more in ([], ["--debug"]):
         assert main(["fit", params, *more]) == FAILED
-        told += "".join(capsys.readouterr())
-    assert told.count("Traceback (most recent call last)") >= 1
-    assert told.count("cszoo: ") == 2
-    return told
+        report += "".join(capsys.readouterr())
+    assert report.count("Traceback (most recent call last)") >= 1
+    assert report.count("cszoo: ") == 2
+    return report
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "report"),
     [
         ({"fails": "made"}, "trainer.fit.train_dataloader: TypeError: nothing can be made of"),
         ({"fails": "read"}, "nothing is read from https://someone:***@127.0.0.1:1/x"),
@@ -86,11 +86,11 @@ def shown(params: str, capsys: pytest.CaptureFixture[str]) -> str:
     ids=["made", "read", "URL", "FTP", "root", "hint", "endpoint"],
 )
 def test_failures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], seen: Seen, changes: dict[str, Any], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seen: Seen, changes: dict[str, Any], report: str
 ) -> None:
     """Messages of anybody's code, and the tracebacks that ``--debug`` shows, are without what the YAML keeps secret."""
     text = shown(written(tmp_path, **changes), capsys)
-    assert told in text
+    assert report in text
     assert [one for one in SECRETS if one in text + seen.text.getvalue()] == []
 
 
@@ -108,15 +108,15 @@ def test_the_failure_does_tell_it(tmp_path: Path) -> None:
     ids=["mapping", "alias", "tag", "anchor", "text", "key", "number"],
 )
 def test_files_that_are_no_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
-    """A secret that is misspelt as YAML is told by its line and column alone."""
+    """A secret that is misspelt as YAML is reported by its line and column alone."""
     params = Path(written(tmp_path))
     text = params.read_text()
     changed = text.replace(f"secret: {SECRET}", f"secret: {value}")
     assert changed != text
     params.write_text(changed)
-    told = shown(str(params), capsys)
-    assert "params.yaml, line " in told
-    assert [one for one in SECRETS if one in told] == []
+    report = shown(str(params), capsys)
+    assert "params.yaml, line " in report
+    assert [one for one in SECRETS if one in report] == []
 
 
 def test_what_a_training_leaves(
@@ -157,8 +157,8 @@ def test_names_of_secrets() -> None:
             "key": "no-secret-at-all",
         }
     )
-    told = "value-number-one value-number-two value-number-three value-number-four"
-    assert redaction.redact(told) == "*** *** *** ***"
+    report = "value-number-one value-number-two value-number-three value-number-four"
+    assert redaction.redact(report) == "*** *** *** ***"
     kept = "short a-tokenizer <padding> no-secret-at-all"
     assert redaction.redact(kept) == kept
 
@@ -179,6 +179,6 @@ def test_many_processes(tmp_path: Path, fails: str) -> None:
         timeout=100,
     )
     assert done.returncode != 0
-    told = done.stdout + done.stderr
-    assert "nothing can be made of" in told or "nothing is read from" in told
-    assert [one for one in SECRETS if one in told] == []
+    report = done.stdout + done.stderr
+    assert "nothing can be made of" in report or "nothing is read from" in report
+    assert [one for one in SECRETS if one in report] == []

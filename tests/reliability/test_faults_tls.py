@@ -93,7 +93,7 @@ def proxy(server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.mark.parametrize(
-    ("odd", "kind", "told"),
+    ("odd", "kind", "report"),
     [
         ("of a stranger", UntrustedCertificateError, "certificate .* is not trusted.*AWS_CA_BUNDLE"),
         ("stalled", EndpointError, "did not answer in time"),
@@ -102,7 +102,7 @@ def proxy(server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     ids=["of a stranger", "stalled", "broken off"],
 )
 def test_change_in_the_middle_of_an_upload(
-    server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, odd: Oddity, kind: type[Exception], told: str
+    server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, odd: Oddity, kind: type[Exception], report: str
 ) -> None:
     """Whoever has another certificate from the second part on gets nothing more, and the old object stays."""
     assert proxy.handshakes
@@ -112,7 +112,7 @@ def test_change_in_the_middle_of_an_upload(
     far.retries = 1
     far.pipe_file(f"{bucket}/other", b"data")  # it is in touch with the one whom it trusts
     proxy.faults = [Fault("PUT", "partNumber=", skip=1, times=100, odd=[odd] * 100)]
-    with pytest.raises(kind, match=told) as caught:
+    with pytest.raises(kind, match=report) as caught:
         far.pipe_file(f"{bucket}/key", LARGE, chunksize=5 * 2**20)
     assert type(caught.value) is kind
     assert fs.cat_file(f"{bucket}/key") == b"former"
@@ -120,7 +120,7 @@ def test_change_in_the_middle_of_an_upload(
 
 
 def test_damage_within_tls(server: LocalS3, bucket: str, proxy: FaultProxy) -> None:
-    """What was damaged on the way is told as that, and not as a matter of certificates."""
+    """What was damaged on the way is reported as that, and not as a matter of certificates."""
     far = through(proxy, server, config_kwargs={"retries": {"max_attempts": 1}})
     far.retries = 1
     far.pipe_file(f"{bucket}/key", b"data")

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import pytest
 import torch
-from cerebras import DATA, changed, told
+from cerebras import DATA, changed, report
 from hostile import MIB, few, little_memory, look, many, sharded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,7 +154,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
 def test_bodies_of_terabytes(tmp_path: Path, case: str) -> None:
     """An object that is to be of terabytes, and is not, is refused, and no memory is taken for it."""
     entry = {"shapes": [[HUGE]], "__NUMPY__": {"shape": [HUGE], "dtype": "float32"}, **CLAIMS[case]}
-    folder = changed(tmp_path / "x", "weights_plain", **told("weights_plain", "w", **entry))
+    folder = changed(tmp_path / "x", "weights_plain", **report("weights_plain", "w", **entry))
     for attempt in (load, lambda path: load(path, keys=["w"])):
         with little_memory(), pytest.raises(InvalidCheckpointError, match="'w'"):
             attempt(folder)
@@ -172,9 +172,9 @@ def test_bodies_of_terabytes(tmp_path: Path, case: str) -> None:
 )
 def test_tensors_of_one_number(tmp_path: Path, entry: dict[str, Any]) -> None:
     """A tensor that is full of one number must fit the memory, and the number the dtype."""
-    told_of_it = told("weights_plain", "w", __TYPE__="DeferredFullTensor", **entry)
+    reported_of_it = report("weights_plain", "w", __TYPE__="DeferredFullTensor", **entry)
     with little_memory(), pytest.raises(InvalidCheckpointError, match="'w'"):
-        load(changed(tmp_path / "x", "weights_plain", **told_of_it))
+        load(changed(tmp_path / "x", "weights_plain", **reported_of_it))
 
 
 def test_dataset_of_terabytes(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_dataset_of_terabytes(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["w"]
         file.create_dataset("w", (HUGE,), "f4", chunks=(1024,))
-        for name, text in told("weights_plain", "w", **claims).items():
+        for name, text in report("weights_plain", "w", **claims).items():
             file.attrs[name] = text
     with little_memory(), pytest.raises(InvalidCheckpointError, match="'w'"):
         load(path)
@@ -206,8 +206,8 @@ def test_any_change_of_an_hdf5_file(tmp_path: Path, edits: list[tuple[int, int]]
 
 def _terabytes(found: Metadata) -> None:
     size = torch.Size([2**45])
-    told_of_it: Any = found.state_dict_metadata["x"]
-    told_of_it.size = told_of_it.chunks[0].sizes = size
+    reported_of_it: Any = found.state_dict_metadata["x"]
+    reported_of_it.size = reported_of_it.chunks[0].sizes = size
     for index, place in found.storage_data.items():
         if index.fqn == "x":
             place.length = 2**48

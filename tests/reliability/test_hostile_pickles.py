@@ -101,7 +101,7 @@ def test_honest(tmp_path: Path, case: str, zipped: bool) -> None:
 
 
 def _form(value: Any) -> Any:
-    """A value, or what can be told of a tensor without making all of its elements."""
+    """A value, or what can be said of a tensor without making all of its elements."""
     if not isinstance(value, torch.Tensor):
         return value
     form = value.shape, value.dtype, value.layout, value.device, value.requires_grad
@@ -215,7 +215,7 @@ def test_parts_that_are_in_many_places(tmp_path: Path, change: Any, said: str) -
 
 
 def test_names_that_are_long(tmp_path: Path) -> None:
-    """What a manifest names is told in few words."""
+    """What a manifest names is reported in few words."""
     (tmp_path / MANIFEST).write_bytes(b"\x80\x04c" + b"x" * 2**20 + b"\ny\n.")
     with pytest.raises(UnsafeCheckpointError) as caught:
         load(tmp_path)

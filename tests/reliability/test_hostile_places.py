@@ -114,7 +114,7 @@ def test_download_in_the_place_of_another_file(
     monkeypatch: pytest.MonkeyPatch,
     plant: Callable[[Path, Path], None],
 ) -> None:
-    """A link that waits where a download is to be gone on with is not written to, and the download succeeds."""
+    """A link that waits where a download is to be resumed is not written to, and the download succeeds."""
     data = os.urandom(MIN_REQUEST + 1000)
     fs.pipe_file(f"{bucket}/x", data)
     names: list[str] = []

@@ -47,8 +47,8 @@ def fs(server: Listener, monkeypatch: pytest.MonkeyPatch) -> CSXFileSystem:
 
 def listed(*entries: str, more: str = "") -> Answer:
     """The first page of a listing."""
-    told = f"<ListBucketResult><Name>bucket</Name>{''.join(entries)}{more}</ListBucketResult>"
-    return 200, {"Content-Type": "application/xml"}, HEAD + told.encode()
+    report = f"<ListBucketResult><Name>bucket</Name>{''.join(entries)}{more}</ListBucketResult>"
+    return 200, {"Content-Type": "application/xml"}, HEAD + report.encode()
 
 
 def entry(key: str, size: object = 1, when: str = WHEN) -> str:
@@ -62,15 +62,15 @@ def on(token: str) -> str:
 
 
 def list_checkpoints(server: Listener) -> object:
-    """List checkpoints on the command line, and raise what it tells."""
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
+    """List checkpoints on the command line, and raise what it says."""
+    report = io.StringIO()
+    with contextlib.redirect_stderr(report), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", KEYS["key"])
         patch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["secret"])
         status = main(["checkpoint", "list", "s3://bucket/run", "--endpoint-url", server.url])
     assert status == 3
-    assert "Traceback" not in told.getvalue()
-    raise EndpointError(told.getvalue())
+    assert "Traceback" not in report.getvalue()
+    raise EndpointError(report.getvalue())
 
 
 LISTINGS: dict[str, Callable[[CSXFileSystem, Listener], object]] = {
@@ -116,7 +116,7 @@ ASKED += [(each, page) for each in LISTINGS if each != "find" for page in ("no_k
 
 @pytest.mark.parametrize(("operation", "page"), ASKED)
 def test_listing_that_is_none(server: Listener, fs: CSXFileSystem, operation: str, page: str) -> None:
-    """What is no listing is told as such, soon, and nothing is deleted by it."""
+    """What is no listing is reported as such, soon, and nothing is deleted by it."""
     answer, said = PAGES[page]
     server.answer = lambda heard: answer if heard.method == "GET" else (404, {}, b"")
     began = time.monotonic()
@@ -137,8 +137,8 @@ def test_listing_without_end(server: Listener, fs: CSXFileSystem, kind: str, mon
     def answer(heard: Heard) -> Answer:
         number = next(count)
         folder = "<CommonPrefixes><Prefix>run/a/</Prefix></CommonPrefixes>"
-        told = {"pages": entry("run/a"), "folders": folder, "tokens": entry(f"run/{number}"), "empty": ""}[kind]
-        return listed(told, more=on(str(number % 3) if kind == "tokens" else f"token-{number}"))
+        report = {"pages": entry("run/a"), "folders": folder, "tokens": entry(f"run/{number}"), "empty": ""}[kind]
+        return listed(report, more=on(str(number % 3) if kind == "tokens" else f"token-{number}"))
 
     server.answer = answer
     with pytest.raises(EndpointError, match="a listing that begins over and over"):
@@ -153,8 +153,8 @@ def test_listing_of_many_pages(server: Listener, fs: CSXFileSystem, monkeypatch:
 
     def answer(heard: Heard) -> Answer:
         number = next(count)
-        told = entry(f"run/{number:03}") if number % 4 else ""
-        return listed(told, more=on(f"token-{number}") if number < 15 else "")
+        report = entry(f"run/{number:03}") if number % 4 else ""
+        return listed(report, more=on(f"token-{number}") if number < 15 else "")
 
     server.answer = answer
     assert len(fs.find("bucket/run")) == 12
@@ -243,7 +243,7 @@ def test_answer_without_end(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", ["find", "cat", "pipe"])
 def test_refusal_without_end(operation: str) -> None:
-    """Of a refusal no more than 1 MiB is read, and its status is told."""
+    """Of a refusal no more than 1 MiB is read, and its status is reported."""
     with talking(endless("403 Forbidden", b"<Error><Message>", b"no" * 2**15)) as talker:
         fs = talked_to(talker)
         with little_memory(64 * 2**20), pytest.raises(PermissionError, match="was refused to the access key"):

@@ -46,9 +46,9 @@ def honest(heard: Heard, headers: dict[str, str], size: int | None = None) -> An
     """What there is of an object, whose size a HEAD may tell otherwise."""
     if heard.method == "HEAD":
         return 200, {**headers, "Content-Length": str(len(DATA) if size is None else size)}, b""
-    if not (told := heard.headers.get("range")):
+    if not (report := heard.headers.get("range")):
         return 200, headers, DATA
-    start, end = (int(each) for each in told.removeprefix("bytes=").split("-"))
+    start, end = (int(each) for each in report.removeprefix("bytes=").split("-"))
     if start >= len(DATA):
         return 416, {"Content-Range": f"bytes */{len(DATA)}"}, b""
     body = DATA[start : end + 1]
@@ -56,11 +56,11 @@ def honest(heard: Heard, headers: dict[str, str], size: int | None = None) -> An
 
 
 def broken_off(heard: Heard, length: str = str(HUGE), total: str = "") -> Answer:
-    """An answer of some bytes that is said to be longer, or that tells something else that is not so."""
+    """An answer of some bytes that is said to be longer, or that says something else that is not so."""
     headers = {**FOUND, "Content-Length": length, "Connection": "close"}
-    told = heard.headers.get("range", "").removeprefix("bytes=")
-    if told and total:
-        return 206, {**headers, "Content-Range": f"bytes {told}/{total}", "Content-Length": "1000"}, DATA
+    report = heard.headers.get("range", "").removeprefix("bytes=")
+    if report and total:
+        return 206, {**headers, "Content-Range": f"bytes {report}/{total}", "Content-Length": "1000"}, DATA
     return 200, headers, DATA
 
 
@@ -90,7 +90,7 @@ TRIED += [("two_numbers", "read")]
 
 @pytest.mark.parametrize(("lie", "read"), TRIED)
 def test_size_that_is_not_so(server: Listener, fs: CSXFileSystem, tmp_path: Path, lie: str, read: str) -> None:
-    """It is told soon, as an error with a remedy, and memory is taken for what has come alone."""
+    """It is reported soon, as an error with a remedy, and memory is taken for what has come alone."""
     server.answer = LIES[lie]
     if (lie, read) in UNHARMED:
         assert READS[read](fs, tmp_path) in (DATA, None)
@@ -113,7 +113,7 @@ def test_size_for_which_there_is_no_memory(server: Listener, fs: CSXFileSystem) 
 
 
 def test_object_without_etag(server: Listener, fs: CSXFileSystem, tmp_path: Path) -> None:
-    """A server that tells none is read from all the same."""
+    """A server that says none is read from all the same."""
     server.answer = lambda heard: honest(heard, WHEN)
     with fs.open("bucket/a.mdl", "rb") as file:
         assert file.read() == DATA
@@ -127,7 +127,7 @@ def test_object_without_etag(server: Listener, fs: CSXFileSystem, tmp_path: Path
 @pytest.mark.parametrize("status", [300, 303, 307, 308])
 @pytest.mark.parametrize("headers", [{}, {"x-amz-bucket-region": "eu-west-3"}], ids=["nowhere", "region"])
 def test_redirect_to_nowhere(server: Listener, fs: CSXFileSystem, status: int, headers: dict[str, str]) -> None:
-    """A redirect that does not say where to is told at once, also of a deletion of many."""
+    """A redirect that does not say where to is reported at once, also of a deletion of many."""
     server.answer = lambda heard: (status, headers, b"")
     for ask in (lambda: fs.rm(["bucket/a", "bucket/b"]), lambda: fs.cat_file("bucket/a"), lambda: fs.ls("bucket/a")):
         server.heard.clear()

@@ -115,8 +115,10 @@ WRONG: list[tuple[str, Any]] = [
 def ids(case: tuple[str, Any]) -> str:
     """What is wrong, in few letters."""
     path, value = case
-    told = f"tensor{tuple(value.shape)}" if isinstance(value, torch.Tensor) else getattr(value, "__name__", repr(value))
-    return f"{path.replace('/', '.')}={told}"[:70]
+    report = (
+        f"tensor{tuple(value.shape)}" if isinstance(value, torch.Tensor) else getattr(value, "__name__", repr(value))
+    )
+    return f"{path.replace('/', '.')}={report}"[:70]
 
 
 @pytest.mark.parametrize("case", WRONG, ids=ids)
@@ -288,7 +290,7 @@ def test_sharded(tmp_path: Path, folder: Path, damage: Callable[[Path], None]) -
     "case", [("global_step", "4"), ("optimizer/param_groups/0/lr", "x"), ("batches/0/index", -1)], ids=ids
 )
 def test_wrong_states_of_sharded(tmp_path: Path, folder: Path, case: tuple[str, Any]) -> None:
-    """In a sharded one a state that makes no sense is refused alike, and a sound one is gone on with."""
+    """In a sharded one a state that makes no sense is refused alike, and a sound one is resumed."""
     state = load(folder)
     at(state, *case)
     distributed.save(state, tmp_path / "checkpoint_4.mdl")
@@ -331,7 +333,7 @@ def test_schedulers_in_schedulers(tmp_path: Path, path: str, value: Any) -> None
 
 
 class Stateful:
-    """A loader that knows where it is, and believes what it is told."""
+    """A loader that knows where it is, and believes what it is given."""
 
     def __iter__(self) -> Any:
         while True:
@@ -346,7 +348,7 @@ class Stateful:
 
 @pytest.mark.parametrize("state", [{}, {"position": "x"}, 5], ids=str)
 def test_loaders(tmp_path: Path, state: Any) -> None:
-    """What a loader of its own makes of a broken state is told as an error of the checkpoint."""
+    """What a loader of its own makes of a broken state is reported as an error of the checkpoint."""
     trainer, _ = made(str(tmp_path / "a"), loop=SHORT)
     trainer.fit(Stateful())
     found = load(tmp_path / "a" / "checkpoint_4.mdl")

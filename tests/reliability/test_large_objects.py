@@ -104,7 +104,7 @@ def test_local_file(null: NullServer, tmp_path: Path, size: int) -> None:
 @pytest.mark.parametrize("size", [2 * GIB + 100 * MIB, LONG])
 @pytest.mark.parametrize("suffix", ["mdl", pytest.param("safetensors", marks=pytest.mark.long)])
 def test_checkpoint(null: NullServer, size: int, suffix: str) -> None:
-    """A checkpoint of many gigabytes is saved, told of, and loaded in part from its far end by short reads."""
+    """A checkpoint of many gigabytes is saved, inspected, and loaded in part from its far end by short reads."""
     zeros = mmap.mmap(-1, size, flags=UNTOUCHED)
     quarter = size // 4
     state = {
@@ -117,8 +117,8 @@ def test_checkpoint(null: NullServer, size: int, suffix: str) -> None:
     with little_memory(160 * MIB):
         cstorch.save(state, path, storage_options=options)
         assert 0 < null.objects[f"large/x.{suffix}"].size - 4 * quarter < MIB
-        told = cstorch.inspect(path, storage_options=options)
-        assert {name: each.shape for name, each in told.tensors.items()} == {
+        report = cstorch.inspect(path, storage_options=options)
+        assert {name: each.shape for name, each in report.tensors.items()} == {
             **{f"w{number}": (quarter,) for number in range(4)},
             "z": (1000,),
         }
@@ -227,7 +227,7 @@ def test_growing_parts(first: int) -> None:
 
 @pytest.mark.parametrize("way", ["cp_file", "take_file"])
 def test_too_large_for_any_s3(null: NullServer, way: str) -> None:
-    """What no object can hold is told before anything is sent."""
+    """What no object can hold is reported before anything is sent."""
     null.objects["large/x"] = Sparse(LARGEST + 1)
     fs = null.filesystem()
     with pytest.raises(ValueError, match="more than an object of S3 can have"):
@@ -238,7 +238,7 @@ def test_too_large_for_any_s3(null: NullServer, way: str) -> None:
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_too_long_to_be_written(null: NullServer, monkeypatch: pytest.MonkeyPatch, fixed: bool) -> None:
-    """A file that turns out to be too long for its parts is an error that tells the remedy, and leaves nothing."""
+    """A file that turns out to be too long for its parts is an error that says the remedy, and leaves nothing."""
     monkeypatch.setattr(s3_writer, "PARTS", 5)
     fs = null.filesystem(fixed_upload_size=fixed)
     with (

@@ -1,4 +1,4 @@
-"""Many at a time: of all that is written one state is there, whole; a reader sees one, or is told why not."""
+"""Many at a time: one state is there, whole; a reader sees one, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def seed_of(loaded: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("writers", WRITERS)
 def test_threads_write_one_path(place: str, writers: int) -> None:
-    """Of threads that save to one path one wins whole; a reader meanwhile has one state, or is told that it changed."""
+    """Of threads that save to one path one wins; a reader meanwhile has one state, or an error that it changed."""
     path = f"{place}/x.mdl"
     save(state(0, NUMBERS), path)
     over = threading.Event()
@@ -127,7 +127,7 @@ def _written(fs: CSXFileSystem, path: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("way", CREATING)
 def test_one_creates(fs: CSXFileSystem, bucket: str, way: str) -> None:
-    """Of twenty that create an object one does, and the others are told that it is there."""
+    """Of twenty that create an object one does, and the others are reported that it is there."""
     data = [bytes([number]) * 1000 for number in range(20)]
     path = f"{bucket}/x"
     results = at_once(*[lambda each=each: CREATING[way](fs, path, each) for each in data])
@@ -170,7 +170,7 @@ def test_one_copies(place: str, tmp_path: Path) -> None:
 
 
 def test_deleted_while_it_is_read(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """What is deleted in the middle of a load is told as missing, and nothing half is loaded."""
+    """What is deleted in the middle of a load is reported as missing, and nothing half is loaded."""
     save(state(1), f"s3://{bucket}/x.mdl", storage_options=server.storage_options())
     with fault_proxy(server.endpoint_url) as proxy:
         far = through(proxy, server)

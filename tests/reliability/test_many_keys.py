@@ -34,8 +34,8 @@ def count(request: pytest.FixtureRequest) -> int:
 def full(count: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[NullServer]:
     """A server with so many checkpoints, all of one content, in the environment."""
     with null_server() as server:
-        told = {"ENDPOINT_URL_S3": server.url, "ACCESS_KEY_ID": "nobody", "SECRET_ACCESS_KEY": "nothing"}
-        for name, value in told.items():
+        report = {"ENDPOINT_URL_S3": server.url, "ACCESS_KEY_ID": "nobody", "SECRET_ACCESS_KEY": "nothing"}
+        for name, value in report.items():
             monkeypatch.setenv(f"AWS_{name}", value)
         cstorch.save({"w": torch.ones(3)}, f"s3://{ROOT}/checkpoint_0.mdl")
         server.objects |= dict.fromkeys(map(path_of, range(count)), server.objects[path_of(0)])

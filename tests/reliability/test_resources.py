@@ -53,8 +53,8 @@ def test_endings(
     status, is_new, may_be_left = ENDINGS[ending]
     fs.pipe_file(f"{bucket}/x.mdl", save_small())
     environment = {**server.environment(), "AWS_ENDPOINT_URL_S3": proxy.url}
-    told = clean.run(f"endings:{ending}", f"s3://{bucket}/x.mdl", environment=environment)
-    assert told[0] == status, told[1]
+    report = clean.run(f"endings:{ending}", f"s3://{bucket}/x.mdl", environment=environment)
+    assert report[0] == status, report[1]
     assert fs.cat_file(f"{bucket}/x.mdl") == (blob(2) if is_new else save_small())
     options = server.storage_options()
     left = leftovers(f"s3://{bucket}", older_than=timedelta(0), storage_options=options)
@@ -67,10 +67,10 @@ def test_memory(clean: CleanProcess, server: LocalS3, bucket: str) -> None:
     """A small machine can save and load what is large: both take a few MiB of their own, and a write of pieces 64."""
     status, said = clean.run("endings:memory", f"s3://{bucket}/x.mdl", environment=server.environment())
     assert not status, said
-    told = json.loads(said)
-    assert told["save"] < 32, told
-    assert -32 < told["load"] < 32, told  # so the 200 MiB that were loaded have been seen
-    assert told["write"] < 80, told
+    report = json.loads(said)
+    assert report["save"] < 32, report
+    assert -32 < report["load"] < 32, report  # so the 200 MiB that were loaded have been seen
+    assert report["write"] < 80, report
 
 
 def at_a_time(proxy: FaultProxy, method: str, query: str = "") -> int:

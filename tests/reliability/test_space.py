@@ -31,7 +31,7 @@ COMMANDS = ["copy", "move", "convert"]
 
 @pytest.fixture(scope="module", params=["disk", "limit"])
 def reports(request: pytest.FixtureRequest, server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """What a process tells that works on a small disk, or may write no large files."""
+    """What a process reports that works on a small disk, or may write no large files."""
     folder = tmp_path_factory.mktemp("disk")
     remote = f"s3://space-{uuid.uuid4().hex[:8]}/x.mdl"
     fs, path = fsspec.url_to_fs(remote, **server.storage_options())
@@ -42,30 +42,30 @@ def reports(request: pytest.FixtureRequest, server: LocalS3, tmp_path_factory: p
     with CleanProcess() as clean:
         status, said = clean.run("disks:errors_as_data", request.param, str(folder), remote, environment=environment)
     assert not status, said
-    told = json.loads(said)
-    if "impossible" in told:
-        pytest.skip(f"a process may have no disk of its own here: {told['impossible']}")
-    return {**told, "kind": request.param, "sources": [*map(fs.exists, sources)]}
+    report = json.loads(said)
+    if "impossible" in report:
+        pytest.skip(f"a process may have no disk of its own here: {report['impossible']}")
+    return {**report, "kind": request.param, "sources": [*map(fs.exists, sources)]}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_room(reports: Reports, operation: str) -> None:
     """An operation that does not fit says so, changes nothing and leaves nothing; where there is room it works."""
-    told = reports[operation]
+    report = reports[operation]
     expected = errno.ENOSPC if reports["kind"] == "disk" else errno.EFBIG
     if operation in COMMANDS:
-        cause, remedy = told["error"]["text"].splitlines()
+        cause, remedy = report["error"]["text"].splitlines()
         assert "No space left on device." in cause or "File too large." in cause
         assert remedy.startswith(("Free some space", "Raise the limit"))
     else:
-        assert told["error"]["number"] == errno.errorcode[expected]
-        cause = told["error"]["text"]
+        assert report["error"]["number"] == errno.errorcode[expected]
+        cause = report["error"]["text"]
     assert f"/{operation}" in cause  # where there is no room
-    assert told["left"] == ["x.mdl"]
-    assert told["former"] == 1
-    assert told["again"] is None
-    assert "x.mdl" in told["left_then"]
-    assert not any(name.endswith(".tmp") for name in told["left_then"])
+    assert report["left"] == ["x.mdl"]
+    assert report["former"] == 1
+    assert report["again"] is None
+    assert "x.mdl" in report["left_then"]
+    assert not any(name.endswith(".tmp") for name in report["left_then"])
 
 
 def test_move_that_had_no_room(reports: Reports) -> None:
@@ -76,24 +76,24 @@ def test_move_that_had_no_room(reports: Reports) -> None:
 
 def test_training_without_room(reports: Reports) -> None:
     """A training whose folder becomes full ends with that error; the checkpoint before is there, and nothing else."""
-    told = reports["train"]
-    assert told["error"]["number"] in ("ENOSPC", "EFBIG")
-    assert told["left"] == ["checkpoint_2.mdl", "x.mdl"]
+    report = reports["train"]
+    assert report["error"]["number"] in ("ENOSPC", "EFBIG")
+    assert report["left"] == ["checkpoint_2.mdl", "x.mdl"]
 
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, "train"])
 def test_protected_disk(reports: Reports, operation: str) -> None:
-    """Where nothing may be written, that is told, and all stays."""
+    """Where nothing may be written, that is reported, and all stays."""
     if reports["kind"] == "limit":
         pytest.skip("there is no disk that could be protected")
-    told = reports[operation]["protected"]
+    report = reports[operation]["protected"]
     if operation in COMMANDS:
-        cause, remedy = told["error"]["text"].splitlines()
+        cause, remedy = report["error"]["text"].splitlines()
         assert "Read-only file system." in cause
         assert "writable" in remedy
     else:
-        assert told["error"]["number"] == "EROFS"
-    assert (told["left"], told["former"]) == (["x.mdl"], 1)
+        assert report["error"]["number"] == "EROFS"
+    assert (report["left"], report["former"]) == (["x.mdl"], 1)
 
 
 # -- a folder that goes away -------------------------------------------------------------------------------------------

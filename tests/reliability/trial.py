@@ -143,9 +143,9 @@ class Bench:
     # -- the judgement --------------------------------------------------------------------------------------------
 
     def _judged(self, scenario: Scenario, place: Place, value: object, error: Exception | None) -> tuple[Result, str]:
-        told = f"{type(error).__name__}: {error}" if error else ""
+        report = f"{type(error).__name__}: {error}" if error else ""
         if error and (unclear := _unclear(error)):
-            return "lost", f"{unclear}: {told}"
+            return "lost", f"{unclear}: {report}"
         if error and scenario.goes_on and isinstance(error, CSXError):
             place.notes["goes on"] = True
         place.notes["not deleted"] = self._not_deleted(place)
@@ -153,18 +153,18 @@ class Bench:
         if error is None and found != NEW:
             return "lost", f"it is said to be done, and {found}"
         if error and found == NEW and _MAY_BE_DONE not in str(error):
-            return "lost", f"it is said to be refused, and {found}: {told}"
+            return "lost", f"it is said to be refused, and {found}: {report}"
         if found not in (OLD, NEW, BETWEEN):
-            return "lost", f"{found}: {told}"
+            return "lost", f"{found}: {report}"
         if error and scenario.goes_on and found != NEW:
             self._lift()
             CSXFileSystem.clear_instance_cache()
             again, detail = self._gone_on_with(scenario, place)
             if again == "lost":
-                return again, f"{detail}, after {told}"
+                return again, f"{detail}, after {report}"
         if left := self._left(place):
-            return "lost", f"uploads are left: {left}; {told}"
-        return ("refused", told) if error else ("done", "")
+            return "lost", f"uploads are left: {left}; {report}"
+        return ("refused", report) if error else ("done", "")
 
     def _gone_on_with(self, scenario: Scenario, place: Place) -> tuple[Result, str]:
         """A copy that was broken off is given again, and has to succeed."""
@@ -187,7 +187,7 @@ class Bench:
     def _left(self, place: Place) -> set[str]:
         """The uploads that are left, but for those that the client cannot have ended.
 
-        It cannot where it was never told of the upload, as the answer to its creation was lost or came a second time;
+        It cannot where it never learned of the upload, as the answer to its creation was lost or came a second time;
         nor where a fault happened to each request by which it asked for the end.
         """
         end = time.monotonic() + _ENDING_SECONDS

@@ -1,7 +1,7 @@
 """Processes to be ended in the midst of something: each is forked from one that has imported all, and has connected to
 nothing.
 
-Run as a program, this file is that process: a line of JSON tells it what a child is to do, or to look after one.
+Run as a program, this file is that process: a line of JSON says it what a child is to do, or to look after one.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Victim:
 
     Attributes:
         pid: its number.
-        told: what it has written to stdout and stderr, as a file.
+        reported: what it has written to stdout and stderr, as a file.
         status: its exit status, a negative number for a signal; None while it runs.
     """
 
-    def __init__(self, clean: CleanProcess, job: Mapping[str, Any], told: Path) -> None:
+    def __init__(self, clean: CleanProcess, job: Mapping[str, Any], report: Path) -> None:
         self._clean = clean
         self._lock = threading.Lock()
-        self.told = told
+        self.report = report
         self.status: int | None = None
         self.pid = clean.ask(job)
 
@@ -83,7 +83,7 @@ class Victim:
 
     def said(self) -> str:
         """What it has written."""
-        return self.told.read_text(encoding="utf-8", errors="replace")
+        return self.report.read_text(encoding="utf-8", errors="replace")
 
 
 class CleanProcess:
@@ -124,10 +124,10 @@ class CleanProcess:
             environment: variables in addition to those of this process at its start, without anybody's credentials.
         """
         self._count += 1
-        told = Path(self._folder.name, str(self._count))
-        told.touch()
-        job = {"operation": operation, "arguments": arguments, "environment": {**environment}, "told": str(told)}
-        victim = Victim(self, job, told)
+        report = Path(self._folder.name, str(self._count))
+        report.touch()
+        job = {"operation": operation, "arguments": arguments, "environment": {**environment}, "report": str(report)}
+        victim = Victim(self, job, report)
         try:
             yield victim
         finally:
@@ -136,7 +136,7 @@ class CleanProcess:
                 victim.wait()
 
     def run(self, operation: str, *arguments: Any, environment: Mapping[str, str]) -> tuple[int, str]:
-        """The status of a process that nobody ends, and what it told."""
+        """The status of a process that nobody ends, and what it reported."""
         with self.started(operation, *arguments, environment=environment) as victim:
             return victim.wait(), victim.said()
 
@@ -256,9 +256,9 @@ def _main() -> None:
     job = _job()
     if job is None:
         return
-    told = os.open(job["told"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    report = os.open(job["report"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
-        os.dup2(told, number)
+        os.dup2(report, number)
     for name in [*os.environ]:
         if name.startswith(("AWS_", "FSSPEC_")):
             del os.environ[name]

@@ -1,4 +1,4 @@
-"""Buckets: made by the first write into them where that is allowed, and told from those of others."""
+"""Buckets: made by the first write into them where that is allowed, and distinguished from those of others."""
 
 from __future__ import annotations
 

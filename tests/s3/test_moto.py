@@ -76,7 +76,7 @@ def test_encryption_headers(profiles: Path, new_bucket: str, size: int) -> None:
 
 
 def test_role_that_may_not_be_assumed(aws_files: Path) -> None:
-    """A role that STS refuses is told at the first use, with the profile's name."""
+    """A role that STS refuses is reported at the first use, with the profile's name."""
     denied = (
         b"<ErrorResponse xmlns='https://sts.amazonaws.com/doc/2011-06-15/'><Error><Type>Sender</Type>"
         b"<Code>AccessDenied</Code><Message>not authorized to perform: sts:AssumeRole</Message></Error></ErrorResponse>"
@@ -116,7 +116,7 @@ def test_bucket_name_taken(profiles: Path, new_bucket: str, monkeypatch: pytest.
 
 
 def test_sso(aws_files: Path) -> None:
-    """A profile with an SSO session uses the cached login, and an expired one tells how to log in."""
+    """A profile with an SSO session uses the cached login, and an expired one says how to log in."""
     role = {"accessKeyId": "ASIAKEYOFSSO", "secretAccessKey": "secret-of-sso", "sessionToken": "token-of-sso",
             "expiration": 4102444800000}  # fmt: skip
     cache = aws_files / "sso" / "cache"

@@ -59,7 +59,7 @@ def test_small_objects(fs: CSXFileSystem, folder: str, caplog: pytest.LogCapture
 
 
 def test_other_sizes(fs: CSXFileSystem, folder: str) -> None:
-    """The sizes that objects have are told, where others were expected too."""
+    """The sizes that objects have are reported, where others were expected too."""
     for size in (1, 959, 961, 5000):
         read(fs, folder, size)
 

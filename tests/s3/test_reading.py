@@ -195,20 +195,20 @@ MIXED = [
     ("pairs", "requests"), [(FAR, 6), (TINY, 1), (TINY[::-1], 1), (MIXED, 3), ([(7, len(DATA) - 7)], 10), ([], 0)]
 )
 def test_vectored_reads(fs: CSXFileSystem, pairs: list[tuple[int, int]], requests: int) -> None:
-    """Spans in any order, far or near, overlapping or empty, are filled by few requests, and their checksums told."""
+    """Spans in any order, far or near, overlapping or empty, are filled by few requests, with checksums."""
     spans = spans_of(pairs)
-    told: list[int] = []
+    report: list[int] = []
     with fs.open(PATH, "rb") as file:
         file.seek(77)
         with recorded_requests() as operations:
-            sums = file.readinto_many(spans, advance=told.append, crc32=True)
+            sums = file.readinto_many(spans, advance=report.append, crc32=True)
         assert file.tell() == 77
         assert file.readinto_many(spans) == []
     for (position, memory), crc in zip(spans, sums, strict=True):
         assert memory == DATA[position : position + len(memory)]
         assert crc == zlib.crc32(memory)
     assert operations == ["GetObject"] * requests
-    assert sum(told) >= sum(length for _, length in pairs)
+    assert sum(report) >= sum(length for _, length in pairs)
 
 
 def test_vectored_reads_beyond_the_end(fs: CSXFileSystem) -> None:

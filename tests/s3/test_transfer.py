@@ -111,8 +111,8 @@ def test_memory_is_the_callers_again_after_an_error(fs: CSXFileSystem, bucket: s
     assert buffer == after
 
 
-def test_refused_read_is_told(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
-    """A refusal of a part is told as that of any request."""
+def test_refused_read_is_reported(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
+    """A refusal of a part is reported as that of any request."""
     blind = Identity("blind", ("Read:nothing",))
     known = fs.info(path)
     with LocalS3(identities=[Identity.full("admin"), blind]) as own:

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and the server is made good, or told; it never becomes data."""
+"""What goes wrong between a client and the server is made good, or reported; it never becomes data."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_busy_server_is_written_to_again(
 def test_server_says_when_to_come_back(
     far: CSXFileSystem, proxy: FaultProxy, folder: str, method: str, status: int
 ) -> None:
-    """Nothing is asked before the time that Retry-After tells."""
+    """Nothing is asked before the time that Retry-After says."""
     far.pipe_file(f"{folder}/object", SMALL)
     proxy.requests = []
     proxy.faults = [Fault(method, answer=error_answer(status, "SlowDown", {"Retry-After": "1"}))]
@@ -304,7 +304,7 @@ def test_server_says_when_to_come_back(
 
 @pytest.mark.parametrize(("stop", "times"), [("cut_down", 1), ("cut_down", 100), ("stall_down", 1)])
 def test_error_of_which_half_came(server: LocalS3, proxy: FaultProxy, stop: str, times: int) -> None:
-    """An answer that tells an error, and ends in the midst of it, is a failure of the connection."""
+    """An answer that says an error, and ends in the midst of it, is a failure of the connection."""
     far = through(proxy, server, config_kwargs={"read_timeout": 1, "retries": {"max_attempts": 1}})
     far.info(PATH)
     harm = Fault("GET", when=lambda request: request.span is not None, status=500, times=times)
@@ -373,7 +373,7 @@ def test_upload_of_someone_else_is_not_ours(
 def test_completion_that_fails_after_its_head(
     far: CSXFileSystem, impatient: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, write: str
 ) -> None:
-    """An error that comes with the status of a success is one: asked for again, and then told."""
+    """An error that comes with the status of a success is one: asked for again, and then reported."""
     path = f"{folder}/object"
     fault = Fault("POST", query="uploadId", answer=error_answer(200, "InternalError"))
     proxy.faults = [fault]
@@ -425,8 +425,8 @@ def renewable(
             new.write_text("\n".join(lines))
             new.replace(aws_files / "credentials")
         else:
-            told = {"Version": 1, "AccessKeyId": options["key"], "SecretAccessKey": options["secret"]}
-            new.write_text(json.dumps(told))
+            report = {"Version": 1, "AccessKeyId": options["key"], "SecretAccessKey": options["secret"]}
+            new.write_text(json.dumps(report))
             new.replace(aws_files / "keys")  # it may be read at this moment
             if not (aws_files / "config").exists():
                 (aws_files / "config").write_text(f"[default]\ncredential_process = cat {aws_files / 'keys'}\n")

@@ -142,7 +142,7 @@ def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None
     ("size", "more"), [(0, 7), (3, 0), (3, BLOCK), (BLOCK - 1, 1), (BLOCK, 0), (BLOCK, 7), (BLOCK + 1, 2 * BLOCK)]
 )
 def test_append(fs: CSXFileSystem, folder: str, size: int, more: int) -> None:
-    """Mode a adds to an object of any size, and keeps what else it is told by."""
+    """Mode a adds to an object of any size, and keeps its other attributes."""
     fs.pipe_file(f"{folder}/object", DATA[:size], ContentType="text/x-log", Metadata={"of": "a run"})
     with fs.open(f"{folder}/object", "ab", block_size=BLOCK) as file:
         assert file.tell() == size
@@ -247,7 +247,7 @@ def test_parts_are_in_flight_side_by_side(server: LocalS3, folder: str, proxy: F
 
 @pytest.mark.parametrize("when", ["write", "close"])
 def test_failed_part(server: LocalS3, folder: str, proxy: FaultProxy, when: str) -> None:
-    """A part that fails in the background is told by the next write or by the close, and the old object stays."""
+    """A part that fails in the background is reported by the next write or by the close, and the old object stays."""
     fs = through(proxy, server)
     fs.pipe_file(f"{folder}/object", b"old")
     failed = threading.Event()
@@ -320,7 +320,7 @@ def test_pipe_of_text_and_of_many(fs: CSXFileSystem, folder: str) -> None:
 
 @pytest.mark.parametrize("size", FEW_SIZES)
 def test_put_file(fs: CSXFileSystem, folder: str, tmp_path: Path, size: int) -> None:
-    """A local file becomes the object, of the content type that its name tells, and the callback hears of all bytes."""
+    """A local file becomes the object, of the content type that its name says, and the callback hears of all bytes."""
     (tmp_path / "x.json").write_bytes(DATA[:size])
     callback = Callback()
     fs.put_file(str(tmp_path / "x.json"), f"{folder}/object", callback=callback, chunksize=BLOCK)
@@ -353,14 +353,14 @@ def test_copy(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch, w
     if not whole:
         monkeypatch.setattr(server_copy, "_COPIED_WHOLE", BLOCK)
         monkeypatch.setattr(server_copy, "part_size_for", lambda size: BLOCK)
-    told = {"ContentType": "text/x-log", "CacheControl": "no-store", "Metadata": {"of": "a run"}}
-    fs.pipe_file(f"{folder}/object", DATA, chunksize=BLOCK, **told)
+    report = {"ContentType": "text/x-log", "CacheControl": "no-store", "Metadata": {"of": "a run"}}
+    fs.pipe_file(f"{folder}/object", DATA, chunksize=BLOCK, **report)
     with recorded_requests() as operations:
         fs.cp_file(f"{folder}/object", f"{folder}/copy")
     assert operations.count("UploadPartCopy") == (0 if whole else 4)
     assert fs.cat_file(f"{folder}/copy") == DATA
     head = head_of(fs, f"{folder}/copy")
-    assert {name: head[name] for name in told} == told
+    assert {name: head[name] for name in report} == report
 
 
 def test_copy_of_what_is_replaced_meanwhile(
@@ -422,7 +422,7 @@ def test_signed_payloads(server: LocalS3, folder: str, proxy: FaultProxy, tmp_pa
 
 
 def has_checksum(request: Request) -> bool:
-    """Whether a request has a checksum, or tells of one."""
+    """Whether a request has a checksum, or reports one."""
     names = [name for name in request.headers if "checksum" in name or name == "x-amz-trailer"]
     return any(name != "x-amz-checksum-mode" for name in names)
 

@@ -13,7 +13,7 @@ def answering(status: int, body: bytes, content_type: str = "application/xml") -
     """Yield the URL of a server that answers every request so; a HEAD gets no body, as everywhere in HTTP."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # clients that ask whether to go on with a body are told so
+        protocol_version = "HTTP/1.1"  # clients that ask whether to go on with a body get an answer
 
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -35,8 +35,8 @@ def objects(case: str) -> dict[str, bytes]:
 
 def headers(case: str) -> dict[str, dict[str, str]]:
     """The user metadata of the objects of a case."""
-    told = json.loads((DATA / case / "objects.json").read_text())
-    return {key: each["user_metadata"] for key, each in told.items()}
+    report = json.loads((DATA / case / "objects.json").read_text())
+    return {key: each["user_metadata"] for key, each in report.items()}
 
 
 def metadata(case: str) -> dict[str, Any]:
@@ -47,9 +47,9 @@ def metadata(case: str) -> dict[str, Any]:
 
 def upload(fs: CSXFileSystem, case: str, path: str) -> str:
     """The URL of a case on S3, where it is put at this path."""
-    told = headers(case)
+    report = headers(case)
     for key, data in objects(case).items():
-        fs.pipe_file(f"{path}/{key}", data, **({"Metadata": told[key]} if told[key] else {}))
+        fs.pipe_file(f"{path}/{key}", data, **({"Metadata": report[key]} if report[key] else {}))
     return f"s3://{path}"
 
 
@@ -66,14 +66,14 @@ def readable(case: str) -> Any:
 
 def changed(folder: Path, case: str, **entries: Any) -> Path:
     """A folder with a case whose metadata has other entries; those that are None are taken out."""
-    told = {key: value for key, value in {**metadata(case), **entries}.items() if value is not None}
-    for key, data in {**objects(case), "__METADATA__": encoded(told)}.items():
+    report = {key: value for key, value in {**metadata(case), **entries}.items() if value is not None}
+    for key, data in {**objects(case), "__METADATA__": encoded(report)}.items():
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(data)
     return folder
 
 
-def told(case: str, key: str, /, **entries: Any) -> dict[str, str]:
+def report(case: str, key: str, /, **entries: Any) -> dict[str, str]:
     """The entry of a value, with other entries of its own."""
     leaf = f"{key}.__metadata__"
     entry = json.loads(metadata(case)[leaf])

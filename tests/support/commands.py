@@ -34,8 +34,8 @@ def cszoo(
         What it printed, and its exit status.
     """
     command = [*python(), "-m", "fsspec_csx", noun, *arguments]
-    told = {"capture_output": True, "text": True, "timeout": 90, "env": {**os.environ, **(environment or {})}}
-    return subprocess.run(command, check=False, **{**told, **options})
+    report = {"capture_output": True, "text": True, "timeout": 90, "env": {**os.environ, **(environment or {})}}
+    return subprocess.run(command, check=False, **{**report, **options})
 
 
 def failure(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:

@@ -103,7 +103,7 @@ def serve() -> tuple[CodeType, dict[str, Any]]:
         else:
             shutil.rmtree(os.path.dirname(listener.getsockname()))
             sys.exit()
-    told, files, *_ = socket.recv_fds(connection, _MOST, 3)
+    report, files, *_ = socket.recv_fds(connection, _MOST, 3)
     if child := os.fork():
         for file in files:
             os.close(file)
@@ -112,11 +112,11 @@ def serve() -> tuple[CodeType, dict[str, Any]]:
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
-    return _prepared(**json.loads(told))
+    return _prepared(**json.loads(report))
 
 
 def _mind(child: int, connection: socket.socket) -> None:
-    """Tell who asked which process it is, and how it ended; end it if nobody is there any more to be told."""
+    """Tell who asked which process it is, and how it ended; end it if nobody is there any more to read it."""
     import contextlib
     import select
 

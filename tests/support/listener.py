@@ -58,13 +58,13 @@ def listening(
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             heard = Heard(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
             listener.heard.append(heard)
-            status, headers, told = listener.answer(heard)
-            told = b"" if self.command == "HEAD" else told
+            status, headers, report = listener.answer(heard)
+            report = b"" if self.command == "HEAD" else report
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(told)), **headers}.items():
+            for name, value in {"Content-Length": str(len(report)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(report)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = serve  # noqa: N815
 

@@ -28,7 +28,7 @@ Answer = tuple[int, Mapping[str, str], bytes]
 
 _PIECE = 64 * 1024
 _STALLED_SECONDS = 30.0
-# As long as a record that its head tells of, but sealed by nobody.
+# As long as a record that its head says, but sealed by nobody.
 _GARBAGE = b"\x17\x03\x03\x00\x40" + bytes(range(64))
 
 
@@ -273,8 +273,8 @@ class FaultProxy:
 
     def _answered(self, request: Request, fault: Fault, client: socket.socket, answers: BinaryIO) -> bool:
         if fault.answer:
-            request.status, told, body = fault.answer
-            request.answered = {**told, "Content-Length": str(len(body))}
+            request.status, report, body = fault.answer
+            request.answered = {**report, "Content-Length": str(len(body))}
             body = b"" if request.method == "HEAD" else body
             client.sendall(_joined(f"HTTP/1.1 {request.status} Told", list(request.answered.items())) + body)
             return True
@@ -430,5 +430,5 @@ def _break_off(one: socket.socket) -> None:
 
 
 def _to_be_reset(one: socket.socket) -> None:
-    """Let the other side be told of a failure when the connection is closed."""
+    """Let the other side see a failure when the connection is closed."""
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -47,8 +47,8 @@ def run(job: str, root: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.CompletedProcess(command, started.returncode, *printed)
 
 
-def told(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    """What each process told, in their order."""
+def report(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """What each process reported, in their order."""
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return sorted(lines, key=lambda line: int(line["rank"]))
 

@@ -46,7 +46,7 @@ def form(tensor: torch.Tensor) -> Any:
 
 
 def bits(tensor: torch.Tensor) -> Any:
-    """What tells two tensors of the same form apart."""
+    """What distinguishes two tensors of the same form."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return repr(tensor)
     if tensor.device.type == "meta":

@@ -19,8 +19,8 @@ WHERE = """
 import json, os, sys, tempfile
 import fsspec.config
 variables = {name: os.environ.get(name) for name in ("OURS", "THEIRS", "HOME")}
-told = [__name__, sys.argv, sys.path[0], os.getcwd(), variables, sys.stdin.read(), tempfile.gettempdir()]
-json.dump([*told, fsspec.config.conf, sys.stdout.line_buffering, sorted(globals())], sys.stdout)
+report = [__name__, sys.argv, sys.path[0], os.getcwd(), variables, sys.stdin.read(), tempfile.gettempdir()]
+json.dump([*report, fsspec.config.conf, sys.stdout.line_buffering, sorted(globals())], sys.stdout)
 print("to stderr", file=sys.stderr)
 """
 ENDING = """
@@ -65,15 +65,8 @@ def test_begins(begun: list[str], tmp_path: Path) -> None:
     assert (name, arguments, first, folder) == ("__main__", ["-c", "a", "b c"], "", str(tmp_path))
     assert variables == {"OURS": None, "THEIRS": "1", "HOME": "/"}
     assert (typed, temporary, conf, buffered) == ("typed\n", str(tmp_path), {"s3": {"anon": True}}, False)
-    assert [each for each in names if each[0] != "_"] == [
-        "fsspec",
-        "json",
-        "os",
-        "sys",
-        "tempfile",
-        "told",
-        "variables",
-    ]
+    expected = ["fsspec", "json", "os", "report", "sys", "tempfile", "variables"]
+    assert [each for each in names if each[0] != "_"] == expected
 
 
 def test_scripts_and_modules(begun: list[str], tmp_path: Path) -> None:
@@ -122,5 +115,5 @@ def test_signals(begun: list[str], number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGINT], ids=lambda number: number.name)
 def test_ends_itself(begun: list[str], number: signal.Signals) -> None:
-    """The signal by which it ended is told."""
+    """The signal by which it ended is reported."""
     assert ended([*begun, "-c", f"import os; os.kill(os.getpid(), {number:d})"]).returncode == -number

@@ -139,7 +139,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path) -> None:
     ids=str,
 )
 def test_loops_that_make_no_sense(arguments: dict[str, Any]) -> None:
-    """Wrong numbers are told when the loop is made."""
+    """Wrong numbers are reported when the loop is made."""
     with pytest.raises(ValueError, match=r"\. [A-Z]"):
         TrainingLoop(**arguments)
 
@@ -148,7 +148,7 @@ def test_loops_that_make_no_sense(arguments: dict[str, Any]) -> None:
 
 
 def test_wrong_parts(tmp_path: Path) -> None:
-    """What is no model, no callback or lacks an optimizer is told at once."""
+    """What is no model, no callback or lacks an optimizer is reported at once."""
     with pytest.raises(TypeError, match="model is a module"):
         Trainer(model=None)
     with pytest.raises(TypeError, match="is no Callback"):
@@ -381,8 +381,8 @@ def test_iterations(tmp_path: Path) -> None:
     assert logged == 3 * [False, True]
 
 
-def test_exceptions_are_told(tmp_path: Path) -> None:
-    """A failed fit or validation is told to the callbacks, and goes on."""
+def test_exceptions_are_reported(tmp_path: Path) -> None:
+    """A failed fit or validation is reported to the callbacks, and goes on."""
 
     class Failing(Model):
         def forward(self, batch: Any) -> Any:
@@ -506,7 +506,7 @@ def test_clipping(tmp_path: Path, precision: Precision, largest: float) -> None:
     ids=str,
 )
 def test_precisions_that_make_no_sense(arguments: dict[str, Any]) -> None:
-    """Wrong arguments are told when the precision is made."""
+    """Wrong arguments are reported when the precision is made."""
     with pytest.raises(ValueError, match=r"\. [A-Z]"):
         MixedPrecision(**arguments)
 
@@ -534,7 +534,7 @@ def test_progress(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_tensorboard(tmp_path: Path) -> None:
-    """TensorBoard's files are written, or its absence is told."""
+    """TensorBoard's files are written, or its absence is reported."""
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:

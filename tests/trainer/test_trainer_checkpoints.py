@@ -175,7 +175,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_read_only_user(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may only read is told so at set-up; to validate is no problem."""
+    """Who may only read is reported at set-up; to validate is no problem."""
     for name, value in server.environment("reader").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(PermissionError, match=bucket):
@@ -460,7 +460,7 @@ def test_keep_best_and_newest(tmp_path: Path) -> None:
     "make", [lambda: KeepNCheckpoints(0), lambda: KeepBestCheckpoints(mode="best"), lambda: SaveCheckpointState(0)]
 )
 def test_retentions_that_make_no_sense(make: Any) -> None:
-    """Wrong arguments are told when the callback is made."""
+    """Wrong arguments are reported when the callback is made."""
     with pytest.raises(ValueError, match=r"\. [A-Z]"):
         make()
 

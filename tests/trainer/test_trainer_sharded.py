@@ -41,13 +41,13 @@ def test_two_processes(environment: LocalS3, bucket: str) -> None:
     roles = {"ADMIN": json.dumps(environment.environment()), "READER": json.dumps(environment.environment("reader"))}
     done = sharded_training_job.run("resumed", root, **roles)
     assert done.returncode == 0, done.stderr
-    for rank, told in enumerate(sharded_training_job.told(done)):
-        assert told["rank"] == rank
-        assert len(told["without"]) == 8
+    for rank, report in enumerate(sharded_training_job.report(done)):
+        assert report["rank"] == rank
+        assert len(report["without"]) == 8
         for name in ("sharded", "waiting", "whole"):
-            assert told[name] == told["without"], (rank, name)
-        assert told["copies resumed"] == told["copies"][3:]
-        refused, terminated = told["ends"]
+            assert report[name] == report["without"], (rank, name)
+        assert report["copies resumed"] == report["copies"][3:]
+        refused, terminated = report["ends"]
         assert refused[0]
         assert "checkpoint_6.mdl/__1_0" in refused[1]
         assert terminated == [False, "143"]
@@ -82,7 +82,7 @@ def test_killed_while_saving(environment: LocalS3, bucket: str) -> None:
     """By kill -9 of one process of two: the run goes on from the checkpoint before, and takes the name again."""
     root = f"s3://{bucket}/run"
     whole = sharded_training_job.run("plain", f"s3://{bucket}/whole")
-    expected = sharded_training_job.told(whole)[0]["losses"]
+    expected = sharded_training_job.report(whole)[0]["losses"]
     done = sharded_training_job.run("killed", root)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
@@ -91,12 +91,12 @@ def test_killed_while_saving(environment: LocalS3, bucket: str) -> None:
     assert ".metadata" not in left.get("checkpoint_6.mdl", [])  # the other may have removed its shard
     again = sharded_training_job.run("plain", root)
     assert again.returncode == 0, again.stderr
-    assert sharded_training_job.told(again)[0]["losses"] == expected[3:]
+    assert sharded_training_job.report(again)[0]["losses"] == expected[3:]
     assert {*files(root)} == {"checkpoint_3.mdl", "checkpoint_6.mdl", "checkpoint_8.mdl"}
     assert load(f"{root}/checkpoint_6.mdl")["global_step"] == 6
 
 
-# -- one process that is told to -----------------------------------------------------------------------------------
+# -- one process that is asked to end ----------------------------------------------------------------------------------
 
 
 class Adding(KeepNCheckpoints):

@@ -202,7 +202,7 @@ def test_region_follows_botocore(profiles: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("mode", ["rb", "wb"])
 def test_no_credentials_lists_what_was_tried(mode: str) -> None:
-    """Without credentials the first use fails, before data is written, and tells the rules in order and the remedy."""
+    """Without credentials the first use fails, before data is written, and says the rules in order and the remedy."""
     with pytest.raises(NoCredentialsError) as caught, fsspec.open("s3://bucket/key", mode):
         pytest.fail("opened without credentials")
     text = str(caught.value)

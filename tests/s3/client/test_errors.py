@@ -65,7 +65,7 @@ def test_tree_in_the_docstring_is_the_tree() -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_wrong_secret(server: LocalS3, bucket: str, fs: CSXFileSystem, operation: str) -> None:
-    """A wrong secret is told as such, never as a missing file or a refused right."""
+    """A wrong secret is reported as such, never as a missing file or a refused right."""
     fs.pipe_file(f"{bucket}/run/key", b"data")
     wrong = fsspec.filesystem("s3", **{**server.storage_options(), "secret": "not-the-secret-of-anybody"})
     with pytest.raises(errors.RejectedCredentialsError, match=server.identity.access_key[-4:]) as caught:
@@ -75,7 +75,7 @@ def test_wrong_secret(server: LocalS3, bucket: str, fs: CSXFileSystem, operation
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_unknown_access_key(server: LocalS3, bucket: str, operation: str) -> None:
-    """An access key that the server does not know is told as such."""
+    """An access key that the server does not know is reported as such."""
     wrong = fsspec.filesystem("s3", key="nobodys-access-key", secret="a-secret", endpoint_url=server.endpoint_url)
     with pytest.raises(errors.RejectedCredentialsError, match="access key"):
         perform(operation, wrong, f"{bucket}/run/key")
@@ -189,7 +189,7 @@ def test_untrusted_certificate(secure_server: tuple[LocalS3, Path], monkeypatch:
 
 
 def test_clock_skew(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that is an hour off is told as such."""
+    """A clock that is an hour off is reported as such."""
     late = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
     fs = fsspec.filesystem("s3", **server.storage_options(), skip_instance_cache=True)
 
@@ -213,7 +213,7 @@ def test_clock_skew(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_what_aws_answers(operation: str, status: int, code: str, extra: str, kind: type[errors.CSXError]) -> None:
-    """Each of AWS's refusals is told by every operation, also those that ask by HEAD, which has no body."""
+    """Each of AWS's refusals is reported by every operation, also those that ask by HEAD, which has no body."""
     with answering(status, s3_error(code, "As AWS puts it", extra)) as url:
         fs = fsspec.filesystem("s3", key="AKIA0000000000WXYZ", secret="a-secret", endpoint_url=url)
         with pytest.raises(kind) as caught:
@@ -226,7 +226,7 @@ def test_what_aws_answers(operation: str, status: int, code: str, extra: str, ki
 @pytest.mark.parametrize("name", ["Bad Name!", "x" * 300])
 @pytest.mark.parametrize("operation", ["open-write", "open-read", "exists", "mkdir"])
 def test_invalid_bucket_name(fs: CSXFileSystem, name: str, operation: str) -> None:
-    """A name that no bucket can have is a ValueError that tells the rules."""
+    """A name that no bucket can have is a ValueError that says the rules."""
     with pytest.raises(ValueError, match="3 to 63") as caught:
         if operation == "mkdir":
             fs.mkdir(name)
