@@ -17,7 +17,12 @@ PROJECT = PACKAGE.parent / "pyproject.toml"
 # The latter is Python's own from 3.14 on.
 OURS_OR_NEWER = ("fsspec_csx", "compression")
 # Names of modules whose distributions have others.
-DISTRIBUTIONS = {"yaml": "pyyaml", "zlib_ng": "zlib-ng"}
+DISTRIBUTIONS = {
+    "pydantic_core": "pydantic",  # which requires one release of it
+    "typing_extensions": "typing-extensions",
+    "yaml": "pyyaml",
+    "zlib_ng": "zlib-ng",
+}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

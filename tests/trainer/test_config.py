@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,9 +32,9 @@ from fsspec_csx.trainer import (
     ValidationLoop,
 )
 from fsspec_csx.trainer.config import yaml_file
+from fsspec_csx.trainer.config.arguments import check, display
 from fsspec_csx.trainer.config.document import read
 from fsspec_csx.trainer.config.training import Config
-from fsspec_csx.trainer.config.type_hints import convert, describe_type, display
 
 
 class Collected:
@@ -327,7 +329,8 @@ def test_refused() -> None:
             "Its keys are lr,",
         ),
         ({"init/optimizer/init_args/lr": "fast"}, "init_args.lr cannot be 'fast'.", "Give a number or a Tensor"),
-        ({"init/optimizer/init_args/betas": [1]}, "init_args.betas cannot be a list.", "Give a list."),
+        ({"init/optimizer/init_args/betas": [1]}, "init_args.betas lacks element 1.", "Give it"),
+        ({"init/optimizer/init_args/betas": [1, 1, 1]}, "init_args.betas: Tuple should have at most 2", "Check this"),
         ({"init/optimizer/init_args/betas": [1, "a"]}, "init_args.betas[1] cannot be 'a'.", "Give a number"),
         ({"init/schedulers": [{"StepLR": {}}]}, "trainer.init.schedulers[0].StepLR lacks 'step_size'.", "no default"),
         ({"validate/val_dataloader": []}, "trainer.validate lacks", ""),
@@ -470,10 +473,14 @@ def test_fitted() -> None:
         (type[Callback], "fsspec_csx.trainer.Logger", Logger),
         (T, 3, 3),
         (Mode, {"fast": True}, {"fast": True}),
+        (Path | None, None, None),
+        (float | int, 1, 1),
+        (list[Callable[[int], float]], ["test_config.halved"], [halved]),
+        (dict[str, tuple[float, float]], {"a": [1, 2]}, {"a": (1, 2)}),
         (object, "a", "a"),
         (Any, "a", "a"),
     ):
-        found = convert(value, hint, "a")
+        found = check({"a": value}, {"a": hint}, "")["a"]
         assert found == expected
         assert type(found) is type(expected)
 
@@ -489,7 +496,9 @@ def test_unfit() -> None:
         (str | None, [], "a text or null"),
         (list[int], {"a": 1}, "a list"),
         (dict[str, int], [1], "a mapping"),
-        (tuple[int, int], [1], "a list"),
+        (tuple[int, int], 1, "a list"),
+        (Iterable[str], "ab", "a list"),
+        (int, datetime.date(2026, 1, 1), "a whole number"),
         (Literal["min", "max"], "mid", "'min' or 'max'"),
         (Literal[1], True, "1"),
         (Annotated[int, "from 1 on"], "a", "a whole number"),
@@ -499,9 +508,9 @@ def test_unfit() -> None:
         (Callable[[int], float], 3, "the import path of a function or a class"),
     ):
         with pytest.raises(ConfigError) as refused:
-            convert(value, hint, "a.b")
+            check({"b": value}, {"b": hint}, "a")
         assert refused.value.reason == f"a.b cannot be {display(value, 'a.b')}."
-        assert refused.value.remedy == f"Give {wanted}." == f"Give {describe_type(hint)}."
+        assert refused.value.remedy == f"Give {wanted}."
 
 
 def test_shown() -> None:
@@ -522,13 +531,17 @@ def test_shown() -> None:
 
 def test_unfit_elements() -> None:
     """The error of an element has its own path."""
-    for hint, value, path in (
-        (list[int], [1, "a"], r"a\[1\]"),
-        (dict[str, list[int]], {"b": [None]}, r"a.b\[0\]"),
-        (list[int] | None, ["x"], r"a\[0\]"),
+    for hint, value, cause in (
+        (list[int], [1, "a"], r"a\[1\] cannot be 'a'"),
+        (dict[str, list[int]], {"b": [None]}, r"a.b\[0\] cannot be None"),
+        (list[int] | None, ["x"], r"a\[0\] cannot be 'x'"),
+        (dict[str, int] | None, {1: 2}, r"a has the key 1"),
+        (list[Callable[[int], float]], ["math.pie"], r"a\[0\]: there is no 'pie' in math\. Did you mean 'pi'\?"),
+        (Mode, {"fast": 3}, r"a: fast cannot be 3\. Give true or false\."),
+        (Mode, {"fasst": True}, r"a: There is no fasst\. Did you mean 'fast'\?"),
     ):
-        with pytest.raises(ConfigError, match=f"^{path} cannot be"):
-            convert(value, hint, "a")
+        with pytest.raises(ConfigError, match=f"^{cause}"):
+            check({"a": value}, {"a": hint}, "")
 
 
 def test_hints_that_cannot_be_read() -> None:
@@ -611,3 +624,11 @@ def test_without_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").touch()
     with pytest.raises(ImportError, match=r"PyYAML is not installed. Install fsspec-csx\[trainer\]."):
         read(str(tmp_path / "x.yaml"))
+
+
+def test_without_pydantic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pydantic the error says what to install."""
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    monkeypatch.delitem(sys.modules, check.__module__)
+    with pytest.raises(ImportError, match=r"pydantic is not installed. Install fsspec-csx\[trainer\]."):
+        importlib.import_module(check.__module__)

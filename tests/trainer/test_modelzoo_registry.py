@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import zoo
 from zoo import Decoder, content, refusal
@@ -77,9 +78,10 @@ def test_registry_refused(installed: Path, tmp_path: Path) -> None:
 
 def test_pydantic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a configuration of the ModelZoo's kind refuses has its path, and the nearest right name."""
-    pydantic = pytest.importorskip("pydantic")
-
-    kind = pydantic.create_model("Config", __config__={"extra": "forbid"}, vocab_size=(int, ...))
+    inner = pydantic.create_model("Inner", __config__={"extra": "forbid"}, heads=(int, 1))
+    kind = pydantic.create_model(
+        "Config", __config__={"extra": "forbid"}, vocab_size=(int, ...), layers=(list[inner] | None, None)
+    )
 
     def model(config: Any) -> Decoder:
         return Decoder(config.vocab_size)
@@ -88,9 +90,14 @@ def test_pydantic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(zoo, "Checked", model, raising=False)
     for arguments, cause, advice in (
         ({"vocab_size": 16, "vocab_sizes": 1}, "There is no trainer.init.model.vocab_sizes.", "'vocab_size'?"),
-        ({"vocab_size": 16, "x": 1}, "There is no trainer.init.model.x.", "Leave it away."),
+        ({"vocab_size": 16, "x": 1}, "There is no trainer.init.model.x.", "Its keys are vocab_size, layers."),
         ({"vocab_size": "many"}, "trainer.init.model.vocab_size: Input should be a valid integer", "Check this"),
-        ({}, "trainer.init.model.vocab_size: Field required.", "Check this"),
+        ({}, "trainer.init.model lacks 'vocab_size'.", "Give it"),
+        (
+            {"vocab_size": 1, "layers": [{}, {"heds": 1}]},
+            "There is no trainer.init.model.layers[1].heds.",
+            "Did you mean 'heads'?",
+        ),
     ):
         reason, remedy = refusal(tmp_path, "mup", model={"name": "zoo.Checked", **arguments})
         assert cause in reason

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pydantic
+
 from fsspec_csx.errors import ConfigError, CSXError
 from fsspec_csx.redaction import redact
-from fsspec_csx.trainer.config.import_path import import_name, is_import_path, suggestion
-from fsspec_csx.trainer.config.type_hints import convert, display
+from fsspec_csx.trainer.config.arguments import Later, check, display, explain, fields_of
+from fsspec_csx.trainer.config.import_path import import_name, is_import_path
 
 
 @dataclass(eq=False)
-class Blueprint:
+class Blueprint(Later):
     """A class or a function with its arguments.
 
     Attributes:
@@ -49,27 +51,19 @@ class Blueprint:
         except CSXError:
             raise
         except (TypeError, ValueError) as error:
-            raise self.refused(error) from error
+            raise self.refused(error) from (None if isinstance(error, pydantic.ValidationError) else error)
 
     def refused(self, error: Exception) -> ConfigError:
         """An error with the path of the blueprint."""
         if isinstance(error, CSXError):
             return ConfigError(f"{self.path}: {error.reason}", error.remedy)
-        if callable(details := getattr(error, "errors", None)):
-            return self._invalid(details()[0])
+        if isinstance(error, pydantic.ValidationError):
+            return explain(error, self.arguments, self.path, fields_of(self.function))
         said = redact(str(error))
         cause, dot, remedy = said.rpartition(". ")
         if dot and remedy.endswith("."):  # as the errors of this package are
             return ConfigError(f"{self.path}: {cause}.", remedy)
         return ConfigError(f"{self.path}: {type(error).__name__}: {said}", "Check its arguments.")
-
-    def _invalid(self, detail: Mapping[str, Any]) -> ConfigError:
-        """The first error of a pydantic model, as the ModelZoo's configurations are."""
-        *_, name = names = [self.path, *map(str, detail["loc"])]
-        if detail["type"] == "extra_forbidden":
-            known = getattr(self.function, "model_fields", {})
-            return ConfigError(f"There is no {'.'.join(names)}.", suggestion(name, known, "Leave it away."))
-        return ConfigError(f"{'.'.join(names)}: {redact(detail['msg'])}.", "Check this argument.")
 
 
 def named(
@@ -100,14 +94,14 @@ def named(
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping with class_path and init_args.")
     if "class_path" in node:
-        check_keys(node, ("class_path", "init_args"), path)
+        check(node, {"class_path": Any, "init_args": Any}, path)
         function = resolve(node["class_path"], f"{path}.class_path", home)
-        made = blueprint(function, _or_none(node.get("init_args")), f"{path}.init_args", given)
+        made = blueprint(function, node.get("init_args"), f"{path}.init_args", given)
         return replace(made, path=path)
-    if _is_named(node, default):
-        ((name, arguments),) = node.items()
+    name, arguments = next(iter(node.items()), ("", None))
+    if len(node) == 1 and (default is None or str(name)[:1].isupper() or is_import_path(str(name))):
         path = f"{path}.{name}"
-        return blueprint(resolve(name, path, home), _or_none(arguments), path, given)
+        return blueprint(resolve(name, path, home), arguments, path, given)
     if default is not None:
         return blueprint(default, node, path, given)
     raise ConfigError(f"{path} names no class.", "Give a mapping with class_path and init_args.")
@@ -118,43 +112,26 @@ def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterabl
 
     Args:
         function: the class or the function.
-        node: its arguments in the configuration, or blueprints.
+        node: its arguments in the configuration, or blueprints; null for none.
         path: their place in the configuration.
         given: names of arguments that only ``make`` receives.
 
     Raises:
         ConfigError: for an argument that is unknown, missing or of a wrong type.
     """
+    node = {} if node is None else node
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping of arguments.")
     parameters = parameters_of(function)
     if parameters is None:
         return Blueprint(path, function, {key: _nested(each, f"{path}.{key}", given) for key, each in node.items()})
-    kinds = {each.kind for each in parameters.values()}
     own = [each for each in parameters.values() if each.kind in _BY_NAME]
-    given = {each.name for each in own if each.name in given and each.default is each.empty}
-    known = [each.name for each in own if each.name not in given]
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        check_keys(node, known, path)
-    for each in own:
-        if each.default is each.empty and each.name not in node and each.name not in given:
-            raise ConfigError(f"{path} lacks {each.name!r}.", "Give this argument, which has no default.")
-    hints = hints_of(function)
-    arguments = {}
-    for key, value in node.items():
-        within = f"{path}.{key}"
-        arguments[key] = convert(_nested(value, within, given), hints.get(key, Any), within)
-    return Blueprint(path, function, arguments, frozenset(given))
-
-
-def check_keys(node: Iterable[Any], known: Iterable[str], path: str) -> None:
-    """Raise a ConfigError for a key that is not known."""
-    known = [*known]
-    for key in node:
-        if key not in known:
-            listed = f"Its keys are {', '.join(known)}." if known else "Leave it away."
-            place = f"{path}.{key}" if path else key
-            raise ConfigError(f"There is no {place}.", suggestion(str(key), known, listed))
+    needed = {each.name for each in own if each.default is each.empty}
+    later, hints = needed.intersection(given), hints_of(function)
+    known = {each.name: hints.get(each.name, Any) for each in own if each.name not in later}
+    others = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    nested = {key: _nested(value, f"{path}.{key}", given) for key, value in node.items()}
+    return Blueprint(path, function, check(nested, known, path, needed - later, others), frozenset(later))
 
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -166,24 +143,14 @@ def resolve(name: Any, path: str, home: ModuleType | None = None) -> Callable[..
         raise ConfigError(
             f"{path} cannot be {display(name, path)}.", "Give an import path, such as 'package.module.Class'."
         )
-    found = import_name(name, path, home)
+    try:
+        found = import_name(name, home)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.reason}", error.remedy) from error
     if not callable(found):
         raise ConfigError(f"{path}: {name} is neither a class nor a function.", "Give one of these.")
     function: Callable[..., Any] = found
     return function
-
-
-def _or_none(arguments: Any) -> Any:
-    """Arguments; an empty mapping for null."""
-    return {} if arguments is None else arguments
-
-
-def _is_named(node: Mapping[Any, Any], default: Callable[..., Any] | None) -> bool:
-    """Whether the only key names a class, not an argument."""
-    if len(node) != 1:
-        return False
-    name = str(next(iter(node)))
-    return default is None or name[:1].isupper() or is_import_path(name)
 
 
 def _nested(value: Any, path: str, given: Iterable[str]) -> Any:

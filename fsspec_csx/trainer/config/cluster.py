@@ -6,22 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsspec_csx.errors import ConfigError
-from fsspec_csx.trainer.config.blueprint import check_keys
+from fsspec_csx.trainer.config.arguments import check
 
 # The arguments of the backends of Cerebras PyTorch 2.10 for CSX, CPU and GPU.
 _BACKEND = (
-    "backend_type",
-    "cluster_config",
-    "artifact_dir",
-    "compile_dir",
-    "compile_only",
-    "validate_only",
-    "mixed_precision",
-    "enable_distributed",
-    "main_process_id",
-    "dist_backend",
-    "init_method",
-    "sync_batchnorm",
+    "backend_type cluster_config artifact_dir compile_dir compile_only validate_only mixed_precision "
+    "enable_distributed main_process_id dist_backend init_method sync_batchnorm"
 )
 
 
@@ -44,7 +34,8 @@ def without_cluster(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any],
     if not isinstance(backend, Mapping):
         return plain, {}
     flags = {key: value for key, value in backend.items() if str(key).startswith("csx.")}
-    check_keys(backend.keys() - flags.keys(), _BACKEND, f"{path}.backend")
+    others = {key: value for key, value in backend.items() if key not in flags}
+    check(others, dict.fromkeys(_BACKEND.split(), Any), f"{path}.backend")
     for key in ("compile_only", "validate_only"):
         if backend.get(key):
             raise ConfigError(f"{path}.backend.{key} needs Cerebras hardware.", "Leave it away.")

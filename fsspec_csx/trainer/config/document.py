@@ -9,8 +9,8 @@ from fsspec_csx.errors import ConfigError
 from fsspec_csx.redaction import register_secrets
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer.config import yaml_file
+from fsspec_csx.trainer.config.arguments import display
 from fsspec_csx.trainer.config.training import Config
-from fsspec_csx.trainer.config.type_hints import display
 
 _LEGACY = ("runconfig", "train_input", "eval_input")
 
@@ -31,21 +31,16 @@ def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
     content = yaml_file.read(path)
     register_secrets(content)
     if isinstance(content, Mapping) and "trainer" not in content and any(key in content for key in _LEGACY):
-        raise _legacy(path)
+        raise ConfigError(
+            f"{redacted(path)} is a legacy file of the ModelZoo, with runconfig in place of trainer.",
+            "Convert it by the ModelZoo's 'cszoo config convert_legacy FILE -o NEW', or by hand: see the Trainer's README.",
+        )
     trainers = content.get("trainer") if isinstance(content, Mapping) else None
     if not isinstance(trainers, list):
         return [Config(_with(content, words), **changes)]
     if not trainers or len(content) > 1:
         raise ConfigError("A list of trainings is empty, or is not alone.", "Give 'trainer: [{trainer: {…}}, …]'.")
     return [Config(_with(each, words), f"trainer[{number}]", **changes) for number, each in enumerate(trainers)]
-
-
-def _legacy(path: str) -> ConfigError:
-    return ConfigError(
-        f"{redacted(path)} is a legacy file of the ModelZoo, with runconfig in place of trainer.",
-        "Convert it by the ModelZoo's 'cszoo config convert_legacy FILE -o NEW', or by hand: the Trainer's README has "
-        "a table.",
-    )
 
 
 def _with(content: Any, words: Iterable[str]) -> Any:

@@ -11,21 +11,22 @@ from typing import Any
 from fsspec_csx.errors import ConfigError
 
 
-def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
+def import_name(name: str, home: ModuleType | None = None) -> Any:
     """Import an object, which runs the code of its modules.
 
     Args:
         name: ``package.module.Class``, ``package.module:Class``, or the name of a class in ``home``, in any case.
-        path: the place in the configuration, for errors.
         home: the module whose public classes need no import path.
 
     Raises:
         ConfigError: if there is no such object, or its module cannot be imported.
     """
     if not is_import_path(name):
-        known = {each.lower(): each for each in _public(home)}
+        public = getattr(home, "__all__", dir(home)) if home is not None else ()
+        known = {each.lower(): each for each in public if isinstance(getattr(home, each), type)}
         if name.lower() not in known:
-            raise ConfigError(f"{path}: there is no {name!r}.", suggestion(name, known.values(), _NOT_SHORT))
+            remedy = suggestion(name, known.values(), "Give its import path, such as 'package.module.Class'.")
+            raise ConfigError(f"there is no {name!r}.", remedy)
         return getattr(home, known[name.lower()])
     parts = name.replace(":", ".").split(".")
     for count in range(len(parts) - 1, 0, -1):
@@ -35,13 +36,13 @@ def import_name(name: str, path: str, home: ModuleType | None = None) -> Any:
         except ModuleNotFoundError as error:
             if count > 1 and f"{module}.".startswith(f"{error.name}."):
                 continue  # it may be a class
-            raise _failed(module, path, error) from error
+            raise _failed(module, error) from error
         except Exception as error:  # whatever the code of the module raises
-            raise _failed(module, path, error) from error
+            raise _failed(module, error) from error
         for attribute in parts[count:]:
             if not hasattr(found, attribute):
                 raise ConfigError(
-                    f"{path}: there is no {attribute!r} in {module}.",
+                    f"there is no {attribute!r} in {module}.",
                     suggestion(attribute, dir(found), "Check the name."),
                 )
             found = getattr(found, attribute)
@@ -61,18 +62,9 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"Did you mean {by_lower[near[0]]!r}?" if near else otherwise
 
 
-_NOT_SHORT = "Give its import path, such as 'package.module.Class'."
-
-
-def _public(home: ModuleType | None) -> list[str]:
-    if home is None:
-        return []
-    return [each for each in getattr(home, "__all__", dir(home)) if isinstance(getattr(home, each), type)]
-
-
-def _failed(module: str, path: str, error: Exception) -> ConfigError:
+def _failed(module: str, error: Exception) -> ConfigError:
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-        reason = f"{path}: there is no module {error.name!r}."
+        reason = f"there is no module {error.name!r}."
         return ConfigError(reason, "Check the name, install it, or run in the folder that has it.")
-    reason = f"{path}: {module} cannot be imported: {type(error).__name__}: {error}."
+    reason = f"{module} cannot be imported: {type(error).__name__}: {error}."
     return ConfigError(reason, "Correct that module, or install what it needs.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ class Part:
 
     Attributes:
         kind: the class, or one of the classes, of the object.
-        home: the module whose classes need no import path.
         default: the class if none is named.
         given: names of arguments that only ``make`` receives.
         several: whether it is a list; None for either.
@@ -40,7 +38,6 @@ class Part:
     """
 
     kind: Any
-    home: ModuleType | None = trainer_module
     default: Callable[..., Any] | None = None
     given: tuple[str, ...] = ()
     several: bool | None = False
@@ -96,14 +93,17 @@ def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
             return part.reader(node, path, part.given)
         if isinstance(node, Mapping) and (name := next((each for each in node if each in _ABSENT), None)):
             raise ConfigError(f"{path}.{name} is not there: {_ABSENT[name]}.", "Leave it away.")
-        return named(node, path, home=part.home, default=part.default, given=part.given)
+        return named(node, path, home=trainer_module, default=part.default, given=part.given)
 
     if part.several is False or (part.several is None and not isinstance(node, list)):
         return one(node, path)
     if not isinstance(node, list):
         raise ConfigError(f"{path} is no list.", "Give a list of classes, such as [{ClassName: {}}].")
-    kept = {number: each for number, each in enumerate(node) if part.reader is not None or not _is_left_out(each)}
-    return [one(each, f"{path}[{number}]") for number, each in kept.items()]
+    return [
+        one(each, f"{path}[{number}]")
+        for number, each in enumerate(node)
+        if part.reader is not None or not (isinstance(each, Mapping) and [*each.values()] == [None])
+    ]
 
 
 def make(plan: Blueprint | list[Blueprint], part: Part, **given: Any) -> Any:
@@ -142,10 +142,6 @@ def made_by_trainer(name: str, plan: Any, part: Part) -> Any:
     if name == "schedulers":
         return [partial(_scheduler, each, part) for each in plan]
     return make(plan, part)
-
-
-def _is_left_out(node: Any) -> bool:
-    return isinstance(node, Mapping) and len(node) == 1 and next(iter(node.values())) is None
 
 
 def _scheduler(plan: Blueprint, part: Part, optimizer: torch.optim.Optimizer) -> Any:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 
 from fsspec_csx.trainer import optimizers, schedulers
+from fsspec_csx.trainer.config.arguments import check
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, named
 from fsspec_csx.trainer.config.import_path import is_import_path
-from fsspec_csx.trainer.config.type_hints import convert
 from fsspec_csx.trainer.param_groups import param_groups
 
 _TORCH = torch.optim.lr_scheduler
@@ -44,14 +43,13 @@ def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
     if own is None or (not grouping and not _takes(own, arguments) and _takes(of_torch, arguments)):
         return named({name: arguments}, path, home=optimizers if of_torch is None else torch.optim, given=given)
     made = named({name: arguments}, path, home=optimizers, given=("params",))
-    for key, value in grouping.items():
-        convert(value, _GROUPING[key], f"{made.path}.{key}")
+    check(grouping, _GROUPING, made.path)
     grouping["weight_decay"] = made.arguments.get("weight_decay", 0.0)
-    return Blueprint(made.path, partial(_grouped, made, grouping), {}, frozenset({"model"}))
 
+    def grouped(model: torch.nn.Module) -> Any:
+        return made.make(params=param_groups(model, **grouping))
 
-def _grouped(made: Blueprint, grouping: Mapping[str, Any], model: torch.nn.Module) -> Any:
-    return made.make(params=param_groups(model, **grouping))
+    return Blueprint(made.path, grouped, {}, frozenset({"model"}))
 
 
 def scheduler(node: Any, path: str, given: Iterable[str], tags: Any = None) -> Blueprint:

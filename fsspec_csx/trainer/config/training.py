@@ -14,9 +14,9 @@ from typing import Any
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.redaction import register_secrets
 from fsspec_csx.trainer.config import parts
-from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, check_keys
+from fsspec_csx.trainer.config.arguments import check, display
+from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint
 from fsspec_csx.trainer.config.cluster import without_cluster
-from fsspec_csx.trainer.config.type_hints import convert, display
 from fsspec_csx.trainer.flags import Flags, GlobalFlags
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 from fsspec_csx.trainer.trainer import Trainer
@@ -57,10 +57,10 @@ class Config:
     ) -> None:
         register_secrets(config)
         top = _mapping(config, path or "The configuration")
-        check_keys(top, ["trainer"], path)
+        check(top, {"trainer": Any}, path)
         self._path = f"{path}.trainer" if path else "trainer"
         sections = _mapping(top.get("trainer"), self._path)
-        check_keys(sections, ["init", *parts.LOADERS], self._path)
+        check(sections, dict.fromkeys(["init", *parts.LOADERS], Any), self._path)
         init = dict(_mapping(sections.get("init"), f"{self._path}.init"))
         if model_dir is not None:
             init["model_dir"] = model_dir
@@ -72,7 +72,9 @@ class Config:
         if checkpoint_root is not None:
             self._part("checkpoint").arguments["checkpoint_root"] = checkpoint_root
         if profile is not None:
-            _set_profile(self._trainer.arguments.get("callbacks"), profile)
+            for each in self._trainer.arguments.get("callbacks") or ():
+                if isinstance(each.function, type) and issubclass(each.function, Flags) and _PROFILE in each.arguments:
+                    each.arguments[_PROFILE] = profile
         self._sections = {
             name: _section(sections[name], f"{self._path}.{name}", loaders, ckpt_path)
             for name, loaders in parts.LOADERS.items()
@@ -204,22 +206,14 @@ def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path:
     """The arguments of ``fit``, ``validate`` or ``validate_all``, with blueprints of the loaders."""
     node = _mapping(node, path)
     key = "ckpt_paths" if path.endswith("_all") else "ckpt_path"
-    check_keys(node, [*loaders, key], path)
+    check(node, {**dict.fromkeys(loaders, Any), key: _PATHS[key] if ckpt_path is _UNSET else Any}, path)
     found = parts.parsed(node, loaders, path)
     first = next(iter(loaders))
     if key == "ckpt_path" and not found.get(first):
         raise ConfigError(f"{path} lacks {first!r}.", "Give it, with data_processor or class_path.")
     if ckpt_path is not _UNSET:
         found[key] = ckpt_path
-    elif key in found:
-        convert(found[key], _PATHS[key], f"{path}.{key}")
     return found
-
-
-def _set_profile(callbacks: list[Blueprint] | None, profile: str) -> None:
-    for each in callbacks or ():
-        if isinstance(each.function, type) and issubclass(each.function, Flags) and _PROFILE in each.arguments:
-            each.arguments[_PROFILE] = profile
 
 
 def _with_data(section: Mapping[str, Any]) -> dict[str, Any]:
