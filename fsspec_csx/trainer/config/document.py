@@ -33,7 +33,7 @@ def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
     if isinstance(content, Mapping) and "trainer" not in content and any(key in content for key in _LEGACY):
         raise ConfigError(
             f"{redacted(path)} is a legacy file of the ModelZoo, with runconfig in place of trainer.",
-            "Convert it by the ModelZoo's 'cszoo config convert_legacy FILE -o NEW', or by hand: see the Trainer's README.",
+            "Convert it by the ModelZoo's 'cszoo config convert_legacy FILE -o NEW', or by hand: see its README here.",
         )
     trainers = content.get("trainer") if isinstance(content, Mapping) else None
     if not isinstance(trainers, list):
