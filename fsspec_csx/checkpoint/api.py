@@ -79,6 +79,7 @@ def load(
     into: Any = None,
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
+    local: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Any:
@@ -104,6 +105,8 @@ def load(
             devices, and other values are replaced. Its entries must be those of the file, or of ``keys``.
         map_location: the device of tensors, see ``torch.load``. No effect with ``into``.
         weights_only: if False, the file may run any code: only for files of authors whom you trust.
+        local: the folder that ``async_save`` was called with. The local file is read if its bytes are those that were
+            saved, and the remote file is the same or does not exist yet.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
             terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
@@ -125,6 +128,10 @@ def load(
     Warns:
         DtypeCastWarning: if tensors of ``into`` have other dtypes than those of the file.
     """
+    if local is not None:
+        from fsspec_csx.checkpoint import local_tier  # only here, as it imports awscrt
+
+        path = local_tier.find(checkpoint_path(path), local, storage_options)
     text = checkpoint_path(path)
     from fsspec_csx.formats import opening, reader  # only here, as these import torch
 

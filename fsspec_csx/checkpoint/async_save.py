@@ -8,7 +8,7 @@ import os
 import threading
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -22,6 +22,7 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter
 
 if TYPE_CHECKING:
+    from fsspec_csx.checkpoint.local_tier import LocalTier
     from fsspec_csx.formats.writer import CheckpointWriter
 
 logger = logging.getLogger("fsspec_csx")
@@ -35,6 +36,8 @@ def async_save(
     *,
     format: str | None = None,
     max_shard_size: int | str | None = None,
+    local: str | os.PathLike[str] | None = None,
+    keep_local: int = 2,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> SaveFuture:
@@ -47,11 +50,20 @@ def async_save(
     With a concurrent ``save`` to the same path, the last to end wins. The interpreter waits for its saves at exit;
     Ctrl-C stops them. A forked child does not inherit them.
 
+    With ``local`` the checkpoint is written to a local disk first, which frees the copy, and uploaded from there, in
+    the order of the saves. The future's ``local`` ends when the local file is whole: if the process is killed then,
+    the next ``async_save`` to the same two folders uploads what was left, and resumes interrupted uploads to S3. If
+    two saves have not ended, the call waits for the first. If the disk is full or not writable, the checkpoint goes
+    straight to its path, with a warning. A cancelled save may stay on the disk, and is uploaded later.
+
     Args:
         obj: see ``save``.
         path: see ``save``.
         format: see ``save``.
         max_shard_size: see ``save``.
+        local: a folder on a local disk; the checkpoints of each remote folder have a folder of their own there. For the
+            formats of one file, torch and safetensors. ``load(path, local=…)`` reads them.
+        keep_local: how many checkpoints of one remote folder to keep there, besides those that are not uploaded.
         storage_options: see ``save``.
         callback: see ``save``; called in another thread. Without one no progress bar shows.
 
@@ -63,7 +75,7 @@ def async_save(
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CredentialsError: a PermissionError, if the credentials for an S3 path are missing.
-        ValueError: if the format cannot hold the object, see ``save``.
+        ValueError: if the format cannot hold the object, see ``save``, or is of more than one file with ``local``.
         RuntimeError: if the main thread has already ended.
         Exception: any error of pickle for an object that cannot be saved.
     """
@@ -76,10 +88,58 @@ def async_save(
     behind, place, _ = unwrap_filesystem(fs, inner)
     if connect := getattr(behind, "connect", None):
         connect()  # now, with the credentials of this moment
+    tier = None if local is None else _local_tier(text, local, keep_local, storage_options)
     saving = registry.writer(obj, text, format, copied=True, max_shard_size=max_shard_size)
     future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes))
-    _saves.add(_Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving))
+    save = _Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving)
+    _saves.add(save if tier is None else _local_first(tier, save))
     return future
+
+
+# -- by way of a local disk --------------------------------------------------------------------------------------------
+
+
+def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> SaveFuture:
+    """Upload a checkpoint that a process left on the local disk, as ``async_save`` would have."""
+    from fsspec_csx.checkpoint.local_tier import tier_of  # only here, as these import awscrt
+    from fsspec_csx.checkpoint.local_writers import Upload
+
+    tier, target = tier_of(path, local, options)
+    name = target.path.rpartition("/")[2]
+    saving = Upload(tier, name, left=True)
+    future = SaveFuture(SaveProgress(NoOpCallback(), saving.nbytes))
+    tier.add(name, future)
+    _saves.add(_Save(future, target.fs, target.path, path, tier.folder, saving))
+    return future
+
+
+def _local_tier(text: str, local: str | os.PathLike[str], keep: int, options: Mapping[str, Any] | None) -> LocalTier:
+    """The tier for a save, with room for one."""
+    from fsspec_csx.checkpoint.local_tier import check_local, tier_of  # only here, as it imports awscrt
+
+    check_local(local, keep)
+    tier, target = tier_of(text, local, options)
+    tier.keep = keep
+    name = target.path.rpartition("/")[2]
+    for left in tier.take_left():
+        upload_left(text.removesuffix(name) + left, local, options)
+    tier.wait_for_room(name)
+    return tier
+
+
+def _local_first(tier: LocalTier, save: _Save) -> _Save:
+    """The first half of a save: to the local disk, which adds the second one, the upload."""
+    from fsspec_csx.checkpoint.local_writers import LocalWriter  # only here, as it imports awscrt
+
+    def upload(saving: CheckpointWriter) -> None:
+        _saves.add(replace(save, place=tier.folder, saving=saving))
+
+    name = save.path.rpartition("/")[2]
+    writer = LocalWriter(tier, name, save.saving, upload, lambda: save.future.end(None, save.text))
+    first = SaveFuture(SaveProgress(NoOpCallback(), writer.nbytes))
+    save.future.follow(first, save.text)
+    tier.add(name, save.future)
+    return replace(save, future=first, place=f"{tier.folder}/", saving=writer)
 
 
 # -- the threads -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,10 @@ logger = logging.getLogger("fsspec_csx")
 class SaveFuture(concurrent.futures.Future[None]):
     """A save in the background: a ``concurrent.futures.Future`` that can also be cancelled while it runs.
 
+    Attributes:
+        local: of a save by way of a local disk: ends when the checkpoint is whole there, or, where that failed, at its
+            path; None for others.
+
     ``await asyncio.wrap_future(future)`` waits for it in an event loop; cancelling that wait cancels the save.
     """
 
@@ -27,6 +31,7 @@ class SaveFuture(concurrent.futures.Future[None]):
         self.progress = progress
         self._owner = os.getpid()
         self._ended = False
+        self.local: SaveFuture | None = None
         # Logged unless the result is retrieved.
         self._unretrieved = ""
         _alive.add(self)
@@ -79,11 +84,31 @@ class SaveFuture(concurrent.futures.Future[None]):
         """
         if self._owner != os.getpid():
             return False
+        if self.local is not None and not self.local.done():
+            return self.local.cancel()
         return super().cancel() or self.progress.cancel()
 
     def cancelled(self) -> bool:
         """Whether the save was cancelled and has stopped."""
         return super().cancelled() or (self.progress.cancelled and self.done())
+
+    def follow(self, local: SaveFuture, text: str) -> None:
+        """Be the future of both halves of a save, of which the first one writes to the local disk."""
+
+        both = weakref.ref(self)  # the save has it until the first half has ended
+
+        def end(first: concurrent.futures.Future[None]) -> None:
+            future = both()
+            if future is None or future.done():
+                return
+            if first.cancelled():
+                future.progress.cancel()
+                future.end(None, text)
+            elif (error := first.exception()) is not None:
+                future.end(error, text)
+
+        self.local = local
+        local.add_done_callback(end)
 
     def end(self, error: BaseException | None, text: str) -> None:
         """Set the result, or the error that ended the save."""

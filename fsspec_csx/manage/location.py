@@ -16,7 +16,14 @@ from fsspec_csx.errors import CheckpointPathError, CSXError
 from fsspec_csx.formats.huggingface.names import is_index
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory, strip_slashes
-from fsspec_csx.storage.files import invalidate_listings, open_file, path_exists, resolve_path, unwrap_filesystem
+from fsspec_csx.storage.files import (
+    file_state,
+    invalidate_listings,
+    open_file,
+    path_exists,
+    resolve_path,
+    unwrap_filesystem,
+)
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 if TYPE_CHECKING:
@@ -24,8 +31,6 @@ if TYPE_CHECKING:
     from fsspec_csx.tensors.source import Source
 
 _WILDCARD = re.compile(r"[*?\[]")
-# The details of a file that change with its content.
-_CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "created", "generation")
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,7 @@ class Location:
 
     def state(self) -> dict[str, Any]:
         """The details of the file that change with its content, and its ``size`` in bytes."""
-        if self.fs is None:
-            status = os.stat(self.path)
-            return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}
-        invalidate_listings(self.fs, self.path)
-        info = self.fs.info(self.path)
-        return {name: info[name] for name in _CHANGING if name in info}
+        return file_state(self.fs, self.path)
 
     def check_state(self, before: Mapping[str, Any]) -> None:
         """Compare the state with a former one.

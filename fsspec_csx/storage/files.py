@@ -12,6 +12,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.storage.paths import is_local
 
+# The details of a file that change with its content.
+_CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "created", "generation")
+
 
 def resolve_path(
     path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
@@ -76,6 +79,20 @@ def file_size(file: IO[bytes]) -> int:
     size = file.tell()
     file.seek(0)
     return size
+
+
+def file_state(fs: fsspec.AbstractFileSystem | None, path: str) -> dict[str, Any]:
+    """The details of a file that change with its content, and its ``size`` in bytes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if fs is None:
+        status = os.stat(path)
+        return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}
+    invalidate_listings(fs, path)
+    info = fs.info(path)
+    return {name: info[name] for name in _CHANGING if name in info}
 
 
 def invalidate_listings(fs: fsspec.AbstractFileSystem, path: str) -> None:

@@ -24,7 +24,9 @@ class _Retention(Callback):
         self._to_delete: list[str] = []
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
-        self._names.append(ckpt_path.rpartition("/")[2])
+        name = ckpt_path.rpartition("/")[2]
+        if name not in self._names:  # the one resumed from may have been uploaded since
+            self._names.append(name)
         self.clean(trainer)
 
     def kept(self) -> set[str]:
@@ -37,11 +39,13 @@ class _Retention(Callback):
         self._to_delete += [name for name in self._names if name not in kept]
         self._names = [name for name in self._names if name in kept]
         wanted = {name for each in trainer.callbacks if isinstance(each, _Retention) for name in each.kept()}
+        wanted.update(_pending(trainer))
         self._to_delete = [name for name in self._to_delete if name in wanted or not _deleted(trainer, name)]
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
+        pending = _pending(trainer)
         state_dict.setdefault("retention", {})[type(self).__name__] = {
-            "names": self._names,
+            "names": [*self._names, *(name for name in pending if name not in self._names)],
             "to_delete": self._to_delete,
         }
 
@@ -53,6 +57,11 @@ class _Retention(Callback):
             self._to_delete = [*own["to_delete"]]
 
 
+def _pending(trainer: Trainer) -> list[str]:
+    """The names of the checkpoints that are still to be written."""
+    return [path.rpartition("/")[2] for path in trainer.checkpoint.saves.paths]
+
+
 def _deleted(trainer: Trainer, name: str) -> bool:
     """Delete a checkpoint; False if it must be tried again."""
     path = checkpoint_root.join(trainer.checkpoint.root, name)
@@ -61,6 +70,8 @@ def _deleted(trainer: Trainer, name: str) -> bool:
     if not trainer.checkpoint.matches_name(path):  # the loaded checkpoint may name any file
         return True
     try:
+        if trainer.checkpoint.local is not None:
+            trainer.checkpoint.local.delete(name)
         checkpoint_root.delete(path)
     except Exception as error:  # a failing storage must not end the training
         trainer.logger.warning("%s was not deleted, which is tried again: %s", redacted(path), error)
@@ -113,7 +124,7 @@ class KeepBestCheckpoints(_Retention):
         self.mode = mode
         self._values: dict[str, float] = {}
         self._result: tuple[int, float] | None = None
-        self._saved: float | None = None
+        self._saved: dict[int, float] = {}  # the values by step
 
     def setup(self, trainer: Trainer) -> None:
         trainer.checkpoint.follows_validation = True
@@ -140,11 +151,13 @@ class KeepBestCheckpoints(_Retention):
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, state_dict)
         step, value = self._result or (None, math.nan)
-        self._saved = value if step == trainer.global_step else math.nan
-        state_dict["retention"][type(self).__name__] |= {"values": dict(self._values), "value": self._saved}
+        for path in trainer.checkpoint.saves.paths:
+            self._add_saved(trainer, path)
+        self._saved[trainer.global_step] = value = value if step == trainer.global_step else math.nan
+        state_dict["retention"][type(self).__name__] |= {"values": dict(self._values), "value": value}
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
-        self._add(ckpt_path, self._saved)
+        self._add_saved(trainer, ckpt_path)
         super().on_after_save_checkpoint(trainer, ckpt_path)
 
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
@@ -155,6 +168,9 @@ class KeepBestCheckpoints(_Retention):
             self._add(name, value)
         if trainer.checkpoint.resumed_from is not None:
             self._add(trainer.checkpoint.resumed_from, own.get("value"))
+
+    def _add_saved(self, trainer: Trainer, path: str) -> None:
+        self._add(path, self._saved.get(trainer.checkpoint.step_of(path)))
 
     def _add(self, path: str, value: Any) -> None:
         if isinstance(value, (int, float)) and not math.isnan(value):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import Future
 from datetime import datetime
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +21,9 @@ from fsspec_csx.trainer import (
     training_state,
 )
 from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.local_disk import LocalDisk
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
+from fsspec_csx.trainer.pending_saves import PendingSaves
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
 _TIMESTAMP = "%Y%m%d_%H%M%S"
+_ONE_FILE = "local_dir takes checkpoints of one file. Leave it out, or use sharded=False and no format."
 
 
 class Checkpoint(Callback):
@@ -43,6 +45,10 @@ class Checkpoint(Callback):
     they use a separate gloo group; all raise the error of any. A single process writes a sharded checkpoint in the
     foreground.
 
+    With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there; at most two are waiting
+    for that. The newest one of either side is loaded, from the local disk if it is whole there, and at the root is the
+    same or none yet. What a killed process did not upload is uploaded by the next ``fit``.
+
     Args:
         steps: the number of steps between checkpoints; the last step has one, too. None or 0 saves none.
         autoload_last_checkpoint: whether ``fit`` and ``validate`` load the newest checkpoint without a ``ckpt_path``.
@@ -54,12 +60,16 @@ class Checkpoint(Callback):
         asynchronous: if False, the training waits until each checkpoint is complete.
         sharded: whether each process saves its own parts; by default whether the model is sharded.
         format: "cerebras" for checkpoints that the ModelZoo resumes from, on S3; None for torch files.
+        local_dir: a folder on a local disk, which may be that of other runs, too.
+        keep_local: how many checkpoints of this root to keep there, besides those that are not uploaded.
 
     Attributes:
         root: the folder of checkpoints, without a slash at its end.
         resumed_from: the path of the loaded checkpoint; None if none was loaded.
         follows_validation: whether a step that is also validated is saved after the validation.
         saved_at: the step of the last save, or of the loaded checkpoint of this root.
+        local: the copies on the local disk; None without ``local_dir``.
+        saves: those in the background.
 
     Raises:
         ValueError: for an invalid number or name.
@@ -76,6 +86,8 @@ class Checkpoint(Callback):
         asynchronous: bool = True,
         sharded: bool | None = None,
         format: Literal["cerebras"] | None = None,
+        local_dir: str | None = None,
+        keep_local: int = 2,
     ) -> None:
         if steps is not None and (type(steps) is not int or steps < 0):
             msg = f"steps is a whole number or None, not {steps!r}. Give the steps between two checkpoints."
@@ -87,6 +99,8 @@ class Checkpoint(Callback):
         if format is not None and (format != "cerebras" or sharded):
             msg = f"The format is 'cerebras', which is not sharded, or None, not {format!r}. Give one of these."
             raise ValueError(msg)
+        if local_dir is not None and (format or sharded):
+            raise ValueError(_ONE_FILE)
         self.steps = steps
         self.autoload_last_checkpoint = autoload_last_checkpoint
         self.disable_strict_checkpoint_loading = disable_strict_checkpoint_loading
@@ -96,12 +110,13 @@ class Checkpoint(Callback):
         self.asynchronous = asynchronous
         self.sharded = False if format else sharded
         self.format = format
+        self.local = None if local_dir is None else LocalDisk(local_dir, keep_local)
+        self.saves = PendingSaves()
         self.root = ""
         self.resumed_from: str | None = None
         self.saved_at: int | None = None
         self.follows_validation = False
         self._is_due = False
-        self._pending: tuple[str, Future[None]] | None = None
         self._in_parts = bool(sharded)
         self._group: Any = None
 
@@ -109,6 +124,10 @@ class Checkpoint(Callback):
         """Determine the root, and check that it is writable before the training rather than after hours."""
         self.root = str(self.checkpoint_root or trainer.model_dir).rstrip("/") or "/"
         self._in_parts = processes.has_shards(trainer.model) if self.sharded is None else self.sharded
+        if self.local is not None:
+            if self._in_parts:
+                raise ValueError(_ONE_FILE)
+            self.local.root = self.root
         if (self.steps or self.save_initial_checkpoint) and processes.is_first():
             checkpoint_root.check_writable(self.root, self.format)
 
@@ -123,9 +142,7 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        if self._pending is not None and self._pending[1].done() and not self.failed:
-            (path, _), self._pending = self._pending, None
-            self._complete(trainer, path)
+        self.saves.complete_ended(trainer)
         due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
         self._is_due = trainer.stepped and due
         if self._is_due and not (self.follows_validation and trainer.validates_next):
@@ -146,7 +163,7 @@ class Checkpoint(Callback):
             OSError: an error of the filesystem, in this save or the one before.
         """
         self._is_due = False
-        self.wait(trainer)
+        self.saves.wait(trainer, local=self.local is not None)
         saved: dict[str, Any] = training_state.collect(trainer, sharded=self._in_parts)
         trainer.call("on_save_checkpoint", saved)
         trainer.call("postprocess_checkpoint", saved)
@@ -165,11 +182,15 @@ class Checkpoint(Callback):
             saved = modelzoo_state.to_modelzoo(trainer, saved)
         if self._in_parts:
             self._save_parts(trainer, saved, path)
+        elif self.local is not None:
+            self.saves.add(path, self.local.save(saved, path))
+            if not self.asynchronous and (error := self.saves.finish(trainer, local=True)):
+                raise error
         elif self.asynchronous:
-            self._pending = path, async_save(saved, path, format=self.format)
+            self.saves.add(path, async_save(saved, path, format=self.format))
         else:
             save(saved, path, format=self.format)
-            self._complete(trainer, path)
+            self.saves.complete(trainer, path)
         return path
 
     def _save_parts(self, trainer: Trainer, saved: dict[str, Any], path: str) -> None:
@@ -180,72 +201,37 @@ class Checkpoint(Callback):
         background = self.asynchronous and self._group is not None
         saving = ShardedSave(trainer, saved, copied=background)
         if background:
-            self._pending = path, saving.start(path, self._group)
+            self.saves.add(path, saving.start(path, self._group))
         else:
             saving.write(path, self._group)
-            self._complete(trainer, path)
+            self.saves.complete(trainer, path)
 
     def save_last(self, trainer: Trainer) -> None:
         """Save the current step, unless it is saved, and wait until the checkpoint is complete."""
         if self.saved_at != trainer.global_step:
             trainer.save_checkpoint()
-        self.wait(trainer)
-
-    def wait(self, trainer: Trainer) -> None:
-        """Wait until the last checkpoint is complete; all processes must call it.
-
-        Raises:
-            OSError: an error of the filesystem when it was written.
-            RuntimeError: if another process failed to write it.
-        """
-        error = self._finished(trainer)
-        (failed,) = processes.any_process(error is not None)
-        if error is not None:
-            raise error
-        if failed:
-            msg = "Another process did not save the last checkpoint. Its error says why."
-            raise RuntimeError(msg)
-
-    def _finished(self, trainer: Trainer) -> BaseException | None:
-        """Wait until this process has saved its part; the error, if it fails."""
-        if self._pending is None:
-            return None
-        (path, future), self._pending = self._pending, None
-        try:
-            future.result()
-            self._complete(trainer, path)
-        except Exception as error:
-            return error
-        return None
-
-    @property
-    def failed(self) -> bool:
-        """Whether the last save has failed, with the error that ``wait`` raises."""
-        return self._pending is not None and self._pending[1].done() and self._pending[1].exception() is not None
-
-    def _complete(self, trainer: Trainer, path: str) -> None:
-        if not processes.is_first():
-            return
-        trainer.logger.info("Saved checkpoint %s", redacted(path))
-        trainer.call("on_after_save_checkpoint", path)
-        trainer.call("on_after_save_trainer_state", path)
+        self.saves.wait(trainer)
 
     def get_checkpoint_path(self, step: int) -> str:
         """The path of a step's checkpoint, with the time appended if the name is taken."""
         path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=step))
-        if checkpoint_root.exists(path, sharded=self._in_parts, format=self.format):
+        taken = self.local is not None and path.rpartition("/")[2] in self.local.names()
+        if taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format):
             stamped = f"{step}_{datetime.now():{_TIMESTAMP}}"
             path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=stamped))
         return path
 
+    def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
+        self._upload_left()
+
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
-        self.wait(trainer)  # so that no process ends before the checkpoint is complete
+        self.saves.wait(trainer)  # so that no process ends before the checkpoint is complete
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         try:
             if self._is_due and isinstance(exception, Exception) and processes.count() == 1:
                 self.save(trainer)
-            error = self._finished(trainer)
+            error = self.saves.finish(trainer)
         except Exception as failed:
             error = failed
         if error is not None and error is not exception:  # it must not hide the error of the training
@@ -268,7 +254,8 @@ class Checkpoint(Callback):
             trainer.logger.info("No checkpoint is loaded.")
             return None
         trainer.logger.info("Loading checkpoint %s", redacted(path))
-        return self._restore(trainer, path, checkpoint_loading.read(trainer, path, self._states(trainer)))
+        found = checkpoint_loading.read(trainer, self._find(path), self._states(trainer))
+        return self._restore(trainer, path, found)
 
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
         """Load the newest complete checkpoint at the root, if there is any; damaged ones are skipped.
@@ -280,11 +267,14 @@ class Checkpoint(Callback):
             CheckpointError: a ValueError, if it does not fit the model, or if all are damaged and one was complete.
             OSError: an error of the filesystem.
         """
+        if self.local is not None and processes.count() > 1:  # other machines need what is only on this disk
+            self._upload_left()
+            self.saves.wait(trainer)
         paths = processes.broadcast([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
         for path in paths:
             trainer.call("on_before_load_checkpoint", path)
             trainer.logger.info("Loading checkpoint %s", redacted(path))
-            found = checkpoint_loading.read_if_whole(trainer, path, self._states(trainer))
+            found = checkpoint_loading.read_if_whole(trainer, self._find(path), self._states(trainer))
             if found is not None:
                 return self._restore(trainer, path, found)
         # A complete one that was damaged later raises its error, rather than starting anew.
@@ -316,7 +306,7 @@ class Checkpoint(Callback):
         """
         for path in reversed(self.get_all_checkpoints(self.root)):
             try:
-                if inspect(path).format == "distributed":
+                if inspect(self._find(path)).format == "distributed":
                     check_complete(path)
             except (CheckpointError, FileNotFoundError, IsADirectoryError) as error:  # a folder without its manifest
                 trainer.logger.warning("%s is passed over: %s", redacted(path), error)
@@ -326,11 +316,28 @@ class Checkpoint(Callback):
 
     def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
         """The paths in a folder that match ``checkpoint_name``, by step and time, the newest last."""
-        found = []
-        for name in checkpoint_root.list_names(ckpt_dir):
-            if match := self._pattern().fullmatch(name):
-                found.append((int(match["step"]), match["time"] or "", name))
-        return [checkpoint_root.join(ckpt_dir, name) for _, _, name in sorted(found)]
+        own = self.local.names() if self.local is not None and ckpt_dir == self.root else []
+        found = sorted(map(self._order, {*checkpoint_root.list_names(ckpt_dir), *own}))
+        return [checkpoint_root.join(ckpt_dir, name) for step, _, name in found if step >= 0]
+
+    def _find(self, path: str) -> str:
+        """The path to read a checkpoint from: on the local disk, if the one there is good."""
+        return self.local.find(path) if self.local is not None and self.matches_name(path) else path
+
+    def _upload_left(self) -> None:
+        """Upload what earlier processes left on the local disk, and what is newer than all at the root."""
+        if self.local is not None and processes.is_first():
+            for path, upload in self.local.upload_left(self._order):
+                self.saves.add(path, upload)
+
+    def _order(self, name: str) -> tuple[int, str, str]:
+        """The step and the time in a name, to sort by; a step below 0 if it is not that of a checkpoint."""
+        match = self._pattern().fullmatch(name)
+        return (int(match["step"]), match["time"] or "", name) if match else (-1, "", name)
+
+    def step_of(self, path: str) -> int:
+        """The step in the name of a checkpoint; below 0 if it is none."""
+        return self._order(path.rpartition("/")[2])[0]
 
     def matches_name(self, path: str) -> bool:
         """Whether a path is in the root and matches ``checkpoint_name``."""

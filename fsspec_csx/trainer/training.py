@@ -82,9 +82,9 @@ def _train_until_validation(
 def _ends(trainer: Trainer, termination: Termination, sync: processes.PeriodicSync) -> bool:
     """Whether an early exit ends the training; SIGTERM and a failed save raise. All processes end at the same step."""
     exits = trainer.early_exit.should_exit
-    terminated, failed, exits = sync.any_process(termination.requested, trainer.checkpoint.failed, exits)
+    terminated, failed, exits = sync.any_process(termination.requested, trainer.checkpoint.saves.failed, exits)
     if failed:
-        trainer.checkpoint.wait(trainer)  # raises its error
+        trainer.checkpoint.saves.wait(trainer)  # raises its error
     if terminated:
         trainer.logger.warning("SIGTERM: the training ends after step %d.", trainer.global_step)
         if trainer.checkpoint.steps:

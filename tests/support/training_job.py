@@ -39,7 +39,9 @@ def main(root: str, steps: int, sharding: str = "") -> None:
     options: dict[str, Any] = {"loop": {"max_steps": steps, "eval_frequency": 0 if "RANK" not in os.environ else 1.0}}
     if sharding == "fsdp":
         options["model"] = sharded_model
-    checkpoint = Checkpoint(int(os.environ.get("STEPS", "2")), checkpoint_root=root)
+    checkpoint = Checkpoint(
+        int(os.environ.get("STEPS", "2")), checkpoint_root=root, local_dir=os.environ.get("LOCAL_DIR")
+    )
     trainer, _ = made(root, Telling(), checkpoint=checkpoint, **options)
     data: DataLoader[torch.Tensor] = loader()
     if "WORLD_SIZE" in os.environ:

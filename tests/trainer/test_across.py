@@ -104,7 +104,7 @@ def test_the_same_keys_and_metadata(environment: LocalS3, fs: CSXFileSystem, buc
     trainer = trainer_of(f"s3://{bucket}/ours")
     trainer.load_checkpoint(upload(fs, "trainer", f"{bucket}/theirs/checkpoint_10.mdl"))
     path = trainer.save_checkpoint()
-    trainer.checkpoint.wait(trainer)
+    trainer.checkpoint.saves.wait(trainer)
     added = {f"random_states.{OWN}"}
     theirs = objects("trainer")
     prefix = path.removeprefix("s3://")

@@ -1,0 +1,226 @@
+"""Trainings whose checkpoints go to a local disk first."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from conftest import recorded_requests
+from training import loader, made
+
+from fsspec_csx import load, save
+from fsspec_csx.testing import LocalS3
+from fsspec_csx.trainer import Checkpoint, KeepBestCheckpoints, KeepNCheckpoints, Trainer
+
+JOB = Path(__file__).parents[1] / "support" / "training_job.py"
+
+
+class Run:
+    """Trainings of one root and one local disk."""
+
+    def __init__(self, root: str, disk: Path) -> None:
+        self.root = root
+        self.disk = disk
+
+    def fit(self, steps: int, *callbacks: Any, **options: Any) -> list[float]:
+        """Train up to a step; the losses."""
+        checkpoint = Checkpoint(2, checkpoint_root=self.root, local_dir=str(self.disk), **options)
+        self.trainer: Trainer
+        self.trainer, losses = made("/nonexistent", *callbacks, checkpoint=checkpoint, loop={"max_steps": steps})
+        self.trainer.fit(loader(), loader(8))
+        return losses
+
+    def local(self, step: int) -> Path:
+        """The path of a local checkpoint."""
+        return next(self.disk.glob("*")) / f"checkpoint_{step}.mdl"
+
+    def remote(self, step: int) -> str:
+        """The path of a checkpoint at the root."""
+        return f"{self.root}/checkpoint_{step}.mdl"
+
+    def steps(self, local: bool = False) -> list[int]:
+        """The steps of the checkpoints there are."""
+        fs, path = fsspec.url_to_fs(str(self.local(0).parent) if local else self.root)
+        fs.invalidate_cache()
+        return sorted(int(name.rpartition("_")[2][:-4]) for name in fs.ls(path, detail=False) if name.endswith(".mdl"))
+
+    def forget_upload(self, step: int) -> None:
+        """Leave what a process leaves that is killed before an upload."""
+        record = Path(f"{self.local(step)}.json")
+        record.write_text(json.dumps({**json.loads(record.read_text()), "remote": None}))
+        fs, path = fsspec.url_to_fs(self.remote(step))
+        fs.rm_file(path)
+
+
+@pytest.fixture
+def run(root: str, tmp_path: Path) -> Run:
+    """On each kind of filesystem."""
+    return Run(f"{root}/run", tmp_path / "disk")
+
+
+@pytest.fixture
+def on_s3(environment: LocalS3, bucket: str, tmp_path: Path) -> Run:
+    return Run(f"s3://{bucket}/run", tmp_path / "disk")
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def test_resumed_from_the_disk(run: Run, logged: pytest.LogCaptureFixture) -> None:
+    """All checkpoints are at the root, the newest on the disk too, and a resumed run is the one that never stopped."""
+    losses = run.fit(6)
+    assert run.steps() == [2, 4, 6]
+    assert run.steps(local=True) == [4, 6]
+    assert "is only on the local disk" in logged.text
+    assert load(str(run.local(6)))["global_step"] == 6
+    losses += run.fit(10)
+    assert run.trainer.checkpoint.resumed_from == run.remote(6)
+    assert run.steps() == [2, 4, 6, 8, 10]
+    whole, expected = made(str(run.disk.parent / "whole"), loop={"max_steps": 10})
+    whole.fit(loader(), loader(8))
+    assert losses == expected
+
+
+def test_no_bytes_from_the_root(on_s3: Run) -> None:
+    """What is the same on the disk is not downloaded."""
+    on_s3.fit(4)
+    with recorded_requests() as requests:
+        assert len(on_s3.fit(6)) == 2
+    assert "GetObject" not in requests
+    on_s3.local(6).unlink()
+    with recorded_requests() as requests:
+        assert on_s3.fit(6) == []
+    assert "GetObject" in requests
+
+
+def test_newer_on_the_disk(run: Run, logged: pytest.LogCaptureFixture) -> None:
+    """What was not uploaded is resumed from, and uploaded while the training continues."""
+    losses = run.fit(6)
+    for step in (4, 6):
+        run.forget_upload(step)
+    assert run.steps() == [2]
+    losses += run.fit(8)
+    assert run.trainer.checkpoint.resumed_from == run.remote(6)
+    assert len(losses) == 8
+    assert run.steps() == [2, 4, 6, 8]
+    assert load(run.remote(4))["global_step"] == 4
+
+
+def test_older_on_the_disk(run: Run) -> None:
+    """The root is resumed from, and what another machine went past is not uploaded."""
+    run.fit(4)
+    run.forget_upload(4)
+    elsewhere = Run(run.root, run.disk.parent / "other")
+    elsewhere.fit(6)
+    fs, path = fsspec.url_to_fs(run.remote(4))
+    fs.rm_file(path)
+    assert run.fit(8) != []
+    assert run.trainer.checkpoint.resumed_from == run.remote(6)
+    assert run.steps() == [2, 6, 8]
+
+
+def test_not_resumed_from(on_s3: Run, logged: pytest.LogCaptureFixture) -> None:
+    """A local file that is damaged, cut short, replaced at the root, deleted there or without a record."""
+
+    def flip() -> None:
+        data = bytearray(on_s3.local(6).read_bytes())
+        data[len(data) // 2] ^= 1
+        on_s3.local(6).write_bytes(data)
+
+    def cut() -> None:
+        on_s3.local(6).write_bytes(on_s3.local(6).read_bytes()[:-100])
+
+    def replace() -> None:
+        other = load(on_s3.remote(6))
+        other["global_step"] = 7
+        save(other, on_s3.remote(6))
+
+    for number, (harm, step) in enumerate([(flip, 6), (cut, 6), (replace, 7), (lambda: on_s3.local(6).unlink(), 6)]):
+        run = Run(f"{on_s3.root}{number}", on_s3.disk / str(number))
+        on_s3.root, on_s3.disk = run.root, run.disk
+        run.fit(6)
+        harm()
+        logged.clear()
+        assert len(run.fit(8)) == 8 - step
+        assert run.trainer.checkpoint.resumed_from == run.remote(6)
+        assert ("is passed over" in logged.text) == on_s3.local(6).exists(), logged.text
+
+
+def test_deleted_at_the_root(on_s3: Run) -> None:
+    """A checkpoint that was uploaded and then deleted does not come back."""
+    on_s3.fit(6)
+    fs, path = fsspec.url_to_fs(on_s3.remote(6))
+    fs.rm_file(path)
+    assert len(on_s3.fit(6)) == 2
+    assert on_s3.trainer.checkpoint.resumed_from == on_s3.remote(4)
+
+
+def test_other_runs(on_s3: Run) -> None:
+    """One disk serves several roots, whose checkpoints have the same names."""
+    on_s3.fit(4)
+    other = Run(f"{on_s3.root}/other", on_s3.disk)
+    assert len(other.fit(2)) == 2
+    assert other.trainer.checkpoint.resumed_from is None
+    assert len([*on_s3.disk.iterdir()]) == 2
+
+
+def test_noted_late(on_s3: Run, logged: pytest.LogCaptureFixture) -> None:
+    """Killed between the end of the upload and its note: the checksums are the same, and nothing is sent again."""
+    on_s3.fit(4)
+    record = Path(f"{on_s3.local(4)}.json")
+    before = json.loads(record.read_text())
+    record.write_text(json.dumps({**before, "remote": None}))
+    with recorded_requests() as requests:
+        assert on_s3.fit(4) == []
+    assert "GetObject" not in requests
+    assert json.loads(record.read_text()) == before
+    assert requests.count("PutObject") <= 1  # that of the probe
+
+
+def test_disk_unusable(run: Run, logged: pytest.LogCaptureFixture) -> None:
+    """The checkpoints go straight to the root, and warnings say so."""
+    run.disk.write_text("no folder")
+    assert len(run.fit(4)) == 4
+    assert run.steps() == [2, 4]
+    assert logged.text.count("without a copy in") == 2
+
+
+def test_thinned_on_both_sides(run: Run) -> None:
+    """What retention deletes, it deletes on the disk too, and no best one is lost to uploads that come late."""
+    run.fit(8, KeepNCheckpoints(1), keep_local=9)
+    assert run.steps() == run.steps(local=True) == [8]
+    run.forget_upload(8)
+    run.fit(12, KeepNCheckpoints(1), keep_local=9)
+    assert run.steps() == run.steps(local=True) == [8, 12]  # the one resumed from stays
+
+
+def test_best_is_kept(run: Run) -> None:
+    """By the result of its own step, though later ones are saved before it is uploaded."""
+    keep = KeepBestCheckpoints(1)
+    run.fit(8, keep, keep_local=9)
+    values = load(run.remote(8))["retention"]["KeepBestCheckpoints"]
+    assert values["values"] == {name: keep._values[name] for name in values["values"]}
+    best = min(keep._values, key=keep._values.__getitem__)
+    assert run.steps() == sorted({8, int(best[11:-4])})
+
+
+def test_refused() -> None:
+    """What is of several files, and what is no local folder or number."""
+    wrong: list[dict[str, Any]] = [
+        {"local_dir": "x", "format": "cerebras"},
+        {"local_dir": "x", "sharded": True},
+        {"local_dir": "s3://bucket/x"},
+        {"local_dir": ""},
+        {"local_dir": "x", "keep_local": 0},
+        {"local_dir": "x", "keep_local": True},
+    ]
+    for options in wrong:
+        with pytest.raises(ValueError, match="local"):
+            Checkpoint(2, **options)
