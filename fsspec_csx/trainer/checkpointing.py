@@ -45,9 +45,9 @@ class Checkpoint(Callback):
     they use a separate gloo group; all raise the error of any. A single process writes a sharded checkpoint in the
     foreground.
 
-    With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there; at most two are waiting
-    for that. The newest one of either side is loaded, from the local disk if it is whole there, and at the root is the
-    same or none yet. What a killed process did not upload is uploaded by the next ``fit``.
+    With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there, at most two at a time
+    waiting for it. The newest one of either side is loaded, from the local disk if it is whole there, and the root has
+    the same or none yet. What a killed process did not upload is uploaded by the next ``fit``.
 
     Args:
         steps: the number of steps between checkpoints; the last step has one, too. None or 0 saves none.
