@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -36,9 +37,13 @@ class S3Flags(_Flags):
         profile: name of the AWS profile for calls that name no credentials of their own; None to use the fsspec
             configuration, the environment and the AWS files. Setting it raises TypeError if it is neither a str nor
             None, and ValueError if it is empty.
+        cache_dir: a local folder for the bytes that open files read; None to use the fsspec configuration, or no cache.
+        cache_size: how much it may hold, in bytes or as a text such as "50GB"; None for the default.
     """
 
     profile: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_size: int | str | None = None
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "profile" and value is not None and not isinstance(value, str):
@@ -205,7 +210,9 @@ def _unknown(name: str) -> UnknownFlagError:
     by_last_word = {each.rpartition(".")[2]: each for each in known}
     near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name, by_last_word, 1)
     remedy = (
-        f"Did you mean {by_last_word.get(near[0], near[0])!r}?" if near else "The flag of S3 is csx.storage.s3.profile."
+        f"Did you mean {by_last_word.get(near[0], near[0])!r}?"
+        if near
+        else "Flags of S3 are csx.storage.s3.profile, cache_dir and cache_size."
     )
     return UnknownFlagError(f"There is no flag {name!r}.", remedy)
 

@@ -99,6 +99,12 @@ EXAMPLES_TO_RUN = (
         (*(f"lightning/epoch={epoch}.ckpt" for epoch in range(3)), "lightning/last.ckpt"),
     ),
     Example(
+        "local_cache",
+        (),
+        tuple(f"{attempt} load: the weights add up to 15.0" for attempt in ("first", "second")),
+        ("model.mdl",),
+    ),
+    Example(
         "pandas_frames",
         ("pandas", "pyarrow"),
         ("99    99  0.01", "mean of the last 10 losses: 0.0105"),

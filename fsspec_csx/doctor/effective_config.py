@@ -1,4 +1,4 @@
-"""The effective credentials, profile, endpoint, region, certificates and proxy, and the source of each."""
+"""The effective credentials, profile, endpoint, region, certificates, proxy and cache, and the source of each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from fsspec.config import apply_config
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed
 from fsspec_csx.s3.client import credentials
-from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.settings import backends
+from fsspec_csx.s3.filesystem import CSXFileSystem, resolve_options
 
 _KEY_VARIABLE = "AWS_ACCESS_KEY_ID"
 _CLIENT_KEY = "aws_access_key_id"
@@ -60,8 +59,7 @@ class EffectiveConfig:
 
     def __init__(self, call: Mapping[str, Any], caller: str) -> None:
         configured = apply_config(CSXFileSystem, {})
-        self._setting = backends.csx.storage.s3.profile
-        self._settled = credentials.resolve_options(call, configured, self._setting)
+        self._settled = resolve_options(call, configured)
         self._options = {**configured, **self._settled}
         self._call, self._caller = call, caller
         public = credentials.without_secrets(self._options)
@@ -87,6 +85,7 @@ class EffectiveConfig:
         yield passed("region", f"{self.unsigned._s3.meta.region_name}, {self._source_of_region()}")
         yield self._certificates()
         yield passed("proxy", self._proxy())
+        yield passed("cache", self._cache())
 
     @property
     def endpoint(self) -> str:
@@ -154,7 +153,8 @@ class EffectiveConfig:
     def _named_by(self, option: str) -> str:
         variable = f"FSSPEC_S3_{option.upper()}"
         configuration = variable if variable in os.environ else "the fsspec configuration"
-        return (self._caller, credentials.SETTING, configuration)[self._level(option) - 1]
+        setting = credentials.SETTING.replace("profile", option) if option.startswith("cache") else credentials.SETTING
+        return (self._caller, setting, configuration)[self._level(option) - 1]
 
     def _file(self, variable: str) -> str:
         return os.path.expanduser(str(self._session.get_config_variable(variable)))
@@ -226,6 +226,12 @@ class EffectiveConfig:
         return (
             f"{proxy.partition('://')[0]}://{proxy.rpartition('@')[2].rpartition('//')[2]} on the way to the endpoint"
         )
+
+    def _cache(self) -> str:
+        cache = self.unsigned.block_cache
+        if cache is None:
+            return "none, as no cache_dir is named"
+        return f"{cache.path}, named by {self._named_by('cache_dir')}, of at most {cache.limit:,} bytes"
 
 
 def shortened(key: str) -> str:

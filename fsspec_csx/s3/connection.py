@@ -16,6 +16,7 @@ from s3fs import S3FileSystem
 
 from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
+from fsspec_csx.s3.block_cache import BlockCache
 from fsspec_csx.s3.client import credentials, half_pairs, handlers, request_outcome
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
@@ -51,6 +52,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     """s3fs with a checked sign-in and explained errors; the base of CSXFileSystem."""
 
     session: Any
+    block_cache: BlockCache | None = None
     _lease: Lease | None = None
     transfer: Transfer
     _s3: Any

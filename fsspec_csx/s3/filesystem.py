@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -31,6 +32,7 @@ from fsspec_csx.s3 import (
     versions,
 )
 from fsspec_csx.s3.async_file import AsyncReadFile, AsyncWriteFile
+from fsspec_csx.s3.block_cache import DEFAULT_SIZE, BlockCache
 from fsspec_csx.s3.client import credentials
 from fsspec_csx.s3.connection import ConnectedS3, replayable
 from fsspec_csx.s3.consistent_read import object_metadata
@@ -53,12 +55,20 @@ _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_obje
 _OF_TEXT = ("encoding", "errors", "newline")
 
 
+def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a call with those that ``backends.csx.storage.s3`` adds; see ``credentials.resolve_options``."""
+    flags = backends.csx.storage.s3
+    cache = {"cache_dir": flags.cache_dir, "cache_size": flags.cache_size}
+    options = credentials.resolve_options(call, configured, flags.profile)
+    return {**{name: value for name, value in cache.items() if value is not None}, **options}
+
+
 class _Cached(type(S3FileSystem)):  # type: ignore[misc]
     """fsspec keeps one instance for each set of arguments; here the setting and the AWS environment count as such."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
-        options = credentials.resolve_options(call, apply_config(cls, {}), backends.csx.storage.s3.profile)
+        options = resolve_options(call, apply_config(cls, {}))
         with _environment_snapshot():
             _forget_former(cls._cache)
             return super().__call__(**options)
@@ -100,10 +110,13 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     Args:
         profile: name of a profile in the AWS files (``profile_name`` means the same).
         max_concurrency: the most requests at a time, 64 by default; how many there are follows the link.
+        cache_dir: a local folder for the bytes that open files read, so that they are fetched once; None for no cache.
+        cache_size: how much it may hold, in bytes or as a text such as "50GB", the default.
         kwargs: those of ``s3fs.S3FileSystem``.
 
     Raises:
         IncompleteCredentialsError: if only one of ``key`` and ``secret`` is given.
+        ValueError: if ``cache_size`` is no size.
     """
 
     protocol = ("s3", "s3a", "csx")
@@ -112,9 +125,16 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _writes_create_buckets = True
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # all are named by now
         super().__init__(*args, **kwargs)
+        self.block_cache = BlockCache(cache_dir, cache_size or DEFAULT_SIZE) if cache_dir else None
         self._environment = _ENVIRONMENT.get()
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:

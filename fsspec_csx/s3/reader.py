@@ -13,11 +13,14 @@ from s3fs.utils import FileExpired
 from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ObjectNotFoundError
+from fsspec_csx.s3 import cached_read
+from fsspec_csx.s3.block_cache import CachedObject
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.multipart import Call
 from fsspec_csx.s3.readahead import ReadAhead
-from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
+from fsspec_csx.s3.transport.call_scope import in_thread
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
 from fsspec_csx.s3.transport.pool import PART
@@ -131,17 +134,17 @@ class ReadFile(S3File):  # type: ignore[misc]
                 msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
                 raise ValueError(msg)
         part = self.fs.request_size(sum(len(memory) for _, memory in spans))
-        ranges = coalesce(spans, part, zlib_ng.crc32 if crc32 else None)
+        check = zlib_ng.crc32 if crc32 else None
         progress: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)
-        work = Work(self.fs.loop, functools.partial(self._fetch, ranges, progress.put))
+        work = Work(self.fs.loop, functools.partial(self._fetch, spans, part, progress.put, check))
         work.add_done_callback(lambda _: progress.put(None))
         try:
             work.schedule()
             while (count := progress.get()) is not None:
                 if advance:
                     advance(count)
-            work.result()
+            ranges = work.result()
         except BaseException:
             work.end()  # the memory is the caller's again
             raise
@@ -181,12 +184,16 @@ class ReadFile(S3File):  # type: ignore[misc]
             part = self.fs.request_size(end - start)
             if self.fs.transfer.ahead_bytes:  # other reads run beside it, so that one request is enough
                 part = max(part, PART)
-            await self._fetch(coalesce([(start, target.memory)], part))
+            await self._fetch([(start, target.memory)], part)
             return target.getvalue()
 
     async def _fetch(
-        self, ranges: Sequence[RangeRequest], advance: Callable[[int], object] = lambda count: None
-    ) -> None:
+        self,
+        spans: Sequence[Span],
+        part: int,
+        advance: Callable[[int], object] = lambda count: None,
+        check: Check | None = None,
+    ) -> Sequence[RangeRequest]:
         pinned = version_id_kw(self.version_id)
         read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
 
@@ -199,11 +206,25 @@ class ReadFile(S3File):  # type: ignore[misc]
 
         await self.fs.set_session()
         try:
+            blocks = await self._cached_blocks()
+            if blocks is not None and (cached := cached_read.plan(blocks, spans, part, check)) is not None:
+                await cached_read.fetch(self.fs.transfer, get, cached, advance)
+                return cached
+            ranges = coalesce(spans, part, check)
             await self.fs.transfer.fetch(get, ranges, advance)
         except OSError as error:
             if code_of(error) in ("PreconditionFailed", "412"):
                 raise FileExpired(self.path, self.details.get("ETag")) from error
             raise
+        return ranges
+
+    async def _cached_blocks(self) -> CachedObject | None:
+        etag = self._details.get("ETag") if self._details is not None else None
+        encrypted = any(name.startswith("SSECustomer") for name in self.s3_additional_kwargs)
+        if self.fs.block_cache is None or not etag or encrypted:  # with a key of the caller's, no plain text is kept
+            return None
+        names = self.fs._endpoint, self.bucket, self.key, self.version_id or ""
+        return await in_thread(self.fs.block_cache.open, names, etag, self.size)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from fsspec_csx.testing import LocalS3
 
 ALWAYS = 10**6
 TRIED = ["bucket", "list", "write", "read", "checksums", "conditional write", "multipart", "speed", "delete"]
-SETTINGS = ["versions", "s3://", "credentials", "profile", "endpoint", "region", "certificates", "proxy"]
+SETTINGS = ["versions", "s3://", "credentials", "profile", "endpoint", "region", "certificates", "proxy", "cache"]
 
 
 def found(url: str | None = None, **options: object) -> dict[str, Check]:
@@ -52,6 +52,16 @@ def failures(checks: dict[str, Check]) -> list[str]:
 def unchecked(checks: dict[str, Check]) -> list[str]:
     """The names of what was not checked."""
     return [check.name for check in checks.values() if check.ok is None and check.text.startswith("not checked: ")]
+
+
+def test_the_cache_is_shown(environment: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a cache is, how large it may be, and what named it; a size that is none is an error."""
+    assert found()["cache"].text.startswith("none")
+    assert "named by the call, of at most 1,000,000 bytes" in found(cache_dir=tmp_path, cache_size="1MB")["cache"].text
+    with backends.scoped_flags({"csx.storage.s3.cache_dir": str(tmp_path)}):
+        text = found()["cache"].text
+    assert all(part in text for part in (str(tmp_path), "backends.csx.storage.s3.cache_dir", "50,000,000,000 bytes"))
+    assert failures(found(cache_dir=tmp_path, cache_size="much")) == ["settings"]
 
 
 # -- what works ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,9 @@ from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import CheckpointWriter, Target, expect_size
 from fsspec_csx.storage.folder import Folder, logger
 from fsspec_csx.storage.progress import run_in_threads
+from fsspec_csx.storage.sizes import bytes_of
 
 SHARD_SIZE = "5GB"
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _THREADS = 4
 _OTHER_FORMATS = frozenset((".metadata", "__METADATA__"))  # of DCP and of Cerebras folders
 
@@ -165,7 +164,7 @@ def split(sizes: Mapping[str, int], limit: int | str = SHARD_SIZE) -> list[list[
     Raises:
         ValueError: if the limit is no size.
     """
-    most = _bytes_of(limit)
+    most = bytes_of(limit, "max_shard_size")
     parts: list[list[str]] = []
     taken = 0
     for name, size in sizes.items():
@@ -175,17 +174,6 @@ def split(sizes: Mapping[str, int], limit: int | str = SHARD_SIZE) -> list[list[
         parts[-1].append(name)
         taken += size
     return parts
-
-
-def _bytes_of(size: int | str) -> int:
-    found = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
-    )
-    count = int(float(found[1]) * _UNITS.get(found[2].upper(), 0)) if found else size
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        msg = f"max_shard_size is {size!r}, which is no size. Give a number of bytes, or a text such as '5GB'."
-        raise ValueError(msg)
-    return count
 
 
 def _checked(obj: object) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

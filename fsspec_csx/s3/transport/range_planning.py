@@ -44,20 +44,23 @@ def allocate(size: int, name: object) -> bytes:
         raise TooLargeError(reason, remedy) from None
 
 
-def coalesce(spans: Sequence[Span], part: int, check: Check | None = None) -> list[RangeRequest]:
+def coalesce(
+    spans: Sequence[Span], part: int, check: Check | None = None, make: Callable[..., RangeRequest] = RangeRequest
+) -> list[RangeRequest]:
     """Make requests of spans: near ones share a request, long ones are divided.
 
     Args:
         spans: in any order.
         part: the most bytes of a range.
         check: see ``RangeRequest``.
+        make: makes a range.
     """
     ranges: list[RangeRequest] = []
     for number, (position, memory) in sorted(enumerate(spans), key=lambda each: each[1][0]):
         while len(memory):
             near = ranges and 0 <= position - ranges[-1].end <= _GAP and position - ranges[-1].start < part
             if not near:
-                ranges.append(RangeRequest(position, check=check))
+                ranges.append(make(position, check=check))
             room = part - (position - ranges[-1].start)
             ranges[-1].add(number, position, memory[:room])
             position, memory = position + len(memory[:room]), memory[room:]
@@ -68,10 +71,12 @@ def checksums(ranges: Sequence[RangeRequest], count: int, combine: Callable[[int
     """Combine the checksums of the parts of each span.
 
     Args:
+        count: of the spans; those of higher numbers count for nothing.
         combine: see ``Algorithm``.
     """
     whole = [0] * count
     parts = sorted((each for one in ranges for each in one.checksums()), key=lambda each: each[1])
     for span, _, checksum, length in parts:
-        whole[span] = combine(whole[span], checksum, length)
+        if span < count:
+            whole[span] = combine(whole[span], checksum, length)
     return whole

@@ -1,0 +1,221 @@
+"""Reads through a ``BlockCache``: from its file what is there, from S3 the rest, which is written to it on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from zlib_ng import zlib_ng
+
+from fsspec_csx.s3.block_cache import BLOCK, CachedObject
+from fsspec_csx.s3.multipart import gather_or_cancel
+from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
+from fsspec_csx.s3.transport.call_scope import in_thread, scope, uncancelled
+from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.range_planning import Span, coalesce
+
+# The most bytes of a range: it is read from the cache if all its blocks are there.
+_PART = 8 * 2**20
+# Threads that read from the cache at a time.
+_READERS = 8
+# Bytes fetched between two looks at what other processes have written meanwhile.
+_ROUND = 2**30
+# Seconds between such looks while others fetch all that is missing, and for how long without a new block.
+_LOOK, _PATIENCE = 0.02, 2.0
+# A read that wants so few of the bytes of its blocks goes past the cache.
+_MOST_PADDING = 64 * 2**20
+
+
+class CachedRange(RangeRequest):
+    """A range of whole blocks, filled from the cache or from S3; in the latter case its bytes are written to the cache.
+
+    Args:
+        blocks: of the object; the bytes of another, by its ETag, are not written.
+    """
+
+    def __init__(self, start: int, *, blocks: CachedObject, check: Check | None = None) -> None:
+        super().__init__(start, check=check)
+        self.blocks = blocks
+        self._checksum = 0
+        self._local = False
+
+    @property
+    def of_blocks(self) -> bool:
+        """Whether it begins and ends with blocks; spans that overlap make others."""
+        return self.start % BLOCK == 0 and (self.end % BLOCK == 0 or self.end == self.blocks.size)
+
+    @property
+    def missing(self) -> int:
+        """How many of its blocks are not in the cache."""
+        return self.blocks.missing(self.start, self.end)
+
+    def fill(self) -> bool:
+        """In a thread: fill it from the cache; False if a block is damaged, which is dropped.
+
+        Raises:
+            OSError: if it was given up.
+        """
+        self.interrupt = _nothing  # before ``given_up`` is looked at
+        self._local = True
+        try:
+            while not self.complete:
+                if not self._fill_block((self.start + self.filled) // BLOCK):
+                    self.restart()
+                    return False
+            return True
+        finally:
+            self._local = False
+            self.interrupt = None
+
+    def _fill_block(self, block: int) -> bool:
+        expected, checksum = self.blocks.checksum(block), 0
+        left = min(BLOCK, self.blocks.size - block * BLOCK)
+        while left and expected is not None:
+            if self.given_up:
+                msg = "The read was given up."
+                raise OSError(msg)
+            memory = self.next_buffer(left)
+            count = self.blocks.read(memory, self.start + self.filled)
+            if not count:
+                break
+            checksum = zlib_ng.crc32(memory[:count], checksum)
+            self.advance(count)
+            left -= count
+        if left == 0 and checksum == expected:
+            return True
+        if expected is not None:
+            self.blocks.drop(block)
+        return False
+
+    def advance(self, count: int) -> None:
+        """See ``RangeRequest``."""
+        if not self._local and self.of_blocks and self.etag == self.blocks.etag:
+            self._write(self.next_buffer(count))
+        super().advance(count)
+
+    def _write(self, memory: memoryview) -> None:
+        position = self.start + self.filled
+        while memory:
+            piece = memory[: BLOCK - position % BLOCK]
+            self._checksum = zlib_ng.crc32(piece, self._checksum if position % BLOCK else 0)
+            written = self.blocks.write(piece, position)
+            memory, position = memory[len(piece) :], position + len(piece)
+            if written and (position % BLOCK == 0 or position == self.blocks.size):
+                self.blocks.add((position - 1) // BLOCK, self._checksum)
+
+
+def plan(
+    blocks: CachedObject, spans: Sequence[Span], part: int, check: Check | None = None
+) -> list[CachedRange] | None:
+    """Make ranges of whole blocks that fill the spans.
+
+    Args:
+        part: the most bytes of a request without a cache.
+
+    Returns:
+        None if they would bring far more than is wanted.
+    """
+    padding = _padding(spans, blocks.size)
+    if sum(length for _, length in padding) > sum(len(memory) for _, memory in spans) + _MOST_PADDING:
+        return None
+    padded = [*spans, *((start, memoryview(bytearray(length))) for start, length in padding)]
+    part = max(BLOCK, min(part, _PART) // BLOCK * BLOCK)
+    make = functools.partial(CachedRange, blocks=blocks)
+    return cast("list[CachedRange]", coalesce(padded, part, check, make))
+
+
+def _padding(spans: Sequence[Span], size: int) -> list[tuple[int, int]]:
+    """What is missing of the blocks in which spans lie: positions and lengths."""
+    gaps: list[tuple[int, int]] = []
+    reached = 0
+    for start, memory in sorted(((start, memory) for start, memory in spans if len(memory)), key=lambda each: each[0]):
+        if start > reached:
+            end, begin = min(-(-reached // BLOCK) * BLOCK, start), max(start // BLOCK * BLOCK, reached)
+            gaps += [(reached, start)] if begin <= end else [(reached, end), (begin, start)]
+        reached = max(reached, start + len(memory))
+    gaps.append((reached, min(-(-reached // BLOCK) * BLOCK, size)))
+    return [(start, end - start) for start, end in gaps if end > start]
+
+
+async def fetch(
+    transfer: Transfer,
+    get: Callable[..., Awaitable[Any]],
+    ranges: Sequence[CachedRange],
+    advance: Callable[[int], object],
+) -> None:
+    """As ``Transfer.fetch``, by way of the cache. What another process is fetching, this one does not."""
+    loop, rest, missing = asyncio.get_running_loop(), list(ranges), -1
+    patient_until = loop.time() + _PATIENCE
+    while rest:
+        before = missing
+        here, claimed, rest = await in_thread(_divide, rest, loop.time() < patient_until)
+        try:
+            claimed += await _fill(transfer, here, advance)
+            if claimed:
+                await in_thread(_make_room, claimed)
+                await transfer.fetch(get, claimed, advance)
+        finally:
+            for each in (*here, *claimed):
+                each.blocks.release(each.start, each.end)
+        missing = sum(each.missing for each in rest)
+        if here or claimed or missing != before:
+            patient_until = loop.time() + _PATIENCE
+        if not here and not claimed:
+            await asyncio.sleep(_LOOK)
+
+
+def _divide(
+    ranges: Sequence[CachedRange], patient: bool
+) -> tuple[list[CachedRange], list[CachedRange], list[CachedRange]]:
+    """The ranges that are in the cache, those that this process claims, and those left for later."""
+    here: list[CachedRange] = []
+    claimed: list[CachedRange] = []
+    later: list[CachedRange] = []
+    size = 0
+    for each in ranges:
+        if not each.of_blocks:
+            claimed.append(each)
+        elif not each.missing:
+            here.append(each)
+        elif not patient or (size < _ROUND and each.blocks.claim(each.start, each.end)):
+            # Whoever had claimed it before may have written it since.
+            (claimed if each.missing else here).append(each)
+            size += each.length
+        else:
+            later.append(each)
+    return here, claimed, later
+
+
+async def _fill(
+    transfer: Transfer, ranges: Sequence[CachedRange], advance: Callable[[int], object]
+) -> list[CachedRange]:
+    """Fill ranges from the cache; return those that are damaged there."""
+    damaged: list[CachedRange] = []
+    slots = asyncio.Semaphore(_READERS)
+
+    async def fill(wanted: CachedRange) -> None:
+        async with slots:
+            thread = scope().begin(wanted, functools.partial(transfer.in_thread, wanted.fill))
+            if await asyncio.wrap_future(thread):
+                advance(wanted.length)
+            else:
+                damaged.append(wanted)
+
+    try:
+        await gather_or_cancel(fill(each) for each in ranges)
+    except BaseException:
+        # Nothing may write to the memory any more when this returns: it is the caller's again.
+        await uncancelled(transfer.released(ranges))
+        raise
+    return damaged
+
+
+def _make_room(ranges: Sequence[CachedRange]) -> None:
+    blocks = ranges[0].blocks
+    blocks.cache.make_room(sum(each.length for each in ranges), blocks.name)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,28 @@
+"""Sizes in bytes, as people write them."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", re.IGNORECASE)
+
+
+def bytes_of(size: int | str, name: str) -> int:
+    """The number of bytes of a size.
+
+    Args:
+        size: a number, or a text such as ``5GB``.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: if it is no size.
+    """
+    found = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    )
+    count = int(float(found[1]) * _UNITS.get(found[2].upper() or "B", 0)) if found else size
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        msg = f"{name} is {size!r}, which is no size. Give a number of bytes, or a text such as '5GB'."
+        raise ValueError(msg)
+    return count
