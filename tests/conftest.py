@@ -16,6 +16,8 @@ import fsspec
 import fsspec.config
 import pytest
 import trustme
+from botocore.handlers import BUILTIN_HANDLERS
+from moto.core.botocore_stubber import BotocoreStubber
 from moto.server import ThreadedMotoServer
 from stores import Store
 from thinning import thinned
@@ -31,7 +33,11 @@ TENANT_BUCKET = "tenant-bucket"
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C, also where the shell that started the suite in the background has it ignored."""
+    """Hear Ctrl-C, also where the shell that started the suite in the background has it ignored.
+
+    moto's handler of requests goes: it is for programs that run moto in their own process.
+    """
+    BUILTIN_HANDLERS[:] = [each for each in BUILTIN_HANDLERS if not isinstance(each[1], BotocoreStubber)]
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -219,8 +225,8 @@ class Requests(logging.Handler):
         message = record.getMessage()
         if message.startswith("Making request for OperationModel"):
             self.operations.append(message.split("name=")[1].split(")")[0])
-        elif message.startswith("Sending GetObject"):
-            self.operations.append("GetObject")
+        elif message.startswith(("Sending GetObject", "Sending UploadPart")):
+            self.operations.append(message.split()[1])
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from fsspec_csx.s3.transport.call_scope import in_thread, tidying, uncancelled
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.signed_parts import SignedParts
 from fsspec_csx.s3.upload_journal import UploadJournal
 
 logger = logging.getLogger("fsspec_csx")
@@ -71,6 +72,7 @@ class MultipartUpload:
         self._checked = checked
         self._carried = False  # whether its requests carry checksums; settled when it is created
         self._record = record
+        self._parts = SignedParts()
         self.id: str | None = None
         self.kept: dict[int, UploadedPart] = {}
         self._etags: dict[int, str] = {}
@@ -163,7 +165,8 @@ class MultipartUpload:
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
             return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
 
-        answer = await self._transfer.send(put, payload)
+        send = functools.partial(self._parts.send, number, payload, put) if self._checked else put
+        answer = await self._transfer.send(send, payload)
         self._etags[number] = answer["ETag"]
         self._part_checksums[number] = {} if self._checked else _checksums_in(answer)
         self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None

@@ -11,7 +11,7 @@ from fsspec_csx.s3.consistent_read import PinnedObject, verify_checksum
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.request_template import RequestTemplate
+from fsspec_csx.s3.transport.request_template import ReadTemplate
 from fsspec_csx.s3.transport.signed_reads import SignedRead, SignedReads
 
 
@@ -19,13 +19,13 @@ from fsspec_csx.s3.transport.signed_reads import SignedRead, SignedReads
 def recorded_requests() -> Iterator[list[Any]]:
     """A list of the GetObject requests that are sent within the block, as they were sent."""
     found: list[Any] = []
-    with using(sent=found.append):
+    with using(sent=lambda request, _: found.append(request)):
         yield found
 
 
 async def read_small(
     transfer: Transfer,
-    template: RequestTemplate,
+    template: ReadTemplate,
     wanted: Sequence[tuple[int, PinnedObject, memoryview]],
     advance: Callable[[int], object],
 ) -> dict[int, int]:

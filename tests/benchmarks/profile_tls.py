@@ -53,13 +53,13 @@ def measured(target: Target) -> dict[str, float]:
     import fsspec.asyn
     from files import Ours
 
-    from fsspec_csx.s3.transport import byte_range, pool, tls
+    from fsspec_csx.s3.transport import byte_range, exchange, tls
 
     client, profile = Ours(target), Profile()
     client.load(WARM_UP.key("torch"), WARM_UP)
-    profile.watch(pool, "recv_into", "bodies")
+    profile.watch(exchange, "recv_into", "bodies")
     profile.watch(byte_range.RangeRequest, "advance", "checksums")
-    profile.watch(pool.Transfer, "_send", "requests")
+    profile.watch(exchange.Exchange, "_send", "requests")
     profile.watch(tls.TLSConnection, "connect", "connections")
     before = resource.getrusage(resource.RUSAGE_SELF), time.thread_time(), _loop_time(fsspec.asyn.get_loop())
     client.load(CASE.key("torch"), CASE)

@@ -222,7 +222,7 @@ def test_renewals_keep_nothing_of_former_ones(
     (aws_files / "keys").write_text(printed(store.identity, 3600))
     fs = fsspec.filesystem("s3", profile="work", use_listings_cache=False, skip_instance_cache=True)
     fs.pipe_file(f"{BUCKET}/long", DATA)
-    session = fs.transfer._session
+    session = fs.transfer.exchange.session
     for number in range(1, 5):
         former = store.identities[number - 1].access_key
         (aws_files / "keys").write_text(printed(store.identities[number % len(NAMES)], 3600))
@@ -230,7 +230,7 @@ def test_renewals_keep_nothing_of_former_ones(
         fs.pipe_file(f"{BUCKET}/long", DATA[:number])
         assert fs.cat_file(f"{BUCKET}/long") == DATA[:number]
         assert 0 < 99 - proxy.faults[0].times < 4
-    assert fs.transfer._session is session
+    assert fs.transfer.exchange.session is session
     fs.pipe_file(f"{BUCKET}/long", DATA, chunksize=BLOCK)
     assert len(fs.transfer._threads) <= fs.max_concurrency
     assert fs.cat_file(f"{BUCKET}/long") == DATA

@@ -10,7 +10,8 @@ from typing import Any
 
 from fsspec_csx.s3.client import no_redirects, request_outcome, response_validation, retries
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
-from fsspec_csx.s3.transport import compat, request_context
+from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.bulk_handlers import BulkHandlers
 from fsspec_csx.s3.transport.pool import Transfer
 
 _TRANSFERS = ("GetObject", "PutObject", "UploadPart")
@@ -34,24 +35,24 @@ def register(
         first_contact: ends the retries of an endpoint that has never answered; None to leave them to the session.
     """
     no_redirects.check_guarded(client)
+    bulk = BulkHandlers(transfer)
     compat.replace_parsers(client, response_validation.Parsers)
     first, last = client.meta.events.register_first, client.meta.events.register_last
     for operation in _TRANSFERS:
-        first(f"before-parameter-build.s3.{operation}", transfer.before_building)
+        first(f"before-parameter-build.s3.{operation}", bulk.before_building)
     for operation in _LISTINGS:
         first(f"before-parameter-build.s3.{operation}", response_validation.note_request)
     for operation in _TRANSFERS:
-        first(f"request-created.s3.{operation}", transfer.before_signing)
+        first(f"request-created.s3.{operation}", bulk.before_signing)
     for kind in headers.kinds:
         for operation in kind.operations:
             first(f"request-created.s3.{operation}", kind.before_signing)
             first(f"needs-retry.s3.{operation}", kind.answered)
-    first("before-send.s3.GetObject", _note_sent)
     for operation in _TRANSFERS:
-        client.meta.events.register(f"before-send.s3.{operation}", transfer.answer)
+        client.meta.events.register(f"before-send.s3.{operation}", bulk.answer)
     for operation in _TIMED:
-        first(f"before-send.s3.{operation}", transfer.note_sent)
-        first(f"needs-retry.s3.{operation}", transfer.note_answered)
+        first(f"before-send.s3.{operation}", bulk.note_sent)
+        first(f"needs-retry.s3.{operation}", bulk.note_answered)
     first("needs-retry.s3", no_redirects.refuse_redirect)
     first("needs-retry.s3", request_outcome.note)
     first("needs-retry.s3", response_validation.explain_damage)
@@ -60,8 +61,3 @@ def register(
         first("needs-retry.s3", first_contact)
         first("needs-retry.s3", retries.retry_after)
     last("after-call.s3", response_validation.validate)
-
-
-def _note_sent(request: Any, **_: Any) -> None:
-    if (sent := request_context.current().sent) is not None:
-        sent(request)

@@ -33,6 +33,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "aiobotocore.utils:AioInstanceMetadataFetcher": ("_session",),
     "aiobotocore.credentials:AioCredentials": ("get_frozen_credentials",),
     "botocore.client:BaseClient": ("_endpoint", "_request_signer"),
+    "botocore.hooks:EventAliaser": ("_emitter",),
+    "botocore.hooks:HierarchicalEmitter": ("_handlers",),
+    "botocore.hooks:_PrefixTrie.prefix_search": (),
     "botocore.configprovider:SmartDefaultsConfigStoreFactory": ("_imds_region_provider",),
     "botocore.signers:RequestSigner": ("_credentials",),
     "botocore.httpsession:URLLib3Session": ("_pool_classes_by_scheme",),
@@ -42,6 +45,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "socket:SocketIO": ("_sock",),
     "urllib3.response:HTTPResponse": ("_fp",),
 }
+
+# The events of a request, and whose handlers of them are known.
+_EVENTS: tuple[str, ...] = ("provide-client-params", "before-parameter-build", "before-call", "request-created")
+_EVENTS += ("choose-signer", "before-sign", "before-send", "response-received", "needs-retry", "before-parse")
+_EVENTS += ("after-call",)
+_OWNERS = ("botocore.", "aiobotocore.", "fsspec_csx.")
 
 
 check(_NAMES)
@@ -55,6 +64,13 @@ def http_session(client: Any) -> Any:
 def credentials_of(client: Any) -> Any:
     """What a client signs its requests with, as botocore's Credentials; None if it does not sign."""
     return client._request_signer._credentials
+
+
+def has_own_handlers(client: Any, operation: str) -> bool:
+    """Whether the requests of an operation pass no handlers but those of botocore, aiobotocore and this package."""
+    registered = client.meta.events._emitter._handlers
+    found = (each for event in _EVENTS for each in registered.prefix_search(f"{event}.s3.{operation}"))
+    return all(str(getattr(each, "__module__", "")).startswith(_OWNERS) for each in found)
 
 
 def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:

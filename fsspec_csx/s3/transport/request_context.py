@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.byte_range import RangeRequest
     from fsspec_csx.s3.transport.call_scope import Scope
+    from fsspec_csx.s3.transport.pool import Transfer
+    from fsspec_csx.s3.transport.signed_parts import FirstAttempt
 
 
 @dataclass
@@ -47,7 +49,8 @@ class RequestContext:
         exchange: its response in a guarded session.
         listing: the pages of the listing that it is a part of.
         looking_up: whether a HEAD that finds nothing needs no further request about the bucket.
-        sent: called with each GetObject request as it is sent.
+        sent: called with each bulk request as it is sent, and the Transfer that sends it.
+        first: an attempt at the request that was made before botocore's.
     """
 
     scope: Scope | None = None
@@ -56,7 +59,8 @@ class RequestContext:
     exchange: Any = None
     listing: Any = None
     looking_up: bool = False
-    sent: Callable[[Any], object] | None = None
+    sent: Callable[[Any, Transfer], object] | None = None
+    first: FirstAttempt | None = None
 
 
 _NONE = RequestContext()

@@ -5,30 +5,40 @@ botocore takes some milliseconds to make a request, most of them for what is the
 
 from __future__ import annotations
 
+import re
+import uuid
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 
-# Of each request by itself: what it asks for, the signature, and what botocore counts by.
-_OWN = ("range", "authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
-_OF_BOTOCORE = ("amz-sdk-invocation-id", "amz-sdk-request")
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.request_body import RequestBody
+
+_INVOCATION, _ATTEMPT = "amz-sdk-invocation-id", "amz-sdk-request"
+_CRC64NVME = "x-amz-checksum-crc64nvme"
+_HASH, _UNSIGNED = "x-amz-content-sha256", "UNSIGNED-PAYLOAD"
+# Of each request by itself: what it asks for, its signature and its body.
+_OWN = {"range", "authorization", "x-amz-date", _HASH, "x-amz-security-token", "content-length"}
+_OWN |= {_INVOCATION, _ATTEMPT}
+# Of a body, and computed by botocore; or the body is not sent as it is.
+_OF_BODY = ("x-amz-checksum-", "x-amz-trailer", "x-amz-decoded-content-length", "content-md5", "transfer-encoding")
 
 
-class RequestTemplate:
-    """What is the same in all requests for objects of a bucket, or for ranges of one object.
+class _Template:
+    """What is the same in all requests.
 
     Args:
         request: one of them, as it was sent.
         credentials: those that it was signed with, frozen.
-        key: of the object that it was for; None if all are for the same.
+        own: further headers that each request has for itself, in lower case.
 
     Raises:
-        ValueError: if it is not one that can be made for another key, or was not signed so.
+        ValueError: if it was not signed so.
     """
 
-    def __init__(self, request: Any, credentials: Any, key: str | None = None) -> None:
+    def __init__(self, request: Any, credentials: Any, own: set[str]) -> None:
         kind, _, scope = _text(request.headers.get("Authorization", "")).partition(" Credential=")
         parts = scope.partition(",")[0].split("/")
         if (
@@ -39,23 +49,86 @@ class RequestTemplate:
         ):
             msg = "The request is not signed by these credentials."
             raise ValueError(msg)
+        own = _OWN | own
+        self._headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in own}
+        self._numbered = re.sub(r"attempt=\d+", "attempt=1", _text(request.headers.get(_ATTEMPT, "")))
+        self._scope = parts[-2], parts[-3]
+        self.use(credentials)
+
+    def use(self, credentials: Any) -> None:
+        """Sign the requests to come with these, which are frozen."""
+        self._auth = S3SigV4Auth(credentials, *self._scope)
+
+    def _signed(
+        self, method: str, url: str, headers: dict[str, str], *, config: Any = None, **options: Any
+    ) -> AWSPreparedRequest:
+        made = AWSRequest(method, url, headers={**self._headers, **headers}, **options)
+        made.context["client_config"] = config
+        self._auth.add_auth(made)
+        if self._numbered:  # as botocore numbers each request and its attempts
+            made.headers[_INVOCATION], made.headers[_ATTEMPT] = str(uuid.uuid4()), self._numbered
+        return made.prepare()
+
+
+class ReadTemplate(_Template):
+    """What is the same in all requests for objects of a bucket, or for ranges of one object.
+
+    Args:
+        request: a GetObject request, as it was sent.
+        credentials: those that it was signed with, frozen.
+        key: of the object that it was for; None if all are for the same.
+
+    Raises:
+        ValueError: if it is not one that can be made for another key, or was not signed so.
+    """
+
+    def __init__(self, request: Any, credentials: Any, key: str | None = None) -> None:
+        # The condition of one object is not that of others.
+        super().__init__(request, credentials, set() if key is None else {"if-match"})
         tail = "" if key is None else quote(key, safe="/~")
         if key is not None and not request.url.endswith(f"/{tail}"):
             msg = "The request's URL does not end in the key."
             raise ValueError(msg)
         self._base = request.url.removesuffix(tail)
-        # The condition of one object is not that of others.
-        left_out = {*_OWN, *_OF_BOTOCORE} | (set() if key is None else {"if-match"})
-        self._headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in left_out}
-        self._auth = S3SigV4Auth(credentials, parts[-2], parts[-3])
 
     def request(self, key: str | None, span: str | None) -> Any:
         """A signed request for an object, or for a range of it by its header ``Range``."""
-        headers = {**self._headers, "Range": span} if span else self._headers
         url = self._base + quote(key or "", safe="/~")
-        made = AWSRequest("GET", url, headers=headers, stream_output=True)
-        self._auth.add_auth(made)
-        return made.prepare()
+        return self._signed("GET", url, {"Range": span} if span else {}, stream_output=True)
+
+
+class PartTemplate(_Template):
+    """What is the same in all parts of an upload.
+
+    Args:
+        request: an UploadPart request, as it was sent.
+        credentials: those that it was signed with, frozen.
+        config: of the client, as its requests with bodies use it.
+
+    Raises:
+        ValueError: if it was not signed so, or what it says of its body cannot be said of another.
+    """
+
+    def __init__(self, request: Any, credentials: Any, config: Any) -> None:
+        super().__init__(request, credentials, {_CRC64NVME})
+        names = {name.lower() for name in request.headers}
+        before, *after = re.split(r"(?<=[?&]partNumber=)\d+(?=&|$)", request.url)
+        if (
+            _text(request.headers.get(_HASH, "")) != _UNSIGNED
+            or any(name.startswith(_OF_BODY) for name in names - {_CRC64NVME})
+            or len(after) != 1
+            or not urlsplit(before).query
+        ):
+            msg = "The request says of its body what cannot be said of another."
+            raise ValueError(msg)
+        self._around = before, after[0]
+        self._checked = _CRC64NVME in names
+        self._config = config
+
+    def request(self, number: int, body: RequestBody) -> Any:
+        """A signed request for a part."""
+        checksum = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
+        return self._signed("PUT", str(number).join(self._around), checksum, config=self._config, data=body)
 
 
 def _text(value: Any) -> str:

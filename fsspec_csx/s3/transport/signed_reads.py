@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
-from fsspec_csx.s3.transport.request_template import RequestTemplate
+from fsspec_csx.s3.transport.request_template import ReadTemplate
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -60,7 +60,7 @@ class SignedReads:
     def __init__(
         self,
         transfer: Transfer,
-        template: RequestTemplate,
+        template: ReadTemplate,
         reads: Iterable[SignedRead],
         finished: Callable[[SignedRead], object],
         failed: Callable[[SignedRead], Awaitable[object]],
@@ -130,7 +130,7 @@ class SignedReads:
         try:
             request = self._template.request(read.key, wanted.header())
             logger.debug("Sending GetObject for %s, %s", request.url, wanted.header() or "all of it")
-            answer = self._transfer.get(request, wanted)
+            answer = self._transfer.exchange.get(request, wanted)
             if answer.status_code in _BUSY:
                 after = answer.headers.get("Retry-After", "")
                 return min(float(after), _LONGEST_WAIT) if after.isdecimal() else random.uniform(*_WAIT)

@@ -1,0 +1,158 @@
+"""One request and its response, in a thread: the body goes between a socket and memory without a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from aiobotocore.awsrequest import AioAWSResponse
+from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
+from botocore.httpsession import URLLib3Session
+from botocore.utils import get_environ_proxies
+
+from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.sockets import (
+    PlainPool,
+    abort_connection,
+    read_body,
+    recv_into,
+    socket_options,
+    translate_errors,
+)
+from fsspec_csx.s3.transport.tls import TLSPool
+
+# Bytes between two checks whether an upload was given up; plain ones are sent by one system call.
+_PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 2**20
+
+# Headers of a response with a part: to parse all of them for each part takes long.
+_NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
+
+
+class Exchange:
+    """Exchanges requests and responses over the connections of one client.
+
+    Args:
+        client: of aiobotocore; its endpoint, proxies, certificates and time limits are used.
+        verify: True, False, or the path of a certificate bundle; see botocore.
+        in_flight: how many requests at a time.
+        slots: learn what moves, and how long answers take.
+        former: that of the client before this one; its connections are kept if they are made alike.
+    """
+
+    def __init__(
+        self, client: Any, verify: bool | str, in_flight: int, slots: Slots, former: Exchange | None = None
+    ) -> None:
+        config, url = client.meta.config, client.meta.endpoint_url
+        self._plain = url.startswith("http:")
+        self._limit = config.read_timeout
+        self._slots = slots
+        self._settings: dict[str, Any] = {
+            "verify": verify,
+            "proxies": get_environ_proxies(url) if config.proxies is None else config.proxies,
+            "timeout": (config.connect_timeout, None if self._plain else config.read_timeout),
+            "max_pool_connections": in_flight,
+            "socket_options": socket_options(config.read_timeout if self._plain else None),
+            "client_cert": config.client_cert,
+            "proxies_config": config.proxies_config,
+        }
+        if former is not None and self.is_like(former):
+            self.session: URLLib3Session = former.session
+        else:
+            self.session = URLLib3Session(**self._settings)
+            compat.use_pools(self.session, http=PlainPool, https=TLSPool)
+
+    def is_like(self, other: Exchange) -> bool:
+        """Whether the connections of both are made alike."""
+        return self._settings == other._settings
+
+    def get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
+        """Make a request for a range, and fill it; the response's body is empty if it was filled."""
+        began, body = time.monotonic(), b""
+        wanted.moved = self._slots.moved
+        with self._noting_stalls():
+            answer = self._send(request)
+            self._note_answer(answer.status_code, began)
+            try:
+                with translate_errors(answer, request, wanted):
+                    if 200 <= answer.status_code < 300:
+                        wanted.interrupt = functools.partial(abort_connection, answer)
+                        recv_into(wanted, answer)
+                        if wanted.cut_off:
+                            answer.raw.close()
+                        headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
+                    else:
+                        body, headers = read_body(answer), answer.headers
+            finally:
+                wanted.interrupt = None
+        return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
+
+    def put(self, request: Any, body: RequestBody) -> AioAWSResponse:
+        """Make a request with a body."""
+        outgoing, sent = copy.copy(request), [time.monotonic()]
+        outgoing.body = self._counted(body, sent)
+        outgoing.stream_output = True
+        with self._noting_stalls():
+            try:
+                answer = self._send(outgoing)
+            except Exception as error:
+                if body.failure is not None:  # not the connection's, so that there is no use in another
+                    raise body.failure from error
+                raise
+            self._note_answer(answer.status_code, sent[-1])
+            with translate_errors(answer, request):
+                return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
+
+    def _counted(self, body: RequestBody, sent: list[float]) -> Iterator[memoryview]:
+        """The pieces of a body; the time before each is added to ``sent``: after it, the answer may have come."""
+        for piece in body.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS):
+            sent.append(time.monotonic())
+            yield piece
+            self._slots.moved(len(piece))
+
+    def _send(self, request: Any) -> Any:
+        """Send a request, and wait for the head of its response."""
+        began = time.monotonic()
+        try:
+            return self.session.send(request)
+        except ConnectionClosedError as error:
+            # A time limit that the system keeps looks like the end of the connection.
+            if not self._plain or self._limit is None or time.monotonic() - began < self._limit:
+                raise
+            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
+
+    @contextlib.contextmanager
+    def _noting_stalls(self) -> Iterator[None]:
+        try:
+            yield
+        except ReadTimeoutError:
+            self._slots.throttled()
+            raise
+
+    def _note_answer(self, status: int, began: float) -> None:
+        self._slots.answered(time.monotonic() - began)
+        if status in (429, 503):
+            self._slots.throttled()
+
+
+class _Body:
+    """The body for botocore of a response whose bytes went elsewhere, or that is an error."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    async def read(self, amount: int | None = None) -> bytes:
+        data, self._data = self._data, b""
+        return data
+
+    def close(self) -> None:
+        pass

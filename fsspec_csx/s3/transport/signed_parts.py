@@ -1,0 +1,126 @@
+"""The parts of an upload: the first request is botocore's, and the others are signed from it as from a template.
+
+What does not succeed at once is botocore's again: it takes the response as that of its own first attempt, and so
+decides on retries, waits and errors as for any request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiobotocore.awsrequest import AioAWSResponse
+from botocore.awsrequest import AWSRequest
+
+from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.request_context import using
+from fsspec_csx.s3.transport.request_template import PartTemplate
+
+if TYPE_CHECKING:
+    from fsspec_csx.s3.transport.pool import Transfer
+
+logger = logging.getLogger("fsspec_csx")
+
+Put = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+class FirstAttempt:
+    """An attempt at a request that was made without botocore and did not succeed.
+
+    Args:
+        transfer: that of the client whose credentials signed it.
+        outcome: its response, or why there is none.
+    """
+
+    def __init__(self, transfer: Transfer, outcome: AioAWSResponse | Exception) -> None:
+        self._transfer = transfer
+        self._outcome: AioAWSResponse | Exception | None = outcome
+
+    def take(self, transfer: Transfer) -> AioAWSResponse | None:
+        """The response, or its error raised, once; None for another client, whose credentials may be better."""
+        outcome, self._outcome = self._outcome, None
+        if transfer is not self._transfer:
+            return None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+@dataclass
+class _Model:
+    """A request as botocore sent it, without its body, and the template made of it."""
+
+    request: Any
+    transfer: Transfer
+    template: PartTemplate | None = None
+
+
+class SignedParts:
+    """Sends the parts of one upload."""
+
+    def __init__(self) -> None:
+        self._model: asyncio.Future[_Model | None] | None = None  # done when the first request is sent, or failed
+
+    async def send(self, number: int, body: RequestBody, put: Put) -> Mapping[str, Any]:
+        """Send a part in the running turn.
+
+        Args:
+            number: of the part, from 1.
+            body: its bytes.
+            put: sends it by botocore.
+
+        Returns:
+            The response, with its ETag.
+        """
+        if (awaited := self._model) is None:
+            return await self._learn(put)
+        if (model := await asyncio.shield(awaited)) is None:
+            return await put()
+        model.template = model.template or await model.transfer.part_template(model.request)
+        if model.template is None or not await model.transfer.renew(model.template):
+            return await put()
+        outcome = await _attempt(model.transfer, model.template.request(number, body), body)
+        if not isinstance(outcome, Exception) and _is_good(outcome):
+            return {"ETag": outcome.headers["ETag"]}
+        self._forget(awaited)
+        with using(first=FirstAttempt(model.transfer, outcome)):
+            return await put()
+
+    async def _learn(self, put: Put) -> Mapping[str, Any]:
+        """Send a part by botocore, and keep its request as it is sent."""
+        learned: asyncio.Future[_Model | None] = asyncio.get_running_loop().create_future()
+        self._model = learned
+
+        def keep(request: Any, transfer: Transfer) -> None:
+            if not learned.done():
+                kept = AWSRequest(request.method, request.url, request.headers)  # not its body, which is the caller's
+                learned.set_result(_Model(kept, transfer))
+
+        try:
+            with using(sent=keep):
+                return await put()
+        finally:
+            if not learned.done():
+                learned.set_result(None)
+                self._forget(learned)
+
+    def _forget(self, model: asyncio.Future[_Model | None]) -> None:
+        """Learn anew with the next part."""
+        if self._model is model:
+            self._model = None
+
+
+async def _attempt(transfer: Transfer, request: Any, body: RequestBody) -> AioAWSResponse | Exception:
+    logger.debug("Sending UploadPart for %s", request.url)
+    try:
+        return await transfer.exchanged(request, body)
+    except Exception as error:
+        return error
+
+
+def _is_good(answer: AioAWSResponse) -> bool:
+    """Whether a part was stored; a body of a response may be that of an error, which botocore can read."""
+    return 200 <= answer.status_code < 300 and "ETag" in answer.headers and not len(answer.raw)

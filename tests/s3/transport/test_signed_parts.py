@@ -1,0 +1,211 @@
+"""Parts that are signed from a template are requests that botocore would have made, and fail as those do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import botocore.auth
+import pytest
+from aiobotocore.awsrequest import AioAWSResponse
+from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+from botocore.compat import get_current_datetime
+from conftest import recorded_requests
+from fsspec.asyn import sync
+from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.request_body import MemoryBody
+from fsspec_csx.testing import LocalS3
+
+PART = 5 * 2**20
+DATA = os.urandom(4 * PART + 1234)
+PARTS = 5
+CUSTOMER_KEY = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": b"k" * 32}
+ENDPOINTS = ("http://127.0.0.1:1", "https://127.0.0.1:1", "https://s3.eu-central-1.amazonaws.com", None)
+CREDENTIALS: tuple[dict[str, str], ...] = ({}, {"token": "session/token+="})
+EXTRAS: tuple[dict[str, Any], ...] = (
+    {},
+    {"RequestPayer": "requester", "ExpectedBucketOwner": "123456789012"},
+    CUSTOMER_KEY,
+)
+STYLES: tuple[dict[str, Any], ...] = (
+    {},
+    {"s3": {"addressing_style": "virtual"}},
+    {"s3": {"addressing_style": "path"}, "user_agent_extra": "mine/1"},
+    {"retries": {"mode": "standard", "max_attempts": 3}},
+)
+
+
+class Empty:
+    """The body of a response that has none."""
+
+    async def read(self) -> bytes:
+        """Nothing."""
+        return b""
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All requests are made at the same moment and have the same number, so that equal ones are signed alike."""
+    moment = datetime(2026, 11, 29, 1, 2, 3, tzinfo=timezone.utc)
+    monkeypatch.setattr(botocore.auth, get_current_datetime.__name__, lambda *_, **__: moment)
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=1))
+
+
+def made_by_botocore(fs: CSXFileSystem, bodies: Mapping[int, MemoryBody], **parameters: Any) -> list[Any]:
+    """The requests for some parts, as botocore would send them."""
+    made: list[Any] = []
+
+    async def exchanged(request: Any, body: Any) -> AioAWSResponse:
+        made.append(request)
+        return AioAWSResponse(request.url, 200, {"ETag": '"etag"'}, Empty())
+
+    fs.connect()
+    fs.transfer.exchanged = exchanged  # type: ignore[method-assign]
+    for number, body in bodies.items():
+        checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(body.crc64nvme)} if body.crc64nvme else {}
+        named = {"Bucket": "bucket", "Key": "a key/ü+1", "UploadId": "id/+=~", "PartNumber": number, "Body": body}
+        sync(fs.loop, fs._call_s3, "upload_part", **named, **checksum, **parameters)
+    return made
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("signer", [S3SigV4Auth, AUTH_TYPE_MAPS["s3v4"]])
+def test_same_requests_as_botocore(signer: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """URL, headers, signature and body are those of botocore, whatever the endpoint, the options and the keys.
+
+    botocore signs in Python or by awscrt, which has a clock of its own.
+    """
+    monkeypatch.setitem(AUTH_TYPE_MAPS, "s3v4", signer)
+    monkeypatch.setitem(AUTH_TYPE_MAPS, "v4", signer)
+    for number, endpoint in enumerate(2 * ENDPOINTS):
+        options = {"key": "AKIDEXAMPLE", "secret": "secret", **CREDENTIALS[number // 2 % 2], "endpoint_url": endpoint}
+        options["client_kwargs"] = {"region_name": "eu-central-1"}
+        style = STYLES[(number + number // len(ENDPOINTS)) % len(STYLES)]
+        fs = CSXFileSystem(**options, config_kwargs=style, skip_instance_cache=True)
+        for extra, checked in itertools.product(EXTRAS, (True, False)):
+            if extra is CUSTOMER_KEY and endpoint == ENDPOINTS[0]:
+                continue  # botocore refuses to send a key without TLS
+            bodies = {1: MemoryBody([memoryview(b"one")]), 23: MemoryBody([memoryview(b"two"), memoryview(b"-three")])}
+            for body in bodies.values():
+                if checked:
+                    body.prepare()
+            first, wanted = made_by_botocore(fs, bodies, **extra)
+            template = sync(fs.loop, fs.transfer.part_template, first)
+            assert template is not None
+            found = template.request(23, bodies[23])
+            assert (found.method, found.url, found.body) == (wanted.method, wanted.url, wanted.body)
+            assert headers(found, signer) == headers(wanted, signer)
+
+
+def headers(request: Any, signer: type) -> dict[str, str]:
+    """The headers of a request, as they are sent; what depends on the time is left out if awscrt signed it."""
+    found = {name.lower(): value for name, value in request.headers.items()}
+    found = {name: value.decode() if isinstance(value, bytes) else str(value) for name, value in found.items()}
+    if signer is not S3SigV4Auth:
+        found["x-amz-date"] = found["x-amz-date"][:8]
+        found["authorization"] = found["authorization"].partition("Signature=")[0]
+    return found
+
+
+@pytest.mark.usefixtures("steady")
+def test_left_to_botocore() -> None:
+    """Hashed bodies, bodies in chunks, other signers, foreign handlers and nobody's requests have no template."""
+    body = MemoryBody([memoryview(b"one")])
+    named = {"key": "AKIDEXAMPLE", "secret": "secret", "endpoint_url": "https://127.0.0.1:1"}
+    hashed = {"config_kwargs": {"s3": {"payload_signing_enabled": True}}}
+    for options in (
+        {**named, **hashed},
+        {**named, "config_kwargs": {"signature_version": "s3"}},
+        {"anon": True, "endpoint_url": named["endpoint_url"]},
+    ):
+        fs = CSXFileSystem(**options, skip_instance_cache=True)
+        (request,) = made_by_botocore(fs, {1: body})
+        assert sync(fs.loop, fs.transfer.part_template, request) is None
+    fs = CSXFileSystem(**named, skip_instance_cache=True)
+    (request,) = made_by_botocore(fs, {1: body})
+    for name, value in (
+        ("X-Amz-Trailer", "x-amz-checksum-crc32"),
+        ("Content-MD5", "abc"),
+        ("x-amz-checksum-crc32", "a"),
+    ):
+        request.headers[name] = value
+        assert sync(fs.loop, fs.transfer.part_template, request) is None
+        del request.headers[name]
+    assert sync(fs.loop, fs.transfer.part_template, request) is not None
+    for event in ("before-sign.s3", "request-created.s3.UploadPart", "needs-retry.s3.UploadPart"):
+        handler = lambda **_: None  # noqa: E731
+        fs._s3.meta.events.register(event, handler)
+        assert sync(fs.loop, fs.transfer.part_template, request) is None
+        fs._s3.meta.events.unregister(event, handler)
+    assert sync(fs.loop, fs.transfer.part_template, request) is not None
+
+
+@pytest.fixture
+def proxy(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before the server, and retries that do not wait."""
+    monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
+    with fault_proxy(server.endpoint_url) as running:
+        yield running
+
+
+@pytest.fixture
+def far(server: LocalS3, proxy: FaultProxy) -> CSXFileSystem:
+    """A filesystem behind the proxy."""
+    return through(proxy, server, config_kwargs={"read_timeout": 2, "connect_timeout": 2})
+
+
+def written(fs: CSXFileSystem, bucket: str) -> None:
+    """Write an object of five parts, and check it."""
+    fs.pipe_file(f"{bucket}/object", DATA, chunksize=PART)
+    assert fs.cat_file(f"{bucket}/object") == DATA
+
+
+def test_one_part_is_botocores(fs: CSXFileSystem, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    """All parts but one are signed from the first, and none is sent twice."""
+    caplog.set_level("DEBUG", "fsspec_csx")
+    with recorded_requests() as requests:
+        written(fs, bucket)
+    assert requests.count("UploadPart") == PARTS
+    assert sum(record.message.startswith("Sending UploadPart") for record in caplog.records) == PARTS - 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"answer": error_answer(503, "SlowDown")},
+        {"answer": error_answer(500, "InternalError")},
+        {"answer": error_answer(400, "RequestTimeout")},
+        {"answer": (200, {"ETag": '"bad"'}, error_answer(200, "InternalError")[2])},
+        {"cut_up": PART // 2},
+        {"cut_down": 0},
+        {"stall_up": PART // 2},
+    ],
+    ids=["503", "500", "400", "200 with an error", "cut", "no answer", "stall"],
+)
+def test_one_failure_costs_one_request(far: CSXFileSystem, proxy: FaultProxy, bucket: str, fault: Any) -> None:
+    """A failed attempt is botocore's first, which makes the second: no third, and the object is whole."""
+    proxy.faults = [Fault("PUT", query="partNumber=3", **fault)]
+    written(far, bucket)
+    assert len(proxy.made("PUT", "partNumber=3")) == 2
+    assert len(proxy.made("PUT", "partNumber")) == PARTS + 1
+
+
+def test_retries_end_as_botocores(server: LocalS3, proxy: FaultProxy, bucket: str) -> None:
+    """A store that is busy for good gets as many attempts of a part as the configuration says, and a clear error."""
+    fs = through(proxy, server, config_kwargs={"retries": {"total_max_attempts": 2}})
+    proxy.faults = [Fault("PUT", query="partNumber=3", times=99, answer=error_answer(500, "InternalError"))]
+    with pytest.raises(OSError, match="InternalError"):
+        written(fs, bucket)
+    attempts = len(proxy.made("PUT", "partNumber=3"))
+    proxy.requests.clear()
+    fs._s3.meta.events.register("before-sign.s3.UploadPart", lambda **_: None)  # so that botocore makes all requests
+    with pytest.raises(OSError, match="InternalError"):
+        written(fs, bucket)
+    assert len(proxy.made("PUT", "partNumber=3")) == attempts
