@@ -25,6 +25,7 @@ __all__ = [
     "Adamax",
     "Lamb",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -34,7 +35,7 @@ __all__ = [
 _Betas = tuple[float, float]
 
 
-def _adapted(base: type[torch.optim.Optimizer], **defaults: float) -> Any:
+def _adapted(base: type[torch.optim.Optimizer], **defaults: Any) -> Any:
     """An optimizer of torch with other defaults, and ``learning_rate``."""
     signature = inspect.signature(base.__init__)
     parameters = [each.replace(default=defaults.get(name, each.default)) for name, each in signature.parameters.items()]
@@ -213,6 +214,23 @@ class Lion(_Own):
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_((mean * now).add_(gradient, alpha=1 - now).sign_(), alpha=-group["lr"])
         mean.mul_(later).add_(gradient, alpha=1 - later)
+
+
+@functools.partial(_adapted, lr=0.02, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+class Muon(torch.optim.Muon):
+    """Momentum made orthogonal, for matrices alone: https://kellerjordan.github.io/posts/muon/"""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters.
+
+        Raises:
+            ValueError: for a parameter that is no matrix.
+        """
+        super().add_param_group(param_group)
+        for each in self.param_groups[-1]["params"]:
+            if each.ndim != 2:
+                msg = f"Muon trains matrices alone, and a parameter has shape {tuple(each.shape)}. "
+                raise ValueError(f"{msg}Set requires_grad=False for it, or give another optimizer.")
 
 
 @_adapted

@@ -43,6 +43,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Adamax": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0, "maximize": False},
     "Lamb": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0, "adam": False},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0},
+    "Muon": {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95, "nesterov": True, "ns_steps": 5},
     "NAdam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "momentum_decay": 4e-3},
     "RAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0},
     "RMSprop": {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False},
@@ -53,7 +54,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 def test_defaults() -> None:
     """The arguments and their defaults are the ModelZoo's."""
-    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
     for name, expected in DEFAULTS.items():
         kind = getattr(optimizers, name)
         found = {each.name: each.default for each in inspect.signature(kind).parameters.values()}
@@ -111,7 +112,7 @@ def test_steps_after_a_resume(case: Any) -> None:
 def test_arguments(name: str) -> None:
     """learning_rate is another name of lr, and wrong numbers are refused."""
     kind = getattr(optimizers, name)
-    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
     assert kind([parameter], learning_rate=0.25).param_groups[0]["lr"] == 0.25
     assert kind([parameter], 0.25).param_groups[0]["lr"] == 0.25
     with pytest.raises(ValueError, match=r"(?i)learning rate|lr is"):
@@ -163,3 +164,21 @@ def test_eps_of_adam() -> None:
                     torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=1e-7)
         assert made.param_groups[0]["eps"] == 1e-3
         assert len(made.param_groups) == 1
+
+
+def test_muon() -> None:
+    """It is torch's, with the rates of the ModelZoo's, which grow with the longer side of a matrix."""
+    start, gradients = torch.randn(4, 6), torch.randn(4, 4, 6)
+    reference = [torch.nn.Parameter(start.clone())]
+    scale = 0.2 * 6**0.5
+    torch_own = torch.optim.Muon(reference, lr=0.02 * scale, weight_decay=0.01 / scale)
+    found = torch.nn.Parameter(start.clone())
+    own = optimizers.Muon([found])
+    for gradient in gradients:
+        reference[0].grad, found.grad = gradient.clone(), gradient.clone()
+        torch_own.step()
+        own.step()
+    torch.testing.assert_close(found, reference[0])
+    for shape in ((3,), (2, 2, 2)):
+        with pytest.raises(ValueError, match=r"matrices alone, and a parameter has shape \(.*\. Set requires_grad"):
+            optimizers.Muon([found, torch.nn.Parameter(torch.ones(shape))])

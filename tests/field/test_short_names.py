@@ -78,6 +78,21 @@ def test_whose_optimizer(tmp_path: Path, node: Any, kind: type) -> None:
     assert type(trainer(tmp_path, optimizer=node).optimizer) is kind
 
 
+def test_muon(tmp_path: Path) -> None:
+    """Muon trains a model of matrices; one with other parameters is an error of the file."""
+    arguments = {"in_features": 3, "out_features": 2, "bias": False}
+    model = {"class_path": "torch.nn.Linear", "init_args": arguments}
+    made = trainer(tmp_path, model=model, optimizer={"muon": {"learning_rate": 0.1}}).optimizer
+    assert isinstance(made, torch.optim.Muon)
+    first = made.param_groups[0]
+    assert (first["lr"], first["weight_decay"], len(first["params"])) == (0.1, 0.01, 1)
+    arguments["bias"] = True
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.muon: Muon trains matrices alone, .* shape \(2,\)\. Set requires"
+    ):
+        trainer(tmp_path, model=model, optimizer={"muon": {}})
+
+
 def test_defaults_of_the_modelzoo(tmp_path: Path) -> None:
     """A name of the ModelZoo has its defaults."""
     made = trainer(tmp_path, optimizer={"AdamW": {"lr": 0.1}}).optimizer

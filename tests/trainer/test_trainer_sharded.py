@@ -1,4 +1,4 @@
-"""The Trainer saves a sharded model in parts, and goes on with them in any number of processes."""
+"""The Trainer saves a sharded model in parts, and resumes from them with any number of processes."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
         return named({name: arguments}, path, home=optimizers if of_torch is None else torch.optim, given=given)
     made = named({name: arguments}, path, home=optimizers, given=("params",))
     check(grouping, _GROUPING, made.path)
-    grouping["weight_decay"] = made.arguments.get("weight_decay", 0.0)
+    defaults = {each.name: each.default for each in inspect.signature(own).parameters.values()}
+    grouping["weight_decay"] = {**defaults, **made.arguments}.get("weight_decay", 0.0)
 
     def grouped(model: torch.nn.Module) -> Any:
         return made.make(params=param_groups(model, **grouping))
