@@ -92,11 +92,11 @@ class Match:
                 if found.device.type != "meta":
                     self._targets.append((name, into))
             else:
-                self._different.append(f"{name!r} ({_form(found)} in the file, {_form(into)} to fill)")
+                self._different.append(f"{name!r} ({form(found)} in the file, {form(into)} to fill)")
         elif _both_containers(found, into) and (_has_tensors(found) or _has_tensors(into) or not all(chosen)):
             self._add_container(found, into, name)
         elif _has_tensors(found) or _has_tensors(into):
-            self._different.append(f"{name!r} ({_form(found)} in the file, {_form(into)} to fill)")
+            self._different.append(f"{name!r} ({form(found)} in the file, {form(into)} to fill)")
         elif isinstance(container, (MutableMapping, MutableSequence)):
             self._values.append((container, key, _adapted(found, into) if self._flattened else found))
         elif found != into:
@@ -156,8 +156,10 @@ def fits(found: torch.Tensor, into: torch.Tensor) -> bool:
     return quantized and not empty
 
 
-def form(tensor: torch.Tensor) -> str:
+def form(tensor: Any) -> str:
     """What has to be alike for a tensor to take the values of another: its shape, and what is not usual about it."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"a {type(tensor).__name__}"
     if tensor.is_nested:
         return f"nested, shapes {shown([*map(tuple, _shapes(tensor))])}"
     unusual = [str(tensor.layout)] if tensor.layout != torch.strided else []
@@ -168,7 +170,3 @@ def form(tensor: torch.Tensor) -> str:
 
 def _shapes(nested: torch.Tensor) -> list[torch.Size]:
     return [each.shape for each in nested.unbind()]
-
-
-def _form(value: Any) -> str:
-    return form(value) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch.nn import Module
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
@@ -63,72 +64,60 @@ class Callback:
         """Before a stretch of training; contexts entered on the stack end with it."""
 
     def on_train_start(
-        self, trainer: Trainer, model: torch.nn.Module, train_dataloader: Any, loop: TrainingLoop, loop_idx: int
+        self, trainer: Trainer, model: Module, train_dataloader: Any, loop: TrainingLoop, loop_idx: int
     ) -> None:
         """Before a stretch of steps between two validations; ``loop_idx`` counts the stretches from 0."""
 
-    def on_train_end(self, trainer: Trainer, model: torch.nn.Module, loop: TrainingLoop, loop_idx: int) -> None:
+    def on_train_end(self, trainer: Trainer, model: Module, loop: TrainingLoop, loop_idx: int) -> None:
         """After a stretch of steps."""
 
     def on_train_exception(self, trainer: Trainer, exception: BaseException) -> None:
         """A stretch of steps ends with this exception."""
 
-    def on_train_batch_start(self, trainer: Trainer, model: torch.nn.Module, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, model: Module, batch: Any, batch_idx: int) -> None:
         """Before a batch."""
 
     def on_train_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         """After a batch; ``trainer.stepped`` says whether it completed a step."""
 
-    def on_train_step_start(self, trainer: Trainer, model: torch.nn.Module, batch: Any) -> None:
+    def on_train_step_start(self, trainer: Trainer, model: Module, batch: Any) -> None:
         """Before the forward pass of a batch."""
 
-    def on_train_step_end(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any) -> None:
+    def on_train_step_end(self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any) -> None:
         """After the gradients of a batch were computed; if it completes a step, after the optimizer too."""
 
     def on_before_forward(
-        self, trainer: Trainer, model: torch.nn.Module, batch: Any, args: list[Any], kwargs: dict[str, Any]
+        self, trainer: Trainer, model: Module, batch: Any, args: list[Any], kwargs: dict[str, Any]
     ) -> None:
         """Before the model is called with these arguments, which may be changed."""
 
-    def on_after_forward(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any) -> None:
+    def on_after_forward(self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any) -> None:
         """After the forward pass."""
 
-    def on_before_backward(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any]) -> None:
+    def on_before_backward(self, trainer: Trainer, model: Module, outputs: dict[str, Any]) -> None:
         """Before the gradients are computed."""
 
-    def on_after_backward(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any]) -> None:
+    def on_after_backward(self, trainer: Trainer, model: Module, outputs: dict[str, Any]) -> None:
         """After that."""
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
         """Before the gradients are clipped and applied."""
 
-    def on_after_optimizer_step(
-        self, trainer: Trainer, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_after_optimizer_step(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
         """After that."""
 
-    def on_before_optimizer_zero_grad(
-        self, trainer: Trainer, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_zero_grad(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
         """Before the gradients are reset."""
 
-    def on_after_optimizer_zero_grad(
-        self, trainer: Trainer, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_after_optimizer_zero_grad(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
         """After that."""
 
-    def on_before_scheduler_step(
-        self, trainer: Trainer, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
-    ) -> None:
+    def on_before_scheduler_step(self, trainer: Trainer, model: Module, optimizer: Optimizer, scheduler: Any) -> None:
         """Before a scheduler's step, which follows each step of the optimizer."""
 
-    def on_after_scheduler_step(
-        self, trainer: Trainer, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
-    ) -> None:
+    def on_after_scheduler_step(self, trainer: Trainer, model: Module, optimizer: Optimizer, scheduler: Any) -> None:
         """After it."""
 
     # -- validation ------------------------------------------------------------------------------------------------
@@ -136,31 +125,27 @@ class Callback:
     def on_enter_validate(self, trainer: Trainer, stack: ExitStack, val_dataloader: Any, loop: ValidationLoop) -> None:
         """Before the checkpoint is loaded; contexts entered on the stack end with the validation."""
 
-    def on_validate_start(
-        self, trainer: Trainer, model: torch.nn.Module, val_dataloader: Any, loop: ValidationLoop
-    ) -> None:
+    def on_validate_start(self, trainer: Trainer, model: Module, val_dataloader: Any, loop: ValidationLoop) -> None:
         """Before the first batch."""
 
-    def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: ValidationLoop) -> None:
+    def on_validate_end(self, trainer: Trainer, model: Module, loop: ValidationLoop) -> None:
         """After the last batch; ``loop.metrics`` holds the mean of each metric."""
 
     def on_validate_exception(self, trainer: Trainer, exception: BaseException) -> None:
         """``validate`` ends with this exception."""
 
-    def on_validate_batch_start(self, trainer: Trainer, model: torch.nn.Module, batch: Any, batch_idx: int) -> None:
+    def on_validate_batch_start(self, trainer: Trainer, model: Module, batch: Any, batch_idx: int) -> None:
         """Before a batch."""
 
     def on_validate_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         """After a batch."""
 
-    def on_validate_step_start(self, trainer: Trainer, model: torch.nn.Module, batch: Any) -> None:
+    def on_validate_step_start(self, trainer: Trainer, model: Module, batch: Any) -> None:
         """Before the forward pass of a batch."""
 
-    def on_validate_step_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any
-    ) -> None:
+    def on_validate_step_end(self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any) -> None:
         """After the forward pass of a batch."""
 
     def on_enter_validate_all(

@@ -36,11 +36,11 @@ def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     Raises:
         FileNotFoundError: if nothing matches a pattern.
     """
-    return [found for path in paths for found in sorted(expand_pattern(path) or [os.fspath(path)], key=_numbers)]
-
-
-def _numbers(path: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", path)]
+    found: list[str] = []
+    for each in paths:
+        matches = expand_pattern(each) or [os.fspath(each)]
+        found += sorted(matches, key=lambda path: [*map(int, re.findall(r"\d+", path))])
+    return found
 
 
 def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:

@@ -13,7 +13,7 @@ from fsspec_csx.trainer import processes
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
-    import torch
+    from torch.nn import Module
 
     from fsspec_csx.trainer.trainer import Trainer
 
@@ -70,9 +70,7 @@ class ProgressLogger(Logger):
         self._device = str(trainer.device)
         self._last: tuple[float, int] | None = None
 
-    def on_train_start(
-        self, trainer: Trainer, model: torch.nn.Module, train_dataloader: Any, loop: Any, loop_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: Trainer, model: Module, train_dataloader: Any, loop: Any, loop_idx: int) -> None:
         self._last = (time.monotonic(), trainer.global_step)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
@@ -115,7 +113,7 @@ class TensorBoardLogger(Logger):
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         self._flush()
 
-    def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: Any) -> None:
+    def on_validate_end(self, trainer: Trainer, model: Module, loop: Any) -> None:
         self._flush()
 
     def _flush(self) -> None:

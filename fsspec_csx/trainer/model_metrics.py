@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch.nn import Module
 
 from fsspec_csx.trainer.callback import Callback
 
@@ -20,13 +20,11 @@ class ModelEvalMetrics(Callback):
     updates it. Its name in the log is its ``name``, or that of the submodule.
     """
 
-    def on_validate_start(
-        self, trainer: Trainer, model: torch.nn.Module, val_dataloader: Any, loop: ValidationLoop
-    ) -> None:
+    def on_validate_start(self, trainer: Trainer, model: Module, val_dataloader: Any, loop: ValidationLoop) -> None:
         for metric in _metrics(model).values():
             metric.reset()
 
-    def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: ValidationLoop) -> None:
+    def on_validate_end(self, trainer: Trainer, model: Module, loop: ValidationLoop) -> None:
         found = {}
         for name, metric in _metrics(model).items():
             if getattr(metric, "num_updates", getattr(metric, "update_count", 1)):
@@ -38,7 +36,7 @@ class ModelEvalMetrics(Callback):
             trainer.log_metrics_dict(found)
 
 
-def _metrics(model: torch.nn.Module) -> dict[str, Any]:
+def _metrics(model: Module) -> dict[str, Any]:
     return {
         str(getattr(each, "name", name)): each
         for name, each in model.named_modules()

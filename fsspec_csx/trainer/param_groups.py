@@ -37,7 +37,8 @@ def param_groups(
         ValueError: for an unknown name in ``adjust_learning_rate``, or a pattern in ``params`` that matches nothing.
     """
     trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
-    spared = _spared(model)
+    norms = (*(f"{name}." for name, each in model.named_modules() if name and isinstance(each, _NORMS)),)
+    spared = {name for name, _ in trained if "bias" in name or name.startswith(norms)}
     groups: list[dict[str, Any]] = []
     for tags, tagged in _by_tags(trained, [params] if isinstance(params, Mapping) else params):
         decayed = [pair for pair in tagged if pair[0] not in spared]
@@ -48,12 +49,6 @@ def param_groups(
     if scales := _scales(model, adjust_learning_rate or {}):
         groups = [adjusted for each in groups for adjusted in _adjusted(each, scales)]
     return [{**each, "params": [parameter for _, parameter in each["params"]]} for each in groups]
-
-
-def _spared(model: nn.Module) -> set[str]:
-    """The names of the parameters without weight decay."""
-    norms = [f"{name}." for name, each in model.named_modules() if name and isinstance(each, _NORMS)]
-    return {name for name, _ in model.named_parameters() if "bias" in name or name.startswith((*norms,))}
 
 
 def _by_tags(trained: _Named, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], _Named]]:

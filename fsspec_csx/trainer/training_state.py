@@ -16,13 +16,12 @@ import torch
 from fsspec_csx.errors import DtypeCastWarning, InvalidCheckpointError, MismatchError
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors import match
+from fsspec_csx.tensors.names import few
 from fsspec_csx.trainer import processes, random_states, state_validation
 from fsspec_csx.trainer.schedulers.base import Scheduler
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
-
-_SHOWN = 10
 
 
 def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
@@ -68,7 +67,9 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
             step = state_validation.to_count(state["global_step"])
     if "optimizer" in state and trainer.optimizer is not None:
         with state_validation.restoring(path, "optimizer"):
-            _check_optimizer(trainer.optimizer, state["optimizer"], path)
+            if isinstance(own := state["optimizer"], dict) and isinstance(own.get("state"), dict):
+                own["state"] = {int(number): each for number, each in own["state"].items()}  # text, if it is sharded
+            state_validation.check_optimizer(trainer.optimizer, own, path)
     if "schedulers" in state and trainer.optimizer is not None:
         _check_schedulers(trainer.schedulers, state["schedulers"], path)
     if "model" in state:
@@ -131,12 +132,12 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = {
-        name: f"{name} ({_form(state[name])}, not {_form(value).removeprefix('shape ')})"
+        name: f"{name} ({match.form(state[name])}, not {match.form(value).removeprefix('shape ')})"
         for name, value in tensors.items()
         if name in state and not _fits(state[name], value)
     }
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": [*shapes.values()]}
-    lists = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    lists = [f"{what}: {few(names, most=10)}" for what, names in problems.items() if names]
     if lists and strict:
         reason = f"{redacted(path)} does not fit the model. It has {'; '.join(lists)}."
         raise MismatchError(reason, "Load it into the model it is of, or set disable_strict_checkpoint_loading.")
@@ -152,15 +153,6 @@ def _restore_model(model: torch.nn.Module, state: dict[str, Any], path: str, *, 
 
 def _fits(value: Any, own: torch.Tensor) -> bool:
     return isinstance(value, torch.Tensor) and match.fits(value, own) and value.is_complex() <= own.is_complex()
-
-
-def _form(value: Any) -> str:
-    return match.form(value) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _cast(state: dict[str, Any], like: dict[str, torch.Tensor], path: str) -> None:
@@ -190,13 +182,6 @@ def _name(dtype: torch.dtype) -> str:
 
 
 # -- the optimizer -----------------------------------------------------------------------------------------------------
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> None:
-    if isinstance(state, dict) and isinstance(state.get("state"), dict):
-        # In a sharded checkpoint keys are text.
-        state["state"] = {int(number): own for number, own in state["state"].items()}
-    state_validation.check_optimizer(optimizer, state, path)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:

@@ -19,6 +19,8 @@ _COUNTS = ("total_iters", "T_max", "T_0", "step_size", "warmup_steps", "total_st
 class Scheduler:
     """Sets a value at once, and after each ``step``. Past its end it keeps the last value.
 
+    Subclasses have ``value``, or ``value_of`` if the groups differ.
+
     Args:
         optimizer: the optimizer whose parameter groups are scheduled.
         param_group_tags: the groups to schedule: those with one of these ``tags``, or, for None among them, without
@@ -48,7 +50,7 @@ class Scheduler:
 
     def value(self, step: int) -> float:
         """The value at a step, counted from 0."""
-        raise NotImplementedError
+        return self.value_of({}, step)
 
     def value_of(self, group: Mapping[str, Any], step: int) -> float:
         """The value at a step in a group."""
@@ -58,8 +60,9 @@ class Scheduler:
         """Whether a group is scheduled."""
         if self.param_group_tags is None:
             return True
-        wanted, tags = ({each} if isinstance(each, str) else {*each} for each in (self.param_group_tags, _tags(group)))
-        return not wanted.isdisjoint(tags)
+        tags = group.get("tags") or [None]
+        wanted, own = ({each} if isinstance(each, str) else {*each} for each in (self.param_group_tags, tags))
+        return not wanted.isdisjoint(own)
 
     def step(self) -> None:
         """Go to the next step."""
@@ -92,10 +95,3 @@ class Scheduler:
                 group[self.key].fill_(value)
             else:
                 group[self.key] = value
-
-
-def _tags(group: Mapping[str, Any]) -> Sequence[str | None]:
-    tags = group.get("tags")
-    if not tags:
-        return [None]
-    return [tags] if isinstance(tags, str) else [*tags]

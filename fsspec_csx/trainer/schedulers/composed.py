@@ -40,9 +40,6 @@ class SequentialLR(Scheduler):
         number = bisect_right(begins, step) - 1
         return self.schedulers[number].value_of(group, step - begins[number])
 
-    def value(self, step: int) -> float:
-        return self.value_of({}, step)
-
     @property
     def total_iters(self) -> int | None:
         """Steps of all together, if they are known."""
@@ -69,9 +66,6 @@ class ChainedScheduler(Scheduler):
             value *= each.value(step) / each.value(0)
         return value
 
-    def value(self, step: int) -> float:
-        return self.value_of({}, step)
-
 
 @dataclass(eq=False)
 class ScalePerParamLR(Scheduler):
@@ -82,9 +76,6 @@ class ScalePerParamLR(Scheduler):
     def value_of(self, group: Mapping[str, Any], step: int) -> float:
         factor = group.get("adjust_learning_rate")
         return self.scheduler.value_of(group, step) * (1.0 if factor is None else factor)
-
-    def value(self, step: int) -> float:
-        return self.value_of({}, step)
 
     @property
     def total_iters(self) -> int | None:

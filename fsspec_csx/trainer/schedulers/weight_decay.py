@@ -23,28 +23,23 @@ class ConstantWD(Scheduler):
 
 
 @dataclass(eq=False)
-class LinearWD(Scheduler):
-    """From one value to another by equal steps."""
-
+class _Decay(Scheduler):
     key: ClassVar[str] = "weight_decay"
 
     initial_val: float
     end_val: float
     total_iters: int
+
+
+class LinearWD(_Decay):
+    """From one value to another by equal steps."""
 
     def value(self, step: int) -> float:
         return self.end_val + (self.initial_val - self.end_val) * max(0.0, 1 - step / self.total_iters)
 
 
-@dataclass(eq=False)
-class CosineDecayWD(Scheduler):
+class CosineDecayWD(_Decay):
     """From one value to another by half a wave of a cosine."""
-
-    key: ClassVar[str] = "weight_decay"
-
-    initial_val: float
-    end_val: float
-    total_iters: int
 
     def value(self, step: int) -> float:
         return between(self.initial_val, self.end_val, min(1.0, step / self.total_iters))
