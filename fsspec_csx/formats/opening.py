@@ -43,13 +43,24 @@ def source(
         missing = error  # S3 also answers 403 for an object that does not exist, to who may not list the bucket
     try:
         if missing is None:
-            with file, _file(file, fs, path, name) as found:
+            with file, _file(file, fs, path, name) as found, _forgotten_if_invalid(file):
                 yield found
         else:
             with _folder(fs, path, name, missing) as found:
                 yield found
     finally:
         missing = None  # its traceback leads here
+
+
+@contextlib.contextmanager
+def _forgotten_if_invalid(file: IO[bytes]) -> Iterator[None]:
+    """Let a file that is no valid checkpoint leave the cache: it may have come damaged, as ranges have no checksum."""
+    try:
+        yield
+    except InvalidCheckpointError:
+        if hasattr(file, "forget_cached"):
+            file.forget_cached()
+        raise
 
 
 @contextlib.contextmanager

@@ -53,19 +53,18 @@ class BlockCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], size: int | str) -> None:
-        self.limit = bytes_of(size, "cache_size")
+        self.folder, self.limit = folder, bytes_of(size, "cache_size")
         user = os.geteuid() if hasattr(os, "geteuid") else "user"
         self.path = Path(folder).expanduser().absolute() / f"fsspec_csx-{user}"
         self._lock = threading.Lock()
         self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
         self._written = self.limit  # by this process since it measured the folder; it has not yet
 
-    def open(self, names: tuple[str, ...], etag: str, size: int) -> CachedObject | None:
+    def open(self, names: tuple[str, ...], size: int) -> CachedObject | None:
         """Open the file of an object.
 
         Args:
-            names: what identifies the object.
-            etag: of its state.
+            names: what identifies the object; the last is the ETag of its state.
             size: of the object, in bytes.
 
         Returns:
@@ -76,17 +75,25 @@ class BlockCache:
         try:
             if not hasattr(os, "preadv"):
                 raise OSError(errno.ENOTSUP, "This system cannot read into memory from a position")
-            name = f"{digest(*names, etag, str(size))}{_SUFFIX}"
+            name = _file_name(names, size)
             with self._lock:
                 found = self._open.get(name)
                 if found is None:
                     self._make_folder()
-                    found = self._open[name] = CachedObject(self, open_owned(self.path / name, 0o600), name, etag, size)
+                    found = self._open[name] = CachedObject(
+                        self, open_owned(self.path / name, 0o600), name, names[-1], size
+                    )
             found.use()
             return found
         except (OSError, RuntimeError) as error:  # the latter if there is no home
             self.warn(error)
             return None
+
+    def remove(self, names: tuple[str, ...], size: int) -> None:
+        """Remove the file of an object; see ``open``."""
+        with self._lock, contextlib.suppress(OSError):
+            self._open.pop(_file_name(names, size), None)
+            (self.path / _file_name(names, size)).unlink(missing_ok=True)
 
     def _make_folder(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -135,6 +142,10 @@ class BlockCache:
                 used -= size
 
 
+def _file_name(names: tuple[str, ...], size: int) -> str:
+    return f"{digest(*names, str(size))}{_SUFFIX}"
+
+
 class CachedObject:
     """The file of one state of an object.
 
@@ -165,12 +176,11 @@ class CachedObject:
         """Note that it is used now."""
         os.utime(self._descriptor)
 
-    def missing(self, start: int, end: int) -> int:
-        """How many blocks from a position to another are not there."""
+    def present(self, start: int, end: int) -> list[bool]:
+        """Whether each block from a position to another is there."""
         first, count = start // BLOCK, -(-end // BLOCK) - start // BLOCK
         entries = os.pread(self._descriptor, count * _ENTRY.size, first * _ENTRY.size)
-        entries = entries[: len(entries) // _ENTRY.size * _ENTRY.size]
-        return count - sum(1 for mark, _ in _ENTRY.iter_unpack(entries) if mark == _MARK)
+        return [entries.startswith(_MARK, place) for place in range(0, count * _ENTRY.size, _ENTRY.size)]
 
     def checksum(self, block: int) -> int | None:
         """The CRC-32 of a block; None if it is not there."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 from zlib_ng import zlib_ng
 
@@ -16,7 +17,7 @@ from fsspec_csx.s3.transport.call_scope import in_thread, scope, uncancelled
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import Span, coalesce
 
-# The most bytes of a range: it is read from the cache if all its blocks are there.
+# The most bytes of a range that is read from the cache.
 _PART = 8 * 2**20
 # Threads that read from the cache at a time.
 _READERS = 8
@@ -49,7 +50,7 @@ class CachedRange(RangeRequest):
     @property
     def missing(self) -> int:
         """How many of its blocks are not in the cache."""
-        return self.blocks.missing(self.start, self.end)
+        return self.blocks.present(self.start, self.end).count(False)
 
     def fill(self) -> bool:
         """In a thread: fill it from the cache; False if a block is damaged, which is dropped.
@@ -106,24 +107,30 @@ class CachedRange(RangeRequest):
                 self.blocks.add((position - 1) // BLOCK, self._checksum)
 
 
-def plan(
-    blocks: CachedObject, spans: Sequence[Span], part: int, check: Check | None = None
-) -> list[CachedRange] | None:
-    """Make ranges of whole blocks that fill the spans.
-
-    Args:
-        part: the most bytes of a request without a cache.
-
-    Returns:
-        None if they would bring far more than is wanted.
-    """
+def _plan(blocks: CachedObject, spans: Sequence[Span], part: int, check: Check | None) -> list[CachedRange] | None:
+    """Make ranges of whole blocks that fill the spans; None if they would bring far more."""
     padding = _padding(spans, blocks.size)
     if sum(length for _, length in padding) > sum(len(memory) for _, memory in spans) + _MOST_PADDING:
         return None
     padded = [*spans, *((start, memoryview(bytearray(length))) for start, length in padding)]
-    part = max(BLOCK, min(part, _PART) // BLOCK * BLOCK)
     make = functools.partial(CachedRange, blocks=blocks)
-    return cast("list[CachedRange]", coalesce(padded, part, check, make))
+    return cast("list[CachedRange]", coalesce(padded, _length_by_start(blocks, padded, part), check, make))
+
+
+def _length_by_start(blocks: CachedObject, spans: Sequence[Span], part: int) -> Callable[[int], int]:
+    """How long a range may be by its start, so that either all its blocks are in the cache, or none."""
+    first = min((start for start, _ in spans), default=0) // BLOCK
+    present = blocks.present(first * BLOCK, max((start + len(memory) for start, memory in spans), default=0))
+    most = {True: _PART // BLOCK, False: max(1, part // BLOCK)}
+
+    @functools.lru_cache(maxsize=2)  # the same start comes for each span of its range
+    def length(start: int) -> int:
+        block = start // BLOCK - first
+        kind = present[block]
+        alike = itertools.takewhile(kind.__eq__, present[block : block + most[kind]])
+        return sum(1 for _ in alike) * BLOCK
+
+    return length
 
 
 def _padding(spans: Sequence[Span], size: int) -> list[tuple[int, int]]:
@@ -141,11 +148,28 @@ def _padding(spans: Sequence[Span], size: int) -> list[tuple[int, int]]:
 
 async def fetch(
     transfer: Transfer,
-    get: Callable[..., Awaitable[Any]],
-    ranges: Sequence[CachedRange],
+    fetch_ranges: Callable[[Sequence[RangeRequest], Callable[[int], object]], Awaitable[None]],
+    blocks: CachedObject,
+    spans: Sequence[Span],
+    part: int,
     advance: Callable[[int], object],
-) -> None:
-    """As ``Transfer.fetch``, by way of the cache. What another process is fetching, this one does not."""
+    check: Check | None,
+) -> list[CachedRange] | None:
+    """Fill spans of an object by way of the cache. What another process is fetching, this one does not.
+
+    Args:
+        transfer: whose threads read from the cache.
+        fetch_ranges: fills ranges from S3, and is given ``advance``.
+        part: the most bytes of a request without a cache.
+        advance: see ``Transfer.fetch``.
+        check: see ``RangeRequest``.
+
+    Returns:
+        The ranges; None, and nothing is filled, if they would bring far more than is wanted.
+    """
+    ranges = _plan(blocks, spans, part, check)
+    if ranges is None:
+        return None
     loop, rest, missing = asyncio.get_running_loop(), list(ranges), -1
     patient_until = loop.time() + _PATIENCE
     while rest:
@@ -155,7 +179,7 @@ async def fetch(
             claimed += await _fill(transfer, here, advance)
             if claimed:
                 await in_thread(_make_room, claimed)
-                await transfer.fetch(get, claimed, advance)
+                await fetch_ranges(claimed, advance)
         finally:
             for each in (*here, *claimed):
                 each.blocks.release(each.start, each.end)
@@ -164,6 +188,7 @@ async def fetch(
             patient_until = loop.time() + _PATIENCE
         if not here and not claimed:
             await asyncio.sleep(_LOOK)
+    return ranges
 
 
 def _divide(

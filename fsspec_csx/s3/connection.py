@@ -88,6 +88,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
         self._loop = get_loop()
+        if self.block_cache is not None:  # the parent's may be locked by a thread that is not here
+            self.block_cache = BlockCache(self.block_cache.folder, self.block_cache.limit)
         # If freed, these would close connections on a loop that is gone.
         self._of_parent = self._s3, self.session, self._lease
         self._s3 = None

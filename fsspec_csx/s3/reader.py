@@ -205,13 +205,14 @@ class ReadFile(S3File):  # type: ignore[misc]
             return answer
 
         await self.fs.set_session()
+        fetch = functools.partial(self.fs.transfer.fetch, get)
+        ranges: Sequence[RangeRequest] | None = None
         try:
-            blocks = await self._cached_blocks()
-            if blocks is not None and (cached := cached_read.plan(blocks, spans, part, check)) is not None:
-                await cached_read.fetch(self.fs.transfer, get, cached, advance)
-                return cached
-            ranges = coalesce(spans, part, check)
-            await self.fs.transfer.fetch(get, ranges, advance)
+            if (blocks := await self._cached_blocks()) is not None:
+                ranges = await cached_read.fetch(self.fs.transfer, fetch, blocks, spans, part, advance, check)
+            if ranges is None:
+                ranges = coalesce(spans, part, check)
+                await fetch(ranges, advance)
         except OSError as error:
             if code_of(error) in ("PreconditionFailed", "412"):
                 raise FileExpired(self.path, self.details.get("ETag")) from error
@@ -219,12 +220,23 @@ class ReadFile(S3File):  # type: ignore[misc]
         return ranges
 
     async def _cached_blocks(self) -> CachedObject | None:
+        if self.fs.block_cache is None or not self._cache_names:
+            return None
+        return await in_thread(self.fs.block_cache.open, self._cache_names, self.size)
+
+    @property
+    def _cache_names(self) -> tuple[str, ...]:
+        """What identifies the object in a cache; empty if it is not to be in one."""
         etag = self._details.get("ETag") if self._details is not None else None
         encrypted = any(name.startswith("SSECustomer") for name in self.s3_additional_kwargs)
-        if self.fs.block_cache is None or not etag or encrypted:  # with a key of the caller's, no plain text is kept
-            return None
-        names = self.fs._endpoint, self.bucket, self.key, self.version_id or ""
-        return await in_thread(self.fs.block_cache.open, names, etag, self.size)
+        if not etag or encrypted:  # with a key of the caller's, no plain text is kept
+            return ()
+        return self.fs._endpoint, self.bucket, self.key, self.version_id or "", etag
+
+    def forget_cached(self) -> None:
+        """Remove the object from the cache: it was damaged before it came there."""
+        if self.fs.block_cache is not None and self._cache_names:
+            self.fs.block_cache.remove(self._cache_names, self.size)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from proxy import Fault, FaultProxy, fault_proxy
 
 import fsspec_csx
 from fsspec_csx import backends
+from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.s3 import block_cache
 from fsspec_csx.s3.block_cache import BLOCK, CachedObject
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -314,6 +315,18 @@ def test_damaged_answers_are_not_kept(url: str, folder: Path, slow: FaultProxy) 
     assert read(url, folder) == DATA
 
 
+def test_checkpoint_that_came_damaged_is_fetched_again(
+    environment: LocalS3, bucket: str, folder: Path, slow: FaultProxy
+) -> None:
+    """A bit that flipped on the way, before the cache, costs one load and not all that follow."""
+    url = f"s3://{bucket}/model.mdl"
+    fsspec_csx.save({"weight": torch.ones(1_000_000)}, url)
+    slow.faults = [Fault("GET", flip_down=MIB, when=lambda request: request.span[1] - request.span[0] > 2 * MIB)]
+    with pytest.raises(InvalidCheckpointError):
+        fsspec_csx.load(url, storage_options={"cache_dir": folder})
+    assert fsspec_csx.load(url, storage_options={"cache_dir": folder})["weight"].sum() == 1_000_000
+
+
 def test_the_ways_to_name_it(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The setting and the fsspec configuration name a cache too; a call's own option comes first."""
     with backends.scoped_flags({"csx.storage.s3.cache_dir": str(folder), "csx.storage.s3.cache_size": "1GB"}):
@@ -348,11 +361,7 @@ def test_caches_of_fsspec(environment: LocalS3, bucket: str, folder: Path, proto
 
 def test_claims_are_for_other_processes(tmp_path: Path) -> None:
     """A range that one process fetches is left to it by others, until it is released or the process ends."""
-    cache = block_cache.BlockCache(tmp_path, MIB)
-    first, other = (
-        cache.open(("name",), "etag", MIB),
-        block_cache.BlockCache(tmp_path, MIB).open(("name",), "etag", MIB),
-    )
+    first, other = (block_cache.BlockCache(tmp_path, MIB).open(("name", "etag"), MIB) for _ in range(2))
     assert isinstance(first, CachedObject)
     assert isinstance(other, CachedObject)
     assert first.claim(0, BLOCK)

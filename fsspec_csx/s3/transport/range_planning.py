@@ -45,23 +45,27 @@ def allocate(size: int, name: object) -> bytes:
 
 
 def coalesce(
-    spans: Sequence[Span], part: int, check: Check | None = None, make: Callable[..., RangeRequest] = RangeRequest
+    spans: Sequence[Span],
+    part: int | Callable[[int], int],
+    check: Check | None = None,
+    make: Callable[..., RangeRequest] = RangeRequest,
 ) -> list[RangeRequest]:
     """Make requests of spans: near ones share a request, long ones are divided.
 
     Args:
         spans: in any order.
-        part: the most bytes of a range.
+        part: the most bytes of a range, or of one that begins at a position.
         check: see ``RangeRequest``.
         make: makes a range.
     """
+    most = part if callable(part) else lambda start: part
     ranges: list[RangeRequest] = []
     for number, (position, memory) in sorted(enumerate(spans), key=lambda each: each[1][0]):
         while len(memory):
-            near = ranges and 0 <= position - ranges[-1].end <= _GAP and position - ranges[-1].start < part
-            if not near:
+            room = ranges[-1].start + most(ranges[-1].start) - position if ranges else 0
+            if room <= 0 or not 0 <= position - ranges[-1].end <= _GAP:
                 ranges.append(make(position, check=check))
-            room = part - (position - ranges[-1].start)
+                room = most(position)
             ranges[-1].add(number, position, memory[:room])
             position, memory = position + len(memory[:room]), memory[room:]
     return ranges
