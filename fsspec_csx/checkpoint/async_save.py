@@ -100,14 +100,18 @@ def async_save(
 
 
 def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> SaveFuture:
-    """Upload a checkpoint that a process left on the local disk, as ``async_save`` would have."""
+    """Upload a checkpoint that a process left on the local disk, as ``async_save`` would have.
+
+    The save is cancelled, with a warning, if the local file is damaged, or there is another one at the path.
+    """
     from fsspec_csx.checkpoint.local_tier import tier_of  # only here, as these import awscrt
     from fsspec_csx.checkpoint.local_writers import Upload
 
     tier, target = tier_of(path, local, options)
     name = target.path.rpartition("/")[2]
-    saving = Upload(tier, name, left=True)
-    future = SaveFuture(SaveProgress(NoOpCallback(), saving.nbytes))
+    progress = SaveProgress(NoOpCallback(), os.path.getsize(tier.path_of(name)))
+    future = SaveFuture(progress)
+    saving = Upload(tier, name, pass_over=progress.cancel)
     tier.add(name, future)
     _saves.add(_Save(future, target.fs, target.path, path, tier.folder, saving))
     return future
@@ -134,8 +138,12 @@ def _local_first(tier: LocalTier, save: _Save) -> _Save:
     def upload(saving: CheckpointWriter) -> None:
         _saves.add(replace(save, place=tier.folder, saving=saving))
 
+    def end() -> None:
+        save.future.progress.relative_update(save.saving.nbytes)
+        save.future.end(None, save.text)
+
     name = save.path.rpartition("/")[2]
-    writer = LocalWriter(tier, name, save.saving, upload, lambda: save.future.end(None, save.text))
+    writer = LocalWriter(tier, name, save.saving, upload, end)
     first = SaveFuture(SaveProgress(NoOpCallback(), writer.nbytes))
     save.future.follow(first, save.text)
     tier.add(name, save.future)

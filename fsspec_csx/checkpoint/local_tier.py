@@ -119,7 +119,7 @@ class LocalTier:
         return False
 
     def _records(self) -> list[tuple[str, dict[str, Any]]]:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):
             names = [name.removesuffix(_RECORD) for name in os.listdir(self.folder) if name.endswith(_RECORD)]
             found = [(name, record) for name in names if (record := self._record(name)) is not None]
             return sorted(found, key=lambda each: each[1]["number"])
@@ -173,9 +173,17 @@ class LocalTier:
         Raises:
             ChecksumError: an OSError, if the remote file has other bytes.
         """
-        record, state = self._record(name), _remote_state(target)
-        if record is None or state is None:
+        record = self._record(name)
+        if record is None:
             return  # deleted meanwhile
+        try:
+            state = _remote_state(target)
+        except OSError as error:  # the credentials may allow only to write
+            logger.warning("The state of %s is not noted beside its local copy: %s", target.name, error)
+            state = None
+        if state is None:
+            self._prune(record["number"])
+            return
         if state["size"] != record["size"] or state.get("crc64nvme", record["crc64nvme"]) != record["crc64nvme"]:
             reason = f"{target.name} was uploaded from {self.path_of(name)}, but has other bytes."
             raise ChecksumError(reason, "Check the local disk, and who else writes to this path.")
@@ -192,9 +200,9 @@ class LocalTier:
                 os.unlink(path)
 
     def _prune(self, uploaded: int) -> None:
-        """Delete all but the newest; of those not uploaded only the ones before an uploaded number."""
+        """Delete all but the newest; of those not uploaded only the ones up to an uploaded number."""
         for name, record in self._records()[: -self.keep]:
-            if record["remote"] is not None or record["number"] < uploaded:
+            if record["remote"] is not None or record["number"] <= uploaded:
                 self.delete(name)
 
     def _write_record(self, name: str, record: Mapping[str, Any]) -> None:

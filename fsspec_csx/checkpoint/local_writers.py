@@ -24,7 +24,7 @@ class LocalWriter(CheckpointWriter):
         name: of the checkpoint.
         writer: what is to be written.
         upload: called with the ``Upload`` when the local file is whole.
-        direct: called when the remote path was written to in its place.
+        end: called when the remote path was written to in its place.
 
     Raises:
         ValueError: if the format is of more than one file.
@@ -36,7 +36,7 @@ class LocalWriter(CheckpointWriter):
         name: str,
         writer: CheckpointWriter,
         upload: Callable[[Upload], object],
-        direct: Callable[[], object],
+        end: Callable[[], object],
     ) -> None:
         if not isinstance(writer, FileWriter):
             msg = "A local disk takes checkpoints of one file. Leave out the local folder, or the format."
@@ -46,7 +46,7 @@ class LocalWriter(CheckpointWriter):
         self._tier = tier
         self._writer = writer
         self._upload = upload
-        self._direct = direct
+        self._end = end
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
@@ -57,7 +57,7 @@ class LocalWriter(CheckpointWriter):
         except OSError as error:
             logger.warning("%s is saved without a copy in %s: %s", target.name, self._tier.folder, error)
             self._writer.save(target, advance=advance, commit=commit)
-            self._direct()
+            self._end()
         else:
             self._upload(Upload(self._tier, self._name))
 
@@ -72,22 +72,26 @@ class Upload(CheckpointWriter):
     Args:
         tier: the tier.
         name: of the checkpoint.
-        left: whether an earlier process left it, so that it is compared with its record first.
+        pass_over: if an earlier process left the checkpoint: called where it is not to be uploaded.
     """
 
-    def __init__(self, tier: LocalTier, name: str, *, left: bool = False) -> None:
+    def __init__(self, tier: LocalTier, name: str, *, pass_over: Callable[[], object] | None = None) -> None:
         self.nbytes = os.path.getsize(tier.path_of(name))
         self._tier = tier
         self._name = name
-        self._left = left
+        self._pass_over = pass_over
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``."""
         path = self._tier.path_of(self._name)
-        if self._left and (self._tier.find(self._name, target) is None or self._name not in self._tier.pending()):
-            return  # damaged, which is logged, or uploaded already
+        if self._pass_over is not None:
+            if self._tier.find(self._name, target) is None:
+                self._pass_over()
+                return
+            if self._name not in self._tier.pending():  # the end of its upload was not noted
+                return
         try:
             _upload(path, target, advance)
         except Exception:

@@ -32,14 +32,21 @@ class PendingSaves:
     def failed(self) -> bool:
         """Whether the first save has failed, with the error that ``wait`` raises."""
         save = next((save for _, save in self._saves), None)
-        return save is not None and save.done() and save.exception() is not None
+        return save is not None and save.done() and not save.cancelled() and save.exception() is not None
 
     def complete_ended(self, trainer: Trainer) -> None:
         """Complete those that have ended, up to the first that failed."""
         while self._saves and self._saves[0][1].done() and not self.failed:
-            path, _ = self._saves.pop(0)
-            self.complete(trainer, path)
+            self._end_first(trainer)
         self._report(trainer)
+
+    def _end_first(self, trainer: Trainer) -> None:
+        """Wait for the first save, and complete it, or raise its error."""
+        path, save = self._saves.pop(0)
+        wait([save])
+        if not save.cancelled():  # an upload that an earlier process left, and that was passed over with a warning
+            save.result()
+            self.complete(trainer, path)
 
     def complete(self, trainer: Trainer, path: str) -> None:
         """Report a checkpoint that is complete."""
@@ -68,13 +75,11 @@ class PendingSaves:
     def finish(self, trainer: Trainer, *, local: bool = False) -> BaseException | None:
         """Wait like ``wait``, but for this process alone, and return the error."""
         found: BaseException | None = None
-        if local and self._saves:
-            wait([getattr(save, "local", None) or save for _, save in self._saves])
+        if local:
+            wait([first for _, save in self._saves if (first := getattr(save, "local", None)) is not None])
         while self._saves and (not local or self._saves[0][1].done()):
-            path, save = self._saves.pop(0)
             try:
-                save.result()
-                self.complete(trainer, path)
+                self._end_first(trainer)
             except Exception as error:
                 found = found or error
         self._report(trainer)

@@ -2,30 +2,209 @@
 
 from __future__ import annotations
 
+import json
+import random
+import subprocess
+import threading
+import time
+from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
+import fsspec
+import pytest
 import torch
+from commands import running
+from conftest import recorded_requests
+from forked import python
 
 from fsspec_csx import async_save, load
+from fsspec_csx.checkpoint import local_tier
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
+MIB = 2**20
+# Saves steps by way of a local disk: ROOT DISK FIRST LAST MIB. It prints those that are whole there.
+JOB = """
+import sys, torch
+from fsspec_csx import async_save
+root, disk, first, last, size = sys.argv[1:]
+for step in range(int(first), int(last) + 1):
+    state = {"w": torch.full((int(size) * 2**18,), float(step)), "step": step}
+    future = async_save(state, f"{root}/{step}.mdl", local=disk)
+    future.local.result()
+    print(step, flush=True)
+"""
 
-def state(step: int) -> dict[str, object]:
-    return {"w": torch.full((1000,), float(step)), "step": step}
+
+def state(step: int, count: int = 1000) -> dict[str, Any]:
+    return {"w": torch.full((count,), float(step)), "step": step}
 
 
-def local_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*/*.mdl"))
+def is_step(loaded: dict[str, Any], step: int) -> bool:
+    return loaded["step"] == step and bool((loaded["w"] == step).all())
 
 
-def test_saved_on_both_sides(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
-    """The local file is whole first; the remote one is the same; the newest stay on the disk."""
-    for step in range(1, 6):
-        future = async_save(state(step), f"s3://{bucket}/run/{step}.mdl", local=tmp_path, keep_local=2)
+def local_steps(disk: Path) -> list[int]:
+    return sorted(int(path.stem) for path in disk.glob("*/*.mdl"))
+
+
+def command(root: str, disk: Path, first: int, last: int, size: int = 1, before: str = "") -> list[str]:
+    return [*python(), "-c", f"{before}\n{JOB}", root, str(disk), str(first), str(last), str(size)]
+
+
+def job(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.fixture
+def run(environment: LocalS3, bucket: str) -> str:
+    return f"s3://{bucket}/run"
+
+
+def test_saved_on_both_sides(root: str, tmp_path: Path) -> None:
+    """The local file is whole first, the remote one is the same, and the newest stay on the disk."""
+    disk = tmp_path / "disk"
+    for step, name in enumerate(("1.mdl", "2.safetensors", "3.mdl", "4.mdl")):
+        saved = {"w": torch.full((1000,), float(step))}
+        future = async_save(saved, f"{root}/{name}", local=disk)
         assert future.local is not None
         future.local.result()
-        assert load(f"s3://{bucket}/run/{step}.mdl", local=tmp_path)["step"] == step
+        assert load(f"{root}/{name}", local=disk)["w"][0] == step
     future.result()
-    assert local_files(tmp_path) == ["4.mdl", "5.mdl"]
-    for step in range(1, 6):
-        assert load(f"s3://{bucket}/run/{step}.mdl")["step"] == step
+    assert future.bytes_written == future.bytes_total > 4000
+    assert local_steps(disk) == [3, 4]
+    assert load(f"{root}/2.safetensors")["w"][0] == 1
+    assert (load(f"{root}/4.mdl")["w"] == saved["w"]).all()
+
+
+def test_same_path(run: str, tmp_path: Path) -> None:
+    """Each save to a path waits for the upload of the one before."""
+    for step in range(4):
+        last = async_save(state(step), f"{run}/latest.mdl", local=tmp_path)
+    last.result()
+    assert load(f"{run}/latest.mdl")["step"] == 3
+    with recorded_requests() as requests:
+        assert load(f"{run}/latest.mdl", local=tmp_path)["step"] == 3
+    assert requests == ["HeadObject"]
+
+
+def test_uploads_slower_than_saves(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third save waits for the first upload, so that neither memory nor disk fills."""
+    go = threading.Event()
+    put_file = CSXFileSystem.put_file
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        assert go.wait(60)
+        return put_file(*args, **kwargs)
+
+    monkeypatch.setattr(CSXFileSystem, "put_file", slow)
+    futures = [async_save(state(step), f"{run}/{step}.mdl", local=tmp_path) for step in (1, 2)]
+    for future in futures:
+        assert future.local is not None
+        future.local.result()
+    assert is_step(load(f"{run}/2.mdl", local=tmp_path), 2)
+    third = threading.Thread(target=lambda: async_save(state(3), f"{run}/3.mdl", local=tmp_path).result())
+    third.start()
+    third.join(0.3)
+    assert local_steps(tmp_path) == [1, 2]
+    go.set()
+    third.join(60)
+    assert local_steps(tmp_path) == [2, 3]
+    assert [is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 2, 3)] == [True] * 3
+
+
+def test_failed_upload(server: LocalS3, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is an error, and the local file stays; a later save with better credentials uploads it."""
+    options = server.storage_options("reader")
+    future = async_save(state(1), f"{run}/1.mdl", local=tmp_path, storage_options=options)
+    with pytest.raises(PermissionError):
+        future.result()
+    assert "from where the next run uploads it" in caplog.text
+    assert is_step(load(f"{run}/1.mdl", local=tmp_path), 1)
+    local_tier._tiers.clear()  # as in another process
+    async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
+    assert is_step(load(f"{run}/1.mdl"), 1)
+
+
+def test_left_and_damaged(run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was not uploaded, and is damaged, is not uploaded later: a warning says so."""
+    async_save(state(1), f"{run}/1.mdl", local=tmp_path).result()
+    fs, path = fsspec.url_to_fs(f"{run}/1.mdl")
+    fs.rm_file(path)
+    (local,) = tmp_path.glob("*/1.mdl")
+    record = Path(f"{local}.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "remote": None}))
+    local.write_bytes(local.read_bytes()[:-1] + b"x")
+    local_tier._tiers.clear()  # as in another process
+    async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
+    assert "its bytes have changed" in caplog.text
+    with pytest.raises(FileNotFoundError):
+        load(f"{run}/1.mdl", local=tmp_path)
+
+
+def test_cancelled(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its upload a save is cancelled like any other."""
+    go = threading.Event()
+    put_file = CSXFileSystem.put_file
+    monkeypatch.setattr(CSXFileSystem, "put_file", lambda *args, **kwargs: go.wait(60) and put_file(*args, **kwargs))
+    first, second = (async_save(state(step), f"{run}/{step}.mdl", local=tmp_path) for step in (1, 2))
+    assert second.local is not None
+    second.local.result()
+    assert second.cancel()
+    go.set()
+    first.result()
+    with pytest.raises(CancelledError):
+        second.result()
+    with pytest.raises(FileNotFoundError):
+        load(f"{run}/2.mdl")
+
+
+def test_disk_full(run: str, tmp_path: Path) -> None:
+    """What the disk does not take goes straight to the path, with a warning, and nothing is left on the disk."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({MIB // 2}, {MIB // 2}))"
+    done = job(run, tmp_path / "disk", 1, 2, before=limit)
+    assert done.stderr.count("is saved without a copy in") == 2
+    assert [is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 2)] == [True, True]
+    assert {path.name for path in tmp_path.glob("disk/*/*")} == {".lock"}
+
+
+def test_refused(run: str, tmp_path: Path) -> None:
+    """Formats of several files, before anything is written."""
+    for options in ({"format": "huggingface"}, {"format": "cerebras"}, {"keep_local": 0}):
+        with pytest.raises(ValueError, match="local"):
+            async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local=tmp_path / "disk", **options)
+    with pytest.raises(ValueError, match="local"):
+        async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local="s3://bucket/disk")
+    assert local_steps(tmp_path / "disk") == []
+
+
+def test_one_process_at_a_time(run: str, tmp_path: Path) -> None:
+    """Another process does not touch the files of one that runs; it saves to the path alone."""
+    async_save(state(1), f"{run}/1.mdl", local=tmp_path).result()
+    assert "Another process uses this folder" in job(run, tmp_path, 2, 2).stderr
+    assert is_step(load(f"{run}/2.mdl"), 2)
+    assert local_steps(tmp_path) == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed(run: str, tmp_path: Path, seed: int) -> None:
+    """kill -9 at any moment loses nothing that was whole on the disk, and later runs upload all of it, in parts."""
+    moments, step, whole = random.Random(seed), 1, 0
+    for _ in range(6):
+        with running(command(run, tmp_path, step, 99, 24), stdout=subprocess.PIPE, text=True) as process:
+            time.sleep(moments.uniform(0.3, 2.5))
+            process.kill()
+            lines = process.communicate()[0].split()
+        whole = int(lines[-1]) if lines else whole
+        if whole:
+            assert is_step(load(f"{run}/{whole}.mdl", local=tmp_path), whole)
+        step = whole + 1
+    last = job(run, tmp_path, step, step, 24)
+    assert "passed over" not in last.stderr
+    for each in range(1, step + 1):
+        assert is_step(load(f"{run}/{each}.mdl"), each)
+    assert local_steps(tmp_path) == [step - 1, step]
+    assert not [*tmp_path.glob("*/.*.tmp")]
+    assert not [*(tmp_path / "home").rglob("uploads/*.json")]
