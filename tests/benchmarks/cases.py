@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 State = dict[str, Any]
-# How it lies in S3: as torch.save writes it, as safetensors does, or as the bytes of the tensors alone, in parts.
-KINDS = {"torch": ".pt", "safetensors": ".safetensors", "raw": ".raw"}
+# How it lies in S3: as torch.save writes it, as safetensors does, as the bytes of the tensors alone, in parts, or as
+# torch.distributed.checkpoint does.
+KINDS = {"torch": ".pt", "safetensors": ".safetensors", "raw": ".raw", "sharded": ".dcp"}
 
 _OF_A_PARAMETER = 4  # itself, and three of the optimizer
 _DTYPES = (torch.float32, torch.bfloat16, torch.float32, torch.int64)
@@ -41,7 +42,7 @@ class Case:
         return sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in self.layout())
 
     def key(self, kind: str) -> str:
-        """The object, or for "raw" the folder, that holds it."""
+        """The object, or for "raw" and "sharded" the folder, that holds it."""
         return f"{self.name}{KINDS[kind]}"
 
     def layout(self) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:

@@ -1,11 +1,12 @@
 """Saving and loading whole checkpoints: ours beside what else there is, on one machine.
 
     pip install . -r tests/benchmarks/requirements.txt
-    python tests/benchmarks/compare.py --json found.json --markdown table.md --plot plot.svg
+    python tests/benchmarks/compare.py --rounds 5 --json found.json --write tests/benchmarks
 
-Several servers in turn: nginx, which costs the least and drops what is put, so that the clients' own work shows, by
-http and by https; stores that are far away; and a real one. Exit status: 0, 1 if a peer failed, 2 if a server cannot be
-had; whether a goal was met does not count.
+measures all that the tables of README.md show, and writes them and the picture anew. Several servers in turn: nginx,
+which costs the least and drops what is put, so that the clients' own work shows, by http and by https; and stores that
+are far away. With ``--server``, ``--cases`` or ``--only`` it measures these in place of the README's. Exit status: 0, 1
+if a peer failed, 2 if a server cannot be had; whether a goal was met does not count.
 """
 
 from __future__ import annotations
@@ -16,45 +17,33 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `python -m tests.benchmarks.compare`
 
 import goals
-from cases import Case
 from peers import PEERS
 from plot import as_svg
 from report import Report
-from rounds import Plan, measure
+from rounds import measure
+from sections import CASES, SECTIONS, SHARDED, Section, asked
 from servers import SERVERS, running
-from table import as_markdown, as_text
+from table import NOTES, as_markdown, as_text, facts
 
-_KIB, _MIB, _GIB = 2**10, 2**20, 2**30
-_CASES = (
-    Case("large", tensors=64, size=16 * _MIB),
-    Case("single", tensors=1, size=_GIB),
-    Case("small", tensors=5000, size=4 * _KIB),
-    Case("mixed", tensors=200, size=4 * _MIB, mixed=True),
-)
-_QUICK = (
-    Case("large", tensors=16, size=16 * _MIB),
-    Case("single", tensors=1, size=256 * _MIB),
-    Case("small", tensors=1000, size=4 * _KIB),
-    _CASES[3],
-)
-_RUNS, _QUICK_RUNS = 5, 1
+_ROUNDS, _QUICK_ROUNDS = 5, 1
+_README = Path(__file__).with_name("README.md")
 
 
-def _facts(plan: Plan) -> dict[str, Any]:
+def _facts(peers: Iterable[str]) -> dict[str, Any]:
     """What one has to know to repeat the run."""
-    distributions = dict.fromkeys(["torch", *(name for peer in plan.peers for name in PEERS[peer].distributions)])
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    distributions = dict.fromkeys(["torch", *(name for peer in peers for name in PEERS[peer].distributions)])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}"
     return {
         "machine": f"{machine}, {platform.system()} {platform.release()}; client and server on it",
-        "runs": f"medians of {plan.runs}",
         "versions": {"Python": platform.python_version(), **{name: _version(name) for name in distributions}},
     }
 
@@ -75,35 +64,58 @@ def _positive(text: str) -> int:
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").partition("\n")[0])
-    names = [case.name for case in _CASES]
+    names = [case.name for case in (*CASES, *SHARDED)]
+    sections = [section.name for section in SECTIONS]
     parser.add_argument("--quick", action="store_true", help="smaller cases and one round: to see that all works")
-    parser.add_argument("--runs", type=_positive, help=f"rounds; {_RUNS} if not given")
-    parser.add_argument("--server", nargs="+", choices=SERVERS, default=list(SERVERS), help="by default all")
-    parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--only", nargs="+", choices=PEERS, metavar="NAME", help=f"of: {', '.join(PEERS)}")
+    parser.add_argument("--rounds", type=_positive, help=f"{_ROUNDS} if not given; some tables take one or two less")
+    parser.add_argument(
+        "--sections", nargs="+", choices=sections, default=sections, help="of the README; by default all"
+    )
+    parser.add_argument("--server", nargs="+", choices=SERVERS, default=[], help="not those of the README, but these")
+    parser.add_argument("--cases", nargs="+", choices=names, default=[], metavar="NAME", help=", ".join(names))
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=[], metavar="NAME", help=f"of: {', '.join(PEERS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write tables for a README")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, as SVG")
+    parser.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="write README.md and speed.svg with what was found"
+    )
     parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="measure nothing, read this JSON")
     return parser.parse_args(given)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
-    cases = tuple(case for case in (_QUICK if arguments.quick else _CASES) if case.name in arguments.cases)
-    chosen = tuple(name for name in PEERS if not arguments.only or name in arguments.only)
-    return Plan(chosen, cases, arguments.runs or (_QUICK_RUNS if arguments.quick else _RUNS))
+def _sections(arguments: argparse.Namespace) -> Sequence[Section]:
+    if arguments.server or arguments.cases or arguments.only:
+        return asked(arguments.server or list(SERVERS), arguments.cases, arguments.only)
+    return [section for section in SECTIONS if section.name in arguments.sections]
 
 
-def _measured(arguments: argparse.Namespace) -> Report:
-    plan = _plan(arguments)
-    report = Report(_facts(plan), {case.name: (str(case), case.nbytes) for case in plan.cases}, {})
-    for server in dict.fromkeys(arguments.server):
-        report.servers[server] = SERVERS[server]
-        with running(server, plan.cases, plan.kinds) as target:
-            measure(plan, target, report)
-        if arguments.json:
-            arguments.json.write_text(report.as_json())
+def _measured(arguments: argparse.Namespace, sections: Sequence[Section]) -> Report:
+    report = Report(_facts(peer for section in sections for peer in section.peers), {}, {})
+    rounds = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
+    for section in sections:
+        plan = section.plan(rounds, quick=arguments.quick)
+        report.cases |= {case.name: (str(case), case.nbytes) for case in plan.cases}
+        for server in section.servers:
+            report.servers[server] = SERVERS[server]
+            began = time.monotonic()
+            with running(server, plan.cases, plan.kinds) as target:
+                measure(plan, target, report)
+            print(f"{section.name} on {server} took {time.monotonic() - began:.0f} s", file=sys.stderr)
+            if arguments.json:
+                arguments.json.write_text(report.as_json())
     return report
+
+
+def _readme(report: Report, text: str) -> str:
+    """The README with the tables of a report; parts of which nothing was measured stay."""
+    parts = {section.name: as_markdown(report, section) for section in SECTIONS}
+    parts["goals"] = goals.as_markdown(report)
+    parts["facts"] = "\n".join(f"- {line}" for line in (*facts(report, short=True), *NOTES))
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, found, after = text.partition(begin)
+        if part and found:
+            text = f"{before}{begin}\n{part}\n\n{end}{after.partition(end)[2]}"
+    return text
 
 
 def _terminated(*_: object) -> NoReturn:
@@ -115,14 +127,16 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _arguments(given)
     try:
-        report = Report.from_json(arguments.source.read_text()) if arguments.source else _measured(arguments)
+        sections = _sections(arguments)
+        report = Report.from_json(arguments.source.read_text()) if arguments.source else _measured(arguments, sections)
     except (FileNotFoundError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    if arguments.markdown:
-        arguments.markdown.write_text(as_markdown(report))
-    if arguments.plot:
-        arguments.plot.write_text(as_svg(report))
+    if arguments.write:
+        text = _README.read_text()
+        arguments.write.mkdir(parents=True, exist_ok=True)
+        (arguments.write / "README.md").write_text(_readme(report, text))
+        (arguments.write / "speed.svg").write_text(as_svg(report))
     print(as_text(report), goals.as_text(report), sep="\n\n")
     return int(report.failed)
 

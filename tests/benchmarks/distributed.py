@@ -1,149 +1,122 @@
-"""Sharded checkpoints: ours against torch's own storage, on our filesystem and on s3fs, and against s3torchconnector's.
+"""Sharded checkpoints: each library's storage for torch.distributed.checkpoint, in processes that share tensors.
 
-    python tests/benchmarks/distributed.py
-
-Each process of ``torchrun`` has its part of every tensor (DTensors); a save and a load are measured from barrier to
-barrier, on LocalS3. "load, columns" is that of a state dict which is sharded otherwise than what was saved. Installed
-besides: ``s3torchconnector[dcp]``, where it is to be measured.
+Each of the two processes has its rows of every tensor, as DTensors. "columns" is a load by processes that have columns
+of what was saved by rows. An operation is measured from barrier to barrier, with the processor time of all processes.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import gc
-import importlib.util
-import json
 import os
-import random
 import resource
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import fsspec
 import torch
 import torch.distributed as dist
+from cases import Case
+from target import Target
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from fsspec_csx.testing import LocalS3
+if TYPE_CHECKING:
+    from measure import Result, Task
 
-_MIB = 2**20
-_MEMORY = Path("/dev/shm")
-_OPERATIONS = ("save", "load", "load, columns")
-_SEED = 1
-_BUCKET = "benchmark"
-_TIMEOUT = 600
-_SHOWN = 2000
+RANKS = 2
+_WARM_UP = Case("warm-up", tensors=1, size=2**18)
+_COLUMNS = 1024
+_LIMIT = timedelta(seconds=120)
 
 
-@dataclass(frozen=True)
-class Case:
-    """So many tensors of so many rows of 1024 numbers of 4 bytes, sharded by rows."""
-
-    name: str
-    tensors: int
-    rows: int
-
-    @property
-    def nbytes(self) -> int:
-        """Of all tensors together."""
-        return self.tensors * self.rows * 4096
-
-
-_CASES = (Case("large", 32, 4096), Case("small", 1000, 16))
-
-
-class Ours:
+class OursSharded:
     """``fsspec_csx.distributed``."""
 
-    def __init__(self) -> None:
-        from fsspec_csx import distributed
+    settings = "8 MiB parts, up to 64 in flight in all ranks"
 
-        self.writer, self.reader = distributed.StorageWriter, distributed.StorageReader
+    def __init__(self, target: Target) -> None:
+        from fsspec_csx.distributed import StorageReader, StorageWriter
+
+        self.writer, self.reader = StorageWriter, StorageReader
 
 
-class Torch:
-    """``FsspecWriter`` and ``FsspecReader`` on our filesystem."""
+class FsspecSharded:
+    """torch's ``FsspecWriter`` and ``FsspecReader``, on s3fs."""
 
-    def __init__(self) -> None:
+    settings = "of s3fs"
+
+    def __init__(self, target: Target) -> None:
+        import fsspec
+        import s3fs
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
-        self.writer = lambda path: FsspecWriter(path, sync_files=False)  # or it syncs the disks of the machine
+        fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)
+        self.writer = partial(FsspecWriter, sync_files=False)  # or it syncs the disks of the machine
         self.reader = FsspecReader
 
 
-class TorchOnS3fs(Torch):
-    """The same on s3fs."""
+class ConnectorSharded:
+    """``S3StorageWriter`` and ``S3StorageReader`` of s3torchconnector."""
 
-    def __init__(self) -> None:
-        import fsspec
-        import s3fs
+    settings = "of s3torchconnector"
 
-        super().__init__()
-        fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)
-
-
-class S3TorchConnector:
-    """``S3StorageWriter`` and ``S3StorageReader``."""
-
-    def __init__(self) -> None:
+    def __init__(self, target: Target) -> None:
         from s3torchconnector import S3ClientConfig
         from s3torchconnector.dcp import S3StorageReader, S3StorageWriter
 
         config = S3ClientConfig(force_path_style=True)
-        self.writer = lambda path: S3StorageWriter("us-east-1", path, s3client_config=config)
-        self.reader = lambda path: S3StorageReader("us-east-1", path, s3client_config=config)
+        self.writer = partial(S3StorageWriter, target.region, s3client_config=config)
+        self.reader = partial(S3StorageReader, target.region, s3client_config=config)
 
 
-_PEERS: dict[str, Callable[[], Any]] = {
-    "ours": Ours,
-    "torch on ours": Torch,
-    "torch on s3fs": TorchOnS3fs,
-    "s3torchconnector": S3TorchConnector,
-}
+def run(client: Any, task: Task) -> Result:
+    """Run a task in this rank; what all ranks took, as the first rank knows it."""
+    mesh = _joined()
+    try:
+        own = f"s3://{task.target.bucket}/by-{task.peer}-"
+        there = f"s3://{task.target.bucket}/"
+        kind = "sharded"
+        if task.operation == "save":
+            state = _state(_WARM_UP, mesh, 0, filled=True)
+            _save(client, state, own + _WARM_UP.key(kind))
+            state = _state(task.case, mesh, 0, filled=True)
+            return _measured(lambda: _save(client, state, own + task.case.key(kind)), client.settings)
+        dimension = int(task.operation == "columns")
+        _load(client, _state(_WARM_UP, mesh, dimension, filled=False), there + _WARM_UP.key(kind))
+        state = _state(task.case, mesh, dimension, filled=False)
+        found = _measured(lambda: _load(client, state, there + task.case.key(kind)), client.settings)
+        if task.check:
+            for name, tensor in _state(task.case, mesh, dimension, filled=True).items():
+                if not torch.equal(tensor.to_local(), state[name].to_local()):
+                    raise ValueError(f"the values of {name} differ")
+        return found
+    finally:
+        dist.destroy_process_group()
 
 
-# -- what torchrun runs ------------------------------------------------------------------------------------------------
+def _save(client: Any, state: dict[str, DTensor], path: str) -> None:
+    state_dict_saver.save(state, storage_writer=client.writer(path=path))
 
 
-def _work(name: str, root: str) -> None:
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    peer = _PEERS[name]()
-    found = {}
-    for case in (Case("warm-up", 1, 64), *_CASES):
-        path = f"{root}/{case.name}"
-        state = _state(case, mesh, 0, filled=True)
-        found[f"{case.name}/save"] = _measured(partial(state_dict_saver.save, state, storage_writer=peer.writer(path)))
-        for operation, dimension in (("load", 0), ("load, columns", 1)):
-            again = _state(case, mesh, dimension, filled=False)
-            found[f"{case.name}/{operation}"] = _measured(
-                partial(state_dict_loader.load, again, storage_reader=peer.reader(path))
-            )
-            for key, tensor in _state(case, mesh, dimension, filled=True).items():
-                assert torch.equal(tensor.to_local(), again[key].to_local()), key
-    if dist.get_rank() == 0:
-        print(json.dumps(found))
-    dist.destroy_process_group()
+def _load(client: Any, state: dict[str, DTensor], path: str) -> None:
+    state_dict_loader.load(state, storage_reader=client.reader(path=path))
+
+
+def _joined() -> DeviceMesh:
+    """The ranks, as the environment says who this is and where they meet."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", f"file://{os.environ['MEET']}", rank=rank, world_size=size, timeout=_LIMIT)
+    return init_device_mesh("cpu", (size,))
 
 
 def _state(case: Case, mesh: DeviceMesh, dimension: int, *, filled: bool) -> dict[str, DTensor]:
     """The tensors, of which this process has its rows or its columns."""
-    own = [case.rows, 1024]
+    own = [case.size // (4 * _COLUMNS), _COLUMNS]
     own[dimension] //= mesh.size()
     first = mesh.get_local_rank() * own[dimension]
     made = {}
@@ -152,14 +125,14 @@ def _state(case: Case, mesh: DeviceMesh, dimension: int, *, filled: bool) -> dic
         if filled:
             rows = torch.arange(own[0])[:, None] + (first if dimension == 0 else 0)
             columns = torch.arange(own[1])[None] + (first if dimension == 1 else 0)
-            local.copy_(rows * 1024 + columns + number)
+            local.copy_(rows * _COLUMNS + columns + number)
         made[f"layers.{number}.weight"] = DTensor.from_local(local, mesh, [Shard(dimension)], run_check=False)
     return made
 
 
-def _measured(operation: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the wall, and of the CPU in all processes together."""
-    gc.collect()
+def _measured(operation: Callable[[], object], settings: str) -> Result:
+    from measure import Result
+
     dist.barrier()
     cpu, start = _cpu_seconds(), time.perf_counter()
     operation()
@@ -167,7 +140,7 @@ def _measured(operation: Callable[[], object]) -> tuple[float, float]:
     seconds = time.perf_counter() - start
     spent = torch.tensor(_cpu_seconds() - cpu)
     dist.all_reduce(spent)
-    return seconds, spent.item()
+    return Result(seconds, spent.item(), settings=settings)
 
 
 def _cpu_seconds() -> float:
@@ -175,83 +148,33 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-# -- the rounds --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _server() -> Iterator[LocalS3]:
-    where = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=where) as folder, LocalS3(directory=folder) as server:
-        yield server
-
-
-def _run(peer: str, server: LocalS3, processes: int, root: str) -> dict[str, tuple[float, float]]:
-    endpoint = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *endpoint]
-    environment = {**os.environ, **server.environment(), "OMP_NUM_THREADS": "1"}
-    fsspec.filesystem("s3", **server.storage_options()).makedirs(_BUCKET, exist_ok=True)
-    environment["AWS_ENDPOINT_URL"] = server.endpoint_url  # s3torchconnector knows no other name
-    done = subprocess.run(
-        [*command, __file__, "--work", peer, root],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{peer}: {done.stderr[-_SHOWN:]}")
-    found: dict[str, tuple[float, float]] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _table(rounds: list[dict[str, dict[str, tuple[float, float]]]]) -> str:
-    lines = []
-    for case in _CASES:
-        lines += [f"{case.name}: {case.tensors} x {case.nbytes / case.tensors / _MIB:g} MiB", ""]
-        lines.append("| GB/s (ours is so many times as fast), CPU s/GB | " + " | ".join(_OPERATIONS) + " |")
-        lines.append("|---|" + "---:|" * len(_OPERATIONS))
-        for peer in rounds[0]:
-            cells = [_cell(case, peer, f"{case.name}/{operation}", rounds) for operation in _OPERATIONS]
-            lines.append(f"| {peer} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(case: Case, peer: str, place: str, rounds: list[dict[str, dict[str, tuple[float, float]]]]) -> str:
-    size = case.nbytes / 1e9
-    speed = size / statistics.median(found[peer][place][0] for found in rounds)
-    cpu = statistics.median(found[peer][place][1] for found in rounds) / size
-    ratio = statistics.median(found[peer][place][0] / found["ours"][place][0] for found in rounds)
-    return f"{speed:.2f}, {cpu:.1f}" if peer == "ours" else f"{speed:.2f} ({ratio:.1f}x), {cpu:.1f}"
+def write(folder: Path, case: Case) -> None:
+    """Write a checkpoint for the loads to a local folder, by torch's own writer, in a process for each rank."""
+    meet, pids = folder.with_suffix(".meet"), []
+    for rank in range(RANKS):
+        if not (pid := os.fork()):
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), MEET=str(meet))
+            status = 1
+            try:
+                writer = FileSystemWriter(folder, sync_files=False)
+                state_dict_saver.save(_state(case, _joined(), 0, filled=True), storage_writer=writer)
+                status = 0
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+    if any(statuses):
+        msg = f"The checkpoint {folder} cannot be written."
+        raise RuntimeError(msg)
+    meet.unlink(missing_ok=True)
 
 
 def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=3, help="rounds; 3 if not given")
-    parser.add_argument("--processes", type=int, default=2, help="2 if not given")
-    parser.add_argument("--work", nargs=2, metavar=("PEER", "ROOT"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.work:
-        _work(*arguments.work)
-        return
-    peers = list(_PEERS)
-    if not all(importlib.util.find_spec(name) for name in ("s3torchconnector", "tenacity")):
-        peers.remove("s3torchconnector")
-        print("s3torchconnector is not installed.", file=sys.stderr)
-    order = random.Random(_SEED)
-    rounds = []
-    for number in range(arguments.runs):
-        found = {}
-        for peer in order.sample(peers, len(peers)):
-            print(f"round {number + 1} of {arguments.runs}: {peer}", file=sys.stderr)
-            with _server() as server:
-                found[peer] = _run(peer, server, arguments.processes, f"s3://{_BUCKET}/run")
-        rounds.append({peer: found[peer] for peer in peers})
-    print(_table(rounds))
-    machine = f"{arguments.processes} processes on {os.cpu_count()} cores, torch {torch.__version__}"
-    print(f"medians of {arguments.runs}, {machine}")
+    """Write the checkpoints ``NAME TENSORS SIZE`` of the command line, and that of the warm-up, below a folder."""
+    root, *numbers = sys.argv[1:]
+    cases = [Case(name, int(tensors), int(size)) for name, tensors, size in zip(*[iter(numbers)] * 3, strict=True)]
+    for case in (_WARM_UP, *cases):
+        write(Path(root) / case.key("sharded"), case)
 
 
 if __name__ == "__main__":

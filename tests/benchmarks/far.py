@@ -32,6 +32,8 @@ _COMPLETED = _XML.format("CompleteMultipartUploadResult", f"{_NAME}<ETag>&quot;{
 _LISTED = _XML.format(
     "ListBucketResult", f"<Name>{BUCKET}</Name><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated>"
 )
+_COPIED = _XML.format("CopyObjectResult", f"<ETag>&quot;{_ETAG}&quot;</ETag>")
+_DELETED = _XML.format("DeleteResult", "")
 _STEP = 256 * 1024  # bytes between two looks at the clock
 _START_SECONDS = 10.0
 
@@ -141,10 +143,14 @@ class _Connection:
 
     def _answer(self, method: str, path: str, headers: dict[str, str]) -> None:
         url = urlsplit(path)
-        if method == "PUT":
+        if method == "PUT" and "x-amz-copy-source" in headers:
+            self._send(200, {"Content-Type": "application/xml"}, _COPIED)
+        elif method == "PUT":
             self._send(200, {"ETag": f'"{_ETAG}"'})
         elif method == "DELETE":
             self._send(204, {})
+        elif method == "POST" and url.query.partition("&")[0] in ("delete", "delete="):
+            self._send(200, {"Content-Type": "application/xml"}, _DELETED)
         elif method == "POST":
             self._send(200, {"Content-Type": "application/xml"}, _COMPLETED if "uploadId=" in url.query else _CREATED)
         elif url.path.count("/") < 2 or url.path.endswith("/"):

@@ -22,7 +22,11 @@ class Ours:
         import fsspec_csx
 
         self._library = fsspec_csx
-        self._options = {"key": target.access_key, "secret": target.secret_key, "endpoint_url": target.endpoint}
+        self._options: dict[str, Any] = {
+            "key": target.access_key,
+            "secret": target.secret_key,
+            "endpoint_url": target.endpoint,
+        }
         self._fs = fsspec.filesystem("s3", **self._options)
         self._root = f"s3://{target.bucket}"
 
@@ -41,6 +45,22 @@ class Ours:
         """Load."""
         state: State = self._library.load(f"{self._root}/{key}", storage_options=self._options)
         return state
+
+
+class OursFixed(Ours):
+    """``fsspec_csx.save`` and ``fsspec_csx.load`` with so many requests in flight, whatever the link."""
+
+    def __init__(self, target: Target, number: int) -> None:
+        super().__init__(target)
+        self._options["max_concurrency"] = number
+        self._fs.connect()
+        self._fixed = self._fs.transfer.slots.fixed(number)
+        self._fixed.__enter__()  # for as long as the process lives
+
+    @property
+    def settings(self) -> str:
+        """How many requests are in flight."""
+        return f"{self._options['max_concurrency']} in flight"
 
 
 class Streaming(Ours):

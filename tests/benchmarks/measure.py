@@ -1,23 +1,29 @@
-"""One measurement, in a process of its own: ``python measure.py`` with a task on its standard input."""
+"""One measurement, in a process of its own, forked from one that has imported torch and made the state dict."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import importlib
 import json
 import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import distributed
+import torch
 from cases import WARM_UP, Case, State, difference
 from peers import PEERS, Client, Peer
 from target import Target
@@ -27,6 +33,7 @@ _PROC = Path("/proc/self")
 _CERTIFICATES = Path("/etc/ssl/certs")
 _ERROR_LENGTH = 160
 _SAMPLE_SECONDS = 0.002
+_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Task:
 
     Attributes:
         peer: its name.
-        operation: "save" or "load".
+        operation: "save" or "load"; of a peer with several ranks also "columns".
         check: whether to compare afterwards what was loaded, or what the peer loads of what it saved, with what it
             should be; where the server drops what is saved, to see that it all came.
     """
@@ -70,21 +77,49 @@ class Result:
     error: str | None = None
 
 
-def in_process(task: Task) -> Result:
-    """Run a task in a fresh process."""
-    command = [*_trusting(task.target), sys.executable, __file__]
-    given = json.dumps(asdict(task))
-    try:
-        done = subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=_TIMEOUT, env=task.target.environment()
+class Launcher:
+    """Runs tasks on one server, each in a fresh process; ends with its ``with`` block.
+
+    Args:
+        target: the server.
+    """
+
+    def __init__(self, target: Target) -> None:
+        command = [*_trusting(target), sys.executable, __file__]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=target.environment(),
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return Result(error=f"not done after {_TIMEOUT:g} seconds")
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        said = done.stderr.strip().splitlines()
-        return Result(error=f"ended with status {done.returncode}: {said[-1] if said else 'no message'}")
-    return Result(**json.loads(lines[-1]))
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if raised[0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # and what it has forked
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()  # it ends when its standard input does
+
+    def run(self, task: Task) -> Result:
+        """Run a task.
+
+        Raises:
+            RuntimeError: if the process that forks cannot go on.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(asdict(task)), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            msg = f"The process for measurements ended with status {self._process.wait()}."
+            raise RuntimeError(msg)
+        return Result(**json.loads(line))
 
 
 def _trusting(target: Target) -> list[str]:
@@ -102,6 +137,8 @@ def run(task: Task) -> Result:
     """Run a task in this process."""
     peer = PEERS[task.peer]
     client = peer.connect(task.target)
+    if peer.ranks > 1:
+        return distributed.run(client, task)
     measured, problem = (_save if task.operation == "save" else _load)(task, peer, client)
     return replace(measured, settings=client.settings, error=problem)
 
@@ -132,8 +169,13 @@ def _load(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
     return measured, difference(_state(peer, task.case) if peer.nests else task.case.dotted(), state)
 
 
+@functools.lru_cache(maxsize=1)
+def _made(case: Case, nested: bool) -> State:
+    return case.state() if nested else case.flat()
+
+
 def _state(peer: Peer, case: Case) -> State:
-    return case.state() if peer.kind == "torch" else case.flat()
+    return WARM_UP.flat() if case == WARM_UP else _made(case, peer.kind == "torch" and case.mixed)
 
 
 def _measured(operation: Callable[[], State | None], own: int, target: Target) -> tuple[Result, State | None]:
@@ -206,14 +248,69 @@ def _task(given: dict[str, Any]) -> Task:
     return Task(**{**given, "case": Case(**given["case"]), "target": Target(**given["target"])})
 
 
-def main() -> None:
-    """Read a task, run it, and print its result as a line of JSON."""
+def _forked(task: Task) -> Result:
+    """Run a task in a process for each of its ranks; what the first found."""
+    peer = PEERS[task.peer]
+    if peer.ranks == 1 and (task.operation == "save" or task.check):
+        _state(peer, task.case)  # made once, for all
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as messages:
+        found, pids = Path(folder) / "found", []
+        for rank in range(peer.ranks):
+            if not (pid := os.fork()):
+                _child(task, rank, folder, found, messages.fileno())
+            pids.append(pid)
+        statuses = _ended(pids)
+        if None in statuses:
+            return Result(error=f"not done after {_TIMEOUT:g} seconds")
+        if found.exists():
+            return Result(**json.loads(found.read_text()))
+        messages.seek(0)
+        said = messages.read().decode(errors="replace").strip().splitlines()
+        return Result(error=f"ended with status {statuses}: {said[-1] if said else 'no message'}"[:_ERROR_LENGTH])
+
+
+def _child(task: Task, rank: int, folder: str, found: Path, messages: int) -> NoReturn:
+    torch.set_num_threads(os.cpu_count() or 1)
+    os.dup2(messages, 1)
+    os.dup2(messages, 2)
+    if (ranks := PEERS[task.peer].ranks) > 1:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), MEET=f"{folder}/meet")
     try:
-        result = run(_task(json.load(sys.stdin)))
+        result = run(task)
     except Exception as error:  # every peer has its own
         text = " ".join(str(error).split())
         result = Result(error=f"{type(error).__name__}: {text}"[:_ERROR_LENGTH])
-    print(json.dumps(asdict(result)))
+    if rank == 0 or result.error:
+        whole = found.with_name(f"found-{rank}")
+        whole.write_text(json.dumps(asdict(result)))
+        if not found.exists():  # the first error is the cause of the others'
+            whole.rename(found)
+    os._exit(0)
+
+
+def _ended(pids: list[int]) -> list[int | None]:
+    """The exit status of each process; None of one that was killed after the time limit."""
+    deadline, statuses = time.monotonic() + _TIMEOUT, dict[int, int | None]()
+    while len(statuses) < len(pids):
+        late = time.monotonic() > deadline
+        for pid in pids:
+            if pid in statuses:
+                continue
+            if late:
+                os.kill(pid, signal.SIGKILL)
+            ended, status = os.waitpid(pid, 0 if late else os.WNOHANG)
+            if ended:
+                statuses[pid] = None if late else os.waitstatus_to_exitcode(status)
+        time.sleep(_POLL_SECONDS)
+    return list(statuses.values())
+
+
+def main() -> None:
+    """Read tasks, a line of JSON each, and print the result of each as a line."""
+    torch.set_num_threads(1)  # threads of OpenMP would not survive a fork
+    importlib.import_module("fsspec_csx.distributed")  # else each process takes a second for it, and for s3fs
+    for line in sys.stdin:
+        print(json.dumps(asdict(_forked(_task(json.loads(line))))), flush=True)
 
 
 if __name__ == "__main__":

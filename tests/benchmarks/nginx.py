@@ -39,12 +39,14 @@ http {{
   log_format request "$request_method $request_length";
   access_log {folder}/requests request;
   default_type application/octet-stream;
-  map "$request_method $args" $call {{
+  map "$request_method $args$http_x_amz_copy_source" $call {{
     default read;
+    "~^PUT .*/" copy;
     "~^PUT" put;
     "~^DELETE" delete;
     "~^POST .*uploadId=" complete;
     "~^POST .*uploads" create;
+    "~^POST delete" remove;
   }}
   upstream self {{ server 127.0.0.1:{port}; keepalive 32; }}
   server {{
@@ -65,6 +67,8 @@ http {{
       root {folder}/data;
       if ($call = put) {{ rewrite ^ /put last; }}
       if ($call = delete) {{ return 204; }}
+      if ($call = copy) {{ add_header Content-Type application/xml; return 200 '{copied}'; }}
+      if ($call = remove) {{ add_header Content-Type application/xml; return 200 '{deleted}'; }}
       if ($call = create) {{ add_header Content-Type application/xml; return 200 '{created}'; }}
       if ($call = complete) {{ add_header Content-Type application/xml; return 200 '{completed}'; }}
     }}
@@ -80,6 +84,8 @@ _COMPLETED = _XML.format("CompleteMultipartUploadResult", f"{_NAME}<ETag>&quot;{
 _LISTED = _XML.format(
     "ListBucketResult", f"<Name>{BUCKET}</Name><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated>"
 )
+_COPIED = _XML.format("CopyObjectResult", f"<ETag>&quot;{_ETAG}&quot;</ETag>")
+_DELETED = _XML.format("DeleteResult", "")
 
 
 class Nginx:
@@ -145,6 +151,8 @@ def _start(program: str, root: Path, port: int, secure: int | None) -> subproces
             port=port,
             tls=_certified(root, secure) if secure else "",
             etag=_ETAG,
+            copied=_COPIED,
+            deleted=_DELETED,
             created=_CREATED,
             completed=_COMPLETED,
             listed=_LISTED,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from amazon import Boto3, Crt, S3TorchConnector
 from cases import Case, State
-from files import Obstore, Opened, Ours, S3fs, Streaming
+from distributed import RANKS, ConnectorSharded, FsspecSharded, OursSharded
+from files import Obstore, Opened, Ours, OursFixed, S3fs, Streaming
 from safetensors_files import OursSafetensors, Runai, SafetensorsOnS3fs
 from sockets import CheckedSockets, Sockets
 from target import Target
@@ -32,27 +34,34 @@ class Peer:
     Attributes:
         label: what it does, for people.
         modules: what has to be installed for it.
-        connect: makes its client.
+        connect: makes its client: a `Client`, or of several ranks a storage of torch.distributed.checkpoint.
         distributions: of whose versions its results depend.
         kind: how the checkpoint lies in S3, one of ``cases.KINDS``.
         base: the peer that it is compared with.
         saves: whether it can save at all.
+        ranks: how many processes share the checkpoint.
         nests: whether what it loads is nested as it was saved; else it is a dict by dotted names.
     """
 
     label: str
     modules: tuple[str, ...]
-    connect: Callable[[Target], Client]
+    connect: Callable[[Target], Any]
     distributions: tuple[str, ...] = ()
     kind: str = "torch"
     base: str = "ours"
     saves: bool = True
+    ranks: int = 1
     nests: bool = True
 
 
 _OURS = ("fsspec-csx", "s3fs", "aiobotocore", "urllib3", "safetensors")
 _CONNECTOR = ("s3torchconnector", "s3torchconnectorclient")
 _RUNAI = ("runai_model_streamer", "runai_model_streamer_s3")
+
+
+def _sharded(label: str, module: str, connect: Callable[[Target], Any]) -> Peer:
+    return Peer(label, (module,), connect, kind="sharded", base="sharded", ranks=RANKS)
+
 
 PEERS: dict[str, Peer] = {
     "ours": Peer("fsspec_csx.save and load", ("fsspec_csx",), Ours, _OURS),
@@ -92,4 +101,13 @@ PEERS: dict[str, Peer] = {
         base="ours-safetensors",
         saves=False,
     ),
+    **{
+        f"ours-{number}": Peer(
+            f"fsspec_csx with {number} requests, fixed", ("fsspec_csx",), partial(OursFixed, number=number), _OURS
+        )
+        for number in (16, 32, 64, 128)
+    },
+    "sharded": _sharded("fsspec_csx.distributed", "fsspec_csx", OursSharded),
+    "sharded-s3fs": _sharded("torch's own storage on s3fs", "s3fs", FsspecSharded),
+    "sharded-s3torchconnector": _sharded("s3torchconnector's storage", "tenacity", ConnectorSharded),
 }

@@ -22,10 +22,11 @@ _VALUE = 46  # room for the number behind the longest bar
 def as_svg(report: Report) -> str:
     """Bars of GB/s for the first case: a row of panels per server, a panel per operation, a bar per peer."""
     case = next(iter(report.cases))
-    height = sum(_TITLE + _STEP * len(_shown(report, server, case)) for server in report.servers) + 10
+    servers = {server: what for server, what in report.servers.items() if _shown(report, server, case)}
+    height = sum(_TITLE + _STEP * len(_shown(report, server, case)) for server in servers) + 10
     drawn = []
     top = 0.0
-    for server, what in report.servers.items():
+    for server, what in servers.items():
         drawn.append(_text(0, top + 16, f"GB/s, {report.cases[case][0]}. Server: {what}", weight="bold"))
         peers = _shown(report, server, case)
         for at, peer in enumerate(peers):
@@ -40,11 +41,12 @@ def as_svg(report: Report) -> str:
 
 
 def _shown(report: Report, server: str, case: str) -> list[str]:
-    """The peers that have a number."""
+    """The peers that have a number, without ours of a fixed number of requests."""
     return [
         peer
         for peer in report.peers
-        if any(report.row(server, case, operation, peer).seconds for operation in OPERATIONS)
+        if not peer.removeprefix("ours-").isdecimal()
+        and any(report.row(server, case, operation, peer).seconds for operation in OPERATIONS)
     ]
 
 

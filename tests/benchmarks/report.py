@@ -11,6 +11,8 @@ from typing import Any
 from peers import PEERS
 
 OPERATIONS = ("save", "load")
+Place = tuple[str, str, str]
+"""A server, a case and an operation."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,21 @@ class Report:
         """Whether a peer did not work."""
         return any(gap.failed for gap in self.gaps)
 
+    @property
+    def places(self) -> list[Place]:
+        """Where anything was measured, or failed, in the order of servers and cases."""
+        found = {(run.server, run.case, run.operation) for run in self.runs}
+        found |= {(gap.server, gap.case, gap.operation) for gap in self.gaps if gap.case}
+        servers, cases = list(self.servers), list(self.cases)
+        operations = (*OPERATIONS, "columns")
+        return sorted(
+            found, key=lambda place: (servers.index(place[0]), cases.index(place[1]), operations.index(place[2]))
+        )
+
+    def rounds(self, server: str, case: str) -> int:
+        """How many rounds there were."""
+        return len({run.number for run in self.runs if (run.server, run.case) == (server, case)})
+
     def row(self, server: str, case: str, operation: str, peer: str) -> Row:
         """What is known of a peer in one place; see `Row`."""
         place = (server, case, operation)
@@ -149,8 +166,8 @@ class Row:
     """One operation of one peer: medians of its runs.
 
     Attributes:
-        faster: as of `Report.faster`; None for ours itself.
-        cpu: as of `Report.cpu`; None for ours itself.
+        faster: see `Report.faster`; None for ours itself.
+        cpu: see `Report.cpu`; None for ours itself.
         note: why there are no numbers, if there are none.
     """
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from cases import Case
-from measure import Result, Task, in_process
+from measure import Launcher, Result, Task
 from peers import PEERS
 from report import OPERATIONS, Gap, Report, Run
 from servers import scratch
@@ -19,11 +19,12 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured: names of peers, cases, and how many rounds."""
+    """What is to be measured: names of peers, cases, how many rounds, and what each does."""
 
     peers: tuple[str, ...]
     cases: tuple[Case, ...]
     runs: int
+    operations: tuple[str, ...] = OPERATIONS
 
     @property
     def installed(self) -> list[str]:
@@ -44,32 +45,33 @@ def measure(plan: Plan, target: Target, report: Report) -> None:
     """Measure everything on a server that has the cases to load, and add it to the report."""
     able = plan.installed
     report.gaps += [Gap(target.server, name, "not installed") for name in plan.peers if name not in able]
-    places = [(case, operation) for case in plan.cases for operation in OPERATIONS]
+    places = [(case, operation) for case in plan.cases for operation in plan.operations]
     runs: dict[tuple[str, str, str], list[Run]] = {}
     broken: set[tuple[str, str, str]] = set()
     order = random.Random(_SEED)
-    for number in range(plan.runs):
-        for case, operation in order.sample(places, len(places)):
-            for name in order.sample(able, len(able)):
-                place = (case.name, operation, name)
-                if place in broken or (operation == "save" and not PEERS[name].saves):
-                    continue
-                _tell(f"round {number + 1} of {plan.runs}: {target.server} {' '.join(place)}")
-                result = _done(Task(name, operation, case, target, check=number == 0))
-                report.settings[name] = result.settings or report.settings.get(name, "")
-                runs.setdefault(place, []).append(_run(target.server, place, number, result))
-                if result.error:
-                    broken.add(place)
-                    note = f"error: {result.error}"
-                    report.gaps.append(Gap(target.server, name, note, case.name, operation, failed=True))
+    with Launcher(target) as launcher:
+        for number in range(plan.runs):
+            for case, operation in order.sample(places, len(places)):
+                for name in order.sample(able, len(able)):
+                    place = (case.name, operation, name)
+                    if place in broken or (operation == "save" and not PEERS[name].saves):
+                        continue
+                    _print_status(f"round {number + 1} of {plan.runs}: {target.server} {' '.join(place)}")
+                    result = _done(launcher, Task(name, operation, case, target, check=number == 0))
+                    report.settings[name] = result.settings or report.settings.get(name, "")
+                    runs.setdefault(place, []).append(_run(target.server, place, number, result))
+                    if result.error:
+                        broken.add(place)
+                        note = f"error: {result.error}"
+                        report.gaps.append(Gap(target.server, name, note, case.name, operation, failed=True))
     report.runs += [run for place, found in runs.items() if place not in broken for run in found]
 
 
-def _done(task: Task) -> Result:
-    if task.operation == "load":
-        return in_process(task)
+def _done(launcher: Launcher, task: Task) -> Result:
+    if task.operation != "save":
+        return launcher.run(task)
     with scratch(task.target) as empty:
-        return in_process(replace(task, target=empty))
+        return launcher.run(replace(task, target=empty))
 
 
 def _run(server: str, place: tuple[str, str, str], number: int, result: Result) -> Run:
@@ -85,5 +87,5 @@ def _run(server: str, place: tuple[str, str, str], number: int, result: Result) 
     )
 
 
-def _tell(what: str) -> None:
+def _print_status(what: str) -> None:
     print(what, file=sys.stderr, flush=True)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+import distributed
 import s3fs
 import torch
 from cases import WARM_UP, Case
 from far import FarStore
 from nginx import Nginx
+from peers import PEERS
 from sockets import parts
 from target import BUCKET, Target
 
@@ -57,6 +62,8 @@ def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterato
                 return path.open("wb")
 
             _store(cases, kinds, create)
+            if "sharded" in kinds:
+                _write_sharded(stub.folder, cases)
             yield stub.target
         return
     with LocalS3(directory=_directory(kept)) as local:
@@ -98,6 +105,17 @@ def scratch(target: Target) -> Iterator[Target]:
         fs.rm(_SCRATCH, recursive=True)
 
 
+def _write_sharded(folder: Path, cases: Sequence[Case]) -> None:
+    """Write the checkpoints of torch.distributed.checkpoint, and what the writers rename, as the server drops it."""
+    numbers = [str(each) for case in cases for each in (case.name, case.tensors, case.size)]
+    subprocess.run([sys.executable, distributed.__file__, str(folder), *numbers], check=True)
+    for peer, case in itertools.product(PEERS, (WARM_UP, *cases)):
+        if PEERS[peer].kind == "sharded":
+            saved = folder / f"by-{peer}-{case.key('sharded')}"
+            saved.mkdir()
+            (saved / ".metadata.tmp").touch()
+
+
 def _filesystem(target: Target) -> s3fs.S3FileSystem:
     options = {"key": target.access_key, "secret": target.secret_key, "endpoint_url": target.endpoint}
     return s3fs.S3FileSystem(**options, use_listings_cache=False)
@@ -108,6 +126,8 @@ def _store(
 ) -> None:
     for case in (WARM_UP, *cases):
         for kind in kinds:
+            if kind == "sharded":
+                continue
             if kind == "raw":
                 for number, part in enumerate(parts(case.flat().values())):
                     with create(f"{case.key(kind)}/{number}") as file:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from peers import PEERS
-from report import OPERATIONS, Report, Row
+from report import Report, Row
+from sections import Section
 
 NOTES = (
     "Each measurement runs in a fresh process, in which the client is made, the checkpoint to save is in memory, and a"
@@ -13,21 +15,36 @@ NOTES = (
     "GB/s counts the bytes of the tensors, in 10^9 a second. The ratios to ours are medians of the ratios within each"
     " round. Extra memory is the peak above the state dict; the memory of a state dict that is loaded is new.",
     "In the first round what each peer loaded, and where the server stores it what it saved, was compared bit for bit.",
-    "The servers speak plain HTTP. s3fs and boto3 are set not to hash for the signature what they send, as over TLS;"
-    " obstore hashes it in any case. Ours, s3fs, boto3 and CRT send checksums; sockets neither compute nor check any."
+    "By http s3fs and boto3 are configured not to hash the body for the signature, as by https; obstore always hashes"
+    " it. Ours, s3fs, boto3 and CRT send checksums; sockets neither compute nor check any."
     " fsspec_csx.load compares the CRC-32 of each tensor in a torch file; torch.load on the others' files does not.",
 )
 _HEAD = ("", "seconds", "GB/s", "ours is faster by", "CPU s/GB", "ours takes", "extra MiB", "requests")
-_COST = ("CPU s/GB", "extra MiB", "requests")
+
+
+class Cost(NamedTuple):
+    """A column besides the speed."""
+
+    head: str
+    of: Callable[[Row], float | None]
+    digits: int
+
+
+COSTS = {
+    "cpu": Cost("CPU s/GB", lambda row: row.cpu_seconds_per_gb, 2),
+    "extra": Cost("extra MiB", lambda row: row.extra_mib, 0),
+    "requests": Cost("requests", lambda row: row.requests, 0),
+}
 
 
 def as_text(report: Report) -> str:
     """Everything, for people."""
-    lines = [*_facts(report), ""]
-    for server, case, operation in _places(report):
+    lines = [*facts(report), ""]
+    for place in report.places:
+        server, case, operation = place
         lines.append(f"{server}: {operation} {report.cases[case][0]} ({case})")
-        cells = [_HEAD, *(_cells(report.row(server, case, operation, peer)) for peer in report.peers)]
-        lines += [*_aligned(cells), ""]
+        rows = (report.row(*place, peer) for peer in report.peers)
+        lines += [*_aligned([_HEAD, *(_cells(row) for row in rows if row.seconds or row.note)]), ""]
     return "\n".join([*lines, *NOTES])
 
 
@@ -42,40 +59,39 @@ def _aligned(cells: Sequence[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join(["", name.ljust(first), *numbers]).rstrip()
 
 
-def as_markdown(report: Report) -> str:
-    """Per server a table of the speed in every case, and one of the cost in the first."""
+def as_markdown(report: Report, section: Section) -> str:
+    """The tables of a section, one for each server."""
     parts = []
-    for server, what in report.servers.items():
-        first = next(iter(report.cases))
-        speed = [["GB/s (ours is so many times as fast)", *_columns(report)]]
-        cost = [[report.cases[first][0], *(f"{each}: {number}" for each in OPERATIONS for number in _COST)]]
-        for peer in report.peers:
-            rows = [report.row(server, case, operation, peer) for case in report.cases for operation in OPERATIONS]
+    for server in section.servers:
+        places = [
+            (server, case.name, operation)
+            for case in section.cases
+            if case.name in report.cases
+            for operation in section.operations
+        ]
+        rows = {peer: [report.row(*place, peer) for place in places] for peer in section.peers if peer in report.peers}
+        if not any(row.seconds for found in rows.values() for row in found):
+            continue
+        head = ["GB/s (ours is so many times as fast)"]
+        for _, case, operation in places:
+            head += [f"{operation} {report.cases[case][0]}", *(COSTS[cost].head for cost in section.cost)]
+        table = [head]
+        for peer, found in rows.items():
             label = f"**{PEERS[peer].label}**" if peer == PEERS[peer].base else PEERS[peer].label
-            speed.append([label, *(_speed(row) for row in rows)])
-            cost.append([label, *(text for row in rows[: len(OPERATIONS)] for text in _cost(row))])
-        parts += [f"Server: {what}", _table(speed), _table(cost)]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in (*_facts(report, short=True), *NOTES))]) + "\n"
-
-
-def _columns(report: Report) -> list[str]:
-    return [f"{operation} {text}" for text, _ in report.cases.values() for operation in OPERATIONS]
+            table.append([label, *(text for row in found for text in (_speed(row), *_costs(row, section.cost)))])
+        runs = sorted({report.rounds(server, case.name) for case in section.cases})
+        parts += [f"{report.servers[server].capitalize()}. Medians of {runs[-1]}.", _table(table)]
+    return "\n\n".join(parts)
 
 
 def _speed(row: Row) -> str:
     if row.note or row.gb_per_second is None:
-        return _missing(row)
+        return row.note.partition(":")[0] or "-"
     return _number(row.gb_per_second, 2) + (f" ({row.faster:.1f}x)" if row.faster else "")
 
 
-def _cost(row: Row) -> list[str]:
-    if row.note or row.seconds is None:
-        return [_missing(row), "-", "-"]
-    return [_number(row.cpu_seconds_per_gb, 2), _number(row.extra_mib, 0), _number(row.requests, 0)]
-
-
-def _missing(row: Row) -> str:
-    return row.note.partition(":")[0] or "-"
+def _costs(row: Row, costs: Sequence[str]) -> list[str]:
+    return ["-" if row.seconds is None else _number(COSTS[cost].of(row), COSTS[cost].digits) for cost in costs]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -97,14 +113,8 @@ def _number(value: float | None, digits: int, unit: str = "") -> str:
     return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def _places(report: Report) -> Iterator[tuple[str, str, str]]:
-    for server in report.servers:
-        for case in report.cases:
-            for operation in OPERATIONS:
-                yield server, case, operation
-
-
-def _facts(report: Report, short: bool = False) -> list[str]:
+def facts(report: Report, short: bool = False) -> list[str]:
+    """What one has to know to repeat the run."""
     lines = []
     for name, value in report.facts.items():
         said = ", ".join(f"{key} {text}" for key, text in value.items()) if isinstance(value, dict) else value

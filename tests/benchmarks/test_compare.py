@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,10 +16,11 @@ import goals
 import pytest
 import rounds
 from cases import Case, difference
-from measure import Result, Task, in_process, run
+from measure import Launcher, Result, Task, run
 from peers import PEERS, Peer
 from plot import as_svg
 from report import Gap, Report, Run
+from sections import SECTIONS, Section
 from servers import fill, running, target_of
 from table import as_markdown, as_text
 from target import Target
@@ -69,7 +71,7 @@ def test_every_row_is_there_and_checked(target: Target, monkeypatch: pytest.Monk
         asked.append(task)
         return run(task)
 
-    monkeypatch.setattr(rounds, "in_process", in_here)
+    monkeypatch.setattr(rounds, "Launcher", launching(in_here))
     report = report_of(MIXED)
     rounds.measure(rounds.Plan(HERE, (MIXED,), runs=1), target, report)
     assert report.gaps == []
@@ -82,13 +84,15 @@ def test_every_row_is_there_and_checked(target: Target, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_process_measures_or_tells_its_error(target: Target) -> None:
+def test_process_measures_or_returns_its_error(target: Target) -> None:
     """A measurement works in a process of its own, and an error in it comes back as a line."""
-    found = in_process(Task("ours", "load", CASE, target, check=True))
-    assert (found.error, found.requests) == (None, None)
-    assert found.page_faults
     missing = Case("missing", tensors=1, size=4)
-    assert "NotFoundError" in str(in_process(Task("ours", "load", missing, target)).error)
+    with Launcher(target) as launcher:
+        found = launcher.run(Task("ours", "load", CASE, target, check=True))
+        assert (found.error, found.requests) == (None, None)
+        assert found.page_faults
+        assert "NotFoundError" in str(launcher.run(Task("ours", "load", missing, target)).error)
+        assert launcher.run(Task("ours", "load", CASE, target, check=True)).error is None
 
 
 def test_check_sees_what_is_not_as_saved(target: Target) -> None:
@@ -120,27 +124,24 @@ def test_failure_is_shown_and_is_the_exit_status(
 ) -> None:
     """A peer that fails has its error in the output, one that is missing is listed, and only the first is a failure."""
     monkeypatch.setattr(compare, "running", _no_server)
-    monkeypatch.setattr(rounds, "in_process", lambda task: Result(1.0, 1.0, 0, settings="settings", error=error))
+    result = Result(1.0, 1.0, 0, settings="settings", error=error)
+    monkeypatch.setattr(rounds, "Launcher", launching(lambda task: result))
     missing = Peer("missing", ("no_such_module",), lambda target: pytest.fail("connected"))
     monkeypatch.setitem(PEERS, "obstore", missing)
     found = tmp_path / "found.json"
-    asked = ["--only", "s3fs", "obstore", "--runs", "1", "--server", "nginx"]
+    asked = ["--only", "s3fs", "obstore", "--rounds", "1", "--server", "nginx"]
     assert compare.main([*asked, "--json", str(found)]) == status
     printed = capsys.readouterr().out
     assert "not installed" in printed
     assert ("it broke" in printed) == bool(error)
-    assert (
-        compare.main(["--from", str(found), "--markdown", str(tmp_path / "m"), "--plot", str(tmp_path / "p")]) == status
-    )
+    assert compare.main(["--from", str(found)]) == status
     assert capsys.readouterr().out == printed
-    assert (tmp_path / "m").read_text()
-    assert (tmp_path / "p").read_text()
 
 
 def test_missing_server_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without nginx the message says how to get it, and the exit status is 2."""
     monkeypatch.setattr("nginx.shutil.which", lambda *_, **__: None)
-    assert compare.main(["--server", "nginx"]) == 2
+    assert compare.main(["--sections", "near"]) == 2
     assert "apt-get install nginx-light" in capsys.readouterr().err
 
 
@@ -155,7 +156,7 @@ def test_goals_are_reported_by_the_numbers(moody: Report) -> None:
     """Each goal says for each place whether it was met; one without numbers says so."""
     text = goals.as_text(moody)
     assert "s3fs\n  local: large save 6.00 met, large load 6.00 met\n" in text
-    assert "sockets\n  local: not measured\n" in text
+    assert "sockets\n  not measured\n" in text
     assert "extra memory\n  local: large save 1.00 met" in text
     moody.runs.append(Run("local", "large", "load", "sockets", 0, 0.5, 0.1))
     assert "sockets\n  local: large load 0.50 MISSED\n" in goals.as_text(moody)
@@ -165,13 +166,49 @@ def test_tables_and_plot_are_made_again_from_json(moody: Report) -> None:
     """JSON keeps all that tables and plot need; the tables are even, and the plot has a bar for each number."""
     again = Report.from_json(moody.as_json())
     assert as_text(again) == as_text(moody)
-    markdown = as_markdown(again)
-    tables = [part.splitlines() for part in markdown.split("\n\n") if part.startswith("|")]
-    assert [len({line.count("|") for line in table}) for table in tables] == [1, 1]
-    assert "(6.0x)" in markdown
-    assert "not installed" in markdown
+    table = as_markdown(again, Section("asked", ("local",), (CASE,), tuple(HERE), ("cpu", "extra"))).splitlines()
+    assert "Medians of 3." in table[0]
+    assert len({line.count("|") for line in table[2:]}) == 1
+    assert [line for line in table if "(6.0x)" in line]
     drawn = ElementTree.fromstring(as_svg(again))
     assert len(drawn.findall("{http://www.w3.org/2000/svg}rect")) == 4
+
+
+def test_readme_has_a_place_for_each_table(tmp_path: Path) -> None:
+    """``--write`` puts each table where the README has its name, and leaves the others and the text as they are."""
+    report = report_of(*(Case(case.name, 1, 4) for section in SECTIONS for case in section.cases))
+    report.servers = {server: server for section in SECTIONS for server in section.servers}
+    report.runs += [
+        Run(server, case.name, operation, peer, 0, 1.0, 1.0, 0, 1)
+        for section in SECTIONS
+        if section.name != "tls"
+        for server in section.servers
+        for case in section.cases
+        for operation in section.operations
+        for peer in section.peers
+    ]
+    found = tmp_path / "found.json"
+    found.write_text(report.as_json())
+    assert compare.main(["--from", str(found), "--write", str(tmp_path)]) == 0
+    before, after = compare._README.read_text(), (tmp_path / "README.md").read_text()
+    assert (tmp_path / "speed.svg").exists()
+    for name in (*(section.name for section in SECTIONS), "goals", "facts"):
+        parts = [text.partition(f"<!-- {name} -->\n")[2].partition("<!-- end -->")[0] for text in (before, after)]
+        assert (parts[0] == parts[1]) == (name == "tls"), name
+    assert [line for line in before.splitlines() if line.startswith("#")] == [
+        line for line in after.splitlines() if line.startswith("#")
+    ]
+
+
+@pytest.mark.slow
+@WITH_NGINX
+def test_ranks_share_a_checkpoint() -> None:
+    """Two processes save, load what was saved by rows, and load columns of it, and find the right values."""
+    case = Case("sharded", tensors=1, size=2**20)
+    with running("nginx", [case], ["sharded"]) as target, Launcher(target) as launcher:
+        for peer, operation in (("sharded", "save"), ("sharded", "columns"), ("sharded-s3fs", "save")):
+            found = launcher.run(Task(peer, operation, case, target, check=True))
+            assert (found.error, found.seconds > 0) == (None, True), (peer, operation)
 
 
 def test_one_bit_is_a_difference() -> None:
@@ -190,6 +227,16 @@ def test_mixed_case_has_a_byte_and_what_was_asked() -> None:
     """The tensors of the mixed case reach from one byte to the given size, and it knows how much they are."""
     sizes = [tensor.untyped_storage().nbytes() for tensor in MIXED.flat().values()]
     assert (len(sizes), min(sizes), max(sizes), sum(sizes)) == (24, 1, 2**12, MIXED.nbytes)
+
+
+def launching(run: Callable[[Task], Result]) -> Any:
+    """A launcher that runs tasks in this process."""
+
+    @contextlib.contextmanager
+    def launcher(target: Target) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(run=run)
+
+    return launcher
 
 
 @contextlib.contextmanager

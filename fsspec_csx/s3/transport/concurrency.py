@@ -11,11 +11,13 @@ quarter, as in the start of BBR (https://queue.acm.org/detail.cfm?id=3022184); i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -139,6 +141,19 @@ class ConcurrencyLimit:
         self._rates.clear()
 
 
+class _FixedLimit(ConcurrencyLimit):
+    """A limit that nothing changes."""
+
+    def answered(self, seconds: float) -> None:
+        """Change nothing."""
+
+    def measured(self, now: float, rate: float, cpu: float) -> None:
+        """Change nothing."""
+
+    def throttled(self, now: float) -> None:
+        """Change nothing."""
+
+
 class Slots:
     """The turns of the requests to one store, which event loops wait for and threads account for.
 
@@ -157,6 +172,17 @@ class Slots:
         """Let the limit become as large as this."""
         with self._lock:
             self._limit.most = max(self._limit.most, most)
+
+    @contextlib.contextmanager
+    def fixed(self, number: int) -> Iterator[None]:
+        """Let this many requests be in flight within the block, whatever the link; for measurements."""
+        with self._lock:
+            before, self._limit = self._limit, _FixedLimit(most=number, limit=number)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._limit = before
 
     @property
     def limit(self) -> int:
