@@ -7,9 +7,7 @@ from fsspec_csx.trainer.early_exit import EarlyExit
 from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger, WandbLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
-from fsspec_csx.trainer.model_metrics import ModelEvalMetrics
-from fsspec_csx.trainer.monitoring import CheckLoss, RateProfiler, TimeRemaining
-from fsspec_csx.trainer.norms import ComputeNorm
+from fsspec_csx.trainer.monitoring import CheckLoss, ComputeNorm, ModelEvalMetrics, RateProfiler, TimeRemaining
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates, SaveCheckpointState
 from fsspec_csx.trainer.precision import MixedPrecision, Precision
 from fsspec_csx.trainer.trainer import Trainer

@@ -1,20 +1,25 @@
-"""Callbacks that watch a training: its loss, its rate, and the time it still takes."""
+"""Callbacks that watch a training: its loss, its rate, the time it still takes, norms, and the model's metrics."""
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import Module
+from torch.optim import Optimizer
 
 from fsspec_csx.tensors.torch_compat import tree_leaves
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
-    from fsspec_csx.trainer.loop import TrainingLoop
+    from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
     from fsspec_csx.trainer.trainer import Trainer
 
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 _SMOOTHING = 0.4
 """The weight of the newest measurement in the smoothed rate."""
 
@@ -27,13 +32,13 @@ class CheckLoss(Callback):
         ValueError: from ``fit`` and ``validate``, if it is NaN or infinite.
     """
 
-    def on_after_forward(self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any) -> None:
+    def on_after_forward(self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any) -> None:
         if (loss := outputs["loss"]).numel() != 1:
             msg = f"The loss has shape {tuple(loss.shape)}. Let the model return one number."
             raise TypeError(msg)
 
     def on_train_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         value = outputs["loss"].item()
         if value != value or abs(value) == float("inf"):
@@ -61,7 +66,7 @@ class RateProfiler(Callback):
         self._started = time.monotonic()
 
     def on_before_forward(
-        self, trainer: Trainer, model: torch.nn.Module, batch: Any, args: list[Any], kwargs: dict[str, Any]
+        self, trainer: Trainer, model: Module, batch: Any, args: list[Any], kwargs: dict[str, Any]
     ) -> None:
         if trainer.is_first_iteration:
             self.rate = self.global_rate = self.elapsed_seconds = 0.0
@@ -69,7 +74,7 @@ class RateProfiler(Callback):
             self._started = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         self._count(batch)
         if trainer.stepped and trainer.is_log_step:
@@ -79,7 +84,7 @@ class RateProfiler(Callback):
             )
 
     def on_validate_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         self._count(batch)
 
@@ -104,10 +109,78 @@ class TimeRemaining(Callback):
         self._started = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         if trainer.stepped and trainer.is_log_step:
             a_step = (time.monotonic() - self._started) / (trainer.global_step - self._first)
             seconds = a_step * (self._last - trainer.global_step)
             trainer.log_metrics(time_remaining=seconds)
             trainer.logger.info("Time remaining: %s", timedelta(seconds=round(seconds)))
+
+
+class ComputeNorm(Callback):
+    """Logs the norms of each step that is logged.
+
+    The metrics are ``model_wise_params_norm``, ``model_wise_grad_norm``, and ``per_layer_grad_norm/layer_0`` and so on
+    for parameters with ``layers.0.`` in their names. Gradients are those before clipping.
+    """
+
+    def __init__(self) -> None:
+        self._norms: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
+        parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        gradients = {name: each.grad for name, each in parameters.items() if each.grad is not None}
+        layers: dict[str, list[torch.Tensor]] = {}
+        for name, gradient in gradients.items():
+            if match := _LAYER.search(name):
+                layers.setdefault(f"per_layer_grad_norm/layer_{match[1]}", []).append(gradient)
+        scaler = getattr(trainer.precision, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()  # the gradients are still scaled
+        scaled = {"model_wise_grad_norm": [*gradients.values()], **layers}
+        self._norms = {name: _norm(each) / scale for name, each in scaled.items()}
+        self._norms["model_wise_params_norm"] = _norm(parameters.values())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.stepped and trainer.is_log_step:
+            trainer.log_metrics(**self._norms)
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The norm of all tensors together; sharded ones are gathered, so that all processes must call it."""
+    norms = [torch.linalg.vector_norm(each.detach().float()) for each in tensors]
+    whole = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in norms]
+    return torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
+
+
+class ModelEvalMetrics(Callback):
+    """Logs the model's metrics after each validation, and adds them to ``loop.metrics``.
+
+    These are its submodules with ``reset`` and ``compute``. Each is reset before the validation, in which the model
+    updates it. Its name in the log is its ``name``, or that of the submodule.
+    """
+
+    def on_validate_start(self, trainer: Trainer, model: Module, val_dataloader: Any, loop: ValidationLoop) -> None:
+        for metric in _metrics(model).values():
+            metric.reset()
+
+    def on_validate_end(self, trainer: Trainer, model: Module, loop: ValidationLoop) -> None:
+        found = {}
+        for name, metric in _metrics(model).items():
+            if getattr(metric, "num_updates", getattr(metric, "update_count", 1)):
+                found[name] = float(metric.compute())
+            else:
+                trainer.logger.warning("The model did not update its metric %s.", name)
+        loop.metrics |= found
+        if found:
+            trainer.log_metrics_dict(found)
+
+
+def _metrics(model: Module) -> dict[str, Any]:
+    return {
+        str(getattr(each, "name", name)): each
+        for name, each in model.named_modules()
+        if callable(getattr(each, "reset", None)) and callable(getattr(each, "compute", None))
+    }

@@ -59,11 +59,9 @@ def _beside(node: Any, path: str, key: str, paths_of: Callable[[Any], dict[str, 
         return named(node, path)
     name, place = node[key], f"{path}.{key}"
     arguments = {other: value for other, value in node.items() if other != key}
-    if isinstance(name, str) and not is_import_path(name):
-        found = resolve(_registered(name, place, paths_of), place)
-        return _configured(found, {key: name, **arguments}, path) or blueprint(found, arguments, path)
-    found = resolve(name, place)
-    return _configured(found, arguments, path) or blueprint(found, arguments, path)
+    registered = isinstance(name, str) and not is_import_path(name)
+    found = resolve(_registered(name, place, paths_of) if registered else name, place)
+    return _configured(found, dict(node) if registered else arguments, path) or blueprint(found, arguments, path)
 
 
 def _configured(function: Callable[..., Any], arguments: dict[str, Any], path: str) -> Blueprint | None:
@@ -81,23 +79,16 @@ def _registered(name: str, path: str, paths_of: Callable[[Any], dict[str, str]])
     """The import path that the ModelZoo's registry has for a name."""
     try:
         registry = importlib.import_module(_REGISTRY).registry
-    except ModuleNotFoundError as error:
-        if not f"{_REGISTRY}.".startswith(f"{error.name}."):
-            raise _unusable(path, error) from error
-        reason = f"{path}: {name!r} is no import path, and the ModelZoo, whose registry may have it, is not installed."
-        raise ConfigError(reason, f"{_IMPORT_PATH}, or install the package cerebras.modelzoo.") from error
     except Exception as error:  # whatever the code of its modules raises
-        raise _unusable(path, error) from error
+        if isinstance(error, ModuleNotFoundError) and f"{_REGISTRY}.".startswith(f"{error.name}."):
+            reason = f"{path}: {name!r} is no import path, and the ModelZoo, which may have it, is not installed."
+            raise ConfigError(reason, f"{_IMPORT_PATH}, or install the package cerebras.modelzoo.") from error
+        reason = f"{path}: {_REGISTRY} cannot be imported: {type(error).__name__}: {error}."
+        raise ConfigError(reason, f"{_IMPORT_PATH}, or correct that package.") from error
     known: dict[str, str] = {}
     for each in registry.get_model_names():
         known |= paths_of(registry.get_model(each))
     if name not in known:
-        raise ConfigError(
-            f"{path}: the ModelZoo's registry has no {name!r}.", suggestion(name, known, f"{_IMPORT_PATH}.")
-        )
+        remedy = suggestion(name, known, f"{_IMPORT_PATH}.")
+        raise ConfigError(f"{path}: the ModelZoo's registry has no {name!r}.", remedy)
     return known[name]
-
-
-def _unusable(path: str, error: Exception) -> ConfigError:
-    reason = f"{path}: {_REGISTRY} cannot be imported: {type(error).__name__}: {error}."
-    return ConfigError(reason, f"{_IMPORT_PATH}, or correct that package.")

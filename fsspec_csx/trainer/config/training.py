@@ -178,17 +178,15 @@ class Config:
 
     def _needed(self, name: str) -> dict[str, Any]:
         if name not in self._sections:
-            raise ConfigError(
-                f"There is no {self._path}.{name}.", f"Give it, with its {next(iter(parts.LOADERS[name]))}."
-            )
+            remedy = f"Give it, with its {next(iter(parts.LOADERS[name]))}."
+            raise ConfigError(f"There is no {self._path}.{name}.", remedy)
         return self._sections[name]
 
 
 def _mapping(node: Any, what: str) -> Mapping[str, Any]:
-    if node is None:
-        raise ConfigError(f"{what} is missing, or empty.", "Give 'trainer: {init: {…}, fit: {…}}'.")
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{what} is no mapping, but {display(node, what)}.", "Give 'trainer: {init: {…}, fit: {…}}'.")
+        problem = "missing, or empty" if node is None else f"no mapping, but {display(node, what)}"
+        raise ConfigError(f"{what} is {problem}.", "Give 'trainer: {init: {…}, fit: {…}}'.")
     return node
 
 

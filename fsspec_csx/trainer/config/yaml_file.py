@@ -31,7 +31,13 @@ def read(path: str) -> Any:
         ImportError: without PyYAML.
         OSError: an error of the filesystem.
     """
-    return parse(_content(path), redacted(path))
+    fs, inner = resolve_path(path, path, None)
+    with open(inner, "rb") if fs is None else fs.open(inner, "rb") as file:
+        content: bytes = file.read(_LARGEST + 1)
+    name = redacted(path)
+    if len(content) > _LARGEST:
+        raise ConfigError(f"{name} has more than {_LARGEST} bytes.", "Check that it is the YAML of a training.")
+    return parse(content, name)
 
 
 def parse(content: bytes | str, name: str) -> Any:
@@ -110,14 +116,3 @@ def _inner(node: Any) -> list[Any]:
     if isinstance(node.value, str):
         return []
     return [part for each in node.value for part in (each if isinstance(each, tuple) else (each,))]
-
-
-def _content(path: str) -> bytes:
-    fs, inner = resolve_path(path, path, None)
-    with open(inner, "rb") if fs is None else fs.open(inner, "rb") as file:
-        content: bytes = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise ConfigError(
-            f"{redacted(path)} has more than {_LARGEST} bytes.", "Check that it is the YAML of a training."
-        )
-    return content

@@ -5,18 +5,20 @@ from fsspec_csx.trainer.schedulers.composed import ChainedScheduler, ScalePerPar
 from fsspec_csx.trainer.schedulers.cycles import CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR
 from fsspec_csx.trainer.schedulers.decays import (
     ConstantLR,
+    ConstantWD,
     CosineDecayLR,
+    CosineDecayWD,
     ExponentialLR,
     InverseExponentialTimeDecayLR,
     InverseSquareRootDecayLR,
     LinearLR,
+    LinearWD,
     MultiplicativeLR,
     MultiStepLR,
     PiecewiseConstantLR,
     PolynomialLR,
     StepLR,
 )
-from fsspec_csx.trainer.schedulers.weight_decay import ConstantWD, CosineDecayWD, LinearWD
 
 ChainedLR = ChainedScheduler
 

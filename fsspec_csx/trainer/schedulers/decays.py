@@ -1,10 +1,11 @@
-"""Schedulers of the learning rate that go one way."""
+"""Schedulers of the learning rate, or of the weight decay, that go one way."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fsspec_csx.trainer.schedulers.base import Scheduler
 
@@ -154,6 +155,42 @@ class MultiplicativeLR(Scheduler):
 
     def value(self, step: int) -> float:
         return float(self.initial_learning_rate * self.coefficient**step)
+
+
+@dataclass(eq=False)
+class ConstantWD(Scheduler):
+    """One value."""
+
+    key: ClassVar[str] = "weight_decay"
+
+    val: float
+    total_iters: int | None = None
+
+    def value(self, step: int) -> float:
+        return self.val
+
+
+@dataclass(eq=False)
+class _Decay(Scheduler):
+    key: ClassVar[str] = "weight_decay"
+
+    initial_val: float
+    end_val: float
+    total_iters: int
+
+
+class LinearWD(_Decay):
+    """From one value to another by equal steps."""
+
+    def value(self, step: int) -> float:
+        return self.end_val + (self.initial_val - self.end_val) * max(0.0, 1 - step / self.total_iters)
+
+
+class CosineDecayWD(_Decay):
+    """From one value to another by half a wave of a cosine."""
+
+    def value(self, step: int) -> float:
+        return between(self.initial_val, self.end_val, min(1.0, step / self.total_iters))
 
 
 def between(first: float, last: float, share: float) -> float:
