@@ -24,6 +24,7 @@ from fsspec_csx.s3.consistent_read import (
     verify_checksum,
 )
 from fsspec_csx.s3.listing import object_info
+from fsspec_csx.s3.many_reads import fetch_alone, many_reads
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import ResumableDownload
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
@@ -71,7 +72,10 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
         else:
             ranges = coalesce([(start, target.memory)], fs.request_size(end - start))
         try:
-            await fs.transfer.fetch(found.get, ranges)
+            if len(ranges) == 1:
+                await fetch_alone(fs, found, ranges[0])
+            else:
+                await fs.transfer.fetch(found.get, ranges)
         except OSError as error:
             if code_of(error) not in ("InvalidRange", "416"):
                 raise
@@ -86,7 +90,7 @@ async def _read_whole(fs: Any, found: PinnedObject) -> bytes:
     with BytesBuffer(MIN_REQUEST, found) as head:
         probe = RangeRequest(0, probing=True)
         probe.add(0, 0, head.memory)
-        await fs.transfer.fetch(found.get, [probe])
+        await fetch_alone(fs, found, probe)
         total = probe.total or probe.length
         if probe.complete and not probe.cut_off:
             data = head.getvalue(probe.length)
@@ -138,7 +142,8 @@ async def cat_ranges(
         for number, data in zip(numbers, found, strict=True):
             results[number] = data
 
-    await gather_or_cancel(read(path, numbers) for path, numbers in wanted.items())
+    with many_reads(len(wanted)):
+        await gather_or_cancel(read(path, numbers) for path, numbers in wanted.items())
     if on_error != "return" and (error := next(filter(is_exception, results), None)):
         raise error
     return results
@@ -197,7 +202,7 @@ async def get_file(
         async def fetch() -> None:
             found = PinnedObject(fs, rpath, version_id)
             probe = FileRange(descriptor, 0, MIN_REQUEST, probing=True)
-            await fs.transfer.fetch(found.get, [probe])
+            await fetch_alone(fs, found, probe)
             total = probe.total or probe.length
             callback.set_size(total)
             callback.absolute_update(probe.length)

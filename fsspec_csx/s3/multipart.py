@@ -172,9 +172,15 @@ class MultipartUpload:
         self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
         await self._remember(number, payload.crc64nvme if self._checked else None)
 
-    async def copy(self, number: int, **source: Any) -> None:
-        """Copy a part from another object; see UploadPartCopy."""
-        answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
+    async def copy(self, number: int, *, length: int = 0, **source: Any) -> None:
+        """Copy a part from another object, when it is its turn; see UploadPartCopy.
+
+        Args:
+            length: its bytes, if they are known: they count for how many requests are worth it.
+        """
+        async with self._transfer.turn():
+            answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
+            self._transfer.slots.moved(length)
         self._etags[number] = answer["CopyPartResult"]["ETag"]
         self._part_checksums[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
         self._checksums[number] = None

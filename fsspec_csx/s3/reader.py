@@ -23,6 +23,7 @@ from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
+from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
 from fsspec_csx.s3.transport.request_body import single_bytes
@@ -50,6 +51,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         super().__init__(fs, path, mode, **(kwargs | {"cache_type": "none"} if own else kwargs))
         if mode != "rb":
             return
+        self._alike = LearnedTemplate()
         if self._details is not None and self._details.get("type") == "directory":
             reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
             raise ObjectNotFoundError(reason, "Name one of them.")
@@ -196,16 +198,16 @@ class ReadFile(S3File):  # type: ignore[misc]
     ) -> Sequence[RangeRequest]:
         pinned = version_id_kw(self.version_id)
         read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
+        known = self._details.get("ETag") if self._details is not None else None
 
         async def get(**span: str) -> Any:
             answer = await self._request("get_object", **read_kw, **span, **pinned)
-            known = self._details.get("ETag") if self._details is not None else None
             if known and answer.get("ETag") != known:  # some servers send none
                 raise FileExpired(self.path, known)
             return answer
 
         await self.fs.set_session()
-        fetch = functools.partial(self.fs.transfer.fetch, get)
+        fetch = functools.partial(self.fs.transfer.fetch, get, alike=self._alike)
         ranges: Sequence[RangeRequest] | None = None
         try:
             if (blocks := await self._cached_blocks()) is not None:
@@ -217,6 +219,8 @@ class ReadFile(S3File):  # type: ignore[misc]
             if code_of(error) in ("PreconditionFailed", "412"):
                 raise FileExpired(self.path, self.details.get("ETag")) from error
             raise
+        if known and any(each.etag not in (None, known) for each in ranges):
+            raise FileExpired(self.path, known)
         return ranges
 
     async def _cached_blocks(self) -> CachedObject | None:

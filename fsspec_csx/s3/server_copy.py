@@ -6,7 +6,6 @@ but for what the call or the filesystem names.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,6 @@ from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
-from fsspec_csx.s3.transport.concurrency import LEAST
 from fsspec_csx.s3.upload import object_call, send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
@@ -124,10 +122,9 @@ async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
     count = source.etag.strip('"').rpartition("-")[2]
     lengths = [0] * (int(count) if count.isdecimal() else 0)
     named = {"Bucket": source.bucket, "Key": source.key, **version_id_kw(source.version)}
-    slots = asyncio.Semaphore(min(fs.max_concurrency, LEAST))
 
     async def ask(number: int) -> None:
-        async with slots:
+        async with fs.transfer.turn():
             head = await fs._call_s3("head_object", fs.kwargs, **named, PartNumber=number)
         lengths[number - 1] = head["ContentLength"]
 
@@ -163,15 +160,13 @@ async def _copy_spans(
     bucket, key, _ = fs.split_path(path)
     named = await _attributes(fs, source, metadata, options, in_place=(source.bucket, source.key) == (bucket, key))
     call = object_call(fs, bucket, key, {**source_key({**fs.s3_additional_kwargs, **options}), **named})
-    slots = asyncio.Semaphore(min(fs.max_concurrency, LEAST))
 
     async def copy_part(number: int, span: CopiedSpan) -> None:
-        async with slots:
-            kept = upload.kept.get(number)
-            if kept is not None and kept.length == span.length:
-                upload.keep(number)
-            else:
-                await upload.copy(number, **span.parameters)
+        kept = upload.kept.get(number)
+        if kept is not None and kept.length == span.length:
+            upload.keep(number)
+        else:
+            await upload.copy(number, length=span.length, **span.parameters)
         callback.relative_update(span.length)
 
     async with (
@@ -238,11 +233,11 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
     if not filelist:
         msg = "There is nothing to merge. Name one object at least."
         raise ValueError(msg)
+    await fs.set_session()
     found: dict[int, CopySource] = {}
-    slots = asyncio.Semaphore(min(fs.max_concurrency, LEAST))
 
     async def look(number: int, source: str) -> None:
-        async with slots:
+        async with fs.transfer.turn():
             metadata = await object_metadata(fs, source)
         found[number] = _copy_source(fs, source, metadata)
 

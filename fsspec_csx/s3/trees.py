@@ -19,6 +19,7 @@ from fsspec.utils import is_exception
 from s3fs import S3FileSystem
 
 from fsspec_csx.s3.listing import check_depth
+from fsspec_csx.s3.many_reads import many_reads
 from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
 from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
@@ -157,7 +158,8 @@ async def get(
     callback.set_size(len(files))
     get_file = callback.branch_coro(fs._get_file)
     calls = [_unless_folder(fs, get_file, each, **kwargs) for each in files]
-    return await run_in_chunks(calls, batch_size=size, callback=callback)
+    with many_reads(len(files)):
+        return await run_in_chunks(calls, batch_size=size, callback=callback)
 
 
 async def cat(
@@ -174,7 +176,8 @@ async def cat(
         raise not_found_error(path)
     calls = [fs._cat_file(each, **kwargs) for each in names]
     size = batch_size or fs.batch_size
-    read = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
+    with many_reads(len(names)):
+        read = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
     if on_error == "raise":
         for error in filter(is_exception, read):
             raise error

@@ -169,7 +169,7 @@ async def send_object(
             if known and (in_memory or await _same(kept, await payload(start, end))):
                 upload.keep(number)
             elif isinstance(body := await payload(start, end), CopiedSpan):
-                await upload.copy(number, **body.parameters, **source_key(fs.s3_additional_kwargs))
+                await upload.copy(number, length=body.length, **body.parameters, **source_key(fs.s3_additional_kwargs))
             else:
                 await upload.send(number, body)
         advance(end - start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,7 +17,8 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 # Smaller memories are copied, also those that may be kept.
 _SMALL = 64 * 1024
-_CHUNK = 4 * 2**20
+# Copies go into chunks; those of large memories are used again, as the kernel clears what it hands out.
+_CHUNK, _LENT_FROM = 4 * 2**20, 2**20
 # A larger memory that may not be kept is sent before the writing goes on, rather than copied.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
@@ -69,6 +69,8 @@ class PartWriter:
         self._buffered = 0
         self._chunk = memoryview(b"")
         self._sealed = self._used = 0
+        self._lent: list[bytearray] = []  # chunks of this part alone
+        self._free: list[bytearray] = []
         self._sent_before = 0
         self._changed = threading.Condition()
         self._in_flight: dict[Future[None], RequestBody] = {}
@@ -102,9 +104,9 @@ class PartWriter:
                 self._seal()
                 self._memories.append(piece)
                 self._buffered += 0 if borrowed or at_once else len(piece)
+                self._filled += len(piece)
             else:
                 self._copy(piece)
-            self._filled += len(piece)
         if at_once:
             if self._filled >= self._part_size:
                 self._send_part()
@@ -164,14 +166,22 @@ class PartWriter:
         while piece:
             if self._used == len(self._chunk):
                 self._seal()
-                size = max(_SMALL, min(2 * len(self._chunk), _CHUNK), min(len(piece), _CHUNK))
-                self._chunk = memoryview(bytearray(size))
+                self._chunk = self._new_chunk(len(piece))
+                self._buffered += len(self._chunk)
                 self._sealed = self._used = 0
             end = min(len(self._chunk), self._used + len(piece))
             taken, piece = piece[: end - self._used], piece[end - self._used :]
             self._chunk[self._used : end] = taken
             self._used = end
-            self._buffered += len(taken)
+            self._filled += len(taken)
+
+    def _new_chunk(self, wanted: int) -> memoryview:
+        size = max(_SMALL, min(max(2 * len(self._chunk), wanted), _CHUNK))
+        if wanted < _LENT_FROM:
+            return memoryview(bytearray(size))
+        memory = self._free.pop() if self._free else bytearray(_CHUNK)
+        self._lent.append(memory)
+        return memoryview(memory)[: self._part_size - self._filled]  # it is free again when this part has been sent
 
     def _seal(self) -> None:
         """Close off what was copied, before other memory follows it."""
@@ -197,15 +207,15 @@ class PartWriter:
             reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
             msg = f"{reason} Write it with a block_size above {self._first_part}, or in several objects."
             raise ValueError(msg)
-        buffered = self._buffered
+        buffered, lent = self._buffered, self._lent
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
-        payload = self._payload()
+        payload, self._lent = self._payload(), []
         self._sent_before += payload.length
         with self._changed:
             self._buffered_in_flight += buffered
             future = self._start(self.upload.send(self._number, payload))
             self._in_flight[future] = payload
-        future.add_done_callback(lambda done: self._sent(done, buffered))
+        future.add_done_callback(lambda done: self._sent(done, buffered, lent))
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
 
@@ -227,20 +237,16 @@ class PartWriter:
         self._number = len(self.copied)
 
     async def _copy_parts(self, upload: MultipartUpload) -> None:
-        slots = asyncio.Semaphore(self._transfer.in_flight)
+        await gather_or_cancel(upload.copy(number, **each) for number, each in enumerate(self.copied, 1))
 
-        async def copy(number: int, parameters: dict[str, Any]) -> None:
-            async with slots:
-                await upload.copy(number, **parameters)
-
-        await gather_or_cancel(copy(number, parameters) for number, parameters in enumerate(self.copied, 1))
-
-    def _sent(self, future: Future[None], buffered: int) -> None:
+    def _sent(self, future: Future[None], buffered: int, lent: list[bytearray]) -> None:
         with self._changed:
             del self._in_flight[future]
             self._buffered_in_flight -= buffered
             if not future.cancelled():
                 self._failure = self._failure or future.exception()
+            if self._failure is None and not future.cancelled():  # else a thread may still send it
+                self._free += lent
             self._changed.notify_all()
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
 import pytest
 from conftest import recorded_requests
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError, ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport import request_template
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
 
 NAMES = [f"run/{number} é?#%+&=;:@,$*'()!~.w" for number in range(40)]
@@ -83,6 +87,73 @@ def test_faults_on_the_way(server: LocalS3, proxy: FaultProxy, folder: str, faul
     proxy.faults.append(fault)
     assert read(far, folder) == [data(name) for name in NAMES]
     assert fault.times == 0
+
+
+@pytest.mark.parametrize("method", ["cat", "get", "cat_ranges"])
+def test_calls_for_many_objects(
+    server: LocalS3,
+    proxy: FaultProxy,
+    folder: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    """A call for many objects makes a request for each, the first by botocore, and survives faults on the way."""
+    far = through(proxy, server)
+    large = os.urandom(2 * MIN_REQUEST)
+    far.pipe_file(f"{folder}/large", large)
+    names, contents = [*NAMES, "large"], [*map(data, NAMES), large]
+    paths = [f"{folder}/{name}" for name in names]
+
+    def read() -> list[bytes]:
+        if method == "cat":
+            found = far.cat(paths)
+            return [found[path] for path in paths]
+        if method == "cat_ranges":
+            return list(far.cat_ranges(paths, 0, None, on_error="raise"))
+        targets = [tmp_path / str(number) for number in range(len(paths))]
+        far.get(paths, list(map(str, targets)))
+        return [each.read_bytes() for each in targets]
+
+    with recorded_requests() as operations, caplog.at_level(logging.DEBUG, "botocore.endpoint"):
+        assert read() == contents
+    assert len(paths) <= operations.count("GetObject") <= len(paths) + 2
+    made = [each.getMessage() for each in caplog.records if "Making request" in each.getMessage()]
+    assert sum("name=GetObject" in each for each in made) <= 3
+    for fault in (
+        Fault("GET", skip=20, times=2, answer=error_answer(503, "SlowDown")),
+        Fault("GET", skip=20, times=2, cut_down=100),
+        Fault("GET", skip=20, times=2, flip_down=100),
+        Fault("GET", skip=5, times=9, answer=error_answer(403, "ExpiredToken")),
+    ):
+        proxy.faults.append(fault)
+        assert read() == contents
+        assert fault.times == 0
+
+
+def test_missing_among_many(fs: CSXFileSystem, folder: str, tmp_path: Path) -> None:
+    """A call for many objects says which one is not there."""
+    paths = [f"{folder}/{name}" for name in [*NAMES[:9], "missing"]]
+    assert list(fs.cat(paths, on_error="omit")) == paths[:-1]
+    with pytest.raises(ObjectNotFoundError, match="missing"):
+        fs.cat(paths)
+    with pytest.raises(ObjectNotFoundError, match="missing"):
+        fs.get(paths, f"{tmp_path}/")
+    assert not [each for each in tmp_path.rglob("*") if each.name.endswith(".tmp") or each.name == "missing"]
+
+
+def test_replaced_while_read_as_a_file(fs: CSXFileSystem, folder: str) -> None:
+    """A file whose requests are signed here notices too that its object was replaced."""
+    path = f"{folder}/replaced"
+    fs.pipe_file(path, bytes(2**20))
+    with fs.open(path, block_size=2**16) as file:
+        for position in (0, 2**19, 2**18):
+            file.seek(position)
+            assert file.read(10) == bytes(10)
+        fs.pipe_file(path, b"1" * 2**20)
+        file.seek(700_000)
+        with pytest.raises(FileExpired):
+            file.read(10)
 
 
 def test_missing_object(fs: CSXFileSystem, folder: str) -> None:

@@ -266,7 +266,7 @@ class FileRange(RangeRequest):
     def next_buffer(self, most: int) -> memoryview:
         """A buffer for the next bytes, at most so many; empty when the range is complete."""
         if not self._buffer:
-            self._buffer = memoryview(bytearray(most))
+            self._buffer = memoryview(bytearray(min(most, self.length - self.filled)))
         return self._buffer[: min(most, self.length - self.filled)]
 
     def advance(self, count: int) -> None:

@@ -18,6 +18,7 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
 from fsspec_csx.s3.transport.concurrency import LEAST, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
+from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
@@ -31,7 +32,7 @@ PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
 
 # Memory of our own, for bytes on their way: with a near store, and the most with a far one.
-_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 48 * 2**20, 216 * 2**20, 192 * 2**20
+_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 216 * 2**20, 192 * 2**20
 
 # Of so many ranges, all but the first are requested in the quick way.
 _MANY = 3
@@ -94,6 +95,9 @@ class Transfer:
         get: Callable[..., Awaitable[Any]],
         ranges: Sequence[RangeRequest],
         advance: Callable[[int], object] = lambda count: None,
+        *,
+        alike: LearnedTemplate | None = None,
+        key: str | None = None,
     ) -> None:
         """Fill the memories of ranges of an object, several at a time.
 
@@ -101,12 +105,16 @@ class Transfer:
             get: makes a GetObject request, with the parameter ``Range`` or without, and returns botocore's response.
             ranges: whose bytes the object must have.
             advance: is called on the event loop with the length of each range that has arrived.
+            alike: what the requests have in common with those of other calls.
+            key: of the object, if those are for other objects.
 
         Raises:
             Exception: what ``get`` raised for the first range that failed; the others are given up.
         """
 
         scope().join()
+        if not ranges:
+            return
 
         async def fetch_one(wanted: RangeRequest) -> None:
             async with self.turn():
@@ -117,25 +125,36 @@ class Transfer:
                     wanted.accept(await answer["Body"].read())
             advance(wanted.length)
 
+        async def learn(wanted: RangeRequest, alike: LearnedTemplate) -> ReadTemplate | None:
+            """Fetch a range by botocore, and make a template of its request as soon as that is sent."""
+            template = None
+            request: asyncio.Future[Any] = self._loop.create_future()
+            alike.begin()
+            try:
+                with using(sent=lambda sent, _: _resolve(request, sent)):
+                    tasks.append(asyncio.ensure_future(fetch_one(wanted)))
+                tasks[-1].add_done_callback(lambda _: _resolve(request, None))
+                template = await self.read_template(await request, alike.key)
+            finally:
+                alike.settle(template)
+            return template
+
         tasks: list[asyncio.Future[None]] = []
         try:
-            rest = ranges
-            if len(ranges) >= _MANY:
-                request: asyncio.Future[Any] = self._loop.create_future()
-                with using(sent=lambda sent, _: _resolve(request, sent)):
-                    tasks.append(asyncio.ensure_future(fetch_one(ranges[0])))
-                tasks[0].add_done_callback(lambda _: _resolve(request, None))
-                if (template := await self.read_template(await request)) is not None:
-                    reads = SignedReads(
-                        self,
-                        template,
-                        [SignedRead(None, each) for each in ranges[1:]],
-                        lambda read: advance(read.wanted.length),
-                        lambda read: fetch_one(read.wanted),
-                    )
-                    tasks.append(asyncio.ensure_future(reads.run()))
-                    rest = ranges[:1]
-                rest = rest[1:]
+            rest, template = ranges, None
+            if alike is None and len(ranges) >= _MANY:
+                alike = LearnedTemplate()
+            if alike is not None and alike.unknown:
+                template = await learn(ranges[0], alike)
+                rest = ranges[1:]
+            elif alike is not None:
+                template = await alike.known()
+                if template is not None and not await self.renew(template):
+                    template = None
+            if alike is not None and template is not None and rest:
+                reads = self._signed(template, alike, rest, key, advance, fetch_one)
+                tasks.append(asyncio.ensure_future(reads.run()))
+                rest = []
             tasks += [asyncio.ensure_future(fetch_one(each)) for each in rest]
             await asyncio.gather(*tasks)
             for each in ranges:
@@ -146,6 +165,22 @@ class Transfer:
             # Nothing may write to the memory any more when this returns: it is the caller's again.
             await uncancelled(self._given_up(tasks, ranges))
             raise
+
+    def _signed(
+        self,
+        template: ReadTemplate,
+        alike: LearnedTemplate,
+        ranges: Sequence[RangeRequest],
+        key: str | None,
+        advance: Callable[[int], object],
+        fetch_one: Callable[[RangeRequest], Awaitable[None]],
+    ) -> SignedReads:
+        async def failed(read: SignedRead) -> None:
+            await fetch_one(read.wanted)
+            alike.failed(template)
+
+        wanted = [SignedRead(key, each) for each in ranges]
+        return SignedReads(self, template, wanted, lambda read: advance(read.wanted.length), failed)
 
     @property
     def width(self) -> int:
@@ -195,7 +230,7 @@ class Transfer:
         client = self._client()
         return self._credentials is not None and client is not None and compat.has_own_handlers(client, operation)
 
-    async def renew(self, template: PartTemplate) -> bool:
+    async def renew(self, template: PartTemplate | ReadTemplate) -> bool:
         """Let a template sign with the client's credentials, which may be new; return whether there are any."""
         try:
             credentials = await self._credentials.get_frozen_credentials()
