@@ -126,6 +126,8 @@ def test_calls_for_many_objects(
         Fault("GET", skip=20, times=2, flip_down=100),
         Fault("GET", skip=5, times=9, answer=error_answer(403, "ExpiredToken")),
     ):
+        if method == "cat_ranges" and fault.flip_down is not None:
+            continue  # S3 has no checksums of ranges
         proxy.faults.append(fault)
         assert read() == contents
         assert fault.times == 0
