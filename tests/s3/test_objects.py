@@ -181,7 +181,7 @@ def test_requests_that_only_botocore_makes(
     def refuse(*args: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(request_template.RequestTemplate, "__init__", refuse)
+    monkeypatch.setattr(request_template.ReadTemplate, "__init__", refuse)
     with recorded_requests() as operations:
         assert read(fs, folder) == [data(name) for name in NAMES]
     assert operations == ["GetObject"] * len(NAMES)
