@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
 from fsspec_csx.s3.transport.request_template import ReadTemplate
+from fsspec_csx.s3.transport.slow_connections import SlowConnections
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -72,6 +73,7 @@ class SignedReads:
         self._scope = Scope(scope())
         self._open = set(self._queue)
         self._done: asyncio.Future[None] = self._loop.create_future()
+        self._slow = SlowConnections(lambda: bool(self._queue))
         self._refused = False
 
     async def run(self) -> None:
@@ -82,6 +84,7 @@ class SignedReads:
         tasks = [asyncio.ensure_future(self._take_turns()) for _ in range(count)]
         for task in tasks:
             task.add_done_callback(self._fail)
+        tasks.append(asyncio.ensure_future(self._slow.watch()))
         try:
             await self._done
         finally:
@@ -113,7 +116,7 @@ class SignedReads:
                 read = self._queue.popleft()
             except IndexError:
                 break
-            wait = 0.0 if self._refused else self._try(read, read.wanted)
+            wait = 0.0 if self._refused else self._try(read)
             if wait is not None:
                 return read, wait
             self._loop.call_soon_threadsafe(self._succeed, read)
@@ -121,12 +124,20 @@ class SignedReads:
                 break
         return None, 0.0
 
-    def _try(self, read: SignedRead, wanted: RangeRequest) -> float | None:
+    def _try(self, read: SignedRead) -> float | None:
         """Make a request; return None if it succeeded, else how long to wait before the next."""
-        try:
-            done: Future[None] = self._scope.begin(wanted, Future)
-        except asyncio.CancelledError:
-            return 0.0
+        while True:
+            try:
+                with self._slow.watched(read.wanted) as attempt:
+                    return self._attempt(read, read.wanted)
+            except asyncio.CancelledError:
+                return 0.0
+            except Exception:  # the next request of it, by botocore, raises what is wrong
+                if not attempt.ended:
+                    return 0.0
+
+    def _attempt(self, read: SignedRead, wanted: RangeRequest) -> float | None:
+        done: Future[None] = self._scope.begin(wanted, Future)
         try:
             request = self._template.request(read.key, wanted.header())
             logger.debug("Sending GetObject for %s, %s", request.url, wanted.header() or "all of it")
@@ -135,13 +146,9 @@ class SignedReads:
                 after = answer.headers.get("Retry-After", "")
                 return min(float(after), _LONGEST_WAIT) if after.isdecimal() else random.uniform(*_WAIT)
             self._refused = self._refused or answer.status_code in _REFUSED
-            if answer.status_code < 300 and wanted.complete and read.accept(wanted):
-                return None
-        except Exception:  # the next request of it, by botocore, raises what is wrong
-            return 0.0
+            return None if answer.status_code < 300 and wanted.complete and read.accept(wanted) else 0.0
         finally:
             done.set_result(None)
-        return 0.0
 
     def _succeed(self, read: SignedRead) -> None:
         if read in self._open and not self._done.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from typing import Any
@@ -20,7 +21,45 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 _STEP = 2**20
 
 
-class PlainConnection(AWSHTTPConnection):  # type: ignore[misc]
+_of_thread = threading.local()
+
+
+@contextlib.contextmanager
+def noting_connection(note: Callable[[Any], object]) -> Iterator[None]:
+    """Within a block, in this thread: call ``note`` with a connection that waits for a response, and then with None."""
+    _of_thread.note = note
+    try:
+        yield
+    finally:
+        del _of_thread.note
+
+
+def _note(connection: Any) -> None:
+    if (note := getattr(_of_thread, "note", None)) is not None:
+        note(connection)
+
+
+class NotedConnection:
+    """A connection that is noted while it waits for the head of a response; a base of connections of http.client."""
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request; see ``http.client``."""
+        _note(self)
+        try:
+            super().request(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            _note(None)
+            raise
+
+    def getresponse(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for the head of the response; see ``http.client``."""
+        try:
+            return super().getresponse(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            _note(None)
+
+
+class PlainConnection(NotedConnection, AWSHTTPConnection):  # type: ignore[misc]
     """A connection without TLS: Python limits the time to connect, and the system that of each call after it."""
 
     def connect(self) -> None:
@@ -109,12 +148,18 @@ def _read_records(
         stream.read(0)  # marks it as read, so that the connection is reused
 
 
-def abort_connection(answer: Any) -> None:
-    """Make a system call that waits for bytes return."""
-    link = compat.socket_of(answer)
-    if link is not None:
-        with contextlib.suppress(OSError):  # it has ended by itself
-            socket.socket.shutdown(link, socket.SHUT_RDWR)  # not TLS's own, which would wait for the other side
+def abort_connection(answer: Any) -> bool:
+    """Make a system call that waits for the bytes of a response return; return whether there are more to come."""
+    return shut_down(compat.socket_of(answer))
+
+
+def shut_down(link: socket.socket | None) -> bool:
+    """Make the system calls that wait on a socket return; return whether there was one."""
+    if link is None:
+        return False
+    with contextlib.suppress(OSError):  # it has ended by itself
+        socket.socket.shutdown(link, socket.SHUT_RDWR)  # not TLS's own, which would wait for the other side
+    return True
 
 
 def socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:

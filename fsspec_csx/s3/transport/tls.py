@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from botocore.awsrequest import AWSHTTPSConnection, AWSHTTPSConnectionPool
 
 from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.sockets import NotedConnection
 
 
 class _Shared:
@@ -74,7 +75,7 @@ class TLSSocket(ssl.SSLSocket):
                 sent += write(rest[sent:])
 
 
-class TLSConnection(AWSHTTPSConnection):  # type: ignore[misc]
+class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
     """A connection whose certificates of authorities are parsed once for all: it takes 17 ms."""
 
     ca_certs: str | None

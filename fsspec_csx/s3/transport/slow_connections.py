@@ -1,0 +1,112 @@
+"""Slow connections: a request that takes much longer than its peers is made again on another, from its last byte on.
+
+The last request decides how long a transfer takes, and S3 advises to replace slow ones:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.sockets import noting_connection, shut_down
+
+logger = logging.getLogger("fsspec_csx")
+
+_LOOK_SECONDS = 0.1  # between two looks at the requests that run
+_PEERS = 4  # so many must have ended
+_TIMES = 3  # as long as its peers, and at least so many seconds, has a slow one taken
+_LEAST_SECONDS = 0.5
+_MOST = 4  # connections of one transfer
+
+
+class _Attempt:
+    """A request for a range, on one connection.
+
+    Args:
+        wanted: the range.
+    """
+
+    def __init__(self, wanted: RangeRequest) -> None:
+        self.began = time.monotonic()
+        self.wanted = wanted
+        self.before = wanted.filled
+        self.ended = False
+        self._lock = threading.Lock()
+        self._connection: Any = None  # while the head of the response is awaited
+
+    def note(self, connection: Any) -> None:
+        """Note the connection that waits for the head; None for no more."""
+        with self._lock:
+            self._connection = connection
+
+    def end(self) -> bool:
+        """End its connection, and no other's; return whether there is one."""
+        with self._lock:
+            if self._connection is not None:
+                self.ended = shut_down(self._connection.sock)
+            elif (interrupt := self.wanted.interrupt) is not None:
+                self.ended = bool(interrupt())
+        return self.ended
+
+    @property
+    def length(self) -> int:
+        return self.wanted.length - self.before
+
+    def seconds_left(self, taken: float) -> float:
+        """How long it will take at its present rate."""
+        filled = self.wanted.filled - self.before
+        return taken * (self.length / filled - 1) if filled > 0 else float("inf")
+
+
+class SlowConnections:
+    """Ends slow connections of one transfer: few, and only when no more requests wait to be begun.
+
+    Args:
+        waiting: whether requests wait.
+    """
+
+    def __init__(self, waiting: Callable[[], bool]) -> None:
+        self._waiting = waiting
+        self._running: set[_Attempt] = set()
+        self._taken: list[tuple[float, int]] = []  # seconds and bytes of the requests that have ended
+        self._left = _MOST
+
+    @contextmanager
+    def watched(self, wanted: RangeRequest) -> Iterator[_Attempt]:
+        """In a thread: watch the request that is made within the block."""
+        attempt = _Attempt(wanted)
+        self._running.add(attempt)
+        try:
+            with noting_connection(attempt.note):
+                yield attempt
+            if wanted.complete:
+                self._taken.append((time.monotonic() - attempt.began, attempt.length))
+        finally:
+            self._running.discard(attempt)
+
+    async def watch(self) -> None:
+        """On the event loop: end slow connections, until cancelled."""
+        while self._left:
+            await asyncio.sleep(_LOOK_SECONDS)
+            taken = list(self._taken)
+            if self._waiting() or len(taken) < _PEERS:
+                continue
+            seconds, length = median(each[0] for each in taken), median(each[1] for each in taken)
+            for attempt in list(self._running):
+                usual = max(seconds * max(1.0, attempt.length / max(length, 1)), _LEAST_SECONDS / _TIMES)
+                self._end_if_slow(attempt, usual)
+
+    def _end_if_slow(self, attempt: _Attempt, usual: float) -> None:
+        taken = time.monotonic() - attempt.began
+        slow = taken > _TIMES * usual and attempt.seconds_left(taken) > usual
+        if slow and self._left and not attempt.ended and attempt.end():
+            self._left -= 1
+            logger.debug("A request takes %.1f s, others %.1f s: it gets another connection", taken, usual)

@@ -1,0 +1,96 @@
+"""A slow connection is replaced, so that it does not decide how long a load takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from handshakes import Handshakes
+from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
+
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
+
+MIB = 2**20
+RANGES = 10
+DATA = os.urandom(RANGES * 4 * MIB)
+PATH = "slow/object"
+LAST = (RANGES - 1) * 4 * MIB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def objects(server: LocalS3) -> None:
+    """An object of ten ranges."""
+    fsspec.filesystem("s3", **server.storage_options()).pipe_file(PATH, DATA)
+
+
+@pytest.fixture(params=["http", "https"])
+def proxy(
+    request: pytest.FixtureRequest, server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultProxy]:
+    """A proxy before the server, with and without TLS."""
+    handshakes = Handshakes(tmp_path) if request.param == "https" else None
+    if handshakes:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(handshakes.trusted))
+    with fault_proxy(server.endpoint_url, handshakes) as running:
+        yield running
+
+
+@pytest.fixture
+def fs(server: LocalS3, proxy: FaultProxy) -> CSXFileSystem:
+    """A filesystem behind the proxy."""
+    return through(proxy, server)
+
+
+def loaded(fs: CSXFileSystem) -> float:
+    """Load the object, check it, and return the seconds that it took."""
+    began = time.monotonic()
+    assert fs.cat_file(PATH) == DATA
+    return time.monotonic() - began
+
+
+def is_last(request: Request) -> bool:
+    """Whether a request is for bytes of the last range."""
+    return request.span is not None and request.span[0] >= LAST
+
+
+@pytest.mark.parametrize("slow", [{"rate": 200_000}, {"delay": 20.0}, {"stall_down": MIB + 5}], ids=str)
+def test_one_slow_connection(fs: CSXFileSystem, proxy: FaultProxy, slow: dict[str, Any]) -> None:
+    """A connection that sends slowly, answers late or stalls is replaced; only the missing bytes are fetched again."""
+    proxy.faults = [Fault("GET", when=is_last, **slow)]
+    assert loaded(fs) < 10
+    assert len(proxy.made("GET")) == RANGES + 1
+    first, end = proxy.made("GET")[-1].span or (0, 0)
+    assert end == len(DATA)
+    assert LAST + (MIB + 5 if "stall_down" in slow else 0) <= first < end
+    assert first > LAST or "delay" in slow
+    proxy.faults, proxy.requests = [], []
+    loaded(fs)
+    assert len(proxy.made("GET")) == RANGES
+
+
+def test_all_slow(fs: CSXFileSystem, proxy: FaultProxy) -> None:
+    """Where all connections are slow, none is replaced."""
+    proxy.faults = [Fault("GET", times=99, rate=3 * MIB)]
+    loaded(fs)
+    assert len(proxy.made("GET")) == RANGES
+
+
+def test_busy_store(fs: CSXFileSystem, proxy: FaultProxy) -> None:
+    """A store that is busy is waited for."""
+    proxy.faults = [Fault("GET", when=is_last, answer=error_answer(503, "SlowDown", {"Retry-After": "2"}))]
+    assert loaded(fs) > 2
+    assert len(proxy.made("GET")) == RANGES + 1
+
+
+@pytest.mark.slow
+def test_few_are_replaced(fs: CSXFileSystem, proxy: FaultProxy) -> None:
+    """If the other connections are slow too, the last of them are waited for."""
+    proxy.faults = [Fault("GET", when=is_last, times=99, rate=MIB)]
+    loaded(fs)
+    assert RANGES + 1 < len(proxy.made("GET")) <= RANGES + 4
