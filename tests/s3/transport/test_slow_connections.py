@@ -29,7 +29,7 @@ def objects(server: LocalS3) -> None:
     fsspec.filesystem("s3", **server.storage_options()).pipe_file(PATH, DATA)
 
 
-@pytest.fixture(params=["http", "https"])
+@pytest.fixture(params=["http", pytest.param("https", marks=pytest.mark.slow)])
 def proxy(
     request: pytest.FixtureRequest, server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FaultProxy]:
