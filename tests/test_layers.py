@@ -22,6 +22,7 @@ ROWS = [
     {"distributed"},
     {"checkpoint"},
     {"formats"},
+    {"group"},
     {"tensors"},
     {"s3"},
     {"s3/client"},

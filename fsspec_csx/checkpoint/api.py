@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fsspec.callbacks import Callback
+from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path
@@ -14,9 +15,11 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.serialization import MAP_LOCATION
 
     from fsspec_csx.formats.checkpoint_info import CheckpointInfo
+    from fsspec_csx.group.processes import Processes
 
 
 def save(
@@ -80,6 +83,7 @@ def load(
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
     local: str | os.PathLike[str] | None = None,
+    group: ProcessGroup | None = None,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Any:
@@ -97,6 +101,11 @@ def load(
 
     The name of an entry is its path in nested mappings, lists and tuples, joined by dots: ``model.0.weight``.
 
+    With ``group`` the processes of a group read the checkpoint once for all of them: each reads a share of the bytes
+    and gives it to the others, and each returns all. All see one version of the checkpoint, and an error in one process
+    is an error in all. Every process of the group calls ``load``, with the same arguments; the devices may differ in
+    number but not in kind, and the tensors of ``into`` not in shape and dtype.
+
     Args:
         path: a local path or an fsspec URL, see ``save``.
         keys: names of entries or of all entries below them, or a function that selects entries by name. The result has
@@ -107,9 +116,11 @@ def load(
         weights_only: if False, the file may run any code: only for files of authors whom you trust.
         local: the folder that ``async_save`` was called with. The local file is read if its bytes are those that were
             saved, and the remote file is the same or does not exist yet.
+        group: processes that load together, such as ``torch.distributed.group.WORLD``; by default this one reads alone.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
-            terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
+            terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none. Of a group, only
+            the first process shows the bar.
 
     Returns:
         The object of the file, or ``into``.
@@ -123,22 +134,32 @@ def load(
         MissingEntryError: a KeyError, if the file has no entry of a name in ``keys``.
         MismatchError: a ValueError. Lists every missing, unexpected or mismatched entry; ``into`` is unchanged.
         FreedTensorError: a ValueError, if tensors of ``into`` have no memory, or elements that share some.
+        ValueError: if the processes of ``group`` do not load the same.
+        LostProcessError: a RuntimeError, if another process of ``group`` has ended, or does not respond in time.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
 
     Warns:
         DtypeCastWarning: if tensors of ``into`` have other dtypes than those of the file.
     """
+    if local is not None and group is not None:
+        msg = "load takes local or group, not both: a local file is of one machine. Leave one of them out."
+        raise ValueError(msg)
     if local is not None:
         from fsspec_csx.checkpoint import local_tier  # only here, as it imports awscrt
 
         path = local_tier.find(checkpoint_path(path), local, storage_options)
-    text = checkpoint_path(path)
-    from fsspec_csx.formats import opening, reader  # only here, as these import torch
+    with contextlib.ExitStack() as stack:
+        processes = None if group is None else stack.enter_context(_together(group))
+        text = checkpoint_path(path)
+        from fsspec_csx.formats import opening, reader  # only here, as these import torch
 
-    with (
-        report_progress(callback, text) as progress,
-        opening.checkpoint(path, storage_options) as (source, name),
-    ):
+        if processes is not None:
+            keys = keys if keys is None or callable(keys) or isinstance(keys, str) else list(keys)
+            into_it = "" if into is None else " into tensors"
+            processes.gather(f"load {_part(keys)} of {redacted(text)}{into_it}, weights_only={bool(weights_only)}")
+            callback = NoOpCallback() if callback is None and processes.rank else callback
+        progress = stack.enter_context(report_progress(callback, text))
+        source, name = stack.enter_context(opening.checkpoint(path, storage_options, processes))
         meter = ProgressMeter(progress, source.size)
         source.advance = meter.advance
         if into is None:
@@ -148,6 +169,21 @@ def load(
             reader.read_into(source, into, name=name, keys=keys, weights_only=weights_only)
         meter.finish()
     return loaded
+
+
+def _together(group: ProcessGroup) -> contextlib.AbstractContextManager[Processes]:
+    from fsspec_csx.group.processes import together  # only here, as it imports torch
+
+    return together(group)
+
+
+def _part(keys: Iterable[str] | Callable[[str], bool] | None) -> str:
+    """What of a checkpoint some keys choose, in a few words."""
+    from fsspec_csx.tensors.names import shown  # only here, as it imports torch
+
+    if keys is None:
+        return "all"
+    return "a chosen part" if callable(keys) else shown(sorted(set(keys), key=str))
 
 
 def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> CheckpointInfo:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from fsspec_csx.errors import LostProcessError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.formats.dcp.source import ShardedSource
+from fsspec_csx.group.processes import translate_lost_process
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 from fsspec_csx.tensors.names import Keys
 
@@ -92,6 +92,9 @@ def load(
 ) -> None:
     """Fill a state dict of which each rank reads its own parts; like ``dcp.load`` with a ``StorageReader``.
 
+    What all ranks need, such as tensors that are no DTensors, is read once: each rank reads a share of it and gives it
+    to the others. So is the manifest.
+
     Args:
         state_dict: see ``save``, with any sharding; tensors keep their memory, other values are replaced.
         path: see ``save``; also a folder of Hugging Face.
@@ -110,7 +113,8 @@ def load(
             checkpoint.
     """
     with _reporting(callback, path, process_group) as progress:
-        reader = StorageReader(path, storage_options=storage_options, weights_only=weights_only, callback=progress)
+        options = {"storage_options": storage_options, "weights_only": weights_only, "callback": progress}
+        reader = StorageReader(path, **options, process_group=_joined(process_group))
         with unwrap_errors(process_group, reader):
             state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
 
@@ -170,6 +174,12 @@ def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -
     return [name for name in folder.shards() if name not in named]
 
 
+def _joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The ranks that take part; None for this process alone."""
+    joined = dist.is_available() and dist.is_initialized()
+    return (group or dist.group.WORLD) if joined else None
+
+
 @contextlib.contextmanager
 def _reporting(callback: Callback | None, path: Path, group: dist.ProcessGroup | None) -> Iterator[Callback]:
     """Give the caller's callback, or a progress bar on the first rank."""
@@ -186,7 +196,7 @@ def unwrap_errors(group: dist.ProcessGroup | None, reader: StorageReader | None 
     joined = dist.is_available() and dist.is_initialized()
     try:
         # All threads share the warning filters: change them only where needed.
-        with contextlib.nullcontext() if joined else warnings.catch_warnings():
+        with contextlib.nullcontext() if joined else warnings.catch_warnings(), translate_lost_process():
             if not joined:
                 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             yield
@@ -195,17 +205,3 @@ def unwrap_errors(group: dist.ProcessGroup | None, reader: StorageReader | None 
         rank = dist.get_rank(group) if joined else 0
         own = failures.get(rank) or failures[min(failures)]
         raise (reader.failure if reader and reader.failure else own[0]) from error
-    except RuntimeError as error:
-        if not _is_from_collective(error):
-            raise
-        cause = re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0].rstrip(".")
-        reason = f"Another process of this job has ended, or does not respond in time: {cause}."
-        raise LostProcessError(reason, "Read the logs of the others, and start the job again.") from error
-
-
-def _is_from_collective(error: RuntimeError) -> bool:
-    """Whether a collective of torch raised the error."""
-    last = error.__traceback__
-    while last and last.tb_next:
-        last = last.tb_next
-    return last is not None and last.tb_frame.f_globals["__name__"] == "torch.distributed.distributed_c10d"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from fsspec.callbacks import Callback
 from torch.distributed.checkpoint import storage
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
@@ -17,9 +20,14 @@ from fsspec_csx.distributed.huggingface import metadata_of
 from fsspec_csx.distributed.paths import FolderStorage, Path
 from fsspec_csx.errors import MismatchError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, read_tensors
+from fsspec_csx.group.filesystem import shared
+from fsspec_csx.group.processes import Processes, together
+from fsspec_csx.storage.progress import ProgressMeter
+
+_MANY = 2  # ranks that are no longer alone
 
 
 class StorageReader(FolderStorage, storage.StorageReader):
@@ -27,11 +35,14 @@ class StorageReader(FolderStorage, storage.StorageReader):
 
     It also reads folders of Hugging Face, of which each rank reads its own parts.
 
+    With ``process_group``, as ``distributed.load`` passes it, what all ranks need is read once for all of them.
+
     Args:
         path: a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
         callback: receives the bytes of this rank: the total by ``set_size``, and increments by ``relative_update``.
+        process_group: the ranks of the load, the same as that of ``dcp.load``; by default each reads for itself.
 
     Attributes:
         failure: the error of the manifest; torch passes on only its text.
@@ -47,8 +58,10 @@ class StorageReader(FolderStorage, storage.StorageReader):
         storage_options: Mapping[str, Any] | None = None,
         weights_only: bool = True,
         callback: Callback | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(path, storage_options, callback)
+        self._group = process_group
         self._weights_only = weights_only
         self._metadata = Metadata({})
         self.failure: Exception | None = None
@@ -75,16 +88,25 @@ class StorageReader(FolderStorage, storage.StorageReader):
         return metadata
 
     def _read_manifest(self, rank: int | None) -> Metadata:
-        try:
-            return manifest.read(self._folder, MANIFEST if rank is None else f"__{rank}{MANIFEST}")
-        except FileNotFoundError:
+        with contextlib.nullcontext() if rank is not None or self._group is None else together(self._group) as ranks:
+            folder = self._shared(ranks)
             try:
-                found = metadata_of(self._folder)
+                return manifest.read(folder, MANIFEST if rank is None else f"__{rank}{MANIFEST}")
             except FileNotFoundError:
-                found = None
-            if found is None:
-                raise
-            return found
+                try:
+                    found = metadata_of(folder)
+                except FileNotFoundError:
+                    found = None
+                if found is None:
+                    raise
+                return found
+
+    def _shared(self, ranks: Processes | None) -> Folder:
+        """The folder, of which all ranks make the same reads."""
+        if ranks is None:
+            return self._folder
+        fs, path = shared(self._folder.fs, self._folder.path, ranks)
+        return Folder(fs, path, self._folder.name)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Store the manifest."""
@@ -95,21 +117,47 @@ class StorageReader(FolderStorage, storage.StorageReader):
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Leave the plans as they are."""
-        return plans
+        """Note in each plan the numbers of the items that all ranks need, in the same order in all."""
+        if self._group is None or len(plans) < _MANY:
+            return plans
+        numbered = [{_key(item): number for number, item in enumerate(plan.items)} for plan in plans]
+        common = [key for key in numbered[0] if all(key in each for each in numbered)]
+        return [
+            replace(plan, storage_data=[each[key] for key in common])
+            for plan, each in zip(plans, numbered, strict=True)
+        ]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read the entries of this rank."""
-        self._read_values([item for item in plan.items if item.type == LoadItemType.BYTE_IO], planner)
-        self._read_tensors([item for item in plan.items if item.type != LoadItemType.BYTE_IO], planner)
+        numbers = (plan.storage_data or []) if self._group is not None else []
+        common = [plan.items[number] for number in numbers]
+        noted = set(numbers)
+        own = [item for number, item in enumerate(plan.items) if number not in noted]
+        meter = self._meter(sum(_nbytes(item, self._metadata) for item in plan.items))
+        if common and self._group is not None:
+            with together(self._group) as ranks:
+                self._read(self._shared(ranks), common, planner, meter, ranks)
+        self._read(self._folder, own, planner, meter)
+        meter.finish()
         future: Future[None] = Future()
         future.set_result(None)
         return future
 
-    def _read_values(self, items: list[ReadItem], planner: LoadPlanner) -> None:
-        state = ShardedStateDict(self._folder, self._metadata)
+    def _read(
+        self,
+        folder: Folder,
+        items: list[ReadItem],
+        planner: LoadPlanner,
+        meter: ProgressMeter,
+        ranks: Processes | None = None,
+    ) -> None:
+        self._read_values(folder, [item for item in items if item.type == LoadItemType.BYTE_IO], planner)
+        self._read_tensors(folder, [item for item in items if item.type != LoadItemType.BYTE_IO], planner, meter, ranks)
+
+    def _read_values(self, folder: Folder, items: list[ReadItem], planner: LoadPlanner) -> None:
+        state = ShardedStateDict(folder, self._metadata)
         places = [state.item(item.storage_index) for item in items]
-        for item, data in zip(items, read_bytes(self._folder, places), strict=True):
+        for item, data in zip(items, read_bytes(folder, places), strict=True):
             file = io.BytesIO(data)
             if self._weights_only:
                 # Planners load it with weights_only=False: they get what was made of it without running anything.
@@ -120,8 +168,15 @@ class StorageReader(FolderStorage, storage.StorageReader):
                 file.seek(0)
             planner.load_bytes(item, file)
 
-    def _read_tensors(self, items: list[ReadItem], planner: LoadPlanner) -> None:
-        state, wanted = ShardedStateDict(self._folder, self._metadata), []
+    def _read_tensors(
+        self,
+        folder: Folder,
+        items: list[ReadItem],
+        planner: LoadPlanner,
+        meter: ProgressMeter,
+        ranks: Processes | None,
+    ) -> None:
+        state, wanted = ShardedStateDict(folder, self._metadata), []
         for item in items:
             name = item.storage_index.fqn
             place = state.item(item.storage_index)
@@ -130,8 +185,21 @@ class StorageReader(FolderStorage, storage.StorageReader):
                 reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
                 raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
             wanted.append((target, TensorRead(name, place, tuple(item.storage_offsets), target.detach())))
-        meter = self._meter(sum(target.nbytes for target, _ in wanted))
-        read_tensors(self._folder, [each for _, each in wanted], advance=meter.advance)
-        meter.finish()
+        if ranks is not None:
+            kinds = [(each.dtype, each.device.type, each.stride()) for each, _ in wanted]
+            if any(other != kinds for other in ranks.gather("fill tensors", kinds)):
+                folder = self._folder  # each rank has to read in a way of its own
+        read_tensors(folder, [each for _, each in wanted], advance=meter.advance)
         for item, (target, _) in zip(items, wanted, strict=True):
             planner.commit_tensor(item, target)
+
+
+def _key(item: ReadItem) -> tuple[Any, ...]:
+    """What an item has to be read of a checkpoint."""
+    return item.type, item.storage_index, tuple(item.storage_offsets), tuple(item.lengths)
+
+
+def _nbytes(item: ReadItem, metadata: Metadata) -> int:
+    """How many bytes of a tensor an item has; none of a value."""
+    stored = metadata.state_dict_metadata.get(item.storage_index.fqn)
+    return item.lengths.numel() * stored.properties.dtype.itemsize if isinstance(stored, TensorStorageMetadata) else 0

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 
@@ -18,12 +18,25 @@ from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.tensors.source import Source
 
+if TYPE_CHECKING:
+    from fsspec_csx.group.processes import Processes
+
 
 @contextlib.contextmanager
-def checkpoint(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Source, str]]:
-    """The bytes of a checkpoint at a path, and what errors call it, while the block lasts; see ``source``."""
+def checkpoint(
+    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, processes: Processes | None = None
+) -> Iterator[tuple[Source, str]]:
+    """The bytes of a checkpoint at a path, and what errors call it, while the block lasts; see ``source``.
+
+    Args:
+        processes: those that read it once for all of them; None for this process alone.
+    """
     text = checkpoint_path(path)
     fs, inner = resolve_path(path, text, storage_options)
+    if processes is not None:
+        from fsspec_csx.group.filesystem import shared  # only here, as it imports torch.distributed
+
+        fs, inner = shared(fs, inner, processes)
     name = redacted(text)
     with source(lambda: open_file(fs, inner), *unwrap_filesystem(fs, inner)[:2], name=name) as found:
         yield found, name

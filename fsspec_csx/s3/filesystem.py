@@ -269,6 +269,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         size: int | None = None,
         requester_pays: bool | None = None,
         cache_options: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> CSXFile:
         if version_id and not self.version_aware:
@@ -289,7 +290,14 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
             requester_pays=bool(self.req_kw) if requester_pays is None else requester_pays,
             cache_options=cache_options,
             size=size,
+            **({"details": details} if details else {}),
         )
+
+    def open_state(self, path: str, details: dict[str, Any]) -> CSXFile:
+        """Open an object for reading in the state that the ``details`` of another file are of, without a request."""
+        version = {"version_id": details.get("VersionId")} if self.version_aware else {}
+        file: CSXFile = self.open(path, "rb", details=details, **version)
+        return file
 
     def _block_size(self, mode: str) -> int:
         chosen = self.default_block_size != type(self).default_block_size

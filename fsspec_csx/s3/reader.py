@@ -48,6 +48,7 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         own = kwargs.get("cache_type") == ReadAhead.name
+        self._details = kwargs.pop("details", None)
         super().__init__(fs, path, mode, **(kwargs | {"cache_type": "none"} if own else kwargs))
         if mode != "rb":
             return
@@ -115,6 +116,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         *,
         advance: Callable[[int], object] | None = None,
         crc32: bool = False,
+        total: int = 0,
     ) -> list[int]:
         """Fill many memories from many positions, all at once; the file's own position stays.
 
@@ -123,6 +125,7 @@ class ReadFile(S3File):  # type: ignore[misc]
                 is to be filled from there. In any order; the file must reach as far.
             advance: called in this thread with each number of bytes read.
             crc32: whether to compute the CRC-32 of each span, as it comes.
+            total: how many bytes are read with these, here or elsewhere, by requests of the size that is best for all.
 
         Returns:
             The CRC-32 of each span, in the order of the spans; an empty list unless ``crc32``.
@@ -135,7 +138,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             if not 0 <= position <= position + len(memory) <= self.size:
                 msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
                 raise ValueError(msg)
-        part = self.fs.request_size(sum(len(memory) for _, memory in spans))
+        part = self.fs.request_size(total or sum(len(memory) for _, memory in spans))
         check = zlib_ng.crc32 if crc32 else None
         progress: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)

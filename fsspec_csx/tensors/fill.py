@@ -179,7 +179,7 @@ def _run_parts(
 def _without_gaps(record: Record, group: list[Transfer]) -> Iterator[Transfer]:
     """The transfers of a record in order, and between them those of the rest, if it has a checksum."""
     position = 0
-    for transfer in sorted(group, key=lambda each: each.start):
+    for transfer in sorted(group, key=lambda each: (each.start, each.size)):
         yield from _unused(record, position, transfer.start)
         yield transfer
         position = max(position, transfer.start + transfer.size)

@@ -25,7 +25,7 @@ from fsspec_csx.tensors import fill, memory
 from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.names import shown
-from fsspec_csx.tensors.source import Source
+from fsspec_csx.tensors.source import BareSource, Source
 
 T = TypeVar("T")
 
@@ -111,14 +111,14 @@ def _of_all_shards(
             read(folder, source, shards[name])
 
     if shards:
-        run_in_threads(read_one, [*shards], advance, threads=_FILES, name="fsspec_csx-shard")
+        run_in_threads(read_one, [*shards], advance, threads=_FILES if folder.threads else 1, name="fsspec_csx-shard")
 
 
 @contextlib.contextmanager
 def opened(folder: Folder, name: str) -> Iterator[Source]:
     """A shard, while the block lasts."""
     with folder.reading(name) as file:
-        yield _Known(file, _size(file))
+        yield BareSource(file, _size(file))
 
 
 def check_shards(folder: Folder, places: Iterable[ItemLocation]) -> None:
@@ -133,13 +133,6 @@ def _check_size(folder: Folder, name: str, shard: Source, places: Iterable[ItemL
     if end > shard.size:
         what = f"it has {shard.size} of at least {end} bytes"
         raise InvalidCheckpointError(f"The shard {name} of {folder.name} is cut short: {what}.", AGAIN)
-
-
-class _Known(Source):
-    """A file of which the manifest says where everything is, so that its ends are not read first."""
-
-    def _keep(self, ranges: Sequence[tuple[int, int]]) -> None:
-        pass
 
 
 def _size(file: IO[bytes]) -> int:

@@ -1,0 +1,1 @@
+"""Processes that read a checkpoint once for all of them."""

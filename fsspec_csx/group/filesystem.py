@@ -1,0 +1,225 @@
+"""SharedFileSystem: a filesystem whose files the processes of a group read once for all of them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from fsspec_csx.errors import ObjectChangedError
+from fsspec_csx.group.exchange import Piece, exchange, share_size
+from fsspec_csx.group.processes import Processes
+from fsspec_csx.storage.files import file_size, open_file, unwrap_filesystem
+from fsspec_csx.tensors.crc32 import RunningCrc32
+from fsspec_csx.tensors.source import BareSource, Spans
+from fsspec_csx.tensors.staging import batches
+
+_BUFFER = 2**20
+_READERS = 3
+# What a filesystem says of a file, and changes with the file.
+_CHANGING = ("size", "ETag", "etag", "VersionId", "LastModified", "last_modified", "mtime", "generation")
+
+
+def shared(fs: AbstractFileSystem | None, path: str, processes: Processes) -> tuple[SharedFileSystem, str]:
+    """A filesystem that is read once for all, behind fsspec's caches, and a path on it.
+
+    Args:
+        fs: None for the local one.
+    """
+    fs, path, _ = unwrap_filesystem(fs, path)
+    if fs is None:
+        fs, path = LocalFileSystem(), os.path.abspath(path)  # it would take a '~' for someone's home
+    return SharedFileSystem(fs, processes), path
+
+
+class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """A filesystem to read from: all processes of a group make the same calls, in the same order.
+
+    Args:
+        fs: the same in all processes.
+    """
+
+    cachable = False
+
+    def __init__(self, fs: AbstractFileSystem, processes: Processes) -> None:
+        super().__init__()
+        self._fs = fs
+        self._processes = processes
+        self.protocol = fs.protocol
+        self._strip_protocol = fs._strip_protocol
+        if hasattr(fs, "readinto_objects"):
+            self.readinto_objects = self._readinto_objects
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> SharedFile:
+        """Open a file; the first process asks for its state, and all read this state."""
+        opened: list[IO[bytes]] = []
+
+        def begin() -> tuple[int, dict[str, Any]]:
+            opened.append(open_file(self._fs, path))
+            return file_size(opened[0]), self._state(path, opened[0])
+
+        size, state = self._processes.first(f"open {path}", begin)
+        reader = _Reader(self._processes, path, size, lambda: opened[0] if opened else self._again(path, state))
+        return SharedFile(reader)
+
+    def _again(self, path: str, state: dict[str, Any]) -> IO[bytes]:
+        """Open a file in a state that another process has seen."""
+        if hasattr(self._fs, "open_state"):
+            known: IO[bytes] = self._fs.open_state(path, state)
+            return known
+        file = open_file(self._fs, path)
+        here = self._state(path, file)
+        if any(here.get(key) != state.get(key) for key in _CHANGING):
+            file.close()
+            reason = f"{path} is not the same file in all processes, or was replaced."
+            raise ObjectChangedError(reason, "Load it again.")
+        return file
+
+    def _state(self, path: str, file: Any) -> dict[str, Any]:
+        return dict(getattr(file, "details", None) or self._fs.info(path))
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether there is such a file now."""
+
+        def operation() -> bool:
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(path))
+
+        return bool(self._processes.first(f"look for {path}", operation))
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        """What the filesystem says of a path now."""
+
+        def operation() -> Any:
+            self._fs.invalidate_cache()
+            return self._fs.info(path)
+
+        return self._processes.first(f"ask for {path}", operation)
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> Any:
+        """What lies in a folder now."""
+
+        def operation() -> Any:
+            self._fs.invalidate_cache()
+            return self._fs.ls(path, detail=detail)
+
+        return self._processes.first(f"list {path}", operation)
+
+    def _readinto_objects(self, wanted: Sequence[Any], advance: Callable[[int], object]) -> list[int]:
+        """Fill memories from many small objects; see the ``readinto_objects`` of the filesystem."""
+        order = sorted(range(len(wanted)), key=lambda number: wanted[number][:2])
+        pieces = [Piece(wanted[number][:2], wanted[number].memory) for number in order]
+        most = share_size(sum(len(piece.memory) for piece in pieces), self._processes.size)
+        read_from = dict(zip((id(piece.memory) for piece in pieces), (wanted[number] for number in order), strict=True))
+
+        def read(share: Sequence[Piece], advance: Callable[[int], object]) -> list[int]:
+            found: list[int] = self._fs.readinto_objects([read_from[id(piece.memory)] for piece in share], advance)
+            return found
+
+        shares = list(batches(pieces, lambda piece: len(piece.memory), most))
+        sizes = exchange(self._processes, "read objects", shares, read, advance=advance, threads=1)
+        return [size for _, size in sorted(zip(order, sizes, strict=True))]
+
+
+class SharedFile(io.BufferedReader):
+    """A file that the processes of a group read once for all: all make the same reads, in the same order."""
+
+    def __init__(self, reader: _Reader) -> None:
+        super().__init__(reader, _BUFFER)
+        self.readinto_many = reader.readinto_many
+
+
+class _Reader(io.RawIOBase):
+    """The same, without a buffer.
+
+    Args:
+        open_it: opens the file itself.
+    """
+
+    def __init__(self, processes: Processes, path: str, size: int, open_it: Callable[[], IO[bytes]]) -> None:
+        self._processes = processes
+        self._path = path
+        self._size = size
+        self._open = open_it
+        self._file: Any = open_it() if not processes.rank else None
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a position in bytes and return it."""
+        self._position = max(0, offset + (0, self._position, self._size)[whence])
+        return self._position
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; only at the end of the file it is not filled."""
+        memory = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
+        self.readinto_many([(self._position, memory)])
+        self._position += len(memory)
+        return len(memory)
+
+    def readinto_many(
+        self, spans: Spans, *, advance: Callable[[int], object] = lambda count: None, crc32: bool = False
+    ) -> list[int]:
+        """Fill many memories from many positions; returns the CRC-32 of each if ``crc32``."""
+        # In the order of the file: that of the memories differs from process to process.
+        order = sorted(range(len(spans)), key=lambda number: (spans[number][0], len(spans[number][1])))
+        total = sum(len(memory) for _, memory in spans)
+        shares, numbers = _cut(spans, order, share_size(total, self._processes.size))
+        if len(shares) > self._processes.rank and self._file is None:
+            self._file = self._open()
+        own = hasattr(self._file, "readinto_many")
+
+        def read(share: Sequence[Piece], advance: Callable[[int], object]) -> list[int]:
+            if own:
+                crcs: list[int] = self._file.readinto_many(share, advance=advance, crc32=crc32, total=total)
+            else:
+                crcs = BareSource(self._file, self._size, advance).read(share, crc32=crc32)
+            return crcs or [0] * len(share)
+
+        threads = _READERS if own else 1
+        found = exchange(self._processes, f"read {self._path}", shares, read, advance=advance, threads=threads)
+        if not crc32:
+            return []
+        crcs = [RunningCrc32() for _ in spans]
+        for number, piece, crc in zip(numbers, (piece for share in shares for piece in share), found, strict=True):
+            crcs[number].join(crc, len(piece.memory))
+        return [each.value for each in crcs]
+
+    def close(self) -> None:
+        """Close the file itself."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+def _cut(spans: Spans, order: Sequence[int], size: int) -> tuple[list[list[Piece]], list[int]]:
+    """Shares of so many bytes each, and the numbers of the spans to which their pieces belong."""
+    shares: list[list[Piece]] = []
+    numbers: list[int] = []
+    left = 0
+    for number in order:
+        start, memory = spans[number]
+        while memory:
+            if not left:
+                shares.append([])
+                left = size
+            piece = Piece(start, memory[:left])
+            shares[-1].append(piece)
+            numbers.append(number)
+            start, memory, left = start + len(piece.memory), memory[left:], left - len(piece.memory)
+    return shares, numbers
