@@ -15,8 +15,6 @@ from fsspec_csx import distributed
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
-GROUPED = ("a.mdl", "b.safetensors", "hf", "cerebras", "dcp", "old.pt")
-
 
 @pytest.fixture
 def proxy(environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
@@ -34,13 +32,20 @@ def saved(bucket: str, environment: LocalS3, tmp_path: Path) -> tuple[str, dict[
     simple = {name: each for name, each in state.items() if name != "kinds"}
     fsspec_csx.save(state, f"{root}/a.mdl")
     fsspec_csx.save(flat, f"{root}/b.safetensors")
-    fsspec_csx.save(flat, f"{root}/hf", format="huggingface", max_shard_size="10MB")
+    fsspec_csx.save(flat, f"{root}/hf", format="huggingface", max_shard_size="5MB")
     fsspec_csx.save(simple, f"{root}/cerebras", format="cerebras")
     distributed.save(state, f"{root}/dcp")
     torch.save(simple, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     fsspec_csx.copy(str(tmp_path / "old.pt"), f"{root}/old.pt")
     held = {"a.mdl": state, "b.safetensors": flat, "hf": flat, "cerebras": simple, "dcp": state, "old.pt": simple}
     return root, {name: group_job.digest(each) for name, each in held.items()}
+
+
+@pytest.fixture
+def lone(bucket: str, environment: LocalS3) -> str:
+    """A folder with one checkpoint, ``a.mdl``."""
+    fsspec_csx.save(group_job.state(), f"s3://{bucket}/run/a.mdl")
+    return f"s3://{bucket}/run"
 
 
 def gets(proxy: FaultProxy) -> tuple[int, int]:
@@ -82,23 +87,21 @@ def test_four_processes(
     assert gets(proxy)[1] <= 1.1 * alone[1]
 
 
-def test_variants(saved: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_variants(lone: str, tmp_path: Path) -> None:
     """Parts, tensors that are there, and other devices; tied tensors stay so."""
-    root, _ = saved
     state = group_job.state()
     part = {"kinds": state["kinds"], "optimizer": {"exp_avg": state["optimizer"]["exp_avg"]}}
     expected = ["tied True", f"keys {group_job.digest(part)}", f"chosen {group_job.digest({'many': state['many']})}"]
     expected += [f"into {group_job.digest(state)}", "meta meta", f"code {group_job.digest(state)}"]
-    assert group_job.run("variants", root, tmp_path) == [expected] * 2
+    assert group_job.run("variants", lone, tmp_path) == [expected] * 2
 
 
-def test_errors(saved: tuple[str, dict[str, str]], fs: CSXFileSystem, tmp_path: Path) -> None:
+def test_errors(lone: str, fs: CSXFileSystem, tmp_path: Path) -> None:
     """What fails in one process fails in all, by the same error; the next load works."""
-    root, _ = saved
-    data = bytearray(fs.cat_file(f"{root}/a.mdl"))
+    data = bytearray(fs.cat_file(f"{lone}/a.mdl"))
     data[len(data) // 4] ^= 1
-    fs.pipe_file(f"{root}/damaged.mdl", bytes(data))
-    printed = group_job.run("errors", root, tmp_path)
+    fs.pipe_file(f"{lone}/damaged.mdl", bytes(data))
+    printed = group_job.run("errors", lone, tmp_path)
     for first, second in zip(*printed, strict=True):
         assert first.split()[0] == second.split()[0]
     first, second = ({line.partition(": ")[0]: line.partition(": ")[2] for line in each} for each in printed)
@@ -119,13 +122,14 @@ def test_errors(saved: tuple[str, dict[str, str]], fs: CSXFileSystem, tmp_path: 
     assert "model.large" in first["damaged"]
 
 
-def test_lost_process(saved: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_lost_process(lone: str, tmp_path: Path) -> None:
     """A process that is killed while it reads is an error of the others."""
-    (found,), others = group_job.run("killed", saved[0], tmp_path, killed=1)
+    (found,), others = group_job.run("killed", lone, tmp_path, killed=1)
     assert found.startswith("LostProcessError Another process of this job has ended")
     assert not others
 
 
+@pytest.mark.slow
 def test_sharded(
     saved: tuple[str, dict[str, str]], proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

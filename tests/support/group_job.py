@@ -27,6 +27,7 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.concurrency import ConcurrencyLimit
 
 _TIMEOUT = 60
+_ROWS = 1200  # so that two processes have a share of two tensors
 _KINDS = (
     *(torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64),
     *(torch.bool, torch.uint8, torch.int8, torch.int64),
@@ -56,9 +57,9 @@ def run(job: str, root: str, folder: Path, *, size: int = 2, killed: int | None 
     return [each.splitlines() for each in printed]
 
 
-def state(rows: int = 2500) -> dict[str, Any]:
+def state() -> dict[str, Any]:
     """What a trainer has: many small tensors, large ones, tied ones, and tensors of all kinds."""
-    large = torch.arange(rows * 1000, dtype=torch.float32).reshape(rows, 1000)
+    large = torch.arange(_ROWS * 1000, dtype=torch.float32).reshape(_ROWS, 1000)
     return {
         "model": {"large": large, "tied": large[5:], "turned": torch.arange(12.0).reshape(3, 4).t()},
         "kinds": {str(dtype).partition(".")[2]: torch.arange(6).to(dtype).reshape(2, 3) for dtype in _KINDS},
@@ -192,7 +193,7 @@ def sharded(root: str) -> None:
         print(name, digest(into))
         if os.environ.get("COUNTED"):
             continue
-        large = torch.zeros(2500, 1000)
+        large = torch.zeros(_ROWS, 1000)
         part: dict[str, Any] = {"large": distribute_tensor(large, mesh, [Shard(0)])}
         part |= {"exp_avg": distribute_tensor(large, mesh, [Replicate()]), "bool": torch.zeros(2, 3, dtype=torch.bool)}
         part |= {"int8": torch.zeros(2, 3, dtype=torch.int8)} if rank else {}
