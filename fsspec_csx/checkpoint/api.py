@@ -134,7 +134,7 @@ def load(
         MissingEntryError: a KeyError, if the file has no entry of a name in ``keys``.
         MismatchError: a ValueError. Lists every missing, unexpected or mismatched entry; ``into`` is unchanged.
         FreedTensorError: a ValueError, if tensors of ``into`` have no memory, or elements that share some.
-        ValueError: if the processes of ``group`` do not load the same.
+        ValueError: if the processes of ``group`` do not load the same, or ``local`` is given too.
         LostProcessError: a RuntimeError, if another process of ``group`` has ended, or does not respond in time.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
 

@@ -62,7 +62,12 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
             opened.append(open_file(self._fs, path))
             return file_size(opened[0]), self._state(path, opened[0])
 
-        size, state = self._processes.first(f"open {path}", begin)
+        try:
+            size, state = self._processes.first(f"open {path}", begin)
+        except BaseException:
+            for each in opened:
+                each.close()
+            raise
         reader = _Reader(self._processes, path, size, lambda: opened[0] if opened else self._again(path, state))
         return SharedFile(reader)
 
