@@ -179,17 +179,26 @@ class CachedObject:
     def present(self, start: int, end: int) -> list[bool]:
         """Whether each block from a position to another is there."""
         first, count = start // BLOCK, -(-end // BLOCK) - start // BLOCK
-        entries = os.pread(self._descriptor, count * _ENTRY.size, first * _ENTRY.size)
+        entries = self._entries(first, count)
         return [entries.startswith(_MARK, place) for place in range(0, count * _ENTRY.size, _ENTRY.size)]
 
     def checksum(self, block: int) -> int | None:
         """The CRC-32 of a block; None if it is not there."""
-        entry = os.pread(self._descriptor, _ENTRY.size, block * _ENTRY.size)
+        entry = self._entries(block, 1)
         return _ENTRY.unpack(entry)[1] if entry.startswith(_MARK) and len(entry) == _ENTRY.size else None
 
+    def _entries(self, first: int, count: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, count * _ENTRY.size, first * _ENTRY.size)
+        except OSError:  # of a broken disk
+            return b""
+
     def read(self, memory: memoryview, position: int) -> int:
-        """Read from a position in the object; return how many bytes came."""
-        return int(os.preadv(self._descriptor, [memory], self._data + position))
+        """Read from a position in the object; return how many bytes came, 0 if none can be read."""
+        try:
+            return int(os.preadv(self._descriptor, [memory], self._data + position))
+        except OSError:
+            return 0
 
     def write(self, memory: memoryview, position: int) -> bool:
         """Write to a position in the object; False if the disk takes nothing, of which a warning is logged."""

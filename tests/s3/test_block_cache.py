@@ -128,6 +128,21 @@ def test_parts_come_from_the_cache(url: str, folder: Path) -> None:
     assert sent == ["HeadObject"]
 
 
+def test_memory_of_an_interrupted_read_is_the_callers(url: str, folder: Path) -> None:
+    """A read that ends by an exception writes to no memory afterwards, whether it fills the cache or reads it."""
+
+    def interrupt(count: int) -> None:
+        raise ZeroDivisionError
+
+    for _ in range(3):
+        memory = memoryview(bytearray(len(DATA)))
+        with fsspec.open(url, cache_dir=folder) as file, pytest.raises(ZeroDivisionError):
+            file.readinto_many([(0, memory)], advance=interrupt)
+        memory[:] = bytes(len(DATA))
+        assert read(url, folder) == DATA
+        assert memory == bytes(len(DATA))
+
+
 def test_sparse_reads_fetch_little(url: str, folder: Path, slow: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that wants few bytes of many blocks goes past the cache, rather than to fetch all of them."""
     monkeypatch.setattr("fsspec_csx.s3.cached_read._MOST_PADDING", MIB)
