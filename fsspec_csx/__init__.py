@@ -7,7 +7,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.checkpoint.api import inspect, load, save
-from fsspec_csx.checkpoint.async_save import async_save
+from fsspec_csx.checkpoint.async_save import async_save, release_buffers
 from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.checkpoint.stream import stream
 from fsspec_csx.manage.copy import copy, move
@@ -16,7 +16,19 @@ from fsspec_csx.settings import backends
 if TYPE_CHECKING:
     from fsspec_csx.s3.filesystem import CSXFileSystem
 
-__all__ = ["CSXFileSystem", "SaveFuture", "async_save", "backends", "copy", "inspect", "load", "move", "save", "stream"]
+__all__ = [
+    "CSXFileSystem",
+    "SaveFuture",
+    "async_save",
+    "backends",
+    "copy",
+    "inspect",
+    "load",
+    "move",
+    "release_buffers",
+    "save",
+    "stream",
+]
 __version__ = "0.1.0"
 
 

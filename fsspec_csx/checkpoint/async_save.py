@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures.thread
 import logging
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Mapping
@@ -44,7 +45,8 @@ def async_save(
     """Save like ``save``, but write the file in the background.
 
     Everything is copied before this returns, from GPUs into pinned memory, so the object may change; the credentials
-    are those of the call, too. Each save needs the memory of its tensors until it ends.
+    are those of the call, too. Each save needs the memory of its tensors until it ends; the next save uses it again,
+    see ``release_buffers``.
 
     Saves to one path run one after the other in the order of the calls, and two saves to different paths run at a time.
     With a concurrent ``save`` to the same path, the last to end wins. The interpreter waits for its saves at exit;
@@ -94,6 +96,18 @@ def async_save(
     save = _Save(future, fs, inner, text, os.path.realpath(place) if fs is None else place, saving)
     _saves.add(save if tier is None else _local_first(tier, save))
     return future
+
+
+def release_buffers() -> None:
+    """Give the memory of earlier copies back to the system, after the last ``async_save``.
+
+    The memory of a save that has ended is kept for the next, as to touch new memory takes several times as long as to
+    copy into it: that of two saves at most, until none was used for half an hour. Pinned memory is kept by torch.
+    """
+    if "torch" in sys.modules:
+        from fsspec_csx.tensors import snapshot
+
+        snapshot.release()
 
 
 # -- by way of a local disk --------------------------------------------------------------------------------------------

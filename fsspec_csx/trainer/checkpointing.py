@@ -8,7 +8,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 from fsspec_csx.checkpoint.api import inspect, save
-from fsspec_csx.checkpoint.async_save import async_save
+from fsspec_csx.checkpoint.async_save import async_save, release_buffers
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.storage.paths import redacted
@@ -226,6 +226,7 @@ class Checkpoint(Callback):
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
         self.saves.wait(trainer)  # so that no process ends before the checkpoint is complete
+        release_buffers()
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
         try:

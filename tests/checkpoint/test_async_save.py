@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -281,14 +281,14 @@ def test_what_cannot_be_saved(root: str, obj: object, error: type[Exception]) ->
 def test_memory_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     """The copies are gone when the save is over, though its future is still there; the originals were never held."""
     copies: list[weakref.ref[Any]] = []
-    copied = pickled._copy
+    copied = pickled.copy_storages
 
-    def noting(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-        copy = copied(storage)
-        copies.append(weakref.ref(copy))
-        return copy
+    def noting(storages: Sequence[torch.UntypedStorage]) -> list[torch.UntypedStorage]:
+        made = copied(storages)
+        copies.extend(map(weakref.ref, made))
+        return made
 
-    monkeypatch.setattr(pickled, "_copy", noting)
+    monkeypatch.setattr(pickled, "copy_storages", noting)
     obj = state(1)
     original = weakref.ref(obj["a"])
     gc.disable()

@@ -18,6 +18,7 @@ from fsspec_csx.formats.cerebras.metadata import LEAF, OWN, SUCCESS, is_safe
 from fsspec_csx.formats.safetensors.writer import PLAIN
 from fsspec_csx.tensors.memory import address, is_freed
 from fsspec_csx.tensors.names import below, few, quoted
+from fsspec_csx.tensors.snapshot import copy_tensors
 
 _VERSION, _WRITTEN_AS = 0.5, "2.10.0"
 _SHOWN = 20
@@ -78,7 +79,7 @@ class Plan:
 
     def copy(self) -> None:
         """Copy the tensors to memory of their own, so that they may change."""
-        self.bodies = {name: each.detach().to("cpu", copy=True) for name, each in self.bodies.items()}
+        self.bodies = dict(zip(self.bodies, copy_tensors([*self.bodies.values()]), strict=True))
 
     def header(self, name: str) -> str:
         """The JSON that the object of a tensor has as its user metadata ``metadata``."""

@@ -11,6 +11,7 @@ from typing import IO, Any
 import torch
 
 from fsspec_csx.tensors import memory, names, torch_compat
+from fsspec_csx.tensors.snapshot import copy_storages
 
 
 class Pickled:
@@ -42,11 +43,9 @@ class Pickled:
         replaced: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
     ) -> None:
         self.storages: list[torch.UntypedStorage] = []
-        self._copied = copied
         self._dtypes: list[torch.dtype] = []
         self._keys: dict[int, str] = {}
         self._dtype_at: dict[int, torch.dtype] = {}
-        self._originals: list[torch.UntypedStorage] = []
         buffer = io.BytesIO()
         try:
             if replaced is None:
@@ -55,9 +54,8 @@ class Pickled:
                 _ReplacingPickler(buffer, self._identify, replaced).dump(obj)
         except _FreedError as error:
             raise memory.refused([name for name, value in names.walk(obj) if value is error.tensor]) from None
-        for device in {storage.device for storage in self._originals if copied and storage.device.type == "cuda"}:
-            torch.cuda.current_stream(device).synchronize()
-        self._originals.clear()
+        if copied:
+            self.storages = copy_storages(self.storages)
         self.data = buffer.getvalue()
         self.nbytes = len(self.data) + sum(storage.nbytes() for storage in self.storages)
 
@@ -89,8 +87,7 @@ class Pickled:
         place = torch_compat.address(storage)
         if place not in self._keys:
             self._keys[place] = str(len(self.storages))
-            self._originals.append(storage)  # one made for the pickle alone would leave its address to the next
-            self.storages.append(_copy(storage) if self._copied else storage)
+            self.storages.append(storage)  # kept: one made for the pickle alone would leave its address to the next
             self._dtypes.append(dtype)
         return "storage", kind, self._keys[place], torch_compat.location_tag(storage), count
 
@@ -163,14 +160,3 @@ class _ReadyPickler:
         if "persistent_id" in vars(type(self)):  # a class for this file alone, in a cycle with all that was noted
             del type(self).persistent_id
         self._file.write(pickled.data)
-
-
-def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    """On the CPU; a copy from a GPU is under way until the current stream of that GPU is synchronized."""
-    if storage.device.type != "cuda":
-        copy: torch.UntypedStorage
-        copy = storage.clone() if storage.device.type == "cpu" else storage.cpu()  # type: ignore[no-untyped-call]
-        return copy
-    pinned = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu", pin_memory=True).untyped_storage()
-    pinned.copy_(storage, non_blocking=True)
-    return pinned

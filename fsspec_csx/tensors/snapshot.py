@@ -1,0 +1,164 @@
+"""Copies of tensors as they are now, at the speed of memory: by several threads, into buffers that are used again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+import torch
+
+from fsspec_csx.tensors import torch_compat
+from fsspec_csx.tensors.memory import is_freed
+from fsspec_csx.tensors.staging import aligned, batches
+from fsspec_csx.tensors.staging_buffers import Buffers
+
+_PIECE = 16 * 2**20
+_THREADS = 8
+_KEPT_FROM = 2**20  # bytes of a snapshot; for less no buffer is kept
+
+_Piece: TypeAlias = "tuple[torch.UntypedStorage, torch.UntypedStorage, int, int]"
+
+_buffers = Buffers()
+
+
+def _reset() -> None:
+    """A forked child lets go of its parent's buffers, whose pages the parent could not write to without a copy."""
+    global _buffers
+    _buffers = Buffers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset)
+
+
+def release() -> None:
+    """Give the memory that is kept for the next snapshot back to the system."""
+    _buffers.release()
+
+
+def copy_storages(storages: Sequence[torch.UntypedStorage]) -> list[torch.UntypedStorage]:
+    """Copies of storages on the CPU, complete when this returns.
+
+    Those of the CPU lie side by side in a buffer, which is used for another snapshot when nothing refers to any of the
+    copies. Those of CUDA devices are copied to pinned memory, which torch keeps for the next.
+
+    Raises:
+        MemoryError: if there is not enough memory.
+    """
+    here = [each for each in storages if each.device.type == "cpu"]
+    targets = _targets([each.nbytes() for each in here])
+    streams: dict[torch.device, torch.cuda.Stream] = {}
+    left, copies = iter(targets), []
+    for each in storages:
+        if each.device.type == "cuda":
+            copies.append(_start_copy(each, streams))
+        else:
+            copies.append(next(left) if each.device.type == "cpu" else each.cpu())  # type: ignore[no-untyped-call]
+    _copy_in_threads([*zip(targets, here, strict=True)])
+    for stream in streams.values():
+        stream.synchronize()
+    return copies
+
+
+def copy_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies of tensors on the CPU, complete when this returns; those that share memory share it again.
+
+    What has no memory to copy, such as a tensor on the meta device, is returned itself.
+    """
+    used: dict[int, int] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
+    places = [_place(each) for each in tensors]
+    for tensor, place in zip(tensors, places, strict=True):
+        if place:
+            used[place] = used.get(place, 0) + tensor.nbytes
+            storages[place] = tensor.untyped_storage()
+    # Small parts of a large storage are copied without the rest of it.
+    storages = {place: each for place, each in storages.items() if 2 * used[place] >= each.nbytes()}
+    copies = dict(zip(storages, copy_storages([*storages.values()]), strict=True))
+    return [
+        _view(tensor, copies[place]) if place in copies else _copy_alone(tensor)
+        for tensor, place in zip(tensors, places, strict=True)
+    ]
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Which storage a tensor is a view of; 0 if it is more than that, or has no memory."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    if not plain or tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg():
+        return 0
+    if tensor.device.type == "meta" or not tensor.nbytes or is_freed(tensor):
+        return 0
+    return torch_compat.address(tensor.untyped_storage())
+
+
+def _view(tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
+    view = torch.empty(0, dtype=tensor.dtype, device="cpu")
+    return view.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _copy_alone(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type == "meta" or is_freed(tensor):
+        return tensor
+    return tensor.detach().to("cpu", copy=True)
+
+
+# -- the CPU -----------------------------------------------------------------------------------------------------------
+
+
+def _targets(sizes: Sequence[int]) -> list[torch.UntypedStorage]:
+    """Storages of so many bytes, side by side in a buffer."""
+    total = sum(map(aligned, sizes))
+    memory = _buffers.lease(total) if total >= _KEPT_FROM else None
+    targets, start = [], 0
+    for size in sizes:
+        if memory is None or not size:
+            target = torch.empty(size, dtype=torch.uint8, device="cpu")
+        else:
+            target = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=start)
+        targets.append(target.untyped_storage())
+        start += aligned(size)
+    return targets
+
+
+def _copy_in_threads(pairs: Sequence[tuple[torch.UntypedStorage, torch.UntypedStorage]]) -> None:
+    """Copy to the first of each two from the second."""
+    jobs = [*batches(_pieces(pairs), lambda piece: piece[3], _PIECE)]
+    threads = min(_THREADS, os.cpu_count() or 1, len(jobs))
+    if threads <= 1:
+        for job in jobs:
+            _copy(job)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="fsspec_csx snapshot") as executor:
+        for _ in executor.map(_copy, jobs):
+            pass
+
+
+def _pieces(pairs: Sequence[tuple[torch.UntypedStorage, torch.UntypedStorage]]) -> Iterator[_Piece]:
+    for target, source in pairs:
+        size = source.nbytes()
+        for start in range(0, size, _PIECE):
+            yield target, source, start, min(_PIECE, size - start)
+
+
+def _copy(pieces: Sequence[_Piece]) -> None:
+    for target, source, start, size in pieces:
+        # Unlike torch's copy it starts no threads of its own, and it releases the GIL.
+        ctypes.memmove(target.data_ptr() + start, source.data_ptr() + start, size)
+
+
+# -- CUDA --------------------------------------------------------------------------------------------------------------
+
+
+def _start_copy(storage: torch.UntypedStorage, streams: dict[torch.device, torch.cuda.Stream]) -> torch.UntypedStorage:
+    """A copy in pinned memory, complete when the stream of the device is synchronized."""
+    device = storage.device
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        streams[device].wait_stream(torch.cuda.current_stream(device))  # the work that fills the tensors
+    copy = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu", pin_memory=True).untyped_storage()
+    with torch.cuda.stream(streams[device]):
+        copy.copy_(storage, non_blocking=True)
+    return copy

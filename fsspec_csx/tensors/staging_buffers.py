@@ -1,0 +1,110 @@
+"""Buffers of the CPU for snapshots, kept and used again: to touch new memory takes longer than to copy into it.
+
+A buffer is free again when nothing refers to its memory any more, so that no upload reads from one that is written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+import time
+import weakref
+from collections import deque
+
+_IDLE_SECONDS = 30 * 60.0
+_KEPT = 2
+_PAGE = 2 * 2**20
+
+
+class Buffer:
+    """Memory of the CPU, in huge pages where the system has them.
+
+    Args:
+        size: in bytes.
+
+    Attributes:
+        size: in bytes.
+        since: when it was last in use, by the monotonic clock.
+
+    Raises:
+        MemoryError: if there is not so much memory.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = -(-size // _PAGE) * _PAGE
+        self.since = time.monotonic()
+        # By default the memory would be shared with forked children.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        try:
+            self._map = mmap.mmap(-1, self.size, **private)
+        except OSError as error:
+            msg = f"There is no memory for a copy of {size} bytes of tensors. Use save, which needs none."
+            raise MemoryError(msg) from error
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a system without them
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+
+    def view(self) -> memoryview:
+        """Its memory, by an object that lives as long as anything made of it."""
+        return memoryview(self._map)
+
+
+class Buffers:
+    """Free buffers: at most two, until they have not been used for half an hour."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: deque[Buffer] = deque()  # the garbage collector adds to it, and must not wait for the lock
+        self._leased: list[weakref.ref[memoryview]] = []
+        self._timer: threading.Timer | None = None
+
+    def lease(self, size: int) -> memoryview:
+        """At least so many bytes of memory; they are free again when nothing refers to the result any more.
+
+        Raises:
+            MemoryError: if there is not so much memory.
+        """
+        with self._lock:
+            buffer = self._take(size) or Buffer(size)
+            memory = buffer.view()
+            weakref.finalize(memory, self._give_back, buffer).atexit = False
+            self._leased = [each for each in self._leased if each() is not None] + [weakref.ref(memory)]
+            if self._timer is None:
+                self._watch()
+        return memory
+
+    def release(self) -> None:
+        """Give the memory of the free buffers back to the system."""
+        self._free.clear()
+
+    def _take(self, size: int) -> Buffer | None:
+        """The smallest free buffer that fits; if there is none, all go: one save shall not keep the memory of two."""
+        free = sorted((self._free.popleft() for _ in range(len(self._free))), key=lambda each: each.size)
+        for each in free:
+            if size <= each.size <= 2 * size + _PAGE:
+                self._free.extend(other for other in free if other is not each)
+                return each
+        return None
+
+    def _give_back(self, buffer: Buffer) -> None:
+        buffer.since = time.monotonic()
+        if len(self._free) < _KEPT:
+            self._free.append(buffer)
+
+    def _watch(self) -> None:
+        self._timer = threading.Timer(_IDLE_SECONDS / 4, self._release_idle)
+        self._timer.name = "fsspec_csx staging buffers"
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _release_idle(self) -> None:
+        with self._lock:
+            limit = time.monotonic() - _IDLE_SECONDS
+            for _ in range(len(self._free)):
+                buffer = self._free.popleft()
+                if buffer.since > limit:
+                    self._free.append(buffer)
+            self._timer = None
+            if self._free or any(each() is not None for each in self._leased):
+                self._watch()
