@@ -9,7 +9,6 @@ from fsspec_csx.settings import backends, has_effect
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
-    from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
     from fsspec_csx.trainer.trainer import Trainer
 
 
@@ -48,9 +47,7 @@ class ScopedTrainFlags(Flags):
         flags: see ``Flags``.
     """
 
-    def on_enter_fit(
-        self, trainer: Trainer, stack: ExitStack, train_dataloader: Any, val_dataloader: Any, loop: TrainingLoop
-    ) -> None:
+    def on_enter_fit(self, trainer: Trainer, stack: ExitStack, *args: Any, **kwargs: Any) -> None:
         stack.enter_context(backends.scoped_flags(self.flags))
 
 
@@ -61,5 +58,4 @@ class ScopedValidateFlags(Flags):
         flags: see ``Flags``.
     """
 
-    def on_enter_validate(self, trainer: Trainer, stack: ExitStack, val_dataloader: Any, loop: ValidationLoop) -> None:
-        stack.enter_context(backends.scoped_flags(self.flags))
+    on_enter_validate = ScopedTrainFlags.on_enter_fit

@@ -13,8 +13,6 @@ from fsspec_csx.trainer import processes
 from fsspec_csx.trainer.callback import Callback
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from fsspec_csx.trainer.trainer import Trainer
 
 _RESUME = ("auto", "allow", "must", "never")
@@ -70,7 +68,7 @@ class ProgressLogger(Logger):
         self._device = str(trainer.device)
         self._last: tuple[float, int] | None = None
 
-    def on_train_start(self, trainer: Trainer, model: Module, train_dataloader: Any, loop: Any, loop_idx: int) -> None:
+    def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._last = (time.monotonic(), trainer.global_step)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
@@ -107,18 +105,11 @@ class TensorBoardLogger(Logger):
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
-    def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
-        self._flush()
-
-    def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        self._flush()
-
-    def on_validate_end(self, trainer: Trainer, model: Module, loop: Any) -> None:
-        self._flush()
-
-    def _flush(self) -> None:
+    def _flush(self, *args: Any, **kwargs: Any) -> None:
         if self._writer is not None:
             self._writer.flush()
+
+    on_fit_end = on_fit_exception = on_validate_end = _flush
 
 
 class WandbLogger(Logger):

@@ -65,9 +65,7 @@ class RateProfiler(Callback):
         self.total_count = 0
         self._started = time.monotonic()
 
-    def on_before_forward(
-        self, trainer: Trainer, model: Module, batch: Any, args: list[Any], kwargs: dict[str, Any]
-    ) -> None:
+    def on_before_forward(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.is_first_iteration:
             self.rate = self.global_rate = self.elapsed_seconds = 0.0
             self.total_count = 0
@@ -108,9 +106,7 @@ class TimeRemaining(Callback):
         self._last = loop.last_step(train_dataloader, trainer.global_step)
         self._started = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.stepped and trainer.is_log_step:
             a_step = (time.monotonic() - self._started) / (trainer.global_step - self._first)
             seconds = a_step * (self._last - trainer.global_step)
@@ -141,9 +137,7 @@ class ComputeNorm(Callback):
         self._norms = {name: _norm(each) / scale for name, each in scaled.items()}
         self._norms["model_wise_params_norm"] = _norm(parameters.values())
 
-    def on_train_batch_end(
-        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.stepped and trainer.is_log_step:
             trainer.log_metrics(**self._norms)
 

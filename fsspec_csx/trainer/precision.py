@@ -144,9 +144,7 @@ class MixedPrecision(Precision):
             if scale != self._limited(scale):
                 self.scaler.update(self._limited(scale))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self.log_loss_scale and self.scaler is not None and trainer.stepped and trainer.is_log_step:
             trainer.log_metrics(loss_scale=self.scaler.get_scale())
 

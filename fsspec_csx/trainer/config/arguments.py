@@ -107,7 +107,7 @@ def explain(error: pydantic.ValidationError, node: Any, path: str, hints: Mappin
             return ConfigError(f"{where}: {failed.reason}", failed.remedy)
     wanted = [_WANTED[each["type"]].format(**each.get("ctx", {})) for each in same if each["type"] in _WANTED]
     if not wanted:
-        return ConfigError(f"{where}: {redact(first['msg'])}.", "Check this argument.")
+        return ConfigError(f"{where}: {redact(first['msg']).rstrip('.')}.", "Check this argument.")
     return ConfigError(f"{where} cannot be {display(value, where)}.", f"Give {' or '.join(dict.fromkeys(wanted))}.")
 
 
