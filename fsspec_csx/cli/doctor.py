@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.cli.format import emit
+from fsspec_csx.cli.format import emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.doctor.check import Check
 from fsspec_csx.doctor.run import checks, parse_url
 
+if TYPE_CHECKING:
+    from fsspec_csx.doctor.benchmark import Measurement
+
 _FAILED = 3
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 _WIDTH = len("conditional write")
+_LONGEST = 3600
+# By what a speed, its processor time, and the same of the other direction, are divided, and how many digits are shown.
+_SCALES = ((1e6, 0), (1, 2), (1e6, 0), (1, 2))
 
 
 def add(verbs: Verbs) -> None:
@@ -28,10 +36,18 @@ def add(verbs: Verbs) -> None:
         examples="""
 doctor
 doctor s3://bucket/run --profile my-profile
+doctor s3://bucket/run --bench
 """,
     )
     parser.add_argument("url", nargs="?", type=_url, help="a bucket, or a folder in one, to check reads and writes in")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="skip the speed test (with 32 MiB)")
+    parser.add_argument(
+        "--bench",
+        action="store_true",
+        help="measure latency and speed by the number of requests in flight, in place of the checks; writes, reads and "
+        "deletes up to 260 MiB",
+    )
+    parser.add_argument("--seconds", type=_seconds, default=30.0, help="how long --bench may take; 30 by default")
 
 
 def _url(text: str) -> str:
@@ -42,9 +58,19 @@ def _url(text: str) -> str:
     return text
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_LONGEST}")
+    return seconds
+
+
 def _doctor(options: argparse.Namespace) -> int:
     named = {"profile": options.profile, "endpoint_url": options.endpoint_url}
     named = {name: value for name, value in named.items() if value}
+    if options.bench:
+        _measure(options, named)
+        return 0
     found: list[Check] = []
 
     def noted(one_by_one: Iterable[Check]) -> Iterator[Check]:
@@ -67,3 +93,64 @@ def _lines(made: Iterable[Check]) -> Iterator[str]:
         yield f"{_MARKS[check.ok]:6}  {check.name:{_WIDTH}}  {check.text}"
         if check.remedy:
             yield f"{'':6}  {'':{_WIDTH}}  {check.remedy}"
+
+
+def _measure(options: argparse.Namespace, storage_options: dict[str, str]) -> None:
+    if options.url is None:
+        msg = "--bench needs a bucket, or a folder in one, to write to. Name it, as in s3://bucket/run."
+        raise ValueError(msg)
+    from fsspec_csx.doctor.benchmark import benchmark  # only here, as it imports s3fs
+
+    def report(text: str) -> None:
+        if not options.quiet:
+            print(f"cszoo: measuring {text}", file=sys.stderr)
+
+    with benchmark(
+        parse_url(options.url), storage_options=storage_options, seconds=options.seconds, report=report
+    ) as found:
+        emit(options, _as_data(found), _table_lines(found))
+
+
+def _as_data(found: Measurement) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "default_reaches": found.default_reaches,
+        "max_concurrency": found.max_concurrency,
+    }
+
+
+def _table_lines(found: Measurement) -> Iterator[str]:
+    """The table of speeds, and what follows from it."""
+    median, most = (f"{1000 * each:.1f} ms" for each in (found.latency, found.latency_p90))
+    yield f"first byte: {median} (median), {most} (90 % of the reads)"
+    rows: list[tuple[str, ...]] = [("in flight", "MB/s up", "CPU s/GB", "MB/s down", "CPU s/GB")]
+    for each in found.trials:
+        cells = (each.upload, each.upload_cpu, each.download, each.download_cpu)
+        shown = (
+            "-" if cell is None else f"{cell / scale:.{digits}f}"
+            for cell, (scale, digits) in zip(cells, _SCALES, strict=True)
+        )
+        rows.append((str(each.requests or "default"), *shown))
+    yield from table(rows, right=range(1, 5))
+    yield from _advice(found)
+    moved = (
+        f"{in_bytes(found.written)} up, {in_bytes(found.read)} down, in {found.seconds:.0f} s; all objects are deleted"
+    )
+    yield f"moved: {moved}"
+
+
+def _advice(found: Measurement) -> Iterator[str]:
+    where = "near: its first byte comes at once" if found.is_near else "far: many requests at a time hide its latency"
+    yield f"the store is {where}"
+    for direction, share in found.default_reaches.items():
+        yield f"the default reaches {100 * share:.0f} % of the best fixed number of requests, {direction}"
+    if (number := found.max_concurrency) is None:
+        yield "max_concurrency: leave the default; the link is too slow to compare numbers of requests"
+    elif found.may_use_more:
+        yield "max_concurrency: 128 may be faster, as 64 requests were still faster than 16"
+    elif found.is_default_enough:
+        yield f"max_concurrency: leave the default; {number} would do, to spare a line that others use"
+    else:
+        yield f"max_concurrency: {number} was faster than the default; set it if a run with --seconds 90 finds the same"
+    if found.endpoint.startswith("https:"):
+        yield "https: TLS takes much of the processor time; plain http is only for a network that you trust"

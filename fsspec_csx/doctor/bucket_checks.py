@@ -232,13 +232,15 @@ class BucketChecks:
         if not (answer.get("VersionId") or answer.get("DeleteMarker")):
             return passed("delete", f"s3://{self._path}")
         try:
-            self._remove_versions()
+            remove_versions(self._fs, self._bucket, self._key)
         except Exception:
             return passed("delete", f"s3://{self._path}; its versions may not be deleted")
         return passed("delete", f"s3://{self._path}, and its versions")
 
-    def _remove_versions(self) -> None:
-        answer = self._call("list_object_versions", Prefix=self._key)
-        for each in [*(answer.get("Versions") or ()), *(answer.get("DeleteMarkers") or ())]:
-            if each["Key"] == self._key:
-                self._call("delete_object", Key=self._key, VersionId=each["VersionId"])
+
+def remove_versions(fs: ProbeFileSystem, bucket: str, prefix: str) -> None:
+    """Delete all versions, and delete markers, of the objects whose names begin so."""
+    answer = fs.call_s3("list_object_versions", Bucket=bucket, Prefix=prefix)
+    for each in [*(answer.get("Versions") or ()), *(answer.get("DeleteMarkers") or ())]:
+        if each["Key"].startswith(prefix):
+            fs.call_s3("delete_object", Bucket=bucket, Key=each["Key"], VersionId=each["VersionId"])

@@ -45,14 +45,17 @@ class FarStore:
         rate: bytes a second of each connection, either way.
         delay: seconds from the end of a request to the begin of its answer, and from a connection to its first request.
         directory: where to create the temporary folder, in memory if possible.
+        keeps: whether what is put, but in parts, can be read: as many zeros.
 
     Attributes:
         target: how to reach it.
         folder: the bucket; its files are served.
     """
 
-    def __init__(self, name: str, rate: float, delay: float, directory: str | None = None) -> None:
-        self._name, self._rate, self._delay, self._directory = name, rate, delay, directory
+    def __init__(
+        self, name: str, rate: float, delay: float, directory: str | None = None, *, keeps: bool = False
+    ) -> None:
+        self._name, self._rate, self._delay, self._directory, self._keeps = name, rate, delay, directory, keeps
 
     def __enter__(self) -> FarStore:
         with contextlib.ExitStack() as stack:
@@ -62,6 +65,7 @@ class FarStore:
             log = root / "requests"
             command = [sys.executable, __file__, str(root / "data"), "--log", str(log)]
             command += ["--rate", str(self._rate / 1e6), "--delay", str(self._delay * 1e3)]
+            command += ["--keep"] * self._keeps
             process = stack.enter_context(
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
@@ -79,8 +83,9 @@ class FarStore:
 class _Connection:
     """One connection: requests are read and answered in turn."""
 
-    def __init__(self, link: socket.socket, root: Path, rate: float, delay: float, log: int) -> None:
+    def __init__(self, link: socket.socket, root: Path, rate: float, delay: float, log: int, keeps: bool) -> None:
         self._link, self._root, self._rate, self._delay, self._log = link, root, rate, delay, log
+        self._keeps = keeps
         self._rest = b""
 
     def serve(self) -> None:
@@ -91,6 +96,9 @@ class _Connection:
                 started = time.monotonic()
                 length = self._drop_body(headers, started)
                 time.sleep(self._delay)
+                if self._keeps and method == "PUT" and "?" not in path:
+                    with (self._root / unquote(path).lstrip("/")).open("wb") as file:
+                        file.truncate(length)
                 self._answer(method, path, headers)
                 os.write(self._log, f"{method} {length}\n".encode())
 
@@ -192,6 +200,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, required=True, help="MB/s of each connection")
     parser.add_argument("--delay", type=float, required=True, help="milliseconds before each answer")
     parser.add_argument("--log", type=Path, default=Path(os.devnull), help="a line for each request")
+    parser.add_argument("--keep", action="store_true", help="keep the length of what is put, to be read as zeros")
     return parser.parse_args()
 
 
@@ -206,7 +215,7 @@ def main() -> None:
         while True:
             link, _ = listener.accept()
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            yield _Connection(link, given.folder, given.rate * 1e6, given.delay / 1e3, log)
+            yield _Connection(link, given.folder, given.rate * 1e6, given.delay / 1e3, log, given.keep)
 
     def serve() -> None:
         for connection in accept():

@@ -1,0 +1,280 @@
+"""``doctor --bench``: how fast objects of a bucket are read and written, by the number of requests in flight."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fsspec_csx.doctor.bucket_checks import remove_versions
+from fsspec_csx.doctor.effective_config import ProbeFileSystem
+from fsspec_csx.s3.delete import bulk_delete
+from fsspec_csx.s3.transport.concurrency import LEAST, MOST
+from fsspec_csx.s3.transport.event_loop import finished
+
+PIECE = 3 * 2**19
+"""Bytes of each object that is written, 1.5 MiB: one request."""
+NEAR_SECONDS = 0.01
+"""A store that answers faster is near."""
+# How many objects each number of requests in flight moves, at most; None is the number that follows the link.
+_OBJECTS = {1: 4, 4: 8, 16: 48, None: 48, 64: 64}
+MOST_WRITTEN = PIECE * sum(_OBJECTS.values())
+"""Bytes that are written, at most."""
+_LATENCY_READS = 20
+_LEAST_SECONDS = 1.0  # for a trial that has begun when time is up
+_ENOUGH = 0.85  # of the best speed
+_GROWTH = 1.25  # by which the largest number is faster where still more may help
+_HOPE = 4  # how many times as fast as all before the next trial may be
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What so many requests in flight reached.
+
+    Attributes:
+        requests: how many; None for the number that follows the link, the default.
+        nbytes: how many bytes were written, and read.
+        upload: bytes a second; None if it was not measured.
+        download: the same.
+        upload_cpu: seconds of this process's processor time for 10^9 bytes.
+        download_cpu: the same.
+    """
+
+    requests: int | None
+    nbytes: int = 0
+    upload: float | None = None
+    download: float | None = None
+    upload_cpu: float | None = None
+    download_cpu: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was found.
+
+    Attributes:
+        endpoint: the URL of the store.
+        latency: seconds to the first byte of an object, the median.
+        latency_p90: what nine of ten reads stay below.
+        trials: the speeds; those for which the time or the link did not suffice have none.
+        written: bytes that were written in all.
+        read: bytes that were read in all.
+        seconds: how long all took.
+    """
+
+    endpoint: str
+    latency: float
+    latency_p90: float
+    trials: Sequence[Trial]
+    written: int
+    read: int
+    seconds: float
+
+    @property
+    def is_near(self) -> bool:
+        """Whether ten requests in flight are usually enough."""
+        return self.latency < NEAR_SECONDS
+
+    @property
+    def default_reaches(self) -> Mapping[str, float]:
+        """The share of the best fixed number's speed that the default reaches, by direction."""
+        found = {}
+        for direction in ("upload", "download"):
+            default = [getattr(each, direction) for each in self.trials if each.requests is None]
+            if default[0] and (best := max(self._fixed(direction).values(), default=0.0)):
+                found[direction] = default[0] / best
+        return found
+
+    @property
+    def is_default_enough(self) -> bool:
+        """Whether the default reaches 85 % of the best fixed number's speed, as far as is known."""
+        return all(share >= _ENOUGH for share in self.default_reaches.values())
+
+    @property
+    def max_concurrency(self) -> int | None:
+        """The smallest number of requests that reaches 85 % of the best speed in both directions; None if unknown."""
+        enough = []
+        for direction in ("upload", "download"):
+            speeds = self._fixed(direction)
+            if not speeds:
+                return None
+            enough.append(min(number for number, speed in speeds.items() if speed >= _ENOUGH * max(speeds.values())))
+        return max(enough)
+
+    @property
+    def may_use_more(self) -> bool:
+        """Whether the largest number of requests was so much faster than the one before that more may help."""
+        numbers = sorted(number for number in _OBJECTS if number)
+        for direction in ("upload", "download"):
+            speeds = self._fixed(direction)
+            last, before = (speeds.get(number, 0.0) for number in numbers[:-3:-1])
+            if before and last >= _GROWTH * before:
+                return True
+        return False
+
+    def _fixed(self, direction: str) -> dict[int, float]:
+        found = {each.requests: getattr(each, direction) for each in self.trials if each.requests}
+        return {number: speed for number, speed in found.items() if number and speed}
+
+
+class Benchmark:
+    """Measures with objects of its own, which ``remove`` deletes.
+
+    Args:
+        fs: a filesystem, which is connected when ``run`` begins.
+        bucket: the name of the bucket.
+        prefix: of the objects: empty, or with a slash at the end.
+        seconds: how long it may take, about.
+        report: is called with a line on what is measured next.
+    """
+
+    def __init__(
+        self, fs: ProbeFileSystem, bucket: str, prefix: str, *, seconds: float, report: Callable[[str], object]
+    ) -> None:
+        self._fs, self._bucket = fs, bucket
+        self._seconds, self._report = seconds, report
+        self._stem = f"{prefix}.cszoo-doctor-{secrets.token_hex(8)}"
+        self._paths: list[str] = []
+        self._written = self._read = 0
+        self._of_one = self._of_all = 0.0  # the best speed so far, of a request and of all
+
+    def run(self) -> Measurement:
+        """Measure.
+
+        Raises:
+            PermissionError: if objects may not be written or read there.
+            FileNotFoundError: if there is no such bucket; none is created.
+            OSError: any other error of the store.
+        """
+        self._began = time.monotonic()
+        self._fs.connect()
+        latency = self._latency()
+        trials = []
+        for requests, objects in _OBJECTS.items():
+            trials.append(self._trial(requests, objects))
+        trials.sort(key=lambda each: each.requests or MOST + 1)
+        return Measurement(
+            self._fs._endpoint,
+            statistics.median(latency),
+            sorted(latency)[int(0.9 * (len(latency) - 1))],
+            trials,
+            self._written,
+            self._read,
+            time.monotonic() - self._began,
+        )
+
+    def remove(self) -> None:
+        """Delete what was written, with its versions.
+
+        Raises:
+            OSError: if it cannot be deleted; the message names it.
+        """
+        if self._paths:
+            finished(self._fs, lambda: bulk_delete(self._fs, self._paths))
+            with contextlib.suppress(OSError):  # not every store has versions, and not everybody may delete them
+                remove_versions(self._fs, self._bucket, self._stem)
+
+    @property
+    def _left(self) -> float:
+        return self._seconds - (time.monotonic() - self._began)
+
+    def _latency(self) -> list[float]:
+        """Seconds of reads of a byte, after a first one that connects; also learns how fast the link is."""
+        self._report("latency")
+        path = self._path(0)
+        began = time.monotonic()
+        try:
+            self._fs.pipe_file(path, os.urandom(PIECE))
+        except (PermissionError, FileNotFoundError):
+            self._paths.clear()  # nothing was written
+            raise
+        self._written += PIECE
+        self._of_one = self._of_all = PIECE / (time.monotonic() - began)
+        found: list[float] = []
+        until = time.monotonic() + 0.1 * self._seconds
+        while len(found) <= _LATENCY_READS and (len(found) < 2 or time.monotonic() < until):
+            began = time.monotonic()
+            self._fs.cat_file(path, start=0, end=1)
+            found.append(time.monotonic() - began)
+        return found[1:]
+
+    def _trial(self, requests: int | None, objects: int) -> Trial:
+        """Write and read so many objects at a time, or fewer where the link is slow."""
+        speed = min(self._of_one * (requests or LEAST), _HOPE * self._of_all)
+        seconds = self._left / (2 * len(_OBJECTS))
+        count = min(objects, max(1, int(speed * seconds / PIECE)))
+        if self._left <= 0 or (requests and count < requests):
+            return Trial(requests)
+        name = f"{requests} in flight" if requests else "the default"
+        data = {self._path(number): os.urandom(PIECE) for number in range(count)}
+        nbytes = PIECE * count
+        fixed = self._fs.transfer.slots.fixed(requests) if requests else contextlib.nullcontext()
+        found = Trial(requests, nbytes)
+        with fixed:
+            self._report(f"upload of {nbytes / 2**20:g} MiB, {name}")
+            if upload := self._timed(lambda: self._fs._pipe(data, batch_size=MOST), nbytes):
+                self._written += nbytes
+                found = replace(found, upload=upload[0], upload_cpu=upload[1])
+                self._report(f"download of {nbytes / 2**20:g} MiB, {name}")
+                paths = list(data)
+                if download := self._timed(lambda: self._fs._cat_ranges(paths, 0, PIECE, on_error="raise"), nbytes):
+                    self._read += nbytes
+                    found = replace(found, download=download[0], download_cpu=download[1])
+        return found
+
+    def _timed(self, call: Callable[[], Any], nbytes: int) -> tuple[float, float] | None:
+        """Bytes a second, and seconds of the processor for 10^9 of them; None if time is up before all have moved."""
+        began, cpu = time.monotonic(), time.process_time()
+        try:
+            finished(self._fs, call, max(_LEAST_SECONDS, self._left))
+        except TimeoutError:
+            return None
+        seconds = time.monotonic() - began
+        self._of_all = max(self._of_all, nbytes / seconds)
+        self._of_one = max(self._of_one, nbytes / seconds / self._fs.transfer.slots.limit)
+        return nbytes / seconds, (time.process_time() - cpu) * 1e9 / nbytes
+
+    def _path(self, number: int) -> str:
+        path = f"{self._bucket}/{self._stem}.{number:016x}.tmp"  # as gc knows it, should this process be killed
+        if path not in self._paths:
+            self._paths.append(path)
+        return path
+
+
+@contextlib.contextmanager
+def benchmark(
+    place: tuple[str, str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    seconds: float = 30.0,
+    report: Callable[[str], object] = lambda text: None,
+) -> Iterator[Measurement]:
+    """Measure in a bucket; what was written is deleted when the block ends, or when the measuring fails.
+
+    Args:
+        place: the bucket and the prefix, see ``run.parse_url``.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+        seconds: how long it may take, about.
+        report: is called with a line on what is measured next.
+
+    Raises:
+        CredentialsError: if there are no credentials.
+        OSError: raised by the store, also if what was written cannot be deleted.
+    """
+    fs = ProbeFileSystem(**{**(storage_options or {}), "skip_instance_cache": True})
+    measured = Benchmark(fs, *place, seconds=seconds, report=report)
+    try:
+        found = measured.run()
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error counts
+            measured.remove()
+        raise
+    try:
+        yield found
+    finally:
+        measured.remove()
