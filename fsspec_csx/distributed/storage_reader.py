@@ -27,8 +27,6 @@ from fsspec_csx.group.filesystem import shared
 from fsspec_csx.group.processes import Processes, together
 from fsspec_csx.storage.progress import ProgressMeter
 
-_MANY = 2  # ranks that are no longer alone
-
 
 class StorageReader(FolderStorage, storage.StorageReader):
     """The storage of ``dcp.load`` at any fsspec URL, for checkpoints of ``StorageWriter`` or of torch's writers.
@@ -118,7 +116,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Note in each plan the numbers of the items that all ranks need, in the same order in all."""
-        if self._group is None or len(plans) < _MANY:
+        if self._group is None or len(plans) == 1 or any(plan.storage_data for plan in plans):
             return plans
         numbered = [{_key(item): number for number, item in enumerate(plan.items)} for plan in plans]
         common = [key for key in numbered[0] if all(key in each for each in numbered)]

@@ -69,11 +69,8 @@ def exchange(
         own = {n: pool.submit(read, shares[n], check) for n in range(processes.rank, len(shares), processes.size)}
         for start in range(0, len(shares), processes.size):
             mine = own.pop(start + processes.rank, None)
-            try:
+            with processes.failing():
                 answer = mine and mine.result()
-            except Exception as error:
-                processes.fail(error)
-                raise
             answers = processes.gather(step, answer)
             for owner, share in enumerate(shares[start : start + processes.size]):
                 processes.broadcast([piece.memory for piece in share], owner)

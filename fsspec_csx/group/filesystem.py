@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import IO, Any
 
 from fsspec import AbstractFileSystem
@@ -14,6 +15,7 @@ from fsspec_csx.errors import ObjectChangedError
 from fsspec_csx.group.exchange import Piece, exchange, share_size
 from fsspec_csx.group.processes import Processes
 from fsspec_csx.storage.files import file_size, open_file, unwrap_filesystem
+from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.source import BareSource, Spans
 from fsspec_csx.tensors.staging import batches
@@ -63,7 +65,7 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
             return file_size(opened[0]), self._state(path, opened[0])
 
         try:
-            size, state = self._processes.first(f"open {path}", begin)
+            size, state = self._processes.first(f"open {redacted(path)}", begin)
         except BaseException:
             for each in opened:
                 each.close()
@@ -80,12 +82,12 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
         here = self._state(path, file)
         if any(here.get(key) != state.get(key) for key in _CHANGING):
             file.close()
-            reason = f"{path} is not the same file in all processes, or was replaced."
+            reason = f"{redacted(path)} is not the same file in all processes, or was replaced."
             raise ObjectChangedError(reason, "Load it again.")
         return file
 
     def _state(self, path: str, file: Any) -> dict[str, Any]:
-        return dict(getattr(file, "details", None) or self._fs.info(path))
+        return _plain(getattr(file, "details", None) or self._fs.info(path))
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Whether there is such a file now."""
@@ -94,25 +96,26 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
             self._fs.invalidate_cache()
             return bool(self._fs.exists(path))
 
-        return bool(self._processes.first(f"look for {path}", operation))
+        return bool(self._processes.first(f"look for {redacted(path)}", operation))
 
     def info(self, path: str, **kwargs: Any) -> Any:
         """What the filesystem says of a path now."""
 
         def operation() -> Any:
             self._fs.invalidate_cache()
-            return self._fs.info(path)
+            return _plain(self._fs.info(path))
 
-        return self._processes.first(f"ask for {path}", operation)
+        return self._processes.first(f"ask for {redacted(path)}", operation)
 
     def ls(self, path: str, detail: bool = False, **kwargs: Any) -> Any:
         """What lies in a folder now."""
 
         def operation() -> Any:
             self._fs.invalidate_cache()
-            return self._fs.ls(path, detail=detail)
+            found = self._fs.ls(path, detail=detail)
+            return [_plain(each) for each in found] if detail else found
 
-        return self._processes.first(f"list {path}", operation)
+        return self._processes.first(f"list {redacted(path)}", operation)
 
     def _readinto_objects(self, wanted: Sequence[Any], advance: Callable[[int], object]) -> list[int]:
         """Fill memories from many small objects; see the ``readinto_objects`` of the filesystem."""
@@ -186,7 +189,8 @@ class _Reader(io.RawIOBase):
         total = sum(len(memory) for _, memory in spans)
         shares, numbers = _cut(spans, order, share_size(total, self._processes.size))
         if len(shares) > self._processes.rank and self._file is None:
-            self._file = self._open()
+            with self._processes.failing():
+                self._file = self._open()
         own = hasattr(self._file, "readinto_many")
 
         def read(share: Sequence[Piece], advance: Callable[[int], object]) -> list[int]:
@@ -196,8 +200,8 @@ class _Reader(io.RawIOBase):
                 crcs = BareSource(self._file, self._size, advance).read(share, crc32=crc32)
             return crcs or [0] * len(share)
 
-        threads = _READERS if own else 1
-        found = exchange(self._processes, f"read {self._path}", shares, read, advance=advance, threads=threads)
+        step, threads = f"read {redacted(self._path)}", _READERS if own else 1
+        found = exchange(self._processes, step, shares, read, advance=advance, threads=threads)
         if not crc32:
             return []
         crcs = [RunningCrc32() for _ in spans]
@@ -210,6 +214,12 @@ class _Reader(io.RawIOBase):
         if self._file is not None:
             self._file.close()
         super().close()
+
+
+def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a filesystem says of a file, without what another process may not know."""
+    kinds = (str, int, float, datetime, type(None))
+    return {key: value for key, value in info.items() if isinstance(value, kinds)}
 
 
 def _cut(spans: Spans, order: Sequence[int], size: int) -> tuple[list[list[Piece]], list[int]]:

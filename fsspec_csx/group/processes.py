@@ -107,12 +107,17 @@ class Processes:
                 start += len(memory)
         self._failure = None  # an error on the way leaves the others in another step
 
-    def fail(self, error: Exception) -> None:
-        """Answer the next step of the others with an error, unless they know of it."""
-        if self._failure is None:
-            self._failure = error
-            with contextlib.suppress(LostProcessError):
-                self._gather(_Failure(_portable(error)))
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Answer the next step of the others with an error that leaves the block, unless they know of it."""
+        try:
+            yield
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+                with contextlib.suppress(LostProcessError):
+                    self._gather(_Failure(_portable(error)))
+            raise
 
     def _gather(self, answer: Any) -> list[Any]:
         answers: list[Any] = [None] * self.size
@@ -121,7 +126,9 @@ class Processes:
         return answers
 
     def _send(self, data: torch.Tensor, owner: int) -> None:
-        sent = data if self._device.type == "cpu" else data.to(self._device)
+        sent = data
+        if self._device.type != "cpu":
+            sent = data.to(self._device) if self.rank == owner else torch.empty_like(data, device=self._device)
         with self._losing():
             dist.broadcast(sent, group=self._group, group_src=owner)
         if sent is not data and self.rank != owner:
@@ -145,12 +152,9 @@ def together(group: dist.ProcessGroup) -> Iterator[Processes]:
         group: all its processes enter the block.
     """
     processes = Processes(group)
-    try:
+    with processes.failing():
         yield processes
         processes.gather("end")
-    except Exception as error:
-        processes.fail(error)
-        raise
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from pathlib import Path
 import group_job
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from proxy import FaultProxy, fault_proxy
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
 import fsspec_csx
 from fsspec_csx import distributed
@@ -35,9 +37,11 @@ def saved(bucket: str, environment: LocalS3, tmp_path: Path) -> tuple[str, dict[
     fsspec_csx.save(flat, f"{root}/hf", format="huggingface", max_shard_size="5MB")
     fsspec_csx.save(simple, f"{root}/cerebras", format="cerebras")
     distributed.save(state, f"{root}/dcp")
+    dcp.save(simple, storage_writer=FsspecWriter(f"{root}/torch", sync_files=False))
     torch.save(simple, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     fsspec_csx.copy(str(tmp_path / "old.pt"), f"{root}/old.pt")
-    held = {"a.mdl": state, "b.safetensors": flat, "hf": flat, "cerebras": simple, "dcp": state, "old.pt": simple}
+    held = {"a.mdl": state, "b.safetensors": flat, "hf": flat, "cerebras": simple, "dcp": state}
+    held |= {"torch": simple, "old.pt": simple}
     return root, {name: group_job.digest(each) for name, each in held.items()}
 
 
@@ -64,13 +68,15 @@ def test_formats(
     for name in held:
         monkeypatch.setenv("NAMES", name)
         proxy.requests.clear()
-        assert group_job.run("names", root, tmp_path, size=1) == [[f"{name} {held[name]}"]]
+        assert group_job.digest(fsspec_csx.load(f"{root}/{name}")) == held[name]
         alone = gets(proxy)
         assert group_job.run("names", root, tmp_path) == [[f"{name} {held[name]}"]] * 2
         many = gets(proxy)
-        assert many[0] <= alone[0] + 4, (name, alone, many)  # what is left of a share is a request of its own
-        # A large object is asked for whole by its first request, which ends when others have read the rest.
-        assert name == "cerebras" or many[1] == alone[1], (name, alone, many)
+        if name == "cerebras":  # its large objects are asked for whole by a request that ends when others have the rest
+            assert max(many[0] / alone[0], many[1] / alone[1]) <= 1.2, (alone, many)
+        else:
+            assert many[0] <= alone[0] + 4, (name, alone, many)  # what is left of a share is a request of its own
+            assert many[1] == alone[1], (name, alone, many)
 
 
 @pytest.mark.slow
@@ -81,7 +87,7 @@ def test_four_processes(
     root, held = saved
     monkeypatch.setenv("NAMES", ",".join(held))
     proxy.requests.clear()
-    assert group_job.run("names", root, tmp_path, size=1) == [[f"{name} {held[name]}" for name in held]]
+    assert {name: group_job.digest(fsspec_csx.load(f"{root}/{name}")) for name in held} == held
     alone = gets(proxy)
     assert group_job.run("names", root, tmp_path, size=4) == [[f"{name} {held[name]}" for name in held]] * 4
     assert gets(proxy)[1] <= 1.1 * alone[1]
@@ -135,17 +141,20 @@ def test_sharded(
 ) -> None:
     """distributed.load reads once what all processes need."""
     root, held = saved
-    for name in ("dcp", "hf"):
+    for name in ("dcp", "hf", "torch"):
         monkeypatch.setenv("NAMES", name)
         monkeypatch.setenv("COUNTED", "1")
         proxy.requests.clear()
         assert group_job.run("sharded", root, tmp_path, size=1) == [[f"{name} {held[name]}"]]
         alone = gets(proxy)
         assert group_job.run("sharded", root, tmp_path) == [[f"{name} {held[name]}"]] * 2
-        assert gets(proxy) == alone
-        monkeypatch.delenv("COUNTED")
-        state = group_job.state()
-        printed = group_job.run("sharded", root, tmp_path)
-        for each, kinds in zip(printed, (["bool"], ["bool", "int8"]), strict=True):
-            part = [state["model"]["large"], state["optimizer"]["exp_avg"], *(state["kinds"][kind] for kind in kinds)]
-            assert each == [f"{name} {held[name]}", f"part {group_job.digest(part)}", f"strides {held[name]}"]
+        assert gets(proxy)[1] <= 1.01 * alone[1]
+    monkeypatch.delenv("COUNTED")
+    monkeypatch.setenv("NAMES", "dcp,hf")
+    printed, state = group_job.run_by_torchrun("sharded", root), group_job.state()
+    for each, kinds in zip(printed, (["bool"], ["bool", "int8"]), strict=True):
+        tensors = [state["model"]["large"], state["optimizer"]["exp_avg"], *(state["kinds"][kind] for kind in kinds)]
+        part = f"part {group_job.digest(tensors)}"
+        assert each == [
+            line for name in ("dcp", "hf") for line in (f"{name} {held[name]}", part, f"strides {held[name]}")
+        ]

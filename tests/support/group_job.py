@@ -1,15 +1,16 @@
-"""What each process of a test of loads by a group runs: ``group_job.py JOB ROOT RANK SIZE MEETING``."""
+"""What each process of a test of loads by a group runs: ``group_job.py JOB ROOT [RANK SIZE MEETING]``."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def run(job: str, root: str, folder: Path, *, size: int = 2, killed: int | None 
     ends = [process.returncode for rank, process in enumerate(started) if rank != killed]
     assert not any(ends), printed
     return [each.splitlines() for each in printed]
+
+
+def run_by_torchrun(job: str, root: str, *, size: int = 2) -> list[list[str]]:
+    """Run a job in many processes of one ``torchrun``; the lines that each printed."""
+    endpoint = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), *endpoint]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fsspec_csx.__file__).parents[1])}
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    with running([*command, __file__, job, root], start_new_session=True, **options) as started:
+        printed = started.communicate(timeout=2 * _TIMEOUT)[0].splitlines()
+    assert not started.returncode, printed
+    return [[line.partition("|")[2] for line in printed if line.startswith(f"{rank}|")] for rank in range(size)]
 
 
 def state() -> dict[str, Any]:
@@ -110,10 +123,9 @@ def flat(value: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def names(root: str) -> None:
-    """Load the checkpoints that the environment names, each in one group, or alone if there is one process."""
-    group = dist.group.WORLD if dist.get_world_size() > 1 else None
+    """Load the checkpoints that the environment names."""
     for name in os.environ["NAMES"].split(","):
-        print(name, digest(fsspec_csx.load(f"{root}/{name}", group=group)))
+        print(name, digest(fsspec_csx.load(f"{root}/{name}", group=dist.group.WORLD)))
 
 
 def variants(root: str) -> None:
@@ -187,7 +199,8 @@ def sharded(root: str) -> None:
     """Load by ``distributed.load``: all replicated, some of it sharded, and different in each process."""
     rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
     for name in os.environ["NAMES"].split(","):
-        whole = state() if name == "dcp" else flat(state())
+        whole = {"hf": flat(state()), "torch": {**state(), "kinds": {}}}.get(name, state())
+        whole = {key: each for key, each in whole.items() if key != "kinds" or each}
         into = blank(whole)
         distributed.load(into, f"{root}/{name}")
         print(name, digest(into))
@@ -217,10 +230,17 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for each in ("answered", "measured", "throttled"):  # the sizes of requests follow no busy machine
         setattr(ConcurrencyLimit, each, lambda *_, **__: None)
-    job, root, number, count, meeting = sys.argv[1:]
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=int(number), world_size=int(count), timeout=timedelta(seconds=30)
-    )
-    globals()[job](root)
+    job, root, *place = sys.argv[1:]
+    limit = timedelta(seconds=30)
+    if place:
+        number, count, meeting = place
+        dist.init_process_group("gloo", meeting, limit, int(count), int(number))
+        globals()[job](root)
+    else:
+        dist.init_process_group("gloo", timeout=limit)
+        with redirect_stdout(io.StringIO()) as printed:
+            globals()[job](root)
+        # At once: the processes share a pipe.
+        os.write(1, "".join(f"{dist.get_rank()}|{line}\n" for line in printed.getvalue().splitlines()).encode())
     if job != "killed":
         dist.destroy_process_group()
