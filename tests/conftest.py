@@ -225,7 +225,7 @@ class Requests(logging.Handler):
         message = record.getMessage()
         if message.startswith("Making request for OperationModel"):
             self.operations.append(message.split("name=")[1].split(")")[0])
-        elif message.startswith(("Sending GetObject", "Sending UploadPart")):
+        elif message.startswith(("Sending GetObject", "Sending PutObject", "Sending UploadPart")):
             self.operations.append(message.split()[1])
 
 

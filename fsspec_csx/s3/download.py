@@ -24,7 +24,7 @@ from fsspec_csx.s3.consistent_read import (
     verify_checksum,
 )
 from fsspec_csx.s3.listing import object_info
-from fsspec_csx.s3.many_reads import fetch_alone, many_reads
+from fsspec_csx.s3.many_requests import fetch_alone, many_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import ResumableDownload
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
@@ -142,7 +142,7 @@ async def cat_ranges(
         for number, data in zip(numbers, found, strict=True):
             results[number] = data
 
-    with many_reads(len(wanted)):
+    with many_requests(len(wanted)):
         await gather_or_cancel(read(path, numbers) for path, numbers in wanted.items())
     if on_error != "return" and (error := next(filter(is_exception, results), None)):
         raise error

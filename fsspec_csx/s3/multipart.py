@@ -165,7 +165,7 @@ class MultipartUpload:
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
             return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
 
-        send = functools.partial(self._parts.send, number, payload, put) if self._checked else put
+        send = functools.partial(self._parts.send, number, body=payload, put=put) if self._checked else put
         answer = await self._transfer.send(send, payload)
         self._etags[number] = answer["ETag"]
         self._part_checksums[number] = {} if self._checked else _checksums_in(answer)
@@ -271,8 +271,21 @@ async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def put(call: Call, transfer: Transfer, payload: RequestBody, *, checked: bool = True, **conditions: str) -> Any:
-    """Make a payload the object by a single request, and return the server's answer."""
+async def put(
+    call: Call,
+    transfer: Transfer,
+    payload: RequestBody,
+    *,
+    checked: bool = True,
+    sender: Callable[..., Awaitable[Any]] | None = None,
+    **conditions: str,
+) -> Any:
+    """Make a payload the object by a single request, and return the server's answer.
+
+    Args:
+        sender: sends it in place of botocore if it can.
+        conditions: of PutObject.
+    """
 
     async def send() -> Any:
         checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if checked else {}
@@ -280,7 +293,7 @@ async def put(call: Call, transfer: Transfer, payload: RequestBody, *, checked: 
         return answer
 
     try:
-        return await transfer.send(send, payload)
+        return await transfer.send(functools.partial(sender, payload, send) if sender else send, payload)
     except (ObjectExistsError, ObjectChangedError) as error:
         found: Any = {}
         if error.maybe_applied:

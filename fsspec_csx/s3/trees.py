@@ -19,7 +19,7 @@ from fsspec.utils import is_exception
 from s3fs import S3FileSystem
 
 from fsspec_csx.s3.listing import check_depth
-from fsspec_csx.s3.many_reads import many_reads
+from fsspec_csx.s3.many_requests import many_requests
 from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
 from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
@@ -158,7 +158,7 @@ async def get(
     callback.set_size(len(files))
     get_file = callback.branch_coro(fs._get_file)
     calls = [_unless_folder(fs, get_file, each, **kwargs) for each in files]
-    with many_reads(len(files)):
+    with many_requests(len(files)):
         return await run_in_chunks(calls, batch_size=size, callback=callback)
 
 
@@ -176,7 +176,7 @@ async def cat(
         raise not_found_error(path)
     calls = [fs._cat_file(each, **kwargs) for each in names]
     size = batch_size or fs.batch_size
-    with many_reads(len(names)):
+    with many_requests(len(names)):
         read = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
     if on_error == "raise":
         for error in filter(is_exception, read):
@@ -224,7 +224,8 @@ async def put(
     callback.set_size(len(files))
     put_file = callback.branch_coro(fs._put_file)
     calls = [put_file(each.source, each.target, **kwargs) for each in files]
-    return await run_in_chunks(calls, batch_size=batch_size or fs.batch_size, callback=callback)
+    with many_requests(len(files)):
+        return await run_in_chunks(calls, batch_size=batch_size or fs.batch_size, callback=callback)
 
 
 async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
@@ -240,7 +241,8 @@ async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = N
     contents: Mapping[str, Any] = {path: value} if isinstance(path, str) else path
     for each in contents:
         check_writable(fs, each)
-    return await S3FileSystem._pipe(fs, dict(contents), batch_size=batch_size, **kwargs)
+    with many_requests(len(contents)):
+        return await S3FileSystem._pipe(fs, dict(contents), batch_size=batch_size, **kwargs)
 
 
 def _expand_local(path: str | os.PathLike[str], recursive: bool, maxdepth: int | None) -> Expansion:

@@ -119,7 +119,7 @@ class PartWriter:
             self._first_part = self._part_size = first
             self._chosen = True
 
-    def finish(self, **conditions: str) -> Any:
+    def finish(self, **conditions: Any) -> Any:
         """Make what was written the object, and return the server's answer.
 
         Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mimetypes
 import os
 import time
 from collections.abc import Iterator
@@ -124,12 +125,58 @@ def test_calls_for_many_objects(
         Fault("GET", skip=20, times=2, answer=error_answer(503, "SlowDown")),
         Fault("GET", skip=20, times=2, cut_down=100),
         Fault("GET", skip=20, times=2, flip_down=100),
-        Fault("GET", skip=5, times=9, answer=error_answer(403, "ExpiredToken")),
+        Fault("GET", skip=5, times=1, answer=error_answer(403, "ExpiredToken")),
     ):
         if method == "cat_ranges" and fault.flip_down is not None:
             continue  # S3 has no checksums of ranges
         proxy.faults.append(fault)
         assert read() == contents
+        assert fault.times == 0
+
+
+@pytest.mark.parametrize("method", ["put", "pipe"])
+def test_calls_that_make_many_objects(
+    server: LocalS3,
+    proxy: FaultProxy,
+    bucket: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    """A call that makes many objects makes a request for each, the first by botocore, and survives faults."""
+    far = through(proxy, server)
+    files = {
+        tmp_path / f"{number} é?+&.{('txt', 'json', 'none')[number % 3]}": data(str(number)) for number in range(40)
+    }
+    for path, content in files.items():
+        path.write_bytes(content)
+
+    def write(name: str) -> None:
+        targets = [f"{bucket}/{name}/{path.name}" for path in files]
+        if method == "put":
+            far.put(list(map(str, files)), targets, Metadata={"a": "b"})
+        else:
+            far.pipe(dict(zip(targets, files.values(), strict=True)), Metadata={"a": "b"})
+        assert [far.cat_file(each) for each in targets] == list(files.values())
+
+    with recorded_requests() as operations, caplog.at_level(logging.DEBUG, "botocore.endpoint"):
+        write("once")
+    assert operations.count("PutObject") == len(files)
+    made = [each.getMessage() for each in caplog.records if "Making request" in each.getMessage()]
+    assert sum("name=PutObject" in each for each in made) == 1
+    for path in files:
+        found = far.call_s3("head_object", Bucket=bucket, Key=f"once/{path.name}", ChecksumMode="ENABLED")
+        assert found["Metadata"] == {"a": "b"}
+        if method == "put" and (kind := mimetypes.guess_type(path.name)[0]):
+            assert found["ContentType"] == kind
+    for fault in (
+        Fault("PUT", skip=20, times=2, answer=error_answer(503, "SlowDown")),
+        Fault("PUT", skip=20, times=2, cut_up=100),
+        Fault("PUT", skip=20, times=2, cut_down=0),
+        Fault("PUT", skip=5, times=1, answer=error_answer(403, "ExpiredToken")),
+    ):
+        proxy.faults.append(fault)
+        write("again")
         assert fault.times == 0
 
 

@@ -22,7 +22,7 @@ from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.request_template import PartTemplate, ReadTemplate
+from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate, ReadTemplate
 from fsspec_csx.s3.transport.signed_reads import SignedRead, SignedReads
 from fsspec_csx.s3.transport.threads import Threads
 
@@ -216,12 +216,18 @@ class Transfer:
         except (AttributeError, ValueError):
             return None
 
-    async def part_template(self, request: Any) -> PartTemplate | None:
-        """A template of UploadPart requests like one that was sent; None if only botocore can make them."""
-        if not self._can_sign("UploadPart"):
+    async def body_template(self, operation: str, make: Callable[..., T], request: Any, *named: str) -> T | None:
+        """A template of requests like one that was sent with a body; None if only botocore can make them.
+
+        Args:
+            operation: such as ``UploadPart``.
+            make: the kind of template.
+            named: its further arguments.
+        """
+        if not self._can_sign(operation):
             return None
         try:
-            return PartTemplate(request, await self._credentials.get_frozen_credentials(), self.body_config)
+            return make(request, await self._credentials.get_frozen_credentials(), self.body_config, *named)
         except (AttributeError, ValueError):
             return None
 
@@ -230,7 +236,7 @@ class Transfer:
         client = self._client()
         return self._credentials is not None and client is not None and compat.has_own_handlers(client, operation)
 
-    async def renew(self, template: PartTemplate | ReadTemplate) -> bool:
+    async def renew(self, template: PartTemplate | PutTemplate | ReadTemplate) -> bool:
         """Let a template sign with the client's credentials, which may be new; return whether there are any."""
         try:
             credentials = await self._credentials.get_frozen_credentials()

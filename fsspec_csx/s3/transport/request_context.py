@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.byte_range import RangeRequest
     from fsspec_csx.s3.transport.call_scope import Scope
-    from fsspec_csx.s3.transport.learned_template import LearnedTemplate
     from fsspec_csx.s3.transport.pool import Transfer
     from fsspec_csx.s3.transport.signed_parts import FirstAttempt
 
@@ -52,7 +51,7 @@ class RequestContext:
         looking_up: whether a HEAD that finds nothing needs no further request about the bucket.
         sent: called with each bulk request as it is sent, and the Transfer that sends it.
         first: an attempt at the request that was made before botocore's.
-        alike: of a call that reads many objects, the templates of its requests by buckets; None for other calls.
+        many: what the requests of a call for many objects have in common; see ``s3.many_requests``.
     """
 
     scope: Scope | None = None
@@ -63,7 +62,7 @@ class RequestContext:
     looking_up: bool = False
     sent: Callable[[Any, Transfer], object] | None = None
     first: FirstAttempt | None = None
-    alike: dict[str, LearnedTemplate] | None = None
+    many: Any = None
 
 
 _NONE = RequestContext()

@@ -17,7 +17,7 @@ from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import RequestBody
 
 _INVOCATION, _ATTEMPT = "amz-sdk-invocation-id", "amz-sdk-request"
-_CRC64NVME = "x-amz-checksum-crc64nvme"
+_CRC64NVME, _TYPE = "x-amz-checksum-crc64nvme", "content-type"
 _HASH, _UNSIGNED = "x-amz-content-sha256", "UNSIGNED-PAYLOAD"
 # Of each request by itself: what it asks for, its signature and its body.
 _OWN = {"range", "authorization", "x-amz-date", _HASH, "x-amz-security-token", "content-length"}
@@ -111,24 +111,64 @@ class PartTemplate(_Template):
 
     def __init__(self, request: Any, credentials: Any, config: Any) -> None:
         super().__init__(request, credentials, {_CRC64NVME})
-        names = {name.lower() for name in request.headers}
+        self._checked = _says_nothing_else(request)
         before, *after = re.split(r"(?<=[?&]partNumber=)\d+(?=&|$)", request.url)
-        if (
-            _text(request.headers.get(_HASH, "")) != _UNSIGNED
-            or any(name.startswith(_OF_BODY) for name in names - {_CRC64NVME})
-            or len(after) != 1
-            or not urlsplit(before).query
-        ):
-            msg = "The request says of its body what cannot be said of another."
+        if len(after) != 1 or not urlsplit(before).query:
+            msg = "The request's URL has no number of a part."
             raise ValueError(msg)
         self._around = before, after[0]
-        self._checked = _CRC64NVME in names
         self._config = config
 
     def request(self, number: int, body: RequestBody) -> Any:
         """A signed request for a part."""
         checksum = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
         return self._signed("PUT", str(number).join(self._around), checksum, config=self._config, data=body)
+
+
+class PutTemplate(_Template):
+    """What is the same in all requests that make objects of a bucket; not what type their contents have.
+
+    Args:
+        request: a PutObject request, as it was sent.
+        credentials: those that it was signed with, frozen.
+        config: of the client, as its requests with bodies use it.
+        key: of the object that it was for.
+
+    Raises:
+        ValueError: if it was not signed so, or says of its object or its body what cannot be said of another.
+    """
+
+    def __init__(self, request: Any, credentials: Any, config: Any, key: str) -> None:
+        super().__init__(request, credentials, {_CRC64NVME, _TYPE})
+        self._checked = _says_nothing_else(request)
+        tail = quote(key, safe="/~")
+        if not request.url.endswith(f"/{tail}"):
+            msg = "The request's URL does not end in the key."
+            raise ValueError(msg)
+        self._base = request.url.removesuffix(tail)
+        self._config = config
+
+    def request(self, key: str, content_type: str | None, body: RequestBody) -> Any:
+        """A signed request for an object."""
+        headers = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
+        if content_type is not None:
+            headers[_TYPE] = content_type
+        return self._signed("PUT", self._base + quote(key, safe="/~"), headers, config=self._config, data=body)
+
+
+def _says_nothing_else(request: Any) -> bool:
+    """Whether a request with a body has the checksum of this package.
+
+    Raises:
+        ValueError: if it says more of its body.
+    """
+    names = {name.lower() for name in request.headers}
+    if _text(request.headers.get(_HASH, "")) != _UNSIGNED or any(
+        name.startswith(_OF_BODY) for name in names - {_CRC64NVME}
+    ):
+        msg = "The request says of its body what cannot be said of another."
+        raise ValueError(msg)
+    return _CRC64NVME in names
 
 
 def _text(value: Any) -> str:

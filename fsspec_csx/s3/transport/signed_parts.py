@@ -17,7 +17,7 @@ from botocore.awsrequest import AWSRequest
 
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.request_template import PartTemplate
+from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -55,20 +55,22 @@ class _Model:
 
     request: Any
     transfer: Transfer
-    template: PartTemplate | None = None
+    template: Any = None
 
 
 class SignedParts:
     """Sends the parts of one upload."""
 
+    operation = "UploadPart"
+
     def __init__(self) -> None:
         self._model: asyncio.Future[_Model | None] | None = None  # done when the first request is sent, or failed
 
-    async def send(self, number: int, body: RequestBody, put: Put) -> Mapping[str, Any]:
+    async def send(self, *which: Any, body: RequestBody, put: Put) -> Mapping[str, Any]:
         """Send a part in the running turn.
 
         Args:
-            number: of the part, from 1.
+            which: the number of the part, from 1.
             body: its bytes.
             put: sends it by botocore.
 
@@ -79,15 +81,31 @@ class SignedParts:
             return await self._learn(put)
         if (model := await asyncio.shield(awaited)) is None:
             return await put()
-        model.template = model.template or await model.transfer.part_template(model.request)
+        model.template = model.template or await self._template_of(model)
         if model.template is None or not await model.transfer.renew(model.template):
             return await put()
-        outcome = await _attempt(model.transfer, model.template.request(number, body), body)
+        outcome = await self._attempt(model.transfer, model.template.request(*which, body), body)
         if not isinstance(outcome, Exception) and _is_good(outcome):
-            return {"ETag": outcome.headers["ETag"]}
+            return _answer(outcome.headers)
         self._forget(awaited)
+        if not self._is_for_botocore(outcome):
+            return await put()
         with using(first=FirstAttempt(model.transfer, outcome)):
             return await put()
+
+    async def _template_of(self, model: _Model) -> Any:
+        return await model.transfer.body_template(self.operation, PartTemplate, model.request)
+
+    def _is_for_botocore(self, outcome: AioAWSResponse | Exception) -> bool:
+        """Whether botocore should take this for the outcome of its own first attempt."""
+        return True
+
+    async def _attempt(self, transfer: Transfer, request: Any, body: RequestBody) -> AioAWSResponse | Exception:
+        logger.debug("Sending %s for %s", self.operation, request.url)
+        try:
+            return await transfer.exchanged(request, body)
+        except Exception as error:
+            return error
 
     async def _learn(self, put: Put) -> Mapping[str, Any]:
         """Send a part by botocore, and keep its request as it is sent."""
@@ -113,12 +131,33 @@ class SignedParts:
             self._model = None
 
 
-async def _attempt(transfer: Transfer, request: Any, body: RequestBody) -> AioAWSResponse | Exception:
-    logger.debug("Sending UploadPart for %s", request.url)
-    try:
-        return await transfer.exchanged(request, body)
-    except Exception as error:
-        return error
+class SignedPuts(SignedParts):
+    """Makes objects of a bucket that all are made by the same parameters, in one request each.
+
+    ``which`` are an object's key and the type of its contents; None for none.
+
+    Args:
+        key: of the first object.
+    """
+
+    operation = "PutObject"
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._key = key
+
+    async def _template_of(self, model: _Model) -> Any:
+        return await model.transfer.body_template(self.operation, PutTemplate, model.request, self._key)
+
+    def _is_for_botocore(self, outcome: AioAWSResponse | Exception) -> bool:
+        """Not if the server refuses it: botocore's request may be another, without a checksum for one."""
+        return isinstance(outcome, Exception) or outcome.status_code >= 500
+
+
+def _answer(headers: Mapping[str, str]) -> Mapping[str, Any]:
+    """The response as botocore's method returns it, as far as it is needed."""
+    version = {"VersionId": headers["x-amz-version-id"]} if "x-amz-version-id" in headers else {}
+    return {"ETag": headers["ETag"], **version}
 
 
 def _is_good(answer: AioAWSResponse) -> bool:

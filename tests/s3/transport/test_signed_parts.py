@@ -21,6 +21,7 @@ from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import MemoryBody
+from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate
 from fsspec_csx.testing import LocalS3
 
 PART = 5 * 2**20
@@ -58,8 +59,15 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=1))
 
 
-def made_by_botocore(fs: CSXFileSystem, bodies: Mapping[int, MemoryBody], **parameters: Any) -> list[Any]:
-    """The requests for some parts, as botocore would send them."""
+def key(number: int) -> str:
+    """A key with characters that URLs write in other ways."""
+    return f"a key/ü+1~{number}"
+
+
+def made_by_botocore(
+    fs: CSXFileSystem, bodies: Mapping[int, MemoryBody], *, whole: bool = False, **parameters: Any
+) -> list[Any]:
+    """The requests for some parts, or for whole objects, as botocore would send them."""
     made: list[Any] = []
 
     async def exchanged(request: Any, body: Any) -> AioAWSResponse:
@@ -70,8 +78,11 @@ def made_by_botocore(fs: CSXFileSystem, bodies: Mapping[int, MemoryBody], **para
     fs.transfer.exchanged = exchanged  # type: ignore[method-assign]
     for number, body in bodies.items():
         checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(body.crc64nvme)} if body.crc64nvme else {}
-        named = {"Bucket": "bucket", "Key": "a key/ü+1", "UploadId": "id/+=~", "PartNumber": number, "Body": body}
-        sync(fs.loop, fs._call_s3, "upload_part", **named, **checksum, **parameters)
+        named: dict[str, Any] = {"Bucket": "bucket", "Body": body, **checksum, **parameters}
+        if whole:
+            sync(fs.loop, fs._call_s3, "put_object", Key=key(number), ContentType=f"text/{number}", **named)
+        else:
+            sync(fs.loop, fs._call_s3, "upload_part", Key=key(1), UploadId="id/+=~", PartNumber=number, **named)
     return made
 
 
@@ -97,9 +108,15 @@ def test_same_requests_as_botocore(signer: type, monkeypatch: pytest.MonkeyPatch
                 if checked:
                     body.prepare()
             first, wanted = made_by_botocore(fs, bodies, **extra)
-            template = sync(fs.loop, fs.transfer.part_template, first)
+            template = sync(fs.loop, fs.transfer.body_template, "UploadPart", PartTemplate, first)
             assert template is not None
             found = template.request(23, bodies[23])
+            assert (found.method, found.url, found.body) == (wanted.method, wanted.url, wanted.body)
+            assert headers(found, signer) == headers(wanted, signer)
+            first, wanted = made_by_botocore(fs, bodies, whole=True, **extra)
+            whole = sync(fs.loop, fs.transfer.body_template, "PutObject", PutTemplate, first, key(1))
+            assert whole is not None
+            found = whole.request(key(23), "text/23", bodies[23])
             assert (found.method, found.url, found.body) == (wanted.method, wanted.url, wanted.body)
             assert headers(found, signer) == headers(wanted, signer)
 
@@ -127,7 +144,7 @@ def test_left_to_botocore() -> None:
     ):
         fs = CSXFileSystem(**options, skip_instance_cache=True)
         (request,) = made_by_botocore(fs, {1: body})
-        assert sync(fs.loop, fs.transfer.part_template, request) is None
+        assert sync(fs.loop, fs.transfer.body_template, "UploadPart", PartTemplate, request) is None
     fs = CSXFileSystem(**named, skip_instance_cache=True)
     (request,) = made_by_botocore(fs, {1: body})
     for name, value in (
@@ -136,15 +153,15 @@ def test_left_to_botocore() -> None:
         ("x-amz-checksum-crc32", "a"),
     ):
         request.headers[name] = value
-        assert sync(fs.loop, fs.transfer.part_template, request) is None
+        assert sync(fs.loop, fs.transfer.body_template, "UploadPart", PartTemplate, request) is None
         del request.headers[name]
-    assert sync(fs.loop, fs.transfer.part_template, request) is not None
+    assert sync(fs.loop, fs.transfer.body_template, "UploadPart", PartTemplate, request) is not None
     for event in ("before-sign.s3", "request-created.s3.UploadPart", "needs-retry.s3.UploadPart"):
         handler = lambda **_: None  # noqa: E731
         fs._s3.meta.events.register(event, handler)
-        assert sync(fs.loop, fs.transfer.part_template, request) is None
+        assert sync(fs.loop, fs.transfer.body_template, "UploadPart", PartTemplate, request) is None
         fs._s3.meta.events.unregister(event, handler)
-    assert sync(fs.loop, fs.transfer.part_template, request) is not None
+    assert sync(fs.loop, fs.transfer.body_template, "UploadPart", PartTemplate, request) is not None
 
 
 @pytest.fixture
