@@ -67,8 +67,8 @@ class _Own(torch.optim.Optimizer):
     """An optimizer with a rule for one parameter at a time."""
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        for name, most in (("lr", math.inf), ("eps", math.inf), ("weight_decay", math.inf)):
-            if name in defaults and not 0 <= defaults[name] < most:
+        for name in ("lr", "eps", "weight_decay"):
+            if not 0 <= defaults.get(name, 0.0) < math.inf:
                 msg = f"{name} is a number from 0 on, not {defaults[name]!r}. Give such a number."
                 raise ValueError(msg)
         if not all(0 <= beta < 1 for beta in defaults["betas"]):
@@ -83,9 +83,10 @@ class _Own(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, parameter in _with_gradients(self):
-            assert parameter.grad is not None
-            self._apply(parameter, parameter.grad, self.state[parameter], group)
+        for group in self.param_groups:
+            for each in group["params"]:
+                if each.grad is not None:
+                    self._apply(each, each.grad, self.state[each], group)
         return loss
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
@@ -93,7 +94,9 @@ class _Own(torch.optim.Optimizer):
 
 
 class _EpsBeforeCorrection(torch.optim.Adam):
-    """Adds ``eps`` to the root of the mean square before its bias is corrected; torch adds it after."""
+    """Adds ``eps`` to the root of the mean square before its bias is corrected, if it is; torch adds it after."""
+
+    _correct_bias = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply the gradients."""
@@ -110,8 +113,15 @@ class _EpsBeforeCorrection(torch.optim.Adam):
         for parameter in group["params"]:
             alike.setdefault(float(self.state.get(parameter, {}).get("step", 0)), []).append(parameter)
         for step, parameters in alike.items():
-            root = math.sqrt(1 - float(group["betas"][1]) ** (step + 1))
-            yield {**group, "params": parameters, "eps": group["eps"] / root}
+            mean, square = (1 - float(beta) ** (step + 1) for beta in group["betas"])
+            scale = 1.0 if self._correct_bias else mean / math.sqrt(square)
+            yield {
+                **group,
+                "params": parameters,
+                "eps": group["eps"] / math.sqrt(square),
+                "lr": group["lr"] * scale,
+                "weight_decay": group["weight_decay"] / scale,
+            }
 
 
 @functools.partial(_adapted, eps=1e-6)
@@ -138,21 +148,6 @@ class AdamW(_EpsBeforeCorrection, torch.optim.AdamW):
             raise ValueError(msg)
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, amsgrad)
         self._correct_bias = correct_bias
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply the gradients."""
-        if self._correct_bias:
-            return super().step(closure)
-        loss = closure() if closure is not None else None
-        with torch.no_grad():
-            for group, parameter in _with_gradients(self):
-                assert parameter.grad is not None
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                state = self.state[parameter]
-                state["step"] = state.get("step", torch.zeros(())) + 1  # torch refuses a state without it
-                mean, square = _averages(state, parameter.grad, group["betas"])
-                parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
-        return loss
 
 
 @_adapted
@@ -304,13 +299,6 @@ class NAdam(_Own):
         root = (square / (1 - second**step)).sqrt_().add_(group["eps"])
         parameter.addcdiv_(gradient, root, value=-group["lr"] * (1 - now) / (1 - product))
         parameter.addcdiv_(mean, root, value=-group["lr"] * later / (1 - product * later * later))
-
-
-def _with_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                yield group, parameter
 
 
 def _averages(state: Any, gradient: torch.Tensor, betas: _Betas) -> tuple[torch.Tensor, torch.Tensor]:
