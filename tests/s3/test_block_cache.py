@@ -30,6 +30,20 @@ MIB = 2**20
 DATA = os.urandom(9 * MIB + 4321)
 READ = "import fsspec, sys; sys.stdout.buffer.write(fsspec.open(sys.argv[1], cache_dir=sys.argv[2]).open().read())"
 
+FORKED = """
+import os, sys, fsspec
+
+fs = fsspec.filesystem("s3", cache_dir=sys.argv[2])
+with fs.open(sys.argv[1]) as file:
+    file.read(10)
+    with fs.block_cache._lock:  # as a thread has it that does not live in the child
+        child = os.fork()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with fs.open(sys.argv[1]) as file:
+    os._exit(len(file.read()) != int(sys.argv[3]))
+"""
+
 
 @pytest.fixture(autouse=True)
 def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +142,18 @@ def test_parts_come_from_the_cache(url: str, folder: Path) -> None:
     assert sent == ["HeadObject"]
 
 
+def test_by_https(secure_server: tuple[LocalS3, Path], folder: Path) -> None:
+    """Records of TLS, which come in other pieces, fill the cache too."""
+    server, trusted = secure_server
+    options = {**server.storage_options(), "client_kwargs": {"verify": str(trusted)}}
+    url = "s3://cached/object"
+    fsspec.filesystem("s3", **options).pipe_file(url, DATA)
+    for operations in ({"HeadObject", "GetObject"}, {"HeadObject"}):
+        with recorded_requests() as sent:
+            assert read(url, folder, **options) == DATA
+        assert set(sent) == operations
+
+
 def test_memory_of_an_interrupted_read_is_the_callers(url: str, folder: Path) -> None:
     """A read that ends by an exception writes to no memory afterwards, whether it fills the cache or reads it."""
 
@@ -223,6 +249,11 @@ def test_processes_share_the_fetching(url: str, folder: Path, slow: FaultProxy, 
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]
     assert all(process.communicate(timeout=60)[0] == DATA for process in running)
     assert fetched(slow) < 1.5 * len(DATA)
+
+
+def test_forked_process(url: str, folder: Path) -> None:
+    """A child reads through the cache too, whatever a thread of its parent was doing."""
+    subprocess.run([sys.executable, "-c", FORKED, url, str(folder), str(len(DATA))], check=True, timeout=60)
 
 
 def test_killed_process_leaves_no_partial_data(url: str, folder: Path, slow: FaultProxy) -> None:
