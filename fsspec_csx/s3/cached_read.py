@@ -6,7 +6,6 @@ import asyncio
 import functools
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
 
 from zlib_ng import zlib_ng
 
@@ -15,7 +14,7 @@ from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread, scope, uncancelled
 from fsspec_csx.s3.transport.pool import Transfer
-from fsspec_csx.s3.transport.range_planning import Span, coalesce
+from fsspec_csx.s3.transport.range_planning import Span
 
 # The most bytes of a range that is read from the cache.
 _PART = 8 * 2**20
@@ -25,7 +24,7 @@ _READERS = 8
 _ROUND = 2**30
 # Seconds between such looks while others fetch all that is missing, and for how long without a new block.
 _LOOK, _PATIENCE = 0.02, 2.0
-# A read that wants so few of the bytes of its blocks goes past the cache.
+# A read goes past the cache if so much more than it wants would be fetched to fill it.
 _MOST_PADDING = 64 * 2**20
 
 
@@ -34,18 +33,19 @@ class CachedRange(RangeRequest):
 
     Args:
         blocks: of the object; the bytes of another, by its ETag, are not written.
+        limit: the position where it must end.
     """
 
-    def __init__(self, start: int, *, blocks: CachedObject, check: Check | None = None) -> None:
+    def __init__(self, start: int, *, blocks: CachedObject, limit: int, check: Check | None = None) -> None:
         super().__init__(start, check=check)
-        self.blocks = blocks
+        self.blocks, self.limit = blocks, limit
         self._checksum = 0
         self._local = False
 
     @property
-    def of_blocks(self) -> bool:
-        """Whether it begins and ends with blocks; spans that overlap make others."""
-        return self.start % BLOCK == 0 and (self.end % BLOCK == 0 or self.end == self.blocks.size)
+    def end_of_blocks(self) -> int:
+        """Where the last block that it reaches into ends."""
+        return min(-(-self.end // BLOCK) * BLOCK, self.blocks.size)
 
     @property
     def missing(self) -> int:
@@ -92,7 +92,7 @@ class CachedRange(RangeRequest):
 
     def advance(self, count: int) -> None:
         """See ``RangeRequest``."""
-        if not self._local and self.of_blocks and self.etag == self.blocks.etag:
+        if not self._local and self.etag == self.blocks.etag:
             self._write(self.next_buffer(count))
         super().advance(count)
 
@@ -108,13 +108,26 @@ class CachedRange(RangeRequest):
 
 
 def _plan(blocks: CachedObject, spans: Sequence[Span], part: int, check: Check | None) -> list[CachedRange] | None:
-    """Make ranges of whole blocks that fill the spans; None if they would bring far more."""
-    padding = _padding(spans, blocks.size)
-    if sum(length for _, length in padding) > sum(len(memory) for _, memory in spans) + _MOST_PADDING:
-        return None
-    padded = [*spans, *((start, memoryview(bytearray(length))) for start, length in padding)]
-    make = functools.partial(CachedRange, blocks=blocks)
-    return cast("list[CachedRange]", coalesce(padded, _length_by_start(blocks, padded, part), check, make))
+    """Make ranges of whole blocks that fill the spans, each with blocks that are all in the cache, or none of them.
+
+    Returns:
+        None if far more would be fetched than is wanted.
+    """
+    length = _length_by_start(blocks, spans, part)
+    ranges: list[CachedRange] = []
+    for number, (position, memory) in sorted(enumerate(spans), key=lambda each: each[1][0]):
+        while len(memory):
+            start = position // BLOCK * BLOCK
+            if not ranges or not ranges[-1].end <= position < ranges[-1].limit or start > ranges[-1].end_of_blocks:
+                ranges.append(CachedRange(start, blocks=blocks, limit=start + length(start), check=check))
+            room = ranges[-1].limit - position
+            ranges[-1].add(number, position, memory[:room])
+            position, memory = position + len(memory[:room]), memory[room:]
+    for each in ranges:
+        if each.end < each.end_of_blocks:
+            each.add(0, each.end_of_blocks, memoryview(bytearray()))
+    fetched = sum(each.length for each in ranges if each.missing)
+    return ranges if fetched <= sum(len(memory) for _, memory in spans) + _MOST_PADDING else None
 
 
 def _length_by_start(blocks: CachedObject, spans: Sequence[Span], part: int) -> Callable[[int], int]:
@@ -123,7 +136,6 @@ def _length_by_start(blocks: CachedObject, spans: Sequence[Span], part: int) -> 
     present = blocks.present(first * BLOCK, max((start + len(memory) for start, memory in spans), default=0))
     most = {True: _PART // BLOCK, False: max(1, part // BLOCK)}
 
-    @functools.lru_cache(maxsize=2)  # the same start comes for each span of its range
     def length(start: int) -> int:
         block = start // BLOCK - first
         kind = present[block]
@@ -131,19 +143,6 @@ def _length_by_start(blocks: CachedObject, spans: Sequence[Span], part: int) -> 
         return sum(1 for _ in alike) * BLOCK
 
     return length
-
-
-def _padding(spans: Sequence[Span], size: int) -> list[tuple[int, int]]:
-    """What is missing of the blocks in which spans lie: positions and lengths."""
-    gaps: list[tuple[int, int]] = []
-    reached = 0
-    for start, memory in sorted(((start, memory) for start, memory in spans if len(memory)), key=lambda each: each[0]):
-        if start > reached:
-            end, begin = min(-(-reached // BLOCK) * BLOCK, start), max(start // BLOCK * BLOCK, reached)
-            gaps += [(reached, start)] if begin <= end else [(reached, end), (begin, start)]
-        reached = max(reached, start + len(memory))
-    gaps.append((reached, min(-(-reached // BLOCK) * BLOCK, size)))
-    return [(start, end - start) for start, end in gaps if end > start]
 
 
 async def fetch(
@@ -200,9 +199,7 @@ def _divide(
     later: list[CachedRange] = []
     size = 0
     for each in ranges:
-        if not each.of_blocks:
-            claimed.append(each)
-        elif not each.missing:
+        if not each.missing:
             here.append(each)
         elif not patient or (size < _ROUND and each.blocks.claim(each.start, each.end)):
             # Whoever had claimed it before may have written it since.

@@ -44,28 +44,21 @@ def allocate(size: int, name: object) -> bytes:
         raise TooLargeError(reason, remedy) from None
 
 
-def coalesce(
-    spans: Sequence[Span],
-    part: int | Callable[[int], int],
-    check: Check | None = None,
-    make: Callable[..., RangeRequest] = RangeRequest,
-) -> list[RangeRequest]:
+def coalesce(spans: Sequence[Span], part: int, check: Check | None = None) -> list[RangeRequest]:
     """Make requests of spans: near ones share a request, long ones are divided.
 
     Args:
         spans: in any order.
-        part: the most bytes of a range, or of one that begins at a position.
+        part: the most bytes of a range.
         check: see ``RangeRequest``.
-        make: makes a range.
     """
-    most = part if callable(part) else lambda start: part
     ranges: list[RangeRequest] = []
     for number, (position, memory) in sorted(enumerate(spans), key=lambda each: each[1][0]):
         while len(memory):
-            room = ranges[-1].start + most(ranges[-1].start) - position if ranges else 0
-            if room <= 0 or not 0 <= position - ranges[-1].end <= _GAP:
-                ranges.append(make(position, check=check))
-                room = most(position)
+            near = ranges and 0 <= position - ranges[-1].end <= _GAP and position - ranges[-1].start < part
+            if not near:
+                ranges.append(RangeRequest(position, check=check))
+            room = part - (position - ranges[-1].start)
             ranges[-1].add(number, position, memory[:room])
             position, memory = position + len(memory[:room]), memory[room:]
     return ranges
@@ -75,12 +68,10 @@ def checksums(ranges: Sequence[RangeRequest], count: int, combine: Callable[[int
     """Combine the checksums of the parts of each span.
 
     Args:
-        count: of the spans; those of higher numbers count for nothing.
         combine: see ``Algorithm``.
     """
     whole = [0] * count
     parts = sorted((each for one in ranges for each in one.checksums()), key=lambda each: each[1])
     for span, _, checksum, length in parts:
-        if span < count:
-            whole[span] = combine(whole[span], checksum, length)
+        whole[span] = combine(whole[span], checksum, length)
     return whole
