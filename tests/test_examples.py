@@ -123,6 +123,12 @@ EXAMPLES_TO_RUN = (
         ("model.mdl",),
     ),
     Example(
+        "local_disk",
+        (),
+        ("resumed at step 300", "equal: True"),
+        ("checkpoint_100.pt", "checkpoint_200.pt", "checkpoint_300.pt"),
+    ),
+    Example(
         "tensorboard_logs",
         ("tensorboard",),
         ("losses: [1.0, 0.5, 0.33, 0.25, 0.2, 0.17, 0.14, 0.12, 0.11, 0.1]",),

@@ -52,7 +52,7 @@ def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterato
         RuntimeError: the server does not start.
     """
     kinds = list(kinds)
-    kept = sum(case.nbytes for case in cases) * len(kinds) + max(case.nbytes for case in cases)
+    kept = sum(case.nbytes for case in cases) * len(kinds) + max((case.nbytes for case in cases), default=0)
     if server != "local":
         with _stub(server, _directory(kept)) as stub:
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import torch
+from commands import cszoo, running
+from configurations import written
 from conftest import recorded_requests
+from forked import python
 from training import loader, made
 
 from fsspec_csx import load, save
@@ -224,3 +233,67 @@ def test_refused() -> None:
     for options in wrong:
         with pytest.raises(ValueError, match="local"):
             Checkpoint(2, **options)
+
+
+def test_yaml(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
+    """A file names the disk."""
+    checkpoint = {"steps": 2, "checkpoint_root": f"s3://{bucket}/run", "local_dir": str(tmp_path / "disk")}
+    file = written(tmp_path, init__checkpoint={**checkpoint, "keep_local": 1})
+    done = cszoo(file, noun="fit", cwd=JOB.parent)
+    assert done.returncode == 0, done.stderr
+    run = Run(f"s3://{bucket}/run", tmp_path / "disk")
+    assert (run.steps(), run.steps(local=True)) == ([2, 4], [4])
+    wrong = written(tmp_path, init__checkpoint={**checkpoint, "local_dir": "s3://bucket/disk"})
+    done = cszoo(wrong, noun="fit", cwd=JOB.parent)
+    assert "trainer.init.checkpoint: A local folder is a path on this machine" in done.stderr
+
+
+def lines(output: str) -> dict[int, str]:
+    """The steps that a job printed, with their losses."""
+    return {int(line.split()[0]): line.split()[1] for line in output.splitlines() if line != "done"}
+
+
+@pytest.mark.slow
+def test_killed(on_s3: Run) -> None:
+    """kill -9 at any moment: the losses are those of one run, and in the end all checkpoints are at the root."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LOCAL_DIR": str(on_s3.disk), "PAUSE": "0.03"}
+    options: dict[str, Any] = {"env": environment, "text": True, "stdout": subprocess.PIPE, "cwd": JOB.parent}
+
+    def command(root: str) -> list[str]:
+        return [*python(), str(JOB), root, "40"]
+
+    with running(command(f"{on_s3.root}/whole"), **options) as process:
+        whole = lines(process.communicate(timeout=100)[0])
+    moments, losses = random.Random(7), dict[int, str]()
+    for _ in range(8):
+        with running(command(on_s3.root), **options) as process:
+            time.sleep(moments.uniform(0.2, 1.5))
+            process.kill()
+            losses |= lines(process.communicate()[0])
+    with running(command(on_s3.root), **options) as process:
+        losses |= lines(process.communicate(timeout=100)[0])
+    assert losses == whole
+    assert on_s3.steps() == [*range(2, 41, 2)]
+    assert on_s3.steps(local=True) == [38, 40]
+    for step in on_s3.steps():
+        assert load(on_s3.remote(step))["global_step"] == step
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_many_processes(on_s3: Run) -> None:
+    """The first process writes to the disk; what was not uploaded is there for all before they load it."""
+
+    def together(steps: int, disk: Path) -> list[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+        command += ["--rdzv-endpoint", "127.0.0.1:0", str(JOB), on_s3.root, str(steps), "ddp"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "LOCAL_DIR": str(disk)}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=110, cwd=JOB.parent, check=True
+        )
+        return [line.split()[0] for line in done.stdout.splitlines()]
+
+    assert together(4, on_s3.disk) == ["1", "2", "3", "4", "done"]
+    on_s3.forget_upload(4)
+    assert together(6, on_s3.disk) == ["5", "6", "done"]
+    assert (on_s3.steps(), on_s3.steps(local=True)) == ([2, 4, 6], [4, 6])
