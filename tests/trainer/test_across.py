@@ -172,6 +172,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "NAdam": own.NAdam,
     "torch NAdam": torch.optim.NAdam,
     "Lion": own.Lion,
+    "Muon": lambda params: own.Muon([each for each in params if each.ndim == 2]),
     "Lamb": own.Lamb,
     "RMSprop": lambda params: own.RMSprop(params, lr=0.01, momentum=0.9, centered=True),
     "Adamax": own.Adamax,
