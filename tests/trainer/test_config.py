@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 import fsspec
+import pydantic
 import pytest
 import torch
 import yaml
@@ -440,6 +441,12 @@ def test_broken_module(code: str, cause: str, tmp_path: Path, monkeypatch: pytes
 T = TypeVar("T")
 
 
+class Limits(pydantic.BaseModel, extra="forbid"):
+    """A model of pydantic."""
+
+    most: int
+
+
 class Mode(TypedDict):
     """A mapping for type checkers."""
 
@@ -477,6 +484,7 @@ def test_fitted() -> None:
         (float | int, 1, 1),
         (list[Callable[[int], float]], ["test_config.halved"], [halved]),
         (dict[str, tuple[float, float]], {"a": [1, 2]}, {"a": (1, 2)}),
+        (Limits | None, {"most": 3}, Limits(most=3)),
         (object, "a", "a"),
         (Any, "a", "a"),
     ):
@@ -537,6 +545,8 @@ def test_unfit_elements() -> None:
         (list[int] | None, ["x"], r"a\[0\] cannot be 'x'"),
         (dict[str, int] | None, {1: 2}, r"a has the key 1"),
         (list[Callable[[int], float]], ["math.pie"], r"a\[0\]: there is no 'pie' in math\. Did you mean 'pi'\?"),
+        (list[Limits], [{"msot": 3}], r"There is no a\[0\]\.msot\. Did you mean 'most'\?"),
+        (Limits | None, {"most": []}, r"a\.most cannot be a list\. Give a whole number\."),
         (Mode, {"fast": 3}, r"a: fast cannot be 3\. Give true or false\."),
         (Mode, {"fasst": True}, r"a: There is no fasst\. Did you mean 'fast'\?"),
     ):

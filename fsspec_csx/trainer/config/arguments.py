@@ -54,8 +54,8 @@ def check(
 ) -> dict[str, Any]:
     """Check arguments, and convert them to the types of the parameters.
 
-    Lists become tuples or sets, and strings become paths, where the hint says so. A string for another type is an
-    import path: of a function, or of a constant such as ``torch.bfloat16``.
+    Lists become tuples or sets, strings become paths, and mappings models of pydantic, where the hint says so. A string
+    for another type is an import path: of a function, or of a constant such as ``torch.bfloat16``.
 
     Args:
         node: the arguments.
@@ -198,8 +198,8 @@ def _readable(hint: Any) -> Any:
     elif origin in _KINDS:
         kind = _KINDS[origin]
         kind = kind[tuple(map(_readable, inner))] if inner and kind in (list, tuple, set, frozenset, dict) else kind
-    elif issubclass(origin, Path):
-        kind = origin
+    elif issubclass(origin, (Path, pydantic.BaseModel)):
+        kind = origin if issubclass(origin, Path) else Annotated[origin, _IMPORTED]
     else:
         schema = core_schema.is_instance_schema(origin)
         kind = Annotated[Any, pydantic.GetPydanticSchema(lambda *_: schema)]
