@@ -99,6 +99,12 @@ EXAMPLES_TO_RUN = (
         (*(f"lightning/epoch={epoch}.ckpt" for epoch in range(3)), "lightning/last.ckpt"),
     ),
     Example(
+        "load_in_many_processes",
+        (),
+        ("the same in all processes: True",),
+        ("model.pt",),
+    ),
+    Example(
         "local_cache",
         (),
         tuple(f"{attempt} load: the weights add up to 15.0" for attempt in ("first", "second")),

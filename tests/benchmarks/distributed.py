@@ -2,6 +2,7 @@
 
 Each of the two processes has its rows of every tensor, as DTensors. "columns" is a load by processes that have columns
 of what was saved by rows. An operation is measured from barrier to barrier, with the processor time of all processes.
+So is a load of one file that every process needs whole.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from cases import Case
+from cases import WARM_UP as FIRST
+from cases import Case, State, difference
 from target import Target
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -74,12 +77,29 @@ class ConnectorSharded:
         self.reader = partial(S3StorageReader, target.region, s3client_config=config)
 
 
+class Whole:
+    """``fsspec_csx.load`` of a file in every rank, by each for itself or once for all of them."""
+
+    settings = "up to 64 requests in flight in all ranks"
+
+    def __init__(self, target: Target, *, once: bool) -> None:
+        self._once = once
+
+    def load(self, path: str) -> Any:
+        """Load the file at an S3 URL."""
+        import fsspec_csx
+
+        return fsspec_csx.load(path, group=dist.group.WORLD if self._once else None)
+
+
 def run(client: Any, task: Task) -> Result:
     """Run a task in this rank; what all ranks took, as the first rank knows it."""
     mesh = _joined()
     try:
         own = f"s3://{task.target.bucket}/by-{task.peer}-"
         there = f"s3://{task.target.bucket}/"
+        if isinstance(client, Whole):
+            return _run_whole(client, task, there)
         kind = "sharded"
         if task.operation == "save":
             state = _state(_WARM_UP, mesh, 0, filled=True)
@@ -97,6 +117,14 @@ def run(client: Any, task: Task) -> Result:
         return found
     finally:
         dist.destroy_process_group()
+
+
+def _run_whole(client: Whole, task: Task, there: str) -> Result:
+    client.load(there + FIRST.key("torch"))
+    loaded: list[State] = []
+    path = there + task.case.key("torch")
+    found = _measured(lambda: loaded.append(client.load(path)), client.settings)
+    return replace(found, error=difference(task.case.state(), loaded[0])) if task.check else found
 
 
 def _save(client: Any, state: dict[str, DTensor], path: str) -> None:

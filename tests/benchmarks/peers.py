@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from amazon import Boto3, Crt, S3TorchConnector
 from cases import Case, State
-from distributed import RANKS, ConnectorSharded, FsspecSharded, OursSharded
+from distributed import RANKS, ConnectorSharded, FsspecSharded, OursSharded, Whole
 from files import Obstore, Opened, Ours, OursFixed, S3fs, Streaming
 from safetensors_files import OursSafetensors, Runai, SafetensorsOnS3fs
 from sockets import CheckedSockets, Sockets
@@ -63,6 +63,11 @@ def _sharded(label: str, module: str, connect: Callable[[Target], Any]) -> Peer:
     return Peer(label, (module,), connect, kind="sharded", base="sharded", ranks=RANKS)
 
 
+def _whole(label: str, *, once: bool) -> Peer:
+    load = partial(Whole, once=once)
+    return Peer(label, ("fsspec_csx",), load, _OURS, base="ours-once", saves=False, ranks=RANKS)
+
+
 PEERS: dict[str, Peer] = {
     "ours": Peer("fsspec_csx.save and load", ("fsspec_csx",), Ours, _OURS),
     "ours-stream": Peer("fsspec_csx.stream", ("fsspec_csx",), Streaming, _OURS, saves=False, nests=False),
@@ -107,6 +112,8 @@ PEERS: dict[str, Peer] = {
         )
         for number in (16, 32, 64, 128)
     },
+    "ours-once": _whole("fsspec_csx.load(group=…), once for all", once=True),
+    "ours-each": _whole("fsspec_csx.load, each for itself", once=False),
     "sharded": _sharded("fsspec_csx.distributed", "fsspec_csx", OursSharded),
     "sharded-s3fs": _sharded("torch's own storage on s3fs", "s3fs", FsspecSharded),
     "sharded-s3torchconnector": _sharded("s3torchconnector's storage", "tenacity", ConnectorSharded),

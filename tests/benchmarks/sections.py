@@ -34,7 +34,7 @@ _RIVALS = ("s3fs", "s3torchconnector", "obstore", "boto3", "crt", "sockets")
 _FIXED = ("ours-16", "ours-32", "ours-64", "ours-128")
 _SAFETENSORS = ("ours-safetensors", "s3fs-safetensors", "runai")
 _OF_FILES = tuple(name for name, peer in PEERS.items() if peer.ranks == 1 and name not in _FIXED)
-_OF_RANKS = tuple(name for name, peer in PEERS.items() if peer.ranks > 1)
+_OF_RANKS = tuple(name for name, peer in PEERS.items() if peer.kind == "sharded")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ SECTIONS = (
         (*OPERATIONS, "columns"),
         fewer=2,
     ),
+    Section("group", ("nginx", "far-25"), (LARGE,), ("ours-once", "ours-each"), ("cpu",), ("load",), fewer=2),
 )
 """Those of the README, as they are measured."""
 
@@ -90,7 +91,7 @@ def asked(servers: Sequence[str], cases: Sequence[str], peers: Sequence[str]) ->
     chosen = tuple(case for case in CASES if not cases or case.name in cases)
     shared = tuple(case for case in SHARDED if not cases or case.name in cases)
     named = tuple(name for name in PEERS if name in peers) if peers else _OF_FILES
-    of_files, of_ranks = (tuple(name for name in named if (PEERS[name].ranks > 1) == many) for many in (False, True))
+    of_files, of_ranks = (tuple(name for name in named if (name in _OF_RANKS) == many) for many in (False, True))
     found = (
         Section("asked", tuple(servers), chosen, of_files, ("cpu", "extra", "requests")),
         Section("asked", tuple(servers), shared, of_ranks, ("cpu",), (*OPERATIONS, "columns")),

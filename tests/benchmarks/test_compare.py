@@ -211,6 +211,17 @@ def test_ranks_share_a_checkpoint() -> None:
             assert (found.error, found.seconds > 0) == (None, True), (peer, operation)
 
 
+@pytest.mark.slow
+@WITH_NGINX
+def test_ranks_load_one_file() -> None:
+    """Two processes load one file, once for both and each for itself, and find the right values."""
+    case = Case("large", tensors=3, size=2**20)
+    with running("nginx", [case], ["torch"]) as target, Launcher(target) as launcher:
+        for peer in ("ours-once", "ours-each"):
+            found = launcher.run(Task(peer, "load", case, target, check=True))
+            assert (found.error, found.seconds > 0) == (None, True), peer
+
+
 def test_one_bit_is_a_difference() -> None:
     """The check sees a changed value, a missing tensor and another plain value, however deep."""
     assert difference(MIXED.state(), MIXED.state()) is None
