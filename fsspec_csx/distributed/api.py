@@ -24,7 +24,6 @@ from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.group.processes import translate_lost_process
-from fsspec_csx.storage.paths import is_local
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 from fsspec_csx.tensors.names import Keys
 
@@ -115,7 +114,7 @@ def load(
     """
     with _reporting(callback, path, process_group) as progress:
         options = {"storage_options": storage_options, "weights_only": weights_only, "callback": progress}
-        reader = StorageReader(path, **options, process_group=None if is_local(path) else _joined(process_group))
+        reader = StorageReader(path, **options, process_group=_joined(process_group))
         with unwrap_errors(process_group, reader):
             state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
 

@@ -33,7 +33,8 @@ class StorageReader(FolderStorage, storage.StorageReader):
 
     It also reads folders of Hugging Face, of which each rank reads its own parts.
 
-    With ``process_group``, as ``distributed.load`` passes it, what all ranks need is read once for all of them.
+    With ``process_group``, as ``distributed.load`` passes it, what all ranks need is read once for all of them, but not
+    from a local path.
 
     Args:
         path: a folder: a local path or an fsspec URL.
@@ -59,10 +60,15 @@ class StorageReader(FolderStorage, storage.StorageReader):
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(path, storage_options, callback)
-        self._group = process_group
+        self._process_group = process_group
         self._weights_only = weights_only
         self._metadata = Metadata({})
         self.failure: Exception | None = None
+
+    @property
+    def _group(self) -> dist.ProcessGroup | None:
+        """The ranks that read once for all; None on a local disk, which is faster than what goes between processes."""
+        return None if self._folder.fs is None else self._process_group
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
         """Start another load, from another path if one is given."""
