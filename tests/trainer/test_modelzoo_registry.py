@@ -10,8 +10,10 @@ from typing import Any
 import pydantic
 import pytest
 import zoo
-from zoo import Decoder, content, refusal
+from zoo import Decoder, changed, content, refusal
 
+from fsspec_csx.errors import ConfigError
+from fsspec_csx.trainer.config.document import read
 from fsspec_csx.trainer.config.training import Config
 
 REGISTRY = """
@@ -99,6 +101,7 @@ def test_pydantic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "Did you mean 'heads'?",
         ),
     ):
-        reason, remedy = refusal(tmp_path, "mup", model={"name": "zoo.Checked", **arguments})
-        assert cause in reason
-        assert advice in remedy
+        with pytest.raises(ConfigError) as refused:
+            read(changed(tmp_path, "mup", model={"name": "zoo.Checked", **arguments}))  # before anything is made
+        assert cause in refused.value.reason
+        assert advice in refused.value.remedy

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fsspec_csx.errors import ConfigError
+from fsspec_csx.trainer.config.arguments import fields_of
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, hints_of, named, parameters_of, resolve
 from fsspec_csx.trainer.config.import_path import is_import_path, suggestion
 
@@ -71,7 +72,10 @@ def _configured(function: Callable[..., Any], arguments: dict[str, Any], path: s
         return None
     hint = hints_of(function).get(first)
     if isinstance(hint, type) and not issubclass(hint, Mapping):
-        return Blueprint(path, function, {first: Blueprint(path, hint, arguments)})
+        config = Blueprint(path, hint, arguments)
+        if fields_of(hint):
+            config.make()  # so that errors of a model of pydantic are known before anything runs
+        return Blueprint(path, function, {first: config})
     return Blueprint(path, function, {first: arguments})
 
 
