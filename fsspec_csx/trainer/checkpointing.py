@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
-from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 from fsspec_csx.checkpoint.api import inspect, save
@@ -21,6 +18,7 @@ from fsspec_csx.trainer import (
     training_state,
 )
 from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.checkpoint_names import CheckpointNames
 from fsspec_csx.trainer.local_disk import LocalDisk
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 from fsspec_csx.trainer.pending_saves import PendingSaves
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
     from fsspec_csx.trainer.trainer import Trainer
 
-_TIMESTAMP = "%Y%m%d_%H%M%S"
 _ONE_FILE = "local_dir takes checkpoints of one file. Leave it out, or use sharded=False and no format."
 
 
@@ -92,10 +89,7 @@ class Checkpoint(Callback):
         if steps is not None and (type(steps) is not int or steps < 0):
             msg = f"steps is a whole number or None, not {steps!r}. Give the steps between two checkpoints."
             raise ValueError(msg)
-        fields = [name for _, name, _, _ in Formatter().parse(checkpoint_name) if name is not None]
-        if fields != ["step"] or "/" in checkpoint_name:
-            msg = f"{checkpoint_name!r} cannot name checkpoints: it must have {{step}} in it once, and no slash. "
-            raise ValueError(msg + "Give a name such as 'checkpoint_{step}.mdl'.")
+        self._names = CheckpointNames(checkpoint_name)
         if format is not None and (format != "cerebras" or sharded):
             msg = f"The format is 'cerebras', which is not sharded, or None, not {format!r}. Give one of these."
             raise ValueError(msg)
@@ -214,11 +208,11 @@ class Checkpoint(Callback):
 
     def get_checkpoint_path(self, step: int) -> str:
         """The path of a step's checkpoint, with the time appended if the name is taken."""
-        path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=step))
-        taken = self.local is not None and path.rpartition("/")[2] in self.local.names()
+        name = self._names.of(step)
+        path = checkpoint_root.join(self.root, name)
+        taken = self.local is not None and name in self.local.names()
         if taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format):
-            stamped = f"{step}_{datetime.now():{_TIMESTAMP}}"
-            path = checkpoint_root.join(self.root, self.checkpoint_name.format(step=stamped))
+            path = checkpoint_root.join(self.root, self._names.of(step, taken=True))
         return path
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
@@ -255,7 +249,8 @@ class Checkpoint(Callback):
             trainer.logger.info("No checkpoint is loaded.")
             return None
         trainer.logger.info("Loading checkpoint %s", redacted(path))
-        found = checkpoint_loading.read(trainer, self._find(path), self._states(trainer))
+        self._upload_first(trainer)
+        found = checkpoint_loading.read(trainer, self._source(path), self._states(trainer))
         return self._restore(trainer, path, found)
 
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
@@ -268,14 +263,12 @@ class Checkpoint(Callback):
             CheckpointError: a ValueError, if it does not fit the model, or if all are damaged and one was complete.
             OSError: an error of the filesystem.
         """
-        if self.local is not None and processes.count() > 1:  # other machines need what is only on this disk
-            self._upload_left()
-            self.saves.wait(trainer)
+        self._upload_first(trainer)
         paths = processes.broadcast([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
         for path in paths:
             trainer.call("on_before_load_checkpoint", path)
             trainer.logger.info("Loading checkpoint %s", redacted(path))
-            found = checkpoint_loading.read_if_whole(trainer, self._find(path), self._states(trainer))
+            found = checkpoint_loading.read_if_whole(trainer, self._source(path), self._states(trainer))
             if found is not None:
                 return self._restore(trainer, path, found)
         # A complete one that was damaged later raises its error, rather than starting anew.
@@ -318,33 +311,35 @@ class Checkpoint(Callback):
     def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
         """The paths in a folder that match ``checkpoint_name``, by step and time, the newest last."""
         own = self.local.names() if self.local is not None and ckpt_dir == self.root else []
-        found = sorted(map(self._order, {*checkpoint_root.list_names(ckpt_dir), *own}))
+        found = sorted(map(self._names.order, {*checkpoint_root.list_names(ckpt_dir), *own}))
         return [checkpoint_root.join(ckpt_dir, name) for step, _, name in found if step >= 0]
 
     def _find(self, path: str) -> str:
         """The path to read a checkpoint from: on the local disk, if the one there is good."""
         return self.local.find(path) if self.local is not None and self.matches_name(path) else path
 
+    def _source(self, path: str) -> str:
+        """The same for all processes: on their local disks, if each has a good one."""
+        found = self._find(path)
+        (missing,) = processes.any_process(found == path)
+        return path if missing else found
+
+    def _upload_first(self, trainer: Trainer) -> None:
+        """Before processes of other machines load it, upload what is only on this one's disk."""
+        if self.local is not None and processes.count() > 1:
+            self._upload_left()
+            self.saves.wait(trainer)
+
     def _upload_left(self) -> None:
         """Upload what earlier processes left on the local disk, and what is newer than all at the root."""
         if self.local is not None and processes.is_first():
-            for path, upload in self.local.upload_left(self._order):
+            for path, upload in self.local.upload_left(self._names.order):
                 self.saves.add(path, upload)
-
-    def _order(self, name: str) -> tuple[int, str, str]:
-        """The step and the time in a name, to sort by; a step below 0 if it is not that of a checkpoint."""
-        match = self._pattern().fullmatch(name)
-        return (int(match["step"]), match["time"] or "", name) if match else (-1, "", name)
 
     def step_of(self, path: str) -> int:
         """The step in the name of a checkpoint; below 0 if it is none."""
-        return self._order(path.rpartition("/")[2])[0]
+        return self._names.order(path.rpartition("/")[2])[0]
 
     def matches_name(self, path: str) -> bool:
         """Whether a path is in the root and matches ``checkpoint_name``."""
-        folder, _, name = path.rpartition("/")
-        return folder == self.root.rstrip("/") and self._pattern().fullmatch(name) is not None
-
-    def _pattern(self) -> re.Pattern[str]:
-        before, after = (re.escape(part.format()) for part in self.checkpoint_name.split("{step}"))
-        return re.compile(rf"{before}(?P<step>\d+)(?:_(?P<time>\d{{8}}_\d{{6}}))?{after}")
+        return path.rpartition("/")[0] == self.root.rstrip("/") and self.step_of(path) >= 0

@@ -45,12 +45,11 @@ class LocalDisk:
         return self._tier.names()
 
     def find(self, path: str) -> str:
-        """The path to read a checkpoint from: that of its copy, if there is a good one.
-
-        Raises:
-            OSError: raised by the filesystem of the root.
-        """
-        return find(path, self._folder)
+        """The path to read a checkpoint from: that of its copy, if there is a good one."""
+        try:
+            return find(path, self._folder)
+        except OSError:  # of the filesystem of the root, which raises it again when it is read from
+            return path
 
     def delete(self, name: str) -> None:
         """Delete a copy, if it exists."""
