@@ -1,7 +1,7 @@
 """Saving and loading whole checkpoints: ours beside what else there is, on one machine.
 
     pip install . -r tests/benchmarks/requirements.txt
-    python tests/benchmarks/compare.py --rounds 5 --json found.json --write tests/benchmarks
+    python tests/benchmarks/compare.py --rounds 5 --minutes 20 --json found.json --write tests/benchmarks
 
 measures all that the tables of README.md show, and writes them and the picture anew. Several servers in turn: nginx,
 which costs the least and drops what is put, so that the clients' own work shows, by http and by https; and stores that
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import math
 import os
 import platform
 import signal
@@ -68,6 +69,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     sections = [section.name for section in SECTIONS]
     parser.add_argument("--quick", action="store_true", help="smaller cases and one round: to see that all works")
     parser.add_argument("--rounds", type=_positive, help=f"{_ROUNDS} if not given; some tables take one or two less")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="fewer rounds, if all would take longer")
     parser.add_argument(
         "--sections", nargs="+", choices=sections, default=sections, help="of the README; by default all"
     )
@@ -91,17 +93,22 @@ def _sections(arguments: argparse.Namespace) -> Sequence[Section]:
 def _measured(arguments: argparse.Namespace, sections: Sequence[Section]) -> Report:
     report = Report(_facts(peer for section in sections for peer in section.peers), {}, {})
     rounds = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
-    for section in sections:
-        plan = section.plan(rounds, quick=arguments.quick)
+    parts = [
+        (section.name, server, section.plan(rounds, quick=arguments.quick))
+        for section in sections
+        for server in section.servers
+    ]
+    end = time.monotonic() + 60 * arguments.minutes
+    for number, (name, server, plan) in enumerate(parts):
         report.cases |= {case.name: (str(case), case.nbytes) for case in plan.cases}
-        for server in section.servers:
-            report.servers[server] = SERVERS[server]
-            began = time.monotonic()
-            with running(server, plan.cases, plan.kinds) as target:
-                measure(plan, target, report)
-            print(f"{section.name} on {server} took {time.monotonic() - began:.0f} s", file=sys.stderr)
-            if arguments.json:
-                arguments.json.write_text(report.as_json())
+        report.servers[server] = SERVERS[server]
+        began = time.monotonic()
+        share = plan.tasks / (sum(each.tasks for _, _, each in parts[number:]) or 1)
+        with running(server, plan.cases, plan.kinds) as target:
+            measure(plan, target, report, began + share * (end - began))
+        print(f"{name} on {server} took {time.monotonic() - began:.0f} s", file=sys.stderr)
+        if arguments.json:
+            arguments.json.write_text(report.as_json())
     return report
 
 

@@ -41,11 +41,12 @@ def as_svg(report: Report) -> str:
 
 
 def _shown(report: Report, server: str, case: str) -> list[str]:
-    """The peers that have a number, without ours of a fixed number of requests."""
+    """The peers that have a number, without ours of a fixed number of requests, or in several processes."""
     return [
         peer
         for peer in report.peers
         if not peer.removeprefix("ours-").isdecimal()
+        and PEERS[peer].ranks == 1
         and any(report.row(server, case, operation, peer).seconds for operation in OPERATIONS)
     ]
 

@@ -110,10 +110,6 @@ class Report:
             found, key=lambda place: (servers.index(place[0]), cases.index(place[1]), operations.index(place[2]))
         )
 
-    def rounds(self, server: str, case: str) -> int:
-        """How many rounds there were."""
-        return len({run.number for run in self.runs if (run.server, run.case) == (server, case)})
-
     def row(self, server: str, case: str, operation: str, peer: str) -> Row:
         """What is known of a peer in one place; see `Row`."""
         place = (server, case, operation)
@@ -148,10 +144,13 @@ class Report:
         ours, its = self._of(*place, PEERS[peer].base), self._of(*place, peer)
         return median(of(ours[number], its[number]) for number in ours.keys() & its.keys())
 
-    def _of(self, server: str, case: str, operation: str, peer: str) -> dict[int, Run]:
-        """The measurements by round."""
+    def of(self, server: str, case: str, operation: str, peer: str) -> list[Run]:
+        """The measurements, in the order of rounds."""
         place = (server, case, operation, peer)
-        return {run.number: run for run in self.runs if (run.server, run.case, run.operation, run.peer) == place}
+        return [run for run in self.runs if (run.server, run.case, run.operation, run.peer) == place]
+
+    def _of(self, server: str, case: str, operation: str, peer: str) -> dict[int, Run]:
+        return {run.number: run for run in self.of(server, case, operation, peer)}
 
     def _note(self, server: str, case: str, operation: str, peer: str) -> str:
         for gap in self.gaps:

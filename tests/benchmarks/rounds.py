@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+import time
 from dataclasses import dataclass, replace
 
 from cases import Case
@@ -36,21 +37,33 @@ class Plan:
         ]
 
     @property
+    def tasks(self) -> int:
+        """How many measurements these are."""
+        return len(self.installed) * len(self.cases) * len(self.operations) * self.runs
+
+    @property
     def kinds(self) -> list[str]:
         """The forms of a checkpoint that these peers load."""
         return list(dict.fromkeys(PEERS[name].kind for name in self.installed))
 
 
-def measure(plan: Plan, target: Target, report: Report) -> None:
-    """Measure everything on a server that has the cases to load, and add it to the report."""
+def measure(plan: Plan, target: Target, report: Report, until: float = float("inf")) -> None:
+    """Measure everything on a server that has the cases to load, and add it to the report.
+
+    Args:
+        until: no round begins, but the first, that would end after this time of ``time.monotonic``.
+    """
     able = plan.installed
     report.gaps += [Gap(target.server, name, "not installed") for name in plan.peers if name not in able]
     places = [(case, operation) for case in plan.cases for operation in plan.operations]
     runs: dict[tuple[str, str, str], list[Run]] = {}
     broken: set[tuple[str, str, str]] = set()
     order = random.Random(_SEED)
+    began = time.monotonic()
     with Launcher(target) as launcher:
         for number in range(plan.runs):
+            if number and (now := time.monotonic()) + (now - began) / number > until:
+                break
             for case, operation in order.sample(places, len(places)):
                 for name in order.sample(able, len(able)):
                     place = (case.name, operation, name)

@@ -79,8 +79,9 @@ def as_markdown(report: Report, section: Section) -> str:
         for peer, found in rows.items():
             label = f"**{PEERS[peer].label}**" if peer == PEERS[peer].base else PEERS[peer].label
             table.append([label, *(text for row in found for text in (_speed(row), *_costs(row, section.cost)))])
-        runs = sorted({report.rounds(server, case.name) for case in section.cases})
-        parts += [f"{report.servers[server].capitalize()}. Medians of {runs[-1]}.", _table(table)]
+        what = report.servers[server]
+        runs = len({run.number for peer in rows for place in places for run in report.of(*place, peer)})
+        parts += [f"{what[0].upper()}{what[1:]}. Medians of {runs}.", _table(table)]
     return "\n\n".join(parts)
 
 
