@@ -18,7 +18,7 @@ from fsspec_csx.s3.block_cache import CachedObject
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.multipart import Call
-from fsspec_csx.s3.readahead import ReadAhead
+from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
@@ -188,7 +188,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         with BytesBuffer(end - start, f"s3://{self.path}") as target:
             part = self.fs.request_size(end - start)
             if self.fs.transfer.ahead_bytes:  # other reads run beside it, so that one request is enough
-                part = max(part, PART)
+                part = max(part, AHEAD_REQUEST)
             await self._fetch([(start, target.memory)], part)
             return target.getvalue()
 

@@ -41,6 +41,8 @@ from fsspec_csx.formats.torch_zip import pickled
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
+pytestmark = pytest.mark.adaptive
+
 BLOCK = 5 * MIB
 SECONDS = 30
 

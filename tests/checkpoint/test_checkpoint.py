@@ -21,6 +21,8 @@ from fsspec_csx.formats.io_wrappers import TrackingReader, TrackingWriter
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
 
+pytestmark = pytest.mark.adaptive
+
 DTYPES = [
     *(
         torch.bool,

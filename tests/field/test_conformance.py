@@ -21,6 +21,8 @@ from fsspec_csx.tensors import names
 from fsspec_csx.testing.conformance import FormatConformance
 from fsspec_csx.testing.kinds_of_values import KINDS, TENSORS, of_dtype, plain, same
 
+pytestmark = pytest.mark.adaptive
+
 NOT_DENSE = {"sparse", "sparse rows", "quantized", "quantized per channel", "nested", "jagged"}
 NOT_PLAIN = {*NOT_DENSE, "without data", "a subclass", "a parameter without a shape"}
 TOO_DEEP = {"too deeply nested"}

@@ -7,6 +7,8 @@ import pytest
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
 
+pytestmark = pytest.mark.adaptive
+
 
 class CSXFixtures(abstract.AbstractFixtures):  # type: ignore[misc]
     """What the conformance classes ask of a filesystem."""

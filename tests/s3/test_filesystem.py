@@ -23,6 +23,8 @@ from thinning import thinned
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
+pytestmark = pytest.mark.adaptive
+
 
 @pytest.mark.parametrize("protocol", thinned(["s3", "s3a", "csx"], "s3"))
 def test_protocols_are_taken_over(protocol: str) -> None:

@@ -23,6 +23,8 @@ from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
+pytestmark = pytest.mark.adaptive
+
 MIB = 2**20
 BLOCK = 5 * MIB
 SIZES = [3, 2 * BLOCK + 1]  # one request, and a multipart upload that is under way when the block is left
