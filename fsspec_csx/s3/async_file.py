@@ -52,7 +52,11 @@ class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             answer = await self.fs._call_s3("get_object", self._options, **named)
             self._body, self.size = answer["Body"], int(answer["ContentLength"])
         everything = length is None or length < 0
-        data: bytes = await self._body.read(*([] if everything else [length]))
+        try:
+            data: bytes = await self._body.read(*([] if everything else [length]))
+        except Exception:  # nothing more comes by this connection
+            await self.close()
+            raise
         self.loc += len(data)
         if self.loc < (self.size or 0) and (everything or (length > 0 and not data)):
             msg = f"s3://{self.path} ended after {self.loc} of {self.size} bytes. Open it again and read it anew."

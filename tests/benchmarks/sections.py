@@ -31,6 +31,7 @@ _QUICK = {
     )
 }
 _RIVALS = ("s3fs", "s3torchconnector", "obstore", "boto3", "crt", "sockets")
+_CHECKED = "sockets-checked"
 _FIXED = ("ours-16", "ours-32", "ours-64", "ours-128")
 _SAFETENSORS = ("ours-safetensors", "s3fs-safetensors", "runai")
 _OF_FILES = tuple(name for name, peer in PEERS.items() if peer.ranks == 1 and name not in _FIXED)
@@ -66,9 +67,15 @@ class Section:
 
 
 SECTIONS = (
-    Section("near", ("nginx",), (LARGE,), ("ours", "ours-open", *_RIVALS, *_SAFETENSORS), ("cpu", "extra", "requests")),
+    Section(
+        "near",
+        ("nginx",),
+        (LARGE,),
+        ("ours", "ours-open", *_RIVALS, _CHECKED, *_SAFETENSORS),
+        ("cpu", "extra", "requests"),
+    ),
     Section("cases", ("nginx",), CASES[1:], ("ours", "ours-open", *_RIVALS, "ours-safetensors"), fewer=2),
-    Section("tls", ("nginx-tls",), (LARGE,), ("ours", "ours-open", *_RIVALS), ("cpu", "extra"), fewer=1),
+    Section("tls", ("nginx-tls",), (LARGE,), ("ours", "ours-open", *_RIVALS, _CHECKED), ("cpu", "extra"), fewer=1),
     Section(
         "far", ("far-25", "far-85"), (LARGE,), ("ours", *_FIXED, "ours-open", "s3torchconnector"), ("extra",), fewer=2
     ),

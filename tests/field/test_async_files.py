@@ -303,6 +303,7 @@ def test_cut_off(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
             with pytest.raises(Exception, match=r"(?i)ended|incomplete|payload|closed|reset|connection"):
                 while await file.read(64 * 1024):
                     pass
+            assert file.closed
             await session.close()
 
         asyncio.run(work())

@@ -122,7 +122,10 @@ class Transfer:
                 with using(wanted=wanted):
                     answer = await get(**({"Range": span} if span else {}))
                 if not wanted.complete:  # a client of another region, which has other handlers, was used
-                    wanted.accept(await answer["Body"].read())
+                    try:
+                        wanted.accept(await answer["Body"].read())
+                    finally:
+                        answer["Body"].close()
             advance(wanted.length)
 
         async def learn(wanted: RangeRequest, alike: LearnedTemplate) -> ReadTemplate | None:
