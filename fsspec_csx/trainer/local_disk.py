@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -29,20 +30,22 @@ class LocalDisk:
     def __init__(self, folder: str, keep: int) -> None:
         check_local(folder, keep)
         self.root = ""
-        self._folder = folder
+        self._folder = os.path.abspath(folder)  # the program may change its folder
         self._keep = keep
 
     @cached_property
     def _tier(self) -> LocalTier:
-        return tier_of(checkpoint_root.join(self.root, "checkpoint"), self._folder)[0]
+        tier, _ = tier_of(checkpoint_root.join(self.root, "checkpoint"), self._folder)
+        tier.keep = self._keep
+        return tier
 
     def save(self, saved: Any, path: str) -> SaveFuture:
         """Save a checkpoint; see ``async_save``."""
         return async_save(saved, path, local=self._folder, keep_local=self._keep)
 
-    def names(self) -> list[str]:
-        """The names of the checkpoints."""
-        return self._tier.names()
+    def pending(self) -> list[str]:
+        """The names of the checkpoints that are not uploaded."""
+        return self._tier.pending()
 
     def find(self, path: str) -> str:
         """The path to read a checkpoint from: that of its copy, if there is a good one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -208,3 +209,22 @@ def test_killed(run: str, tmp_path: Path, seed: int) -> None:
     assert local_steps(tmp_path) == [step - 1, step]
     assert not [*tmp_path.glob("*/.*.tmp")]
     assert not [*(tmp_path / "home").rglob("uploads/*.json")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_upload(run: str, tmp_path: Path, number: signal.Signals) -> None:
+    """An upload that was stopped is continued by the next save, or done again after Ctrl-C; the status is an error."""
+    journals = tmp_path / "home" / ".cache" / "fsspec_csx" / "uploads"
+    with running(command(run, tmp_path, 1, 1, 160), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not any(path.read_bytes().count(b"\n") for path in journals.glob("*.json")):
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    with recorded_requests() as requests:
+        async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
+    assert is_step(load(f"{run}/1.mdl"), 1)
+    assert ("ListParts" in requests) == (number == signal.SIGKILL)
+    assert requests.count("CreateMultipartUpload") == (number == signal.SIGINT)

@@ -115,11 +115,13 @@ def test_newer_on_the_disk(run: Run, logged: pytest.LogCaptureFixture) -> None:
     for step in (4, 6):
         run.forget_upload(step)
     assert run.steps() == [2]
+    assert run.trainer.checkpoint.get_all_checkpoints(run.root) == [run.remote(step) for step in (2, 4, 6)]
     losses += run.fit(8)
     assert run.trainer.checkpoint.resumed_from == run.remote(6)
     assert len(losses) == 8
     assert run.steps() == [2, 4, 6, 8]
     assert load(run.remote(4))["global_step"] == 4
+    assert run.steps(local=True) == [6, 8]
 
 
 def test_older_on_the_disk(run: Run) -> None:
@@ -167,6 +169,7 @@ def test_deleted_at_the_root(on_s3: Run) -> None:
     on_s3.fit(6)
     fs, path = fsspec.url_to_fs(on_s3.remote(6))
     fs.rm_file(path)
+    assert on_s3.trainer.checkpoint.get_all_checkpoints(on_s3.root) == [on_s3.remote(step) for step in (2, 4)]
     assert len(on_s3.fit(6)) == 2
     assert on_s3.trainer.checkpoint.resumed_from == on_s3.remote(4)
 
