@@ -164,6 +164,11 @@ def _local_first(tier: LocalTier, save: _Save) -> _Save:
     return replace(save, future=first, place=f"{tier.folder}/", saving=writer)
 
 
+def add_save(future: SaveFuture, saving: CheckpointWriter, text: str, place: str) -> None:
+    """Run a save of another kind in the background; those of one place run one after the other."""
+    _saves.add(_Save(future, None, text, text, place, saving))
+
+
 # -- the threads -------------------------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,19 @@ reads those of torch's writers.
 """
 
 from fsspec_csx.distributed.api import leftovers, load, save, whole
+from fsspec_csx.distributed.async_save import async_save
 from fsspec_csx.distributed.consolidate import from_one_file, to_one_file
 from fsspec_csx.distributed.storage_reader import StorageReader
 from fsspec_csx.distributed.storage_writer import StorageWriter
 
-__all__ = ["StorageReader", "StorageWriter", "from_one_file", "leftovers", "load", "save", "to_one_file", "whole"]
+__all__ = [
+    "StorageReader",
+    "StorageWriter",
+    "async_save",
+    "from_one_file",
+    "leftovers",
+    "load",
+    "save",
+    "to_one_file",
+    "whole",
+]

@@ -14,6 +14,7 @@ from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
+from torch.distributed.checkpoint.stateful import Stateful
 
 from fsspec_csx.distributed.paths import Path, folder_at, shards_of
 from fsspec_csx.distributed.planner import Planner
@@ -62,22 +63,50 @@ def save(
         LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
         Exception: the error of this rank, or else of the first rank that failed.
     """
+    check_state_dict(state_dict)
+    with _reporting(callback, path, process_group) as progress:
+        writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)
+        write(state_dict, writer, planner, process_group)
+
+
+def check_state_dict(state_dict: object) -> None:
+    """Refuse, by a TypeError, what is no dict."""
     if not isinstance(state_dict, Mapping):
         msg = f"A sharded checkpoint holds a dict, not a {type(state_dict).__name__}. Save it in a dict, or to a file."
         raise TypeError(msg)
-    with _reporting(callback, path, process_group) as progress:
-        writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)
-        try:
-            with unwrap_errors(process_group):
-                state_dict_saver.save(
-                    state_dict, storage_writer=writer, planner=planner or Planner(), process_group=process_group
-                )
-        except BaseException as error:
-            cause = error.__cause__
-            is_left = not writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
-            if is_left and isinstance(error, LostProcessError):
-                error.mark_maybe_applied("the save")
-            raise
+
+
+def write(
+    state_dict: dict[str, Any],
+    writer: StorageWriter,
+    planner: SavePlanner | None,
+    process_group: dist.ProcessGroup | None,
+) -> None:
+    """Save with a writer; the arguments and errors are those of ``save``."""
+    planner = planner or Planner()
+    try:
+        if not (dist.is_available() and dist.is_initialized()):
+            _write_alone(state_dict, writer, planner)
+            return
+        with unwrap_errors(process_group):
+            state_dict_saver.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
+    except BaseException as error:
+        cause = error.__cause__
+        is_left = not writer.discard(cause.failures if isinstance(cause, CheckpointException) else ())
+        if is_left and isinstance(error, LostProcessError):
+            error.mark_maybe_applied("the save")
+        raise
+
+
+def _write_alone(state_dict: dict[str, Any], writer: StorageWriter, planner: SavePlanner) -> None:
+    """What torch does in a single process, without its warning, for which all threads' filters would have to change."""
+    state = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
+    planner.set_up_planner(state, writer.storage_meta(), is_coordinator=True)
+    writer.set_up_storage_writer(True)
+    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
+    (plan,) = writer.prepare_global_plan(plans)
+    written = writer.write_data(planner.finish_plan(plan), planner)
+    writer.finish(metadata, [written.wait()])
 
 
 def load(

@@ -14,11 +14,13 @@ from torch.distributed.checkpoint import storage
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from fsspec_csx.distributed.paths import FolderStorage, Path, shards_of
 from fsspec_csx.distributed.planner import Planner, check_item
+from fsspec_csx.distributed.staging import stage
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, logger, shard_name
@@ -26,8 +28,10 @@ from fsspec_csx.formats.dcp.writer import Shard
 from fsspec_csx.tensors import memory
 
 
-class StorageWriter(FolderStorage, storage.StorageWriter):
+class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
     """The storage of ``dcp.save`` and ``dcp.async_save`` at any fsspec URL.
+
+    ``dcp.async_save`` also takes it as its stager, unless another is given: see ``stage``.
 
     Args:
         path: a folder: a local path or an fsspec URL.
@@ -49,6 +53,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter):
     ) -> None:
         super().__init__(path, storage_options, callback)
         self._overwrite = overwrite
+        self._synchronize_after_execute = False  # stage() is complete when it returns
         self._save_id = secrets.token_hex(8)
         self._is_coordinator = False
         self._finishing = False
@@ -59,6 +64,16 @@ class StorageWriter(FolderStorage, storage.StorageWriter):
         super().reset(checkpoint_id)
         self._save_id = secrets.token_hex(8)
         self._written = []
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A copy of a state dict in memory of earlier copies, see ``fsspec_csx.release_buffers``."""
+        return stage(state_dict)
+
+    def synchronize_staging(self) -> None:
+        """Nothing to do: ``stage`` waits for all copies."""
+
+    def close(self) -> None:
+        """Nothing to do: the next save uses the memory again."""
 
     def storage_meta(self) -> StorageMeta:
         """The save's entry in the manifest."""

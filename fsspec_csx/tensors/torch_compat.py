@@ -5,7 +5,9 @@ Names in pickles, such as ``torch._utils._rebuild_tensor_v2``, are a part of the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -128,3 +130,12 @@ def traverse_state_dict(state_dict: Any, visit: Callable[[Any, Any], None]) -> N
 def forget_workers(dataloader: torch.utils.data.DataLoader[Any]) -> None:
     """Let a data loader with persistent workers start new ones."""
     dataloader._iterator = None
+
+
+def group_timeout(group: Any) -> timedelta | None:
+    """How long the processes of a group wait for each other; None if it is not known."""
+    for device in ("cpu", "cuda"):
+        with contextlib.suppress(AttributeError, RuntimeError):  # a group without that device
+            timeout: timedelta = group._get_backend(torch.device(device)).options._timeout
+            return timeout
+    return None

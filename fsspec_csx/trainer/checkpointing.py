@@ -39,8 +39,7 @@ class Checkpoint(Callback):
 
     A sharded checkpoint is a folder for ``torch.distributed.checkpoint``. The processes write their own parts at the
     same time, and the first one writes the manifest last: without it the checkpoint is incomplete. In the background
-    they use a separate gloo group; all raise the error of any. A single process writes a sharded checkpoint in the
-    foreground.
+    they use a separate gloo group; all raise the error of any.
 
     With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there, at most two at a time
     waiting for it. The newest one of either side is loaded, from the local disk if it is whole there, and the root has
@@ -112,7 +111,6 @@ class Checkpoint(Callback):
         self.follows_validation = False
         self._is_due = False
         self._in_parts = bool(sharded)
-        self._group: Any = None
 
     def setup(self, trainer: Trainer) -> None:
         """Determine the root, and check that it is writable before the training rather than after hours."""
@@ -190,14 +188,11 @@ class Checkpoint(Callback):
     def _save_parts(self, trainer: Trainer, saved: dict[str, Any], path: str) -> None:
         from fsspec_csx.trainer.sharding import ShardedSave  # only here, as it imports torch.distributed.checkpoint
 
-        self._group = self._group or processes.new_group()
-        # A single process suppresses a warning by filters that all threads share, so it saves in the foreground.
-        background = self.asynchronous and self._group is not None
-        saving = ShardedSave(trainer, saved, copied=background)
-        if background:
-            self.saves.add(path, saving.start(path, self._group))
+        saving = ShardedSave(trainer, saved)
+        if self.asynchronous:
+            self.saves.add(path, saving.start(path))
         else:
-            saving.write(path, self._group)
+            saving.write(path)
             self.saves.complete(trainer, path)
 
     def save_last(self, trainer: Trainer) -> None:

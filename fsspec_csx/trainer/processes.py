@@ -140,11 +140,6 @@ class PeriodicSync:
         return [bool(each) for each in found]
 
 
-def new_group() -> dist.ProcessGroup | None:
-    """A separate group of all processes, for saves in the background; None for a single process. All must call it."""
-    return dist.new_group(backend="gloo") if _joined() else None
-
-
 def mean(value: torch.Tensor) -> float:
     """The mean of a number over all processes."""
     if count() > 1:

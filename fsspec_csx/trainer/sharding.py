@@ -6,17 +6,16 @@ key is one item, so that it is restored exactly.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from fsspec_csx import distributed
 from fsspec_csx.checkpoint import api as checkpoint_api
+from fsspec_csx.distributed.async_save import background_group
 from fsspec_csx.distributed.paths import folder_at
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
@@ -36,10 +35,9 @@ class ShardedSave:
     Args:
         trainer: the trainer.
         state: the result of ``training_state.collect`` with ``sharded=True``.
-        copied: whether to copy the state, because the training continues meanwhile.
     """
 
-    def __init__(self, trainer: Trainer, state: dict[str, Any], *, copied: bool) -> None:
+    def __init__(self, trainer: Trainer, state: dict[str, Any]) -> None:
         parameters = processes.unwrap(trainer.model).named_parameters(remove_duplicate=False)
         alike = {("model", name) for name, _ in parameters}
         self._paths: dict[str, _Path] = {}
@@ -49,27 +47,20 @@ class ShardedSave:
             if processes.is_first() or processes.is_sharded(value) or replicated:
                 name = ".".join(path)
                 self._paths[name] = path
-                self._items[name] = _copied(value) if copied else value
+                self._items[name] = value
 
-    def write(self, path: str, group: dist.ProcessGroup | None) -> None:
+    def write(self, path: str) -> None:
         """Save the checkpoint, together with all other processes.
-
-        Args:
-            path: the path of the checkpoint.
-            group: a group of all processes that nothing else uses meanwhile.
 
         Raises:
             Exception: the error of this process, or of the first that failed.
         """
+        group = background_group(None)  # of gloo: plans and results need no GPU
         distributed.save(self._items, path, planner=_Planner(self._paths), process_group=group)
 
-    def start(self, path: str, group: dist.ProcessGroup) -> Future[None]:
-        """Save it in the background; arguments and errors are those of ``write``."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix="fsspec_csx sharded save")
-        try:
-            return thread.submit(self.write, path, group)
-        finally:
-            thread.shutdown(wait=False)
+    def start(self, path: str) -> Future[None]:
+        """Copy the state and save it in the background; its result is that of ``write``."""
+        return distributed.async_save(self._items, path, planner=_Planner(self._paths))
 
 
 class _Planner(DefaultSavePlanner):
@@ -148,9 +139,3 @@ def _holds_tensors(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     return any(isinstance(each, torch.Tensor) or _holds_tensors(each) for each in value.values())
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    return copy.deepcopy(value)

@@ -796,10 +796,14 @@ verb, rank, lost, number = sys.argv[2], *map(int, sys.argv[3:])
 meeting = f"file://{sys.argv[1]}/meeting"
 dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=2))
 dist.barrier()
+if verb == "async_save":  # which makes a group of its own
+    distributed.async_save({"x": torch.zeros(3)}, f"{sys.argv[1]}/checkpoint").result()
 if rank == lost:
     os.kill(os.getpid(), number)
 try:
-    getattr(distributed, verb)({"x": torch.ones(3)}, f"{sys.argv[1]}/checkpoint")
+    saving = getattr(distributed, verb)({"x": torch.ones(3)}, f"{sys.argv[1]}/checkpoint")
+    if saving is not None:
+        saving.result()
 except LostProcessError as error:
     print(error.maybe_applied, error)
 """
@@ -811,6 +815,8 @@ except LostProcessError as error:
         ("save", 1, signal.SIGKILL, False),
         ("save", 0, signal.SIGKILL, True),
         ("save", 1, signal.SIGSTOP, False),
+        ("async_save", 0, signal.SIGKILL, True),
+        ("async_save", 1, signal.SIGSTOP, False),
         ("load", 1, signal.SIGKILL, False),
     ],
 )

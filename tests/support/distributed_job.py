@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from commands import running
+from fsspec.callbacks import Callback
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fsspec_csx import distributed
+from fsspec_csx import backends, distributed
 from fsspec_csx.distributed import StorageReader, StorageWriter
 
 _TIMEOUT = 140
@@ -199,8 +201,93 @@ def killed(root: str) -> None:
     dcp.save(state(2), storage_writer=StorageWriter(f"{root}/killed"), planner=Deadly(f"{root}/killed"))
 
 
+class Uncopied:
+    """A value that cannot be copied in process 1."""
+
+    def __deepcopy__(self, memo: Any) -> Uncopied:
+        if dist.get_rank() == 1:
+            msg = "no copy"
+            raise ValueError(msg)
+        return self
+
+
+def _change(given: dict[str, Any]) -> None:
+    for each in (*given["model"].values(), *given["wrapped"].values(), *given["tensors"].values()):
+        (each.to_local() if isinstance(each, DTensor) else each).detach().fill_(-1)
+    given["schedule"]["last"][0] = -1
+
+
+def _raises(kind: type[BaseException], saving: Any) -> None:
+    try:
+        saving.result()
+    except kind:
+        return
+    raise AssertionError(saving)
+
+
+def _holds(path: str, step: int) -> None:
+    found = state(0, empty=True)
+    distributed.load(found, path)
+    check(found, step)
+    assert distributed.leftovers(path) == []
+
+
+def background(root: str) -> None:
+    """Save in the background at one path, with changes after the call; then saves that one process alone fails."""
+    path = f"{root}/background"
+    for step in (1, 2, 3):
+        given = state(step)
+        saving = distributed.async_save(given, path)
+        _change(given)
+        if step != 2:  # the third waits for the second
+            saving.result()
+    _holds(path, 3)
+    _raises(ValueError, distributed.async_save({**state(4), "own": Uncopied()}, path))
+    saving = distributed.async_save(state(5), path, callback=Slow())
+    if dist.get_rank() == 1:
+        assert saving.cancel()
+    _raises(CancelledError, saving)
+    _holds(path, 3)
+    members = dist.new_group([0])
+    if dist.get_rank() == 0:
+        distributed.async_save({"x": torch.ones(3)}, f"{root}/first", process_group=members).result()
+        assert distributed.whole(f"{root}/first")["x"].sum() == 3
+
+
+class Slow(Callback):  # type: ignore[misc]
+    """Waits at each step, so that a cancellation comes in time."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        time.sleep(0.5)
+
+
+def daemon(root: str) -> None:
+    """Save by torch's process for saves, with the credentials of a profile that the environment does not name."""
+    with backends.scoped_flags({"csx.storage.s3.profile": os.environ.get("JOB_PROFILE")}):
+        for step in (1, 2):
+            given = state(step)
+            writer = StorageWriter(f"{root}/daemon")
+            kind = dcp.state_dict_saver.AsyncCheckpointerType.PROCESS
+            saving: Any = dcp.async_save(given, storage_writer=writer, async_checkpointer_type=kind)
+            _change(given)
+            saving.result()
+            _holds(f"{root}/daemon", step)
+
+
+def saving(root: str) -> None:
+    """Save at one path for ever, after a first save."""
+    distributed.save(state(0), f"{root}/saving")
+    if dist.get_rank() == 0:
+        begun = Path(os.environ["JOB_BEGUN"])
+        begun.with_suffix(".new").write_text(str(os.getpid()))
+        begun.with_suffix(".new").rename(begun)
+    for step in range(1, 1000):
+        distributed.async_save(state(step), f"{root}/saving").result()
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo")
-    {"save": save, "load": load, "killed": killed}[sys.argv[1]](sys.argv[2])
+    jobs = (save, load, killed, background, daemon, saving)
+    {job.__name__: job for job in jobs}[sys.argv[1]](sys.argv[2])
     dist.destroy_process_group()

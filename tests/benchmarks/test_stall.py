@@ -1,0 +1,19 @@
+"""The benchmark of how long saves hold the training measures every way; nothing about times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import stall
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_every_way_is_measured(tmp_path: Path) -> None:
+    """Each way saves in each round, and the table has a row for it."""
+    ways = stall.rows()
+    stall.measure(ways, tensors=2, size=2**20, rounds=2, folder=tmp_path)
+    assert all(len(way.found) == 2 and min(way.found) > 0 for way in ways)
+    lines = stall.table(ways).splitlines()
+    assert len(lines) == 2 + len(ways)
+    assert "(1.0x)" in lines[2]
