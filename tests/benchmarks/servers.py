@@ -31,7 +31,7 @@ _SCRATCH = "scratch"
 _FAR = {"far-25": (25e6, 0.02), "far-85": (85e6, 0.03)}
 SERVERS = {
     "nginx": "nginx, which drops what is put",
-    "nginx-tls": "the same, by https",
+    "nginx-tls": "nginx, which drops what is put, by https",
     "far-25": "a store that gives each connection 25 MB/s, and answers after 20 ms; it drops what is put",
     "far-85": "a store that gives each connection 85 MB/s, and answers after 30 ms; it drops what is put",
     "local": "SeaweedFS (LocalS3), which stores it",
