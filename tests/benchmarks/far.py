@@ -22,18 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from null_answers import COMPLETED, COPIED, CREATED, DELETED, ETAG, LISTED
 from target import BUCKET, Target
 
-_ETAG = "0123456789abcdef0123456789abcdef"
-_XML = '<?xml version="1.0" encoding="UTF-8"?><{0} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{1}</{0}>'
-_NAME = f"<Bucket>{BUCKET}</Bucket><Key>key</Key>"
-_CREATED = _XML.format("InitiateMultipartUploadResult", f"{_NAME}<UploadId>upload</UploadId>")
-_COMPLETED = _XML.format("CompleteMultipartUploadResult", f"{_NAME}<ETag>&quot;{_ETAG}-2&quot;</ETag>")
-_LISTED = _XML.format(
-    "ListBucketResult", f"<Name>{BUCKET}</Name><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated>"
-)
-_COPIED = _XML.format("CopyObjectResult", f"<ETag>&quot;{_ETAG}&quot;</ETag>")
-_DELETED = _XML.format("DeleteResult", "")
 _STEP = 256 * 1024  # bytes between two looks at the clock
 _START_SECONDS = 10.0
 
@@ -152,17 +143,17 @@ class _Connection:
     def _answer(self, method: str, path: str, headers: dict[str, str]) -> None:
         url = urlsplit(path)
         if method == "PUT" and "x-amz-copy-source" in headers:
-            self._send(200, {"Content-Type": "application/xml"}, _COPIED)
+            self._send(200, {"Content-Type": "application/xml"}, COPIED)
         elif method == "PUT":
-            self._send(200, {"ETag": f'"{_ETAG}"'})
+            self._send(200, {"ETag": f'"{ETAG}"'})
         elif method == "DELETE":
             self._send(204, {})
         elif method == "POST" and url.query.partition("&")[0] in ("delete", "delete="):
-            self._send(200, {"Content-Type": "application/xml"}, _DELETED)
+            self._send(200, {"Content-Type": "application/xml"}, DELETED)
         elif method == "POST":
-            self._send(200, {"Content-Type": "application/xml"}, _COMPLETED if "uploadId=" in url.query else _CREATED)
+            self._send(200, {"Content-Type": "application/xml"}, COMPLETED if "uploadId=" in url.query else CREATED)
         elif url.path.count("/") < 2 or url.path.endswith("/"):
-            self._send(200, {"Content-Type": "application/xml"}, _LISTED)
+            self._send(200, {"Content-Type": "application/xml"}, LISTED)
         else:
             self._send_file(method, self._root / unquote(url.path).lstrip("/"), headers.get("range", ""))
 
@@ -177,7 +168,7 @@ class _Connection:
             first, _, last = span.removeprefix("bytes=").partition("-")
             start = int(first) if first else max(0, size - int(last)) if last else 0
             end = min(int(last) + 1, size) if first and last else size
-            also = {"ETag": f'"{_ETAG}"', "Accept-Ranges": "bytes", "Last-Modified": "Sun, 01 Nov 2026 00:00:00 GMT"}
+            also = {"ETag": f'"{ETAG}"', "Accept-Ranges": "bytes", "Last-Modified": "Sun, 01 Nov 2026 00:00:00 GMT"}
             if span:
                 also["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
             self._send(206 if span else 200, also, length=end - start)

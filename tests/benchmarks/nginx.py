@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import trustme
+from null_answers import COMPLETED, COPIED, CREATED, DELETED, ETAG, LISTED
 from target import BUCKET, Target
 
 _ATTEMPTS = 3
@@ -76,16 +77,6 @@ http {{
   }}
 }}
 """
-_XML = '<?xml version="1.0" encoding="UTF-8"?><{0} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{1}</{0}>'
-_ETAG = "0123456789abcdef0123456789abcdef"
-_NAME = f"<Bucket>{BUCKET}</Bucket><Key>key</Key>"
-_CREATED = _XML.format("InitiateMultipartUploadResult", f"{_NAME}<UploadId>upload</UploadId>")
-_COMPLETED = _XML.format("CompleteMultipartUploadResult", f"{_NAME}<ETag>&quot;{_ETAG}-2&quot;</ETag>")
-_LISTED = _XML.format(
-    "ListBucketResult", f"<Name>{BUCKET}</Name><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated>"
-)
-_COPIED = _XML.format("CopyObjectResult", f"<ETag>&quot;{_ETAG}&quot;</ETag>")
-_DELETED = _XML.format("DeleteResult", "")
 
 
 class Nginx:
@@ -150,12 +141,12 @@ def _start(program: str, root: Path, port: int, secure: int | None) -> subproces
             folder=root,
             port=port,
             tls=_certified(root, secure) if secure else "",
-            etag=_ETAG,
-            copied=_COPIED,
-            deleted=_DELETED,
-            created=_CREATED,
-            completed=_COMPLETED,
-            listed=_LISTED,
+            etag=ETAG,
+            copied=COPIED,
+            deleted=DELETED,
+            created=CREATED,
+            completed=COMPLETED,
+            listed=LISTED,
         )
     )
     command = [program, "-p", str(root), "-c", str(configuration), "-e", "stderr"]
