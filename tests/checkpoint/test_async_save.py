@@ -801,7 +801,7 @@ def test_failure_at_exit(tmp_path: Path, end: str, status: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(("kind", "status"), [("fork", 0), pytest.param("spawn", 120, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("kind", "status"), [("fork", 0), pytest.param("spawn", 120, marks=pytest.mark.slow)])
 def test_failure_and_children(tmp_path: Path, kind: str, status: int) -> None:
     """A child's exit status reports a save of its own that failed, and not of one of its parent's."""
     (tmp_path / "children.py").write_text(CHILDREN)

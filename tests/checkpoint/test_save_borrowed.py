@@ -123,7 +123,6 @@ def test_strides() -> None:
     assert file.borrowed == [8 * MIB]
 
 
-@pytest.mark.long
 def test_held_while_it_may_be_used() -> None:
     """The memory stays alive as long as the saving, or what was lent of it, whatever becomes of the object."""
     state = {"x": torch.full((MIB,), 3.0)}

@@ -36,13 +36,9 @@ EXITS: dict[str, tuple[int, int, bool, str]] = {
     "child_that_is_terminated": (0, NEW, True, ""),
 }
 
-SHORT = ("open_files", "threads_too_late_after_a_load", "daemons_that_save", "terminated", "child_in_async_save")
-
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in EXITS]
-)
+@pytest.mark.parametrize("name", EXITS)
 def test_exits(server: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """It ends soon, with its own status and without noise; the checkpoint is whole, and the rest can be cleared."""
     status, seed, may_be_left, said = EXITS[name]

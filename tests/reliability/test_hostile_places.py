@@ -212,7 +212,6 @@ def test_parts_without_end() -> None:
     assert found.size == 10
 
 
-@pytest.mark.long
 def test_entities_that_grow() -> None:
     """A listing whose entities stand for gigabytes is an error, and takes no memory."""
     entities = b'<!ENTITY a0 "aaaaaaaaaa">' + b"".join(

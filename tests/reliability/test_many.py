@@ -100,7 +100,7 @@ def test_threads_write_one_path(place: str, writers: int) -> None:
     assert leftovers(place, older_than=NOW) == []
 
 
-@pytest.mark.parametrize("writers", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("writers", [2, 20])
 def test_processes_write_one_path(place: str, environment: LocalS3, clean: CleanProcess, writers: int) -> None:
     """So it is with processes."""
     path = f"{place}/x.mdl"
@@ -138,7 +138,7 @@ def test_one_creates(fs: CSXFileSystem, bucket: str, way: str) -> None:
     assert fs.cat_file(path) == data[winner]
 
 
-@pytest.mark.parametrize("way", ["pipe", pytest.param("open", marks=pytest.mark.long)])
+@pytest.mark.parametrize("way", ["pipe", "open"])
 def test_one_creates_by_parts(server: LocalS3, fs: CSXFileSystem, bucket: str, way: str) -> None:
     """So it is with uploads, as far as the server goes: those succeed, and only those, that it has said yes to."""
     data = [bytes([number]) * (9 * 2**20) for number in range(20)]
