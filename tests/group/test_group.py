@@ -112,7 +112,7 @@ def test_errors(lone: str, fs: CSXFileSystem, tmp_path: Path) -> None:
         assert first.split()[0] == second.split()[0]
     first, second = ({line.partition(": ")[0]: line.partition(": ")[2] for line in each} for each in printed)
     assert {name: text.split()[0] for name, text in first.items()} == {
-        **dict.fromkeys(["paths", "keys", "functions"], "ValueError"),
+        **dict.fromkeys(["paths", "keys", "functions", "local"], "ValueError"),
         "no path": "CheckpointPathError",
         "missing": "ObjectNotFoundError",
         "damaged": "InvalidCheckpointError",

@@ -137,8 +137,6 @@ def variants(root: str) -> None:
     print("chosen", digest(fsspec_csx.load(path, keys=lambda name: name.startswith("many"), group=group)))
     into = blank(state())
     into["optimizer"]["exp_avg"] = into["optimizer"]["exp_avg"].t().contiguous().t()  # filled through staging memory
-    if os.environ.get("CAST"):
-        into["optimizer"]["exp_avg"] = into["optimizer"]["exp_avg"].double()
     fsspec_csx.load(path, into=into, group=group)
     print("into", digest(into))
     print("meta", fsspec_csx.load(path, map_location="meta", group=group)["model"]["large"].device)
@@ -155,6 +153,7 @@ def errors(root: str) -> None:
         "no path": lambda: fsspec_csx.load("s3://bucket" if rank else path, group=group),
         "keys": lambda: fsspec_csx.load(path, keys=["many.1", "step"][: 1 + rank], group=group),
         "functions": lambda: fsspec_csx.load(path, keys=("model.large", "optimizer.exp_avg")[rank].__eq__, group=group),
+        "local": lambda: fsspec_csx.load(path, local="folder", group=group),
         "missing": lambda: fsspec_csx.load(f"{root}/none.mdl", group=group),
         "damaged": lambda: fsspec_csx.load(f"{root}/damaged.mdl", group=group),
         "into": lambda: fsspec_csx.load(path, into=small if rank else blank(state()), group=group),
