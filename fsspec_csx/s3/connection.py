@@ -171,7 +171,9 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return self.transfer.request_size(size)
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
-        return {"http_session_cls": BoundedHTTPSession, **super()._prepare_config_kwargs()}
+        # What botocore sends itself, copies for one, has as many connections as there may be requests.
+        connections = {"max_pool_connections": max(LEAST, self.max_concurrency)}
+        return {"http_session_cls": BoundedHTTPSession, **connections, **super()._prepare_config_kwargs()}
 
     connect = sync_wrapper(set_session)
     _connect = set_session

@@ -13,6 +13,7 @@ import pytest
 import torch.utils.data
 from answers import s3_error
 from forked import python
+from fsspec.asyn import sync
 from listener import Answer, Heard, Listener, listening
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -93,6 +94,49 @@ def test_far_store(delay: float, options: dict[str, int], least: int, most: int)
     store = Store(delay)
     with listening(store.answer) as listener:
         read(connected(listener, **options), 300 if most > 4 else 60)
+    assert least <= max(store.at_a_time) <= most
+
+
+class CopyingStore(Store):
+    """A store of one large object, which it copies in parts."""
+
+    def answer(self, heard: Heard) -> Answer:
+        """Answer a request; only parts are counted."""
+        if heard.method == "HEAD":
+            time.sleep(self.delay)
+            return 200, {"ETag": ETAG, "Content-Length": str(100 * 5 * MIB)}, b""
+        if "partNumber=" in heard.path:
+            with self._counted():
+                time.sleep(self.delay)
+            return _xml("CopyPartResult", f"<ETag>{ETAG}</ETag>")
+        if heard.method == "GET":
+            return _xml("Tagging", "<TagSet></TagSet>")
+        time.sleep(self.delay)
+        if "uploadId=" in heard.path:
+            return _xml("CompleteMultipartUploadResult", f"<Bucket>b</Bucket><Key>k</Key><ETag>{ETAG}</ETag>")
+        return _xml("InitiateMultipartUploadResult", "<Bucket>b</Bucket><Key>k</Key><UploadId>id</UploadId>")
+
+
+def _xml(name: str, content: str) -> Answer:
+    return 200, {"Content-Type": "application/xml"}, f"<{name}>{content}</{name}>".encode()
+
+
+@pytest.mark.parametrize(
+    ("delay", "options", "least", "most"),
+    [(0.0, {}, 2, LEAST), (0.05, {}, LEAST + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)],
+)
+def test_copies_take_turns(
+    monkeypatch: pytest.MonkeyPatch, delay: float, options: dict[str, int], least: int, most: int
+) -> None:
+    """Parts that the server copies take turns as all requests do."""
+    if not delay:  # a busy machine answers as late as a far store
+        monkeypatch.setattr(ConcurrencyLimit, "answered", lambda *_: None)
+        monkeypatch.setattr(ConcurrencyLimit, "measured", lambda *_: None)
+    store = CopyingStore(delay)
+    with listening(store.answer) as listener:
+        fs = connected(listener, **options)
+        sync(fs.loop, fs._copy_managed, "bucket/one", "bucket/other", 100 * 5 * MIB, 5 * MIB)
+    assert len(store.at_a_time) == 100
     assert least <= max(store.at_a_time) <= most
 
 
