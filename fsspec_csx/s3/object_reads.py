@@ -66,7 +66,7 @@ async def _read_small(
     """Read small objects by copies of the request that read the first; return the sizes of those read, by number."""
     states = [PinnedObject(fs, path, None) for path, _, _, _ in wanted]
     first = states[0]
-    template = await fs.transfer.read_template(requests[-1] if requests else None, first.key)
+    template = await fs.transfer.signer.read_template(requests[-1] if requests else None, first.key)
     if template is None:  # requests of a kind that botocore alone can make
         return {}
     rest = [

@@ -30,7 +30,7 @@ class BulkHandlers:
     def before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
         """Let a request body go unhashed; a handler of ``before-parameter-build``."""
         if isinstance(params.get("Body"), RequestBody):
-            context["client_config"] = self._transfer.body_config
+            context["client_config"] = self._transfer.signer.body_config
 
     @staticmethod
     def before_signing(request: Any, **_: Any) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import functools
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from aiobotocore.awsrequest import AioAWSResponse
 
-from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
 from fsspec_csx.s3.transport.concurrency import LEAST, slots_for
@@ -22,8 +19,9 @@ from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate, ReadTemplate
+from fsspec_csx.s3.transport.request_template import ReadTemplate
 from fsspec_csx.s3.transport.signed_reads import SignedRead, SignedReads
+from fsspec_csx.s3.transport.signer import Signer
 from fsspec_csx.s3.transport.threads import Threads
 
 T = TypeVar("T")
@@ -55,7 +53,7 @@ class Transfer:
         checksums: whether the server takes checksums of uploads; None before the first upload has settled it.
         slots: the turns of all requests of the process to the same store.
         exchange: makes one request over its connections.
-        body_config: the configuration of the client for requests with bodies.
+        signer: makes templates of its requests.
     """
 
     def __init__(self, client: Any, verify: bool | str, in_flight: int, former: Transfer | None = None) -> None:
@@ -65,9 +63,7 @@ class Transfer:
         self.exchange: Exchange = Exchange(
             client, verify, in_flight, self.slots, None if former is None else former.exchange
         )
-        self.body_config = _body_config(client.meta.config)
-        self._client = weakref.ref(client)  # which has handlers that refer to this
-        self._credentials = compat.credentials_of(client)
+        self.signer = Signer(client)
         self._loop = asyncio.get_running_loop()
         if former is not None and former._loop is self._loop and self.exchange.is_like(former.exchange):
             self._threads: Threads = former._threads
@@ -137,7 +133,7 @@ class Transfer:
                 with using(sent=lambda sent, _: _resolve(request, sent)):
                     tasks.append(asyncio.ensure_future(fetch_one(wanted)))
                 tasks[-1].add_done_callback(lambda _: _resolve(request, None))
-                template = await self.read_template(await request, alike.key)
+                template = await self.signer.read_template(await request, alike.key)
             finally:
                 alike.settle(template)
             return template
@@ -152,7 +148,7 @@ class Transfer:
                 rest = ranges[1:]
             elif alike is not None:
                 template = await alike.known()
-                if template is not None and not await self.renew(template):
+                if template is not None and not await self.signer.renew(template):
                     template = None
             if alike is not None and template is not None and rest:
                 reads = self._signed(template, alike, rest, key, advance, fetch_one)
@@ -205,48 +201,6 @@ class Transfer:
     def ahead_bytes(self) -> int:
         """How many bytes to fetch before a file's reader asks for them; 0 where the next read is as fast without."""
         return 0 if self.width <= LEAST else min(self.width * PART, _AHEAD_FAR)
-
-    async def read_template(self, request: Any, key: str | None = None) -> ReadTemplate | None:
-        """A template of GetObject requests like one that was sent; None if only botocore can make them.
-
-        Args:
-            key: see ``ReadTemplate``.
-        """
-        if request is None or not self._can_sign("GetObject"):
-            return None
-        try:
-            return ReadTemplate(request, await self._credentials.get_frozen_credentials(), key)
-        except (AttributeError, ValueError):
-            return None
-
-    async def body_template(self, operation: str, make: Callable[..., T], request: Any, *named: str) -> T | None:
-        """A template of requests like one that was sent with a body; None if only botocore can make them.
-
-        Args:
-            operation: such as ``UploadPart``.
-            make: the kind of template.
-            named: its further arguments.
-        """
-        if not self._can_sign(operation):
-            return None
-        try:
-            return make(request, await self._credentials.get_frozen_credentials(), self.body_config, *named)
-        except (AttributeError, ValueError):
-            return None
-
-    def _can_sign(self, operation: str) -> bool:
-        """Whether there are credentials, and nobody else's handlers, which could change each request."""
-        client = self._client()
-        return self._credentials is not None and client is not None and compat.has_own_handlers(client, operation)
-
-    async def renew(self, template: PartTemplate | PutTemplate | ReadTemplate) -> bool:
-        """Let a template sign with the client's credentials, which may be new; return whether there are any."""
-        try:
-            credentials = await self._credentials.get_frozen_credentials()
-        except Exception:  # botocore's next request raises it
-            return False
-        template.use(credentials)
-        return credentials is not None
 
     async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[RangeRequest]) -> None:
         for task in tasks:
@@ -305,18 +259,3 @@ async def _threads_ended(bodies: Sequence[Body], seconds: float | None) -> None:
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
-
-
-def _body_config(config: Any) -> Any:
-    """The client's configuration, but bodies are not hashed for the signature unless the user set that.
-
-    A checksum in a signed header covers them, and a SHA-256 takes longer than the sending. Nor does botocore add a
-    checksum of its own, which the server may have refused.
-    """
-    changed = copy.copy(config)
-    changed.request_checksum_calculation = "when_required"
-    options = dict(config.s3 or {})
-    if options.get("payload_signing_enabled") is None:
-        options["payload_signing_enabled"] = False
-    changed.s3 = options
-    return changed

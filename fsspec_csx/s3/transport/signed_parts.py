@@ -82,7 +82,7 @@ class SignedParts:
         if (model := await asyncio.shield(awaited)) is None:
             return await put()
         model.template = model.template or await self._template_of(model)
-        if model.template is None or not await model.transfer.renew(model.template):
+        if model.template is None or not await model.transfer.signer.renew(model.template):
             return await put()
         outcome = await self._attempt(model.transfer, model.template.request(*which, body), body)
         if not isinstance(outcome, Exception) and _is_good(outcome):
@@ -94,7 +94,7 @@ class SignedParts:
             return await put()
 
     async def _template_of(self, model: _Model) -> Any:
-        return await model.transfer.body_template(self.operation, PartTemplate, model.request)
+        return await model.transfer.signer.body_template(self.operation, PartTemplate, model.request)
 
     def _is_for_botocore(self, outcome: AioAWSResponse | Exception) -> bool:
         """Whether botocore should take this for the outcome of its own first attempt."""
@@ -147,7 +147,7 @@ class SignedPuts(SignedParts):
         self._key = key
 
     async def _template_of(self, model: _Model) -> Any:
-        return await model.transfer.body_template(self.operation, PutTemplate, model.request, self._key)
+        return await model.transfer.signer.body_template(self.operation, PutTemplate, model.request, self._key)
 
     def _is_for_botocore(self, outcome: AioAWSResponse | Exception) -> bool:
         """Not if the server refuses it: botocore's request may be another, without a checksum for one."""

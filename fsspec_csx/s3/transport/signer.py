@@ -1,0 +1,86 @@
+"""Templates of a client's requests, signed with the credentials that it has at the time."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate, ReadTemplate
+
+T = TypeVar("T")
+
+
+class Signer:
+    """Makes templates of the requests of one client, where they are requests that a template can make.
+
+    Args:
+        client: of aiobotocore.
+
+    Attributes:
+        body_config: the configuration of the client for requests with bodies.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.body_config = _body_config(client.meta.config)
+        self._client = weakref.ref(client)  # which has handlers that refer to this
+        self._credentials = compat.credentials_of(client)
+
+    async def read_template(self, request: Any, key: str | None = None) -> ReadTemplate | None:
+        """A template of GetObject requests like one that was sent; None if only botocore can make them.
+
+        Args:
+            key: see ``ReadTemplate``.
+        """
+        if request is None or not self._can_sign("GetObject"):
+            return None
+        try:
+            return ReadTemplate(request, await self._credentials.get_frozen_credentials(), key)
+        except (AttributeError, ValueError):
+            return None
+
+    async def body_template(self, operation: str, make: Callable[..., T], request: Any, *named: str) -> T | None:
+        """A template of requests like one that was sent with a body; None if only botocore can make them.
+
+        Args:
+            operation: such as ``UploadPart``.
+            make: the kind of template.
+            named: its further arguments.
+        """
+        if not self._can_sign(operation):
+            return None
+        try:
+            return make(request, await self._credentials.get_frozen_credentials(), self.body_config, *named)
+        except (AttributeError, ValueError):
+            return None
+
+    def _can_sign(self, operation: str) -> bool:
+        """Whether there are credentials, and nobody else's handlers, which could change each request."""
+        client = self._client()
+        return self._credentials is not None and client is not None and compat.has_own_handlers(client, operation)
+
+    async def renew(self, template: PartTemplate | PutTemplate | ReadTemplate) -> bool:
+        """Let a template sign with the client's credentials, which may be new; return whether there are any."""
+        try:
+            credentials = await self._credentials.get_frozen_credentials()
+        except Exception:  # botocore's next request raises it
+            return False
+        template.use(credentials)
+        return credentials is not None
+
+
+def _body_config(config: Any) -> Any:
+    """The client's configuration, but bodies are not hashed for the signature unless the user set that.
+
+    A checksum in a signed header covers them, and a SHA-256 takes longer than the sending. Nor does botocore add a
+    checksum of its own, which the server may have refused.
+    """
+    changed = copy.copy(config)
+    changed.request_checksum_calculation = "when_required"
+    options = dict(config.s3 or {})
+    if options.get("payload_signing_enabled") is None:
+        options["payload_signing_enabled"] = False
+    changed.s3 = options
+    return changed
