@@ -37,6 +37,7 @@ def save(
     overwrite: bool = True,
     planner: SavePlanner | None = None,
     process_group: dist.ProcessGroup | None = None,
+    prefix_count: int = 0,
     callback: Callback | None = None,
 ) -> None:
     """Save a state dict of which each rank writes its own shards; like ``dcp.save`` with a ``StorageWriter``.
@@ -53,6 +54,7 @@ def save(
         planner: by default torch's default planner, which distributes replicated entries over the ranks. With another
             one, only sparse and quantized tensors are refused.
         process_group: the ranks that take part; by default all, or this process alone.
+        prefix_count: over how many folders of hashed names to spread the shards, see ``StorageWriter``.
         callback: see ``fsspec_csx.save``; counts the bytes of this rank. The first rank shows the progress bar.
 
     Raises:
@@ -65,7 +67,9 @@ def save(
     """
     check_state_dict(state_dict)
     with _reporting(callback, path, process_group) as progress:
-        writer = StorageWriter(path, storage_options=storage_options, overwrite=overwrite, callback=progress)
+        writer = StorageWriter(
+            path, storage_options=storage_options, overwrite=overwrite, prefix_count=prefix_count, callback=progress
+        )
         write(state_dict, writer, planner, process_group)
 
 

@@ -35,6 +35,7 @@ def async_save(
     overwrite: bool = True,
     planner: SavePlanner | None = None,
     process_group: dist.ProcessGroup | None = None,
+    prefix_count: int = 0,
     callback: Callback | None = None,
 ) -> SaveFuture:
     """Save like ``save``, but in the background; all ranks must call it, in one order.
@@ -50,6 +51,7 @@ def async_save(
         overwrite: see ``save``.
         planner: see ``save``; nothing else may use it until the save has ended.
         process_group: see ``save``.
+        prefix_count: see ``save``.
         callback: see ``save``; called in another thread. Without one no progress bar shows.
 
     Returns:
@@ -66,7 +68,9 @@ def async_save(
     """
     check_state_dict(state_dict)
     progress = SaveProgress(callback or NoOpCallback(), 0)
-    writer = _BackgroundWriter(path, progress, storage_options=storage_options, overwrite=overwrite)
+    writer = _BackgroundWriter(
+        path, progress, storage_options=storage_options, overwrite=overwrite, prefix_count=prefix_count
+    )
     saving = _ShardedSave(state_dict, writer, planner, background_group(process_group))
     progress.set_size(saving.nbytes)
     future = _CollectiveFuture(progress)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.errors import CheckpointPathError, CSXError
-from fsspec_csx.manage import cerebras_folders, naming, s3
+from fsspec_csx.formats.dcp.folder import PREFIX
+from fsspec_csx.manage import cerebras_folders, naming, s3, shard_prefixes
 from fsspec_csx.manage.directory import Directory, map_parallel, remove_files, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
@@ -213,7 +215,8 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
         msg = f"There is no checkpoint {redacted(path)}. Check its name."
         raise FileNotFoundError(msg)
     names = [file.name for file in held]
-    if not naming.is_sharded(names) and not (names and all(map(naming.is_shard, names))):
+    held += shard_prefixes.shards_in(root, folders)
+    if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
     manifests = [root.inner(name) for name in naming.manifests(names) if name != naming.METADATA]
@@ -244,6 +247,10 @@ def remove_empty(fs: Any, folder: str | None) -> None:
     if folder is None or s3.is_s3(fs):
         return
     try:
+        for name in os.listdir(folder) if fs is None else ():
+            if PREFIX.fullmatch(name):
+                with contextlib.suppress(OSError):  # not empty
+                    os.rmdir(os.path.join(folder, name))
         os.rmdir(folder) if fs is None else fs.rmdir(folder)
     except Exception:
         return

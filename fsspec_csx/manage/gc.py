@@ -14,7 +14,7 @@ from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD
 from fsspec_csx.formats.huggingface import names as huggingface
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import naming, s3
+from fsspec_csx.manage import naming, s3, shard_prefixes
 from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.manage.location import Location
 from fsspec_csx.s3.upload_journal import all_journals
@@ -110,10 +110,19 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
         if not shared:
             raise
         return  # there are only uploads, or the root is the object of one
+    below: dict[str, list[File]] = {}
+    for folder, files in tree.items():
+        if (above := shard_prefixes.checkpoint_of(folder)) is not None:
+            below.setdefault(above, []).extend(files)
+    complete = {folder for folder, files in tree.items() if any(file.base == MANIFEST for file in files)}
     for folder, files in sorted(tree.items()):
         temporary = [file for file in files if naming.is_temporary(file.base)]
         for file in temporary:
             yield from _leftover("file", root, file.name, [file])
+        if shard_prefixes.checkpoint_of(folder) in complete:
+            continue  # its shards count with those of the checkpoint
+        if folder in complete:
+            files = [*files, *(file for file in below.get(folder, ()) if SHARD.fullmatch(file.base))]
         others = [file for file in files if file not in temporary]
         names = [file.base for file in others]
         if folder and names and all(_is_shard(name) or (name.endswith(".distcp") and not shared) for name in names):
@@ -124,7 +133,7 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
             unnamed |= _unnamed(root.path_of(folder.rstrip("/")) if folder else root.path, options)
         if any(map(huggingface.is_index, names)):
             unnamed |= _not_in_index(root, folder, names)
-        if orphans := [file for file in others if file.base in unnamed]:
+        if orphans := [file for file in others if file.name[len(folder) :] in unnamed]:
             yield from _leftover("shards", root, folder.rstrip("/"), orphans)
 
 

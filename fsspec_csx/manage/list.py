@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.manage import cerebras_folders, completeness, naming, s3
+from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.manage import cerebras_folders, completeness, naming, s3, shard_prefixes
 from fsspec_csx.manage.directory import Directory, File, map_parallel
 from fsspec_csx.manage.location import Location, given_path, is_pattern, pattern_matches
 from fsspec_csx.manage.steps import steps_of
@@ -174,8 +175,13 @@ def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedChec
     names = {file.base for file in held}
     # A manifest alone is none; but the metadata of a small Cerebras checkpoint can hold all its values.
     manifests = {*naming.manifests(names)} - {naming.METADATA}
-    if not naming.is_loadable(names) or (names <= manifests and not any(map(naming.is_checkpoint, names))):
+    if not naming.is_loadable(names):
         return None
+    shards = shard_prefixes.shards_in(place, place.scan(folder)[1]) if MANIFEST in names and names <= manifests else []
+    if names <= manifests and not shards and not any(map(naming.is_checkpoint, names)):
+        return None
+    if names <= manifests:
+        held += shards
     name = folder.rstrip("/")
     modified = max((file.modified for file in held if file.modified), default=None)
     size = sum(file.size or 0 for file in held)

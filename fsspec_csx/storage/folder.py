@@ -98,6 +98,9 @@ class Folder:
         for name in names:
             try:
                 os.unlink(self.at(name)) if self.fs is None else self.fs.rm_file(self.at(name))
+                if self.fs is None and "/" in name:
+                    with contextlib.suppress(OSError):  # not empty
+                        os.rmdir(os.path.dirname(self.at(name)))
             except FileNotFoundError:
                 pass
             except Exception as error:
