@@ -47,7 +47,7 @@ async def fetch_alone(fs: Any, found: PinnedObject, wanted: RangeRequest) -> Non
     many: ManyRequests | None = current().many
     alike = None
     if many is not None and found.version is None:
-        alike = many.reads.setdefault(found.bucket, LearnedTemplate(found.key))
+        alike = many.reads.setdefault(found.bucket, LearnedTemplate())
     await fs.transfer.fetch(found.get, [wanted], alike=alike, key=found.key)
     found.etag = found.etag or wanted.etag
     if wanted.etag not in (None, found.etag):
@@ -59,7 +59,7 @@ def sender(bucket: str, key: str, content_type: str | None) -> Sender | None:
     many: ManyRequests | None = current().many
     if many is None:
         return None
-    puts = many.puts.setdefault(bucket, SignedPuts(key))
+    puts = many.puts.setdefault(bucket, SignedPuts())
 
     async def send(body: RequestBody, put: Callable[[], Awaitable[Any]]) -> Mapping[str, Any]:
         return await puts.send(key, content_type, body=body, put=put)

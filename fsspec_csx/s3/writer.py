@@ -210,6 +210,8 @@ class PartWriter:
         buffered, lent = self._buffered, self._lent
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
         payload, self._lent = self._payload(), []
+        if lent:  # their rest is not the next part's: they are used again when this one has been sent
+            self._chunk, self._sealed, self._used = memoryview(b""), 0, 0
         self._sent_before += payload.length
         with self._changed:
             self._buffered_in_flight += buffered

@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import os
 import threading
+import time
 import tracemalloc
 import uuid
 from collections.abc import Iterator
@@ -511,3 +512,20 @@ def test_customer_keys(server: LocalS3, folder: str, tmp_path: Path, size: int) 
     plain = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False)
     with pytest.raises(OSError, match=r"(?i)encrypt|key|bad request"):
         plain.cat_file(f"{folder}/object")
+
+
+def test_memory_of_copies_is_of_one_part(fs: CSXFileSystem, folder: str) -> None:
+    """Memory of a part that has been sent is used again as a whole: the next part has none of what is left of it."""
+    pieces = [
+        bytearray(os.urandom(3 * MIB // 2)),  # copied into a larger memory
+        os.urandom(BLOCK - 3 * MIB // 2),  # and the part is full
+        bytearray(os.urandom(MIB)),
+        bytearray(os.urandom(4 * MIB)),
+        bytearray(os.urandom(MIB)),
+    ]
+    with fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
+        for number, piece in enumerate(pieces):
+            file.write(piece)
+            while number == 2 and file._writer._in_flight:
+                time.sleep(0.01)
+    assert fs.cat_file(f"{folder}/object") == b"".join(pieces)

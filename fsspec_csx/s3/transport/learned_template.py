@@ -11,14 +11,9 @@ _FAILURES = 5
 
 
 class LearnedTemplate:
-    """The template of requests that are begun at different times.
+    """The template of requests that are begun at different times."""
 
-    Args:
-        key: of the object that the first request is for; None if all are for the same.
-    """
-
-    def __init__(self, key: str | None = None) -> None:
-        self.key = key
+    def __init__(self) -> None:
         self._failures = 0
         self._made: asyncio.Future[ReadTemplate | None] | None = None
 

@@ -133,7 +133,7 @@ class Transfer:
                 with using(sent=lambda sent, _: _resolve(request, sent)):
                     tasks.append(asyncio.ensure_future(fetch_one(wanted)))
                 tasks[-1].add_done_callback(lambda _: _resolve(request, None))
-                template = await self.signer.read_template(await request, alike.key)
+                template = await self.signer.read_template(await request, key)
             finally:
                 alike.settle(template)
             return template

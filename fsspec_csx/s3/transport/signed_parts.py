@@ -51,8 +51,9 @@ class FirstAttempt:
 
 @dataclass
 class _Model:
-    """A request as botocore sent it, without its body, and the template made of it."""
+    """A request as botocore sent it, without its body: which it was, and the template made of it."""
 
+    which: tuple[Any, ...]
     request: Any
     transfer: Transfer
     template: Any = None
@@ -78,7 +79,7 @@ class SignedParts:
             The response, with its ETag.
         """
         if (awaited := self._model) is None:
-            return await self._learn(put)
+            return await self._learn(which, put)
         if (model := await asyncio.shield(awaited)) is None:
             return await put()
         model.template = model.template or await self._template_of(model)
@@ -107,7 +108,7 @@ class SignedParts:
         except Exception as error:
             return error
 
-    async def _learn(self, put: Put) -> Mapping[str, Any]:
+    async def _learn(self, which: tuple[Any, ...], put: Put) -> Mapping[str, Any]:
         """Send a part by botocore, and keep its request as it is sent."""
         learned: asyncio.Future[_Model | None] = asyncio.get_running_loop().create_future()
         self._model = learned
@@ -115,7 +116,7 @@ class SignedParts:
         def keep(request: Any, transfer: Transfer) -> None:
             if not learned.done():
                 kept = AWSRequest(request.method, request.url, request.headers)  # not its body, which is the caller's
-                learned.set_result(_Model(kept, transfer))
+                learned.set_result(_Model(which, kept, transfer))
 
         try:
             with using(sent=keep):
@@ -135,19 +136,12 @@ class SignedPuts(SignedParts):
     """Makes objects of a bucket that all are made by the same parameters, in one request each.
 
     ``which`` are an object's key and the type of its contents; None for none.
-
-    Args:
-        key: of the first object.
     """
 
     operation = "PutObject"
 
-    def __init__(self, key: str) -> None:
-        super().__init__()
-        self._key = key
-
     async def _template_of(self, model: _Model) -> Any:
-        return await model.transfer.signer.body_template(self.operation, PutTemplate, model.request, self._key)
+        return await model.transfer.signer.body_template(self.operation, PutTemplate, model.request, model.which[0])
 
     def _is_for_botocore(self, outcome: AioAWSResponse | Exception) -> bool:
         """Not if the server refuses it: botocore's request may be another, without a checksum for one."""
