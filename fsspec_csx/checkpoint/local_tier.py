@@ -2,7 +2,8 @@
 
 Beside each checkpoint is its record, a JSON file: the size and the CRC64NVME of its bytes, and the state of the remote
 file after the upload (on S3, its ETag). A local checkpoint is used only if its bytes are those of the record, and the
-remote file is the one that was uploaded, or the upload never ended and there is none. In doubt the remote one is used.
+remote file is the one that was uploaded; or, if the upload never ended, there is none, or the one that was uploaded
+from here before. In doubt the remote one is used.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from fsspec_csx.checkpoint.summed_file import SummedFile, checksum_of
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.formats.writer import FileWriter, Target
 from fsspec_csx.s3.transport.checksum import CRC64NVME
@@ -27,7 +29,6 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 logger = logging.getLogger("fsspec_csx")
 
-_CHUNK = 16 * 2**20
 _RECORD = ".json"
 # Saves of a tier that have not ended; the next one waits.
 _OUTSTANDING = 2
@@ -104,7 +105,7 @@ class LocalTier:
         if record["remote"] is not None:
             gone = f"{target.name} was deleted" if state is None else f"{target.name} was replaced"
             return "" if state == record["remote"] else gone
-        if state is None:
+        if state is None or state == record.get("before"):
             return ""
         # Uploaded by a process that ended before it could note it, or by another one.
         if all(state.get(key) == record[key] for key in ("size", "crc64nvme")):
@@ -115,7 +116,7 @@ class LocalTier:
 
     def _is_whole(self, name: str, record: dict[str, Any]) -> bool:
         with contextlib.suppress(OSError), open(self.path_of(name), "rb") as file:
-            return (os.fstat(file.fileno()).st_size, _checksum(file)) == (record["size"], record["crc64nvme"])
+            return (os.fstat(file.fileno()).st_size, checksum_of(file)) == (record["size"], record["crc64nvme"])
         return False
 
     def _records(self) -> list[tuple[str, dict[str, Any]]]:
@@ -160,11 +161,12 @@ class LocalTier:
         self.prepare()
         name = _name_of(target.path)
         number = max((record["number"] for _, record in self._records()), default=0) + 1
+        old = self._record(name) or {}
         with atomic_write(None, self.path_of(name)) as file:
-            summed = _SummedFile(file)
+            summed = SummedFile(file)
             writer.write(summed, advance=advance)
             record = {"path": target.name, "number": number, "size": summed.size, "crc64nvme": summed.checksum}
-            self._write_record(name, record | {"remote": None})
+            self._write_record(name, record | {"remote": None, "before": old.get("remote") or old.get("before")})
             commit()
 
     def note_uploaded(self, name: str, target: Target) -> None:
@@ -266,10 +268,18 @@ def tier_of(
     if connect := getattr(behind, "connect", None):
         connect()
     parent = place.rpartition("/")[0]
-    kept = digest(type(behind).__name__, getattr(behind, "_endpoint", ""), parent)[:8]
+    kept = digest(type(behind).__name__, *_store(behind, text), parent)[:8]
     shown = re.sub(r"[^\w.-]+", "_", parent.rpartition("/")[2])[:80]
-    folder = os.path.join(os.path.abspath(local), f"{shown}-{kept}")
+    folder = os.path.join(os.path.realpath(local), f"{shown}-{kept}")  # one tier, whatever link names it
     return _tiers.setdefault(folder, LocalTier(folder)), Target(fs, inner, redacted(text))
+
+
+def _store(fs: Any, text: str) -> list[str]:
+    """What distinguishes stores that have the same paths: the endpoint of S3; of others the URL, and the account."""
+    if fs is None or hasattr(fs, "_endpoint"):
+        return [getattr(fs, "_endpoint", "")]
+    known = (getattr(fs, name, "") for name in ("account_name", "host", "port", "endpoint_url"))
+    return [redacted(text.rpartition("/")[0]), *(str(each) for each in known)]
 
 
 def find(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> str:
@@ -295,30 +305,6 @@ def _remote_state(target: Target) -> dict[str, Any] | None:
     return {"size": found.size, "etag": found.etag, **checksum}
 
 
-class _SummedFile:
-    """A file to write to, and the size and the CRC64NVME of what was written."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._crc = 0
-        self.size = 0
-
-    def write(self, data: Any) -> int:
-        memory = memoryview(data).cast("B")
-        self._crc = CRC64NVME.compute(memory, self._crc)
-        self.size += len(memory)
-        self._file.write(memory)
-        return len(memory)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    @property
-    def checksum(self) -> str:
-        """As S3 writes it."""
-        return CRC64NVME.encoded(self._crc)
-
-
 def _lock(path: str) -> None:
     """Lock a file until this process ends; its forked children do not hold the lock."""
     try:
@@ -333,19 +319,6 @@ def _lock(path: str) -> None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise BlockingIOError(errno.EAGAIN, "Another process uses this folder", os.path.dirname(path)) from error
         raise
-
-
-def _checksum(file: Any) -> str:
-    checksum = 0
-    for chunk in chunks(file):
-        checksum = CRC64NVME.compute(memoryview(chunk), checksum)
-    return CRC64NVME.encoded(checksum)
-
-
-def chunks(file: Any) -> Iterator[bytes]:
-    """The bytes of a file, piece by piece."""
-    while chunk := file.read(_CHUNK):
-        yield chunk
 
 
 def _name_of(path: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.checkpoint.local_tier import LocalTier, chunks
+from fsspec_csx.checkpoint.local_tier import LocalTier
+from fsspec_csx.checkpoint.summed_file import chunks
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import unwrap_filesystem

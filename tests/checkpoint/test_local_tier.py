@@ -18,8 +18,9 @@ import torch
 from commands import running
 from conftest import recorded_requests
 from forked import python
+from fsspec.implementations.memory import MemoryFileSystem
 
-from fsspec_csx import async_save, load
+from fsspec_csx import async_save, load, save
 from fsspec_csx.checkpoint import local_tier
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -159,6 +160,54 @@ def test_cancelled(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         second.result()
     with pytest.raises(FileNotFoundError):
         load(f"{run}/2.mdl")
+
+
+def test_left_of_a_path_with_an_older_one(server: LocalS3, run: str, tmp_path: Path) -> None:
+    """The newer one is loaded and uploaded, unless somebody has replaced the older."""
+    latest, reader = f"{run}/latest.mdl", server.storage_options("reader")
+
+    def leave(step: int) -> None:
+        with pytest.raises(PermissionError):
+            async_save(state(step), latest, local=tmp_path, storage_options=reader).result()
+
+    async_save(state(1), latest, local=tmp_path).result()
+    for step in (2, 3):
+        leave(step)
+        assert is_step(load(latest, local=tmp_path), step)
+    local_tier._tiers.clear()  # as in another process
+    async_save(state(9), f"{run}/9.mdl", local=tmp_path).result()
+    assert is_step(load(latest), 3)
+    leave(4)
+    save(state(5), latest)
+    assert is_step(load(latest, local=tmp_path), 5)
+    local_tier._tiers.clear()
+    async_save(state(9), f"{run}/9.mdl", local=tmp_path).result()
+    assert is_step(load(latest), 5)
+
+
+def test_stores_with_the_same_paths(tmp_path: Path) -> None:
+    """Each host, and each account, has a folder of its own; links to one folder have the same."""
+
+    class Hosted(MemoryFileSystem):
+        protocol = "hosted"
+
+        def __init__(self, host: str = "", account_name: str = "") -> None:
+            super().__init__()
+            self.account_name = account_name
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/run/1.mdl"
+
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    found = [
+        local_tier.tier_of(f"hosted://{host}/run/1.mdl", tmp_path / name, {"account_name": account})[0]
+        for name in ("disk", "link")
+        for host, account in (("one", "x"), ("two", "x"), ("two", "y"))
+    ]
+    assert found[:3] == found[3:]
+    assert len({id(each) for each in found}) == 3
 
 
 def test_disk_full(run: str, tmp_path: Path) -> None:
