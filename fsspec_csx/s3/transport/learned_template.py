@@ -19,8 +19,8 @@ class LearnedTemplate:
 
     @property
     def unknown(self) -> bool:
-        """Whether the next request should be the one that it is learned from."""
-        return self._made is None
+        """Whether the next request should be the one that it is learned from; so in a forked process, too."""
+        return self._made is None or self._made.get_loop() is not asyncio.get_running_loop()
 
     def begin(self) -> None:
         """Let others wait until it is known."""
