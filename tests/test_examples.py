@@ -141,6 +141,12 @@ EXAMPLES_TO_RUN = (
         ("tensorboard/events.out.tfevents.*",),
     ),
     Example(
+        "sharded_async_save",
+        (),
+        ("loaded: 100.0",),
+        ("step_100/.metadata", "step_100/__0_0.*.distcp", "step_200/.metadata", "step_200/__0_0.*.distcp"),
+    ),
+    Example(
         "torch_dataloader",
         (),
         ("fork: batches add up to [24.0, 88.0]", "spawn: batches add up to [24.0, 88.0]"),
