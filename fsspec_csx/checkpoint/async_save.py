@@ -227,6 +227,11 @@ class _Save:
         meter.finish()
 
 
+def _report_interrupted(save: _Save) -> None:
+    note_failure()
+    logger.error("%s was not saved: interrupted", redacted(save.text))
+
+
 def _free_frames(error: BaseException | None) -> None:
     """Free the local variables, such as tensors, of the functions that an error passed through."""
     seen = set()
@@ -245,12 +250,18 @@ class _Saves:
         self._running: list[_Save] = []
         self._threads = 0
         self._closed = False
+        self._stopped = False
 
     def add(self, save: _Save) -> None:
         with self._changed:
             if self._closed:
                 msg = "The interpreter is ending and starts no saves. Call async_save before the main thread ends."
                 raise RuntimeError(msg)
+            if self._stopped:  # the second half of a save whose first was too far to be cancelled
+                save.future.progress.cancel()
+                save.future.end(None, save.text)
+                _report_interrupted(save)
+                return
             self._waiting.append(save)
             save.future.add_done_callback(self._drop)
             if self._threads == _MAX_THREADS:
@@ -278,10 +289,11 @@ class _Saves:
         try:
             self._close()
         except KeyboardInterrupt:
+            with self._changed:
+                self._stopped = True
             for save in [*self._waiting, *self._running]:
                 if save.future.cancel():
-                    note_failure()
-                    logger.error("%s was not saved: interrupted", redacted(save.text))
+                    _report_interrupted(save)
             self._close()
         log_unretrieved()
 

@@ -210,6 +210,34 @@ def test_stores_with_the_same_paths(tmp_path: Path) -> None:
     assert len({id(each) for each in found}) == 3
 
 
+def test_ctrl_c_between_the_halves(run: str, tmp_path: Path) -> None:
+    """No upload begins after Ctrl-C: what is whole on the disk is left to the next save, and the status is an error."""
+    before = """
+import time
+from fsspec_csx.checkpoint.local_tier import LocalTier
+write = LocalTier.write
+def slow(*arguments):
+    write(*arguments)
+    print("written", flush=True)
+    time.sleep(0.5)
+LocalTier.write = slow
+"""
+    arguments = command(run, tmp_path, 1, 1, before=before)
+    arguments[arguments.index("-c") + 1] = arguments[arguments.index("-c") + 1].replace("future.local.result()", "")
+    with running(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "written\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 120, errors
+    assert "1.mdl was not saved: interrupted" in errors
+    with pytest.raises(FileNotFoundError):
+        load(f"{run}/1.mdl")
+    async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
+    assert is_step(load(f"{run}/1.mdl"), 1)
+
+
 def test_disk_full(run: str, tmp_path: Path) -> None:
     """What the disk does not take goes straight to the path, with a warning, and nothing is left on the disk."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({MIB // 2}, {MIB // 2}))"

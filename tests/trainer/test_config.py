@@ -531,10 +531,46 @@ def test_shown() -> None:
         ("hush", "a.session_token", "a text"),
         ({"secret": "hush"}, "a.options", "a mapping"),
         (["hush"], "a.options", "a list"),
+        ("hush", "a.secrets.first", "a text"),
+        ("hush", "a.headers.Authorization", "a text"),
+        ("hush", "a.tokens[0]", "a text"),
         ("ftp://me:hush@host", "a.url", "'ftp://me:***@host'"),
         ("x" * 200, "a.text", f"'{'x' * 79}…"),
     ):
         assert display(value, path) == text
+
+
+class Talkative(pydantic.BaseModel):
+    """Its own checks quote what they refuse."""
+
+    token: str = ""
+    most: int = 0
+
+    @pydantic.field_validator("token", "most")
+    @classmethod
+    def is_short(cls, value: Any) -> Any:
+        if len(str(value)) > 3:
+            msg = f"{value} is too long"
+            raise ValueError(msg)
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def is_sole(self) -> Talkative:
+        if self.token and self.most:
+            msg = f"{self.token} and {self.most} exclude each other"
+            raise ValueError(msg)
+        return self
+
+
+def test_models_that_quote() -> None:
+    """The text of a model's own check is shown, but not where there is a secret."""
+    for value, cause in (
+        ({"most": 9876}, r"a\.most: Value error, 9876 is too long\."),
+        ({"token": "hush"}, r"a\.token cannot be a text\. Give another value\."),
+        ({"token": "hsh", "most": 3}, r"a cannot be a mapping\. Give another value\."),
+    ):
+        with pytest.raises(ConfigError, match=f"^{cause}"):
+            check({"a": value}, {"a": Talkative}, "")
 
 
 def test_unfit_elements() -> None:

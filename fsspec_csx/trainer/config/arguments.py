@@ -41,7 +41,7 @@ _WANTED = {
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "a list"),
 }
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
-_SECRET = re.compile("secret|token|passw|passphrase|credential|connection_string|key", re.IGNORECASE)
+_SECRET = re.compile("secret|token|passw|passphrase|credential|connection_string|key|auth", re.IGNORECASE)
 _LONGEST = 80
 
 
@@ -106,8 +106,9 @@ def explain(error: pydantic.ValidationError, node: Any, path: str, hints: Mappin
         if isinstance(failed := each.get("ctx", {}).get("error"), ConfigError):
             return ConfigError(f"{where}: {failed.reason}", failed.remedy)
     wanted = [_WANTED[each["type"]].format(**each.get("ctx", {})) for each in same if each["type"] in _WANTED]
-    if not wanted:
+    if not wanted and not _has_secret(value, where):  # a model's own check may quote the value
         return ConfigError(f"{where}: {redact(first['msg']).rstrip('.')}.", "Check this argument.")
+    wanted = wanted or ["another value"]
     return ConfigError(f"{where} cannot be {display(value, where)}.", f"Give {' or '.join(dict.fromkeys(wanted))}.")
 
 
@@ -115,10 +116,16 @@ def display(value: Any, path: str) -> str:
     """A value for an error message: short, and without secrets."""
     if isinstance(value, Mapping):
         return "a mapping"
-    if isinstance(value, list) or _SECRET.search(path.rpartition(".")[2]):
+    if isinstance(value, list) or _has_secret(value, path):
         return _TYPES.get(type(value), "such a value")
     text = repr(value) if not isinstance(value, str) else repr(redacted(value))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _has_secret(value: Any, path: str) -> bool:
+    """Whether a value is a secret by its name, or by that of a mapping that it is in, or has one itself."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    return bool(_SECRET.search(path)) or any(_has_secret(each, str(name)) for name, each in inner)
 
 
 def _find(node: Any, path: str, loc: tuple[int | str, ...]) -> tuple[list[int | str], str, Any]:
