@@ -30,6 +30,8 @@ from fsspec_csx.s3.transport.concurrency import ConcurrencyLimit
 from fsspec_csx.testing import Identity, LocalS3
 
 TENANT_BUCKET = "tenant-bucket"
+# What changes the number of requests in flight.
+_ADAPTING = {name: getattr(ConcurrencyLimit, name) for name in ("answered", "measured", "throttled")}
 
 
 def pytest_configure() -> None:
@@ -118,14 +120,24 @@ def short_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 0.5)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def steady_concurrency() -> Iterator[None]:
+    """The number of requests in flight, and so their sizes, follow no busy machine, also in fixtures of modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _ADAPTING:
+            patch.setattr(ConcurrencyLimit, name, lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def steady_concurrency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of requests in flight, and so their sizes, follow no busy machine, but in tests marked as adaptive."""
-    adaptive = request.node.get_closest_marker("adaptive") is not None
-    if not adaptive:
-        for name in ("answered", "measured", "throttled"):
-            monkeypatch.setattr(ConcurrencyLimit, name, lambda *_, **__: None)
-    # The test before, or a fixture of the module on a busy machine, may have found other numbers.
+def adaptive_concurrency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In tests marked as adaptive the number follows the link; the next test may use the same server."""
+    if request.node.get_closest_marker("adaptive") is None:
+        yield
+        return
+    for name, method in _ADAPTING.items():
+        monkeypatch.setattr(ConcurrencyLimit, name, method)
+    yield
     for slots in concurrency._of_endpoints.values():
         slots._limit = ConcurrencyLimit(slots._limit.most)
 
