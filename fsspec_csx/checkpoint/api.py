@@ -104,7 +104,7 @@ def load(
     With ``group`` the processes of a group read the checkpoint once for all of them: each reads a share of the bytes
     and gives it to the others, and each returns all. All see one version of the checkpoint, and an error in one process
     is an error in all. Every process of the group calls ``load``, with the same arguments; the devices may differ in
-    number but not in kind, and the tensors of ``into`` not in shape and dtype.
+    number but not in kind, and the tensors of ``into`` not in shape, strides and dtype.
 
     Args:
         path: a local path or an fsspec URL, see ``save``.
@@ -134,7 +134,7 @@ def load(
         MissingEntryError: a KeyError, if the file has no entry of a name in ``keys``.
         MismatchError: a ValueError. Lists every missing, unexpected or mismatched entry; ``into`` is unchanged.
         FreedTensorError: a ValueError, if tensors of ``into`` have no memory, or elements that share some.
-        ValueError: if the processes of ``group`` do not load the same, or ``local`` is given too.
+        ValueError: if the processes of ``group`` do not do the same, or ``local`` is given too.
         LostProcessError: a RuntimeError, if another process of ``group`` has ended, or does not respond in time.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
 

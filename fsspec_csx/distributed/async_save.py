@@ -21,7 +21,8 @@ from fsspec_csx.distributed.paths import Path
 from fsspec_csx.distributed.staging import nbytes, stage
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.formats.writer import CheckpointWriter, Target
-from fsspec_csx.group.processes import translate_lost_process
+from fsspec_csx.group.processes import Processes, translate_lost_process
+from fsspec_csx.storage.paths import is_local, redacted
 from fsspec_csx.tensors import torch_compat
 
 _PLACE = "sharded checkpoints"  # one after the other: all ranks must save them in one order
@@ -56,25 +57,33 @@ def async_save(
 
     Returns:
         The save's future; ask each rank for its result before the process group is destroyed. An error of one rank, of
-        its copy too, is that of all, and the old checkpoint stays. Until a rank has written its shard, it can cancel
-        the save of all. A failure that is never retrieved is logged, see ``fsspec_csx.async_save``.
+        its copy or its credentials too, is that of all, and the old checkpoint stays; so it is where the ranks do not
+        save to the same path, or one has left a call out. Until a rank has written its shard, it can cancel the save of
+        all. A failure that is never retrieved is logged, see ``fsspec_csx.async_save``.
 
     Raises:
-        TypeError: if the state dict is no dict.
+        TypeError: if the state dict is no dict; where there are many ranks, this and the next two are errors of the
+            future, in all of them.
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CredentialsError: a PermissionError, if the credentials for an S3 path are missing.
         LostProcessError: a RuntimeError, if another rank has ended before the gloo group was made.
         RuntimeError: if the main thread has already ended.
     """
-    check_state_dict(state_dict)
+    group = background_group(process_group)
     progress = SaveProgress(callback or NoOpCallback(), 0)
-    writer = _BackgroundWriter(
-        path, progress, storage_options=storage_options, overwrite=overwrite, prefix_count=prefix_count
-    )
-    saving = _ShardedSave(state_dict, writer, planner, background_group(process_group))
+    saving = _ShardedSave(f"{path}", planner, group)
+    try:
+        check_state_dict(state_dict)
+        saving.writer = _BackgroundWriter(path, progress, storage_options=storage_options, overwrite=overwrite)
+    except Exception as error:
+        if group is None:
+            raise
+        saving.failure = error
+    else:
+        saving.stage(state_dict)
     progress.set_size(saving.nbytes)
     future = _CollectiveFuture(progress)
-    saves.add_save(future, saving, os.fspath(path), _PLACE)
+    saves.add_save(future, saving, f"{path}", _PLACE)
     return future
 
 
@@ -86,9 +95,7 @@ class _CollectiveFuture(SaveFuture):
 
 
 class _BackgroundWriter(StorageWriter):
-    """A writer that stops for a cancelled save, or for a copy that failed, together with those of the other ranks."""
-
-    failure: Exception | None = None
+    """A writer that stops for a cancelled save, together with those of the other ranks."""
 
     def __init__(self, path: Path, progress: SaveProgress, **options: Any) -> None:
         super().__init__(path, **options)
@@ -98,8 +105,6 @@ class _BackgroundWriter(StorageWriter):
 
     def storage_meta(self) -> StorageMeta:
         """See ``StorageWriter``; the first thing that torch asks for, and whose errors reach all ranks."""
-        if self.failure is not None:
-            raise self.failure
         self.progress.raise_if_cancelled()
         return super().storage_meta()
 
@@ -112,33 +117,54 @@ class _BackgroundWriter(StorageWriter):
 
 
 class _ShardedSave(CheckpointWriter):
-    """The part of one rank."""
+    """The part of one rank.
 
-    def __init__(
-        self,
-        state_dict: dict[str, Any],
-        writer: _BackgroundWriter,
-        planner: SavePlanner | None,
-        group: dist.ProcessGroup | None,
-    ) -> None:
-        self._writer, self._planner, self._group = writer, planner, group
+    Attributes:
+        writer: of its shard.
+        failure: what keeps this rank from saving; the others hear of it, and do not save with its next call.
+    """
+
+    def __init__(self, path: str, planner: SavePlanner | None, group: dist.ProcessGroup | None) -> None:
+        self.writer: _BackgroundWriter | None = None
+        self.failure: Exception | None = None
+        self._planner, self._group = planner, group
         self._staged: dict[str, Any] = {}
+        self.nbytes = 0
+        self._step = "save" if is_local(path) else f"save {redacted(path)}"  # nodes may mount a folder differently
+        if group is not None:
+            _counts[group] = _counts.get(group, 0) + 1
+            self._step += f", by call {_counts[group]}"
+
+    def stage(self, state_dict: dict[str, Any]) -> None:
+        """Copy the state."""
         try:
             self._staged = stage(state_dict)
-        except Exception as error:  # the other ranks are to hear of it
-            writer.failure = error
-        self.nbytes = nbytes(self._staged)
+            self.nbytes = nbytes(self._staged)
+        except Exception as error:
+            self.failure = error
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``."""
-        self._writer._callback = _Advancing(advance)
-        write(self._staged, self._writer, self._planner, self._group)
+        if self._group is not None:
+            processes = Processes(self._group)
+            with processes.failing():
+                self._check()
+                processes.gather(self._step)
+        writer = self._check()
+        writer._callback = _Advancing(advance)
+        write(self._staged, writer, self._planner, self._group)
+
+    def _check(self) -> _BackgroundWriter:
+        if self.failure is not None:
+            raise self.failure
+        assert self.writer is not None
+        return self.writer
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""
-        self._staged, self._planner = {}, None
+        self._staged, self._planner, self.writer = {}, None, None
 
 
 class _Advancing(Callback):  # type: ignore[misc]
@@ -152,6 +178,7 @@ class _Advancing(Callback):  # type: ignore[misc]
         self._advance(inc)
 
 
+_counts: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()  # calls of this rank
 _groups: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
 
 

@@ -243,6 +243,12 @@ def background(root: str) -> None:
             saving.result()
     _holds(path, 3)
     _raises(ValueError, distributed.async_save({**state(4), "own": Uncopied()}, path))
+    alone = {"endpoint_url": "http://127.0.0.1:1", "profile": "nobodys"} if dist.get_rank() else None
+    failing = distributed.async_save(state(4), path, storage_options=alone)  # each next save is of one call
+    both = distributed.async_save(state(4), f"{path}{dist.get_rank()}")
+    _raises(Exception, failing)
+    _raises(ValueError, both)
+    _holds(path, 3)
     saving = distributed.async_save(state(5), path, callback=Slow())
     if dist.get_rank() == 1:
         assert saving.cancel()
