@@ -5,7 +5,6 @@ A buffer is free again when nothing refers to its memory any more, so that no up
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import threading
 import time
@@ -14,11 +13,11 @@ from collections import deque
 
 _IDLE_SECONDS = 30 * 60.0
 _KEPT = 2
-_PAGE = 2 * 2**20
+_ROUNDED_TO = 2 * 2**20
 
 
 class Buffer:
-    """Memory of the CPU, in huge pages where the system has them.
+    """Memory of the CPU.
 
     Args:
         size: in bytes.
@@ -32,18 +31,15 @@ class Buffer:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = -(-size // _PAGE) * _PAGE
+        self.size = -(-size // _ROUNDED_TO) * _ROUNDED_TO
         self.since = time.monotonic()
-        # By default the memory would be shared with forked children.
+        # By default the memory would be shared with forked children. Small pages: to find huge ones can take seconds.
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         try:
             self._map = mmap.mmap(-1, self.size, **private)
         except OSError as error:
             msg = f"There is no memory for a copy of {size} bytes of tensors. Use save, which needs none."
             raise MemoryError(msg) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a system without them
-                self._map.madvise(mmap.MADV_HUGEPAGE)
 
     def view(self) -> memoryview:
         """Its memory, by an object that lives as long as anything made of it."""
@@ -82,7 +78,7 @@ class Buffers:
         """The smallest free buffer that fits; if there is none, all go: one save shall not keep the memory of two."""
         free = sorted((self._free.popleft() for _ in range(len(self._free))), key=lambda each: each.size)
         for each in free:
-            if size <= each.size <= 2 * size + _PAGE:
+            if size <= each.size <= 2 * size + _ROUNDED_TO:
                 self._free.extend(other for other in free if other is not each)
                 return each
         return None
