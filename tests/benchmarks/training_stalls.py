@@ -1,4 +1,4 @@
-"""How long saves stop a training: ``python tests/benchmarks/stalls.py [--server far-85] [--disk DIR] [--mib N]``."""
+"""How long saves stop a training, with and without a local disk: ``python tests/benchmarks/training_stalls.py``."""
 
 from __future__ import annotations
 
