@@ -71,7 +71,7 @@ SECTIONS = (
         "near",
         ("nginx",),
         (LARGE,),
-        ("ours", "ours-open", *_RIVALS, _CHECKED, *_SAFETENSORS),
+        ("ours", "ours-stream", "ours-open", *_RIVALS, _CHECKED, *_SAFETENSORS),
         ("cpu", "extra", "requests"),
     ),
     Section("cases", ("nginx",), CASES[1:], ("ours", "ours-open", *_RIVALS, "ours-safetensors"), fewer=2),
