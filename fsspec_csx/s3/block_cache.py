@@ -162,15 +162,14 @@ class CachedObject:
 
     def __init__(self, cache: BlockCache, descriptor: int, name: str, etag: str, size: int) -> None:
         self._descriptor = descriptor  # threads that were given up may still use it after a read has failed
+        # Not by __del__, during which the cache could still give this object to another thread.
+        weakref.finalize(self, os.close, descriptor).atexit = False
         self.cache, self.name, self.etag, self.size = cache, name, etag, size
         self._full = False
         entries = -(-size // BLOCK) * _ENTRY.size
         self._data = -(-entries // _PAGE) * _PAGE
         if os.fstat(descriptor).st_size != self._data + size:
             os.ftruncate(descriptor, self._data + size)
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
     def use(self) -> None:
         """Note that it is used now."""

@@ -7,8 +7,10 @@ import os
 import resource
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -424,3 +426,21 @@ def test_claims_are_for_other_processes(tmp_path: Path) -> None:
     assert other.claim(0, 2 * BLOCK)
     del other
     assert first.claim(0, MIB)
+
+
+def test_files_opened_and_dropped_by_threads(tmp_path: Path) -> None:
+    """A thread never gets a file that another is dropping: its descriptor may be that of another file by then."""
+    cache, until, interval = block_cache.BlockCache(tmp_path, MIB), time.monotonic() + 0.5, sys.getswitchinterval()
+
+    def open_and_drop() -> bool:
+        while time.monotonic() < until:
+            if cache.open(("name", "etag"), MIB) is None:
+                return False
+        return True
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert all(each.result() for each in [threads.submit(open_and_drop) for _ in range(4)])
+    finally:
+        sys.setswitchinterval(interval)
