@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -49,6 +50,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._start = fetch
         self._chunks: deque[_Chunk] = deque()
         self._window = 0
+        self._pid = os.getpid()
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         start = start or 0
@@ -97,16 +99,24 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
 
     def clear(self) -> None:
         """Forget everything, and end what is being fetched."""
+        self._forget_parents()
         for chunk in self._chunks:
             chunk.data.cancel()
         self._chunks.clear()
         self._window = 0
 
     def _forget_before(self, start: int, behind: int = _BEHIND) -> None:
+        self._forget_parents()
         while len(self._chunks) > 1 and self._chunks[0].end + behind <= start:
             self._chunks.popleft()
         if self._chunks and not self._chunks[0].start <= start <= self._chunks[-1].end + _GAP:
             self.clear()
+
+    def _forget_parents(self) -> None:
+        """In a forked child: forget what its parent fetches, which never comes here."""
+        if self._pid != os.getpid():
+            self._pid, self._window = os.getpid(), 0
+            self._chunks.clear()
 
     def _add(self, start: int, end: int) -> None:
         self._chunks.append(_Chunk(start, end, self._start(start, end)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from forked import python
+from proxy import Fault, fault_proxy
 from thinning import thinned
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -78,3 +80,33 @@ def test_child_closes_no_connection_of_its_parent(environment: LocalS3, bucket: 
     """A forked child does not wait for the event loop of its parent to close the parent's connections."""
     done = subprocess.run([*python(), "-c", CONNECTED, bucket], check=True, timeout=60, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+READING = """
+import os, sys, fsspec
+
+path, endpoint = sys.argv[1:]
+data = fsspec.filesystem("s3").cat_file(path)
+file = fsspec.filesystem("s3", endpoint_url=endpoint).open(path, "rb")
+read = b"".join(file.read(100_000) for _ in range(15))
+assert not file.cache._chunks[-1].data.done()  # is on its way to the parent
+child = os.fork()
+read += file.read()
+assert read == data
+if not child:
+    file.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_child_reads_on_in_the_parents_file(
+    environment: LocalS3, server: LocalS3, fs: CSXFileSystem, bucket: str
+) -> None:
+    """What its parent is fetching ahead at the fork, a child that has the file open fetches for itself."""
+    fs.pipe_file(f"{bucket}/key", os.urandom(9 * 2**20))
+    with fault_proxy(server.endpoint_url) as proxy:
+        late = lambda request: request.span is not None and request.span[0] > 3 * 2**19  # noqa: E731
+        proxy.faults = [Fault("GET", when=late, times=99, delay=0.5)]
+        command = [*python(), "-c", READING, f"s3://{bucket}/key", proxy.url]
+        subprocess.run(command, check=True, timeout=60)
