@@ -134,7 +134,8 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     ) -> None:
         kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # all are named by now
         super().__init__(*args, **kwargs)
-        self.block_cache = BlockCache(cache_dir, cache_size or DEFAULT_SIZE) if cache_dir else None
+        size = DEFAULT_SIZE if cache_size is None else cache_size
+        self.block_cache = BlockCache(cache_dir, size) if cache_dir else None
         self._environment = _ENVIRONMENT.get()
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:

@@ -391,8 +391,9 @@ def test_the_ways_to_name_it(url: str, folder: Path, monkeypatch: pytest.MonkeyP
     assert len(files(folder)) == 1
     monkeypatch.setitem(fsspec.config.conf, "s3", {"cache_dir": str(folder), "cache_size": "1000000"})
     assert fsspec.filesystem("s3").block_cache.limit == 10**6
-    with pytest.raises(ValueError, match="cache_size"):
-        fsspec.filesystem("s3", cache_size="much")
+    for size in ("much", 0):
+        with pytest.raises(ValueError, match="cache_size"):
+            fsspec.filesystem("s3", cache_size=size)
 
 
 @pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")  # blockcache leaves its file open

@@ -529,3 +529,18 @@ def test_memory_of_copies_is_of_one_part(fs: CSXFileSystem, folder: str) -> None
             while number == 2 and file._writer._in_flight:
                 time.sleep(0.01)
     assert fs.cat_file(f"{folder}/object") == b"".join(pieces)
+
+
+@pytest.mark.parametrize(("way", "size"), [("open", BLOCK + 1), ("open", 3), ("pipe_file", 3), ("put_file", 3)])
+def test_page_in_place_of_an_answer(
+    server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, way: str, size: int
+) -> None:
+    """A write that is answered by the page of a proxy, with the status 200, has failed: nothing was stored."""
+    fs = through(proxy, server)
+    page = (200, {"Content-Type": "text/html"}, b"<html><body>Please log in.</body></html>")
+    proxy.faults = [Fault("PUT", times=1000, answer=page)]
+    with pytest.raises(OSError, match="ETag"):
+        write(fs, f"{folder}/object", way, size, tmp_path)
+    with pytest.raises(OSError, match="ETag"):
+        fs.pipe({f"{folder}/{number}": b"data" for number in range(5)})
+    assert not fs.exists(f"{folder}/object")

@@ -46,6 +46,8 @@ _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "ListObjects": {"Contents": _OBJECT, "CommonPrefixes": ("Prefix",)},
     "ListObjectsV2": {"Contents": _OBJECT, "CommonPrefixes": ("Prefix",)},
     "ListParts": {"Parts": ("PartNumber", "Size", "LastModified")},
+    "PutObject": {"": ("ETag",)},  # or nothing may have been stored: it is the page of a proxy, for one
+    "UploadPart": {"": ("ETag",)},
 }
 # The name of the next page.
 NEXT = {"ListObjectsV2": "NextContinuationToken", "ListObjectVersions": "NextKeyMarker"}
