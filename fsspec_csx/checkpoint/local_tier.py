@@ -30,6 +30,8 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 logger = logging.getLogger("fsspec_csx")
 
 _RECORD = ".json"
+# Seconds after which a save that waits for the uploads of others says so.
+_SILENT = 60.0
 # Saves of a tier that have not ended; the next one waits.
 _OUTSTANDING = 2
 
@@ -143,7 +145,9 @@ class LocalTier:
         while saves := self._outstanding.copy():
             if len(saves) < _OUTSTANDING and name not in saves.values():
                 return
-            concurrent.futures.wait([*saves], return_when=concurrent.futures.FIRST_COMPLETED)
+            done, _ = concurrent.futures.wait([*saves], _SILENT, return_when=concurrent.futures.FIRST_COMPLETED)
+            if not done:
+                logger.warning("The save of %s waits for those of %s, which have not ended", name, [*saves.values()])
 
     def add(self, name: str, save: concurrent.futures.Future[None]) -> None:
         """Note a save that has begun."""
@@ -264,6 +268,9 @@ def tier_of(
     check_local(local)
     text = checkpoint_path(path)
     fs, inner = resolve_path(path, text, options)
+    if not text.endswith(_name_of(inner)):  # such as zip://name::URL
+        msg = f"No local folder is for {redacted(text)!r}, which does not end in the checkpoint's name. Leave it out."
+        raise ValueError(msg)
     behind, place, _ = unwrap_filesystem(fs, inner if fs is not None else os.path.abspath(inner))
     if connect := getattr(behind, "connect", None):
         connect()

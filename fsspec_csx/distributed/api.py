@@ -24,7 +24,8 @@ from fsspec_csx.errors import LostProcessError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.group.processes import translate_lost_process
+from fsspec_csx.group.processes import Processes, translate_lost_process
+from fsspec_csx.storage.paths import is_local, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 from fsspec_csx.tensors.names import Keys
 
@@ -59,17 +60,18 @@ def save(
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        ValueError: if a sharded checkpoint cannot hold an entry, which the message names.
+        ValueError: if a sharded checkpoint cannot hold an entry, which the message names, or the ranks do not save to
+            the same path.
         TypeError: if a value cannot be pickled, or the state dict is no dict.
         FileExistsError: if there is a checkpoint, unless ``overwrite``.
         LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
         Exception: the error of this rank, or else of the first rank that failed.
     """
-    check_state_dict(state_dict)
     with _reporting(callback, path, process_group) as progress:
-        writer = StorageWriter(
-            path, storage_options=storage_options, overwrite=overwrite, prefix_count=prefix_count, callback=progress
-        )
+        with agreeing(path, joined(process_group)):
+            check_state_dict(state_dict)
+            options: dict[str, Any] = {"overwrite": overwrite, "prefix_count": prefix_count}
+            writer = StorageWriter(path, storage_options=storage_options, callback=progress, **options)
         write(state_dict, writer, planner, process_group)
 
 
@@ -78,6 +80,25 @@ def check_state_dict(state_dict: object) -> None:
     if not isinstance(state_dict, Mapping):
         msg = f"A sharded checkpoint holds a dict, not a {type(state_dict).__name__}. Save it in a dict, or to a file."
         raise TypeError(msg)
+
+
+@contextlib.contextmanager
+def agreeing(path: Path, group: dist.ProcessGroup | None, call: str = "") -> Iterator[None]:
+    """Let the ranks of a group begin a save together: what fails in the block in one of them fails in all.
+
+    Args:
+        path: a ValueError if the ranks have different ones, as the manifest would not have all shards beside it.
+        group: None for this process alone.
+        call: which save it is; a ValueError if the ranks differ in it.
+    """
+    if group is None:
+        yield
+        return
+    where = "" if is_local(path) else f" {redacted(os.fspath(path))}"  # nodes may mount a folder differently
+    processes = Processes(group)
+    with processes.failing():
+        yield
+        processes.gather(f"save{where}{call}")
 
 
 def write(
@@ -147,7 +168,7 @@ def load(
     """
     with _reporting(callback, path, process_group) as progress:
         options = {"storage_options": storage_options, "weights_only": weights_only, "callback": progress}
-        reader = StorageReader(path, **options, process_group=_joined(process_group))
+        reader = StorageReader(path, **options, process_group=joined(process_group))
         with unwrap_errors(process_group, reader):
             state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
 
@@ -207,10 +228,9 @@ def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -
     return [name for name in folder.shards() if name not in named]
 
 
-def _joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+def joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """The ranks that take part; None for this process alone."""
-    joined = dist.is_available() and dist.is_initialized()
-    return (group or dist.group.WORLD) if joined else None
+    return (group or dist.group.WORLD) if dist.is_available() and dist.is_initialized() else None
 
 
 @contextlib.contextmanager

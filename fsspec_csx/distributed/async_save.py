@@ -16,13 +16,12 @@ from torch.futures import Future
 
 from fsspec_csx.checkpoint import async_save as saves
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
-from fsspec_csx.distributed.api import check_state_dict, write
+from fsspec_csx.distributed.api import agreeing, check_state_dict, joined, write
 from fsspec_csx.distributed.paths import Path
 from fsspec_csx.distributed.staging import nbytes, stage
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.formats.writer import CheckpointWriter, Target
-from fsspec_csx.group.processes import Processes, translate_lost_process
-from fsspec_csx.storage.paths import is_local, redacted
+from fsspec_csx.group.processes import translate_lost_process
 from fsspec_csx.tensors import torch_compat
 
 _PLACE = "sharded checkpoints"  # one after the other: all ranks must save them in one order
@@ -76,7 +75,7 @@ def async_save(
         check_state_dict(state_dict)
         saving.writer = _BackgroundWriter(path, progress, storage_options=storage_options, overwrite=overwrite)
     except Exception as error:
-        if group is None:
+        if group is None or dist.get_world_size(group) == 1:
             raise
         saving.failure = error
     else:
@@ -130,10 +129,10 @@ class _ShardedSave(CheckpointWriter):
         self._planner, self._group = planner, group
         self._staged: dict[str, Any] = {}
         self.nbytes = 0
-        self._step = "save" if is_local(path) else f"save {redacted(path)}"  # nodes may mount a folder differently
+        self._path, self._call = path, ""
         if group is not None:
             _counts[group] = _counts.get(group, 0) + 1
-            self._step += f", by call {_counts[group]}"
+            self._call = f", by call {_counts[group]}"
 
     def stage(self, state_dict: dict[str, Any]) -> None:
         """Copy the state."""
@@ -147,20 +146,13 @@ class _ShardedSave(CheckpointWriter):
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``."""
-        if self._group is not None:
-            processes = Processes(self._group)
-            with processes.failing():
-                self._check()
-                processes.gather(self._step)
-        writer = self._check()
+        with agreeing(self._path, self._group, self._call):
+            if self.failure is not None:
+                raise self.failure
+        writer = self.writer
+        assert writer is not None
         writer._callback = _Advancing(advance)
         write(self._staged, writer, self._planner, self._group)
-
-    def _check(self) -> _BackgroundWriter:
-        if self.failure is not None:
-            raise self.failure
-        assert self.writer is not None
-        return self.writer
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""
@@ -184,10 +176,9 @@ _groups: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakr
 
 def background_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """The gloo group of the same ranks for saves in the background; None if this process is alone."""
-    if not (dist.is_available() and dist.is_initialized()):
+    group = joined(group)
+    if group is None:
         return None
-    group = group or dist.group.WORLD
-    assert group is not None
     if group not in _groups:
         ranks = dist.get_process_group_ranks(group)
         timeout = torch_compat.group_timeout(group)

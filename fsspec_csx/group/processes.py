@@ -42,7 +42,7 @@ class Processes:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank = dist.get_rank(group)
         if self.rank < 0:
-            msg = "This process is not in the group. Call load in the processes of the group alone."
+            msg = "This process is not in the group. Leave this call to the processes of the group."
             raise ValueError(msg)
         self.size = dist.get_world_size(group)
         self._group = group

@@ -91,8 +91,11 @@ def test_same_path(run: str, tmp_path: Path) -> None:
     assert requests == ["HeadObject"]
 
 
-def test_uploads_slower_than_saves(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third save waits for the first upload, so that neither memory nor disk fills."""
+def test_uploads_slower_than_saves(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The third save waits for the first upload, so that neither memory nor disk fills; a warning says so."""
+    monkeypatch.setattr(local_tier, "_SILENT", 0.1)
     go = threading.Event()
     put_file = CSXFileSystem.put_file
 
@@ -110,6 +113,7 @@ def test_uploads_slower_than_saves(run: str, tmp_path: Path, monkeypatch: pytest
     third.start()
     third.join(0.3)
     assert local_steps(tmp_path) == [1, 2]
+    assert "The save of 3.mdl waits for those of ['1.mdl', '2.mdl']" in caplog.text
     go.set()
     third.join(60)
     assert local_steps(tmp_path) == [2, 3]
@@ -254,6 +258,8 @@ def test_refused(run: str, tmp_path: Path) -> None:
             async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local=tmp_path / "disk", **options)
     with pytest.raises(ValueError, match="local"):
         async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local="s3://bucket/disk")
+    with pytest.raises(ValueError, match="does not end in the checkpoint's name"):
+        async_save({"w": torch.ones(3)}, f"zip://x.mdl::{tmp_path}/x.zip", local=tmp_path / "disk")
     assert local_steps(tmp_path / "disk") == []
 
 

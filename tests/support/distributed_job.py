@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -248,6 +249,8 @@ def background(root: str) -> None:
     both = distributed.async_save(state(4), f"{path}{dist.get_rank()}")
     _raises(Exception, failing)
     _raises(ValueError, both)
+    with pytest.raises(ValueError, match="The processes do not do the same"):
+        distributed.save(state(4), f"{path}{dist.get_rank()}")
     _holds(path, 3)
     saving = distributed.async_save(state(5), path, callback=Slow())
     if dist.get_rank() == 1:
