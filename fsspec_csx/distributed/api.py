@@ -94,7 +94,8 @@ def agreeing(path: Path, group: dist.ProcessGroup | None, call: str = "") -> Ite
     if group is None:
         yield
         return
-    where = "" if is_local(path) else f" {redacted(os.fspath(path))}"  # nodes may mount a folder differently
+    # Of local paths, nodes may mount one differently.
+    where = "" if is_local(path) else f" {redacted(os.fspath(path).rstrip('/'))}"
     processes = Processes(group)
     with processes.failing():
         yield

@@ -23,11 +23,9 @@ from fsspec_csx.distributed.planner import Planner, check_item
 from fsspec_csx.distributed.staging import stage
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, logger, shard_name
+from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, logger, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
 from fsspec_csx.tensors import memory
-
-_PREFIXES = 4096
 
 
 class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
@@ -58,8 +56,8 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         prefix_count: int = 0,
         callback: Callback | None = None,
     ) -> None:
-        if type(prefix_count) is not int or not 0 <= prefix_count <= _PREFIXES:
-            msg = f"prefix_count is a whole number from 0 to {_PREFIXES}, not {prefix_count!r}. Leave it out for none."
+        if type(prefix_count) is not int or not 0 <= prefix_count <= MOST_PREFIXES:
+            msg = f"prefix_count is a whole number to {MOST_PREFIXES}, not {prefix_count!r}. Leave it out for none."
             raise ValueError(msg)
         super().__init__(path, storage_options, callback)
         self._overwrite = overwrite

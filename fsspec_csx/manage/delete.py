@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.errors import CheckpointPathError, CSXError
-from fsspec_csx.formats.dcp.folder import PREFIX
+from fsspec_csx.formats.dcp.folder import is_prefix
 from fsspec_csx.manage import cerebras_folders, naming, s3, shard_prefixes
 from fsspec_csx.manage.directory import Directory, map_parallel, remove_files, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
@@ -248,7 +248,7 @@ def remove_empty(fs: Any, folder: str | None) -> None:
         return
     try:
         for name in os.listdir(folder) if fs is None else ():
-            if PREFIX.fullmatch(name):
+            if is_prefix(name):
                 with contextlib.suppress(OSError):  # not empty
                     os.rmdir(os.path.join(folder, name))
         os.rmdir(folder) if fs is None else fs.rmdir(folder)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fsspec_csx.formats.dcp.folder import PREFIX, SHARD
+from fsspec_csx.formats.dcp.folder import SHARD, is_prefix
 from fsspec_csx.manage.directory import Directory, File, map_parallel
 
 
 def checkpoint_of(folder: str) -> str | None:
     """The folder whose prefix a folder is by its name; None if it is none. Both end with a slash, but for the root."""
     parent, _, last = folder.rstrip("/").rpartition("/")
-    if PREFIX.fullmatch(last) is None:
+    if not is_prefix(last):
         return None
     return f"{parent}/" if parent else ""
 

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 import fsspec_csx
 from fsspec_csx import distributed
-from fsspec_csx.formats.dcp.folder import MANIFEST, PREFIX, SHARD, shard_name
+from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD, is_prefix, shard_name
 from fsspec_csx.manage import delete, gc, prune
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.directory import Directory
@@ -33,7 +33,7 @@ def test_names() -> None:
     """Ranks share so many prefixes, evenly, and a rank has the same in every save."""
     prefixes = [shard_name(rank, 7).partition("/")[0] for rank in range(70)]
     assert len({*prefixes}) == 7
-    assert all(PREFIX.fullmatch(each) and prefixes.count(each) == 10 for each in prefixes)
+    assert all(is_prefix(each) and prefixes.count(each) == 10 for each in prefixes)
     assert prefixes[0] == shard_name(0, 7)[:8]
     assert SHARD.fullmatch(shard_name(3))
     for wrong in (-1, 5000, 2.0, True):
@@ -48,7 +48,7 @@ def test_every_command_finds_them(root: str) -> None:
         distributed.save(state, f"{root}/run/checkpoint_{step}", prefix_count=3)
     shard, manifest = sorted(files(f"{root}/run/checkpoint_2"), key=lambda name: name == MANIFEST)
     assert manifest == MANIFEST
-    assert PREFIX.fullmatch(shard.partition("/")[0])
+    assert is_prefix(shard.partition("/")[0])
     found = checkpoints(f"{root}/run")
     assert [(each.step, each.files, each.size > 400) for each in found] == [(1, 2, True), (2, 2, True)]
     assert [each.size for each in found] == [each.size for each in checkpoints(root, recursive=True)]
@@ -107,6 +107,20 @@ def test_interrupted_save(root: str) -> None:
         assert checkpoints(f"{root}/run") == []
         assert not remove(path)
         assert [name for name in files(root) if "checkpoint_1" in name] == []
+
+
+def test_steps_of_eight_digits(root: str) -> None:
+    """They are no prefixes: neither the folder around them nor a checkpoint in it takes them for its own."""
+    steps = [f"{root}/run/0000{step}000" for step in (1, 2)]
+    for step in steps:
+        distributed.save({"x": torch.ones(10)}, step)
+    with pytest.raises(IsADirectoryError):
+        delete.targets([f"{root}/run"])
+    distributed.save({"x": torch.zeros(10)}, f"{root}/run")
+    assert distributed.leftovers(f"{root}/run") == []
+    assert not gc.leftovers(root, older_than=NONE)
+    assert not delete.delete(delete.targets([f"{root}/run"]))
+    assert [fsspec_csx.load(step)["x"].sum() for step in steps] == [10, 10]
 
 
 def test_reader_of_torch(tmp_path: Path) -> None:
