@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+import zipfile
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,7 @@ def test_refused(run: str, tmp_path: Path) -> None:
             async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local=tmp_path / "disk", **options)
     with pytest.raises(ValueError, match="local"):
         async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local="s3://bucket/disk")
+    zipfile.ZipFile(tmp_path / "x.zip", "w").close()
     with pytest.raises(ValueError, match="does not end in the checkpoint's name"):
         async_save({"w": torch.ones(3)}, f"zip://x.mdl::{tmp_path}/x.zip", local=tmp_path / "disk")
     assert local_steps(tmp_path / "disk") == []
