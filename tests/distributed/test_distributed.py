@@ -798,8 +798,10 @@ dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, ti
 dist.barrier()
 if verb == "async_save":  # which makes a group of its own
     distributed.async_save({"x": torch.zeros(3)}, f"{sys.argv[1]}/checkpoint").result()
-if rank == lost:
+if rank == lost and verb == "load":
     os.kill(os.getpid(), number)
+if rank == lost:  # when all have begun to save, as before nothing can have been written
+    distributed.StorageWriter.storage_meta = lambda *_: os.kill(os.getpid(), number)
 try:
     saving = getattr(distributed, verb)({"x": torch.ones(3)}, f"{sys.argv[1]}/checkpoint")
     if saving is not None:
