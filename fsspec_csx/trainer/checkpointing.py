@@ -53,7 +53,7 @@ class Checkpoint(Callback):
         save_initial_checkpoint: whether to save before the first step.
         checkpoint_root: the folder of checkpoints, an fsspec URL or a local path; by default the ``model_dir``.
         checkpoint_name: the name of a checkpoint, with ``{step}`` in it.
-        asynchronous: if False, the training waits until each checkpoint is complete.
+        asynchronous: if False, the training waits until each checkpoint is complete, on ``local_dir`` if that is given.
         sharded: whether each process saves its own parts; by default whether the model is sharded.
         format: "cerebras" for checkpoints that the ModelZoo resumes from, on S3; None for torch files.
         local_dir: a folder on a local disk, which may be that of other runs, too.
