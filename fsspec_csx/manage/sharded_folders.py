@@ -11,6 +11,7 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointPathError, ChecksumError
+from fsspec_csx.formats.dcp.folder import is_prefix
 from fsspec_csx.formats.huggingface import names as huggingface
 from fsspec_csx.manage import cerebras_folders, naming
 from fsspec_csx.manage import delete as manage_delete
@@ -290,11 +291,17 @@ def _remove_former(target: Directory, held: list[str], names: list[str], *, all_
     """
     manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
     all_parts |= naming.METADATA in held
-    parts = [name for name in held if all_parts or naming.is_shard(_last(name))]
+    parts = [name for name in held if all_parts or _is_own_shard(name)]
     shards = [name for name in parts if name not in (*names, *manifests)]
     for going in (manifests, shards):
         for error in manage_delete.remove(target.fs, [target.inner(name) for name in going]).values():
             raise error
+
+
+def _is_own_shard(name: str) -> bool:
+    """Whether a file below a checkpoint is a shard of it, and not of a checkpoint in a folder below."""
+    folder, _, last = name.rpartition("/")
+    return naming.is_shard(last) and (not folder or is_prefix(folder))
 
 
 def _manifests(names: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from fsspec_csx import distributed
-from fsspec_csx.checkpoint.api import save
+from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.cli import main
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
@@ -377,3 +377,16 @@ def test_verify_what_is_no_whole_cerebras_checkpoint() -> None:
     assert "was not finished" in damage
     damages = verify(DATA / "external_link" / "s3").damage
     assert [each.partition(":")[0] for each in damages] == ["'w' cannot be read", "'z' cannot be read"]
+
+
+# -- copy --------------------------------------------------------------------------------------------------------------
+
+
+def test_copy_leaves_checkpoints_below_the_target(root: str) -> None:
+    """A checkpoint that replaces another one in a folder of checkpoints leaves those in the folders below."""
+    by_us(f"{root}/run", step=1)
+    by_us(f"{root}/run/step_2", step=2)
+    by_us(f"{root}/other", step=3)
+    assert run("copy", f"{root}/other", f"{root}/run", "--force") == 0
+    assert load(f"{root}/run")["step"] == 3
+    assert load(f"{root}/run/step_2")["step"] == 2
