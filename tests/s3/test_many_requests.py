@@ -30,3 +30,24 @@ def test_learned_anew_from_another_object(
             assert sorted(fs.find(bucket)) == sorted(objects)
         assert fs.cat(list(objects), batch_size=1) == objects
         assert proxy.faults[0].done == 1
+
+
+def test_names_in_headers(server: LocalS3, bucket: str) -> None:
+    """Headers that are not ASCII are sent as they were signed: nothing is refused and sent again."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(5)}
+    for name in ("Grüße", "日本"):
+        with fault_proxy(server.endpoint_url) as proxy:
+            fs = through(proxy, server)
+            fs.pipe(objects, ContentDisposition=f'attachment; filename="{name}"')
+            assert [request.status for request in proxy.made("PUT")] == [200] * len(objects)
+            sent = {request.headers["content-disposition"].encode("latin-1").decode() for request in proxy.made("PUT")}
+            assert sent == {f'attachment; filename="{name}"'}
+
+
+def test_answers_that_only_botocore_understands(server: LocalS3, bucket: str) -> None:
+    """Where no answer is as it should be, a few objects are sent twice, and not every other one."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(20)}
+    with fault_proxy(server.endpoint_url) as proxy:
+        proxy.faults = [Fault("PUT", times=100, answer=(200, {"ETag": '"of another kind"'}, b"<Stored/>"))]
+        through(proxy, server).pipe(objects, batch_size=1)
+        assert len(proxy.made("PUT")) == len(objects) + 5

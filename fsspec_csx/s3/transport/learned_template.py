@@ -7,7 +7,7 @@ import asyncio
 from fsspec_csx.s3.transport.request_template import ReadTemplate
 
 # After so many times that its requests did not succeed, or none could be made, botocore makes all.
-_FAILURES = 5
+FAILURES = 5
 
 
 class LearnedTemplate:
@@ -45,7 +45,7 @@ class LearnedTemplate:
 
     def _forget(self) -> None:
         self._failures += 1
-        if self._failures < _FAILURES:
+        if self._failures < FAILURES:
             self._made = None
         else:
             self.begin()

@@ -67,7 +67,11 @@ class _Template:
         self._auth.add_auth(made)
         if self._numbered:  # as botocore numbers each request and its attempts
             made.headers[_INVOCATION], made.headers[_ATTEMPT] = str(uuid.uuid4()), self._numbered
-        return made.prepare()
+        prepared = made.prepare()
+        for name, value in prepared.headers.items():
+            if not value.isascii():  # it was signed as UTF-8, and http.client would send it in Latin-1
+                prepared.headers[name] = value.encode()
+        return prepared
 
 
 class ReadTemplate(_Template):

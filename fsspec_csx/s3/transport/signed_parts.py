@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aiobotocore.awsrequest import AioAWSResponse
 from botocore.awsrequest import AWSRequest
 
+from fsspec_csx.s3.transport.learned_template import FAILURES
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate
@@ -66,6 +67,7 @@ class SignedParts:
 
     def __init__(self) -> None:
         self._model: asyncio.Future[_Model | None] | None = None  # done when the first request is sent, or failed
+        self._failures = 0  # since a request made from a template succeeded
 
     async def send(self, *which: Any, body: RequestBody, put: Put) -> Mapping[str, Any]:
         """Send a part in the running turn.
@@ -79,7 +81,7 @@ class SignedParts:
             The response, with its ETag.
         """
         if (awaited := self._model) is None:
-            return await self._learn(which, put)
+            return await (self._learn(which, put) if self._failures < FAILURES else put())
         if (model := await asyncio.shield(awaited)) is None:
             return await put()
         model.template = model.template or await self._template_of(model)
@@ -87,6 +89,7 @@ class SignedParts:
             return await put()
         outcome = await self._attempt(model.transfer, model.template.request(*which, body), body)
         if not isinstance(outcome, Exception) and _is_good(outcome):
+            self._failures = 0
             return _answer(outcome.headers)
         self._forget(awaited)
         if not self._is_for_botocore(outcome):
@@ -127,9 +130,10 @@ class SignedParts:
                 self._forget(learned)
 
     def _forget(self, model: asyncio.Future[_Model | None]) -> None:
-        """Learn anew with the next part."""
+        """Learn anew with the next part, unless that has not helped."""
         if self._model is model:
             self._model = None
+            self._failures += 1
 
 
 class SignedPuts(SignedParts):
