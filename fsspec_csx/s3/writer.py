@@ -89,10 +89,7 @@ class PartWriter:
         Raises:
             Exception: what the sending of a former part raised.
         """
-        if not self._chosen:
-            self._chosen = True
-            if self._transfer.width > LEAST and not self.copied:  # more of them are on their way in the same memory
-                self._first_part = self._part_size = LEAST_PART
+        self._choose()
         at_once = not stable and len(view) >= _SENT_AT_ONCE
         while view:
             room = self._part_size - self._filled
@@ -137,6 +134,7 @@ class PartWriter:
 
     def fits(self, size: int) -> bool:
         """Whether ``write`` takes so many bytes without sending any, and so without waiting."""
+        self._choose()
         return size < _SENT_AT_ONCE and self._filled + size <= self._part_size
 
     def stop(self) -> None:
@@ -159,6 +157,13 @@ class PartWriter:
         await self._transfer.ended(payloads)
         if self.upload is not None:
             await self.upload.abort()
+
+    def _choose(self) -> None:
+        """Settle the size of the first parts, unless that is done."""
+        if not self._chosen:
+            self._chosen = True
+            if self._transfer.width > LEAST and not self.copied:  # more of them are on their way in the same memory
+                self._first_part = self._part_size = LEAST_PART
 
     # -- the part that is being filled ------------------------------------------------------------------------------
 

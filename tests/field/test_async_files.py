@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -90,6 +91,22 @@ def test_requests(server: LocalS3, path: str) -> None:
         assert operations == ["PutObject", "GetObject"]
 
     run(server, work)
+
+
+def test_first_write_far_from_the_store(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
+    """A first write of more than the smaller parts of a far store does not stop the event loop for ever."""
+    data = DATA[: 7 * MIB]
+
+    async def work(afs: CSXFileSystem) -> None:
+        with afs.transfer.slots.fixed(64):
+            async with await afs.open_async(path, "wb") as file:
+                await file.write(data)
+
+    writing = threading.Thread(target=run, args=(server, work), daemon=True)
+    writing.start()
+    writing.join(20)
+    assert not writing.is_alive()
+    assert left(fs, path) == (data, [])
 
 
 def test_many_tasks_write(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
