@@ -33,8 +33,8 @@ async def readinto_objects(
         advance: called on the event loop with the bytes read of each object.
 
     Returns:
-        The size in bytes that each object has. Where it is not the one that it must have, the memory may have
-        been filled in part.
+        The size in bytes that each object has; the one that it must have if no bytes of it are wanted. Where it is
+        not that one, the memory may have been filled in part.
 
     Raises:
         ObjectNotFoundError: if there is no such object.
@@ -84,7 +84,7 @@ async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
     if start or len(memory) != size:
         ranges = coalesce([(start, memory)], part)
         await fs.transfer.fetch(found.get, ranges)
-        return ranges[0].total or size
+        return ranges[0].total or size if ranges else size
     probe = RangeRequest(0, probing=True)
     probe.add(0, 0, memory[:MIN_REQUEST])
     await fs.transfer.fetch(found.get, [probe])

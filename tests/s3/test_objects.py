@@ -55,6 +55,12 @@ def read(fs: CSXFileSystem, folder: str, size: int = 960) -> list[bytes]:
     return [bytes(each) for each in made]
 
 
+def test_no_bytes_of_an_object(fs: CSXFileSystem, bucket: str) -> None:
+    """A memory of no bytes is filled from anywhere in an object."""
+    fs.pipe_file(f"{bucket}/object", b"abc")
+    assert fs.readinto_objects([(f"{bucket}/object", at, memoryview(b""), 3) for at in (0, 1, 3)]) == [3, 3, 3]
+
+
 def test_small_objects(fs: CSXFileSystem, folder: str, caplog: pytest.LogCaptureFixture) -> None:
     """Small objects of any names come whole by a request each, and botocore makes one of them."""
     with recorded_requests() as operations, caplog.at_level(logging.DEBUG, "botocore.endpoint"):
