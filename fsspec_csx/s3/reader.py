@@ -49,10 +49,10 @@ class ReadFile(S3File):  # type: ignore[misc]
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         own = kwargs.get("cache_type") == ReadAhead.name
         self._details = kwargs.pop("details", None)
+        self._alike = LearnedTemplate()  # before the caches of fsspec, some of which read at once
         super().__init__(fs, path, mode, **(kwargs | {"cache_type": "none"} if own else kwargs))
         if mode != "rb":
             return
-        self._alike = LearnedTemplate()
         if self._details is not None and self._details.get("type") == "directory":
             reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
             raise ObjectNotFoundError(reason, "Name one of them.")
