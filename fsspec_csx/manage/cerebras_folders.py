@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError, CheckpointPathError
@@ -9,6 +10,7 @@ from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.files import open_file
 from fsspec_csx.storage.paths import redacted
 
 _TAIL = 4096
@@ -41,22 +43,40 @@ def is_complete(root: Directory, folder: str) -> bool:
         return True
 
 
+def own_names(root: Directory, names: Collection[str]) -> list[str]:
+    """Those of the files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one.
+
+    Raises:
+        OSError: raised by the filesystem, except PermissionError.
+    """
+    from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
+
+    if naming.METADATA not in names:
+        return []
+    try:
+        data = _read(root.fs, root.inner(), metadata.LARGEST + 1)
+    except PermissionError:
+        data = None
+    return metadata.own_names(data or b"", names)
+
+
 def is_incomplete(root: Directory) -> bool:
     """Whether ``mark_incomplete`` marked a folder, and nothing completed it since."""
-    place = Location.below(root, naming.METADATA)
+    from fsspec_csx.formats.cerebras.metadata import LARGEST, OWN, decoded  # imported here, as few folders need it
+
     try:
-        with place.opened() as file:
-            return bool(file.read(_TAIL) == _incomplete_metadata())
-    except FileNotFoundError:
+        return {*decoded(_read(root.fs, root.inner(), LARGEST) or b"", name=root.path)} == {OWN}
+    except CheckpointError:
         return False
 
 
-def mark_incomplete(fs: Any, folder: str) -> bytes | None:
+def mark_incomplete(fs: Any, folder: str, names: Iterable[str]) -> bytes | None:
     """Mark a folder as an incomplete Cerebras checkpoint, before it is written or deleted.
 
     Args:
         fs: the filesystem; None for the local one.
         folder: its path there.
+        names: the names of all its objects, below the folder.
 
     Returns:
         The former metadata; None if there was none.
@@ -64,14 +84,19 @@ def mark_incomplete(fs: Any, folder: str) -> bytes | None:
     Raises:
         OSError: raised by the filesystem.
     """
-    place = Location(folder, fs, f"{folder}/{naming.METADATA}", (fs, f"{folder}/{naming.METADATA}"))
-    try:
-        with place.opened() as file:
-            former: bytes | None = file.read()
-    except FileNotFoundError:
-        former = None
-    write_metadata(fs, folder, _incomplete_metadata())
+    from fsspec_csx.formats.cerebras.metadata import unfinished  # imported here, as few folders need it
+
+    former = _read(fs, folder)
+    write_metadata(fs, folder, unfinished(names))
     return former
+
+
+def _read(fs: Any, folder: str, size: int = -1) -> bytes | None:
+    try:
+        with open_file(fs, f"{folder}/{naming.METADATA}") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        return None
 
 
 def write_metadata(fs: Any, folder: str, metadata: bytes) -> None:
@@ -97,13 +122,6 @@ def same_user_metadata(one: Location, other: Location) -> bool:
     if stamps[0] is None or stamps[1] is None:
         return True
     return bool(stamps[0].headers.get("Metadata") == stamps[1].headers.get("Metadata"))
-
-
-def _incomplete_metadata() -> bytes:
-    """Metadata without the entry that is written last."""
-    from fsspec_csx.formats.cerebras.metadata import encoded  # imported here, as few folders need it
-
-    return encoded({})
 
 
 def _is_bulk(fs: Any) -> bool:

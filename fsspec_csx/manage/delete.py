@@ -64,7 +64,7 @@ def targets(
     """Find out what to delete for these checkpoints; nothing is deleted yet.
 
     A file may have any name. A folder must have a manifest, or only shards whose manifest is gone. Folders in it are
-    not part of the checkpoint, except those of a Cerebras checkpoint.
+    not part of the checkpoint; of a Cerebras checkpoint are the objects that its metadata names.
 
     Args:
         paths: local paths or fsspec URLs, as for ``load``.
@@ -184,7 +184,8 @@ def _mark_incomplete(to_delete: DeleteTarget) -> bytes | Exception | None:
     if to_delete.folder is None or to_delete.metadata is None:
         return None
     try:
-        return cerebras_folders.mark_incomplete(to_delete.fs, to_delete.folder)
+        names = [file.removeprefix(f"{to_delete.folder}/") for file in to_delete.files]
+        return cerebras_folders.mark_incomplete(to_delete.fs, to_delete.folder, names)
     except Exception as error:
         return error
 
@@ -223,7 +224,8 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     metadata = None
     if naming.METADATA in names:
         metadata = root.inner(naming.METADATA)
-        held = [file for files in root.tree().values() for file in files]
+        below = {file.name: file for files in root.tree().values() for file in files}
+        held = [below[name] for name in cerebras_folders.own_names(root, below)]
     files = [root.inner(file.name) for file in held]
     return DeleteTarget(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner(), metadata)
 

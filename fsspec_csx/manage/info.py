@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.huggingface.names import is_index
+from fsspec_csx.manage import cerebras_folders
 from fsspec_csx.manage.directory import Directory, File, file_from_info
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
@@ -70,9 +71,11 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
 
 
 def _files(root: Directory, source: Source) -> list[File]:
-    """The files of a checkpoint: a manifest and those it names; for Cerebras, all files."""
-    below = [file for files in root.tree().values() for file in files]
-    return [file for file in below if source.files is None or file.name in source.files]
+    """The files of a checkpoint: a manifest or metadata, and those it names."""
+    below = {file.name: file for files in root.tree().values() for file in files}
+    names = cerebras_folders.own_names(root, below) if source.files is None else source.files
+    named = {*names}
+    return [file for name, file in below.items() if name in named]
 
 
 def _details(place: Location) -> Mapping[str, Any]:

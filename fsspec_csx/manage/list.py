@@ -68,12 +68,12 @@ def checkpoints(
     finished = map_parallel(place.fs, lambda folder: cerebras_folders.is_complete(place, folder), cerebras)
     unfinished = {folder for folder, complete in zip(cerebras, finished, strict=True) if not complete}
     for folder, files in folders.items():
-        if folder in unfinished or _is_below(folder, cerebras):
+        if folder in unfinished:
             continue
-        # The root itself is not listed.
+        # The root itself is not listed, and a file below a Cerebras checkpoint may be one of its objects.
         if folder and (sharded := _sharded(place, folder, files)):
             found.append(sharded)
-        elif recursive or not folder:
+        elif (recursive or not folder) and not _is_below(folder, cerebras):
             found += _single(place, files)
     return sorted(found, key=sort_key)
 

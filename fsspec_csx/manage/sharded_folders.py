@@ -34,7 +34,7 @@ class CheckpointFolder:
         root: the folder.
 
     Attributes:
-        names: the names of all files below it, manifests last.
+        names: the names of all files below it, of a Cerebras checkpoint those of its own; manifests last.
         size: their total size in bytes.
         is_cerebras: whether it is a Cerebras checkpoint, whose objects have user metadata to keep.
 
@@ -48,6 +48,9 @@ class CheckpointFolder:
         files = [
             file for folder in root.tree().values() for file in folder if not naming.is_temporary(_last(file.name))
         ]
+        own = {*cerebras_folders.own_names(root, [file.name for file in files])}
+        self._is_all = not own or len(own) == len(files)
+        files = [file for file in files if not own or file.name in own]
         self._manifests = {*_manifests(file.name for file in files)}
         if not self._manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
@@ -98,6 +101,7 @@ class CheckpointFolder:
         if self.is_cerebras:
             cerebras_folders.check_target(self._root, target)
         held = _held(target)
+        own = cerebras_folders.own_names(target, held)
         local = target.fs is None
         if not overwrite:
             if (_manifests(held) or _models(held, self.names)) and not self._is_resumed(target, held):
@@ -105,12 +109,16 @@ class CheckpointFolder:
             for name in held:
                 if local and name in self.names:
                     raise already_exists(target.path_of(name))
-        if not (moving and local and not os.path.lexists(target.inner()) and self._renamed(target)):
+        elif own and self.is_cerebras and any("/" in name for name in {*self.names}.intersection(held).difference(own)):
+            msg = f"{redacted(target.path)} has other files, which the copy would replace. Choose another name."
+            raise FileExistsError(msg)
+        whole = moving and local and self._is_all and not os.path.lexists(target.inner())
+        if not (whole and self._renamed(target)):
             meter = ProgressMeter(progress, self.size)
             if local:
-                self._copy_local(target, held, meter, overwrite, moving)
+                self._copy_local(target, held, own, meter, overwrite, moving)
             else:
-                self._copy_in_place(target, held, meter, overwrite, moving)
+                self._copy_in_place(target, held, own, meter, overwrite, moving)
             if moving:
                 self._remove()
             meter.finish()
@@ -144,16 +152,15 @@ class CheckpointFolder:
                 raise CheckpointPathError(reason, "Do not copy it, and ask its author.")
 
     def _copy_in_place(
-        self, target: Directory, held: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
+        self, target: Directory, held: list[str], own: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
     ) -> None:
         """Copy where folders cannot be renamed: the old manifest is deleted first, the new one written last."""
         before = self._metadata.state() if self.is_cerebras else {}
-        former = [*held]
         if self.is_cerebras and (overwrite or naming.METADATA in held or not {*held} & {*self.names}):
-            cerebras_folders.mark_incomplete(target.fs, target.inner())
+            cerebras_folders.mark_incomplete(target.fs, target.inner(), {*self.names, *own})
             held = [name for name in held if name != naming.METADATA]
         if overwrite:
-            _remove_former(target, held, self.names, all_parts=naming.METADATA in former)
+            _remove_former(target, held, self.names, own)
 
         def copy_one(name: str, advance: Callable[[int], object]) -> None:
             there = name in held and name not in self._manifests
@@ -184,7 +191,7 @@ class CheckpointFolder:
         return self.is_cerebras and _manifests(held) == [naming.METADATA] and cerebras_folders.is_incomplete(target)
 
     def _copy_local(
-        self, target: Directory, held: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
+        self, target: Directory, held: list[str], own: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
     ) -> None:
         """Copy to a folder beside the target, and rename it when it is complete."""
         staging = Directory(self._staging(target))
@@ -205,7 +212,7 @@ class CheckpointFolder:
                 os.rmdir(target.inner())  # an empty folder
             os.rename(staging.inner(), target.inner())
             return
-        _remove_former(target, held, self.names)
+        _remove_former(target, held, self.names, own)
         for name in self.names:
             os.makedirs(os.path.dirname(target.inner(name)), exist_ok=True)
             publish(staging.inner(name), target.inner(name), exclusive=not overwrite)
@@ -280,18 +287,18 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
     return [name for name in files if leftovers or not naming.is_temporary(_last(name))]
 
 
-def _remove_former(target: Directory, held: list[str], names: list[str], *, all_parts: bool = False) -> None:
+def _remove_former(target: Directory, held: list[str], names: list[str], own: list[str]) -> None:
     """Remove the manifests of the former checkpoint, and then those of its shards that the new one lacks.
 
     Args:
         target: the folder.
         held: the names of the files in it.
         names: the names of the new files.
-        all_parts: whether all files belong to the checkpoint, as in a Cerebras checkpoint.
+        own: the names of the former objects of a Cerebras checkpoint.
     """
     manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
-    all_parts |= naming.METADATA in held
-    parts = [name for name in held if all_parts or _is_own_shard(name)]
+    objects = {*own}
+    parts = [name for name in held if name in objects or _is_own_shard(name)]
     shards = [name for name in parts if name not in (*names, *manifests)]
     for going in (manifests, shards):
         for error in manage_delete.remove(target.fs, [target.inner(name) for name in going]).values():

@@ -120,13 +120,13 @@ def test_no_copy_without_user_metadata(held: str, tmp_path: Path) -> None:
 
 
 def test_deleted(held: str, fs: CSXFileSystem, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exactly its objects go, those in its folders too; a folder without metadata is no checkpoint."""
-    fs.pipe_file(f"{held}/checkpoint_5.mdl/deep/er", b"part")
+    """Exactly its objects go; a folder without metadata is no checkpoint."""
+    fs.pipe_file(f"{held}/checkpoint_5.mdl/deep/er", b"of another")
     fill(f"s3://{held}/plain.mdl", "weight")
     assert run("delete", f"s3://{held}/checkpoint_5.mdl", "--yes", "--json") == DONE
     (gone,) = json.loads(capsys.readouterr().out)["checkpoints"]
-    assert gone["files"] == len(KEYS) + 1
-    assert left(f"s3://{held}") == ["checkpoint_5.mdl0", "plain.mdl/weight"]
+    assert gone["files"] == len(KEYS)
+    assert left(f"s3://{held}") == ["checkpoint_5.mdl/deep/er", "checkpoint_5.mdl0", "plain.mdl/weight"]
     assert run("delete", f"s3://{held}/plain.mdl", "--yes") == FAILED
 
 

@@ -6,7 +6,6 @@ Layout of the folder K, as cerebras_pytorch 2.10 writes it: ``K/NAME`` for each 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from fsspec import AbstractFileSystem
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue
-from fsspec_csx.formats.cerebras.metadata import OWN, damaged, is_safe
+from fsspec_csx.formats.cerebras.metadata import damaged, is_safe, own_entry
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.staging import batches
@@ -232,11 +231,8 @@ def metadata_of(path: str) -> str:
 
 def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
     """The CRC-32 of the bytes of values by their names, if the checkpoint was written by this package."""
-    try:
-        found = json.loads(metadata.get(OWN, "{}")).get("crc32", {})
-        return {key: crc for key, crc in found.items() if type(crc) is int}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return {}
+    found = own_entry(metadata, "crc32", dict)
+    return {key: crc for key, crc in found.items() if type(crc) is int}
 
 
 def _pieces(wanted: Sequence[ObjectRead]) -> Iterator[ObjectRead]:

@@ -7,8 +7,10 @@ Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 
 from __future__ import annotations
 
+import json
 import pickle
 import pickletools
+from collections.abc import Iterable
 from typing import Any
 
 from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError
@@ -24,7 +26,8 @@ LEAF = ".__metadata__"
 """How the names of the entries end that describe one value each."""
 
 OWN = "__fsspec_csx__"
-"""The entry that only this package writes: the save's own name, and the CRC-32 of each object's bytes, as JSON."""
+"""The entry that only this package writes, as JSON: the save's own name and the CRC-32 of each object's bytes, or the
+names of the objects to delete until it is finished."""
 
 LARGEST = 256 * 2**20
 """The most bytes: of some 200,000 values. A real one has about 1,200 bytes for each."""
@@ -62,6 +65,35 @@ def decoded(data: bytes, *, name: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(map(_is_plain, found.items())):
         raise damaged(name, f"its {NAME} is no flat dict")
     return found
+
+
+def unfinished(names: Iterable[str]) -> bytes:
+    """The metadata of a checkpoint that is being copied or deleted, with the names of its objects."""
+    return encoded({OWN: json.dumps({"objects": sorted(names)})})
+
+
+def own_names(data: bytes, held: Iterable[str]) -> list[str]:
+    """Those names of objects below a folder that are of the checkpoint with this metadata, and of no other.
+
+    Metadata that is damaged, or that another program has not finished, may lack some: then all directly in the folder.
+    """
+    try:
+        found = decoded(data, name=NAME)
+    except (InvalidCheckpointError, UnsafeCheckpointError):
+        found = {}
+    named = {NAME, *(each for each in own_entry(found, "objects", list) if isinstance(each, str))}
+    named |= {key.removesuffix(LEAF) for key in found if key.endswith(LEAF)}
+    is_known = bool(found.get(SUCCESS)) or OWN in found
+    return [name for name in held if name in named or not (is_known or "/" in name)]
+
+
+def own_entry(metadata: dict[str, Any], name: str, kind: type) -> Any:
+    """What this package wrote under a name into ``OWN``; empty if there is none of that type."""
+    try:
+        found = json.loads(metadata.get(OWN, "{}")).get(name)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        found = None
+    return found if isinstance(found, kind) else kind()
 
 
 def damaged(name: str, what: str) -> InvalidCheckpointError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -85,11 +85,14 @@ class Plan:
         """The JSON that the object of a tensor has as its user metadata ``metadata``."""
         return self._headers[name]
 
-    def metadata(self, crc32: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """The metadata of the checkpoint: as finished, with the CRC-32 of its objects' bytes, or without as begun."""
-        own = {"save": secrets.token_hex(8), "crc32": dict(crc32 or {})}
-        finished = {} if crc32 is None else {SUCCESS: True}
-        return {**self._metadata, OWN: json.dumps(own), **finished}
+    def finished(self, crc32: Mapping[str, int]) -> dict[str, Any]:
+        """The metadata of the checkpoint, with the CRC-32 of its objects' bytes."""
+        own = {"save": secrets.token_hex(8), "crc32": dict(crc32)}
+        return {**self._metadata, OWN: json.dumps(own), SUCCESS: True}
+
+    def begun(self, former: Iterable[str]) -> dict[str, Any]:
+        """The metadata until the checkpoint is finished, with the names of the objects of the one before."""
+        return {**self._metadata, OWN: json.dumps({"objects": [*former]})}
 
     def _walk(self, obj: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
         try:

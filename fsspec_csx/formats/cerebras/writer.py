@@ -75,7 +75,7 @@ class CerebrasWriter(CheckpointWriter):
         _clear(plan, fs, path, name)
         crc32 = _write_bodies(plan, fs, path, advance)
         commit()
-        fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.metadata(crc32)))
+        fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.finished(crc32)))
 
     def free(self) -> None:
         """Let go of the object, or its copy."""
@@ -91,19 +91,32 @@ def check_place(fs: AbstractFileSystem | None, name: str) -> None:
 
 def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
     """Mark what is at the path as unfinished, and delete the objects that will not be replaced."""
-    former = objects_of(fs, path)
+    metadata, folder = metadata_of(path), f"{path}/"
+    held = [each.removeprefix(folder) for each in objects_of(fs, path)]
     if fs.isfile(path):
         msg = f"There is an object {name}, and a Cerebras checkpoint is a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
-    if former and metadata_of(path) not in former:
+    former = cerebras_metadata.own_names(_former(fs, metadata), held) if cerebras_metadata.NAME in held else []
+    others = {*held} - {*former}
+    if (held and not former) or not others.isdisjoint(plan.bodies):
         msg = f"{name} has other files, which a Cerebras checkpoint would replace. Delete them, or choose another name."
         raise FileExistsError(msg)
-    fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.metadata()))
-    wanted = {metadata_of(path), *(f"{path}/{key}" for key in plan.bodies)}
-    left = [each for each in former if each not in wanted]
+    fs.pipe_file(metadata, cerebras_metadata.encoded(plan.begun(former)))
+    wanted = {cerebras_metadata.NAME, *plan.bodies}
+    left = [folder + each for each in former if each not in wanted]
     for start in range(0, len(left), _DELETED_AT_ONCE):
         # Not rm: it takes '*', '?' and '[' in a name for a pattern.
         sync(fs.loop, fs._bulk_delete, left[start : start + _DELETED_AT_ONCE])
+
+
+def _former(fs: AbstractFileSystem, metadata: str) -> bytes:
+    """The metadata of the checkpoint that is replaced, as far as it is needed to know its objects."""
+    try:
+        with fs.open(metadata, "rb") as file:
+            data: bytes = file.read(cerebras_metadata.LARGEST + 1)
+            return data
+    except (FileNotFoundError, PermissionError):
+        return b""
 
 
 def _write_bodies(plan: Plan, fs: AbstractFileSystem, path: str, advance: Callable[[int], object]) -> dict[str, int]:

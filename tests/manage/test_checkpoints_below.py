@@ -1,0 +1,173 @@
+"""Verbs on a folder that is a checkpoint leave the checkpoints in the folders below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cerebras import changed
+from roots import left
+
+from fsspec_csx import copy, distributed, load, move, save
+from fsspec_csx.cli import main
+from fsspec_csx.formats.cerebras.metadata import NAME, decoded, encoded, own_names
+from fsspec_csx.manage.delete import delete, targets
+from fsspec_csx.manage.info import describe
+from fsspec_csx.manage.list import checkpoints
+from fsspec_csx.s3.filesystem import CSXFileSystem
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+def state(step: int) -> dict[str, Any]:
+    """A state dict."""
+    return {"w": torch.arange(4.0) + step, "n": torch.full((3,), float(step))}
+
+
+FORMATS: dict[str, Callable[[int, str], Any]] = {
+    "cerebras": lambda step, path: save(state(step), path, format="cerebras"),
+    "distributed": lambda step, path: distributed.save(state(step), path),  # type: ignore[arg-type]
+    "huggingface": lambda step, path: save(state(step), path, format="huggingface"),
+    "torch": lambda step, path: save(state(step), path),
+}
+FOLDERS = [*FORMATS][:-1]
+
+
+def is_saved(path: str, step: int) -> bool:
+    """Whether there is the checkpoint of a step, with all of its values."""
+    found = load(path)
+    return all(torch.equal(value, found[name]) for name, value in state(step).items())
+
+
+def filled(root: str, outer: str) -> list[str]:
+    """Save a checkpoint in a folder, and one of each format below it; returns their paths."""
+    FORMATS[outer](1, f"{root}/step_1")
+    below = [f"{root}/step_1/deep/{name}/step_2" for name in FORMATS]
+    for path, write in zip(below, FORMATS.values(), strict=True):
+        write(2, path)
+    return below
+
+
+def run(*arguments: str) -> int:
+    """The exit status of a command."""
+    return main(["checkpoint", *arguments])
+
+
+@pytest.mark.parametrize("outer", FOLDERS)
+def test_checkpoints_below_stay(bucket: str, outer: str) -> None:
+    """They stay when the one above is replaced, by each way, and when it is deleted, or pruned."""
+    root = f"s3://{bucket}/run"
+    below = filled(root, outer)
+    FORMATS[outer](3, f"{root}/step_1")
+    assert is_saved(f"{root}/step_1", 3)
+    FORMATS[outer](4, f"{root}/other")
+    copy(f"{root}/other", f"{root}/step_1", overwrite=True)
+    assert is_saved(f"{root}/step_1", 4)
+    FORMATS["torch"](5, f"{root}/step_5.pt")
+    assert run("convert", "--force", "--format", outer, f"{root}/step_5.pt", f"{root}/step_1") == 0
+    assert is_saved(f"{root}/step_1", 5)
+    assert all(is_saved(path, 2) for path in below)
+    assert run("delete", "--yes", f"{root}/step_1") == 0
+    assert all(is_saved(path, 2) for path in below)
+    assert all(name.startswith("deep/") for name in left(f"{root}/step_1"))
+    assert run("delete", "--yes", *below, f"{root}/other", f"{root}/step_5.pt") == 0
+    below = filled(root, outer)
+    FORMATS[outer](6, f"{root}/step_6")
+    assert run("prune", "--keep", "1", "--yes", root) == 0
+    assert all(is_saved(path, 2) for path in below)
+    assert all(name.startswith("deep/") for name in left(f"{root}/step_1"))
+
+
+@pytest.mark.parametrize("other", FOLDERS[1:])
+def test_replaced_by_another_format(bucket: str, other: str) -> None:
+    """They stay when a Cerebras checkpoint is replaced by a copy of another format, which leaves nothing of it."""
+    root = f"s3://{bucket}/run"
+    below = filled(root, "cerebras")
+    FORMATS[other](3, f"{root}/other")
+    copy(f"{root}/other", f"{root}/step_1", overwrite=True)
+    assert is_saved(f"{root}/step_1", 3)
+    assert all(is_saved(path, 2) for path in below)
+    assert [name for name in left(f"{root}/step_1") if not name.startswith("deep/")] == left(f"{root}/other")
+
+
+def test_cerebras_checkpoints_alone_are_moved(bucket: str) -> None:
+    """A copy and a move of a Cerebras checkpoint take its own objects, which info measures, and list finds the rest."""
+    root = f"s3://{bucket}/run"
+    below = filled(root, "cerebras")
+    names = {NAME, "w", "n"}
+    copy(f"{root}/step_1", f"{root}/copy")
+    move(f"{root}/step_1", f"{root}/moved")
+    assert {*left(f"{root}/copy")} == {*left(f"{root}/moved")} == names
+    assert is_saved(f"{root}/copy", 1)
+    assert is_saved(f"{root}/moved", 1)
+    assert all(is_saved(path, 2) for path in below)
+    move(f"{root}/moved", f"{root}/step_1")
+    assert describe(f"{root}/step_1").info.size == describe(f"{root}/copy").info.size
+    folders = {path for path in below if "torch" not in path}  # a file there may be an object of the Cerebras one
+    assert {each.path for each in checkpoints(root, recursive=True)} == {*folders, f"{root}/step_1", f"{root}/copy"}
+
+
+def test_files_in_the_folder_stay(fs: CSXFileSystem, bucket: str) -> None:
+    """A file checkpoint, or any other file, that lies beside the objects of a Cerebras checkpoint is not of it."""
+    root = f"s3://{bucket}/run"
+    FORMATS["cerebras"](1, root)
+    FORMATS["torch"](2, f"{root}/step_2.pt")
+    fs.pipe_file(f"{bucket}/run/notes.txt", b"notes")
+    FORMATS["cerebras"](3, root)
+    assert is_saved(f"{root}/step_2.pt", 2)
+    assert not delete(targets([root]))
+    assert left(root) == ["notes.txt", "step_2.pt"]
+
+
+def test_objects_below_are_not_overwritten(fs: CSXFileSystem, bucket: str) -> None:
+    """A save, or a copy, whose objects have the names of others' below the folder is refused, and nothing changes."""
+    root = f"s3://{bucket}/run"
+    FORMATS["cerebras"](1, root)
+    FORMATS["cerebras"](2, f"{root}/b")
+    with pytest.raises(FileExistsError, match="other files"):
+        save({"b/w": torch.ones(1)}, root, format="cerebras")
+    save({"b/w": torch.ones(1)}, f"s3://{bucket}/other", format="cerebras")
+    with pytest.raises(FileExistsError, match="other files"):
+        copy(f"s3://{bucket}/other", root, overwrite=True)
+    assert is_saved(root, 1)
+    assert is_saved(f"{root}/b", 2)
+
+
+def test_what_a_killed_save_left_goes(fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects of the former checkpoint that a killed save has not deleted go with the next save, or the deletion."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for ended_by in ("save", "delete"):
+        root = f"s3://{bucket}/{ended_by}"
+        save({"old": torch.ones(1), "y/old": torch.ones(1)}, root, format="cerebras")
+        save(state(2), f"{root}/x", format="cerebras")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("fsspec_csx.formats.cerebras.writer.sync", die)
+            FORMATS["cerebras"](3, root)
+        assert "y/old" in left(root)
+        if ended_by == "save":
+            FORMATS["cerebras"](4, root)
+            assert is_saved(root, 4)
+        assert not delete(targets([root]))
+        assert is_saved(f"{root}/x", 2)
+        assert {name.partition("/")[0] for name in left(root)} == {"x"}
+
+
+def test_own_names(tmp_path: Path) -> None:
+    """Metadata that may not name all objects has those of the folder itself; what was marked has what it names."""
+    held = [NAME, "w", "b/w", "b/c/w", "notes.txt"]
+    finished = {"w.__metadata__": "{}", "b/c/w.__metadata__": "{}", "__SUCCESS__": True}
+    assert own_names(encoded(finished), held) == [NAME, "w", "b/c/w"]
+    begun = {**finished, "__SUCCESS__": None}
+    assert own_names(encoded(begun), held) == [NAME, "w", "b/c/w", "notes.txt"]
+    for damaged in (b"", b"nothing", encoded({})):
+        assert own_names(damaged, held) == [NAME, "w", "notes.txt"]
+    assert own_names(encoded({"__fsspec_csx__": '{"objects": ["b/w"]}'}), held) == [NAME, "b/w"]
+    for wrong in ("[]", "nothing", "{}", '{"objects": 1}', '{"objects": [["w"], "w"]}', '{"objects": [1, {}]}'):
+        assert NAME in own_names(encoded({"__fsspec_csx__": wrong}), held)
+    assert decoded((changed(tmp_path / "x", "bf16") / NAME).read_bytes(), name="x")
