@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -135,15 +136,16 @@ class TorchFile:
         self.stream = TensorStream(source, [recast.streamed(storage) for storage in self._storages], damaged)
 
     def write(self, writer: TrackingWriter) -> None:
-        layout, pickled = self._layout, self._pickled
-        if layout is not None:
-            layout.write(writer.write, writer.write, self.stream)
-            return
-        for storage, pieces in zip(self._storages, self.stream, strict=True):
-            memory, position = memory_of(storage), 0
-            for piece in pieces:
-                memory[position : position + len(piece)] = piece
-                position += len(piece)
+        pickled = self._pickled
+        with self.stream.reading() as contents:
+            if self._layout is not None:
+                self._layout.write(writer.write, writer.write, contents)
+                return
+            for storage, pieces in zip(self._storages, contents, strict=True):
+                memory, position = memory_of(storage), 0
+                for piece in pieces:
+                    memory[position : position + len(piece)] = piece
+                    position += len(piece)
         writer.unmasked(lambda: pickled.torch_save(writer))
 
 
@@ -168,8 +170,8 @@ class SafetensorsFile:
 
     def write(self, writer: TrackingWriter) -> None:
         writer.write(self.header)
-        for pieces in self.stream:
-            for piece in pieces:
+        with self.stream.reading() as contents:
+            for piece in itertools.chain.from_iterable(contents):
                 writer.write(piece)
 
 

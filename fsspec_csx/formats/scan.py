@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -13,6 +13,7 @@ from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
 from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.source import Source, memory_of
+from fsspec_csx.tensors.staging import read_ahead
 
 _PIECE = 32 * 2**20
 _DEFLATED = 8
@@ -39,21 +40,22 @@ def scan(source: Source, entries: Sequence[ZipEntry], compute: Sum) -> tuple[lis
     wrong: list[ZipEntry] = []
     lost: list[ZipEntry] = []
     total = 0
-    for start, memory in _pieces(source, margin):
-        piece = memory[:_PIECE]
-        while waiting and waiting[0].header < start + len(piece):
-            entry = waiting.popleft()
-            offset = _offset(memory[entry.header - start :], entry)
-            if offset is None:
-                lost.append(entry)
-            else:
-                under_way.append(_Record(entry, offset))
-        for record in under_way:
-            record.add(start, piece)
-        end = start + len(piece)
-        wrong += [record.entry for record in under_way if record.end <= end and record.is_wrong()]
-        under_way = [record for record in under_way if record.end > end]
-        total = compute(piece, total)
+    with read_ahead(_pieces(source, margin)) as pieces:
+        for start, memory in pieces:
+            piece = memory[:_PIECE]
+            while waiting and waiting[0].header < start + len(piece):
+                entry = waiting.popleft()
+                offset = _offset(memory[entry.header - start :], entry)
+                if offset is None:
+                    lost.append(entry)
+                else:
+                    under_way.append(_Record(entry, offset))
+            for record in under_way:
+                record.add(start, piece)
+            end = start + len(piece)
+            wrong += [record.entry for record in under_way if record.end <= end and record.is_wrong()]
+            under_way = [record for record in under_way if record.end > end]
+            total = compute(piece, total)
     return wrong + [record.entry for record in under_way], lost, total
 
 
@@ -62,8 +64,8 @@ def is_checked(entry: ZipEntry) -> bool:
     return bool(entry.crc32 or not entry.size) and entry.method in (STORED, _DEFLATED)
 
 
-def _pieces(source: Source, margin: int) -> Iterator[tuple[int, memoryview]]:
-    """The position and the bytes of each piece, with some that follow; the next one is read meanwhile."""
+def _pieces(source: Source, margin: int) -> Iterator[Callable[[], tuple[int, memoryview]]]:
+    """What reads each piece: gives its position and its bytes, with some that follow."""
     size, count = min(source.size, _PIECE + margin), 1 if source.size <= _PIECE else 2
     memories = [memory_of(torch.empty(size, dtype=torch.uint8).untyped_storage()) for _ in range(count)]
 
@@ -73,14 +75,7 @@ def _pieces(source: Source, margin: int) -> Iterator[tuple[int, memoryview]]:
         source.read([(start, memory)])
         return start, memory
 
-    with ThreadPoolExecutor(1) as reader:
-        count = -(-source.size // _PIECE)
-        following = reader.submit(read, 0) if count else None
-        for number in range(1, count + 1):
-            assert following is not None
-            piece = following.result()
-            following = reader.submit(read, number) if number < count else None
-            yield piece
+    return (functools.partial(read, number) for number in range(-(-source.size // _PIECE)))
 
 
 def _offset(memory: memoryview, entry: ZipEntry) -> int | None:

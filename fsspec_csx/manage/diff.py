@@ -60,7 +60,8 @@ def compare(
 ) -> Comparison:
     """Compare the names, types, shapes, dtypes and values of two checkpoints, by the dotted names of ``load``.
 
-    Both are read in parallel, in chunks; files with sparse, quantized or nested tensors completely. NaN equals NaN.
+    Both are read in parallel, in chunks; files with sparse, quantized or nested tensors completely, and so is a tensor
+    that only one of them has transposed. NaN equals NaN.
     Integers are always compared exactly. A Parameter equals a plain tensor. Objects with the same checksum on the
     server are equal without a read; checksums inside files prove nothing. The pickles of a Cerebras checkpoint are not
     unpickled, and equal if their bytes are.

@@ -17,9 +17,10 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries, torch_compat
-from fsspec_csx.tensors.compare_tensors import ComparedPair, File, StoredTensor
+from fsspec_csx.tensors.compare_tensors import ComparedPair, File
 from fsspec_csx.tensors.numeric_error import Closeness, NumericError
 from fsspec_csx.tensors.source import Source
+from fsspec_csx.tensors.tensor_stream import StreamedTensor
 
 _TEXT_MAX = 200
 _Name = tuple[str, int]  # the dotted name, and a count for equal names
@@ -58,19 +59,19 @@ class _Side:
         self._source = source
         others = {key: leaf for (key, _), leaf in self.leaves.items() if isinstance(leaf, UnreadValue)}
         refuse_unread({key: leaf for key, leaf in others.items() if not leaf.runs_code}, name)
-        self.file = File(source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, wrong)))
+        self.file = File(source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, [wrong])))
 
     def pickle_of(self, value: UnreadValue) -> bytes:
         """The bytes of a pickle."""
         assert isinstance(self._source, CerebrasSource)
         return self._source.pickle_of(value)
 
-    def stored(self, tensor: torch.Tensor) -> StoredTensor:
+    def stored(self, tensor: torch.Tensor) -> StreamedTensor:
         """A strided tensor with the record of its bytes."""
         record = self.records.get(tensor.untyped_storage().data_ptr()) if self.records else None
         if record is None:
-            return StoredTensor(tensor.detach().resolve_conj().resolve_neg())
-        return StoredTensor(tensor.detach(), record)
+            return StreamedTensor(tensor.detach().resolve_conj().resolve_neg(), tensor.dtype)
+        return StreamedTensor(tensor.detach(), tensor.dtype, record)
 
 
 def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> ComparedEntries:
@@ -176,7 +177,8 @@ class _Comparison:
         found, times, total = NumericError(), 1, _count(first)
         if first.layout != torch.strided or first.is_nested or first.is_quantized:
             self._pairs += [
-                ComparedPair((StoredTensor(one), StoredTensor(other)), found) for one, other in _strided(first, second)
+                ComparedPair((StreamedTensor(one, one.dtype), StreamedTensor(other, other.dtype)), found)
+                for one, other in _strided(first, second)
             ]
         else:
             first, second, times = _without_repeats(first, second)
@@ -184,7 +186,7 @@ class _Comparison:
             found = self._add_stored(stored, found)
         self._waiting.append((len(self._found.differences), name, total, found, times))
 
-    def _add_stored(self, stored: tuple[StoredTensor, StoredTensor], found: NumericError) -> NumericError:
+    def _add_stored(self, stored: tuple[StreamedTensor, StreamedTensor], found: NumericError) -> NumericError:
         identities = tuple(_identity(each) for each in stored)
         if all(each.record is not None for each in stored) and identities in self._known:
             return self._known[identities]  # the tensors share memory in both files
@@ -220,7 +222,7 @@ def _without_repeats(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.T
     return first, second, times
 
 
-def _identity(stored: StoredTensor) -> tuple[Any, ...]:
+def _identity(stored: StreamedTensor) -> tuple[Any, ...]:
     """The same for equal tensors of one file."""
     tensor, record = stored.tensor, stored.record
     return (record.offset if record else None, *_geometry(tensor))

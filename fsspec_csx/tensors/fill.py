@@ -99,13 +99,13 @@ def copies(
     def fits(part: torch.Tensor, _: torch.Tensor) -> bool:
         size = tiling.extent(part)
         # What lies between is read only where the checksum needs it, or there is not much of it.
-        dense = record.crc32 is not None or size <= 2 * part.nbytes or not tiling.byte_runs(part).outer
+        dense = record.crc32 is not None or size <= 2 * part.nbytes or not tiling.has_gaps(part)
         return size <= PIECE and dense
 
     for part, place in tiling.pieces(source, target, fits=fits, dim=tiling.widest_dim):
 
         def deliver(data: torch.Tensor, part: torch.Tensor = part, place: torch.Tensor = place) -> None:
-            copy(tiling.on_bytes(part, data, part.stride()), place)
+            copy(tiling.on_bytes(part, data), place)
 
         yield Transfer(record, _start(part), tiling.extent(part), deliver=deliver)
 

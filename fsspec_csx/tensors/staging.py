@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -33,6 +36,22 @@ def batches(items: Iterable[T], size: Callable[[T], int], most: int, *, count: i
         taken += needed
     if batch:
         yield batch
+
+
+@contextlib.contextmanager
+def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[Iterator[T]]:
+    """The results of reads in their order; a thread does the next one, the first at once, while a result is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="fsspec_csx read ahead") as reader:
+        left = iter(reads)
+        following = [reader.submit(read) for read in itertools.islice(left, 1)]
+
+        def results() -> Iterator[T]:
+            while following:
+                result = following.pop().result()
+                following.extend(reader.submit(read) for read in itertools.islice(left, 1))
+                yield result
+
+        yield results()
 
 
 class Staging:

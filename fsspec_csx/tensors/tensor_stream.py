@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.source import Source
-from fsspec_csx.tensors.staging import Staging, aligned, batches
+from fsspec_csx.tensors.staging import Staging, aligned, batches, read_ahead
 
 _PIECE = 8 * 2**20
 _BATCH = 32 * 2**20
@@ -50,7 +52,7 @@ class _Chunk(NamedTuple):
         start: where its bytes begin in the record.
         size: how many there are; 0 if there is no record.
         last: whether it is the last of its tensor.
-        in_order: whether all chunks of the tensor, one after the other, are the record.
+        in_order: whether all chunks of the tensor, one after the other, are a record with a checksum.
     """
 
     whole: StreamedTensor
@@ -65,7 +67,7 @@ class TensorStream:
     """The bytes of tensors, in the order in which they are to be written.
 
     A tensor whose rows lie between each other in the file, as those of a transposed one, is held in memory while it is
-    written; of others there are never more than 48 MiB.
+    written; of others there are never more than 80 MiB. A thread reads the next of them meanwhile.
 
     Args:
         tensors: those without elements are passed over.
@@ -81,36 +83,48 @@ class TensorStream:
         self._source = source
         self._tensors = [each for each in tensors if each.nbytes]
         self._damaged = damaged
-        self._staging = Staging(_BATCH)
-        self._cast = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
         self._checked: set[int] = set()  # positions of records
         self.overflowed: list[StreamedTensor] = []
 
-    def __iter__(self) -> Iterator[Iterator[memoryview]]:
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Iterator[Iterator[memoryview]]]:
         """The pieces of each tensor that has any. They must be used up before the next one's, each before the next."""
-        chunks = self._read()
-        for _ in self._tensors:
-            yield _of_one_tensor(chunks)
+        staging = Staging(_BATCH), Staging(_BATCH)
+        parts = (chunk for each in self._tensors for chunk in _chunks(each))
+        grouped = batches(parts, lambda chunk: aligned(chunk.size + 1), _BATCH)
+        reads = (functools.partial(self._read, batch, staging[at % 2]) for at, batch in enumerate(grouped))
+        with read_ahead(reads) as read:
+            chunks = self._delivered(read)
+            yield (_of_one_tensor(chunks) for _ in self._tensors)
 
-    def _read(self) -> Iterator[tuple[bool, Iterator[memoryview]]]:
+    def _read(self, batch: Sequence[_Chunk], staging: Staging) -> list[tuple[_Chunk, torch.Tensor, int]]:
+        """Chunks with their bytes and the CRC-32 of these."""
+        self._check_parts(batch, staging)
+        slots = staging.slots(chunk.size for chunk in batch)
+        crcs = self._source.read(
+            [(_position(chunk), memory) for chunk, (_, memory) in zip(batch, slots, strict=True)],
+            crc32=any(chunk.in_order for chunk in batch),
+        )
+        data = [each for each, _ in slots]
+        return list(zip(batch, data, crcs or [0] * len(batch), strict=True))
+
+    def _delivered(
+        self, read: Iterable[Sequence[tuple[_Chunk, torch.Tensor, int]]]
+    ) -> Iterator[tuple[bool, Iterator[memoryview]]]:
         """Whether a chunk is the last of its tensor, and its pieces."""
         crc = RunningCrc32()
-        chunks = (chunk for each in self._tensors for chunk in _chunks(each))
-        for batch in batches(chunks, lambda chunk: aligned(chunk.size + 1), _BATCH):
-            self._check_parts(batch)
-            slots = self._staging.slots(chunk.size for chunk in batch)
-            spans = [(_position(chunk), memory) for chunk, (_, memory) in zip(batch, slots, strict=True)]
-            crcs = self._source.read(spans, crc32=True)
-            for chunk, (data, _), read in zip(batch, slots, crcs, strict=True):
+        cast = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
+        for batch in read:
+            for chunk, data, own in batch:
                 record = chunk.whole.record
                 if chunk.in_order and record is not None:
                     crc = crc if chunk.start else RunningCrc32()
-                    crc.join(read, chunk.size)
+                    crc.join(own, chunk.size)
                     if chunk.last and record.differs(crc.value):
                         raise self._damaged(record)
-                yield chunk.last, self._pieces(chunk, data)
+                yield chunk.last, self._pieces(chunk, data, cast)
 
-    def _pieces(self, chunk: _Chunk, staged: torch.Tensor) -> Iterator[memoryview]:
+    def _pieces(self, chunk: _Chunk, read: torch.Tensor, memory: torch.Tensor) -> Iterator[memoryview]:
         whole = chunk.whole
 
         def look(piece: torch.Tensor, cast: torch.Tensor) -> None:
@@ -119,9 +133,10 @@ class TensorStream:
 
         old, new = whole.tensor.dtype, whole.dtype
         narrows = new != old and torch.finfo(new).max < torch.finfo(old).max
-        return memories(_placed(chunk, staged), new, self._cast, look)
+        part = chunk.part if whole.record is None else tiling.on_bytes(chunk.part, read)
+        return memories(part, new, memory, look)
 
-    def _check_parts(self, batch: Sequence[_Chunk]) -> None:
+    def _check_parts(self, batch: Sequence[_Chunk], staging: Staging) -> None:
         """Read over the records of which only parts are used, each once."""
         records = {
             record.offset: record
@@ -129,7 +144,7 @@ class TensorStream:
             if not chunk.in_order and (record := chunk.whole.record) and record.crc32 is not None
         }
         new = [Transfer(record, 0, 0) for at, record in records.items() if at not in self._checked]
-        if wrong := fill.run(self._source, new, staging=self._staging):
+        if wrong := fill.run(self._source, new, staging=staging):
             raise self._damaged(wrong[0])
         self._checked.update(records)
 
@@ -158,8 +173,8 @@ def _chunks(whole: StreamedTensor) -> Iterator[_Chunk]:
     if record is None:
         yield _Chunk(whole, tensor, 0, 0, last=True, in_order=False)
         return
-    begins = not tensor.storage_offset()
-    in_order = begins and tensor.is_contiguous() and tensor.nbytes == record.storage.nbytes()
+    whole_record = tensor.is_contiguous() and tensor.nbytes == record.storage.nbytes()
+    in_order = record.crc32 is not None and whole_record and not tensor.storage_offset()
     last: _Chunk | None = None
     for (part,) in tiling.pieces(tensor, fits=_is_compact):
         if last is not None:
@@ -177,9 +192,3 @@ def _is_compact(part: torch.Tensor) -> bool:
     dim = tiling.first_dim(part)
     step = part.stride(dim) * part.element_size()
     return 0 < step < tiling.extent(part.select(dim, 0))
-
-
-def _placed(chunk: _Chunk, staged: torch.Tensor) -> torch.Tensor:
-    """The part of the tensor on the bytes that were read."""
-    part = chunk.part
-    return part if chunk.whole.record is None else tiling.on_bytes(part, staged, part.stride())

@@ -1,14 +1,11 @@
-"""Strided tensors cut into parts, and the bytes that each part takes of its storage.
+"""Strided tensors cut into parts.
 
 The tensors may stand for those of a file: their memory is not touched, and strides only say where an element lies.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -81,53 +78,19 @@ def merged(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, tor
     return made[0], made[1]
 
 
-class ByteRuns(NamedTuple):
-    """Elements of a storage that lie one behind the other, in as many places as a tensor needs.
-
-    Attributes:
-        length: of each run, in elements.
-        outer: size and stride of the dimensions from one run to the next, the largest stride first.
-        strides: those of the tensor where its runs are read one behind the other.
-    """
-
-    length: int
-    outer: tuple[tuple[int, int], ...]
-    strides: tuple[int, ...]
-
-    @property
-    def total(self) -> int:
-        """The elements of all runs."""
-        return self.length * math.prod(size for size, _ in self.outer)
-
-    def starts(self, first: int) -> Iterator[int]:
-        """Where each run begins in the storage, in elements."""
-        for numbers in itertools.product(*(range(size) for size, _ in self.outer)):
-            yield first + sum(number * stride for number, (_, stride) in zip(numbers, self.outer, strict=True))
-
-
-def byte_runs(tensor: torch.Tensor) -> ByteRuns:
-    """What has to be read of a file for a tensor."""
-    shape, stride_of, width = tensor.shape, tensor.stride(), tensor.element_size()
+def has_gaps(tensor: torch.Tensor) -> bool:
+    """Whether there are more than ``GAP`` bytes between elements that follow each other in memory."""
     length = 1
-    outer: list[tuple[int, int]] = []
-    strides = [0] * len(shape)
-    step = 0
-    for dim in sorted(range(len(shape)), key=lambda each: stride_of[each]):
-        size, stride = shape[dim], stride_of[dim]
-        if size == 1 or not stride:
-            continue
-        if not outer and (stride - length) * width <= GAP:
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride:
+            if (stride - length) * tensor.element_size() > GAP:
+                return True
             length += (size - 1) * stride
-            strides[dim] = stride
-        else:
-            strides[dim] = step or length
-            step = strides[dim] * size
-            outer.insert(0, (size, stride))
-    return ByteRuns(length, tuple(outer), tuple(strides))
+    return False
 
 
-def on_bytes(tensor: torch.Tensor, data: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
-    """A tensor that stands for bytes of a file, on those bytes, which may have been read with other strides."""
-    made = data.view(tensor.dtype).as_strided(tensor.shape, strides)
+def on_bytes(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """A tensor that stands for bytes of a file, on those bytes."""
+    made = data.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
     made = made.conj() if tensor.is_conj() else made
     return torch_compat.neg_view(made) if tensor.is_neg() else made

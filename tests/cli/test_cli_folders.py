@@ -33,7 +33,7 @@ from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.info import describe
 from fsspec_csx.manage.verify import verify
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.tensors import compare_tensors
+from fsspec_csx.tensors import tensor_stream
 from fsspec_csx.testing import LocalS3
 
 
@@ -153,7 +153,7 @@ def test_diff_equal(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("piece", [16 * 2**20, 128])
 def test_diff_reported(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What differs is reported with the number of elements, in whatever pieces it is read."""
-    monkeypatch.setattr(compare_tensors, "_PIECE", piece)
+    monkeypatch.setattr(tensor_stream, "_PIECE", piece)
     small = torch.arange(60.0).reshape(5, 4, 3)
     other = small.clone()
     other[2, 1:] += 1
@@ -174,8 +174,8 @@ def test_diff_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.usefixtures("environment")
 def test_shards_are_opened_once(bucket: str, server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many pieces are read of a shard, it is asked for once."""
-    monkeypatch.setattr(compare_tensors, "_PIECE", 2**14)
-    monkeypatch.setattr(compare_tensors, "_STAGING", 2**15)
+    monkeypatch.setattr(tensor_stream, "_PIECE", 2**14)
+    monkeypatch.setattr(tensor_stream, "_BATCH", 2**15)
     first = by_us(f"s3://{bucket}/a")
     second = by_us(f"s3://{bucket}/b", model={"w": torch.zeros(300, 200)})
     with fault_proxy(server.endpoint_url) as proxy:
@@ -262,7 +262,7 @@ def test_tensor_in_parts(tmp_path: Path, boxes: list[Box], ours: bool, monkeypat
     folder = cut(tmp_path / "x", whole, boxes, ours=ours)
     assert verify(folder).damage == ()
     save({"t": whole}, tmp_path / "x.mdl")
-    monkeypatch.setattr(compare_tensors, "_PIECE", 20)
+    monkeypatch.setattr(tensor_stream, "_PIECE", 20)
     found = compare(folder, tmp_path / "x.mdl")
     assert found.differences == ()
     # Checksums of rows are those of the whole together.

@@ -22,7 +22,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import Comparison, compare
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.tensors import compare_tensors, tiling
+from fsspec_csx.tensors import tensor_stream, tiling
 from fsspec_csx.testing import LocalS3
 
 NAN, INF = math.nan, math.inf
@@ -310,8 +310,8 @@ def test_without_data(tmp_path: Path) -> None:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 512 bytes, and batches of 2 KiB."""
-    monkeypatch.setattr(compare_tensors, "_PIECE", 512)
-    monkeypatch.setattr(compare_tensors, "_STAGING", 2048)
+    monkeypatch.setattr(tensor_stream, "_PIECE", 512)
+    monkeypatch.setattr(tensor_stream, "_BATCH", 2048)
     monkeypatch.setattr(tiling, "GAP", 64)
 
 
