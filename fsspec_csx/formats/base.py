@@ -137,7 +137,6 @@ class Format(ABC, Generic[S]):
     def info(self, source: S, name: str) -> CheckpointInfo:
         """What a checkpoint holds, without the data of its tensors."""
 
-    @abstractmethod
     def verify(self, source: S, name: str, progress: Callback, compute: Sum) -> Report:
         """Read all of a checkpoint and look for damage.
 
@@ -147,6 +146,15 @@ class Format(ABC, Generic[S]):
             progress: gets the bytes that are read.
             compute: the checksum of a file as a whole.
         """
+        meter = ProgressMeter(progress, max(source.size, source.stored))
+        source.advance = meter.advance
+        report = self.examine(source, name, compute)
+        meter.finish()
+        return report
+
+    @abstractmethod
+    def examine(self, source: S, name: str, compute: Sum) -> Report:
+        """Do what ``verify`` says; the bytes that are read go to the source's ``advance``."""
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +203,7 @@ class FileFormat(Format[Source]):
         """Who wrote a file, in a few words, and the metadata in it."""
 
     def info(self, source: Source, name: str) -> CheckpointInfo:
-        """See ``Format``; an object of an unknown class is a ``Placeholder``."""
+        """An object of an unknown class is a ``Placeholder``."""
         tensors, values = {}, {}
         for key, value in names.walk(self.without_data(source, name)):
             if isinstance(value, torch.Tensor):
@@ -215,15 +223,10 @@ class FileFormat(Format[Source]):
         structure_limits.check_entries(found, name)
         return found
 
-    def verify(self, source: Source, name: str, progress: Callback, compute: Sum) -> Report:
-        """See ``Format``."""
+    def examine(self, source: Source, name: str, compute: Sum) -> Report:
         from fsspec_csx.formats import verify_report  # only here, as it imports the reader, which imports this
 
-        meter = ProgressMeter(progress, source.size)
-        source.advance = meter.advance
-        report = verify_report.examine(source, name=name, compute=compute)
-        meter.finish()
-        return report
+        return verify_report.examine(source, name=name, compute=compute)
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

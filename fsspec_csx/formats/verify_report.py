@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,28 @@ class Report:
     damage: list[str]
     note: str
     checksum: int
+
+
+@dataclass
+class Findings:
+    """What was found so far in a checkpoint of many parts; see ``Report``."""
+
+    records: int = 0
+    unchecked: int = 0
+    damage: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, report: Report, part: str) -> None:
+        """Take in what was found in a part; its name is empty if it is the whole."""
+        prefix = f"{part}: " if part else ""
+        self.records += report.records
+        self.unchecked += report.unchecked
+        self.damage += [prefix + each for each in report.damage]
+        self.notes += [prefix + report.note] if report.note else []
+
+    def report(self) -> Report:
+        """The report on the whole, which has no checksum."""
+        return Report(self.records, self.unchecked, self.damage, "; ".join(self.notes), 0)
 
 
 class _Structure(NamedTuple):

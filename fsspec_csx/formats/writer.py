@@ -62,7 +62,6 @@ class FileWriter(CheckpointWriter):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """See ``CheckpointWriter``."""
         with atomic_write(target.fs, target.path) as file:
             self.write(file, advance=advance)
             commit()

@@ -16,11 +16,9 @@ from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats import placement
 from fsspec_csx.formats.base import Converted, Format, Request
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
-from fsspec_csx.formats.cerebras import hdf5
+from fsspec_csx.formats.cerebras import hdf5, verify
 from fsspec_csx.formats.cerebras import source as cerebras_source
-from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.source import CerebrasSource
-from fsspec_csx.formats.cerebras.verify import verified
 from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
@@ -30,7 +28,7 @@ from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors.lazy_object import LazyObject
-from fsspec_csx.tensors.names import listed, walk
+from fsspec_csx.tensors.names import walk
 from fsspec_csx.tensors.source import Source
 
 
@@ -41,57 +39,37 @@ class CerebrasFormat(Format[CerebrasSource]):
     flattened = True
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
-        """See ``Format``."""
         return hdf5.source(file, folder.name) if hdf5.is_hdf5(head) else None
 
     def open_folder(
         self, folder: Folder, names: Callable[[], Collection[str]]
     ) -> contextlib.AbstractContextManager[Source | None]:
-        """See ``Format``."""
         fs, path = folder.fs, folder.path
         if fs is None:
             fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # it would take a '~' for someone's home
         return cerebras_folder.opened(fs, path, name=folder.name)
 
     def structure(self, source: CerebrasSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        """See ``Format``."""
         found = placement.placed(source, source.tensors(), name, options)
         return replace(found, obj=source.rebuild(found.obj, weights_only=options.weights_only))
 
     def refuse_unread(self, obj: Any, name: str) -> None:
-        """See ``Format``."""
         cerebras_source.refuse_unread(obj, name)
 
     def info(self, source: CerebrasSource, name: str) -> CheckpointInfo:
-        """See ``Format``."""
         return source.info()
 
-    def verify(self, source: CerebrasSource, name: str, progress: Callback, compute: Sum) -> Report:
-        """See ``Format``."""
-        meter = ProgressMeter(progress, source.size)
-        source.advance = meter.advance
+    def examine(self, source: CerebrasSource, name: str, compute: Sum) -> Report:
         try:
-            found = verified(source)
+            return verify.examine(source)
         except CheckpointError as error:  # links that lead nowhere
             return Report(0, 0, [damage_of(error, name)], "", 0)
-        meter.finish()
-        damage = [f"{key!r}: {why}" for key, why in found.broken.items()]
-        damage += [f"the checksum of {each!r} is wrong" for each in found.damaged]
-        unread = {key: source.leaves[source.holder(key)] for key in found.unread}
-        pickles = [key for key, leaf in unread.items() if isinstance(leaf, UnreadValue) and leaf.runs_code]
-        pickles = [key for key in pickles if source.holder(key) not in found.broken]
-        unread = {key: leaf for key, leaf in unread.items() if source.holder(key) not in found.broken}
-        damage += [f"{key!r} cannot be read: {leaf!r}" for key, leaf in unread.items() if key not in pickles]
-        note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
-        records = sum(source.crc32(place.name) is not None for place in source.places())
-        return Report(records, len(found.unchecked) + len(unread), damage, note, 0)
 
     def writer(self, obj: Any, *, copied: bool = False) -> CerebrasWriter:  # type: ignore[override]  # no options
-        """See ``Format``."""
         return CerebrasWriter(obj, copied=copied)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """See ``Format``; all of the source is loaded."""
+        """All of the source is loaded."""
         self.refuse_cast(request)
         from fsspec_csx.formats import reader  # only here, as it imports the registry of this
 

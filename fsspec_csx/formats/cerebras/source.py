@@ -216,7 +216,7 @@ class CerebrasSource(Source):
     # -- its bytes -------------------------------------------------------------------------------------------------
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """See ``Source``; no span reaches over the end of a tensor."""
+        """No span reaches over the end of a tensor."""
         places = self.places()
         starts = [place.start for place in places]
         plain: list[tuple[LeafSpan, int, memoryview]] = []

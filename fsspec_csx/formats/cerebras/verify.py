@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from fsspec_csx.errors import ChecksumError, InvalidCheckpointError
 from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.metadata import damage
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
+from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.tensors.crc32 import RunningCrc32
+from fsspec_csx.tensors.names import listed
 from fsspec_csx.tensors.staging import batches
 
 _BATCH = 64 * 2**20
 
 
-class Verdict(NamedTuple):
-    """What is known after all was read.
-
-    Attributes:
-        damaged: the names of what does not have the CRC-32 that was saved with it.
-        unchecked: the names of what has none; if it is on S3, it came as the server has it.
-        unread: the names of pickles and other values that were not taken for what they are.
-        broken: by the names of what cannot be read as it should be, why not: its object is missing, for instance.
-    """
-
-    damaged: list[str]
-    unchecked: list[str]
-    unread: list[str]
-    broken: dict[str, str]
-
-
-def verified(source: CerebrasSource) -> Verdict:
+def examine(source: CerebrasSource) -> Report:
     """Read all tensors and arrays of a checkpoint, and compare them with their checksums.
 
     The reference saves none; ``fsspec_csx.save`` saves those of all. What S3 says of whole objects is compared in
     any case. Of pickles it is seen whether they are there.
 
     Raises:
-        OSError: what the filesystem raised, other than that an object is missing or not what the server holds.
+        CheckpointError: if links lead nowhere.
+        OSError: raised by the filesystem, other than that an object is missing or not what the server holds.
     """
     crcs = {place.name: RunningCrc32() for place in source.places()}
+    broken = _read_all(source, crcs)
+    held = {name: (source.holder(name), source.leaves[source.holder(name)]) for name in source.leaves}
+    unread = {name: (holder, leaf) for name, (holder, leaf) in held.items() if isinstance(leaf, UnreadValue)}
+    for name, leaf in dict(unread.values()).items():
+        if leaf.runs_code and leaf.stored <= _BATCH:
+            broken |= _failing(source, name, lambda leaf=leaf: source.pickle_of(leaf))  # type: ignore[misc]
+    unread = {name: (holder, leaf) for name, (holder, leaf) in unread.items() if holder not in broken}
+    wrong = [name for name, crc in crcs.items() if name not in broken and source.crc32(name) not in (None, crc.value)]
+    pickles = [name for name, (_, leaf) in unread.items() if leaf.runs_code]
+    damage = [f"{name!r}: {why}" for name, why in broken.items()]
+    damage += [f"the checksum of {name!r} is wrong" for name in wrong]
+    damage += [f"{name!r} cannot be read: {leaf!r}" for name, (_, leaf) in unread.items() if not leaf.runs_code]
+    note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
+    unchecked = sum(source.crc32(name) is None for name in crcs)
+    return Report(len(crcs) - unchecked, unchecked + len(unread), damage, note, 0)
+
+
+def _read_all(source: CerebrasSource, crcs: dict[str, RunningCrc32]) -> dict[str, str]:
+    """Take the bytes of all tensors and arrays in; what is wrong with those that cannot be read, by name."""
     broken: dict[str, str] = {}
     memory = memoryview(bytearray(min(_BATCH, source.size)))
     for batch in batches(_pieces(source.places()), lambda piece: piece[2], _BATCH):
@@ -51,17 +56,7 @@ def verified(source: CerebrasSource) -> Verdict:
         broken |= _read(source, [(place.name, span) for (place, _, _), span in zip(batch, spans, strict=True)])
         for (place, _, _), (_, piece) in zip(batch, spans, strict=True):
             crcs[place.name].add(piece)
-    unread = [name for name in source.leaves if isinstance(source.leaves[source.holder(name)], UnreadValue)]
-    for name in dict.fromkeys(source.holder(name) for name in unread):
-        leaf = source.leaves[name]
-        if isinstance(leaf, UnreadValue) and leaf.runs_code and leaf.stored <= _BATCH:
-            broken |= _failing(source, name, lambda leaf=leaf: source.pickle_of(leaf))  # type: ignore[misc]
-    return Verdict(
-        [name for name, crc in crcs.items() if name not in broken and source.crc32(name) not in (None, crc.value)],
-        [name for name in crcs if source.crc32(name) is None],
-        unread,
-        broken,
-    )
+    return broken
 
 
 def _read(source: CerebrasSource, spans: Sequence[tuple[str, tuple[int, memoryview]]]) -> dict[str, str]:

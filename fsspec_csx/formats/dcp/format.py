@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Callable, Collection
 from typing import Any
 
-from fsspec.callbacks import Callback
-
 from fsspec_csx.formats.base import Format
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import verify
@@ -17,7 +15,6 @@ from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.storage import folder as storage_folder
-from fsspec_csx.storage.progress import ProgressMeter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.names import Keys
 from fsspec_csx.tensors.source import Source
@@ -32,27 +29,22 @@ class DistributedFormat(Format[ShardedSource]):
     def open_folder(
         self, folder: storage_folder.Folder, names: Callable[[], Collection[str]]
     ) -> contextlib.AbstractContextManager[Source | None]:
-        """See ``Format``; the registry knows already that there is a manifest."""
+        """The registry knows already that there is a manifest."""
         return contextlib.closing(ShardedSource(Folder(folder.fs, folder.path, folder.name)))
 
     def structure(self, source: ShardedSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        """See ``Format``; on the CPU."""
+        """On the CPU."""
         return source.structure(weights_only=options.weights_only, partial=options.partial)
 
     def load(self, source: ShardedSource, keys: Keys | None, options: ReadOptions) -> Any:
-        """See ``Format``: the parts of tensors are read straight to where they belong."""
+        """The parts of tensors are read straight to where they belong."""
         return source.load(keys=keys, map_location=options.map_location, weights_only=options.weights_only)
 
     def info(self, source: ShardedSource, name: str) -> CheckpointInfo:
-        """See ``Format``."""
         return source.info()
 
-    def verify(self, source: ShardedSource, name: str, progress: Callback, compute: Sum) -> Report:
-        """See ``Format``."""
-        meter = ProgressMeter(progress, source.stored)
-        report = verify.examine(source, meter.advance)
-        meter.finish()
-        return report
+    def examine(self, source: ShardedSource, name: str, compute: Sum) -> Report:
+        return verify.examine(source)
 
 
 FORMAT = DistributedFormat()

@@ -63,7 +63,7 @@ class ShardedSource(Source):
         return self.state.read(keys=keys, map_location=map_location, weights_only=weights_only, advance=self.advance)
 
     def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:
-        """See ``Format``; the memory of the tensors takes none before it is written to."""
+        """The memory of the tensors takes none before it is written to."""
         tensors = {entry.name: self.state.empty(entry) for entry in self._entries if entry.tensor}
         records = [
             Record(entry.name, start, tensors[entry.name].untyped_storage(), self._crc32(entry))
@@ -73,11 +73,10 @@ class ShardedSource(Source):
         return LazyObject(replaced(self.state.nested, {**tensors, **values}), records)
 
     def info(self) -> CheckpointInfo:
-        """See ``Format``."""
         return self.state.describe()
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """See ``Source``; spans begin and end with elements of tensors."""
+        """Spans begin and end with elements of tensors."""
         wanted = [each for start, memory in spans if memory for each in self._wanted(start, memory)]
         read_tensors(self.folder, wanted, advance=self.advance)
         return [crc32_of(memory) for _, memory in spans] if crc32 else []

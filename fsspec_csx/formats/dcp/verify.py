@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
@@ -16,7 +16,7 @@ from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import opened
 from fsspec_csx.formats.dcp.slices import sliced
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.formats.verify_report import Findings, Report
 from fsspec_csx.tensors import names, summaries
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -36,29 +36,21 @@ class _Item:
     tensor: tuple[torch.dtype, tuple[int, ...]] | None
 
 
-@dataclass
-class _Found:
-    damage: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    records: int = 0
-    unchecked: int = 0
-
-
-def examine(source: ShardedSource, advance: Callable[[int], object]) -> Report:
+def examine(source: ShardedSource) -> Report:
     """Read all items of a sharded checkpoint, and look for damage.
 
     An item is looked at as a file of its own, with the checksum of each of its records, and compared with the manifest.
     """
-    found = _Found()
+    found = Findings()
     shards: dict[str, dict[int, _Item]] = {}
     for item in _items(source, found):
         shards.setdefault(item.place.relative_path, {}).setdefault(item.place.offset, item)
     for shard, items in shards.items():
-        _examine_shard(source, shard, list(items.values()), found, advance)
-    return Report(found.records, found.unchecked, found.damage, "; ".join(found.notes), 0)
+        _examine_shard(source, shard, list(items.values()), found)
+    return found.report()
 
 
-def _items(source: ShardedSource, found: _Found) -> Iterator[_Item]:
+def _items(source: ShardedSource, found: Findings) -> Iterator[_Item]:
     """All items that the manifest names."""
     for name, entry in source.metadata.state_dict_metadata.items():
         parts: list[tuple[MetadataIndex, tuple[torch.dtype, tuple[int, ...]] | None]] = [(MetadataIndex(name), None)]
@@ -78,9 +70,7 @@ def _items(source: ShardedSource, found: _Found) -> Iterator[_Item]:
                     found.damage.append(f"the manifest has no place for {name!r}")
 
 
-def _examine_shard(
-    source: ShardedSource, shard: str, items: list[_Item], found: _Found, advance: Callable[[int], object]
-) -> None:
+def _examine_shard(source: ShardedSource, shard: str, items: list[_Item], found: Findings) -> None:
     try:
         with opened(source.folder, shard) as file:
             cut = [each for each in items if each.place.offset + each.place.length > file.size]
@@ -91,8 +81,8 @@ def _examine_shard(
             there = [each for each in items if each.place.offset + each.place.length <= file.size]
             for batch in sliced(file, there, lambda each: each.place):
                 for item, part in batch:
-                    _examine_item(item, part, found)
-                    advance(item.place.length)
+                    found.add(_examined(item, part), repr(item.name))
+                    source.advance(item.place.length)
     except FileNotFoundError:
         found.damage.append(f"the shard {shard} is missing, with {_names(items)}")
 
@@ -101,15 +91,10 @@ def _names(items: Sequence[_Item]) -> str:
     return names.shown(list(dict.fromkeys(each.name for each in items)))
 
 
-def _examine_item(item: _Item, part: Source, found: _Found) -> None:
-    health = verify_report.examine(
+def _examined(item: _Item, part: Source) -> Report:
+    return verify_report.examine(
         part, name=repr(item.name), compute=lambda memory, before: 0, misfit=lambda held: _misfit(item, held)
     )
-    found.records += health.records
-    found.unchecked += health.unchecked
-    found.damage += [f"{item.name!r}: {each}" for each in health.damage]
-    if health.note:
-        found.notes.append(f"{item.name!r}: {health.note}")
 
 
 def _misfit(item: _Item, held: LazyObject) -> str:

@@ -33,7 +33,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
     has_shard_size = True
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
-        """See ``Format``: an index stands for its folder."""
+        """An index stands for its folder."""
         if not is_index(name) or not head.lstrip().startswith(b"{"):
             return None
         if file.size > LARGEST:
@@ -43,7 +43,6 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
 
     @contextlib.contextmanager
     def open_folder(self, folder: Folder, names: Callable[[], Collection[str]]) -> Iterator[Source | None]:
-        """See ``Format``."""
         found = models(names())
         if not found:
             yield None
@@ -59,16 +58,13 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
             yield source
 
     def structure(self, source: HuggingFaceSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        """See ``Format``."""
         return placement.placed(source, source.tensors(), name, options)
 
     def safetensors_metadata(self, source: HuggingFaceSource) -> dict[str, str]:
-        """See ``Format``."""
         index = source.index
         return {**{key: each for key, each in index.metadata.items() if isinstance(each, str)}, **index.aliases}
 
     def info(self, source: HuggingFaceSource, name: str) -> CheckpointInfo:
-        """See ``Format``."""
         found = source.tensors().obj
         tensors = {key: TensorInfo(each.dtype, tuple(each.shape), each.nbytes) for key, each in found.items()}
         count = len(source.shards)
@@ -76,11 +72,11 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         metadata = {key: str(each) for key, each in {**source.index.metadata, **source.index.aliases}.items()}
         return CheckpointInfo(name, self.name, writer, source.stored, tensors, {}, metadata)
 
-    def verify(self, source: HuggingFaceSource, name: str, progress: Callback, compute: Sum) -> Report:
-        """See ``Format``; safetensors files have no checksums, so that only their structure can be wrong."""
+    def examine(self, source: HuggingFaceSource, name: str, compute: Sum) -> Report:
+        """Only the structure of safetensors files can be wrong, as they have no checksums."""
         from fsspec_csx.formats.huggingface import verify  # only here, as it imports the reader of all formats
 
-        return verify.examine(source, progress)
+        return verify.examine(source)
 
     def writer(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> HuggingFaceWriter:  # type: ignore[override]
         """See ``Format``.
@@ -93,7 +89,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         return HuggingFaceWriter(obj, copied=copied, max_shard_size=max_shard_size)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """See ``Format``; the shards are written one after the other, as all tensors come from one source."""
+        """The shards are written one after the other, as all tensors come from one source."""
         from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
 
         conversion = Conversion(source, request)

@@ -52,7 +52,6 @@ class HuggingFaceSource(Source):
 
     @property
     def files(self) -> set[str]:
-        """See ``Source``."""
         return {self.manifest, *self.shards}
 
     @property
@@ -79,7 +78,7 @@ class HuggingFaceSource(Source):
         return self._index
 
     def narrow(self, keys: Any, name: str) -> Any:
-        """See ``Source``: only the shards with these keys are read."""
+        """Only the shards with these keys are read."""
         keys = super().narrow(keys, name)
         if keys is not None:
             present = dict.fromkeys([*self.index.weight_map, *self.index.aliases])
@@ -147,7 +146,7 @@ class HuggingFaceSource(Source):
         return f"{shard} in {self.folder.name}" if len(self.files) > 1 else self.folder.name
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """See ``Source``; several shards are read at a time."""
+        """Several shards are read at a time."""
         by_shard: dict[int, list[int]] = {}
         for number, (start, _) in enumerate(spans):
             by_shard.setdefault(start // _STRIDE, []).append(number)

@@ -4,46 +4,35 @@ from __future__ import annotations
 
 import functools
 
-from fsspec.callbacks import Callback
-
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import verify_report
 from fsspec_csx.formats.huggingface.index import Index
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
-from fsspec_csx.formats.verify_report import Report
-from fsspec_csx.storage.progress import ProgressMeter
+from fsspec_csx.formats.verify_report import Findings, Report
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.lazy_object import LazyObject
 
 
-def examine(source: HuggingFaceSource, progress: Callback) -> Report:
+def examine(source: HuggingFaceSource) -> Report:
     """Read all shards, and compare what they hold with the index.
-
-    Args:
-        source: the checkpoint.
-        progress: gets the bytes that are read.
 
     Raises:
         OSError: raised by the filesystem, other than that a shard is missing.
     """
-    damage: list[str] = []
-    unchecked = 0
+    found = Findings()
     index = source.index
-    meter = ProgressMeter(progress, source.size, estimated=True)
     for shard in source.shards:
         mine = {name for name, place in index.weight_map.items() if place == shard}
         try:
             (opened,) = source.open_shards([shard])
         except InvalidCheckpointError:
-            damage.append(f"the shard {shard} is missing, with {names.shown(sorted(mine))}")
+            found.damage.append(f"the shard {shard} is missing, with {names.shown(sorted(mine))}")
             continue
-        opened.advance = meter.advance
+        opened.advance = source.advance
         misfit = functools.partial(_misfit, mine=mine, index=index)
         report = verify_report.examine(opened, name=shard, compute=lambda memory, before: 0, misfit=misfit)
-        unchecked += report.unchecked
-        damage += [f"{shard}: {each}" for each in report.damage] if len(source.files) > 1 else report.damage
-    meter.finish()
-    return Report(0, unchecked, damage, "", 0)
+        found.add(report, shard if len(source.files) > 1 else "")
+    return found.report()
 
 
 def _misfit(held: LazyObject, *, mine: set[str], index: Index) -> str:

@@ -49,7 +49,6 @@ class HuggingFaceWriter(CheckpointWriter):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """See ``CheckpointWriter``."""
         tensors = self._copy.thawed() if self._copy else self._tensors
         replacing = Replacing(target, self._parts)
 
@@ -66,7 +65,6 @@ class HuggingFaceWriter(CheckpointWriter):
             replacing.publish(self._aliases, self.nbytes)
 
     def free(self) -> None:
-        """See ``CheckpointWriter``."""
         self._tensors, self._copy = {}, None
 
 

@@ -24,27 +24,21 @@ class SafetensorsFormat(FileFormat):
     name = "safetensors"
 
     def matches(self, head: bytes, size: int) -> bool:
-        """See ``Format``."""
         return layout.is_safetensors(head, size)
 
     def structure(self, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        """See ``Format``."""
         return placement.placed(source, reader.structure(source, name=name), name, options)
 
     def safetensors_metadata(self, source: Source) -> dict[str, str]:
-        """See ``Format``."""
         return reader.metadata(source)
 
     def written_by(self, source: Source) -> tuple[str, dict[str, str]]:
-        """See ``FileFormat``."""
         return "safetensors", reader.metadata(source)
 
     def writer(self, obj: Any, *, copied: bool = False) -> SafetensorsWriter:  # type: ignore[override]  # no options
-        """See ``Format``."""
         return SafetensorsWriter(obj, copied=copied)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """See ``Format``."""
         from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
 
         conversion = Conversion(source, request)
@@ -65,13 +59,11 @@ class SafetensorsWriter(FileWriter):
         self._copy = Pickled(obj, copied=True) if copied else None
 
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
-        """See ``FileWriter``."""
         expect_size(file, self.nbytes)
         parts = self._parts or writer.prepared(self._copy.thawed() if self._copy else {})
         writer.write_prepared(parts, file, advance=advance)
 
     def free(self) -> None:
-        """See ``CheckpointWriter``."""
         self._parts = self._copy = None
 
 

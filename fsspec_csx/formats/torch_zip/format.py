@@ -27,7 +27,6 @@ class TorchFormat(FileFormat):
         return True
 
     def structure(self, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        """See ``Format``."""
         try:
             return reader.structure(source, name, options)
         except UnsafeCheckpointError:
@@ -37,11 +36,10 @@ class TorchFormat(FileFormat):
             return known
 
     def can_defer(self, source: Source, name: str) -> bool:
-        """See ``Format``; the files of torch before 1.6 are read whole, as are unusual archives."""
+        """The files of torch before 1.6 are read whole, as are unusual archives."""
         return sniff.is_legacy(_head(source)) or archive.read(source, name) is not None
 
     def written_by(self, source: Source) -> tuple[str, dict[str, str]]:
-        """See ``FileFormat``."""
         if sniff.is_legacy(_head(source)):
             return "torch.save, in the format before torch 1.6", {}
         metadata = archive.metadata(source)
@@ -50,11 +48,9 @@ class TorchFormat(FileFormat):
         return f"{writer} (format version {form})" if form else writer, metadata
 
     def writer(self, obj: Any, *, copied: bool = False) -> TorchWriter:  # type: ignore[override]  # no options
-        """See ``Format``."""
         return TorchWriter(obj, copied=copied)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """See ``Format``."""
         from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
 
         conversion = Conversion(source, request)

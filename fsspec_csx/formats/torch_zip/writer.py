@@ -29,7 +29,6 @@ class TorchWriter(FileWriter):
         self.nbytes = (self._layout or self._pickled).nbytes
 
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
-        """See ``FileWriter``."""
         expect_size(file, self.nbytes)
         pickled = self._pickled
         assert pickled is not None
@@ -41,5 +40,4 @@ class TorchWriter(FileWriter):
             self._layout.write(writer.write, writer.borrow)
 
     def free(self) -> None:
-        """See ``CheckpointWriter``."""
         self._pickled = self._layout = None
