@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback, NoOpCallback
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
     from fsspec_csx.formats.checkpoint_info import CheckpointInfo
+    from fsspec_csx.formats.writer import CheckpointWriter
     from fsspec_csx.group.processes import Processes
 
 
@@ -28,6 +29,8 @@ def save(
     *,
     format: str | None = None,
     max_shard_size: int | str | None = None,
+    local: str | os.PathLike[str] | None = None,
+    keep_local: int = 2,
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
@@ -45,21 +48,29 @@ def save(
     created, and a missing bucket if the credentials allow it. A Cerebras checkpoint consists of many objects: its path
     is cleared when the first one is written, and holds no checkpoint until the last one is.
 
+    With ``local`` the checkpoint is written to a local disk first, and uploaded from there before this returns. If the
+    upload fails, or Ctrl-C ends it, the error is raised, the local copy is whole, ``load(path, local=…)`` reads it, and
+    the first save of the next process to the same two folders uploads it in the background. A full or locked disk is
+    a warning, see ``async_save``.
+
     Args:
         obj: tensors, state dicts, and any other objects that can be pickled.
         path: a local path or an fsspec URL. An S3 URL has bucket and object path. Every character of a name is literal.
         format: ``torch``, ``safetensors``, ``huggingface``, or ``cerebras`` for the objects below an S3 path that
             ``cerebras_pytorch`` loads; by default that of the suffix of the path, torch for any other.
         max_shard_size: of the format huggingface: the most bytes of a file, or a text; by default ``5GB``.
+        local: a folder on a local disk, see ``async_save``. For the formats of one file, torch and safetensors.
+        keep_local: how many checkpoints of one remote folder to keep there, see ``async_save``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the total in bytes by ``set_size``, and the bytes written by ``relative_update``. By default
-            a terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none.
+            a terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none. With
+            ``local``, the bytes that are written to the disk and those that are uploaded both count.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         FreedTensorError: a ValueError, if the storage of a tensor is too small for it, for example freed by FSDP.
         ValueError: if the format cannot hold an entry, which the message names, or ``load`` would refuse it; or if the
-            format requires S3 and the path is elsewhere.
+            format requires S3 and the path is elsewhere, or is of more than one file with ``local``.
         FileExistsError: if an object is in the place of a Cerebras checkpoint.
         OSError: any error of the filesystem, unchanged, such as PermissionError.
     """
@@ -67,12 +78,30 @@ def save(
     from fsspec_csx.formats import registry  # only here, as the formats import torch
 
     fs, inner = resolve_path(path, text, storage_options)
-    with report_progress(callback, text) as progress:
-        saving = registry.writer(obj, text, format, max_shard_size=max_shard_size)
+    with (
+        report_progress(callback, text) as progress,
+        _local_first(text, local, keep_local, format, storage_options) as by_way_of_it,
+    ):
+        saving = by_way_of_it(registry.writer(obj, text, format, max_shard_size=max_shard_size))
         meter = ProgressMeter(progress, saving.nbytes, estimated=True)
         saving.save(Target(fs, inner, redacted(text)), advance=meter.advance)
         saving.free()  # the file may have used it until it was closed
         meter.finish()
+
+
+@contextlib.contextmanager
+def _local_first(
+    text: str, local: str | os.PathLike[str] | None, *options: Any
+) -> Iterator[Callable[[CheckpointWriter], CheckpointWriter]]:
+    """What makes a writer one by way of the local disk, or the writer itself without one."""
+    if local is None:
+        yield lambda writer: writer
+        return
+    from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # only here, as it imports awscrt
+
+    tier, name = open_tier(text, local, *options)
+    with tier.saving(name):
+        yield lambda writer: LocalFirst(tier, name, writer)
 
 
 def load(
@@ -114,8 +143,8 @@ def load(
             devices, and other values are replaced. Its entries must be those of the file, or of ``keys``.
         map_location: the device of tensors, see ``torch.load``. No effect with ``into``.
         weights_only: if False, the file may run any code: only for files of authors whom you trust.
-        local: the folder that ``async_save`` was called with. The local file is read if its bytes are those that were
-            saved, and the remote file is the same or does not exist yet.
+        local: the folder that ``save`` or ``async_save`` was called with. The local file is read if its bytes
+            are those that were saved, and the remote file is the same or does not exist yet.
         group: processes that load together, such as ``torch.distributed.group.WORLD``; by default this one reads alone.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
@@ -145,9 +174,9 @@ def load(
         msg = "load takes local or group, not both: a local file is of one machine. Leave one of them out."
         raise ValueError(msg)
     if local is not None:
-        from fsspec_csx.checkpoint import local_tier  # only here, as it imports awscrt
+        from fsspec_csx.checkpoint import local_folder  # only here, as it imports awscrt
 
-        path = local_tier.find(checkpoint_path(path), local, storage_options)
+        path = local_folder.find(checkpoint_path(path), local, storage_options)
     with contextlib.ExitStack() as stack:
         processes = None if group is None else stack.enter_context(_together(group))
         text = checkpoint_path(path)

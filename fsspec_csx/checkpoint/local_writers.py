@@ -4,31 +4,78 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from fsspec.callbacks import Callback
+from fsspec.callbacks import NoOpCallback
 
-from fsspec_csx.checkpoint.local_tier import LocalTier
-from fsspec_csx.checkpoint.summed_file import chunks
+from fsspec_csx.checkpoint import save_queue
+from fsspec_csx.checkpoint.local_folder import check_local, tier_of
+from fsspec_csx.checkpoint.local_record import chunks
+from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
+from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
+from fsspec_csx.formats import registry
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import unwrap_filesystem
+from fsspec_csx.storage.progress import AdvanceCallback
 
 logger = logging.getLogger("fsspec_csx")
 
 
-class LocalWriter(CheckpointWriter):
+def open_tier(
+    text: str, local: str | os.PathLike[str], keep: int, format: str | None, options: Mapping[str, Any] | None
+) -> tuple[LocalTier, str]:
+    """The tier for a save, with room for one, and the checkpoint's name there.
+
+    Args:
+        text: the path of the checkpoint.
+        local: see ``async_save``.
+        keep: see ``async_save``.
+        format: see ``async_save``.
+        options: arguments for the remote filesystem.
+
+    Raises:
+        ValueError: for an invalid folder or number, or if the format is of more than one file.
+    """
+    check_local(local, keep)
+    if registry.is_folder(registry.named(format or registry.name_for(text)).name):
+        msg = "A local disk takes checkpoints of one file. Leave out the local folder, or the format."
+        raise ValueError(msg)
+    tier, target = tier_of(text, local, options)
+    tier.keep = keep
+    name = name_of(target.path)
+    if not tier.resumed:
+        for left in tier.take_left():
+            upload_left(text.removesuffix(name) + left, local, options)
+    tier.wait_for_room(name)
+    return tier, name
+
+
+def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> SaveFuture:
+    """Upload in the background a checkpoint that a process left on the local disk.
+
+    The save is cancelled, with a warning, if the local file is damaged, or there is another one at the path.
+    """
+    tier, target = tier_of(path, local, options)
+    name = name_of(target.path)
+    progress = SaveProgress(NoOpCallback(), os.path.getsize(tier.path_of(name)))
+    future = SaveFuture(progress)
+    logger.warning("%s is uploaded from %s, where an earlier process left it", target.name, tier.folder)
+    tier.add(name, future)
+    save_queue.add(save_queue.Save(future, target, tier.folder, Upload(tier, name, pass_over=progress.cancel)))
+    return future
+
+
+class LocalFirst(CheckpointWriter):
     """Writes a checkpoint to the tier, or where that fails to its remote path.
 
     Args:
         tier: the tier.
         name: of the checkpoint.
         writer: what is to be written.
-        upload: called with the ``Upload`` when the local file is whole.
-        end: called when the remote path was written to in its place.
-
-    Raises:
-        ValueError: if the format is of more than one file.
+        then: called with the ``Upload`` when the local file is whole, or with None when the remote path was written to
+            in its place; None to upload at once.
     """
 
     def __init__(
@@ -36,31 +83,30 @@ class LocalWriter(CheckpointWriter):
         tier: LocalTier,
         name: str,
         writer: CheckpointWriter,
-        upload: Callable[[Upload], object],
-        end: Callable[[], object],
+        then: Callable[[Upload | None], object] | None = None,
     ) -> None:
-        if not isinstance(writer, FileWriter):
-            msg = "A local disk takes checkpoints of one file. Leave out the local folder, or the format."
-            raise ValueError(msg)
-        self.nbytes = writer.nbytes
+        assert isinstance(writer, FileWriter)
+        self.nbytes = writer.nbytes if then else 2 * writer.nbytes
         self._name = name
         self._tier = tier
         self._writer = writer
-        self._upload = upload
-        self._end = end
+        self._then = then
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``."""
+        upload = None
         try:
             self._tier.write(self._writer, target, advance, commit)
+            upload = Upload(self._tier, self._name)
         except OSError as error:
             logger.warning("%s is saved without a copy in %s: %s", target.name, self._tier.folder, error)
             self._writer.save(target, advance=advance, commit=commit)
-            self._end()
-        else:
-            self._upload(Upload(self._tier, self._name))
+        if self._then is not None:
+            self._then(upload)
+        elif upload is not None:
+            upload.save(target, advance=advance)
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""
@@ -95,8 +141,13 @@ class Upload(CheckpointWriter):
                 return
         try:
             _upload(path, target, advance)
-        except Exception:
-            logger.warning("%s is only at %s, from where the next run uploads it.", target.name, path)
+        except BaseException:
+            local = os.path.dirname(self._tier.folder)
+            logger.warning(
+                "%s is not uploaded. It is whole at %s: load(path, local=%r) reads it, and the first save of the next "
+                "process with this local folder and remote folder uploads it.",
+                *(target.name, path, local),
+            )
             raise
         commit()
         self._tier.note_uploaded(self._name, target)
@@ -108,20 +159,9 @@ class Upload(CheckpointWriter):
 def _upload(path: str, target: Target, advance: Callable[[int], object]) -> None:
     fs, inner, caches = unwrap_filesystem(target.fs, target.path)
     if hasattr(fs, "take_file") and not caches:  # S3
-        fs.put_file(path, inner, resumable=True, callback=_Advance(advance))
+        fs.put_file(path, inner, resumable=True, callback=AdvanceCallback(advance))
         return
     with open(path, "rb") as file, atomic_write(target.fs, target.path) as written:
         for chunk in chunks(file):
             written.write(chunk)
             advance(len(chunk))
-
-
-class _Advance(Callback):  # type: ignore[misc]
-    """Passes the number of bytes on."""
-
-    def __init__(self, advance: Callable[[int], object]) -> None:
-        super().__init__()
-        self._advance = advance
-
-    def relative_update(self, inc: int = 1) -> None:
-        self._advance(inc)

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from fsspec_csx.checkpoint import async_save as saves
+from fsspec_csx.checkpoint import save_queue
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
 from fsspec_csx.distributed.api import agreeing, check_state_dict, joined, write
 from fsspec_csx.distributed.paths import Path
@@ -22,6 +22,8 @@ from fsspec_csx.distributed.staging import nbytes, stage
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.group.processes import translate_lost_process
+from fsspec_csx.storage.paths import redacted
+from fsspec_csx.storage.progress import AdvanceCallback
 from fsspec_csx.tensors import torch_compat
 
 _PLACE = "sharded checkpoints"  # one after the other: all ranks must save them in one order
@@ -82,7 +84,7 @@ def async_save(
         saving.stage(state_dict)
     progress.set_size(saving.nbytes)
     future = _CollectiveFuture(progress)
-    saves.add_save(future, saving, f"{path}", _PLACE)
+    save_queue.add(save_queue.Save(future, Target(None, f"{path}", redacted(f"{path}")), _PLACE, saving))
     return future
 
 
@@ -151,23 +153,12 @@ class _ShardedSave(CheckpointWriter):
                 raise self.failure
         writer = self.writer
         assert writer is not None
-        writer._callback = _Advancing(advance)
+        writer._callback = AdvanceCallback(advance)
         write(self._staged, writer, self._planner, self._group)
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""
         self._staged, self._planner, self.writer = {}, None, None
-
-
-class _Advancing(Callback):  # type: ignore[misc]
-    """Hands on how many bytes were written."""
-
-    def __init__(self, advance: Callable[[int], object]) -> None:
-        super().__init__()
-        self._advance = advance
-
-    def relative_update(self, inc: int = 1) -> None:
-        self._advance(inc)
 
 
 _counts: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()  # calls of this rank

@@ -66,6 +66,22 @@ class ProgressMeter:
             self._callback.set_size(size)
 
 
+class AdvanceCallback(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Passes the number of bytes on.
+
+    Args:
+        advance: called with each increment.
+    """
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        super().__init__()
+        self._advance = advance
+
+    def relative_update(self, inc: int = 1) -> None:
+        """See ``fsspec.Callback``."""
+        self._advance(inc)
+
+
 def run_in_threads(
     work: Callable[[T, Callable[[int], object]], object],
     items: Sequence[T],

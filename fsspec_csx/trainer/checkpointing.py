@@ -43,7 +43,8 @@ class Checkpoint(Callback):
 
     With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there, at most two at a time
     waiting for it. The newest one of either side is loaded, from the local disk if it is whole there, and the root has
-    the same or none yet. What a killed process did not upload is uploaded by the next ``fit``.
+    the same or none yet. What a killed process did not upload is uploaded by the next ``fit``. If the root has no
+    checkpoints, a warning says that the local one is loaded; a ``fit`` that begins anew does not upload it.
 
     Args:
         steps: the number of steps between checkpoints; the last step has one, too. None or 0 saves none.
@@ -57,7 +58,8 @@ class Checkpoint(Callback):
         sharded: whether each process saves its own parts; by default whether the model is sharded.
         format: "cerebras" for checkpoints that the ModelZoo resumes from, on S3; None for torch files.
         local_dir: a folder on a local disk, which may be that of other runs, too.
-        keep_local: how many checkpoints of this root to keep there, besides those that are not uploaded.
+        keep_local: how many checkpoints of this root to keep there. While uploads fail, the oldest is deleted for the
+            newest, with a warning.
 
     Attributes:
         root: the folder of checkpoints, without a slash at its end.
@@ -211,7 +213,7 @@ class Checkpoint(Callback):
         return path
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
-        self._upload_left()
+        self._upload_left(anew=self.saved_at is None)
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
         self.saves.wait(trainer)  # so that no process ends before the checkpoint is complete
@@ -244,7 +246,8 @@ class Checkpoint(Callback):
             trainer.logger.info("No checkpoint is loaded.")
             return None
         trainer.logger.info("Loading checkpoint %s", redacted(path))
-        self._upload_first(trainer)
+        if self.matches_name(path):
+            self._upload_first(trainer)
         found = checkpoint_loading.read(trainer, self._source(path), self._states(trainer))
         return self._restore(trainer, path, found)
 
@@ -258,6 +261,8 @@ class Checkpoint(Callback):
             CheckpointError: a ValueError, if it does not fit the model, or if all are damaged and one was complete.
             OSError: an error of the filesystem.
         """
+        if self.local is not None and processes.is_first():
+            self.local.warn_if_alone(self._names.order)
         self._upload_first(trainer)
         paths = processes.broadcast([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
         for path in paths:
@@ -325,10 +330,10 @@ class Checkpoint(Callback):
             self._upload_left()
             self.saves.wait(trainer)
 
-    def _upload_left(self) -> None:
-        """Upload what earlier processes left on the local disk, and what is newer than all at the root."""
+    def _upload_left(self, *, anew: bool = False) -> None:
+        """Upload what earlier processes left on the local disk, see ``LocalDisk.upload_left``."""
         if self.local is not None and processes.is_first():
-            for path, upload in self.local.upload_left(self._names.order):
+            for path, upload in self.local.upload_left(self._names.order, anew=anew):
                 self.saves.add(path, upload)
 
     def step_of(self, path: str) -> int:

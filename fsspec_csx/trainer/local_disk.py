@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
-from fsspec_csx.checkpoint.async_save import async_save, upload_left
-from fsspec_csx.checkpoint.local_tier import LocalTier, check_local, find, tier_of
+from fsspec_csx.checkpoint.async_save import async_save
+from fsspec_csx.checkpoint.local_folder import check_local, find, tier_of
+from fsspec_csx.checkpoint.local_tier import LocalTier
+from fsspec_csx.checkpoint.local_writers import upload_left
 from fsspec_csx.checkpoint.save_future import SaveFuture
+from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root
+
+logger = logging.getLogger("fsspec_csx")
+
+_Order = Callable[[str], tuple[int, str, str]]
 
 
 class LocalDisk:
@@ -18,7 +26,7 @@ class LocalDisk:
 
     Args:
         folder: the folder on the local disk.
-        keep: how many to keep.
+        keep: how many to keep there.
 
     Attributes:
         root: the folder of the checkpoints themselves.
@@ -58,19 +66,38 @@ class LocalDisk:
         """Delete a copy, if it exists."""
         self._tier.delete(name)
 
-    def upload_left(self, order: Callable[[str], tuple[int, str, str]]) -> Iterator[tuple[str, SaveFuture]]:
+    def warn_if_alone(self, order: _Order) -> None:
+        """Warn if there are checkpoints here that were not uploaded, and none at the root."""
+        if (pending := self.pending()) and not self._at_root(order):
+            logger.warning(
+                "%s has no checkpoints, and %s is only in %s: an earlier run did not upload it. It is resumed from. To "
+                "begin anew, use ckpt_path=None, or delete that folder.",
+                *(redacted(self.root), pending[-1], self._tier.folder),
+            )
+
+    def upload_left(self, order: _Order, *, anew: bool = False) -> Iterator[tuple[str, SaveFuture]]:
         """Upload in the background what earlier processes did not, and what is newer than all at the root.
 
         Args:
             order: by which to sort names, with a step below 0 for those that are none of checkpoints.
+            anew: whether this run neither loaded nor saved a checkpoint of the root. If there are none at the root
+                either, nothing is uploaded, as the next run would resume from it.
 
         Yields:
             The path and the save of each checkpoint, the newest last.
         """
-        self._tier.resumed = False
         left = self._tier.take_left()
-        newest = max(map(order, checkpoint_root.list_names(self.root) if left else ()), default=(-1, "", ""))
+        at_root = self._at_root(order) if left else []
+        newest = max(at_root, default=(0, "", ""))
         for name in left:
-            if order(name) > max(newest, (0, "", "")):
+            if anew and not at_root:
+                self._tier.set_aside(name)
+                reason = "the training begins anew, and may replace or delete it. Copy it to keep it"
+                logger.warning("%s, which an earlier run left, is not uploaded: %s.", self._tier.path_of(name), reason)
+            elif order(name) > newest:
                 path = checkpoint_root.join(self.root, name)
                 yield path, upload_left(path, self._folder)
+
+    def _at_root(self, order: _Order) -> list[tuple[int, str, str]]:
+        """The checkpoints at the root."""
+        return [found for found in map(order, checkpoint_root.list_names(self.root)) if found[0] >= 0]

@@ -31,8 +31,7 @@ from fsspec.callbacks import Callback
 from stores import uploads
 
 from fsspec_csx import backends
-from fsspec_csx.checkpoint import async_save as module
-from fsspec_csx.checkpoint import exit_status
+from fsspec_csx.checkpoint import exit_status, save_queue
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.checkpoint.async_save import async_save
 from fsspec_csx.checkpoint.save_future import SaveFuture
@@ -72,7 +71,7 @@ class Gate(Callback):  # type: ignore[misc]
 def wait_for_all() -> None:
     """Wait until no save is left, its callbacks and its log included, which a future does not wait for."""
     deadline = time.monotonic() + SECONDS
-    while not module._saves._is_idle():
+    while not save_queue._saves._is_idle():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -19,10 +19,11 @@ import torch
 from commands import running
 from conftest import recorded_requests
 from forked import python
+from fsspec.callbacks import Callback
 from fsspec.implementations.memory import MemoryFileSystem
 
 from fsspec_csx import async_save, load, save
-from fsspec_csx.checkpoint import local_tier
+from fsspec_csx.checkpoint import local_folder, local_tier
 from fsspec_csx.manage.s3 import unfinished_uploads
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -39,6 +40,23 @@ for step in range(int(first), int(last) + 1):
     future.local.result()
     print(step, flush=True)
 """
+# The same by save, whose uploads wait for a line on stdin: ROOT DISK FIRST LAST MIB.
+BLOCKING = """
+import sys, torch
+from fsspec_csx import save
+from fsspec_csx.s3.filesystem import CSXFileSystem
+root, disk, first, last, size = sys.argv[1:]
+put_file = CSXFileSystem.put_file
+def gated(*arguments, **options):
+    print("uploading", flush=True)
+    sys.stdin.readline()
+    return put_file(*arguments, **options)
+CSXFileSystem.put_file = gated
+for step in range(int(first), int(last) + 1):
+    state = {"w": torch.full((int(size) * 2**18,), float(step)), "step": step}
+    save(state, f"{root}/{step}.mdl", local=disk)
+    print(step, flush=True)
+"""
 
 
 def state(step: int, count: int = 1000) -> dict[str, Any]:
@@ -53,12 +71,27 @@ def local_steps(disk: Path) -> list[int]:
     return sorted(int(path.stem) for path in disk.glob("*/*.mdl"))
 
 
-def command(root: str, disk: Path, first: int, last: int, size: int = 1, before: str = "") -> list[str]:
-    return [*python(), "-c", f"{before}\n{JOB}", root, str(disk), str(first), str(last), str(size)]
+def command(
+    root: str, disk: Path, first: int, last: int, size: int = 1, before: str = "", program: str = JOB
+) -> list[str]:
+    return [*python(), "-c", f"{before}\n{program}", root, str(disk), str(first), str(last), str(size)]
 
 
 def job(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(
+        command(*arguments, **options),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+
+def says_where(logged: str, disk: Path, step: int) -> bool:
+    """Whether a log says where the local copy of a step is, and how to load it."""
+    (path,) = disk.glob(f"*/{step}.mdl")
+    return f"It is whole at {path}: load(path, local={str(disk)!r}) reads it" in logged
 
 
 @pytest.fixture
@@ -80,6 +113,84 @@ def test_saved_on_both_sides(root: str, tmp_path: Path) -> None:
     assert local_steps(disk) == [3, 4]
     assert load(f"{root}/2.safetensors")["w"][0] == 1
     assert (load(f"{root}/4.mdl")["w"] == saved["w"]).all()
+
+
+def test_save_on_both_sides(root: str, tmp_path: Path) -> None:
+    """``save`` returns when both are whole; the bytes of both halves are counted."""
+
+    disk = tmp_path / "disk"
+    for step, name in enumerate(("1.mdl", "2.safetensors", "3.mdl")):
+        counting = Callback()
+        save({"w": torch.full((1000,), float(step))}, f"{root}/{name}", local=disk, callback=counting)
+        size = next(disk.glob(f"*/{name}")).stat().st_size
+        assert counting.value == counting.size == 2 * size
+        assert load(f"{root}/{name}")["w"][0] == load(f"{root}/{name}", local=disk)["w"][0] == step
+    assert sorted(path.name for path in disk.glob("*/*") if not path.name.endswith((".json", ".lock"))) == [
+        "2.safetensors",
+        "3.mdl",
+    ]
+
+
+def test_save_after_another_version(run: str, tmp_path: Path) -> None:
+    """A local copy of before neither hides what was saved elsewhere since, nor is in the way of the next save."""
+    path = f"{run}/latest.mdl"
+    save(state(1), path, local=tmp_path)
+    save(state(2), path)
+    assert is_step(load(path, local=tmp_path), 2)
+    save(state(3), path, local=tmp_path)
+    with recorded_requests() as requests:
+        assert is_step(load(path, local=tmp_path), 3)
+    assert requests == ["HeadObject"]
+    assert is_step(load(path), 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_save_stopped_between_the_halves(run: str, tmp_path: Path, number: signal.Signals) -> None:
+    """The local copy is whole, is loaded, and is uploaded by the next process."""
+    disk, pipe = tmp_path / "disk", subprocess.PIPE
+    arguments = command(run, disk, 1, 1, program=BLOCKING)
+    with running(arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "uploading\n"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode != 0, output) == (True, "")
+    if number == signal.SIGINT:
+        assert says_where(errors, disk, 1)
+        assert errors.endswith("KeyboardInterrupt\n")
+    with pytest.raises(FileNotFoundError):
+        load(f"{run}/1.mdl")
+    assert is_step(load(f"{run}/1.mdl", local=disk), 1)
+    save(state(2), f"{run}/2.mdl", local=disk)
+    async_save(state(3), f"{run}/3.mdl", local=disk).result()  # after the upload of the first
+    assert [is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 2, 3)] == [True] * 3
+
+
+def test_save_failed_upload(server: LocalS3, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The error is raised unchanged, and a warning says where the checkpoint is."""
+    with pytest.raises(PermissionError):
+        save(state(1), f"{run}/1.mdl", local=tmp_path, storage_options=server.storage_options("reader"))
+    assert says_where(caplog.text, tmp_path, 1)
+    save(state(1), f"{run}/1.mdl", local=tmp_path)  # the same again
+    assert is_step(load(f"{run}/1.mdl"), 1)
+
+
+def test_killed_before_the_new_file_replaces_the_old(server: LocalS3, run: str, tmp_path: Path) -> None:
+    """The old one, which is not uploaded yet, counts."""
+    path = f"{run}/latest.mdl"
+    with pytest.raises(PermissionError):
+        save(state(1), path, local=tmp_path, storage_options=server.storage_options("reader"))
+    (local,) = tmp_path.glob("*/latest.mdl")
+    old = local.read_bytes()
+    with pytest.raises(PermissionError):
+        save(state(2), path, local=tmp_path, storage_options=server.storage_options("reader"))
+    assert is_step(load(path, local=tmp_path), 2)
+    local.write_bytes(old)
+    assert is_step(load(path, local=tmp_path), 1)
+    local_folder._tiers.clear()  # as in another process
+    save(state(9), f"{run}/9.mdl", local=tmp_path)
+    async_save(state(10), f"{run}/10.mdl", local=tmp_path).result()  # after the upload of what was left
+    assert is_step(load(path), 1)
 
 
 def test_same_path(run: str, tmp_path: Path) -> None:
@@ -128,11 +239,36 @@ def test_failed_upload(server: LocalS3, run: str, tmp_path: Path, caplog: pytest
     future = async_save(state(1), f"{run}/1.mdl", local=tmp_path, storage_options=options)
     with pytest.raises(PermissionError):
         future.result()
-    assert "from where the next run uploads it" in caplog.text
+    assert (
+        f"It is whole at {next(tmp_path.glob('*/1.mdl'))}: load(path, local={str(tmp_path)!r}) reads it" in caplog.text
+    )
     assert is_step(load(f"{run}/1.mdl", local=tmp_path), 1)
-    local_tier._tiers.clear()  # as in another process
+    local_folder._tiers.clear()  # as in another process
     async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
     assert is_step(load(f"{run}/1.mdl"), 1)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_uploads_that_go_on_failing(
+    server: LocalS3, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, blocking: bool
+) -> None:
+    """The newest stay on the disk, uploaded ones go first, and a warning names each that is given up."""
+    reader = server.storage_options("reader")
+    async_save(state(1), f"{run}/1.mdl", local=tmp_path).result()
+    for step in range(2, 6):
+        options: Any = {"local": tmp_path, "keep_local": 2, "storage_options": reader}
+        with pytest.raises(PermissionError):
+            if blocking:
+                save(state(step), f"{run}/{step}.mdl", **options)
+            else:
+                async_save(state(step), f"{run}/{step}.mdl", **options).result()
+        assert is_step(load(f"{run}/{step}.mdl", local=tmp_path), step)
+        assert local_steps(tmp_path) == [step - 1, step]
+    given_up = [f"{run}/{step}.mdl was not uploaded, and is deleted from" in caplog.text for step in range(1, 6)]
+    assert given_up == [False, True, True, False, False]
+    async_save(state(6), f"{run}/6.mdl", local=tmp_path).result()  # older ones are of no use to a restart any more
+    assert local_steps(tmp_path) == [5, 6]
+    assert f"{run}/4.mdl was not uploaded" in caplog.text
 
 
 def test_left_and_damaged(run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -144,7 +280,7 @@ def test_left_and_damaged(run: str, tmp_path: Path, caplog: pytest.LogCaptureFix
     record = Path(f"{local}.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), "remote": None}))
     local.write_bytes(local.read_bytes()[:-1] + b"x")
-    local_tier._tiers.clear()  # as in another process
+    local_folder._tiers.clear()  # as in another process
     async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
     assert "its bytes have changed" in caplog.text
     with pytest.raises(FileNotFoundError):
@@ -180,13 +316,13 @@ def test_left_of_a_path_with_an_older_one(server: LocalS3, run: str, tmp_path: P
     for step in (2, 3):
         leave(step)
         assert is_step(load(latest, local=tmp_path), step)
-    local_tier._tiers.clear()  # as in another process
+    local_folder._tiers.clear()  # as in another process
     async_save(state(9), f"{run}/9.mdl", local=tmp_path).result()
     assert is_step(load(latest), 3)
     leave(4)
     save(state(5), latest)
     assert is_step(load(latest, local=tmp_path), 5)
-    local_tier._tiers.clear()
+    local_folder._tiers.clear()
     async_save(state(9), f"{run}/9.mdl", local=tmp_path).result()
     assert is_step(load(latest), 5)
 
@@ -208,7 +344,7 @@ def test_stores_with_the_same_paths(tmp_path: Path) -> None:
     fsspec.register_implementation("hosted", Hosted, clobber=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     found = [
-        local_tier.tier_of(f"hosted://{host}/run/1.mdl", tmp_path / name, {"account_name": account})[0]
+        local_folder.tier_of(f"hosted://{host}/run/1.mdl", tmp_path / name, {"account_name": account})[0]
         for name in ("disk", "link")
         for host, account in (("one", "x"), ("two", "x"), ("two", "y"))
     ]
@@ -247,30 +383,35 @@ LocalTier.write = slow
 def test_disk_full(run: str, tmp_path: Path) -> None:
     """What the disk does not take goes straight to the path, with a warning, and nothing is left on the disk."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({MIB // 2}, {MIB // 2}))"
-    done = job(run, tmp_path / "disk", 1, 2, before=limit)
-    assert done.stderr.count("is saved without a copy in") == 2
-    assert [is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 2)] == [True, True]
+    for first, program in ((1, JOB), (3, BLOCKING)):
+        done = job(run, tmp_path / "disk", first, first + 1, before=limit, program=program)
+        assert done.stderr.count("is saved without a copy in") == 2
+    assert [is_step(load(f"{run}/{step}.mdl"), step) for step in range(1, 5)] == [True] * 4
     assert {path.name for path in tmp_path.glob("disk/*/*")} == {".lock"}
 
 
 def test_refused(run: str, tmp_path: Path) -> None:
     """Formats of several files, before anything is written."""
     for options in ({"format": "huggingface"}, {"format": "cerebras"}, {"keep_local": 0}):
-        with pytest.raises(ValueError, match="local"):
-            async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local=tmp_path / "disk", **options)
+        for each in (save, async_save):
+            with pytest.raises(ValueError, match="local"):
+                each({"w": torch.ones(3)}, f"{run}/x.mdl", local=tmp_path / "disk", **options)
+    with pytest.raises(ValueError, match="A local disk takes checkpoints of one file"):
+        save({"w": torch.ones(3)}, f"{run}/x/model.safetensors.index.json", local=tmp_path / "disk")
     with pytest.raises(ValueError, match="local"):
         async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local="s3://bucket/disk")
     zipfile.ZipFile(tmp_path / "x.zip", "w").close()
     with pytest.raises(ValueError, match="does not end in the checkpoint's name"):
         async_save({"w": torch.ones(3)}, f"zip://x.mdl::{tmp_path}/x.zip", local=tmp_path / "disk")
-    assert local_steps(tmp_path / "disk") == []
+    assert not (tmp_path / "disk").exists()
 
 
 def test_one_process_at_a_time(run: str, tmp_path: Path) -> None:
     """Another process does not touch the files of one that runs; it saves to the path alone."""
     async_save(state(1), f"{run}/1.mdl", local=tmp_path).result()
-    assert "Another process uses this folder" in job(run, tmp_path, 2, 2).stderr
-    assert is_step(load(f"{run}/2.mdl"), 2)
+    for step, program in ((2, JOB), (3, BLOCKING)):
+        assert "Another process uses this folder" in job(run, tmp_path, step, step, program=program).stderr
+        assert is_step(load(f"{run}/{step}.mdl"), step)
     assert local_steps(tmp_path) == [1]
 
 

@@ -35,12 +35,12 @@ class Run:
         self.root = root
         self.disk = disk
 
-    def fit(self, steps: int, *callbacks: Any, **options: Any) -> list[float]:
+    def fit(self, steps: int, *callbacks: Any, fit: dict[str, Any] | None = None, **options: Any) -> list[float]:
         """Train up to a step; the losses."""
         checkpoint = Checkpoint(2, checkpoint_root=self.root, local_dir=str(self.disk), **options)
         self.trainer: Trainer
         self.trainer, losses = made("/nonexistent", *callbacks, checkpoint=checkpoint, loop={"max_steps": steps})
-        self.trainer.fit(loader(), loader(8))
+        self.trainer.fit(loader(), loader(8), **fit or {})
         return losses
 
     def local(self, step: int) -> Path:
@@ -172,6 +172,25 @@ def test_deleted_at_the_root(on_s3: Run) -> None:
     assert on_s3.trainer.checkpoint.get_all_checkpoints(on_s3.root) == [on_s3.remote(step) for step in (2, 4)]
     assert len(on_s3.fit(6)) == 2
     assert on_s3.trainer.checkpoint.resumed_from == on_s3.remote(4)
+
+
+def test_root_deleted(on_s3: Run, logged: pytest.LogCaptureFixture) -> None:
+    """What is only on the disk is resumed from, with a warning; the next run of one that begins anew is not."""
+    fs, path = fsspec.url_to_fs(on_s3.root)
+    on_s3.fit(6)
+    on_s3.forget_upload(6)
+    fs.rm(path, recursive=True)
+    assert len(on_s3.fit(8)) == 2
+    assert on_s3.trainer.checkpoint.resumed_from == on_s3.remote(6)
+    assert "has no checkpoints, and checkpoint_6.mdl is only in" in logged.text
+    assert on_s3.steps() == [6, 8]
+    on_s3.forget_upload(8)
+    fs.rm(path, recursive=True)
+    assert len(on_s3.fit(2, fit={"ckpt_path": None})) == 2
+    assert f"{on_s3.local(8)}, which an earlier run left, is not uploaded" in logged.text
+    assert on_s3.steps() == [2]
+    assert len(on_s3.fit(4)) == 2
+    assert on_s3.trainer.checkpoint.resumed_from == on_s3.remote(2)
 
 
 def test_other_runs(on_s3: Run) -> None:

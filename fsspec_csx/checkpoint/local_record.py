@@ -1,0 +1,108 @@
+"""Record: the size, the checksum and the remote state of a checkpoint on the local disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.storage.atomic import atomic_write
+
+SUFFIX = ".json"
+_CHUNK = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a local checkpoint: a JSON file beside it.
+
+    Attributes:
+        path: of the remote file, for people.
+        number: that of the save; later ones have larger ones.
+        size: in bytes.
+        crc64nvme: of the bytes, as S3 writes it.
+        remote: the state of the remote file after the upload, on S3 its ETag; empty if unknown, or if the file is not
+            to be uploaded any more; None before the upload.
+        before: the state of the remote file that an earlier checkpoint of the name was uploaded to.
+        former: the record of the checkpoint that the file had before, which it has until it is replaced.
+    """
+
+    path: str
+    number: int
+    size: int
+    crc64nvme: str
+    remote: dict[str, Any] | None = None
+    before: dict[str, Any] | None = None
+    former: dict[str, Any] | None = None
+
+    @staticmethod
+    def read(path: str) -> Record | None:
+        """The record of the checkpoint at a path; None if one of both is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError), open(path + SUFFIX, "rb") as file:
+            record = Record(**json.load(file))
+            kinds = {int: (record.number, record.size), str: (record.path, record.crc64nvme)}
+            states = (record.remote, record.before, record.former)
+            right = all(isinstance(value, kind) for kind, values in kinds.items() for value in values)
+            if right and all(isinstance(state, (dict, type(None))) for state in states) and os.path.isfile(path):
+                return record
+        return None
+
+    def write(self, path: str) -> None:
+        """Write the record of the checkpoint at a path.
+
+        Raises:
+            OSError: if the disk is full, or not writable.
+        """
+        with atomic_write(None, path + SUFFIX) as file:
+            file.write(json.dumps(asdict(self)).encode())
+
+    def of_bytes(self, path: str) -> Record | None:
+        """This record or the former one, whichever is that of the bytes at a path; None if neither is."""
+        with contextlib.suppress(OSError, TypeError), open(path, "rb") as file:
+            found = os.fstat(file.fileno()).st_size, _checksum(file)
+            records = [self, *([Record(**self.former)] if self.former else [])]
+            return next((each for each in records if (each.size, each.crc64nvme) == found), None)
+        return None
+
+
+class SummedFile:
+    """A file to write to, and the size and the CRC64NVME of what was written."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._crc = 0
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        memory = memoryview(data).cast("B")
+        self._crc = CRC64NVME.compute(memory, self._crc)
+        self.size += len(memory)
+        self._file.write(memory)
+        return len(memory)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._file.flush()
+
+    @property
+    def checksum(self) -> str:
+        """As S3 writes it."""
+        return CRC64NVME.encoded(self._crc)
+
+
+def chunks(file: Any) -> Iterator[bytes]:
+    """The bytes of a file, piece by piece."""
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+def _checksum(file: Any) -> str:
+    checksum = 0
+    for chunk in chunks(file):
+        checksum = CRC64NVME.compute(memoryview(chunk), checksum)
+    return CRC64NVME.encoded(checksum)

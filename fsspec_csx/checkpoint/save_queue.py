@@ -1,0 +1,195 @@
+"""The queue of saves in the background, and the threads that write them."""
+
+from __future__ import annotations
+
+import concurrent.futures.thread
+import logging
+import os
+import threading
+import traceback
+from dataclasses import dataclass
+
+from fsspec_csx.checkpoint.exit_status import note_failure
+from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unretrieved
+from fsspec_csx.formats.writer import CheckpointWriter, Target
+from fsspec_csx.storage.progress import ProgressMeter
+
+logger = logging.getLogger("fsspec_csx")
+
+_MAX_THREADS = 2
+
+
+def add(save: Save) -> None:
+    """Run a save in the background.
+
+    Raises:
+        RuntimeError: if the main thread has already ended.
+    """
+    _saves.add(save)
+
+
+@dataclass(eq=False)
+class Save:
+    """A save that has not ended.
+
+    Attributes:
+        future: the one that the caller has.
+        target: where it is to be written.
+        place: equal for saves that must not overtake each other.
+        saving: what is to be written.
+    """
+
+    future: SaveFuture
+    target: Target
+    place: str
+    saving: CheckpointWriter
+
+    def run(self) -> None:
+        """Save, free the copy, and end the future in any case."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        error = self._failure()
+        self.saving.free()
+        _free_frames(error)
+        try:
+            self.future.end(error, self.target.name)
+        except BaseException:  # raised by a done callback: other saves continue
+            logger.exception("A callback of the save to %s failed", self.target.name)
+        del self, error  # the error's traceback leads here, and from here back to it
+
+    def _failure(self) -> BaseException | None:
+        try:
+            self._write(self.future.progress)
+        except BaseException as error:
+            return error
+        return None
+
+    def _write(self, progress: SaveProgress) -> None:
+        meter = ProgressMeter(progress, self.saving.nbytes, estimated=True)
+
+        def advance(count: int) -> None:
+            progress.raise_if_cancelled()
+            meter.advance(count)
+
+        def commit() -> None:
+            progress.commit()
+            progress.raise_if_cancelled()
+
+        self.saving.save(self.target, advance=advance, commit=commit)
+        meter.finish()
+
+
+def _report_interrupted(save: Save) -> None:
+    note_failure()
+    logger.error("%s was not saved: interrupted", save.target.name)
+
+
+def _free_frames(error: BaseException | None) -> None:
+    """Free the local variables, such as tensors, of the functions that an error passed through."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+class _Saves:
+    """The queue of saves, and the threads that write them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[Save] = []
+        self._running: list[Save] = []
+        self._threads = 0
+        self._closed = False
+        self._stopped = False
+
+    def add(self, save: Save) -> None:
+        with self._changed:
+            if self._closed:
+                msg = "The interpreter is ending and starts no saves. Call async_save before the main thread ends."
+                raise RuntimeError(msg)
+            if self._stopped:  # the second half of a save whose first was too far to be cancelled
+                save.future.progress.cancel()
+                save.future.end(None, save.target.name)
+                _report_interrupted(save)
+                return
+            self._waiting.append(save)
+            save.future.add_done_callback(self._drop)
+            if self._threads == _MAX_THREADS:
+                return
+            self._threads += 1
+            try:
+                threading.Thread(target=self._work, name="fsspec_csx async_save", daemon=True).start()
+            except RuntimeError:  # no more threads can be had
+                self._threads -= 1
+                self._waiting.remove(save)
+                raise
+
+    def _drop(self, future: concurrent.futures.Future[None]) -> None:
+        """Drop a save that was cancelled before a thread started it, with its copy."""
+        with self._changed:
+            dropped = [save for save in self._waiting if save.future is future]
+            for save in dropped:
+                self._waiting.remove(save)
+            self._changed.notify_all()
+        if dropped:
+            future.set_running_or_notify_cancel()
+
+    def finish(self) -> None:
+        """Wait for all saves and accept no more; Ctrl-C stops the rest."""
+        try:
+            self._close()
+        except KeyboardInterrupt:
+            with self._changed:
+                self._stopped = True
+            for save in [*self._waiting, *self._running]:
+                if save.future.cancel():
+                    _report_interrupted(save)
+            self._close()
+        log_unretrieved()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._changed.wait_for(self._is_idle)
+            self._closed = True
+
+    def _is_idle(self) -> bool:
+        return not self._waiting and not self._running
+
+    def _work(self) -> None:
+        save = self._next(None)
+        while save is not None:
+            save.run()
+            save = self._next(save)
+
+    def _next(self, ended: Save | None) -> Save | None:
+        """The first waiting save whose path is free; None ends the thread."""
+        with self._changed:
+            if ended is not None:
+                self._running.remove(ended)
+                self._changed.notify_all()
+            busy = {save.place for save in self._running}
+            for save in self._waiting:
+                if save.place not in busy:
+                    self._waiting.remove(save)
+                    self._running.append(save)
+                    return save
+            self._threads -= 1
+            return None
+
+
+_saves = _Saves()
+
+
+def _reset() -> None:
+    """A forked child has none of its parent's threads."""
+    global _saves
+    _saves = _Saves()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset)
+# Runs in reverse order: before that of concurrent.futures.thread, which ends the threads that resolve host names.
+# Functions of atexit run too late.
+threading._register_atexit(lambda: _saves.finish())  # type: ignore[attr-defined]
