@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from forked import python
 from training import loader, made
 
 from fsspec_csx import load, save
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
-from fsspec_csx.trainer import Checkpoint, KeepBestCheckpoints, KeepNCheckpoints, Trainer
+from fsspec_csx.trainer import Callback, Checkpoint, KeepBestCheckpoints, KeepNCheckpoints, Trainer
 
 JOB = Path(__file__).parents[1] / "support" / "training_job.py"
 
@@ -82,12 +84,11 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_resumed_from_the_disk(run: Run, logged: pytest.LogCaptureFixture) -> None:
+def test_resumed_from_the_disk(run: Run) -> None:
     """All checkpoints are at the root, the newest on the disk too, and a resumed run is the one that never stopped."""
     losses = run.fit(6)
     assert run.steps() == [2, 4, 6]
     assert run.steps(local=True) == [4, 6]
-    assert "is only on the local disk" in logged.text
     assert load(str(run.local(6)))["global_step"] == 6
     losses += run.fit(10)
     assert run.trainer.checkpoint.resumed_from == run.remote(6)
@@ -95,6 +96,31 @@ def test_resumed_from_the_disk(run: Run, logged: pytest.LogCaptureFixture) -> No
     whole, expected = made(str(run.disk.parent / "whole"), loop={"max_steps": 10})
     whole.fit(loader(), loader(8))
     assert losses == expected
+
+
+class Release(Callback):
+    """Lets the uploads go on at the fifth step."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def on_train_batch_end(self, trainer: Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 5:
+            self.go.set()
+
+
+def test_only_on_the_disk(on_s3: Run, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an upload lasts, the log says which checkpoint is not at the root yet."""
+    release, put_file = Release(), CSXFileSystem.put_file
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        assert release.go.wait(60)
+        return put_file(*args, **kwargs)
+
+    monkeypatch.setattr(CSXFileSystem, "put_file", held)
+    on_s3.fit(6, release)
+    assert "checkpoint_2.mdl is only on the local disk; none is at the root yet" in logged.text
+    assert on_s3.steps() == [2, 4, 6]
 
 
 def test_no_bytes_from_the_root(on_s3: Run) -> None:
