@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from fsspec.callbacks import Callback
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem
 
 from fsspec_csx.distributed.paths import Path, folder_at
@@ -17,7 +18,8 @@ from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import opening, reader, registry
-from fsspec_csx.formats.base import Request
+from fsspec_csx.formats.base import Converted, Request
+from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
@@ -29,7 +31,7 @@ from fsspec_csx.storage.progress import report_progress
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.map_location import reserved
-from fsspec_csx.tensors.names import Choice, Keys
+from fsspec_csx.tensors.names import Choice
 from fsspec_csx.tensors.source import Source
 
 
@@ -92,25 +94,19 @@ def from_one_file(
         report_progress(callback, os.fspath(path)) as progress,
         opening.checkpoint(file, file_options) as (source, name),
     ):
-        write_sharded(source, path, name=name, storage_options=storage_options, callback=progress)
+        folder = folder_at(path, storage_options)
+        write_sharded(source, Request(name), Target(folder.fs, folder.path, folder.name), progress)
 
 
-def write_sharded(
-    source: Source,
-    path: Path,
-    *,
-    name: str,
-    keys: Keys | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
-) -> None:
-    """Write an open checkpoint of any format, or a part of it, as a sharded one; see ``from_one_file``.
+def write_sharded(source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+    """Write an open checkpoint of any format as a sharded one; see ``from_one_file`` and ``Format.convert``.
 
     Raises:
         CheckpointError: if the source is invalid, or not a mapping.
         ValueError: if a sharded checkpoint cannot hold an entry, which it names.
     """
-    keys = source.narrow(keys, name)
+    name = request.name
+    keys = source.narrow(request.keys, name)
     found = reader.structure(source, name)
     obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
     if not isinstance(obj, dict):
@@ -118,21 +114,23 @@ def write_sharded(
         raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
     registry.of(source).refuse_unread(obj, name)
     placeholders.refuse(obj, name)
-    writer = StorageWriter(path, storage_options=storage_options, callback=callback)
+    writer = StorageWriter(Folder(target.fs, target.path, target.name), callback=progress)
     try:
-        _save_single_process(obj, writer, _StreamingPlanner(source, found, name))
+        metadata = _save_single_process(obj, writer, _StreamingPlanner(source, found, name))
     except BaseException:
         writer.discard()
         raise
+    return Converted(0, sum(isinstance(each, TensorStorageMetadata) for each in metadata.state_dict_metadata.values()))
 
 
-def _save_single_process(obj: dict[str, Any], writer: StorageWriter, planner: Planner) -> None:
+def _save_single_process(obj: dict[str, Any], writer: StorageWriter, planner: Planner) -> Metadata:
     """Save like ``dcp.save`` in this process alone, which not all releases of torch allow."""
     planner.set_up_planner(obj, writer.storage_meta(), is_coordinator=True)
     writer.set_up_storage_writer(True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
     plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
+    return metadata
 
 
 class _StreamingPlanner(Planner):

@@ -17,8 +17,10 @@ from fsspec_csx.storage.progress import ProgressMeter
 Path: TypeAlias = "str | os.PathLike[str]"
 
 
-def folder_at(path: Path, options: Mapping[str, Any] | None) -> Folder:
+def folder_at(path: Path | Folder, options: Mapping[str, Any] | None) -> Folder:
     """The folder of a checkpoint; a CheckpointPathError if the path cannot name one."""
+    if isinstance(path, Folder):
+        return path
     given = os.fspath(path)
     text = checkpoint_path(given.rstrip("/") or given)
     fs, inner = resolve_path(path if isinstance(path, os.PathLike) else text, text, options)
@@ -34,12 +36,14 @@ class FolderStorage:
     """What the storages that load and save share.
 
     Args:
-        path: a folder: a local path or an fsspec URL.
+        path: a folder: a local path, an fsspec URL, or as it is opened.
         storage_options: arguments for the filesystem.
         callback: receives the bytes of this rank.
     """
 
-    def __init__(self, path: Path, storage_options: Mapping[str, Any] | None, callback: Callback | None) -> None:
+    def __init__(
+        self, path: Path | Folder, storage_options: Mapping[str, Any] | None, callback: Callback | None
+    ) -> None:
         super().__init__()
         self._callback = callback
         self._options = storage_options

@@ -23,7 +23,7 @@ from fsspec_csx.distributed.planner import Planner, check_item
 from fsspec_csx.distributed.staging import stage
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, logger, shard_name
+from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, Folder, logger, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
 from fsspec_csx.tensors import memory
 
@@ -49,7 +49,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
 
     def __init__(
         self,
-        path: Path,
+        path: Path | Folder,
         *,
         storage_options: Mapping[str, Any] | None = None,
         overwrite: bool = True,

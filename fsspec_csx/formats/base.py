@@ -173,6 +173,7 @@ class Format(ABC, Generic[S]):
         msg = f"save does not write the format {self.name}. Use fsspec_csx.{self.name}.save."
         raise ValueError(msg)
 
+    @abstractmethod
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
         """Write a checkpoint of any format anew in this one.
 
@@ -186,7 +187,6 @@ class Format(ABC, Generic[S]):
             CheckpointError: if the source is not what it should be, or lacks an entry of ``keys``.
             ValueError: if the format cannot hold it, or cannot cast; nothing is written then.
         """
-        raise NotImplementedError  # of the format distributed: the folder distributed/ above this one writes it
 
     def refuse_cast(self, request: Request) -> None:
         """Raise a ValueError if tensors are to be cast, where the format cannot."""

@@ -23,12 +23,14 @@ class _Row:
     Attributes:
         folder: in ``formats/``; its module ``format`` has the ``FORMAT``.
         suffixes: of the paths that are saved in it.
+        suffix: of the names of converted checkpoints; empty for folders that take the name without one.
         file: whether a checkpoint is one file.
         manifest: the file that a folder of the format always has; empty if ``open_folder`` looks for itself.
     """
 
     folder: str
     suffixes: tuple[str, ...] = ()
+    suffix: str = ""
     file: bool = False
     manifest: str = ""
 
@@ -36,11 +38,11 @@ class _Row:
 # Of files, the first that matches counts: torch's is the last, as it says what is wrong with a file of no format.
 # Folders are looked for in this order.
 _ROWS = {
-    "cerebras": _Row("cerebras"),
+    "cerebras": _Row("cerebras", suffix=".mdl"),
     "distributed": _Row("dcp", manifest=".metadata"),
     "huggingface": _Row("huggingface", (".safetensors.index.json",)),
-    "safetensors": _Row("safetensors", (".safetensors",), file=True),
-    "torch": _Row("torch_zip", ("",), file=True),
+    "safetensors": _Row("safetensors", (".safetensors",), ".safetensors", file=True),
+    "torch": _Row("torch_zip", ("",), ".mdl", file=True),
 }
 
 NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not row.file))
@@ -64,6 +66,11 @@ def named(name: str) -> Format[Any]:
 def is_folder(name: str) -> bool:
     """Whether a checkpoint of a format is a folder."""
     return not _ROWS[name].file
+
+
+def suffix(name: str) -> str:
+    """The suffix of a converted checkpoint of a format; empty for a folder that has none."""
+    return _ROWS[name].suffix
 
 
 def writer(

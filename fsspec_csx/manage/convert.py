@@ -21,16 +21,11 @@ from fsspec_csx.storage.progress import report_progress
 if TYPE_CHECKING:
     import torch
 
-    from fsspec_csx.formats.base import Converted
-    from fsspec_csx.tensors.source import Source
-
 FORMATS = registry.NAMES
 """The formats that can be written."""
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """The names of the dtypes that floating-point tensors can be cast to."""
-
-_SUFFIXES = {"torch": ".mdl", "safetensors": ".safetensors", "cerebras": ".mdl"}
 
 
 @dataclass(frozen=True)
@@ -120,17 +115,14 @@ def convert(
     if overwrite:
         _check_kind(place, folder=registry.is_folder(kind) and not is_index(place.name))
     with report_progress(callback, place.text) as progress, origin.source() as opened:
-        if kind == "distributed":
-            found = _write_sharded(opened, origin, written, keys, target_options, progress)
-        else:
-            import torch  # imported here, so that errors in paths come fast
+        import torch  # imported here, so that errors in paths come fast
 
-            from fsspec_csx.formats.base import Request
-            from fsspec_csx.formats.writer import Target
+        from fsspec_csx.formats.base import Request
+        from fsspec_csx.formats.writer import Target
 
-            cast = None if dtype is None else getattr(torch, _name(dtype))
-            request = Request(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
-            found = registry.named(kind).convert(opened, request, Target(*place.through, place.display_path), progress)
+        cast = None if dtype is None else getattr(torch, _name(dtype))
+        request = Request(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
+        found = registry.named(kind).convert(opened, request, Target(*place.through, place.display_path), progress)
     size = found.size or inspect(written, storage_options=target_options).size
     return ConvertResult(place.display_path, kind, **{**vars(found), "size": size})
 
@@ -142,26 +134,6 @@ def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
     if dtype is not None and _name(dtype) not in DTYPES:
         msg = f"Tensors cannot be cast to {dtype!r}. Choose one of {', '.join(DTYPES)}."
         raise ValueError(msg)
-    if dtype is not None and format in ("distributed", "cerebras"):
-        msg = f"Tensors cannot be cast for the format {format}. Convert to a file with the dtype, and then that file."
-        raise ValueError(msg)
-
-
-def _write_sharded(
-    opened: Source,
-    origin: Location,
-    target: str | os.PathLike[str],
-    keys: Iterable[str] | Callable[[str], bool] | None,
-    target_options: Mapping[str, Any] | None,
-    progress: Callback,
-) -> Converted:
-    from fsspec_csx.distributed.consolidate import write_sharded  # only here, as it imports torch.distributed
-    from fsspec_csx.formats.base import Converted
-
-    write_sharded(
-        opened, target, name=origin.display_path, keys=keys, storage_options=target_options, callback=progress
-    )
-    return Converted(0, len(inspect(target, storage_options=target_options).tensors))
 
 
 def _check_kind(place: Location, *, folder: bool) -> None:
@@ -188,9 +160,9 @@ def _written(
     kind = format or registry.name_for(name if takes_names(target) else text)
     if not takes_names(target):
         return target, kind
-    if kind not in _SUFFIXES and not text.endswith("/") and naming.is_sharded(os.listdir(text)):
+    own = registry.suffix(kind)
+    if not own and not text.endswith("/") and naming.is_sharded(os.listdir(text)):
         return target, kind  # the folder is a checkpoint, not a folder of checkpoints
-    own = _SUFFIXES.get(kind, "")
     suffix = next((each for each in (INDEX_SUFFIX, *SUFFIXES) if name.endswith(each) and name != each), "")
     if format is None and suffix == INDEX_SUFFIX:
         return _named(target, name), kind

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection
+from importlib import import_module
 from typing import Any
 
-from fsspec_csx.formats.base import Format
+from fsspec.callbacks import Callback
+
+from fsspec_csx.formats.base import Converted, Format, Request
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import verify
 from fsspec_csx.formats.dcp.folder import Folder
@@ -14,6 +17,7 @@ from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage import folder as storage_folder
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.names import Keys
@@ -45,6 +49,12 @@ class DistributedFormat(Format[ShardedSource]):
 
     def examine(self, source: ShardedSource, name: str, compute: Sum) -> Report:
         return verify.examine(source)
+
+    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+        self.refuse_cast(request)
+        write = import_module("fsspec_csx.distributed.consolidate").write_sharded  # by name, as imports run down
+        written: Converted = write(source, request, target, progress)
+        return written
 
 
 FORMAT = DistributedFormat()
