@@ -53,45 +53,6 @@ from __future__ import annotations
 import errno
 import typing
 
-__all__ = [
-    "AccessDeniedError",
-    "BucketNotFoundError",
-    "CSXError",
-    "CheckpointError",
-    "CheckpointLimitError",
-    "CheckpointPathError",
-    "ChecksumError",
-    "ClockSkewError",
-    "ConfigError",
-    "CredentialsError",
-    "DeleteError",
-    "DiscardedFileWarning",
-    "DtypeCastWarning",
-    "EndpointError",
-    "ExpiredCredentialsError",
-    "FreedTensorError",
-    "IncompleteCredentialsError",
-    "InvalidBucketNameError",
-    "InvalidCheckpointError",
-    "LostProcessError",
-    "MismatchError",
-    "MissingEntryError",
-    "NoCredentialsError",
-    "NoSpaceError",
-    "ObjectChangedError",
-    "ObjectExistsError",
-    "ObjectNotFoundError",
-    "RefusedError",
-    "RejectedCredentialsError",
-    "TooLargeError",
-    "UnavailableError",
-    "UnknownFlagError",
-    "UnknownProfileError",
-    "UnsafeCheckpointError",
-    "UntrustedCertificateError",
-    "WrongRegionError",
-]
-
 
 class CSXError(Exception):
     """Base of all errors of this package.

@@ -15,7 +15,10 @@ __all__ = ["backends"]
 
 
 class _Flags:
-    """A node of the tree of flags; only the names that its class annotates can be read or set."""
+    """A node of the tree of flags; only the names with which it is made can be read or set."""
+
+    def __init__(self, **flags: Any) -> None:
+        vars(self).update(flags)
 
     if not TYPE_CHECKING:  # so that type checkers still find misspelt flags
 
@@ -25,7 +28,7 @@ class _Flags:
             raise _unknown(name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in type(self).__annotations__ or isinstance(getattr(self, name), _Flags):
+        if name not in vars(self) or isinstance(getattr(self, name), _Flags):
             raise _unknown(name)
         super().__setattr__(name, value)
 
@@ -41,9 +44,9 @@ class S3Flags(_Flags):
         cache_size: how much it may hold, in bytes or as a text such as "50GB"; None for the default.
     """
 
-    profile: str | None = None
-    cache_dir: str | os.PathLike[str] | None = None
-    cache_size: int | str | None = None
+    profile: str | None
+    cache_dir: str | os.PathLike[str] | None
+    cache_size: int | str | None
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "profile" and value is not None and not isinstance(value, str):
@@ -58,29 +61,7 @@ class S3Flags(_Flags):
 class StorageFlags(_Flags):
     """``backends.csx.storage``: where checkpoints are kept."""
 
-    s3: S3Flags = S3Flags()
-
-
-class PrecisionFlags(_Flags):
-    """``backends.csx.precision``, of Cerebras hardware."""
-
-    optimization_level: Any = None
-
-
-class PerformanceFlags(_Flags):
-    """``backends.csx.performance``, of Cerebras hardware."""
-
-    compress_weights: Any = None
-    max_transfer_bytes: Any = None
-    micro_batch_size: Any = None
-    transfer_processes: Any = None
-    use_speculative_optimizers: Any = None
-
-
-class ClusterFlags(_Flags):
-    """``backends.csx.cluster``, of Cerebras hardware."""
-
-    auto_taint: Any = None
+    s3: S3Flags
 
 
 class FreeFlags:
@@ -95,40 +76,14 @@ class FreeFlags:
             return getattr(self, name)
 
 
-class DebugFlags(_Flags):
-    """``backends.csx.debug``, of Cerebras hardware; names below ``debug_args`` and ``ini`` are not checked."""
-
-    act_memory_gi: Any = None
-    check_constraints: Any = None
-    chf_memory_gi: Any = None
-    cmd_memory_gi: Any = None
-    compile_crd_memory_gi: Any = None
-    debug_args: Any = FreeFlags()
-    drop_data: Any = None
-    execute_crd_memory_gi: Any = None
-    fabric_type_blacklist: Any = None
-    implicit_cast_cb16_to_fp32: Any = None
-    ini: Any = FreeFlags()
-    lazy_initialization: Any = None
-    log_initialization: Any = None
-    op_definition_module: Any = None
-    optimize_initialization: Any = None
-    retrace_every_iteration: Any = None
-    save_gpv: Any = None
-    skip_connectivity_check: Any = None
-    skip_weight_init: Any = None
-    wgt_memory_gi: Any = None
-    wrk_memory_gi: Any = None
-
-
 class CSXFlags(_Flags):
     """``backends.csx``: the flags of Cerebras PyTorch 2.10; those outside ``storage`` have no effect here."""
 
-    cluster: ClusterFlags = ClusterFlags()
-    debug: DebugFlags = DebugFlags()
-    performance: PerformanceFlags = PerformanceFlags()
-    precision: PrecisionFlags = PrecisionFlags()
-    storage: StorageFlags = StorageFlags()
+    cluster: Any
+    debug: Any
+    performance: Any
+    precision: Any
+    storage: StorageFlags
 
 
 class Backends(_Flags):
@@ -137,7 +92,7 @@ class Backends(_Flags):
     A flag takes effect at the next ``fsspec.open``, in every thread; open files keep their settings.
     """
 
-    csx: CSXFlags = CSXFlags()
+    csx: CSXFlags
 
     def set_flags(self, flags: Mapping[str, Any]) -> None:
         """Set all of these flags, or none if one is wrong.
@@ -199,8 +154,7 @@ def has_effect(name: str) -> bool:
 def _names(node: _Flags, prefix: str = "") -> list[str]:
     """All dotted flag names below this node."""
     names = []
-    for name in type(node).__annotations__:
-        value = getattr(node, name)
+    for name, value in vars(node).items():
         names += _names(value, f"{prefix}{name}.") if isinstance(value, _Flags) else [prefix + name]
     return names
 
@@ -217,4 +171,23 @@ def _unknown(name: str) -> UnknownFlagError:
     return UnknownFlagError(f"There is no flag {name!r}.", remedy)
 
 
-backends = Backends()
+def _without_effect(names: str, **flags: Any) -> _Flags:
+    return _Flags(**dict.fromkeys(names.split()), **flags)
+
+
+_DEBUG = """
+act_memory_gi check_constraints chf_memory_gi cmd_memory_gi compile_crd_memory_gi drop_data execute_crd_memory_gi
+fabric_type_blacklist implicit_cast_cb16_to_fp32 lazy_initialization log_initialization op_definition_module
+optimize_initialization retrace_every_iteration save_gpv skip_connectivity_check skip_weight_init wgt_memory_gi
+wrk_memory_gi
+"""
+_PERFORMANCE = "compress_weights max_transfer_bytes micro_batch_size transfer_processes use_speculative_optimizers"
+backends = Backends(
+    csx=CSXFlags(
+        cluster=_without_effect("auto_taint"),
+        debug=_without_effect(_DEBUG, debug_args=FreeFlags(), ini=FreeFlags()),
+        performance=_without_effect(_PERFORMANCE),
+        precision=_without_effect("optimization_level"),
+        storage=StorageFlags(s3=S3Flags(profile=None, cache_dir=None, cache_size=None)),
+    )
+)

@@ -73,5 +73,5 @@ def test_flags_of_the_hardware() -> None:
         with pytest.raises(UnknownFlagError, match=r"Did you mean 'csx\.performance\.micro_batch_size'\?"):
             backends.set_flags({name: 1})
     with pytest.raises(UnknownFlagError, match=r"csx\.cluster\.auto_taint"):
-        backends.csx.cluster.auto_tant = True  # type: ignore[attr-defined]
+        backends.csx.cluster.auto_tant = True
     backends.set_flags({"csx.performance.micro_batch_size": None})
