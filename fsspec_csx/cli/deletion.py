@@ -19,15 +19,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def confirm(options: argparse.Namespace, lines: Sequence[str], what: str) -> None:
-    """Ask on the terminal whether to delete, unless ``--yes`` is given.
+    """Ask on the terminal whether to delete, unless ``--yes`` is given; a ValueError unless the answer is yes.
 
     Args:
         options: the arguments of the verb.
         lines: what would be deleted, one item a line.
         what: a summary of it, with the size.
-
-    Raises:
-        ValueError: if stdin is not a terminal, or the answer is not yes.
     """
     if options.yes:
         return
@@ -59,15 +56,7 @@ def finish(
     total: int,
     noun: str = "checkpoint",
 ) -> None:
-    """Print the result if JSON was asked for, and raise an error if a deletion failed.
-
-    Args:
-        options: the arguments of the verb.
-        data: the result for JSON, without the errors.
-        failed: the errors by path.
-        total: how many items were to be deleted.
-        noun: what an item is.
-    """
+    """Print the result and the errors by path if JSON was asked for, and raise an error if a deletion failed."""
     error = _combined_error(failed, total, noun) if failed else None
     emit_data(options, {**data, "failed": errors_as_data(failed), **(as_data(error) if error else {})})
     if error:

@@ -50,11 +50,7 @@ def print_status(options: argparse.Namespace, text: str) -> None:
 
 
 def flush() -> None:
-    """Flush standard output.
-
-    Raises:
-        OutputClosedError: if its reader has closed it.
-    """
+    """Flush standard output; an OutputClosedError if its reader has closed it."""
     try:
         sys.stdout.flush()
     except BrokenPipeError as error:
@@ -86,12 +82,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
-    """Format rows as aligned lines.
-
-    Args:
-        rows: the cells of each row.
-        right: the columns to align on the right, such as numbers.
-    """
+    """Format rows as aligned lines; these columns on the right, such as numbers."""
     rows, right = [*rows], {*right}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -15,12 +15,7 @@ _S3 = ("s3://", "s3a://", "csx://")
 
 
 class Verbs:
-    """The verbs of a noun.
-
-    Args:
-        parsers: the subparsers of the noun.
-        command: the words before a verb.
-    """
+    """The verbs of a noun, and the words of the command before a verb."""
 
     def __init__(self, parsers: Any, command: str) -> None:
         self._parsers = parsers
@@ -29,15 +24,7 @@ class Verbs:
     def add(
         self, name: str, run: Callable[[argparse.Namespace], int | None], *, help: str, description: str, examples: str
     ) -> argparse.ArgumentParser:
-        """Add a verb with the common options.
-
-        Args:
-            name: the verb.
-            run: runs it and returns the exit status; None means 0.
-            help: its line in the list of verbs.
-            description: the text above its options.
-            examples: the commands below them.
-        """
+        """Add a verb with the common options; ``run`` returns the exit status, None for 0."""
         lines = "\n".join(f"  {self._command} {line}" for line in examples.strip().splitlines())
         parser: argparse.ArgumentParser = self._parsers.add_parser(
             name,
@@ -68,11 +55,7 @@ def all_fitting(paths: Iterable[str]) -> list[str]:
 
 
 def one_fitting(path: str) -> str:
-    """Expand a pattern that matches a single checkpoint.
-
-    Raises:
-        ValueError: if several checkpoints match.
-    """
+    """Expand a pattern that matches a single checkpoint; a ValueError if several match."""
     found = all_fitting([path])
     if len(found) > 1:
         msg = f"{len(found)} checkpoints match {redacted(path)}. Name one of them."

@@ -41,14 +41,7 @@ class _DamageSeenError(Exception):
 
 
 class BucketChecks:
-    """The checks in a bucket.
-
-    Args:
-        fs: a connected filesystem.
-        bucket: the name of the bucket.
-        prefix: the prefix of the object: empty, or with a slash at the end.
-        speed: whether to measure the speed.
-    """
+    """The checks in a bucket, with an object below a prefix: empty, or with a slash at the end."""
 
     def __init__(self, fs: ProbeFileSystem, bucket: str, prefix: str, *, speed: bool) -> None:
         self._fs = fs

@@ -41,13 +41,7 @@ def skipped(name: str, why: str, remedy: str = "") -> Check:
 
 
 def failed(name: str, error: Exception | str, remedy: str, right: str = "") -> Check:
-    """A check that found something to fix.
-
-    Args:
-        error: the exception, or what was found.
-        remedy: what to do, if the exception does not say it.
-        right: the missing permission if it was refused, such as ``s3:PutObject on s3://bucket/run/*``.
-    """
+    """A check that found something to fix; ``right`` is the permission that lacks if it was refused."""
     text = str(error) or type(error).__name__
     if isinstance(error, CSXError):
         text, remedy = error.reason, error.remedy or remedy

@@ -17,15 +17,7 @@ _TAIL = 4096
 
 
 def is_complete(root: Directory, folder: str) -> bool:
-    """Whether the checkpoint in a folder was written completely; True if its metadata may not be read.
-
-    Args:
-        root: the folder, or one above it.
-        folder: its name below the root.
-
-    Raises:
-        OSError: raised by the filesystem, except FileNotFoundError.
-    """
+    """Whether the checkpoint in a folder below a root was written completely; True if its metadata may not be read."""
     place = Location.below(root, f"{folder.rstrip('/')}/{naming.METADATA}".lstrip("/"))
     from fsspec_csx.formats.cerebras.metadata import LARGEST, SUCCESS, decoded  # imported here, as few folders need it
 
@@ -44,11 +36,7 @@ def is_complete(root: Directory, folder: str) -> bool:
 
 
 def own_names(root: Directory, names: Collection[str]) -> list[str]:
-    """Those of the files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one.
-
-    Raises:
-        OSError: raised by the filesystem, except PermissionError.
-    """
+    """The files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one."""
     from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
 
     if naming.METADATA not in names:
@@ -71,18 +59,10 @@ def is_incomplete(root: Directory) -> bool:
 
 
 def mark_incomplete(fs: Any, folder: str, names: Iterable[str]) -> bytes | None:
-    """Mark a folder as an incomplete Cerebras checkpoint, before it is written or deleted.
-
-    Args:
-        fs: the filesystem; None for the local one.
-        folder: its path there.
-        names: the names of all its objects, below the folder.
+    """Mark a folder as an incomplete Cerebras checkpoint with these objects, before it is written or deleted.
 
     Returns:
         The former metadata; None if there was none.
-
-    Raises:
-        OSError: raised by the filesystem.
     """
     from fsspec_csx.formats.cerebras.metadata import unfinished  # imported here, as few folders need it
 
@@ -106,11 +86,7 @@ def write_metadata(fs: Any, folder: str, metadata: bytes) -> None:
 
 
 def check_target(source: Directory, target: Directory) -> None:
-    """Refuse a target that cannot hold the user metadata of a checkpoint on S3.
-
-    Raises:
-        CheckpointPathError: if the target is not on S3.
-    """
+    """Refuse, by a CheckpointPathError, a target that cannot hold the user metadata of a checkpoint on S3."""
     if _is_bulk(source.fs) and not _is_bulk(target.fs):
         reason = f"{redacted(target.path)} cannot hold the user metadata of the objects of {redacted(source.path)}."
         raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")

@@ -28,10 +28,6 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     Names are compared with the manifest or index; for torch.distributed.checkpoint also sizes. Of a lone
     ``model.safetensors`` the size is compared with its header. The metadata of a Cerebras checkpoint must be complete.
 
-    Args:
-        path: the folder, as for ``load``.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-
     Raises:
         InvalidCheckpointError: if a file is missing or truncated, or the manifest or index cannot be read.
         OSError: raised by the filesystem, such as FileNotFoundError.

@@ -71,16 +71,13 @@ def convert(
 
     The checkpoint is streamed, with some 100 MiB of memory. In memory are only files that ``load`` reads completely
     (torch before 1.6, sparse or quantized tensors, compressed files), and a transposed tensor while it is written to a
-    safetensors file. The checksums of torch files and shards are verified. An existing checkpoint is replaced only by a
-    complete one, except a Cerebras checkpoint (see ``save``).
+    safetensors file; for the format ``distributed`` (one shard) the largest tensor, for ``cerebras`` all of them. The
+    checksums of torch files and shards are verified. An existing checkpoint is replaced only by a complete one, except
+    a Cerebras checkpoint (see ``save``). What a format cannot hold is refused before anything is written.
 
     A torch file keeps the nesting, other values, shared memory and parameters; tensors move to the CPU. A safetensors
     file, and each of the files of the format ``huggingface``, has the tensors by their dotted names; one file keeps the
     metadata of a safetensors source.
-
-    The format ``distributed`` (a folder of torch.distributed.checkpoint with one shard) needs the memory of the largest
-    tensor; ``cerebras`` (objects on S3) needs that of the whole checkpoint. What a format cannot hold is refused before
-    anything is written.
 
     Args:
         source: a local path or an fsspec URL, as for ``load``; a sharded or a Cerebras checkpoint is a folder.
@@ -99,11 +96,10 @@ def convert(
         callback: gets the total in bytes by ``set_size``, and the bytes written by ``relative_update``.
 
     Raises:
-        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the source is invalid, or lacks an entry of ``keys``.
+        ValueError: if a path cannot name a checkpoint, the source is invalid or lacks an entry of ``keys``, the format
+            cannot hold it, or the dtype or format is unknown.
         FileExistsError: if the target exists, unless ``overwrite``; also if a folder would replace a file.
         IsADirectoryError: if a file would replace a folder.
-        ValueError: if the format cannot hold the source, or the dtype or format is unknown.
         OSError: raised by a filesystem.
     """
     _check(dtype, format)

@@ -89,21 +89,13 @@ def move(
     """Move a checkpoint: copy it, compare all bytes, and delete the source.
 
     A file at the target with the same bytes counts as the copy. A local link is removed, but not the file behind it.
-
-    Args:
-        source: as in ``copy``.
-        target: as in ``copy``.
-        overwrite: as in ``copy``.
-        source_options: as in ``copy``.
-        target_options: as in ``copy``.
-        callback: as in ``copy``.
+    For the arguments and errors see ``copy``.
 
     Returns:
         The path that was written.
 
     Raises:
         ChecksumError: an OSError, if the copy differs; the source stays.
-        OSError: as in ``copy``.
     """
     done = transfer(
         source,

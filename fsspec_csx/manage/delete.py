@@ -66,10 +66,6 @@ def targets(
     A file may have any name. A folder must have a manifest, or only shards whose manifest is gone. Folders in it are
     not part of the checkpoint; of a Cerebras checkpoint are the objects that its metadata names.
 
-    Args:
-        paths: local paths or fsspec URLs, as for ``load``.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-
     Raises:
         CheckpointPathError: a ValueError, if a path names a bucket, or a version of an object.
         FileNotFoundError: if a path does not exist.
@@ -84,12 +80,7 @@ def targets(
 
 
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
-    """Delete checkpoints: all manifests first, shards last; on S3 a thousand files by one request.
-
-    After a failure the same call deletes the rest.
-
-    Args:
-        to_delete: the result of ``targets``.
+    """Delete checkpoints: all manifests first, shards last. After a failure the same call deletes the rest.
 
     Returns:
         The errors, by the paths of the checkpoints that are left in full or in part.
@@ -110,10 +101,6 @@ def targets_from_listing(
     listed: Iterable[ListedCheckpoint], *, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[list[DeleteTarget], dict[str, Exception]]:
     """Like ``targets``, for checkpoints of one listing; single files are not looked up again.
-
-    Args:
-        listed: checkpoints of one root.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
 
     Returns:
         The checkpoints that still exist; and the errors by path.

@@ -73,15 +73,12 @@ def compare(
             different dtypes, which always are a difference, are compared too.
         rtol: the relative tolerance of ``allclose``.
         atol: its absolute tolerance.
-        storage_options: arguments for the filesystem of each, such as ``{"profile": "my-profile"}``.
+        storage_options: arguments for the filesystem of each.
         callback: as for ``load``.
 
     Raises:
-        ValueError: if ``op`` is unknown, or a tolerance is negative.
-        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if a checkpoint is empty, truncated, damaged, of another format, or has
-            entries that cannot be read.
-        UnsafeCheckpointError: a ValueError, if loading a file could run code.
+        ValueError: if ``op`` is unknown, a tolerance is negative, or a path cannot name a checkpoint.
+        CheckpointError: a ValueError, as for ``load``.
         OSError: raised by a filesystem.
     """
     _check_operation(op, rtol, atol)

@@ -28,13 +28,7 @@ _Name = tuple[str, int]  # the dotted name, and a count for equal names
 
 @dataclass
 class ComparedEntries:
-    """The result of the comparison.
-
-    Attributes:
-        differences: in the order of the first file, then what only the second has.
-        tensors: the number of compared tensors.
-        values: the number of compared other values.
-    """
+    """The differences, in the order of the first file, and how many tensors and other values were compared."""
 
     differences: list[Difference]
     tensors: int = 0
@@ -81,10 +75,6 @@ def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: C
         sources: the checkpoints.
         paths: their names in errors.
         closeness: the tolerances; None for exact equality, which skips the elements of different dtypes.
-
-    Raises:
-        CheckpointError: if a checkpoint is invalid or damaged.
-        Exception: raised by a file.
     """
     sides = (_Side(sources[0], paths[0]), _Side(sources[1], paths[1]))
     comparison = _Comparison(sides, closeness)
@@ -149,7 +139,13 @@ class _Comparison:
         self._found.differences.append(Difference(name, what, first, second))
 
     def compare(self, name: str, first: Any, second: Any) -> None:
-        """Compare two entries of one name; tensors are read later."""
+        """Compare two checkpoints.
+
+        Args:
+            sources: the checkpoints.
+            paths: their names in errors.
+            closeness: the tolerances; None for exact equality, which skips the elements of different dtypes.
+        """
         tensors = isinstance(first, torch.Tensor), isinstance(second, torch.Tensor)
         if all(tensors):
             self._found.tensors += 1

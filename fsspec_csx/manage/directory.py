@@ -173,13 +173,7 @@ def strip_slashes(path: str | os.PathLike[str]) -> str:
 
 
 def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Call a function for each item, in threads if the filesystem allows it.
-
-    Args:
-        fs: the filesystem that the function uses; None for the local one.
-        function: what to call.
-        items: its arguments.
-    """
+    """Call a function for each item, in threads if the filesystem, None for the local one, allows it."""
     if not getattr(fs, "async_impl", False):
         return [function(item) for item in items]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -245,13 +239,7 @@ def _parse_time(time: Any) -> datetime | None:
 
 
 def _joined(root: str, protocols: Iterable[str], name: str) -> str:
-    """Append a name to a path; in a chained URL, to the first link that has a path.
-
-    Args:
-        root: a folder.
-        protocols: those of its filesystem; a bare link of one means its top folder.
-        name: the name below the folder.
-    """
+    """Append a name to a path; in a chained URL, to the first link with a path, or of one of these protocols."""
     links = [root] if is_local(root) else root.split("::")
     bare = {f"{protocol}://" for protocol in protocols}
     naming = (n for n, link in enumerate(links) if link in bare or link.partition("://")[2])

@@ -36,9 +36,6 @@ def copy_file(
         overwrite: whether an existing file may be replaced.
         verified: whether to compare all bytes, as the source is to be deleted.
 
-    Returns:
-        The size in bytes.
-
     Raises:
         OSError: if the source changed meanwhile, or raised by a filesystem.
         ChecksumError: if the copy differs.

@@ -57,12 +57,10 @@ def leftovers(
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
         older_than: the minimum age; what is younger may be in use.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+        storage_options: arguments for the filesystem.
 
     Raises:
-        CheckpointPathError: a ValueError, if the path cannot name a folder.
-        FileNotFoundError: if the folder or the bucket does not exist.
-        OSError: raised by the filesystem.
+        OSError: raised by the filesystem, such as FileNotFoundError if the folder or the bucket does not exist.
     """
     place = Directory(root, storage_options)
     uploads = _uploads(place) if s3.is_s3(place.fs) else ()
@@ -72,11 +70,7 @@ def leftovers(
 
 
 def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
-    """Delete leftovers.
-
-    Returns:
-        The errors by path.
-    """
+    """Delete leftovers, and return the errors by path."""
     failed: dict[str, Exception] = {}
     for each in found:
         if isinstance(each.contents, s3.UnfinishedUpload):

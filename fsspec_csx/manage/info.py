@@ -43,14 +43,8 @@ class Description:
 def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Description:
     """Describe a checkpoint from a few short reads; a file that ``load`` reads into memory is read completely.
 
-    Args:
-        path: a local path or an fsspec URL, as for ``load``.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-
     Raises:
-        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if the file is empty, truncated, damaged, or of another format.
-        UnsafeCheckpointError: a ValueError, if loading the file could run code.
+        CheckpointError: a ValueError, as for ``load``.
         OSError: raised by the filesystem, such as FileNotFoundError.
     """
     from fsspec_csx.formats import reader  # only here, as it imports torch

@@ -83,11 +83,6 @@ def list_matching(
 ) -> list[ListedCheckpoint]:
     """List the checkpoints under a root, or those that match a pattern or are in a folder that matches it.
 
-    Args:
-        path: the root, or a pattern (see ``expand_pattern``).
-        recursive: as in ``checkpoints``.
-        options: arguments for the filesystem.
-
     Raises:
         OSError: as in ``checkpoints``; FileNotFoundError if nothing matches.
     """
@@ -114,9 +109,6 @@ def latest(
     """The newest complete checkpoint under a root; None if there is none.
 
     A step is incomplete if it lacks a file that other steps have, a folder if it lacks a file of its manifest.
-
-    Raises:
-        OSError: as in ``checkpoints``.
     """
     return latest_of(checkpoints(root, recursive=recursive, storage_options=storage_options), storage_options)
 

@@ -51,11 +51,7 @@ class Location:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Location:
-        """The location of a path; trailing slashes do not count.
-
-        Raises:
-            CheckpointPathError: a ValueError, if it cannot name a checkpoint.
-        """
+        """The location of a path; trailing slashes do not count. A CheckpointPathError if it can name no checkpoint."""
         text = checkpoint_path(strip_slashes(path))
         fs, inner = resolve_path(path, text, options)
         bare, inner_path, _ = unwrap_filesystem(fs, inner)
@@ -92,11 +88,7 @@ class Location:
         return path_exists(self.fs, self.path)
 
     def is_folder(self) -> bool:
-        """Whether it is a folder.
-
-        Raises:
-            FileNotFoundError: if it does not exist.
-        """
+        """Whether it is a folder; a FileNotFoundError if it does not exist."""
         try:
             if self.fs is None:
                 os.stat(self.path)
@@ -114,12 +106,7 @@ class Location:
         return file_state(self.fs, self.path)
 
     def check_state(self, before: Mapping[str, Any]) -> None:
-        """Compare the state with a former one.
-
-        Raises:
-            FileNotFoundError: if the file is gone.
-            OSError: if it changed.
-        """
+        """Compare the state with a former one; an OSError if the file changed or is gone."""
         try:
             changed = self.state() != before
         except FileNotFoundError as error:
@@ -142,14 +129,10 @@ class Location:
 
     @contextlib.contextmanager
     def source(self, file: IO[bytes] | None = None) -> Iterator[Source]:
-        """Open a checkpoint of any format, a file or a folder, for the block.
+        """Open a checkpoint of any format, a file or a folder, for the block; a CheckpointError if it is none.
 
         Args:
             file: the open file, if there is one; it is closed after the block.
-
-        Raises:
-            CheckpointError: if it is a folder, but not a checkpoint.
-            OSError: raised by the filesystem.
         """
         from fsspec_csx.formats import opening  # only here, as it imports torch
 
@@ -198,11 +181,7 @@ def already_exists(path: str) -> FileExistsError:
 
 
 def refuse_index(path: str) -> None:
-    """Refuse the index of a Hugging Face checkpoint where the whole folder is needed.
-
-    Raises:
-        CheckpointPathError: a ValueError, if the path names an index.
-    """
+    """Refuse, by a CheckpointPathError, the index of a Hugging Face checkpoint where the whole folder is needed."""
     if is_index(path.rpartition("/")[2]):
         raise CheckpointPathError(f"{redacted(path)} is only the index of a checkpoint.", "Name its folder.")
 
@@ -213,16 +192,9 @@ def is_pattern(path: str | os.PathLike[str]) -> bool:
 
 
 def expand_pattern(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> list[str] | None:
-    """The files and the checkpoint folders that match a pattern.
+    """The files and the checkpoint folders that match a pattern; None if the path exists, or is no pattern.
 
     ``*`` matches any characters but a slash, ``**`` any characters, ``?`` one, ``[abc]`` one of these.
-
-    Args:
-        path: a local path or an fsspec URL.
-        options: arguments for the filesystem.
-
-    Returns:
-        The paths; None if the path exists under this name, or is not a pattern.
 
     Raises:
         FileNotFoundError: if nothing matches.

@@ -101,7 +101,7 @@ def prune(
     """Delete the checkpoints directly under a root that ``plan`` does not keep, the oldest first.
 
     The newest ones are checked first. Damaged files, and folders that lack a file of their manifest, stay and do not
-    count as kept ones.
+    count as kept ones. A failure does not stop other deletions.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
@@ -110,10 +110,7 @@ def prune(
         spared: as in ``plan``; for instance the checkpoint that a run resumed from.
         by: as in ``plan``.
         dry_run: whether to delete nothing.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-
-    Returns:
-        What was kept, deleted and failed; a failure does not stop other deletions.
+        storage_options: arguments for the filesystem.
 
     Raises:
         ValueError: as in ``plan``; also, unless ``by`` is ``time``, if names do not say which are the newest ``keep``:

@@ -53,13 +53,7 @@ def lists_in_order(fs: Any, path: str) -> bool:
 
 
 def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
-    """The first files directly in a folder, by one request, and whether there are more.
-
-    Args:
-        fs: an S3 filesystem.
-        path: the bucket and key of the folder.
-        name: the prefix for the names of its files.
-    """
+    """The first files directly in a folder, their names with a prefix, and whether there are more; by one request."""
     bucket, key, _ = fs.split_path(path)
     prefix = f"{key.rstrip('/')}/"
     answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=PAGE)
@@ -116,15 +110,7 @@ def _remove_batch(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
 
 
 def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
-    """The unfinished uploads to an object and to the folder of that name, sorted by key.
-
-    Args:
-        fs: an S3 filesystem.
-        path: a bucket, or bucket and key.
-
-    Raises:
-        OSError: if they cannot be listed, such as BucketNotFoundError or AccessDeniedError.
-    """
+    """The unfinished uploads to an object, or bucket, and to the folder of that name, sorted by key."""
     bucket, key, _ = fs.split_path(path.rstrip("/"))
     listed = [
         each

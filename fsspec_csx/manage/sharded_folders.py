@@ -63,13 +63,7 @@ class CheckpointFolder:
     def target(
         self, target: str | os.PathLike[str], name: str, options: Mapping[str, Any] | None
     ) -> str | os.PathLike[str]:
-        """The path to copy to: a local folder gets the name appended, unless it is a checkpoint or about to become one.
-
-        Args:
-            target: as given.
-            name: the name of this checkpoint.
-            options: arguments for the target's filesystem.
-        """
+        """The path to copy to: a local folder gets the name added, unless it is a checkpoint or about to become one."""
         text = os.fspath(target)
         if not text.endswith("/"):
             if not os.path.isdir(text):
@@ -288,14 +282,7 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
 
 
 def _remove_former(target: Directory, held: list[str], names: list[str], own: list[str]) -> None:
-    """Remove the manifests of the former checkpoint, and then those of its shards that the new one lacks.
-
-    Args:
-        target: the folder.
-        held: the names of the files in it.
-        names: the names of the new files.
-        own: the names of the former objects of a Cerebras checkpoint.
-    """
+    """Remove the manifests of the former checkpoint, and then those of its parts that the new one lacks."""
     manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
     objects = {*own}
     parts = [name for name in held if name in objects or _is_own_shard(name)]

@@ -49,21 +49,18 @@ def verify(
 ) -> VerifyResult:
     """Read all of a checkpoint and look for damage, without running any code of it.
 
-    Compared are the checksum of each record of a torch file, and that of the object if the server has one. The
-    structure is checked too: the zip directory, the pickle and whether tensors fit their records, or the header of a
-    safetensors file. A file that is no checkpoint counts as damaged.
-
-    Of a folder of torch.distributed.checkpoint each item is checked as a torch file is, and compared with the
-    manifest, as are the parts of each tensor. Of a Cerebras checkpoint all tensors are read, and
-    those compared that were saved with checksums; one that was not finished is damaged, and so is one with what
-    ``load`` could not read. Pickles are not looked into.
+    Compared are the checksum of each record of a torch file or a shard, those that a Cerebras checkpoint was saved
+    with, and that of the object if the server has one. The structure is checked too: the zip directory, the pickle and
+    whether tensors fit their records, or the header of a safetensors file, and what a manifest says. A file that is no
+    checkpoint counts as damaged, and so does a Cerebras checkpoint that was not finished. The pickles in one are not
+    looked into.
 
     64 MiB of the file are in memory at most, whatever its size; but torch reads those of its format before 1.6, and of
     quantized and nested tensors, whole.
 
     Args:
         path: a local path or an fsspec URL, as for ``load``.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+        storage_options: arguments for the filesystem.
         callback: as for ``load``.
 
     Raises:

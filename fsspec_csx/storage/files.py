@@ -19,12 +19,7 @@ _CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "cr
 def resolve_path(
     path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
 ) -> tuple[fsspec.AbstractFileSystem | None, str]:
-    """The filesystem of a path, None for the local one, and the path on it.
-
-    Args:
-        path: as the caller gave it.
-        text: the same as ``checkpoint_path`` returns it.
-    """
+    """The filesystem of a path, None for the local one, and the path on it; ``text`` as of ``checkpoint_path``."""
     if is_local(path):
         return None, text
     # fsspec adds to the options of each link of a chained URL in place.
@@ -82,11 +77,7 @@ def file_size(file: IO[bytes]) -> int:
 
 
 def file_state(fs: fsspec.AbstractFileSystem | None, path: str) -> dict[str, Any]:
-    """The details of a file that change with its content, and its ``size`` in bytes.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
+    """The details of a file that change with its content, and its ``size`` in bytes."""
     if fs is None:
         status = os.stat(path)
         return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}

@@ -57,11 +57,7 @@ class Folder:
         return os.path.exists(self.at(name)) if self.fs is None else bool(self.fs.exists(self.at(name)))
 
     def names(self) -> list[str]:
-        """The names of the files and folders directly in it.
-
-        Raises:
-            OSError: raised by the filesystem, such as FileNotFoundError.
-        """
+        """The names of the files and folders directly in it."""
         self.forget()
         found = os.listdir(self.path) if self.fs is None else self.fs.ls(self.path, detail=False)
         return [path.rstrip("/").rpartition("/")[2] for path in found]

@@ -9,15 +9,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", re.IGNORECASE)
 
 
 def bytes_of(size: int | str, name: str) -> int:
-    """The number of bytes of a size.
-
-    Args:
-        size: a number, or a text such as ``5GB``.
-        name: of the argument, for messages.
-
-    Raises:
-        ValueError: if it is no size.
-    """
+    """The number of bytes of a size, or of a text such as ``5GB``; a ValueError with the name if it is none."""
     found = (
         re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
     )
