@@ -8,7 +8,7 @@ from typing import Any
 
 import shtab
 
-from fsspec_csx.manage.location import expand_folder_pattern, expand_pattern
+from fsspec_csx.manage.location import expand_pattern
 from fsspec_csx.storage.paths import redacted
 
 _S3 = ("s3://", "s3a://", "csx://")
@@ -65,7 +65,7 @@ def one_fitting(path: str) -> str:
 
 def roots_fitting(path: str) -> list[str]:
     """Expand a pattern to the paths of folders."""
-    return expand_folder_pattern(path) or [path]
+    return expand_pattern(path, folders=True) or [path]
 
 
 def s3_options(path: str, **options: str | None) -> dict[str, str]:

@@ -19,16 +19,17 @@ _SCHEMES = ("s3", "s3a", "csx")
 _EXAMPLE = "Give a bucket, or a folder in one, as in 's3://bucket/run'."
 
 
-def examine(
+def checks(
     url: str | None = None,
     *,
     storage_options: Mapping[str, Any] | None = None,
     caller: str = "the call",
     speed: bool = True,
-) -> list[Check]:
+) -> Generator[Check, None, None]:
     """Check the effective configuration for S3, and what works with it.
 
-    The checks write one object with a unique name below the folder, and always delete it. No bucket is created.
+    The checks write one object with a unique name below the folder; it is deleted when the iterator ends or is closed.
+    No bucket is created.
 
     Args:
         url: a bucket, or a folder in one, as in ``s3://bucket/run``; None to check only what needs no bucket.
@@ -39,17 +40,6 @@ def examine(
     Raises:
         CheckpointPathError: a ValueError, if the URL is not an S3 URL with a bucket.
     """
-    return list(checks(url, storage_options=storage_options, caller=caller, speed=speed))
-
-
-def checks(
-    url: str | None = None,
-    *,
-    storage_options: Mapping[str, Any] | None = None,
-    caller: str = "the call",
-    speed: bool = True,
-) -> Generator[Check, None, None]:
-    """Like ``examine``, one by one; what was written is deleted when the iterator ends or is closed."""
     place = None if url is None else parse_url(url)
     return _checks(place, dict(storage_options or {}), caller, speed)
 

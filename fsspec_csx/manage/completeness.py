@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,13 +10,13 @@ from typing import Any
 from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.huggingface import names as huggingface
+from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
 
 _NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[^.]+)", re.DOTALL)
-_LARGEST = 256 * 2**20  # bytes of an index
 _SHOWN = 3
 _REMEDY = "Copy it again, or delete it."
 
@@ -71,15 +70,9 @@ def missing_shards(names: Iterable[str]) -> list[str]:
 
 def _check_index(root: Directory, name: str, sizes: Mapping[str, int | None], display_path: str) -> None:
     """Check that the files in a Hugging Face index exist."""
-    try:
-        if (sizes[name] or 0) > _LARGEST:
-            raise ValueError(name)
-        with Location.below(root, name).opened() as file:
-            named = {*map(str, json.loads(file.read())["weight_map"].values())}
-        missing = sorted(each for each in named if not sizes.get(each))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidCheckpointError(f"The index {name} of {display_path} is damaged.", _REMEDY) from error
-    if missing:
+    with Location.below(root, name).opened() as file:
+        named = decoded(file.read(LARGEST + 1), f"{name} of {display_path}").shards
+    if missing := sorted(each for each in {*named} if not sizes.get(each)):
         raise _incomplete(display_path, missing, f"{name} names")
 
 

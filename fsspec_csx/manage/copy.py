@@ -14,7 +14,7 @@ from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, rename_file, same_content
 from fsspec_csx.manage.location import Location, already_exists, refuse_index
-from fsspec_csx.manage.sharded_folders import CheckpointFolder
+from fsspec_csx.manage.sharded_folders import CheckpointFolder, FolderCopy
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
@@ -127,7 +127,7 @@ def transfer(
         shards = CheckpointFolder(Directory(source, source_options))
         goal_root = Directory(shards.target(target, origin.name, target_options), target_options)
         with report_progress(callback, goal_root.path) as progress:
-            shards.copy_to(goal_root, progress, overwrite=overwrite, moving=moving)
+            FolderCopy(shards, goal_root, progress, overwrite=overwrite, moving=moving).run()
         return CopyResult(origin.text, goal_root.path, shards.size)
     refuse_index(origin.text)
     goal = Location.of(_named(target, origin.name), target_options)

@@ -12,7 +12,7 @@ from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.manage import cerebras_folders, completeness, naming, s3, shard_prefixes
 from fsspec_csx.manage.directory import Directory, File, map_parallel
-from fsspec_csx.manage.location import Location, given_path, is_pattern, pattern_matches
+from fsspec_csx.manage.location import pattern_matches
 from fsspec_csx.manage.steps import steps_of
 from fsspec_csx.storage.paths import redacted
 
@@ -86,20 +86,18 @@ def list_matching(
     Raises:
         OSError: as in ``checkpoints``; FileNotFoundError if nothing matches.
     """
-    place = Location.of(path, options) if is_pattern(path) else None
-    matches = pattern_matches(place) if place else None
-    if matches is None or place is None:
+    matches = pattern_matches(path, options)
+    if matches is None:
         return checkpoints(path, recursive=recursive, storage_options=options)
+    if not matches:
+        msg = f"No checkpoint matches {redacted(os.fspath(path))}. Check the path."
+        raise FileNotFoundError(msg)
     found: dict[str, ListedCheckpoint] = {}
-    names = {given_path(place, name): info["type"] == "directory" for name, info in matches.items()}
-    for parent in dict.fromkeys(name.rpartition("/")[0] or "." for name in names):
-        found |= {each.path: each for each in checkpoints(parent, storage_options=options) if each.path in names}
-    for name, is_folder in names.items():
+    for parent in dict.fromkeys(name.rpartition("/")[0] or "." for name in matches):
+        found |= {each.path: each for each in checkpoints(parent, storage_options=options) if each.path in matches}
+    for name, is_folder in matches.items():
         if is_folder and name not in found:
             found |= {each.path: each for each in checkpoints(name, recursive=recursive, storage_options=options)}
-    if not names:
-        msg = f"No checkpoint matches {redacted(place.text)}. Check the path."
-        raise FileNotFoundError(msg)
     return sorted(found.values(), key=sort_key)
 
 

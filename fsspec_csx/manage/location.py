@@ -186,56 +186,43 @@ def refuse_index(path: str) -> None:
         raise CheckpointPathError(f"{redacted(path)} is only the index of a checkpoint.", "Name its folder.")
 
 
-def is_pattern(path: str | os.PathLike[str]) -> bool:
-    """Whether a path has a wildcard, which a name may have too."""
-    return _WILDCARD.search(os.fspath(path)) is not None
-
-
-def expand_pattern(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> list[str] | None:
-    """The files and the checkpoint folders that match a pattern; None if the path exists, or is no pattern.
+def expand_pattern(
+    path: str | os.PathLike[str], options: Mapping[str, Any] | None = None, *, folders: bool = False
+) -> list[str] | None:
+    """The files and checkpoint folders, or folders, that match a pattern; None if the path exists, or is no pattern.
 
     ``*`` matches any characters but a slash, ``**`` any characters, ``?`` one, ``[abc]`` one of these.
 
     Raises:
         FileNotFoundError: if nothing matches.
     """
-    place = Location.of(path, options)
-    matches = pattern_matches(place)
+    matches = pattern_matches(path, options)
     if matches is None:
         return None
-    found = [given_path(place, name) for name, info in matches.items() if _is_match(place.fs, name, info)]
+    found = [
+        name for name, is_folder in matches.items() if (is_folder if folders else _is_match(name, is_folder, options))
+    ]
     if not found:
-        msg = f"No checkpoint matches {redacted(place.text)}. Check the path."
+        what, remedy = "checkpoint", "Check the path."
+        if folders:
+            what, remedy = "folder", "Check that the pattern is for roots, not for checkpoints."
+        msg = f"No {what} matches {redacted(os.fspath(path))}. {remedy}"
         raise FileNotFoundError(msg)
     return sorted(found)
 
 
-def expand_folder_pattern(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> list[str] | None:
-    """The folders that match a pattern; see ``expand_pattern``."""
-    if not is_pattern(path):
-        return None
-    place = Location.of(path, options)
-    matches = pattern_matches(place)
-    if matches is None:
-        return None
-    found = [given_path(place, name) for name, info in matches.items() if info["type"] == "directory"]
-    if not found:
-        msg = f"No folder matches {redacted(place.text)}. Check that the pattern is for roots, not for checkpoints."
-        raise FileNotFoundError(msg)
-    return sorted(found)
-
-
-def pattern_matches(place: Location) -> dict[str, Mapping[str, Any]] | None:
-    """What matches a pattern, by path on the filesystem; None if the path exists, or is not a pattern."""
-    if not _WILDCARD.search(place.path) or place.version or place.exists():
+def pattern_matches(path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> dict[str, bool] | None:
+    """The paths that match a pattern, as for ``load``, and whether each is a folder; None as for ``expand_pattern``."""
+    place = Location.of(path, options) if _WILDCARD.search(os.fspath(path)) else None
+    if place is None or not _WILDCARD.search(place.path) or place.version or place.exists():
         return None
     fs = place.fs or LocalFileSystem()
     fs.invalidate_cache()
-    found: dict[str, Mapping[str, Any]] = fs.glob(place.path, detail=True)
-    return {name.rstrip("/"): info for name, info in found.items()}
+    found = fs.glob(place.path, detail=True)
+    return {_given_path(place, name.rstrip("/")): info["type"] == "directory" for name, info in found.items()}
 
 
-def given_path(place: Location, path: str) -> str:
+def _given_path(place: Location, path: str) -> str:
     """A path on the filesystem, in the form that was given, as for ``load``."""
     if place.path.endswith(place.text):  # relative to the working directory
         return path[len(place.path) - len(place.text) :]
@@ -243,8 +230,7 @@ def given_path(place: Location, path: str) -> str:
     return place.text.removesuffix(inner) + path.lstrip("/") if place.text.endswith(inner) else path
 
 
-def _is_match(fs: Any, path: str, info: Mapping[str, Any]) -> bool:
-    if info["type"] != "directory":
+def _is_match(path: str, is_folder: bool, options: Mapping[str, Any] | None) -> bool:
+    if not is_folder:
         return not naming.is_temporary(path.rpartition("/")[2])
-    names = os.listdir(path) if fs is None else [each.rpartition("/")[2] for each in fs.ls(path, detail=False)]
-    return naming.is_sharded(names)
+    return naming.is_sharded(file.base for file in Directory(path, options).scan()[0])

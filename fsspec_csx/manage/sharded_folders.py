@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from fsspec.callbacks import Callback
@@ -30,12 +30,14 @@ _AT_A_TIME = 10
 class CheckpointFolder:
     """A folder that is one checkpoint.
 
-    Args:
-        root: the folder.
-
     Attributes:
+        root: the folder.
+        metadata: where the metadata of a Cerebras checkpoint is.
         names: the names of all files below it, of a Cerebras checkpoint those of its own; manifests last.
+        manifests: those of them without which it is none.
+        small: those of them that are copied many at a time.
         size: their total size in bytes.
+        is_all: whether the folder has no other files.
         is_cerebras: whether it is a Cerebras checkpoint, whose objects have user metadata to keep.
 
     Raises:
@@ -43,22 +45,21 @@ class CheckpointFolder:
     """
 
     def __init__(self, root: Directory) -> None:
-        self._root = root
-        self._metadata = Location.below(root, naming.METADATA)
-        files = [
-            file for folder in root.tree().values() for file in folder if not naming.is_temporary(_last(file.name))
-        ]
-        own = {*cerebras_folders.own_names(root, [file.name for file in files])}
-        self._is_all = not own or len(own) == len(files)
-        files = [file for file in files if not own or file.name in own]
-        self._manifests = {*_manifests(file.name for file in files)}
-        if not self._manifests:
+        self.root = root
+        self.metadata = Location.below(root, naming.METADATA)
+        below = {file.name: file for files in root.tree().values() for file in files if not _is_temporary(file.name)}
+        own = cerebras_folders.own_names(root, below) or [*below]
+        self.manifests = {*_manifests(own)}
+        if not self.manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
-        self.names = sorted((file.name for file in files), key=lambda name: (name in self._manifests, name))
-        self.size = sum(file.size or 0 for file in files)
-        self._small = {file.name for file in files if file.size is not None and file.size <= _SMALL}
-        self.is_cerebras = naming.METADATA in self.names
+        self.names = sorted(own, key=lambda name: (name in self.manifests, name))
+        sizes = {name: below[name].size for name in self.names}
+        self.small = [name for name, size in sizes.items() if size is not None and size <= _SMALL]
+        self.small = [name for name in self.small if name not in self.manifests]
+        self.size = sum(size or 0 for size in sizes.values())
+        self.is_all = len(own) == len(below)
+        self.is_cerebras = naming.METADATA in own
 
     def target(
         self, target: str | os.PathLike[str], name: str, options: Mapping[str, Any] | None
@@ -69,19 +70,63 @@ class CheckpointFolder:
             if not os.path.isdir(text):
                 return target
             there = Directory(target, options)
-            if naming.is_sharded(os.listdir(text)) or os.path.isdir(self._staging(there)):
+            if naming.is_sharded(os.listdir(text)) or os.path.isdir(self.staging(there)):
                 return target
             text += "/"
         return text + name if isinstance(target, str) else type(target)(text + name)  # type: ignore[call-arg]
 
-    def copy_to(self, target: Directory, progress: Callback, *, overwrite: bool, moving: bool) -> None:
-        """Copy or move the checkpoint.
+    def staging(self, target: Directory) -> str:
+        """The temporary folder beside a local target."""
+        path = os.path.realpath(target.inner())
+        return temporary_path(path, digest(self.root.path, path)[:16])
 
-        Args:
-            target: the folder to write.
-            progress: reports the bytes.
-            overwrite: whether a checkpoint there may be replaced; its other files are removed.
-            moving: whether to compare all bytes and then delete the source.
+    def is_same_file(self, target: Directory) -> bool:
+        """Whether the target is a complete copy, with the same bytes and user metadata, and no other manifest."""
+        held = {*_held(target)}
+        if not held.issuperset(self.names) or not self.manifests.issuperset(_manifests(held)):
+            return False
+        return all(self.is_alike(Location.below(self.root, name), Location.below(target, name)) for name in self.names)
+
+    def is_alike(self, source: Location, goal: Location) -> bool:
+        """Whether a file of it and a copy have the same bytes and user metadata."""
+        alike = not self.is_cerebras or cerebras_folders.same_user_metadata(source, goal)
+        return alike and not source.is_same_file(goal) and same_content(source, goal)
+
+    def remove(self) -> None:
+        """Delete it, so that it never looks complete when part of it is deleted."""
+        metadata = self.root.inner(naming.METADATA) if self.is_cerebras else None
+        manifests = [self.root.inner(name) for name in self.manifests if name != naming.METADATA]
+        files = [self.root.inner(name) for name in self.names]
+        folder = self.root.inner()
+        target = manage_delete.DeleteTarget(self.root.path, self.root.fs, files, manifests, self.size, folder, metadata)
+        for error in manage_delete.delete([target]).values():
+            raise error
+        if self.root.fs is None:
+            for path, _, _ in os.walk(folder, topdown=False):
+                with contextlib.suppress(OSError):  # not empty
+                    os.rmdir(path)
+
+
+class FolderCopy:
+    """A copy, or a move, of a checkpoint to another folder.
+
+    Args:
+        source: the checkpoint.
+        target: the folder to write.
+        progress: reports the bytes.
+        overwrite: whether a checkpoint there may be replaced.
+        moving: whether to compare all bytes and then delete the source.
+    """
+
+    def __init__(
+        self, source: CheckpointFolder, target: Directory, progress: Callback, *, overwrite: bool, moving: bool
+    ) -> None:
+        self._source, self._target, self._progress = source, target, progress
+        self._overwrite, self._moving = overwrite, moving
+        self._local = target.fs is None
+
+    def run(self) -> None:
+        """Copy or move it.
 
         Raises:
             CheckpointPathError: if the target is the source, or inside it, or cannot hold the user metadata of a
@@ -89,182 +134,135 @@ class CheckpointFolder:
             ChecksumError: if a copy differs.
             FileExistsError: if the target has a checkpoint, or a file of one, unless ``overwrite``.
         """
-        self._check_apart(target)
-        if target.fs is None:
-            self._check_names()
-        if self.is_cerebras:
-            cerebras_folders.check_target(self._root, target)
-        held = _held(target)
-        own = cerebras_folders.own_names(target, held)
-        local = target.fs is None
-        if not overwrite:
-            if (_manifests(held) or _models(held, self.names)) and not self._is_resumed(target, held):
-                raise already_exists(target.path)
-            for name in held:
-                if local and name in self.names:
-                    raise already_exists(target.path_of(name))
-        elif own and self.is_cerebras and any("/" in name for name in {*self.names}.intersection(held).difference(own)):
-            msg = f"{redacted(target.path)} has other files, which the copy would replace. Choose another name."
-            raise FileExistsError(msg)
-        whole = moving and local and self._is_all and not os.path.lexists(target.inner())
-        if not (whole and self._renamed(target)):
-            meter = ProgressMeter(progress, self.size)
-            if local:
-                self._copy_local(target, held, own, meter, overwrite, moving)
-            else:
-                self._copy_in_place(target, held, own, meter, overwrite, moving)
-            if moving:
-                self._remove()
-            meter.finish()
+        self._check_places()
+        self._held = _held(self._target)
+        self._own = cerebras_folders.own_names(self._target, self._held)
+        self._check_held()
+        if self._moving and self._local and self._renamed():
+            return
+        self._meter = ProgressMeter(self._progress, self._source.size)
+        if self._local:
+            self._copy_beside()
+        else:
+            self._copy_in_place()
+        if self._moving:
+            self._source.remove()
+        self._meter.finish()
 
-    def is_same_file(self, target: Directory) -> bool:
-        """Whether the target is a complete copy, with the same bytes and user metadata, and no other manifest."""
-        held = {*_held(target)}
-        if not held.issuperset(self.names) or not self._manifests.issuperset(_manifests(held)):
-            return False
-        return all(
-            self._is_alike(Location.below(self._root, name), Location.below(target, name)) for name in self.names
-        )
-
-    def _is_alike(self, source: Location, goal: Location) -> bool:
-        alike = not self.is_cerebras or cerebras_folders.same_user_metadata(source, goal)
-        return alike and not source.is_same_file(goal) and same_content(source, goal)
-
-    def _check_apart(self, target: Directory) -> None:
-        one, other = Location.below(self._root, "x"), Location.below(target, "x")
+    def _check_places(self) -> None:
+        source, target = self._source.root, self._target
+        one, other = Location.below(source, "x"), Location.below(target, "x")
         if one.is_same_file(other) or (
-            one.fs == other.fs and other.path.startswith(f"{self._root.inner().rstrip('/')}/") and one.fs is None
+            one.fs is None and other.fs is None and other.path.startswith(f"{source.inner().rstrip('/')}/")
         ):
             reason = f"{redacted(target.path)} is the source folder, or inside it."
             raise CheckpointPathError(reason, "Name another target.")
-
-    def _check_names(self) -> None:
-        """Refuse keys that would be files outside the target folder."""
-        for name in self.names:
+        for name in self._source.names if self._local else ():
             if {".", ".."} & set(name.replace(os.sep, "/").split("/")) or "\0" in name:
-                reason = f"{redacted(self._root.path)} has the file {name!r}, which would be outside the folder."
+                reason = f"{redacted(source.path)} has the file {name!r}, which would be outside the folder."
                 raise CheckpointPathError(reason, "Do not copy it, and ask its author.")
+        if self._source.is_cerebras:
+            cerebras_folders.check_target(source, target)
 
-    def _copy_in_place(
-        self, target: Directory, held: list[str], own: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
-    ) -> None:
-        """Copy where folders cannot be renamed: the old manifest is deleted first, the new one written last."""
-        before = self._metadata.state() if self.is_cerebras else {}
-        if self.is_cerebras and (overwrite or naming.METADATA in held or not {*held} & {*self.names}):
-            cerebras_folders.mark_incomplete(target.fs, target.inner(), {*self.names, *own})
-            held = [name for name in held if name != naming.METADATA]
-        if overwrite:
-            _remove_former(target, held, self.names, own)
+    def _check_held(self) -> None:
+        """Refuse to replace files that may not be replaced."""
+        target, names = self._target, {*self._source.names}
+        common = names.intersection(self._held)
+        if not self._overwrite:
+            if (_manifests(self._held) or _models(self._held, names)) and not self._is_resumed():
+                raise already_exists(target.path)
+            if self._local and common:
+                raise already_exists(target.path_of(min(common)))
+        elif self._own and self._source.is_cerebras and any("/" in name for name in common.difference(self._own)):
+            msg = f"{redacted(target.path)} has other files, which the copy would replace. Choose another name."
+            raise FileExistsError(msg)
 
-        def copy_one(name: str, advance: Callable[[int], object]) -> None:
-            there = name in held and name not in self._manifests
-            replaced = overwrite or name == naming.METADATA
-            self._copy_one(name, target, advance, there=there, overwrite=replaced, moving=moving)
-
-        self._copy_parts(copy_one, meter, target)
-        for name in sorted(self._manifests):
-            if name == naming.METADATA:
-                self._metadata.check_state(before)  # another save reuses the names of objects
-            copy_one(name, meter.advance)
-
-    def _copy_parts(
-        self, copy_one: Callable[[str, Callable[[int], object]], None], meter: ProgressMeter, target: Directory
-    ) -> None:
-        """Copy all but the manifests: small files in parallel, large ones one by one, in parallel parts."""
-        threads = _AT_A_TIME if _is_thread_safe(self._root.fs) and _is_thread_safe(target.fs) else 1
-        parts = [name for name in self.names if name not in self._manifests]
-        together = [name for name in parts if name in self._small]
-        if together:
-            run_in_threads(copy_one, together, meter.advance, threads=threads, name="fsspec_csx-copy")
-        for name in parts:
-            if name not in self._small:
-                copy_one(name, meter.advance)
-
-    def _is_resumed(self, target: Directory, held: list[str]) -> bool:
+    def _is_resumed(self) -> bool:
         """Whether the target has an interrupted copy of a Cerebras checkpoint."""
-        return self.is_cerebras and _manifests(held) == [naming.METADATA] and cerebras_folders.is_incomplete(target)
+        is_alone = _manifests(self._held) == [naming.METADATA]
+        return self._source.is_cerebras and is_alone and cerebras_folders.is_incomplete(self._target)
 
-    def _copy_local(
-        self, target: Directory, held: list[str], own: list[str], meter: ProgressMeter, overwrite: bool, moving: bool
-    ) -> None:
-        """Copy to a folder beside the target, and rename it when it is complete."""
-        staging = Directory(self._staging(target))
-        os.makedirs(staging.inner(), exist_ok=True)
-        before = _held(staging)
-
-        def copy_one(name: str, advance: Callable[[int], object]) -> None:
-            self._copy_one(name, staging, advance, there=name in before, overwrite=True, moving=moving)
-
-        self._copy_parts(copy_one, meter, target)
-        for name in sorted(self._manifests):
-            copy_one(name, meter.advance)
-        manage_delete.remove(
-            None, [staging.inner(name) for name in _held(staging, leftovers=True) if name not in self.names]
-        )
-        if not held:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(target.inner())  # an empty folder
-            os.rename(staging.inner(), target.inner())
-            return
-        _remove_former(target, held, self.names, own)
-        for name in self.names:
-            os.makedirs(os.path.dirname(target.inner(name)), exist_ok=True)
-            publish(staging.inner(name), target.inner(name), exclusive=not overwrite)
-        shutil.rmtree(staging.inner())
-
-    def _copy_one(
-        self,
-        name: str,
-        target: Directory,
-        advance: Callable[[int], object],
-        *,
-        there: bool,
-        overwrite: bool,
-        moving: bool,
-    ) -> None:
-        source, goal = Location.below(self._root, name), Location.below(target, name)
-        if there:
-            if self._is_alike(source, goal):  # from an interrupted copy
-                advance(source.state()["size"])
-                return
-            if not overwrite:
-                raise already_exists(goal.text)
-        copy_file(source, goal, advance, overwrite=overwrite, verified=moving)
-        if moving and self.is_cerebras and not cerebras_folders.same_user_metadata(source, goal):
-            reason = f"{goal.display_path} is a copy of {source.display_path}, but lacks its user metadata."
-            raise ChecksumError(reason, "Keep the source, or convert it to one file: cszoo checkpoint convert.")
-
-    def _renamed(self, target: Directory) -> bool:
+    def _renamed(self) -> bool:
         """Try to move by renaming the folder; return whether that worked."""
-        if self._root.fs is not None or os.path.islink(self._root.inner()):
+        source, target = self._source.root.inner(), self._target.inner()
+        if self._source.root.fs is not None or os.path.islink(source) or os.path.lexists(target):
             return False
-        os.makedirs(os.path.dirname(target.inner()), exist_ok=True)
+        if not self._source.is_all:
+            return False
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
-            os.rename(self._root.inner(), target.inner())
+            os.rename(source, target)
         except OSError:
             return False  # on another disk, for instance
         return True
 
-    def _remove(self) -> None:
-        """Delete the source, so that it never looks complete when part of it is deleted."""
-        metadata = self._root.inner(naming.METADATA) if self.is_cerebras else None
-        manifests = [self._root.inner(name) for name in self._manifests if name != naming.METADATA]
-        files = [self._root.inner(name) for name in self.names]
-        to_delete = manage_delete.DeleteTarget(
-            self._root.path, self._root.fs, files, manifests, self.size, self._root.inner(), metadata
-        )
-        for error in manage_delete.delete([to_delete]).values():
-            raise error
-        folder = self._root.inner()
-        if self._root.fs is None:
-            for path, _, _ in os.walk(folder, topdown=False):
-                with contextlib.suppress(OSError):  # not empty
-                    os.rmdir(path)
+    def _copy_in_place(self) -> None:
+        """Copy where folders cannot be renamed: the old manifest is deleted first, the new one written last."""
+        names, held, target = self._source.names, self._held, self._target
+        if self._source.is_cerebras and (self._overwrite or naming.METADATA in held or not {*held} & {*names}):
+            cerebras_folders.mark_incomplete(target.fs, target.inner(), {*names, *self._own})
+            held = [name for name in held if name != naming.METADATA]
+        if self._overwrite:
+            self._remove_former(held)
+        self._copy_files(target, held, overwrite=self._overwrite)
 
-    def _staging(self, target: Directory) -> str:
-        """The temporary folder beside a local target."""
-        path = os.path.realpath(target.inner())
-        return temporary_path(path, digest(self._root.path, path)[:16])
+    def _copy_beside(self) -> None:
+        """Copy to a folder beside a local target, and rename it when it is complete."""
+        target, staging = self._target, Directory(self._source.staging(self._target))
+        os.makedirs(staging.inner(), exist_ok=True)
+        self._copy_files(staging, _held(staging), overwrite=True)
+        wrong = [name for name in _held(staging, leftovers=True) if name not in self._source.names]
+        manage_delete.remove(None, [staging.inner(name) for name in wrong])
+        if not self._held:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(target.inner())  # an empty folder
+            os.rename(staging.inner(), target.inner())
+            return
+        self._remove_former(self._held)
+        for name in self._source.names:
+            os.makedirs(os.path.dirname(target.inner(name)), exist_ok=True)
+            publish(staging.inner(name), target.inner(name), exclusive=not self._overwrite)
+        shutil.rmtree(staging.inner())
+
+    def _copy_files(self, folder: Directory, held: Collection[str], *, overwrite: bool) -> None:
+        """Copy small files in parallel, then large ones one by one, in parallel parts, and manifests last."""
+        source = self._source
+        before = source.metadata.state() if source.is_cerebras else {}
+        there = {*held} - source.manifests
+
+        def copy_one(name: str, advance: Callable[[int], object]) -> None:
+            own, goal = Location.below(source.root, name), Location.below(folder, name)
+            if name in there:
+                if source.is_alike(own, goal):  # from an interrupted copy
+                    advance(own.state()["size"])
+                    return
+                if not overwrite:
+                    raise already_exists(goal.text)
+            replaced = overwrite or name == naming.METADATA
+            copy_file(own, goal, advance, overwrite=replaced, verified=self._moving)
+            if self._moving and source.is_cerebras and not cerebras_folders.same_user_metadata(own, goal):
+                reason = f"{goal.display_path} is a copy of {own.display_path}, but lacks its user metadata."
+                raise ChecksumError(reason, "Keep the source, or convert it to one file: cszoo checkpoint convert.")
+
+        threads = _AT_A_TIME if _is_thread_safe(source.root.fs) and _is_thread_safe(folder.fs) else 1
+        if source.small:
+            run_in_threads(copy_one, source.small, self._meter.advance, threads=threads, name="fsspec_csx-copy")
+        together = {*source.small}
+        for name in source.names:
+            if name == naming.METADATA:
+                source.metadata.check_state(before)  # another save reuses the names of objects
+            if name not in together:
+                copy_one(name, self._meter.advance)
+
+    def _remove_former(self, held: Sequence[str]) -> None:
+        """Remove the manifests of the former checkpoint, and then those of its parts that the new one lacks."""
+        names, own = self._source.names, {*self._own}
+        manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
+        kept = {*names, *manifests}
+        parts = [name for name in held if name not in kept and (name in own or _is_own_shard(name))]
+        for going in (manifests, parts):
+            for error in manage_delete.remove(self._target.fs, [self._target.inner(name) for name in going]).values():
+                raise error
 
 
 def _is_thread_safe(fs: Any) -> bool:
@@ -278,18 +276,7 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
         files = [file.name for folder in root.tree().values() for file in folder]
     except FileNotFoundError:
         return []
-    return [name for name in files if leftovers or not naming.is_temporary(_last(name))]
-
-
-def _remove_former(target: Directory, held: list[str], names: list[str], own: list[str]) -> None:
-    """Remove the manifests of the former checkpoint, and then those of its parts that the new one lacks."""
-    manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
-    objects = {*own}
-    parts = [name for name in held if name in objects or _is_own_shard(name)]
-    shards = [name for name in parts if name not in (*names, *manifests)]
-    for going in (manifests, shards):
-        for error in manage_delete.remove(target.fs, [target.inner(name) for name in going]).values():
-            raise error
+    return [name for name in files if leftovers or not _is_temporary(name)]
 
 
 def _is_own_shard(name: str) -> bool:
@@ -303,8 +290,8 @@ def _manifests(names: Iterable[str]) -> list[str]:
     return naming.manifests(name for name in names if "/" not in name)
 
 
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
+def _is_temporary(name: str) -> bool:
+    return naming.is_temporary(name.rpartition("/")[2])
 
 
 def _models(held: Iterable[str], names: Iterable[str]) -> list[str]:
