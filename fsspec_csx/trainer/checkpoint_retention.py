@@ -9,11 +9,14 @@ from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.model_io import as_list
+from fsspec_csx.trainer.state_validation import check_count
 
 if TYPE_CHECKING:
     import torch
 
     from fsspec_csx.trainer.trainer import Trainer
+
+_REMEDY = "Give how many checkpoints to keep, or None for all."
 
 
 class _Retention(Callback):
@@ -90,7 +93,7 @@ class KeepNCheckpoints(_Retention):
     """
 
     def __init__(self, n: int | None = None) -> None:
-        _check_number(n)
+        check_count("n", n, _REMEDY)
         super().__init__()
         self.n = n
 
@@ -114,7 +117,7 @@ class KeepBestCheckpoints(_Retention):
     """
 
     def __init__(self, n: int | None = 1, metric: str = "loss", mode: str = "min") -> None:
-        _check_number(n)
+        check_count("n", n, _REMEDY)
         if mode not in ("min", "max"):
             msg = f"mode is 'min' or 'max', not {mode!r}. Give one of these."
             raise ValueError(msg)
@@ -175,9 +178,3 @@ class KeepBestCheckpoints(_Retention):
     def _add(self, path: str, value: Any) -> None:
         if isinstance(value, (int, float)) and not math.isnan(value):
             self._values[path.rpartition("/")[2]] = value
-
-
-def _check_number(n: Any) -> None:
-    if n is not None and (type(n) is not int or n < 1):
-        msg = f"n is a whole number from 1 on, or None, not {n!r}. Give how many checkpoints to keep."
-        raise ValueError(msg)

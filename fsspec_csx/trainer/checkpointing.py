@@ -87,9 +87,7 @@ class Checkpoint(Callback):
         local_dir: str | None = None,
         keep_local: int = 2,
     ) -> None:
-        if steps is not None and (type(steps) is not int or steps < 0):
-            msg = f"steps is a whole number or None, not {steps!r}. Give the steps between two checkpoints."
-            raise ValueError(msg)
+        state_validation.check_count("steps", steps, "Give the steps between two checkpoints.", least=0)
         self._names = CheckpointNames(checkpoint_name)
         if format is not None and (format != "cerebras" or sharded):
             msg = f"The format is 'cerebras', which is not sharded, or None, not {format!r}. Give one of these."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.trainer import processes
 from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.state_validation import check_count
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -27,9 +28,7 @@ class Logging(Callback):
     """
 
     def __init__(self, log_steps: int | None = 1, log_level: str | int = "INFO") -> None:
-        if log_steps is not None and (type(log_steps) is not int or log_steps < 1):
-            msg = f"log_steps is a whole number from 1 on, or None, not {log_steps!r}. Give such a number."
-            raise ValueError(msg)
+        check_count("log_steps", log_steps, "Give such a number, or None.")
         self.log_steps = log_steps
         self.log_level = log_level
         self.logger = logging.getLogger("fsspec_csx.trainer")

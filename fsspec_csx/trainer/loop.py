@@ -6,6 +6,7 @@ from collections.abc import Sized
 from typing import Any
 
 from fsspec_csx.trainer.callback import Callback
+from fsspec_csx.trainer.state_validation import check_count
 
 
 class ValidationLoop(Callback):
@@ -20,7 +21,7 @@ class ValidationLoop(Callback):
     """
 
     def __init__(self, eval_steps: int | None = None) -> None:
-        _check_count("eval_steps", eval_steps)
+        check_count("eval_steps", eval_steps)
         self.eval_steps = eval_steps
         self.metrics: dict[str, float] = {}
 
@@ -56,7 +57,7 @@ class TrainingLoop(Callback):
     ) -> None:
         counts = {"num_steps": num_steps, "max_steps": max_steps, "num_epochs": num_epochs}
         for name, value in {**counts, "steps_per_epoch": steps_per_epoch, "grad_accum_steps": grad_accum_steps}.items():
-            _check_count(name, value)
+            check_count(name, value)
         if num_epochs is not None and (num_steps is not None or max_steps is not None):
             msg = "A loop has a number of epochs or of steps, not both. Leave one of them away."
             raise ValueError(msg)
@@ -128,9 +129,3 @@ def length_of(dataloader: Any) -> int | None:
         return len(dataloader) if isinstance(dataloader, Sized) else None
     except TypeError:  # of an iterable dataset
         return None
-
-
-def _check_count(name: str, value: Any) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        msg = f"{name} is a whole number from 1 on, not {value!r}. Give such a number."
-        raise ValueError(msg)

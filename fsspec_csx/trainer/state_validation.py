@@ -58,6 +58,13 @@ def restoring(path: str, what: str) -> Iterator[None]:
         raise invalid(path, what, f"{type(error).__name__}: {said[: 4 * _SHOWN]}") from error
 
 
+def check_count(name: str, value: Any, remedy: str = "Give such a number.", *, least: int = 1) -> None:
+    """Refuse, by a ValueError, what is neither None nor a whole number from ``least`` on."""
+    if value is not None and (type(value) is not int or value < least):
+        msg = f"{name} is a whole number from {least} on, not {value!r}. {remedy}"
+        raise ValueError(msg)
+
+
 def to_count(value: Any, most: int = _STEPS_MAX) -> int:
     """A count as an integer, from an integer or a tensor with one.
 

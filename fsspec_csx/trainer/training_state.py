@@ -18,7 +18,7 @@ from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors import match
 from fsspec_csx.tensors.names import few
 from fsspec_csx.trainer import processes, random_states, state_validation
-from fsspec_csx.trainer.schedulers.base import Scheduler
+from fsspec_csx.trainer.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer

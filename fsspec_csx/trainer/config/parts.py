@@ -20,8 +20,8 @@ from fsspec_csx.trainer.flags import Flags
 from fsspec_csx.trainer.loggers import Logger, Logging
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
 from fsspec_csx.trainer.precision import MixedPrecision, Precision
-from fsspec_csx.trainer.schedulers.base import Scheduler
-from fsspec_csx.trainer.schedulers.composed import ScalePerParamLR
+from fsspec_csx.trainer.scheduler import Scheduler
+from fsspec_csx.trainer.schedulers import ScalePerParamLR
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fsspec_csx.trainer import state_validation
+from fsspec_csx.trainer.state_validation import check_count, to_count
 
 Tags = str | Sequence[str | None] | None
 
@@ -41,10 +41,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            value = getattr(self, name, None)
-            if value is not None and (type(value) is not int or value < 1):
-                msg = f"{name} is a whole number from 1 on, not {value!r}. Give such a number."
-                raise ValueError(msg)
+            check_count(name, getattr(self, name, None))
         self.last_epoch = 0
         self._set()
 
@@ -78,18 +75,12 @@ class Scheduler:
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a position.
-
-        Raises:
-            ValueError: if it is no number of steps; LookupError if it is missing.
-        """
-        self.last_epoch = state_validation.to_count(state["last_epoch"])
+        """Restore a position: a ValueError if it is no number of steps, a LookupError if it is missing."""
+        self.last_epoch = to_count(state["last_epoch"])
         self._set()
 
     def _set(self) -> None:
-        for group in self.optimizer.param_groups:
-            if not self.applies_to(group):
-                continue
+        for group in filter(self.applies_to, self.optimizer.param_groups):
             value = self.value_of(group, self.last_epoch)
             if isinstance(group.get(self.key), torch.Tensor):
                 group[self.key].fill_(value)
