@@ -13,6 +13,7 @@ import torch.distributed as dist
 from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.stateful import Stateful
 
@@ -70,8 +71,8 @@ def save(
     with _reporting(callback, path, process_group) as progress:
         with agreeing(path, joined(process_group)):
             check_state_dict(state_dict)
-            options: dict[str, Any] = {"overwrite": overwrite, "prefix_count": prefix_count}
-            writer = StorageWriter(path, storage_options=storage_options, callback=progress, **options)
+            options: dict[str, Any] = {"overwrite": overwrite, "prefix_count": prefix_count, "callback": progress}
+            writer = StorageWriter(path, storage_options=storage_options, **options)
         write(state_dict, writer, planner, process_group)
 
 
@@ -86,10 +87,8 @@ def check_state_dict(state_dict: object) -> None:
 def agreeing(path: Path, group: dist.ProcessGroup | None, call: str = "") -> Iterator[None]:
     """Let the ranks of a group begin a save together: what fails in the block in one of them fails in all.
 
-    Args:
-        path: a ValueError if the ranks have different ones, as the manifest would not have all shards beside it.
-        group: None for this process alone.
-        call: which save it is; a ValueError if the ranks differ in it.
+    It is a ValueError if they have different paths, as the manifest would not have all shards beside it, or differ in
+    which call this is. The group is None for this process alone.
     """
     if group is None:
         yield
@@ -111,8 +110,8 @@ def write(
     """Save with a writer; the arguments and errors are those of ``save``."""
     planner = planner or Planner()
     try:
-        if not (dist.is_available() and dist.is_initialized()):
-            _write_alone(state_dict, writer, planner)
+        if joined(None) is None:
+            write_alone(state_dict, writer, planner)
             return
         with unwrap_errors(process_group):
             state_dict_saver.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
@@ -124,8 +123,8 @@ def write(
         raise
 
 
-def _write_alone(state_dict: dict[str, Any], writer: StorageWriter, planner: SavePlanner) -> None:
-    """What torch does in a single process, without its warning, for which all threads' filters would have to change."""
+def write_alone(state_dict: dict[str, Any], writer: StorageWriter, planner: SavePlanner) -> Metadata:
+    """Save in this process alone, which not all releases of torch allow, and none without changing warning filters."""
     state = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
     planner.set_up_planner(state, writer.storage_meta(), is_coordinator=True)
     writer.set_up_storage_writer(True)
@@ -133,6 +132,7 @@ def _write_alone(state_dict: dict[str, Any], writer: StorageWriter, planner: Sav
     (plan,) = writer.prepare_global_plan(plans)
     written = writer.write_data(planner.finish_plan(plan), planner)
     writer.finish(metadata, [written.wait()])
+    return metadata
 
 
 def load(
@@ -234,28 +234,27 @@ def joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     return (group or dist.group.WORLD) if dist.is_available() and dist.is_initialized() else None
 
 
-@contextlib.contextmanager
-def _reporting(callback: Callback | None, path: Path, group: dist.ProcessGroup | None) -> Iterator[Callback]:
+def _reporting(
+    callback: Callback | None, path: Path, group: dist.ProcessGroup | None
+) -> contextlib.AbstractContextManager[Callback]:
     """Give the caller's callback, or a progress bar on the first rank."""
-    joined = dist.is_available() and dist.is_initialized()
-    if callback is None and joined and dist.get_rank(group):
+    if callback is None and joined(group) is not None and dist.get_rank(group):
         callback = NoOpCallback()
-    with report_progress(callback, os.fspath(path)) as progress:
-        yield progress
+    return report_progress(callback, os.fspath(path))
 
 
 @contextlib.contextmanager
 def unwrap_errors(group: dist.ProcessGroup | None, reader: StorageReader | None = None) -> Iterator[None]:
     """Raise the original errors, and suppress torch's warning about a single process."""
-    joined = dist.is_available() and dist.is_initialized()
+    alone = joined(group) is None
     try:
         # All threads share the warning filters: change them only where needed.
-        with contextlib.nullcontext() if joined else warnings.catch_warnings(), translate_lost_process():
-            if not joined:
+        with warnings.catch_warnings() if alone else contextlib.nullcontext(), translate_lost_process():
+            if alone:
                 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             yield
     except CheckpointException as error:
         failures = error.failures
-        rank = dist.get_rank(group) if joined else 0
+        rank = 0 if alone else dist.get_rank(group)
         own = failures.get(rank) or failures[min(failures)]
         raise (reader.failure if reader and reader.failure else own[0]) from error

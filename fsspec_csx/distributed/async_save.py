@@ -75,7 +75,8 @@ def async_save(
     saving = _ShardedSave(f"{path}", planner, group)
     try:
         check_state_dict(state_dict)
-        saving.writer = _BackgroundWriter(path, progress, storage_options=storage_options, overwrite=overwrite)
+        options: dict[str, Any] = {"overwrite": overwrite, "prefix_count": prefix_count}
+        saving.writer = _BackgroundWriter(path, progress, storage_options=storage_options, **options)
     except Exception as error:
         if group is None or dist.get_world_size(group) == 1:
             raise

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from fsspec.callbacks import Callback
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem
 
+from fsspec_csx.distributed.api import write_alone
 from fsspec_csx.distributed.paths import Path, folder_at
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
@@ -101,9 +102,7 @@ def from_one_file(
 def write_sharded(source: Source, request: Request, target: Target, progress: Callback) -> Converted:
     """Write an open checkpoint of any format as a sharded one; see ``from_one_file`` and ``Format.convert``.
 
-    Raises:
-        CheckpointError: if the source is invalid, or not a mapping.
-        ValueError: if a sharded checkpoint cannot hold an entry, which it names.
+    A CheckpointError if the source is invalid, or not a mapping; a ValueError names an entry that it cannot hold.
     """
     name = request.name
     keys = source.narrow(request.keys, name)
@@ -116,31 +115,15 @@ def write_sharded(source: Source, request: Request, target: Target, progress: Ca
     placeholders.refuse(obj, name)
     writer = StorageWriter(Folder(target.fs, target.path, target.name), callback=progress)
     try:
-        metadata = _save_single_process(obj, writer, _StreamingPlanner(source, found, name))
+        metadata = write_alone(obj, writer, _StreamingPlanner(source, found, name))
     except BaseException:
         writer.discard()
         raise
     return Converted(0, sum(isinstance(each, TensorStorageMetadata) for each in metadata.state_dict_metadata.values()))
 
 
-def _save_single_process(obj: dict[str, Any], writer: StorageWriter, planner: Planner) -> Metadata:
-    """Save like ``dcp.save`` in this process alone, which not all releases of torch allow."""
-    planner.set_up_planner(obj, writer.storage_meta(), is_coordinator=True)
-    writer.set_up_storage_writer(True)
-    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
-    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
-    writer.finish(metadata, [writer.write_data(plan, planner).wait()])
-    return metadata
-
-
 class _StreamingPlanner(Planner):
-    """Provides tensors one at a time, each read from the file when it is requested.
-
-    Args:
-        source: the file.
-        found: its contents, with tensors that stay unfilled.
-        name: what errors call the file.
-    """
+    """Provides tensors one at a time, each read from the file when it is requested."""
 
     def __init__(self, source: Source, found: LazyObject, name: str) -> None:
         super().__init__()

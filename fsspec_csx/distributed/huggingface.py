@@ -20,12 +20,7 @@ from fsspec_csx.storage.folder import Folder
 
 
 def metadata_of(folder: Folder) -> Metadata | None:
-    """The entries of a folder of Hugging Face, each tensor in one part; None if it is no such folder.
-
-    Raises:
-        CheckpointError: if the index or a shard is not what it should be.
-        OSError: raised by the filesystem.
-    """
+    """The entries of a folder of Hugging Face, each tensor in one part; None if it is no such folder."""
     with registry.named("huggingface").open_folder(folder, functools.cache(folder.names)) as source:
         if source is None:
             return None

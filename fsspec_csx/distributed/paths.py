@@ -33,13 +33,7 @@ def shards_of(metadata: Metadata) -> set[str]:
 
 
 class FolderStorage:
-    """What the storages that load and save share.
-
-    Args:
-        path: a folder: a local path, an fsspec URL, or as it is opened.
-        storage_options: arguments for the filesystem.
-        callback: receives the bytes of this rank.
-    """
+    """What the storages that load and save share."""
 
     def __init__(
         self, path: Path | Folder, storage_options: Mapping[str, Any] | None, callback: Callback | None

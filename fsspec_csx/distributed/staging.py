@@ -18,10 +18,6 @@ def stage(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a state dict, of what ``state_dict()`` gives for objects that have it, complete when this returns.
 
     Of DTensors, this process's part is copied. Tensors that share memory share it in the copy.
-
-    Raises:
-        MemoryError: if there is not enough memory.
-        Exception: raised by ``state_dict()``, or by what cannot be copied.
     """
     given = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
     tensors = {id(each): each for each in _tensors(given)}

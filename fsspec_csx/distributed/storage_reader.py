@@ -155,47 +155,38 @@ class StorageReader(FolderStorage, storage.StorageReader):
         meter: ProgressMeter,
         ranks: Processes | None = None,
     ) -> None:
-        self._read_values(folder, [item for item in items if item.type == LoadItemType.BYTE_IO], planner)
-        self._read_tensors(folder, [item for item in items if item.type != LoadItemType.BYTE_IO], planner, meter, ranks)
-
-    def _read_values(self, folder: Folder, items: list[ReadItem], planner: LoadPlanner) -> None:
         state = ShardedStateDict(folder, self._metadata)
-        places = [state.item(item.storage_index) for item in items]
-        for item, data in zip(items, read_bytes(folder, places), strict=True):
-            file = io.BytesIO(data)
-            if self._weights_only:
-                # Planners load it with weights_only=False: they get what was made of it without running anything.
-                name = f"{item.storage_index.fqn!r} in {self._folder.name}"
-                value = load_bytes(data, name=name)
-                file = io.BytesIO()
-                torch.save(value, file)
-                file.seek(0)
-            planner.load_bytes(item, file)
-
-    def _read_tensors(
-        self,
-        folder: Folder,
-        items: list[ReadItem],
-        planner: LoadPlanner,
-        meter: ProgressMeter,
-        ranks: Processes | None,
-    ) -> None:
-        state, wanted = ShardedStateDict(folder, self._metadata), []
-        for item in items:
-            name = item.storage_index.fqn
-            place = state.item(item.storage_index)
-            target = planner.resolve_tensor(item)
-            if target.shape != item.lengths:
-                reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
-                raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
-            wanted.append((target, TensorRead(name, place, tuple(item.storage_offsets), target.detach())))
+        values = [item for item in items if item.type == LoadItemType.BYTE_IO]
+        places = [state.item(item.storage_index) for item in values]
+        for item, data in zip(values, read_bytes(folder, places), strict=True):
+            planner.load_bytes(item, self._value(item, data))
+        tensors = [item for item in items if item.type != LoadItemType.BYTE_IO]
+        wanted = [_target(item, state.item(item.storage_index), planner) for item in tensors]
         if ranks is not None:
             kinds = [(each.dtype, each.device.type, each.stride()) for each, _ in wanted]
             if any(other != kinds for other in ranks.gather("fill tensors", kinds)):
                 folder = self._folder  # each rank has to read in a way of its own
         read_tensors(folder, [each for _, each in wanted], advance=meter.advance)
-        for item, (target, _) in zip(items, wanted, strict=True):
+        for item, (target, _) in zip(tensors, wanted, strict=True):
             planner.commit_tensor(item, target)
+
+    def _value(self, item: ReadItem, data: bytes) -> io.BytesIO:
+        """A value as a file; planners load it with ``weights_only=False``, so it is made of what was read safely."""
+        if not self._weights_only:
+            return io.BytesIO(data)
+        file = io.BytesIO()
+        torch.save(load_bytes(data, name=f"{item.storage_index.fqn!r} in {self._folder.name}"), file)
+        file.seek(0)
+        return file
+
+
+def _target(item: ReadItem, place: Any, planner: LoadPlanner) -> tuple[torch.Tensor, TensorRead]:
+    """The tensor that an item goes to, and how it is read."""
+    name, target = item.storage_index.fqn, planner.resolve_tensor(item)
+    if target.shape != item.lengths:
+        reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
+        raise MismatchError(reason, "Let the planner resolve tensors of the shapes that it plans.")
+    return target, TensorRead(name, place, tuple(item.storage_offsets), target.detach())
 
 
 def _key(item: ReadItem) -> tuple[Any, ...]:

@@ -27,11 +27,7 @@ _CHANGING = ("size", "ETag", "etag", "VersionId", "LastModified", "last_modified
 
 
 def shared(fs: AbstractFileSystem | None, path: str, processes: Processes) -> tuple[SharedFileSystem, str]:
-    """A filesystem that is read once for all, behind fsspec's caches, and a path on it.
-
-    Args:
-        fs: None for the local one.
-    """
+    """A filesystem, the local one for None, that is read once for all, behind fsspec's caches, and a path on it."""
     fs, path, _ = unwrap_filesystem(fs, path)
     if fs is None:
         fs, path = LocalFileSystem(), os.path.abspath(path)  # it would take a '~' for someone's home
@@ -91,31 +87,29 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Whether there is such a file now."""
-
-        def operation() -> bool:
-            self._fs.invalidate_cache()
-            return bool(self._fs.exists(path))
-
-        return bool(self._processes.first(f"look for {redacted(path)}", operation))
+        return bool(self._now(f"look for {redacted(path)}", lambda: bool(self._fs.exists(path))))
 
     def info(self, path: str, **kwargs: Any) -> Any:
         """What the filesystem says of a path now."""
-
-        def operation() -> Any:
-            self._fs.invalidate_cache()
-            return _plain(self._fs.info(path))
-
-        return self._processes.first(f"ask for {redacted(path)}", operation)
+        return self._now(f"ask for {redacted(path)}", lambda: _plain(self._fs.info(path)))
 
     def ls(self, path: str, detail: bool = False, **kwargs: Any) -> Any:
         """What lies in a folder now."""
 
         def operation() -> Any:
-            self._fs.invalidate_cache()
             found = self._fs.ls(path, detail=detail)
             return [_plain(each) for each in found] if detail else found
 
-        return self._processes.first(f"list {redacted(path)}", operation)
+        return self._now(f"list {redacted(path)}", operation)
+
+    def _now(self, step: str, operation: Callable[[], Any]) -> Any:
+        """What the first process finds, without what the filesystem has remembered."""
+
+        def fresh() -> Any:
+            self._fs.invalidate_cache()
+            return operation()
+
+        return self._processes.first(step, fresh)
 
     def _readinto_objects(self, wanted: Sequence[Any], advance: Callable[[int], object]) -> list[int]:
         """Fill memories from many small objects; see the ``readinto_objects`` of the filesystem."""
@@ -142,11 +136,7 @@ class SharedFile(io.BufferedReader):
 
 
 class _Reader(io.RawIOBase):
-    """The same, without a buffer.
-
-    Args:
-        open_it: opens the file itself.
-    """
+    """The same, without a buffer."""
 
     def __init__(self, processes: Processes, path: str, size: int, open_it: Callable[[], IO[bytes]]) -> None:
         self._processes = processes
@@ -157,11 +147,9 @@ class _Reader(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -170,7 +158,6 @@ class _Reader(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """The position in bytes."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -210,7 +197,6 @@ class _Reader(io.RawIOBase):
         return [each.value for each in crcs]
 
     def close(self) -> None:
-        """Close the file itself."""
         if self._file is not None:
             self._file.close()
         super().close()

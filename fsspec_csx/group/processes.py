@@ -26,10 +26,7 @@ class _Failure:
 
 
 class Processes:
-    """The processes of a group. All of them call the same methods in the same order.
-
-    Args:
-        group: this process is one of it.
+    """The processes of a group, of which this process is one. All of them call the same methods in the same order.
 
     Attributes:
         rank: the number of this process in the group.
@@ -51,11 +48,11 @@ class Processes:
         self._device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 
     def gather(self, step: str, answer: Any = None) -> list[Any]:
-        """The answers of all processes.
+        """The answers, which can be pickled, of all processes.
 
         Args:
             step: what this process does now; all must do the same.
-            answer: an object that can be pickled.
+            answer: an object.
 
         Raises:
             ValueError: in all processes, if their steps differ.
@@ -146,11 +143,7 @@ class Processes:
 
 @contextlib.contextmanager
 def together(group: dist.ProcessGroup) -> Iterator[Processes]:
-    """The processes of a group while the block lasts; an exception that leaves it in one process leaves it in all.
-
-    Args:
-        group: all its processes enter the block.
-    """
+    """The processes of a group, which all enter the block; an exception that leaves it in one leaves it in all."""
     processes = Processes(group)
     with processes.failing():
         yield processes

@@ -51,11 +51,7 @@ class Batches:
         self.index = 0
 
     def next(self) -> Any:
-        """The next batch.
-
-        Raises:
-            ValueError: if the loader has no batches.
-        """
+        """The next batch; a ValueError if the loader has none."""
         with self._random.active():
             return self._next()
 
@@ -121,11 +117,8 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a position.
 
-        With another number of processes it continues after the same number of samples, in another order.
-
-        Raises:
-            ValueError: if a number is not a count.
-            LookupError: if an entry is missing; other errors of Python for entries of a wrong type.
+        With another number of processes it continues after the same number of samples, in another order. An invalid one
+        is a ValueError, a LookupError or another error of Python.
         """
         epoch, index, processes = (to_count(state[name], _MOST) for name in ("epoch", "index", "processes"))
         self.epoch, self.index = epoch, 0

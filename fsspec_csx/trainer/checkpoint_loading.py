@@ -22,12 +22,7 @@ _TRAINING = {"model", "optimizer", "schedulers", "global_step"}
 
 
 def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
-    """Read a checkpoint; all processes must call it.
-
-    Args:
-        trainer: the trainer that resumes.
-        path: the path of the checkpoint.
-        states: the states to read; None for all.
+    """Read the states of a checkpoint that are named, or all for None; all processes must call it.
 
     Raises:
         CheckpointError: a ValueError, if it is damaged.

@@ -12,11 +12,7 @@ _TIMESTAMP = "%Y%m%d_%H%M%S"
 class CheckpointNames:
     """Names with a step in them, and where that was taken with a time.
 
-    Args:
-        template: a name with ``{step}`` in it.
-
-    Raises:
-        ValueError: if it has no step, or a slash.
+    A ValueError for a template without ``{step}``, or with a slash.
     """
 
     def __init__(self, template: str) -> None:

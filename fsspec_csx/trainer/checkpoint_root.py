@@ -33,8 +33,7 @@ def list_names(root: str) -> list[str]:
 def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """The paths, with those that match a pattern in its place, sorted by the numbers in them.
 
-    Raises:
-        FileNotFoundError: if nothing matches a pattern.
+    A FileNotFoundError if nothing matches a pattern.
     """
     found: list[str] = []
     for each in paths:
@@ -44,13 +43,7 @@ def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 
 def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
-    """Whether a path is taken; by an interrupted save of the same form it is not.
-
-    Args:
-        path: the path of a new checkpoint.
-        sharded: whether it will be a folder of shards.
-        format: its format, see ``save``.
-    """
+    """Whether the path of a new checkpoint of this form is taken; by an interrupted save of the same form it is not."""
     place = Location.of(path, None)
     if not place.exists():
         return False
@@ -65,11 +58,7 @@ def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
 
 
 def delete(path: str) -> None:
-    """Delete a checkpoint, if it exists.
-
-    Raises:
-        OSError: an error of the filesystem.
-    """
+    """Delete a checkpoint, if it exists; an OSError is one of the filesystem."""
     try:
         to_delete = manage_delete.targets([path])
     except FileNotFoundError:
@@ -81,14 +70,9 @@ def delete(path: str) -> None:
 def check_writable(root: str, format: str | None = None) -> None:
     """Write a small file to a folder, creating it if necessary, and delete the file.
 
-    Args:
-        root: the folder.
-        format: the format of its checkpoints, see ``save``.
-
     Raises:
         ValueError: if the folder cannot hold the format.
-        PermissionError: without permission or credentials.
-        OSError: any other error of the filesystem.
+        OSError: an error of the filesystem; a PermissionError without permission or credentials.
     """
     if format:
         check_place(Directory(root).fs, redacted(root))

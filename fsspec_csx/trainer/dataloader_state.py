@@ -19,10 +19,7 @@ _NUMBERS = (bool, int, float, type(None))
 
 
 class DataLoaderState:
-    """The random generators in the attributes of these objects, and their numbers that change with use.
-
-    Args:
-        dataloader: an iterable of batches.
+    """The random generators in the attributes of a loader's objects, and their numbers that change with use.
 
     Attributes:
         samplers: the loader itself and its samplers.
@@ -44,11 +41,7 @@ class DataLoaderState:
         return states
 
     def restore(self, states: dict[str, Any]) -> None:
-        """Restore captured states to the attributes that still exist.
-
-        Raises:
-            ValueError: for an invalid state; also LookupError, RuntimeError, TypeError or an error of the generator.
-        """
+        """Restore captured states to the attributes that still exist; an invalid one is any error of the generator."""
         for key, holder, name, value in [*self._attributes()]:
             if key not in states:
                 continue

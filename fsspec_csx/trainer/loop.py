@@ -76,15 +76,7 @@ class TrainingLoop(Callback):
         self.val_loop = ValidationLoop(eval_steps)
 
     def last_step(self, dataloader: Any, step: int) -> int:
-        """The step at which to end.
-
-        Args:
-            dataloader: the training data, whose length counts for epochs.
-            step: the current step.
-
-        Raises:
-            ValueError: for epochs of data without a length.
-        """
+        """The step at which to end, from the current one; a ValueError for epochs of data without a length."""
         if self.num_steps is not None:
             return step + self.num_steps
         if self.max_steps is not None:
@@ -108,12 +100,7 @@ class TrainingLoop(Callback):
         return length // self.grad_accum_steps
 
     def validates_after(self, step: int, steps: range) -> bool:
-        """Whether a validation follows a step.
-
-        Args:
-            step: the number of the step, from 1.
-            steps: the range of steps that ``fit`` makes, a fraction of which ``eval_frequency`` may be.
-        """
+        """Whether a validation follows a step, counted from 1, among those that ``fit`` makes."""
         if not self.eval_frequency:
             return False
         if step >= steps.stop:

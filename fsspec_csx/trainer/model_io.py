@@ -18,11 +18,7 @@ def to_device(device: torch.device, batch: Any) -> Any:
 
 
 def as_outputs(outputs: Any) -> dict[str, Any]:
-    """A model's output as a dict with the key ``loss``.
-
-    Raises:
-        TypeError: if it has no loss.
-    """
+    """A model's output as a dict with the key ``loss``; a TypeError if it has none."""
     if isinstance(outputs, torch.Tensor):
         return {"loss": outputs}
     if isinstance(outputs, Mapping):

@@ -73,12 +73,7 @@ def _kind(optimizer: torch.optim.Optimizer) -> str | None:
 
 
 def to_modelzoo(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer.
-
-    Args:
-        optimizer: the optimizer; the state of a class that the ModelZoo lacks stays as it is.
-        state: its ``state_dict``.
-    """
+    """The state of an optimizer in the ModelZoo's form; that of a class that the ModelZoo lacks stays as it is."""
     kind = _kind(optimizer)
     if kind is None:
         return dict(state)
@@ -152,13 +147,8 @@ def _group_there(kind: str, form: _Form, own: Mapping[str, Any], optimizer: Any)
 def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], global_step: Any) -> Any:
     """An optimizer's own state; one that is not of the ModelZoo's form stays as it is.
 
-    Args:
-        optimizer: the optimizer.
-        state: the state of a checkpoint.
-        global_step: the step of the training; None if unknown.
-
-    Raises:
-        ValueError: for values of a wrong type; also an ArithmeticError, LookupError or TypeError.
+    Values of a wrong type are a ValueError, ArithmeticError, LookupError or TypeError. The step of the training is None
+    if it is unknown.
     """
     kind = _kind(optimizer)
     groups = state.get("param_groups")

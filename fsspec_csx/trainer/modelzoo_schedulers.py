@@ -18,9 +18,7 @@ _THERE = "_get_called_within_step"
 def to_modelzoo(scheduler: Any, groups: list[dict[str, Any]]) -> Any:
     """The state of a scheduler; that of other schedulers than the ModelZoo's stays as it is.
 
-    Args:
-        scheduler: the scheduler.
-        groups: the groups in the optimizer's state. What a scheduler sets in them is a tensor there.
+    What it sets in the groups of the optimizer's state is a tensor there.
     """
     if not isinstance(scheduler, own.Scheduler):
         return scheduler.state_dict()

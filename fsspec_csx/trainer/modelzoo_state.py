@@ -29,12 +29,7 @@ _SMALLER_PACKED = ("batches", "random_states")  # a few objects of S3 rather tha
 
 
 def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a training as the ModelZoo saves it.
-
-    Args:
-        trainer: the trainer.
-        state: its state, see ``training_state.collect``.
-    """
+    """The state of a training, see ``training_state.collect``, as the ModelZoo saves it."""
     found = dict(state)
     if trainer.optimizer is not None and "optimizer" in state:
         found["optimizer"] = modelzoo_optimizers.to_modelzoo(trainer.optimizer, state["optimizer"])
@@ -51,13 +46,7 @@ def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
 def from_modelzoo(trainer: Trainer, state: dict[str, Any], path: str) -> dict[str, Any]:
     """The state of a training from a checkpoint in the ModelZoo's form; one of the Trainer's own stays as it is.
 
-    Args:
-        trainer: the trainer.
-        state: the checkpoint.
-        path: its path, for errors.
-
-    Raises:
-        InvalidCheckpointError: if what was saved beside the ModelZoo's form is damaged.
+    An InvalidCheckpointError if what was saved beside the ModelZoo's form is damaged.
     """
     found = {
         key: _unpacked(value, path) if key not in ("model", "optimizer") else value for key, value in state.items()

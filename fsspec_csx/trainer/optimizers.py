@@ -78,7 +78,6 @@ class _Own(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -99,7 +98,6 @@ class _EpsBeforeCorrection(torch.optim.Adam):
     _correct_bias = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply the gradients."""
         groups = self.param_groups
         self.param_groups = [part for group in groups for part in self._parts(group)]
         try:

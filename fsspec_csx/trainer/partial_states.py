@@ -90,11 +90,7 @@ def _keys(states: str | Iterable[str]) -> list[str] | None:
 
 
 def chosen(states: list[str] | None, held: Iterable[str]) -> set[str]:
-    """The chosen states among those of a checkpoint; None chooses all.
-
-    Raises:
-        MissingEntryError: a KeyError, if the checkpoint lacks one.
-    """
+    """The chosen states among those of a checkpoint, all for None; a MissingEntryError if the checkpoint lacks one."""
     if states is None:
         return {*held}
     held = [*held]

@@ -60,9 +60,7 @@ class PendingSaves:
     def wait(self, trainer: Trainer, *, local: bool = False) -> None:
         """Wait until all are complete, or only whole on the local disk where there is one; all processes must call it.
 
-        Raises:
-            OSError: an error of the filesystem when one was written.
-            RuntimeError: if another process failed to write it.
+        Raises an OSError of the filesystem, or a RuntimeError if another process failed to write one.
         """
         error = self.finish(trainer, local=local)
         (failed,) = processes.any_process(error is not None)

@@ -48,7 +48,6 @@ class EpochSeeds:
         self.second = 1
 
     def __call__(self, worker_id: int) -> None:
-        """Called by torch in each worker."""
         from torch.utils.data import _DatasetKind
 
         if self.before is not None:

@@ -19,32 +19,6 @@ from fsspec_csx.tensors.torch_compat import tree_map
 from fsspec_csx.trainer import random_states
 
 
-def select_device(named: str | torch.device | None) -> torch.device:
-    """The device of this process.
-
-    Args:
-        named: ``"CPU"``, ``"GPU"`` for the GPU of this process, or any device of torch; None for a GPU if there is one.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
-    if isinstance(named, torch.device):
-        return named
-    named = named or ("GPU" if torch.cuda.is_available() else "CPU")
-    if named.upper() != "GPU":
-        try:
-            return torch.device(named.lower())
-        except RuntimeError as error:
-            msg = f"There is no device {named!r}. Give 'CPU', 'GPU' or one that torch knows, such as 'cuda:1'."
-            raise ValueError(msg) from error
-    if not torch.cuda.is_available():
-        msg = "This machine has no GPU that torch can use. Give the device 'CPU', or install torch for this GPU."
-        raise ValueError(msg)
-    number = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
-
-
 def join(device: torch.device) -> None:
     """Join the other processes, if ``torchrun`` started this one and it has not joined yet."""
     started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()

@@ -39,8 +39,7 @@ def capture() -> dict[str, Any]:
 def restore(states: dict[str, Any]) -> None:
     """Restore captured states, of the generators that exist now and existed then.
 
-    Raises:
-        ValueError: for an invalid state; also LookupError, RuntimeError, TypeError or an error of the generator.
+    An invalid one is a ValueError, LookupError, RuntimeError, TypeError or an error of the generator.
     """
     version, state, gauss = states["python"]
     _check(gauss is None or type(gauss) is float)

@@ -30,12 +30,7 @@ _Path = tuple[str, ...]
 
 
 class ShardedSave:
-    """This process's part of a checkpoint: its shards, replicated tensors, and, in the first process, the rest.
-
-    Args:
-        trainer: the trainer.
-        state: the result of ``training_state.collect`` with ``sharded=True``.
-    """
+    """This process's part of a checkpoint: its shards, replicated tensors, and, in the first process, the rest."""
 
     def __init__(self, trainer: Trainer, state: dict[str, Any]) -> None:
         parameters = processes.unwrap(trainer.model).named_parameters(remove_duplicate=False)
@@ -50,11 +45,7 @@ class ShardedSave:
                 self._items[name] = value
 
     def write(self, path: str) -> None:
-        """Save the checkpoint, together with all other processes.
-
-        Raises:
-            Exception: the error of this process, or of the first that failed.
-        """
+        """Save the checkpoint, together with all other processes; the first one's error is that of all."""
         group = background_group(None)  # of gloo: plans and results need no GPU
         distributed.save(self._items, path, planner=_Planner(self._paths), process_group=group)
 
@@ -64,11 +55,7 @@ class ShardedSave:
 
 
 class _Planner(DefaultSavePlanner):
-    """Saves items unchanged; torch's planner would flatten nested values and lose empty ones.
-
-    Args:
-        paths: the keys of each item.
-    """
+    """Saves items unchanged; torch's planner would flatten nested values and lose empty ones."""
 
     def __init__(self, paths: dict[str, _Path]) -> None:
         super().__init__()
@@ -81,16 +68,9 @@ class _Planner(DefaultSavePlanner):
 
 
 def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = None) -> Any:
-    """Load a checkpoint; of tensors that are sharded in it and in the model, only this process's parts.
+    """Load the entries of a checkpoint that are wanted, or all for None.
 
-    Args:
-        trainer: the trainer, with the model and the optimizer.
-        path: the path of the checkpoint.
-        wanted: a predicate for the names of entries to load; None for all.
-
-    Raises:
-        CheckpointError: a ValueError, if it is damaged.
-        OSError: an error of the filesystem.
+    Of tensors that are sharded in it and in the model, only this process's parts. A CheckpointError if it is damaged.
     """
     like = _sharded_here(trainer)
     folder = folder_at(path, None)

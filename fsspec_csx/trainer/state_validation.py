@@ -28,27 +28,13 @@ OTHER_OPTIMIZER = "Use the optimizer it was saved with, or leave its state out."
 
 
 def invalid(path: str, what: str, why: str) -> InvalidCheckpointError:
-    """The error for an invalid state.
-
-    Args:
-        path: the path of the checkpoint.
-        what: the name of the state.
-        why: the reason.
-    """
+    """The error for a state of a checkpoint that is invalid."""
     return InvalidCheckpointError(f"The {what} of {redacted(path)} cannot be restored: {why}.", _REMEDY)
 
 
 @contextlib.contextmanager
 def restoring(path: str, what: str) -> Iterator[None]:
-    """Report an error within the block as that of an invalid state.
-
-    Args:
-        path: the path of the checkpoint.
-        what: the name of the state.
-
-    Raises:
-        InvalidCheckpointError: for the errors that values of a wrong type cause.
-    """
+    """Report the errors that values of a wrong type cause within the block as that of an invalid state."""
     try:
         yield
     except (CheckpointError, torch.cuda.OutOfMemoryError):
@@ -66,11 +52,7 @@ def check_count(name: str, value: Any, remedy: str = "Give such a number.", *, l
 
 
 def to_count(value: Any, most: int = _STEPS_MAX) -> int:
-    """A count as an integer, from an integer or a tensor with one.
-
-    Raises:
-        ValueError: if it is no count.
-    """
+    """A count as an integer, from an integer or a tensor with one; a ValueError if it is no count."""
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
         value = value.item()
     if type(value) is not int or not 0 <= value < most:
@@ -80,17 +62,9 @@ def to_count(value: Any, most: int = _STEPS_MAX) -> int:
 
 
 def difference(own: Any, found: Any, name: str) -> str | None:
-    """Why a checkpoint's state cannot replace the current one.
+    """Why a checkpoint's state cannot replace the current one; None if it can.
 
     Numbers replace numbers; mappings and lists are compared by their entries.
-
-    Args:
-        own: the current state.
-        found: the checkpoint's state.
-        name: the name of the state.
-
-    Returns:
-        The reason; None if it can.
     """
     if own is None or found is None:
         return None
@@ -130,14 +104,7 @@ def _number(value: Any) -> float | None:
 def check_attributes(own: object, found: Any, what: str, path: str) -> None:
     """Refuse a scheduler's state, whose entries become its attributes, if it would break the scheduler.
 
-    Args:
-        own: the scheduler, which has a ``state_dict``.
-        found: the checkpoint's state.
-        what: the name of the state.
-        path: the path of the checkpoint.
-
-    Raises:
-        InvalidCheckpointError: if an entry has another type than the scheduler's, or hides a method.
+    An InvalidCheckpointError if an entry has another type than the scheduler's, or hides a method.
     """
     if not isinstance(found, Mapping):
         raise invalid(path, what, f"it is {_shown(found)}, no mapping")

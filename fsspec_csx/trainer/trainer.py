@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from fsspec_csx.trainer import backend as backends
 from fsspec_csx.trainer import checkpoint_root, processes, random_states, training, training_state, validation
+from fsspec_csx.trainer import device as devices
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback, check_hooks
 from fsspec_csx.trainer.checkpointing import Checkpoint
@@ -20,7 +20,6 @@ from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
 from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
 from fsspec_csx.trainer.model_io import as_list, as_outputs
 from fsspec_csx.trainer.precision import Precision
-from fsspec_csx.trainer.termination import Termination
 
 _UNSET: Any = ...
 _SomeCallback = TypeVar("_SomeCallback", bound=Callback)
@@ -116,7 +115,7 @@ class Trainer:
         self.batches: Batches | None = None
         self._scopes: list[str] = []
         self.call("pre_setup")
-        self.device = processes.select_device(backends.device_of(device, backend))
+        self.device = devices.select(device, backend)
         processes.join(self.device)
         if seed is not None:
             random_states.seed(seed)
@@ -236,8 +235,7 @@ class Trainer:
             stack.callback(setattr, self, "batches", None)
             stack.callback(setattr, self, "is_fitting", False)
             stack.enter_context(self.reporting("on_fit_exception"))
-            termination = Termination()
-            stack.enter_context(termination.deferred())
+            terminated = stack.enter_context(training.deferred_sigterm())
             limit = loop.steps_per_epoch and loop.steps_per_epoch * loop.grad_accum_steps
             self.batches = Batches(train_dataloader, limit, processes.count())
             loaded = self._load(ckpt_path)
@@ -247,7 +245,7 @@ class Trainer:
                 training_state.restore_position(self, loaded, self.checkpoint.resumed_from or "")
                 del loaded
             self.is_fitting = True
-            training.run(self, train_dataloader, val_dataloader, loop, steps, termination)
+            training.run(self, train_dataloader, val_dataloader, loop, steps, terminated)
             self.call("on_fit_end", loop)
 
     def forward(self, batch: Any) -> dict[str, Any]:

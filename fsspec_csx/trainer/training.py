@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +14,26 @@ import torch
 from fsspec_csx.trainer import processes, validation
 from fsspec_csx.trainer.loop import TrainingLoop
 from fsspec_csx.trainer.model_io import to_device
-from fsspec_csx.trainer.termination import Termination
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
+
+
+@contextlib.contextmanager
+def deferred_sigterm() -> Iterator[list[int]]:
+    """A list to which SIGTERM, which spot machines and schedulers send, is added within the block.
+
+    Only in the main thread, as others cannot handle signals.
+    """
+    terminated: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(
@@ -23,7 +42,7 @@ def run(
     val_dataloader: Any,
     loop: TrainingLoop,
     steps: range,
-    termination: Termination,
+    terminated: list[int],
 ) -> None:
     """Train from the trainer's step to the end of ``steps``, and validate as often as the loop says."""
     sync = processes.PeriodicSync()
@@ -35,7 +54,7 @@ def run(
             stack.enter_context(trainer.reporting("on_train_exception"))
             trainer.model.train()
             trainer.call("on_train_start", trainer.model, train_dataloader, loop, loop_idx)
-            exits = _train_until_validation(trainer, loop, steps, termination, sync)
+            exits = _train_until_validation(trainer, loop, steps, terminated, sync)
             trainer.call("on_train_end", trainer.model, loop, loop_idx)
         if loop.eval_frequency:
             validation.run_between(trainer, val_dataloader, loop.val_loop, loop_idx)
@@ -45,7 +64,7 @@ def run(
 
 
 def _train_until_validation(
-    trainer: Trainer, loop: TrainingLoop, steps: range, termination: Termination, sync: processes.PeriodicSync
+    trainer: Trainer, loop: TrainingLoop, steps: range, terminated: list[int], sync: processes.PeriodicSync
 ) -> bool:
     """Train up to the next validation, or the end of ``steps``; whether an early exit ends the training."""
     assert trainer.batches is not None
@@ -73,36 +92,30 @@ def _train_until_validation(
         trainer.call("on_train_batch_end", trainer.model, outputs, batch, batch_idx)
         batch_idx += 1
         if trainer.stepped:
-            trainer.is_last_step |= _ends(trainer, termination, sync)
+            trainer.is_last_step |= _ends(trainer, terminated, sync)
             if trainer.is_last_step:
                 return trainer.global_step < steps.stop
     return False
 
 
-def _ends(trainer: Trainer, termination: Termination, sync: processes.PeriodicSync) -> bool:
+def _ends(trainer: Trainer, terminated: list[int], sync: processes.PeriodicSync) -> bool:
     """Whether an early exit ends the training; SIGTERM and a failed save raise. All processes end at the same step."""
     exits = trainer.early_exit.should_exit
-    terminated, failed, exits = sync.any_process(termination.requested, trainer.checkpoint.saves.failed, exits)
+    ended, failed, exits = sync.any_process(bool(terminated), trainer.checkpoint.saves.failed, exits)
     if failed:
         trainer.checkpoint.saves.wait(trainer)  # raises its error
-    if terminated:
+    if ended:
         trainer.logger.warning("SIGTERM: the training ends after step %d.", trainer.global_step)
         if trainer.checkpoint.steps:
             trainer.checkpoint.save_last(trainer)
-        sys.exit(Termination.STATUS)
+        sys.exit(128 + signal.SIGTERM)
     return exits
 
 
 def training_step(trainer: Trainer, batch: Any, accumulated: int = 1) -> dict[str, Any]:
-    """Compute the gradients of a batch, and apply them if it completes a step.
+    """Compute the gradients of a batch, one of so many, and apply them if it completes a step.
 
-    Args:
-        trainer: the trainer, whose ``stepped`` says whether the batch completes a step.
-        batch: a batch on the trainer's device.
-        accumulated: the number of batches in a step.
-
-    Returns:
-        The model's output, as a dict with the key ``loss``.
+    Returns the model's output, as a dict with the key ``loss``.
     """
     assert trainer.optimizer is not None
     with contextlib.nullcontext() if trainer.stepped else processes.no_sync(trainer.model):

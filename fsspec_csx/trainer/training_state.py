@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 
 
 def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
-    """The current state of a training; all processes must call it.
-
-    Args:
-        trainer: the trainer.
-        sharded: whether sharded tensors stay sharded.
-    """
+    """The current state of a training; all processes must call it. With ``sharded``, sharded tensors stay sharded."""
     state: dict[str, Any] = {"model": processes.unwrap(trainer.model).state_dict()}
     if trainer.optimizer is not None:
         state["optimizer"] = trainer.optimizer.state_dict()
@@ -46,20 +41,17 @@ def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool) -> None:
-    """Restore the states that a checkpoint has.
+    """Restore the states that a checkpoint has, which is consumed.
 
     Args:
         trainer: the trainer, after its setup.
-        state: the checkpoint, which is consumed.
-        path: the path of the checkpoint, for errors.
+        state: the checkpoint.
+        path: its path, for errors.
         strict: whether the model must have exactly the checkpoint's tensors.
 
     Raises:
         MismatchError: a ValueError that lists the missing and unexpected tensors and those of another shape.
         InvalidCheckpointError: a ValueError, if a state is invalid; then nothing is restored.
-
-    Warns:
-        DtypeCastWarning: if the model's tensors have other dtypes than the checkpoint's.
     """
     step = trainer.global_step
     if "global_step" in state:
@@ -85,16 +77,7 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
 
 
 def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None:
-    """Restore the position in the data and the random states.
-
-    Args:
-        trainer: the trainer, whose other states are restored.
-        state: the checkpoint.
-        path: the path of the checkpoint, for errors.
-
-    Raises:
-        InvalidCheckpointError: a ValueError, if the position or a random state is invalid.
-    """
+    """Restore the position in the data and the random states; an InvalidCheckpointError if one is invalid."""
     if trainer.batches is not None and "batches" in state:
         with state_validation.restoring(path, "batches"):
             trainer.batches.load_state_dict(processes.select_own(state["batches"]))
@@ -108,8 +91,7 @@ def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None
 def as_training_state(found: Any, path: str) -> dict[str, Any]:
     """A checkpoint in the form of ``collect``; the state dict of a model becomes its ``model``.
 
-    Raises:
-        InvalidCheckpointError: if it has neither form.
+    An InvalidCheckpointError if it has neither form.
     """
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         return found

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 def run(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
     """Validate the trainer's model, and store the mean of each metric in ``loop.metrics``.
 
-    Raises:
-        ValueError: if the loader has no batches.
+    A ValueError if the loader has no batches.
     """
     trainer.model.eval()
     trainer.call("on_validate_start", trainer.model, dataloader, loop)

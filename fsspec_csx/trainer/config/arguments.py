@@ -52,7 +52,7 @@ class Later:
 def check(
     node: Mapping[Any, Any], hints: Mapping[str, Any], path: str, required: Iterable[str] = (), others: bool = False
 ) -> dict[str, Any]:
-    """Check arguments, and convert them to the types of the parameters.
+    """Check arguments, and convert them to the types of the parameters; a ConfigError names a wrong one.
 
     Lists become tuples or sets, strings become paths, and mappings models of pydantic, where the hint says so. A string
     for another type is an import path: of a function, or of a constant such as ``torch.bfloat16``.
@@ -63,9 +63,6 @@ def check(
         path: the place of the arguments in the configuration, for errors.
         required: the parameters without defaults.
         others: whether there may be other arguments.
-
-    Raises:
-        ConfigError: for an argument that is unknown, missing or of a wrong type.
     """
     needed, optional = typing_extensions.Required, typing_extensions.NotRequired
     kinds = {name: (needed if name in required else optional)[_readable(hint)] for name, hint in hints.items()}
@@ -79,14 +76,7 @@ def check(
 
 
 def explain(error: pydantic.ValidationError, node: Any, path: str, hints: Mapping[str, Any]) -> ConfigError:
-    """The first error that pydantic found: an unknown name, else a missing one, else the most deeply nested.
-
-    Args:
-        error: the errors.
-        node: the arguments.
-        path: their place in the configuration.
-        hints: the type of each parameter.
-    """
+    """The first error that pydantic found: an unknown name, else a missing one, else the most deeply nested."""
     ranks = {"extra_forbidden": 0, "missing": 1}
     found = [(*_find(node, path, each["loc"]), each) for each in error.errors(include_url=False)]
     keys, where, value, first = min(found, key=lambda each: (ranks.get(each[3]["type"], 2), -len(each[0])))

@@ -36,14 +36,9 @@ class Blueprint(Later):
     given: frozenset[str] = frozenset()
 
     def make(self, **given: Any) -> Any:
-        """Call it.
+        """Call it with its arguments, and with those given that the configuration cannot give.
 
-        Args:
-            given: arguments that the configuration cannot give, for this and for nested blueprints; each receives those
-                that it accepts.
-
-        Raises:
-            ConfigError: for a TypeError or a ValueError of the class or function.
+        Nested blueprints receive these, too. A TypeError or a ValueError becomes a ConfigError.
         """
         arguments = _made(self.arguments, given)
         try:
@@ -74,7 +69,7 @@ def named(
     default: Callable[..., Any] | None = None,
     given: Iterable[str] = (),
 ) -> Blueprint:
-    """The blueprint for a part of a configuration that names a class.
+    """The blueprint for a part of a configuration that names a class; a ConfigError if there is none that accepts it.
 
     The part is a mapping with ``class_path`` and ``init_args``, or a mapping from the name to the arguments, or a name;
     with a default, also the arguments alone.
@@ -85,9 +80,6 @@ def named(
         home: the module whose classes need no import path.
         default: the class if none is named.
         given: names of arguments that only ``make`` receives.
-
-    Raises:
-        ConfigError: if there is no such class, or it does not accept these arguments.
     """
     if isinstance(node, str):
         return blueprint(resolve(node, path, home), {}, path, given)
@@ -108,17 +100,7 @@ def named(
 
 
 def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterable[str] = ()) -> Blueprint:
-    """The blueprint of a class or a function.
-
-    Args:
-        function: the class or the function.
-        node: its arguments in the configuration, or blueprints; null for none.
-        path: their place in the configuration.
-        given: names of arguments that only ``make`` receives.
-
-    Raises:
-        ConfigError: for an argument that is unknown, missing or of a wrong type.
-    """
+    """The blueprint of a class or a function with arguments of the configuration, null for none; see ``named``."""
     node = {} if node is None else node
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping of arguments.")

@@ -16,18 +16,10 @@ _BACKEND = (
 
 
 def without_cluster(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of the Trainer, without those that only the cluster uses.
+    """The section ``init`` without what only the cluster uses, and the flags that stand beside ``backend_type``.
 
-    Args:
-        init: the section ``init``. Its ``device`` is that of a ``backend`` without ``backend_type``; ``autorestart`` is
-            left out.
-        path: its place in the file.
-
-    Returns:
-        The arguments, and the flags that stand beside ``backend_type``.
-
-    Raises:
-        ConfigError: for an unknown key of the backend, and for ``compile_only`` and ``validate_only``.
+    Its ``device`` is that of a ``backend`` without ``backend_type``; ``autorestart`` is left out. A ConfigError for an
+    unknown key of the backend, and for ``compile_only`` and ``validate_only``.
     """
     plain = {key: value for key, value in init.items() if key != "autorestart"}
     backend = plain.get("backend")

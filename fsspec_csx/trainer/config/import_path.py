@@ -12,14 +12,11 @@ from fsspec_csx.errors import ConfigError
 
 
 def import_name(name: str, home: ModuleType | None = None) -> Any:
-    """Import an object, which runs the code of its modules.
+    """Import an object, which runs the code of its modules; a ConfigError if that fails.
 
     Args:
         name: ``package.module.Class``, ``package.module:Class``, or the name of a class in ``home``, in any case.
         home: the module whose public classes need no import path.
-
-    Raises:
-        ConfigError: if there is no such object, or its module cannot be imported.
     """
     if not is_import_path(name):
         public = getattr(home, "__all__", dir(home)) if home is not None else ()

@@ -23,20 +23,12 @@ _IMPORT_PATH = "Give an import path, such as 'package.module.Class'"
 
 
 def model(node: Any, path: str, given: Iterable[str]) -> Blueprint:
-    """The blueprint of a model.
-
-    Raises:
-        ConfigError: if there is no such class, or it does not accept these arguments.
-    """
+    """The blueprint of a model."""
     return _beside(node, path, "name", lambda entry: {entry.name: entry.path})
 
 
 def data_processor(node: Any, path: str, given: Iterable[str]) -> Blueprint:
-    """The blueprint of a data loader.
-
-    Raises:
-        ConfigError: see ``model``.
-    """
+    """The blueprint of a data loader."""
 
     def paths_of(entry: Any) -> dict[str, str]:
         return {each.rpartition(".")[2]: each for each in entry.data_processor_paths}

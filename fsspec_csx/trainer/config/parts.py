@@ -70,11 +70,7 @@ LOADERS = {
 
 
 def parsed(node: Mapping[str, Any], parts: Mapping[str, Part], path: str) -> dict[str, Any]:
-    """A mapping with blueprints of its parts.
-
-    Raises:
-        ConfigError: see ``named``.
-    """
+    """A mapping with blueprints of its parts."""
     return {
         key: each if each is None or key not in parts else read(each, f"{path}.{key}", parts[key])
         for key, each in node.items()
@@ -82,11 +78,7 @@ def parsed(node: Mapping[str, Any], parts: Mapping[str, Part], path: str) -> dic
 
 
 def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
-    """The blueprint of a part, or those of its elements; an element ``{Name: null}`` is left out.
-
-    Raises:
-        ConfigError: see ``named``.
-    """
+    """The blueprint of a part, or those of its elements; an element ``{Name: null}`` is left out."""
 
     def one(node: Any, path: str) -> Blueprint:
         if part.reader is not None:
@@ -107,11 +99,7 @@ def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
 
 
 def make(plan: Blueprint | list[Blueprint], part: Part, **given: Any) -> Any:
-    """Make the object of a part, and check its class.
-
-    Raises:
-        ConfigError: if it has another, or for a TypeError or a ValueError of the class.
-    """
+    """Make the object of a part; a ConfigError if it is of another class, or that refuses its arguments."""
     if isinstance(plan, list):
         return [make(each, part, **given) for each in plan]
     made = plan.make(**given)

@@ -27,11 +27,7 @@ _SCHEDULERS = {each.lower(): each for each in schedulers.__all__}
 
 
 def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
-    """The blueprint of an optimizer; one of the ModelZoo's has its groups of parameters.
-
-    Raises:
-        ConfigError: see ``named``.
-    """
+    """The blueprint of an optimizer; one of the ModelZoo's has its groups of parameters."""
     if (short := _short(node)) is None or is_import_path(short[0]):
         return named(node, path, home=torch.optim, given=given)
     name, arguments = short
@@ -54,17 +50,7 @@ def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
 
 
 def scheduler(node: Any, path: str, given: Iterable[str], tags: Any = None) -> Blueprint:
-    """The blueprint of a scheduler, and of those that it is made of.
-
-    Args:
-        node: the part of the configuration.
-        path: its place.
-        given: see ``named``.
-        tags: the ``param_group_tags`` of the scheduler that it is a part of.
-
-    Raises:
-        ConfigError: see ``named``.
-    """
+    """The blueprint of a scheduler, and of those that it is made of, with its ``tags`` unless they have their own."""
     if not _is_of_modelzoo(node):
         known = (short := _short(node)) is None or is_import_path(short[0]) or hasattr(_TORCH, short[0])
         return named(node, path, home=_TORCH if known else schedulers, given=given)

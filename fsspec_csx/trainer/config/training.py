@@ -86,14 +86,10 @@ class Config:
         self._part("logging").arguments["log_level"] = "WARNING"
 
     def trainer(self, trains: bool = True) -> Trainer:
-        """Make the Trainer.
+        """Make the Trainer; a ConfigError for a TypeError or a ValueError of a named class.
 
         Args:
             trains: if False, it has no optimizer and no schedulers and saves no checkpoints, whatever the file says.
-
-        Raises:
-            ConfigError: for a TypeError or a ValueError of a named class.
-            PermissionError, OSError: see ``Trainer``.
         """
         arguments = dict(self._trainer.arguments)
         if not trains:
@@ -107,26 +103,16 @@ class Config:
         return made
 
     def fit(self) -> Trainer:
-        """Make the Trainer and the data, and train.
-
-        Raises:
-            ConfigError: if the file has no such section; see also ``trainer``.
-            CheckpointError, OSError: see ``Trainer.fit``.
-        """
+        """Make the Trainer and the data, and train; a ConfigError without such a section. See also ``Trainer.fit``."""
         section = self._needed("fit")
         trainer = self.trainer()
         trainer.fit(**_with_data(section))
         return trainer
 
     def validate(self) -> tuple[Trainer, list[dict[str, float]]]:
-        """Make the Trainer and the data, and validate; nothing is saved.
+        """Make the Trainer and the data, and validate; nothing is saved. The metrics are those for each loader.
 
-        Returns:
-            The Trainer, and the metrics for each loader.
-
-        Raises:
-            ConfigError: if the file has no such section; see also ``trainer``.
-            CheckpointError, OSError: see ``Trainer.validate``.
+        A ConfigError without such a section. See also ``Trainer.validate``.
         """
         section = self._needed("validate")
         trainer = self.trainer(trains=False)
@@ -139,17 +125,9 @@ class Config:
         return trainer, metrics
 
     def validate_all(self) -> list[tuple[str | None, list[dict[str, float]]]]:
-        """Make the Trainer and the data, and validate each checkpoint; nothing is saved.
+        """Make the Trainer and the data, and validate each checkpoint; nothing is saved. See ``Trainer.validate_all``.
 
-        Without ``ckpt_paths`` these are all checkpoints at the root.
-
-        Returns:
-            See ``Trainer.validate_all``.
-
-        Raises:
-            ConfigError: if the file has no such section; see also ``trainer``.
-            FileNotFoundError: if there is no checkpoint.
-            CheckpointError, OSError: see ``Trainer.validate_all``.
+        Without ``ckpt_paths`` these are all checkpoints at the root; a FileNotFoundError if there is none.
         """
         section = self._needed("validate_all")
         trainer = self.trainer(trains=False)

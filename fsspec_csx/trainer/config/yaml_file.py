@@ -41,15 +41,7 @@ def read(path: str) -> Any:
 
 
 def parse(content: bytes | str, name: str) -> Any:
-    """Parse YAML.
-
-    Args:
-        content: the text.
-        name: where it is, for errors.
-
-    Raises:
-        ConfigError, ImportError: see ``read``.
-    """
+    """Parse YAML; errors call it by the name, and are those of ``read``."""
     try:
         import yaml
     except ImportError as error:
