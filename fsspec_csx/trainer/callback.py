@@ -28,8 +28,6 @@ class Callback:
     ``batch_idx`` counts the batches of a stretch of training, or of a validation, from 0.
     """
 
-    # -- set-up ----------------------------------------------------------------------------------------------------
-
     def pre_setup(self, trainer: Trainer) -> None:
         """Before the setup: no credentials were looked up yet."""
 
@@ -41,8 +39,6 @@ class Callback:
 
     def finalize(self) -> None:
         """The trainer is deleted."""
-
-    # -- fit -------------------------------------------------------------------------------------------------------
 
     def on_enter_fit(
         self, trainer: Trainer, stack: ExitStack, train_dataloader: Any, val_dataloader: Any, loop: TrainingLoop
@@ -120,8 +116,6 @@ class Callback:
     def on_after_scheduler_step(self, trainer: Trainer, model: Module, optimizer: Optimizer, scheduler: Any) -> None:
         """After it."""
 
-    # -- validation ------------------------------------------------------------------------------------------------
-
     def on_enter_validate(self, trainer: Trainer, stack: ExitStack, val_dataloader: Any, loop: ValidationLoop) -> None:
         """Before the checkpoint is loaded; contexts entered on the stack end with the validation."""
 
@@ -155,8 +149,6 @@ class Callback:
 
     def run_validation(self, trainer: Trainer, loop_idx: int | None, is_last: bool) -> None:
         """Run a validation of the callback's own, after those of the loaders."""
-
-    # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         """Add entries to a checkpoint before it is saved."""

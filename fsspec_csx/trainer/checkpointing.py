@@ -18,7 +18,7 @@ from fsspec_csx.trainer import (
     training_state,
 )
 from fsspec_csx.trainer.callback import Callback
-from fsspec_csx.trainer.checkpoint_names import CheckpointNames
+from fsspec_csx.trainer.checkpoint_root import CheckpointNames
 from fsspec_csx.trainer.local_disk import LocalDisk
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 from fsspec_csx.trainer.pending_saves import PendingSaves

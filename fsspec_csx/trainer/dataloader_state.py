@@ -14,7 +14,6 @@ from fsspec_csx.trainer import random_states
 
 _SAMPLERS = ("loader", "sampler", "batch_sampler", "batch_sampler.sampler")
 _DEEPEST = 8
-_NO_STATE = "a random generator has no such state"
 _NUMBERS = (bool, int, float, type(None))
 
 
@@ -35,7 +34,7 @@ class DataLoaderState:
         states: dict[str, Any] = {}
         for key, _, _, value in self._attributes():
             if _is_generator(value):
-                states[key] = _state(value)
+                states[key] = random_states.state_of(value)
             elif type(value) in _NUMBERS and not _is_same(value, self._first.get(key, ...)):
                 states[key] = value
         return states
@@ -46,7 +45,7 @@ class DataLoaderState:
             if key not in states:
                 continue
             if _is_generator(value):
-                _set_state(value, states[key])
+                random_states.set_state(value, states[key])
             elif type(value) in _NUMBERS and type(states[key]) in _NUMBERS:
                 setattr(holder, name, states[key])
 
@@ -84,60 +83,3 @@ def _is_generator(value: Any) -> bool:
         return True
     numpy: Any = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, (numpy.random.Generator, numpy.random.RandomState))
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        version, state, gauss = generator.getstate()
-        return [version, torch.tensor(state, dtype=torch.int64), gauss]
-    return _encoded(_numpy_state(generator))
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        version, numbers, gauss = state
-        generator.setstate((version, tuple(numbers.tolist()), gauss))
-    else:
-        decoded = _decoded(state, _numpy_state(generator))
-        if not 0 <= decoded["state"].get("pos", 0) <= random_states.WORDS:
-            raise ValueError(_NO_STATE)  # numpy would draw from elsewhere in memory
-        if hasattr(generator, "bit_generator"):
-            generator.bit_generator.state = decoded
-        else:
-            generator.set_state(decoded)
-
-
-def _numpy_state(generator: Any) -> Any:
-    if hasattr(generator, "bit_generator"):
-        return generator.bit_generator.state
-    return generator.get_state(legacy=False)
-
-
-def _encoded(state: Any) -> Any:
-    """A state of numpy, with tensors for arrays and strings for integers, which may exceed 64 bits."""
-    if isinstance(state, dict):
-        return {key: _encoded(value) for key, value in state.items()}
-    if isinstance(state, (str, float)):
-        return state
-    if getattr(state, "ndim", 0):
-        return torch.from_numpy(state.view(f"i{state.dtype.itemsize}").copy())
-    return str(int(state))
-
-
-def _decoded(state: Any, like: Any) -> Any:
-    if isinstance(like, dict):
-        return {key: _decoded(state[key], value) for key, value in like.items()}
-    if isinstance(like, (str, float)):
-        if type(state) is not type(like) or (isinstance(like, str) and state != like):
-            raise ValueError(_NO_STATE)
-        return state
-    if not getattr(like, "ndim", 0):
-        return int(state)
-    array = state.numpy().view(like.dtype)
-    if array.shape != like.shape:
-        raise ValueError(_NO_STATE)
-    return array

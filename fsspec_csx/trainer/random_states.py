@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-WORDS = 624
-"""Numbers in a state of the Mersenne Twister."""
+_WORDS = 624  # numbers in a state of the Mersenne Twister
 
 _States = tuple[Any, torch.Tensor, Any]
 
@@ -26,12 +25,11 @@ def seed(number: int) -> None:
 
 def capture() -> dict[str, Any]:
     """The current states, of types that ``load`` reads without running code."""
-    (version, state, gauss), own, numbers = _current()
-    states: dict[str, Any] = {"python": [version, torch.tensor(state, dtype=torch.int64), gauss], "torch": own}
+    states: dict[str, Any] = {"python": state_of(random), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
-    if numbers is not None:
-        kind, keys, position, has_gauss, cached = numbers
+    if numpy := sys.modules.get("numpy"):
+        kind, keys, position, has_gauss, cached = numpy.random.get_state()
         states["numpy"] = [kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached]
     return states
 
@@ -41,17 +39,15 @@ def restore(states: dict[str, Any]) -> None:
 
     An invalid one is a ValueError, LookupError, RuntimeError, TypeError or an error of the generator.
     """
-    version, state, gauss = states["python"]
-    _check(gauss is None or type(gauss) is float)
-    random.setstate((version, tuple(state.tolist()), gauss))
+    set_state(random, states["python"])
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all(states["cuda"])
     if "numpy" in states and (numpy := sys.modules.get("numpy")):
         kind, keys, position, has_gauss, cached = states["numpy"]
         # numpy does not check these, and would read beyond its state.
-        _check(type(position) is int and 0 <= position <= WORDS and has_gauss in (0, 1) and type(cached) is float)
-        _check(keys.dtype == torch.int64 and len(keys) == WORDS and keys.min() >= 0 and keys.max() < 2**32)
+        _check(type(position) is int and 0 <= position <= _WORDS and has_gauss in (0, 1) and type(cached) is float)
+        _check(keys.dtype == torch.int64 and len(keys) == _WORDS and keys.min() >= 0 and keys.max() < 2**32)
         numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
 
 
@@ -99,3 +95,60 @@ def _check(holds: bool | torch.Tensor) -> None:
     if not holds:
         msg = "a random generator has no such state"
         raise ValueError(msg)
+
+
+def state_of(generator: Any) -> Any:
+    """The state of one generator of Python (also the module ``random``), torch or numpy, of types as in ``capture``."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if hasattr(generator, "getstate"):
+        version, state, gauss = generator.getstate()
+        return [version, torch.tensor(state, dtype=torch.int64), gauss]
+    return _encoded(_numpy_state(generator))
+
+
+def set_state(generator: Any, state: Any) -> None:
+    """Restore the state of one generator; for an invalid one see ``restore``."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif hasattr(generator, "setstate"):
+        version, numbers, gauss = state
+        _check(gauss is None or type(gauss) is float)
+        generator.setstate((version, tuple(numbers.tolist()), gauss))
+    else:
+        decoded = _decoded(state, _numpy_state(generator))
+        _check(0 <= decoded["state"].get("pos", 0) <= _WORDS)  # numpy would draw from elsewhere in memory
+        if hasattr(generator, "bit_generator"):
+            generator.bit_generator.state = decoded
+        else:
+            generator.set_state(decoded)
+
+
+def _numpy_state(generator: Any) -> Any:
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.get_state(legacy=False)
+
+
+def _encoded(state: Any) -> Any:
+    """A state of numpy, with tensors for arrays and strings for integers, which may exceed 64 bits."""
+    if isinstance(state, dict):
+        return {key: _encoded(value) for key, value in state.items()}
+    if isinstance(state, (str, float)):
+        return state
+    if getattr(state, "ndim", 0):
+        return torch.from_numpy(state.view(f"i{state.dtype.itemsize}").copy())
+    return str(int(state))
+
+
+def _decoded(state: Any, like: Any) -> Any:
+    if isinstance(like, dict):
+        return {key: _decoded(state[key], value) for key, value in like.items()}
+    if isinstance(like, (str, float)):
+        _check(type(state) is type(like) and (isinstance(like, float) or state == like))
+        return state
+    if not getattr(like, "ndim", 0):
+        return int(state)
+    array = state.numpy().view(like.dtype)
+    _check(array.shape == like.shape)
+    return array

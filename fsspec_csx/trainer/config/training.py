@@ -16,7 +16,6 @@ from fsspec_csx.redaction import register_secrets
 from fsspec_csx.trainer.config import parts
 from fsspec_csx.trainer.config.arguments import check, display
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint
-from fsspec_csx.trainer.config.cluster import without_cluster
 from fsspec_csx.trainer.flags import Flags, GlobalFlags
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 from fsspec_csx.trainer.trainer import Trainer
@@ -24,6 +23,11 @@ from fsspec_csx.trainer.trainer import Trainer
 _PROFILE = "csx.storage.s3.profile"
 _PATHS = {"ckpt_path": str | None, "ckpt_paths": str | list[str] | None}
 _UNSET: Any = ...
+# The arguments of the backends of Cerebras PyTorch 2.10 for CSX, CPU and GPU.
+_BACKEND = (
+    "backend_type cluster_config artifact_dir compile_dir compile_only validate_only mixed_precision "
+    "enable_distributed main_process_id dist_backend init_method sync_batchnorm"
+)
 
 
 class Config:
@@ -170,12 +174,34 @@ def _mapping(node: Any, what: str) -> Mapping[str, Any]:
 
 def _read_init(init: Mapping[str, Any], path: str) -> Blueprint:
     """The blueprint of the Trainer; flags that stand beside the backend are those of a first callback."""
-    plain, flags = without_cluster(init, path)
+    plain, flags = _without_cluster(init, path)
     made = blueprint(Trainer, parts.parsed(plain, parts.INIT, path), path)
     if flags:
         callbacks = made.arguments.get("callbacks") or []
         made.arguments["callbacks"] = [Blueprint(f"{path}.backend", GlobalFlags, flags), *callbacks]
     return made
+
+
+def _without_cluster(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The section ``init`` without what only the cluster uses, and the flags that stand beside ``backend_type``.
+
+    Its ``device`` is that of a ``backend`` without ``backend_type``; ``autorestart`` is left out. A ConfigError for an
+    unknown key of the backend, and for ``compile_only`` and ``validate_only``.
+    """
+    plain = {key: value for key, value in init.items() if key != "autorestart"}
+    backend = plain.get("backend")
+    if not isinstance(backend, Mapping):
+        return plain, {}
+    flags = {key: value for key, value in backend.items() if str(key).startswith("csx.")}
+    others = {key: value for key, value in backend.items() if key not in flags}
+    check(others, dict.fromkeys(_BACKEND.split(), Any), f"{path}.backend")
+    for key in ("compile_only", "validate_only"):
+        if backend.get(key):
+            raise ConfigError(f"{path}.backend.{key} needs Cerebras hardware.", "Leave it away.")
+    del plain["backend"]
+    if backend.get("backend_type") is not None:
+        plain |= {"device": None, "backend": backend["backend_type"]}
+    return plain, flags
 
 
 def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path: Any) -> dict[str, Any]:
