@@ -6,7 +6,7 @@ Layout of the folder K, as cerebras_pytorch 2.10 writes it: ``K/NAME`` for each 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
@@ -16,13 +16,15 @@ from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue
 from fsspec_csx.formats.cerebras.metadata import damaged, is_safe, own_entry
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
+from fsspec_csx.storage.files import file_size
+from fsspec_csx.storage.folder import Folder
+from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors.names import quoted
-from fsspec_csx.tensors.staging import batches
+from fsspec_csx.tensors.source import BareSource
 
 # What an answer says of a file, and changes with the file.
 _CHANGING = ("ETag", "VersionId", "LastModified", "size", "ino", "mtime", "created")
-_PIECE = 16 * 2**20
-_TOGETHER = 64
+_THREADS = 8
 
 
 class ObjectRead(NamedTuple):
@@ -176,47 +178,28 @@ class FolderSource(CerebrasSource):
 
     def _read_objects(self, wanted: Sequence[ObjectRead]) -> None:
         try:
-            if hasattr(self._fs, "readinto_objects"):
-                sizes = self._fs.readinto_objects(wanted, self.advance)
-            elif self._fs.async_impl:
-                wanted = list(_pieces(wanted))
-                together = batches(wanted, lambda each: len(each.memory), 4 * _PIECE, count=_TOGETHER)
-                sizes = [size for batch in together for size in self._cat(batch)]
-            else:
-                sizes = [self._read_file(each) for each in wanted]
+            of_s3 = hasattr(self._fs, "readinto_objects")
+            sizes = self._fs.readinto_objects(wanted, self.advance) if of_s3 else self._read_files(wanted)
         except FileNotFoundError as error:
             raise damaged(self.name, f"an object of it is missing ({error})") from error
         for each, size in zip(wanted, sizes, strict=True):
             if size != each.size:
                 raise damaged(self.name, f"the object {each.path!r} does not have the {each.size} bytes that it should")
 
-    def _cat(self, wanted: Sequence[ObjectRead]) -> list[int]:
-        """Fill memories by requests side by side; the sizes are those that the objects seem to have."""
-        paths, starts = [each.path for each in wanted], [each.start for each in wanted]
-        # One byte more shows whether there is more than there should be.
-        ends = [each.start + len(each.memory) + 1 for each in wanted]
-        sizes = []
-        for each, data in zip(wanted, self._fs.cat_ranges(paths, starts, ends, on_error="raise"), strict=True):
-            expected = min(len(each.memory) + 1, each.size - each.start)
-            if len(data) == expected:
-                each.memory[:] = data[: len(each.memory)]
-                self.advance(len(each.memory))
-            sizes.append(each.size + len(data) - expected)
-        return sizes
+    def _read_files(self, wanted: Sequence[ObjectRead]) -> list[int]:
+        """Fill memories from the files that have their sizes; returns the sizes that the files have."""
+        sizes = [0] * len(wanted)
 
-    def _read_file(self, wanted: ObjectRead) -> int:
-        with self._fs.open(wanted.path, "rb") as file:
-            size = int(file.seek(0, 2))
-            file.seek(wanted.start)
-            done = 0
-            while done < len(wanted.memory) and size == wanted.size:
-                data = file.read(min(_PIECE, len(wanted.memory) - done))
-                if not data:
-                    return done
-                wanted.memory[done : done + len(data)] = data
-                self.advance(len(data))
-                done += len(data)
-            return size
+        def read(number: int, advance: Callable[[int], object]) -> None:
+            part = wanted[number]
+            with self._fs.open(part.path, "rb") as file:
+                sizes[number] = file_size(file)
+                if sizes[number] == part.size:
+                    BareSource(file, part.size, advance).read([(part.start, part.memory)])
+
+        threads = _THREADS if Folder(self._fs, self._path, self.name).threads else 1
+        run_in_threads(read, range(len(wanted)), self.advance, threads=threads, name="fsspec_csx cerebras")
+        return sizes
 
 
 def protocols(fs: AbstractFileSystem) -> Sequence[str]:
@@ -233,9 +216,3 @@ def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
     """The CRC-32 of the bytes of values by their names, if the checkpoint was written by this package."""
     found = own_entry(metadata, "crc32", dict)
     return {key: crc for key, crc in found.items() if type(crc) is int}
-
-
-def _pieces(wanted: Sequence[ObjectRead]) -> Iterator[ObjectRead]:
-    for path, position, memory, size in wanted:
-        for start in range(0, len(memory), _PIECE):
-            yield ObjectRead(path, position + start, memory[start : start + _PIECE], size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fsspec_csx.formats.dcp.manifest import ItemLocation
 from fsspec_csx.tensors.source import HEAD, TAIL, Source
@@ -12,7 +13,6 @@ from fsspec_csx.tensors.staging import batches
 T = TypeVar("T")
 
 _BATCH = 64 * 2**20
-_LINE = 512  # bytes that are looked through at a time for the end of a line
 
 SMALL = HEAD + TAIL
 """Items of at most so many bytes are read whole at once."""
@@ -27,7 +27,7 @@ def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation
         yield [(each, Source(file, file.size)) for each, file in zip(batch, files, strict=True)]
 
 
-class _File:
+class _File(io.RawIOBase):
     """A part of a shard as a file whose ends are in memory.
 
     Attributes:
@@ -36,6 +36,7 @@ class _File:
     """
 
     def __init__(self, source: Source, place: ItemLocation) -> None:
+        super().__init__()
         self._source = source
         self._start = place.offset
         self._position = 0
@@ -63,28 +64,21 @@ class _File:
                 return True
         return False
 
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a position in bytes and return it."""
         self._position = offset + (0, self._position, self.size)[whence]
         return self._position
 
     def tell(self) -> int:
-        """The position in bytes."""
         return self._position
 
-    def read(self, size: int = -1) -> bytes:
-        """Read so many bytes, fewer only at the end; -1 for all."""
-        left = max(0, self.size - self._position)
-        memory = memoryview(bytearray(left if size < 0 else min(size, left)))
+    def readinto(self, buffer: Any) -> int:
+        memory = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
         self.readinto_many([(self._position, memory)])
         self._position += len(memory)
-        return memory.tobytes()
-
-    def readline(self) -> bytes:
-        """Read up to and including the next newline."""
-        line = b""
-        while not line.endswith(b"\n") and (piece := self.read(_LINE)):
-            head, found, _ = piece.partition(b"\n")
-            line += head + found
-            self._position -= len(piece) - len(head) - len(found)
-        return line
+        return len(memory)
