@@ -16,7 +16,6 @@ from hostile import archive, little_memory, pickled, tensor
 
 from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointPathError
-from fsspec_csx.formats.safetensors import json_entries
 from fsspec_csx.manage import s3
 from fsspec_csx.manage.copy import copy
 from fsspec_csx.s3 import resumable_download, upload_journal
@@ -220,10 +219,3 @@ def test_entities_that_grow() -> None:
     body = b"<!DOCTYPE x [" + entities + b"]><ListBucketResult><Name>&a9;</Name></ListBucketResult>"
     with answering(200, body) as url, little_memory(), pytest.raises(OSError, match=r"."):
         client(url).ls("bucket")
-
-
-def test_entries_that_are_long() -> None:
-    """An entry of a long header has a bound."""
-    data = b'{"a": "' + b"x" * json_entries.LONGEST + b'"} '
-    with pytest.raises(ValueError, match="no entry of at most"):
-        dict(json_entries.entries(data + b" " * len(data), dict, float))

@@ -11,7 +11,6 @@ import torch
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.byte_order import check_little_endian
-from fsspec_csx.formats.safetensors import json_entries
 from fsspec_csx.formats.safetensors.layout import (
     DTYPES,
     HEADER_MAX,
@@ -26,7 +25,10 @@ from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import Source
 
-_AT_ONCE_MAX = 4 * 2**20  # bytes of a header; Python takes up to 30 times as many for what is forged
+# Python takes up to 30 times the memory of JSON for it. How many there may be for each of the most tensors, in a header
+# of more bytes than these; less than half of that is needed.
+_UNCHECKED = 4 * 2**20
+_PER_TENSOR = ((b"{", 2), (b"[", 4), (b",", 16), (b'"', 24))
 _NUMBER_MAX = 2**63 - 1
 
 
@@ -127,9 +129,10 @@ def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
 
 
 def _items(header: bytes) -> Iterable[tuple[str, Any]]:
-    """What a header holds; all at once, or one after the other if that could take much memory."""
-    if len(header) > _AT_ONCE_MAX:
-        return json_entries.entries(header, _without_repeats, _no_constant)
+    """What a header holds, unless that would take much memory."""
+    if len(header) > _UNCHECKED and any(header.count(each) > most * TENSORS_MAX for each, most in _PER_TENSOR):
+        msg = f"it has more parts than {TENSORS_MAX} tensors need"
+        raise ValueError(msg)
     found: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     return found.items()
 
