@@ -6,10 +6,8 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from fsspec.callbacks import NoOpCallback
-
 from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
+from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
 from fsspec_csx.manage.copy import takes_names
 from fsspec_csx.storage.paths import redacted
@@ -73,7 +71,7 @@ def _convert(options: argparse.Namespace) -> None:
             drop_values=options.drop_values,
             overwrite=options.force,
             max_shard_size=options.max_shard_size,
-            callback=NoOpCallback() if options.quiet else None,
+            callback=progress_of(options),
         )
         done.append(asdict(converted))
         for line in _describe(redacted(each), converted):

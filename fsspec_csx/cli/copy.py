@@ -9,11 +9,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fsspec.callbacks import NoOpCallback
-
 from fsspec_csx.cli.format import emit_data, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, s3_options
-from fsspec_csx.manage.copy import CopyResult, find_transferred, takes_names, transfer
+from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
+from fsspec_csx.manage.copy import CopyResult, Transfer, takes_names
 from fsspec_csx.manage.directory import strip_slashes
 from fsspec_csx.manage.file_copy import RESUME_HINT
 from fsspec_csx.manage.location import expand_pattern
@@ -75,33 +73,20 @@ def _run(options: argparse.Namespace, name: str) -> None:
     done: list[dict[str, Any]] = []
     options.done = {"moved" if moving else "copied": done}
     for source, source_options in pairs:
-        there = None
-        if len(pairs) > 1 and not options.force:  # an earlier call may have been interrupted
-            there = find_transferred(source, options.target, moving=moving, **_sides(options, source_options))
-        if there:
+        own = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
+        transfer = Transfer(source, options.target, source_options, own)
+        # Of several, an earlier call may have been interrupted.
+        if len(pairs) > 1 and not options.force and (there := transfer.find(moving=moving)):
             why = "was moved before" if moving else "exists already, with the same bytes"
             print_status(options, f"Skipped {redacted(there.source)}, as {redacted(there.target)} {why}")
             options.done.setdefault("skipped", []).append(_as_data(there))
             continue
         with _hinting_at_resume(options):
-            copied = transfer(
-                source,
-                options.target,
-                moving=moving,
-                overwrite=options.force,
-                callback=NoOpCallback() if options.quiet else None,
-                **_sides(options, source_options),
-            )
+            copied = transfer.run(moving=moving, overwrite=options.force, callback=progress_of(options))
         verb = "Moved" if moving else "Copied"
         print_status(options, f"{verb} checkpoint from {redacted(source)} to {redacted(copied.target)}")
         done.append(_as_data(copied))
     emit_data(options, options.done)
-
-
-def _sides(options: argparse.Namespace, source_options: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
-    """The storage options of both sides."""
-    target = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
-    return {"source_options": source_options, "target_options": target}
 
 
 def _as_data(copied: CopyResult) -> dict[str, Any]:

@@ -6,10 +6,8 @@ import argparse
 import dataclasses
 import math
 
-from fsspec.callbacks import NoOpCallback
-
 from fsspec_csx.cli.format import emit, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, one_fitting
+from fsspec_csx.cli.subcommand import Verbs, add_path, one_fitting, progress_of
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
 
@@ -57,7 +55,7 @@ def _diff(options: argparse.Namespace) -> int:
     if given and op == "equal":
         options.refuse("equal allows no tolerance: --rtol and --atol need allclose")
     op = op or ("allclose" if given else "equal")
-    callback = NoOpCallback() if options.quiet else None
+    callback = progress_of(options)
     found = compare(one_fitting(options.first), one_fitting(options.second), op=op, **given, callback=callback)
     lines = [_line(each) for each in found.differences]
     if found.differences:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import shtab
+from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.manage.location import expand_pattern
 from fsspec_csx.storage.paths import redacted
@@ -47,6 +48,11 @@ class Verbs:
 def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: Any) -> None:
     """Add an argument that is a local path or an fsspec URL; shells complete local paths."""
     parser.add_argument(name, help=help, **options).complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def progress_of(options: argparse.Namespace) -> Callback | None:
+    """The callback of what takes time: none with ``--quiet``, otherwise a progress bar."""
+    return NoOpCallback() if options.quiet else None
 
 
 def all_fitting(paths: Iterable[str]) -> list[str]:

@@ -6,11 +6,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from fsspec.callbacks import NoOpCallback
-
 from fsspec_csx.cli.errors import as_data
 from fsspec_csx.cli.format import emit, in_bytes
-from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
+from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
 from fsspec_csx.manage.verify import VerifyResult, verify
 from fsspec_csx.storage.paths import redacted
 
@@ -41,7 +39,7 @@ def _verify(options: argparse.Namespace) -> int:
     damaged = False
     for path in all_fitting(options.paths):
         try:
-            found = verify(path, callback=NoOpCallback() if options.quiet else None)
+            found = verify(path, callback=progress_of(options))
         except Exception as error:  # the others are still verified
             failure = failure or error
             report = as_data(error)

@@ -13,7 +13,7 @@ from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, is_index
 from fsspec_csx.manage import naming
-from fsspec_csx.manage.copy import _named, takes_names
+from fsspec_csx.manage.copy import takes_names, with_name
 from fsspec_csx.manage.location import Location, already_exists
 from fsspec_csx.manage.naming import SUFFIXES
 from fsspec_csx.storage.progress import report_progress
@@ -161,8 +161,8 @@ def _written(
         return target, kind  # the folder is a checkpoint, not a folder of checkpoints
     suffix = next((each for each in (INDEX_SUFFIX, *SUFFIXES) if name.endswith(each) and name != each), "")
     if format is None and suffix == INDEX_SUFFIX:
-        return _named(target, name), kind
+        return with_name(target, name), kind
     of_folder = not suffix and own and origin.is_folder()
     if not own or of_folder or suffix == INDEX_SUFFIX or name.endswith(".safetensors") != (kind == "safetensors"):
         name = name[: len(name) - len(suffix)] + own
-    return _named(target, name), kind
+    return with_name(target, name), kind

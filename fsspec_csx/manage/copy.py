@@ -65,16 +65,8 @@ def copy(
         IsADirectoryError: if the source is a folder but not a checkpoint, or the target is a folder.
         OSError: if the source changed meanwhile, or raised by a filesystem.
     """
-    done = transfer(
-        source,
-        target,
-        moving=False,
-        overwrite=overwrite,
-        source_options=source_options,
-        target_options=target_options,
-        callback=callback,
-    )
-    return done.target
+    transfer = Transfer(source, target, source_options, target_options)
+    return transfer.run(moving=False, overwrite=overwrite, callback=callback).target
 
 
 def move(
@@ -97,82 +89,75 @@ def move(
     Raises:
         ChecksumError: an OSError, if the copy differs; the source stays.
     """
-    done = transfer(
-        source,
-        target,
-        moving=True,
-        overwrite=overwrite,
-        source_options=source_options,
-        target_options=target_options,
-        callback=callback,
-    )
-    return done.target
+    transfer = Transfer(source, target, source_options, target_options)
+    return transfer.run(moving=True, overwrite=overwrite, callback=callback).target
 
 
-def transfer(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    moving: bool,
-    overwrite: bool = False,
-    source_options: Mapping[str, Any] | None = None,
-    target_options: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
-) -> CopyResult:
-    """Copy or move a checkpoint; see ``copy`` and ``move``."""
-    origin = Location.of(source, source_options)
-    if moving and origin.version:
-        raise CheckpointPathError(f"{origin.display_path!r} names one version of an object.", "Remove ?versionId=.")
-    if origin.is_folder():
-        shards = CheckpointFolder(Directory(source, source_options))
-        goal_root = Directory(shards.target(target, origin.name, target_options), target_options)
-        with report_progress(callback, goal_root.path) as progress:
-            FolderCopy(shards, goal_root, progress, overwrite=overwrite, moving=moving).run()
-        return CopyResult(origin.text, goal_root.path, shards.size)
-    refuse_index(origin.text)
-    goal = Location.of(_named(target, origin.name), target_options)
-    size = origin.state()["size"]
-    if moving and not overwrite and _is_there(origin, goal):
-        origin.remove()  # left by an interrupted move
-        return CopyResult(origin.text, goal.text, size)
-    _check_target(origin, goal, overwrite)
-    with report_progress(callback, goal.text) as progress:
-        meter = ProgressMeter(progress, size)
-        if moving:
-            goal.make_parents()
-        if not (moving and rename_file(origin, goal, overwrite=overwrite)):
-            copy_file(origin, goal, meter.advance, overwrite=overwrite, verified=moving)
+class Transfer:
+    """A copy or move of a checkpoint; for the arguments see ``copy``."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        source_options: Mapping[str, Any] | None = None,
+        target_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._source, self._source_options = source, source_options
+        self._target, self._target_options = target, target_options
+        self._origin = Location.of(source, source_options)
+
+    def run(self, *, moving: bool, overwrite: bool = False, callback: Callback | None = None) -> CopyResult:
+        """Copy or move the checkpoint."""
+        origin = self._origin
+        if moving and origin.version:
+            raise CheckpointPathError(f"{origin.display_path!r} names one version of an object.", "Remove ?versionId=.")
+        if origin.is_folder():
+            shards, goal_root = self._folders()
+            with report_progress(callback, goal_root.path) as progress:
+                FolderCopy(shards, goal_root, progress, overwrite=overwrite, moving=moving).run()
+            return CopyResult(origin.text, goal_root.path, shards.size)
+        refuse_index(origin.text)
+        goal, size = self._goal(), origin.state()["size"]
+        if moving and not overwrite and _is_there(origin, goal):
+            origin.remove()  # left by an interrupted move
+            return CopyResult(origin.text, goal.text, size)
+        _check_target(origin, goal, overwrite)
+        with report_progress(callback, goal.text) as progress:
+            meter = ProgressMeter(progress, size)
             if moving:
-                origin.remove()
-        meter.finish()
-    return CopyResult(origin.text, goal.text, size)
+                goal.make_parents()
+            if not (moving and rename_file(origin, goal, overwrite=overwrite)):
+                copy_file(origin, goal, meter.advance, overwrite=overwrite, verified=moving)
+                if moving:
+                    origin.remove()
+            meter.finish()
+        return CopyResult(origin.text, goal.text, size)
 
+    def find(self, *, moving: bool) -> CopyResult | None:
+        """The result of an earlier run; None if there is no equal copy, or the source is still to be deleted.
 
-def find_transferred(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    moving: bool,
-    source_options: Mapping[str, Any] | None = None,
-    target_options: Mapping[str, Any] | None = None,
-) -> CopyResult | None:
-    """The result of an earlier ``transfer``; None if there is no equal copy, or the source is still to be deleted.
+        After a move the source is gone, and the target must exist.
+        """
+        origin, goal = self._origin, self._goal()
+        if not goal.exists():
+            return None
+        if not origin.exists():
+            return CopyResult(origin.text, goal.text, 0) if moving else None
+        if moving:
+            return None
+        if origin.is_folder():
+            shards, goal_root = self._folders()
+            return CopyResult(origin.text, goal_root.path, shards.size) if shards.is_same_file(goal_root) else None
+        return CopyResult(origin.text, goal.text, origin.state()["size"]) if _is_there(origin, goal) else None
 
-    After a move the source is gone, and the target must exist.
-    """
-    origin = Location.of(source, source_options)
-    goal = Location.of(_named(target, origin.name), target_options)
-    if not goal.exists():
-        return None
-    if not origin.exists():
-        return CopyResult(origin.text, goal.text, 0) if moving else None
-    if moving:
-        return None
-    if origin.is_folder():
-        shards = CheckpointFolder(Directory(source, source_options))
-        goal_root = Directory(shards.target(target, origin.name, target_options), target_options)
-        return CopyResult(origin.text, goal_root.path, shards.size) if shards.is_same_file(goal_root) else None
-    return CopyResult(origin.text, goal.text, origin.state()["size"]) if _is_there(origin, goal) else None
+    def _goal(self) -> Location:
+        return Location.of(with_name(self._target, self._origin.name), self._target_options)
+
+    def _folders(self) -> tuple[CheckpointFolder, Directory]:
+        shards = CheckpointFolder(Directory(self._source, self._source_options))
+        target = shards.target(self._target, self._origin.name, self._target_options)
+        return shards, Directory(target, self._target_options)
 
 
 def takes_names(target: str | os.PathLike[str]) -> bool:
@@ -181,7 +166,8 @@ def takes_names(target: str | os.PathLike[str]) -> bool:
     return text.endswith("/") or os.path.isdir(text)
 
 
-def _named(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
+def with_name(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
+    """The target, with the source's name if it takes it."""
     text = os.fspath(target)
     if not takes_names(target):
         return target

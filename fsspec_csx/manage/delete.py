@@ -11,7 +11,7 @@ from typing import Any
 from fsspec_csx.errors import CheckpointPathError, CSXError
 from fsspec_csx.formats.dcp.folder import is_prefix
 from fsspec_csx.manage import cerebras_folders, naming, s3, shard_prefixes
-from fsspec_csx.manage.directory import Directory, map_parallel, remove_files, strip_slashes
+from fsspec_csx.manage.directory import Directory, map_parallel, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
 from fsspec_csx.storage.paths import checkpoint_path, redacted
@@ -93,8 +93,22 @@ def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
 
 
 def remove(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
-    """Delete files by their exact names; returns the errors by file."""
-    return s3.remove(fs, files) if s3.is_s3(fs) else remove_files(fs, files)
+    """Delete files by their exact names, in parallel; missing ones are no error. Returns the errors by file."""
+    left = s3.remove_batches(fs, files) if s3.is_s3(fs) else dict.fromkeys(files)
+
+    def remove_one(file: str) -> Exception | None:
+        if left[file]:
+            return left[file]
+        try:
+            os.unlink(file) if fs is None else fs.rm_file(file)
+        except FileNotFoundError:
+            pass  # deleted by someone else
+        except Exception as error:
+            return error
+        return None
+
+    failures = zip(left, map_parallel(fs, remove_one, left), strict=True)
+    return {file: error for file, error in failures if error is not None}
 
 
 def targets_from_listing(

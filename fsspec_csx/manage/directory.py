@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -178,30 +178,6 @@ def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[
         return [function(item) for item in items]
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(function, items))
-
-
-def remove_files(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
-    """Delete files by their exact names, in parallel; missing ones are not an error.
-
-    Args:
-        fs: the filesystem; None for the local one.
-        files: their paths there.
-
-    Returns:
-        The errors by file.
-    """
-
-    def remove(file: str) -> Exception | None:
-        try:
-            os.unlink(file) if fs is None else fs.rm_file(file)
-        except FileNotFoundError:
-            pass  # deleted by someone else
-        except Exception as error:
-            return error
-        return None
-
-    failures = zip(files, map_parallel(fs, remove, files), strict=True)
-    return {file: error for file, error in failures if error is not None}
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CredentialsError, EndpointError
-from fsspec_csx.manage.directory import File, map_parallel, remove_files
+from fsspec_csx.manage.directory import File, map_parallel
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
 
 BATCH = 1000
@@ -71,42 +71,34 @@ def is_listed(fs: Any, path: str) -> bool:
     return any(each["Key"] == key for each in answer.get("Contents", []))
 
 
-def remove(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
-    """Delete objects by their exact names.
-
-    Args:
-        fs: an S3 filesystem.
-        paths: the bucket and key of each.
+def remove_batches(fs: Any, paths: Sequence[str]) -> dict[str, Exception | None]:
+    """Delete objects by their exact names, by a request for each 1000 of a bucket.
 
     Returns:
-        The errors by path. A missing object is not an error.
+        The objects that are left, each with an error that the others of its bucket would have too, if it is known.
     """
     buckets: dict[str, list[str]] = {}
     for path in paths:
-        buckets.setdefault(fs.split_path(path)[0], []).append(path)
-    batches = [group[start : start + BATCH] for group in buckets.values() for start in range(0, len(group), BATCH)]
-    failed: dict[str, Exception] = {}
-    for batch in batches:
-        failed |= _remove_batch(fs, batch)
-    return failed
-
-
-def _remove_batch(fs: Any, paths: Sequence[str]) -> dict[str, Exception]:
-    for path in paths:
         fs.invalidate_cache(path)
+        buckets.setdefault(fs.split_path(path)[0], []).append(path)
+    left: dict[str, Exception | None] = {}
+    for bucket, held in buckets.items():
+        for start in range(0, len(held), BATCH):
+            left |= _remove_batch(fs, bucket, held[start : start + BATCH])
+    return left
+
+
+def _remove_batch(fs: Any, bucket: str, paths: Sequence[str]) -> dict[str, Exception | None]:
+    keys = [{"Key": fs.split_path(path)[1]} for path in paths]
     if len(paths) > 1:
-        keys = [{"Key": fs.split_path(path)[1]} for path in paths]
         try:
-            answer = fs.call_s3(
-                "delete_objects", Bucket=fs.split_path(paths[0])[0], Delete={"Objects": keys, "Quiet": True}
-            )
-            if not answer.get("Errors"):
-                return {}
+            answer = fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            return dict.fromkeys(paths) if answer.get("Errors") else {}
         except (CredentialsError, EndpointError) as error:
             return dict.fromkeys(paths, error)
         except Exception:
             pass  # some servers lack this request, and its errors say little about an object
-    return remove_files(fs, paths)
+    return dict.fromkeys(paths)
 
 
 def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:

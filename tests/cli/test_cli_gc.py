@@ -20,6 +20,7 @@ from roots import ODD, fill, left
 from fsspec_csx import distributed
 from fsspec_csx.cli import main
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError, EndpointError, RejectedCredentialsError
+from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import s3
 from fsspec_csx.manage.gc import clear, leftovers
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -315,7 +316,7 @@ def test_plain_s3fs(server: LocalS3, bucket: str, fs: CSXFileSystem) -> None:
     (found,) = s3.unfinished_uploads(plain, f"{bucket}/run")
     s3.abort(plain, found)
     s3.abort(plain, found)
-    assert s3.remove(plain, [f"{bucket}/run/y.mdl", f"{bucket}/run/z.mdl", f"{bucket}/run/none"]) == {}
+    assert manage_delete.remove(plain, [f"{bucket}/run/y.mdl", f"{bucket}/run/z.mdl", f"{bucket}/run/none"]) == {}
     assert (unfinished(fs, bucket), left(f"s3://{bucket}", **server.storage_options())) == ([], [])
 
 
