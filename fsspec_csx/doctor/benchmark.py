@@ -8,7 +8,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.doctor.bucket_checks import remove_versions
@@ -21,6 +21,7 @@ PIECE = 3 * 2**19
 """Bytes of each object that is written, 1.5 MiB: one request."""
 NEAR_SECONDS = 0.01
 """A store that answers faster is near."""
+_DIRECTIONS = "upload", "download"
 # How many objects each number of requests in flight moves, at most; None is the number that follows the link.
 _OBJECTS = {1: 4, 4: 8, 16: 48, None: 48, 64: 64}
 MOST_WRITTEN = PIECE * sum(_OBJECTS.values())
@@ -84,10 +85,11 @@ class Measurement:
     def default_reaches(self) -> Mapping[str, float]:
         """The share of the best fixed number's speed that the default reaches, by direction."""
         found = {}
-        for direction in ("upload", "download"):
-            default = [getattr(each, direction) for each in self.trials if each.requests is None]
-            if default[0] and (best := max(self._fixed(direction).values(), default=0.0)):
-                found[direction] = default[0] / best
+        for direction in _DIRECTIONS:
+            speeds = self._speeds(direction)
+            default = speeds.pop(None, 0.0)
+            if default and speeds:
+                found[direction] = default / max(speeds.values())
         return found
 
     @property
@@ -99,8 +101,8 @@ class Measurement:
     def max_concurrency(self) -> int | None:
         """The smallest number of requests that reaches 85 % of the best speed in both directions; None if unknown."""
         enough = []
-        for direction in ("upload", "download"):
-            speeds = self._fixed(direction)
+        for direction in _DIRECTIONS:
+            speeds = {number: speed for number, speed in self._speeds(direction).items() if number}
             if not speeds:
                 return None
             enough.append(min(number for number, speed in speeds.items() if speed >= _ENOUGH * max(speeds.values())))
@@ -109,29 +111,16 @@ class Measurement:
     @property
     def may_use_more(self) -> bool:
         """Whether the largest number of requests was so much faster than the one before that more may help."""
-        numbers = sorted(number for number in _OBJECTS if number)
-        for direction in ("upload", "download"):
-            speeds = self._fixed(direction)
-            last, before = (speeds.get(number, 0.0) for number in numbers[:-3:-1])
-            if before and last >= _GROWTH * before:
-                return True
-        return False
+        before, last = sorted(number for number in _OBJECTS if number)[-2:]
+        found = map(self._speeds, _DIRECTIONS)
+        return any(each.get(last, 0.0) >= _GROWTH * each[before] for each in found if before in each)
 
-    def _fixed(self, direction: str) -> dict[int, float]:
-        found = {each.requests: getattr(each, direction) for each in self.trials if each.requests}
-        return {number: speed for number, speed in found.items() if number and speed}
+    def _speeds(self, direction: str) -> dict[int | None, float]:
+        return {each.requests: speed for each in self.trials if (speed := getattr(each, direction))}
 
 
 class Benchmark:
-    """Measures with objects of its own, which ``remove`` deletes.
-
-    Args:
-        fs: a filesystem, which is connected when ``run`` begins.
-        bucket: the name of the bucket.
-        prefix: of the objects: empty, or with a slash at the end.
-        seconds: how long it may take, about.
-        report: is called with a line on what is measured next.
-    """
+    """Measures with objects of its own, which ``remove`` deletes; for the arguments see ``benchmark``."""
 
     def __init__(
         self, fs: ProbeFileSystem, bucket: str, prefix: str, *, seconds: float, report: Callable[[str], object]
@@ -144,36 +133,18 @@ class Benchmark:
         self._of_one = self._of_all = 0.0  # the best speed so far, of a request and of all
 
     def run(self) -> Measurement:
-        """Measure.
-
-        Raises:
-            PermissionError: if objects may not be written or read there.
-            FileNotFoundError: if there is no such bucket; none is created.
-            OSError: any other error of the store.
-        """
+        """Measure."""
         self._began = time.monotonic()
         self._fs.connect()
         latency = self._latency()
-        trials = []
-        for requests, objects in _OBJECTS.items():
-            trials.append(self._trial(requests, objects))
+        trials = [self._trial(requests, objects) for requests, objects in _OBJECTS.items()]
         trials.sort(key=lambda each: each.requests or MOST + 1)
-        return Measurement(
-            self._fs._endpoint,
-            statistics.median(latency),
-            sorted(latency)[int(0.9 * (len(latency) - 1))],
-            trials,
-            self._written,
-            self._read,
-            time.monotonic() - self._began,
-        )
+        p90 = sorted(latency)[int(0.9 * (len(latency) - 1))]
+        moved = self._written, self._read, time.monotonic() - self._began
+        return Measurement(self._fs._endpoint, statistics.median(latency), p90, trials, *moved)
 
     def remove(self) -> None:
-        """Delete what was written, with its versions.
-
-        Raises:
-            OSError: if it cannot be deleted; the message names it.
-        """
+        """Delete what was written, with its versions."""
         if self._paths:
             finished(self._fs, lambda: bulk_delete(self._fs, self._paths))
             with contextlib.suppress(OSError):  # not every store has versions, and not everybody may delete them
@@ -214,18 +185,18 @@ class Benchmark:
         data = {self._path(number): os.urandom(PIECE) for number in range(count)}
         nbytes = PIECE * count
         fixed = self._fs.transfer.slots.fixed(requests) if requests else contextlib.nullcontext()
-        found = Trial(requests, nbytes)
         with fixed:
             self._report(f"upload of {nbytes / 2**20:g} MiB, {name}")
-            if upload := self._timed(lambda: self._fs._pipe(data, batch_size=MOST), nbytes):
-                self._written += nbytes
-                found = replace(found, upload=upload[0], upload_cpu=upload[1])
-                self._report(f"download of {nbytes / 2**20:g} MiB, {name}")
-                paths = list(data)
-                if download := self._timed(lambda: self._fs._cat_ranges(paths, 0, PIECE, on_error="raise"), nbytes):
-                    self._read += nbytes
-                    found = replace(found, download=download[0], download_cpu=download[1])
-        return found
+            upload = self._timed(lambda: self._fs._pipe(data, batch_size=MOST), nbytes)
+            if upload is None:
+                return Trial(requests, nbytes)
+            self._written += nbytes
+            self._report(f"download of {nbytes / 2**20:g} MiB, {name}")
+            paths = list(data)
+            download = self._timed(lambda: self._fs._cat_ranges(paths, 0, PIECE, on_error="raise"), nbytes)
+            self._read += nbytes if download else 0
+        (up, up_cpu), (down, down_cpu) = upload, download or (None, None)
+        return Trial(requests, nbytes, up, down, up_cpu, down_cpu)
 
     def _timed(self, call: Callable[[], Any], nbytes: int) -> tuple[float, float] | None:
         """Bytes a second, and seconds of the processor for 10^9 of them; None if time is up before all have moved."""
@@ -265,8 +236,7 @@ def benchmark(
         report: is called with a line on what is measured next.
 
     Raises:
-        CredentialsError: if there are no credentials.
-        OSError: raised by the store, also if what was written cannot be deleted.
+        OSError: raised by the store, also if what was written cannot be deleted. No bucket is created.
     """
     fs = ProbeFileSystem(**{**(storage_options or {}), "skip_instance_cache": True})
     measured = Benchmark(fs, *place, seconds=seconds, report=report)

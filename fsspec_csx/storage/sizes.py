@@ -10,9 +10,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", re.IGNORECASE)
 
 def bytes_of(size: int | str, name: str) -> int:
     """The number of bytes of a size, or of a text such as ``5GB``; a ValueError with the name if it is none."""
-    found = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
-    )
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     count = int(float(found[1]) * _UNITS.get(found[2].upper() or "B", 0)) if found else size
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         msg = f"{name} is {size!r}, which is no size. Give a number of bytes, or a text such as '5GB'."
