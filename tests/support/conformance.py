@@ -3,7 +3,7 @@
 It needs no pytest. Put a format, and the filesystem behind a path, through it:
 
     import fsspec_csx
-    from fsspec_csx.testing.conformance import FormatConformance
+    from conformance import FormatConformance
 
     FormatConformance(fsspec_csx.save, fsspec_csx.load, "x.mdl").check("s3://bucket/folder")
 """
@@ -17,8 +17,7 @@ from typing import Any
 import fsspec
 import torch
 from fsspec.callbacks import Callback
-
-from fsspec_csx.testing.kinds_of_values import KINDS, same
+from kinds_of_values import KINDS, same
 
 OLD = {"old": torch.arange(2.0)}
 _LARGE = 8 * 2**20
