@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -203,6 +204,20 @@ def store(request: pytest.FixtureRequest) -> Store:
         return made
     server: LocalS3 = request.getfixturevalue("server")
     return Store(server.storage_options(), keeps_all_keys=False)
+
+
+@pytest.fixture
+def closed() -> Iterator[socket.socket]:
+    """A socket that does not listen: its port refuses connections, and no other process can take it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound
+
+
+@pytest.fixture
+def closed_port(closed: socket.socket) -> int:
+    """A port at which nobody listens."""
+    return int(closed.getsockname()[1])
 
 
 @pytest.fixture

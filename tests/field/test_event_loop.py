@@ -6,7 +6,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,30 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 SIZE = 12 * 2**20
 
 
+class Held:
+    """Lets each lock wait, as on a network filesystem whose lock another process holds."""
+
+    def __init__(self) -> None:
+        self.reached, self.release = threading.Event(), threading.Event()
+        self._flock = fcntl.flock
+
+    def __call__(self, descriptor: int, operation: int) -> None:
+        self.reached.set()
+        assert self.release.wait(60)
+        self._flock(descriptor, operation)
+
+
 @pytest.fixture
-def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Let each lock wait, as on a network filesystem whose lock another process holds; the call releases it."""
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    release, flock = threading.Event(), fcntl.flock
-
-    def waiting(descriptor: int, operation: int) -> None:
-        release.wait(20)
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", waiting)
-    yield release.set
-    release.set()
+    made = Held()
+    monkeypatch.setattr(fcntl, "flock", made)
+    yield made
+    made.release.set()
 
 
 @pytest.mark.parametrize("verb", ["put_file", "get_file"])
-def test_lock_of_another_process(
-    fs: CSXFileSystem, bucket: str, tmp_path: Path, held: Callable[[], None], verb: str
-) -> None:
+def test_lock_of_another_process(fs: CSXFileSystem, bucket: str, tmp_path: Path, held: Held, verb: str) -> None:
     """While a resumable transfer waits for a lock, another operation on the same loop is served."""
     data, local = os.urandom(SIZE), tmp_path / "local"
     fs.pipe_file(f"{bucket}/key", data)
@@ -45,18 +50,16 @@ def test_lock_of_another_process(
     paths = [str(local), f"{bucket}/key"]
     with ThreadPoolExecutor(1) as threads:
         transfer = threads.submit(getattr(fs, verb), *paths[:: 1 if verb == "put_file" else -1], resumable=True)
-        time.sleep(0.5)
-        began = time.monotonic()
+        assert held.reached.wait(60)
         assert fs.cat_file(f"{bucket}/key", start=0, end=4) == data[:4]
-        assert time.monotonic() - began < 5
         assert not transfer.done()
-        held()
-        transfer.result(30)
+        held.release.set()
+        transfer.result(60)
     assert local.read_bytes() == fs.cat_file(f"{bucket}/key") == data
 
 
 def test_timeout_during_a_lock(
-    fs: CSXFileSystem, bucket: str, tmp_path: Path, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    fs: CSXFileSystem, bucket: str, tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that times out returns only when its thread has ended, and leaves no file open."""
     (tmp_path / "local").write_bytes(bytes(SIZE))
@@ -68,8 +71,18 @@ def test_timeout_during_a_lock(
         return opened[-1]
 
     monkeypatch.setattr(upload_journal, "open_owned", noted)
-    threading.Timer(1.5, held).start()
-    with pytest.raises(TimeoutError):
-        fs.put_file(str(tmp_path / "local"), f"{bucket}/key", resumable=True, timeout=0.5)
+
+    def release() -> None:
+        assert held.reached.wait(60)
+        time.sleep(1.5)
+        held.release.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(release)
+        for timeout in (0.5, 5, 50):
+            with pytest.raises(TimeoutError):
+                fs.put_file(str(tmp_path / "local"), f"{bucket}/key", resumable=True, timeout=timeout)
+            if opened:  # or a busy machine had not come so far
+                break
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])

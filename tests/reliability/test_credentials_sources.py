@@ -105,11 +105,9 @@ def test_role_that_can_be_assumed_no_more(server: LocalS3, role: Listener, fs: C
     assert mine.cat_file(f"{bucket}/key") == b"old"
 
 
-def test_sts_that_is_down(role: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sts_that_is_down(role: Listener, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An STS that cannot be reached is an error that names it, and the profile, not the bucket's endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://127.0.0.1:{closed_port}"
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
     with pytest.raises(EndpointError, match=f"profile 'default' gets its credentials from cannot be reached.*{url}"):
         opened().ls("")

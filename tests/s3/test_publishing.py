@@ -8,7 +8,6 @@ import gzip
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 
@@ -178,8 +177,7 @@ def test_ctrl_c_while_the_upload_is_created(fs: CSXFileSystem, server: LocalS3, 
     file = fs.open(path, "wb", block_size=BLOCK)
     file.write(b"n" * (BLOCK - 1))
     server.pause()
-    threading.Timer(0.6, server.resume).start()
-    with pytest.raises(KeyboardInterrupt), ctrl_c(0.3):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.3, server.resume):
         file.write(b"nn")
     assert file.closed
     assert uploads(fs, path.split("/")[0]) == 0

@@ -14,10 +14,14 @@ import pytest
 
 
 @contextlib.contextmanager
-def ctrl_c(after: float) -> Iterator[None]:
+def ctrl_c(after: float, struck: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Press Ctrl-C once, so many seconds after the block has begun; if the block ends earlier, wait for it.
 
     To be entered below ``pytest.raises(KeyboardInterrupt)``.
+
+    Args:
+        after: how many seconds.
+        struck: is called in the handler of the signal.
     """
     waiting, over = False, threading.Event()
 
@@ -25,6 +29,7 @@ def ctrl_c(after: float) -> Iterator[None]:
         nonlocal waiting
         if waiting:
             waiting = False
+            struck()
             raise KeyboardInterrupt
 
     def press() -> None:
