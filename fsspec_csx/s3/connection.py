@@ -17,15 +17,10 @@ from s3fs import S3FileSystem
 from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
-from fsspec_csx.s3.client import credentials, half_pairs, handlers, request_outcome
-from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
+from fsspec_csx.s3.client import checksum_headers, credentials, half_pairs, handlers, request_outcome
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
-from fsspec_csx.s3.client.no_redirects import (
-    BoundedHTTPSession,
-    NoRedirectSession,
-    forbid_redirects,
-)
+from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
 from fsspec_csx.s3.client.retries import FirstContact
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
@@ -73,7 +68,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
-        self._checksum_headers = ChecksumHeaders()
+        self._checksum_headers = checksum_headers.of_server()
         self._first_contact: FirstContact | None = None  # a session of the caller retries by its own rules
         self._of_parent: Any = None
         redact_logs()

@@ -15,25 +15,23 @@ from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
-from fsspec_csx.s3.transport.range_planning import allocate, checksums
+from fsspec_csx.s3.transport.range_planning import allocate, checksums, coalesce
 
 T = TypeVar("T")
 
 
 class PinnedObject:
-    """One state of an object: that of the first response, or of the ETag that is set.
+    """One state of an object: that of its ETag, or of the first response.
 
     Args:
         version_id: a former version; by default the one in the path, if any.
-
-    Attributes:
-        etag: of the state; None until the first response.
+        etag: of the state; None or empty until the first response.
     """
 
-    def __init__(self, fs: Any, path: str, version_id: str | None) -> None:
+    def __init__(self, fs: Any, path: str, version_id: str | None, etag: str | None = None) -> None:
         self.bucket, self.key, version = fs.split_path(path)
         self.version = version_id or version
-        self.etag: str | None = None
+        self.etag = etag
         self._fs = fs
 
     def __str__(self) -> str:
@@ -57,6 +55,10 @@ class PinnedObject:
         if answer.get("ETag") != self.etag:
             raise FileExpired(str(self), self.etag)
         return answer
+
+    async def fill(self, memory: memoryview, start: int, part: int) -> None:
+        """Fill memory with the bytes from a position on, by requests for at most so many each."""
+        await self._fs.transfer.fetch(self.get, coalesce([(start, memory)], part))
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,10 @@ def checksum_function(probe: RangeRequest) -> Callable[[memoryview, int], int] |
 def verify_checksum(
     found: PinnedObject, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]
 ) -> None:
-    """Compare the bytes of an object with its checksum, if the server has one.
+    """Compare the bytes of an object with its checksum, if the server has one, which the headers of ``probe`` hold.
 
     Args:
-        found: the object.
-        probe: the first range, with the headers of its response.
-        first: the bytes of the first range.
+        first: the bytes of that range.
         ranges: the others, in order, with their checksums by ``checksum_function``.
 
     Raises:
@@ -160,11 +160,7 @@ def verify_checksum(
 
 
 def compare_checksum(name: object, algorithm: Algorithm, checksum: int, expected: str) -> None:
-    """Compare the checksum of the bytes that were read with the server's.
-
-    Raises:
-        ChecksumError: if they differ.
-    """
+    """Raise ChecksumError if the checksum of the bytes that were read is not the server's."""
     if algorithm.encoded(checksum) != expected:
         reason = f"{name} was read with the checksum {algorithm.encoded(checksum)}; the server has {expected}."
         raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")

@@ -10,7 +10,6 @@ from s3fs.utils import FileExpired
 from fsspec_csx.s3.consistent_read import PinnedObject, compare_checksum, object_metadata
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.s3.transport.range_planning import coalesce
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 from fsspec_csx.s3.upload import send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint
@@ -44,8 +43,7 @@ async def take_file(
         s3fs.utils.FileExpired: an OSError, if the object was replaced meanwhile.
     """
     metadata = await object_metadata(source, rpath)
-    found = PinnedObject(source, rpath, None)
-    found.etag = metadata.etag or None
+    found = PinnedObject(source, rpath, None, metadata.etag)
     callback.set_size(metadata.size)
 
     async def payload(start: int, end: int) -> RequestBody:
@@ -55,7 +53,7 @@ async def take_file(
                 raise FileExpired(str(found), metadata.etag)
             return MemoryBody([memoryview(data)])
         memory = memoryview(bytearray(end - start))
-        await source.transfer.fetch(found.get, coalesce([(start, memory)], PART))
+        await found.fill(memory, start, PART)
         return MemoryBody([memory])
 
     def verify(checksum: int | None) -> None:

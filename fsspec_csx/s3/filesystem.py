@@ -209,8 +209,6 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
 
     _cp_file = server_copy.cp_file
     _copy = trees.copy
-    _copy_managed = server_copy.copy_managed
-    _copy_etag_preserved = server_copy.copy_etag_preserved
     _mv = trees.mv
     _mv_file = trees.mv_file
     _merge = server_copy.merge

@@ -158,8 +158,7 @@ class ResumableDownload:
         stamp = await object_metadata(self._fs, self._rpath, self._version)
         if stamp.size <= MIN_REQUEST or not stamp.etag:
             return False
-        found = PinnedObject(self._fs, self._rpath, self._version)
-        found.etag = stamp.etag
+        found = PinnedObject(self._fs, self._rpath, self._version, stamp.etag)
         async with ThreadedContext(self._opened(str(found), stamp)) as file:
             if file is None:
                 return False

@@ -6,6 +6,7 @@ but for what the call or the filesystem names.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,11 +17,10 @@ from s3fs.core import version_id_kw
 from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.consistent_read import ObjectMetadata, object_metadata
 from fsspec_csx.s3.listing import object_info
-from fsspec_csx.s3.merge import MergedSource
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
-from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
-from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, part_size_for
+from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource, MergedSource
+from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.upload import object_call, send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
@@ -74,22 +74,6 @@ async def cp_file(
     await _copy_spans(fs, source.spans(_part(metadata.size)), path2, metadata, kwargs, callback, mode, origin=origin)
 
 
-async def copy_managed(fs: Any, path1: str, path2: str, size: int, block: int = COPIED_PART, **kwargs: Any) -> None:
-    """Copy an object in parts of so many bytes; as ``s3fs.S3FileSystem``."""
-    if not LEAST_PART <= block <= LARGEST_PART:
-        msg = f"A part has {LEAST_PART} to {LARGEST_PART} bytes, not {block}. Pass another block."
-        raise ValueError(msg)
-    check_writable(fs, path2)
-    metadata = await object_metadata(fs, path1)
-    source = _copy_source(fs, path1, metadata)
-    await _copy_spans(fs, source.spans(part_size_for(metadata.size, block)), path2, metadata, kwargs)
-
-
-async def copy_etag_preserved(fs: Any, path1: str, path2: str, size: int, total_parts: int, **kwargs: Any) -> None:
-    """Copy an object in the parts that it was made of; as ``s3fs.S3FileSystem``."""
-    await fs._cp_file(path1, path2, preserve_etag=True, **kwargs)
-
-
 def _copy_source(fs: Any, path: str, metadata: ObjectMetadata) -> CopySource:
     bucket, key, version = fs.split_path(path)
     return CopySource(bucket, key, version, metadata.etag, metadata.size)
@@ -131,8 +115,8 @@ async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
     await gather_or_cancel(ask(number) for number in range(1, len(lengths) + 1))
     if sum(lengths) != source.size:
         return source.spans(_part(source.size))  # the server does not know its parts
-    starts = [sum(lengths[:number]) for number in range(len(lengths))]
-    return [source.span(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    ends = itertools.accumulate(lengths)
+    return [CopiedSpan(source, end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
 async def _copy_spans(
@@ -150,11 +134,8 @@ async def _copy_spans(
     """Make an object of parts that the server copies from another, or from itself.
 
     Args:
-        spans: at least one; all but the last of one size, unless ``etag`` is given.
-        metadata: of the source.
-        options: what the call names.
+        spans: at least one; all but the last of one size, unless ``etag``, which the object should have, is given.
         origin: the source; if given, an interrupted upload is kept, to be resumed.
-        etag: that the object should have.
     """
     source = spans[0].source
     bucket, key, _ = fs.split_path(path)

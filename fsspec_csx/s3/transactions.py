@@ -1,4 +1,8 @@
-"""Transactions: within one of fsspec, writes of whole objects wait for its end, as files do."""
+"""Transactions: within one of fsspec, writes of whole objects wait for its end, as files do.
+
+And files of fsspec's caches: ``simplecache::s3://…`` and ``filecache::s3://…`` put a local file at its close, even when
+an exception leaves the block, which would publish what is there of it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ import mimetypes
 import os
 import sys
 import threading
+from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.implementations import cached
 
 from fsspec_csx.s3 import upload
-from fsspec_csx.s3.cached_writes import is_discarded
 from fsspec_csx.s3.interrupt import interruptible, run_in_thread
+from fsspec_csx.s3.part_sizes import LEAST_PART
+from fsspec_csx.s3.unwinding import Opening, innermost_error
 
 _PIECE = 8 * 2**20
-_SMALLEST_PART = 5 * 2**20
 
 
 async def pipe_file(
@@ -23,15 +30,7 @@ async def pipe_file(
 ) -> Any:
     if not fs._intrans:
         return await upload.pipe_file(fs, path, data, chunksize, mode, **kwargs)
-
-    def write() -> None:
-        with _open(fs, path, chunksize, mode, kwargs) as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            _check(stopped)
-
-    stopped = threading.Event()
-    await run_in_thread(write, stopped.set)
-    return None
+    return await _write(fs, path, [data.encode() if isinstance(data, str) else data], chunksize, mode, kwargs)
 
 
 async def put_file(
@@ -50,36 +49,53 @@ async def put_file(
     if guessed := mimetypes.guess_type(lpath)[0]:
         kwargs.setdefault("ContentType", guessed)
 
-    def write() -> None:
-        with open(lpath, "rb") as source, _open(fs, rpath, chunksize, mode, kwargs) as file:
+    def pieces() -> Iterator[bytes]:
+        with open(lpath, "rb") as source:
             callback.set_size(os.fstat(source.fileno()).st_size)
             while piece := source.read(_PIECE):
-                file.write(piece)
+                yield piece
                 callback.relative_update(len(piece))
-                _check(stopped)
 
+    await _write(fs, rpath, pieces(), chunksize, mode, kwargs)
+
+
+async def _write(
+    fs: Any, path: str, pieces: Iterable[Any], part: int | None, mode: str, options: dict[str, Any]
+) -> None:
+    options.pop("max_concurrency", None)
+    size = max(part, LEAST_PART) if part else None
     stopped = threading.Event()
+
+    def write() -> None:
+        # Should the transaction have ended meanwhile, nobody commits the file.
+        with fs.open(path, "xb" if mode == "create" else "wb", block_size=size, autocommit=False, **options) as file:
+            for piece in pieces:
+                file.write(piece)
+                if stopped.is_set():
+                    msg = "The writing was stopped."
+                    raise RuntimeError(msg)
+
     await run_in_thread(write, stopped.set)
-
-
-def _open(fs: Any, path: str, part: int | None, mode: str, options: dict[str, Any]) -> Any:
-    options = {name: value for name, value in options.items() if name != "max_concurrency"}
-    size = max(part, _SMALLEST_PART) if part else None
-    # Should the transaction have ended meanwhile, nobody commits the file.
-    return fs.open(path, "xb" if mode == "create" else "wb", block_size=size, autocommit=False, **options)
 
 
 def put(fs: Any, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> Any:
     """Make local files objects; as ``s3fs.S3FileSystem.put``."""
-    if is_discarded(sys._getframe(1), rpath):
-        return None
-    return _put_and_wait(fs, lpath, rpath, *args, **kwargs)
+    return None if _is_discarded(sys._getframe(1), rpath) else _put_and_wait(fs, lpath, rpath, *args, **kwargs)
 
 
 _put_and_wait = interruptible(lambda fs, *args, **kwargs: fs._put(*args, **kwargs))
 
 
-def _check(stopped: threading.Event) -> None:
-    if stopped.is_set():
-        msg = "The writing was stopped."
-        raise RuntimeError(msg)
+def _is_discarded(caller: FrameType, paths: object) -> bool:
+    """Whether a cache puts a file because its block was left by an exception: then its local copy is removed too.
+
+    When the file was opened is not known, so the innermost ``__exit__`` decides.
+    """
+    if caller.f_globals.get("__name__") != cached.__name__ or (error := innermost_error()) is None:
+        return False
+    file = caller.f_locals.get("self")
+    if isinstance(file, cached.LocalTempFile):
+        file.discard()
+    for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+        Opening(str(path)).report(error)
+    return True

@@ -156,24 +156,6 @@ def test_copy_of_what_a_listing_still_has(fs: CSXFileSystem, server: LocalS3, bu
     assert fs.list_multipart_uploads(bucket) == []
 
 
-def test_s3fs_ways_to_copy(fs: CSXFileSystem, bucket: str) -> None:
-    """What s3fs calls to copy in parts is sound too."""
-    fs.pipe_file(f"{bucket}/x", DATA, chunksize=PART, ContentType="text/csv")
-
-    async def managed() -> None:
-        await fs._copy_managed(f"s3://{bucket}/x", f"s3://{bucket}/y", len(DATA), block=PART)
-        await fs._copy_etag_preserved(f"s3://{bucket}/x", f"s3://{bucket}/z", len(DATA), 3)
-        with pytest.raises(ValueError, match="block"):
-            await fs._copy_managed(f"{bucket}/x", f"{bucket}/y", len(DATA), block=MIB)
-
-    from fsspec.asyn import sync
-
-    sync(fs.loop, managed)
-    for name in "yz":
-        assert fs.cat_file(f"{bucket}/{name}") == DATA
-        assert fs.info(f"{bucket}/{name}")["ContentType"] == "text/csv"
-
-
 def test_touch(fs: CSXFileSystem, server: LocalS3, bucket: str) -> None:
     """It makes an empty object, and empties none unless it is to, whatever a listing says."""
     listing = type(fs)(**server.storage_options(), use_listings_cache=True, skip_instance_cache=True)

@@ -13,10 +13,10 @@ import pytest
 import torch.utils.data
 from answers import s3_error
 from forked import python
-from fsspec.asyn import sync
 from listener import Answer, Heard, Listener, listening
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.part_copies import COPIED_PART
 from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit, Slots, fair_share
 from fsspec_csx.testing import LocalS3
 
@@ -104,7 +104,7 @@ class CopyingStore(Store):
         """Answer a request; only parts are counted."""
         if heard.method == "HEAD":
             time.sleep(self.delay)
-            return 200, {"ETag": ETAG, "Content-Length": str(100 * 5 * MIB)}, b""
+            return 200, {"ETag": ETAG, "Content-Length": str(100 * COPIED_PART)}, b""
         if "partNumber=" in heard.path:
             with self._counted():
                 time.sleep(self.delay)
@@ -135,7 +135,7 @@ def test_copies_take_turns(
     store = CopyingStore(delay)
     with listening(store.answer) as listener:
         fs = connected(listener, **options)
-        sync(fs.loop, fs._copy_managed, "bucket/one", "bucket/other", 100 * 5 * MIB, 5 * MIB)
+        fs.cp_file("bucket/one", "bucket/other")
     assert len(store.at_a_time) == 100
     assert least <= max(store.at_a_time) <= most
 

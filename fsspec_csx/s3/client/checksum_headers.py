@@ -14,88 +14,60 @@ from typing import Any
 
 logger = logging.getLogger("fsspec_csx")
 
-_HEADER = "x-amz-checksum-mode"
-_WITHOUT = "fsspec_csx_without_checksum_mode"
+_HEADERS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
+_WITHOUT = "fsspec_csx_without_checksums"
 # The codes of a refusal; a response to HEAD has none but its status.
 _REFUSALS = {"400", "501", "InvalidArgument", "InvalidRequest", "MissingContentMD5", "NotImplemented"}
 # Small requests that must have a checksum; older servers know only Content-MD5.
 _CHECKED = ("DeleteObjects", "PutBucketAcl", "PutBucketVersioning", "PutObjectAcl", "PutObjectTagging")
-_CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 
 class ChecksumHeaders:
-    """Which checksum headers a server accepts.
+    """Whether a server accepts the checksum headers of some operations.
 
-    The first request of a kind finds out: if it is refused, it is made again without the headers, and if that is
-    accepted, all later ones are made without.
+    The first request finds out: if it is refused, it is made again without the headers, and if that is accepted, all
+    later ones are made without.
 
-    Attributes:
-        kinds: of requests that have such headers.
-    """
-
-    def __init__(self) -> None:
-        self.kinds: tuple[_Kind, ...] = (_OfReads(), _OfChecked())
-
-
-class _Kind:
-    """Requests that have checksum headers.
-
-    Attributes:
+    Args:
         operations: their names.
-        supported: whether the server accepts the headers; None until that is known.
+        checked: whether their requests must have a checksum.
     """
 
-    operations: tuple[str, ...]
-
-    def __init__(self) -> None:
-        self.supported: bool | None = None
-
-    def _is_concerned(self, headers: Any) -> bool:
-        raise NotImplementedError
-
-    def _strip(self, request: Any) -> None:
-        raise NotImplementedError
+    def __init__(self, operations: tuple[str, ...], *, checked: bool = False) -> None:
+        self.operations, self._checked = operations, checked
+        self._supported: bool | None = None  # until that is known
 
     def before_signing(self, request: Any, **_: Any) -> None:
         """Remove the headers if the server refuses them; a handler of ``request-created``."""
-        if (self.supported is False or request.context.get(_WITHOUT)) and self._is_concerned(request.headers):
-            self._strip(request)
+        found = _checksums_in(request.headers)
+        if found and (self._supported is False or request.context.get(_WITHOUT)):
+            for name in found:
+                del request.headers[name]
+            if self._checked:
+                digest = hashlib.md5(request.data or b"", usedforsecurity=False).digest()
+                request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
     def answered(self, response: Any = None, request_dict: Any = None, **_: Any) -> float | None:
         """Return 0 to make the request again at once; a handler of ``needs-retry``."""
-        if response is None or self.supported is not None or not self._is_concerned(request_dict["headers"]):
+        if response is None or self._supported is not None or not _checksums_in(request_dict["headers"]):
             return None
         answer, parsed = response
         refused = str(parsed.get("Error", {}).get("Code")) in _REFUSALS
         if not request_dict["context"].get(_WITHOUT):
             request_dict["context"][_WITHOUT] = refused
             if answer.status_code < 300:
-                self.supported = True
+                self._supported = True
             return 0.0 if refused else None
         if not refused and answer.status_code < 500:
-            self.supported = False
+            self._supported = False
             logger.warning("%s have no checksum headers, as the server refuses them.", " and ".join(self.operations))
         return None
 
 
-class _OfReads(_Kind):
-    operations = ("GetObject", "HeadObject")
-
-    def _is_concerned(self, headers: Any) -> bool:
-        return _HEADER in headers
-
-    def _strip(self, request: Any) -> None:
-        del request.headers[_HEADER]
+def of_server() -> tuple[ChecksumHeaders, ...]:
+    """What one server accepts, for each kind of request."""
+    return ChecksumHeaders(("GetObject", "HeadObject")), ChecksumHeaders(_CHECKED, checked=True)
 
 
-class _OfChecked(_Kind):
-    operations = _CHECKED
-
-    def _is_concerned(self, headers: Any) -> bool:
-        return any(name.lower().startswith(_CHECKSUMS) for name in headers)
-
-    def _strip(self, request: Any) -> None:
-        for name in [name for name in request.headers if name.lower().startswith(_CHECKSUMS)]:
-            del request.headers[name]
-        digest = hashlib.md5(request.data or b"", usedforsecurity=False).digest()
-        request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+def _checksums_in(headers: Any) -> list[str]:
+    return [name for name in headers if name.lower().startswith(_HEADERS)]

@@ -91,17 +91,23 @@ def explain(error: Exception, request: Request) -> Exception:
         return _unreachable(error, request)
     if isinstance(error, boto.HTTPClientError) and str(error).endswith(SHUTDOWN):
         return RuntimeError(TOO_LATE)
-    if isinstance(error, boto.HTTPClientError) and _is_of_http(cause := error.kwargs.get("error")):
-        return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
-    code = code_of(error)
+    if isinstance(error, boto.HTTPClientError):
+        cause = error.kwargs.get("error")
+        # What a library says of an answer that it cannot read, rather than of this machine.
+        if isinstance(cause, UnicodeError) or type(cause).__module__.startswith(("aiohttp.", "http.", "urllib3.")):
+            return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
+    details, code = _details(error), code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
     if request.pinned and code in ("ConditionalRequestConflict", "PreconditionFailed", "412"):
         return changed(request.target)
-    if known := _by_table(request, _details(error)):
-        return known
+    if (known := _by_table(request, details)) or not code or type(error) is not OSError:
+        return known or error
     # s3fs makes a plain OSError of other codes, but for some that it makes a builtin subclass of.
-    return _refused(request, _details(error), error.errno) if code and type(error) is OSError else error
+    reason = f"{request.operation} on {request.target} was refused with {code}{_said(details)}."
+    refused = RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
+    refused.errno = error.errno
+    return refused
 
 
 def changed(target: str) -> ObjectChangedError:
@@ -153,11 +159,6 @@ def _meaningless(request: Request, what: str) -> EndpointError:
     return EndpointError(reason, "Check that the address is that of S3, and that no proxy answers in its place.")
 
 
-def _is_of_http(error: object) -> bool:
-    """Whether this is what a library says of an answer that it cannot read, rather than of this machine."""
-    return isinstance(error, UnicodeError) or type(error).__module__.partition(".")[0] in ("aiohttp", "http", "urllib3")
-
-
 def _insecure(endpoint: str, said: str) -> EndpointError:
     if any(sign in said for sign in _NO_TLS):
         reason = f"The endpoint {endpoint} does not speak TLS: {said}."
@@ -172,19 +173,17 @@ def _insecure(endpoint: str, said: str) -> EndpointError:
     return UntrustedCertificateError(f"The TLS certificate of {endpoint} is not trusted: {said}.", remedy)
 
 
-def _refused(request: Request, details: dict[str, Any], number: int | None) -> CSXError:
-    reason = f"{request.operation} on {request.target} was refused with {details.get('Code')}{_said(details)}."
-    error = RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
-    error.errno = number
-    return error
-
-
 def _by_table(request: Request, details: dict[str, Any]) -> CSXError | None:
     """The error of an S3 error code; None for a code that is not in the table."""
     if (row := _BY_CODE.get(str(details.get("Code")))) is None:
         return None
     kind, reason, remedy = row
     region = details.get("Region")
+    ask = "Ask for the right, or use other credentials."
+    if request.key:
+        ask = f"{ask[:-1]}; without s3:ListBucket a missing object is refused too."
+    elif request.bucket:
+        ask = f"The bucket {request.bucket!r} may be someone else's: a{ask[1:]}"
     values = {
         **vars(request),
         "target": request.target,
@@ -192,7 +191,7 @@ def _by_table(request: Request, details: dict[str, Any]) -> CSXError | None:
         "said": _said(details),
         "Identity": request.identity[:1].upper() + request.identity[1:],
         "its_region": repr(str(region)) if region else "the bucket's",
-        "ask": _ask_for_right(request),
+        "ask": ask,
     }
     error = kind(reason.format(**values), remedy.format(**values))
     if isinstance(error, NoSpaceError):
@@ -200,95 +199,72 @@ def _by_table(request: Request, details: dict[str, Any]) -> CSXError | None:
     return error
 
 
-def _ask_for_right(request: Request) -> str:
-    if request.key:
-        return "Ask for the right, or use other credentials; without s3:ListBucket a missing object is refused too."
-    if request.bucket:
-        return f"The bucket {request.bucket!r} may be someone else's: ask for the right, or use other credentials."
-    return "Ask for the right, or use other credentials."
-
-
-# Codes, and the class, the reason and the remedy of their error.
-_TABLE: tuple[tuple[str, type[CSXError], str, str], ...] = (
-    (
-        "403 AccessDenied AccountProblem AllAccessDisabled",
+# The class, the reason and the remedy of the errors of some codes; QuotaExceeded is Ceph's.
+_TABLE: dict[str, tuple[type[CSXError], str, str]] = {
+    "403 AccessDenied AccountProblem AllAccessDisabled": (
         AccessDeniedError,
         "{operation} on {target} was refused to {identity}{said}.",
         "{ask}",
     ),
-    (
-        "404 NoSuchKey NoSuchVersion",
+    "404 NoSuchKey NoSuchVersion": (
         ObjectNotFoundError,
         "There is no object {target} at {endpoint}.",
         "Check its name.",
     ),
-    (
-        "NoSuchBucket",
+    "NoSuchBucket": (
         BucketNotFoundError,
         "There is no bucket {bucket!r} at {endpoint}.",
         "Check its name and the endpoint; a write makes it where that is allowed.",
     ),
-    (
-        "InvalidAccessKeyId InvalidSecurity InvalidToken SignatureDoesNotMatch",
+    "InvalidAccessKeyId InvalidSecurity InvalidToken SignatureDoesNotMatch": (
         RejectedCredentialsError,
         "{endpoint} does not accept {identity}{said}.",
         "Check the access key, its secret, and that they are of this endpoint.",
     ),
-    (
-        "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired",
+    "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired": (
         ExpiredCredentialsError,
         "{Identity} has expired{said}.",
         "Renew the credentials, and open the file again.",
     ),
-    (
-        "RequestTimeTooSkewed",
+    "RequestTimeTooSkewed": (
         ClockSkewError,
         "This machine's clock is too far from that of {endpoint}{said}.",
         "Set the clock, for instance by NTP.",
     ),
-    (
-        # QuotaExceeded is Ceph's.
-        "507 InsufficientStorage QuotaExceeded XMinioAdminBucketQuotaExceeded XMinioStorageFull",
+    "507 InsufficientStorage QuotaExceeded XMinioAdminBucketQuotaExceeded XMinioStorageFull": (
         NoSpaceError,
         "{endpoint} has no room for {target}{said}.",
         "Free some there, for instance by deleting old checkpoints, or ask for a larger quota.",
     ),
-    (
-        _INVALID_NAME,
+    _INVALID_NAME: (
         InvalidBucketNameError,
         "{bucket!r} cannot be the name of a bucket{said}.",
         "A bucket's name has 3 to 63 characters: lower-case letters, digits, dots and hyphens.",
     ),
-    (
-        "BucketAlreadyExists",
+    "BucketAlreadyExists": (
         AccessDeniedError,
         "The bucket {bucket!r} belongs to someone else.",
         "Choose another name: names are shared by all users of an endpoint.",
     ),
-    (
-        "301 AuthorizationHeaderMalformed IllegalLocationConstraintException InvalidLocationConstraint "
-        "PermanentRedirect",
+    "301 AuthorizationHeaderMalformed IllegalLocationConstraintException InvalidLocationConstraint PermanentRedirect": (
         WrongRegionError,
         "{target} was requested from region {region!r}, which is the wrong one{said}.",
         "Set the region to {its_region} (AWS_DEFAULT_REGION, or region in the profile).",
     ),
-    (
-        "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch",
+    "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch": (
         ChecksumError,
         "What {operation} sent to {target} was damaged on the way{said}.",
         "Send it again; if that does not help, the network or the server damages data.",
     ),
-    (
-        "NoSuchUpload",
+    "NoSuchUpload": (
         ObjectNotFoundError,
         "The multipart upload to {target} is gone from {endpoint}{said}.",
         "Write the object again, and see that nothing else ends its uploads.",
     ),
-    (
-        " ".join(sorted(BUSY)),
+    " ".join(BUSY): (
         UnavailableError,
         "{endpoint} answered {operation} on {target} with {code}{said}.",
         "Try again later; if that does not help, ask those who run it.",
     ),
-)
-_BY_CODE = {code: (kind, reason, remedy) for codes, kind, reason, remedy in _TABLE for code in codes.split()}
+}
+_BY_CODE = {code: row for codes, row in _TABLE.items() for code in codes.split()}

@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fsspec_csx.s3.client import no_redirects, request_outcome, response_validation, retries
@@ -21,7 +21,7 @@ _LISTINGS = tuple(response_validation.NEXT)
 
 
 def register(
-    client: Any, transfer: Transfer, headers: ChecksumHeaders, first_contact: Callable[..., Any] | None
+    client: Any, transfer: Transfer, headers: Iterable[ChecksumHeaders], first_contact: Callable[..., Any] | None
 ) -> None:
     """Let the requests of a client be served by this package.
 
@@ -31,7 +31,7 @@ def register(
     Args:
         client: of aiobotocore.
         transfer: moves the bodies of objects.
-        headers: which checksum headers the server takes.
+        headers: which of them the server takes, of each kind of request.
         first_contact: ends the retries of an endpoint that has never answered; None to leave them to the session.
     """
     no_redirects.check_guarded(client)
@@ -44,7 +44,7 @@ def register(
         first(f"before-parameter-build.s3.{operation}", response_validation.note_request)
     for operation in _TRANSFERS:
         first(f"request-created.s3.{operation}", bulk.before_signing)
-    for kind in headers.kinds:
+    for kind in headers:
         for operation in kind.operations:
             first(f"request-created.s3.{operation}", kind.before_signing)
             first(f"needs-retry.s3.{operation}", kind.answered)
