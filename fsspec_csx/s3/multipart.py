@@ -162,6 +162,7 @@ class MultipartUpload:
         """
 
         async def put() -> Any:
+            await self._transfer.prepare(payload)
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
             return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
 
@@ -288,6 +289,7 @@ async def put(
     """
 
     async def send() -> Any:
+        await transfer.prepare(payload)
         checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if checked else {}
         answer, _ = await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
         return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -77,6 +77,7 @@ class PartWriter:
         self._buffered_in_flight = 0
         self._failure: BaseException | None = None
         self._awaited: Work | None = None
+        self._creating: Work | None = None
 
     def write(self, view: memoryview, *, stable: bool, borrowed: bool = False) -> None:
         """Add bytes, and send the parts that become full.
@@ -155,6 +156,10 @@ class PartWriter:
         for future in running:
             future.cancel()
         await self._transfer.ended(payloads)
+        if self._creating is not None and not self._creating.done():
+            # An upload that is being created must be known to be aborted: only copies of parts are cancelled.
+            self._creating.cancel()
+            await asyncio.wait([asyncio.wrap_future(self._creating)], timeout=_CREATION_SECONDS)
         if self.upload is not None:
             await self.upload.abort()
 
@@ -205,8 +210,9 @@ class PartWriter:
 
     def _send_part(self) -> None:
         if self.upload is None:
-            self._create()
-        assert self.upload is not None
+            self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
+            self._creating = self._start(self._create(self.upload))
+            self._number = len(self.copied)
         self._number += 1
         if self._number > PARTS:
             reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
@@ -220,7 +226,7 @@ class PartWriter:
         self._sent_before += payload.length
         with self._changed:
             self._buffered_in_flight += buffered
-            future = self._start(self.upload.send(self._number, payload))
+            future = self._start(self._send(self._number, payload))
             self._in_flight[future] = payload
         future.add_done_callback(lambda done: self._sent(done, buffered, lent))
         if self._growing:
@@ -230,21 +236,18 @@ class PartWriter:
         on_their_way = self._buffered_in_flight  # another part is being filled meanwhile
         return not buffered or not on_their_way or on_their_way + buffered <= self._transfer.buffered_bytes
 
-    def _create(self) -> None:
-        self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
-        creating = self._start(self.upload.create())
-        try:
-            creating.result()
-        except BaseException:
-            # Ctrl-C ends the waiting, not the request: an upload that it creates must be known to be aborted.
-            with contextlib.suppress(Exception):
-                creating.result(_CREATION_SECONDS)
-            raise
-        self._result(self._start(self._copy_parts(self.upload)))
-        self._number = len(self.copied)
-
-    async def _copy_parts(self, upload: MultipartUpload) -> None:
+    async def _create(self, upload: MultipartUpload) -> None:
+        await upload.create()
         await gather_or_cancel(upload.copy(number, **each) for number, each in enumerate(self.copied, 1))
+
+    async def _send(self, number: int, payload: RequestBody) -> None:
+        """Send a part once the upload is created, which the writing does not wait for."""
+        assert self._creating is not None
+        assert self.upload is not None
+        if not self._creating.done():
+            await asyncio.shield(asyncio.wrap_future(self._creating))
+        self._creating.result()
+        await self.upload.send(number, payload)
 
     def _sent(self, future: Future[None], buffered: int, lent: list[bytearray]) -> None:
         with self._changed:

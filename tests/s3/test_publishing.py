@@ -179,6 +179,7 @@ def test_ctrl_c_while_the_upload_is_created(fs: CSXFileSystem, server: LocalS3, 
     server.pause()
     with pytest.raises(KeyboardInterrupt), ctrl_c(0.3, server.resume):
         file.write(b"nn")
+        file.close()
     assert file.closed
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
@@ -214,6 +215,7 @@ def test_failed_upload_is_aborted(fs: CSXFileSystem, server: LocalS3, path: str)
     """A file whose upload fails raises, keeps the old object and leaves no upload."""
     file = fs.open(path, "wb", block_size=BLOCK)
     file.write(b"n" * SIZES[1])
+    file._writer._creating.result()
     fs.abort_mpu(*path.split("/", 1), file._writer.upload.id)
     with pytest.raises(FileNotFoundError):
         file.close()

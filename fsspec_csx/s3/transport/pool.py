@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -214,14 +213,12 @@ class Transfer:
         """Send a body when it is its turn.
 
         Args:
-            put: makes its request.
+            put: makes its request, once it has prepared the body.
             payload: no thread uses it when this returns.
         """
         scope().join()
         try:
             async with self.turn():
-                thread = scope().begin(payload, functools.partial(self._threads.submit, payload.prepare))
-                await asyncio.wrap_future(thread)
                 return await put()
         except BaseException:
             await uncancelled(self.ended([payload]))
@@ -246,8 +243,24 @@ class Transfer:
         exchange: Callable[[Any, Any], AioAWSResponse] = (
             self.exchange.put if isinstance(body, RequestBody) else self.exchange.get
         )
-        thread = scope().begin(body, functools.partial(self._threads.submit, exchange, request, body))
-        return await asyncio.wrap_future(thread)
+        return await self._with(body, exchange, request, body)
+
+    async def prepare(self, body: RequestBody) -> None:
+        """Prepare a body in a thread."""
+        await self._with(body, body.prepare)
+
+    async def prepared_and_sent(self, make: Callable[[RequestBody], Any], body: RequestBody) -> AioAWSResponse:
+        """Prepare a body, make its request and send it, in one thread."""
+
+        def send() -> AioAWSResponse:
+            body.prepare()
+            return self.exchange.put(make(body), body)
+
+        return await self._with(body, send)
+
+    async def _with(self, body: Body, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in the thread of a body."""
+        return await asyncio.wrap_future(scope().begin(body, lambda: self._threads.submit(function, *args)))
 
 
 async def _threads_ended(bodies: Sequence[Body], seconds: float | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 
-_READ = 2**20
+_READ, _SUMMED = 2**20, 4 * 2**20
 
 
 def single_bytes(data: Any) -> memoryview:
@@ -46,6 +46,7 @@ class RequestBody(io.RawIOBase):
     def __init__(self, length: int) -> None:
         self.length = length
         self.crc64nvme = 0
+        self._prepared = False
         self.thread: Future[Any] | None = None
         self.given_up = False
         self.failure: OSError | None = None
@@ -65,11 +66,13 @@ class RequestBody(io.RawIOBase):
         """The bytes from a position on, in consecutive buffers."""
 
     def prepare(self) -> None:
-        """Compute the checksum."""
+        """Compute the checksum, unless that is done."""
+        if self._prepared:
+            return
         crc = 0
-        for memory in self.pieces(_READ):
+        for memory in self.pieces(_SUMMED):
             crc = CRC64NVME.compute(memory, crc)
-        self.crc64nvme = crc
+        self.crc64nvme, self._prepared = crc, True
 
     def pieces(self, size: int) -> Iterator[memoryview]:
         """The bytes in pieces of at most so many.

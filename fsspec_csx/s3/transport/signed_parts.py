@@ -87,7 +87,7 @@ class SignedParts:
         model.template = model.template or await self._template_of(model)
         if model.template is None or not await model.transfer.signer.renew(model.template):
             return await put()
-        outcome = await self._attempt(model.transfer, model.template.request(*which, body), body)
+        outcome = await self._attempt(model, which, body)
         if not isinstance(outcome, Exception) and _is_good(outcome):
             self._failures = 0
             return _answer(outcome.headers)
@@ -104,10 +104,14 @@ class SignedParts:
         """Whether botocore should take this for the outcome of its own first attempt."""
         return True
 
-    async def _attempt(self, transfer: Transfer, request: Any, body: RequestBody) -> AioAWSResponse | Exception:
-        logger.debug("Sending %s for %s", self.operation, request.url)
+    async def _attempt(self, model: _Model, which: tuple[Any, ...], body: RequestBody) -> AioAWSResponse | Exception:
+        def make(prepared: RequestBody) -> Any:
+            request = model.template.request(*which, prepared)
+            logger.debug("Sending %s for %s", self.operation, request.url)
+            return request
+
         try:
-            return await transfer.exchanged(request, body)
+            return await model.transfer.prepared_and_sent(make, body)
         except Exception as error:
             return error
 
