@@ -224,9 +224,11 @@ def test_uploads_slower_than_saves(
     assert is_step(load(f"{run}/2.mdl", local=tmp_path), 2)
     third = threading.Thread(target=lambda: async_save(state(3), f"{run}/3.mdl", local=tmp_path).result())
     third.start()
-    third.join(0.3)
+    deadline = time.monotonic() + 60
+    while "The save of 3.mdl waits for those of ['1.mdl', '2.mdl']" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert local_steps(tmp_path) == [1, 2]
-    assert "The save of 3.mdl waits for those of ['1.mdl', '2.mdl']" in caplog.text
     go.set()
     third.join(60)
     assert local_steps(tmp_path) == [2, 3]
@@ -355,13 +357,18 @@ def test_stores_with_the_same_paths(tmp_path: Path) -> None:
 def test_ctrl_c_between_the_halves(run: str, tmp_path: Path) -> None:
     """No upload begins after Ctrl-C: what is whole on the disk is left to the next save, and the status is an error."""
     before = """
-import time
+import threading, time
+from fsspec_csx.checkpoint import save_queue
 from fsspec_csx.checkpoint.local_tier import LocalTier
-write = LocalTier.write
+write, ending = LocalTier.write, threading.Event()
+threading._register_atexit(ending.set)  # called right before what waits for the saves
 def slow(*arguments):
     write(*arguments)
+    ending.wait()
+    time.sleep(0.1)
     print("written", flush=True)
-    time.sleep(0.5)
+    while not save_queue._saves._stopped:
+        time.sleep(0.01)
 LocalTier.write = slow
 """
     arguments = command(run, tmp_path, 1, 1, before=before)

@@ -254,7 +254,7 @@ def test_processes_share_the_fetching(url: str, folder: Path, slow: FaultProxy, 
     slow.faults = [Fault("GET", rate=8 * MIB, times=100)]
     command = [*python(), "-c", READ, url, str(folder)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]
-    assert all(process.communicate(timeout=60)[0] == DATA for process in running)
+    assert all(process.communicate(timeout=100)[0] == DATA for process in running)
     assert fetched(slow) < 1.5 * len(DATA)
 
 
@@ -265,7 +265,7 @@ def test_forked_process(url: str, folder: Path) -> None:
 
 def test_killed_process_leaves_no_partial_data(url: str, folder: Path, slow: FaultProxy) -> None:
     """What a process that was killed has fetched is used, and nothing else: no other process waits for it."""
-    slow.faults = [Fault("GET", rate=8 * MIB, times=100)]
+    slow.faults = [Fault("GET", rate=MIB, times=100)]
     killed = subprocess.Popen([*python(), "-c", READ, url, str(folder)], stdout=subprocess.DEVNULL)
     while not files(folder) or used(folder) < 3 * MIB:
         assert killed.poll() is None

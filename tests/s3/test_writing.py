@@ -259,7 +259,7 @@ def test_failed_part(server: LocalS3, folder: str, proxy: FaultProxy, when: str)
     with pytest.raises(AccessDeniedError):
         while when == "write":
             file.write(bytes(BLOCK))
-        assert failed.wait(10)
+        assert failed.wait(60)
         file.close()
     assert file.closed
     assert len(parts(proxy)) < 10

@@ -336,8 +336,8 @@ def test_nothing_is_left_behind(folder: Path, ending: str, status: int) -> None:
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, text=True) as owner:
         assert owner.stdout
         endpoint_url = owner.stdout.readline().strip()
-        assert owner.wait(20) == status
-    deadline = time.monotonic() + (5 if status < 0 else 0)
+        assert owner.wait(100) == status
+    deadline = time.monotonic() + (60 if status < 0 else 0)
     while time.monotonic() < deadline and (processes_in(folder) or any(folder.iterdir())):
         time.sleep(0.02)
     assert_nothing_in(folder)
