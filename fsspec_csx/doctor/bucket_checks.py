@@ -85,11 +85,14 @@ class BucketChecks:
         yield self._checked("delete", self._remove, "s3:DeleteObject")
 
     def _checked(self, name: str, check: Callable[[], Check], right: str = "") -> Check:
-        place = f"s3://{self._bucket}" if right == "s3:ListBucket" else f"s3://{self._bucket}/{self._prefix}*"
         try:
             return check()
         except Exception as error:
-            return failed(name, error, _UNEXPECTED, f"{right} on {place}" if right else "")
+            return self._failed(name, error, right)
+
+    def _failed(self, name: str, error: Exception, right: str) -> Check:
+        place = f"s3://{self._bucket}" if right == "s3:ListBucket" else f"s3://{self._bucket}/{self._prefix}*"
+        return failed(name, error, _UNEXPECTED, f"{right} on {place}" if right else "")
 
     def _call(self, method: str, **parameters: Any) -> Any:
         return self._fs.call_s3(method, Bucket=self._bucket, **parameters)
@@ -183,8 +186,7 @@ class BucketChecks:
         except FileNotFoundError:
             pass  # it was completed
         except AccessDeniedError as error:
-            place = f"s3:AbortMultipartUpload on s3://{self._bucket}/{self._prefix}*"
-            return failed("multipart", error, _UNEXPECTED, place)
+            return self._failed("multipart", error, "s3:AbortMultipartUpload")
         return passed("multipart", "a multipart upload was completed, and uploads may be aborted")
 
     async def _upload(self) -> str:
@@ -219,7 +221,7 @@ class BucketChecks:
             answer = self._call("delete_object", Key=self._key)
         except Exception as error:
             self._may_exist = False
-            check = failed("delete", error, _UNEXPECTED, f"s3:DeleteObject on s3://{self._bucket}/{self._prefix}*")
+            check = self._failed("delete", error, "s3:DeleteObject")
             return Check("delete", False, f"{check.text} The object s3://{self._path} stays.", check.remedy)
         self._may_exist = False
         if not (answer.get("VersionId") or answer.get("DeleteMarker")):

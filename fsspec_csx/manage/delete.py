@@ -10,7 +10,7 @@ from typing import Any
 
 from fsspec_csx.errors import CheckpointPathError, CSXError
 from fsspec_csx.formats.dcp.folder import is_prefix
-from fsspec_csx.manage import cerebras_folders, naming, s3, shard_prefixes
+from fsspec_csx.manage import cerebras_folders, naming, s3
 from fsspec_csx.manage.directory import Directory, map_parallel, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
@@ -40,17 +40,18 @@ class DeleteTarget:
     folder: str | None
     metadata: str | None = None
 
-    @property
-    def parts(self) -> list[str]:
-        """The files to delete late: shards, which identify the folder when its manifests are gone."""
-        shards = [file for file in self.files if naming.is_shard(file.rpartition("/")[2])]
-        return shards or [file for file in self.files if file not in {*self.manifests, self.metadata}]
+    def phases(self, *, marked: bool) -> list[list[str]]:
+        """The files in the order to delete them; a marked Cerebras checkpoint loses its metadata last.
 
-    @property
-    def others(self) -> list[str]:
-        """All other files."""
-        apart = {*self.manifests, *self.parts, self.metadata}
-        return [file for file in self.files if file not in apart]
+        Shards identify the folder when its manifests are gone, and go late.
+        """
+        metadata = [self.metadata] if self.metadata else []
+        first = [*self.manifests, *(() if marked else metadata)]
+        apart = {*first, *metadata}
+        late = {file for file in self.files if naming.is_shard(file.rpartition("/")[2])} or {*self.files}
+        others = [file for file in self.files if file not in apart and file not in late]
+        parts = [file for file in self.files if file not in apart and file in late]
+        return [first, others, parts, metadata if marked else []]
 
     @property
     def key(self) -> tuple[int, str]:
@@ -147,28 +148,24 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
     """Delete checkpoints of one filesystem."""
     failed: dict[str, Exception] = {}
     touched: set[str] = set()
-    first = {each.path: [*each.manifests] for each in to_delete}
-    last: dict[str, list[str]] = {}
+    phases: dict[str, list[list[str]]] = {}
     former: dict[str, bytes] = {}
     for each, was in zip(to_delete, map_parallel(fs, _mark_incomplete, to_delete), strict=True):
-        if isinstance(was, PermissionError) and each.metadata:
-            first[each.path].append(each.metadata)  # with the right to delete, but not to write
-        elif isinstance(was, Exception):
+        if isinstance(was, Exception) and not isinstance(was, PermissionError):
             failed[each.path] = was
-        elif each.metadata:
-            last[each.path] = [each.metadata]
-            former |= {} if was is None else {each.path: was}
-
-    def go(files: Mapping[str, Sequence[str]]) -> None:
-        going = {path: those for path, those in files.items() if path not in failed}
+            continue
+        # Some may delete, but not write.
+        phases[each.path] = each.phases(marked=not isinstance(was, PermissionError))
+        former |= {each.path: was} if isinstance(was, bytes) else {}
+    for number in range(4):
+        going = {path: those[number] for path, those in phases.items() if path not in failed}
         left = remove(fs, [file for those in going.values() for file in those])
-        touched.update(path for path, those in going.items() if not left.keys() >= {*those})
-        wrong = {path: next((left[file] for file in those if file in left), None) for path, those in going.items()}
-        failed.update({path: error for path, error in wrong.items() if error is not None})
-
-    others, parts = {each.path: each.others for each in to_delete}, {each.path: each.parts for each in to_delete}
-    for files in (first, others, parts, last):
-        go(files)
+        for path, those in going.items():
+            errors = [left[file] for file in those if file in left]
+            if len(errors) < len(those):
+                touched.add(path)
+            if errors:
+                failed[path] = errors[0]
     for each in to_delete:
         if each.path not in failed:
             remove_empty(fs, each.folder)
@@ -217,7 +214,7 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
         msg = f"There is no checkpoint {redacted(path)}. Check its name."
         raise FileNotFoundError(msg)
     names = [file.name for file in held]
-    held += shard_prefixes.shards_in(root, folders)
+    held += naming.shards_in(root, folders)
     if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)

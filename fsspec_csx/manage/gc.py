@@ -14,7 +14,7 @@ from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD
 from fsspec_csx.formats.huggingface import names as huggingface
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import naming, s3, shard_prefixes
+from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.manage.location import Location
 from fsspec_csx.s3.upload_journal import all_journals
@@ -106,14 +106,14 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
         return  # there are only uploads, or the root is the object of one
     below: dict[str, list[File]] = {}
     for folder, files in tree.items():
-        if (above := shard_prefixes.checkpoint_of(folder)) is not None:
+        if (above := naming.checkpoint_of(folder)) is not None:
             below.setdefault(above, []).extend(files)
     complete = {folder for folder, files in tree.items() if any(file.base == MANIFEST for file in files)}
     for folder, files in sorted(tree.items()):
         temporary = [file for file in files if naming.is_temporary(file.base)]
         for file in temporary:
             yield from _leftover("file", root, file.name, [file])
-        if shard_prefixes.checkpoint_of(folder) in complete:
+        if naming.checkpoint_of(folder) in complete:
             continue  # its shards count with those of the checkpoint
         if folder in complete:
             files = [*files, *(file for file in below.get(folder, ()) if SHARD.fullmatch(file.base))]

@@ -10,7 +10,7 @@ from typing import Any
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp.folder import MANIFEST
-from fsspec_csx.manage import cerebras_folders, completeness, naming, s3, shard_prefixes
+from fsspec_csx.manage import cerebras_folders, completeness, naming, s3
 from fsspec_csx.manage.directory import Directory, File, map_parallel
 from fsspec_csx.manage.location import pattern_matches
 from fsspec_csx.manage.steps import steps_of
@@ -167,7 +167,7 @@ def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedChec
     manifests = {*naming.manifests(names)} - {naming.METADATA}
     if not naming.is_loadable(names):
         return None
-    shards = shard_prefixes.shards_in(place, place.scan(folder)[1]) if MANIFEST in names and names <= manifests else []
+    shards = naming.shards_in(place, place.scan(folder)[1]) if MANIFEST in names and names <= manifests else []
     if names <= manifests and not shards and not any(map(naming.is_checkpoint, names)):
         return None
     if names <= manifests:

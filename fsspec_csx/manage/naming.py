@@ -20,7 +20,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fsspec_csx.formats.dcp import folder as dcp
+from fsspec_csx.formats.dcp.folder import is_prefix
 from fsspec_csx.formats.huggingface import names as huggingface
+from fsspec_csx.manage.directory import Directory, File, map_parallel
 
 SUFFIXES = (".mdl", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """The suffixes of checkpoint files."""
@@ -231,3 +234,21 @@ def is_loadable(names: Iterable[str]) -> bool:
 def _is_of_one_model(names: Iterable[str]) -> bool:
     """Whether all files in a folder are of those that Hugging Face's tools write beside a model."""
     return all(huggingface.is_beside(name) or huggingface.is_note(name) or is_temporary(name) for name in names)
+
+
+def checkpoint_of(folder: str) -> str | None:
+    """The folder over which a prefix of shards is, by its name; None if it is none. Both end with a slash, or are "".
+
+    Over such folders of hashed names a save of many ranks spreads its shards.
+    """
+    parent, _, last = folder.rstrip("/").rpartition("/")
+    if not is_prefix(last):
+        return None
+    return f"{parent}/" if parent else ""
+
+
+def shards_in(root: Directory, folders: Iterable[str]) -> list[File]:
+    """The shards in those of these folders that are prefixes by their names."""
+    prefixes = [each for each in folders if checkpoint_of(each) is not None]
+    found = map_parallel(root.fs, lambda each: root.scan(each)[0], prefixes)
+    return [file for files in found for file in files if dcp.SHARD.fullmatch(file.base)]

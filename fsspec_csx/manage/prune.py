@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,23 +46,21 @@ def plan(
     keep: int,
     every: int | None = None,
     *,
-    spared: Collection[str] = (),
-    damaged: Collection[str] = (),
     by: str = STEP,
-) -> tuple[list[ListedCheckpoint], list[ListedCheckpoint]]:
-    """Decide which checkpoints to keep, and which to delete; both lists have the newest last.
+    damage_of: Callable[[ListedCheckpoint], Exception | None] = lambda found: None,
+) -> PruneResult:
+    """Decide which checkpoints to keep, and which to delete; nothing is deleted yet.
 
     The files of one step are kept, or deleted, together. Kept are the newest steps of each run (see ``manage.steps``),
-    multiples of ``every``, spared ones, and those without a step in their names. A step that lacks a file of other
-    steps does not count among the newest.
+    multiples of ``every``, and those without a step in their names. A step that lacks a file of other steps, or is
+    damaged, does not count among the newest.
 
     Args:
         found: the checkpoints of a root.
         keep: how many of the newest to keep, at least 1.
         every: also keep steps that are a multiple of this.
-        spared: the paths of checkpoints to keep in any case.
-        damaged: the paths of others to keep, which do not count among the newest.
         by: ``step``, or ``time`` of writing, which ignores names and runs.
+        damage_of: says why one of the newest is damaged; None if it is intact.
 
     Raises:
         ValueError: if ``keep`` or ``every`` is less than 1, or the time of writing is unknown.
@@ -72,20 +70,26 @@ def plan(
         raise ValueError(msg)
     kept: list[ListedCheckpoint] = []
     to_delete: list[ListedCheckpoint] = []
+    damaged: dict[str, Exception] = {}
+    flaws: dict[str, str] = {}
     counted: Counter[str] = Counter()
     oldest: float | None = None
     for step in reversed(_sorted(found, by)):
-        run = step.run if by == STEP else ""
+        number, run = step.label.step, step.run if by == STEP else ""
+        flaw = "its name has no step" if by == STEP and number is None else step.flaw
+        flaws |= dict.fromkeys((each.path for each in step.members if flaw), flaw)
         # Of two that were written at the same time, neither is known to be older.
         is_full = counted[run] >= keep and (by == STEP or step.time != oldest)
-        is_counted = not is_full and not _flaw(step, by) and not _is_among(step, damaged)
-        if is_counted:
-            counted[run] += 1
-            oldest = step.time
-        stays = not is_full or (by == STEP and step.label.step is None) or _is_among(step, [*spared, *damaged])
-        stays = stays or (every is not None and step.label.step is not None and step.label.step % every == 0)
+        if not is_full and not flaw:
+            wrong = {each.path: error for each in step.members if (error := damage_of(each))}
+            damaged |= wrong
+            if not wrong:
+                counted[run] += 1
+                oldest = step.time
+        stays = not is_full or (by == STEP if number is None else every is not None and number % every == 0)
         (kept if stays else to_delete).extend(reversed(step.members))
-    return kept[::-1], to_delete[::-1]
+    uncounted = {each.path: flaws[each.path] for each in reversed(kept) if each.path in flaws}
+    return PruneResult(kept[::-1], to_delete[::-1], damaged, {}, uncounted)
 
 
 def prune(
@@ -93,21 +97,19 @@ def prune(
     keep: int,
     *,
     every: int | None = None,
-    spared: Collection[str] = (),
     by: str = STEP,
     dry_run: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> PruneResult:
     """Delete the checkpoints directly under a root that ``plan`` does not keep, the oldest first.
 
-    The newest ones are checked first. Damaged files, and folders that lack a file of their manifest, stay and do not
-    count as kept ones. A failure does not stop other deletions.
+    The newest ones are checked first, if something is to be deleted. Damaged files, and folders that lack a file of
+    their manifest, stay and do not count as kept ones. A failure does not stop other deletions.
 
     Args:
         root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
         keep: as in ``plan``.
         every: as in ``plan``.
-        spared: as in ``plan``; for instance the checkpoint that a run resumed from.
         by: as in ``plan``.
         dry_run: whether to delete nothing.
         storage_options: arguments for the filesystem.
@@ -118,17 +120,11 @@ def prune(
         OSError: if the root cannot be listed, or a checkpoint cannot be read.
     """
     found = checkpoints(root, storage_options=storage_options)
-    kept, to_delete = plan(found, keep, every, spared=spared, by=by)
-    steps = _sorted(found, by)
+    planned = plan(found, keep, every, by=by)
     if by == STEP:
-        _check_order(steps, keep, redacted(os.fspath(root)))
-    damaged: dict[str, Exception] = {}
-    if to_delete:
-        damaged = _damaged(steps, keep, by, storage_options)
-        kept, to_delete = plan(found, keep, every, spared=spared, damaged=damaged, by=by)
-    uncounted = {each.path: flaw for step in steps if (flaw := _flaw(step, by)) for each in step.members}
-    uncounted = {each.path: uncounted[each.path] for each in kept if each.path in uncounted}
-    planned = PruneResult(kept, to_delete, damaged, {}, uncounted)
+        _check_order(_sorted(found, by), keep, redacted(os.fspath(root)))
+    if planned.to_delete:
+        planned = plan(found, keep, every, by=by, damage_of=lambda each: _damage(each, storage_options))
     return planned if dry_run else delete_planned(planned, storage_options=storage_options)
 
 
@@ -162,31 +158,6 @@ def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
             f"{'has' if len(names) == 1 else 'have'} no step in the name."
         )
         raise ValueError(f"{msg} Move these elsewhere, or sort by the time of writing: --by time or by='time'.")
-
-
-def _flaw(step: Step, by: str) -> str:
-    """Why a step does not count among the newest, as a part of a sentence; empty if it counts."""
-    return "its name has no step" if by == STEP and step.label.step is None else step.flaw
-
-
-def _is_among(step: Step, paths: Collection[str]) -> bool:
-    return any(each.path in paths for each in step.members)
-
-
-def _damaged(
-    steps: Sequence[Step], keep: int, by: str, storage_options: Mapping[str, Any] | None
-) -> dict[str, Exception]:
-    """Why the newest checkpoints of each run are damaged, by path, until enough intact ones are found."""
-    damaged: dict[str, Exception] = {}
-    counted: Counter[str] = Counter()
-    for step in reversed(steps):
-        run = step.run if by == STEP else ""
-        if counted[run] >= keep or _flaw(step, by):
-            continue
-        wrong = {each.path: error for each in step.members if (error := _damage(each, storage_options))}
-        damaged |= wrong
-        counted[run] += not wrong
-    return damaged
 
 
 def _damage(found: ListedCheckpoint, storage_options: Mapping[str, Any] | None) -> Exception | None:

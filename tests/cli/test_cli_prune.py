@@ -59,36 +59,39 @@ def steps(kept: list[ListedCheckpoint]) -> list[int | None]:
 def test_plan(keep: int, every: int | None, kept: list[int]) -> None:
     """The newest are kept, and those whose step is a multiple; in whichever order they are given."""
     for given in itertools.islice(itertools.permutations(found(10, 20, 30, 40, 50)), 0, 120, 17):
-        staying, to_delete = plan(given, keep, every)
-        assert steps(staying) == kept
-        assert steps(to_delete) == [step for step in (10, 20, 30, 40, 50) if step not in kept]
+        planned = plan(given, keep, every)
+        assert steps(planned.kept) == kept
+        assert steps(planned.to_delete) == [step for step in (10, 20, 30, 40, 50) if step not in kept]
 
 
 def test_plan_always_keeps_the_newest() -> None:
     """Whatever is asked, the newest stays, and nothing is both kept and deleted."""
     for count, keep, every in itertools.product(range(5), range(1, 4), (None, 1, 2, 3)):
         given = found(*range(count))
-        kept, to_delete = plan(given, keep, every)
-        assert sorted(steps([*kept, *to_delete])) == [*range(count)]
-        assert steps(kept)[-1:] == [*range(count)][-1:]
-        assert len(kept) >= min(keep, count)
+        planned = plan(given, keep, every)
+        assert sorted(steps([*planned.kept, *planned.to_delete])) == [*range(count)]
+        assert steps(planned.kept)[-1:] == [*range(count)][-1:]
+        assert len(planned.kept) >= min(keep, count)
 
 
 def test_plan_without_step() -> None:
     """What says no step stays, and does not count."""
-    kept, to_delete = plan(found(None, 1, None, 2), 1)
-    assert (steps(kept), steps(to_delete)) == ([None, None, 2], [1])
+    planned = plan(found(None, 1, None, 2), 1)
+    assert (steps(planned.kept), steps(planned.to_delete)) == ([None, None, 2], [1])
 
 
-def test_plan_spared_and_damaged() -> None:
-    """What is spared stays, and counts if it is new; what is damaged stays, and does not count."""
-    given = found(1, 2, 3, 4)
-    kept, _ = plan(given, 1, spared=[given[0].path])
-    assert steps(kept) == [1, 4]
-    kept, _ = plan(given, 2, spared=[given[3].path])
-    assert steps(kept) == [3, 4]
-    kept, _ = plan(given, 2, damaged=[given[3].path])
-    assert steps(kept) == [2, 3, 4]
+def test_plan_damaged() -> None:
+    """What is damaged stays, and does not count; those that do not matter are not looked at."""
+    seen: list[int | None] = []
+
+    def damage_of(each: ListedCheckpoint) -> Exception | None:
+        seen.append(each.step)
+        return ValueError("damaged") if each.step == 4 else None
+
+    planned = plan(found(1, 2, 3, 4), 2, damage_of=damage_of)
+    assert (steps(planned.kept), steps(planned.to_delete)) == ([2, 3, 4], [1])
+    assert seen == [4, 3, 2]
+    assert len(planned.damaged) == 1
 
 
 @pytest.mark.parametrize(("keep", "every"), [(0, None), (-1, None), (1, 0), (1, -5)])

@@ -110,6 +110,17 @@ def test_cerebras_checkpoints_alone_are_moved(bucket: str) -> None:
     assert {each.path for each in checkpoints(root, recursive=True)} == {*folders, f"{root}/step_1", f"{root}/copy"}
 
 
+@pytest.mark.parametrize("outer", FOLDERS[1:])
+def test_other_folders_are_moved_whole(bucket: str, outer: str) -> None:
+    """A folder of shards is moved with all that lies below it, and nothing is lost."""
+    root = f"s3://{bucket}/run"
+    below = filled(root, outer)
+    move(f"{root}/step_1", f"{root}/moved")
+    assert is_saved(f"{root}/moved", 1)
+    assert all(is_saved(path.replace("step_1", "moved"), 2) for path in below)
+    assert left(f"{root}/step_1") == []
+
+
 def test_files_in_the_folder_stay(fs: CSXFileSystem, bucket: str) -> None:
     """A file checkpoint, or any other file, that lies beside the objects of a Cerebras checkpoint is not of it."""
     root = f"s3://{bucket}/run"
