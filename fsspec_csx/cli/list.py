@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from datetime import datetime
 
 from fsspec_csx.cli.format import display_path, emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
@@ -30,16 +29,12 @@ list 's3://bucket/run/checkpoint_1*'
     parser.add_argument("--latest", action="store_true", help="print only the path of the newest complete one")
 
 
-def local_time(moment: datetime | None) -> str:
-    """Format a time in the local time zone."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else "-"
-
-
 def row(found: ListedCheckpoint) -> tuple[str, str, str, str]:
     """The cells for a checkpoint: step, time, size and path."""
     files = f" ({found.files} files)" if found.sharded else ""
     step = "-" if found.step is None else str(found.step)
-    return step, local_time(found.modified), in_bytes(found.size), display_path(found.path) + files
+    time = found.modified.astimezone().strftime("%Y-%m-%d %H:%M:%S") if found.modified else "-"
+    return step, time, in_bytes(found.size), display_path(found.path) + files
 
 
 def as_data(found: ListedCheckpoint) -> dict[str, object]:

@@ -63,25 +63,18 @@ validate_all params.yaml --ckpt_path 's3://bucket/run/checkpoint_*.mdl' --json
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(runs_code=True)
     add_path(parser, "params", "the YAML file: a local path or a URL")
-    parser.add_argument(
-        "--ckpt_path",
-        "--ckpt-path",
-        "--checkpoint_path",
-        "--checkpoint-path",
-        metavar="PATH",
-        help=f"override the checkpoint to load; {_NONE!r} means none (use './{_NONE}' for a file of that name)",
-    )
-    parser.add_argument(
-        "--load_checkpoint_states",
-        "--load-checkpoint-states",
-        metavar="STATES",
-        help="override the states to load, separated by commas: model,optimizer; 'all' for all",
-    )
-    parser.add_argument("--checkpoint_root", "--checkpoint-root", metavar="PATH", help="override where checkpoints are")
-    parser.add_argument("--model_dir", "--model-dir", metavar="PATH", help="override the local folder")
-    parser.add_argument(
-        "--target_device", "--target-device", metavar="DEVICE", help="override the device and the backend: CPU or GPU"
-    )
+
+    def override(*names: str, metavar: str = "PATH", help: str) -> None:
+        spellings = [f"--{each}" for name in names for each in (name, name.replace("_", "-"))]
+        parser.add_argument(*spellings, metavar=metavar, help=f"override {help}")
+
+    none = f"{_NONE!r} means none (use './{_NONE}' for a file of that name)"
+    override("ckpt_path", "checkpoint_path", help=f"the checkpoint to load; {none}")
+    states = "the states to load, separated by commas: model,optimizer; 'all' for all"
+    override("load_checkpoint_states", metavar="STATES", help=states)
+    override("checkpoint_root", help="where checkpoints are")
+    override("model_dir", help="the local folder")
+    override("target_device", metavar="DEVICE", help="the device and the backend: CPU or GPU")
     parser.add_argument(
         "-o",
         dest="words",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -160,7 +160,8 @@ def report_progress(callback: Callback | None, path: str) -> Iterator[Callback]:
 
 
 def _bar(name: str) -> Callback:
-    if not (_on_terminal() and _has_tqdm()):
+    # A TqdmCallback that fails in its constructor fails again when it is deleted.
+    if not _on_terminal() or importlib.util.find_spec("tqdm") is None:
         return NoOpCallback()
     options = {
         "desc": name,
@@ -172,15 +173,6 @@ def _bar(name: str) -> Callback:
         "unit_scale": True,
     }
     return TqdmCallback(tqdm_kwargs=options)
-
-
-def _has_tqdm() -> bool:
-    # A TqdmCallback that fails in its constructor fails again when it is deleted.
-    try:
-        importlib.import_module("tqdm")
-    except ImportError:
-        return False
-    return True
 
 
 def _on_terminal() -> bool:
