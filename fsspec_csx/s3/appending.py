@@ -29,8 +29,6 @@ class AppendTarget:
 
     Attributes:
         found: whether there was one.
-        etag: of the object.
-        size: in bytes.
         part: bytes of each part of the new object.
         copied: parameters of UploadPartCopy for the parts that the server copies.
         tail: the bytes behind them, fewer than a part has.
@@ -60,7 +58,6 @@ async def find_append_target(
 
     Args:
         call: makes requests for the object.
-        transfer: carries its bytes.
         part: bytes of a part, at least.
         named: the options of the call and the filesystem, which prevail over what the object has.
 

@@ -62,10 +62,7 @@ async def mkdir(fs: Any, path: str, acl: Any = False, create_parents: bool = Tru
 
 
 def takes_url(coroutine: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method that takes the name of a bucket take its URL too, such as s3://bucket/.
-
-    The method raises ValueError if there is a key in it, or no bucket.
-    """
+    """Let a method that takes the name of a bucket take its URL too, such as s3://bucket/."""
 
     @functools.wraps(coroutine)
     async def call(fs: Any, bucket: str, *args: Any, **kwargs: Any) -> Any:
@@ -79,12 +76,7 @@ def takes_url(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def makedirs(fs: Any, path: str, exist_ok: bool = False) -> None:
-    """Make the bucket of a path if it is missing; below it S3 has no folders to make.
-
-    Raises:
-        AccessDeniedError: if the bucket is not ours to see or to make.
-        FileExistsError: if the path is a bucket that exists, unless ``exist_ok``.
-    """
+    """Make the bucket of a path if it is missing; below it S3 has no folders to make."""
     # fsspec.open asks this before every write: there the write itself finds out, without a request of its own.
     if exist_ok and sys._getframe(1).f_code is fsspec.core.open_files.__code__:
         return
@@ -99,18 +91,14 @@ async def exists(fs: Any, path: str) -> bool:
         except FileNotFoundError:
             return False
         return True
-    probes: list[tuple[str, dict[str, Any]]] = [("head_bucket", {}), ("get_bucket_location", {})]
-    if fs.req_kw:
-        probes.append(("list_objects_v2", {"MaxKeys": 1}))
-    refusal = None
-    for method, options in probes:
+    refusals = []
+    for method in ("head_bucket", "get_bucket_location", *(["list_objects_v2"] if fs.req_kw else [])):
         try:
-            await fs._call_s3(method, Bucket=bucket, **options)
+            await fs._call_s3(method, {"MaxKeys": 1}, Bucket=bucket)  # s3fs drops what a method does not take
         except FileNotFoundError:
             return False
         except PermissionError as error:
-            refusal = refusal or error
+            refusals.append(error)
         else:
             return True
-    assert refusal is not None
-    raise refusal
+    raise refusals[0]

@@ -36,11 +36,10 @@ async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None =
     buckets = {fs.split_path(each)[0] for each in paths if not fs.split_path(each)[1]}
     if not names and not buckets:
         raise not_found_error(path)
-    if maxdepth is None:
-        await asyncio.gather(*(_empty_versioned(fs, bucket) for bucket in buckets))
+    emptied = buckets if maxdepth is None else set()
+    await asyncio.gather(*(_empty_versioned(fs, bucket) for bucket in emptied))
     deleted = await delete_objects(fs, names)
-    if maxdepth is None:
-        await asyncio.gather(*(fs._rmdir(bucket) for bucket in buckets))
+    await asyncio.gather(*(fs._rmdir(bucket) for bucket in emptied))
     return deleted
 
 
@@ -75,12 +74,7 @@ async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
 
 
 async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[str]:
-    """Delete at most 1000 objects or versions of one bucket by one request.
-
-    Raises:
-        DeleteError: if the server does not delete some of them.
-        ValueError: if they are more, or of several buckets.
-    """
+    """Delete at most 1000 objects or versions of one bucket by one request; ValueError if they are more."""
     named = [fs.split_path(each) for each in pathlist]
     if not named:
         return []
@@ -114,23 +108,18 @@ async def rmdir(fs: Any, path: str) -> None:
 
     Raises:
         FileNotFoundError: if there is no such bucket or folder.
-        FileExistsError: if the folder has something in it, or the path is an object.
-        OSError: if the bucket has something in it.
+        OSError: if it has something in it: a FileExistsError for a folder, and for an object.
     """
     bucket, key, _ = fs.split_path(path)
-    if key:
-        await _rmdir_marker(fs, bucket, key.rstrip("/"))
+    if not key:
+        await fs._call_s3("delete_bucket", Bucket=bucket)
+        fs.invalidate_cache(bucket)
+        fs.invalidate_cache("")
         return
-    await fs._call_s3("delete_bucket", Bucket=bucket)
-    fs.invalidate_cache(bucket)
-    fs.invalidate_cache("")
-
-
-async def _rmdir_marker(fs: Any, bucket: str, key: str) -> None:
-    marker = f"{bucket}/{key}/"
+    key = key.rstrip("/")
     found = await list_keys(fs, bucket, f"{key}/", "/", max_items=2)
-    if [(each["name"], each["size"]) for each in found] == [(marker, 0)]:
-        await fs._rm_file(marker)
+    if [(each["name"], each["size"]) for each in found] == [(f"{bucket}/{key}/", 0)]:
+        await fs._rm_file(f"{bucket}/{key}/")
     elif found or await fs._isfile(f"{bucket}/{key}"):
         msg = f"s3://{bucket}/{key} is no empty folder. Use rm, with recursive=True for all below it."
         raise FileExistsError(msg)

@@ -26,7 +26,7 @@ from fsspec_csx.s3.consistent_read import (
 from fsspec_csx.s3.listing import object_info
 from fsspec_csx.s3.many_requests import fetch_alone, many_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
-from fsspec_csx.s3.resumable_download import ResumableDownload
+from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
@@ -195,7 +195,7 @@ async def get_file(
     scope().join()
     await fs.set_session()
     exclusive = mode == "create"
-    if resumable and await ResumableDownload(fs, rpath, version_id, lpath, exclusive=exclusive).fetch(callback):
+    if resumable and await resume(fs, rpath, version_id, lpath, callback, exclusive=exclusive):
         return
     with atomic_local_write(lpath, exclusive=exclusive) as descriptor:
 

@@ -177,7 +177,6 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _info = listing.info
     _isfile = listing.isfile
     _isdir = listing.isdir
-    _exists_in_cache = listing.exists_in_cache
     _ls = listing.ls
     _lsdir = listing.lsdir
     _find = listing.find

@@ -7,6 +7,7 @@ is also a prefix is both a file and a folder. An empty object whose key ends wit
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,6 +21,7 @@ from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.request_context import RequestOutcome, using
 from fsspec_csx.s3.versions import chosen_version
 
+_name = operator.itemgetter("name")
 ListingEntry = dict[str, Any]
 """An object or a folder, as ``info`` returns it: ``name``, ``size`` in bytes, ``type`` and more."""
 
@@ -32,12 +34,7 @@ async def info(
     refresh: bool = False,
     version_id: str | None = None,
 ) -> ListingEntry:
-    """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
-
-    Raises:
-        ObjectNotFoundError: if there is neither.
-        ValueError: if ``version_id`` is not the version of the path, or the filesystem knows no versions.
-    """
+    """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache."""
     version = chosen_version(fs, path, version_id)
     bucket, key, _ = fs.split_path(path)
     if not bucket:
@@ -61,11 +58,7 @@ async def info(
 
 
 async def object_info(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
-    """The entry of an object, by one request.
-
-    Raises:
-        ObjectNotFoundError: if there is no such object, though there may be objects below the path.
-    """
+    """The entry of an object, by one request; ObjectNotFoundError also if there are only objects below the path."""
     bucket, key, _ = fs.split_path(path)
     with _missing_named(fs, path):
         if not key:
@@ -114,10 +107,6 @@ async def _is_prefix(fs: Any, bucket: str, prefix: str) -> bool:
     return bool(page.get("KeyCount") or page.get("Contents") or page.get("CommonPrefixes"))
 
 
-def exists_in_cache(fs: Any, *args: object) -> None:
-    """None, so that s3fs asks the server."""
-
-
 @contextmanager
 def _missing_named(fs: Any, path: str) -> Iterator[None]:
     """Raise an error that says what is missing where s3fs names only the path."""
@@ -131,16 +120,7 @@ def _missing_named(fs: Any, path: str) -> Iterator[None]:
 
 
 async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, versions: bool = False) -> Any:
-    """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``.
-
-    Args:
-        detail: whether to return entries rather than names.
-        refresh: whether to list anew rather than from the cache.
-        versions: whether to list each version of an object.
-
-    Raises:
-        ObjectNotFoundError: if there is neither.
-    """
+    """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``."""
     bucket, key, version = fs.split_path(path)
     if not bucket:
         found = await fs._lsbuckets(refresh)
@@ -187,9 +167,7 @@ async def lsdir(
     return [each for each in found if not _is_marker(each)]
 
 
-async def _list_folder(
-    fs: Any, bucket: str, folder: str, prefix: str = "", refresh: bool = False
-) -> list[ListingEntry]:
+async def _list_folder(fs: Any, bucket: str, folder: str, prefix: str, refresh: bool) -> list[ListingEntry]:
     """What is in a folder, named by its keys' beginning, and the folder's marker, if it has one."""
     path = f"{bucket}/{folder}"[:-1]
     if not refresh and path in fs.dircache:
@@ -231,10 +209,7 @@ async def list_tree(
     """The files and folders below a path, by name, and the folder itself first if there is one.
 
     Args:
-        maxdepth: levels of folders, at most; all if not given.
         prefix: that the names in the first level begin with.
-        refresh: whether to list anew rather than from the cache.
-        versions: whether to list each version of an object.
         markers: whether to list the markers of folders too, as files.
 
     Raises:
@@ -281,12 +256,7 @@ async def find(
     refresh: bool = False,
     versions: bool = False,
 ) -> Any:
-    """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``. See also ``list_tree``.
-
-    Args:
-        withdirs: whether to include the folders.
-        detail: whether to return entries rather than names.
-    """
+    """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``. See also ``list_tree``."""
     below = []
     if not fs.split_path(path)[2]:
         below = await list_tree(fs, path, maxdepth, prefix, refresh=refresh, versions=versions)
@@ -294,9 +264,12 @@ async def find(
     if not files and not prefix:
         with suppress(FileNotFoundError):
             files = [with_version(fs, path, await lookup(fs, path))]
-    # An object comes behind the folder of the same name, and takes its place.
-    listed = [*below, *files] if withdirs else files
-    found = {each["name"]: each for each in listed}
+    return by_name([*below, *files] if withdirs else files, detail)
+
+
+def by_name(entries: Iterable[ListingEntry], detail: bool) -> Any:
+    """The names of entries, or with ``detail`` a dict of them; an object takes the place of a folder of its name."""
+    found = {each["name"]: each for each in sorted(entries, key=lambda each: bool(each["type"] != "directory"))}
     return dict(sorted(found.items())) if detail else sorted(found)
 
 
@@ -308,18 +281,10 @@ async def du(fs: Any, path: str, total: bool = True, maxdepth: int | None = None
 
 
 def check_depth(maxdepth: int | None) -> None:
-    """Refuse a depth that has no level.
-
-    Raises:
-        ValueError: if it is less than 1.
-    """
+    """Raise ValueError for a depth that has no level."""
     if maxdepth is not None and maxdepth < 1:
         msg = f"maxdepth is {maxdepth}, and must be at least 1. Leave it out for all levels."
         raise ValueError(msg)
-
-
-def _name(entry: ListingEntry) -> str:
-    return str(entry["name"])
 
 
 def _folder(name: str) -> ListingEntry:

@@ -22,11 +22,7 @@ _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 
 
 async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
-    """Move objects; if one of them cannot be moved, no source is deleted.
-
-    Args:
-        pairs: the objects, and their new names. An object that keeps its name stays.
-        kwargs: those of ``cp_file``.
+    """Move objects; if one of them cannot be moved, no source is deleted. An object that keeps its name stays.
 
     Raises:
         ChecksumError: if a copy is not what its source is.
@@ -34,15 +30,12 @@ async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
         IsADirectoryError: if what is to be moved is a folder.
         ValueError: before anything is copied, if two sources have one target.
     """
-    moved = [each for each in pairs if each.type != "directory" and not _is_same(fs, each)]
+    files = [each for each in pairs if each.type != "directory"]
+    moved = [each for each in files if fs.split_path(each.source) != fs.split_path(each.target)]
     check_distinct(pairs)
     calls = [_copy_and_compare(fs, each, **kwargs) for each in moved]
     await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
     await delete_objects(fs, [each.source for each in moved])
-
-
-def _is_same(fs: Any, pair: PathPair) -> bool:
-    return bool(fs.split_path(pair.source) == fs.split_path(pair.target))
 
 
 async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from fsspec_csx.errors import ObjectNotFoundError
-from fsspec_csx.s3.listing import ListingEntry, check_depth, list_tree, lookup, with_version
+from fsspec_csx.s3.listing import ListingEntry, by_name, check_depth, list_tree, lookup, with_version
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -49,19 +49,12 @@ def path_of(entry: ListingEntry) -> str:
     return str(entry.get("path", entry["name"]))
 
 
-def is_pattern(path: str) -> bool:
-    """Whether a path is a pattern unless there is an object, or a folder, of just that name."""
-    return bool(_MAGIC.search(path))
-
-
 async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = False, **kwargs: Any) -> Any:
     """The objects and folders that match a pattern, or the one of just that name.
 
     Args:
         path: ``*`` matches any characters but a slash, ``**`` any, ``?`` one, and ``[abc]`` one of these.
         maxdepth: levels of folders that ``**`` matches, at most.
-        detail: whether to return entries rather than names.
-        kwargs: those of ``find``.
     """
     if path.startswith("*"):
         msg = f"{path!r} names no bucket, and all of S3 cannot be listed. Begin it with a bucket."
@@ -70,8 +63,12 @@ async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = F
         entries = (await _matches(fs, path, maxdepth, **kwargs))[0]
     else:
         entries = [with_version(fs, path, await fs._info(path))] if await fs._exists(path) else []
-    found = {each["name"]: each for each in sorted(entries, key=_folders_first)}
-    return dict(sorted(found.items())) if detail else sorted(found)
+    return by_name(entries, detail)
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path is a pattern unless there is an object, or a folder, of just that name."""
+    return bool(_MAGIC.search(path))
 
 
 def may_match(fs: Any, path: str) -> bool:
@@ -113,8 +110,6 @@ async def expand(
     """Look up what a path stands for; for a name without special characters, nothing unless ``recursive``.
 
     Args:
-        recursive: whether to add all that lies below it.
-        maxdepth: levels of folders, at most; all if not given.
         literal: whether it is never a pattern.
         markers: whether to add the markers of folders, as files.
         ask: whether to look up an object of the folder's own name; else its type is "unknown".
@@ -163,12 +158,7 @@ async def _expand_folder(fs: Any, path: str, maxdepth: int | None, markers: bool
 async def expand_path(
     fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
 ) -> list[str]:
-    """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
-
-    Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: if ``maxdepth`` is less than 1.
-    """
+    """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``."""
     check_depth(maxdepth)
     names: set[str] = set()
     for each in [path] if isinstance(path, str) else path:
@@ -202,7 +192,3 @@ def _listing_for(pattern: str, maxdepth: int | None) -> tuple[str, str, int | No
     if maxdepth is None:
         return root, prefix, None
     return root, prefix, rest.count("/") - rest[rest.find("**") :].count("/") + maxdepth
-
-
-def _folders_first(entry: ListingEntry) -> bool:
-    return bool(entry["type"] != "directory")

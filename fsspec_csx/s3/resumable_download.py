@@ -17,7 +17,7 @@ from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata, retry_if_changed
 from fsspec_csx.s3.transport.byte_range import FileRange
 from fsspec_csx.s3.transport.call_scope import ThreadedContext, in_thread
-from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.checksum import CRC64NVME, Algorithm
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
 from fsspec_csx.s3.upload_journal import digest, lock, open_owned
 from fsspec_csx.storage.local_file import add_filename, publish, resolve_target, temporary_path
@@ -29,29 +29,50 @@ _MARK = 9
 _READ = 2**20
 
 
+async def resume(fs: Any, rpath: str, version: str | None, lpath: str, callback: Callback, *, exclusive: bool) -> bool:
+    """Fetch an object, and resume an interrupted download of it.
+
+    Args:
+        exclusive: whether there must be no local file yet.
+
+    Returns:
+        False, with nothing done, if it is small or has no ETag, or another process fetches it.
+    """
+    target, mode = resolve_target(lpath)
+
+    async def fetch() -> bool:
+        stamp = await object_metadata(fs, rpath, version)
+        if stamp.size <= MIN_REQUEST or not stamp.etag:
+            return False
+        found = PinnedObject(fs, rpath, version, stamp.etag)
+        async with ThreadedContext(_opened((fs._endpoint, str(found)), stamp, target, mode, exclusive)) as file:
+            if file is None:
+                return False
+            callback.set_size(stamp.size)
+            kept = await in_thread(file.kept)
+            callback.absolute_update(sum(file.span(number)[1] for number in kept))
+            await fs.transfer.fetch(found.get, file.missing(kept), callback.relative_update)
+            await in_thread(file.finish, found, stamp)
+        return True
+
+    return await retry_if_changed(fetch)
+
+
 class PartialFile:
     """A file with the bytes of an object, and after them a mark for each part that has arrived.
 
     Args:
         descriptor: open for reading and writing.
         size: of the object, in bytes.
-
-    Attributes:
-        descriptor: the same.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
         self._size = size
         self._part = size_for(size, _IN_FLIGHT)
-
-    @property
-    def whole(self) -> int:
+        self._parts = range(-(-size // self._part))
+        self.whole = size + _MARK * len(self._parts)
         """The size of the file in bytes, with the marks."""
-        return self._size + _MARK * len(self._parts())
-
-    def _parts(self) -> range:
-        return range(-(-self._size // self._part))
 
     def span(self, number: int) -> tuple[int, int]:
         """Position and length of a part, in bytes."""
@@ -65,50 +86,42 @@ class PartialFile:
 
     def marked(self) -> dict[int, int]:
         """The numbers of the parts that have arrived, with their checksums."""
-        marks = os.pread(self.descriptor, _MARK * len(self._parts()), self._size)
-        found = {number: marks[_MARK * number :][:_MARK] for number in self._parts()}
+        marks = os.pread(self.descriptor, _MARK * len(self._parts), self._size)
+        found = {number: marks[_MARK * number :][:_MARK] for number in self._parts}
         return {number: int.from_bytes(mark[1:], "big") for number, mark in found.items() if mark[:1] == b"\1"}
 
     def kept(self) -> dict[int, int]:
         """The marked parts whose checksums hold: a power failure may have damaged some."""
-        return {number: crc for number, crc in self.marked().items() if self._crc(*self.span(number)) == crc}
+        return {number: crc for number, crc in self.marked().items() if self._computed(CRC64NVME, number) == crc}
 
     def missing(self, kept: dict[int, int]) -> list[FileRange]:
         """The ranges of the other parts."""
-        return [_MarkedRange(self, number) for number in self._parts() if number not in kept]
+        return [_MarkedRange(self, number) for number in self._parts if number not in kept]
 
-    def _crc(self, start: int, length: int) -> int:
-        crc, end = 0, start + length
-        while start < end:
-            data = os.pread(self.descriptor, min(_READ, end - start), start)
-            if not data:
-                break
-            crc, start = CRC64NVME.compute(memoryview(data), crc), start + len(data)
-        return crc
+    def _computed(self, algorithm: Algorithm, number: int, checksum: int = 0) -> int:
+        """The checksum of a part, behind bytes with another one."""
+        start, length = self.span(number)
+        for position in range(start, start + length, _READ):
+            data = os.pread(self.descriptor, min(_READ, start + length - position), position)
+            checksum = algorithm.compute(memoryview(data), checksum)
+        return checksum
 
-    def check(self, name: object, stamp: ObjectMetadata) -> None:
-        """Compare all bytes with the checksum that the server sent.
+    def finish(self, name: object, stamp: ObjectMetadata) -> None:
+        """Compare all bytes with the checksum that the server sent, remove the marks, and write all to the disk.
 
         Raises:
             ChecksumError: if they differ.
         """
-        algorithm = stamp.algorithm
-        if algorithm is None:
-            return
+        algorithm, crc = stamp.algorithm, 0
         if algorithm is CRC64NVME:
             known = [(crc, self.span(number)[1]) for number, crc in sorted(self.marked().items())]
             crc = functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), known, 0)
-        else:
-            crc = 0
-            for start in range(0, self._size, _READ):
-                data = os.pread(self.descriptor, min(_READ, self._size - start), start)
-                crc = algorithm.compute(memoryview(data), crc)
-        if algorithm.encoded(crc) != stamp.checksum:
+        elif algorithm is not None:
+            for number in self._parts:
+                crc = self._computed(algorithm, number, crc)
+        if algorithm is not None and algorithm.encoded(crc) != stamp.checksum:
             reason = f"What arrived of {name} has the checksum {algorithm.encoded(crc)}, not {stamp.checksum}."
             raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
-
-    def strip(self) -> None:
-        """Remove the marks, and write the bytes to the disk."""
         os.ftruncate(self.descriptor, self._size)
         os.fsync(self.descriptor)
 
@@ -132,97 +145,52 @@ class _MarkedRange(FileRange):
                 raise
 
 
-class ResumableDownload:
-    """A download that resumes an interrupted one.
-
-    Args:
-        fs: the filesystem.
-        rpath: of the object.
-        version_id: of the version, or None.
-        lpath: of the file that it becomes.
-        exclusive: whether there must be no file yet.
-    """
-
-    def __init__(self, fs: Any, rpath: str, version_id: str | None, lpath: str, *, exclusive: bool) -> None:
-        self._fs = fs
-        self._rpath = rpath
-        self._version = version_id
-        self._target, self._mode = resolve_target(lpath)
-        self._exclusive = exclusive
-
-    async def fetch(self, callback: Callback) -> bool:
-        """Fetch the object; False, with nothing done, if it is small or has no ETag, or another process fetches it."""
-        return await retry_if_changed(lambda: self._fetch(callback))
-
-    async def _fetch(self, callback: Callback) -> bool:
-        stamp = await object_metadata(self._fs, self._rpath, self._version)
-        if stamp.size <= MIN_REQUEST or not stamp.etag:
-            return False
-        found = PinnedObject(self._fs, self._rpath, self._version, stamp.etag)
-        async with ThreadedContext(self._opened(str(found), stamp)) as file:
-            if file is None:
-                return False
-            callback.set_size(stamp.size)
-            kept = await in_thread(file.kept)
-            callback.absolute_update(sum(file.span(number)[1] for number in kept))
-            await self._fs.transfer.fetch(found.get, file.missing(kept), callback.relative_update)
-            await in_thread(file.check, found, stamp)
-            await in_thread(file.strip)
-        return True
-
-    @contextlib.contextmanager
-    def _opened(self, name: str, stamp: ObjectMetadata) -> Iterator[PartialFile | None]:
-        """The bytes so far; they become the target when the block ends without an exception, and stay otherwise."""
-        of_object = digest(self._fs._endpoint, name, self._target)[:8]
-        path = temporary_path(self._target, of_object + digest(stamp.etag, str(stamp.size))[:8])
-        _remove_others(path, of_object)
-        try:
-            descriptor = open_owned(path, 0o666 if self._mode is None else self._mode)
-        except OSError:
-            if not os.path.lexists(path):
-                raise
-            # Another user has put something in its place, which is not written to: all is fetched again.
+@contextlib.contextmanager
+def _opened(
+    name: tuple[str, str], stamp: ObjectMetadata, target: str, mode: int | None, exclusive: bool
+) -> Iterator[PartialFile | None]:
+    """The bytes so far; they become the target when the block ends without an exception, and stay otherwise."""
+    of_object = digest(*name, target)[:8]
+    path = temporary_path(target, of_object + digest(stamp.etag, str(stamp.size))[:8])
+    _remove_others(path)
+    try:
+        descriptor = open_owned(path, 0o666 if mode is None else mode)
+    except OSError:
+        if not os.path.lexists(path):
+            raise
+        # Another user has put something in its place, which is not written to: all is fetched again.
+        yield None
+        return
+    try:
+        if not lock(descriptor):
             yield None
             return
+        file = PartialFile(descriptor, stamp.size)
         try:
-            if not lock(descriptor):
-                yield None
-                return
-            file = PartialFile(descriptor, stamp.size)
-            try:
-                self._prepare(file, path)
-                yield file
-                publish(path, self._target, exclusive=self._exclusive)
-            except BaseException as error:
-                if isinstance(error, (ChecksumError, FileExpired)) or not file.marked():
-                    os.unlink(path)
-                add_filename(error, path)
-                raise
-        finally:
-            os.close(descriptor)
-
-    def _prepare(self, file: PartialFile, path: str) -> None:
-        if self._mode is not None and hasattr(os, "fchmod"):
-            os.fchmod(file.descriptor, self._mode)
-        status = os.fstat(file.descriptor)
-        if status.st_size == file.whole:
-            return
-        os.ftruncate(file.descriptor, 0)
-        free = _free(file.descriptor)
-        if free is not None and free < file.whole:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.dirname(path))
-        os.ftruncate(file.descriptor, file.whole)
+            if mode is not None and hasattr(os, "fchmod"):
+                os.fchmod(descriptor, mode)
+            if os.fstat(descriptor).st_size != file.whole:
+                _begin(file, path)
+            yield file
+            publish(path, target, exclusive=exclusive)
+        except BaseException as error:
+            if isinstance(error, (ChecksumError, FileExpired)) or not file.marked():
+                os.unlink(path)
+            add_filename(error, path)
+            raise
+    finally:
+        os.close(descriptor)
 
 
-def _free(descriptor: int) -> int | None:
-    """Free bytes of a file's filesystem; None if unknown."""
-    if not hasattr(os, "fstatvfs"):
-        return None
-    status = os.fstatvfs(descriptor)
-    return status.f_bavail * status.f_frsize if status.f_blocks else None
+def _begin(file: PartialFile, path: str) -> None:
+    os.ftruncate(file.descriptor, 0)
+    status = os.fstatvfs(file.descriptor) if hasattr(os, "fstatvfs") else None
+    if status and status.f_blocks and status.f_bavail * status.f_frsize < file.whole:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.dirname(path))
+    os.ftruncate(file.descriptor, file.whole)
 
 
-def _remove_others(path: str, of_object: str) -> None:
+def _remove_others(path: str) -> None:
     """Remove the partial files of former states of the object, unless another process uses them."""
     folder, name = os.path.split(path)
     kind = re.compile(re.escape(name[: -len("00000000.tmp")]) + r"[0-9a-f]{8}\.tmp")

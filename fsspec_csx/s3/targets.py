@@ -23,7 +23,6 @@ def pair_paths(found: Sequence[Expansion], target: str, *, is_list: bool, into: 
     """Where the entries of expansions go, by the rules of fsspec.
 
     Args:
-        found: what was named; one, unless ``is_list``.
         target: the name that the one source gets, or the folder that all sources go into.
         is_list: whether a list of sources was given: all of them go into the folder.
         into: whether the target is a folder that the one source goes into.
@@ -45,11 +44,7 @@ def pair_paths(found: Sequence[Expansion], target: str, *, is_list: bool, into: 
 
 
 def zip_paths(sources: Sequence[str], targets: Sequence[str]) -> list[PathPair]:
-    """Sources that are each given with its target.
-
-    Raises:
-        ValueError: if they are not as many.
-    """
+    """Sources that are each given with its target; ValueError if they are not as many."""
     if len(sources) != len(targets):
         msg = f"There are {len(sources)} sources and {len(targets)} targets. Give as many of each."
         raise ValueError(msg)
@@ -57,18 +52,9 @@ def zip_paths(sources: Sequence[str], targets: Sequence[str]) -> list[PathPair]:
 
 
 def check_distinct(pairs: Iterable[PathPair]) -> None:
-    """Refuse targets that would replace one another, or a source that is still to be read.
-
-    Raises:
-        ValueError: if there are such.
-    """
-    sources: dict[str, str] = {}
+    """Raise ValueError for targets that would replace one another, or a source that is still to be read."""
     files = [each for each in pairs if each.type != "directory"]
-    for each in files:
-        former = sources.setdefault(each.target, each.source)
-        if former != each.source:
-            msg = f"{former!r} and {each.source!r} would both become {each.target!r}. Give each a target of its own."
-            raise ValueError(msg)
+    sources = _sources(files, "Give each a target of its own.")
     for each in files:
         if sources.get(each.source, each.source) != each.source:
             msg = f"{each.source!r} is a source, and the target of {sources[each.source]!r}. Choose another target."
@@ -76,11 +62,7 @@ def check_distinct(pairs: Iterable[PathPair]) -> None:
 
 
 def check_inside(pairs: Iterable[PathPair], folder: str) -> None:
-    """Refuse local targets that lead upwards from their folder: whoever made the keys chose them.
-
-    Raises:
-        ValueError: if there is one.
-    """
+    """Raise ValueError for local targets that lead upwards from their folder: whoever made the keys chose them."""
     for each in pairs:
         if ".." in each.target[len(folder.rstrip("/")) :].split("/"):
             msg = f"The key {each.source!r} leads out of {folder!r}. Fetch it alone, to a name of your own."
@@ -94,18 +76,22 @@ def check_local(pairs: Iterable[PathPair]) -> None:
         IsADirectoryError: if an object's name is that of a folder too, which no local file system can hold.
         ValueError: if two objects would become one file.
     """
-    sources: dict[str, str] = {}
-    for each in pairs:
-        if each.type == "directory":
-            continue
-        path = os.path.abspath(each.target)
-        if sources.setdefault(path, each.source) != each.source:
-            msg = f"{sources[path]!r} and {each.source!r} would both become {path!r}. Fetch one of them alone."
-            raise ValueError(msg)
+    files = [each._replace(target=os.path.abspath(each.target)) for each in pairs if each.type != "directory"]
+    sources = _sources(files, "Fetch one of them alone.")
     for folder in {parent for path in sources for parent in _parents(path)}:
         if folder in sources:
             msg = f"{sources[folder]!r} is an object and a folder; {folder!r} cannot be both. Fetch the object alone."
             raise IsADirectoryError(msg)
+
+
+def _sources(files: Iterable[PathPair], remedy: str) -> dict[str, str]:
+    """The source of each target; ValueError if one has two."""
+    sources: dict[str, str] = {}
+    for each in files:
+        if (former := sources.setdefault(each.target, each.source)) != each.source:
+            msg = f"{former!r} and {each.source!r} would both become {each.target!r}. {remedy}"
+            raise ValueError(msg)
+    return sources
 
 
 def _parents(path: str) -> Iterable[str]:

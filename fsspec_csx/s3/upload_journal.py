@@ -21,12 +21,7 @@ _LARGEST = 4 * 2**20  # bytes; 10,000 parts take less than a quarter
 
 @dataclass(frozen=True)
 class SourceFingerprint:
-    """Identifies the source of an upload and its content.
-
-    Attributes:
-        name: of the source.
-        state: changes when its content does.
-    """
+    """Identifies the source of an upload by its name, and by a state that changes when its content does."""
 
     name: str
     state: str
@@ -74,7 +69,8 @@ class UploadJournal:
         for part in parts:
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 number, etag, checksum = json.loads(part)
-                if type(number) is int and isinstance(etag, str) and _is_checksum(checksum):
+                is_checksum = checksum is None or (type(checksum) is int and 0 <= checksum < 2**64)
+                if type(number) is int and isinstance(etag, str) and is_checksum:
                     self.parts[number] = etag, checksum
 
     def start(self, upload: str, part: int, *, checksums: bool = True) -> None:
@@ -104,11 +100,6 @@ class UploadJournal:
             os.write(self._descriptor, f"{'' if first else chr(10)}{json.dumps(value)}".encode())
 
 
-def open_journal(origin: SourceFingerprint | None, target: str) -> ThreadedContext[UploadJournal | None]:
-    """Open the journal of ``locked_journal`` without blocking the event loop."""
-    return ThreadedContext(locked_journal(origin, target))
-
-
 @contextlib.contextmanager
 def locked_journal(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
     """Open and lock the journal of the uploads from one source to one target.
@@ -120,18 +111,29 @@ def locked_journal(origin: SourceFingerprint | None, target: str) -> Iterator[Up
     Returns:
         None if another process has locked it, or the folder cannot be written to.
     """
-    path = _folder() / f"{digest(origin.name, target)}.json" if origin else None
-    descriptor = _locked(path) if path else None
-    if origin is None or path is None or descriptor is None:
+    descriptor = None
+    if origin is not None:
+        with contextlib.suppress(OSError, RuntimeError):  # the latter if there is no home
+            path = _folder() / f"{digest(origin.name, target)}.json"
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = open_owned(path, 0o600)
+    if origin is None or descriptor is None:
         yield None
         return
-    record = UploadJournal(descriptor, origin.state, target)
+    record = None
     try:
+        if lock(descriptor):
+            record = UploadJournal(descriptor, origin.state, target)
         yield record
     finally:
-        if record.id is None:
+        if record is not None and record.id is None:
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def open_journal(origin: SourceFingerprint | None, target: str) -> ThreadedContext[UploadJournal | None]:
+    """Open the journal of ``locked_journal`` without blocking the event loop."""
+    return ThreadedContext(locked_journal(origin, target))
 
 
 def all_journals() -> list[tuple[Path, str]]:
@@ -187,22 +189,6 @@ def open_owned(path: str | Path, mode: int) -> int:
     raise PermissionError(errno.EPERM, "This file was not made by this user", os.fspath(path))
 
 
-def _is_checksum(value: object) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 2**64)
-
-
 def _folder() -> Path:
     # https://specifications.freedesktop.org/basedir-spec/latest/
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fsspec_csx" / "uploads"
-
-
-def _locked(path: Path) -> int | None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = open_owned(path, 0o600)
-    except (OSError, RuntimeError):  # the latter if there is no home
-        return None
-    if lock(descriptor):
-        return descriptor
-    os.close(descriptor)
-    return None

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-_MARK = "?versionId="
-
 
 def check_writable(fs: Any, path: str) -> tuple[str, str]:
-    """The bucket and the key that a write to a path makes.
-
-    Raises:
-        ValueError: if the path names a version.
-    """
+    """The bucket and the key that a write to a path makes; ValueError if the path names a version."""
     bucket, key, version = fs.split_path(path)
     if version:
-        msg = f"{path!r} names a version, and versions cannot be written. Remove {_MARK} from the path."
+        msg = f"{path!r} names a version, and versions cannot be written. Remove ?versionId= from the path."
         raise ValueError(msg)
     return bucket, key
 
@@ -37,11 +31,7 @@ def chosen_version(fs: Any, path: str, version_id: str | None) -> str | None:
 
 
 async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[str, Any]]:
-    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
-
-    Raises:
-        ValueError: if the filesystem knows no versions.
-    """
+    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names."""
     if not fs.version_aware:
         msg = "Versions are known only to a filesystem that is version-aware. Pass version_aware=True to it."
         raise ValueError(msg)
