@@ -11,22 +11,18 @@ from typing import Any
 from fsspec.asyn import AbstractAsyncStreamedFile
 from s3fs.core import version_id_kw
 
+from fsspec_csx.s3.file import check_open, part_writer
 from fsspec_csx.s3.interrupt import run_in_thread
 from fsspec_csx.s3.transport.event_loop import submitted
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.unwinding import Opening
 from fsspec_csx.s3.upload import object_call
-from fsspec_csx.s3.writer import PartWriter
 
 logger = logging.getLogger("fsspec_csx")
 
 
 class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
-    """An object that is read from front to back by one request, which the first ``read`` makes.
-
-    Args:
-        options: parameters of GetObject.
-    """
+    """An object that is read from front to back by one GetObject, which the first ``read`` makes."""
 
     def __init__(self, fs: Any, path: str, **options: Any) -> None:
         self.fs, self.path, self.mode = fs, path, "rb"
@@ -43,9 +39,7 @@ class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             ObjectNotFoundError: if there is no such object.
             ConnectionError: if the connection ends before the object does.
         """
-        if self.closed:
-            msg = f"s3://{self.path} is closed. Open it again."
-            raise ValueError(msg)
+        check_open(self.path, self.closed)
         if self._body is None:
             bucket, key, version = self.fs.split_path(self.path)
             named = {"Bucket": bucket, "Key": key, **version_id_kw(version)}
@@ -83,9 +77,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         mode: "wb", or "xb" to replace no object.
         part: bytes of the first parts.
         options: parameters of the requests that make the object.
-
-    Raises:
-        ValueError: if the path names no object.
     """
 
     def __init__(self, fs: Any, path: str, mode: str, part: int, options: dict[str, Any]) -> None:
@@ -96,14 +87,8 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self.fs, self.path, self.mode = fs, path, mode
         self.loc = 0
         self._loop = asyncio.get_running_loop()
-        self._writer = PartWriter(
-            object_call(fs, bucket, key, options),
-            fs.transfer,
-            functools.partial(submitted, self._loop),
-            first_part=part,
-            growing=not fs.fixed_upload_size,
-            checked=not any(name.startswith("Checksum") for name in {**fs.s3_additional_kwargs, **options}),
-        )
+        call, begin = object_call(fs, bucket, key, options), functools.partial(submitted, self._loop)
+        self._writer = part_writer(fs, call, begin, part, {**fs.s3_additional_kwargs, **options})
         self._turn = asyncio.Lock()  # of many tasks that write
         self._opening = Opening(path)
         self.closed = self.forced = False
@@ -116,7 +101,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         """
         view = single_bytes(data)
         async with self._turn:
-            self._check_open()
+            check_open(self.path, self.closed)
             write = functools.partial(self._writer.write, view, stable=type(data) is bytes)
             if self._writer.fits(len(view)):
                 write()
@@ -127,7 +112,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
 
     async def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
-        self._check_open()
+        check_open(self.path, self.closed)
         if force:
             await self.close()
 
@@ -169,11 +154,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         if self._loop.is_running():
             asyncio.run_coroutine_threadsafe(self._writer.abandon(), self._loop)
         self._opening.warn("It was not closed.")
-
-    def _check_open(self) -> None:
-        if self.closed:
-            msg = f"s3://{self.path} is closed. Open it again."
-            raise ValueError(msg)
 
     async def _in_thread(self, work: Callable[[], Any]) -> None:
         """Let the writer wait in a thread, and discard the file if it fails or this is cancelled."""

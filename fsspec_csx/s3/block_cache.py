@@ -46,10 +46,7 @@ class BlockCache:
 
     Args:
         folder: is made if it is missing. The files are in a folder of the user's below it, which no other may enter.
-        size: the most bytes that they may take, or a text such as ``50GB``.
-
-    Raises:
-        ValueError: if the size is none.
+        size: the most bytes that they may take, or a text such as ``50GB``; ValueError if it is none.
     """
 
     def __init__(self, folder: str | os.PathLike[str], size: int | str) -> None:
@@ -65,7 +62,6 @@ class BlockCache:
 
         Args:
             names: what identifies the object; the last is the ETag of its state.
-            size: of the object, in bytes.
 
         Returns:
             None if the object is larger than the cache, or the folder cannot be used, of which a warning is logged.
@@ -80,9 +76,8 @@ class BlockCache:
                 found = self._open.get(name)
                 if found is None:
                     self._make_folder()
-                    found = self._open[name] = CachedObject(
-                        self, open_owned(self.path / name, 0o600), name, names[-1], size
-                    )
+                    descriptor = open_owned(self.path / name, 0o600)
+                    found = self._open[name] = CachedObject(self, descriptor, name, names[-1], size)
             found.use()
             return found
         except (OSError, RuntimeError) as error:  # the latter if there is no home
@@ -112,11 +107,7 @@ class BlockCache:
             logger.warning("The cache in %s cannot be used, so objects are read from S3: %s", self.path, error)
 
     def make_room(self, needed: int, name: str) -> None:
-        """Remove the files that were not used for longest, so that so many bytes fit.
-
-        Args:
-            name: of the file that gets them; it stays.
-        """
+        """Remove the files that were not used for longest, so that so many bytes fit into the one of this name."""
         with self._lock:
             self._written += needed
             if self._written < self.limit // _MEASURED_AGAIN:
@@ -147,17 +138,10 @@ def _file_name(names: tuple[str, ...], size: int) -> str:
 
 
 class CachedObject:
-    """The file of one state of an object.
+    """The file of one state of an object, whose ETag and size these are.
 
     Args:
-        cache: that it is in.
         descriptor: of the file, open for reading and writing; closed when this is dropped.
-        name: of the file.
-        etag: of the object.
-        size: of the object, in bytes.
-
-    Raises:
-        OSError: if the file cannot have the object's size.
     """
 
     def __init__(self, cache: BlockCache, descriptor: int, name: str, etag: str, size: int) -> None:
@@ -213,33 +197,31 @@ class CachedObject:
 
     def add(self, block: int, checksum: int) -> None:
         """Note that a block is there."""
-        with contextlib.suppress(OSError):
-            os.pwrite(self._descriptor, _ENTRY.pack(_MARK, checksum), block * _ENTRY.size)
+        self._set(block, _ENTRY.pack(_MARK, checksum))
 
     def drop(self, block: int) -> None:
         """Note that a block is damaged."""
-        logger.warning(
-            "Block %d of %s in the cache is damaged; it is read from S3.", block, self.cache.path / self.name
-        )
+        name = self.cache.path / self.name
+        logger.warning("Block %d of %s in the cache is damaged; it is read from S3.", block, name)
+        self._set(block, bytes(_ENTRY.size))
+
+    def _set(self, block: int, entry: bytes) -> None:
         with contextlib.suppress(OSError):
-            os.pwrite(self._descriptor, bytes(_ENTRY.size), block * _ENTRY.size)
+            os.pwrite(self._descriptor, entry, block * _ENTRY.size)
 
     def claim(self, start: int, end: int) -> bool:
         """Announce that this process fetches these bytes; False if another does."""
-        try:
-            self._lock(fcntl.F_WRLCK, start, end)
-        except (BlockingIOError, PermissionError):
-            return False
-        except (OSError, AttributeError):  # without such locks, each fetches all
-            return True
-        return True
+        return self._lock("F_WRLCK", start, end)
 
     def release(self, start: int, end: int) -> None:
         """End a claim."""
-        with contextlib.suppress(OSError, AttributeError):
-            self._lock(fcntl.F_UNLCK, start, end)
+        self._lock("F_UNLCK", start, end)
 
-    def _lock(self, kind: int, start: int, end: int) -> None:
+    def _lock(self, kind: str, start: int, end: int) -> bool:
         # Locks of this kind end with the descriptor, so also with a killed process: fcntl(2), "Open file description".
-        wanted = struct.pack("@hhqqi0q", kind, os.SEEK_SET, start, end - start, 0)
-        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, wanted)
+        try:
+            wanted = struct.pack("@hhqqi0q", getattr(fcntl, kind), os.SEEK_SET, start, end - start, 0)
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, wanted)
+        except (OSError, AttributeError) as error:  # without such locks, each fetches all
+            return not isinstance(error, (BlockingIOError, PermissionError))
+        return True

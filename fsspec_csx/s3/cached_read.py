@@ -58,7 +58,7 @@ class CachedRange(RangeRequest):
         Raises:
             OSError: if it was given up.
         """
-        self.interrupt = _nothing  # before ``given_up`` is looked at
+        self.interrupt = lambda: None  # before ``given_up`` is looked at
         self._local = True
         try:
             while not self.complete:
@@ -160,14 +160,11 @@ async def fetch(
         transfer: whose threads read from the cache.
         fetch_ranges: fills ranges from S3, and is given ``advance``.
         part: the most bytes of a request without a cache.
-        advance: see ``Transfer.fetch``.
-        check: see ``RangeRequest``.
 
     Returns:
         The ranges; None, and nothing is filled, if they would bring far more than is wanted.
     """
-    ranges = _plan(blocks, spans, part, check)
-    if ranges is None:
+    if (ranges := _plan(blocks, spans, part, check)) is None:
         return None
     loop, rest, missing = asyncio.get_running_loop(), list(ranges), -1
     patient_until = loop.time() + _PATIENCE
@@ -177,7 +174,7 @@ async def fetch(
         try:
             claimed += await _fill(transfer, here, advance)
             if claimed:
-                await in_thread(_make_room, claimed)
+                await in_thread(blocks.cache.make_room, sum(each.length for each in claimed), blocks.name)
                 await fetch_ranges(claimed, advance)
         finally:
             for each in (*here, *claimed):
@@ -232,12 +229,3 @@ async def _fill(
         await uncancelled(transfer.released(ranges))
         raise
     return damaged
-
-
-def _make_room(ranges: Sequence[CachedRange]) -> None:
-    blocks = ranges[0].blocks
-    blocks.cache.make_room(sum(each.length for each in ranges), blocks.name)
-
-
-def _nothing() -> None:
-    pass

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import weakref
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -14,6 +15,7 @@ from fsspec.asyn import sync
 
 from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
 from fsspec_csx.s3.appending import AppendTarget, find_append_target, with_conditions
+from fsspec_csx.s3.multipart import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, start
@@ -120,12 +122,7 @@ class CSXFile(ReadFile):
                 super().close()
 
     def commit(self) -> None:
-        """Make what was written the object; a transaction calls this.
-
-        Raises:
-            FileExistsError: in mode ``x``, if the object exists by now.
-            ValueError: if it was discarded.
-        """
+        """Make what was written the object; a transaction calls this."""
         if self._finished:
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
@@ -206,23 +203,14 @@ class CSXFile(ReadFile):
         return self._write(data, stable=type(data) is bytes, borrowed=False)
 
     def write_borrowed(self, data: Any) -> int:
-        """Write a buffer without copying it; as ``write``, but it must neither change nor go until the file is closed.
-
-        Args:
-            data: contiguous memory, such as that of a tensor which the caller holds.
-
-        Returns:
-            Its size in bytes.
-        """
+        """Write contiguous memory without copying it; it must neither change nor go until the file is closed."""
         return self._write(data, stable=True, borrowed=True)
 
     def _write(self, data: Any, *, stable: bool, borrowed: bool) -> int:
         if self.mode == "rb":
             msg = "The file was opened for reading. Open it in mode wb."
             raise ValueError(msg)
-        if self.closed or self.forced:
-            msg = f"s3://{self.path} is closed. Open it again."
-            raise ValueError(msg)
+        check_open(self.path, self.closed or self.forced)
         view = single_bytes(data)
         if self._dropped:
             return len(view)  # a wrapper that is dropped too writes what it still holds
@@ -255,9 +243,7 @@ class CSXFile(ReadFile):
 
     def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
-        if self.closed:
-            msg = f"s3://{self.path} is closed. Open it again."
-            raise ValueError(msg)
+        check_open(self.path, self.closed)
         if not force or self.mode == "rb" or self.forced:
             return
         self.forced = True
@@ -266,15 +252,8 @@ class CSXFile(ReadFile):
 
     @functools.cached_property
     def _writer(self) -> PartWriter:
-        own = any(name.startswith("Checksum") for name in self.s3_additional_kwargs)
-        return PartWriter(
-            self._request,
-            self.fs.transfer,
-            functools.partial(_start_sending, self.fs, self.path, self._pid),
-            first_part=self.blocksize,
-            growing=not self.fs.fixed_upload_size,
-            checked=not own,
-        )
+        begin = functools.partial(_start_sending, self.fs, self.path, self._pid)
+        return part_writer(self.fs, self._request, begin, self.blocksize, self.s3_additional_kwargs)
 
     def _abort_upload(self, seconds: float) -> None:
         writer = self.__dict__.get("_writer")
@@ -289,6 +268,19 @@ class CSXFile(ReadFile):
             future.result(seconds)
         except Exception as error:  # the first error must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
+
+
+def check_open(path: str, closed: bool) -> None:
+    """Raise ValueError if a file is closed."""
+    if closed:
+        msg = f"s3://{path} is closed. Open it again."
+        raise ValueError(msg)
+
+
+def part_writer(fs: Any, call: Call, begin: Callable[..., Work], part: int, options: Mapping[str, Any]) -> PartWriter:
+    """The writer of an object, which begins the sending of its parts by ``begin``, the first of so many bytes."""
+    own = any(name.startswith("Checksum") for name in options)
+    return PartWriter(call, fs.transfer, begin, first_part=part, growing=not fs.fixed_upload_size, checked=not own)
 
 
 def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Work:

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from fsspec_csx.errors import DiscardedFileWarning
 
@@ -27,24 +27,12 @@ Error: TypeAlias = BaseException | type[BaseException]
 _WITH_EXCEPT_START = opcode.opmap.get("WITH_EXCEPT_START")
 
 
-class Cleanup(NamedTuple):
-    """A call of ``__exit__`` that was given an exception.
-
-    Attributes:
-        frame: the outermost frame that the call has of its own.
-        error: the exception, or its class.
-    """
-
-    frame: FrameType
-    error: Error
-
-
 class Opening:
     """The moment at which a file was opened for writing; logs and warns when the file is discarded."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._cleanups = [cleanup.frame for cleanup in running_cleanups()]
+        self._cleanups = [frame for frame, _ in running_cleanups()]
 
     def left_by(self) -> Error | None:
         """The exception that was given to an ``__exit__`` which calls this, directly or not, since the opening."""
@@ -73,9 +61,12 @@ class Opening:
         self._cleanups = []
 
 
-def running_cleanups() -> list[Cleanup]:
-    """The cleanups that the caller is part of, in its thread, the innermost first."""
-    return [Cleanup(frame, error) for frame, error in _running_exits() if error is not None]
+def running_cleanups() -> list[tuple[FrameType, Error]]:
+    """The calls of ``__exit__`` with an exception that the caller is part of, in its thread, the innermost first.
+
+    Each has the outermost frame of its own, and the exception or its class.
+    """
+    return [(frame, error) for frame, error in _running_exits() if error is not None]
 
 
 def innermost_error() -> Error | None:
@@ -84,10 +75,7 @@ def innermost_error() -> Error | None:
 
 
 def _running_exits() -> Iterator[tuple[FrameType, Error | None]]:
-    """The calls of ``__exit__`` that are under way, each with what it was given.
-
-    Those of C code are found only if they were given an exception.
-    """
+    """The calls of ``__exit__`` that are under way, with what each was given; those of C code only if it was one."""
     handled = sys.exc_info()[1]
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
