@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from botocore import exceptions as boto
@@ -117,12 +116,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- signing in -------------------------------------------------------------------------------------------------
 
     async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Connect: find credentials and make the client; see ``s3fs.S3FileSystem.set_session``.
-
-        Raises:
-            CredentialsError: if the rules give none, or half a pair.
-            ValueError: if the environment or the profile names an endpoint with a password in its URL.
-        """
+        """Connect: find credentials and make the client; see ``s3fs.S3FileSystem.set_session``."""
         if self._s3 is None or refresh:
             async with self._sign_in_lock:
                 if self._s3 is None or refresh:
@@ -130,7 +124,11 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         before, client = self._s3, await super().set_session(refresh=refresh)
         if client is not before:
             redact_logs()
-            self._check_endpoint(client)
+            try:
+                credentials.check_endpoint(client.meta.endpoint_url)
+            except ValueError:
+                self._s3 = None  # the next use raises this too
+                raise
             # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
             weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
@@ -147,13 +145,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             handlers.register(client, transfer, self._checksum_headers, self._first_contact)
             self._watched.add(client)
         return client
-
-    def _check_endpoint(self, client: Any) -> None:
-        try:
-            credentials.check_endpoint(client.meta.endpoint_url)
-        except ValueError:
-            self._s3 = None  # the next use raises this too
-            raise
 
     def _make_transfer(self, client: Any, former: Transfer | None) -> Transfer:
         verify = credentials.verify_of(self.session, self.client_kwargs)
@@ -273,11 +264,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     @property
     def _endpoint(self) -> str:
         return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
-
-
-def looking_up() -> AbstractContextManager[None]:
-    """Within a block, let a HEAD that finds nothing make no further request about the bucket."""
-    return using(looking_up=True)
 
 
 def raise_explained(explained: Exception, error: Exception) -> NoReturn:

@@ -56,7 +56,7 @@ _OF_TEXT = ("encoding", "errors", "newline")
 
 
 def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a call with those that ``backends.csx.storage.s3`` adds; see ``credentials.resolve_options``."""
+    """The options of a call with those that ``backends.csx.storage.s3`` adds."""
     flags = backends.csx.storage.s3
     cache = {"cache_dir": flags.cache_dir, "cache_size": flags.cache_size}
     options = credentials.resolve_options(call, configured, flags.profile)

@@ -34,23 +34,6 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def interruptible_generator(generator: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a plain generator of an asynchronous one; each step can be interrupted."""
-
-    @functools.wraps(generator)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps = generator(self, *args, **kwargs)
-        while True:
-            try:
-                step = finished(self, steps.__anext__)
-            except StopAsyncIteration:
-                return
-            yield step
-
-    call.of_coroutine = generator  # type: ignore[attr-defined]
-    return call
-
-
 async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
     """Do work that waits for the event loop; whatever ends this stops the work and waits for its end."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
@@ -75,14 +58,11 @@ def make_interruptible(cls: type[Any]) -> None:
         if not name.startswith("_") or name.startswith("__"):
             continue
         coroutine, plain = getattr(cls, name), getattr(cls, name[1:], None)
-        if not _is_made_of_coroutine(name, plain) or getattr(plain, "of_coroutine", None) is coroutine:
+        if not inspect.iscoroutinefunction(coroutine) or not _is_made_of_coroutine(name, plain):
             continue
-        if inspect.iscoroutinefunction(coroutine):
-            made = interruptible(coroutine)
-        elif inspect.isasyncgenfunction(coroutine):
-            made = interruptible_generator(coroutine)
-        else:
+        if getattr(plain, "of_coroutine", None) is coroutine:
             continue
+        made = interruptible(coroutine)
         made.__doc__ = coroutine.__doc__ or getattr(getattr(AbstractFileSystem, name[1:], None), "__doc__", "")
         setattr(cls, name[1:], made)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fsspec_csx.errors import CSXError, ObjectNotFoundError
 from fsspec_csx.s3.client import response_validation
-from fsspec_csx.s3.connection import looking_up, raise_explained
+from fsspec_csx.s3.connection import raise_explained
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
 from fsspec_csx.s3.transport.failures import NotStartedError
@@ -78,7 +78,7 @@ async def object_info(fs: Any, path: str, version_id: str | None = None) -> List
 
 async def lookup(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
     """The same for an object that may be missing, which then costs no further request."""
-    with looking_up():
+    with using(looking_up=True):
         return await object_info(fs, path, version_id)
 
 

@@ -12,14 +12,7 @@ from fsspec_csx.s3.transport import compat
 
 
 class Lease:
-    """Stands for the creator of a client, which s3fs and its finalizer keep as long as the filesystem lives.
-
-    Args:
-        made: makes and closes the client, or the clients of a filesystem for several regions.
-
-    Attributes:
-        pid: that of the process whose client it is.
-    """
+    """Stands for the creator of a client, which s3fs and its finalizer keep as long as the filesystem lives."""
 
     def __init__(self, made: Any) -> None:
         self.made = made
@@ -43,11 +36,7 @@ def close_when_unused(client: Any, loop: Any) -> None:
 def keep_while_read(body: Any, *used: Any) -> None:
     """Keep the client of a body until the body is dropped."""
     with contextlib.suppress(TypeError):  # it takes no weak references, and so does not stream
-        weakref.finalize(body, _drop, *used).atexit = False
-
-
-def _drop(*used: Any) -> None:
-    """Release what a finalizer has kept."""
+        weakref.finalize(body, lambda *_: None, *used).atexit = False
 
 
 def _close(session: Any, loop: weakref.ref[Any], pid: int) -> None:

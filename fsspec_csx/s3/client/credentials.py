@@ -63,7 +63,6 @@ def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any], sett
     """Apply rules 1 to 3 to the options of a call; options of the fsspec configuration that must not win become None.
 
     Args:
-        call: the options of the call.
         configured: those that the fsspec configuration adds.
         setting: the profile of ``backends.csx.storage.s3``, or None.
     """
@@ -83,12 +82,7 @@ def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any], sett
 
 
 def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
-    """Return whether certificates are checked, or the path of the trusted ones; by botocore's rules.
-
-    Args:
-        session: with a profile and an environment.
-        client: the call's arguments for the client.
-    """
+    """Return whether certificates are checked, or the path of the trusted ones; by botocore's rules."""
     for named in (client.get("verify"), session.get_config_variable("ca_bundle"), os.environ.get(BUNDLE)):
         if named is not None:
             return bool(named) if isinstance(named, bool) else str(named)
@@ -107,7 +101,7 @@ def environment_token() -> str:
     watched = sorted(
         item for item in os.environ.items() if item[0].startswith(("AWS_", BUNDLE)) or item[0].endswith(_PROXY)
     )
-    files = [(str(path), _stamp(path)) for path in _files(os.environ)]
+    files = [(str(path), _stamp(path)) for path in _files()]
     return hashlib.sha256(repr((watched, files)).encode()).hexdigest()
 
 
@@ -119,25 +113,25 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _files(environment: Mapping[str, str]) -> list[Path]:
+def _files() -> list[Path]:
     """The AWS config and credentials files that botocore reads in this environment."""
-    config = environment.get("AWS_CONFIG_FILE", "~/.aws/config")
-    shared = environment.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    config = os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
+    shared = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
     return [Path(config).expanduser(), Path(shared).expanduser()]
+
+
+def _shown_files() -> list[str]:
+    return [f"{path} ({'read' if path.exists() else 'not there'})" for path in _files()]
 
 
 async def find(session: Any) -> tuple[str, str]:
     """Find a session's credentials now, rather than at the first request.
 
-    Args:
-        session: of aiobotocore.
-
     Returns:
         Their owner, in a few words, and a digest of them, which reveals nothing.
 
     Raises:
-        NoCredentialsError, IncompleteCredentialsError, UnknownProfileError, ExpiredCredentialsError: each with what was
-            tried and what to do. Later requests raise them too, when the credentials are renewed.
+        CredentialsError: with what was tried and what to do. Later requests raise it too, when they are renewed.
         EndpointError: if the source of the credentials cannot be reached.
     """
     with _mapped_errors(session):
@@ -178,11 +172,11 @@ def _mapped_errors(session: Session) -> Iterator[None]:
 
 def raise_explained(error: Exception, session: Session) -> NoReturn:
     """Raise an error of a search for credentials as this package's, chained unless it shows a secret."""
+    raise _explained(error, session) from (error if redact(str(error)) == str(error) else None)
+
+
+def _explained(error: Exception, session: Session) -> CSXError:
     said = redact(" ".join(str(error).split()).rstrip("."))
-    raise _explained(error, session, said) from (error if redact(str(error)) == str(error) else None)
-
-
-def _explained(error: Exception, session: Session, said: str) -> CSXError:
     profile = _profile(session)
     if isinstance(error, boto.ProfileNotFound):
         return _unknown_profile(session, profile)
@@ -198,11 +192,9 @@ def _explained(error: Exception, session: Session, said: str) -> CSXError:
         remedy = "Renew what it gets them from (the program, role or file that it names), and check the clock."
         return ExpiredCredentialsError(reason, remedy)
     if isinstance(error, RedirectedError):
-        reason = (
-            f"The metadata service that profile {profile!r} gets its credentials from redirects to {error.location}, "
-        )
+        reason = f"The metadata service that profile {profile!r} gets its credentials from redirects to"
         remedy = "Check the addresses that the AWS_* variables and the profile name, and what answers there."
-        return CredentialsError(f"{reason}which is not followed.", remedy)
+        return CredentialsError(f"{reason} {error.location}, which is not followed.", remedy)
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         reason = f"What profile {profile!r} gets its credentials from cannot be reached: {said}."
         return EndpointError(reason, "Check the network, and the addresses that the profile and the environment name.")
@@ -221,8 +213,7 @@ def _profile(session: Session) -> str:
 
 
 def _none_found(session: Session) -> NoCredentialsError:
-    config, shared = _files(os.environ)
-    files = " and ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in (config, shared))
+    files = " and ".join(_shown_files())
     named = session.instance_variables().get("profile")
     if named is not None:
         reason = f"Profile {named!r} gives no credentials: {files} hold none for it, and nor does any role or instance."
@@ -241,9 +232,8 @@ def _none_found(session: Session) -> NoCredentialsError:
 
 
 def _unknown_profile(session: Session, profile: str) -> UnknownProfileError:
-    files = ", ".join(f"{path} ({'read' if path.exists() else 'not there'})" for path in _files(os.environ))
     known = ", ".join(sorted(session.available_profiles)) or "none"
-    reason = f"There is no profile {profile!r} in {files}; the profiles there: {known}."
+    reason = f"There is no profile {profile!r} in {', '.join(_shown_files())}; the profiles there: {known}."
     return UnknownProfileError(reason, "Name one of them, or add it with: aws configure --profile NAME")
 
 

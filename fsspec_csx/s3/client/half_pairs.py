@@ -22,9 +22,7 @@ def check_pair(given: Mapping[str, Any], names: Sequence[str], where: str) -> No
     """Raise IncompleteCredentialsError if a part of an access key is given, and not all.
 
     Args:
-        given: the values, by their names.
         names: of the access key, of its secret, and of the session's token.
-        where: their source, for the message.
     """
     key, secret, token = (bool(given.get(name)) for name in names)
     if key == secret and (key or not token):
@@ -46,9 +44,6 @@ def check_session(session: Session, profile: str) -> None:
     """Raise IncompleteCredentialsError if the source of a session's credentials gives half a pair.
 
     botocore ignores a secret without its key, and uses the next source.
-
-    Args:
-        profile: the session's.
     """
     if session.instance_variables().get("profile") is None:
         check_pair(os.environ, _VARIABLES, "the environment")

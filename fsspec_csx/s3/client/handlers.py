@@ -27,12 +27,6 @@ def register(
 
     botocore calls the handlers of one operation before those of all, and in the order of this list; its own retries
     come after ``needs-retry``. All are called; the first that returns seconds decides how long to wait.
-
-    Args:
-        client: of aiobotocore.
-        transfer: moves the bodies of objects.
-        headers: which of them the server takes, of each kind of request.
-        first_contact: ends the retries of an endpoint that has never answered; None to leave them to the session.
     """
     no_redirects.check_guarded(client)
     bulk = BulkHandlers(transfer)

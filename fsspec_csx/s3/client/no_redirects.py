@@ -6,7 +6,6 @@ request, with its tokens, keys and body, to any host that the response names.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,12 +25,7 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
     """The connections of a client: they follow no redirect, and bound every body in size and time."""
 
     async def send(self, request: Any) -> Any:
-        """Send a request; see ``AIOHTTPSession``.
-
-        Raises:
-            InvalidResponseError: if the body is too long, or does not end.
-            UnguardedResponseError: if the response did not pass the guard.
-        """
+        """Send a request; InvalidResponseError if the body of the response is too long, or does not end."""
         try:
             return await bounded_body.guarded(super().send, request)
         except boto.HTTPClientError as error:
@@ -83,11 +77,7 @@ def check_guarded(client: Any) -> None:
 
 
 def forbid_redirects(session: Any) -> None:
-    """Let no request of a session for credentials follow a redirect, nor one to a container or an instance.
-
-    Args:
-        session: of aiobotocore; one of another class is changed in this alone.
-    """
+    """Let no request of a session for credentials follow a redirect, nor one to a container or an instance."""
     if not isinstance(session, NoRedirectSession) and "create_client" not in vars(session):
         make = session.create_client
         session.create_client = lambda *args, config=None, **rest: make(*args, config=_guarded_config(config), **rest)
@@ -105,17 +95,13 @@ def _guard_fetcher(fetcher: Any) -> None:
     async def get_session(proxy_url: Any) -> Any:
         return _Guard(await connect(proxy_url))
 
-    connections._get_session, connections.send = get_session, _refusing_redirects(send)
-
-
-def _refusing_redirects(send: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
     async def send_guarded(request: Any) -> Any:
         response = await bounded_body.guarded(send, request)
         if response.status_code in _REDIRECTS:
             raise RedirectedError(_host(response))
         return response
 
-    return send_guarded
+    connections._get_session, connections.send = get_session, send_guarded
 
 
 def refuse_redirect(response: Any = None, **_: Any) -> None:

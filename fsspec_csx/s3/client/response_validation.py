@@ -89,8 +89,6 @@ class Parsers:
 
 
 class _Parser:
-    """Reads responses by botocore's parser, but describes in a few words what it cannot read."""
-
     def __init__(self, parser: Any) -> None:
         self._parser = parser
 

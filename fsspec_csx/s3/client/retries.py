@@ -39,9 +39,7 @@ class FirstContact:
     ) -> None:
         """Leave an attempt to botocore, unless the endpoint has never responded.
 
-        Raises:
-            NotStartedError: if the request is to be made again: botocore's number of attempts is too small for that.
-            GaveUpError: if it is not.
+        Then NotStartedError is raised if the request is to be made again, as botocore makes too few attempts for that.
         """
         if response is not None:
             self._answered = True
