@@ -38,11 +38,7 @@ class PinnedObject:
         return f"s3://{self.bucket}/{self.key}"
 
     async def get(self, **span: str) -> Any:
-        """Ask for a range of it, or all.
-
-        Raises:
-            FileExpired: an OSError, if the object has been replaced.
-        """
+        """Ask for a range of it, or all; FileExpired, an OSError, if the object has been replaced."""
         pinned = {"IfMatch": self.etag} if self.etag else {}
         named = {"Bucket": self.bucket, "Key": self.key, **version_id_kw(self.version)}
         try:
@@ -66,8 +62,6 @@ class ObjectMetadata:
     """The metadata of one state of an object.
 
     Attributes:
-        size: in bytes.
-        etag: differs from that of any other content.
         algorithm: of the checksum; None if the server has none of the whole object.
         checksum: as S3 writes it.
         headers: the attributes that a copy of the object gets, as botocore names them.
@@ -101,11 +95,7 @@ async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> 
 
 
 class BytesBuffer:
-    """Writable memory that becomes a bytes object without a copy.
-
-    Raises:
-        TooLargeError: a MemoryError, if there is not so much.
-    """
+    """Writable memory that becomes a bytes object without a copy."""
 
     def __init__(self, size: int, name: object) -> None:
         self._size = size

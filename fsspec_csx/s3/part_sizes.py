@@ -55,14 +55,10 @@ def first_part_size(expected: int, first: int, *, chosen: bool, far: bool = Fals
 
 
 def part_size_for(size: int, wanted: int | None = None) -> int:
-    """Bytes of each part, but the last, of an object of known size.
+    """Bytes of each part, but the last, of an object of known size; ValueError if no object can be so large.
 
     Args:
-        size: of the object, in bytes.
         wanted: bytes of a part that the caller asks for; None to choose the least that are worth a request.
-
-    Raises:
-        ValueError: if it is larger than any object can be.
     """
     least = -(-size // PARTS)
     if least > LARGEST_PART:

@@ -54,7 +54,6 @@ async def cp_file(
 
     Raises:
         ObjectChangedError: if the source changes while it is copied in parts.
-        ObjectExistsError: in mode "create", if there is an object.
     """
     check_writable(fs, path2)
     if preserve_etag:
@@ -182,9 +181,6 @@ async def setxattr(fs: Any, path: str, copy_kwargs: Mapping[str, Any] | None = N
     Args:
         copy_kwargs: parameters of CopyObject, such as ``{"ContentType": "text/csv"}``.
         kw_args: the values of fields, which are strings; a field whose value is None is removed.
-
-    Raises:
-        ObjectChangedError: if the object changes meanwhile.
     """
     check_writable(fs, path)
     metadata = await object_metadata(fs, path)
@@ -201,29 +197,20 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
     """Make an object of the bytes of several, one after the other; as ``s3fs.S3FileSystem.merge``.
 
     The server copies what fills a part of its own; the rest is read and sent, so that sources may be of any size.
-
-    Args:
-        filelist: the paths of the objects; at least one.
-        kwargs: parameters of PutObject and CreateMultipartUpload, such as ``ContentType``.
-
-    Raises:
-        ObjectChangedError: if one of them changes meanwhile.
-        ObjectNotFoundError: if there is no object of one of the names; before anything is written.
     """
     check_writable(fs, path)
     if not filelist:
         msg = "There is nothing to merge. Name one object at least."
         raise ValueError(msg)
     await fs.set_session()
-    found: dict[int, CopySource] = {}
+    found: dict[str, CopySource] = {}
 
-    async def look(number: int, source: str) -> None:
+    async def look(source: str) -> None:
         async with fs.transfer.turn():
-            metadata = await object_metadata(fs, source)
-        found[number] = _copy_source(fs, source, metadata)
+            found[source] = _copy_source(fs, source, await object_metadata(fs, source))
 
-    await gather_or_cancel(look(number, source) for number, source in enumerate(filelist))
-    joined = MergedSource(fs, [found[number] for number in range(len(filelist))])
+    await gather_or_cancel(look(source) for source in filelist)
+    joined = MergedSource(fs, [found[source] for source in filelist])
     part = joined.part
     await send_object(fs, path, joined.size, joined.body, part, "overwrite", dict(kwargs), in_memory=_IN_MEMORY)
 
