@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from kinds_of_values import same
 
 from fsspec_csx import distributed, load
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
 from fsspec_csx.manage.convert import convert
+from fsspec_csx.testing.kinds_of_values import same
 
 Number = IntEnum("Number", "ONE")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import safetensors.torch as official
 import torch
-from kinds_of_values import same
 
 from fsspec_csx import inspect, load, save
 from fsspec_csx.manage.convert import convert
+from fsspec_csx.testing.kinds_of_values import same
 
 
 class Tied(torch.nn.Module):

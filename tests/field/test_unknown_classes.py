@@ -16,7 +16,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from kinds_of_values import TENSORS, plain, same
 
 from fsspec_csx import inspect, load
 from fsspec_csx.cli import main
@@ -27,6 +26,7 @@ from fsspec_csx.manage.convert import convert
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.verify import verify
 from fsspec_csx.tensors.source import Source
+from fsspec_csx.testing.kinds_of_values import TENSORS, plain, same
 
 
 class Config:
@@ -85,7 +85,7 @@ def test_info_names_what_is_not_loaded(path: str, capsys: pytest.CaptureFixture[
     assert shown.keys() == {f"hyper_parameters.{name}" for name in UNKNOWN}
     assert shown["hyper_parameters.own"] == "<test_unknown_classes.Config, not loaded>"
     assert shown["hyper_parameters.array"] == "<numpy.ndarray, not loaded>"
-    assert shown["hyper_parameters.subclass"] == "<kinds_of_values.Subclass, not loaded>"
+    assert shown["hyper_parameters.subclass"] == "<fsspec_csx.testing.kinds_of_values.Subclass, not loaded>"
     assert found.values["epoch"] == 3
     assert found.values["bytes"] == b"\xff"
     assert main(["checkpoint", "info", "-l", path]) == 0

@@ -3,7 +3,7 @@
 It needs no pytest. Put a format, and the filesystem behind a path, through it:
 
     import fsspec_csx
-    from conformance import FormatConformance
+    from fsspec_csx.testing.conformance import FormatConformance
 
     FormatConformance(fsspec_csx.save, fsspec_csx.load, "x.mdl").check("s3://bucket/folder")
 """
@@ -17,7 +17,8 @@ from typing import Any
 import fsspec
 import torch
 from fsspec.callbacks import Callback
-from kinds_of_values import KINDS, same
+
+from fsspec_csx.testing.kinds_of_values import KINDS, same
 
 OLD = {"old": torch.arange(2.0)}
 _LARGE = 8 * 2**20
