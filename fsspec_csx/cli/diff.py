@@ -6,12 +6,11 @@ import argparse
 import dataclasses
 import math
 
+from fsspec_csx.cli.errors import DIFFERENT, DONE
 from fsspec_csx.cli.format import emit, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, one_fitting, progress_of
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
-
-_DIFFERENT = 1
 
 
 def add(verbs: Verbs) -> None:
@@ -64,7 +63,7 @@ def _diff(options: argparse.Namespace) -> int:
     if not found.differences:
         held = f"{pluralize(found.tensors, 'tensor')} and {pluralize(found.values, 'other value')}"
         print_status(options, f"Checkpoints match: {held}.")
-    return _DIFFERENT if found.differences else 0
+    return DIFFERENT if found.differences else DONE
 
 
 def _line(each: Difference) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fsspec_csx.cli.errors import DONE, FAILED
 from fsspec_csx.cli.format import emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.doctor.check import Check
@@ -17,7 +18,6 @@ from fsspec_csx.doctor.run import checks, parse_url
 if TYPE_CHECKING:
     from fsspec_csx.doctor.benchmark import Measurement
 
-_FAILED = 3
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 _WIDTH = len("conditional write")
 _LONGEST = 3600
@@ -70,26 +70,21 @@ def _doctor(options: argparse.Namespace) -> int:
     named = {name: value for name, value in named.items() if value}
     if options.bench:
         _measure(options, named)
-        return 0
+        return DONE
     found: list[Check] = []
-
-    def noted(one_by_one: Iterable[Check]) -> Iterator[Check]:
-        for check in one_by_one:
-            found.append(check)
-            yield check
-
     made = checks(options.url, storage_options=named, caller="the command line", speed=options.speed)
     with contextlib.closing(made):
         if options.json:
-            found = list(made)
+            found += made
         fine = all(check.ok is not False for check in found)
-        emit(options, {"ok": fine, "checks": list(map(asdict, found))}, _lines(noted(made)))
-    return 0 if all(check.ok is not False for check in found) else _FAILED
+        emit(options, {"ok": fine, "checks": list(map(asdict, found))}, _lines(made, found))
+    return DONE if all(check.ok is not False for check in found) else FAILED
 
 
-def _lines(made: Iterable[Check]) -> Iterator[str]:
-    """A line for each check, and one for its remedy."""
+def _lines(made: Iterable[Check], found: list[Check]) -> Iterator[str]:
+    """A line for each check, which is added to those found, and one for its remedy."""
     for check in made:
+        found.append(check)
         yield f"{_MARKS[check.ok]:6}  {check.name:{_WIDTH}}  {check.text}"
         if check.remedy:
             yield f"{'':6}  {'':{_WIDTH}}  {check.remedy}"

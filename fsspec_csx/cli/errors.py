@@ -12,6 +12,9 @@ from fsspec_csx.cli.format import printable
 from fsspec_csx.errors import CSXError
 from fsspec_csx.redaction import redact
 
+DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+"""The exit statuses."""
+
 _REMEDIES = (
     (FileNotFoundError, "Check the path."),
     (FileExistsError, "Choose another name."),

@@ -18,15 +18,21 @@ import shtab
 import fsspec_csx
 from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, prune, train, verify
 from fsspec_csx.cli import list as list_verb
-from fsspec_csx.cli.errors import as_data, format_error, format_traceback, is_from_user_code
+from fsspec_csx.cli.errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    as_data,
+    format_error,
+    format_traceback,
+    is_from_user_code,
+)
 from fsspec_csx.cli.format import OutputClosedError, emit, flush
 from fsspec_csx.cli.parsing import Parser
 from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.redaction import register_secrets
 from fsspec_csx.settings import backends
-
-DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-"""The exit statuses."""
 
 _STATUS = """exit status:
   0  done

@@ -6,13 +6,11 @@ import argparse
 import dataclasses
 from typing import Any
 
-from fsspec_csx.cli.errors import as_data
+from fsspec_csx.cli.errors import DIFFERENT, DONE, as_data
 from fsspec_csx.cli.format import emit, in_bytes
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
 from fsspec_csx.manage.verify import VerifyResult, verify
 from fsspec_csx.storage.paths import redacted
-
-_DAMAGED = 1
 
 
 def add(verbs: Verbs) -> None:
@@ -53,7 +51,7 @@ def _verify(options: argparse.Namespace) -> int:
     emit(options, data, lines if len(options.paths) > 1 or not failure else [])
     if failure:
         raise failure
-    return _DAMAGED if damaged else 0
+    return DIFFERENT if damaged else DONE
 
 
 def _lines(found: VerifyResult) -> list[str]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fsspec_csx.errors import CheckpointPathError, CSXError
+from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.formats.dcp.folder import is_prefix
 from fsspec_csx.manage import cerebras_folders, naming, s3
-from fsspec_csx.manage.directory import Directory, map_parallel, strip_slashes
+from fsspec_csx.manage.directory import Directory, explain_missing, map_parallel, missing, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
 from fsspec_csx.storage.paths import checkpoint_path, redacted
@@ -211,8 +211,7 @@ def _file(path: str, root: Directory, size: int) -> DeleteTarget:
 def _folder(path: str, root: Directory) -> DeleteTarget:
     held, folders = root.scan()
     if not held and not folders and s3.is_s3(root.fs):  # some servers list a folder whose objects are gone
-        msg = f"There is no checkpoint {redacted(path)}. Check its name."
-        raise FileNotFoundError(msg)
+        raise missing("checkpoint", path)
     names = [file.name for file in held]
     held += naming.shards_in(root, folders)
     if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
@@ -230,15 +229,10 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
 
 def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
     """The size in bytes; None for a folder."""
-    try:
+    with explain_missing("checkpoint", path):
         if fs is None:
             return None if os.path.isdir(inner) and not os.path.islink(inner) else os.lstat(inner).st_size
         info = fs.info(inner)
-    except FileNotFoundError as error:
-        if isinstance(error, CSXError):
-            raise
-        msg = f"There is no checkpoint {redacted(path)}. Check its name."
-        raise FileNotFoundError(msg) from error
     return None if info["type"] == "directory" else info.get("size") or 0
 
 

@@ -103,7 +103,7 @@ def compare(
         closeness = Closeness(rtol, atol) if op == "allclose" else None
         found = diff_entries.compare((one, other), (places[0].display_path, places[1].display_path), closeness)
         meter.finish()
-    return Comparison(tuple(found.differences), found.tensors, found.values, 0)
+    return found
 
 
 def _check_operation(op: str, rtol: float, atol: float) -> None:

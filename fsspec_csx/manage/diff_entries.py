@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from fsspec_csx.formats.reader import structure
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
+from fsspec_csx.manage.diff import Comparison
 from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries, torch_compat
 from fsspec_csx.tensors.compare_tensors import ComparedPair, File
 from fsspec_csx.tensors.numeric_error import Closeness, NumericError
@@ -24,15 +24,6 @@ from fsspec_csx.tensors.tensor_stream import StreamedTensor
 
 _TEXT_MAX = 200
 _Name = tuple[str, int]  # the dotted name, and a count for equal names
-
-
-@dataclass
-class ComparedEntries:
-    """The differences, in the order of the first file, and how many tensors and other values were compared."""
-
-    differences: list[Difference]
-    tensors: int = 0
-    values: int = 0
 
 
 class _Side:
@@ -68,7 +59,7 @@ class _Side:
         return StreamedTensor(tensor.detach(), tensor.dtype, record)
 
 
-def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> ComparedEntries:
+def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> Comparison:
     """Compare two checkpoints.
 
     Args:
@@ -129,14 +120,15 @@ class _Comparison:
     def __init__(self, sides: tuple[_Side, _Side], closeness: Closeness | None) -> None:
         self._sides = sides
         self._closeness = closeness
-        self._found = ComparedEntries([])
+        self._differences: list[Difference] = []
+        self._tensors = self._values = 0
         self._pairs: list[ComparedPair] = []
         # The index of its difference, the name, the number of elements, the error, and how often elements repeat.
         self._waiting: list[tuple[int, str, int, NumericError, int]] = []
         self._known: dict[Any, NumericError] = {}
 
     def report(self, name: str, what: str, first: str | None, second: str | None) -> None:
-        self._found.differences.append(Difference(name, what, first, second))
+        self._differences.append(Difference(name, what, first, second))
 
     def compare(self, name: str, first: Any, second: Any) -> None:
         """Compare two checkpoints.
@@ -148,10 +140,10 @@ class _Comparison:
         """
         tensors = isinstance(first, torch.Tensor), isinstance(second, torch.Tensor)
         if all(tensors):
-            self._found.tensors += 1
+            self._tensors += 1
             self._add_tensors(name, first, second)
             return
-        self._found.values += 1
+        self._values += 1
         if any(tensors) or _type(first) != _type(second):
             self.report(name, "type", summaries.entry(first), summaries.entry(second))
         elif not (self._equal_pickles(first, second) if isinstance(first, UnreadValue) else _equal(first, second)):
@@ -180,7 +172,7 @@ class _Comparison:
             first, second, times = _without_repeats(first, second)
             stored = self._sides[0].stored(first), self._sides[1].stored(second)
             found = self._add_stored(stored, found)
-        self._waiting.append((len(self._found.differences), name, total, found, times))
+        self._waiting.append((len(self._differences), name, total, found, times))
 
     def _add_stored(self, stored: tuple[StreamedTensor, StreamedTensor], found: NumericError) -> NumericError:
         identities = tuple(_identity(each) for each in stored)
@@ -190,7 +182,7 @@ class _Comparison:
         self._pairs.append(ComparedPair(stored, found))
         return found
 
-    def finish(self) -> ComparedEntries:
+    def finish(self) -> Comparison:
         """Read and compare the tensors, and return the result."""
         files = self._sides[0].file, self._sides[1].file
         self._pairs.sort(key=lambda pair: pair.sides[0].record.offset if pair.sides[0].record else -1)
@@ -198,14 +190,13 @@ class _Comparison:
         differences: list[Difference] = []
         reached = 0
         for index, name, total, found, times in self._waiting:
-            differences += self._found.differences[reached:index]
+            differences += self._differences[reached:index]
             reached = index
             if found.elements:
                 count, absolute, relative = times * found.elements, found.absolute, found.relative
                 differences.append(Difference(name, "value", None, None, count, total, absolute, relative))
-        differences += self._found.differences[reached:]
-        self._found.differences = differences
-        return self._found
+        differences += self._differences[reached:]
+        return Comparison(tuple(differences), self._tensors, self._values, 0)
 
 
 def _without_repeats(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -88,7 +88,7 @@ class Directory:
             NotADirectoryError: if it is a file.
             OSError: raised by the filesystem.
         """
-        with _explain_missing(self.path_of(folder) if folder else self.path):
+        with explain_missing("folder", self.path_of(folder) if folder else self.path):
             return self._scan_local(folder) if self.fs is None else self._scan_remote(folder)
 
     def tree(self) -> dict[str, list[File]]:
@@ -148,7 +148,7 @@ class Directory:
 
     def _find_remote(self) -> Iterator[File]:
         assert self.fs is not None
-        with _explain_missing(self.path):
+        with explain_missing("folder", self.path):
             found = self.fs.find(self.inner(), detail=True)
             if not found:
                 self.fs.info(self.inner())
@@ -181,15 +181,19 @@ def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[
 
 
 @contextlib.contextmanager
-def _explain_missing(path: str) -> Iterator[None]:
-    """Add a sentence to FileNotFoundError, which often has the path alone."""
+def explain_missing(what: str, path: str) -> Iterator[None]:
+    """Add sentences to FileNotFoundError, which often has the path alone."""
     try:
         yield
     except FileNotFoundError as error:
         if isinstance(error, CSXError):
             raise
-        msg = f"There is no folder {redacted(path)}. Check its name."
-        raise FileNotFoundError(msg) from error
+        raise missing(what, path) from error
+
+
+def missing(what: str, path: str) -> FileNotFoundError:
+    """The error for a folder or checkpoint that does not exist."""
+    return FileNotFoundError(f"There is no {what} {redacted(path)}. Check its name.")
 
 
 def _no_folder(path: str) -> str:

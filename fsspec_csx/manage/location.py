@@ -12,10 +12,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from fsspec_csx.errors import CheckpointPathError, CSXError
+from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.formats.huggingface.names import is_index
 from fsspec_csx.manage import naming
-from fsspec_csx.manage.directory import Directory, strip_slashes
+from fsspec_csx.manage.directory import Directory, explain_missing, strip_slashes
 from fsspec_csx.storage.files import (
     file_state,
     invalidate_listings,
@@ -89,17 +89,12 @@ class Location:
 
     def is_folder(self) -> bool:
         """Whether it is a folder; a FileNotFoundError if it does not exist."""
-        try:
+        with explain_missing("checkpoint", self.text):
             if self.fs is None:
                 os.stat(self.path)
                 return os.path.isdir(self.path)
             invalidate_listings(self.fs, self.path)
             return bool(self.fs.info(self.path)["type"] == "directory")
-        except FileNotFoundError as error:
-            if isinstance(error, CSXError):
-                raise
-            msg = f"There is no checkpoint {self.display_path}. Check its name."
-            raise FileNotFoundError(msg) from error
 
     def state(self) -> dict[str, Any]:
         """The details of the file that change with its content, and its ``size`` in bytes."""
