@@ -203,8 +203,9 @@ def whole(
     folder = folder_at(path, storage_options)
     with report_progress(callback, folder.name) as progress, contextlib.closing(ShardedSource(folder)) as source:
         meter = ProgressMeter(progress, source.size)
-        source.advance = meter.advance
-        state: dict[str, Any] = source.load(keys=keys, map_location=map_location, weights_only=weights_only)
+        state: dict[str, Any] = source.state.read(
+            keys=keys, map_location=map_location, weights_only=weights_only, advance=meter.advance
+        )
         meter.finish()
     return state
 

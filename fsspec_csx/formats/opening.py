@@ -82,7 +82,7 @@ def _file(file: IO[bytes], fs: AbstractFileSystem | None, path: str, name: str) 
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     found = Source(file, size)
-    (head,) = found.bytes_of([(0, min(size, sniff.HEAD))])
+    head = found.head(sniff.HEAD)
     parent, _, base = path.rpartition("/")
     for each in registry.of_parts():
         other = each.open_file(found, head, Folder(fs, parent, name), base)

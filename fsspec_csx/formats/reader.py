@@ -99,8 +99,7 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject
 
 def is_legacy(source: Source) -> bool:
     """Whether a file is of the format before torch 1.6."""
-    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
-    return sniff.is_legacy(head)
+    return sniff.is_legacy(source.head(sniff.HEAD))
 
 
 def _part(found: LazyObject, choice: Choice) -> LazyObject:

@@ -127,6 +127,6 @@ def of(source: Source) -> Format[Any]:
     """
     if source.format:
         return named(source.format)
-    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
+    head = source.head(sniff.HEAD)
     files = (named(name) for name, row in _ROWS.items() if row.file)
     return next(found for found in files if found.matches(head, source.size))

@@ -100,19 +100,15 @@ def _structure(source: Source, name: str) -> _Structure:
                 note = f"it has {what}, which could run code when loaded, and so was not loaded"
             return _Structure(found, note=note)
     except UnsafeCheckpointError as error:
-        return _Structure(note=f"{_said(error, name)}, and so was not loaded")
+        return _Structure(note=f"{damage_of(error, name)}, and so was not loaded")
     except InvalidCheckpointError as error:
-        return _Structure(flaw=_said(error, name))
+        return _Structure(flaw=damage_of(error, name))
 
 
 def damage_of(error: CheckpointError, name: str) -> str:
     """What an error says of a checkpoint, as a sentence without a full stop."""
     reason = error.reason.rstrip(".")
     return f"it{reason.removeprefix(name)}" if reason.startswith(f"{name} ") else reason
-
-
-def _said(error: CheckpointError, name: str) -> str:
-    return f"it {error.reason.removeprefix(name).strip().rstrip('.')}"
 
 
 def _beyond(entries: Iterable[ZipEntry], end: int) -> list[ZipEntry]:

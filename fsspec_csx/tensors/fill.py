@@ -162,7 +162,7 @@ def _run_parts(
     ordered = [transfer for record, group in parts for transfer in _without_gaps(record, group)]
     if staging is None:
         staging = Staging(min(sum(each.staged for each in ordered), _STAGING), pinned=pinned)
-    sums = {id(record): _RecordCrc32(record) for record, _ in parts}
+    sums = {id(record): RunningCrc32() for record, _ in parts if record.crc32 is not None}
     for batch in batches(ordered, lambda each: each.staged, staging.size):
         slots = staging.slots(0 if each.memory is not None else each.size for each in batch)
         memories = [
@@ -170,10 +170,11 @@ def _run_parts(
         ]
         source.read([(each.record.offset + each.start, memory) for each, memory in zip(batch, memories, strict=True)])
         for each, memory, (data, _) in zip(batch, memories, slots, strict=True):
-            sums[id(each.record)].add(each.start, memory)
+            if crc := sums.get(id(each.record)):  # a part may come more than once
+                crc.add(memory[max(0, crc.size - each.start) :])
             if each.deliver is not None:
                 each.deliver(data)
-    return [each.record for each in sums.values() if each.record.differs(each.crc.value)]
+    return [record for record, _ in parts if id(record) in sums and record.differs(sums[id(record)].value)]
 
 
 def _without_gaps(record: Record, group: list[Transfer]) -> Iterator[Transfer]:
@@ -190,16 +191,3 @@ def _unused(record: Record, start: int, end: int) -> Iterator[Transfer]:
     if record.crc32 is not None:
         for position in range(start, end, PIECE):
             yield Transfer(record, position, min(PIECE, end - position))
-
-
-class _RecordCrc32:
-    """The CRC-32 of a record whose bytes come in parts, in order, some of them more than once."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.crc = RunningCrc32()
-
-    def add(self, start: int, memory: memoryview) -> None:
-        """Take in the bytes that begin at a position."""
-        if self.record.crc32 is not None:
-            self.crc.add(memory[max(0, self.crc.size - start) :])

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from fsspec_csx.tensors import tiling
-
 # Elements at a time: what is made of them stays near the processor, and torch starts no threads for so few.
 _STEP = 2**15 - 1
 _WORD = torch.int64
@@ -57,7 +55,7 @@ def _larger(first: float, second: float) -> float:
 
 
 def compare(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    """Compare two strided tensors of the CPU element by element, and take in how far they are apart.
+    """Compare two tensors of the CPU, of one dimension and contiguous, and take in how far they are apart.
 
     NaN equals NaN. Whole numbers are compared exactly, and never lose a digit. Tensors of different dtypes are compared
     as those of the one that holds both. What has no numbers that torch computes with is compared by its bytes.
@@ -65,31 +63,22 @@ def compare(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, fou
     if _same_bytes(first, second):
         return
     kernel, first, second = _prepared(first, second)
-    for one, other in tiling.pieces(first, second, fits=_is_step, dim=tiling.longest_dim):
-        one, other = one.reshape(-1), other.reshape(-1)
+    for start in range(0, len(first), _STEP):
+        one, other = first[start : start + _STEP], second[start : start + _STEP]
         if not _same_bytes(one, other):
             kernel(one, other, closeness, found)
 
 
 def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.dtype != second.dtype or not (_plain(first) and _plain(second)):
+    if first.dtype != second.dtype:
         return False
-    one, other = _bytes(first), _bytes(second)
+    one, other = first.view(torch.uint8), second.view(torch.uint8)
     even = len(one) // _WORD.itemsize * _WORD.itemsize
     aligned = not (one.data_ptr() % _WORD.itemsize or other.data_ptr() % _WORD.itemsize)
     if not aligned or not even:
         return torch.equal(one, other)
     # Many times as fast in words as in bytes.
     return torch.equal(one[:even].view(_WORD), other[:even].view(_WORD)) and torch.equal(one[even:], other[even:])
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.reshape(-1)
-    return flat if flat.dtype == torch.uint8 else flat.view(torch.uint8)
 
 
 _Kernel = Callable[[torch.Tensor, torch.Tensor, Closeness, NumericError], None]
@@ -102,7 +91,7 @@ def _prepared(first: torch.Tensor, second: torch.Tensor) -> tuple[_Kernel, torch
         if dtypes[0] != dtypes[1]:
             msg = f"Tensors of {dtypes[0]} and {dtypes[1]} cannot be compared. Cast one of them."
             raise NotImplementedError(msg)
-        return _compare_whole, first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8)
+        return _compare_whole, first.view(torch.uint8), second.view(torch.uint8)
     if any(dtype.is_complex for dtype in dtypes):
         return _compare_complex, first, second
     if any(dtype.is_floating_point for dtype in dtypes):
@@ -132,17 +121,12 @@ def _is_signed_whole(dtype: torch.dtype) -> bool:
     return dtype.is_signed and not dtype.is_floating_point and not dtype.is_complex
 
 
-def _is_step(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.numel() <= _STEP
-
-
 def _compare_real(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
     _judge(first.to(torch.float64), second.to(torch.float64), _unequal, closeness, found)
 
 
 def _compare_complex(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    one, other = first.to(torch.complex128).resolve_conj(), second.to(torch.complex128).resolve_conj()
-    _judge(one, other, _unequal_complex, closeness, found)
+    _judge(first.to(torch.complex128), second.to(torch.complex128), _unequal_complex, closeness, found)
 
 
 def _unequal(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -198,5 +182,5 @@ def _ordered(tensor: torch.Tensor, unsigned: bool) -> torch.Tensor:
     if not unsigned:
         return tensor.to(torch.int64)
     if tensor.dtype == torch.uint64:
-        return tensor.contiguous().view(torch.int64) ^ torch.iinfo(torch.int64).min
+        return tensor.view(torch.int64) ^ torch.iinfo(torch.int64).min
     return tensor.to(torch.int64) ^ torch.iinfo(torch.int64).min

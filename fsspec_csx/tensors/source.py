@@ -97,6 +97,11 @@ class Source:
     def close(self) -> None:
         """Close the files that it opened itself."""
 
+    def head(self, size: int) -> bytes:
+        """The first bytes, fewer if there are not so many."""
+        (found,) = self.bytes_of([(0, min(self.size, size))])
+        return found
+
     def bytes_of(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of many ranges, each given as its start and its length in bytes."""
         spans = [(start, memoryview(bytearray(length))) for start, length in ranges]

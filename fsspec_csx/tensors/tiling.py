@@ -28,11 +28,6 @@ def first_dim(tensor: torch.Tensor) -> int:
     return next(dim for dim, size in enumerate(tensor.shape) if size > 1)
 
 
-def longest_dim(tensor: torch.Tensor) -> int:
-    """The dimension with the most elements."""
-    return max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
-
-
 def widest_dim(tensor: torch.Tensor) -> int:
     """The dimension whose elements lie the farthest from each other."""
     return max(range(tensor.dim()), key=lambda dim: tensor.stride(dim) if tensor.shape[dim] > 1 else -1)

@@ -42,10 +42,15 @@ class DistributedFormat(Format[ShardedSource]):
 
     def load(self, source: ShardedSource, keys: Keys | None, options: ReadOptions) -> Any:
         """The parts of tensors are read straight to where they belong."""
-        return source.load(keys=keys, map_location=options.map_location, weights_only=options.weights_only)
+        return source.state.read(
+            keys=keys,
+            map_location=options.map_location,
+            weights_only=options.weights_only,
+            advance=source.advance,
+        )
 
     def info(self, source: ShardedSource, name: str) -> CheckpointInfo:
-        return source.info()
+        return source.state.describe()
 
     def examine(self, source: ShardedSource, name: str, compute: Sum) -> Report:
         return verify.examine(source)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
 from fsspec_csx.formats.dcp.file_cache import FileCache
@@ -20,7 +18,6 @@ from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.tensors.crc32 import RunningCrc32, crc32_of
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
-from fsspec_csx.tensors.names import Keys
 from fsspec_csx.tensors.source import Source, Spans
 
 
@@ -58,10 +55,6 @@ class ShardedSource(Source):
         """Close the files that were read."""
         self.folder.close()
 
-    def load(self, *, keys: Keys | None, map_location: Any, weights_only: bool) -> Any:
-        """All or a part of it; see ``ShardedStateDict.read``."""
-        return self.state.read(keys=keys, map_location=map_location, weights_only=weights_only, advance=self.advance)
-
     def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:
         """The memory of the tensors takes none before it is written to."""
         tensors = {entry.name: self.state.empty(entry) for entry in self._entries if entry.tensor}
@@ -71,9 +64,6 @@ class ShardedSource(Source):
         ]
         values = self.state.values(self._entries, weights_only=weights_only, partial=partial)
         return LazyObject(replaced(self.state.nested, {**tensors, **values}), records)
-
-    def info(self) -> CheckpointInfo:
-        return self.state.describe()
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
         """Spans begin and end with elements of tensors."""

@@ -37,10 +37,10 @@ class TorchFormat(FileFormat):
 
     def can_defer(self, source: Source, name: str) -> bool:
         """The files of torch before 1.6 are read whole, as are unusual archives."""
-        return sniff.is_legacy(_head(source)) or archive.read(source, name) is not None
+        return sniff.is_legacy(source.head(sniff.HEAD)) or archive.read(source, name) is not None
 
     def written_by(self, source: Source) -> tuple[str, dict[str, str]]:
-        if sniff.is_legacy(_head(source)):
+        if sniff.is_legacy(source.head(sniff.HEAD)):
             return "torch.save, in the format before torch 1.6", {}
         metadata = archive.metadata(source)
         form = metadata.get(".format_version")
@@ -55,11 +55,6 @@ class TorchFormat(FileFormat):
 
         conversion = Conversion(source, request)
         return conversion.write(conversion.torch_file(), target, progress)
-
-
-def _head(source: Source) -> bytes:
-    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
-    return head
 
 
 FORMAT = TorchFormat()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fsspec_csx.errors import UnsafeCheckpointError
+from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.tensors import names, torch_compat
 
 _TRUST = "pass weights_only=False only if you trust its author"
@@ -47,15 +48,7 @@ def refuse(obj: Any, name: str) -> None:
 
 def is_free(obj: Any) -> bool:
     """Whether there is no placeholder anywhere in an object."""
-    stack, seen = [obj], set()
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Placeholder):
-            return False
-        if id(value) not in seen:
-            seen.add(id(value))
-            stack += value if isinstance(value, (set, frozenset)) else _inside(value) or []
-    return True
+    return not any(isinstance(each, Placeholder) for each in structure_limits.values(obj))
 
 
 def classes(found: Mapping[str, Placeholder]) -> str:

@@ -85,7 +85,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
         InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
         UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
     """
-    (head,) = source.bytes_of([(0, min(source.size, sniff.HEAD))])
+    head = source.head(sniff.HEAD)
     if not (sniff.is_zip(head) or sniff.is_legacy(head)):
         what, remedy = sniff.describe(head, source.size)
         raise InvalidCheckpointError(f"{name} {what}", remedy)

@@ -77,7 +77,7 @@ def check_entries(obj: Any, name: str) -> None:
 def check_use(obj: Any, name: str) -> None:
     """As ``check_entries``, for entries to be filled, compared or converted: no attribute may hide a needed method."""
     check_entries(obj, name)
-    for value in _values(obj):
+    for value in values(obj):
         hidden = [each for each in getattr(value, "__dict__", ()) if _is_needed(value, each)]
         if hidden:
             what = f"A {type(value).__name__} of {name} has the attribute {hidden[0]!r}"
@@ -93,10 +93,10 @@ def _is_needed(value: Any, attribute: str) -> bool:
 
 def has_callables(obj: Any) -> bool:
     """Whether there is a class or a function among the values, keys and elements of nested containers."""
-    return any(map(callable, _values(obj)))
+    return any(map(callable, values(obj)))
 
 
-def _values(obj: Any) -> Iterator[Any]:
+def values(obj: Any) -> Iterator[Any]:
     """An object and all that lies in it, keys among it, containers once."""
     stack = [obj]
     seen: set[int] = set()
