@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +21,7 @@ from fsspec_csx.s3 import (
     copy,
     delete,
     download,
+    interrupt,
     listing,
     names,
     object_reads,
@@ -37,7 +37,6 @@ from fsspec_csx.s3.client import credentials
 from fsspec_csx.s3.connection import ConnectedS3, replayable
 from fsspec_csx.s3.consistent_read import object_metadata
 from fsspec_csx.s3.file import CSXFile, check_absent
-from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.concurrency import MOST
 from fsspec_csx.s3.transport.pool import PART
@@ -69,9 +68,13 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
         options = resolve_options(call, apply_config(cls, {}))
-        with _environment_snapshot():
+        # The token and the instance get the same environment, whatever other threads change meanwhile.
+        reset = _ENVIRONMENT.set(credentials.environment_token())
+        try:
             _forget_former(cls._cache)
             return super().__call__(**options)
+        finally:
+            _ENVIRONMENT.reset(reset)
 
     @property
     def environment_token(cls) -> str:
@@ -87,16 +90,6 @@ def _forget_former(cache: dict[str, Any]) -> None:
         for token, made in list(cache.items()):
             if made._environment not in _recent:
                 cache.pop(token, None)
-
-
-@contextmanager
-def _environment_snapshot() -> Iterator[None]:
-    """Give the token and the instance the same environment, whatever other threads change meanwhile."""
-    reset = _ENVIRONMENT.set(credentials.environment_token())
-    try:
-        yield
-    finally:
-        _ENVIRONMENT.reset(reset)
 
 
 class CSXFileSystem(ConnectedS3, metaclass=_Cached):
@@ -181,6 +174,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _lsdir = listing.lsdir
     _find = listing.find
     _du = listing.du
+    walk = interrupt.walk
     _glob = names.glob
     _expand_path = names.expand_path
     _object_metadata = object_metadata
@@ -222,11 +216,11 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _rmdir = delete.rmdir
 
     # Plain methods that neither fsspec nor s3fs has.
-    mv = interruptible(_mv)
-    mv_file = interruptible(_mv_file)
-    object_metadata = interruptible(_object_metadata)
-    readinto_objects = interruptible(_readinto_objects)
-    take_file = interruptible(_take_file)
+    mv = interrupt.interruptible(_mv)
+    mv_file = interrupt.interruptible(_mv_file)
+    object_metadata = interrupt.interruptible(_object_metadata)
+    readinto_objects = interrupt.interruptible(_readinto_objects)
+    take_file = interrupt.interruptible(_take_file)
 
     # -- files ------------------------------------------------------------------------------------------------------
 

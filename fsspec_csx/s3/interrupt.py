@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -34,6 +35,14 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def walk(fs: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """The folders below a path and what is in them; as fsspec's, but each step can be interrupted."""
+    steps = fs._walk(*args, **kwargs)
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            yield finished(fs, steps.__anext__)
+
+
 async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
     """Do work that waits for the event loop; whatever ends this stops the work and waits for its end."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
@@ -47,10 +56,7 @@ async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> 
 
 
 def make_interruptible(cls: type[Any]) -> None:
-    """Give a filesystem class blocking methods that can be interrupted, in place of fsspec's.
-
-    Its coroutines of many tasks leave none of them running.
-    """
+    """Give a filesystem class blocking methods that can be interrupted; its coroutines leave no tasks running."""
     for name in _OF_MANY:
         if not hasattr(getattr(cls, name), "contained"):
             setattr(cls, name, contained(getattr(cls, name)))

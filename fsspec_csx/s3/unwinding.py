@@ -83,7 +83,7 @@ def _running_exits() -> Iterator[tuple[FrameType, Error | None]]:
         arguments = _arguments(frame) if frame.f_code.co_name in ("__exit__", "__aexit__") else None
         if arguments is not None:
             # ExitStack clears its arguments when one of its managers has suppressed the exception.
-            errors = [value for value in arguments if _is_error(value)]
+            errors = [each for each in arguments if issubclass(_kind(each), BaseException)]
             yield frame, errors[-1] if errors else None
         elif handled is not None and caller is not None and _calls_exit(caller):
             yield frame, handled
@@ -103,12 +103,8 @@ def _arguments(frame: FrameType) -> list[Any] | None:
     return found[1:]
 
 
-def _kind(error: Error) -> type[BaseException]:
-    return error if isinstance(error, type) else type(error)
-
-
-def _is_error(value: object) -> bool:
-    return isinstance(value, BaseException) or (isinstance(value, type) and issubclass(value, BaseException))
+def _kind(value: Any) -> type[Any]:
+    return value if isinstance(value, type) else type(value)
 
 
 def _calls_exit(frame: FrameType) -> bool:

@@ -15,11 +15,7 @@ def check_writable(fs: Any, path: str) -> tuple[str, str]:
 
 
 def chosen_version(fs: Any, path: str, version_id: str | None) -> str | None:
-    """The version that an argument or a path names; None if neither does.
-
-    Raises:
-        ValueError: if they name different versions, or the filesystem knows no versions.
-    """
+    """The version that an argument or a path names, None if neither does; ValueError if they name different ones."""
     named = fs.split_path(path)[2]
     if version_id and not fs.version_aware:
         msg = "A version can be named only to a filesystem that knows versions. Pass version_aware=True to it."

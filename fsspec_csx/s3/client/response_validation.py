@@ -19,22 +19,8 @@ from fsspec_csx.s3.transport.request_context import current, using
 # The name of the root of a document, behind its declaration and comments.
 _ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 _DAMAGED = "its body is no XML, or damaged"
-# Operations with a body that matters; the name of its root ends so.
-_RESULT = b"Result"
-_WITH_RESULT = frozenset(
-    {
-        "CompleteMultipartUpload",
-        "CopyObject",
-        "CreateMultipartUpload",
-        "ListBuckets",
-        "ListMultipartUploads",
-        "ListObjectVersions",
-        "ListObjects",
-        "ListObjectsV2",
-        "ListParts",
-        "UploadPartCopy",
-    }
-)
+# Operations with a body that matters, besides listings; the name of its root ends in Result.
+_WITH_RESULT = frozenset({"CompleteMultipartUpload", "CopyObject", "CreateMultipartUpload", "UploadPartCopy"})
 # What each entry of a response must have, by the name of its list; the empty name is the response itself.
 _OBJECT = ("Key", "Size", "LastModified")
 _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -79,7 +65,7 @@ def listing() -> AbstractContextManager[None]:
 
 
 class Parsers:
-    """A factory of parsers that describe what they cannot read."""
+    """A factory of parsers, botocore's, that describe in a few words what they cannot read."""
 
     def __init__(self, made: Any) -> None:
         self._made = made
@@ -108,7 +94,8 @@ class _Parser:
 
 def _check_root(operation: str, body: bytes) -> None:
     root = _ROOT.match(body)
-    if operation in _WITH_RESULT and not (root and root[1].endswith(_RESULT)):
+    needed = operation.startswith("List") or operation in _WITH_RESULT
+    if needed and not (root and root[1].endswith(b"Result")):
         _refuse(f"a document whose root is {root[1].decode()!r}" if root else "a body without XML")
 
 
@@ -132,10 +119,10 @@ def validate(http_response: Any, parsed: Mapping[str, Any], model: Any, context:
     for name, needed in _NEEDED.get(model.name, {}).items():
         for entry in parsed.get(name, []) if name else [parsed]:
             for member in needed:
-                if (value := entry.get(member)) in (None, "") or (isinstance(value, int) and value < 0):
-                    _refuse(
-                        f"{name or 'a response'} without {member}" if value in (None, "") else f"a {member} of {value}"
-                    )
+                if (value := entry.get(member)) in (None, ""):
+                    _refuse(f"{name or 'a response'} without {member}")
+                if isinstance(value, int) and value < 0:
+                    _refuse(f"a {member} of {value}")
     if model.name in NEXT:
         _check_page(parsed, context["fsspec_csx_asked"], NEXT[model.name])
 
