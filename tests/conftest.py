@@ -26,7 +26,7 @@ from thinning import thinned
 from fsspec_csx import backends
 from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport import concurrency
+from fsspec_csx.s3.transport import concurrency, slow_connections
 from fsspec_csx.s3.transport.concurrency import ConcurrencyLimit
 from fsspec_csx.testing import Identity, LocalS3
 
@@ -123,8 +123,12 @@ def short_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def steady_concurrency() -> Iterator[None]:
-    """The number of requests in flight, and so their sizes, follow no busy machine, also in fixtures of modules."""
+    """The number of requests in flight, and so their sizes, follow no busy machine, also in fixtures of modules.
+
+    Nor is a connection replaced that a busy machine makes slow.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slow_connections, "_LEAST_SECONDS", 3600.0)
         for name in _ADAPTING:
             patch.setattr(ConcurrencyLimit, name, lambda *_, **__: None)
         yield

@@ -14,6 +14,7 @@ from handshakes import Handshakes
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport import slow_connections
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
@@ -27,6 +28,12 @@ LAST = (RANGES - 1) * 4 * MIB
 def objects(server: LocalS3) -> None:
     """An object of ten ranges."""
     fsspec.filesystem("s3", **server.storage_options()).pipe_file(PATH, DATA)
+
+
+@pytest.fixture(autouse=True)
+def least_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is slow after two seconds: a busy machine may take as long as others do by themselves."""
+    monkeypatch.setattr(slow_connections, "_LEAST_SECONDS", 2.0)
 
 
 @pytest.fixture(params=["http", pytest.param("https", marks=pytest.mark.slow)])
@@ -59,11 +66,19 @@ def is_last(request: Request) -> bool:
     return request.span is not None and request.span[0] >= LAST
 
 
-@pytest.mark.parametrize("slow", [{"rate": 200_000}, {"delay": 20.0}, {"stall_down": MIB + 5}], ids=str)
+@pytest.mark.parametrize(
+    "slow",
+    [
+        pytest.param({"rate": 50_000}, marks=pytest.mark.slow),
+        pytest.param({"delay": 100.0}, marks=pytest.mark.slow),
+        {"stall_down": MIB + 5},
+    ],
+    ids=str,
+)
 def test_one_slow_connection(fs: CSXFileSystem, proxy: FaultProxy, slow: dict[str, Any]) -> None:
     """A connection that sends slowly, answers late or stalls is replaced; only the missing bytes are fetched again."""
     proxy.faults = [Fault("GET", when=is_last, **slow)]
-    assert loaded(fs) < 10
+    assert loaded(fs) < 25
     assert len(proxy.made("GET")) == RANGES + 1
     first, end = proxy.made("GET")[-1].span or (0, 0)
     assert end == len(DATA)
@@ -81,10 +96,11 @@ def test_all_slow(fs: CSXFileSystem, proxy: FaultProxy) -> None:
     assert len(proxy.made("GET")) == RANGES
 
 
+@pytest.mark.slow
 def test_busy_store(fs: CSXFileSystem, proxy: FaultProxy) -> None:
     """A store that is busy is waited for."""
-    proxy.faults = [Fault("GET", when=is_last, answer=error_answer(503, "SlowDown", {"Retry-After": "2"}))]
-    assert loaded(fs) > 2
+    proxy.faults = [Fault("GET", when=is_last, answer=error_answer(503, "SlowDown", {"Retry-After": "4"}))]
+    assert loaded(fs) > 4
     assert len(proxy.made("GET")) == RANGES + 1
 
 
