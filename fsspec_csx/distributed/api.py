@@ -161,8 +161,7 @@ def load(
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        InvalidCheckpointError: a ValueError, if the checkpoint is damaged.
-        UnsafeCheckpointError: a ValueError, if a value could run code.
+        CheckpointError: a ValueError, if the checkpoint is damaged, or a value could run code.
         LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
         Exception: any other error of this rank, or else of the first rank that failed; FileNotFoundError if there is no
             checkpoint.
@@ -185,15 +184,8 @@ def whole(
 ) -> dict[str, Any]:
     """Load all or a part of a sharded checkpoint as a nested state dict, in this process alone.
 
-    Integer keys that ``save`` wrote are integers again; those that torch's own planner wrote are strings.
-
-    Args:
-        path: see ``save``.
-        keys: see ``fsspec_csx.load``.
-        map_location: the device of the tensors; the CPU if not given.
-        weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
-        storage_options: see ``save``.
-        callback: see ``fsspec_csx.load``.
+    Integer keys that ``save`` wrote are integers again; those that torch's own planner wrote are strings. The arguments
+    are those of ``fsspec_csx.load``, and the path that of ``save``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
@@ -238,7 +230,6 @@ def joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
 def _reporting(
     callback: Callback | None, path: Path, group: dist.ProcessGroup | None
 ) -> contextlib.AbstractContextManager[Callback]:
-    """Give the caller's callback, or a progress bar on the first rank."""
     if callback is None and joined(group) is not None and dist.get_rank(group):
         callback = NoOpCallback()
     return report_progress(callback, os.fspath(path))

@@ -46,15 +46,8 @@ def async_save(
     ``fsspec_csx.release_buffers``. The ranks then save in a thread, and talk to each other through a gloo group that
     nothing else uses, made at the first call. Saves run one after the other.
 
-    Args:
-        state_dict: see ``save``.
-        path: see ``save``.
-        storage_options: see ``save``.
-        overwrite: see ``save``.
-        planner: see ``save``; nothing else may use it until the save has ended.
-        process_group: see ``save``.
-        prefix_count: see ``save``.
-        callback: see ``save``; called in another thread. Without one no progress bar shows.
+    The arguments are those of ``save``. Nothing else may use the planner until the save has ended. The callback is
+    called in another thread; without one no progress bar shows.
 
     Returns:
         The save's future; ask each rank for its result before the process group is destroyed. An error of one rank, of
@@ -111,7 +104,6 @@ class _BackgroundWriter(StorageWriter):
         return super().storage_meta()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """See ``StorageWriter``."""
         written = super().write_data(plan, planner)
         self.progress.commit()
         self.progress.raise_if_cancelled()
@@ -138,7 +130,6 @@ class _ShardedSave(CheckpointWriter):
             self._call = f", by call {_counts[group]}"
 
     def stage(self, state_dict: dict[str, Any]) -> None:
-        """Copy the state."""
         try:
             self._staged = stage(state_dict)
             self.nbytes = nbytes(self._staged)
@@ -148,7 +139,6 @@ class _ShardedSave(CheckpointWriter):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """See ``CheckpointWriter``."""
         with agreeing(self._path, self._group, self._call):
             if self.failure is not None:
                 raise self.failure
@@ -158,7 +148,6 @@ class _ShardedSave(CheckpointWriter):
         write(self._staged, writer, self._planner, self._group)
 
     def free(self) -> None:
-        """See ``CheckpointWriter``."""
         self._staged, self._planner, self.writer = {}, None, None
 
 

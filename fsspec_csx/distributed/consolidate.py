@@ -77,19 +77,8 @@ def from_one_file(
 ) -> None:
     """Write a state dict from a file of any format as a sharded checkpoint of one shard.
 
-    It needs the memory of the largest tensor, and the requests in flight.
-
-    Args:
-        file: the file.
-        path: the folder; an existing checkpoint is replaced only by a complete one.
-        file_options: arguments for the file's filesystem.
-        storage_options: arguments for the folder's.
-        callback: see ``fsspec_csx.save``.
-
-    Raises:
-        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the file is invalid, or not a mapping.
-        OSError: any error of a filesystem, unchanged.
+    It needs the memory of the largest tensor, and the requests in flight. For the arguments and errors see
+    ``to_one_file``; an existing checkpoint is replaced only by a complete one.
     """
     with (
         report_progress(callback, os.fspath(path)) as progress,

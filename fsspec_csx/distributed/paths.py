@@ -58,7 +58,6 @@ class FolderStorage:
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
-        """Whether a path can name a checkpoint."""
         try:
             checkpoint_path(checkpoint_id)
         except (TypeError, ValueError):

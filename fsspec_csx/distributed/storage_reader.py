@@ -77,12 +77,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
         self.failure = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the manifest, or that of one rank (``rank=``) if the ranks did not wait for each other.
-
-        Raises:
-            CheckpointError: if it is invalid.
-            OSError: any error of the filesystem, such as FileNotFoundError.
-        """
+        """Read the manifest, or that of one rank (``rank=``) if the ranks did not wait for each other."""
         try:
             metadata = self._read_manifest(kwargs.get("rank"))
         except Exception as error:
@@ -113,11 +108,9 @@ class StorageReader(FolderStorage, storage.StorageReader):
         return Folder(fs, path, self._folder.name)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Store the manifest."""
         self._metadata = metadata
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Leave the plan as it is."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
@@ -132,7 +125,6 @@ class StorageReader(FolderStorage, storage.StorageReader):
         ]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read the entries of this rank."""
         numbers = (plan.storage_data or []) if self._group is not None else []
         common = [plan.items[number] for number in numbers]
         noted = set(numbers)
@@ -195,6 +187,5 @@ def _key(item: ReadItem) -> tuple[Any, ...]:
 
 
 def _nbytes(item: ReadItem, metadata: Metadata) -> int:
-    """How many bytes of a tensor an item has; none of a value."""
     stored = metadata.state_dict_metadata.get(item.storage_index.fqn)
     return item.lengths.numel() * stored.properties.dtype.itemsize if isinstance(stored, TensorStorageMetadata) else 0

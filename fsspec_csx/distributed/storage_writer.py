@@ -85,15 +85,10 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         """Nothing to do: the next save uses the memory again."""
 
     def storage_meta(self) -> StorageMeta:
-        """The save's entry in the manifest."""
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Set the role of this rank.
-
-        Raises:
-            ValueError: if the ranks do not wait for each other: no rank would know when all are done.
-        """
+        """Set the role of this rank; a ValueError if the ranks do not wait for each other."""
         if not kwargs.get("use_collectives", True):
             msg = "A checkpoint is whole only when all ranks have written theirs. Leave use_collectives=False out."
             raise ValueError(msg)
@@ -104,9 +99,8 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Leave the plan as it is.
 
-        Raises:
-            ValueError: if it has a sparse or quantized tensor, whose indices or scale would be lost.
-            FileExistsError: if there is a checkpoint, unless ``overwrite``.
+        A ValueError if it has a sparse or quantized tensor, whose indices or scale would be lost; a FileExistsError if
+        there is a checkpoint, unless ``overwrite``.
         """
         if self._is_coordinator and not self._overwrite and self._folder.exists(MANIFEST):
             msg = f"{self._folder.name} has a checkpoint already. Choose another path, or allow it to be overwritten."
@@ -116,7 +110,6 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Give each rank its number."""
         return [dataclasses.replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:

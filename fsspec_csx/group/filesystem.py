@@ -86,15 +86,12 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return _plain(getattr(file, "details", None) or self._fs.info(path))
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        """Whether there is such a file now."""
         return bool(self._now(f"look for {redacted(path)}", lambda: bool(self._fs.exists(path))))
 
     def info(self, path: str, **kwargs: Any) -> Any:
-        """What the filesystem says of a path now."""
         return self._now(f"ask for {redacted(path)}", lambda: _plain(self._fs.info(path)))
 
     def ls(self, path: str, detail: bool = False, **kwargs: Any) -> Any:
-        """What lies in a folder now."""
 
         def operation() -> Any:
             found = self._fs.ls(path, detail=detail)
@@ -153,7 +150,6 @@ class _Reader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a position in bytes and return it."""
         self._position = max(0, offset + (0, self._position, self._size)[whence])
         return self._position
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.storage.paths import redacted
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
     from fsspec_csx.trainer.trainer import Trainer
 
-_REMEDY = "Give how many checkpoints to keep, or None for all."
 
-
+@dataclass(eq=False, repr=False)
 class _Retention(Callback):
     """Tracks the checkpoints of a run, across resumes, and deletes some of them."""
 
-    def __init__(self) -> None:
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("n", self.n, "Give how many checkpoints to keep, or None for all.")
         self._names: list[str] = []
         self._to_delete: list[str] = []
 
@@ -30,20 +33,17 @@ class _Retention(Callback):
         name = ckpt_path.rpartition("/")[2]
         if name not in self._names:  # the one resumed from may have been uploaded since
             self._names.append(name)
-        self.clean(trainer)
-
-    def kept(self) -> set[str]:
-        """The names of the checkpoints to keep, besides the newest."""
-        raise NotImplementedError
-
-    def clean(self, trainer: Trainer) -> None:
-        """Delete the checkpoints that no callback keeps, and retry deletions that failed."""
+        # Delete those that no callback keeps, and retry deletions that failed.
         kept = self.kept() | {*self._names[-1:]}
         self._to_delete += [name for name in self._names if name not in kept]
         self._names = [name for name in self._names if name in kept]
         wanted = {name for each in trainer.callbacks if isinstance(each, _Retention) for name in each.kept()}
         wanted.update(_pending(trainer))
         self._to_delete = [name for name in self._to_delete if name in wanted or not _deleted(trainer, name)]
+
+    def kept(self) -> set[str]:
+        """The names of the checkpoints to keep, besides the newest."""
+        raise NotImplementedError
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         pending = _pending(trainer)
@@ -61,7 +61,6 @@ class _Retention(Callback):
 
 
 def _pending(trainer: Trainer) -> list[str]:
-    """The names of the checkpoints that are still to be written."""
     return [path.rpartition("/")[2] for path in trainer.checkpoint.saves.paths]
 
 
@@ -92,15 +91,11 @@ class KeepNCheckpoints(_Retention):
         ValueError: for a number below 1.
     """
 
-    def __init__(self, n: int | None = None) -> None:
-        check_count("n", n, _REMEDY)
-        super().__init__()
-        self.n = n
-
     def kept(self) -> set[str]:
         return {*self._names} if self.n is None else {*self._names[-self.n :]}
 
 
+@dataclass(eq=False, repr=False)
 class KeepBestCheckpoints(_Retention):
     """Keeps the checkpoints of a run with the best validation, and the newest.
 
@@ -116,15 +111,15 @@ class KeepBestCheckpoints(_Retention):
         ValueError: for a number below 1, or another mode; from ``fit``, if there is no validation, or no such metric.
     """
 
-    def __init__(self, n: int | None = 1, metric: str = "loss", mode: str = "min") -> None:
-        check_count("n", n, _REMEDY)
-        if mode not in ("min", "max"):
-            msg = f"mode is 'min' or 'max', not {mode!r}. Give one of these."
+    n: int | None = 1
+    metric: str = "loss"
+    mode: str = "min"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in ("min", "max"):
+            msg = f"mode is 'min' or 'max', not {self.mode!r}. Give one of these."
             raise ValueError(msg)
-        super().__init__()
-        self.n = n
-        self.metric = metric
-        self.mode = mode
         self._values: dict[str, float] = {}
         self._result: tuple[int, float] | None = None
         self._saved: dict[int, float] = {}  # the values by step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fsspec_csx.checkpoint.api import inspect, save
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _ONE_FILE = "local_dir takes checkpoints of one file. Leave it out, or use sharded=False and no format."
 
 
+@dataclass(eq=False, repr=False)
 class Checkpoint(Callback):
     """Saves a checkpoint at intervals, and finds the newest checkpoint to resume from.
 
@@ -73,44 +75,35 @@ class Checkpoint(Callback):
         ValueError: for an invalid number or name.
     """
 
-    def __init__(
-        self,
-        steps: int | None = None,
-        autoload_last_checkpoint: bool = True,
-        disable_strict_checkpoint_loading: bool = False,
-        save_initial_checkpoint: bool = False,
-        checkpoint_root: str | None = None,
-        checkpoint_name: str = "checkpoint_{step}.mdl",
-        asynchronous: bool = True,
-        sharded: bool | None = None,
-        format: Literal["cerebras"] | None = None,
-        local_dir: str | None = None,
-        keep_local: int = 2,
-    ) -> None:
-        state_validation.check_count("steps", steps, "Give the steps between two checkpoints.", least=0)
-        self._names = CheckpointNames(checkpoint_name)
-        if format is not None and (format != "cerebras" or sharded):
-            msg = f"The format is 'cerebras', which is not sharded, or None, not {format!r}. Give one of these."
+    steps: int | None = None
+    autoload_last_checkpoint: bool = True
+    disable_strict_checkpoint_loading: bool = False
+    save_initial_checkpoint: bool = False
+    checkpoint_root: str | None = None
+    checkpoint_name: str = "checkpoint_{step}.mdl"
+    asynchronous: bool = True
+    sharded: bool | None = None
+    format: Literal["cerebras"] | None = None
+    local_dir: str | None = None
+    keep_local: int = 2
+
+    def __post_init__(self) -> None:
+        state_validation.check_count("steps", self.steps, "Give the steps between two checkpoints.", least=0)
+        self._names = CheckpointNames(self.checkpoint_name)
+        if self.format is not None and (self.format != "cerebras" or self.sharded):
+            msg = f"The format is 'cerebras', which is not sharded, or None, not {self.format!r}. Give one of these."
             raise ValueError(msg)
-        if local_dir is not None and (format or sharded):
+        if self.local_dir is not None and (self.format or self.sharded):
             raise ValueError(_ONE_FILE)
-        self.steps = steps
-        self.autoload_last_checkpoint = autoload_last_checkpoint
-        self.disable_strict_checkpoint_loading = disable_strict_checkpoint_loading
-        self.save_initial_checkpoint = save_initial_checkpoint
-        self.checkpoint_root = checkpoint_root
-        self.checkpoint_name = checkpoint_name
-        self.asynchronous = asynchronous
-        self.sharded = False if format else sharded
-        self.format = format
-        self.local = None if local_dir is None else LocalDisk(local_dir, keep_local)
+        self.sharded = False if self.format else self.sharded
+        self.local = None if self.local_dir is None else LocalDisk(self.local_dir, self.keep_local)
         self.saves = PendingSaves()
         self.root = ""
         self.resumed_from: str | None = None
         self.saved_at: int | None = None
         self.follows_validation = False
         self._is_due = False
-        self._in_parts = bool(sharded)
+        self._in_parts = bool(self.sharded)
 
     def setup(self, trainer: Trainer) -> None:
         """Determine the root, and check that it is writable before the training rather than after hours."""
@@ -286,7 +279,6 @@ class Checkpoint(Callback):
         return loaded
 
     def _states(self, trainer: Trainer) -> list[str] | None:
-        """The names of the states to load; None for all."""
         chosen = [each.states for each in trainer.callbacks if isinstance(each, LoadCheckpointStates)]
         return next((states for states in chosen if states is not None), None)
 

@@ -99,5 +99,4 @@ class LocalDisk:
                 yield path, upload_left(path, self._folder)
 
     def _at_root(self, order: _Order) -> list[tuple[int, str, str]]:
-        """The checkpoints at the root."""
         return [found for found in map(order, checkpoint_root.list_names(self.root)) if found[0] >= 0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.state_validation import check_count
 
 
+@dataclass(eq=False, repr=False)
 class ValidationLoop(Callback):
     """How long to validate.
 
@@ -20,12 +22,14 @@ class ValidationLoop(Callback):
             numbers that the model returned.
     """
 
-    def __init__(self, eval_steps: int | None = None) -> None:
-        check_count("eval_steps", eval_steps)
-        self.eval_steps = eval_steps
+    eval_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("eval_steps", self.eval_steps)
         self.metrics: dict[str, float] = {}
 
 
+@dataclass(eq=False, repr=False)
 class TrainingLoop(Callback):
     """How long to train, and how often to validate.
 
@@ -45,35 +49,29 @@ class TrainingLoop(Callback):
         ValueError: for invalid numbers.
     """
 
-    def __init__(
-        self,
-        num_steps: int | None = None,
-        max_steps: int | None = None,
-        num_epochs: int | None = None,
-        steps_per_epoch: int | None = None,
-        eval_frequency: int | float | None = 1.0,
-        eval_steps: int | None = None,
-        grad_accum_steps: int = 1,
-    ) -> None:
-        counts = {"num_steps": num_steps, "max_steps": max_steps, "num_epochs": num_epochs}
-        for name, value in {**counts, "steps_per_epoch": steps_per_epoch, "grad_accum_steps": grad_accum_steps}.items():
-            check_count(name, value)
-        if num_epochs is not None and (num_steps is not None or max_steps is not None):
+    num_steps: int | None = None
+    max_steps: int | None = None
+    num_epochs: int | None = None
+    steps_per_epoch: int | None = None
+    eval_frequency: int | float | None = 1.0
+    eval_steps: int | None = None
+    grad_accum_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "max_steps", "num_epochs", "steps_per_epoch", "grad_accum_steps"):
+            check_count(name, getattr(self, name))
+        in_steps = self.num_steps is not None or self.max_steps is not None
+        if self.num_epochs is not None and in_steps:
             msg = "A loop has a number of epochs or of steps, not both. Leave one of them away."
             raise ValueError(msg)
-        if isinstance(eval_frequency, float) and not 0 <= eval_frequency <= 1:
-            msg = f"eval_frequency is a number of steps or a fraction, not {eval_frequency}. Give one up to 1.0."
+        if isinstance(self.eval_frequency, float) and not 0 <= self.eval_frequency <= 1:
+            msg = f"eval_frequency is a number of steps or a fraction, not {self.eval_frequency}. Give one up to 1.0."
             raise ValueError(msg)
-        if isinstance(eval_frequency, int) and eval_frequency < 0:
-            msg = f"eval_frequency cannot be negative, as {eval_frequency} is. Give 0 for no validation."
+        if isinstance(self.eval_frequency, int) and self.eval_frequency < 0:
+            msg = f"eval_frequency cannot be negative, as {self.eval_frequency} is. Give 0 for no validation."
             raise ValueError(msg)
-        self.num_steps = num_steps
-        self.max_steps = max_steps
-        self.num_epochs = 1 if all(value is None for value in counts.values()) else num_epochs
-        self.steps_per_epoch = steps_per_epoch
-        self.eval_frequency = eval_frequency
-        self.grad_accum_steps = grad_accum_steps
-        self.val_loop = ValidationLoop(eval_steps)
+        self.num_epochs = self.num_epochs if in_steps else self.num_epochs or 1
+        self.val_loop = ValidationLoop(self.eval_steps)
 
     def last_step(self, dataloader: Any, step: int) -> int:
         """The step at which to end, from the current one; a ValueError for epochs of data without a length."""

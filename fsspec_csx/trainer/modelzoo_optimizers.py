@@ -194,7 +194,6 @@ def _parameter_here(
 
 
 def _steps(form: _Form, there: Mapping[str, Any], group: Mapping[str, Any], global_step: Any) -> float:
-    """The number of a parameter's steps."""
     if form.counts:
         return float(there["step"])
     known = None if global_step is None else float(global_step)

@@ -13,25 +13,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "ASGD",
-    "SGD",
-    "AdaFactor",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Lamb",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-]
-
 _Betas = tuple[float, float]
 
 
@@ -307,3 +288,9 @@ def _averages(state: Any, gradient: torch.Tensor, betas: _Betas) -> tuple[torch.
     mean.mul_(first).add_(gradient, alpha=1 - first)
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
     return mean, square
+
+
+_KNOWN = [
+    each for each in globals().items() if isinstance(each[1], type) and issubclass(each[1], torch.optim.Optimizer)
+]
+__all__ = [name for name, _ in _KNOWN if not name.startswith("_")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class LoadCheckpointStates(Callback):
             del state_dict[key]
 
 
+@dataclass(eq=False, repr=False)
 class SaveCheckpointState(Callback):
     """Saves some states of every k-th checkpoint, and of the last, to a separate file that is never deleted.
 
@@ -42,22 +44,19 @@ class SaveCheckpointState(Callback):
         ValueError: for an invalid number or name.
     """
 
-    def __init__(
-        self,
-        k: int,
-        checkpoint_states: str | Iterable[str] = "model",
-        checkpoint_name: str = "{checkpoint_states}_{ckpt_name}",
-    ) -> None:
-        if type(k) is not int or k < 1:
-            msg = f"k is a whole number from 1 on, not {k!r}. Give the checkpoints for each file."
+    k: int
+    checkpoint_states: str | Iterable[str] = "model"
+    checkpoint_name: str = "{checkpoint_states}_{ckpt_name}"
+
+    def __post_init__(self) -> None:
+        if type(self.k) is not int or self.k < 1:
+            msg = f"k is a whole number from 1 on, not {self.k!r}. Give the checkpoints for each file."
             raise ValueError(msg)
-        fields = {name for _, name, _, _ in Formatter().parse(checkpoint_name) if name is not None}
+        fields = {name for _, name, _, _ in Formatter().parse(self.checkpoint_name) if name is not None}
         if fields != {"checkpoint_states", "ckpt_name"}:
-            msg = f"{checkpoint_name!r} must have {{checkpoint_states}} and {{ckpt_name}} in it. Add what is missing."
+            msg = f"{self.checkpoint_name!r} must have {{checkpoint_states}} and {{ckpt_name}}. Add what is missing."
             raise ValueError(msg)
-        self.k = k
-        self.states = _keys(checkpoint_states)
-        self.checkpoint_name = checkpoint_name
+        self.states = _keys(self.checkpoint_states)
         self._count = 0
         self._is_due = False
 
@@ -83,7 +82,6 @@ class SaveCheckpointState(Callback):
 
 
 def _keys(states: str | Iterable[str]) -> list[str] | None:
-    """A list of keys; None for all."""
     if isinstance(states, str):
         return None if states.lower() == "all" else [each.strip() for each in states.split(",")]
     return [*states]

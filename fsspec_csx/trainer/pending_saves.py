@@ -20,12 +20,10 @@ class PendingSaves:
         self._complete = self._reported = ""
 
     def add(self, path: str, save: Future[None]) -> None:
-        """Note a save that has begun."""
         self._saves.append((path, save))
 
     @property
     def paths(self) -> list[str]:
-        """The paths of the checkpoints, in their order."""
         return [path for path, _ in self._saves]
 
     @property

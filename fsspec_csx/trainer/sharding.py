@@ -62,7 +62,6 @@ class _Planner(DefaultSavePlanner):
         self._paths = paths
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """Register the items by name."""
         super().set_up_planner({}, storage_meta, is_coordinator)
         self.state_dict, self.mappings = state_dict, {**self._paths}
 
@@ -98,7 +97,6 @@ def _owner(name: str) -> str:
 
 
 def _sharded_here(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The sharded tensors, by the names that ``_owner`` returns."""
     found = {f"model.{name}": value for name, value in processes.unwrap(trainer.model).state_dict().items()}
     groups = trainer.optimizer.param_groups if trainer.optimizer else []
     parameters = [each for group in groups for each in group["params"]]
@@ -115,7 +113,6 @@ def _items(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether there are tensors in nested mappings."""
     if not isinstance(value, Mapping):
         return False
     return any(isinstance(each, torch.Tensor) or _holds_tensors(each) for each in value.values())

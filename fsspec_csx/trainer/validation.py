@@ -66,7 +66,6 @@ def run_between(trainer: Trainer, val_dataloader: Any, loop: ValidationLoop, loo
 
 @contextlib.contextmanager
 def _isolated(trainer: Trainer) -> Iterator[None]:
-    """Restore the random states of the training at the end of the block."""
     assert trainer.batches is not None
     before, objects = random_states.capture(), trainer.batches.objects.capture()
     try:

@@ -49,7 +49,6 @@ class Blueprint(Later):
             raise self.refused(error) from (None if isinstance(error, pydantic.ValidationError) else error)
 
     def refused(self, error: Exception) -> ConfigError:
-        """An error with the path of the blueprint."""
         if isinstance(error, CSXError):
             return ConfigError(f"{self.path}: {error.reason}", error.remedy)
         if isinstance(error, pydantic.ValidationError):
@@ -147,7 +146,6 @@ def _nested(value: Any, path: str, given: Iterable[str]) -> Any:
 
 
 def _made(value: Any, given: Mapping[str, Any]) -> Any:
-    """A value with its blueprints made."""
     if isinstance(value, Blueprint):
         return value.make(**given)
     if isinstance(value, dict):

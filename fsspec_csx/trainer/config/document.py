@@ -44,7 +44,6 @@ def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
 
 
 def _with(content: Any, words: Iterable[str]) -> Any:
-    """The content with other values."""
     made = _copied(content)
     for word in words:
         key, _, text = word.partition("=")

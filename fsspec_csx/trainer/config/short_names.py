@@ -83,7 +83,6 @@ def _is_of_modelzoo(node: Any) -> bool:
 
 
 def _short(node: Any) -> tuple[str, Mapping[str, Any]] | None:
-    """A name alone and its arguments."""
     if isinstance(node, str):
         return node, {}
     if not isinstance(node, Mapping) or len(node) != 1:

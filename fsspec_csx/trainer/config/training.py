@@ -219,7 +219,6 @@ def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path:
 
 
 def _with_data(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with the data loaders made."""
     return {
         name: parts.make(value, parts.LOADER) if name not in _PATHS and value is not None else value
         for name, value in section.items()

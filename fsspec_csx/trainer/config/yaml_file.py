@@ -104,7 +104,6 @@ def parse(content: bytes | str, name: str) -> Any:
 
 
 def _inner(node: Any) -> list[Any]:
-    """The child nodes of a node."""
     if isinstance(node.value, str):
         return []
     return [part for each in node.value for part in (each if isinstance(each, tuple) else (each,))]
