@@ -92,13 +92,10 @@ class StorageReader(FolderStorage, storage.StorageReader):
             try:
                 return manifest.read(folder, MANIFEST if rank is None else f"__{rank}{MANIFEST}")
             except FileNotFoundError:
-                try:
-                    found = metadata_of(folder)
-                except FileNotFoundError:
-                    found = None
-                if found is None:
-                    raise
-                return found
+                with contextlib.suppress(FileNotFoundError):
+                    if (found := metadata_of(folder)) is not None:
+                        return found
+                raise
 
     def _shared(self, ranks: Processes | None) -> Folder:
         """The folder, of which all ranks make the same reads."""

@@ -39,9 +39,7 @@ class Batches:
         self._limit = limit
         self._processes = processes
         self._stateful = hasattr(dataloader, "state_dict") and hasattr(dataloader, "load_state_dict")
-        self._workers = (
-            persistent_workers.seed_each_epoch(dataloader) if persistent_workers.are_persistent(dataloader) else None
-        )
+        self._workers = persistent_workers.seed_each_epoch(dataloader)
         self._random = random_states.IsolatedRandomStates()
         self._iterator: Iterator[Any] | None = None
         self._start: dict[str, Any] | None = None

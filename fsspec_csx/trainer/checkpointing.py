@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -165,28 +166,26 @@ class Checkpoint(Callback):
             trainer.logger.info("Saving checkpoint at step %d", trainer.global_step)
         if self.format is not None:
             saved = modelzoo_state.to_modelzoo(trainer, saved)
-        if self._in_parts:
-            self._save_parts(trainer, saved, path)
-        elif self.local is not None:
-            self.saves.add(path, self.local.save(saved, path))
+        if (begun := self._write(trainer, saved, path)) is None:
+            self.saves.complete(trainer, path)
+        else:
+            self.saves.add(path, begun)
             if not self.asynchronous and (error := self.saves.finish(trainer, local=True)):
                 raise error
-        elif self.asynchronous:
-            self.saves.add(path, async_save(saved, path, format=self.format))
-        else:
-            save(saved, path, format=self.format)
-            self.saves.complete(trainer, path)
         return path
 
-    def _save_parts(self, trainer: Trainer, saved: dict[str, Any], path: str) -> None:
-        from fsspec_csx.trainer.sharding import ShardedSave  # only here, as it imports torch.distributed.checkpoint
+    def _write(self, trainer: Trainer, saved: dict[str, Any], path: str) -> Future[None] | None:
+        """The save in the background; None if the checkpoint is complete."""
+        if self._in_parts:
+            from fsspec_csx.trainer import sharding  # only here, as it imports torch.distributed.checkpoint
 
-        saving = ShardedSave(trainer, saved)
+            return sharding.save(trainer, saved, path, background=self.asynchronous)
+        if self.local is not None:
+            return self.local.save(saved, path)
         if self.asynchronous:
-            self.saves.add(path, saving.start(path))
-        else:
-            saving.write(path)
-            self.saves.complete(trainer, path)
+            return async_save(saved, path, format=self.format)
+        save(saved, path, format=self.format)
+        return None
 
     def save_last(self, trainer: Trainer) -> None:
         """Save the current step, unless it is saved, and wait until the checkpoint is complete."""

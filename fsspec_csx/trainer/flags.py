@@ -30,32 +30,20 @@ class Flags(Callback):
 
 
 class GlobalFlags(Flags):
-    """Sets flags permanently, before anything else is set up.
-
-    Args:
-        flags: see ``Flags``.
-    """
+    """Sets flags permanently, before anything else is set up."""
 
     def pre_setup(self, trainer: Trainer) -> None:
         backends.set_flags(self.flags)
 
 
 class ScopedTrainFlags(Flags):
-    """Sets flags during ``fit``, and then restores their values.
-
-    Args:
-        flags: see ``Flags``.
-    """
+    """Sets flags during ``fit``, and then restores their values."""
 
     def on_enter_fit(self, trainer: Trainer, stack: ExitStack, *args: Any, **kwargs: Any) -> None:
         stack.enter_context(backends.scoped_flags(self.flags))
 
 
 class ScopedValidateFlags(Flags):
-    """Sets flags during each validation, and then restores their values.
-
-    Args:
-        flags: see ``Flags``.
-    """
+    """Sets flags during each validation, and then restores their values."""
 
     on_enter_validate = ScopedTrainFlags.on_enter_fit

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,7 @@ from fsspec_csx.formats import reader
 from fsspec_csx.formats.cerebras.plan import Plan
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors.source import Source, memory_at
-from fsspec_csx.trainer import modelzoo_optimizers, modelzoo_schedulers, state_validation
+from fsspec_csx.trainer import modelzoo_optimizers, schedulers, state_validation
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 _OWN = "fsspec_csx"
 _SHARED = ("model", "optimizer", "schedulers", "global_step")
 _SMALLER_PACKED = ("batches", "random_states")  # a few objects of S3 rather than ten for each process
+
+# Of schedulers: what their states there lack, and an entry that only these have.
+_NESTED = {"optimizer", "param_group_tags", "schedulers", "scheduler", "learning_rates"}
+_MARK = "_get_called_within_step"
 
 
 def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +41,7 @@ def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
         found["optimizer"] = modelzoo_optimizers.to_modelzoo(trainer.optimizer, state["optimizer"])
         if "schedulers" in state:
             groups = found["optimizer"]["param_groups"]
-            states = [modelzoo_schedulers.to_modelzoo(each, groups) for each in trainer.schedulers]
+            states = [_scheduler_there(each, groups) for each in trainer.schedulers]
             found["schedulers"] = [_holdable(each) for each in states]
     for key, value in state.items():
         if key not in _SHARED:
@@ -60,7 +66,7 @@ def from_modelzoo(trainer: Trainer, state: dict[str, Any], path: str) -> dict[st
         states = [_unpacked(each, path) for each in found["schedulers"]]
         pairs = zip([*trainer.schedulers, *(None for _ in states)], states, strict=False)
         with state_validation.restoring(path, "schedulers"):
-            found["schedulers"] = [modelzoo_schedulers.from_modelzoo(own, each) for own, each in pairs]
+            found["schedulers"] = [_scheduler_here(own, each) for own, each in pairs]
     return found
 
 
@@ -89,3 +95,76 @@ def _read(packed: Any, path: str) -> Any:
         raise InvalidCheckpointError(f"{name} is damaged: {_OWN} holds no bytes.", "Load another checkpoint.")
     data = bytes(memory_at(packed.data_ptr(), packed.nbytes, packed)) if packed.numel() else b""
     return reader.read(Source(io.BytesIO(data), len(data)), name=name, map_location="cpu")
+
+
+def _scheduler_there(scheduler: Any, groups: list[dict[str, Any]]) -> Any:
+    """The state of a scheduler; that of other schedulers than the ModelZoo's stays as it is.
+
+    What it sets in the groups of the optimizer's state is a tensor there.
+    """
+    if not isinstance(scheduler, schedulers.Scheduler):
+        return scheduler.state_dict()
+    state = _scheduler_state(scheduler, scheduler.last_epoch)
+    for group, value in zip(groups, state["_last_value"], strict=True):
+        if value is not None:
+            group[scheduler.key] = value
+    return state
+
+
+def _scheduler_here(scheduler: Any, state: Any) -> Any:
+    """The state for a scheduler: of the ModelZoo's form only the step, which for torch's must be a number."""
+    if isinstance(scheduler, schedulers.Scheduler) or not isinstance(state, Mapping) or _MARK not in state:
+        return state
+    return {name: int(state[name]) for name in ("last_epoch", "_step_count") if name in state}
+
+
+def _scheduler_state(scheduler: schedulers.Scheduler, step: int, *, nested: bool = False) -> dict[str, Any]:
+    """The state at a step; a nested scheduler is never stepped there, so that it keeps its first value and count."""
+    state = {each.name: getattr(scheduler, each.name) for each in fields(scheduler) if each.name not in _NESTED}
+    if isinstance(scheduler, (schedulers.LinearLR, schedulers.LinearWD)):
+        state |= {"power": 1.0, "cycle": False}
+    if isinstance(scheduler, schedulers.CyclicLR):
+        state["step_size_down"] = scheduler.step_size_down or scheduler.step_size_up
+    if isinstance(scheduler, (schedulers.SequentialLR, schedulers.PiecewiseConstantLR)):
+        state["_milestones"] = state.pop("milestones")
+    if scheduler.param_group_tags is None:
+        state["param_group_tags"] = None  # others are a set there, which no file holds
+    values = [
+        scheduler.value_of(group, 0 if nested else step) if scheduler.applies_to(group) else None
+        for group in scheduler.optimizer.param_groups
+    ]
+    return state | _position(step, values, state.get("total_iters"), nested) | _scheduler_parts(scheduler, step)
+
+
+def _position(step: int, values: list[float | None], total_iters: int | None, nested: bool) -> dict[str, Any]:
+    return {
+        "_last_value": [None if each is None else torch.tensor(float(each)) for each in values],
+        "total_iters": total_iters,
+        "last_epoch": torch.tensor(step),
+        "_step_count": 1 if nested else step + 1,
+        _MARK: False,
+    }
+
+
+def _scheduler_parts(scheduler: schedulers.Scheduler, step: int) -> dict[str, Any]:
+    """The states of the schedulers that one is made of."""
+    if isinstance(scheduler, schedulers.ScalePerParamLR):
+        scales = [group.get("adjust_learning_rate", 1.0) for group in scheduler.optimizer.param_groups]
+        inner = _scheduler_state(scheduler.scheduler, step, nested=True)
+        del inner[_MARK]
+        return {"lr_adjustment_scalars": scales, "_scheduler": inner}
+    if isinstance(scheduler, schedulers.ChainedScheduler):
+        return {"_schedulers": [_scheduler_state(each, step, nested=True) for each in scheduler.schedulers]}
+    if not isinstance(scheduler, (schedulers.SequentialLR, schedulers.PiecewiseConstantLR)):
+        return {}
+    begins = [0, *(scheduler.milestones or [])]
+    steps = [max(0, step - begin) for begin in begins]
+    if isinstance(scheduler, schedulers.SequentialLR):
+        pairs = zip(scheduler.schedulers, steps, strict=True)
+        return {"_schedulers": [_scheduler_state(*each, nested=True) for each in pairs]}
+    lengths = [*(end - begin for begin, end in pairwise(begins)), None]
+    states = []
+    for rate, length, at in zip(scheduler.learning_rates, lengths, steps, strict=True):  # a sequence of constants there
+        values = [rate if scheduler.applies_to(group) else None for group in scheduler.optimizer.param_groups]
+        states.append({"learning_rate": rate, "param_group_tags": None, **_position(at, values, length, True)})
+    return {"_schedulers": states}

@@ -14,18 +14,15 @@ from fsspec_csx.tensors import torch_compat
 _STEP = 0x9E3779B97F4A7C15  # odd, so that no two passes of a worker have the same seed
 
 
-def are_persistent(dataloader: Any) -> bool:
-    """Whether a data loader has persistent workers, and no state of its own."""
-    return (
-        isinstance(dataloader, DataLoader)
-        and not hasattr(dataloader, "load_state_dict")
-        and dataloader.num_workers > 0
-        and dataloader.persistent_workers
-    )
+def seed_each_epoch(dataloader: Any) -> EpochSeeds | None:
+    """Start new workers that are seeded in each epoch, so that one epoch alone can be drawn again.
 
-
-def seed_each_epoch(dataloader: DataLoader[Any]) -> EpochSeeds:
-    """Start new workers that are seeded in each epoch, so that one epoch alone can be drawn again."""
+    None for a loader without persistent workers, or with a state of its own.
+    """
+    if not isinstance(dataloader, DataLoader) or hasattr(dataloader, "load_state_dict"):
+        return None
+    if not dataloader.num_workers or not dataloader.persistent_workers:
+        return None
     before = dataloader.worker_init_fn
     seeds = EpochSeeds(before.before if isinstance(before, EpochSeeds) else before)
     dataloader.worker_init_fn = seeds

@@ -29,29 +29,28 @@ if TYPE_CHECKING:
 _Path = tuple[str, ...]
 
 
-class ShardedSave:
-    """This process's part of a checkpoint: its shards, replicated tensors, and, in the first process, the rest."""
+def save(trainer: Trainer, state: dict[str, Any], path: str, *, background: bool) -> Future[None] | None:
+    """Save the result of ``training_state.collect`` with ``sharded=True``; all processes must call it.
 
-    def __init__(self, trainer: Trainer, state: dict[str, Any]) -> None:
-        parameters = processes.unwrap(trainer.model).named_parameters(remove_duplicate=False)
-        alike = {("model", name) for name, _ in parameters}
-        self._paths: dict[str, _Path] = {}
-        self._items: dict[str, Any] = {}
-        for path, value in _items(state):
-            replicated = isinstance(value, torch.Tensor) and (path in alike or path[:2] == ("optimizer", "state"))
-            if processes.is_first() or processes.is_sharded(value) or replicated:
-                name = ".".join(path)
-                self._paths[name] = path
-                self._items[name] = value
+    This process writes its shards, replicated tensors, and, if it is the first, the rest. One error is that of all.
 
-    def write(self, path: str) -> None:
-        """Save the checkpoint, together with all other processes; the first one's error is that of all."""
-        group = background_group(None)  # of gloo: plans and results need no GPU
-        distributed.save(self._items, path, planner=_Planner(self._paths), process_group=group)
-
-    def start(self, path: str) -> Future[None]:
-        """Copy the state and save it in the background; its result is that of ``write``."""
-        return distributed.async_save(self._items, path, planner=_Planner(self._paths))
+    Returns:
+        The save if it is one in the background, of a copy; else None.
+    """
+    parameters = processes.unwrap(trainer.model).named_parameters(remove_duplicate=False)
+    alike = {("model", name) for name, _ in parameters}
+    paths: dict[str, _Path] = {}
+    items: dict[str, Any] = {}
+    for keys, value in _items(state):
+        replicated = isinstance(value, torch.Tensor) and (keys in alike or keys[:2] == ("optimizer", "state"))
+        if processes.is_first() or processes.is_sharded(value) or replicated:
+            name = ".".join(keys)
+            paths[name], items[name] = keys, value
+    if background:
+        return distributed.async_save(items, path, planner=_Planner(paths))
+    group = background_group(None)  # of gloo: plans and results need no GPU
+    distributed.save(items, path, planner=_Planner(paths), process_group=group)
+    return None
 
 
 class _Planner(DefaultSavePlanner):
