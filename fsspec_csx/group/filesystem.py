@@ -153,9 +153,6 @@ class _Reader(io.RawIOBase):
         self._position = max(0, offset + (0, self._position, self._size)[whence])
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer; only at the end of the file it is not filled."""
         memory = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]

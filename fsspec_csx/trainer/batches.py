@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fsspec_csx.trainer import persistent_workers, random_states
-from fsspec_csx.trainer.dataloader_state import DataLoaderState
+from fsspec_csx.trainer import random_states
+from fsspec_csx.trainer.dataloader_state import DataLoaderState, seed_each_epoch
 from fsspec_csx.trainer.loop import length_of
 from fsspec_csx.trainer.state_validation import to_count
 
@@ -39,7 +39,7 @@ class Batches:
         self._limit = limit
         self._processes = processes
         self._stateful = hasattr(dataloader, "state_dict") and hasattr(dataloader, "load_state_dict")
-        self._workers = persistent_workers.seed_each_epoch(dataloader)
+        self._workers = seed_each_epoch(dataloader)
         self._random = random_states.IsolatedRandomStates()
         self._iterator: Iterator[Any] | None = None
         self._start: dict[str, Any] | None = None

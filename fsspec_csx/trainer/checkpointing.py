@@ -142,11 +142,8 @@ class Checkpoint(Callback):
     def save(self, trainer: Trainer) -> str:
         """Save the current state of the training; all processes must call it.
 
-        Returns:
-            The path of the checkpoint; empty on processes that do not write it.
-
-        Raises:
-            OSError: an error of the filesystem, in this save or the one before.
+        Returns the path of the checkpoint, which is empty on processes that do not write it. An OSError is one of the
+        filesystem, in this save or the one before.
         """
         self._is_due = False
         self.saves.wait(trainer, local=self.local is not None)
@@ -222,10 +219,7 @@ class Checkpoint(Callback):
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def load(self, trainer: Trainer, path: str | None) -> dict[str, Any] | None:
-        """Load a checkpoint, and restore everything but the position in the data.
-
-        Returns:
-            The checkpoint; None without a path.
+        """Load a checkpoint, None for none, and restore everything but the position in the data.
 
         Raises:
             CheckpointError: a ValueError, if it is damaged, or does not fit the model.
@@ -242,10 +236,7 @@ class Checkpoint(Callback):
         return self._restore(trainer, path, found)
 
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint at the root, if there is any; damaged ones are skipped.
-
-        Returns:
-            See ``load``.
+        """Load the newest complete checkpoint at the root, None if there is none; damaged ones are skipped.
 
         Raises:
             CheckpointError: a ValueError, if it does not fit the model, or if all are damaged and one was complete.
@@ -282,11 +273,7 @@ class Checkpoint(Callback):
         return next((states for states in chosen if states is not None), None)
 
     def get_latest_checkpoint(self, trainer: Trainer) -> str | None:
-        """The path of the newest complete checkpoint at the root; None if there is none.
-
-        Raises:
-            OSError: an error of the filesystem.
-        """
+        """The path of the newest complete checkpoint at the root; None if there is none."""
         for path in reversed(self.get_all_checkpoints(self.root)):
             try:
                 if inspect(self._find(path)).format == "distributed":

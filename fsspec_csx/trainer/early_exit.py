@@ -28,18 +28,9 @@ class EarlyExit(Callback):
         self._depth = 0
 
     def register(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> RemovableHandle:
-        """Register a function.
+        """Register a function that returns True to end the training or the validation, with its arguments.
 
-        Args:
-            fn: returns True to end the training or the validation.
-            args: its arguments.
-            kwargs: its keyword arguments.
-
-        Returns:
-            A handle whose ``remove`` drops the function.
-
-        Raises:
-            TypeError: if it is no function.
+        Returns a handle whose ``remove`` drops the function. A TypeError if it is no function.
         """
         if not callable(fn):
             msg = f"EarlyExit calls functions, not {type(fn).__name__}. Register a function that returns True to end."

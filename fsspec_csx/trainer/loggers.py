@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,7 @@ class TensorBoardLogger(Logger):
     on_fit_end = on_fit_exception = on_validate_end = _flush
 
 
+@dataclass(eq=False, repr=False)
 class WandbLogger(Logger):
     """Logs metrics to Weights & Biases; requires the package ``wandb``.
 
@@ -134,23 +136,19 @@ class WandbLogger(Logger):
         ValueError: for another value of ``resume``.
     """
 
-    def __init__(
-        self,
-        project: str | None = None,
-        group: str | None = None,
-        run_id: str | None = None,
-        run_name: str | None = None,
-        job_type: str | None = None,
-        tags: Sequence[str] | None = None,
-        resume: str = "auto",
-        entity: str | None = None,
-    ) -> None:
-        if resume not in _RESUME:
-            msg = f"resume is one of {', '.join(_RESUME)}, not {resume!r}. Give one of these."
+    project: str | None = None
+    group: str | None = None
+    run_id: str | None = None
+    run_name: str | None = None
+    job_type: str | None = None
+    tags: Sequence[str] | None = None
+    resume: str = "auto"
+    entity: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.resume not in _RESUME:
+            msg = f"resume is one of {', '.join(_RESUME)}, not {self.resume!r}. Give one of these."
             raise ValueError(msg)
-        self.run_id = run_id
-        self._arguments: dict[str, Any] = {"project": project, "group": group, "name": run_name, "job_type": job_type}
-        self._arguments |= {"tags": tags, "resume": resume, "entity": entity}
         self.run: Any = None
         self._wandb: Any = None
 
@@ -167,12 +165,13 @@ class WandbLogger(Logger):
             return
         folder = Path(trainer.model_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        runs = sorted(
-            each.name.rpartition("run-")[2] for each in folder.glob("wandb/*run-*-*")
-        )  # times and identifiers
-        if self.run_id is None and runs and self._arguments["resume"] != "never":
+        # Times and identifiers.
+        runs = sorted(each.name.rpartition("run-")[2] for each in folder.glob("wandb/*run-*-*"))
+        if self.run_id is None and runs and self.resume != "never":
             self.run_id = runs[-1].rpartition("-")[2]
-        self.run = self._wandb.init(dir=str(folder), id=self.run_id, **self._arguments)
+        names = ("project", "group", "job_type", "tags", "resume", "entity")
+        arguments = {name: getattr(self, name) for name in names}
+        self.run = self._wandb.init(dir=str(folder), id=self.run_id, name=self.run_name, **arguments)
         self.run.define_metric("*", step_metric="global_step", step_sync=True)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:

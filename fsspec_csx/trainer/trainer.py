@@ -249,14 +249,7 @@ class Trainer:
             self.call("on_fit_end", loop)
 
     def forward(self, batch: Any) -> dict[str, Any]:
-        """Call the model with a batch.
-
-        Returns:
-            The model's output, as a dict with the key ``loss``.
-
-        Raises:
-            TypeError: if the output has no loss.
-        """
+        """Call the model with a batch; returns its output with the key ``loss``, or a TypeError if it has none."""
         args, kwargs = [batch], dict[str, Any]()
         self.call("on_before_forward", self.model, batch, args, kwargs)
         with self.precision.autocast_context_manager():
@@ -280,8 +273,7 @@ class Trainer:
             The means over the batches of ``loss`` and of the other numbers that the model returned.
 
         Raises:
-            CheckpointError: a ValueError, if the checkpoint is damaged, or does not fit the model.
-            OSError: an error of the filesystem.
+            CheckpointError, OSError: see ``fit``.
         """
         own = self.loop.val_loop if isinstance(self.loop, TrainingLoop) else self.loop
         loop = loop or own
@@ -308,7 +300,7 @@ class Trainer:
 
         Raises:
             FileNotFoundError: if a path does not exist, or nothing matches a pattern.
-            CheckpointError, OSError: see ``validate``.
+            CheckpointError, OSError: see ``fit``.
         """
         loaders = as_list(val_dataloaders)
         single = ckpt_paths is None or ckpt_paths is _UNSET
@@ -328,17 +320,12 @@ class Trainer:
     def save_checkpoint(self) -> str:
         """Save the current state of the training; in the background if the checkpoint is ``asynchronous``.
 
-        Returns:
-            The path of the checkpoint; empty on processes that do not write it.
+        Returns the path of the checkpoint, which is empty on processes that do not write it.
         """
         return self.checkpoint.save(self)
 
     def load_checkpoint(self, ckpt_path: Any = None) -> None:
-        """Load a checkpoint as ``fit`` does, without the position in the data.
-
-        Args:
-            ckpt_path: its path; None loads nothing.
-        """
+        """Load the checkpoint of a path as ``fit`` does, without the position in the data; None loads nothing."""
         self._load(ckpt_path)
 
     def _load(self, path: Any) -> dict[str, Any] | None:

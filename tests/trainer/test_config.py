@@ -664,17 +664,11 @@ def test_no_file(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
         read(f"s3://{bucket}/x.yaml")
 
 
-def test_without_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without PyYAML the error says what to install."""
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    (tmp_path / "x.yaml").touch()
-    with pytest.raises(ImportError, match=r"PyYAML is not installed. Install fsspec-csx\[trainer\]."):
-        read(str(tmp_path / "x.yaml"))
-
-
-def test_without_pydantic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pydantic the error says what to install."""
-    monkeypatch.setitem(sys.modules, "pydantic", None)
-    monkeypatch.delitem(sys.modules, check.__module__)
-    with pytest.raises(ImportError, match=r"pydantic is not installed. Install fsspec-csx\[trainer\]."):
-        importlib.import_module(check.__module__)
+def test_without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without PyYAML or pydantic the error says what to install."""
+    for package, name, module in (("yaml", "PyYAML", yaml_file.__name__), ("pydantic", "pydantic", check.__module__)):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            patch.delitem(sys.modules, module)
+            with pytest.raises(ImportError, match=rf"{name} is not installed. Install fsspec-csx\[trainer\]."):
+                importlib.import_module(module)

@@ -16,10 +16,10 @@ _LEGACY = ("runconfig", "train_input", "eval_input")
 
 
 def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
-    """The configurations of a YAML file, all checked.
+    """The configurations of a YAML file at a local path or an fsspec URL, all checked.
 
     Args:
-        path: a local path or an fsspec URL.
+        path: of the file.
         words: ``key=value``, to replace values of each training: ``init.loop.max_steps=10``. A number in a key is an
             index of a list. The value is YAML.
         changes: other replacements of what the file says; see ``Config``.

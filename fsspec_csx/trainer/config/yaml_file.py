@@ -74,14 +74,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def read(path: str) -> Any:
-    """Read a YAML file.
-
-    Args:
-        path: a local path or an fsspec URL.
+    """Read a YAML file at a local path or an fsspec URL.
 
     Raises:
         ConfigError: if it is no YAML, has a tag for an object or a duplicate key, or is too large.
-        ImportError: without PyYAML.
         OSError: an error of the filesystem.
     """
     fs, inner = resolve_path(path, path, None)
