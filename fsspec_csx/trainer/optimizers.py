@@ -195,11 +195,7 @@ class Muon(torch.optim.Muon):
     """Momentum made orthogonal, for matrices alone: https://kellerjordan.github.io/posts/muon/"""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters.
-
-        Raises:
-            ValueError: for a parameter that is no matrix.
-        """
+        """Add a group of parameters; a ValueError for one that is no matrix."""
         super().add_param_group(param_group)
         for each in self.param_groups[-1]["params"]:
             if each.ndim != 2:

@@ -8,7 +8,7 @@ class that its type hint names, or as a dict.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,12 +22,12 @@ _REGISTRY = "cerebras.modelzoo.registry"
 _IMPORT_PATH = "Give an import path, such as 'package.module.Class'"
 
 
-def model(node: Any, path: str, given: Iterable[str]) -> Blueprint:
+def model(node: Any, path: str) -> Blueprint:
     """The blueprint of a model."""
     return _beside(node, path, "name", lambda entry: {entry.name: entry.path})
 
 
-def data_processor(node: Any, path: str, given: Iterable[str]) -> Blueprint:
+def data_processor(node: Any, path: str) -> Blueprint:
     """The blueprint of a data loader."""
 
     def paths_of(entry: Any) -> dict[str, str]:

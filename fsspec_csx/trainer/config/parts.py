@@ -31,7 +31,6 @@ class Part:
     Attributes:
         kind: the class, or one of the classes, of the object.
         default: the class if none is named.
-        given: names of arguments that only ``make`` receives.
         several: whether it is a list; None for either.
         reader: makes the blueprint in place of ``named``.
         finish: makes the object of what the class made.
@@ -39,16 +38,15 @@ class Part:
 
     kind: Any
     default: Callable[..., Any] | None = None
-    given: tuple[str, ...] = ()
     several: bool | None = False
-    reader: Callable[[Any, str, Iterable[str]], Blueprint] | None = None
+    reader: Callable[[Any, str], Blueprint] | None = None
     finish: Callable[[Any], Any] | None = None
 
 
 INIT = {
     "model": Part(torch.nn.Module, reader=modelzoo.model),
-    "optimizer": Part(torch.optim.Optimizer, given=("params", "model"), reader=short_names.optimizer),
-    "schedulers": Part(object, given=("optimizer",), several=True, reader=short_names.scheduler),
+    "optimizer": Part(torch.optim.Optimizer, reader=short_names.optimizer),
+    "schedulers": Part(object, several=True, reader=short_names.scheduler),
     "precision": Part(Precision, default=MixedPrecision),
     "loop": Part((TrainingLoop, ValidationLoop), default=TrainingLoop),
     "checkpoint": Part(Checkpoint, default=Checkpoint),
@@ -82,10 +80,10 @@ def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
 
     def one(node: Any, path: str) -> Blueprint:
         if part.reader is not None:
-            return part.reader(node, path, part.given)
+            return part.reader(node, path)
         if isinstance(node, Mapping) and (name := next((each for each in node if each in _ABSENT), None)):
             raise ConfigError(f"{path}.{name} is not there: {_ABSENT[name]}.", "Leave it away.")
-        return named(node, path, home=trainer_module, default=part.default, given=part.given)
+        return named(node, path, home=trainer_module, default=part.default)
 
     if part.several is False or (part.several is None and not isinstance(node, list)):
         return one(node, path)

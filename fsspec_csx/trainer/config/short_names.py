@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,16 +20,18 @@ from fsspec_csx.trainer.config.import_path import is_import_path
 from fsspec_csx.trainer.param_groups import param_groups
 
 _TORCH = torch.optim.lr_scheduler
-_GIVEN = ("params", "model", "optimizer")
+# What only the Trainer gives to an optimizer, and to a scheduler.
+_TO_OPTIMIZER, _TO_SCHEDULER = ("params", "model"), ("optimizer",)
+_GIVEN = (*_TO_OPTIMIZER, *_TO_SCHEDULER)
 _GROUPING = {"params": dict[str, Any] | list[dict[str, Any]], "adjust_learning_rate": dict[str, float]}
 _OPTIMIZERS = {each.lower(): each for each in optimizers.__all__}
 _SCHEDULERS = {each.lower(): each for each in schedulers.__all__}
 
 
-def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
+def optimizer(node: Any, path: str) -> Blueprint:
     """The blueprint of an optimizer; one of the ModelZoo's has its groups of parameters."""
     if (short := _short(node)) is None or is_import_path(short[0]):
-        return named(node, path, home=torch.optim, given=given)
+        return named(node, path, home=torch.optim, given=_TO_OPTIMIZER)
     name, arguments = short
     name = _OPTIMIZERS.get(name.lower(), name)
     grouping = {key: arguments[key] for key in _GROUPING if arguments.get(key) is not None}
@@ -37,7 +39,7 @@ def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
     of_torch = getattr(torch.optim, name, None)
     own = getattr(optimizers, name, None)
     if own is None or (not grouping and not _takes(own, arguments) and _takes(of_torch, arguments)):
-        return named({name: arguments}, path, home=optimizers if of_torch is None else torch.optim, given=given)
+        return named({name: arguments}, path, home=optimizers if of_torch is None else torch.optim, given=_TO_OPTIMIZER)
     made = named({name: arguments}, path, home=optimizers, given=("params",))
     check(grouping, _GROUPING, made.path)
     defaults = {each.name: each.default for each in inspect.signature(own).parameters.values()}
@@ -49,22 +51,22 @@ def optimizer(node: Any, path: str, given: Iterable[str]) -> Blueprint:
     return Blueprint(made.path, grouped, {}, frozenset({"model"}))
 
 
-def scheduler(node: Any, path: str, given: Iterable[str], tags: Any = None) -> Blueprint:
+def scheduler(node: Any, path: str, tags: Any = None) -> Blueprint:
     """The blueprint of a scheduler, and of those that it is made of, with its ``tags`` unless they have their own."""
     if not _is_of_modelzoo(node):
         known = (short := _short(node)) is None or is_import_path(short[0]) or hasattr(_TORCH, short[0])
-        return named(node, path, home=_TORCH if known else schedulers, given=given)
+        return named(node, path, home=_TORCH if known else schedulers, given=_TO_SCHEDULER)
     name, arguments = _short(node) or ("", {})
     path = f"{path}.{name}"
     made = dict(arguments) if tags is None else {"param_group_tags": tags, **arguments}
     tags = made.get("param_group_tags")
     if isinstance(inner := made.get("schedulers"), list):
         made["schedulers"] = [
-            scheduler(each, f"{path}.schedulers[{number}]", given, tags) for number, each in enumerate(inner)
+            scheduler(each, f"{path}.schedulers[{number}]", tags) for number, each in enumerate(inner)
         ]
     if "scheduler" in made:
-        made["scheduler"] = scheduler(made["scheduler"], f"{path}.scheduler", given, tags)
-    return blueprint(getattr(schedulers, _SCHEDULERS[name.lower()]), made, path, given)
+        made["scheduler"] = scheduler(made["scheduler"], f"{path}.scheduler", tags)
+    return blueprint(getattr(schedulers, _SCHEDULERS[name.lower()]), made, path, _TO_SCHEDULER)
 
 
 def _is_of_modelzoo(node: Any) -> bool:
