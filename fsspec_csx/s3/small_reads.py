@@ -12,7 +12,7 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.request_template import ReadTemplate
-from fsspec_csx.s3.transport.signed_reads import SignedRead, SignedReads
+from fsspec_csx.s3.transport.signed_requests import SignedRead, SignedReads
 
 
 @contextmanager

@@ -38,11 +38,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "botocore.hooks:_PrefixTrie.prefix_search": (),
     "botocore.configprovider:SmartDefaultsConfigStoreFactory": ("_imds_region_provider",),
     "botocore.signers:RequestSigner": ("_credentials",),
-    "botocore.httpsession:URLLib3Session": ("_pool_classes_by_scheme",),
+    "botocore.httpsession:URLLib3Session": ("_manager", "_pool_classes_by_scheme", "_proxy_config", "_verify"),
+    "botocore.httpsession:URLLib3Session.send": ("_setup_ssl_cert", "connection_from_url", "proxy_url_for"),
     "fsspec.asyn:_run_coros_in_chunks": (),
     "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
     "s3fs.core:S3FileSystem.set_session": ("_prepare_config_kwargs",),
     "socket:SocketIO": ("_sock",),
+    "urllib3.connectionpool:HTTPConnectionPool": ("_get_conn", "_put_conn"),
     "urllib3.response:HTTPResponse": ("_fp",),
 }
 
@@ -112,9 +114,45 @@ def tls_read(response: Any) -> Callable[[int, memoryview], int] | None:
     return link._sslobj.read  # type: ignore[attr-defined,no-any-return]
 
 
+def socket_read(link: Any) -> Callable[[int, memoryview], int]:
+    """What reads at most so many bytes from a socket into a buffer."""
+    if KNOWS_TLS and isinstance(link, SSLSocket):
+        return link._sslobj.read  # type: ignore[attr-defined,no-any-return]
+    return lambda most, memory: link.recv_into(memory, most)
+
+
 def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
     """What sends the first bytes of a buffer as one TLS record, and returns how many."""
     return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined]
+
+
+def pool_to(session: Any, url: str) -> Any:
+    """The pool of a URLLib3Session with the connections to a URL; None if they lead to a proxy."""
+    if session._proxy_config.proxy_url_for(url):
+        return None
+    pool = session._manager.connection_from_url(url)
+    session._setup_ssl_cert(pool, url, session._verify)
+    return pool
+
+
+def take_connection(pool: Any) -> Any:
+    """A connection of a pool, for the caller alone; it may not be connected yet."""
+    return pool._get_conn()
+
+
+def give_connection_back(pool: Any, connection: Any) -> None:
+    """Let others use a connection."""
+    pool._put_conn(connection)
+
+
+def connected_socket(pool: Any, connection: Any) -> Any:
+    """The socket of a connection, with the pool's time limits."""
+    if (link := connection.sock) is None:
+        connection.timeout = pool.timeout.connect_timeout
+        connection.connect()
+        link = connection.sock
+        link.settimeout(pool.timeout.read_timeout)
+    return link
 
 
 def use_pools(session: Any, **pools: type[Any]) -> None:

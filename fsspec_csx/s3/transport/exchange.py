@@ -17,6 +17,7 @@ from botocore.utils import get_environ_proxies
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.sockets import (
     PlainPool,
@@ -31,6 +32,8 @@ from fsspec_csx.s3.transport.tls import TLSPool
 # Bytes between two checks whether an upload was given up; plain ones are sent by one system call.
 _PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 2**20
 
+_UNUSUAL = 3
+
 # Headers of a response with a part: to parse all of them for each part takes long.
 _NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
 
@@ -44,6 +47,9 @@ class Exchange:
         in_flight: how many requests at a time.
         slots: learn what moves, and how long answers take.
         former: that of the client before this one; its connections are kept if they are made alike.
+
+    Attributes:
+        unusual: how many responses were not those of S3; after some, there are no links any more.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Exchange:
         self._plain = url.startswith("http:")
         self._limit = config.read_timeout
         self._slots = slots
+        self.unusual = 0
         self._settings: dict[str, Any] = {
             "verify": verify,
             "proxies": get_environ_proxies(url) if config.proxies is None else config.proxies,
@@ -92,6 +99,11 @@ class Exchange:
             finally:
                 wanted.interrupt = None
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
+
+    def link(self, url: str) -> Link | None:
+        """A connection for requests that a thread makes one after another; None where ``get`` and ``put`` must."""
+        pool = compat.pool_to(self.session, url) if self.unusual < _UNUSUAL else None
+        return None if pool is None else Link(pool, self._slots)
 
     def put(self, request: Any, body: RequestBody) -> AioAWSResponse:
         """Make a request with a body."""

@@ -33,3 +33,7 @@ class UnguardedResponseError(RuntimeError):
 
 class InvalidResponseError(Exception):
     """The endpoint gave a response that no S3 server gives; a retry would be of no use."""
+
+
+class UnusualResponseError(OSError):
+    """A response that is left to botocore to read: it may be right, but not one that S3 gives to such a request."""

@@ -19,7 +19,7 @@ from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.request_template import ReadTemplate
-from fsspec_csx.s3.transport.signed_reads import SignedRead, SignedReads
+from fsspec_csx.s3.transport.signed_requests import SignedRead, SignedReads
 from fsspec_csx.s3.transport.signer import Signer
 from fsspec_csx.s3.transport.threads import Threads
 
@@ -172,7 +172,7 @@ class Transfer:
         key: str | None,
         advance: Callable[[int], object],
         fetch_one: Callable[[RangeRequest], Awaitable[None]],
-    ) -> SignedReads:
+    ) -> SignedReads[SignedRead]:
         async def failed(read: SignedRead) -> None:
             await fetch_one(read.wanted)
             alike.failed(template)

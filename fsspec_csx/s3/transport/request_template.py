@@ -5,25 +5,30 @@ botocore takes some milliseconds to make a request, most of them for what is the
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import uuid
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSPreparedRequest, AWSRequest
-
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.signature import Signature, SignedRequest
 
 _INVOCATION, _ATTEMPT = "amz-sdk-invocation-id", "amz-sdk-request"
 _CRC64NVME, _TYPE = "x-amz-checksum-crc64nvme", "content-type"
 _HASH, _UNSIGNED = "x-amz-content-sha256", "UNSIGNED-PAYLOAD"
 # Of each request by itself: what it asks for, its signature and its body.
-_OWN = {"range", "authorization", "x-amz-date", _HASH, "x-amz-security-token", "content-length"}
+_OWN = {"range", "authorization", "x-amz-date", "x-amz-security-token", "content-length"}
 _OWN |= {_INVOCATION, _ATTEMPT}
 # Of a body, and computed by botocore; or the body is not sent as it is.
 _OF_BODY = ("x-amz-checksum-", "x-amz-trailer", "x-amz-decoded-content-length", "content-md5", "transfer-encoding")
+
+
+# Not the random numbers of the program, whose state is the user's.
+_numbers = random.Random()
+os.register_at_fork(after_in_child=_numbers.seed)
 
 
 class _Template:
@@ -44,6 +49,8 @@ class _Template:
         if (
             kind != "AWS4-HMAC-SHA256"
             or parts[-1] != "aws4_request"
+            or "Date" in request.headers
+            or _HASH not in request.headers
             or credentials is None
             or parts[0] != credentials.access_key
         ):
@@ -51,27 +58,27 @@ class _Template:
             raise ValueError(msg)
         own = _OWN | own
         self._headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in own}
+        self._hashed = _text(request.headers.get(_HASH, ""))
         self._numbered = re.sub(r"attempt=\d+", "attempt=1", _text(request.headers.get(_ATTEMPT, "")))
-        self._scope = parts[-2], parts[-3]
+        self._signature = Signature(parts[-3], parts[-2])
+        self.use = self._signature.use
         self.use(credentials)
 
-    def use(self, credentials: Any) -> None:
-        """Sign the requests to come with these, which are frozen."""
-        self._auth = S3SigV4Auth(credentials, *self._scope)
-
-    def _signed(
-        self, method: str, url: str, headers: dict[str, str], *, config: Any = None, **options: Any
-    ) -> AWSPreparedRequest:
-        made = AWSRequest(method, url, headers={**self._headers, **headers}, **options)
-        made.context["client_config"] = config
-        self._auth.add_auth(made)
+    def _signed(self, method: str, url: str, headers: dict[str, str]) -> SignedRequest:
+        made = self._signature.signed(method, url, {**self._headers, **headers}, self._hashed)
         if self._numbered:  # as botocore numbers each request and its attempts
-            made.headers[_INVOCATION], made.headers[_ATTEMPT] = str(uuid.uuid4()), self._numbered
-        prepared = made.prepare()
-        for name, value in prepared.headers.items():
-            if not value.isascii():  # it was signed as UTF-8, and http.client would send it in Latin-1
-                prepared.headers[name] = value.encode()
-        return prepared
+            made.headers[_INVOCATION], made.headers[_ATTEMPT] = invocation_id(), self._numbered
+        return made
+
+    def _with_body(self, url: str, headers: dict[str, str], body: RequestBody) -> SignedRequest:
+        made = self._signed("PUT", url, headers)
+        made.body, made.headers["Content-Length"] = body, str(len(body))
+        return made
+
+
+def invocation_id() -> str:
+    """A new number of a request; not by the system, for which all threads would wait."""
+    return str(uuid.UUID(int=_numbers.getrandbits(128), version=4))
 
 
 class ReadTemplate(_Template):
@@ -93,12 +100,13 @@ class ReadTemplate(_Template):
         if key is not None and not request.url.endswith(f"/{tail}"):
             msg = "The request's URL does not end in the key."
             raise ValueError(msg)
-        self._base = request.url.removesuffix(tail)
+        self.url = request.url.removesuffix(tail)
 
-    def request(self, key: str | None, span: str | None) -> Any:
+    def request(self, key: str | None, span: str | None) -> SignedRequest:
         """A signed request for an object, or for a range of it by its header ``Range``."""
-        url = self._base + quote(key or "", safe="/~")
-        return self._signed("GET", url, {"Range": span} if span else {}, stream_output=True)
+        made = self._signed("GET", self.url + quote(key or "", safe="/~"), {"Range": span} if span else {})
+        made.stream_output = True
+        return made
 
 
 class PartTemplate(_Template):
@@ -107,13 +115,12 @@ class PartTemplate(_Template):
     Args:
         request: an UploadPart request, as it was sent.
         credentials: those that it was signed with, frozen.
-        config: of the client, as its requests with bodies use it.
 
     Raises:
         ValueError: if it was not signed so, or what it says of its body cannot be said of another.
     """
 
-    def __init__(self, request: Any, credentials: Any, config: Any) -> None:
+    def __init__(self, request: Any, credentials: Any) -> None:
         super().__init__(request, credentials, {_CRC64NVME})
         self._checked = _says_nothing_else(request)
         before, *after = re.split(r"(?<=[?&]partNumber=)\d+(?=&|$)", request.url)
@@ -121,12 +128,11 @@ class PartTemplate(_Template):
             msg = "The request's URL has no number of a part."
             raise ValueError(msg)
         self._around = before, after[0]
-        self._config = config
 
-    def request(self, number: int, body: RequestBody) -> Any:
+    def request(self, number: int, body: RequestBody) -> SignedRequest:
         """A signed request for a part."""
         checksum = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
-        return self._signed("PUT", str(number).join(self._around), checksum, config=self._config, data=body)
+        return self._with_body(str(number).join(self._around), checksum, body)
 
 
 class PutTemplate(_Template):
@@ -135,14 +141,13 @@ class PutTemplate(_Template):
     Args:
         request: a PutObject request, as it was sent.
         credentials: those that it was signed with, frozen.
-        config: of the client, as its requests with bodies use it.
         key: of the object that it was for.
 
     Raises:
         ValueError: if it was not signed so, or says of its object or its body what cannot be said of another.
     """
 
-    def __init__(self, request: Any, credentials: Any, config: Any, key: str) -> None:
+    def __init__(self, request: Any, credentials: Any, key: str) -> None:
         super().__init__(request, credentials, {_CRC64NVME, _TYPE})
         self._checked = _says_nothing_else(request)
         tail = quote(key, safe="/~")
@@ -150,14 +155,13 @@ class PutTemplate(_Template):
             msg = "The request's URL does not end in the key."
             raise ValueError(msg)
         self._base = request.url.removesuffix(tail)
-        self._config = config
 
-    def request(self, key: str, content_type: str | None, body: RequestBody) -> Any:
+    def request(self, key: str, content_type: str | None, body: RequestBody) -> SignedRequest:
         """A signed request for an object."""
         headers = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
         if content_type is not None:
             headers[_TYPE] = content_type
-        return self._signed("PUT", self._base + quote(key, safe="/~"), headers, config=self._config, data=body)
+        return self._with_body(self._base + quote(key, safe="/~"), headers, body)
 
 
 def _says_nothing_else(request: Any) -> bool:

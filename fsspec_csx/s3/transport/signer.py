@@ -52,7 +52,7 @@ class Signer:
         if not self._can_sign(operation):
             return None
         try:
-            return make(request, await self._credentials.get_frozen_credentials(), self.body_config, *named)
+            return make(request, await self._credentials.get_frozen_credentials(), *named)
         except (AttributeError, ValueError):
             return None
 

@@ -19,6 +19,7 @@ from fsspec.asyn import sync
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport import request_template
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import MemoryBody
 from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate
@@ -57,6 +58,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     moment = datetime(2026, 11, 29, 1, 2, 3, tzinfo=timezone.utc)
     monkeypatch.setattr(botocore.auth, get_current_datetime.__name__, lambda *_, **__: moment)
     monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=1))
+    monkeypatch.setattr(request_template, "invocation_id", lambda: str(uuid.UUID(int=1)))
 
 
 def key(number: int) -> str:

@@ -1,0 +1,165 @@
+"""Link: a connection on which a thread makes one request after another, with nothing between it and the socket.
+
+http.client and urllib3 take half a millisecond of processor time for a request, and wait for the interpreter's lock at
+eight system calls; this takes a tenth, and three. What a store does not usually answer is left to them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.failures import UnusualResponseError
+from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
+from fsspec_csx.s3.transport.signature import SignedRequest
+from fsspec_csx.s3.transport.sockets import shut_down
+
+# Bytes between two checks whether the request was given up, and the pieces of which the checksum is computed.
+_STEP = 2**20
+_INTERIM = 8  # responses 1xx before the real one, at most
+_END = b"\r\n\r\n"
+
+
+class Interrupt:
+    """Ends the connection of one request, and no other's.
+
+    Args:
+        socket: of the connection.
+    """
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._lock = threading.Lock()
+
+    def __call__(self) -> bool:
+        """End the connection, if the request still runs; return whether it did."""
+        with self._lock:
+            return shut_down(self._socket)
+
+    def release(self) -> None:
+        """Note that the connection is free for another request."""
+        with self._lock:
+            self._socket = None
+
+
+class Link:
+    """A connection of a pool of urllib3, used without it.
+
+    Args:
+        pool: makes connections.
+        slots: learn what moves, and how long answers take.
+    """
+
+    def __init__(self, pool: Any, slots: Slots) -> None:
+        self._pool, self._slots = pool, slots
+        self._connection = compat.take_connection(pool)
+        self._socket: Any = None
+        self._store = bytearray(MOST_BYTES)
+        self._view = memoryview(self._store)
+        self._early = self._view[:0]  # bytes of a body that came with its head
+
+    def give_back(self) -> None:
+        """Let others use the connection."""
+        compat.give_connection_back(self._pool, self._connection)
+
+    def get(self, request: SignedRequest, wanted: RangeRequest) -> ResponseHead:
+        """Fill a range.
+
+        Raises:
+            UnusualResponseError: an OSError, if the response is not one that S3 gives.
+        """
+        wanted.moved = self._slots.moved
+        try:
+            with self._connected() as wanted.interrupt:
+                began = time.monotonic()
+                self._socket.sendall(request.head())
+                head = self._head(began)
+                if head.status_code < 300:
+                    if not head.headers.get("ETag"):
+                        msg = "The response to a GET has no ETag: it is not an object's."
+                        raise UnusualResponseError(msg)
+                    wanted.expect(head.status_code, head.headers)
+                    self._fill(wanted)
+                if head.status_code >= 300 or wanted.cut_off or not head.reusable:
+                    self._connection.close()
+            return head
+        finally:
+            wanted.interrupt = None
+
+    def put(self, request: SignedRequest, body: RequestBody) -> ResponseHead:
+        """Send a small body, together with the head of its request.
+
+        Raises:
+            UnusualResponseError: an OSError, if the response is not one that S3 gives.
+        """
+        with self._connected():
+            self._socket.sendall(b"".join((request.head(), *body.pieces(_STEP))))
+            self._slots.moved(len(body))
+            head = self._head(time.monotonic())
+            if head.length or not head.reusable:
+                self._connection.close()
+        return head
+
+    @contextmanager
+    def _connected(self) -> Iterator[Interrupt]:
+        """Within a block, connected; an error ends the connection."""
+        self._socket = compat.connected_socket(self._pool, self._connection)
+        interrupt = Interrupt(self._socket)
+        try:
+            yield interrupt
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, (TimeoutError, BlockingIOError)):  # a time limit of Python, or the system's
+                self._slots.throttled()
+            raise
+        finally:
+            interrupt.release()
+
+    def _head(self, sent: float) -> ResponseHead:
+        begin = filled = 0
+        for _ in range(_INTERIM):
+            while (end := self._store.find(_END, begin, filled)) < 0:
+                if filled == MOST_BYTES:
+                    msg = f"The head of a response has more than {MOST_BYTES} bytes."
+                    raise UnusualResponseError(msg)
+                count = self._socket.recv_into(self._view[filled:])
+                if not count:
+                    msg = "The connection ended before the head of a response."
+                    raise ConnectionError(msg)
+                filled += count
+            head = response_head(bytes(self._view[begin:end]))
+            begin = end + len(_END)
+            if head.status_code >= 200:
+                break
+        else:
+            msg = f"More than {_INTERIM} responses came that only announce another."
+            raise UnusualResponseError(msg)
+        self._slots.answered(time.monotonic() - sent)
+        if head.status_code in (429, 503):
+            self._slots.throttled()
+        self._early = self._view[begin:filled]
+        if len(self._early) > head.length:
+            msg = "More bytes came than the response has."
+            raise UnusualResponseError(msg)
+        return head
+
+    def _fill(self, wanted: RangeRequest) -> None:
+        read = compat.socket_read(self._socket)
+        while len(memory := wanted.next_buffer(_STEP)):
+            filled = min(len(self._early), len(memory))
+            memory[:filled], self._early = self._early[:filled], self._early[filled:]
+            try:
+                while filled < len(memory) and (count := read(len(memory) - filled, memory[filled:])):
+                    filled += count
+            finally:  # the bytes before an error count
+                wanted.advance(filled)
+            if filled < len(memory) or (wanted.given_up and not wanted.complete):
+                msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
+                raise ConnectionError(msg)

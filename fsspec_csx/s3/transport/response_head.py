@@ -1,0 +1,74 @@
+"""ResponseHead: the status and the headers of a response, read strictly; http.client takes a quarter millisecond.
+
+https://www.rfc-editor.org/rfc/rfc9112
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec_csx.s3.transport.failures import UnusualResponseError
+
+MOST_BYTES = 64 * 1024
+"""Of a head."""
+
+_STATUS = re.compile(rb"HTTP/1\.1 ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+# Of which a response may have one at most, or they could contradict each other.
+_ONCE = ("content-length", "content-range", "etag")
+
+
+class Headers(dict[str, str]):
+    """Headers of a response, with names in lower case; they are found by names in any."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a header."""
+        return super().get(name.lower(), default)
+
+
+@dataclass(frozen=True)
+class ResponseHead:
+    """What comes before the body of a response.
+
+    Attributes:
+        status_code: such as 200.
+        headers: those of it.
+        length: of the body in bytes.
+        reusable: whether the connection may be used again after it.
+    """
+
+    status_code: int
+    headers: Headers
+    length: int
+    reusable: bool
+
+
+def response_head(data: bytes) -> ResponseHead:
+    """Read the head of a response to a GET or a PUT, without the empty line at its end.
+
+    Raises:
+        UnusualResponseError: if it is none, or where its body ends is not said by ``Content-Length``.
+    """
+    first, *lines = data.split(b"\r\n")
+    if (begin := _STATUS.fullmatch(first)) is None:
+        raise _unusual("it does not begin as one")
+    headers = Headers()
+    for line in lines:
+        if (found := _LINE.fullmatch(line)) is None:
+            raise _unusual("a line is no header")
+        name, value = found[1].decode().lower(), found[2].decode("latin-1").rstrip(" \t")
+        if name in headers and name in _ONCE:
+            raise _unusual(f"it has {name} twice")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    status, length = int(begin[1]), headers.get("Content-Length", "0" if int(begin[1]) in (204, 304) else "")
+    if status >= 200 and ("transfer-encoding" in headers or not _LENGTH.fullmatch(length)):
+        raise _unusual("its length is not said")
+    reusable = "close" not in headers.get("Connection", "").lower()
+    return ResponseHead(status, headers, int(length or "0") if status >= 200 else 0, reusable)
+
+
+def _unusual(why: str) -> UnusualResponseError:
+    return UnusualResponseError(f"The head of a response is unusual: {why}.")

@@ -1,0 +1,229 @@
+"""Many requests that are signed from one template and made by threads, each of which takes the next when it is ready.
+
+What does not succeed at once is left to botocore, which knows what to do about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
+from fsspec_csx.s3.transport.failures import UnusualResponseError
+from fsspec_csx.s3.transport.learned_template import FAILURES
+from fsspec_csx.s3.transport.link import Link
+from fsspec_csx.s3.transport.request_template import ReadTemplate
+from fsspec_csx.s3.transport.slow_connections import SlowConnections
+
+if TYPE_CHECKING:
+    from fsspec_csx.s3.transport.pool import Transfer
+
+logger = logging.getLogger("fsspec_csx")
+
+# After so long a thread lets others have their turn.
+_TURN_SECONDS = 0.2
+_TICK_SECONDS = 0.02  # how often it is said what has ended: to wake the event loop for each would take long
+_RENEWAL_SECONDS = 5.0  # how often credentials are looked at, which may be new
+_REFUSED = (400, 401, 403)
+_BUSY = (429, 500, 502, 503, 504)
+_WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a busy store is asked again
+_waits = random.Random()
+
+
+@dataclass(eq=False)
+class SignedRead:
+    """A request for bytes.
+
+    Args:
+        key: of the object; None if the template is of one object.
+        wanted: the range.
+        accept: called in a thread when the bytes have arrived; whether they are good.
+    """
+
+    key: str | None
+    wanted: RangeRequest
+    accept: Callable[[RangeRequest], bool] = bool
+
+
+R = TypeVar("R", bound=SignedRead)
+
+
+class _Turn:
+    """What a thread does in its turn: the body of a scope."""
+
+    def __init__(self) -> None:
+        self.thread: Future[Any] | None = None
+        self.wanted: RangeRequest | None = None
+        self.accepting = False  # whether something is done with the bytes
+        self.given_up = False
+
+    def give_up(self) -> None:
+        """Make the thread end soon."""
+        self.given_up = True
+        if (wanted := self.wanted) is not None:
+            wanted.give_up()
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the thread fills memory, or does something with it."""
+        return self.accepting or ((wanted := self.wanted) is not None and wanted.harmful)
+
+
+class SignedReads(Generic[R]):
+    """Makes requests by threads.
+
+    Args:
+        transfer: whose threads and connections are used.
+        template: makes the requests.
+        reads: in the order in which they are begun.
+        finished: called on the event loop for each that has succeeded, soon.
+        failed: makes the request in another way.
+        most: how many at a time.
+    """
+
+    def __init__(
+        self,
+        transfer: Transfer,
+        template: ReadTemplate,
+        reads: Iterable[R],
+        finished: Callable[[R], object],
+        failed: Callable[[R], Awaitable[object]],
+        most: int | None = None,
+    ) -> None:
+        self._transfer, self._template = transfer, template
+        self._queue = deque(reads)
+        self._finished, self._failed = finished, failed
+        self._scope = Scope(scope())
+        self._left = len(self._queue)
+        self._ended: deque[R] = deque()
+        self._most = min(self._left, transfer.in_flight, most or transfer.in_flight)
+        self._slow = SlowConnections(lambda: bool(self._queue))
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refused, self._refusals = False, 0
+
+    async def run(self) -> None:
+        """Make the requests; no thread uses their memory when this returns, or raises."""
+        if not self._left:
+            return
+        tasks = [asyncio.ensure_future(self._take_turns()) for _ in range(self._most)]
+        tasks += [asyncio.ensure_future(self._slow.watch()), asyncio.ensure_future(self._tick())]
+        for task in tasks:
+            task.add_done_callback(self._fail)
+        try:
+            await self._done
+        finally:
+            self._queue.clear()
+            for task in tasks:
+                task.cancel()
+            await uncancelled(self._transfer.released(self._scope.close()))
+            await uncancelled(_ended(tasks))
+
+    def _fail(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and not self._done.done() and (error := task.exception()) is not None:
+            self._done.set_exception(error)
+
+    async def _take_turns(self) -> None:
+        while self._queue:
+            async with self._transfer.turn():
+                turn = _Turn()
+                begin = functools.partial(self._transfer.in_thread, self._work, turn)
+                failed, seconds = await asyncio.wrap_future(self._scope.begin(turn, begin))
+            self._tell()
+            if failed is not None:
+                await asyncio.sleep(seconds)
+                failed.wanted.forget_failures()
+                await self._failed(failed)
+                self._close()
+                await self._forgive()
+
+    async def _forgive(self) -> None:
+        """After botocore has made a request that was refused: its credentials may be newer than the template's."""
+        if self._refused and self._refusals < FAILURES:
+            self._refusals += 1
+            self._refused = not await self._transfer.signer.renew(self._template)
+
+    async def _tick(self) -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._tell()
+            if time.monotonic() - began > _RENEWAL_SECONDS:
+                began = time.monotonic()
+                self._refused |= not await self._transfer.signer.renew(self._template)
+
+    def _tell(self) -> None:
+        while self._ended and not self._done.done():
+            self._finished(self._ended.popleft())
+            self._close()
+
+    def _close(self) -> None:
+        self._left -= 1
+        if not self._left and not self._done.done():
+            self._done.set_result(None)
+
+    def _work(self, turn: _Turn) -> tuple[R | None, float]:
+        """In a thread: make requests up to the first that fails; return it, and how long to wait with it."""
+        slots, began = self._transfer.slots, time.monotonic()
+        link = self._transfer.exchange.link(self._template.url)
+        try:
+            while not turn.given_up and not self._scope.closed:
+                try:
+                    read = self._queue.popleft()
+                except IndexError:
+                    break
+                wait = 0.0 if self._refused else self._try(turn, read, link)
+                if wait is not None:
+                    return read, wait
+                self._ended.append(read)
+                if slots.exceeded or (slots.contended and time.monotonic() - began > _TURN_SECONDS):
+                    break
+        finally:
+            if link is not None:
+                link.give_back()
+        return None, 0.0
+
+    def _try(self, turn: _Turn, read: R, link: Link | None) -> float | None:
+        """Make a request; return None if it succeeded, else how long to wait before the next."""
+        turn.wanted = read.wanted
+        try:
+            while True:
+                with self._slow.watched(read.wanted) as attempt:
+                    try:
+                        return self._attempt(turn, read, link)
+                    except UnusualResponseError:
+                        self._transfer.exchange.unusual += 1
+                        return 0.0
+                    except Exception:  # the next request of it, by botocore, raises what is wrong
+                        if not attempt.ended:
+                            return 0.0
+        finally:
+            turn.wanted, turn.accepting = None, False
+
+    def _attempt(self, turn: _Turn, read: R, link: Link | None) -> float | None:
+        wanted = read.wanted
+        request = self._template.request(read.key, wanted.header())
+        logger.debug("Sending GetObject for %s, %s", request.url, wanted.header() or "all of it")
+        if turn.given_up:
+            return 0.0
+        answer: Any = (link or self._transfer.exchange).get(request, wanted)
+        if answer.status_code in _BUSY:
+            after = answer.headers.get("Retry-After", "")
+            return min(float(after), _LONGEST_WAIT) if after.isdecimal() else _waits.uniform(*_WAIT)
+        self._refused = self._refused or answer.status_code in _REFUSED
+        if answer.status_code >= 300 or not wanted.complete or not answer.headers.get("ETag"):
+            return 0.0
+        turn.accepting = True
+        return None if not turn.given_up and read.accept(wanted) else 0.0
+
+
+async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
