@@ -1,0 +1,148 @@
+"""Responses on a real socket, as servers and proxies may send them: bytes are an object's, or there is an error."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from urllib3 import Timeout
+
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.failures import UnusualResponseError
+from fsspec_csx.s3.transport.link import Link
+from fsspec_csx.s3.transport.request_body import MemoryBody
+from fsspec_csx.s3.transport.signature import SignedRequest
+from fsspec_csx.s3.transport.sockets import PlainPool, socket_options
+
+HEAD = b'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: 5\r\n\r\n'
+GOOD = HEAD + b"hello"
+NO_ETAG = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nnever"
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Server:
+    """Answers each request with the next pieces of bytes, and then ends the connection if there are no more."""
+
+    def __init__(self, answers: Sequence[Sequence[bytes]], *, early: bool = False) -> None:
+        self._answers, self._early = iter(answers), early
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.connections = 0
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            link, _ = self._listener.accept()
+            with link:
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.connections += 1
+                while link.recv(1 if self._early else 65536):
+                    try:
+                        for piece in next(self._answers):
+                            link.sendall(piece)
+                    except StopIteration:
+                        break
+                    except ConnectionError:
+                        break
+                if not self._waiting:
+                    return
+
+    _waiting = True
+
+    def close(self) -> None:
+        """End."""
+        self._waiting = False
+        with socket.create_connection(("127.0.0.1", self.port)):
+            pass
+        self._thread.join()
+        self._listener.close()
+
+
+@contextmanager
+def linked(*answers: Sequence[bytes], early: bool = False) -> Iterator[tuple[Link, Server]]:
+    """A connection to a server that answers so."""
+    server = Server(answers, early=early)
+    pool = PlainPool(
+        "127.0.0.1", server.port, timeout=Timeout(connect=2, read=None), socket_options=socket_options(0.5)
+    )
+    link = Link(pool, Slots())
+    try:
+        yield link, server
+    finally:
+        link.give_back()
+        pool.close()
+        server.close()
+
+
+def request(method: str = "GET") -> SignedRequest:
+    """A request."""
+    return SignedRequest(method, "http://host/key", "/key", "host", {"x": "é".encode()})
+
+
+def fetched(link: Link) -> bytes:
+    """What a GET brings."""
+    wanted, memory = RangeRequest(0), bytearray(5)
+    wanted.add(0, 0, memoryview(memory))
+    status = link.get(request(), wanted).status_code
+    assert wanted.interrupt is None
+    return bytes(memory) if wanted.complete else b"%d" % status
+
+
+def test_objects() -> None:
+    """However a response is divided, its bytes are read, and the connection is used again if it may be."""
+    pieces = [GOOD[place : place + 1] for place in range(len(GOOD))]
+    with linked([GOOD], pieces, [INTERIM + HEAD, b"hello"], [INTERIM, GOOD]) as (link, server):
+        assert [fetched(link) for _ in range(4)] == [b"hello"] * 4
+        assert server.connections == 1
+    closing = GOOD.replace(b"ETag", b"Connection: close\r\nETag")
+    with linked([closing], [REFUSAL], [GOOD]) as (link, server):
+        assert [fetched(link) for _ in range(3)] == [b"hello", b"403", b"hello"]
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [NO_ETAG],
+        [b"<html>Please log in</html>\r\n\r\n"],
+        [HEAD.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n"],
+        [HEAD.replace(b"Content-Length: 5", b"Connection: close") + b"hello"],
+        [GOOD + b"more"],
+        [INTERIM * 9 + GOOD],
+        [b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 20_000],
+        [HEAD.replace(b"5", b"50000000000000000000000") + b"hello"],
+    ],
+    ids=["no ETag", "garbage", "chunked", "until the end", "too much", "interim", "oversize", "length"],
+)
+def test_unusual(answer: Sequence[bytes]) -> None:
+    """What is no response of S3 fills no memory as an object, and the next request has a connection of its own."""
+    with linked(answer, [GOOD]) as (link, server):
+        with pytest.raises(UnusualResponseError):
+            fetched(link)
+        assert fetched(link) == b"hello"
+        assert server.connections == 2
+
+
+def test_other_lengths_and_silence() -> None:
+    """Fewer bytes, more than were asked for, a connection that ends and one that stalls are errors."""
+    for answer in ([HEAD + b"hel"], [HEAD.replace(b"5", b"6") + b"hello!"], [b"HTTP/1.1 2"], []):
+        with (
+            linked(*([answer] if answer else [])) as (link, _),
+            pytest.raises(OSError, match=r"ended|came|temporarily|reset") as caught,
+        ):
+            fetched(link)
+        assert not isinstance(caught.value, UnusualResponseError)
+
+
+def test_early_answer() -> None:
+    """A server that answers before it has read a body, and ends, gives its answer or an error; nothing hangs."""
+    body = MemoryBody([memoryview(bytes(2**20))])
+    with linked([REFUSAL], early=True) as (link, _), contextlib.suppress(OSError):
+        assert link.put(request("PUT"), body).status_code == 403
