@@ -171,7 +171,6 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _isfile = listing.isfile
     _isdir = listing.isdir
     _ls = listing.ls
-    _lsdir = listing.lsdir
     _find = listing.find
     _du = listing.du
     walk = interrupt.walk

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
-from fsspec_csx.errors import CSXError, ObjectNotFoundError
+from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.client import response_validation
 from fsspec_csx.s3.connection import raise_explained
 from fsspec_csx.s3.consistent_read import head_object
@@ -42,28 +42,26 @@ async def info(
     if not key:
         head = await fs._call_s3("head_bucket", Bucket=bucket)
         return {**_folder(bucket), "VersionId": head.get("VersionId")}
-    with _missing_named(fs, path):
-        try:
-            found = await lookup(fs, path, version)
-        except FileNotFoundError:
-            if version:
-                raise
-        else:
-            return _folder(found["name"].rstrip("/")) if _is_marker(found) else found
-        if await _is_prefix(fs, bucket, key.rstrip("/") + "/"):
-            return _folder(f"{bucket}/{key.rstrip('/')}")
-        if key.endswith("/"):
-            return await lookup(fs, path.rstrip("/"))
-        raise FileNotFoundError(path)
+    try:
+        found = await lookup(fs, path, version)
+    except FileNotFoundError:
+        if version:
+            raise
+    else:
+        return _folder(found["name"].rstrip("/")) if _is_marker(found) else found
+    if await _is_prefix(fs, bucket, key.rstrip("/") + "/"):
+        return _folder(f"{bucket}/{key.rstrip('/')}")
+    if key.endswith("/"):
+        return await lookup(fs, path.rstrip("/"))
+    raise _missing(fs, path)
 
 
 async def object_info(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
     """The entry of an object, by one request; ObjectNotFoundError also if there are only objects below the path."""
     bucket, key, _ = fs.split_path(path)
-    with _missing_named(fs, path):
-        if not key:
-            raise FileNotFoundError(path)
-        head = await head_object(fs, path, version_id)
+    if not key:
+        raise _missing(fs, path)
+    head = await head_object(fs, path, version_id)
     return {
         "ETag": head.get("ETag", ""),
         "LastModified": head.get("LastModified", ""),
@@ -107,27 +105,26 @@ async def _is_prefix(fs: Any, bucket: str, prefix: str) -> bool:
     return bool(page.get("KeyCount") or page.get("Contents") or page.get("CommonPrefixes"))
 
 
-@contextmanager
-def _missing_named(fs: Any, path: str) -> Iterator[None]:
-    """Raise an error that says what is missing where s3fs names only the path."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if isinstance(error, CSXError):
-            raise
-        reason = f"There is no object s3://{fs._strip_protocol(path)} at {fs._endpoint}, and none below it."
-        raise ObjectNotFoundError(reason, "Check its name.") from error
+def _missing(fs: Any, path: str) -> ObjectNotFoundError:
+    reason = f"There is no object s3://{fs._strip_protocol(path)} at {fs._endpoint}, and none below it."
+    return ObjectNotFoundError(reason, "Check its name.")
 
 
 async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, versions: bool = False) -> Any:
     """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``."""
     bucket, key, version = fs.split_path(path)
+    folder = f"{key.rstrip('/')}/" if key else ""
     if not bucket:
         found = await fs._lsbuckets(refresh)
+    elif version:
+        found = []
+    elif versions:
+        found = await list_keys(fs, bucket, folder, "/", versions=True)
     else:
-        found = [] if version else await fs._lsdir(fs._strip_protocol(path), refresh, versions=versions)
-        if not found and key:
-            found = await _list_itself(fs, path, versions and not version)
+        found = await _list_folder(fs, bucket, folder, "", refresh)
+    found = [each for each in found if not _is_marker(each)]
+    if not found and key:
+        found = await _list_itself(fs, path, versions and not version)
     return found if detail else sorted({each["name"] for each in found})
 
 
@@ -147,24 +144,6 @@ def with_version(fs: Any, path: str, entry: ListingEntry) -> ListingEntry:
     """The entry of an object, whose name has the version that the path names."""
     version = fs.split_path(path)[2]
     return {**entry, "name": f"{entry['name']}?versionId={version}"} if version else entry
-
-
-async def lsdir(
-    fs: Any,
-    path: str,
-    refresh: bool = False,
-    max_items: int | None = None,
-    delimiter: str = "/",
-    prefix: str = "",
-    versions: bool = False,
-) -> list[ListingEntry]:
-    bucket, key, _ = fs.split_path(path)
-    folder = f"{key}/" if key else ""
-    if delimiter and max_items is None and not versions:
-        found = await _list_folder(fs, bucket, folder, prefix, refresh)
-    else:
-        found = await list_keys(fs, bucket, folder + prefix, delimiter, max_items, versions)
-    return [each for each in found if not _is_marker(each)]
 
 
 async def _list_folder(fs: Any, bucket: str, folder: str, prefix: str, refresh: bool) -> list[ListingEntry]:
