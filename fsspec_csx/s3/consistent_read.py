@@ -13,6 +13,7 @@ from s3fs.utils import FileExpired
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.part_copies import CopySource
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
 from fsspec_csx.s3.transport.range_planning import allocate, checksums, coalesce
@@ -58,7 +59,7 @@ class PinnedObject:
 
 
 @dataclass(frozen=True)
-class ObjectMetadata:
+class ObjectMetadata(CopySource):
     """The metadata of one state of an object.
 
     Attributes:
@@ -68,8 +69,6 @@ class ObjectMetadata:
         kept: the attributes that stay when the object is replaced.
     """
 
-    size: int
-    etag: str
     algorithm: Algorithm | None
     checksum: str
     headers: Mapping[str, Any]
@@ -87,11 +86,13 @@ async def head_object(fs: Any, path: str, version_id: str | None = None, **optio
 
 async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> ObjectMetadata:
     """Look up the metadata of an object."""
+    bucket, key, version = fs.split_path(path)
     await fs.set_session()
     head = await head_object(fs, path, version_id, ChecksumMode="ENABLED")
     algorithm, checksum = of_object(head["ResponseMetadata"].get("HTTPHeaders", {})) or (None, "")
     headers, kept = object_attributes.of_copy(head), object_attributes.of_new_state(head)
-    return ObjectMetadata(head["ContentLength"], head.get("ETag") or "", algorithm, checksum, headers, kept)
+    state = (bucket, key, version_id or version, head.get("ETag") or "", head["ContentLength"])
+    return ObjectMetadata(*state, algorithm, checksum, headers, kept)
 
 
 class BytesBuffer:

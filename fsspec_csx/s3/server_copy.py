@@ -13,14 +13,18 @@ from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from s3fs.core import version_id_kw
+from s3fs.utils import FileExpired
 
 from fsspec_csx.s3 import object_attributes
-from fsspec_csx.s3.consistent_read import ObjectMetadata, object_metadata
+from fsspec_csx.s3.client.error_mapping import changed
+from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata
 from fsspec_csx.s3.listing import object_info
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
-from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource, MergedSource
-from fsspec_csx.s3.part_sizes import part_size_for
+from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
+from fsspec_csx.s3.part_sizes import LEAST_PART, part_size_for
+from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 from fsspec_csx.s3.upload import object_call, send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
@@ -59,8 +63,8 @@ async def cp_file(
     if preserve_etag:
         metadata = await object_metadata(fs, path1)
         if "-" in metadata.etag:
-            spans = await _original_parts(fs, _copy_source(fs, path1, metadata))
-            await _copy_spans(fs, spans, path2, metadata, kwargs, callback, mode, etag=metadata.etag)
+            spans = await _original_parts(fs, metadata)
+            await _copy_spans(fs, metadata, spans, path2, kwargs, callback, mode, etag=metadata.etag)
             return
     info = await object_info(fs, path1)
     if preserve_etag or info["size"] <= _COPIED_WHOLE:
@@ -68,14 +72,9 @@ async def cp_file(
         callback.relative_update(info["size"])
         return
     metadata = await object_metadata(fs, path1)
-    source = _copy_source(fs, path1, metadata)
     origin = SourceFingerprint(f"{fs._endpoint} {path1}", f"{metadata.etag} {metadata.size}") if resumable else None
-    await _copy_spans(fs, source.spans(_part(metadata.size)), path2, metadata, kwargs, callback, mode, origin=origin)
-
-
-def _copy_source(fs: Any, path: str, metadata: ObjectMetadata) -> CopySource:
-    bucket, key, version = fs.split_path(path)
-    return CopySource(bucket, key, version, metadata.etag, metadata.size)
+    spans = metadata.spans(_part(metadata.size))
+    await _copy_spans(fs, metadata, spans, path2, kwargs, callback, mode, origin=origin)
 
 
 async def _copy_whole(fs: Any, path1: str, path2: str, info: Mapping[str, Any], options: dict[str, Any]) -> None:
@@ -120,9 +119,9 @@ async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
 
 async def _copy_spans(
     fs: Any,
+    source: ObjectMetadata,
     spans: Sequence[CopiedSpan],
     path: str,
-    metadata: ObjectMetadata,
     options: Mapping[str, Any],
     callback: Callback = DEFAULT_CALLBACK,
     mode: str = "overwrite",
@@ -133,12 +132,11 @@ async def _copy_spans(
     """Make an object of parts that the server copies from another, or from itself.
 
     Args:
-        spans: at least one; all but the last of one size, unless ``etag``, which the object should have, is given.
+        spans: all but the last of one size, unless ``etag``, which the object should have, is given.
         origin: the source; if given, an interrupted upload is kept, to be resumed.
     """
-    source = spans[0].source
     bucket, key, _ = fs.split_path(path)
-    named = await _attributes(fs, source, metadata, options, in_place=(source.bucket, source.key) == (bucket, key))
+    named = await _attributes(fs, source, options, in_place=(source.bucket, source.key) == (bucket, key))
     call = object_call(fs, bucket, key, {**source_key({**fs.s3_additional_kwargs, **options}), **named})
 
     async def copy_part(number: int, span: CopiedSpan) -> None:
@@ -162,11 +160,9 @@ async def _copy_spans(
     fs.invalidate_cache(path)
 
 
-async def _attributes(
-    fs: Any, source: CopySource, metadata: ObjectMetadata, options: Mapping[str, Any], *, in_place: bool
-) -> dict[str, Any]:
+async def _attributes(fs: Any, source: ObjectMetadata, options: Mapping[str, Any], *, in_place: bool) -> dict[str, Any]:
     """The options of the call, and what the object has besides its bytes that they do not name."""
-    kept = dict(metadata.kept if in_place else metadata.headers)
+    kept = dict(source.kept if in_place else source.headers)
     if options.get("MetadataDirective") == "REPLACE":
         kept = {name: value for name, value in kept.items() if name not in object_attributes.HEADERS}
     if "Tagging" not in options and options.get("TaggingDirective") != "REPLACE":
@@ -185,12 +181,11 @@ async def setxattr(fs: Any, path: str, copy_kwargs: Mapping[str, Any] | None = N
     check_writable(fs, path)
     metadata = await object_metadata(fs, path)
     options = {"Metadata": _changed(metadata.headers.get("Metadata", {}), kw_args), **(copy_kwargs or {})}
-    source = _copy_source(fs, path, metadata)
     if metadata.size > _COPIED_WHOLE:
-        await _copy_spans(fs, source.spans(_part(metadata.size)), path, metadata, options)
+        await _copy_spans(fs, metadata, metadata.spans(_part(metadata.size)), path, options)
         return
     kept = {**metadata.kept, "MetadataDirective": "REPLACE"}
-    await _copy_object(fs, source.named, path, kept, options, **source.pinned)
+    await _copy_object(fs, metadata.named, path, kept, options, **metadata.pinned)
 
 
 async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> None:
@@ -207,12 +202,59 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
 
     async def look(source: str) -> None:
         async with fs.transfer.turn():
-            found[source] = _copy_source(fs, source, await object_metadata(fs, source))
+            found[source] = await object_metadata(fs, source)
 
     await gather_or_cancel(look(source) for source in filelist)
-    joined = MergedSource(fs, [found[source] for source in filelist])
+    joined = _MergedSource(fs, [found[source] for source in filelist])
     part = joined.part
     await send_object(fs, path, joined.size, joined.body, part, "overwrite", dict(kwargs), in_memory=_IN_MEMORY)
+
+
+class _MergedSource:
+    """Several objects as one, in parts of which the server copies those that lie in one object.
+
+    Attributes:
+        size: bytes of all.
+        part: bytes of each part in which they are best written, but the last.
+    """
+
+    def __init__(self, fs: Any, sources: Sequence[CopySource]) -> None:
+        self._fs = fs
+        self._sources = [source for source in sources if source.size]
+        self._ends = list(itertools.accumulate(source.size for source in self._sources))
+        self.size = self._ends[-1] if self._ends else 0
+        # What is as large as a part of a copy can be copied; smaller sources would all have to be read.
+        largest = max((source.size for source in self._sources), default=0)
+        self.part = part_size_for(self.size, COPIED_PART if largest > 2 * COPIED_PART else PART)
+        assert self.part >= LEAST_PART
+
+    async def body(self, start: int, end: int) -> RequestBody | CopiedSpan:
+        """The bytes between two positions: a span that the server can copy if they are a part of one object."""
+        spans = self._spans(start, end)
+        if len(spans) == 1 and spans[0].length == end - start < self.size:
+            return spans[0]
+        memory = memoryview(bytearray(end - start))
+        filled = 0
+        for span in spans:
+            await self._read(span, memory[filled : filled + span.length])
+            filled += span.length
+        return MemoryBody([memory])
+
+    def _spans(self, start: int, end: int) -> list[CopiedSpan]:
+        spans = []
+        for source, behind in zip(self._sources, self._ends, strict=True):
+            begin = behind - source.size
+            if begin < end and start < behind:
+                spans.append(CopiedSpan(source, max(start, begin) - begin, min(end, behind) - begin))
+        return spans
+
+    async def _read(self, span: CopiedSpan, memory: memoryview) -> None:
+        source = span.source
+        state = PinnedObject(self._fs, f"{source.bucket}/{source.key}", source.version, source.etag)
+        try:
+            await state.fill(memory, span.start, self._fs.request_size(span.length))
+        except FileExpired as error:
+            raise changed(str(source)) from error
 
 
 def _part(size: int) -> int:
