@@ -11,14 +11,51 @@ from typing import Any
 from fsspec.asyn import AbstractAsyncStreamedFile
 from s3fs.core import version_id_kw
 
-from fsspec_csx.s3.file import check_open, part_writer
+from fsspec_csx.s3.file import check_absent, check_open, part_writer
 from fsspec_csx.s3.interrupt import run_in_thread
 from fsspec_csx.s3.transport.event_loop import submitted
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.unwinding import Opening
 from fsspec_csx.s3.upload import object_call
+from fsspec_csx.s3.versions import check_writable
 
 logger = logging.getLogger("fsspec_csx")
+
+
+async def open_async(
+    fs: Any,
+    path: str,
+    mode: str = "rb",
+    block_size: int | None = None,
+    acl: str | None = None,
+    requester_pays: bool | None = None,
+    compression: str | None = None,
+    **kwargs: Any,
+) -> AsyncReadFile | AsyncWriteFile:
+    """Open a binary file for coroutines of the running event loop.
+
+    Args:
+        mode: "rb", "wb" or "xb".
+        block_size: bytes of the first parts that are sent.
+        kwargs: parameters of the requests, such as ``ContentType``.
+    """
+    if mode not in ("rb", "wb", "xb") or compression:
+        msg = f"open_async opens uncompressed files in modes rb, wb and xb, not {mode!r}. Use open for others."
+        raise ValueError(msg)
+    await fs.set_session()
+    if fs.req_kw if requester_pays is None else requester_pays:
+        kwargs["RequestPayer"] = "requester"
+    path = fs._strip_protocol(path)
+    if mode == "rb":
+        return AsyncReadFile(fs, path, **kwargs)
+    _, key = check_writable(fs, path)
+    if not key:
+        msg = f"s3://{path} names no object. Give a bucket and a name, as in s3://bucket/name."
+        raise ValueError(msg)
+    if mode == "xb":
+        await check_absent(fs, path)
+    options = {**kwargs, **({"ACL": acl} if acl else {})}
+    return AsyncWriteFile(fs, path, mode, block_size or fs._block_size(mode), options)
 
 
 class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
@@ -81,9 +118,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
 
     def __init__(self, fs: Any, path: str, mode: str, part: int, options: dict[str, Any]) -> None:
         bucket, key, _ = fs.split_path(path)
-        if not key:
-            msg = f"s3://{path} names no object. Give a bucket and a name, as in s3://bucket/name."
-            raise ValueError(msg)
         self.fs, self.path, self.mode = fs, path, mode
         self.loc = 0
         self._loop = asyncio.get_running_loop()

@@ -60,17 +60,21 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         half_pairs.check_options(self.key, self.secret, self.token, self.client_kwargs)
         for url in (self.endpoint_url, self.client_kwargs.get("endpoint_url")):
             credentials.check_endpoint(url)
-        # Files open for writing, by id: the hash of some files takes a request.
-        self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
-        self.aborting: set[Future[None]] = set()  # aborts the uploads of files that were dropped
+        self._begin()
         self._owns_session = self.session is None
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
         self._checksum_headers = checksum_headers.of_server()
         self._first_contact: FirstContact | None = None  # a session of the caller retries by its own rules
         self._of_parent: Any = None
         redact_logs()
+
+    def _begin(self) -> None:
+        """Set what is of this process alone."""
+        # Files open for writing, by id: the hash of some files takes a request.
+        self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
+        self.aborting: set[Future[None]] = set()  # aborts the uploads of files that were dropped
+        self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
 
     @property
     def loop(self) -> Any:
@@ -89,10 +93,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._s3 = None
         self._lease = None
         self.session = None if self._owns_session else self.session
-        self._sign_in_lock, self._set_session_lock = asyncio.Lock(), asyncio.Lock()
-        self._renewal_lock = asyncio.Lock()
-        self.unfinished = weakref.WeakValueDictionary()
-        self.aborting = set()
+        self._set_session_lock = asyncio.Lock()
+        self._begin()
 
     @property
     def _s3creator(self) -> Lease | None:

@@ -17,6 +17,7 @@ from s3fs import S3FileSystem
 
 from fsspec_csx.errors import BucketNotFoundError
 from fsspec_csx.s3 import (
+    async_file,
     buckets,
     copy,
     delete,
@@ -31,16 +32,14 @@ from fsspec_csx.s3 import (
     upload,
     versions,
 )
-from fsspec_csx.s3.async_file import AsyncReadFile, AsyncWriteFile
 from fsspec_csx.s3.block_cache import DEFAULT_SIZE, BlockCache
 from fsspec_csx.s3.client import credentials
 from fsspec_csx.s3.connection import ConnectedS3, replayable
 from fsspec_csx.s3.consistent_read import object_metadata
-from fsspec_csx.s3.file import CSXFile, check_absent
+from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.concurrency import MOST
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.s3.versions import check_writable
 from fsspec_csx.s3.wrappers import close_below
 from fsspec_csx.settings import backends
 
@@ -294,37 +293,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         chosen = self.default_block_size != type(self).default_block_size
         return int(self.default_block_size if chosen or mode == "rb" else PART)
 
-    async def open_async(
-        self,
-        path: str,
-        mode: str = "rb",
-        block_size: int | None = None,
-        acl: str | None = None,
-        requester_pays: bool | None = None,
-        compression: str | None = None,
-        **kwargs: Any,
-    ) -> AsyncReadFile | AsyncWriteFile:
-        """Open a binary file for coroutines of the running event loop; see ``fsspec_csx.s3.async_file``.
-
-        Args:
-            mode: "rb", "wb" or "xb".
-            block_size: bytes of the first parts that are sent.
-            kwargs: parameters of the requests, such as ``ContentType``.
-        """
-        if mode not in ("rb", "wb", "xb") or compression:
-            msg = f"open_async opens uncompressed files in modes rb, wb and xb, not {mode!r}. Use open for others."
-            raise ValueError(msg)
-        await self.set_session()
-        if self.req_kw if requester_pays is None else requester_pays:
-            kwargs["RequestPayer"] = "requester"
-        path = self._strip_protocol(path)
-        if mode == "rb":
-            return AsyncReadFile(self, path, **kwargs)
-        check_writable(self, path)
-        if mode == "xb":
-            await check_absent(self, path)
-        options = {**kwargs, **({"ACL": acl} if acl else {})}
-        return AsyncWriteFile(self, path, mode, block_size or self._block_size(mode), options)
+    open_async = async_file.open_async
 
 
 close_below(CSXFile)
