@@ -61,9 +61,7 @@ def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InvalidCheckpointError, match="more than 100 tensors"):
         load(path)
     with pytest.raises(ValueError, match="which takes 100"):
-        safetensors_writer.write(
-            {str(number): torch.zeros(0) for number in range(101)}, path, advance=lambda count: None
-        )
+        safetensors_writer.prepared({str(number): torch.zeros(0) for number in range(101)})
 
 
 def test_long_metadata(tmp_path: Path) -> None:

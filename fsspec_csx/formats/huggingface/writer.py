@@ -14,7 +14,7 @@ from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, is_index, shard_names
 from fsspec_csx.formats.safetensors import writer
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.formats.writer import CheckpointWriter, Target, expect_size
+from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.folder import Folder, logger
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.storage.sizes import bytes_of
@@ -55,8 +55,7 @@ class HuggingFaceWriter(CheckpointWriter):
         def write_one(number: int, advance: Callable[[int], object]) -> None:
             parts = writer.laid_out({each: tensors[each] for each in self._parts[number]})
             with replacing.folder.creating(replacing.names[number]) as file:
-                expect_size(file, len(parts.header) + sum(each.nbytes for each in parts.tensors))
-                writer.write_prepared(parts, file, advance=advance)
+                parts.write(file, advance=advance)
 
         with replacing:
             threads = _THREADS if replacing.folder.threads else 1

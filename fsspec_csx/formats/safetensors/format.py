@@ -13,7 +13,7 @@ from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.safetensors import layout, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.formats.writer import FileWriter, Target, expect_size
+from fsspec_csx.formats.writer import FileWriter, Target
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
@@ -54,14 +54,13 @@ class SafetensorsWriter(FileWriter):
 
     def __init__(self, obj: Any, *, copied: bool = False) -> None:
         parts = writer.prepared(obj)
-        self.nbytes = len(parts.header) + sum(each.nbytes for each in parts.tensors)
+        self.nbytes = parts.nbytes
         self._parts: Prepared | None = None if copied else parts
         self._copy = Pickled(obj, copied=True) if copied else None
 
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
-        expect_size(file, self.nbytes)
         parts = self._parts or writer.prepared(self._copy.thawed() if self._copy else {})
-        writer.write_prepared(parts, file, advance=advance)
+        parts.write(file, advance=advance)
 
     def free(self) -> None:
         self._parts = self._copy = None

@@ -21,6 +21,7 @@ from fsspec_csx.formats.safetensors.layout import (
     TENSORS_MAX,
     is_text,
 )
+from fsspec_csx.formats.writer import expect_size
 from fsspec_csx.tensors.contiguous import memories, memory
 from fsspec_csx.tensors.memory import address, check, is_freed
 from fsspec_csx.tensors.names import quoted
@@ -45,6 +46,30 @@ class Prepared(NamedTuple):
 
     header: bytes
     tensors: list[torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the file in bytes."""
+        return len(self.header) + sum(each.nbytes for each in self.tensors)
+
+    def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
+        """Write what ``safetensors.torch.save_file(…, {"format": "pt"})`` writes; tensors need not be contiguous.
+
+        If the file has ``write_borrowed``, that gets memoryviews of the tensors' own memory, which must not change
+        until the file is closed.
+        """
+        expect_size(file, self.nbytes)
+        writer = TrackingWriter(file, advance)
+        writer.write(self.header)
+        staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
+        for tensor in self.tensors:
+            if not tensor.nbytes:
+                continue
+            if not _lies_as_saved(tensor):
+                for piece in memories(tensor.detach(), tensor.dtype, staging):
+                    writer.write(piece)
+            else:
+                writer.borrow(memory(tensor))
 
 
 def prepared(obj: object) -> Prepared:
@@ -94,30 +119,6 @@ def without_twins(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.
         else:
             aliases[name] = other
     return kept, aliases
-
-
-def write(obj: object, file: Any, *, advance: Callable[[int], object]) -> None:
-    """Write what ``safetensors.torch.save_file(obj, …, {"format": "pt"})`` writes; tensors need not be contiguous.
-
-    If the file has ``write_borrowed``, that gets memoryviews of the tensors' own memory, and ``obj`` must not change
-    until the file is closed.
-    """
-    write_prepared(prepared(obj), file, advance=advance)
-
-
-def write_prepared(parts: Prepared, file: Any, *, advance: Callable[[int], object]) -> None:
-    """Write what was prepared; see ``write``."""
-    writer = TrackingWriter(file, advance)
-    writer.write(parts.header)
-    staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
-    for tensor in parts.tensors:
-        if not tensor.nbytes:
-            continue
-        if not _lies_as_saved(tensor):
-            for piece in memories(tensor.detach(), tensor.dtype, staging):
-                writer.write(piece)
-        else:
-            writer.borrow(memory(tensor))
 
 
 def outlined(

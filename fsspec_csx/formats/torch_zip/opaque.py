@@ -215,18 +215,12 @@ def _checked_key(value: Any) -> Any:
     return value
 
 
-def _tensor(storage: Any, *args: Any) -> torch.Tensor:
-    if type(storage) is not torch.TypedStorage:
+def _held(stored: Any) -> tuple[torch.UntypedStorage, torch.dtype]:
+    if type(stored) is torch.TypedStorage:
+        return torch_compat.untyped(stored), stored.dtype
+    if type(stored) is not torch.UntypedStorage:
         raise refused("a tensor without a storage")
-    return rebuilding.tensor(storage._untyped_storage, storage.dtype, *args)
-
-
-def _tensor_of_dtype(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
-) -> torch.Tensor:
-    if type(storage) is not torch.UntypedStorage or not isinstance(dtype, torch.dtype):
-        raise refused("a tensor without a storage")
-    return rebuilding.tensor(storage, dtype, offset, size, stride, grad, hooks, metadata)
+    return stored, torch.uint8
 
 
 def _parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any) -> torch.nn.Parameter:
@@ -238,11 +232,8 @@ def _parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any)
 
 _REBUILT: dict[str, Callable[..., Any]] = {
     "_io.BytesIO": lambda: io.BytesIO(),
-    "torch.device": lambda *args: torch.device(*args),
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
-    "torch._utils._rebuild_parameter": rebuilding.parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
+    **{f"{module}.{name}": made for (module, name), made in rebuilding.functions(_held).items()},
 }
 
 

@@ -31,7 +31,6 @@ _KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char",
 _COMPLEX_KINDS = ("ComplexDouble", "ComplexFloat")
 _NAMES: dict[tuple[str, str], Any] = {
     ("torch", "Tensor"): StandIn(torch.Tensor),
-    ("torch", "device"): lambda *args: torch.device(*args),
     ("torch.storage", "UntypedStorage"): StandIn(torch.UntypedStorage),
     **{
         ("torch", f"{kind}Storage"): serialization.StorageType(f"{kind}Storage")  # type: ignore[no-untyped-call]
@@ -68,12 +67,12 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BufferedReader(io.BytesIO(archive.pickle)))
         self.bounds = Bounds(len(archive.pickle))
         self._storages = ArchiveStorages(archive, placer)
+        functions = rebuilding.functions(_held)
+        self._rebuild = [functions["torch._utils", f"_rebuild_tensor_{version}"] for version in ("v2", "v3")]
         self._names = {
             **self.bounds.names,
             **_NAMES,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_dtype,
-            ("torch._utils", "_rebuild_parameter"): rebuilding.parameter,
+            **functions,
             ("torch._utils", "_rebuild_parameter_with_state"): _parameter_with_state,
             ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_with_state,
         }
@@ -92,23 +91,17 @@ class _Unpickler(pickle.Unpickler):
         dtype = torch.uint8 if isinstance(kind, StandIn) else kind.dtype
         return _PickledStorage(self._storages.get(key, location, count * dtype.itemsize), dtype)
 
-    def _tensor(self, stored: Any, *args: Any) -> torch.Tensor:
-        if type(stored) is not _PickledStorage:
-            raise refused("a tensor without a storage")
-        return rebuilding.tensor(stored.storage, stored.dtype, *args)
-
-    def _tensor_of_dtype(
-        self, stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
-    ) -> torch.Tensor:
-        if type(stored) is not _PickledStorage:
-            raise refused("a tensor without a storage")
-        return rebuilding.tensor(stored.storage, dtype, offset, size, stride, grad, hooks, metadata)
-
     def _tensor_with_state(self, function: Any, kind: Any, args: Any, state: Any) -> torch.Tensor:
-        if function not in (self._tensor, self._tensor_of_dtype) or getattr(kind, "made", None) is not torch.Tensor:
+        if function not in self._rebuild or getattr(kind, "made", None) is not torch.Tensor:
             raise refused("what this does not make")
         made: torch.Tensor = function(*args)
         return _with_state(made, state)
+
+
+def _held(stored: Any) -> tuple[torch.UntypedStorage, torch.dtype]:
+    if type(stored) is not _PickledStorage:
+        raise refused("a tensor without a storage")
+    return stored
 
 
 def _parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any) -> torch.nn.Parameter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,3 +62,28 @@ def parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
     made = torch.nn.Parameter(data, requires_grad)
     made._backward_hooks = hooks
     return made
+
+
+def functions(held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]]) -> dict[tuple[str, str], Any]:
+    """What stands for torch's functions that make tensors and parameters, by module and name.
+
+    Args:
+        held: the storage of what a pickle has for one, and the dtype of its elements.
+    """
+
+    def of_typed(stored: Any, *args: Any) -> torch.Tensor:
+        return tensor(*held(stored), *args)
+
+    def of_dtype(
+        stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+    ) -> torch.Tensor:
+        if not isinstance(dtype, torch.dtype):
+            raise refused("a tensor of no dtype")
+        return tensor(held(stored)[0], dtype, offset, size, stride, grad, hooks, metadata)
+
+    return {
+        ("torch", "device"): lambda *args: torch.device(*args),
+        ("torch._utils", "_rebuild_tensor_v2"): of_typed,
+        ("torch._utils", "_rebuild_tensor_v3"): of_dtype,
+        ("torch._utils", "_rebuild_parameter"): parameter,
+    }
