@@ -64,7 +64,7 @@ def save(
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the total in bytes by ``set_size``, and the bytes written by ``relative_update``. By default
             a terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none. With
-            ``local``, the bytes that are written to the disk and those that are uploaded both count.
+            ``local``, the bytes that are uploaded count.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.

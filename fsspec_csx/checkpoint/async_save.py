@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsspec.callbacks import Callback, NoOpCallback
 
@@ -16,10 +15,6 @@ from fsspec_csx.checkpoint.save_queue import Save
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
-
-if TYPE_CHECKING:
-    from fsspec_csx.checkpoint.local_tier import LocalTier
-    from fsspec_csx.checkpoint.local_writers import Upload
 
 
 def async_save(
@@ -82,37 +77,18 @@ def async_save(
     behind, place, _ = unwrap_filesystem(fs, inner)
     if connect := getattr(behind, "connect", None):
         connect()  # now, with the credentials of this moment
-    opened = None if local is None else _open_tier(text, local, keep_local, format, storage_options)
+    if local is not None:
+        from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # only here, as it imports awscrt
+
+        tier, name = open_tier(text, local, keep_local, format, storage_options)
     saving = registry.writer(obj, text, format, copied=True, max_shard_size=max_shard_size)
-    future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes))
-    target = Target(fs, inner, redacted(text))
-    save = Save(future, target, os.path.realpath(place) if fs is None else place, saving)
-    save_queue.add(save if opened is None else _local_first(save, *opened))
+    future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes), local=local is not None)
+    if local is not None:
+        saving = LocalFirst(tier, name, saving, future.end_local)
+        tier.add(name, future)
+    place = os.path.realpath(place) if fs is None else place
+    save_queue.add(Save(future, Target(fs, inner, redacted(text)), place, saving))
     return future
-
-
-def _open_tier(*arguments: Any) -> tuple[LocalTier, str]:
-    from fsspec_csx.checkpoint.local_writers import open_tier  # only here, as it imports awscrt
-
-    return open_tier(*arguments)
-
-
-def _local_first(save: Save, tier: LocalTier, name: str) -> Save:
-    """The first half of a save: to the local disk, which adds the second one, the upload."""
-    from fsspec_csx.checkpoint.local_writers import LocalFirst  # only here, as it imports awscrt
-
-    def then(upload: Upload | None) -> None:
-        if upload is not None:
-            save_queue.add(replace(save, place=tier.folder, saving=upload))
-            return
-        save.future.progress.relative_update(save.saving.nbytes)
-        save.future.end(None, save.target.name)
-
-    writer = LocalFirst(tier, name, save.saving, then)
-    first = SaveFuture(SaveProgress(NoOpCallback(), writer.nbytes))
-    save.future.follow(first, save.target.name)
-    tier.add(name, save.future)
-    return replace(save, future=first, place=f"{tier.folder}/", saving=writer)
 
 
 def release_buffers() -> None:

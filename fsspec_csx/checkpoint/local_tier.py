@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, replace
@@ -41,12 +42,14 @@ class LocalTier:
         folder: the same.
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
+        uploading: held by the upload that runs.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.keep = 1
         self.resumed = False
+        self.uploading = threading.Lock()
         self._locked = False
         self._outstanding: dict[Future[None], str] = {}
 
@@ -141,9 +144,7 @@ class LocalTier:
         finally:
             save.set_result(None)
 
-    def write(
-        self, writer: FileWriter, target: Target, advance: Callable[[int], object], commit: Callable[[], object]
-    ) -> None:
+    def write(self, writer: FileWriter, target: Target, advance: Callable[[int], object]) -> None:
         """Write a checkpoint, and before it appears its record; delete those that are too many.
 
         Raises:
@@ -160,7 +161,7 @@ class LocalTier:
             writer.write(summed, advance=advance)
             record = Record(target.name, number, summed.size, summed.checksum, before=before, former=former)
             record.write(path)
-            commit()
+            advance(0)  # it may have been cancelled meanwhile
         self._prune()
 
     def note_uploaded(self, name: str, target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -68,45 +69,40 @@ def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, 
 
 
 class LocalFirst(CheckpointWriter):
-    """Writes a checkpoint to the tier, or where that fails to its remote path.
+    """Writes a checkpoint to the tier, and from there to its remote path; if the disk fails, straight to that.
 
     Args:
         tier: the tier.
         name: of the checkpoint.
-        writer: what is to be written.
-        then: called with the ``Upload`` when the local file is whole, or with None when the remote path was written to
-            in its place; None to upload at once.
+        writer: what is to be written; it is freed when the local file is whole.
+        on_local: called then, and where the disk failed, when the remote file is whole.
     """
 
     def __init__(
-        self,
-        tier: LocalTier,
-        name: str,
-        writer: CheckpointWriter,
-        then: Callable[[Upload | None], object] | None = None,
+        self, tier: LocalTier, name: str, writer: CheckpointWriter, on_local: Callable[[], object] = lambda: None
     ) -> None:
         assert isinstance(writer, FileWriter)
-        self.nbytes = writer.nbytes if then else 2 * writer.nbytes
+        self.nbytes = writer.nbytes
         self._name = name
         self._tier = tier
         self._writer = writer
-        self._then = then
+        self._on_local = on_local
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """See ``CheckpointWriter``."""
+        """See ``CheckpointWriter``; the bytes that go to the remote path count."""
         upload = None
         try:
-            self._tier.write(self._writer, target, advance, commit)
+            self._tier.write(self._writer, target, lambda _: advance(0))
             upload = Upload(self._tier, self._name)
         except OSError as error:
             logger.warning("%s is saved without a copy in %s: %s", target.name, self._tier.folder, error)
             self._writer.save(target, advance=advance, commit=commit)
-        if self._then is not None:
-            self._then(upload)
-        elif upload is not None:
-            upload.save(target, advance=advance)
+        self.free()
+        self._on_local()
+        if upload is not None:
+            upload.save(target, advance=advance, commit=commit)
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""
@@ -114,7 +110,7 @@ class LocalFirst(CheckpointWriter):
 
 
 class Upload(CheckpointWriter):
-    """Uploads a checkpoint from the tier; an interrupted upload to S3 resumes.
+    """Uploads a checkpoint from the tier, one at a time; an interrupted upload to S3 resumes.
 
     Args:
         tier: the tier.
@@ -133,24 +129,31 @@ class Upload(CheckpointWriter):
     ) -> None:
         """See ``CheckpointWriter``."""
         path = self._tier.path_of(self._name)
-        if self._pass_over is not None:
-            if self._tier.find(self._name, target) is None:
-                self._pass_over()
-                return
-            if self._name not in self._tier.pending():  # the end of its upload was not noted
-                return
-        try:
-            _upload(path, target, advance)
-        except BaseException:
-            local = os.path.dirname(self._tier.folder)
-            logger.warning(
-                "%s is not uploaded. It is whole at %s: load(path, local=%r) reads it, and the first save of the next "
-                "process with this local folder and remote folder uploads it.",
-                *(target.name, path, local),
-            )
-            raise
-        commit()
-        self._tier.note_uploaded(self._name, target)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._tier.uploading)
+                advance(0)  # it may have been cancelled meanwhile
+                if not self._is_wanted(target):
+                    return
+                _upload(path, target, advance)
+            except BaseException:
+                local = os.path.dirname(self._tier.folder)
+                logger.warning(
+                    "%s is not uploaded. It is whole at %s: load(path, local=%r) reads it, and the first save of the "
+                    "next process with this local folder and remote folder uploads it.",
+                    *(target.name, path, local),
+                )
+                raise
+            commit()
+            self._tier.note_uploaded(self._name, target)
+
+    def _is_wanted(self, target: Target) -> bool:
+        if self._pass_over is None:
+            return True
+        if self._tier.find(self._name, target) is None:
+            self._pass_over()
+            return False
+        return self._name in self._tier.pending()  # if not, only the end of its upload was not noted
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""

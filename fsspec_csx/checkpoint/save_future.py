@@ -26,12 +26,16 @@ class SaveFuture(concurrent.futures.Future[None]):
     ``await asyncio.wrap_future(future)`` waits for it in an event loop; cancelling that wait cancels the save.
     """
 
-    def __init__(self, progress: SaveProgress) -> None:
+    def __init__(self, progress: SaveProgress, *, local: bool = False) -> None:
         super().__init__()
         self.progress = progress
         self._owner = os.getpid()
         self._ended = False
-        self.local: SaveFuture | None = None
+        self.local: concurrent.futures.Future[None] | None = None
+        if local:
+            self.local = concurrent.futures.Future()
+            self.local.set_running_or_notify_cancel()  # only the save as a whole can be cancelled
+            self.add_done_callback(SaveFuture.end_local)  # type: ignore[arg-type]
         # Logged unless the result is retrieved.
         self._unretrieved = ""
         _alive.add(self)
@@ -84,31 +88,22 @@ class SaveFuture(concurrent.futures.Future[None]):
         """
         if self._owner != os.getpid():
             return False
-        if self.local is not None and not self.local.done():
-            return self.local.cancel()
         return super().cancel() or self.progress.cancel()
 
     def cancelled(self) -> bool:
         """Whether the save was cancelled and has stopped."""
         return super().cancelled() or (self.progress.cancelled and self.done())
 
-    def follow(self, local: SaveFuture, text: str) -> None:
-        """Be the future of both halves of a save, of which the first one writes to the local disk."""
-
-        both = weakref.ref(self)  # the save has it until the first half has ended
-
-        def end(first: concurrent.futures.Future[None]) -> None:
-            future = both()
-            if future is None or future.done():
-                return
-            if first.cancelled():
-                future.progress.cancel()
-                future.end(None, text)
-            elif (error := first.exception()) is not None:
-                future.end(error, text)
-
-        self.local = local
-        local.add_done_callback(end)
+    def end_local(self) -> None:
+        """End ``local``, if it has not ended: with the error of the save if that has failed."""
+        if self.local is None or self.local.done():
+            return
+        if super().cancelled():
+            self.local.set_exception(concurrent.futures.CancelledError())
+        elif self.done() and (error := super().exception()) is not None:
+            self.local.set_exception(error)
+        else:
+            self.local.set_result(None)
 
     def end(self, error: BaseException | None, text: str) -> None:
         """Set the result, or the error that ended the save."""

@@ -102,18 +102,12 @@ class _Saves:
         self._running: list[Save] = []
         self._threads = 0
         self._closed = False
-        self._stopped = False
 
     def add(self, save: Save) -> None:
         with self._changed:
             if self._closed:
                 msg = "The interpreter is ending and starts no saves. Call async_save before the main thread ends."
                 raise RuntimeError(msg)
-            if self._stopped:  # the second half of a save whose first was too far to be cancelled
-                save.future.progress.cancel()
-                save.future.end(None, save.target.name)
-                _report_interrupted(save)
-                return
             self._waiting.append(save)
             save.future.add_done_callback(self._drop)
             if self._threads == _MAX_THREADS:
@@ -141,8 +135,6 @@ class _Saves:
         try:
             self._close()
         except KeyboardInterrupt:
-            with self._changed:
-                self._stopped = True
             for save in [*self._waiting, *self._running]:
                 if save.future.cancel():
                     _report_interrupted(save)
