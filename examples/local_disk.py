@@ -24,6 +24,8 @@ def main(root: str, disk: str) -> None:
             future = fsspec_csx.async_save(state, f"{root}/checkpoint_{step}.pt", local=disk, keep_local=2)
     future.result()  # all are uploaded; future.local.result() would wait for the local disk alone
 
+    fsspec_csx.save(model.state_dict(), f"{root}/final.pt", local=disk)  # returns when both are whole
+
     checkpoint = fsspec_csx.load(f"{root}/checkpoint_300.pt", local=disk)
     print("resumed at step", checkpoint["step"])
     print("equal:", torch.equal(checkpoint["model"]["weight"], model.weight))

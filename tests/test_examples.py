@@ -132,7 +132,7 @@ EXAMPLES_TO_RUN = (
         "local_disk",
         (),
         ("resumed at step 300", "equal: True"),
-        ("checkpoint_100.pt", "checkpoint_200.pt", "checkpoint_300.pt"),
+        ("checkpoint_100.pt", "checkpoint_200.pt", "checkpoint_300.pt", "final.pt"),
     ),
     Example(
         "tensorboard_logs",

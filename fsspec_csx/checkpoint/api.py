@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback, NoOpCallback
 
+from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
@@ -100,8 +101,11 @@ def _local_first(
     from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # only here, as it imports awscrt
 
     tier, name = open_tier(text, local, *options)
-    with tier.saving(name):
-        yield lambda writer: LocalFirst(tier, name, writer)
+    future = SaveFuture(SaveProgress(NoOpCallback(), 0), local=True)  # for other threads
+    try:
+        yield lambda writer: LocalFirst(tier, name, writer, future)
+    finally:
+        future.end(None, text)
 
 
 def load(

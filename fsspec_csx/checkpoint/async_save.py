@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fsspec.callbacks import Callback, NoOpCallback
@@ -83,11 +84,11 @@ def async_save(
         tier, name = open_tier(text, local, keep_local, format, storage_options)
     saving = registry.writer(obj, text, format, copied=True, max_shard_size=max_shard_size)
     future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes), local=local is not None)
-    if local is not None:
-        saving = LocalFirst(tier, name, saving, future.end_local)
-        tier.add(name, future)
     place = os.path.realpath(place) if fs is None else place
-    save_queue.add(Save(future, Target(fs, inner, redacted(text)), place, saving))
+    save = Save(future, Target(fs, inner, redacted(text)), place, saving)
+    if local is not None:
+        save = replace(save, saving=LocalFirst(tier, name, saving, future), line=tier.folder)
+    save_queue.add(save)
     return future
 
 

@@ -12,12 +12,13 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, replace
 from typing import Any
 
 from fsspec_csx.checkpoint.local_record import SUFFIX, Record, SummedFile
+from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.formats.writer import FileWriter, Target
 from fsspec_csx.s3.transport.checksum import CRC64NVME
@@ -42,16 +43,15 @@ class LocalTier:
         folder: the same.
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
-        uploading: held by the upload that runs.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.keep = 1
         self.resumed = False
-        self.uploading = threading.Lock()
         self._locked = False
-        self._outstanding: dict[Future[None], str] = {}
+        self._outstanding: dict[SaveFuture, str] = {}
+        self._adding = threading.Lock()
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -129,20 +129,13 @@ class LocalTier:
             if not done:
                 logger.warning("The save of %s waits for those of %s, which have not ended", name, [*saves.values()])
 
-    def add(self, name: str, save: Future[None]) -> None:
-        """Note a save that has begun."""
-        self._outstanding[save] = name
-        save.add_done_callback(lambda ended: self._outstanding.pop(ended, None))
-
-    @contextlib.contextmanager
-    def saving(self, name: str) -> Iterator[None]:
-        """Note a save that lasts as long as a block."""
-        save: Future[None] = Future()
-        self.add(name, save)
-        try:
-            yield
-        finally:
-            save.set_result(None)
+    def add(self, name: str, save: SaveFuture) -> list[SaveFuture]:
+        """Note a save that has begun; those that began before it, and have not ended."""
+        with self._adding:
+            earlier = [*self._outstanding.copy()]
+            self._outstanding[save] = name
+        save.add_done_callback(lambda _: self._outstanding.pop(save, None))
+        return earlier
 
     def write(self, writer: FileWriter, target: Target, advance: Callable[[int], object]) -> None:
         """Write a checkpoint, and before it appears its record; delete those that are too many.
@@ -193,7 +186,10 @@ class LocalTier:
         """Never upload a checkpoint that an earlier process left."""
         path = self.path_of(name)
         if record := Record.read(path):
-            replace(record, remote={}).write(path)
+            try:
+                replace(record, remote={}).write(path)
+            except OSError:  # a full disk: without its record it is not used either
+                os.unlink(path + SUFFIX)
 
     def delete(self, name: str) -> None:
         """Delete a local checkpoint, if it exists."""

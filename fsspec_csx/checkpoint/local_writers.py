@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 from fsspec.callbacks import NoOpCallback
@@ -63,8 +63,8 @@ def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, 
     progress = SaveProgress(NoOpCallback(), os.path.getsize(tier.path_of(name)))
     future = SaveFuture(progress)
     logger.warning("%s is uploaded from %s, where an earlier process left it", target.name, tier.folder)
-    tier.add(name, future)
-    save_queue.add(save_queue.Save(future, target, tier.folder, Upload(tier, name, pass_over=progress.cancel)))
+    upload = Upload(tier, name, tier.add(name, future), pass_over=progress.cancel)
+    save_queue.add(save_queue.Save(future, target, tier.folder, upload, line=tier.folder))
     return future
 
 
@@ -75,32 +75,33 @@ class LocalFirst(CheckpointWriter):
         tier: the tier.
         name: of the checkpoint.
         writer: what is to be written; it is freed when the local file is whole.
-        on_local: called then, and where the disk failed, when the remote file is whole.
+        save: whose ``local`` is then ended, or where the disk failed, when the remote file is whole.
     """
 
-    def __init__(
-        self, tier: LocalTier, name: str, writer: CheckpointWriter, on_local: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, tier: LocalTier, name: str, writer: CheckpointWriter, save: SaveFuture) -> None:
         assert isinstance(writer, FileWriter)
         self.nbytes = writer.nbytes
         self._name = name
         self._tier = tier
         self._writer = writer
-        self._on_local = on_local
+        self._save = save
+        self._earlier = tier.add(name, save)
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``; the bytes that go to the remote path count."""
         upload = None
+        wait([save.local for save in self._earlier if save.local is not None])
+        advance(0)  # it may have been cancelled meanwhile
         try:
             self._tier.write(self._writer, target, lambda _: advance(0))
-            upload = Upload(self._tier, self._name)
+            upload = Upload(self._tier, self._name, self._earlier)
         except OSError as error:
             logger.warning("%s is saved without a copy in %s: %s", target.name, self._tier.folder, error)
             self._writer.save(target, advance=advance, commit=commit)
         self.free()
-        self._on_local()
+        self._save.end_local()
         if upload is not None:
             upload.save(target, advance=advance, commit=commit)
 
@@ -110,18 +111,27 @@ class LocalFirst(CheckpointWriter):
 
 
 class Upload(CheckpointWriter):
-    """Uploads a checkpoint from the tier, one at a time; an interrupted upload to S3 resumes.
+    """Uploads a checkpoint from the tier; an interrupted upload to S3 resumes.
 
     Args:
         tier: the tier.
         name: of the checkpoint.
+        earlier: the saves to wait for.
         pass_over: if an earlier process left the checkpoint: called where it is not to be uploaded.
     """
 
-    def __init__(self, tier: LocalTier, name: str, *, pass_over: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        tier: LocalTier,
+        name: str,
+        earlier: Sequence[SaveFuture],
+        *,
+        pass_over: Callable[[], object] | None = None,
+    ) -> None:
         self.nbytes = os.path.getsize(tier.path_of(name))
         self._tier = tier
         self._name = name
+        self._earlier = earlier
         self._pass_over = pass_over
 
     def save(
@@ -129,23 +139,22 @@ class Upload(CheckpointWriter):
     ) -> None:
         """See ``CheckpointWriter``."""
         path = self._tier.path_of(self._name)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(self._tier.uploading)
-                advance(0)  # it may have been cancelled meanwhile
-                if not self._is_wanted(target):
-                    return
-                _upload(path, target, advance)
-            except BaseException:
-                local = os.path.dirname(self._tier.folder)
-                logger.warning(
-                    "%s is not uploaded. It is whole at %s: load(path, local=%r) reads it, and the first save of the "
-                    "next process with this local folder and remote folder uploads it.",
-                    *(target.name, path, local),
-                )
-                raise
-            commit()
-            self._tier.note_uploaded(self._name, target)
+        try:
+            wait(self._earlier)
+            advance(0)  # it may have been cancelled meanwhile
+            if not self._is_wanted(target):
+                return
+            _upload(path, target, advance)
+        except BaseException:
+            local = os.path.dirname(self._tier.folder)
+            logger.warning(
+                "%s is not uploaded. It is whole at %s: load(path, local=%r) reads it, and the first save of the next "
+                "process with this local folder and remote folder uploads it.",
+                *(target.name, path, local),
+            )
+            raise
+        commit()
+        self._tier.note_uploaded(self._name, target)
 
     def _is_wanted(self, target: Target) -> bool:
         if self._pass_over is None:

@@ -37,12 +37,14 @@ class Save:
         target: where it is to be written.
         place: equal for saves that must not overtake each other.
         saving: what is to be written.
+        line: equal for saves that must also start in their order, as later ones wait for earlier ones; empty for none.
     """
 
     future: SaveFuture
     target: Target
     place: str
     saving: CheckpointWriter
+    line: str = ""
 
     def run(self) -> None:
         """Save, free the copy, and end the future in any case."""
@@ -118,6 +120,8 @@ class _Saves:
             except RuntimeError:  # no more threads can be had
                 self._threads -= 1
                 self._waiting.remove(save)
+                save.future.progress.cancel()
+                save.future.end(None, save.target.name)  # later saves may wait for it
                 raise
 
     def _drop(self, future: concurrent.futures.Future[None]) -> None:
@@ -162,11 +166,13 @@ class _Saves:
                 self._running.remove(ended)
                 self._changed.notify_all()
             busy = {save.place for save in self._running}
+            behind = set[str]()
             for save in self._waiting:
-                if save.place not in busy:
+                if save.place not in busy and not (save.line and save.line in behind):
                     self._waiting.remove(save)
                     self._running.append(save)
                     return save
+                behind.add(save.line)
             self._threads -= 1
             return None
 

@@ -367,7 +367,7 @@ def slow(*arguments):
     ending.wait()
     time.sleep(0.1)
     print("written", flush=True)
-    while not save_queue._saves._stopped:
+    while not all(save.future.progress.cancelled for save in save_queue._saves._running):
         time.sleep(0.01)
 LocalTier.write = slow
 """
