@@ -209,12 +209,13 @@ def test_uploads_slower_than_saves(
 ) -> None:
     """The third save waits for the first upload, so that neither memory nor disk fills; a warning says so."""
     monkeypatch.setattr(local_tier, "_SILENT", 0.1)
-    go = threading.Event()
+    go, sent = threading.Event(), list[str]()
     put_file = CSXFileSystem.put_file
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
+    def slow(fs: CSXFileSystem, local: str, *args: Any, **kwargs: Any) -> Any:
         assert go.wait(60)
-        return put_file(*args, **kwargs)
+        sent.append(Path(local).name)
+        return put_file(fs, local, *args, **kwargs)
 
     monkeypatch.setattr(CSXFileSystem, "put_file", slow)
     futures = [async_save(state(step), f"{run}/{step}.mdl", local=tmp_path) for step in (1, 2)]
@@ -222,7 +223,7 @@ def test_uploads_slower_than_saves(
         assert future.local is not None
         future.local.result()
     assert is_step(load(f"{run}/2.mdl", local=tmp_path), 2)
-    third = threading.Thread(target=lambda: async_save(state(3), f"{run}/3.mdl", local=tmp_path).result())
+    third = threading.Thread(target=lambda: save(state(3), f"{run}/3.mdl", local=tmp_path))
     third.start()
     deadline = time.monotonic() + 60
     while "The save of 3.mdl waits for those of ['1.mdl', '2.mdl']" not in caplog.text:
@@ -231,7 +232,7 @@ def test_uploads_slower_than_saves(
     assert local_steps(tmp_path) == [1, 2]
     go.set()
     third.join(60)
-    assert local_steps(tmp_path) == [2, 3]
+    assert (local_steps(tmp_path), sent) == ([2, 3], ["1.mdl", "2.mdl", "3.mdl"])
     assert [is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 2, 3)] == [True] * 3
 
 
