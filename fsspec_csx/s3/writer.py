@@ -159,7 +159,7 @@ class PartWriter:
         if self._creating is not None and not self._creating.done():
             # An upload that is being created must be known to be aborted: only copies of parts are cancelled.
             self._creating.cancel()
-            await asyncio.wait([asyncio.wrap_future(self._creating)], timeout=_CREATION_SECONDS)
+            await asyncio.wait([_ended(self._creating)], timeout=_CREATION_SECONDS)
         if self.upload is not None:
             await self.upload.abort()
 
@@ -245,7 +245,7 @@ class PartWriter:
         assert self._creating is not None
         assert self.upload is not None
         if not self._creating.done():
-            await asyncio.shield(asyncio.wrap_future(self._creating))
+            await asyncio.shield(_ended(self._creating))
         self._creating.result()
         await self.upload.send(number, payload)
 
@@ -274,3 +274,8 @@ class PartWriter:
         except BaseException:
             work.end()
             raise
+
+
+def _ended(work: Work) -> asyncio.Future[Any]:
+    """Done when the work is; its error is the work's alone, or asyncio would report it where nobody waits any more."""
+    return asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
