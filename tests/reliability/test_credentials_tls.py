@@ -14,7 +14,7 @@ import trustme
 from listener import listening
 from urllib3.exceptions import InsecureRequestWarning
 
-from fsspec_csx.doctor.run import examine
+from fsspec_csx.doctor.run import checks
 from fsspec_csx.errors import EndpointError, UntrustedCertificateError
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -122,7 +122,7 @@ def test_ways_to_trust(
         for operation in OPERATIONS.values():
             operation(fs)
         assert fs.cat_file(f"{BUCKET}/key") == LARGE
-        seen = {check.name: check for check in examine(storage_options=options)}
+        seen = {check.name: check for check in checks(storage_options=options)}
     assert report in seen["certificates"].text
     assert seen["certificates"].ok is (None if named == "unverified" else True)
     assert seen["reachable"].ok
