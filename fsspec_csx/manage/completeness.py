@@ -86,7 +86,7 @@ def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_pa
         ends[place.relative_path] = max(ends[place.relative_path], place.offset + place.length)
     held = sizes
     if any("/" in name for name in ends):
-        held = {file.name: file.size for files in root.tree().values() for file in files}
+        held = {name: file.size for name, file in root.files().items()}
     if missing := sorted(name for name in ends if name not in held):
         raise _incomplete(display_path, missing, "its manifest names")
     if short := sorted(name for name, end in ends.items() if (size := held[name]) is not None and size < end):

@@ -221,7 +221,7 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     metadata = None
     if naming.METADATA in names:
         metadata = root.inner(naming.METADATA)
-        below = {file.name: file for files in root.tree().values() for file in files}
+        below = root.files()
         held = [below[name] for name in cerebras_folders.own_names(root, below)]
     files = [root.inner(file.name) for file in held]
     return DeleteTarget(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner(), metadata)

@@ -91,11 +91,15 @@ class Directory:
         with explain_missing("folder", self.path_of(folder) if folder else self.path):
             return self._scan_local(folder) if self.fs is None else self._scan_remote(folder)
 
+    def files(self) -> dict[str, File]:
+        """All files below, by name."""
+        return {file.name: file for file in (self._walk_local() if self.fs is None else self._find_remote())}
+
     def tree(self) -> dict[str, list[File]]:
         """All files below, by folder: its name with a slash at the end, ``""`` first."""
         found: dict[str, list[File]] = {"": []}
-        for file in self._walk_local() if self.fs is None else self._find_remote():
-            found.setdefault(file.name[: file.name.rfind("/") + 1], []).append(file)
+        for name, file in self.files().items():
+            found.setdefault(name[: name.rfind("/") + 1], []).append(file)
         return found
 
     # -- the local filesystem ---------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
 
 def _files(root: Directory, source: Source) -> list[File]:
     """The files of a checkpoint: a manifest or metadata, and those it names."""
-    below = {file.name: file for files in root.tree().values() for file in files}
+    below = root.files()
     names = cerebras_folders.own_names(root, below) if source.files is None else source.files
     named = {*names}
     return [file for name, file in below.items() if name in named]

@@ -47,7 +47,7 @@ class CheckpointFolder:
     def __init__(self, root: Directory) -> None:
         self.root = root
         self.metadata = Location.below(root, naming.METADATA)
-        below = {file.name: file for files in root.tree().values() for file in files if not _is_temporary(file.name)}
+        below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
         own = cerebras_folders.own_names(root, below) or [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
@@ -273,10 +273,9 @@ def _is_thread_safe(fs: Any) -> bool:
 def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
     """The names of the files below a folder; none if it does not exist."""
     try:
-        files = [file.name for folder in root.tree().values() for file in folder]
+        return [name for name in root.files() if leftovers or not _is_temporary(name)]
     except FileNotFoundError:
         return []
-    return [name for name in files if leftovers or not _is_temporary(name)]
 
 
 def _is_own_shard(name: str) -> bool:
