@@ -30,15 +30,15 @@ delete --dry-run 's3://bucket/run/checkpoint_1*'
 
 def _delete(options: argparse.Namespace) -> None:
     to_delete = targets(all_fitting(options.paths))
-    size = in_bytes(sum(each.size for each in to_delete))
+    size = sum(each.size for each in to_delete)
     failed: dict[str, Exception] = {}
     if options.dry_run:
         emit_lines(options, map(_line, to_delete))
-        print_status(options, deletion.would_be_deleted(len(to_delete), "checkpoint", size))
+        deletion.summarize(options, len(to_delete), "checkpoint", size)
     else:
         one = f"the checkpoint {display_path(to_delete[0].path)}"
         what = one if len(to_delete) == 1 else f"{len(to_delete)} checkpoints"
-        deletion.confirm(options, [*map(_line, to_delete)] if len(to_delete) > 1 else [], f"{what}, {size}")
+        deletion.confirm(options, [*map(_line, to_delete)] if len(to_delete) > 1 else [], f"{what}, {in_bytes(size)}")
         failed = delete(to_delete)
         for each in to_delete:
             if each.path not in failed:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fsspec_csx.cli.errors import as_data
-from fsspec_csx.cli.format import emit_data, pluralize, printable
+from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status, printable
 from fsspec_csx.errors import CSXError, DeleteError
 from fsspec_csx.storage.paths import redacted
 
@@ -39,9 +39,15 @@ def confirm(options: argparse.Namespace, lines: Sequence[str], what: str) -> Non
         raise ValueError(msg)
 
 
-def would_be_deleted(count: int, noun: str, size: str) -> str:
-    """The last line of a dry run."""
-    return f"{pluralize(count, noun)}, {size}, would be deleted: pass --yes to delete."
+def summarize(options: argparse.Namespace, count: int, noun: str, size: int) -> None:
+    """Say how much was deleted, or would be."""
+    if not count:
+        print_status(options, "There is nothing to delete.")
+    elif options.dry_run:
+        what = f"{pluralize(count, noun)}, {in_bytes(size)},"
+        print_status(options, f"{what} would be deleted: pass --yes to delete.")
+    else:
+        print_status(options, f"Deleted {pluralize(count, noun)}, {in_bytes(size)}.")
 
 
 def errors_as_data(errors: Mapping[str, Exception]) -> dict[str, str]:

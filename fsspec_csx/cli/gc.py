@@ -7,7 +7,7 @@ import re
 from datetime import datetime, timedelta, timezone
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status, table
+from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
 from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
 from fsspec_csx.storage.paths import redacted
@@ -53,18 +53,14 @@ def _age(text: str) -> timedelta:
 def _gc(options: argparse.Namespace) -> None:
     found = [each for root in roots_fitting(options.root) for each in leftovers(root, older_than=options.older_than)]
     lines = table(map(_row, found), right=(1, 2))
-    size = in_bytes(sum(each.size or 0 for each in found))
+    size = sum(each.size or 0 for each in found)
     failed: dict[str, Exception] = {}
     if found and not options.dry_run:
-        deletion.confirm(options, lines, f"{pluralize(len(found), 'leftover')}, {size}")
+        deletion.confirm(options, lines, f"{pluralize(len(found), 'leftover')}, {in_bytes(size)}")
         failed = clear(found)
     emit_lines(options, lines)
-    if not found:
-        print_status(options, "There is nothing to delete.")
-    elif options.dry_run:
-        print_status(options, deletion.would_be_deleted(len(found), "leftover", size))
-    elif not failed:
-        print_status(options, f"Deleted {pluralize(len(found), 'leftover')}, {size}.")
+    if not failed:
+        deletion.summarize(options, len(found), "leftover", size)
     data = {"dry_run": options.dry_run, "leftovers": [*map(_as_data, found)]}
     deletion.finish(options, data, failed, len(found), "leftover")
 

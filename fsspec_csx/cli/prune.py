@@ -51,21 +51,16 @@ def _prune(options: argparse.Namespace) -> None:
     planned = _joined(
         [prune(root, options.keep, every=options.keep_every, by=options.by, dry_run=True) for root in roots]
     )
-    size = _size(planned.to_delete)
     done = planned
     if planned.to_delete and not options.dry_run:
         lines = table(_rows(planned, "delete"), right=(1, 3))
+        size = in_bytes(_size(planned.to_delete))
         deletion.confirm(options, lines, f"{pluralize(len(planned.to_delete), 'checkpoint')}, {size}")
         done = delete_planned(planned)
     emit_lines(options, table(_rows(done, "delete" if options.dry_run else "deleted"), right=(1, 3)))
     _explain(options, done)
     gone = [each for each in done.to_delete if each.path not in done.failed]
-    if not gone:
-        print_status(options, "There is nothing to delete.")
-    elif options.dry_run:
-        print_status(options, deletion.would_be_deleted(len(gone), "checkpoint", size))
-    else:
-        print_status(options, f"Deleted {pluralize(len(gone), 'checkpoint')}, {_size(gone)}.")
+    deletion.summarize(options, len(gone), "checkpoint", _size(gone))
     data = {
         "dry_run": options.dry_run,
         "kept": [as_data(each) for each in done.kept],
@@ -102,5 +97,5 @@ def _explain(options: argparse.Namespace, done: PruneResult) -> None:
         print_status(options, f"{display_path(path)} is kept and does not count: {why}.")
 
 
-def _size(found: list[ListedCheckpoint]) -> str:
-    return in_bytes(sum(each.size for each in found))
+def _size(found: list[ListedCheckpoint]) -> int:
+    return sum(each.size for each in found)
