@@ -23,15 +23,7 @@ from urllib.parse import urlsplit
 from botocore import exceptions as boto
 from botocore.session import Session
 
-from fsspec_csx.errors import (
-    CredentialsError,
-    CSXError,
-    EndpointError,
-    ExpiredCredentialsError,
-    IncompleteCredentialsError,
-    NoCredentialsError,
-    UnknownProfileError,
-)
+from fsspec_csx import errors
 from fsspec_csx.redaction import redact, without_user
 from fsspec_csx.s3.client.half_pairs import CLIENT_SECRETS, check_session
 from fsspec_csx.s3.transport.failures import RedirectedError
@@ -164,7 +156,7 @@ def _mapped_errors(session: Session) -> Iterator[None]:
     """Raise errors of a search for credentials as this package's, and never as "not found"."""
     try:
         yield
-    except CSXError:
+    except errors.CSXError:
         raise
     except Exception as error:
         raise_explained(error, session)
@@ -175,49 +167,51 @@ def raise_explained(error: Exception, session: Session) -> NoReturn:
     raise _explained(error, session) from (error if redact(str(error)) == str(error) else None)
 
 
-def _explained(error: Exception, session: Session) -> CSXError:
+def _explained(error: Exception, session: Session) -> errors.CSXError:
     said = redact(" ".join(str(error).split()).rstrip("."))
     profile = _profile(session)
     if isinstance(error, boto.ProfileNotFound):
         return _unknown_profile(session, profile)
     if isinstance(error, boto.PartialCredentialsError):
-        return IncompleteCredentialsError(f"Half a pair of credentials: {said}.", _BOTH)
+        return errors.IncompleteCredentialsError(f"Half a pair of credentials: {said}.", _BOTH)
     if isinstance(error, boto.ConfigParseError):
-        return CredentialsError(f"An AWS file cannot be read: {said}.", "Mend the file named, or remove it.")
+        return errors.CredentialsError(f"An AWS file cannot be read: {said}.", "Mend the file named, or remove it.")
     if isinstance(error, (boto.SSOError, boto.TokenRetrievalError)):
         reason = f"The SSO session of profile {profile!r} is missing or has expired."
-        return ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}")
+        return errors.ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}")
     if isinstance(error, RuntimeError) and "expired" in said:
         reason = f"Profile {profile!r} gives credentials that have expired already."
         remedy = "Renew what it gets them from (the program, role or file that it names), and check the clock."
-        return ExpiredCredentialsError(reason, remedy)
+        return errors.ExpiredCredentialsError(reason, remedy)
     if isinstance(error, RedirectedError):
         reason = f"The metadata service that profile {profile!r} gets its credentials from redirects to"
         remedy = "Check the addresses that the AWS_* variables and the profile name, and what answers there."
-        return CredentialsError(f"{reason} {error.location}, which is not followed.", remedy)
+        return errors.CredentialsError(f"{reason} {error.location}, which is not followed.", remedy)
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         reason = f"What profile {profile!r} gets its credentials from cannot be reached: {said}."
-        return EndpointError(reason, "Check the network, and the addresses that the profile and the environment name.")
+        return errors.EndpointError(
+            reason, "Check the network, and the addresses that the profile and the environment name."
+        )
     if isinstance(error, boto.ClientError) and error.response.get("Error", {}).get("Code") in _EXPIRED:
         reason = f"What profile {profile!r} gets its credentials with has expired: {said}."
-        return ExpiredCredentialsError(reason, "Renew the credentials, or the token, that the profile names.")
+        return errors.ExpiredCredentialsError(reason, "Renew the credentials, or the token, that the profile names.")
     if owner := _OWNERS.get(str(getattr(error, "kwargs", {}).get("provider"))):
         reason = f"{owner[:1].upper()}{owner[1:]} gives no credentials: {said}."
-        return CredentialsError(reason, "Check who gives them, and the AWS_* variables of the environment.")
+        return errors.CredentialsError(reason, "Check who gives them, and the AWS_* variables of the environment.")
     reason = f"Profile {profile!r} gives no credentials: {said or type(error).__name__}."
-    return CredentialsError(reason, "Mend the profile in the AWS files, or name another.")
+    return errors.CredentialsError(reason, "Mend the profile in the AWS files, or name another.")
 
 
 def _profile(session: Session) -> str:
     return str(session.get_config_variable("profile") or "default")
 
 
-def _none_found(session: Session) -> NoCredentialsError:
+def _none_found(session: Session) -> errors.NoCredentialsError:
     files = " and ".join(_shown_files())
     named = session.instance_variables().get("profile")
     if named is not None:
         reason = f"Profile {named!r} gives no credentials: {files} hold none for it, and nor does any role or instance."
-        return NoCredentialsError(reason, _REMEDY)
+        return errors.NoCredentialsError(reason, _REMEDY)
     by_environment = session.get_config_variable("profile") or "not set"
     tried = (
         "the call (key and secret, profile, session, anon): none",
@@ -228,13 +222,13 @@ def _none_found(session: Session) -> NoCredentialsError:
         "SSO, assumed roles, web identity, container and instance: none",
     )
     listed = "; ".join(f"{number}. {line}" for number, line in enumerate(tried, 1))
-    return NoCredentialsError(f"No S3 credentials were found. Tried, in order: {listed}.", _REMEDY)
+    return errors.NoCredentialsError(f"No S3 credentials were found. Tried, in order: {listed}.", _REMEDY)
 
 
-def _unknown_profile(session: Session, profile: str) -> UnknownProfileError:
+def _unknown_profile(session: Session, profile: str) -> errors.UnknownProfileError:
     known = ", ".join(sorted(session.available_profiles)) or "none"
     reason = f"There is no profile {profile!r} in {', '.join(_shown_files())}; the profiles there: {known}."
-    return UnknownProfileError(reason, "Name one of them, or add it with: aws configure --profile NAME")
+    return errors.UnknownProfileError(reason, "Name one of them, or add it with: aws configure --profile NAME")
 
 
 def mask(key: str) -> str:

@@ -11,25 +11,7 @@ from typing import Any
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from fsspec_csx.errors import (
-    AccessDeniedError,
-    BucketNotFoundError,
-    ChecksumError,
-    ClockSkewError,
-    CSXError,
-    EndpointError,
-    ExpiredCredentialsError,
-    InvalidBucketNameError,
-    NoSpaceError,
-    ObjectChangedError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-    RefusedError,
-    RejectedCredentialsError,
-    UnavailableError,
-    UntrustedCertificateError,
-    WrongRegionError,
-)
+from fsspec_csx import errors
 from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
 from fsspec_csx.s3.transport.failures import GaveUpError, InvalidResponseError, RedirectedError
 
@@ -76,13 +58,15 @@ def code_of(error: BaseException) -> str:
 
 def explain(error: Exception, request: Request) -> Exception:
     """This package's error for an exception; the exception itself where there is none."""
-    if isinstance(error, CSXError):
+    if isinstance(error, errors.CSXError):
         return error
     if isinstance(error, GaveUpError):
         return _unreachable(error.__cause__ or error, request)
     if isinstance(error, RedirectedError):
         reason = f"The endpoint {request.endpoint} redirects to {error.location}, which is not followed."
-        return EndpointError(reason, "Name the right endpoint (endpoint_url, AWS_ENDPOINT_URL_S3, or the profile).")
+        return errors.EndpointError(
+            reason, "Name the right endpoint (endpoint_url, AWS_ENDPOINT_URL_S3, or the profile)."
+        )
     if isinstance(error, (InvalidResponseError, ResponseParserError)):
         return _meaningless(request, str(error))
     if isinstance(error, boto.ParamValidationError):
@@ -98,21 +82,21 @@ def explain(error: Exception, request: Request) -> Exception:
             return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
     details, code = _details(error), code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
-        return ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
+        return errors.ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
     if request.pinned and code in ("ConditionalRequestConflict", "PreconditionFailed", "412"):
         return changed(request.target)
     if (known := _by_table(request, details)) or not code or type(error) is not OSError:
         return known or error
     # s3fs makes a plain OSError of other codes, but for some that it makes a builtin subclass of.
     reason = f"{request.operation} on {request.target} was refused with {code}{_said(details)}."
-    refused = RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
+    refused = errors.RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
     refused.errno = error.errno
     return refused
 
 
-def changed(target: str) -> ObjectChangedError:
+def changed(target: str) -> errors.ObjectChangedError:
     """The error for an object that another program replaced between two requests."""
-    return ObjectChangedError(f"{target} changed meanwhile.", "Try again when no other program writes to it.")
+    return errors.ObjectChangedError(f"{target} changed meanwhile.", "Try again when no other program writes to it.")
 
 
 def _details(error: BaseException) -> dict[str, Any]:
@@ -128,52 +112,54 @@ def _said(details: dict[str, Any]) -> str:
     return f" ({message})" if message and message not in ("Forbidden", "Not Found") else ""
 
 
-def _unreachable(error: BaseException, request: Request) -> EndpointError:
+def _unreachable(error: BaseException, request: Request) -> errors.EndpointError:
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "")
     # botocore names the whole URL of the request; what counts is whom it was sent to.
     endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
     said = str(getattr(error, "kwargs", {}).get("error", error))
     if any(sign in said for sign in _SPOILT):
         reason = f"What came by TLS from or to {endpoint} was damaged on the way: {said}."
-        return EndpointError(reason, "Try again; if that does not help, have what is on the way there checked.")
+        return errors.EndpointError(reason, "Try again; if that does not help, have what is on the way there checked.")
     if isinstance(error, boto.SSLError):
         return _insecure(endpoint, said)
     if isinstance(error, boto.ProxyConnectionError):
         reason = f"The proxy {error.kwargs.get('proxy_url', '')} on the way to {endpoint} cannot be reached."
-        return EndpointError(reason, "Check HTTP_PROXY and HTTPS_PROXY, or name the endpoint's host in NO_PROXY.")
+        return errors.EndpointError(
+            reason, "Check HTTP_PROXY and HTTPS_PROXY, or name the endpoint's host in NO_PROXY."
+        )
     if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
         reason = f"The endpoint {endpoint} did not answer in time."
-        return EndpointError(reason, "Check that it is up and that no firewall or proxy is in the way.")
+        return errors.EndpointError(reason, "Check that it is up and that no firewall or proxy is in the way.")
     if isinstance(error, boto.ConnectionClosedError):
         reason = f"The endpoint {endpoint} broke the connection off, also when asked again."
-        return EndpointError(reason, "Check that it is well, and that nothing on the way ends long transfers.")
+        return errors.EndpointError(reason, "Check that it is well, and that nothing on the way ends long transfers.")
     seconds = request.retried_seconds
     clause = f", though it was retried for {max(seconds, 1):.0f} seconds" if seconds else ""
     reason = f"The endpoint {endpoint} cannot be reached{clause}."
     remedy = "Check the address (endpoint_url, AWS_ENDPOINT_URL_S3, or endpoint_url in the profile) and that it is up."
-    return EndpointError(reason, remedy)
+    return errors.EndpointError(reason, remedy)
 
 
-def _meaningless(request: Request, what: str) -> EndpointError:
+def _meaningless(request: Request, what: str) -> errors.EndpointError:
     reason = f"{request.endpoint} answered {request.operation} on {request.target} as no server of S3 does: {what}."
-    return EndpointError(reason, "Check that the address is that of S3, and that no proxy answers in its place.")
+    return errors.EndpointError(reason, "Check that the address is that of S3, and that no proxy answers in its place.")
 
 
-def _insecure(endpoint: str, said: str) -> EndpointError:
+def _insecure(endpoint: str, said: str) -> errors.EndpointError:
     if any(sign in said for sign in _NO_TLS):
         reason = f"The endpoint {endpoint} does not speak TLS: {said}."
-        return EndpointError(reason, "Name it with http:// if the network is to be trusted, or check the port.")
+        return errors.EndpointError(reason, "Name it with http:// if the network is to be trusted, or check the port.")
     if not any(sign in said for sign in ("certificate verify failed", *_BAD_CERTIFICATES)):
         reason = f"No connection by TLS to {endpoint} came about: {said}."
-        return EndpointError(reason, "Try again; if that does not help, check that it speaks TLS 1.2 or later.")
+        return errors.EndpointError(reason, "Try again; if that does not help, check that it speaks TLS 1.2 or later.")
     remedy = "Point AWS_CA_BUNDLE, or ca_bundle in the profile, at the certificate of the authority that signed it."
     for sign, instead in _BAD_CERTIFICATES.items():
         if sign in said:
             remedy = instead
-    return UntrustedCertificateError(f"The TLS certificate of {endpoint} is not trusted: {said}.", remedy)
+    return errors.UntrustedCertificateError(f"The TLS certificate of {endpoint} is not trusted: {said}.", remedy)
 
 
-def _by_table(request: Request, details: dict[str, Any]) -> CSXError | None:
+def _by_table(request: Request, details: dict[str, Any]) -> errors.CSXError | None:
     """The error of an S3 error code; None for a code that is not in the table."""
     if (row := _BY_CODE.get(str(details.get("Code")))) is None:
         return None
@@ -194,75 +180,75 @@ def _by_table(request: Request, details: dict[str, Any]) -> CSXError | None:
         "ask": ask,
     }
     error = kind(reason.format(**values), remedy.format(**values))
-    if isinstance(error, NoSpaceError):
+    if isinstance(error, errors.NoSpaceError):
         error.filename = request.target
     return error
 
 
 # The class, the reason and the remedy of the errors of some codes; QuotaExceeded is Ceph's.
-_TABLE: dict[str, tuple[type[CSXError], str, str]] = {
+_TABLE: dict[str, tuple[type[errors.CSXError], str, str]] = {
     "403 AccessDenied AccountProblem AllAccessDisabled": (
-        AccessDeniedError,
+        errors.AccessDeniedError,
         "{operation} on {target} was refused to {identity}{said}.",
         "{ask}",
     ),
     "404 NoSuchKey NoSuchVersion": (
-        ObjectNotFoundError,
+        errors.ObjectNotFoundError,
         "There is no object {target} at {endpoint}.",
         "Check its name.",
     ),
     "NoSuchBucket": (
-        BucketNotFoundError,
+        errors.BucketNotFoundError,
         "There is no bucket {bucket!r} at {endpoint}.",
         "Check its name and the endpoint; a write makes it where that is allowed.",
     ),
     "InvalidAccessKeyId InvalidSecurity InvalidToken SignatureDoesNotMatch": (
-        RejectedCredentialsError,
+        errors.RejectedCredentialsError,
         "{endpoint} does not accept {identity}{said}.",
         "Check the access key, its secret, and that they are of this endpoint.",
     ),
     "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired": (
-        ExpiredCredentialsError,
+        errors.ExpiredCredentialsError,
         "{Identity} has expired{said}.",
         "Renew the credentials, and open the file again.",
     ),
     "RequestTimeTooSkewed": (
-        ClockSkewError,
+        errors.ClockSkewError,
         "This machine's clock is too far from that of {endpoint}{said}.",
         "Set the clock, for instance by NTP.",
     ),
     "507 InsufficientStorage QuotaExceeded XMinioAdminBucketQuotaExceeded XMinioStorageFull": (
-        NoSpaceError,
+        errors.NoSpaceError,
         "{endpoint} has no room for {target}{said}.",
         "Free some there, for instance by deleting old checkpoints, or ask for a larger quota.",
     ),
     _INVALID_NAME: (
-        InvalidBucketNameError,
+        errors.InvalidBucketNameError,
         "{bucket!r} cannot be the name of a bucket{said}.",
         "A bucket's name has 3 to 63 characters: lower-case letters, digits, dots and hyphens.",
     ),
     "BucketAlreadyExists": (
-        AccessDeniedError,
+        errors.AccessDeniedError,
         "The bucket {bucket!r} belongs to someone else.",
         "Choose another name: names are shared by all users of an endpoint.",
     ),
     "301 AuthorizationHeaderMalformed IllegalLocationConstraintException InvalidLocationConstraint PermanentRedirect": (
-        WrongRegionError,
+        errors.WrongRegionError,
         "{target} was requested from region {region!r}, which is the wrong one{said}.",
         "Set the region to {its_region} (AWS_DEFAULT_REGION, or region in the profile).",
     ),
     "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch": (
-        ChecksumError,
+        errors.ChecksumError,
         "What {operation} sent to {target} was damaged on the way{said}.",
         "Send it again; if that does not help, the network or the server damages data.",
     ),
     "NoSuchUpload": (
-        ObjectNotFoundError,
+        errors.ObjectNotFoundError,
         "The multipart upload to {target} is gone from {endpoint}{said}.",
         "Write the object again, and see that nothing else ends its uploads.",
     ),
     " ".join(BUSY): (
-        UnavailableError,
+        errors.UnavailableError,
         "{endpoint} answered {operation} on {target} with {code}{said}.",
         "Try again later; if that does not help, ask those who run it.",
     ),
