@@ -16,11 +16,10 @@ from s3fs import S3FileSystem
 from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
-from fsspec_csx.s3.client import checksum_headers, credentials, half_pairs, handlers, request_outcome
+from fsspec_csx.s3.client import checksum_headers, credentials, half_pairs, handlers, retries
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
-from fsspec_csx.s3.client.retries import FirstContact
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
@@ -65,7 +64,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._checksum_headers = checksum_headers.of_server()
-        self._first_contact: FirstContact | None = None  # a session of the caller retries by its own rules
+        self._first_contact: retries.FirstContact | None = None  # a session of the caller retries by its own rules
         self._of_parent: Any = None
         redact_logs()
 
@@ -182,7 +181,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             forbid_redirects(session)
             self._identity, self._keys = await credentials.find(session)
         if renewed:
-            self._first_contact = FirstContact()
+            self._first_contact = retries.FirstContact()
             loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
             session.register_component("data_loader", loader)
             self.session = session
@@ -248,7 +247,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             detailed = explain(await self._ask_with_body(kwargs) or error, request)
             if isinstance(detailed, BucketNotFoundError if missing else (PermissionError, WrongRegionError)):
                 explained = detailed
-        request_outcome.mark(explained, outcome, request.operation, request.target)
+        retries.mark(explained, outcome, request.operation, request.target)
         return explained
 
     async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:

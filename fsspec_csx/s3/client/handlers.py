@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fsspec_csx.s3.client import no_redirects, request_outcome, response_validation, retries
+from fsspec_csx.s3.client import no_redirects, response_validation, retries
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.bulk_handlers import BulkHandlers
@@ -48,7 +48,7 @@ def register(
         first(f"before-send.s3.{operation}", bulk.note_sent)
         first(f"needs-retry.s3.{operation}", bulk.note_answered)
     first("needs-retry.s3", no_redirects.refuse_redirect)
-    first("needs-retry.s3", request_outcome.note)
+    first("needs-retry.s3", retries.note)
     first("needs-retry.s3", response_validation.explain_damage)
     first("needs-retry.s3", retries.give_up)
     if first_contact is not None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from botocore.parsers import ResponseParserError
 
-from fsspec_csx.s3.client import request_outcome
+from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.transport.failures import InvalidResponseError
 from fsspec_csx.s3.transport.request_context import current, using
 
@@ -84,10 +84,10 @@ class _Parser:
         try:
             return await self._parser.parse(response, shape)
         except ResponseParserError:
-            request_outcome.note_unclear()
+            retries.note_unclear()
             raise ResponseParserError(_DAMAGED) from None
         except Exception as error:
-            request_outcome.note_unclear()
+            retries.note_unclear()
             msg = f"a number or a date in it is none, or it is too deep ({type(error).__name__})"
             raise InvalidResponseError(msg) from error
 
@@ -147,5 +147,5 @@ def _check_page(parsed: Mapping[str, Any], asked: Mapping[str, Any], name: str) 
 
 
 def _refuse(what: str) -> NoReturn:
-    request_outcome.note_unclear()
+    retries.note_unclear()
     raise InvalidResponseError(what)

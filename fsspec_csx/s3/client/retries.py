@@ -1,4 +1,8 @@
-"""When a request is retried: not at an endpoint that never answered, not for minutes, not before Retry-After."""
+"""The attempts of a request: when it is made again, and whether it may have been applied though it failed.
+
+It is not made again at an endpoint that never answered, nor for minutes, nor before Retry-After. If the server applied
+an attempt and that response was lost, the responses to the others do not show it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,18 @@ from typing import Any
 
 from botocore import exceptions as boto
 
+from fsspec_csx.errors import CSXError
 from fsspec_csx.s3.transport.failures import GaveUpError, NotStartedError
-from fsspec_csx.s3.transport.request_context import current
+from fsspec_csx.s3.transport.request_context import RequestOutcome, current
 
+# Operations that create, replace or delete objects.
+_CHANGES = frozenset(
+    {"PutObject", "CompleteMultipartUpload", "CopyObject", "DeleteObject", "DeleteObjects", "CreateBucket"}
+)
+# These failed before anything was sent.
+_NOT_SENT = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
+# With these a server says that something went wrong, and not before what.
+_VAGUE = frozenset({500, 502, 504})
 # The errors of a connection that failed.
 _FAILED = (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)
 # Of a request, unless the configuration says otherwise; botocore's own number.
@@ -82,3 +95,27 @@ def retry_after(attempts: int, request_dict: Any, response: Any = None, **_: Any
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return min(max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0), _LONGEST_WAIT)
+
+
+def note_unclear() -> None:
+    """Note that the response to the current request does not show whether it was applied."""
+    if (outcome := current().outcome) is not None:
+        outcome.unanswered = True
+
+
+def note(response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
+    """Note an attempt of the current request; a handler of ``needs-retry``."""
+    outcome = current().outcome
+    if outcome is None:
+        return
+    outcome.attempts += 1
+    if caught_exception is not None:
+        outcome.unanswered = outcome.unanswered or not isinstance(caught_exception, _NOT_SENT)
+    elif response is not None:
+        outcome.unanswered = outcome.unanswered or response[0].status_code in _VAGUE
+
+
+def mark(error: Exception, outcome: RequestOutcome, operation: str, target: str) -> None:
+    """Set ``maybe_applied`` of an error if the request may have been applied."""
+    if outcome.unanswered and operation in _CHANGES and isinstance(error, CSXError):
+        error.mark_maybe_applied(f"{operation} on {target}")
