@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ from fsspec_csx.s3.client.error_mapping import changed, code_of
 from fsspec_csx.s3.multipart import Call
 from fsspec_csx.s3.object_attributes import locks, of_new_state, source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import CopySource
-from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import coalesce
 
@@ -82,14 +82,9 @@ async def find_append_target(
 
 
 async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, memory: memoryview) -> None:
-    pinned = {"IfMatch": source.etag} if source.etag else {}
-
-    async def get(**span: str) -> Any:
-        return await call("get_object", **pinned, **span)
-
-    ranges: list[RangeRequest] = coalesce([(start, memory)], transfer.request_size(len(memory)))
+    get = functools.partial(call, "get_object", **({"IfMatch": source.etag} if source.etag else {}))
     try:
-        await transfer.fetch(get, ranges)
+        await transfer.fetch(get, coalesce([(start, memory)], transfer.request_size(len(memory))))
     except OSError as error:
         if isinstance(error, FileNotFoundError) or code_of(error) in _CHANGED:
             raise changed(str(source)) from error

@@ -61,9 +61,9 @@ async def _head(fs: Any, path: str) -> Mapping[str, Any]:
 
 def _may_be_equal(source: Mapping[str, Any], copy: Mapping[str, Any], of_content: bool) -> bool:
     """Compare the checksums of two objects, or their ETags where these are of the content."""
-    checksums = [of_object(each["ResponseMetadata"].get("HTTPHeaders", {})) for each in (source, copy)]
-    if checksums[0] and checksums[1] and checksums[0][0] is checksums[1][0]:
-        return checksums[0][1] == checksums[1][1]
+    known, copied = (of_object(each["ResponseMetadata"].get("HTTPHeaders", {})) for each in (source, copy))
+    if known and copied and known[0] is copied[0]:
+        return known[1] == copied[1]
     if of_content and _is_md5(source) and _is_md5(copy):
         return bool(source["ETag"] == copy["ETag"])
     return True
