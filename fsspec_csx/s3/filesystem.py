@@ -262,9 +262,6 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         details: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> CSXFile:
-        if version_id and not self.version_aware:
-            msg = "A version can be opened only by a filesystem that knows versions. Pass version_aware=True to it."
-            raise ValueError(msg)
         extra = self.s3_additional_kwargs
         return CSXFile(
             self,
@@ -272,7 +269,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
             mode,
             block_size=block_size or self._block_size(mode),
             acl=acl or extra.get("ACL", False) or extra.get("acl", False),
-            version_id=version_id,
+            version_id=versions.chosen_version(self, path, version_id),
             fill_cache=self.default_fill_cache if fill_cache is None else fill_cache,
             s3_additional_kwargs={**extra, **kwargs},
             cache_type=self.default_cache_type if cache_type is None else cache_type,

@@ -17,20 +17,23 @@ def check_writable(fs: Any, path: str) -> tuple[str, str]:
 def chosen_version(fs: Any, path: str, version_id: str | None) -> str | None:
     """The version that an argument or a path names, None if neither does; ValueError if they name different ones."""
     named = fs.split_path(path)[2]
-    if version_id and not fs.version_aware:
-        msg = "A version can be named only to a filesystem that knows versions. Pass version_aware=True to it."
-        raise ValueError(msg)
+    if version_id:
+        _check_known(fs)
     if version_id and named and version_id != named:
         msg = f"{path!r} names another version than version_id={version_id!r}. Name one of them."
         raise ValueError(msg)
     return version_id or named
 
 
-async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[str, Any]]:
-    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names."""
+def _check_known(fs: Any) -> None:
     if not fs.version_aware:
         msg = "Versions are known only to a filesystem that is version-aware. Pass version_aware=True to it."
         raise ValueError(msg)
+
+
+async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[str, Any]]:
+    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names."""
+    _check_known(fs)
     bucket, key, _ = fs.split_path(path)
     found: list[dict[str, Any]] = []
     following: dict[str, str] = {}
