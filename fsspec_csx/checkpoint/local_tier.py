@@ -155,7 +155,7 @@ class LocalTier:
             record = Record(target.name, number, summed.size, summed.checksum, before=before, former=former)
             record.write(path)
             advance(0)  # it may have been cancelled meanwhile
-        self._prune()
+        self._prune(waiting=True)
 
     def note_uploaded(self, name: str, target: Target) -> None:
         """Note the state of the remote file after an upload, and delete local ones that are too many.
@@ -180,7 +180,7 @@ class LocalTier:
             replace(record, remote=state or {}, former=None).write(path)
         except OSError as error:  # a full disk; the next run compares the checksums
             logger.warning("%s is not noted as uploaded: %s", path, error)
-        self._prune()
+        self._prune(waiting=False)
 
     def set_aside(self, name: str) -> None:
         """Never upload a checkpoint that an earlier process left."""
@@ -197,12 +197,17 @@ class LocalTier:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(path)
 
-    def _prune(self) -> None:
-        """Delete the oldest that are too many: first those that are uploaded, or older than one that is."""
+    def _prune(self, *, waiting: bool) -> None:
+        """Delete the oldest that are too many: those that are uploaded, or older than one that is.
+
+        Args:
+            waiting: whether to delete then also others whose upload has failed.
+        """
         records = self._records()
         busy = self._busy()
         uploaded = max((record.number for _, record in records if record.remote is not None), default=0)
         free = [(name, record) for name, record in records if record.remote is not None or name not in busy]
+        free = [each for each in free if waiting or each[1].number <= uploaded]
         free.sort(key=lambda each: (each[1].number > uploaded, each[1].number))
         for name, record in free[: max(0, len(records) - self.keep)]:
             if record.remote is None:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
+from dataclasses import dataclass
 from typing import Any
 
 from fsspec.callbacks import NoOpCallback
@@ -68,24 +69,25 @@ def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, 
     return future
 
 
+@dataclass(eq=False)
 class LocalFirst(CheckpointWriter):
     """Writes a checkpoint to the tier, and from there to its remote path; if the disk fails, straight to that.
 
-    Args:
+    Attributes:
         tier: the tier.
         name: of the checkpoint.
         writer: what is to be written; it is freed when the local file is whole.
-        save: whose ``local`` is then ended, or where the disk failed, when the remote file is whole.
+        future: whose ``local`` is then ended, or where the disk failed, when the remote file is whole.
     """
 
-    def __init__(self, tier: LocalTier, name: str, writer: CheckpointWriter, save: SaveFuture) -> None:
-        assert isinstance(writer, FileWriter)
-        self.nbytes = writer.nbytes
-        self._name = name
-        self._tier = tier
-        self._writer = writer
-        self._save = save
-        self._earlier = tier.add(name, save)
+    tier: LocalTier
+    name: str
+    writer: CheckpointWriter
+    future: SaveFuture
+
+    def __post_init__(self) -> None:
+        self.nbytes = self.writer.nbytes
+        self._earlier = self.tier.add(self.name, self.future)
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
@@ -94,59 +96,55 @@ class LocalFirst(CheckpointWriter):
         upload = None
         wait([save.local for save in self._earlier if save.local is not None])
         advance(0)  # it may have been cancelled meanwhile
+        assert isinstance(self.writer, FileWriter)
         try:
-            self._tier.write(self._writer, target, lambda _: advance(0))
-            upload = Upload(self._tier, self._name, self._earlier)
+            self.tier.write(self.writer, target, lambda _: advance(0))
+            upload = Upload(self.tier, self.name, self._earlier)
         except OSError as error:
-            logger.warning("%s is saved without a copy in %s: %s", target.name, self._tier.folder, error)
-            self._writer.save(target, advance=advance, commit=commit)
+            logger.warning("%s is saved without a copy in %s: %s", target.name, self.tier.folder, error)
+            self.writer.save(target, advance=advance, commit=commit)
         self.free()
-        self._save.end_local()
+        self.future.end_local()
         if upload is not None:
             upload.save(target, advance=advance, commit=commit)
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""
-        self._writer.free()
+        self.writer.free()
 
 
+@dataclass(eq=False)
 class Upload(CheckpointWriter):
     """Uploads a checkpoint from the tier; an interrupted upload to S3 resumes.
 
-    Args:
+    Attributes:
         tier: the tier.
         name: of the checkpoint.
         earlier: the saves to wait for.
         pass_over: if an earlier process left the checkpoint: called where it is not to be uploaded.
     """
 
-    def __init__(
-        self,
-        tier: LocalTier,
-        name: str,
-        earlier: Sequence[SaveFuture],
-        *,
-        pass_over: Callable[[], object] | None = None,
-    ) -> None:
-        self.nbytes = os.path.getsize(tier.path_of(name))
-        self._tier = tier
-        self._name = name
-        self._earlier = earlier
-        self._pass_over = pass_over
+    tier: LocalTier
+    name: str
+    earlier: Sequence[SaveFuture]
+    pass_over: Callable[[], object] | None = None
+
+    def __post_init__(self) -> None:
+        self.nbytes = os.path.getsize(self.tier.path_of(self.name))
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
         """See ``CheckpointWriter``."""
-        path = self._tier.path_of(self._name)
+        path = self.tier.path_of(self.name)
         try:
-            wait(self._earlier)
+            wait(self.earlier)
             advance(0)  # it may have been cancelled meanwhile
             if not self._is_wanted(target):
                 return
             _upload(path, target, advance)
         except BaseException:
-            local = os.path.dirname(self._tier.folder)
+            local = os.path.dirname(self.tier.folder)
             logger.warning(
                 "%s is not uploaded. It is whole at %s: load(path, local=%r) reads it, and the first save of the next "
                 "process with this local folder and remote folder uploads it.",
@@ -154,15 +152,15 @@ class Upload(CheckpointWriter):
             )
             raise
         commit()
-        self._tier.note_uploaded(self._name, target)
+        self.tier.note_uploaded(self.name, target)
 
     def _is_wanted(self, target: Target) -> bool:
-        if self._pass_over is None:
+        if self.pass_over is None:
             return True
-        if self._tier.find(self._name, target) is None:
-            self._pass_over()
+        if self.tier.find(self.name, target) is None:
+            self.pass_over()
             return False
-        return self._name in self._tier.pending()  # if not, only the end of its upload was not noted
+        return self.name in self.tier.pending()  # if not, only the end of its upload was not noted
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""

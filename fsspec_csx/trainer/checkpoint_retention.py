@@ -73,7 +73,7 @@ def _deleted(trainer: Trainer, name: str) -> bool:
         return True
     try:
         if trainer.checkpoint.local is not None:
-            trainer.checkpoint.local.delete(name)
+            trainer.checkpoint.local.tier.delete(name)
         checkpoint_root.delete(path)
     except Exception as error:  # a failing storage must not end the training
         trainer.logger.warning("%s was not deleted, which is tried again: %s", redacted(path), error)

@@ -194,7 +194,7 @@ class Checkpoint(Callback):
         """The path of a step's checkpoint, with the time appended if the name is taken."""
         name = self._names.of(step)
         path = checkpoint_root.join(self.root, name)
-        taken = self.local is not None and name in self.local.pending()
+        taken = self.local is not None and name in self.local.tier.pending()
         if taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format):
             path = checkpoint_root.join(self.root, self._names.of(step, taken=True))
         return path
@@ -286,7 +286,7 @@ class Checkpoint(Callback):
 
     def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
         """The paths in a folder that match ``checkpoint_name``, by step and time, the newest last."""
-        own = self.local.pending() if self.local is not None and ckpt_dir == self.root else []
+        own = self.local.tier.pending() if self.local is not None and ckpt_dir == self.root else []
         found = sorted(map(self._names.order, {*checkpoint_root.list_names(ckpt_dir), *own}))
         return [checkpoint_root.join(ckpt_dir, name) for step, _, name in found if step >= 0]
 

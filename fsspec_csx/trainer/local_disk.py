@@ -42,7 +42,8 @@ class LocalDisk:
         self._keep = keep
 
     @cached_property
-    def _tier(self) -> LocalTier:
+    def tier(self) -> LocalTier:
+        """The folder of this root there."""
         tier, _ = tier_of(checkpoint_root.join(self.root, "checkpoint"), self._folder)
         tier.keep = self._keep
         return tier
@@ -51,10 +52,6 @@ class LocalDisk:
         """Save a checkpoint; see ``async_save``."""
         return async_save(saved, path, local=self._folder, keep_local=self._keep)
 
-    def pending(self) -> list[str]:
-        """The names of the checkpoints that are not uploaded."""
-        return self._tier.pending()
-
     def find(self, path: str) -> str:
         """The path to read a checkpoint from: that of its copy, if there is a good one."""
         try:
@@ -62,17 +59,13 @@ class LocalDisk:
         except OSError:  # of the filesystem of the root, which raises it again when it is read from
             return path
 
-    def delete(self, name: str) -> None:
-        """Delete a copy, if it exists."""
-        self._tier.delete(name)
-
     def warn_if_alone(self, order: _Order) -> None:
         """Warn if there are checkpoints here that were not uploaded, and none at the root."""
-        if (pending := self.pending()) and not self._at_root(order):
+        if (pending := self.tier.pending()) and not self._at_root(order):
             logger.warning(
                 "%s has no checkpoints, and %s is only in %s: an earlier run did not upload it. It is resumed from. To "
                 "begin anew, use ckpt_path=None, or delete that folder.",
-                *(redacted(self.root), pending[-1], self._tier.folder),
+                *(redacted(self.root), pending[-1], self.tier.folder),
             )
 
     def upload_left(self, order: _Order, *, anew: bool = False) -> Iterator[tuple[str, SaveFuture]]:
@@ -86,14 +79,14 @@ class LocalDisk:
         Yields:
             The path and the save of each checkpoint, the newest last.
         """
-        left = self._tier.take_left()
+        left = self.tier.take_left()
         at_root = self._at_root(order) if left else []
         newest = max(at_root, default=(0, "", ""))
         for name in left:
             if anew and not at_root:
-                self._tier.set_aside(name)
+                self.tier.set_aside(name)
                 reason = "the training begins anew, and may replace or delete it. Copy it to keep it"
-                logger.warning("%s, which an earlier run left, is not uploaded: %s.", self._tier.path_of(name), reason)
+                logger.warning("%s, which an earlier run left, is not uploaded: %s.", self.tier.path_of(name), reason)
             elif order(name) > newest:
                 path = checkpoint_root.join(self.root, name)
                 yield path, upload_left(path, self._folder)

@@ -23,7 +23,7 @@ from fsspec.callbacks import Callback
 from fsspec.implementations.memory import MemoryFileSystem
 
 from fsspec_csx import async_save, load, save
-from fsspec_csx.checkpoint import local_folder, local_tier
+from fsspec_csx.checkpoint import local_folder, local_tier, local_writers
 from fsspec_csx.manage.s3 import unfinished_uploads
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -272,6 +272,22 @@ def test_uploads_that_go_on_failing(
     async_save(state(6), f"{run}/6.mdl", local=tmp_path).result()  # older ones are of no use to a restart any more
     assert local_steps(tmp_path) == [5, 6]
     assert f"{run}/4.mdl was not uploaded" in caplog.text
+
+
+def test_left_are_uploaded_though_too_many(
+    server: LocalS3, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the first of several uploads deletes no file whose upload is about to be queued."""
+    for step in (1, 2, 3):
+        with pytest.raises(PermissionError):
+            options = server.storage_options("reader")
+            save(state(step), f"{run}/{step}.mdl", local=tmp_path, keep_local=3, storage_options=options)
+    local_folder._tiers.clear()  # as in another process
+    upload_left = local_writers.upload_left
+    monkeypatch.setattr(local_writers, "upload_left", lambda *arguments: upload_left(*arguments).result())
+    save(state(4), f"{run}/4.mdl", local=tmp_path, keep_local=1)
+    assert [is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 2, 3, 4)] == [True] * 4
+    assert local_steps(tmp_path) == [4]
 
 
 def test_left_and_damaged(run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
