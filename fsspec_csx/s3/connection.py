@@ -172,10 +172,9 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             session.get_scoped_config()  # raises for an unknown profile here rather than while the client is made
         except boto.BotoCoreError as error:
             credentials.raise_explained(error, session)
-        explicit = self.key or self.client_kwargs.get("aws_access_key_id")
         if self.anon:
             self._identity = "anonymous access"
-        elif explicit:
+        elif explicit := self.key or self.client_kwargs.get("aws_access_key_id"):
             self._identity = f"the access key {credentials.mask(explicit)} that the call names"
         else:
             forbid_redirects(session)
@@ -214,7 +213,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     async def _renewed(self, client: Any) -> bool:
         """Renew the expired credentials of a client; return whether there are new ones."""
-        if not self._owns_session or self.key or self.client_kwargs.get("aws_access_key_id"):
+        if not self._owns_session or not self._keys:  # the caller's, or named by the call
             return False
         async with self._renewal_lock:
             if self._s3 is not client:  # another request has renewed them
@@ -227,9 +226,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self, error: Exception, method: str, kwargs: Mapping[str, Any], outcome: RequestOutcome
     ) -> Exception:
         source = kwargs.get("CopySource")
-        named = kwargs
-        if isinstance(source, dict) and code_of(error) in _OF_SOURCE:
-            named = source
+        named = source if isinstance(source, dict) and code_of(error) in _OF_SOURCE else kwargs
         request = Request(
             operation="".join(word.capitalize() for word in method.split("_")),
             bucket=str(named.get("Bucket", "")),
