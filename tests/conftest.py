@@ -53,13 +53,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test with many cases leave the first and the last for every run; the others are slow."""
+    """Of a test with many cases leave the last for every run; the others are slow."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("slow", "long")):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for each in cases.values():
-        for item in each[1:-1]:
+        for item in each[:-1]:
             item.add_marker(pytest.mark.slow)
 
 

@@ -8,6 +8,7 @@ import pytest
 import stall
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_every_way_is_measured(tmp_path: Path) -> None:
     """Each way saves in each round, and the table has a row for it."""

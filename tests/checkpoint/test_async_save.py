@@ -841,6 +841,7 @@ def test_too_late(tmp_path: Path) -> None:
     assert not (tmp_path / "x.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fork(tmp_path: Path) -> None:
     """A forked child neither waits for its parent's saves nor touches them, and may save itself."""

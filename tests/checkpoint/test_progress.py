@@ -302,6 +302,7 @@ def test_no_bar_for_a_quick_save(tmp_path: Path) -> None:
     assert shown(tmp_path / "x.pt", before="from fsspec_csx.storage import progress; progress._DELAY = 60") == ""
 
 
+@pytest.mark.slow
 def test_no_bar_in_a_pipe(slow: Path) -> None:
     """Where stderr is no terminal nothing is shown."""
     assert shown(slow, stderr=os.pipe) == ""

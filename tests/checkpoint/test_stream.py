@@ -139,6 +139,7 @@ def test_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert came == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_left_early(bucket: str, environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the loop is left, the reading ahead ends: no thread of it is there, and few requests were sent."""
     monkeypatch.setattr(tensor_iterator, "_BATCH", 2**20)

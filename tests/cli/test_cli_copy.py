@@ -175,6 +175,7 @@ def test_profiles_of_each_side(
     assert "s3://" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bar(here: Path, remote: str, fs: CSXFileSystem, server: LocalS3) -> None:
     """On a terminal a copy that lasts shows bytes, rate and the time that is left; --quiet shows nothing."""
     (here / "x.mdl").write_bytes(DATA)

@@ -452,6 +452,7 @@ def test_interrupted(environment: LocalS3, fs: CSXFileSystem, bucket: str, monke
     assert fs.find(bucket) == []
 
 
+@pytest.mark.slow
 def test_terminated(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """The command that is asked to end in the midst leaves nothing behind."""
     with fault_proxy(server.endpoint_url) as proxy:

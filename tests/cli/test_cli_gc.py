@@ -64,6 +64,7 @@ def age(path: Path, days: float) -> None:
     os.utime(path, (then, then))
 
 
+@pytest.mark.slow
 def test_killed_writer(
     environment: LocalS3, bucket: str, fs: CSXFileSystem, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_size(environment: LocalS3, bucket: str, fs: CSXFileSystem) -> None:
     assert (found.upload_id, found.size) == (name, 300)
 
 
+@pytest.mark.slow
 def test_age_of_uploads(environment: LocalS3, bucket: str, fs: CSXFileSystem) -> None:
     """An upload to which a part came lately is under way, whenever it was begun."""
     begin(fs, f"{bucket}/idle.mdl", parts=0)

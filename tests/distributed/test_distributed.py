@@ -811,6 +811,7 @@ except LostProcessError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "lost", "number", "maybe_applied"),
     [

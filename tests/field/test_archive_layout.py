@@ -112,6 +112,7 @@ def test_other_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
     assert path.read_bytes() == bytes_of_torch(STATE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "accepted"), [("2.9.1", False), ("2.10.0+cpu", True), ("3.0.0a1", True)])
 def test_release_of_torch(tmp_path: Path, version: str, accepted: bool) -> None:
     """torch before 2.10, of which weights_only lets a file run code, is refused with what to do."""

@@ -146,6 +146,7 @@ def test_broken_pipe_of_a_filesystem(
     assert "Broken pipe" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
     """Who has seen enough of standard output ends the command in silence, as JSON too."""
     for number in range(2000):

@@ -58,6 +58,7 @@ def pump(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
 
 
+@pytest.mark.slow
 def test_server_that_is_just_starting(
     server: LocalS3,
     fs: CSXFileSystem,
@@ -131,6 +132,7 @@ def test_connect_timeout(full: str, way: str) -> None:
     assert 0.9 < time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_slow_answer_is_no_slow_connection(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """The time to connect does not limit how long a body takes, either way."""
     data = b"x" * 3_000_000

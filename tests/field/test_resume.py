@@ -246,6 +246,7 @@ def test_resumed(tmp_path: Path, name: str, loop: str) -> None:
     check(tmp_path, LOADERS[name], [1, 5, 6, 8, 12], LOOPS[loop])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", thinned(["plain", "short"], "short"))
 @pytest.mark.parametrize("name", thinned(WITH_WORKERS, "workers", "stateful workers that stay"))
 def test_resumed_with_workers(tmp_path: Path, name: str, loop: str) -> None:

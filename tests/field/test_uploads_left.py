@@ -64,6 +64,7 @@ WAYS: dict[str, Callable[[CSXFileSystem, str, Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", thinned(WAYS, "open", "append"))
 def test_each_request_of_an_upload_fails(
     server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, tmp_path: Path, way: str

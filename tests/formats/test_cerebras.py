@@ -193,6 +193,7 @@ def test_keys(form: str) -> None:
         load(path, keys=["embb"])
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_read(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """A part of a checkpoint costs requests for that part, and no look at what the metadata says already."""
     url = upload(fs, "optimizer", f"{bucket}/x.mdl")

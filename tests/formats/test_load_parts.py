@@ -390,6 +390,7 @@ def resident() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
+@pytest.mark.slow
 def test_into_takes_little_memory(tmp_path: Path) -> None:
     """Casting 160 MiB takes no more than the staging memory."""
     save({f"x{number}": torch.ones(10 * MIB) for number in range(4)}, tmp_path / "x.pt")

@@ -561,6 +561,7 @@ def entries_of(data: bytes) -> list[zip_directory.ZipEntry]:
     return found
 
 
+@pytest.mark.slow
 def test_directory_of_many_entries() -> None:
     """Over 65,535 entries are found, as zipfile finds them."""
     buffer = io.BytesIO()

@@ -102,6 +102,7 @@ def test_variants(lone: str, tmp_path: Path) -> None:
     assert group_job.run("variants", lone, tmp_path) == [expected] * 2
 
 
+@pytest.mark.slow
 def test_errors(lone: str, fs: CSXFileSystem, tmp_path: Path) -> None:
     """What fails in one process fails in all, by the same error; the next load works."""
     data = bytearray(fs.cat_file(f"{lone}/a.mdl"))
@@ -128,6 +129,7 @@ def test_errors(lone: str, fs: CSXFileSystem, tmp_path: Path) -> None:
     assert "model.large" in first["damaged"]
 
 
+@pytest.mark.slow
 def test_lost_process(lone: str, tmp_path: Path) -> None:
     """A process that is killed while it reads is an error of the others."""
     (found,), others = group_job.run("killed", lone, tmp_path, killed=1)

@@ -355,6 +355,7 @@ def came(path: Path) -> int:
         return len(PartialFile(file.fileno(), len(DATA)).marked())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGKILL, -9), (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
@@ -510,6 +511,7 @@ def test_mode_of_the_former_file(far: FaultProxy, stored: str, half: Path) -> No
     assert half.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.slow
 def test_seldom_known_checksum(far: FaultProxy, fs: CSXFileSystem, target: str, tmp_path: Path) -> None:
     """An object with another checksum on the server is compared by that."""
     options: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"}

@@ -248,6 +248,7 @@ def test_damage_is_noticed(url: str, folder: Path, slow: FaultProxy, caplog: pyt
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_share_the_fetching(url: str, folder: Path, slow: FaultProxy, count: int) -> None:
     """Processes that read an object at the same time all get it, and together fetch little more than it once."""
@@ -263,6 +264,7 @@ def test_forked_process(url: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-c", FORKED, url, str(folder), str(len(DATA))], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_no_partial_data(url: str, folder: Path, slow: FaultProxy) -> None:
     """What a process that was killed has fetched is used, and nothing else: no other process waits for it."""
     slow.faults = [Fault("GET", rate=MIB, times=100)]

@@ -47,6 +47,7 @@ with fsspec.open(sys.argv[1], "wb", default_block_size=5 * 2**20) as file:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", thinned(["fork", "spawn", "forkserver"], "fork"))
 def test_data_loader_workers(environment: LocalS3, fs: CSXFileSystem, bucket: str, tmp_path: Path, method: str) -> None:
     """Workers use a filesystem that the parent was connected with, however they are started."""
@@ -55,6 +56,7 @@ def test_data_loader_workers(environment: LocalS3, fs: CSXFileSystem, bucket: st
     subprocess.run([*python(), str(tmp_path / "workers.py"), method, f"{bucket}/key"], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_child_leaves_the_parents_file_alone(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """A forked child that ends neither publishes nor aborts what its parent is writing."""
     subprocess.run([sys.executable, "-c", INHERITED, f"s3://{bucket}/key"], check=True, timeout=60)

@@ -115,6 +115,7 @@ def test_bucket_name_taken(profiles: Path, new_bucket: str, monkeypatch: pytest.
             fs.call_s3("create_bucket", Bucket=new_bucket)
 
 
+@pytest.mark.slow
 def test_sso(aws_files: Path) -> None:
     """A profile with an SSO session uses the cached login, and an expired one says how to log in."""
     role = {"accessKeyId": "ASIAKEYOFSSO", "secretAccessKey": "secret-of-sso", "sessionToken": "token-of-sso",

@@ -240,6 +240,7 @@ def test_requests_that_only_botocore_makes(
     assert operations == ["GetObject"] * len(NAMES)
 
 
+@pytest.mark.slow
 def test_left_while_reading(server: LocalS3, proxy: FaultProxy, folder: str) -> None:
     """Reads that are given up write to no memory any more."""
     far = through(proxy, server)

@@ -150,6 +150,7 @@ file.write(b"n" * {SIZES[1]})
     assert fs.cat_file(path) == b"old"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", thinned([0.0, 0.05, 0.15, 0.4], 0.15))
 def test_ctrl_c_while_uploading(environment: LocalS3, fs: CSXFileSystem, path: str, moment: float) -> None:
     """Ctrl-C that strikes while parts are on their way keeps the old object and leaves no upload."""

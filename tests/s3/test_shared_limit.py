@@ -140,6 +140,7 @@ def test_copies_take_turns(
     assert least <= max(store.at_a_time) <= most
 
 
+@pytest.mark.slow
 def test_burst_of_refusals() -> None:
     """A store that is too busy gets fewer requests at a time, and more again afterwards; all objects come."""
     store = Store(0.05)

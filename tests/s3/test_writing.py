@@ -186,6 +186,7 @@ def test_part_size_is_the_block_size(server: LocalS3, folder: str, proxy: FaultP
     assert fs.cat_file(f"{folder}/object") == DATA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1000, 3 * MIB, 65 * MIB])
 def test_memory_is_the_callers_again(fs: CSXFileSystem, folder: str, size: int) -> None:
     """What is written may be overwritten at once: it is copied, or if it is large sent before ``write`` returns."""

@@ -358,6 +358,7 @@ def test_slow_start_is_given_up(folder: Path) -> None:
     assert_nothing_in(folder)
 
 
+@pytest.mark.slow
 def test_failed_start_shows_the_log(folder: Path) -> None:
     """A server that cannot start says why, and leaves nothing behind."""
     twins = [Identity("one", ("Read",), access_key="SAME"), Identity("two", ("Read",), access_key="SAME")]
@@ -388,6 +389,7 @@ def test_identities_need_names_of_their_own(identities: list[Identity]) -> None:
         LocalS3(identities)
 
 
+@pytest.mark.slow
 def test_fixture(tmp_path: Path) -> None:
     """The module is a pytest plugin with a session fixture that is a running server."""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["fsspec_csx.testing"]')

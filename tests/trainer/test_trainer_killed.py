@@ -43,6 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return losses(str(tmp_path_factory.mktemp("whole")), 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_ended(environment: LocalS3, bucket: str, number: signal.Signals, whole: dict[int, str]) -> None:
     """By kill -9, and by SIGTERM with a last checkpoint; the losses are those of one run."""

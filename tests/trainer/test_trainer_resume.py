@@ -124,6 +124,7 @@ class StopLater(Callback):
             raise StopError
 
 
+@pytest.mark.slow
 def test_exact_after_many_interruptions(root: str) -> None:
     """A run that is stopped at random steps, again and again."""
     loop = {"max_steps": 30, "eval_frequency": 7}

@@ -36,6 +36,7 @@ def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made(str(tmp_path), loggers=[WandbLogger()])
 
 
+@pytest.mark.slow
 def test_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first process begins a run."""
     pytest.importorskip("wandb")

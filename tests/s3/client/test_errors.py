@@ -160,6 +160,7 @@ def test_endpoint_that_never_answers() -> None:
     assert len(operations) == 1
 
 
+@pytest.mark.slow
 def test_endpoint_that_went_away_is_asked_again(tmp_path: Path) -> None:
     """Once an endpoint has answered, a broken connection is retried, and a restart goes unnoticed."""
     with LocalS3() as own:

@@ -89,6 +89,7 @@ def test_one_slow_connection(fs: CSXFileSystem, proxy: FaultProxy, slow: dict[st
     assert len(proxy.made("GET")) == RANGES
 
 
+@pytest.mark.slow
 def test_all_slow(fs: CSXFileSystem, proxy: FaultProxy) -> None:
     """Where all connections are slow, none is replaced."""
     proxy.faults = [Fault("GET", times=99, rate=3 * MIB)]
