@@ -69,12 +69,12 @@ def test_imports_run_down(folder: str) -> None:
 def test_torch_is_not_imported(code: str) -> None:
     """What needs no tensors does not pay for torch."""
     check = f"{code}; import sys; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=100)
 
 
 def test_package_import_is_light() -> None:
     """Importing the package imports neither s3fs nor aiobotocore; only a training from YAML imports pydantic."""
     check = "import fsspec_csx, sys; sys.exit(bool({'s3fs', 'aiobotocore', 'tqdm', 'pydantic'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=100)
     check = "import fsspec_csx.cli, fsspec_csx.trainer, sys; sys.exit('pydantic' in sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=100)

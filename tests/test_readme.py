@@ -86,7 +86,7 @@ def test_command_is_installed(programs: Path) -> None:
     assert installed
     for options in (["--print-completion", "bash"], ["--help"]):
         first, second = (
-            subprocess.run([program, *options], check=True, capture_output=True, text=True, timeout=60).stdout
+            subprocess.run([program, *options], check=True, capture_output=True, text=True, timeout=100).stdout
             for program in (installed, programs / "cszoo")
         )
         assert first == second

@@ -98,7 +98,7 @@ def bytes_at(path: str) -> bytes:
 def run(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     command = [*python(), "-c", code, *arguments]
-    return subprocess.run(command, check=False, timeout=60, capture_output=True, text=True, **options)
+    return subprocess.run(command, check=False, timeout=100, capture_output=True, text=True, **options)
 
 
 # -- the snapshot ------------------------------------------------------------------------------------------------------
@@ -808,7 +808,7 @@ def test_failure_and_children(tmp_path: Path, kind: str, status: int) -> None:
     (tmp_path / "children.py").write_text(CHILDREN)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
     command = [*python(), str(tmp_path / "children.py"), str(tmp_path), kind]
-    ended = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment, timeout=100, capture_output=True, text=True)
     assert ended.returncode == status, ended.stderr
     assert "x.pt was not saved: " in ended.stderr
 
@@ -824,7 +824,7 @@ def test_ctrl_c_at_exit(tmp_path: Path) -> None:
         time.sleep(0.3)  # until it waits
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=100)
     assert time.monotonic() - began < 40  # each save takes a minute
     *stopped, report = errors.splitlines()
     assert stopped == [f"{tmp_path}/x.pt was not saved: interrupted"] * 2

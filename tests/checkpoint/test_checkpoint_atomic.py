@@ -73,7 +73,7 @@ save({"x": torch.zeros(2**20), "y": torch.zeros(2**20)}, sys.argv[1], callback=K
 def test_killed(tmp_path: Path) -> None:
     """A process killed in the middle of a save leaves the old checkpoint whole."""
     save({"x": torch.ones(2)}, tmp_path / "x.pt")
-    killed = subprocess.run([*python(), "-c", KILLED, str(tmp_path / "x.pt")], check=False, timeout=60)
+    killed = subprocess.run([*python(), "-c", KILLED, str(tmp_path / "x.pt")], check=False, timeout=100)
     assert killed.returncode == -signal.SIGKILL
     assert torch.equal(load(tmp_path / "x.pt")["x"], torch.ones(2))
 

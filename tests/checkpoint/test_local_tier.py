@@ -153,7 +153,7 @@ def test_save_stopped_between_the_halves(run: str, tmp_path: Path, number: signa
         assert process.stdout is not None
         assert process.stdout.readline() == "uploading\n"
         process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=100)
     assert (process.returncode != 0, output) == (True, "")
     if number == signal.SIGINT:
         assert says_where(errors, disk, 1)
@@ -395,7 +395,7 @@ LocalTier.write = slow
         while process.stdout.readline() != "written\n":
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=100)
     assert process.returncode == 120, errors
     assert "1.mdl was not saved: interrupted" in errors
     with pytest.raises(FileNotFoundError):
@@ -473,7 +473,7 @@ def test_stopped_upload(run: str, tmp_path: Path, number: signal.Signals) -> Non
             assert process.poll() is None
             time.sleep(0.001)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=100)
     assert process.returncode not in (0, None)
     with recorded_requests() as requests:
         async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()

@@ -74,11 +74,11 @@ def test_profile_and_endpoint(server: LocalS3, aws_files: Path, tmp_path: Path, 
     (tmp_path / "x.mdl").write_bytes(b"data")
     command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "copy", "-p", "work"]
     command += ["--endpoint-url", server.endpoint_url, str(tmp_path / "x.mdl"), f"s3://{new_bucket}/run/"]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=100)
     assert fsspec.filesystem("s3", **server.storage_options()).cat_file(f"{new_bucket}/run/x.mdl") == b"data"
 
 
 def test_starts_without_torch() -> None:
     """The command's help needs neither torch nor s3fs."""
     check = "import sys, fsspec_csx.cli; sys.exit(bool({'torch', 's3fs', 'aiobotocore'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=100)

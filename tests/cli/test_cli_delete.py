@@ -264,7 +264,7 @@ def test_question(tmp_path: Path, answer: str, gone: bool) -> None:
     command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "delete", str(tmp_path / "x.mdl")]
     try:
         os.write(ours, f"{answer}\n".encode())
-        done = subprocess.run(command, check=False, stdin=its, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, check=False, stdin=its, capture_output=True, text=True, timeout=100)
     finally:
         os.close(ours)
         os.close(its)

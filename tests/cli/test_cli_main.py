@@ -73,7 +73,7 @@ def test_starts_light() -> None:
         "import sys; from fsspec_csx.cli.main import parser; parser().format_help(); "
         "sys.exit(bool({'torch', 's3fs', 'aiobotocore', 'botocore', 'tqdm'} & set(sys.modules)))"
     )
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=100)
 
 
 def test_abbreviations_are_wrong_usage() -> None:
@@ -93,14 +93,14 @@ def test_completion_is_a_script(shell: str, capsys: pytest.CaptureFixture[str], 
     assert all(verb in script for verb in verbs())
     if program := shutil.which(shell):
         (tmp_path / "script").write_text(script)
-        subprocess.run([program, "-n", str(tmp_path / "script")], check=True, timeout=60)
+        subprocess.run([program, "-n", str(tmp_path / "script")], check=True, timeout=100)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_completion_in_bash(tmp_path: Path) -> None:
     """bash completes verbs and options."""
     script = subprocess.run(
-        [sys.executable, "-m", "fsspec_csx", "--print-completion", "bash"], capture_output=True, check=True, timeout=60
+        [sys.executable, "-m", "fsspec_csx", "--print-completion", "bash"], capture_output=True, check=True, timeout=100
     ).stdout
     (tmp_path / "script").write_bytes(script)
     for words, expected in (("cszoo checkpoint cop", "copy"), ("cszoo checkpoint copy --end", "--endpoint-url")):
@@ -112,7 +112,7 @@ def test_completion_in_bash(tmp_path: Path) -> None:
             "$function cszoo ${COMP_WORDS[$COMP_CWORD]} ${COMP_WORDS[$COMP_CWORD - 1]}",
             'printf "%s\\n" "${COMPREPLY[@]}"',
         ]
-        done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=100)
         assert expected in done.stdout.split()
 
 
@@ -203,7 +203,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
     for number in range(3000):
         (tmp_path / f"checkpoint_{number}.mdl").write_bytes(b"x")
     command = f"{sys.executable} -m fsspec_csx checkpoint list {tmp_path} | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1

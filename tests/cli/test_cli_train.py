@@ -65,7 +65,7 @@ def test_starts_light() -> None:
         "try: main(['fit', '--help'])\n"
         "except SystemExit: sys.exit(bool({'torch', 's3fs', 'yaml', 'fsspec_csx.trainer'} & set(sys.modules)))"
     )
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=100, stdout=subprocess.DEVNULL)
 
 
 # -- trainings ---------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_terminated(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
             if line == "step 3\n":
                 process.send_signal(signal.SIGTERM)
                 break
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=100)
     assert process.returncode == TERMINATED, errors
     assert "Traceback" not in errors
     last = int(output.split()[-1]) if output else 3

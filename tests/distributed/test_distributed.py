@@ -833,7 +833,7 @@ def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, maybe_a
         for rank in range(2)
     ]
     try:
-        output, _ = started[1 - lost].communicate(timeout=60)
+        output, _ = started[1 - lost].communicate(timeout=100)
     finally:
         for process in started:
             with process:

@@ -551,7 +551,7 @@ files = [fsspec.open("s3://{path}" + name, "w").open() for name in ("", "2")]
 def test_end_of_the_process(environment: LocalS3, fs: CSXFileSystem, path: str, code: str) -> None:
     """A process that ends in the midst of a file, or leaves one open, warns on its standard error."""
     command = [sys.executable, "-c", code.format(path=path, errors=False)]
-    ended = subprocess.run(command, timeout=60, check=True, capture_output=True, text=True)
+    ended = subprocess.run(command, timeout=100, check=True, capture_output=True, text=True)
     assert ended.stderr.count("DiscardedFileWarning") == (1 if code == EXITS else 2)
     assert fs.cat_file(path) == b"old"
     assert not fs.exists(path + "2")
@@ -576,7 +576,7 @@ file.close()
 
 def test_forked_child_cannot_write(environment: LocalS3, fs: CSXFileSystem, path: str) -> None:
     """A child that writes to its copy of the parent's file, which nobody would publish, gets an error."""
-    subprocess.run([sys.executable, "-c", FORKED, f"s3://{path}"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FORKED, f"s3://{path}"], check=True, timeout=100)
     assert fs.cat_file(path) == b"new"
 
 

@@ -153,7 +153,7 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint_{number}.mdl").write_bytes(b"x")
     for option in ("", "--json"):
         command = f"{sys.executable} -m fsspec_csx checkpoint list {option} {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
         assert (done.returncode, done.stderr) == (DONE, "")
 
 

@@ -150,6 +150,6 @@ logging.basicConfig()
 logging.getLogger("urllib3").warning("%d", "x")
 print("done")
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
     assert ended.stdout == "done\n"
     assert "--- Logging error ---" in ended.stderr

@@ -475,7 +475,7 @@ def test_disk_full_meanwhile(far: FaultProxy, stored: str, tmp_path: Path) -> No
 
     command = [sys.executable, "-c", LIMITED, "checkpoint", "copy", stored, str(tmp_path / "down" / "y.mdl")]
     few = {**os.environ, "FSSPEC_S3": '{"max_concurrency": 10}'}
-    done = subprocess.run(command, env=few, capture_output=True, text=True, timeout=60, preexec_fn=limit, check=False)
+    done = subprocess.run(command, env=few, capture_output=True, text=True, timeout=100, preexec_fn=limit, check=False)
     assert done.returncode == FAILED
     cause, _ = done.stderr.splitlines()
     assert cause == f"cszoo: {tmp_path / 'down'}: File too large."
@@ -493,7 +493,7 @@ def test_file_size_limit(far: FaultProxy, stored: str, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10 * MIB, 10 * MIB))
 
     command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "copy", stored, str(tmp_path / "down" / "y.mdl")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=limit, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, preexec_fn=limit, check=False)
     assert done.returncode == FAILED
     assert "File too large" in done.stderr
     assert len(done.stderr.splitlines()) == 2

@@ -51,7 +51,7 @@ def test_exits(server: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pyt
         proxy.faults = [Fault("PUT", query="partNumber", times=999, delay=0.3)]
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         command = [*python(), str(Path(__file__).with_name("exits.py")), name, f"s3://{path}"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert ended.returncode == status, ended.stderr
     noise = [line for line in ended.stderr.splitlines() if NOISE.match(line)]
     assert all(said and re.match(said, line) for line in noise), ended.stderr

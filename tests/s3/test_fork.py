@@ -53,13 +53,13 @@ def test_data_loader_workers(environment: LocalS3, fs: CSXFileSystem, bucket: st
     """Workers use a filesystem that the parent was connected with, however they are started."""
     fs.pipe_file(f"{bucket}/key", b"12345678")
     (tmp_path / "workers.py").write_text(WORKERS)
-    subprocess.run([*python(), str(tmp_path / "workers.py"), method, f"{bucket}/key"], check=True, timeout=60)
+    subprocess.run([*python(), str(tmp_path / "workers.py"), method, f"{bucket}/key"], check=True, timeout=100)
 
 
 @pytest.mark.slow
 def test_child_leaves_the_parents_file_alone(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """A forked child that ends neither publishes nor aborts what its parent is writing."""
-    subprocess.run([sys.executable, "-c", INHERITED, f"s3://{bucket}/key"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", INHERITED, f"s3://{bucket}/key"], check=True, timeout=100)
     assert fs.cat_file(f"{bucket}/key") == b"a" * (11 * 2**20) + b"b"
 
 
@@ -80,7 +80,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 def test_child_closes_no_connection_of_its_parent(environment: LocalS3, bucket: str) -> None:
     """A forked child does not wait for the event loop of its parent to close the parent's connections."""
-    done = subprocess.run([*python(), "-c", CONNECTED, bucket], check=True, timeout=60, capture_output=True, text=True)
+    done = subprocess.run([*python(), "-c", CONNECTED, bucket], check=True, timeout=100, capture_output=True, text=True)
     assert done.stderr == ""
 
 
@@ -111,4 +111,4 @@ def test_child_reads_on_in_the_parents_file(
         late = lambda request: request.span is not None and request.span[0] > 3 * 2**19  # noqa: E731
         proxy.faults = [Fault("GET", when=late, times=99, delay=0.5)]
         command = [*python(), "-c", READING, f"s3://{bucket}/key", proxy.url]
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(command, check=True, timeout=100)

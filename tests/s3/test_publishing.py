@@ -144,7 +144,7 @@ import fsspec
 file = fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}).open()
 file.write(b"n" * {SIZES[1]})
 """
-    ended = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", code], check=True, timeout=100, capture_output=True, text=True)
     assert "DiscardedFileWarning: s3://" in ended.stderr
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
@@ -167,7 +167,7 @@ with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
         assert writer.stdout.readline() == "writing\n"
         time.sleep(moment)
         writer.send_signal(signal.SIGINT)
-        _, errors = writer.communicate(timeout=60)
+        _, errors = writer.communicate(timeout=100)
     assert "KeyboardInterrupt" in errors
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"

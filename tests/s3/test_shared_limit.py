@@ -272,7 +272,7 @@ sys.exit(os.waitpid(child, 0)[1])
 
 def test_forked_process(environment: LocalS3, bucket: str) -> None:
     """A forked process finds its own number of requests, and waits for no turn of its parent's."""
-    subprocess.run([*python(), "-c", FORKED, f"{bucket}/key"], check=True, timeout=60)
+    subprocess.run([*python(), "-c", FORKED, f"{bucket}/key"], check=True, timeout=100)
 
 
 def test_threads_end_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -583,7 +583,7 @@ assert os.path.getsize(sys.argv[2]) == size
 def test_fork_after_use(environment: LocalS3, folder: str, tmp_path: Path) -> None:
     """A forked child reads and writes, also by a file that its parent opened, while its parent goes on."""
     command = [sys.executable, "-c", FORKED, f"{folder}/object", str(tmp_path / "local")]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=100)
 
 
 # -- Ctrl-C -----------------------------------------------------------------------------------------------------------

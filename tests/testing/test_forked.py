@@ -52,7 +52,7 @@ def begun(request: pytest.FixtureRequest) -> list[str]:
 
 def ended(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """A command, run to its end."""
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, **options)
 
 
 def test_begins(begun: list[str], tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_signals(begun: list[str], number: signal.Signals) -> None:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=100)
     assert (process.returncode, output) == (-number, "")
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
     for _ in range(1000):

@@ -62,7 +62,7 @@ def test_killed(form: str | None, environment: LocalS3, fs: CSXFileSystem, bucke
             if line == f"step {STOP}\n":
                 process.kill()
                 break
-        process.communicate(timeout=60)
+        process.communicate(timeout=100)
     assert process.returncode == -signal.SIGKILL
     resumed = ended(path, f"s3://{bucket}/run", tmp_path)
     assert resumed[0] in (STOP - 1, STOP + 1)

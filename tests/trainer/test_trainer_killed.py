@@ -57,7 +57,7 @@ def test_ended(environment: LocalS3, bucket: str, number: signal.Signals, whole:
             if len(steps) == 5:
                 process.send_signal(number)
                 break
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=100)
     steps.update({int(line.split()[0]): line.split()[1] for line in rest.splitlines()})
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}
     assert process.returncode == expected[number], errors
