@@ -13,12 +13,15 @@ from aiobotocore.awsrequest import AioAWSResponse
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
+from urllib3.exceptions import HTTPError
 
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.sockets import (
     PlainPool,
     abort_connection,
@@ -57,6 +60,7 @@ class Exchange:
     ) -> None:
         config, url = client.meta.config, client.meta.endpoint_url
         self._plain = url.startswith("http:")
+        self._piece = _PIECE_PLAIN if self._plain else _PIECE_TLS
         self._limit = config.read_timeout
         self._slots = slots
         self.unusual = 0
@@ -105,6 +109,24 @@ class Exchange:
         pool = compat.pool_to(self.session, url) if self.unusual < _UNUSUAL else None
         return None if pool is None else Link(pool, self._slots)
 
+    def put_signed(self, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
+        """Make a request of a template, with a body."""
+        link = self.link(request.url)
+        if link is None:
+            return self.put(request, body)
+        try:
+            head, data = link.put(request, body, self._piece)
+        except (OSError, HTTPError) as error:  # as botocore knows them
+            self.unusual += isinstance(error, UnusualResponseError)
+            if body.failure is not None:
+                raise body.failure from error
+            if isinstance(error, (TimeoutError, BlockingIOError)):
+                raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
+            raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
+        finally:
+            link.give_back()
+        return AioAWSResponse(request.url, head.status_code, head.headers, _Body(data))
+
     def put(self, request: Any, body: RequestBody) -> AioAWSResponse:
         """Make a request with a body."""
         outgoing, sent = copy.copy(request), [time.monotonic()]
@@ -123,7 +145,7 @@ class Exchange:
 
     def _counted(self, body: RequestBody, sent: list[float]) -> Iterator[memoryview]:
         """The pieces of a body; the time before each is added to ``sent``: after it, the answer may have come."""
-        for piece in body.pieces(_PIECE_PLAIN if self._plain else _PIECE_TLS):
+        for piece in body.pieces(self._piece):
             sent.append(time.monotonic())
             yield piece
             self._slots.moved(len(piece))

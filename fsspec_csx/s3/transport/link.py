@@ -6,6 +6,7 @@ eight system calls; this takes a tenth, and three. What a store does not usually
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -93,19 +94,47 @@ class Link:
         finally:
             wanted.interrupt = None
 
-    def put(self, request: SignedRequest, body: RequestBody) -> ResponseHead:
-        """Send a small body, together with the head of its request.
+    def put(self, request: SignedRequest, body: RequestBody, piece: int) -> tuple[ResponseHead, bytes]:
+        """Send a body.
+
+        Args:
+            piece: bytes between two checks whether the request was given up.
+
+        Returns:
+            The head of the response, and its body.
 
         Raises:
             UnusualResponseError: an OSError, if the response is not one that S3 gives.
         """
         with self._connected():
-            self._socket.sendall(b"".join((request.head(), *body.pieces(_STEP))))
-            self._slots.moved(len(body))
-            head = self._head(time.monotonic())
-            if head.length or not head.reusable:
-                self._connection.close()
-        return head
+            sent = time.monotonic()
+            with contextlib.suppress(BrokenPipeError):  # the server may have answered before it had the whole body
+                if len(body) <= _STEP:
+                    self._socket.sendall(b"".join((request.head(), *body.pieces(_STEP))))
+                    self._slots.moved(len(body))
+                else:
+                    self._socket.sendall(request.head())
+                    for memory in body.pieces(piece):
+                        sent = time.monotonic()  # the answer may come before this returns
+                        self._socket.sendall(memory)
+                        self._slots.moved(len(memory))
+            head = self._head(sent)
+            return head, self._body(head)
+
+    def _body(self, head: ResponseHead) -> bytes:
+        """The rest of a short response."""
+        if head.length > MOST_BYTES:
+            msg = f"The body of a response has {head.length} bytes."
+            raise UnusualResponseError(msg)
+        data = bytearray(self._early)
+        while len(data) < head.length and (more := self._socket.recv(head.length - len(data))):
+            data += more
+        if len(data) < head.length:
+            msg = "The connection ended before the end of a response."
+            raise ConnectionError(msg)
+        if not head.reusable:
+            self._connection.close()
+        return bytes(data)
 
     @contextmanager
     def _connected(self) -> Iterator[Interrupt]:

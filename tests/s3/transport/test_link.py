@@ -143,6 +143,8 @@ def test_other_lengths_and_silence() -> None:
 
 def test_early_answer() -> None:
     """A server that answers before it has read a body, and ends, gives its answer or an error; nothing hangs."""
-    body = MemoryBody([memoryview(bytes(2**20))])
-    with linked([REFUSAL], early=True) as (link, _), contextlib.suppress(OSError):
-        assert link.put(request("PUT"), body).status_code == 403
+    for size in (2**20, 2**22):  # sent with the head of its request, and in pieces
+        body = MemoryBody([memoryview(bytes(size))])
+        with linked([REFUSAL], early=True) as (link, _), contextlib.suppress(OSError):
+            head, refusal = link.put(request("PUT"), body, 2**20)
+            assert (head.status_code, len(refusal)) == (403, head.length)
