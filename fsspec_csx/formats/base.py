@@ -24,6 +24,7 @@ from fsspec_csx.tensors.names import Keys
 from fsspec_csx.tensors.source import Source
 
 if TYPE_CHECKING:
+    from fsspec_csx.formats.conversion import Conversion, SafetensorsFile, TorchFile
     from fsspec_csx.formats.verify_report import Report
 
 
@@ -133,9 +134,30 @@ class Format(ABC, Generic[S]):
         """The metadata that a safetensors file made of a checkpoint takes over; most formats have none."""
         return {}
 
-    @abstractmethod
+    def written_by(self, source: S) -> tuple[str, dict[str, str]]:
+        """Who wrote a checkpoint, in a few words, and the metadata in it."""
+        return self.name, {}
+
     def info(self, source: S, name: str) -> CheckpointInfo:
-        """What a checkpoint holds, without the data of its tensors."""
+        """What a checkpoint holds, without tensors' data; an object of an unknown class is a ``Placeholder``."""
+        tensors, values = {}, {}
+        for key, value in names.walk(self.without_data(source, name)):
+            if isinstance(value, torch.Tensor):
+                nbytes = torch.Tensor.numel(value) * value.dtype.itemsize  # attributes may hide methods
+                tensors[key] = TensorInfo(value.dtype, _shape(value), nbytes)
+            else:
+                values[key] = value
+        writer, metadata = self.written_by(source)
+        return CheckpointInfo(name, self.name, writer, source.stored, tensors, values, metadata)
+
+    def without_data(self, source: S, name: str) -> Any:
+        """The object of a checkpoint, its tensors on the device meta where torch can do so."""
+        try:
+            found = self.structure(source, name, ReadOptions("meta", partial=True)).obj
+        except NotImplementedError:  # torch has no quantized and no nested tensors without data
+            found = self.structure(source, name, ReadOptions(partial=True)).obj
+        structure_limits.check_entries(found, name)
+        return found
 
     def verify(self, source: S, name: str, progress: Callback, compute: Sum) -> Report:
         """Read all of a checkpoint and look for damage.
@@ -198,35 +220,20 @@ class Format(ABC, Generic[S]):
 class FileFormat(Format[Source]):
     """A format whose checkpoints are one file."""
 
-    @abstractmethod
-    def written_by(self, source: Source) -> tuple[str, dict[str, str]]:
-        """Who wrote a file, in a few words, and the metadata in it."""
-
-    def info(self, source: Source, name: str) -> CheckpointInfo:
-        """An object of an unknown class is a ``Placeholder``."""
-        tensors, values = {}, {}
-        for key, value in names.walk(self.without_data(source, name)):
-            if isinstance(value, torch.Tensor):
-                nbytes = torch.Tensor.numel(value) * value.dtype.itemsize  # attributes may hide methods
-                tensors[key] = TensorInfo(value.dtype, _shape(value), nbytes)
-            else:
-                values[key] = value
-        writer, metadata = self.written_by(source)
-        return CheckpointInfo(name, self.name, writer, source.size, tensors, values, metadata)
-
-    def without_data(self, source: Source, name: str) -> Any:
-        """The object of a file, its tensors on the device meta where torch can do so."""
-        try:
-            found = self.structure(source, name, ReadOptions("meta", partial=True)).obj
-        except NotImplementedError:  # torch has no quantized and no nested tensors without data
-            found = self.structure(source, name, ReadOptions(partial=True)).obj
-        structure_limits.check_entries(found, name)
-        return found
-
     def examine(self, source: Source, name: str, compute: Sum) -> Report:
         from fsspec_csx.formats import verify_report  # only here, as it imports the reader, which imports this
 
         return verify_report.examine(source, name=name, compute=compute)
+
+    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+        from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
+
+        conversion = Conversion(source, request)
+        return conversion.write(self.converted(conversion), target, progress)
+
+    @abstractmethod
+    def converted(self, conversion: Conversion) -> TorchFile | SafetensorsFile:
+        """The file that a conversion is to write."""
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import placement
 from fsspec_csx.formats.base import Converted, Format, Request
-from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
@@ -64,13 +63,10 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         index = source.index
         return {**{key: each for key, each in index.metadata.items() if isinstance(each, str)}, **index.aliases}
 
-    def info(self, source: HuggingFaceSource, name: str) -> CheckpointInfo:
-        found = source.tensors().obj
-        tensors = {key: TensorInfo(each.dtype, tuple(each.shape), each.nbytes) for key, each in found.items()}
+    def written_by(self, source: HuggingFaceSource) -> tuple[str, dict[str, str]]:
         count = len(source.shards)
-        writer = f"safetensors, {count} shard{'s' * (count != 1)}"
         metadata = {key: str(each) for key, each in {**source.index.metadata, **source.index.aliases}.items()}
-        return CheckpointInfo(name, self.name, writer, source.stored, tensors, {}, metadata)
+        return f"safetensors, {count} shard{'s' * (count != 1)}", metadata
 
     def examine(self, source: HuggingFaceSource, name: str, compute: Sum) -> Report:
         """Only the structure of safetensors files can be wrong, as they have no checksums."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-from fsspec.callbacks import Callback
+from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats import placement
-from fsspec_csx.formats.base import Converted, FileFormat, Request
+from fsspec_csx.formats.base import FileFormat
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.safetensors import layout, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.formats.writer import FileWriter, Target
+from fsspec_csx.formats.writer import FileWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
+
+if TYPE_CHECKING:
+    from fsspec_csx.formats.conversion import Conversion, SafetensorsFile
 
 
 class SafetensorsFormat(FileFormat):
@@ -38,11 +39,8 @@ class SafetensorsFormat(FileFormat):
     def writer(self, obj: Any, *, copied: bool = False) -> SafetensorsWriter:  # type: ignore[override]  # no options
         return SafetensorsWriter(obj, copied=copied)
 
-    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
-
-        conversion = Conversion(source, request)
-        return conversion.write(conversion.safetensors_file(), target, progress)
+    def converted(self, conversion: Conversion) -> SafetensorsFile:
+        return conversion.safetensors_file()
 
 
 class SafetensorsWriter(FileWriter):

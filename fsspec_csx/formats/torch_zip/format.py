@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fsspec.callbacks import Callback
+from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.base import Converted, FileFormat, Request
+from fsspec_csx.formats.base import FileFormat
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive, opaque, reader
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
-from fsspec_csx.formats.writer import Target
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
+
+if TYPE_CHECKING:
+    from fsspec_csx.formats.conversion import Conversion, TorchFile
 
 
 class TorchFormat(FileFormat):
@@ -50,11 +50,8 @@ class TorchFormat(FileFormat):
     def writer(self, obj: Any, *, copied: bool = False) -> TorchWriter:  # type: ignore[override]  # no options
         return TorchWriter(obj, copied=copied)
 
-    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
-
-        conversion = Conversion(source, request)
-        return conversion.write(conversion.torch_file(), target, progress)
+    def converted(self, conversion: Conversion) -> TorchFile:
+        return conversion.torch_file()
 
 
 FORMAT = TorchFormat()

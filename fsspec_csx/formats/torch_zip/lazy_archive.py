@@ -81,39 +81,27 @@ class _VirtualFile(TrackingReader):
         return self._call(self._source.bytes_of, [(position, size)])[0]
 
 
-class _Mapping:
-    """The ``map_location`` of a load: puts each storage where it belongs, and makes a record of it.
-
-    Args:
-        file: the archive, which knows whose storage it is.
-    """
-
-    def __init__(self, file: _VirtualFile, name: str, placer: StoragePlacer) -> None:
-        self._file = file
-        self._name = name
-        self._placer = placer
-
-    def __call__(self, storage: torch.UntypedStorage, location: str) -> Any:
-        """What torch.load is to take for a storage that it just read, or believes so."""
-        noted, self._file.noted = self._file.noted, None
-        if not isinstance(location, str):
-            raise InvalidCheckpointError(f"{self._name} is damaged: it has a storage on no device.", sniff.AGAIN)
-        if noted is None or noted[2] != storage.data_ptr():
-            return self._placer.given(storage, location)
-        entry, offset, _ = noted
-        record = entry.record(offset, storage)
-        if storage.nbytes() != entry.size:
-            what = f"its record {record.name!r} has {entry.size} bytes, and the tensor made of it {storage.nbytes()}"
-            raise InvalidCheckpointError(f"{self._name} is damaged: {what}.", sniff.AGAIN)
-        return self._placer.place(record, location)
-
-
 def load(archive: Archive, source: Source, name: str, options: ReadOptions) -> LazyObject:
     """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes; see ``StoragePlacer``."""
     file = _VirtualFile(archive, source)
     placer = StoragePlacer(source, name, options)
+
+    def placed(storage: torch.UntypedStorage, location: str) -> Any:
+        """What torch.load is to take for a storage that it just read, or believes so."""
+        noted, file.noted = file.noted, None
+        if not isinstance(location, str):
+            raise InvalidCheckpointError(f"{name} is damaged: it has a storage on no device.", sniff.AGAIN)
+        if noted is None or noted[2] != storage.data_ptr():
+            return placer.given(storage, location)
+        entry, offset, _ = noted
+        record = entry.record(offset, storage)
+        if storage.nbytes() != entry.size:
+            what = f"its record {record.name!r} has {entry.size} bytes, and the tensor made of it {storage.nbytes()}"
+            raise InvalidCheckpointError(f"{name} is damaged: {what}.", sniff.AGAIN)
+        return placer.place(record, location)
+
     # torch itself reserves no memory for this one.
-    place: Any = options.map_location if _is_meta(options.map_location) else _Mapping(file, name, placer)
+    place: Any = options.map_location if _is_meta(options.map_location) else placed
     obj = file.unmasked(lambda: torch.load(file, map_location=place, weights_only=True, mmap=False))  # type: ignore[arg-type]
     return LazyObject(obj, placer.records, placer.left)
 
