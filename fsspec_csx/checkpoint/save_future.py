@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 
-from fsspec.callbacks import Callback
+from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.checkpoint.exit_status import note_failure
 from fsspec_csx.storage.paths import redacted
@@ -31,10 +31,11 @@ class SaveFuture(concurrent.futures.Future[None]):
         self.progress = progress
         self._owner = os.getpid()
         self._ended = False
-        self.local: concurrent.futures.Future[None] | None = None
+        self.local: SaveFuture | None = None
         if local:
-            self.local = concurrent.futures.Future()
+            self.local = SaveFuture(SaveProgress(NoOpCallback(), 0))
             self.local.set_running_or_notify_cancel()  # only the save as a whole can be cancelled
+            self.local.progress.commit()
             self.add_done_callback(SaveFuture.end_local)  # type: ignore[arg-type]
         # Logged unless the result is retrieved.
         self._unretrieved = ""
@@ -98,6 +99,7 @@ class SaveFuture(concurrent.futures.Future[None]):
         """End ``local``, if it has not ended: with the error of the save if that has failed."""
         if self.local is None or self.local.done():
             return
+        self.local._ended = True
         if super().cancelled():
             self.local.set_exception(concurrent.futures.CancelledError())
         elif self.done() and (error := super().exception()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -56,6 +57,27 @@ for step in range(int(first), int(last) + 1):
     state = {"w": torch.full((int(size) * 2**18,), float(step)), "step": step}
     save(state, f"{root}/{step}.mdl", local=disk)
     print(step, flush=True)
+"""
+# A forked child asks for the result of its parent's local half, which is held up: PATH DISK.
+FORKING = """
+import os, sys, threading
+from fsspec_csx import async_save
+from fsspec_csx.checkpoint.local_tier import LocalTier
+write, opened = LocalTier.write, threading.Event()
+LocalTier.write = lambda *arguments: opened.wait() and write(*arguments)
+future = async_save([1], sys.argv[1], local=sys.argv[2])
+child = os.fork()
+if not child:
+    assert not future.local.cancel()
+    try:
+        future.local.result()
+    except RuntimeError as error:
+        os._exit("the process that started it" not in str(error))
+    os._exit(2)
+assert not future.local.cancel() and os.waitpid(child, 0)[1] == 0
+opened.set()
+future.local.result()
+future.result()
 """
 
 
@@ -437,6 +459,16 @@ def test_one_process_at_a_time(run: str, tmp_path: Path) -> None:
         assert "Another process uses this folder" in job(run, tmp_path, step, step, program=program).stderr
         assert is_step(load(f"{run}/{step}.mdl"), step)
     assert local_steps(tmp_path) == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked(tmp_path: Path) -> None:
+    """A child does not wait for ever for the local half of its parent's save."""
+    command = [*python(), "-c", FORKING, str(tmp_path / "x.mdl"), str(tmp_path / "disk")]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert load(tmp_path / "x.mdl") == [1]
 
 
 @pytest.mark.slow
