@@ -23,6 +23,7 @@ from fsspec_csx.s3.consistent_read import (
     retry_if_changed,
     verify_checksum,
 )
+from fsspec_csx.s3.head_range import HeadRange
 from fsspec_csx.s3.listing import object_info
 from fsspec_csx.s3.many_requests import fetch_alone, many_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
@@ -53,7 +54,7 @@ async def cat_file(
         ChecksumError: if the bytes do not have the object's checksum, twice.
     """
     if start is None and end is None:
-        return await retry_if_changed(lambda: _read_whole(fs, PinnedObject(fs, path, version_id)))
+        return await retry_if_changed(lambda: read_whole(fs, PinnedObject(fs, path, version_id)))
     return await retry_if_changed(lambda: _read_range(fs, path, PinnedObject(fs, path, version_id), start or 0, end))
 
 
@@ -85,24 +86,24 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
         return target.getvalue(sum(each.length for each in ranges))
 
 
-async def _read_whole(fs: Any, found: PinnedObject) -> bytes:
+async def read_whole(fs: Any, found: PinnedObject, head: HeadRange | None = None) -> bytes:
+    """The bytes of an object, whose beginning may have been read."""
     await fs.set_session()
-    with BytesBuffer(MIN_REQUEST, found) as head:
-        probe = RangeRequest(0, probing=True)
-        probe.add(0, 0, head.memory)
-        await fetch_alone(fs, found, probe)
-        total = probe.total or probe.length
-        if probe.complete and not probe.cut_off:
-            data = head.getvalue(probe.length)
-            verify_checksum(found, probe, memoryview(data), [])
-            return data
-        with BytesBuffer(total, found) as target:
-            target.memory[: probe.length] = head.memory[: probe.length]
-            rest = (probe.length, target.memory[probe.length :])
-            ranges = coalesce([rest], fs.request_size(total), checksum_function(probe))
-            await fs.transfer.fetch(found.get, ranges)
-            verify_checksum(found, probe, head.memory, ranges)
-            return target.getvalue(total)
+    if head is None:
+        head = HeadRange(found)
+        await fs.transfer.fetch(found.get, [head])
+    found.etag = found.etag or head.etag
+    if not head.cut_off:
+        verify_checksum(found, head, head.memory, [])
+        return head.value()
+    total = head.total or head.length
+    with BytesBuffer(total, found) as target:
+        target.memory[: head.length] = head.memory
+        rest = (head.length, target.memory[head.length :])
+        ranges = coalesce([rest], fs.request_size(total), checksum_function(head))
+        await fs.transfer.fetch(found.get, ranges)
+        verify_checksum(found, head, head.memory, ranges)
+        return target.getvalue(total)
 
 
 async def cat_ranges(
@@ -172,6 +173,7 @@ async def get_file(
     version_id: str | None = None,
     mode: str = "overwrite",
     resumable: bool = False,
+    head: HeadRange | None = None,
     **kwargs: Any,
 ) -> None:
     """Make an object a local file, which takes the place of a former one only when it is whole.
@@ -179,6 +181,7 @@ async def get_file(
     Args:
         mode: "create" to replace no file.
         resumable: whether an interrupted download of a large object is kept, to be resumed by the next call.
+        head: the beginning of the object, if it was read.
 
     Raises:
         FileExistsError: in mode "create", if there is a file.
@@ -188,7 +191,7 @@ async def get_file(
     """
     if os.path.isdir(lpath):
         return
-    _check_inside(rpath, lpath)
+    check_inside(rpath, lpath)
     if os.path.exists(lpath) and not os.path.isfile(lpath):  # a pipe or a device is written sequentially
         await S3FileSystem._get_file(fs, rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
         return
@@ -200,9 +203,14 @@ async def get_file(
     with atomic_local_write(lpath, exclusive=exclusive) as descriptor:
 
         async def fetch() -> None:
-            found = PinnedObject(fs, rpath, version_id)
-            probe = FileRange(descriptor, 0, MIN_REQUEST, probing=True)
-            await fetch_alone(fs, found, probe)
+            nonlocal head
+            found, read, head = PinnedObject(fs, rpath, version_id), head, None
+            probe: RangeRequest = read or FileRange(descriptor, 0, MIN_REQUEST, probing=True)
+            if read is not None:
+                os.pwrite(descriptor, read.memory, 0)
+            else:
+                await fs.transfer.fetch(found.get, [probe])
+            found.etag = found.etag or probe.etag
             total = probe.total or probe.length
             callback.set_size(total)
             callback.absolute_update(probe.length)
@@ -219,7 +227,7 @@ async def get_file(
         await retry_if_changed(fetch)
 
 
-def _check_inside(rpath: str, lpath: str) -> None:
+def check_inside(rpath: str, lpath: str) -> None:
     """Refuse a local path that leads upwards where the key does: whoever made the key chose it."""
     parts = str(rpath).split("/")
     if ".." in parts:

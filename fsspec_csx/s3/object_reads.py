@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from fsspec_csx.s3.consistent_read import PinnedObject, checksum_function, retry_if_changed, verify_checksum
+from fsspec_csx.s3.many_reads import ObjectRequest, has_checksum, read_alike
 from fsspec_csx.s3.multipart import gather_or_cancel
-from fsspec_csx.s3.small_reads import read_small, recorded_requests
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 
@@ -47,34 +47,25 @@ async def readinto_objects(
         found[number] = await retry_if_changed(lambda: _readinto_object(fs, wanted[number]))
         advance(len(wanted[number][2]))
 
-    small = [number for number, (_, _, memory, size) in enumerate(wanted) if len(memory) == size <= _SMALL]
+    small = [_small_read(fs, number, each) for number, each in enumerate(wanted) if len(each[2]) == each[3] <= _SMALL]
     if len(small) > _MANY:
-        with recorded_requests() as requests:
-            await read(small[0])
-        found |= await _read_small(fs, [wanted[number] for number in small], small, requests, advance)
+
+        def finished(request: ObjectRequest) -> None:
+            came = request.wanted
+            found[request.number] = came.length if came.total is None else came.total
+            advance(len(wanted[request.number][2]))
+
+        await read_alike(fs, small, lambda request: read(request.number), finished)
     await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
     return [found[number] for number in range(len(wanted))]
 
 
-async def _read_small(
-    fs: Any,
-    wanted: Sequence[ObjectRead],
-    numbers: Sequence[int],
-    requests: Sequence[Any],
-    advance: Callable[[int], object],
-) -> dict[int, int]:
-    """Read small objects by copies of the request that read the first; return the sizes of those read, by number."""
-    states = [PinnedObject(fs, path, None) for path, _, _, _ in wanted]
-    first = states[0]
-    template = await fs.transfer.signer.read_template(requests[-1] if requests else None, first.key)
-    if template is None:  # requests of a kind that botocore alone can make
-        return {}
-    rest = [
-        (number, state, each[2])
-        for number, state, each in zip(numbers[1:], states[1:], wanted[1:], strict=True)
-        if state.bucket == first.bucket and state.version is None
-    ]
-    return await read_small(fs.transfer, template, rest, advance)
+def _small_read(fs: Any, number: int, wanted: ObjectRead) -> ObjectRequest:
+    path, _, memory, _ = wanted
+    state, request = PinnedObject(fs, path, None), RangeRequest(0, probing=True)
+    request.add(0, 0, memory)
+    check = lambda came: has_checksum(state, came, memory[: came.length])  # noqa: E731
+    return ObjectRequest(state, request, check, number)
 
 
 async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:

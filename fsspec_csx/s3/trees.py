@@ -18,7 +18,11 @@ from fsspec.implementations.local import LocalFileSystem, make_path_posix, trail
 from fsspec.utils import is_exception
 from s3fs import S3FileSystem
 
+from fsspec_csx.s3.download import cat_file
+from fsspec_csx.s3.download import get_file as get_one
+from fsspec_csx.s3.head_range import HeadRange
 from fsspec_csx.s3.listing import check_depth
+from fsspec_csx.s3.many_objects import cat_files, get_files, is_ours
 from fsspec_csx.s3.many_requests import many_requests
 from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
@@ -157,9 +161,14 @@ async def get(
     size = kwargs.pop("batch_size", fs.batch_size)
     callback.set_size(len(files))
     get_file = callback.branch_coro(fs._get_file)
+    if is_ours(fs, "_get_file", get_one) and not kwargs:
+
+        async def alone(number: int, head: HeadRange | None) -> None:
+            await _unless_folder(fs, get_file, files[number], **({"head": head} if head else {}))
+
+        return await get_files(fs, [(each.source, each.target) for each in files], alone, callback, size)
     calls = [_unless_folder(fs, get_file, each, **kwargs) for each in files]
-    with many_requests(len(files)):
-        return await run_in_chunks(calls, batch_size=size, callback=callback)
+    return await run_in_chunks(calls, batch_size=size, callback=callback)
 
 
 async def cat(
@@ -174,9 +183,11 @@ async def cat(
     names = list(dict.fromkeys(path_of(entry) for each in found for entry in each.files))
     if not names:
         raise not_found_error(path)
-    calls = [fs._cat_file(each, **kwargs) for each in names]
     size = batch_size or fs.batch_size
-    with many_requests(len(names)):
+    if is_ours(fs, "_cat_file", cat_file) and not kwargs:
+        read = await cat_files(fs, names, size)
+    else:
+        calls = [fs._cat_file(each, **kwargs) for each in names]
         read = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
     if on_error == "raise":
         for error in filter(is_exception, read):

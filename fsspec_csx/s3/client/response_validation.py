@@ -25,6 +25,7 @@ _WITH_RESULT = frozenset({"CompleteMultipartUpload", "CopyObject", "CreateMultip
 _OBJECT = ("Key", "Size", "LastModified")
 _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "CreateMultipartUpload": {"": ("UploadId",)},
+    "GetObject": {"": ("ETag",)},  # or the bytes may be those of a page of a proxy
     "HeadObject": {"": ("ContentLength",)},
     "ListBuckets": {"Buckets": ("Name",)},
     "ListMultipartUploads": {"Uploads": ("Key", "UploadId", "Initiated")},

@@ -1,0 +1,57 @@
+"""HeadRange: the beginning of an object, which may be all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fsspec_csx.s3.consistent_read import BytesBuffer
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
+
+
+class HeadRange(RangeRequest):
+    """A request for an object whose size is not known; the memory is made when it is.
+
+    Args:
+        name: of the object, for messages.
+    """
+
+    def __init__(self, name: object) -> None:
+        super().__init__(0, probing=True)
+        self.length = MIN_REQUEST
+        self._name = name
+        self._target: BytesBuffer | None = None
+
+    @property
+    def memory(self) -> memoryview:
+        """The bytes."""
+        return self._target.memory if self._target else memoryview(b"")
+
+    def value(self) -> bytes:
+        """The bytes, whose memory cannot be used afterwards."""
+        return self._target.getvalue(self.length) if self._target else b""
+
+    def expect(self, status: int, headers: Mapping[str, str]) -> None:
+        """See ``RangeRequest``."""
+        super().expect(status, headers)
+        if not self.filled:
+            self._target = None  # of another size
+
+    def restart(self) -> None:
+        """Forget the bytes that have arrived."""
+        self.filled = 0
+
+    def next_buffer(self, most: int) -> memoryview:
+        """The next bytes of the memory, at most so many; empty when the range is complete."""
+        if self._target is None:
+            self._target = BytesBuffer(self.length, self._name).__enter__()
+        return self.memory[self.filled : min(self.filled + most, self.length)]
+
+    def advance(self, count: int) -> None:
+        """Note that so many bytes of ``next_buffer`` were filled."""
+        self.moved(count)
+        self.filled += count
+
+    def forget(self) -> None:
+        """Free the memory."""
+        self._target = None
