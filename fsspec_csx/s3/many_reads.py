@@ -103,6 +103,7 @@ async def _read_bucket(
         if template is None:  # requests of a kind that botocore alone can make
             await _read_alone(rest, alone, most)
         else:
-            await SignedReads(fs.transfer, template, rest, finished, alone, most).run()
+            signer = lambda: fs.transfer.signer  # noqa: E731
+            await SignedReads(fs.transfer, template, rest, finished, alone, most, signer).run()
 
     await gather_or_cancel((read_first(), read_rest()))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
+from fsspec.callbacks import Callback
 from proxy import Fault, error_answer, fault_proxy, through
 
+from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
 
 # The name of the first ends that of another, from which the rest is learned anew.
@@ -51,3 +58,66 @@ def test_answers_that_only_botocore_understands(server: LocalS3, bucket: str) ->
         proxy.faults = [Fault("PUT", times=100, answer=(200, {"ETag": '"of another kind"'}, b"<Stored/>"))]
         through(proxy, server).pipe(objects, batch_size=1)
         assert len(proxy.made("PUT")) == len(objects) + 5
+
+
+def test_sizes_and_kinds(server: LocalS3, bucket: str, tmp_path: Path) -> None:
+    """Small, empty and large objects come whole, by as many requests as one by one, to memory and to files."""
+    sizes = {"a": 10, "b": 0, "c": MIN_REQUEST, "d": MIN_REQUEST + 1, "e": 3, "f": 2 * MIN_REQUEST + 5}
+    objects = {f"{bucket}/{name}": os.urandom(size) for name, size in sizes.items()}
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server)
+        fs.pipe(objects)
+        proxy.requests.clear()
+        for path, data in objects.items():
+            assert fs.cat_file(path) == data
+        alone = len(proxy.made("GET"))
+        proxy.requests.clear()
+        assert fs.cat(list(objects)) == objects
+        assert len(proxy.made("GET")) == alone
+        proxy.requests.clear()
+        callback = Callback()
+        fs.get(list(objects), [str(tmp_path / "got" / name) for name in sizes], callback=callback)
+        assert len(proxy.made("GET")) == alone
+        assert callback.value == callback.size == len(objects)
+    assert {f"{bucket}/{path.name}": path.read_bytes() for path in (tmp_path / "got").iterdir()} == objects
+
+
+def test_one_missing(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
+    """An object that is missing is an error of its own; a folder in its place, and a file that is there, stay."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(9)}
+    fs.pipe(objects)
+    found = fs.cat([*objects, f"{bucket}/missing"], on_error="return")
+    assert isinstance(found.pop(f"{bucket}/missing"), FileNotFoundError)
+    assert found == objects
+    names, folder = [*objects, f"{bucket}/missing"], tmp_path / "got"
+    with pytest.raises(FileNotFoundError, match="missing"):
+        fs.get(names, [str(folder / name.rpartition("/")[2]) for name in names])
+    assert not [path for path in folder.iterdir() if path.read_bytes() != path.name.encode()]
+
+
+def test_pages_are_no_objects(server: LocalS3, bucket: str) -> None:
+    """What a proxy answers in place of the server, without an ETag, is an error, and no object."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(9)}
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server)
+        fs.pipe(objects)
+        proxy.faults = [Fault("GET", skip=1, times=999, answer=(200, {}, b"<html>Log in</html>"))]
+        found = fs.cat(list(objects), on_error="return")
+        assert sum(isinstance(each, OSError) for each in found.values()) == len(objects) - 1
+        with pytest.raises(OSError, match="ETag"):
+            fs.cat_file(next(iter(objects)))
+        proxy.faults = [Fault("GET", skip=1, times=2, answer=(200, {}, b"<html>Log in</html>"))]
+        assert fs.cat(list(objects), on_error="return").keys() == objects.keys()
+
+
+def test_of_a_subclass(fs: CSXFileSystem, bucket: str) -> None:
+    """A subclass that reads its objects in another way is asked for each of them."""
+
+    class Reversing(CSXFileSystem):
+        async def _cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:
+            return (await super()._cat_file(path, *args, **kwargs))[::-1]
+
+    objects = {f"{bucket}/{number}": b"abc%d" % number for number in range(9)}
+    fs.pipe(objects)
+    mine = Reversing(**fs.storage_options, skip_instance_cache=True)
+    assert mine.cat(list(objects)) == {name: data[::-1] for name, data in objects.items()}

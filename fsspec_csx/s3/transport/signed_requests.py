@@ -26,6 +26,7 @@ from fsspec_csx.s3.transport.slow_connections import SlowConnections
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
+    from fsspec_csx.s3.transport.signer import Signer
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -88,6 +89,7 @@ class SignedReads(Generic[R]):
         finished: called on the event loop for each that has succeeded, soon.
         failed: makes the request in another way.
         most: how many at a time.
+        signer: gives the signer of the present client; its credentials may be newer than those of the transfer's.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class SignedReads(Generic[R]):
         finished: Callable[[R], object],
         failed: Callable[[R], Awaitable[object]],
         most: int | None = None,
+        signer: Callable[[], Signer] | None = None,
     ) -> None:
         self._transfer, self._template = transfer, template
+        self._signer = signer or (lambda: transfer.signer)
         self._queue = deque(reads)
         self._finished, self._failed = finished, failed
         self._scope = Scope(scope())
@@ -149,7 +153,7 @@ class SignedReads(Generic[R]):
         """After botocore has made a request that was refused: its credentials may be newer than the template's."""
         if self._refused and self._refusals < FAILURES:
             self._refusals += 1
-            self._refused = not await self._transfer.signer.renew(self._template)
+            self._refused = not await self._signer().renew(self._template)
 
     async def _tick(self) -> None:
         began = time.monotonic()
@@ -158,7 +162,7 @@ class SignedReads(Generic[R]):
             self._tell()
             if time.monotonic() - began > _RENEWAL_SECONDS:
                 began = time.monotonic()
-                self._refused |= not await self._transfer.signer.renew(self._template)
+                self._refused |= not await self._signer().renew(self._template)
 
     def _tell(self) -> None:
         while self._ended and not self._done.done():
