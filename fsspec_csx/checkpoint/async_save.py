@@ -40,10 +40,11 @@ def async_save(
     Ctrl-C stops them. A forked child does not inherit them.
 
     With ``local`` the checkpoint is written to a local disk first, which frees the copy, and uploaded from there, in
-    the order of the saves. The future's ``local`` ends when the local file is whole: if the process is killed then,
-    the next ``async_save`` to the same two folders uploads what was left, and resumes interrupted uploads to S3. If
-    two saves have not ended, the call waits for the first. If the disk is full or not writable, the checkpoint goes
-    straight to its path, with a warning. A cancelled save may stay on the disk, and is uploaded later.
+    the order of the saves. The future's ``local`` ends when the local file is whole: if the process is killed then, or
+    the upload fails, the first save of the next process to the same two folders uploads what was left, and resumes
+    interrupted uploads to S3. If two saves have not ended, the call waits for the first. If the disk is full or not
+    writable, the checkpoint goes straight to its path, with a warning. A cancelled save may stay on the disk, and is
+    uploaded later.
 
     Args:
         obj: see ``save``.
