@@ -78,7 +78,7 @@ class BlockCache:
                     self._make_folder()
                     descriptor = open_owned(self.path / name, 0o600)
                     found = self._open[name] = CachedObject(self, descriptor, name, names[-1], size)
-            found.use()
+            os.utime(found.descriptor)  # those used last stay longest
             return found
         except (OSError, RuntimeError) as error:  # the latter if there is no home
             self.warn(error)
@@ -145,7 +145,7 @@ class CachedObject:
     """
 
     def __init__(self, cache: BlockCache, descriptor: int, name: str, etag: str, size: int) -> None:
-        self._descriptor = descriptor  # threads that were given up may still use it after a read has failed
+        self.descriptor = descriptor  # threads that were given up may still use it after a read has failed
         # Not by __del__, during which the cache could still give this object to another thread.
         weakref.finalize(self, os.close, descriptor).atexit = False
         self.cache, self.name, self.etag, self.size = cache, name, etag, size
@@ -154,10 +154,6 @@ class CachedObject:
         self._data = -(-entries // _PAGE) * _PAGE
         if os.fstat(descriptor).st_size != self._data + size:
             os.ftruncate(descriptor, self._data + size)
-
-    def use(self) -> None:
-        """Note that it is used now."""
-        os.utime(self._descriptor)
 
     def present(self, start: int, end: int) -> list[bool]:
         """Whether each block from a position to another is there."""
@@ -172,14 +168,14 @@ class CachedObject:
 
     def _entries(self, first: int, count: int) -> bytes:
         try:
-            return os.pread(self._descriptor, count * _ENTRY.size, first * _ENTRY.size)
+            return os.pread(self.descriptor, count * _ENTRY.size, first * _ENTRY.size)
         except OSError:  # of a broken disk
             return b""
 
     def read(self, memory: memoryview, position: int) -> int:
         """Read from a position in the object; return how many bytes came, 0 if none can be read."""
         try:
-            return int(os.preadv(self._descriptor, [memory], self._data + position))
+            return int(os.preadv(self.descriptor, [memory], self._data + position))
         except OSError:
             return 0
 
@@ -188,7 +184,7 @@ class CachedObject:
         position += self._data
         try:
             while not self._full and memory:
-                written = os.pwrite(self._descriptor, memory, position)
+                written = os.pwrite(self.descriptor, memory, position)
                 memory, position = memory[written:], position + written
         except OSError as error:
             self._full = True
@@ -207,7 +203,7 @@ class CachedObject:
 
     def _set(self, block: int, entry: bytes) -> None:
         with contextlib.suppress(OSError):
-            os.pwrite(self._descriptor, entry, block * _ENTRY.size)
+            os.pwrite(self.descriptor, entry, block * _ENTRY.size)
 
     def claim(self, start: int, end: int) -> bool:
         """Announce that this process fetches these bytes; False if another does."""
@@ -221,7 +217,7 @@ class CachedObject:
         # Locks of this kind end with the descriptor, so also with a killed process: fcntl(2), "Open file description".
         try:
             wanted = struct.pack("@hhqqi0q", getattr(fcntl, kind), os.SEEK_SET, start, end - start, 0)
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, wanted)
+            fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, wanted)
         except (OSError, AttributeError) as error:  # without such locks, each fetches all
             return not isinstance(error, (BlockingIOError, PermissionError))
         return True

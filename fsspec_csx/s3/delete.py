@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,9 +36,12 @@ async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None =
     if not names and not buckets:
         raise not_found_error(path)
     emptied = buckets if maxdepth is None else set()
-    await asyncio.gather(*(_empty_versioned(fs, bucket) for bucket in emptied))
+    for bucket in emptied:
+        if await fs._is_bucket_versioned(bucket):
+            await fs._rm_versioned_bucket_contents(bucket)
     deleted = await delete_objects(fs, names)
-    await asyncio.gather(*(fs._rmdir(bucket) for bucket in emptied))
+    for bucket in emptied:
+        await fs._rmdir(bucket)
     return deleted
 
 
@@ -96,11 +98,6 @@ async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
         raise _folder_error(path)
     fs.invalidate_cache(f"{bucket}/{key}")
     await fs._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
-
-
-async def _empty_versioned(fs: Any, bucket: str) -> None:
-    if await fs._is_bucket_versioned(bucket):
-        await fs._rm_versioned_bucket_contents(bucket)
 
 
 async def rmdir(fs: Any, path: str) -> None:
