@@ -12,7 +12,6 @@ from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import (
-    checkpoint_loading,
     checkpoint_root,
     modelzoo_state,
     processes,
@@ -232,7 +231,7 @@ class Checkpoint(Callback):
         trainer.logger.info("Loading checkpoint %s", redacted(path))
         if self.matches_name(path):
             self._upload_first(trainer)
-        found = checkpoint_loading.read(trainer, self._source(path), self._states(trainer))
+        found = training_state.read(trainer, self._source(path), self._states(trainer))
         return self._restore(trainer, path, found)
 
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
@@ -249,7 +248,7 @@ class Checkpoint(Callback):
         for path in paths:
             trainer.call("on_before_load_checkpoint", path)
             trainer.logger.info("Loading checkpoint %s", redacted(path))
-            found = checkpoint_loading.read_if_whole(trainer, self._source(path), self._states(trainer))
+            found = training_state.read_if_whole(trainer, self._source(path), self._states(trainer))
             if found is not None:
                 return self._restore(trainer, path, found)
         # A complete one that was damaged later raises its error, rather than starting anew.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _RESUME = ("auto", "allow", "must", "never")
 
 
+@dataclass(eq=False, repr=False)
 class Logging(Callback):
     """How often metrics are logged, and the level of messages.
 
@@ -28,10 +29,11 @@ class Logging(Callback):
         log_level: a level of Python's logging, as a name or a number.
     """
 
-    def __init__(self, log_steps: int | None = 1, log_level: str | int = "INFO") -> None:
-        check_count("log_steps", log_steps, "Give such a number, or None.")
-        self.log_steps = log_steps
-        self.log_level = log_level
+    log_steps: int | None = 1
+    log_level: str | int = "INFO"
+
+    def __post_init__(self) -> None:
+        check_count("log_steps", self.log_steps, "Give such a number, or None.")
         self.logger = logging.getLogger("fsspec_csx.trainer")
 
     def pre_setup(self, trainer: Trainer) -> None:
