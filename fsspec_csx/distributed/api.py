@@ -71,8 +71,9 @@ def save(
     with _reporting(callback, path, process_group) as progress:
         with agreeing(path, joined(process_group)):
             check_state_dict(state_dict)
-            options: dict[str, Any] = {"overwrite": overwrite, "prefix_count": prefix_count, "callback": progress}
-            writer = StorageWriter(path, storage_options=storage_options, **options)
+            writer = StorageWriter(
+                path, storage_options=storage_options, overwrite=overwrite, prefix_count=prefix_count, callback=progress
+            )
         write(state_dict, writer, planner, process_group)
 
 

@@ -62,13 +62,13 @@ class DataLoaderState:
 
 def _holders(dataloader: Any) -> dict[str, Any]:
     batch_sampler = getattr(dataloader, "batch_sampler", None)
-    samplers = (
-        dataloader,
-        getattr(dataloader, "sampler", None),
-        batch_sampler,
-        getattr(batch_sampler, "sampler", None),
-    )
-    found = {**dict(zip(_SAMPLERS, samplers, strict=True)), "collate_fn": getattr(dataloader, "collate_fn", None)}
+    found = {
+        "loader": dataloader,
+        "sampler": getattr(dataloader, "sampler", None),
+        "batch_sampler": batch_sampler,
+        "batch_sampler.sampler": getattr(batch_sampler, "sampler", None),
+        "collate_fn": getattr(dataloader, "collate_fn", None),
+    }
     dataset = getattr(dataloader, "dataset", None)
     for depth in range(_DEEPEST):  # a Subset, for one, has another
         found[f"dataset{depth}"] = dataset

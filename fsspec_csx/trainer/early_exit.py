@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.hooks import RemovableHandle
@@ -23,7 +24,7 @@ class EarlyExit(Callback):
     """
 
     def __init__(self) -> None:
-        self._functions: OrderedDict[int, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = OrderedDict()
+        self._functions: OrderedDict[int, Callable[[], Any]] = OrderedDict()
         self._exits = False
         self._depth = 0
 
@@ -36,7 +37,7 @@ class EarlyExit(Callback):
             msg = f"EarlyExit calls functions, not {type(fn).__name__}. Register a function that returns True to end."
             raise TypeError(msg)
         handle = RemovableHandle(self._functions)
-        self._functions[handle.id] = (fn, args, kwargs)
+        self._functions[handle.id] = partial(fn, *args, **kwargs)
         return handle
 
     def reset_exit_fns(self) -> None:
@@ -47,7 +48,7 @@ class EarlyExit(Callback):
     @property
     def should_exit(self) -> bool:
         """Whether any function has returned True."""
-        self._exits = self._exits or any(fn(*args, **kwargs) for fn, args, kwargs in self._functions.values())
+        self._exits = self._exits or any(function() for function in self._functions.values())
         return self._exits
 
     def on_enter_fit(self, trainer: Trainer, stack: ExitStack, *args: Any, **kwargs: Any) -> None:

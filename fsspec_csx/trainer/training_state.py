@@ -120,22 +120,23 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
         InvalidCheckpointError: a ValueError, if a state is invalid; then nothing is restored.
     """
     step = trainer.global_step
+    optimizer = trainer.optimizer if "optimizer" in state else None
     if "global_step" in state:
         with state_validation.restoring(path, "global_step"):
             step = state_validation.to_count(state["global_step"])
-    if "optimizer" in state and trainer.optimizer is not None:
+    if optimizer is not None:
         with state_validation.restoring(path, "optimizer"):
             if isinstance(own := state["optimizer"], dict) and isinstance(own.get("state"), dict):
                 own["state"] = {int(number): each for number, each in own["state"].items()}  # text, if it is sharded
-            state_validation.check_optimizer(trainer.optimizer, own, path)
+            state_validation.check_optimizer(optimizer, own, path)
     if "schedulers" in state and trainer.optimizer is not None:
         _check_schedulers(trainer.schedulers, state["schedulers"], path)
     if "model" in state:
         with state_validation.restoring(path, "model"):
             _restore_model(processes.unwrap(trainer.model), state["model"], path, strict=strict)
-    if "optimizer" in state and trainer.optimizer is not None:
+    if optimizer is not None:
         with state_validation.restoring(path, "optimizer"):
-            _restore_optimizer(trainer.optimizer, state["optimizer"], path)
+            _restore_optimizer(optimizer, state["optimizer"], path)
     for scheduler, own in zip(trainer.schedulers, state.get("schedulers", ()), strict=False):
         with state_validation.restoring(path, "schedulers"):
             scheduler.load_state_dict(own)

@@ -59,11 +59,11 @@ _ABSENT = {
     "EleutherEvalHarness": "it evaluates models of the ModelZoo by its own Trainer",
     "Lora": "it replaces layers of the ModelZoo",
 }
-LOADER = Part(Iterable, reader=modelzoo.data_processor, finish=modelzoo.as_loader)
+LOADER = Part(Iterable, several=None, reader=modelzoo.data_processor, finish=modelzoo.as_loader)
 LOADERS = {
-    "fit": {"train_dataloader": LOADER, "val_dataloader": replace(LOADER, several=None)},
-    "validate": {"val_dataloader": replace(LOADER, several=None)},
-    "validate_all": {"val_dataloaders": replace(LOADER, several=None)},
+    "fit": {"train_dataloader": replace(LOADER, several=False), "val_dataloader": LOADER},
+    "validate": {"val_dataloader": LOADER},
+    "validate_all": {"val_dataloaders": LOADER},
 }
 
 
