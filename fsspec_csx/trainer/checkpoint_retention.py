@@ -13,8 +13,6 @@ from fsspec_csx.trainer.model_io import as_list
 from fsspec_csx.trainer.state_validation import check_count
 
 if TYPE_CHECKING:
-    import torch
-
     from fsspec_csx.trainer.trainer import Trainer
 
 
@@ -137,7 +135,7 @@ class KeepBestCheckpoints(_Retention):
             msg = "KeepBestCheckpoints needs a validation. Give val_dataloader, and an eval_frequency above 0."
             raise ValueError(msg)
 
-    def on_validate_end(self, trainer: Trainer, model: torch.nn.Module, loop: Any) -> None:
+    def on_validate_end(self, trainer: Trainer, model: Any, loop: Any) -> None:
         if not trainer.is_fitting:
             return
         if self.metric not in loop.metrics:

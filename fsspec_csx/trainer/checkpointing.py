@@ -25,8 +25,6 @@ from fsspec_csx.trainer.partial_states import LoadCheckpointStates
 from fsspec_csx.trainer.pending_saves import PendingSaves
 
 if TYPE_CHECKING:
-    import torch
-
     from fsspec_csx.trainer.trainer import Trainer
 
 _ONE_FILE = "local_dir takes checkpoints of one file. Leave it out, or use sharded=False and no format."
@@ -118,15 +116,11 @@ class Checkpoint(Callback):
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
-    def on_train_start(
-        self, trainer: Trainer, model: torch.nn.Module, train_dataloader: Any, loop: Any, loop_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: Trainer, model: Any, train_dataloader: Any, loop: Any, loop_idx: int) -> None:
         if loop_idx == 0 and self.save_initial_checkpoint and self.resumed_from is None:
             trainer.save_checkpoint()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, model: torch.nn.Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self.saves.complete_ended(trainer)
         due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
         self._is_due = trainer.stepped and due

@@ -81,9 +81,7 @@ class RateProfiler(Callback):
                 local_samples_per_sec=self.rate, avg_samples_per_sec=self.global_rate, avg_steps_per_sec=steps_per_sec
             )
 
-    def on_validate_batch_end(
-        self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
+    def on_validate_batch_end(self, trainer: Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._count(batch)
 
     def _count(self, batch: Any) -> None:
