@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from forked import python
 
 from fsspec_csx import load, save
 from fsspec_csx.cli import main
@@ -72,7 +73,7 @@ def test_profile_and_endpoint(server: LocalS3, aws_files: Path, tmp_path: Path, 
         f"[work]\naws_access_key_id = {identity.access_key}\naws_secret_access_key = {identity.secret_key}\n"
     )
     (tmp_path / "x.mdl").write_bytes(b"data")
-    command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "copy", "-p", "work"]
+    command = [*python(), "-m", "fsspec_csx", "checkpoint", "copy", "-p", "work"]
     command += ["--endpoint-url", server.endpoint_url, str(tmp_path / "x.mdl"), f"s3://{new_bucket}/run/"]
     subprocess.run(command, check=True, timeout=100)
     assert fsspec.filesystem("s3", **server.storage_options()).cat_file(f"{new_bucket}/run/x.mdl") == b"data"

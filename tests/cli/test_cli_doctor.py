@@ -22,6 +22,7 @@ from answers import answering, s3_error
 from botocore.crt import auth as signers
 from commands import DONE, FAILED, USAGE, cszoo, running
 from conftest import TENANT_BUCKET, recorded_requests
+from forked import python
 from proxy import Fault, error_answer, fault_proxy
 
 from fsspec_csx import backends
@@ -459,7 +460,7 @@ def test_terminated(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
         large = Fault("GET", when=lambda asked: "cszoo-doctor" in asked.path, skip=1, stall_down=1000)
         proxy.faults = [large]
         environment = {**os.environ, **server.environment(), "AWS_ENDPOINT_URL_S3": proxy.url}
-        command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "doctor", f"s3://{bucket}"]
+        command = [*python(), "-m", "fsspec_csx", "checkpoint", "doctor", f"s3://{bucket}"]
         with running(command, env=environment, stdout=subprocess.DEVNULL) as process:
             while large.times:
                 assert process.poll() is None

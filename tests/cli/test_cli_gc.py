@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -15,6 +14,7 @@ import fsspec
 import pytest
 import torch
 from commands import DONE, FAILED, USAGE, cszoo, failure, running
+from forked import python
 from roots import ODD, fill, left
 
 from fsspec_csx import distributed
@@ -78,7 +78,7 @@ with fsspec.open("s3://{bucket}/run/x.mdl", "wb") as file:
     print("written", flush=True)
     time.sleep(60)
 """
-    with running([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+    with running([*python(), "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"written\n"
         deadline = time.monotonic() + 30

@@ -19,6 +19,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+from forked import python
 
 from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.s3 import unwinding
@@ -550,7 +551,7 @@ files = [fsspec.open("s3://{path}" + name, "w").open() for name in ("", "2")]
 @pytest.mark.parametrize("code", [EXITS, OPEN_AT_THE_END])
 def test_end_of_the_process(environment: LocalS3, fs: CSXFileSystem, path: str, code: str) -> None:
     """A process that ends in the midst of a file, or leaves one open, warns on its standard error."""
-    command = [sys.executable, "-c", code.format(path=path, errors=False)]
+    command = [*python(), "-c", code.format(path=path, errors=False)]
     ended = subprocess.run(command, timeout=100, check=True, capture_output=True, text=True)
     assert ended.stderr.count("DiscardedFileWarning") == (1 if code == EXITS else 2)
     assert fs.cat_file(path) == b"old"
@@ -576,7 +577,7 @@ file.close()
 
 def test_forked_child_cannot_write(environment: LocalS3, fs: CSXFileSystem, path: str) -> None:
     """A child that writes to its copy of the parent's file, which nobody would publish, gets an error."""
-    subprocess.run([sys.executable, "-c", FORKED, f"s3://{path}"], check=True, timeout=100)
+    subprocess.run([*python(), "-c", FORKED, f"s3://{path}"], check=True, timeout=100)
     assert fs.cat_file(path) == b"new"
 
 

@@ -22,6 +22,7 @@ import fsspec
 import pytest
 from checkpoints import MIB
 from commands import FAILED, running
+from forked import python
 from proxy import Fault, FaultProxy, error_answer, fault_proxy
 
 from fsspec_csx import copy
@@ -106,7 +107,7 @@ def broken_off(
     going_on = threading.Event()
     for fault in far.faults:
         fault.before = going_on.wait
-    command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "copy", str(source), str(target)]
+    command = [*python(), "-m", "fsspec_csx", "checkpoint", "copy", str(source), str(target)]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: when() or process.poll() is not None)
         process.send_signal(number)

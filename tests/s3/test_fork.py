@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -59,7 +58,7 @@ def test_data_loader_workers(environment: LocalS3, fs: CSXFileSystem, bucket: st
 @pytest.mark.slow
 def test_child_leaves_the_parents_file_alone(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """A forked child that ends neither publishes nor aborts what its parent is writing."""
-    subprocess.run([sys.executable, "-c", INHERITED, f"s3://{bucket}/key"], check=True, timeout=100)
+    subprocess.run([*python(), "-c", INHERITED, f"s3://{bucket}/key"], check=True, timeout=100)
     assert fs.cat_file(f"{bucket}/key") == b"a" * (11 * 2**20) + b"b"
 
 

@@ -7,7 +7,6 @@ import gc
 import gzip
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ import fsspec
 import pytest
 from commands import running
 from ctrl_c import ctrl_c
+from forked import python
 from stores import uploads
 from thinning import thinned
 
@@ -144,7 +144,7 @@ import fsspec
 file = fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}).open()
 file.write(b"n" * {SIZES[1]})
 """
-    ended = subprocess.run([sys.executable, "-c", code], check=True, timeout=100, capture_output=True, text=True)
+    ended = subprocess.run([*python(), "-c", code], check=True, timeout=100, capture_output=True, text=True)
     assert "DiscardedFileWarning: s3://" in ended.stderr
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
@@ -161,7 +161,7 @@ with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
     while True:
         file.write(bytes({BLOCK}))
 """
-    command = [sys.executable, "-c", code]
+    command = [*python(), "-c", code]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ import fsspec
 import pytest
 from conftest import TENANT_BUCKET, recorded_requests
 from ctrl_c import ctrl_c
+from forked import python
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
 from s3fs.utils import FileExpired
@@ -600,7 +600,7 @@ assert os.path.getsize(sys.argv[2]) == size
 
 def test_fork_after_use(environment: LocalS3, folder: str, tmp_path: Path) -> None:
     """A forked child reads and writes, also by a file that its parent opened, while its parent goes on."""
-    command = [sys.executable, "-c", FORKED, f"{folder}/object", str(tmp_path / "local")]
+    command = [*python(), "-c", FORKED, f"{folder}/object", str(tmp_path / "local")]
     subprocess.run(command, check=True, timeout=100)
 
 
