@@ -88,7 +88,7 @@ with fsspec.open("s3://{bucket}/run/x.mdl", "wb") as file:
     assert run(f"s3://{bucket}/run", "--older-than", "0s", "--json", "--dry-run") == DONE
     (report,) = json.loads(capsys.readouterr().out)["leftovers"]
     assert (report["kind"], report["path"]) == ("upload", f"s3://{bucket}/run/x.mdl")
-    assert report["size"] >= 8 * 2**20
+    assert report["size"] >= 5 * 2**20  # the smallest part of S3
     assert unfinished(fs, bucket) == ["run/x.mdl"]
     assert run(f"s3://{bucket}/run", "--older-than", "0s", "--yes") == DONE
     assert unfinished(fs, bucket) == []

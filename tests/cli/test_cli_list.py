@@ -189,6 +189,7 @@ def test_links_and_locked_folders(tmp_path: Path) -> None:
         assert paths(str(tmp_path / "run"), recursive=recursive) == ["checkpoint_1.mdl"]
 
 
+@pytest.mark.slow
 def test_folders_side_by_side(bucket: str, environment: LocalS3, fs: CSXFileSystem) -> None:
     """Many sharded checkpoints take a request each, and below a root all take one for a thousand files."""
     shards = [f"{bucket}/run/checkpoint_{n}/{name}" for n in range(100) for name in (".metadata", "__0_0.distcp")]

@@ -100,6 +100,7 @@ def test_resumes_on_s3(server: LocalS3, bucket: str, aws_files: Path, tmp_path: 
     assert [name.rpartition("/")[2] for name in names] == [f"checkpoint_{step}.mdl" for step in (2, 3, 4)]
 
 
+@pytest.mark.slow
 def test_command_line_before_file(
     environment: LocalS3, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

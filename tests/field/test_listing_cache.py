@@ -51,6 +51,7 @@ def test_new_object(store: Store) -> None:
         assert holds(store, store.path(f"d/new-{number}")), name
 
 
+@pytest.mark.slow
 def test_replaced_object(store: Store) -> None:
     """An object that another program replaced after a listing is the new one, and can be opened again."""
     path = store.path("d/object")

@@ -77,6 +77,7 @@ def test_hdf5_into_other_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert same(load(path), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["nested", "weights_compressed"])
 def test_other_filesystems(case: str, server: LocalS3, fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
     """Filesystems that are not ours are read by what fsspec offers: memory, plain s3fs, a cache before S3."""

@@ -81,6 +81,7 @@ def test_checkpoints_below_stay(bucket: str, outer: str) -> None:
     assert all(name.startswith("deep/") for name in left(f"{root}/step_1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", FOLDERS[1:])
 def test_replaced_by_another_format(bucket: str, other: str) -> None:
     """They stay when a Cerebras checkpoint is replaced by a copy of another format, which leaves nothing of it."""

@@ -259,6 +259,7 @@ def test_processes_share_the_fetching(url: str, folder: Path, slow: FaultProxy, 
     assert fetched(slow) < 1.5 * len(DATA)
 
 
+@pytest.mark.slow
 def test_forked_process(url: str, folder: Path) -> None:
     """A child reads through the cache too, whatever a thread of its parent was doing."""
     subprocess.run([*python(), "-c", FORKED, url, str(folder), str(len(DATA))], check=True, timeout=100)

@@ -140,6 +140,7 @@ def test_calls_for_many_objects(
         assert fault.times == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["put", "pipe"])
 def test_calls_that_make_many_objects(
     server: LocalS3,

@@ -319,6 +319,7 @@ def test_useless_certificate_is_an_error(tmp_path: Path) -> None:
         LocalS3(tls=(nothing, nothing))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "status"),
     [

@@ -249,6 +249,7 @@ def test_exact_from_the_initial_checkpoint(environment: LocalS3, bucket: str) ->
     assert all(torch.equal(value, held[name]) for name, value in resumed.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [each if each == "sequence" else pytest.param(each, marks=pytest.mark.slow) for each in SCHEDULERS]
 )
@@ -270,6 +271,7 @@ def test_before_the_first_step(environment: LocalS3, bucket: str, tmp_path: Path
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_interrupted_save(
     environment: LocalS3, fs: CSXFileSystem, bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:

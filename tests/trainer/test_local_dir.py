@@ -150,6 +150,7 @@ def test_newer_on_the_disk(run: Run, logged: pytest.LogCaptureFixture) -> None:
     assert run.steps(local=True) == [6, 8]
 
 
+@pytest.mark.slow
 def test_older_on_the_disk(run: Run) -> None:
     """The root is resumed from, and what another machine went past is not uploaded."""
     run.fit(4)
@@ -163,6 +164,7 @@ def test_older_on_the_disk(run: Run) -> None:
     assert run.steps() == [2, 6, 8]
 
 
+@pytest.mark.slow
 def test_not_resumed_from(on_s3: Run, logged: pytest.LogCaptureFixture) -> None:
     """A local file that is damaged, cut short, replaced at the root, deleted there or without a record."""
 
@@ -200,6 +202,7 @@ def test_deleted_at_the_root(on_s3: Run) -> None:
     assert on_s3.trainer.checkpoint.resumed_from == on_s3.remote(4)
 
 
+@pytest.mark.slow
 def test_root_deleted(on_s3: Run, logged: pytest.LogCaptureFixture) -> None:
     """What is only on the disk is resumed from, with a warning; the next run of one that begins anew is not."""
     fs, path = fsspec.url_to_fs(on_s3.root)

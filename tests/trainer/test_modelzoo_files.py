@@ -42,6 +42,7 @@ def test_pretraining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [each["lr"] for each in groups] == pytest.approx([0.0055] * 2)
 
 
+@pytest.mark.slow
 def test_validate_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All checkpoints of the root, or those that match a pattern, in the order of their steps."""
     path, root = str(FILES / "pretraining.yaml"), str(tmp_path / "run")
