@@ -180,7 +180,13 @@ def load(
     if local is not None:
         from fsspec_csx.checkpoint import local_folder  # only here, as it imports awscrt
 
-        path = local_folder.find(checkpoint_path(path), local, storage_options)
+        path = checkpoint_path(path)
+        found = local_folder.find(path, local, storage_options)
+        if found != path:
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, for newer ones
+                return load(
+                    found, keys=keys, into=into, map_location=map_location, weights_only=weights_only, callback=callback
+                )
     with contextlib.ExitStack() as stack:
         processes = None if group is None else stack.enter_context(_together(group))
         text = checkpoint_path(path)

@@ -296,6 +296,20 @@ def test_uploads_that_go_on_failing(
     assert f"{run}/4.mdl was not uploaded" in caplog.text
 
 
+def test_deleted_before_it_is_opened(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local copy that makes room for newer ones while it is to be loaded: the object is loaded."""
+    save(state(1), f"{run}/1.mdl", local=tmp_path)
+    find = local_folder.find
+
+    def deleting(*arguments: Any) -> str:
+        found = find(*arguments)
+        Path(found).unlink()
+        return found
+
+    monkeypatch.setattr(local_folder, "find", deleting)
+    assert is_step(load(f"{run}/1.mdl", local=tmp_path), 1)
+
+
 def test_left_are_uploaded_though_too_many(
     server: LocalS3, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
