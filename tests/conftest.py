@@ -18,6 +18,7 @@ import fsspec.config
 import pytest
 import trustme
 from botocore.handlers import BUILTIN_HANDLERS
+from hypothesis import HealthCheck, settings
 from moto.core.botocore_stubber import BotocoreStubber
 from moto.server import ThreadedMotoServer
 from stores import Store
@@ -38,8 +39,11 @@ _ADAPTING = {name: getattr(ConcurrencyLimit, name) for name in ("answered", "mea
 def pytest_configure() -> None:
     """Hear Ctrl-C, also where the shell that started the suite in the background has it ignored.
 
-    moto's handler of requests goes: it is for programs that run moto in their own process.
+    moto's handler of requests goes: it is for programs that run moto in their own process. How long hypothesis takes
+    for an example depends on what else the machine does.
     """
+    settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("suite")
     BUILTIN_HANDLERS[:] = [each for each in BUILTIN_HANDLERS if not isinstance(each[1], BotocoreStubber)]
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

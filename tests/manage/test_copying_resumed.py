@@ -461,6 +461,8 @@ import os, sys
 os.fstatvfs = lambda descriptor: os.statvfs_result((4096, 4096, 2**40, 2**40, 2**40, 1, 1, 1, 0, 255))
 os.ftruncate = lambda descriptor, size: None
 from fsspec_csx.cli import main
+from fsspec_csx.s3.transport import slow_connections
+slow_connections._LEAST_SECONDS = 3600  # none is replaced, which would be a request more
 sys.exit(main(sys.argv[1:]))
 """
 
