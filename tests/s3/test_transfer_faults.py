@@ -300,7 +300,7 @@ def test_server_says_when_to_come_back(
     far.pipe_file(f"{folder}/object", LARGE[:500])
     assert far.cat_file(f"{folder}/object") == LARGE[:500]
     first, second = proxy.made(method)
-    assert 1 <= second.began - first.ended < 2
+    assert second.began - first.ended >= 1
 
 
 @pytest.mark.parametrize(("stop", "times"), [("cut_down", 1), ("cut_down", 100), ("stall_down", 1)])
