@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -73,28 +75,49 @@ def test_memory(clean: CleanProcess, server: LocalS3, bucket: str) -> None:
     assert report["write"] < 80, report
 
 
-def at_a_time(proxy: FaultProxy, method: str, query: str = "") -> int:
-    """The most requests that were under way at the same moment; the proxy hears of an end a little late."""
-    spans = [(one.began, one.ended - 0.05) for one in proxy.made(method, query)]
-    return max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
+class Together:
+    """Holds requests until as many as expected are there at the same moment, and a little longer."""
+
+    def __init__(self, expected: int) -> None:
+        self.most = self._now = 0
+        self._expected = expected
+        self._changed = threading.Condition()
+
+    def hold(self) -> None:
+        with self._changed:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self.most >= self._expected, 60)
+        time.sleep(0.1)
+        with self._changed:
+            self._now -= 1
+
+
+def held(proxy: FaultProxy, expected: int, method: str, query: str = "") -> Together:
+    """Hold all requests of a kind but the first, which is made alone."""
+    together = Together(expected)
+    proxy.faults = [Fault(method, query=query, skip=1, times=999, before=together.hold)]
+    return together
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_max_concurrency(server: LocalS3, proxy: FaultProxy, fs: CSXFileSystem, bucket: str, number: int) -> None:
     """``max_concurrency`` is how many requests are under way, of reads and of writes."""
-    proxy.faults = [Fault("", times=999, delay=0.1)]
     far = through(proxy, server, max_concurrency=number)
     data = bytes(range(256)) * (48 * MIB // 256)
+    together = held(proxy, number, "PUT", "partNumber")
     far.pipe_file(f"{bucket}/x", data)
     assert len(proxy.made("PUT", "partNumber")) == 6
-    assert at_a_time(proxy, "PUT", "partNumber") == number
+    assert together.most == number
+    together = held(proxy, number, "PUT", "partNumber")
     with far.open(f"{bucket}/y", "wb") as file:
         for start in range(0, len(data), MIB):
             file.write(data[start : start + MIB])
-    assert at_a_time(proxy, "PUT", "partNumber") == number
+    assert together.most == number
+    together = held(proxy, number, "GET")
     assert far.cat_file(f"{bucket}/x") == data
-    assert len(proxy.made("GET")) > 2
-    assert at_a_time(proxy, "GET") == number
+    assert together.most == number
 
 
 @pytest.mark.parametrize(("options", "sizes"), [({}, [8, 8, 4]), ({"block_size": 5 * MIB}, [5, 5, 5, 5])])
