@@ -30,6 +30,9 @@ from fsspec_csx.s3.transport.request_body import single_bytes
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
+# What begins the end of a zip file, and how many times the first large read is fetched after it.
+_ZIP_END = b"PK\x05\x06"
+_FIRST_AHEAD = 4
 # A line is looked for in so many bytes at a time.
 _LINE = 64 * 1024
 
@@ -45,6 +48,7 @@ class ReadFile(S3File):  # type: ignore[misc]
     cache: Any = None
     _details: Any = None
     _large_end = -(2**62)  # where the last large read ended
+    _is_zip = False  # whether its end was read, and is that of a zip file
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         own = kwargs.get("cache_type") == ReadAhead.name
@@ -88,7 +92,10 @@ class ReadFile(S3File):  # type: ignore[misc]
         whole = single_bytes(buffer)
         memory = whole[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else whole[:0]
         if len(memory) < _PARALLEL_FROM:
-            return int(super().readinto(whole))
+            count = int(super().readinto(whole))
+            if self.loc == self.size and _ZIP_END in bytes(whole[:count][-_FOLLOWING:]):
+                self._is_zip = True
+            return count
         self._fill(memory)
         self.loc += len(memory)
         return len(memory)
@@ -98,8 +105,11 @@ class ReadFile(S3File):  # type: ignore[misc]
         ahead = self.cache if isinstance(self.cache, ReadAhead) else None
         here = ahead.take(self.loc, memory) if ahead else 0
         end = self.loc + len(memory)
-        goes_on, self._large_end = abs(self.loc - self._large_end) <= _FOLLOWING, end
-        beyond = self.fs.transfer.ahead_bytes if ahead and goes_on and ahead.blocksize >= PART else 0
+        goes_on, first = abs(self.loc - self._large_end) <= _FOLLOWING, self._large_end < 0
+        self._large_end = end
+        beyond = self.fs.transfer.ahead_bytes if ahead and ahead.blocksize >= PART else 0
+        if not goes_on:  # a reader of a zip file that has read its directory goes on, from the first large record
+            beyond = min(beyond, _FIRST_AHEAD * len(memory) + _FOLLOWING) if first and self._is_zip else 0
         if ahead and beyond and here == len(memory):
             ahead.fetch_beyond(end, beyond)
             return

@@ -22,6 +22,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.testing import LocalS3
 
@@ -175,6 +176,27 @@ def test_zip_files_in_a_file(fs: CSXFileSystem) -> None:
                 assert file.read(last - first) == DATA[start + first : start + last]
     assert operations == ["GetObject"] * len(operations)
     assert len(operations) < 25
+
+
+def test_zip_file_is_read_ahead(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far from the store, what follows the first large record of a zip file comes early; of other files it does not."""
+    monkeypatch.setattr(Transfer, "ahead_bytes", property(lambda _: 32 * MIB))
+    near = 5 * MIB + 64 * 1024
+    for ending, ahead in ((b"PK\x05\x06" + bytes(18), [(near, near + 16 * MIB)]), (bytes(22), [])):
+        fs.pipe_file("reading/zip", DATA + ending)
+        with fs.open("reading/zip", "rb", block_size=32 * MIB) as file:
+            end = bytearray(22)
+            file.seek(-22, 2)
+            assert file.readinto(end) == 22
+            assert end == ending
+            file.seek(MIB)
+            record = bytearray(4 * MIB)
+            assert file.readinto(record) == len(record)
+            assert record == DATA[MIB : 5 * MIB]
+            chunks = [(chunk.start, chunk.end) for chunk in file.cache._chunks]
+            assert chunks == [(5 * MIB, 5 * MIB + 64 * 1024), *ahead]
+            assert file.readinto(record) == len(record)
+            assert record == DATA[5 * MIB : 9 * MIB]
 
 
 # -- vectored reads ---------------------------------------------------------------------------------------------------
