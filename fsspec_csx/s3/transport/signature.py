@@ -37,12 +37,20 @@ class SignedRequest:
     stream_output: bool = False
 
     def head(self) -> bytes:
-        """The request up to its body, by HTTP/1.1."""
-        lines = [f"{self.method} {self.target} HTTP/1.1\r\nHost: {self.host}\r\nAccept-Encoding: identity\r\n".encode()]
+        """The request up to its body, by HTTP/1.1.
+
+        Raises:
+            ValueError: if a header has a line break: what follows it would be another one.
+        """
+        lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {self.host}", "Accept-Encoding: identity"]
+        sent = [line.encode() for line in lines]
         for name, value in self.headers.items():
             if name.lower() != "host":
-                lines.append(b"%b: %b\r\n" % (name.encode(), value if isinstance(value, bytes) else value.encode()))
-        return b"".join((*lines, b"\r\n"))
+                sent.append(b"%b: %b" % (name.encode(), value if isinstance(value, bytes) else value.encode()))
+        if any(b"\n" in line or b"\r" in line for line in sent):
+            msg = "A header of a request has a line break. Remove it from the credentials or the options."
+            raise ValueError(msg)
+        return b"\r\n".join((*sent, b"", b""))
 
 
 class Signature:

@@ -148,3 +148,10 @@ def test_early_answer() -> None:
         with linked([REFUSAL], early=True) as (link, _), contextlib.suppress(OSError):
             head, refusal = link.put(request("PUT"), body, 2**20)
             assert (head.status_code, len(refusal)) == (403, head.length)
+
+
+def test_line_breaks() -> None:
+    """No header of a request begins another one."""
+    for headers in ({"x": "a\r\ny: b"}, {"x": b"a\nb"}, {"x\r": "a"}):
+        with pytest.raises(ValueError, match="line break"):
+            SignedRequest("GET", "http://host/key", "/key", "host", headers).head()
