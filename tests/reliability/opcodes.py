@@ -107,6 +107,8 @@ GROWING = {
         number(10**9) + b"\x85", storage=called(named("torch.storage.TypedStorage"))
     ),
     "the elements of a tensor": called(named(SET), view(number(2**34) + b"\x85", b"K\x00\x85")),
+    "the sum of two tensors": view(number(2**17) + b"K\x01\x86", b"K\x00K\x00\x86")
+    + b"(" + view(b"K\x01" + number(2**17) + b"\x86", b"K\x00K\x00\x86") + b"\x90",
     "the elements of a storage": called(named(BYTEARRAY), STORED),
     "the rows of a tensor": called(named(ORDERED), listed(view(number(2**34) + b"\x85", b"K\x00\x85"))),
 }  # fmt: skip

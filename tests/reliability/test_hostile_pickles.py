@@ -124,7 +124,9 @@ def test_every_opcode(protocol: int) -> None:
             scan(data[:length])
 
 
-@pytest.mark.parametrize("opcode", [b"2", b"0", b"I1\n", b"(lp0\n", b"P0\n", b"\x82\x01", b"r\xff\xff\xff\x7f"])
+@pytest.mark.parametrize(
+    "opcode", [b"2", b"0", b"I1\n", b"(lp0\n", b"P0\n", b"\x82\x01", b"\x8f", b"(\x90", b"r\xff\xff\xff\x7f"]
+)
 def test_other_opcodes(opcode: bytes) -> None:
     """Opcodes that pickle does not write, and numbers that would take memory, end the scan."""
     with pytest.raises(ScanError):

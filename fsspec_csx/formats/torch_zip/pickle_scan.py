@@ -14,7 +14,9 @@ import struct
 _STOP, _GLOBAL, _BUILD, _TEXT = b".cbX"
 _COUNT, _COUNT_64 = struct.Struct("<I"), struct.Struct("<Q")
 # Opcodes of a fixed size: with one byte behind them, with none, with two, four and eight.
-_FIXED = rb"[Khq\x80].|[(t\x85\x86\x87QRN\x88\x89)\]}euas\x81\x8f\x90\x91\x92\x93\x94]|M..|[Jj].{4}|[G\x95].{8}"
+_FIXED = rb"[Khq\x80].|[(t\x85\x86\x87QRN\x88\x89)\]}euas\x81\x92\x93\x94]|M..|[Jj].{4}|[G\x95].{8}"
+# Sets, which protocol 2 does not have: one of these opcodes calls the method add of whatever object, such as a tensor.
+_SETS, _PROTOCOL_2 = rb"[\x8f\x90\x91]", b"\x80\x02"
 _PUT = rb"r..[\x00-\x%02x]\x00"  # remember by a number of 32 bits
 _AT_ONCE = 2000  # opcodes: a match takes memory for each
 _SHORT = 2**16
@@ -28,7 +30,7 @@ class ScanError(Exception):
 
 def scan(data: bytes) -> int:
     """Read over a pickle; returns how often it sets the state of an object. What follows the pickle is ignored."""
-    match = _run(min(len(data) // _SHORT, 0xFF)).match
+    match = _run(min(len(data) // _SHORT, 0xFF), not data.startswith(_PROTOCOL_2)).match
     builds = at = 0
     try:
         while True:
@@ -52,9 +54,10 @@ def scan(data: bytes) -> int:
 
 
 @functools.lru_cache
-def _run(most: int) -> re.Pattern[bytes]:
-    """Opcodes of fixed sizes; the third byte of the numbers by which they remember is this at most."""
-    return re.compile(rb"(?:%s|%s){0,%d}" % (_FIXED, _PUT % most, _AT_ONCE), re.DOTALL)
+def _run(most: int, sets: bool) -> re.Pattern[bytes]:
+    """Opcodes of fixed sizes; the third byte of the numbers by which they remember is ``most`` at most."""
+    opcodes = b"|".join([_FIXED, _PUT % most, *([_SETS] if sets else [])])
+    return re.compile(rb"(?:%s){0,%d}" % (opcodes, _AT_ONCE), re.DOTALL)
 
 
 def _behind(data: bytes, at: int) -> int:
