@@ -45,6 +45,12 @@ class Folder:
         """Open a file for reading, in its present state."""
         return open_file(self.fs, self.at(name))
 
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """A file, see ``open``, while the block lasts; subclasses may keep it open for the next one."""
+        with self.open(name) as file:
+            yield file
+
     def exists(self, name: str) -> bool:
         """Whether there is such a file now."""
         self.forget()

@@ -117,7 +117,7 @@ def _of_all_shards(
 @contextlib.contextmanager
 def opened(folder: Folder, name: str) -> Iterator[Source]:
     """A shard, while the block lasts."""
-    with folder.open(name) as file:
+    with folder.reading(name) as file:
         yield BareSource(file, _size(file))
 
 
