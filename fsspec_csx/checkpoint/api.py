@@ -51,8 +51,8 @@ def save(
 
     With ``local`` the checkpoint is written to a local disk first, and uploaded from there before this returns. If the
     upload fails, or Ctrl-C ends it, the error is raised, the local copy is whole, ``load(path, local=…)`` reads it, and
-    the first save of the next process to the same two folders uploads it in the background. A full or locked disk is
-    a warning, see ``async_save``.
+    the next save to the same two folders, in this process or another, uploads it. A full or locked disk is a warning,
+    see ``async_save``.
 
     Args:
         obj: tensors, state dicts, and any other objects that can be pickled.

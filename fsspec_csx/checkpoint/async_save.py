@@ -41,10 +41,10 @@ def async_save(
 
     With ``local`` the checkpoint is written to a local disk first, which frees the copy, and uploaded from there, in
     the order of the saves. The future's ``local`` ends when the local file is whole: if the process is killed then, or
-    the upload fails, the first save of the next process to the same two folders uploads what was left, and resumes
-    interrupted uploads to S3. If two saves have not ended, the call waits for the first. If the disk is full or not
-    writable, the checkpoint goes straight to its path, with a warning. A cancelled save may stay on the disk, and is
-    uploaded later.
+    the upload fails, the next save to the same two folders, in this process or another, uploads what was left, and
+    resumes interrupted uploads to S3. If two saves have not ended, the call waits for the first. If the disk is full or
+    not writable, the checkpoint goes straight to its path, with a warning. A cancelled save may stay on the disk, and
+    is uploaded by the next process.
 
     Args:
         obj: see ``save``.

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, replace
 from typing import Any
@@ -43,6 +43,7 @@ class LocalTier:
         folder: the same.
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
+        ended: those whose upload failed, and was done by a later save, or was given up: whether it was done.
     """
 
     def __init__(self, folder: str) -> None:
@@ -50,7 +51,9 @@ class LocalTier:
         self.keep = 1
         self.resumed = False
         self._locked = False
+        self.ended: dict[str, bool] = {}
         self._outstanding: dict[SaveFuture, str] = {}
+        self._uploading = ""
         self._adding = threading.Lock()
 
     # -- what is there ----------------------------------------------------------------------------------------------
@@ -64,7 +67,7 @@ class LocalTier:
         return [name for name, record in self._records() if record.remote is None]
 
     def take_left(self) -> list[str]:
-        """Those that no save of this process is to upload; empty if the folder cannot be used."""
+        """Those that no save that has not ended is to upload; empty if the folder cannot be used."""
         self.resumed = True
         try:
             self._prepare()
@@ -72,7 +75,7 @@ class LocalTier:
             logger.warning("Nothing is uploaded from %s: %s", self.folder, error)
             return []
         outstanding = self._busy()
-        return [name for name in self.pending() if name not in outstanding]
+        return [name for name in self.pending() if name not in outstanding and name not in self.ended]
 
     def find(self, name: str, target: Target) -> str | None:
         """The path of the local copy of a checkpoint; None if there is none, or the remote file is to be read.
@@ -117,8 +120,8 @@ class LocalTier:
     # -- saves ------------------------------------------------------------------------------------------------------
 
     def _busy(self) -> set[str]:
-        """The names of the saves that have not ended."""
-        return {*self._outstanding.copy().values()}
+        """The names of the saves that have not ended, and the one that another save uploads."""
+        return {self._uploading, *(name for save, name in self._outstanding.copy().items() if not save.done())}
 
     def wait_for_room(self, name: str) -> None:
         """Wait until fewer than two saves are outstanding, and none of this name."""
@@ -134,8 +137,18 @@ class LocalTier:
         with self._adding:
             earlier = [*self._outstanding.copy()]
             self._outstanding[save] = name
+            self.ended.pop(name, None)
         save.add_done_callback(lambda _: self._outstanding.pop(save, None))
         return earlier
+
+    @contextlib.contextmanager
+    def uploading(self, name: str) -> Iterator[None]:
+        """Within the block keep a checkpoint whose own save has ended."""
+        self._uploading = name
+        try:
+            yield
+        finally:
+            self._uploading = ""
 
     def write(self, writer: FileWriter, target: Target, advance: Callable[[int], object]) -> None:
         """Write a checkpoint, and before it appears its record; delete those that are too many.
@@ -213,6 +226,7 @@ class LocalTier:
             if record.remote is None:
                 reason = f"the folder keeps the newest {self.keep} (keep_local)"
                 logger.warning("%s was not uploaded, and is deleted from %s: %s", record.path, self.folder, reason)
+                self.ended[name] = False
             with contextlib.suppress(OSError):  # a read-only disk
                 self.delete(name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from fsspec_csx.formats import registry
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import unwrap_filesystem
+from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import AdvanceCallback
 
 logger = logging.getLogger("fsspec_csx")
@@ -55,15 +56,16 @@ def open_tier(
 
 
 def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> SaveFuture:
-    """Upload in the background a checkpoint that a process left on the local disk.
+    """Upload in the background a checkpoint that a save left on the local disk.
 
     The save is cancelled, with a warning, if the local file is damaged, or there is another one at the path.
     """
     tier, target = tier_of(path, local, options)
     name = name_of(target.path)
     progress = SaveProgress(NoOpCallback(), os.path.getsize(tier.path_of(name)))
-    future = SaveFuture(progress)
-    logger.warning("%s is uploaded from %s, where an earlier process left it", target.name, tier.folder)
+    future = SaveFuture(progress, local=True)
+    future.end_local()
+    logger.warning("%s is uploaded from %s, where an earlier save left it", target.name, tier.folder)
     upload = Upload(tier, name, tier.add(name, future), pass_over=progress.cancel)
     save_queue.add(save_queue.Save(future, target, tier.folder, upload, line=tier.folder))
     return future
@@ -115,13 +117,13 @@ class LocalFirst(CheckpointWriter):
 
 @dataclass(eq=False)
 class Upload(CheckpointWriter):
-    """Uploads a checkpoint from the tier; an interrupted upload to S3 resumes.
+    """Uploads a checkpoint from the tier, after those that earlier saves left; an interrupted upload to S3 resumes.
 
     Attributes:
         tier: the tier.
         name: of the checkpoint.
         earlier: the saves to wait for.
-        pass_over: if an earlier process left the checkpoint: called where it is not to be uploaded.
+        pass_over: if an earlier save left the checkpoint: called where it is not to be uploaded.
     """
 
     tier: LocalTier
@@ -140,24 +142,40 @@ class Upload(CheckpointWriter):
         try:
             wait(self.earlier)
             advance(0)  # it may have been cancelled meanwhile
+            if self.pass_over is None:
+                self._upload_left(target, advance)
             if not self._is_wanted(target):
                 return
             _upload(path, target, advance)
-        except BaseException:
-            local = os.path.dirname(self.tier.folder)
+        except BaseException as error:
+            if self.pass_over is None and isinstance(error, CancelledError):
+                self.tier.ended[self.name] = False  # no other save of this process uploads it
             logger.warning(
-                "%s is not uploaded. It is whole at %s: load(path, local=%r) reads it, and the first save of the next "
-                "process with this local folder and remote folder uploads it.",
-                *(target.name, path, local),
+                "%s is not uploaded (%s). It is whole at %s: load(path, local=%r) reads it, and the next save with "
+                "this local folder and remote folder uploads it.",
+                *(target.name, redacted(str(error) or type(error).__name__), path, os.path.dirname(self.tier.folder)),
             )
             raise
         commit()
         self.tier.note_uploaded(self.name, target)
 
+    def _upload_left(self, target: Target, advance: Callable[[int], object]) -> None:
+        """Upload those that earlier saves left, the oldest first, until one fails."""
+        for left in self.tier.take_left():
+            paths = (each.removesuffix(self.name) + left for each in (target.path, target.name))
+            try:
+                with self.tier.uploading(left):
+                    upload = Upload(self.tier, left, (), pass_over=lambda: None)
+                    upload.save(Target(target.fs, *paths), advance=lambda _: advance(0))
+            except OSError:  # a warning has said so
+                return
+            self.tier.ended.setdefault(left, True)
+
     def _is_wanted(self, target: Target) -> bool:
         if self.pass_over is None:
             return True
         if self.tier.find(self.name, target) is None:
+            self.tier.ended[self.name] = False
             self.pass_over()
             return False
         return self.name in self.tier.pending()  # if not, only the end of its upload was not noted

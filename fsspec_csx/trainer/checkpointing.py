@@ -44,7 +44,8 @@ class Checkpoint(Callback):
     With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there, at most two at a time
     waiting for it. The newest one of either side is loaded, from the local disk if it is whole there, and the root has
     the same or none yet. What a killed process did not upload is uploaded by the next ``fit``. If the root has no
-    checkpoints, a warning says that the local one is loaded; a ``fit`` that begins anew does not upload it.
+    checkpoints, a warning says that the local one is loaded; a ``fit`` that begins anew does not upload it. A failed
+    upload is a warning: the next save uploads what is left. ``fit`` raises its error at the end, if it still fails.
 
     Args:
         steps: the number of steps between checkpoints; the last step has one, too. None or 0 saves none.
@@ -184,13 +185,18 @@ class Checkpoint(Callback):
         self.saves.wait(trainer)
 
     def get_checkpoint_path(self, step: int) -> str:
-        """The path of a step's checkpoint, with the time appended if the name is taken."""
+        """The path of a step's checkpoint, with the time appended if the name is taken, or the root cannot be asked."""
         name = self._names.of(step)
         path = checkpoint_root.join(self.root, name)
-        taken = self.local is not None and name in self.local.tier.pending()
-        if taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format):
-            path = checkpoint_root.join(self.root, self._names.of(step, taken=True))
-        return path
+        try:
+            # Where an upload has failed the root is not asked, which would take as long as the next failure.
+            taken = self.local is not None and bool(self.local.tier.take_left() or name in self.local.tier.pending())
+            taken = taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format)
+        except OSError:
+            if self.local is None:
+                raise
+            taken = True
+        return checkpoint_root.join(self.root, self._names.of(step, taken=True)) if taken else path
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
         self._upload_left(anew=self.saved_at is None)

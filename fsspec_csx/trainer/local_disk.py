@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from fsspec_csx.checkpoint.async_save import async_save
 from fsspec_csx.checkpoint.local_folder import check_local, find, tier_of
-from fsspec_csx.checkpoint.local_tier import LocalTier
+from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
 from fsspec_csx.checkpoint.local_writers import upload_left
 from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.storage.paths import redacted
@@ -59,6 +60,22 @@ class LocalDisk:
         except OSError:  # of the filesystem of the root, which raises it again when it is read from
             return path
 
+    def upload(self, path: str) -> SaveFuture:
+        """Upload in the background what is on the disk."""
+        return upload_left(path, self._folder)
+
+    def was_uploaded(self, path: str) -> bool | None:
+        """Whether a checkpoint whose upload failed was uploaded since, or given up; None if it is still to be."""
+        return self.tier.ended.get(name_of(path))
+
+    def not_uploaded(self, path: str, error: BaseException | None) -> OSError:
+        """The error at the end of a training for a checkpoint that is only on the disk."""
+        msg = f"{path} is not uploaded ({error}). It is whole at {self.tier.path_of(name_of(path))}, and the next run "
+        msg = redacted(msg + "with this local_dir resumes from it and uploads it, unless there is a newer one.")
+        raised = OSError(getattr(error, "errno", None) or errno.EIO, msg)
+        raised.__cause__ = error
+        return raised
+
     def warn_if_alone(self, order: _Order) -> None:
         """Warn if there are checkpoints here that were not uploaded, and none at the root."""
         if (pending := self.tier.pending()) and not self._at_root(order):
@@ -79,6 +96,7 @@ class LocalDisk:
         Yields:
             The path and the save of each checkpoint, the newest last.
         """
+        self.tier.ended.clear()
         left = self.tier.take_left()
         at_root = self._at_root(order) if left else []
         newest = max(at_root, default=(0, "", ""))
@@ -89,7 +107,9 @@ class LocalDisk:
                 logger.warning("%s, which an earlier run left, is not uploaded: %s.", self.tier.path_of(name), reason)
             elif order(name) > newest:
                 path = checkpoint_root.join(self.root, name)
-                yield path, upload_left(path, self._folder)
+                yield path, self.upload(path)
+            else:
+                self.tier.ended[name] = False
 
     def _at_root(self, order: _Order) -> list[tuple[int, str, str]]:
         return [found for found in map(order, checkpoint_root.list_names(self.root)) if found[0] >= 0]

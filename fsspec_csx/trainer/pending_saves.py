@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
+from fsspec_csx.errors import ChecksumError
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import processes
 
@@ -13,14 +14,18 @@ if TYPE_CHECKING:
 
 
 class PendingSaves:
-    """The saves of a process that have not ended, or whose end the training has not seen."""
+    """The saves of a process that have not ended, or whose end the training has not seen, or whose upload failed.
+
+    A failed upload of what is whole on the local disk does not end the training: the next save uploads it.
+    """
 
     def __init__(self) -> None:
         self._saves: list[tuple[str, Future[None]]] = []
         self._complete = self._reported = ""
+        self._warned = set[str]()
 
     def add(self, path: str, save: Future[None]) -> None:
-        self._saves.append((path, save))
+        self._saves = [*(each for each in self._saves if each[0] != path), (path, save)]
 
     @property
     def paths(self) -> list[str]:
@@ -28,22 +33,32 @@ class PendingSaves:
 
     @property
     def failed(self) -> bool:
-        """Whether the first save has failed, with the error that ``wait`` raises."""
-        save = next((save for _, save in self._saves), None)
-        return save is not None and save.done() and not save.cancelled() and save.exception() is not None
+        """Whether a save has failed with an error that ends the training, and that ``wait`` raises."""
+        return any(_error(save) is not None and not _is_local(save) for _, save in self._saves)
+
+    def left(self, trainer: Trainer) -> list[str]:
+        """The paths of those whose upload failed, and is still to be done."""
+        local = trainer.checkpoint.local
+        return [path for path, save in self._saves if local and _is_local(save) and local.was_uploaded(path) is None]
 
     def complete_ended(self, trainer: Trainer) -> None:
         """Complete those that have ended, up to the first that failed."""
-        while self._saves and self._saves[0][1].done() and not self.failed:
+        while not self.failed and self._first_ended(trainer):
             self._end_first(trainer)
         self._report(trainer)
 
+    def _first_ended(self, trainer: Trainer) -> bool:
+        return bool(self._saves) and self._saves[0][1].done() and self._saves[0][0] not in self.left(trainer)
+
     def _end_first(self, trainer: Trainer) -> None:
-        """Wait for the first save, and complete it, or raise its error."""
+        """Complete the first save, which has ended, or raise its error."""
         path, save = self._saves.pop(0)
-        wait([save])
-        if not save.cancelled():  # an upload that an earlier process left, and that was passed over with a warning
+        local = trainer.checkpoint.local
+        if local is not None and _is_local(save):
+            uploaded = local.was_uploaded(path)  # by another save, if it was not given up with a warning
+        elif uploaded := not save.cancelled():  # else it was left by an earlier process, and damaged
             save.result()
+        if uploaded:
             self.complete(trainer, path)
 
     def complete(self, trainer: Trainer, path: str) -> None:
@@ -58,6 +73,8 @@ class PendingSaves:
     def wait(self, trainer: Trainer, *, local: bool = False) -> None:
         """Wait until all are complete, or only whole on the local disk where there is one; all processes must call it.
 
+        Those whose upload failed are uploaded once more, unless ``local``.
+
         Raises an OSError of the filesystem, or a RuntimeError if another process failed to write one.
         """
         error = self.finish(trainer, local=local)
@@ -70,25 +87,68 @@ class PendingSaves:
 
     def finish(self, trainer: Trainer, *, local: bool = False) -> BaseException | None:
         """Wait like ``wait``, but for this process alone, and return the error."""
+        wait([each for _, save in self._saves if (each := getattr(save, "local", None) if local else save) is not None])
+        found = self._end(trainer)
+        if not local:
+            found = self._upload_left(trainer) or found
+        self._report(trainer)
+        return found
+
+    def _end(self, trainer: Trainer) -> BaseException | None:
+        """Complete those that have ended, and return the first error."""
         found: BaseException | None = None
-        if local:
-            wait([first for _, save in self._saves if (first := getattr(save, "local", None)) is not None])
-        while self._saves and (not local or self._saves[0][1].done()):
+        while self._first_ended(trainer):
             try:
                 self._end_first(trainer)
             except Exception as error:
                 found = found or error
-        self._report(trainer)
+        return found
+
+    def _upload_left(self, trainer: Trainer) -> BaseException | None:
+        """Upload once more what is left, the oldest first until one fails, and return the last error."""
+        found: BaseException | None = None
+        local = trainer.checkpoint.local
+        while self._saves and local is not None:  # the first is left
+            path, save = self._saves[0]
+            try:
+                if found is None:
+                    save = local.upload(path)
+                    wait([save])
+                    self._saves[0] = path, save
+                if _is_local(save):
+                    raise local.not_uploaded(path, save.exception())
+            except OSError as error:
+                self._saves.pop(0)
+                found = error
+            found = self._end(trainer) or found
         return found
 
     def _report(self, trainer: Trainer) -> None:
         """Log once which checkpoint is only on the local disk, and which one is safe."""
-        path, save = next(reversed(self._saves), ("", None))
-        local = getattr(save, "local", None)
-        if save is None or save.done() or local is None or not local.done() or path == self._reported:
-            return
-        self._reported = path
         loaded = trainer.checkpoint.resumed_from
         newest = self._complete or (loaded if loaded not in self.paths else None)
         safe = f"{redacted(newest)} is safe" if newest else "none is at the root yet"
-        trainer.logger.info("%s is only on the local disk; %s", redacted(path).rpartition("/")[2], safe)
+        for path, save in self._saves:
+            if path in self.left(trainer) and path not in self._warned:
+                self._warned.add(path)
+                trainer.logger.warning(
+                    "The upload of step %d failed (%s). %s is whole on the local disk; %s. The training continues, and "
+                    "the next save uploads what is left.",
+                    *(trainer.checkpoint.step_of(path), _error(save), redacted(path).rpartition("/")[2], safe),
+                )
+        for path, save in self._saves[-1:]:
+            local = getattr(save, "local", None)
+            if not save.done() and local is not None and local.done() and path != self._reported:
+                self._reported = path
+                trainer.logger.info("%s is only on the local disk; %s", redacted(path).rpartition("/")[2], safe)
+
+
+def _error(save: Future[None]) -> BaseException | None:
+    return save.exception() if save.done() and not save.cancelled() else None
+
+
+def _is_local(save: Future[None]) -> bool:
+    """Whether the upload failed of a checkpoint that is whole on the local disk."""
+    error, local = _error(save), getattr(save, "local", None)
+    store = isinstance(error, OSError) and not isinstance(error, ChecksumError)
+    return store and local is not None and local.exception() is None

@@ -273,6 +273,34 @@ def test_failed_upload(server: LocalS3, run: str, tmp_path: Path, caplog: pytest
     assert is_step(load(f"{run}/1.mdl"), 1)
 
 
+def test_uploaded_by_a_later_save(
+    server: LocalS3, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What earlier saves of the process left goes first, in their order; what is damaged is passed over once."""
+    options: Any = {"local": tmp_path, "keep_local": 9}
+    for step in (1, 2, 3):
+        with pytest.raises(PermissionError):
+            async_save(
+                state(step), f"{run}/{step}.mdl", storage_options=server.storage_options("reader"), **options
+            ).result()
+    (damaged,) = tmp_path.glob("*/2.mdl")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    sent, put_file = [], CSXFileSystem.put_file
+
+    def noted(fs: Any, source: str, path: str, **arguments: Any) -> Any:
+        sent.append(path.rpartition("/")[2])
+        return put_file(fs, source, path, **arguments)
+
+    monkeypatch.setattr(CSXFileSystem, "put_file", noted)
+    future = async_save(state(4), f"{run}/4.mdl", **options)
+    future.result()
+    assert future.bytes_written == future.bytes_total
+    save(state(5), f"{run}/5.mdl", **options)
+    assert sent == ["1.mdl", "3.mdl", "4.mdl", "5.mdl"]
+    assert all(is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 3, 4, 5))
+    assert caplog.text.count("2.mdl is passed over") == 1
+
+
 @pytest.mark.parametrize("blocking", [True, False])
 def test_uploads_that_go_on_failing(
     server: LocalS3, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, blocking: bool
