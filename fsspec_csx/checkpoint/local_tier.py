@@ -66,8 +66,12 @@ class LocalTier:
         """The names of the checkpoints that are not uploaded, the newest last."""
         return [name for name, record in self._records() if record.remote is None]
 
-    def take_left(self) -> list[str]:
-        """Those that no save that has not ended is to upload; empty if the folder cannot be used."""
+    def take_left(self, *, again: bool = False) -> list[str]:
+        """Those that no save that has not ended is to upload; empty if the folder cannot be used.
+
+        Args:
+            again: whether also those that were given up before.
+        """
         self.resumed = True
         try:
             self._prepare()
@@ -75,7 +79,7 @@ class LocalTier:
             logger.warning("Nothing is uploaded from %s: %s", self.folder, error)
             return []
         outstanding = self._busy()
-        return [name for name in self.pending() if name not in outstanding and name not in self.ended]
+        return [name for name in self.pending() if name not in outstanding and (again or name not in self.ended)]
 
     def find(self, name: str, target: Target) -> str | None:
         """The path of the local copy of a checkpoint; None if there is none, or the remote file is to be read.

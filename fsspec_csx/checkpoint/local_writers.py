@@ -16,6 +16,7 @@ from fsspec_csx.checkpoint.local_folder import check_local, tier_of
 from fsspec_csx.checkpoint.local_record import chunks
 from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
+from fsspec_csx.errors import ChecksumError
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
 from fsspec_csx.storage.atomic import atomic_write
@@ -167,6 +168,9 @@ class Upload(CheckpointWriter):
                 with self.tier.uploading(left):
                     upload = Upload(self.tier, left, (), pass_over=lambda: None)
                     upload.save(Target(target.fs, *paths), advance=lambda _: advance(0))
+            except ChecksumError as error:
+                logger.warning("%s", error)
+                self.tier.ended[left] = False
             except OSError:  # a warning has said so
                 return
             self.tier.ended.setdefault(left, True)

@@ -96,7 +96,7 @@ class Checkpoint(Callback):
             raise ValueError(_ONE_FILE)
         self.sharded = False if self.format else self.sharded
         self.local = None if self.local_dir is None else LocalDisk(self.local_dir, self.keep_local)
-        self.saves = PendingSaves()
+        self.saves = PendingSaves(self.local)
         self.root = ""
         self.resumed_from: str | None = None
         self.saved_at: int | None = None
@@ -190,7 +190,7 @@ class Checkpoint(Callback):
         path = checkpoint_root.join(self.root, name)
         try:
             # Where an upload has failed the root is not asked, which would take as long as the next failure.
-            taken = self.local is not None and bool(self.local.tier.take_left() or name in self.local.tier.pending())
+            taken = self.local is not None and bool(self.saves.left or name in self.local.tier.pending())
             taken = taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format)
         except OSError:
             if self.local is None:

@@ -64,6 +64,10 @@ class LocalDisk:
         """Upload in the background what is on the disk."""
         return upload_left(path, self._folder)
 
+    def has(self, path: str) -> bool:
+        """Whether a checkpoint is here, or was until it was uploaded or given up."""
+        return name_of(path) in self.tier.ended or os.path.isfile(self.tier.path_of(name_of(path)))
+
     def was_uploaded(self, path: str) -> bool | None:
         """Whether a checkpoint whose upload failed was uploaded since, or given up; None if it is still to be."""
         return self.tier.ended.get(name_of(path))
@@ -96,8 +100,7 @@ class LocalDisk:
         Yields:
             The path and the save of each checkpoint, the newest last.
         """
-        self.tier.ended.clear()
-        left = self.tier.take_left()
+        left = self.tier.take_left(again=True)
         at_root = self._at_root(order) if left else []
         newest = max(at_root, default=(0, "", ""))
         for name in left:

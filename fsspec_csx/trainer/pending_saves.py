@@ -10,6 +10,7 @@ from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import processes
 
 if TYPE_CHECKING:
+    from fsspec_csx.trainer.local_disk import LocalDisk
     from fsspec_csx.trainer.trainer import Trainer
 
 
@@ -19,7 +20,8 @@ class PendingSaves:
     A failed upload of what is whole on the local disk does not end the training: the next save uploads it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, local: LocalDisk | None) -> None:
+        self._local = local
         self._saves: list[tuple[str, Future[None]]] = []
         self._complete = self._reported = ""
         self._warned = set[str]()
@@ -34,28 +36,35 @@ class PendingSaves:
     @property
     def failed(self) -> bool:
         """Whether a save has failed with an error that ends the training, and that ``wait`` raises."""
-        return any(_error(save) is not None and not _is_local(save) for _, save in self._saves)
+        return any(_error(save) is not None and not self._is_local(path, save) for path, save in self._saves)
 
-    def left(self, trainer: Trainer) -> list[str]:
+    @property
+    def left(self) -> list[str]:
         """The paths of those whose upload failed, and is still to be done."""
-        local = trainer.checkpoint.local
-        return [path for path, save in self._saves if local and _is_local(save) and local.was_uploaded(path) is None]
+        failed = [path for path, save in self._saves if self._is_local(path, save)]
+        return [path for path in failed if self._local and self._local.was_uploaded(path) is None]
+
+    def _is_local(self, path: str, save: Future[None]) -> bool:
+        """Whether only the upload failed of a checkpoint that is whole on the local disk."""
+        error, local = _error(save), getattr(save, "local", None)
+        if self._local is None or local is None or not isinstance(error, OSError) or isinstance(error, ChecksumError):
+            return False
+        return local.exception() is None and self._local.has(path)
 
     def complete_ended(self, trainer: Trainer) -> None:
         """Complete those that have ended, up to the first that failed."""
-        while not self.failed and self._first_ended(trainer):
+        while not self.failed and self._first_ended():
             self._end_first(trainer)
         self._report(trainer)
 
-    def _first_ended(self, trainer: Trainer) -> bool:
-        return bool(self._saves) and self._saves[0][1].done() and self._saves[0][0] not in self.left(trainer)
+    def _first_ended(self) -> bool:
+        return bool(self._saves) and self._saves[0][1].done() and self._saves[0][0] not in self.left
 
     def _end_first(self, trainer: Trainer) -> None:
         """Complete the first save, which has ended, or raise its error."""
         path, save = self._saves.pop(0)
-        local = trainer.checkpoint.local
-        if local is not None and _is_local(save):
-            uploaded = local.was_uploaded(path)  # by another save, if it was not given up with a warning
+        if self._local is not None and self._is_local(path, save):
+            uploaded = self._local.was_uploaded(path)  # by another save, if it was not given up with a warning
         elif uploaded := not save.cancelled():  # else it was left by an earlier process, and damaged
             save.result()
         if uploaded:
@@ -97,7 +106,7 @@ class PendingSaves:
     def _end(self, trainer: Trainer) -> BaseException | None:
         """Complete those that have ended, and return the first error."""
         found: BaseException | None = None
-        while self._first_ended(trainer):
+        while self._first_ended():
             try:
                 self._end_first(trainer)
             except Exception as error:
@@ -107,16 +116,15 @@ class PendingSaves:
     def _upload_left(self, trainer: Trainer) -> BaseException | None:
         """Upload once more what is left, the oldest first until one fails, and return the last error."""
         found: BaseException | None = None
-        local = trainer.checkpoint.local
-        while self._saves and local is not None:  # the first is left
+        while self._saves and self._local is not None:  # the first is left
             path, save = self._saves[0]
             try:
                 if found is None:
-                    save = local.upload(path)
+                    save = self._local.upload(path)
                     wait([save])
                     self._saves[0] = path, save
-                if _is_local(save):
-                    raise local.not_uploaded(path, save.exception())
+                if self._is_local(path, save):
+                    raise self._local.not_uploaded(path, save.exception())
             except OSError as error:
                 self._saves.pop(0)
                 found = error
@@ -129,7 +137,7 @@ class PendingSaves:
         newest = self._complete or (loaded if loaded not in self.paths else None)
         safe = f"{redacted(newest)} is safe" if newest else "none is at the root yet"
         for path, save in self._saves:
-            if path in self.left(trainer) and path not in self._warned:
+            if path in self.left and path not in self._warned:
                 self._warned.add(path)
                 trainer.logger.warning(
                     "The upload of step %d failed (%s). %s is whole on the local disk; %s. The training continues, and "
@@ -145,10 +153,3 @@ class PendingSaves:
 
 def _error(save: Future[None]) -> BaseException | None:
     return save.exception() if save.done() and not save.cancelled() else None
-
-
-def _is_local(save: Future[None]) -> bool:
-    """Whether the upload failed of a checkpoint that is whole on the local disk."""
-    error, local = _error(save), getattr(save, "local", None)
-    store = isinstance(error, OSError) and not isinstance(error, ChecksumError)
-    return store and local is not None and local.exception() is None

@@ -22,11 +22,9 @@ from fsspec_csx.testing import LocalS3
 from fsspec_csx.trainer import Callback, Checkpoint, KeepNCheckpoints, Trainer
 
 JOB = Path(__file__).parents[1] / "support" / "training_job.py"
-REFUSALS: list[dict[str, Any]] = [
-    {"answer": error_answer(503, "SlowDown")},
-    {"answer": error_answer(403, "AccessDenied")},
-    {"resets": 1},
-]
+BUSY: dict[str, Any] = {"answer": error_answer(503, "SlowDown")}
+DENIED: dict[str, Any] = {"answer": error_answer(403, "AccessDenied")}
+RESET: dict[str, Any] = {"resets": 1}
 
 
 class Outage(Callback):
@@ -81,25 +79,25 @@ def steps_at(root: str) -> list[int]:
     return sorted(load(f"{root}/{file.name}")["global_step"] for file in Directory(root).scan()[0])
 
 
-def test_recovers(proxy: FaultProxy, fit: Any, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("refusal", [RESET, BUSY, DENIED])
+def test_recovers(
+    proxy: FaultProxy, fit: Any, bucket: str, caplog: pytest.LogCaptureFixture, refusal: dict[str, Any]
+) -> None:
     """The training goes on, and all checkpoints are uploaded, and completed once in the order of their steps."""
-    _, expected = fit(12, root="whole")
-    for number, refusal in enumerate(REFUSALS):
-        outage = Outage(range(4, 10))
-        proxy.faults = [Fault(when=lambda _, outage=outage: outage.down, times=9999, **refusal)]
-        caplog.clear()
-        _, losses = fit(12, outage, root=f"run{number}")
-        assert losses == expected
-        assert outage.saved == steps_at(f"s3://{bucket}/run{number}") == [2, 4, 6, 8, 10, 12]
-        failed = [caplog.text.count(f"The upload of step {step} failed (") for step in range(2, 13, 2)]
-        assert failed == [0, 1, 1, 1, 0, 0]
-        assert f"s3://{bucket}/run{number}/checkpoint_2.mdl is safe. The training continues" in caplog.text
+    outage = Outage(range(4, 10))
+    proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **refusal)]
+    _, losses = fit(12, outage)
+    assert outage.saved == steps_at(f"s3://{bucket}/run") == [2, 4, 6, 8, 10, 12]
+    failed = [caplog.text.count(f"The upload of step {step} failed (") for step in range(2, 13, 2)]
+    assert failed == [0, 1, 1, 1, 0, 0]
+    assert f"s3://{bucket}/run/checkpoint_2.mdl is safe. The training continues" in caplog.text
+    assert losses == fit(12, root="whole")[1]
 
 
 def test_retention(proxy: FaultProxy, fit: Any, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It counts only what is uploaded; keep_local bounds what waits, and what was given up is not completed."""
     outage = Outage(range(4, 10))
-    proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **REFUSALS[1])]
+    proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **DENIED)]
     fit(12, outage, KeepNCheckpoints(3), keep_local=2)
     assert caplog.text.count("was not uploaded, and is deleted from") == 2
     assert outage.saved == [2, 8, 10, 12]
@@ -112,7 +110,7 @@ def test_never_recovers(
 ) -> None:
     """The end of the training raises an error that says where the newest is; the next run resumes and uploads it."""
     outage = Outage(range(4, 99))
-    proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **REFUSALS[0])]
+    proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **BUSY)]
     _, losses = fit(8, outage, error="is whole at .*, and the next run with this local_dir resumes from it")
     assert outage.saved == [2]
     newest = max((tmp_path / "disk").glob("*/*.mdl"), key=lambda path: path.stat().st_mtime_ns)
@@ -131,7 +129,7 @@ def test_nothing_on_the_disk(proxy: FaultProxy, fit: Any, tmp_path: Path) -> Non
     """A checkpoint that only the store could hold ends the training, as without a disk."""
     (tmp_path / "file").write_text("no folder")
     outage = Outage(range(4, 99))
-    proxy.faults = [Fault("PUT", when=lambda _: outage.down, times=9999, **REFUSALS[1])]
+    proxy.faults = [Fault("PUT", when=lambda _: outage.down, times=9999, **DENIED)]
     _, losses = fit(10, outage, local_dir=str(tmp_path / "file"), error="AccessDenied|not allowed")
     assert len(losses) == 5
 
@@ -144,7 +142,7 @@ def test_many_processes(proxy: FaultProxy, bucket: str, tmp_path: Path) -> None:
     def is_checkpoint(request: Request) -> bool:
         return "/run/checkpoint_" in request.path
 
-    proxy.faults = [Fault("PUT", when=is_checkpoint, times=9999, **REFUSALS[1])]
+    proxy.faults = [Fault("PUT", when=is_checkpoint, times=9999, **DENIED)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", str(JOB), f"s3://{bucket}/run", "6", "ddp"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LOCAL_DIR": str(tmp_path / "disk")}
