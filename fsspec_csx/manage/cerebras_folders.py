@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError, CheckpointPathError
@@ -35,8 +35,12 @@ def is_complete(root: Directory, folder: str) -> bool:
         return True
 
 
-def own_names(root: Directory, names: Collection[str]) -> list[str]:
-    """The files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one."""
+def own_names(root: Directory, names: Collection[str], *, strict: bool = False) -> list[str]:
+    """The files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one.
+
+    Args:
+        strict: whether to refuse metadata that names objects of checkpoints below, by an InvalidCheckpointError.
+    """
     from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
 
     if naming.METADATA not in names:
@@ -45,7 +49,14 @@ def own_names(root: Directory, names: Collection[str]) -> list[str]:
         data = _read(root.fs, root.inner(), metadata.LARGEST + 1)
     except PermissionError:
         data = None
-    return metadata.own_names(data or b"", names)
+    return metadata.own_names(data or b"", names, path=redacted(root.path), strict=strict)
+
+
+def of_others(names: Iterable[str]) -> Callable[[str], bool]:
+    """Says of the name of a file below a folder whether it is in the folder of a checkpoint below that."""
+    from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
+
+    return metadata.of_others(names)
 
 
 def is_incomplete(root: Directory) -> bool:

@@ -217,10 +217,10 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    manifests = [root.inner(name) for name in naming.manifests(names) if name != naming.METADATA]
+    manifests = [root.inner(name) for name in naming.manifests(names)]
     metadata = None
     if naming.METADATA in names:
-        metadata = root.inner(naming.METADATA)
+        metadata, manifests = root.inner(naming.METADATA), []  # others are of files and checkpoints that stay
         below = root.files()
         held = [below[name] for name in cerebras_folders.own_names(root, below)]
     files = [root.inner(file.name) for file in held]

@@ -131,13 +131,7 @@ class _Comparison:
         self._differences.append(Difference(name, what, first, second))
 
     def compare(self, name: str, first: Any, second: Any) -> None:
-        """Compare two checkpoints.
-
-        Args:
-            sources: the checkpoints.
-            paths: their names in errors.
-            closeness: the tolerances; None for exact equality, which skips the elements of different dtypes.
-        """
+        """Compare two entries of one name; tensors are read later."""
         tensors = isinstance(first, torch.Tensor), isinstance(second, torch.Tensor)
         if all(tensors):
             self._tensors += 1

@@ -48,7 +48,7 @@ class CheckpointFolder:
         self.root = root
         self.metadata = Location.below(root, naming.METADATA)
         below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
-        own = cerebras_folders.own_names(root, below) or [*below]
+        own = cerebras_folders.own_names(root, below, strict=True) or [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
@@ -173,9 +173,14 @@ class FolderCopy:
                 raise already_exists(target.path)
             if self._local and common:
                 raise already_exists(target.path_of(min(common)))
-        elif self._own and self._source.is_cerebras and any("/" in name for name in common.difference(self._own)):
+        if self._source.is_cerebras and self._meets_others(common):
             msg = f"{redacted(target.path)} has other files, which the copy would replace. Choose another name."
             raise FileExistsError(msg)
+
+    def _meets_others(self, common: set[str]) -> bool:
+        """Whether objects would replace other files below the target, or lie among those of a checkpoint there."""
+        replaces = self._own and any("/" in name for name in common.difference(self._own))
+        return bool(replaces) or any(map(cerebras_folders.of_others(self._held), self._source.names))
 
     def _is_resumed(self) -> bool:
         """Whether the target has an interrupted copy of a Cerebras checkpoint."""

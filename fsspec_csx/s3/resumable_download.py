@@ -101,9 +101,9 @@ class PartialFile:
     def _computed(self, algorithm: Algorithm, number: int, checksum: int = 0) -> int:
         """The checksum of a part, behind bytes with another one."""
         start, length = self.span(number)
-        for position in range(start, start + length, _READ):
-            data = os.pread(self.descriptor, min(_READ, start + length - position), position)
-            checksum = algorithm.compute(memoryview(data), checksum)
+        position, end = start, start + length
+        while data := os.pread(self.descriptor, min(_READ, end - position), position):
+            position, checksum = position + len(data), algorithm.compute(memoryview(data), checksum)
         return checksum
 
     def finish(self, name: object, stamp: ObjectMetadata) -> None:

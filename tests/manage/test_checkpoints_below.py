@@ -183,3 +183,61 @@ def test_own_names(tmp_path: Path) -> None:
     for wrong in ("[]", "nothing", "{}", '{"objects": 1}', '{"objects": [["w"], "w"]}', '{"objects": [1, {}]}'):
         assert NAME in own_names(encoded({"__fsspec_csx__": wrong}), held)
     assert decoded((changed(tmp_path / "x", "bf16") / NAME).read_bytes(), name="x")
+
+
+def test_other_checkpoints_in_the_folder_stay(fs: CSXFileSystem, bucket: str) -> None:
+    """Checkpoints that lie in the folder of a Cerebras one, even a model of Hugging Face, are not deleted with it."""
+    root = f"s3://{bucket}/run"
+    FORMATS["cerebras"](1, root)
+    FORMATS["torch"](2, f"{root}/model.safetensors")
+    FORMATS["huggingface"](3, f"s3://{bucket}/other")
+    fs.pipe_file(f"{bucket}/run/model-a.safetensors.index.json", b"{}")
+    assert not delete(targets([root]))
+    assert left(root) == ["model-a.safetensors.index.json", "model.safetensors"]
+    assert is_saved(f"{root}/model.safetensors", 2)
+
+
+def test_metadata_that_names_others(fs: CSXFileSystem, bucket: str) -> None:
+    """Objects of checkpoints below stay, though the metadata above names them; it is neither copied nor moved."""
+    root = f"s3://{bucket}/run"
+    below = [f"{root}/{name}" for name in FOLDERS]
+
+    def save_hostile() -> None:
+        FORMATS["cerebras"](1, root)
+        found = decoded(fs.cat_file(f"{bucket}/run/{NAME}"), name=root)
+        names = [*left(root), f"../other/{NAME}", "../other/w"]
+        found |= {f"{name}.__metadata__": found["w.__metadata__"] for name in names if "/" in name}
+        fs.pipe_file(f"{bucket}/run/{NAME}", encoded(found))
+
+    FORMATS["cerebras"](1, root)
+    for name, path in zip(FOLDERS, below, strict=True):
+        FORMATS[name](2, path)
+    FORMATS["cerebras"](3, f"s3://{bucket}/other")
+    save_hostile()
+    for way in (copy, move):
+        with pytest.raises(ValueError, match="is of the checkpoint in that folder"):
+            way(root, f"s3://{bucket}/copy")
+    FORMATS["cerebras"](4, root)
+    assert is_saved(root, 4)
+    save_hostile()
+    assert not delete(targets([root]))
+    assert all(is_saved(path, 2) for path in below)
+    assert is_saved(f"s3://{bucket}/other", 3)
+
+
+def test_objects_are_not_put_among_those_of_others(bucket: str) -> None:
+    """A save or a copy leaves the folders of checkpoints below alone, also where there is no checkpoint above yet."""
+    root = f"s3://{bucket}/run"
+    FORMATS["cerebras"](2, f"{root}/b")
+    for names in ("b/w", "b/more"):
+        save({names: torch.ones(1)}, f"s3://{bucket}/other", format="cerebras")
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError):
+                copy(f"s3://{bucket}/other", root, overwrite=overwrite)
+    FORMATS["cerebras"](1, f"s3://{bucket}/top")
+    copy(f"s3://{bucket}/top", root)
+    with pytest.raises(FileExistsError, match="other files"):
+        save({"b/more": torch.ones(1)}, root, format="cerebras")
+    assert is_saved(root, 1)
+    assert is_saved(f"{root}/b", 2)
+    assert len(left(root)) == 6

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import pickletools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError
@@ -33,6 +33,8 @@ LARGEST = 256 * 2**20
 """The most bytes: of some 200,000 values. A real one has about 1,200 bytes for each."""
 
 LITTLE_ENDIAN = "Cerebras checkpoints", "Convert them on another one."
+# How the names of what makes a folder a checkpoint end: of this format, torch.distributed.checkpoint and Hugging Face.
+_MANIFESTS = (f"/{NAME}", "/.metadata", ".index.json", "/model.safetensors")
 _PROTOCOL = 4
 _SHOWN = 60
 _NEEDED = frozenset(("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "DICT", "SETITEM"))
@@ -72,11 +74,16 @@ def unfinished(names: Iterable[str]) -> bytes:
     return encoded({OWN: json.dumps({"objects": sorted(names)})})
 
 
-def own_names(data: bytes, held: Iterable[str]) -> list[str]:
+def own_names(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool = False) -> list[str]:
     """Those names of objects below a folder that are of the checkpoint with this metadata, and of no other.
 
     Metadata that is damaged, or that another program has not finished, may lack some: then all directly in the folder.
+    Objects in the folder of a checkpoint below are of that one, whatever the metadata says.
+
+    Raises:
+        InvalidCheckpointError: if the metadata names such objects, and ``strict``.
     """
+    held = [*held]
     try:
         found = decoded(data, name=NAME)
     except (InvalidCheckpointError, UnsafeCheckpointError):
@@ -84,7 +91,23 @@ def own_names(data: bytes, held: Iterable[str]) -> list[str]:
     named = {NAME, *(each for each in own_entry(found, "objects", list) if isinstance(each, str))}
     named |= {key.removesuffix(LEAF) for key in found if key.endswith(LEAF)}
     is_known = bool(found.get(SUCCESS)) or OWN in found
-    return [name for name in held if name in named or not (is_known or "/" in name)]
+    is_other = of_others(held)
+    if strict and (others := [name for name in held if name in named and is_other(name)]):
+        raise damaged(path, f"its {NAME} names {others[0][:_SHOWN]!r}, which is of the checkpoint in that folder")
+    return [name for name in held if (name in named and not is_other(name)) or not (is_known or "/" in name)]
+
+
+def of_others(held: Iterable[str]) -> Callable[[str], bool]:
+    """Says of a name whether it is in the folder of a checkpoint below, by the names of all objects below a folder."""
+    folders = {name.rpartition("/")[0] for name in held if "/" in name and name.endswith(_MANIFESTS)}
+
+    def is_other(name: str) -> bool:
+        while name := name.rpartition("/")[0]:
+            if name in folders:
+                return True
+        return False
+
+    return is_other
 
 
 def own_entry(metadata: dict[str, Any], name: str, kind: type) -> Any:

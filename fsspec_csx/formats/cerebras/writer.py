@@ -98,7 +98,8 @@ def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
         raise FileExistsError(msg)
     former = cerebras_metadata.own_names(_former(fs, metadata), held) if cerebras_metadata.NAME in held else []
     others = {*held} - {*former}
-    if (held and not former) or not others.isdisjoint(plan.bodies):
+    is_other = cerebras_metadata.of_others(held)
+    if (held and not former) or not others.isdisjoint(plan.bodies) or any(map(is_other, plan.bodies)):
         msg = f"{name} has other files, which a Cerebras checkpoint would replace. Delete them, or choose another name."
         raise FileExistsError(msg)
     fs.pipe_file(metadata, cerebras_metadata.encoded(plan.begun(former)))
