@@ -81,13 +81,16 @@ def move(
     """Move a checkpoint: copy it, compare all bytes, and delete the source.
 
     A file at the target with the same bytes counts as the copy. A local link is removed, but not the file behind it.
-    For the arguments and errors see ``copy``.
+
+    Args:
+        source: as in ``copy``, and so are the others.
 
     Returns:
         The path that was written.
 
     Raises:
         ChecksumError: an OSError, if the copy differs; the source stays.
+        Exception: as in ``copy``.
     """
     transfer = Transfer(source, target, source_options, target_options)
     return transfer.run(moving=True, overwrite=overwrite, callback=callback).target

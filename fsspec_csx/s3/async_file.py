@@ -38,6 +38,10 @@ async def open_async(
         mode: "rb", "wb" or "xb".
         block_size: bytes of the first parts that are sent.
         kwargs: parameters of the requests, such as ``ContentType``.
+
+    Raises:
+        ObjectExistsError: in mode "xb", if the object exists.
+        ValueError: for text, compression and other modes, and for a path that names no object.
     """
     if mode not in ("rb", "wb", "xb") or compression:
         msg = f"open_async opens uncompressed files in modes rb, wb and xb, not {mode!r}. Use open for others."

@@ -76,7 +76,12 @@ def takes_url(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def makedirs(fs: Any, path: str, exist_ok: bool = False) -> None:
-    """Make the bucket of a path if it is missing; below it S3 has no folders to make."""
+    """Make the bucket of a path if it is missing; below it S3 has no folders to make.
+
+    Raises:
+        AccessDeniedError: if the bucket is not ours to see or to make.
+        FileExistsError: if the path is a bucket that exists, unless ``exist_ok``.
+    """
     # fsspec.open asks this before every write: there the write itself finds out, without a request of its own.
     if exist_ok and sys._getframe(1).f_code is fsspec.core.open_files.__code__:
         return

@@ -117,7 +117,12 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     # -- signing in -------------------------------------------------------------------------------------------------
 
     async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Connect: find credentials and make the client; see ``s3fs.S3FileSystem.set_session``."""
+        """Connect: find credentials and make the client; see ``s3fs.S3FileSystem.set_session``.
+
+        Raises:
+            CredentialsError: if the rules give none, or half a pair.
+            ValueError: if the environment or the profile names an endpoint with a password in its URL.
+        """
         if self._s3 is None or refresh:
             async with self._sign_in_lock:
                 if self._s3 is None or refresh:

@@ -40,6 +40,7 @@ async def take_file(
 
     Raises:
         ChecksumError: if what came is not what the other server holds.
+        s3fs.utils.FileExpired: an OSError, if the object was replaced meanwhile.
     """
     metadata = await object_metadata(source, rpath)
     found = PinnedObject(source, rpath, None, metadata.etag)

@@ -76,7 +76,12 @@ async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
 
 
 async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[str]:
-    """Delete at most 1000 objects or versions of one bucket by one request; ValueError if they are more."""
+    """Delete at most 1000 objects or versions of one bucket by one request.
+
+    Raises:
+        DeleteError: if the server does not delete some of them.
+        ValueError: if they are more, or of several buckets.
+    """
     named = [fs.split_path(each) for each in pathlist]
     if not named:
         return []

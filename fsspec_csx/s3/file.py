@@ -122,7 +122,12 @@ class CSXFile(ReadFile):
                 super().close()
 
     def commit(self) -> None:
-        """Make what was written the object; a transaction calls this."""
+        """Make what was written the object; a transaction calls this.
+
+        Raises:
+            FileExistsError: in mode ``x``, if the object exists by now.
+            ValueError: if it was discarded.
+        """
         if self._finished:
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
@@ -203,7 +208,14 @@ class CSXFile(ReadFile):
         return self._write(data, stable=type(data) is bytes, borrowed=False)
 
     def write_borrowed(self, data: Any) -> int:
-        """Write contiguous memory without copying it; it must neither change nor go until the file is closed."""
+        """Write contiguous memory without copying it, and return its size in bytes.
+
+        Args:
+            data: such as the memory of a tensor; it must neither change nor go until the file is closed.
+
+        Raises:
+            ValueError: if the file is closed, or open for reading.
+        """
         return self._write(data, stable=True, borrowed=True)
 
     def _write(self, data: Any, *, stable: bool, borrowed: bool) -> int:

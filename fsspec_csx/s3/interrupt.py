@@ -36,7 +36,15 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def walk(fs: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """The folders below a path and what is in them; as fsspec's, but each step can be interrupted."""
+    """The folders below a path and what is in them; as fsspec's, but each step can be interrupted.
+
+    Args:
+        args: the path, and ``maxdepth``, ``topdown`` and ``on_error`` of ``fsspec.AbstractFileSystem.walk``.
+        kwargs: the same by name, and those of ``ls``.
+
+    Returns:
+        For each folder its path, and the names of the folders and of the files in it; dicts of entries with ``detail``.
+    """
     steps = fs._walk(*args, **kwargs)
     with contextlib.suppress(StopAsyncIteration):
         while True:

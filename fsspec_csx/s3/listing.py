@@ -34,7 +34,12 @@ async def info(
     refresh: bool = False,
     version_id: str | None = None,
 ) -> ListingEntry:
-    """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache."""
+    """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
+
+    Raises:
+        ObjectNotFoundError: if there is neither.
+        ValueError: if ``version_id`` is not the version of the path, or the filesystem knows no versions.
+    """
     version = chosen_version(fs, path, version_id)
     bucket, key, _ = fs.split_path(path)
     if not bucket:
@@ -111,7 +116,16 @@ def _missing(fs: Any, path: str) -> ObjectNotFoundError:
 
 
 async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, versions: bool = False) -> Any:
-    """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``."""
+    """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``.
+
+    Args:
+        detail: whether to return entries rather than names.
+        refresh: whether to list anew rather than from the cache.
+        versions: whether to list each version of an object.
+
+    Raises:
+        ObjectNotFoundError: if there is neither.
+    """
     bucket, key, version = fs.split_path(path)
     folder = f"{key.rstrip('/')}/" if key else ""
     if not bucket:
@@ -235,7 +249,16 @@ async def find(
     refresh: bool = False,
     versions: bool = False,
 ) -> Any:
-    """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``. See also ``list_tree``."""
+    """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``. See also ``list_tree``.
+
+    Args:
+        withdirs: whether to include the folders.
+        detail: whether to return entries rather than names.
+
+    Raises:
+        BucketNotFoundError: if there is no such bucket; other paths without objects have none.
+        ValueError: if ``maxdepth`` is less than 1.
+    """
     below = []
     if not fs.split_path(path)[2]:
         below = await list_tree(fs, path, maxdepth, prefix, refresh=refresh, versions=versions)

@@ -55,6 +55,11 @@ async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = F
     Args:
         path: ``*`` matches any characters but a slash, ``**`` any, ``?`` one, and ``[abc]`` one of these.
         maxdepth: levels of folders that ``**`` matches, at most.
+        detail: whether to return entries rather than names.
+        kwargs: those of ``find``.
+
+    Raises:
+        ValueError: if the pattern names no bucket.
     """
     if path.startswith("*"):
         msg = f"{path!r} names no bucket, and all of S3 cannot be listed. Begin it with a bucket."
@@ -158,7 +163,12 @@ async def _expand_folder(fs: Any, path: str, maxdepth: int | None, markers: bool
 async def expand_path(
     fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
 ) -> list[str]:
-    """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``."""
+    """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if ``maxdepth`` is less than 1.
+    """
     check_depth(maxdepth)
     names: set[str] = set()
     for each in [path] if isinstance(path, str) else path:

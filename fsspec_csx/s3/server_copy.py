@@ -58,6 +58,7 @@ async def cp_file(
 
     Raises:
         ObjectChangedError: if the source changes while it is copied in parts.
+        ObjectExistsError: in mode "create", if there is an object.
     """
     check_writable(fs, path2)
     if preserve_etag:
@@ -177,6 +178,9 @@ async def setxattr(fs: Any, path: str, copy_kwargs: Mapping[str, Any] | None = N
     Args:
         copy_kwargs: parameters of CopyObject, such as ``{"ContentType": "text/csv"}``.
         kw_args: the values of fields, which are strings; a field whose value is None is removed.
+
+    Raises:
+        ObjectChangedError: if the object changes meanwhile.
     """
     check_writable(fs, path)
     metadata = await object_metadata(fs, path)
@@ -192,6 +196,14 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
     """Make an object of the bytes of several, one after the other; as ``s3fs.S3FileSystem.merge``.
 
     The server copies what fills a part of its own; the rest is read and sent, so that sources may be of any size.
+
+    Args:
+        filelist: the paths of the objects; at least one.
+        kwargs: parameters of PutObject and CreateMultipartUpload, such as ``ContentType``.
+
+    Raises:
+        ObjectChangedError: if one of them changes meanwhile.
+        ObjectNotFoundError: if one is missing; before anything is written.
     """
     check_writable(fs, path)
     if not filelist:

@@ -32,7 +32,11 @@ def _check_known(fs: Any) -> None:
 
 
 async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[str, Any]]:
-    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names."""
+    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
+
+    Raises:
+        ValueError: if the filesystem knows no versions.
+    """
     _check_known(fs)
     bucket, key, _ = fs.split_path(path)
     found: list[dict[str, Any]] = []

@@ -407,6 +407,17 @@ def test_kept_bytes_are_checked(far: FaultProxy, stored: str, half: Path) -> Non
     assert half.read_bytes() == DATA
 
 
+def test_kept_bytes_may_be_read_in_pieces(
+    far: FaultProxy, stored: str, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that came are not fetched again where the filesystem reads fewer at a time than it is asked for."""
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, start: read(file, min(size, 100_000), start))
+    copy(stored, half)
+    assert fetched(far) == PIECES - 3
+    assert half.read_bytes() == DATA
+
+
 def test_replaced_object_begins_anew(far: FaultProxy, fs: CSXFileSystem, stored: str, half: Path) -> None:
     """What came of an object that was replaced meanwhile is removed."""
     fs.pipe_file(stored, DATA[::-1])

@@ -160,6 +160,14 @@ def test_listing_of_many_pages(server: Listener, fs: CSXFileSystem, monkeypatch:
     assert len(fs.find("bucket/run")) == 12
 
 
+def test_listing_of_another_kind(server: Listener, fs: CSXFileSystem) -> None:
+    """The response to another operation may be called as its service calls it."""
+    root = "ListBucketIntelligentTieringConfigurationsOutput"
+    server.answer = lambda heard: (200, {}, f"<{root}><IsTruncated>false</IsTruncated></{root}>".encode())
+    found = fs.call_s3("list_bucket_intelligent_tiering_configurations", Bucket="bucket")
+    assert found["IsTruncated"] is False
+
+
 # -- answers that are more than they seem ------------------------------------------------------------------------------
 
 LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))

@@ -19,7 +19,7 @@ from fsspec_csx.s3.transport.request_context import current, using
 # The name of the root of a document, behind its declaration and comments.
 _ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 _DAMAGED = "its body is no XML, or damaged"
-# Operations with a body that matters, besides listings; the name of its root ends in Result.
+# Operations with a body that matters, besides those of ``_NEEDED`` that list; the name of its root ends in Result.
 _WITH_RESULT = frozenset({"CompleteMultipartUpload", "CopyObject", "CreateMultipartUpload", "UploadPartCopy"})
 # What each entry of a response must have, by the name of its list; the empty name is the response itself.
 _OBJECT = ("Key", "Size", "LastModified")
@@ -95,7 +95,7 @@ class _Parser:
 
 def _check_root(operation: str, body: bytes) -> None:
     root = _ROOT.match(body)
-    needed = operation.startswith("List") or operation in _WITH_RESULT
+    needed = operation in _WITH_RESULT or (operation.startswith("List") and operation in _NEEDED)
     if needed and not (root and root[1].endswith(b"Result")):
         _refuse(f"a document whose root is {root[1].decode()!r}" if root else "a body without XML")
 
