@@ -43,7 +43,7 @@ class LocalTier:
         folder: the same.
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
-        ended: those whose upload failed, and was done by a later save, or was given up: whether it was done.
+        ended: whether the upload was done of those that later saves uploaded, or that were deleted or given up.
     """
 
     def __init__(self, folder: str) -> None:
@@ -162,6 +162,7 @@ class LocalTier:
         """
         self._prepare()
         path = self.path_of(name_of(target.path))
+        self.ended.pop(name_of(target.path), None)
         number = max((record.number for _, record in self._records()), default=0) + 1
         old = Record.read(path)
         before = (old.remote or old.before) if old else None
@@ -227,10 +228,10 @@ class LocalTier:
         free = [each for each in free if waiting or each[1].number <= uploaded]
         free.sort(key=lambda each: (each[1].number > uploaded, each[1].number))
         for name, record in free[: max(0, len(records) - self.keep)]:
+            self.ended[name] = record.remote is not None
             if record.remote is None:
                 reason = f"the folder keeps the newest {self.keep} (keep_local)"
                 logger.warning("%s was not uploaded, and is deleted from %s: %s", record.path, self.folder, reason)
-                self.ended[name] = False
             with contextlib.suppress(OSError):  # a read-only disk
                 self.delete(name)
 

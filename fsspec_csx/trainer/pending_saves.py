@@ -99,7 +99,8 @@ class PendingSaves:
         wait([each for _, save in self._saves if (each := getattr(save, "local", None) if local else save) is not None])
         found = self._end(trainer)
         if not local:
-            found = self._upload_left(trainer) or found
+            left = self._upload_left(trainer)
+            found = found or left
         self._report(trainer)
         return found
 
@@ -114,12 +115,13 @@ class PendingSaves:
         return found
 
     def _upload_left(self, trainer: Trainer) -> BaseException | None:
-        """Upload once more what is left, the oldest first until one fails, and return the last error."""
+        """Upload once more what is left, the oldest first until one fails, and then the newest; return an error."""
         found: BaseException | None = None
+        failed: OSError | None = None
         while self._saves and self._local is not None:  # the first is left
             path, save = self._saves[0]
             try:
-                if found is None:
+                if failed is None or len(self._saves) == 1:
                     save = self._local.upload(path)
                     wait([save])
                     self._saves[0] = path, save
@@ -127,9 +129,9 @@ class PendingSaves:
                     raise self._local.not_uploaded(path, save.exception())
             except OSError as error:
                 self._saves.pop(0)
-                found = error
+                failed = error
             found = self._end(trainer) or found
-        return found
+        return found or failed
 
     def _report(self, trainer: Trainer) -> None:
         """Log once which checkpoint is only on the local disk, and which one is safe."""

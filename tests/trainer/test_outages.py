@@ -125,6 +125,35 @@ def test_never_recovers(
     assert losses + more == fit(10, root="whole")[1]
 
 
+def test_one_is_refused(proxy: FaultProxy, fit: Any, bucket: str) -> None:
+    """Newer ones are uploaded all the same, and the error at the end names the one that is not."""
+    outage = Outage(range(0))
+    proxy.faults = [Fault("PUT", when=lambda request: "/checkpoint_4" in request.path, times=9999, **DENIED)]
+    fit(8, outage, error=r"run/checkpoint_4\.mdl is not uploaded .* is whole at")
+    assert outage.saved == steps_at(f"s3://{bucket}/run") == [2, 6, 8]
+
+
+def test_many_left_at_the_end(proxy: FaultProxy, fit: Any, bucket: str) -> None:
+    """The end of the training uploads and completes all, though a callback fails at the first."""
+
+    class Failing(Callback):
+        def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
+            if trainer.checkpoint.step_of(ckpt_path) == 2:
+                msg = "of a callback"
+                raise RuntimeError(msg)
+
+    class Recovering(Callback):
+        def on_train_end(self, trainer: Trainer, model: Any, loop: Any, loop_idx: int) -> None:
+            wait([save for _, save in trainer.checkpoint.saves._saves])
+            outage.down = False
+
+    outage = Outage(range(1, 99))
+    proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **BUSY)]
+    with pytest.raises(RuntimeError, match="of a callback"):
+        fit(6, outage, Failing(), Recovering())
+    assert outage.saved == steps_at(f"s3://{bucket}/run") == [2, 4, 6]
+
+
 def test_nothing_on_the_disk(proxy: FaultProxy, fit: Any, tmp_path: Path) -> None:
     """A checkpoint that only the store could hold ends the training, as without a disk."""
     (tmp_path / "file").write_text("no folder")
