@@ -75,6 +75,9 @@ def test_sizes_and_kinds(server: LocalS3, bucket: str, tmp_path: Path) -> None:
         assert fs.cat(list(objects)) == objects
         assert len(proxy.made("GET")) == alone
         proxy.requests.clear()
+        assert fs.cat(list(objects), batch_size=-1) == objects  # no limit, as fsspec has it
+        assert len(proxy.made("GET")) == alone
+        proxy.requests.clear()
         callback = Callback()
         fs.get(list(objects), [str(tmp_path / "got" / name) for name in sizes], callback=callback)
         assert len(proxy.made("GET")) == alone

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aiobotocore.awsrequest import AioAWSResponse
-from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
+from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
@@ -120,6 +120,8 @@ class Exchange:
             self.unusual += isinstance(error, UnusualResponseError)
             if body.failure is not None:
                 raise body.failure from error
+            if not link.began:  # so the server cannot have applied it
+                raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
             if isinstance(error, (TimeoutError, BlockingIOError)):
                 raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
             raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error

@@ -6,14 +6,19 @@ eight system calls; this takes a tenth, and three. What a store does not usually
 
 from __future__ import annotations
 
-import contextlib
+import io
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ssl import SSLSocket
 from typing import Any
 
+from urllib3.util.connection import is_connection_dropped
+
 from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.bounded_body import taken_from
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import Slots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
@@ -26,6 +31,9 @@ from fsspec_csx.s3.transport.sockets import shut_down
 _STEP = 2**20
 _INTERIM = 8  # responses 1xx before the real one, at most
 _END = b"\r\n\r\n"
+# What is no object data has arrived so long after its first byte, in seconds, though each byte comes in time.
+_LONGEST = 60.0
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,5})[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
 class Interrupt:
@@ -56,9 +64,15 @@ class Link:
     Args:
         pool: makes connections.
         slots: learn what moves, and how long answers take.
+
+    Attributes:
+        began: whether bytes of the last request may have been sent.
     """
 
     def __init__(self, pool: Any, slots: Slots) -> None:
+        self.began = False
+        self._used = False
+        self._until = 0.0
         self._pool, self._slots = pool, slots
         self._connection = compat.take_connection(pool)
         self._socket: Any = None
@@ -107,8 +121,8 @@ class Link:
             UnusualResponseError: an OSError, if the response is not one that S3 gives.
         """
         with self._connected():
-            sent = time.monotonic()
-            with contextlib.suppress(BrokenPipeError):  # the server may have answered before it had the whole body
+            sent, cut = time.monotonic(), False
+            try:
                 if len(body) <= _STEP:
                     self._socket.sendall(b"".join((request.head(), *body.pieces(_STEP))))
                     self._slots.moved(len(body))
@@ -118,28 +132,49 @@ class Link:
                         sent = time.monotonic()  # the answer may come before this returns
                         self._socket.sendall(memory)
                         self._slots.moved(len(memory))
+            except BrokenPipeError:  # the server may have answered before it had the whole body
+                cut = True
             head = self._head(sent)
-            return head, self._body(head)
+            if cut and head.status_code < 300:
+                msg = "The connection ended before the whole body was sent."
+                raise ConnectionError(msg)
+            data = self._body(head)
+            if cut or not head.reusable:
+                self._connection.close()
+            return head, data
 
     def _body(self, head: ResponseHead) -> bytes:
-        """The rest of a short response."""
-        if head.length > MOST_BYTES:
-            msg = f"The body of a response has {head.length} bytes."
-            raise UnusualResponseError(msg)
-        data = bytearray(self._early)
-        while len(data) < head.length and (more := self._socket.recv(head.length - len(data))):
-            data += more
-        if len(data) < head.length:
-            msg = "The connection ended before the end of a response."
-            raise ConnectionError(msg)
-        if not head.reusable:
+        """The rest of a response that is no object data."""
+        if head.length == 0:
+            return b""
+        source, left = io.BufferedReader(_Rest(self._early, self._receive)), head.length
+
+        def read(most: int) -> bytes:
+            nonlocal left
+            if left is None:
+                return _chunk(source)
+            due = min(most, left)
+            left -= due
+            return _exactly(source, due)
+
+        body = taken_from(read, head.status_code)
+        if left:
             self._connection.close()
-        return bytes(data)
+        return body
 
     @contextmanager
     def _connected(self) -> Iterator[Interrupt]:
         """Within a block, connected; an error ends the connection."""
-        self._socket = compat.connected_socket(self._pool, self._connection)
+        self.began = False
+        if self._used and self._is_lost():
+            self._connection.close()
+        self._used = True  # before, the pool has looked
+        try:
+            self._socket = compat.connected_socket(self._pool, self._connection)
+        except BaseException:
+            self._connection.close()  # it may have a socket on which TLS has not begun
+            raise
+        self.began = True
         interrupt = Interrupt(self._socket)
         try:
             yield interrupt
@@ -151,14 +186,29 @@ class Link:
         finally:
             interrupt.release()
 
+    def _is_lost(self) -> bool:
+        """Whether the connection has ended, or brings what is not the answer to the next request."""
+        link = self._connection.sock
+        return is_connection_dropped(self._connection) or (isinstance(link, SSLSocket) and link.pending() > 0)
+
+    def _receive(self, memory: memoryview) -> int:
+        """Receive some bytes of a head or a short body."""
+        if time.monotonic() > self._until:
+            msg = f"A response has not ended after {_LONGEST:.0f} s."
+            raise TimeoutError(msg)
+        count: int = self._socket.recv_into(memory)
+        self._until = min(self._until, time.monotonic() + _LONGEST)
+        return count
+
     def _head(self, sent: float) -> ResponseHead:
         begin = filled = 0
         for _ in range(_INTERIM):
+            self._until = float("inf")
             while (end := self._store.find(_END, begin, filled)) < 0:
                 if filled == MOST_BYTES:
                     msg = f"The head of a response has more than {MOST_BYTES} bytes."
                     raise UnusualResponseError(msg)
-                count = self._socket.recv_into(self._view[filled:])
+                count = self._receive(self._view[filled:])
                 if not count:
                     msg = "The connection ended before the head of a response."
                     raise ConnectionError(msg)
@@ -174,7 +224,7 @@ class Link:
         if head.status_code in (429, 503):
             self._slots.throttled()
         self._early = self._view[begin:filled]
-        if len(self._early) > head.length:
+        if head.length is not None and len(self._early) > head.length:
             msg = "More bytes came than the response has."
             raise UnusualResponseError(msg)
         return head
@@ -192,3 +242,38 @@ class Link:
             if filled < len(memory) or (wanted.given_up and not wanted.complete):
                 msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
                 raise ConnectionError(msg)
+
+
+class _Rest(io.RawIOBase):
+    """The bytes of a response that came with its head, and those that are still to come."""
+
+    def __init__(self, early: memoryview, receive: Callable[[memoryview], int]) -> None:
+        self._early, self._receive = early, receive
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not (count := min(len(self._early), len(buffer))):
+            return self._receive(buffer)
+        buffer[:count], self._early = self._early[:count], self._early[count:]
+        return count
+
+
+def _chunk(source: io.BufferedIOBase) -> bytes:
+    """The next piece of a body of chunks; empty at its end."""
+    if (found := _CHUNK.fullmatch(source.readline(MOST_BYTES))) is None:
+        msg = "A chunk of a response does not begin as one."
+        raise UnusualResponseError(msg)
+    data = _exactly(source, int(found[1], 16))
+    if data:
+        _exactly(source, 2)
+    return data
+
+
+def _exactly(source: io.BufferedIOBase, count: int) -> bytes:
+    data = source.read(count)
+    if len(data) < count:
+        msg = "The connection ended before the end of a response."
+        raise ConnectionError(msg)
+    return data

@@ -36,13 +36,13 @@ class ResponseHead:
     Attributes:
         status_code: such as 200.
         headers: those of it.
-        length: of the body in bytes.
+        length: of the body in bytes; None for that of an error, which comes in chunks: so AWS sends them.
         reusable: whether the connection may be used again after it.
     """
 
     status_code: int
     headers: Headers
-    length: int
+    length: int | None
     reusable: bool
 
 
@@ -63,11 +63,14 @@ def response_head(data: bytes) -> ResponseHead:
         if name in headers and name in _ONCE:
             raise _unusual(f"it has {name} twice")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    status, length = int(begin[1]), headers.get("Content-Length", "0" if int(begin[1]) in (204, 304) else "")
+    status = int(begin[1])
+    length = headers.get("Content-Length", "0" if status < 200 or status in (204, 304) else "")
+    reusable = "close" not in headers.get("Connection", "").lower()
+    if status >= 300 and headers.get("Transfer-Encoding", "").lower() == "chunked" and not length:
+        return ResponseHead(status, headers, None, reusable=False)
     if status >= 200 and ("transfer-encoding" in headers or not _LENGTH.fullmatch(length)):
         raise _unusual("its length is not said")
-    reusable = "close" not in headers.get("Connection", "").lower()
-    return ResponseHead(status, headers, int(length or "0") if status >= 200 else 0, reusable)
+    return ResponseHead(status, headers, int(length) if status >= 200 else 0, reusable)
 
 
 def _unusual(why: str) -> UnusualResponseError:

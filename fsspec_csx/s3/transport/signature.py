@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ class SignedRequest:
     url: str
     target: str
     host: str
-    headers: dict[str, Any]
+    headers: dict[str, Any] = field(repr=False)  # with the signature and the session token
     body: Any = None
     stream_output: bool = False
 

@@ -88,7 +88,7 @@ class SignedReads(Generic[R]):
         reads: in the order in which they are begun.
         finished: called on the event loop for each that has succeeded, soon.
         failed: makes the request in another way.
-        most: how many at a time.
+        most: how many at a time; as many as there may be if negative, as in fsspec.
         signer: gives the signer of the present client; its credentials may be newer than those of the transfer's.
     """
 
@@ -109,7 +109,7 @@ class SignedReads(Generic[R]):
         self._scope = Scope(scope())
         self._left = len(self._queue)
         self._ended: deque[R] = deque()
-        self._most = min(self._left, transfer.in_flight, most or transfer.in_flight)
+        self._most = min(self._left, transfer.in_flight, most if most and most > 0 else transfer.in_flight)
         self._slow = SlowConnections(lambda: bool(self._queue))
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refused, self._refusals = False, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,14 +11,17 @@ from contextlib import contextmanager
 
 import pytest
 from urllib3 import Timeout
+from urllib3.exceptions import HTTPError
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import Slots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import MemoryBody
+from fsspec_csx.s3.transport.response_head import MOST_BYTES
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.sockets import PlainPool, socket_options
+from fsspec_csx.s3.transport.tls import TLSPool
 
 HEAD = b'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: 5\r\n\r\n'
 GOOD = HEAD + b"hello"
@@ -43,14 +47,13 @@ class Server:
             with link:
                 link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.connections += 1
-                while link.recv(1 if self._early else 65536):
-                    try:
+                with contextlib.suppress(StopIteration, ConnectionError):
+                    while link.recv(1 if self._early else 65536):
                         for piece in next(self._answers):
                             link.sendall(piece)
-                    except StopIteration:
-                        break
-                    except ConnectionError:
-                        break
+                        if self._early:
+                            link.shutdown(socket.SHUT_WR)
+                            break
                 if not self._waiting:
                     return
 
@@ -86,9 +89,9 @@ def request(method: str = "GET") -> SignedRequest:
     return SignedRequest(method, "http://host/key", "/key", "host", {"x": "é".encode()})
 
 
-def fetched(link: Link) -> bytes:
+def fetched(link: Link, size: int = 5) -> bytes:
     """What a GET brings."""
-    wanted, memory = RangeRequest(0), bytearray(5)
+    wanted, memory = RangeRequest(0), bytearray(size)
     wanted.add(0, 0, memoryview(memory))
     status = link.get(request(), wanted).status_code
     assert wanted.interrupt is None
@@ -128,6 +131,82 @@ def test_unusual(answer: Sequence[bytes]) -> None:
             fetched(link)
         assert fetched(link) == b"hello"
         assert server.connections == 2
+
+
+def test_what_follows_an_answer() -> None:
+    """Bytes that come after the end of an answer are not taken for the next one."""
+    size = 2 * MOST_BYTES  # so that what follows it does not come with the head
+    long = HEAD.replace(b"5", b"%d" % size) + b"x" * size
+    with linked([long + HEAD + b"wrong"], [GOOD]) as (link, server):
+        assert fetched(link, size) == b"x" * size
+        assert select.select([link._connection.sock], [], [], 60)[0]
+        assert fetched(link) == b"hello"
+        assert server.connections == 2
+
+
+def test_refusals_in_chunks() -> None:
+    """What AWS refuses, it refuses by a body of chunks, which says why."""
+    head = b"HTTP/1.1 503 Slow Down\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = MemoryBody([memoryview(b"data")])
+    good = [head + b"5;x=y\r\n<Err", b"o\r\n2 \r\nr>\r\n0\r\n\r\n"]
+    with linked(good, good, [head + b"0\r\n\r\n"], [GOOD]) as (link, server):
+        answer, data = link.put(request("PUT"), body, 2**20)
+        assert (answer.status_code, data) == (503, b"<Error>")
+        assert fetched(link) == b"503"
+        assert link.put(request("PUT"), body, 2**20)[1] == b""
+        assert fetched(link) == b"hello"
+        assert server.connections == 4
+    for odd in (b"x\r\n", b"-5\r\nhello\r\n", b"ffffff\r\n", b"\r\n"):
+        with linked([head + odd]) as (link, _), pytest.raises(UnusualResponseError):
+            link.put(request("PUT"), body, 2**20)
+    with linked([head + b"5\r\nhe"]) as (link, server), pytest.raises(OSError, match=r"ended|temporarily"):
+        link.put(request("PUT"), body, 2**20)
+    entities = head + b"9\r\n<!DOCTYPE\r\n0\r\n\r\n"
+    with linked([entities], [REFUSAL.replace(b"5", b"9").replace(b"never", b"<!DOCTYPE")]) as (link, _):
+        assert [link.put(request("PUT"), body, 2**20)[1] for _ in range(2)] == [b"", b""]
+
+
+def test_endless_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head, or the body of a refusal, that comes byte by byte ends after a while."""
+    monkeypatch.setattr("fsspec_csx.s3.transport.link._LONGEST", -1.0)
+    for begun in (b"HTTP/1.1 2", REFUSAL[:-2]):
+        with linked([begun]) as (link, _), pytest.raises(TimeoutError, match="not ended"):
+            link.put(request("PUT"), MemoryBody([memoryview(b"data")]), 2**20)
+
+
+def test_success_without_the_body() -> None:
+    """A server that has not taken the whole body has not stored it, whatever it says."""
+    body = MemoryBody([memoryview(bytes(2**26))])
+    with linked([GOOD], early=True) as (link, _), pytest.raises(OSError, match=r"ended|reset"):
+        link.put(request("PUT"), body, 2**20)
+
+
+def test_no_request_without_tls() -> None:
+    """Where TLS could not begin, no request goes over the connection that was made for it."""
+    server = Server([[GOOD]])
+    pool = TLSPool("127.0.0.1", server.port, timeout=2, cert_reqs="CERT_REQUIRED", ca_certs="/no/such/file")
+    link = Link(pool, Slots())
+    try:
+        for _ in range(2):
+            with pytest.raises(HTTPError, match="No such file"):
+                fetched(link)
+    finally:
+        link.give_back()
+        pool.close()
+        server.close()
+
+
+def test_not_begun() -> None:
+    """Where there is no connection, nothing was sent."""
+    with linked([GOOD]) as (link, server):
+        assert fetched(link) == b"hello"
+        assert link.began
+        link._connection.close()
+        link._connection.port = 1
+        with pytest.raises(HTTPError):
+            link.put(request("PUT"), MemoryBody([]), 2**20)
+        assert not link.began
+        link._connection.port = server.port
 
 
 def test_other_lengths_and_silence() -> None:
