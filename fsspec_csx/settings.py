@@ -32,6 +32,9 @@ class _Flags:
             raise _unknown(name)
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        setattr(self, name, None)  # as before it was set
+
 
 class S3Flags(_Flags):
     """``backends.csx.storage.s3``: how S3 is reached.

@@ -16,6 +16,17 @@ def test_profile_is_none_until_set() -> None:
     assert cstorch.backends.csx.storage.s3.profile is None
 
 
+def test_deleted_flag_is_none() -> None:
+    """A flag that is deleted has no value, and can be set again."""
+    backends.csx.storage.s3.profile = "work"
+    del backends.csx.storage.s3.profile
+    assert backends.csx.storage.s3.profile is None
+    backends.csx.storage.s3.profile = "other"
+    assert backends.csx.storage.s3.profile == "other"
+    with pytest.raises(UnknownFlagError):
+        del backends.csx.storage.s3  # type: ignore[misc]
+
+
 def test_scoped_flag_is_put_back() -> None:
     """A scoped flag holds within its block, and the former value after it, exceptions or not."""
     backends.csx.storage.s3.profile = "outer"
