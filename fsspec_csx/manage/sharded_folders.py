@@ -33,6 +33,7 @@ class CheckpointFolder:
     Attributes:
         root: the folder.
         metadata: where the metadata of a Cerebras checkpoint is.
+        state: of the metadata, when its objects were looked up.
         names: the names of all files below it, of a Cerebras checkpoint those of its own; manifests last.
         manifests: those of them without which it is none.
         small: those of them that are copied many at a time.
@@ -48,6 +49,7 @@ class CheckpointFolder:
         self.root = root
         self.metadata = Location.below(root, naming.METADATA)
         below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
+        self.state = self.metadata.state() if naming.METADATA in below else {}
         own = cerebras_folders.own_names(root, below, strict=True) or [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
@@ -232,7 +234,6 @@ class FolderCopy:
     def _copy_files(self, folder: Directory, held: Collection[str], *, overwrite: bool) -> None:
         """Copy small files in parallel, then large ones one by one, in parallel parts, and manifests last."""
         source = self._source
-        before = source.metadata.state() if source.is_cerebras else {}
         there = {*held} - source.manifests
 
         def copy_one(name: str, advance: Callable[[int], object]) -> None:
@@ -255,7 +256,7 @@ class FolderCopy:
         together = {*source.small}
         for name in source.names:
             if name == naming.METADATA:
-                source.metadata.check_state(before)  # another save reuses the names of objects
+                source.metadata.check_state(source.state)  # another save reuses the names of objects
             if name not in together:
                 copy_one(name, self._meter.advance)
 

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 from cerebras import changed
+from fsspec.callbacks import Callback
 from roots import left
 
 from fsspec_csx import copy, distributed, load, move, save
 from fsspec_csx.cli import main
 from fsspec_csx.formats.cerebras.metadata import NAME, decoded, encoded, own_names
 from fsspec_csx.manage.delete import delete, targets
+from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.info import describe
 from fsspec_csx.manage.list import checkpoints
+from fsspec_csx.manage.sharded_folders import CheckpointFolder, FolderCopy
 from fsspec_csx.s3.filesystem import CSXFileSystem
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -241,3 +244,14 @@ def test_objects_are_not_put_among_those_of_others(bucket: str) -> None:
     assert is_saved(root, 1)
     assert is_saved(f"{root}/b", 2)
     assert len(left(root)) == 6
+
+
+def test_saved_anew_before_it_is_copied(bucket: str) -> None:
+    """A checkpoint that is saved anew once its objects were looked up is neither copied nor deleted."""
+    root = f"s3://{bucket}/run"
+    FORMATS["cerebras"](1, root)
+    found = CheckpointFolder(Directory(root))
+    save({**state(2), "more": torch.ones(1)}, root, format="cerebras")
+    with pytest.raises(OSError, match="changed while it was copied"):
+        FolderCopy(found, Directory(f"s3://{bucket}/moved"), Callback(), overwrite=False, moving=True).run()
+    assert torch.equal(load(root)["more"], torch.ones(1))
