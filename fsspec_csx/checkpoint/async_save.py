@@ -88,8 +88,10 @@ def async_save(
     place = os.path.realpath(place) if fs is None else place
     save = Save(future, Target(fs, inner, redacted(text)), place, saving)
     if local is not None:
-        save = replace(save, saving=LocalFirst(tier, name, saving, future), line=tier.folder)
-    save_queue.add(save)
+        with tier.order:
+            save_queue.add(replace(save, saving=LocalFirst(tier, name, saving, future), line=tier.folder))
+    else:
+        save_queue.add(save)
     return future
 
 

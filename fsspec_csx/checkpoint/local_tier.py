@@ -31,6 +31,7 @@ logger = logging.getLogger("fsspec_csx")
 _SILENT = 60.0
 # Saves of a tier that have not ended; the next one waits.
 _OUTSTANDING = 2
+_LOCK = ".lock"
 
 
 class LocalTier:
@@ -43,6 +44,7 @@ class LocalTier:
         folder: the same.
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
+        order: held until a save that waits for earlier ones is behind them in the queue.
         ended: whether the upload was done of those that later saves uploaded, or that were deleted or given up.
     """
 
@@ -54,7 +56,8 @@ class LocalTier:
         self.ended: dict[str, bool] = {}
         self._outstanding: dict[SaveFuture, str] = {}
         self._uploading = ""
-        self._adding = threading.Lock()
+        self.order = threading.RLock()
+        self._changing = threading.RLock()
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -72,12 +75,12 @@ class LocalTier:
         Args:
             again: whether also those that were given up before.
         """
-        self.resumed = True
         try:
             self._prepare()
         except OSError as error:
             logger.warning("Nothing is uploaded from %s: %s", self.folder, error)
             return []
+        self.resumed = True
         outstanding = self._busy()
         return [name for name in self.pending() if name not in outstanding and (again or name not in self.ended)]
 
@@ -109,8 +112,9 @@ class LocalTier:
         # Uploaded by a process that ended before it could note it, or by another one.
         if (state.get("size"), state.get("crc64nvme")) != (record.size, record.crc64nvme):
             return f"{target.name} is another checkpoint"
-        with contextlib.suppress(OSError):
-            replace(record, remote=state).write(path)
+        with self._changing, contextlib.suppress(OSError):
+            if self._locked and Record.read(path) == record:  # else another process may be replacing it
+                replace(record, remote=state).write(path)
         return ""
 
     def _records(self) -> list[tuple[str, Record]]:
@@ -136,10 +140,10 @@ class LocalTier:
             if not done:
                 logger.warning("The save of %s waits for those of %s, which have not ended", name, [*saves.values()])
 
-    def add(self, name: str, save: SaveFuture) -> list[SaveFuture]:
-        """Note a save that has begun; those that began before it, and have not ended."""
-        with self._adding:
-            earlier = [*self._outstanding.copy()]
+    def add(self, name: str, save: SaveFuture) -> dict[SaveFuture, str]:
+        """Note a save that has begun; those that began before it, and have not ended, and their names."""
+        with self.order:
+            earlier = self._outstanding.copy()
             self._outstanding[save] = name
             self.ended.pop(name, None)
         save.add_done_callback(lambda _: self._outstanding.pop(save, None))
@@ -158,22 +162,31 @@ class LocalTier:
         """Write a checkpoint, and before it appears its record; delete those that are too many.
 
         Raises:
-            OSError: if the disk is full, or not writable, or another process uses the folder.
+            OSError: if the disk is full, or not writable, or another process uses the folder, or the name is one of
+                the folder's own files.
         """
-        self._prepare()
         path = self.path_of(name_of(target.path))
+        if path == self.path_of(_LOCK) or path.endswith(SUFFIX):
+            raise OSError(errno.EINVAL, "Such names are those of the folder's own files", path)
+        self._prepare()
         self.ended.pop(name_of(target.path), None)
-        number = max((record.number for _, record in self._records()), default=0) + 1
-        old = Record.read(path)
-        before = (old.remote or old.before) if old else None
-        former = asdict(replace(old, former=None)) if old else None
         with atomic_write(None, path) as file:
             summed = SummedFile(file)
             writer.write(summed, advance=advance)
-            record = Record(target.name, number, summed.size, summed.checksum, before=before, former=former)
-            record.write(path)
+            with self._changing:
+                self._following(path, Record(target.name, 1, summed.size, summed.checksum)).write(path)
             advance(0)  # it may have been cancelled meanwhile
         self._prune(waiting=True)
+
+    def _following(self, path: str, record: Record) -> Record:
+        """A record as it follows that of the checkpoint that is there."""
+        record = replace(record, number=max((each.number for _, each in self._records()), default=0) + 1)
+        old = Record.read(path)
+        if old is not None and old.former:  # a save that was cancelled, or failed, may not have replaced it
+            old = old.of_bytes(path)
+        if old is None:
+            return record
+        return replace(record, before=old.remote or old.before, former=asdict(replace(old, former=None)))
 
     def note_uploaded(self, name: str, target: Target) -> None:
         """Note the state of the remote file after an upload, and delete local ones that are too many.
@@ -195,7 +208,8 @@ class LocalTier:
             reason = f"{target.name} was uploaded from {path}, but has other bytes."
             raise ChecksumError(reason, "Check the local disk, and who else writes to this path.")
         try:
-            replace(record, remote=state or {}, former=None).write(path)
+            with self._changing:
+                replace(record, remote=state or {}, former=None).write(path)
         except OSError as error:  # a full disk; the next run compares the checksums
             logger.warning("%s is not noted as uploaded: %s", path, error)
         self._prune(waiting=False)
@@ -241,11 +255,14 @@ class LocalTier:
         Raises:
             OSError: if it cannot be written to, or another process uses it.
         """
-        os.makedirs(self.folder, exist_ok=True)
-        if self._locked:
-            return
-        _lock(self.path_of(".lock"))
-        self._locked = True
+        with self._changing:
+            os.makedirs(self.folder, exist_ok=True)
+            if not self._locked:
+                _lock(self.path_of(_LOCK))
+                self._locked = True
+                self._clean_up()
+
+    def _clean_up(self) -> None:
         records = self._records()
         known = {each for name, _ in records for each in (name, name + SUFFIX)}
         for name in os.listdir(self.folder):

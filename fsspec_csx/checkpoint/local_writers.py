@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +49,12 @@ def open_tier(
     tier, target = tier_of(text, local, options)
     tier.keep = keep
     name = name_of(target.path)
-    if not tier.resumed:
-        for left in tier.take_left():
-            upload_left(text.removesuffix(name) + left, local, options)
+    with tier.order:
+        for left in [] if tier.resumed else tier.take_left():
+            try:
+                upload_left(text.removesuffix(name) + left, local, options)
+            except (OSError, RuntimeError) as error:  # which must not end this save
+                logger.warning("%s is not uploaded now: %s", tier.path_of(left), error)
     tier.wait_for_room(name)
     return tier, name
 
@@ -67,8 +70,9 @@ def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, 
     future = SaveFuture(progress, local=True)
     future.end_local()
     logger.warning("%s is uploaded from %s, where an earlier save left it", target.name, tier.folder)
-    upload = Upload(tier, name, tier.add(name, future), pass_over=progress.cancel)
-    save_queue.add(save_queue.Save(future, target, tier.folder, upload, line=tier.folder))
+    with tier.order:
+        upload = Upload(tier, name, tier.add(name, future), pass_over=progress.cancel)
+        save_queue.add(save_queue.Save(future, target, tier.folder, upload, line=tier.folder))
     return future
 
 
@@ -97,7 +101,10 @@ class LocalFirst(CheckpointWriter):
     ) -> None:
         """See ``CheckpointWriter``; the bytes that go to the remote path count."""
         upload = None
-        wait([save.local for save in self._earlier if save.local is not None])
+        # Nobody replaces a file that an earlier save uploads.
+        is_left = self.name in self.tier.pending()
+        others = [save if is_left or name == self.name else save.local for save, name in self._earlier.items()]
+        wait([save for save in others if save is not None])
         advance(0)  # it may have been cancelled meanwhile
         assert isinstance(self.writer, FileWriter)
         try:
@@ -129,7 +136,7 @@ class Upload(CheckpointWriter):
 
     tier: LocalTier
     name: str
-    earlier: Sequence[SaveFuture]
+    earlier: Collection[SaveFuture]
     pass_over: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:

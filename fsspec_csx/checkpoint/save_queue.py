@@ -107,22 +107,28 @@ class _Saves:
 
     def add(self, save: Save) -> None:
         with self._changed:
-            if self._closed:
-                msg = "The interpreter is ending and starts no saves. Call async_save before the main thread ends."
-                raise RuntimeError(msg)
-            self._waiting.append(save)
-            save.future.add_done_callback(self._drop)
-            if self._threads == _MAX_THREADS:
-                return
-            self._threads += 1
             try:
-                threading.Thread(target=self._work, name="fsspec_csx async_save", daemon=True).start()
-            except RuntimeError:  # no more threads can be had
-                self._threads -= 1
-                self._waiting.remove(save)
+                self._begin(save)
+            except RuntimeError:
                 save.future.progress.cancel()
                 save.future.end(None, save.target.name)  # later saves may wait for it
                 raise
+
+    def _begin(self, save: Save) -> None:
+        if self._closed:
+            msg = "The interpreter is ending and starts no saves. Call async_save before the main thread ends."
+            raise RuntimeError(msg)
+        self._waiting.append(save)
+        save.future.add_done_callback(self._drop)
+        if self._threads == _MAX_THREADS:
+            return
+        self._threads += 1
+        try:
+            threading.Thread(target=self._work, name="fsspec_csx async_save", daemon=True).start()
+        except RuntimeError:  # no more threads can be had
+            self._threads -= 1
+            self._waiting.remove(save)
+            raise
 
     def _drop(self, future: concurrent.futures.Future[None]) -> None:
         """Drop a save that was cancelled before a thread started it, with its copy."""

@@ -257,7 +257,7 @@ class OneCycleLR(Scheduler):
         points = [(0.0, first), (up - 1, self.max_lr), (self.total_steps - 1, last)]
         if self.three_phase:
             points.insert(2, (2 * up - 2, first))
-        number = next((n for n, (end, _) in enumerate(points[1:-1], 1) if step <= end), len(points) - 1)
+        number = next(n for n, (end, _) in enumerate(points[1:], 1) if step <= end or end == points[-1][0])
         (begin, value), (end, other) = points[number - 1 : number + 1]
         curve = _cosine if self.anneal_strategy == "cos" else _linear
         return curve(value, other, (step - begin) / (end - begin))

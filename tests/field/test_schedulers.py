@@ -117,6 +117,17 @@ def test_chained() -> None:
     assert rates(own) == pytest.approx([0.125])
 
 
+def test_one_cycle_that_only_rises() -> None:
+    """After its last step, which is that of the highest rate, it has a value too."""
+    own = optimizer()
+    cycle = schedulers.OneCycleLR(own, 0.1, 1.0, total_steps=4, pct_start=1.0, anneal_strategy="linear")
+    found = rates(own)
+    for _ in range(4):
+        cycle.step()
+        found += rates(own)
+    assert found == pytest.approx([0.1, 0.4, 0.7, 1.0, 1.3])
+
+
 def test_weight_decay() -> None:
     """The weight decay has schedulers of its own, beside those of the rate."""
     own = optimizer({"tags": "decayed"}, {})

@@ -64,6 +64,7 @@ def test_whose_scheduler(tmp_path: Path, node: Any, kind: type) -> None:
         ({"adamw": {"learning_rate": 0.1}}, optimizers.AdamW),
         ("adam", optimizers.Adam),
         ({"AdaFactor": {}}, optimizers.Adafactor),
+        ({"Adafactor": {"d": 2.0}}, torch.optim.Adafactor),
         ({"SGD": {"lr": 0.1, "foreach": False}}, optimizers.SGD),
         ({"AdamW": {"lr": 0.1, "fused": False}}, torch.optim.AdamW),
         ({"AdamW": {"lr": 0.1, "correct_bias": False}}, optimizers.AdamW),

@@ -24,7 +24,7 @@ _TORCH = torch.optim.lr_scheduler
 _TO_OPTIMIZER, _TO_SCHEDULER = ("params", "model"), ("optimizer",)
 _GIVEN = (*_TO_OPTIMIZER, *_TO_SCHEDULER)
 _GROUPING = {"params": dict[str, Any] | list[dict[str, Any]], "adjust_learning_rate": dict[str, float]}
-_OPTIMIZERS = {each.lower(): each for each in optimizers.__all__}
+_OPTIMIZERS = {each.lower(): getattr(optimizers, each).__name__ for each in optimizers.__all__}
 _SCHEDULERS = {each.lower(): each for each in schedulers.__all__}
 
 
