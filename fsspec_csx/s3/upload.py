@@ -159,7 +159,8 @@ async def send_object(
         whole = await payload(0, size)
         assert isinstance(whole, RequestBody)
         alike = None
-        if checked and not match and ready is None:  # else a request made again could fail where the first was heard
+        conditional = match or any(name.startswith("If") for name in {**fs.s3_additional_kwargs, **options})
+        if checked and not conditional and ready is None:  # made again, it could fail where the first was heard
             kind = {**fs.s3_additional_kwargs, **options}.get("ContentType")
             alike = sender(bucket, key, kind)
         answer = await put(call_when_ready, fs.transfer, whole, checked=checked, sender=alike, **match)

@@ -51,6 +51,15 @@ def test_names_in_headers(server: LocalS3, bucket: str) -> None:
             assert sent == {f'attachment; filename="{name}"'}
 
 
+def test_conditions(server: LocalS3, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Botocore makes each request with a condition: made again after a response, it would fail by what it has made."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(5)}
+    with fault_proxy(server.endpoint_url) as proxy, caplog.at_level("DEBUG", "botocore.endpoint"):
+        through(proxy, server).pipe(objects, IfNoneMatch="*")
+        assert len(proxy.made("PUT")) == len(objects)
+    assert sum("name=PutObject" in each.getMessage() for each in caplog.records if "Making" in each.message) == 5
+
+
 def test_answers_that_only_botocore_understands(server: LocalS3, bucket: str) -> None:
     """Where no answer is as it should be, a few objects are sent twice, and not every other one."""
     objects = {f"{bucket}/{number}": b"%d" % number for number in range(20)}

@@ -131,7 +131,7 @@ def test_calls_for_many_objects(
         Fault("GET", skip=20, times=2, answer=error_answer(503, "SlowDown")),
         Fault("GET", skip=20, times=2, cut_down=100),
         Fault("GET", skip=20, times=2, flip_down=100),
-        Fault("GET", skip=5, times=1, answer=error_answer(403, "ExpiredToken")),
+        Fault("GET", skip=5, answer=error_answer(403, "ExpiredToken"), when=lambda made: "/0%20" not in made.path),
     ):
         if method == "cat_ranges" and fault.flip_down is not None:
             continue  # S3 has no checksums of ranges
@@ -180,7 +180,7 @@ def test_calls_that_make_many_objects(
         Fault("PUT", skip=20, times=2, answer=error_answer(503, "SlowDown")),
         Fault("PUT", skip=20, times=2, cut_up=100),
         Fault("PUT", skip=20, times=2, cut_down=0),
-        Fault("PUT", skip=5, times=1, answer=error_answer(403, "ExpiredToken")),
+        Fault("PUT", skip=5, answer=error_answer(403, "ExpiredToken"), when=lambda made: "/0%20" not in made.path),
     ):
         proxy.faults.append(fault)
         write("again")

@@ -166,7 +166,9 @@ class RangeRequest:
             raise self.failure from error
 
     def _expect(self, status: int, headers: Mapping[str, str]) -> None:
-        first, length, self.total = _content(status, headers)
+        first, length, total = _content(status, headers)
+        if total is not None or not self.filled:  # the rest of an object may come without its size
+            self.total = total
         if not self.filled:
             self.length = self._unclipped = self._unclipped or self.length  # what came before was another object
         if self._probing and not self.filled and self.total is not None:

@@ -164,4 +164,4 @@ def _answer(headers: Mapping[str, str]) -> Mapping[str, Any]:
 
 def _is_good(answer: AioAWSResponse) -> bool:
     """Whether a part was stored; a body of a response may be that of an error, which botocore can read."""
-    return 200 <= answer.status_code < 300 and "ETag" in answer.headers and not len(answer.raw)
+    return 200 <= answer.status_code < 300 and bool(answer.headers.get("ETag")) and not len(answer.raw)

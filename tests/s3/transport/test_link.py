@@ -13,6 +13,7 @@ import pytest
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
+from fsspec_csx.s3.head_range import HeadRange
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import Slots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
@@ -164,6 +165,20 @@ def test_refusals_in_chunks() -> None:
     entities = head + b"9\r\n<!DOCTYPE\r\n0\r\n\r\n"
     with linked([entities], [REFUSAL.replace(b"5", b"9").replace(b"never", b"<!DOCTYPE")]) as (link, _):
         assert [link.put(request("PUT"), body, 2**20)[1] for _ in range(2)] == [b"", b""]
+
+
+def test_the_rest_without_the_size() -> None:
+    """An object whose rest comes without its size is as large as its first response says."""
+    size, most = 5 * 2**20, 4 * 2**20
+    first = HEAD.replace(b"5", b"%d" % size) + b"x" * 1000
+    rest = HEAD.replace(b"200 OK", b"206 OK").replace(b"5", b"%d" % (most - 1000))
+    rest = rest.replace(b"ETag", b"Content-Range: bytes 1000-%d/*\r\nETag" % (most - 1))
+    wanted = HeadRange("object")
+    with linked([first], [rest + b"x" * (most - 1000)]) as (link, _):
+        with pytest.raises(OSError, match="temporarily"):
+            link.get(request(), wanted)
+        link.get(request(), wanted)
+        assert (wanted.complete, wanted.cut_off, wanted.total) == (True, True, size)
 
 
 def test_endless_answers(monkeypatch: pytest.MonkeyPatch) -> None:
