@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, replace
 from typing import Any
@@ -45,6 +45,7 @@ class LocalTier:
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
         order: held until a save that waits for earlier ones is behind them in the queue.
+        uploading: the one whose own save has ended, and that another one uploads; empty for none.
         ended: whether the upload was done of those that later saves uploaded, or that were deleted or given up.
     """
 
@@ -53,9 +54,9 @@ class LocalTier:
         self.keep = 1
         self.resumed = False
         self._locked = False
+        self.uploading = ""
         self.ended: dict[str, bool] = {}
         self._outstanding: dict[SaveFuture, str] = {}
-        self._uploading = ""
         self.order = threading.RLock()
         self._changing = threading.RLock()
 
@@ -129,7 +130,7 @@ class LocalTier:
 
     def _busy(self) -> set[str]:
         """The names of the saves that have not ended, and the one that another save uploads."""
-        return {self._uploading, *(name for save, name in self._outstanding.copy().items() if not save.done())}
+        return {self.uploading, *(name for save, name in self._outstanding.copy().items() if not save.done())}
 
     def wait_for_room(self, name: str) -> None:
         """Wait until fewer than two saves are outstanding, and none of this name."""
@@ -148,15 +149,6 @@ class LocalTier:
             self.ended.pop(name, None)
         save.add_done_callback(lambda _: self._outstanding.pop(save, None))
         return earlier
-
-    @contextlib.contextmanager
-    def uploading(self, name: str) -> Iterator[None]:
-        """Within the block keep a checkpoint whose own save has ended."""
-        self._uploading = name
-        try:
-            yield
-        finally:
-            self._uploading = ""
 
     def write(self, writer: FileWriter, target: Target, advance: Callable[[int], object]) -> None:
         """Write a checkpoint, and before it appears its record; delete those that are too many.

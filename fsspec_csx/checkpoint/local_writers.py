@@ -171,15 +171,17 @@ class Upload(CheckpointWriter):
         """Upload those that earlier saves left, the oldest first, until one fails."""
         for left in self.tier.take_left():
             paths = (each.removesuffix(self.name) + left for each in (target.path, target.name))
+            self.tier.uploading = left
             try:
-                with self.tier.uploading(left):
-                    upload = Upload(self.tier, left, (), pass_over=lambda: None)
-                    upload.save(Target(target.fs, *paths), advance=lambda _: advance(0))
+                upload = Upload(self.tier, left, (), pass_over=lambda: None)
+                upload.save(Target(target.fs, *paths), advance=lambda _: advance(0))
             except ChecksumError as error:
                 logger.warning("%s", error)
                 self.tier.ended[left] = False
             except OSError:  # a warning has said so
                 return
+            finally:
+                self.tier.uploading = ""
             self.tier.ended.setdefault(left, True)
 
     def _is_wanted(self, target: Target) -> bool:

@@ -190,7 +190,7 @@ class Checkpoint(Callback):
         path = checkpoint_root.join(self.root, name)
         try:
             # Where an upload has failed the root is not asked, which would take as long as the next failure.
-            taken = self.local is not None and bool(self.saves.left or name in self.local.tier.pending())
+            taken = self.local is not None and (self.saves.has_left or name in self.local.tier.pending())
             taken = taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format)
         except OSError:
             if self.local is None:

@@ -64,21 +64,18 @@ class LocalDisk:
         """Upload in the background what is on the disk."""
         return upload_left(path, self._folder)
 
-    def has(self, path: str) -> bool:
-        """Whether a checkpoint is here, or was until it was uploaded or given up."""
-        return name_of(path) in self.tier.ended or os.path.isfile(self.tier.path_of(name_of(path)))
-
-    def was_uploaded(self, path: str) -> bool | None:
-        """Whether a checkpoint whose upload failed was uploaded since, or given up; None if it is still to be."""
-        return self.tier.ended.get(name_of(path))
+    def state(self, path: str) -> str:
+        """Whether a checkpoint whose upload failed was "uploaded" since, or "dropped", or is "left"; else "failed"."""
+        left = os.path.isfile(self.tier.path_of(name_of(path)))  # first, as another thread may upload and delete it
+        if (uploaded := self.tier.ended.get(name_of(path))) is not None:
+            return "uploaded" if uploaded else "dropped"
+        return "left" if left else "failed"
 
     def not_uploaded(self, path: str, error: BaseException | None) -> OSError:
         """The error at the end of a training for a checkpoint that is only on the disk."""
         msg = f"{path} is not uploaded ({error}). It is whole at {self.tier.path_of(name_of(path))}, and the next run "
-        msg = redacted(msg + "with this local_dir resumes from it and uploads it, unless there is a newer one.")
-        raised = OSError(getattr(error, "errno", None) or errno.EIO, msg)
-        raised.__cause__ = error
-        return raised
+        msg += "with this local_dir resumes from it and uploads it, unless there is a newer one."
+        return OSError(getattr(error, "errno", None) or errno.EIO, redacted(msg))
 
     def warn_if_alone(self, order: _Order) -> None:
         """Warn if there are checkpoints here that were not uploaded, and none at the root."""

@@ -33,23 +33,28 @@ class PendingSaves:
     def paths(self) -> list[str]:
         return [path for path, _ in self._saves]
 
+    def _state(self, path: str, save: Future[None]) -> str:
+        """Whether a save is "running", "uploaded", "dropped", "failed", or "left": only its upload is to be done."""
+        if not save.done():
+            return "running"
+        if save.cancelled():  # left by an earlier process, and passed over with a warning
+            return "dropped"
+        error, local = save.exception(), getattr(save, "local", None)
+        if error is None:
+            return "uploaded"
+        if self._local is None or local is None or not isinstance(error, OSError) or isinstance(error, ChecksumError):
+            return "failed"
+        return "failed" if local.exception() else self._local.state(path)
+
     @property
     def failed(self) -> bool:
         """Whether a save has failed with an error that ends the training, and that ``wait`` raises."""
-        return any(_error(save) is not None and not self._is_local(path, save) for path, save in self._saves)
+        return any(self._state(*each) == "failed" for each in self._saves)
 
     @property
-    def left(self) -> list[str]:
-        """The paths of those whose upload failed, and is still to be done."""
-        failed = [path for path, save in self._saves if self._is_local(path, save)]
-        return [path for path in failed if self._local and self._local.was_uploaded(path) is None]
-
-    def _is_local(self, path: str, save: Future[None]) -> bool:
-        """Whether only the upload failed of a checkpoint that is whole on the local disk."""
-        error, local = _error(save), getattr(save, "local", None)
-        if self._local is None or local is None or not isinstance(error, OSError) or isinstance(error, ChecksumError):
-            return False
-        return local.exception() is None and self._local.has(path)
+    def has_left(self) -> bool:
+        """Whether an upload has failed that is still to be done."""
+        return any(self._state(*each) == "left" for each in self._saves)
 
     def complete_ended(self, trainer: Trainer) -> None:
         """Complete those that have ended, up to the first that failed."""
@@ -58,16 +63,15 @@ class PendingSaves:
         self._report(trainer)
 
     def _first_ended(self) -> bool:
-        return bool(self._saves) and self._saves[0][1].done() and self._saves[0][0] not in self.left
+        return bool(self._saves) and self._state(*self._saves[0]) not in ("running", "left")
 
     def _end_first(self, trainer: Trainer) -> None:
         """Complete the first save, which has ended, or raise its error."""
         path, save = self._saves.pop(0)
-        if self._local is not None and self._is_local(path, save):
-            uploaded = self._local.was_uploaded(path)  # by another save, if it was not given up with a warning
-        elif uploaded := not save.cancelled():  # else it was left by an earlier process, and damaged
+        state = self._state(path, save)
+        if state == "failed":
             save.result()
-        if uploaded:
+        if state == "uploaded":
             self.complete(trainer, path)
 
     def complete(self, trainer: Trainer, path: str) -> None:
@@ -125,8 +129,8 @@ class PendingSaves:
                     save = self._local.upload(path)
                     wait([save])
                     self._saves[0] = path, save
-                if self._is_local(path, save):
-                    raise self._local.not_uploaded(path, save.exception())
+                if self._state(path, save) == "left":
+                    raise self._local.not_uploaded(path, save.exception()) from save.exception()
             except OSError as error:
                 self._saves.pop(0)
                 failed = error
@@ -139,19 +143,15 @@ class PendingSaves:
         newest = self._complete or (loaded if loaded not in self.paths else None)
         safe = f"{redacted(newest)} is safe" if newest else "none is at the root yet"
         for path, save in self._saves:
-            if path in self.left and path not in self._warned:
+            if path not in self._warned and self._state(path, save) == "left":
                 self._warned.add(path)
                 trainer.logger.warning(
                     "The upload of step %d failed (%s). %s is whole on the local disk; %s. The training continues, and "
                     "the next save uploads what is left.",
-                    *(trainer.checkpoint.step_of(path), _error(save), redacted(path).rpartition("/")[2], safe),
+                    *(trainer.checkpoint.step_of(path), save.exception(), redacted(path).rpartition("/")[2], safe),
                 )
         for path, save in self._saves[-1:]:
             local = getattr(save, "local", None)
             if not save.done() and local is not None and local.done() and path != self._reported:
                 self._reported = path
                 trainer.logger.info("%s is only on the local disk; %s", redacted(path).rpartition("/")[2], safe)
-
-
-def _error(save: Future[None]) -> BaseException | None:
-    return save.exception() if save.done() and not save.cancelled() else None
