@@ -31,7 +31,7 @@ from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
-from fsspec_csx.storage.local_file import atomic_local_write
+from fsspec_csx.storage.local_file import atomic_local_write, write_at
 
 
 async def cat_file(
@@ -207,7 +207,7 @@ async def get_file(
             found, read, head = PinnedObject(fs, rpath, version_id), head, None
             probe: RangeRequest = read or FileRange(descriptor, 0, MIN_REQUEST, probing=True)
             if read is not None:
-                os.pwrite(descriptor, read.memory, 0)
+                write_at(descriptor, read.memory, 0)
             else:
                 await fs.transfer.fetch(found.get, [probe])
             found.etag = found.etag or probe.etag

@@ -42,6 +42,13 @@ def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
         raise
 
 
+def write_at(descriptor: int, memory: memoryview, position: int) -> None:
+    """Write all of a memory at a position of a file; the system may take less of it at a time."""
+    while memory:
+        written = os.pwrite(descriptor, memory, position)
+        memory, position = memory[written:], position + written
+
+
 def _create(path: str, target: str, mode: int | None) -> int:
     """A new file with the mode and owner of ``target``; if there is none yet (mode None), the umask decides."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)

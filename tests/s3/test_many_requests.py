@@ -69,7 +69,7 @@ def test_answers_that_only_botocore_understands(server: LocalS3, bucket: str) ->
         assert len(proxy.made("PUT")) == len(objects) + 5
 
 
-def test_sizes_and_kinds(server: LocalS3, bucket: str, tmp_path: Path) -> None:
+def test_sizes_and_kinds(server: LocalS3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small, empty and large objects come whole, by as many requests as one by one, to memory and to files."""
     sizes = {"a": 10, "b": 0, "c": MIN_REQUEST, "d": MIN_REQUEST + 1, "e": 3, "f": 2 * MIN_REQUEST + 5}
     objects = {f"{bucket}/{name}": os.urandom(size) for name, size in sizes.items()}
@@ -87,7 +87,8 @@ def test_sizes_and_kinds(server: LocalS3, bucket: str, tmp_path: Path) -> None:
         assert fs.cat(list(objects), batch_size=-1) == objects  # no limit, as fsspec has it
         assert len(proxy.made("GET")) == alone
         proxy.requests.clear()
-        callback = Callback()
+        callback, pwrite = Callback(), os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:70_000], at))  # it may take less
         fs.get(list(objects), [str(tmp_path / "got" / name) for name in sizes], callback=callback)
         assert len(proxy.made("GET")) == alone
         assert callback.value == callback.size == len(objects)

@@ -71,7 +71,6 @@ class Link:
 
     def __init__(self, pool: Any, slots: Slots) -> None:
         self.began = False
-        self._used = False
         self._until = 0.0
         self._pool, self._slots = pool, slots
         self._connection = compat.take_connection(pool)
@@ -93,6 +92,9 @@ class Link:
         wanted.moved = self._slots.moved
         try:
             with self._connected() as wanted.interrupt:
+                if wanted.given_up:  # before it could be interrupted
+                    msg = "The request was given up."
+                    raise OSError(msg)
                 began = time.monotonic()
                 self._socket.sendall(request.head())
                 head = self._head(began)
@@ -166,9 +168,8 @@ class Link:
     def _connected(self) -> Iterator[Interrupt]:
         """Within a block, connected; an error ends the connection."""
         self.began = False
-        if self._used and self._is_lost():
+        if self._is_lost():
             self._connection.close()
-        self._used = True  # before, the pool has looked
         try:
             self._socket = compat.connected_socket(self._pool, self._connection)
         except BaseException:

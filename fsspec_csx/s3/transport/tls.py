@@ -80,6 +80,11 @@ class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
 
     ca_certs: str | None
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether it may be used again: bytes that were decrypted and not read are no answer to a request to come."""
+        return bool(super().is_connected) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
+
     def connect(self) -> None:
         """Connect."""
         if isinstance(self.ssl_context, ssl.SSLContext):

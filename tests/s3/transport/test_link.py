@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from handshakes import Handshakes
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
@@ -34,8 +37,10 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Server:
     """Answers each request with the next pieces of bytes, and then ends the connection if there are no more."""
 
-    def __init__(self, answers: Sequence[Sequence[bytes]], *, early: bool = False) -> None:
-        self._answers, self._early = iter(answers), early
+    def __init__(
+        self, answers: Sequence[Sequence[bytes]], *, early: bool = False, handshakes: Handshakes | None = None
+    ) -> None:
+        self._answers, self._early, self._handshakes = iter(answers), early, handshakes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.connections = 0
         self.port: int = self._listener.getsockname()[1]
@@ -45,10 +50,14 @@ class Server:
     def _serve(self) -> None:
         while True:
             link, _ = self._listener.accept()
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._handshakes and self._waiting:
+                link = self._handshakes.wrapped(link, threading.Event())
             with link:
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.connections += 1
                 with contextlib.suppress(StopIteration, ConnectionError):
+                    if isinstance(link, ssl.SSLSocket):
+                        link.do_handshake()
                     while link.recv(1 if self._early else 65536):
                         for piece in next(self._answers):
                             link.sendall(piece)
@@ -145,6 +154,23 @@ def test_what_follows_an_answer() -> None:
         assert server.connections == 2
 
 
+def test_what_follows_an_answer_by_tls(tmp_path: Path) -> None:
+    """What is decrypted and was not asked for is not the answer to the next request over the pool's connection."""
+    handshakes, size = Handshakes(tmp_path), 20_000  # of two records, the second of which has more than the body
+    answer = HEAD.replace(b"5", b"%d" % size) + bytes(size) + HEAD + b"other"
+    server = Server([[answer], [GOOD], [GOOD]], handshakes=handshakes)
+    pool = TLSPool("127.0.0.1", server.port, cert_reqs="CERT_REQUIRED", ca_certs=str(handshakes.trusted), timeout=60)
+    came = []
+    for length in (size, 5, 5):
+        link = Link(pool, Slots())
+        came.append(fetched(link, length))
+        link.give_back()
+    pool.close()
+    server.close()
+    assert came == [bytes(size), b"hello", b"hello"]
+    assert server.connections == 3  # and the one that ends it
+
+
 def test_refusals_in_chunks() -> None:
     """What AWS refuses, it refuses by a body of chunks, which says why."""
     head = b"HTTP/1.1 503 Slow Down\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -233,6 +259,15 @@ def test_other_lengths_and_silence() -> None:
         ):
             fetched(link)
         assert not isinstance(caught.value, UnusualResponseError)
+
+
+def test_given_up() -> None:
+    """A request that was given up while it was connected is not sent, nor its answer waited for."""
+    wanted, memory = RangeRequest(0), bytearray(5)
+    wanted.add(0, 0, memoryview(memory))
+    wanted.give_up()
+    with linked() as (link, _), pytest.raises(OSError, match="given up"):
+        link.get(request(), wanted)
 
 
 def test_early_answer() -> None:
