@@ -77,6 +77,10 @@ class _File(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
+    def read(self, size: int = -1) -> bytes | None:
+        left = max(0, self.size - self._position)  # or a hostile size would be allocated
+        return super().read(left if size < 0 else min(size, left))
+
     def readinto(self, buffer: Any) -> int:
         memory = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
         self.readinto_many([(self._position, memory)])
