@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,7 @@ def _local_first(
 
     tier, name = open_tier(text, local, *options)
     future = SaveFuture(SaveProgress(NoOpCallback(), 0), local=True)  # for other threads
+    future.waits = threading.get_ident()
     try:
         yield lambda writer: LocalFirst(tier, name, writer, future)
     finally:

@@ -132,9 +132,14 @@ class LocalTier:
         """The names of the saves that have not ended, and the one that another save uploads."""
         return {self.uploading, *(name for save, name in self._outstanding.copy().items() if not save.done())}
 
+    def _others(self) -> dict[SaveFuture, str]:
+        """The saves that have not ended, less those that a handler of a signal interrupts, for which none can wait."""
+        own = threading.get_ident()
+        return {save: name for save, name in self._outstanding.copy().items() if save.waits != own}
+
     def wait_for_room(self, name: str) -> None:
         """Wait until fewer than two saves are outstanding, and none of this name."""
-        while saves := self._outstanding.copy():
+        while saves := self._others():
             if len(saves) < _OUTSTANDING and name not in saves.values():
                 return
             done, _ = wait([*saves], _SILENT, return_when=FIRST_COMPLETED)
@@ -144,7 +149,7 @@ class LocalTier:
     def add(self, name: str, save: SaveFuture) -> dict[SaveFuture, str]:
         """Note a save that has begun; those that began before it, and have not ended, and their names."""
         with self.order:
-            earlier = self._outstanding.copy()
+            earlier = self._others()
             self._outstanding[save] = name
             self.ended.pop(name, None)
         save.add_done_callback(lambda _: self._outstanding.pop(save, None))

@@ -22,6 +22,7 @@ class SaveFuture(concurrent.futures.Future[None]):
     Attributes:
         local: of a save by way of a local disk: ends when the checkpoint is whole there, or, where that failed, at its
             path; None for others.
+        waits: the number of the thread that waits for a save in the foreground; 0 for others.
 
     ``await asyncio.wrap_future(future)`` waits for it in an event loop; cancelling that wait cancels the save.
     """
@@ -31,6 +32,7 @@ class SaveFuture(concurrent.futures.Future[None]):
         self.progress = progress
         self._owner = os.getpid()
         self._ended = False
+        self.waits = 0
         self.local: SaveFuture | None = None
         if local:
             self.local = SaveFuture(SaveProgress(NoOpCallback(), 0))

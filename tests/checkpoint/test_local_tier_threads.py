@@ -225,3 +225,21 @@ def test_names_of_the_folder_itself(run: str, tmp_path: Path, caplog: pytest.Log
     caplog.clear()
     assert load(f"{run}/a", local=tmp_path)["step"] == 1
     assert "passed over" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["other.mdl", "latest.mdl"])
+def test_save_within_a_save(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A handler of a signal saves, and does not wait for ever for the save that it interrupts."""
+    save(state(1), f"{run}/latest.mdl", local=tmp_path)
+    write, handlers = LocalTier.write, [lambda: save(state(3), f"{run}/{name}", local=tmp_path)]
+
+    def interrupted(*args: Any) -> None:
+        while handlers:
+            handlers.pop()()
+        write(*args)
+
+    monkeypatch.setattr(LocalTier, "write", interrupted)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(save, state(2), f"{run}/latest.mdl", local=tmp_path).result(SECONDS)
+    assert load(f"{run}/latest.mdl", local=tmp_path)["step"] == load(f"{run}/latest.mdl")["step"] == 2
+    assert load(f"{run}/{name}")["step"] == (3 if name == "other.mdl" else 2)
