@@ -288,5 +288,6 @@ def test_parts_are_of_one_size(
 def test_save_keeps_to_a_block_size_that_was_chosen(server: LocalS3, bucket: str, proxy: FaultProxy) -> None:
     """``default_block_size`` is the size of the parts of a checkpoint."""
     options = {**server.storage_options(), "endpoint_url": proxy.url, "default_block_size": 6 * MIB}
+    options["config_kwargs"] = {"read_timeout": 100}  # a busy machine may not answer sooner
     cstorch.save({"t": STATE["t1"]}, f"s3://{bucket}/x.mdl", storage_options=options)
     assert set(lengths(proxy)[:-1]) == {6 * MIB}

@@ -466,7 +466,9 @@ def test_credentials_that_expire(
     """Requests that are refused as expired are signed again with the credentials that there are now."""
     fs.pipe_file(f"{TENANT_BUCKET}/source", DATA)
     former = renewable("admin")
-    mine = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+    # An upload that is created again, since a busy machine did not answer in time, would be left.
+    patient = {"read_timeout": 100, "connect_timeout": 100}
+    mine = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True, config_kwargs=patient)
     assert mine.cat_file(f"{TENANT_BUCKET}/source", start=0, end=3) == DATA[:3]
     proxy.requests = []
     expired = error_answer(400, "ExpiredToken")
