@@ -89,9 +89,16 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
 async def read_whole(fs: Any, found: PinnedObject, head: HeadRange | None = None) -> bytes:
     """The bytes of an object, whose beginning may have been read."""
     await fs.set_session()
-    if head is None:
-        head = HeadRange(found)
-        await fs.transfer.fetch(found.get, [head])
+    begun, head = head is not None, head or HeadRange(found)
+    try:
+        if not begun:
+            await fs.transfer.fetch(found.get, [head])
+        return await _rest_of(fs, found, head)
+    finally:
+        head.forget()  # an exception may keep it
+
+
+async def _rest_of(fs: Any, found: PinnedObject, head: HeadRange) -> bytes:
     found.etag = found.etag or head.etag
     if not head.cut_off:
         verify_checksum(found, head, head.memory, [])

@@ -41,7 +41,7 @@ async def cat_files(fs: Any, paths: Sequence[str], most: int | None = None) -> l
     def finished(request: HeadRequest) -> None:
         results[request.number] = request.head.value()
 
-    await read_alike(fs, [HeadRequest(fs, *each) for each in enumerate(paths)], alone, finished, most)
+    await _read(fs, [HeadRequest(fs, *each) for each in enumerate(paths)], alone, finished, most)
     return results
 
 
@@ -86,7 +86,15 @@ async def get_files(
         callback.relative_update(1)
 
     requests = [HeadRequest(fs, number, path, store) for number, (path, _) in enumerate(pairs)]
-    await read_alike(fs, requests, fetch, finished, most)
+    await _read(fs, requests, fetch, finished, most)
+
+
+async def _read(fs: Any, requests: Sequence[HeadRequest], *how: Any) -> None:
+    try:
+        await read_alike(fs, requests, *how)
+    finally:
+        for each in requests:  # which refer to themselves, and so stay until Python looks for cycles
+            each.head.forget()
 
 
 class HeadRequest(ObjectRequest):

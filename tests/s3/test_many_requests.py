@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from fsspec.callbacks import Callback
 from proxy import Fault, error_answer, fault_proxy, through
 
+from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
@@ -49,6 +51,24 @@ def test_names_in_headers(server: LocalS3, bucket: str) -> None:
             assert [request.status for request in proxy.made("PUT")] == [200] * len(objects)
             sent = {request.headers["content-disposition"].encode("latin-1").decode() for request in proxy.made("PUT")}
             assert sent == {f'attachment; filename="{name}"'}
+
+
+def test_memory_is_free_afterwards(fs: CSXFileSystem, bucket: str) -> None:
+    """When a call has returned, only the caller has the bytes: they are freed when the caller drops them."""
+    objects = {f"{bucket}/{number}": os.urandom(1000) for number in range(10)}
+    fs.pipe(objects)
+    gc.collect()
+    gc.disable()
+    try:
+        before = _buffers()
+        assert fs.cat([*objects, f"{bucket}/missing"], on_error="omit") == objects
+        assert _buffers() == before
+    finally:
+        gc.enable()
+
+
+def _buffers() -> int:
+    return sum(isinstance(each, BytesBuffer) for each in gc.get_objects())
 
 
 def test_conditions(server: LocalS3, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
