@@ -99,7 +99,8 @@ async def _read_bucket(
             note()
 
     async def read_rest() -> None:
-        template = await fs.transfer.signer.read_template(await sent, first.key)
+        request = await sent  # the filesystem may not be connected before, or only its parent process is
+        template = await fs.transfer.signer.read_template(request, first.key) if request else None
         if template is None:  # requests of a kind that botocore alone can make
             await _read_alone(rest, alone, most)
         else:

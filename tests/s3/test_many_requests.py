@@ -154,3 +154,12 @@ def test_of_a_subclass(fs: CSXFileSystem, bucket: str) -> None:
     fs.pipe(objects)
     mine = Reversing(**fs.storage_options, skip_instance_cache=True)
     assert mine.cat(list(objects)) == {name: data[::-1] for name, data in objects.items()}
+
+
+def test_first_use(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
+    """A filesystem that was not connected before connects."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(9)}
+    fs.pipe(objects)
+    mine = CSXFileSystem(**fs.storage_options, skip_instance_cache=True)
+    mine.get(list(objects), [str(tmp_path / name.rpartition("/")[2]) for name in objects])
+    assert all((tmp_path / name.rpartition("/")[2]).read_bytes() == data for name, data in objects.items())
