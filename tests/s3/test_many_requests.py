@@ -13,6 +13,7 @@ from proxy import Fault, error_answer, fault_proxy, through
 
 from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
 
@@ -154,6 +155,22 @@ def test_of_a_subclass(fs: CSXFileSystem, bucket: str) -> None:
     fs.pipe(objects)
     mine = Reversing(**fs.storage_options, skip_instance_cache=True)
     assert mine.cat(list(objects)) == {name: data[::-1] for name, data in objects.items()}
+
+
+def test_pools_that_end(fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of connections that urllib3 ends, since there are many hosts, fails no call."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(9)}
+    pool_to = compat.pool_to
+
+    def ended(session: Any, url: str) -> Any:
+        pool = pool_to(session, url)
+        session._manager.clear()
+        pool.close()  # as urllib3 1.26 does with pools that it drops
+        return pool
+
+    monkeypatch.setattr(compat, "pool_to", ended)
+    fs.pipe(objects)
+    assert fs.cat(list(objects)) == objects
 
 
 def test_first_use(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:

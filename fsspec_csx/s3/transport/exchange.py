@@ -13,7 +13,7 @@ from aiobotocore.awsrequest import AioAWSResponse
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ClosedPoolError, HTTPError
 
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
@@ -107,7 +107,9 @@ class Exchange:
     def link(self, url: str) -> Link | None:
         """A connection for requests that a thread makes one after another; None where ``get`` and ``put`` must."""
         pool = compat.pool_to(self.session, url) if self.unusual < _UNUSUAL else None
-        return None if pool is None else Link(pool, self._slots)
+        with contextlib.suppress(ClosedPoolError):  # urllib3 has ended it, as it keeps the pools of few hosts
+            return None if pool is None else Link(pool, self._slots)
+        return None
 
     def put_signed(self, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
         """Make a request of a template, with a body."""
