@@ -87,16 +87,21 @@ async def _read_bucket(
     first, *rest = reads
     sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def note(request: Any = None) -> None:
-        if not sent.done():
+    latest: Any = None
+
+    def note(request: Any, _: Any) -> None:
+        nonlocal latest
+        latest = request
+        if not sent.done() and fs.reads_have_checksums is not None:
             sent.set_result(request)
 
     async def read_first() -> None:
         try:
-            with using(sent=lambda request, _: note(request)):
+            with using(sent=note):
                 await alone(first)
-        finally:
-            note()
+        finally:  # now it is known whether the server refuses the headers that the others would have, too
+            if not sent.done():
+                sent.set_result(latest)
 
     async def read_rest() -> None:
         request = await sent  # the filesystem may not be connected before, or only its parent process is

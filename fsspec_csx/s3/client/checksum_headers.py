@@ -31,16 +31,19 @@ class ChecksumHeaders:
     Args:
         operations: their names.
         checked: whether their requests must have a checksum.
+
+    Attributes:
+        supported: whether they do; None until that is known.
     """
 
     def __init__(self, operations: tuple[str, ...], *, checked: bool = False) -> None:
         self.operations, self._checked = operations, checked
-        self._supported: bool | None = None  # until that is known
+        self.supported: bool | None = None  # until that is known
 
     def before_signing(self, request: Any, **_: Any) -> None:
         """Remove the headers if the server refuses them; a handler of ``request-created``."""
         found = _checksums_in(request.headers)
-        if found and (self._supported is False or request.context.get(_WITHOUT)):
+        if found and (self.supported is False or request.context.get(_WITHOUT)):
             for name in found:
                 del request.headers[name]
             if self._checked:
@@ -49,17 +52,17 @@ class ChecksumHeaders:
 
     def answered(self, response: Any = None, request_dict: Any = None, **_: Any) -> float | None:
         """Return 0 to make the request again at once; a handler of ``needs-retry``."""
-        if response is None or self._supported is not None or not _checksums_in(request_dict["headers"]):
+        if response is None or self.supported is not None or not _checksums_in(request_dict["headers"]):
             return None
         answer, parsed = response
         refused = str(parsed.get("Error", {}).get("Code")) in _REFUSALS
         if not request_dict["context"].get(_WITHOUT):
             request_dict["context"][_WITHOUT] = refused
             if answer.status_code < 300:
-                self._supported = True
+                self.supported = True
             return 0.0 if refused else None
         if not refused and answer.status_code < 500:
-            self._supported = False
+            self.supported = False
             logger.warning("%s have no checksum headers, as the server refuses them.", " and ".join(self.operations))
         return None
 
