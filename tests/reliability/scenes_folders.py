@@ -10,6 +10,7 @@ from stage import NEW, OLD, Scene, Stage, among, blob, halved, save_small
 from victims import state
 
 from fsspec_csx import distributed, save
+from fsspec_csx.formats.cerebras.metadata import LEAF, SUCCESS, encoded
 from fsspec_csx.manage.gc import leftovers
 
 
@@ -19,11 +20,10 @@ def of_cerebras(stage: Stage) -> Scene:
     beside = stage.put(stage.place("c.mdl2/__METADATA__", remote=True), b"beside")
     former = stage.choice.choice([OLD, None])
     if former:
-        save(state(OLD), path, format="cerebras", storage_options=stage.store)
-        stage.put(f"{path}/only/the/former/has/it", b"x")
+        save({**state(OLD), "only_old": state(OLD)["large"]}, path, format="cerebras", storage_options=stage.store)
 
     def intact() -> None:
-        assert stage.seed(path) in (former, NEW, None)
+        assert stage.seed(path, besides={"only_old"} if former else set()) in (former, NEW, None)
         assert stage.data(beside) == b"beside"
 
     def right() -> None:
@@ -47,8 +47,9 @@ def of_delete(stage: Stage) -> Scene:
         "h": ["h/config.json", "h/model.safetensors.index.json", *(f"h/model-{n:05}-of-00003.bin" for n in range(3))],
     }
     others = ["a.mdl2", "c2/__METADATA__", "c2/w", "d2/.metadata", "d2/__0_0.distcp", "e/x/y.mdl", "h.mdl"]
+    described = encoded({SUCCESS: True, **{f"{name}{LEAF}": "" for name in ("model/w", "step")}})
     for each in itertools.chain(*named.values(), others):
-        stage.put(stage.place(each, remote=remote), each.encode())
+        stage.put(stage.place(each, remote=remote), described if each == "c/__METADATA__" else each.encode())
     manifests = {"a": "a.mdl", "d": "d/.metadata", "h": "h/model.safetensors.index.json"}
 
     def intact() -> None:
@@ -58,7 +59,7 @@ def of_delete(stage: Stage) -> Scene:
             assert manifest not in there or not {*named[name]} - {*there}, there
         # What the metadata says is needed until the end; that it is not finished is reported at the beginning.
         metadata = stage.data(stage.place("c/__METADATA__", remote=remote))
-        assert metadata != b"c/__METADATA__" or not {*named["c"]} - {*there}, there
+        assert metadata != described or not {*named["c"]} - {*there}, there
         assert metadata is not None or not {*named["c"]} & {*there}, there
 
     def right() -> None:

@@ -6,6 +6,7 @@ import functools
 import random
 import tempfile
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,13 @@ class Stage:
         """The storage options for a path."""
         return self.store if "://" in path else None
 
-    def seed(self, path: str) -> int | None:
-        """That of the checkpoint of any kind that is there, each tensor of which is compared; None if there is none."""
+    def seed(self, path: str, *, besides: AbstractSet[str] = frozenset()) -> int | None:
+        """That of the checkpoint of any kind that is there, each tensor of which is compared; None if there is none.
+
+        Args:
+            path: of the checkpoint.
+            besides: the names of values that the old one alone has.
+        """
         try:
             loaded = load(path, storage_options=self.options(path))
         except FileNotFoundError:
@@ -92,7 +98,7 @@ class Stage:
                 return None
             raise
         expected = state(loaded["step"])
-        assert loaded.keys() == expected.keys()
+        assert loaded.keys() == expected.keys() | (besides if loaded["step"] == OLD else set())
         assert torch.equal(loaded["large"], expected["large"])
         assert loaded["small"].keys() == expected["small"].keys()
         assert all(torch.equal(loaded["small"][name], each) for name, each in expected["small"].items())

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ssl import SSLSocket
 from typing import Any
 
 from urllib3.util.connection import is_connection_dropped
@@ -168,7 +167,7 @@ class Link:
     def _connected(self) -> Iterator[Interrupt]:
         """Within a block, connected; an error ends the connection."""
         self.began = False
-        if self._is_lost():
+        if is_connection_dropped(self._connection):  # or it brings what is not the answer to the next request
             self._connection.close()
         try:
             self._socket = compat.connected_socket(self._pool, self._connection)
@@ -186,11 +185,6 @@ class Link:
             raise
         finally:
             interrupt.release()
-
-    def _is_lost(self) -> bool:
-        """Whether the connection has ended, or brings what is not the answer to the next request."""
-        link = self._connection.sock
-        return is_connection_dropped(self._connection) or (isinstance(link, SSLSocket) and link.pending() > 0)
 
     def _receive(self, memory: memoryview) -> int:
         """Receive some bytes of a head or a short body."""
