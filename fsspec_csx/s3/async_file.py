@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from s3fs.core import version_id_kw
 
 from fsspec_csx.s3.file import check_absent, check_open, part_writer
 from fsspec_csx.s3.interrupt import run_in_thread
+from fsspec_csx.s3.transport.call_scope import uncancelled
 from fsspec_csx.s3.transport.event_loop import submitted
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.unwinding import Opening
@@ -190,7 +192,8 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             return
         self.closed = True
         if self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._writer.abandon(), self._loop)
+            # Not in the context of the call during which Python collects this: its end would cancel the abort.
+            contextvars.Context().run(submitted, self._loop, self._writer.abandon())
         self._opening.warn("It was not closed.")
 
     async def _in_thread(self, work: Callable[[], Any]) -> None:
@@ -204,6 +207,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
     async def _end(self) -> None:
         self.closed = True
         try:
-            await self._writer.abandon()
+            await uncancelled(self._writer.abandon())
         except Exception as error:  # the first error must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)

@@ -12,7 +12,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync_wrapper
 
-from fsspec_csx.s3.transport.call_scope import contained
+from fsspec_csx.s3.transport.call_scope import contained, uncancelled
 from fsspec_csx.s3.transport.event_loop import finished, is_on_loop
 
 # Coroutines of many tasks, by the names that fsspec gives them.
@@ -58,7 +58,7 @@ async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> 
         await asyncio.shield(running)
     except BaseException:
         stop()
-        await asyncio.wait([running])
+        await uncancelled(asyncio.wait([running]))
         running.exception()
         raise
 

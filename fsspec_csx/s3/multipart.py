@@ -145,8 +145,13 @@ class MultipartUpload:
         self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
 
     async def create(self) -> None:
-        """Begin; a cancellation waits for the answer, as an upload whose name is not known could not be aborted."""
-        await uncancelled(self._create())
+        """Begin; a cancellation waits for the answer, and aborts the upload whose name only that gives."""
+        try:
+            await uncancelled(self._create())
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception), tidying():
+                await uncancelled(self.abort())
+            raise
 
     async def _create(self) -> None:
         checksum = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"} if self._checked else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import threading
@@ -12,10 +13,11 @@ from typing import Any
 import fsspec
 import pytest
 from conftest import recorded_requests
-from proxy import Fault, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 
 from fsspec_csx.errors import AccessDeniedError, DiscardedFileWarning, ObjectExistsError, ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.call_scope import Scope, within
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
@@ -35,7 +37,9 @@ def run(server: LocalS3, work: Callable[[CSXFileSystem], Awaitable[Any]], **opti
     """Run a coroutine function with a filesystem of its event loop."""
 
     async def main() -> Any:
-        fs = fsspec.filesystem("s3", **server.storage_options(), asynchronous=True, skip_instance_cache=True, **options)
+        fs = fsspec.filesystem(
+            "s3", **{**server.storage_options(), **options}, asynchronous=True, skip_instance_cache=True
+        )
         session = await fs.set_session()
         try:
             return await work(fs)
@@ -142,6 +146,8 @@ def test_not_published(server: LocalS3, fs: CSXFileSystem, path: str, size: int,
         if way == "dropped":
             file = await afs.open_async(path, "wb", block_size=BLOCK)
             await file.write(DATA[:size])
+            while size > BLOCK and not await afs._list_multipart_uploads(path.split("/")[0]):
+                await asyncio.sleep(0.05)  # the upload is created in the background
             with pytest.warns(DiscardedFileWarning, match="It was not closed"):
                 del file
                 gc.collect()
@@ -162,6 +168,69 @@ def test_not_published(server: LocalS3, fs: CSXFileSystem, path: str, size: int,
             await task
 
     run(server, work)
+    assert left(fs, path) == (b"old", [])
+
+
+@pytest.mark.filterwarnings("ignore::fsspec_csx.errors.DiscardedFileWarning")
+@pytest.mark.parametrize(
+    "way", ["exception", "cancelled", "cancelled twice", "impatient", "dropped", "dropped in a call"]
+)
+def test_left_while_the_upload_is_created(
+    server: LocalS3, fs: CSXFileSystem, path: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload whose creation is answered only after its file was left is aborted then."""
+    answered = threading.Event()
+    if way == "impatient":
+        monkeypatch.setattr("fsspec_csx.s3.writer._CREATION_SECONDS", 0)
+
+    async def until(condition: Callable[[], object]) -> None:
+        async def wait() -> None:
+            while not condition():
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(wait(), 60)
+
+    async def leave(file: Any) -> None:
+        async with file:
+            if way in ("exception", "impatient"):
+                raise ValueError("stop")
+            await asyncio.sleep(600)
+
+    async def work(proxy: FaultProxy, afs: CSXFileSystem) -> None:
+        files = [await afs.open_async(path, "wb", block_size=BLOCK)]
+        await files[0].write(DATA)
+        await until(lambda: proxy.made("POST", "uploads"))
+
+        async def drop() -> None:
+            files.clear()
+            gc.collect()
+            await asyncio.sleep(0)
+
+        if way == "dropped":
+            await drop()
+        elif way == "dropped in a call":  # as when Python collects it while another call runs
+            await within(Scope(), drop)
+        else:
+            leaving = asyncio.create_task(leave(files[0]))
+            await asyncio.sleep(0)
+            for _ in range({"cancelled": 1, "cancelled twice": 2}.get(way, 0)):
+                leaving.cancel()
+                await until(lambda: files[0].closed)
+            await until(leaving.done if way == "impatient" else lambda: files[0].closed)
+            answered.set()
+            await asyncio.wait([leaving])
+            with pytest.raises((ValueError, asyncio.CancelledError)):
+                leaving.result()
+        answered.set()
+        await until(lambda: any(one.heard for one in proxy.made("POST", "uploads")))
+        await until(lambda: any(one.status for one in proxy.made("DELETE", "uploadId")))
+
+    with fault_proxy(server.endpoint_url) as proxy:
+        proxy.faults = [Fault("POST", query="uploads", before=lambda: answered.wait(60))]
+        try:
+            run(server, functools.partial(work, proxy), endpoint_url=proxy.url)
+        finally:
+            answered.set()
     assert left(fs, path) == (b"old", [])
 
 
