@@ -56,6 +56,7 @@ def same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return {*found} == {*wanted} and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow  # imports transformers and diffusers
 def test_what_others_write(root: str) -> None:
     """The folder and its index are the checkpoint, all of it, some keys, into tensors, and described."""
     state = by_others(f"{root}/m")
