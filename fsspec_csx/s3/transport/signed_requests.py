@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from fsspec_csx.errors import EndpointError
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
 from fsspec_csx.s3.transport.failures import UnusualResponseError
@@ -143,6 +144,8 @@ class SignedReads(Generic[R]):
                 failed, seconds = await asyncio.wrap_future(self._scope.begin(turn, begin))
             self._tell()
             if failed is not None:
+                if (failure := failed.wanted.failure) is not None and not isinstance(failure, EndpointError):
+                    raise failure  # of this machine, such as a full disk: another request would not mend it
                 await asyncio.sleep(seconds)
                 failed.wanted.forget_failures()
                 await self._failed(failed)
