@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.s3.client.error_mapping import changed, code_of
-from fsspec_csx.s3.multipart import Call
 from fsspec_csx.s3.object_attributes import locks, of_new_state, source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import CopySource
+from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import coalesce
 

@@ -15,7 +15,7 @@ from fsspec.asyn import sync
 
 from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
 from fsspec_csx.s3.appending import AppendTarget, find_append_target, with_conditions
-from fsspec_csx.s3.multipart import Call
+from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, start

@@ -17,7 +17,7 @@ from fsspec_csx.s3 import cached_read
 from fsspec_csx.s3.block_cache import CachedObject
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.consistent_read import BytesBuffer
-from fsspec_csx.s3.multipart import Call
+from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread

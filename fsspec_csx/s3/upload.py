@@ -14,10 +14,11 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec_csx.errors import ChecksumError, ObjectExistsError
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.many_requests import sender
-from fsspec_csx.s3.multipart import Call, MultipartUpload, UploadedPart, gather_or_cancel, put
+from fsspec_csx.s3.multipart import MultipartUpload, UploadedPart, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
+from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.request_body import FileSliceBody, MemoryBody, RequestBody, changed, single_bytes
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable

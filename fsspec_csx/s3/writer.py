@@ -8,8 +8,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from fsspec_csx.s3.multipart import Call, MultipartUpload, gather_or_cancel, put
+from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
+from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.concurrency import LEAST
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import PART, Transfer

@@ -19,7 +19,7 @@ _CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "cr
 def resolve_path(
     path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
 ) -> tuple[fsspec.AbstractFileSystem | None, str]:
-    """The filesystem of a path, None for the local one, and the path on it; ``text`` as of ``checkpoint_path``."""
+    """The filesystem of a path, None for the local one, and the path on it; for ``text`` see ``checkpoint_path``."""
     if is_local(path):
         return None, text
     # fsspec adds to the options of each link of a chained URL in place.

@@ -60,11 +60,11 @@ class Hdf5Source(CerebrasSource):
 
     def _form(self, key: str) -> dict[str, Any]:
         dataset = self._dataset(key)
-        with self._telling_damage(key):
+        with self._explained_damage(key):
             return {"shape": [int(size) for size in dataset.shape], "dtype": dataset.dtype.name}
 
     @contextlib.contextmanager
-    def _telling_damage(self, key: str) -> Iterator[None]:
+    def _explained_damage(self, key: str) -> Iterator[None]:
         """HDF5 finds damage only where it comes to it."""
         try:
             yield
@@ -72,7 +72,7 @@ class Hdf5Source(CerebrasSource):
             raise damaged(self.name, f"{quoted(key)} cannot be read ({error}). {_EXTRA}") from error
 
     def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
-        with self._telling_damage(name):
+        with self._explained_damage(name):
             return leaf.nbytes <= MOST_PACKED * int(self._dataset(name).id.get_storage_size())
 
     def _dataset(self, key: str) -> Any:
@@ -81,14 +81,14 @@ class Hdf5Source(CerebrasSource):
 
         group: Any = self._h5
         for part in key.split("/"):
-            with self._telling_damage(key):
+            with self._explained_damage(key):
                 inside = isinstance(group, h5py.Group) and part not in ("", ".")
                 link = group.get(part, getlink=True) if inside else None
             if not isinstance(link, h5py.HardLink):
                 raise damaged(self.name, f"it has no dataset {quoted(key)} of its own")
-            with self._telling_damage(key):
+            with self._explained_damage(key):
                 group = group[part]
-        with self._telling_damage(key):
+        with self._explained_damage(key):
             elsewhere = not isinstance(group, h5py.Dataset) or group.is_virtual or group.external
         if elsewhere:
             raise damaged(self.name, f"{quoted(key)} is not a dataset whose bytes are in the file")
@@ -96,7 +96,7 @@ class Hdf5Source(CerebrasSource):
 
     def _pickle(self, key: str) -> bytes:
         dataset = self._dataset(key)
-        with self._telling_damage(key):
+        with self._explained_damage(key):
             body = dataset.attrs.get("__BYTES__")
         return body.tobytes() if hasattr(body, "tobytes") else b""
 
@@ -122,7 +122,7 @@ class Hdf5Source(CerebrasSource):
         target = numpy.frombuffer(memory, dataset.dtype.newbyteorder("=")).reshape(dataset.shape)
         with contextlib.suppress(ImportError):
             import hdf5plugin  # noqa: F401 - has the filter by which the reference compresses
-        with self._telling_damage(place.name):
+        with self._explained_damage(place.name):
             dataset.read_direct(target)
 
     def _objects(self, wanted: Sequence[tuple[str, Any]]) -> list[bytes]:

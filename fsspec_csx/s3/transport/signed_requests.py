@@ -142,7 +142,7 @@ class SignedReads(Generic[R]):
                 turn = _Turn()
                 begin = functools.partial(self._transfer.in_thread, self._work, turn)
                 failed, seconds = await asyncio.wrap_future(self._scope.begin(turn, begin))
-            self._tell()
+            self._report_ended()
             if failed is not None:
                 if (failure := failed.wanted.failure) is not None and not isinstance(failure, EndpointError):
                     raise failure  # of this machine, such as a full disk: another request would not mend it
@@ -162,12 +162,12 @@ class SignedReads(Generic[R]):
         began = time.monotonic()
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._tell()
+            self._report_ended()
             if time.monotonic() - began > _RENEWAL_SECONDS:
                 began = time.monotonic()
                 self._refused |= not await self._signer().renew(self._template)
 
-    def _tell(self) -> None:
+    def _report_ended(self) -> None:
         while self._ended and not self._done.done():
             self._finished(self._ended.popleft())
             self._close()

@@ -1,0 +1,88 @@
+"""Objects made by one request, and the checksums with which a write begins, unless the server takes none.
+
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fsspec_csx.errors import ObjectChangedError, ObjectExistsError
+from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.request_body import RequestBody
+
+logger = logging.getLogger("fsspec_csx")
+
+Call = Callable[..., Awaitable[Any]]
+"""Makes a request for one object: the operation's name as botocore's method has it, then its parameters."""
+
+# What servers answer to checksums that they do not know.
+_REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
+
+
+async def put(
+    call: Call,
+    transfer: Transfer,
+    payload: RequestBody,
+    *,
+    checked: bool = True,
+    sender: Callable[..., Awaitable[Any]] | None = None,
+    **conditions: str,
+) -> Any:
+    """Make a payload the object by a single request, and return the server's answer.
+
+    Args:
+        sender: sends it in place of botocore if it can.
+        conditions: of PutObject.
+    """
+
+    async def send() -> Any:
+        await transfer.prepare(payload)
+        checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if checked else {}
+        answer, _ = await with_checksum(call, transfer, "put_object", checksum, Body=payload, **conditions)
+        return answer
+
+    try:
+        return await transfer.send(functools.partial(sender, payload, send) if sender else send, payload)
+    except (ObjectExistsError, ObjectChangedError) as error:
+        found: Any = {}
+        if error.maybe_applied:
+            with contextlib.suppress(OSError):
+                found = await call("head_object", ChecksumMode="ENABLED")
+        if found.get("ChecksumCRC64NVME") != CRC64NVME.encoded(payload.crc64nvme):
+            raise
+        return found  # a request of ours made it, whose answer was not heard
+
+
+async def with_checksum(
+    call: Call, transfer: Transfer, method: str, checksum: dict[str, str], **parameters: Any
+) -> tuple[Any, bool]:
+    """Make the request that begins a write, with a checksum unless the server takes none.
+
+    The first of a client settles that for all. What follows it, a part for one, is never sent again without.
+
+    Returns:
+        The answer, and whether the request carried the checksum.
+    """
+    if not checksum or transfer.checksums is False:
+        return await call(method, **parameters), False
+    try:
+        answer = await call(method, **parameters, **checksum)
+    except Exception as error:
+        if transfer.checksums or code_of(error) not in _REFUSALS:
+            raise
+        refusal = str(error)
+    else:
+        transfer.checksums = True
+        return answer, True
+    answer = await call(method, **parameters)
+    if transfer.checksums is None:
+        transfer.checksums = False
+        logger.warning("Uploads carry no checksums, as the server refuses them: %s", refusal)
+    return answer, False
