@@ -66,14 +66,15 @@ class MixedPrecision(Precision):
     Args:
         enabled: if False, it only clips.
         fp16_type: ``float16``, or ``bfloat16``, which needs no scaling and is used for ``cbfloat16`` and on CPUs.
-        loss_scaling_factor: ``dynamic``, or a constant number.
+        loss_scaling_factor: a constant number, 1 as in the ModelZoo, or ``dynamic``, by which small gradients of
+            float16 are not lost.
         initial_loss_scale: the first scale, if dynamic; 65536 if None.
         steps_per_increase: the number of steps without overflow after which a dynamic scale is doubled.
         max_gradient_norm: see ``Precision``.
         max_gradient_value: see ``Precision``.
         min_loss_scale: the smallest dynamic scale.
         max_loss_scale: the largest dynamic scale.
-        log_loss_scale: whether to log ``loss_scale``.
+        log_loss_scale: whether to log ``loss_scale``; if None, a dynamic one is logged.
         precision_opt_level: an option of the Cerebras compiler, without effect here.
     """
 
@@ -81,14 +82,14 @@ class MixedPrecision(Precision):
         self,
         enabled: bool = True,
         fp16_type: str = "bfloat16",
-        loss_scaling_factor: float | str = "dynamic",
+        loss_scaling_factor: float | str = 1.0,
         initial_loss_scale: float | None = None,
         steps_per_increase: int = 2000,
         max_gradient_norm: float | None = None,
         max_gradient_value: float | None = None,
         min_loss_scale: float | None = None,
         max_loss_scale: float | None = None,
-        log_loss_scale: bool = False,
+        log_loss_scale: bool | None = None,
         precision_opt_level: int | None = None,
     ) -> None:
         super().__init__(max_gradient_norm, max_gradient_value)
@@ -104,8 +105,8 @@ class MixedPrecision(Precision):
         self.enabled = enabled
         self.fp16_type = fp16_type
         self.scaler: torch.amp.GradScaler | None = None
-        self.log_loss_scale = log_loss_scale
         dynamic = loss_scaling_factor == "dynamic"
+        self.log_loss_scale = dynamic if log_loss_scale is None else log_loss_scale
         limited = dynamic and (min_loss_scale is not None or max_loss_scale is not None)
         self._limits = (min_loss_scale or 0.0, max_loss_scale or math.inf) if limited else None
         first = 2.0**16 if initial_loss_scale is None else initial_loss_scale

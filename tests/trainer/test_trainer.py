@@ -465,14 +465,17 @@ def test_precision_of_the_modelzoo(tmp_path: Path) -> None:
         steps_per_increase=1,
         min_loss_scale=8.0,
         max_loss_scale=16.0,
-        log_loss_scale=True,
         precision_opt_level=1,
     )
     trainer, _ = made(str(tmp_path), steps=None, precision=precision, loggers=[metrics], loop={"max_steps": 3})
     precision.scaler = torch.amp.GradScaler("cpu", **precision._scaling)  # CPUs scale no loss otherwise
     trainer.fit(loader())
     assert [each["loss_scale"] for _, each in metrics.logged if "loss_scale" in each] == 3 * [16.0]
-    trainer, losses = made(str(tmp_path), precision=MixedPrecision(fp16_type="cbfloat16"), loop={"max_steps": 1})
+    precision = MixedPrecision(fp16_type="cbfloat16")
+    trainer, losses = made(str(tmp_path), precision=precision, loop={"max_steps": 1})
+    precision.scaler = scaler = torch.amp.GradScaler("cpu", **precision._scaling)
+    assert scaler.get_scale() == 1.0  # by default, constant and not logged
+    assert not precision.log_loss_scale
     trainer.fit(loader(), ckpt_path=None)
     assert len(losses) == 1
 
