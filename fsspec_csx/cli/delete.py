@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, print_status
+from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
 from fsspec_csx.manage.delete import DeleteTarget, delete, targets
 from fsspec_csx.storage.paths import redacted
@@ -48,10 +48,12 @@ def _delete(options: argparse.Namespace) -> None:
 
 
 def _line(target: DeleteTarget) -> str:
-    files = f" ({len(target.files)} files)" if target.folder is not None else ""
+    left = f"; {pluralize(len(target.left), 'file')} in folders below may be of it, and stay" if target.left else ""
+    files = f" ({len(target.files)} files{left})" if target.folder is not None else ""
     return f"{display_path(target.path)}  {in_bytes(target.size)}{files}"
 
 
 def _as_data(target: DeleteTarget) -> dict[str, object]:
     sharded = target.folder is not None
-    return {"path": redacted(target.path), "size": target.size, "files": len(target.files), "sharded": sharded}
+    data = {"path": redacted(target.path), "size": target.size, "files": len(target.files), "sharded": sharded}
+    return data | ({"left": [*map(redacted, target.left)]} if target.left else {})

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from fsspec_csx.errors import CheckpointError, CheckpointPathError
+from fsspec_csx.errors import CheckpointError, CheckpointPathError, DeleteError
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import open_file
 from fsspec_csx.storage.paths import redacted
+
+logger = logging.getLogger("fsspec_csx")
 
 _TAIL = 4096
 
@@ -36,20 +39,44 @@ def is_complete(root: Directory, folder: str) -> bool:
 
 
 def own_names(root: Directory, names: Collection[str], *, strict: bool = False) -> list[str]:
-    """The files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one.
+    """The files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one."""
+    return divided(root, names, strict=strict)[0]
+
+
+def divided(root: Directory, names: Collection[str], *, strict: bool = False) -> tuple[list[str], list[str]]:
+    """The same, and those files in folders below of which damaged metadata does not say whether they are of it.
 
     Args:
-        strict: whether to refuse metadata that names objects of checkpoints below, by an InvalidCheckpointError.
+        strict: whether to refuse metadata that names objects of checkpoints below, or does not name all of its own, by
+            an InvalidCheckpointError.
     """
     from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
 
     if naming.METADATA not in names:
-        return []
+        return [], []
     try:
         data = _read(root.fs, root.inner(), metadata.LARGEST + 1)
     except PermissionError:
+        if strict:
+            raise
         data = None
-    return metadata.own_names(data or b"", names, path=redacted(root.path), strict=strict)
+    return metadata.divided(data or b"", names, path=redacted(root.path), strict=strict)
+
+
+def left_behind(path: str, names: Collection[str]) -> DeleteError:
+    """The error for a checkpoint that was deleted but for these objects in folders below."""
+    from fsspec_csx.formats.cerebras.metadata import unclear_owner  # imported here, as few folders need it
+
+    reason = f"{redacted(path)} was deleted, but {unclear_owner(names)}. They are left."
+    return DeleteError(reason, "Look at them, and delete those that nobody needs, such as by fsspec's rm_file.")
+
+
+def warn_of_unclear(target: Directory, names: Collection[str]) -> None:
+    """Log which objects stay below a folder whose checkpoint is replaced, as damaged metadata does not name them."""
+    from fsspec_csx.formats.cerebras.metadata import unclear_owner  # imported here, as few folders need it
+
+    if names:
+        logger.warning("%s is replaced, and %s. They stay.", redacted(target.path), unclear_owner(names))
 
 
 def of_others(names: Iterable[str]) -> Callable[[str], bool]:

@@ -30,6 +30,7 @@ class DeleteTarget:
         folder: the path of the folder; None for a single file.
         metadata: the metadata of a Cerebras checkpoint, deleted last and until then marked incomplete, as only it
             identifies the other files; None for other checkpoints.
+        left: names of files in folders below that are not deleted, as damaged metadata does not say whose they are.
     """
 
     path: str
@@ -39,6 +40,7 @@ class DeleteTarget:
     size: int
     folder: str | None
     metadata: str | None = None
+    left: Sequence[str] = ()
 
     def phases(self, *, marked: bool) -> list[list[str]]:
         """The files in the order to delete them; a marked Cerebras checkpoint loses its metadata last.
@@ -169,6 +171,8 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
     for each in to_delete:
         if each.path not in failed:
             remove_empty(fs, each.folder)
+            if each.left:
+                failed[each.path] = cerebras_folders.left_behind(each.path, each.left)
         elif each.path in former and each.path not in touched:
             try:  # nothing was deleted, so the checkpoint is intact
                 cerebras_folders.write_metadata(fs, str(each.folder), former[each.path])
@@ -218,13 +222,15 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
     manifests = [root.inner(name) for name in naming.manifests(names)]
-    metadata = None
+    metadata, left = None, list[str]()
     if naming.METADATA in names:
         metadata, manifests = root.inner(naming.METADATA), []  # others are of files and checkpoints that stay
         below = root.files()
-        held = [below[name] for name in cerebras_folders.own_names(root, below)]
+        own, left = cerebras_folders.divided(root, below)
+        held = [below[name] for name in own]
     files = [root.inner(file.name) for file in held]
-    return DeleteTarget(path, root.fs, files, manifests, sum(file.size or 0 for file in held), root.inner(), metadata)
+    size = sum(file.size or 0 for file in held)
+    return DeleteTarget(path, root.fs, files, manifests, size, root.inner(), metadata, left)
 
 
 def _size_of_file(path: str, fs: Any, inner: str) -> int | None:

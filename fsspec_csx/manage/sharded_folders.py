@@ -138,8 +138,9 @@ class FolderCopy:
         """
         self._check_places()
         self._held = _held(self._target)
-        self._own = cerebras_folders.own_names(self._target, self._held)
+        self._own, unclear = cerebras_folders.divided(self._target, self._held)
         self._check_held()
+        cerebras_folders.warn_of_unclear(self._target, unclear)
         if self._moving and self._local and self._renamed():
             return
         self._meter = ProgressMeter(self._progress, self._source.size)

@@ -14,7 +14,8 @@ from roots import left
 
 from fsspec_csx import copy, distributed, load, move, save
 from fsspec_csx.cli import main
-from fsspec_csx.formats.cerebras.metadata import NAME, decoded, encoded, own_names
+from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats.cerebras.metadata import NAME, decoded, divided, encoded
 from fsspec_csx.manage.delete import delete, targets
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.info import describe
@@ -177,14 +178,14 @@ def test_own_names(tmp_path: Path) -> None:
     """Metadata that may not name all objects has those of the folder itself; what was marked has what it names."""
     held = [NAME, "w", "b/w", "b/c/w", "notes.txt"]
     finished = {"w.__metadata__": "{}", "b/c/w.__metadata__": "{}", "__SUCCESS__": True}
-    assert own_names(encoded(finished), held) == [NAME, "w", "b/c/w"]
+    assert divided(encoded(finished), held)[0] == [NAME, "w", "b/c/w"]
     begun = {**finished, "__SUCCESS__": None}
-    assert own_names(encoded(begun), held) == [NAME, "w", "b/c/w", "notes.txt"]
+    assert divided(encoded(begun), held)[0] == [NAME, "w", "b/c/w", "notes.txt"]
     for damaged in (b"", b"nothing", encoded({})):
-        assert own_names(damaged, held) == [NAME, "w", "notes.txt"]
-    assert own_names(encoded({"__fsspec_csx__": '{"objects": ["b/w"]}'}), held) == [NAME, "b/w"]
+        assert divided(damaged, held)[0] == [NAME, "w", "notes.txt"]
+    assert divided(encoded({"__fsspec_csx__": '{"objects": ["b/w"]}'}), held)[0] == [NAME, "b/w"]
     for wrong in ("[]", "nothing", "{}", '{"objects": 1}', '{"objects": [["w"], "w"]}', '{"objects": [1, {}]}'):
-        assert NAME in own_names(encoded({"__fsspec_csx__": wrong}), held)
+        assert NAME in divided(encoded({"__fsspec_csx__": wrong}), held)[0]
     assert decoded((changed(tmp_path / "x", "bf16") / NAME).read_bytes(), name="x")
 
 
@@ -255,3 +256,37 @@ def test_saved_anew_before_it_is_copied(bucket: str) -> None:
     with pytest.raises(OSError, match="changed while it was copied"):
         FolderCopy(found, Directory(f"s3://{bucket}/moved"), Callback(), overwrite=False, moving=True).run()
     assert torch.equal(load(root)["more"], torch.ones(1))
+
+
+def test_damaged_metadata_and_objects_below(
+    fs: CSXFileSystem, bucket: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Objects in folders below that damaged metadata does not name stay, and every verb names them."""
+    root, other = f"s3://{bucket}/run", f"s3://{bucket}/other"
+    nested = {"model/deep/w": torch.ones(2), "v": torch.ones(1)}
+    FORMATS["cerebras"](3, other)
+
+    def save_damaged() -> None:
+        for name in left(root):
+            fs.rm_file(f"{bucket}/run/{name}")
+        save(nested, root, format="cerebras")
+        FORMATS["cerebras"](2, f"{root}/below")
+        fs.pipe_file(f"{bucket}/run/{NAME}", b"damaged")
+
+    save_damaged()
+    for way in (copy, move):
+        with pytest.raises(CheckpointError, match="'model/deep/w'"):
+            way(root, f"s3://{bucket}/copy")
+    assert run("delete", "--dry-run", root) == 0
+    assert "1 file in folders below may be of it, and stay" in capsys.readouterr().out
+    assert run("delete", "--yes", root) != 0
+    assert "'model/deep/w'. They are left." in capsys.readouterr().err
+    assert [name for name in left(root) if not name.startswith("below/")] == ["model/deep/w"]
+    for replace in (lambda: FORMATS["cerebras"](3, root), lambda: copy(other, root, overwrite=True)):
+        save_damaged()
+        caplog.clear()
+        replace()
+        assert "'model/deep/w'. They stay" in caplog.text
+        assert is_saved(root, 3)
+        assert "model/deep/w" in left(root)
+    assert is_saved(f"{root}/below", 2)

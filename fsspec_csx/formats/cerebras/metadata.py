@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import pickletools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError
@@ -37,6 +37,7 @@ LITTLE_ENDIAN = "Cerebras checkpoints", "Convert them on another one."
 _MANIFESTS = (f"/{NAME}", "/.metadata", ".index.json", "/model.safetensors")
 _PROTOCOL = 4
 _SHOWN = 60
+_NAMED = 10
 _NEEDED = frozenset(("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "DICT", "SETITEM"))
 _NEEDED |= {"SETITEMS", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"}
 _NEEDED |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"}
@@ -74,14 +75,15 @@ def unfinished(names: Iterable[str]) -> bytes:
     return encoded({OWN: json.dumps({"objects": sorted(names)})})
 
 
-def own_names(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool = False) -> list[str]:
-    """Those names of objects below a folder that are of the checkpoint with this metadata, and of no other.
+def divided(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool = False) -> tuple[list[str], list[str]]:
+    """Those names of objects below a folder that are of the checkpoint with this metadata, and those that may be.
 
-    Metadata that is damaged, or that another program has not finished, may lack some: then all directly in the folder.
-    Objects in the folder of a checkpoint below are of that one, whatever the metadata says.
+    Metadata that is damaged, or that another program has not finished, may lack some: then all directly in the folder
+    are of it, and those in folders below may be. Objects in the folder of a checkpoint below are of that one, whatever
+    the metadata says.
 
     Raises:
-        InvalidCheckpointError: if the metadata names such objects, and ``strict``.
+        InvalidCheckpointError: with ``strict``, if the metadata names such objects, or some may be of the checkpoint.
     """
     held = [*held]
     try:
@@ -94,7 +96,18 @@ def own_names(data: bytes, held: Iterable[str], *, path: str = NAME, strict: boo
     is_other = of_others(held)
     if strict and (others := [name for name in held if name in named and is_other(name)]):
         raise damaged(path, f"its {NAME} names {others[0][:_SHOWN]!r}, which is of the checkpoint in that folder")
-    return [name for name in held if (name in named and not is_other(name)) or not (is_known or "/" in name)]
+    own = [name for name in held if (name in named and not is_other(name)) or not (is_known or "/" in name)]
+    unclear = [] if is_known else [name for name in held if name not in named and "/" in name and not is_other(name)]
+    if strict and unclear:
+        raise damaged(path, unclear_owner(unclear))
+    return own, unclear
+
+
+def unclear_owner(names: Collection[str]) -> str:
+    """What is wrong with metadata that does not say whose these objects in folders below are, as part of a sentence."""
+    shown = ", ".join(repr(name[:_SHOWN]) for name in [*names][:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"its {NAME} does not say whether these objects in folders below are of it: {shown}{more}"
 
 
 def of_others(held: Iterable[str]) -> Callable[[str], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -18,6 +19,8 @@ from fsspec_csx.storage.files import unwrap_filesystem
 from fsspec_csx.tensors.contiguous import memory
 from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.names import quoted
+
+logger = logging.getLogger("fsspec_csx")
 
 _AT_A_TIME = 10
 _DELETED_AT_ONCE = 1000  # the most of a request
@@ -96,12 +99,17 @@ def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
     if fs.isfile(path):
         msg = f"There is an object {name}, and a Cerebras checkpoint is a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
-    former = cerebras_metadata.own_names(_former(fs, metadata), held) if cerebras_metadata.NAME in held else []
+    former: list[str] = []
+    unclear: list[str] = []
+    if cerebras_metadata.NAME in held:
+        former, unclear = cerebras_metadata.divided(_former(fs, metadata), held)
     others = {*held} - {*former}
     is_other = cerebras_metadata.of_others(held)
     if (held and not former) or not others.isdisjoint(plan.bodies) or any(map(is_other, plan.bodies)):
         msg = f"{name} has other files, which a Cerebras checkpoint would replace. Delete them, or choose another name."
         raise FileExistsError(msg)
+    if unclear:
+        logger.warning("%s is replaced, and %s. They stay.", name, cerebras_metadata.unclear_owner(unclear))
     fs.pipe_file(metadata, cerebras_metadata.encoded(plan.begun(former)))
     wanted = {cerebras_metadata.NAME, *plan.bodies}
     left = [folder + each for each in former if each not in wanted]
