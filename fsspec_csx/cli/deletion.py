@@ -19,12 +19,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def confirm(options: argparse.Namespace, lines: Sequence[str], what: str) -> None:
-    """Ask on the terminal whether to delete, unless ``--yes`` is given; a ValueError unless the answer is yes.
+    """Ask whether to delete what the lines and the summary say, unless ``--yes`` is given.
 
-    Args:
-        options: the arguments of the verb.
-        lines: what would be deleted, one item a line.
-        what: a summary of it, with the size.
+    A ValueError unless the answer is yes.
     """
     if options.yes:
         return

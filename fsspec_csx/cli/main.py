@@ -46,16 +46,9 @@ _VERBS = (copy, list_verb, info, diff, verify, delete, convert, gc, prune, docto
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command with these arguments, by default those of the process, and return the exit status.
 
-    Args:
-        arguments: by default those of the process.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        SystemExit: for usage errors, after ``--help``, and on SIGTERM.
+    A SystemExit for usage errors, after ``--help``, and on SIGTERM.
     """
     options = parser().parse_args(arguments)
     register_secrets([*vars(options).values()])  # no password of a URL appears in an error

@@ -35,46 +35,27 @@ _HOPE = 4  # how many times as fast as all before the next trial may be
 
 @dataclass(frozen=True)
 class Trial:
-    """What so many requests in flight reached.
+    """What so many requests in flight reached."""
 
-    Attributes:
-        requests: how many; None for the number that follows the link, the default.
-        nbytes: how many bytes were written, and read.
-        upload: bytes a second; None if it was not measured.
-        download: the same.
-        upload_cpu: seconds of this process's processor time for 10^9 bytes.
-        download_cpu: the same.
-    """
-
-    requests: int | None
-    nbytes: int = 0
-    upload: float | None = None
+    requests: int | None  # how many; None for the number that follows the link, the default
+    nbytes: int = 0  # how many bytes were written, and read
+    upload: float | None = None  # bytes a second; None if it was not measured
     download: float | None = None
-    upload_cpu: float | None = None
+    upload_cpu: float | None = None  # seconds of this process's processor time for 10^9 bytes
     download_cpu: float | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        endpoint: the URL of the store.
-        latency: seconds to the first byte of an object, the median.
-        latency_p90: what nine of ten reads stay below.
-        trials: the speeds; those for which the time or the link did not suffice have none.
-        written: bytes that were written in all.
-        read: bytes that were read in all.
-        seconds: how long all took.
-    """
-
-    endpoint: str
-    latency: float
-    latency_p90: float
-    trials: Sequence[Trial]
-    written: int
-    read: int
-    seconds: float
+    endpoint: str  # the URL of the store
+    latency: float  # seconds to the first byte of an object, the median
+    latency_p90: float  # what nine of ten reads stay below
+    trials: Sequence[Trial]  # the speeds; those for which the time or the link did not suffice have none
+    written: int  # bytes that were written in all
+    read: int  # bytes that were read in all
+    seconds: float  # how long all took
 
     @property
     def is_near(self) -> bool:
@@ -229,14 +210,8 @@ def benchmark(
 ) -> Iterator[Measurement]:
     """Measure in a bucket; what was written is deleted when the block ends, or when the measuring fails.
 
-    Args:
-        place: the bucket and the prefix, see ``run.parse_url``.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        seconds: how long it may take, about.
-        report: is called with a line on what is measured next.
-
-    Raises:
-        OSError: raised by the store, also if what was written cannot be deleted. No bucket is created.
+    It takes about so many seconds. Each line on what is measured next goes to ``report``. For the place see
+    ``run.parse_url``. No bucket is created; an OSError is the store's.
     """
     fs = ProbeFileSystem(**{**(storage_options or {}), "skip_instance_cache": True})
     measured = Benchmark(fs, *place, seconds=seconds, report=report)

@@ -10,19 +10,12 @@ from fsspec_csx.storage.paths import redacted
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        name: the name of the check, such as ``write``.
-        ok: False if something must be fixed; None if it was not checked, or is optional.
-        text: the result, in one line.
-        remedy: what to do, in one line; empty if nothing.
-    """
-
-    name: str
-    ok: bool | None
-    text: str
-    remedy: str = ""
+    name: str  # the name of the check, such as ``write``
+    ok: bool | None  # False if something must be fixed; None if it was not checked, or is optional
+    text: str  # the result, in one line
+    remedy: str = ""  # what to do, in one line; empty if nothing
 
 
 def passed(name: str, text: str) -> Check:

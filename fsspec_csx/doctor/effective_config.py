@@ -43,14 +43,7 @@ class ProbeFileSystem(CSXFileSystem):
 
 
 class EffectiveConfig:
-    """The effective settings of a call.
-
-    Args:
-        call: its options.
-        caller: how to name the source of these.
-
-    Attributes:
-        unsigned: an anonymous filesystem with the same settings, which needs no credentials.
+    """The effective settings of a call with these options, whose source the caller names.
 
     Raises:
         CredentialsError: if the profile does not exist, or an AWS file cannot be read.

@@ -29,27 +29,15 @@ def checks(
     """Check the effective configuration for S3, and what works with it.
 
     The checks write one object with a unique name below the folder; it is deleted when the iterator ends or is closed.
-    No bucket is created.
-
-    Args:
-        url: a bucket, or a folder in one, as in ``s3://bucket/run``; None to check only what needs no bucket.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        caller: how the checks name the source of these.
-        speed: whether to measure the speed, with an object of 32 MiB.
-
-    Raises:
-        CheckpointPathError: a ValueError, if the URL is not an S3 URL with a bucket.
+    No bucket is created. Without a URL, only what needs no bucket is checked. The source of the storage options is what
+    ``caller`` names.
     """
     place = None if url is None else parse_url(url)
     return _checks(place, dict(storage_options or {}), caller, speed)
 
 
 def parse_url(url: str) -> tuple[str, str]:
-    """The bucket of a URL, and its prefix: empty, or with a slash at the end.
-
-    Raises:
-        CheckpointPathError: if it is not an S3 URL with a bucket.
-    """
+    """The bucket of a URL, and its prefix: empty, or with a slash at the end; a CheckpointPathError if it has none."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise CheckpointPathError(f"{url!r} is not an S3 URL.", _EXAMPLE)

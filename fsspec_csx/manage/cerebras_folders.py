@@ -46,9 +46,8 @@ def own_names(root: Directory, names: Collection[str], *, strict: bool = False) 
 def divided(root: Directory, names: Collection[str], *, strict: bool = False) -> tuple[list[str], list[str]]:
     """The same, and those files in folders below of which damaged metadata does not say whether they are of it.
 
-    Args:
-        strict: whether to refuse metadata that names objects of checkpoints below, or does not name all of its own, by
-            an InvalidCheckpointError.
+    With ``strict``, metadata that names objects of checkpoints below, or does not name all of its own, is an
+    InvalidCheckpointError.
     """
     from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
 
@@ -99,8 +98,7 @@ def is_incomplete(root: Directory) -> bool:
 def mark_incomplete(fs: Any, folder: str, names: Iterable[str]) -> bytes | None:
     """Mark a folder as an incomplete Cerebras checkpoint with these objects, before it is written or deleted.
 
-    Returns:
-        The former metadata; None if there was none.
+    Returns the former metadata; None if there was none.
     """
     from fsspec_csx.formats.cerebras.metadata import unfinished  # imported here, as few folders need it
 

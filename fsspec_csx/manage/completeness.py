@@ -22,14 +22,10 @@ _REMEDY = "Copy it again, or delete it."
 
 
 def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) -> None:
-    """Check that a checkpoint folder has all its files, without reading them.
+    """Check that a checkpoint folder has all its files, without reading them; else an InvalidCheckpointError.
 
     Names are compared with the manifest or index; for torch.distributed.checkpoint also sizes. Of a lone
     ``model.safetensors`` the size is compared with its header. The metadata of a Cerebras checkpoint must be complete.
-
-    Raises:
-        InvalidCheckpointError: if a file is missing or truncated, or the manifest or index cannot be read.
-        OSError: raised by the filesystem, such as FileNotFoundError.
     """
     root = Directory(path, storage_options)
     files, _ = root.scan()

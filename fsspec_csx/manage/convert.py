@@ -30,27 +30,16 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """A converted checkpoint.
+    """A converted checkpoint."""
 
-    Attributes:
-        path: its path, without any password.
-        format: one of ``FORMATS``.
-        size: the size of the file or folder, in bytes.
-        tensors: the number of its tensors.
-        cast: how many of them were cast.
-        dropped: the names of omitted values, as a safetensors file holds only tensors.
-        separated: the names of tensors that shared memory, and are copies in a safetensors file.
-        overflowed: the names of tensors in which finite numbers became infinite in the new dtype.
-    """
-
-    path: str
-    format: str
-    size: int
+    path: str  # its path, without any password
+    format: str  # one of ``FORMATS``
+    size: int  # the size of the file or folder, in bytes
     tensors: int
-    cast: int
-    dropped: tuple[str, ...]
-    separated: tuple[str, ...]
-    overflowed: tuple[str, ...]
+    cast: int  # how many of them were cast
+    dropped: tuple[str, ...]  # the names of omitted values, as a safetensors file holds only tensors
+    separated: tuple[str, ...]  # the names of tensors that shared memory, and are copies in a safetensors file
+    overflowed: tuple[str, ...]  # the names of tensors in which finite numbers became infinite in the new dtype
 
 
 def convert(
@@ -79,28 +68,15 @@ def convert(
     file, and each of the files of the format ``huggingface``, has the tensors by their dotted names; one file keeps the
     metadata of a safetensors source.
 
-    Args:
-        source: a local path or an fsspec URL, as for ``load``; a sharded or a Cerebras checkpoint is a folder.
-        target: a local path or an fsspec URL. If it ends in a slash, or is a local folder, the source's name is added,
-            with the suffix of the format.
-        dtype: a torch dtype, or its name, to cast floating-point tensors to, with the precision of ``Tensor.to``. Only
-            for a file.
-        keys: as for ``load``.
-        format: one of ``FORMATS``; by default that of the target's suffix (``.safetensors``,
-            ``.safetensors.index.json``), otherwise ``torch``.
-        drop_values: whether to omit values that a safetensors file cannot hold.
-        overwrite: whether an existing checkpoint may be replaced.
-        max_shard_size: as for ``save``.
-        source_options: arguments for the source's filesystem, such as ``{"profile": "my-profile"}``.
-        target_options: arguments for the target's filesystem.
-        callback: gets the total in bytes by ``set_size``, and the bytes written by ``relative_update``.
+    Paths and ``keys`` are as for ``load``, ``max_shard_size`` as for ``save``. A target that ends in a slash, or is a
+    local folder, gets the source's name, with the suffix of the format. The dtype casts the floating-point tensors of a
+    file. The format is by default that of the target's suffix, otherwise ``torch``.
 
     Raises:
         ValueError: if a path cannot name a checkpoint, the source is invalid or lacks an entry of ``keys``, the format
             cannot hold it, or the dtype or format is unknown.
         FileExistsError: if the target exists, unless ``overwrite``; also if a folder would replace a file.
         IsADirectoryError: if a file would replace a folder.
-        OSError: raised by a filesystem.
     """
     _check(dtype, format)
     origin = Location.of(source, source_options)

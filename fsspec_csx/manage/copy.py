@@ -21,17 +21,11 @@ from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 @dataclass(frozen=True)
 class CopyResult:
-    """A copied or moved checkpoint.
-
-    Attributes:
-        source: the former path.
-        target: the new path.
-        size: in bytes.
-    """
+    """A copied or moved checkpoint."""
 
     source: str
     target: str
-    size: int
+    size: int  # in bytes
 
 
 def copy(
@@ -138,10 +132,7 @@ class Transfer:
         return CopyResult(origin.text, goal.text, size)
 
     def find(self, *, moving: bool) -> CopyResult | None:
-        """The result of an earlier run; None if there is no equal copy, or the source is still to be deleted.
-
-        After a move the source is gone, and the target must exist.
-        """
+        """The result of an earlier run; None if there is no equal copy, or the source is still to be deleted."""
         origin, goal = self._origin, self._goal()
         if not goal.exists():
             return None

@@ -19,27 +19,18 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 @dataclass(frozen=True)
 class DeleteTarget:
-    """A checkpoint to delete.
+    """A checkpoint to delete."""
 
-    Attributes:
-        path: as given.
-        fs: the filesystem; None for the local one.
-        files: the paths of all its files there.
-        manifests: those of them to delete first: without a manifest the folder is not a checkpoint.
-        size: of all files, in bytes.
-        folder: the path of the folder; None for a single file.
-        metadata: the metadata of a Cerebras checkpoint, deleted last and until then marked incomplete, as only it
-            identifies the other files; None for other checkpoints.
-        left: names of files in folders below that are not deleted, as damaged metadata does not say whose they are.
-    """
-
-    path: str
-    fs: Any
-    files: Sequence[str]
-    manifests: Sequence[str]
-    size: int
-    folder: str | None
+    path: str  # as given
+    fs: Any  # the filesystem; None for the local one
+    files: Sequence[str]  # the paths of all its files there
+    manifests: Sequence[str]  # those of them to delete first: without a manifest the folder is not a checkpoint
+    size: int  # of all files, in bytes
+    folder: str | None  # the path of the folder; None for a single file
+    # the metadata of a Cerebras checkpoint, deleted last and until then marked incomplete, as only it identifies the
+    # other files; None for other checkpoints
     metadata: str | None = None
+    # names of files in folders below that are not deleted, as damaged metadata does not say whose they are
     left: Sequence[str] = ()
 
     def phases(self, *, marked: bool) -> list[list[str]]:
@@ -66,14 +57,9 @@ def targets(
 ) -> list[DeleteTarget]:
     """Find out what to delete for these checkpoints; nothing is deleted yet.
 
-    A file may have any name. A folder must have a manifest, or only shards whose manifest is gone. Folders in it are
-    not part of the checkpoint; of a Cerebras checkpoint are the objects that its metadata names.
-
-    Raises:
-        CheckpointPathError: a ValueError, if a path names a bucket, or a version of an object.
-        FileNotFoundError: if a path does not exist.
-        IsADirectoryError: if a folder is not a checkpoint.
-        OSError: raised by the filesystem.
+    A file may have any name. A folder must have a manifest, or only shards whose manifest is gone, else an
+    IsADirectoryError. Folders in it are not part of the checkpoint; of a Cerebras checkpoint are the objects that its
+    metadata names. A path that names a bucket, or a version of an object, is a CheckpointPathError.
     """
     places = [(os.fspath(path), _place(path, storage_options)) for path in paths]
     filesystems = [*{id(root.fs): root.fs for _, root in places}.values()]
@@ -85,8 +71,7 @@ def targets(
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
     """Delete checkpoints: all manifests first, shards last. After a failure the same call deletes the rest.
 
-    Returns:
-        The errors, by the paths of the checkpoints that are left in full or in part.
+    Returns the errors, by the paths of the checkpoints that are left in full or in part.
     """
     to_delete = [*to_delete]
     failed: dict[str, Exception] = {}
@@ -117,10 +102,8 @@ def remove(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
 def targets_from_listing(
     listed: Iterable[ListedCheckpoint], *, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[list[DeleteTarget], dict[str, Exception]]:
-    """Like ``targets``, for checkpoints of one listing; single files are not looked up again.
-
-    Returns:
-        The checkpoints that still exist; and the errors by path.
+    """Like ``targets``, for those of a listing that still exist, and the errors by path; files are not looked up
+    again.
     """
     failed: dict[str, Exception] = {}
     places = []

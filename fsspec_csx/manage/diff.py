@@ -33,19 +33,12 @@ _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison.
+    """The result of a comparison."""
 
-    Attributes:
-        differences: in the order of the first checkpoint; empty if they are equal.
-        tensors: the number of tensors in both.
-        values: the number of other values in both.
-        skipped: the number of tensors that were not read, as the server reports equal files.
-    """
-
-    differences: tuple[Difference, ...]
-    tensors: int
-    values: int
-    skipped: int
+    differences: tuple[Difference, ...]  # in the order of the first checkpoint; empty if they are equal
+    tensors: int  # the number of tensors in both
+    values: int  # the number of other values in both
+    skipped: int  # the number of tensors that were not read, as the server reports equal files
 
 
 def compare(
@@ -61,25 +54,14 @@ def compare(
     """Compare the names, types, shapes, dtypes and values of two checkpoints, by the dotted names of ``load``.
 
     Both are read in parallel, in chunks; files with sparse, quantized or nested tensors completely, and so is a tensor
-    that only one of them has transposed. NaN equals NaN.
-    Integers are always compared exactly. A Parameter equals a plain tensor. Objects with the same checksum on the
-    server are equal without a read; checksums inside files prove nothing. The pickles of a Cerebras checkpoint are not
-    unpickled, and equal if their bytes are.
+    that only one of them has transposed. NaN equals NaN. Integers are always compared exactly. A Parameter equals a
+    plain tensor. Objects with the same checksum on the server are equal without a read; checksums inside files prove
+    nothing. The pickles of a Cerebras checkpoint are not unpickled, and equal if their bytes are.
 
-    Args:
-        first: a local path or an fsspec URL of a file or a checkpoint folder, as for ``load``.
-        second: the checkpoint to compare with.
-        op: ``equal``, or ``allclose``: floating-point numbers may differ by ``atol + rtol * |second|``, and tensors of
-            different dtypes, which always are a difference, are compared too.
-        rtol: the relative tolerance of ``allclose``.
-        atol: its absolute tolerance.
-        storage_options: arguments for the filesystem of each.
-        callback: as for ``load``.
+    With the op ``allclose``, floating-point numbers may differ by ``atol + rtol * |second|``, and tensors of different
+    dtypes, which always are a difference, are compared too.
 
-    Raises:
-        ValueError: if ``op`` is unknown, a tolerance is negative, or a path cannot name a checkpoint.
-        CheckpointError: a ValueError, as for ``load``.
-        OSError: raised by a filesystem.
+    Raises a ValueError if ``op`` is unknown, a tolerance is negative, or a path cannot name a checkpoint.
     """
     _check_operation(op, rtol, atol)
     places = Location.of(first, storage_options), Location.of(second, storage_options)

@@ -60,12 +60,9 @@ class _Side:
 
 
 def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> Comparison:
-    """Compare two checkpoints.
+    """Compare two checkpoints, which errors call by their paths.
 
-    Args:
-        sources: the checkpoints.
-        paths: their names in errors.
-        closeness: the tolerances; None for exact equality, which skips the elements of different dtypes.
+    Without a closeness they must be equal, and elements of different dtypes are not compared.
     """
     sides = (_Side(sources[0], paths[0]), _Side(sources[1], paths[1]))
     comparison = _Comparison(sides, closeness)

@@ -24,17 +24,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class File:
-    """A file below a directory.
+    """A file below a directory."""
 
-    Attributes:
-        name: its path relative to the directory.
-        size: in bytes; None if unknown.
-        modified: the time of writing; None if unknown.
-    """
-
-    name: str
-    size: int | None
-    modified: datetime | None
+    name: str  # its path relative to the directory
+    size: int | None  # in bytes; None if unknown
+    modified: datetime | None  # the time of writing; None if unknown
 
     @property
     def base(self) -> str:
@@ -43,18 +37,9 @@ class File:
 
 
 class Directory:
-    """A folder.
+    """A folder on any filesystem: a local path, or an fsspec URL; an S3 URL may name a bucket alone.
 
-    Args:
-        path: a local path, or any fsspec URL; an S3 URL may name a bucket alone.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-
-    Attributes:
-        path: without trailing slashes.
-        fs: the filesystem, behind any caches; None for the local one.
-
-    Raises:
-        CheckpointPathError: if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
+    A CheckpointPathError if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
     """
 
     def __init__(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
@@ -62,9 +47,9 @@ class Directory:
         if not text:
             raise CheckpointPathError("The path of the folder is empty.", "Give a folder or a URL.")
         checkpoint_path(_joined(text, (), "/checkpoint"))
-        self.path = text
+        self.path = text  # without trailing slashes
         fs, inner = resolve_path(path, text, storage_options)
-        self.fs, inner, _ = unwrap_filesystem(fs, inner)
+        self.fs, inner, _ = unwrap_filesystem(fs, inner)  # behind any caches; None for the local one
         self._inner = inner.rstrip("/")
         if self.fs is not None:
             self.fs.invalidate_cache()  # others may have written to it
@@ -83,10 +68,7 @@ class Directory:
     def scan(self, folder: str = "") -> tuple[list[File], list[str]]:
         """The files directly in a folder below, and the names of its folders, with a slash at the end.
 
-        Raises:
-            FileNotFoundError: if the folder does not exist.
-            NotADirectoryError: if it is a file.
-            OSError: raised by the filesystem.
+        A FileNotFoundError if the folder does not exist, a NotADirectoryError if it is a file.
         """
         with explain_missing("folder", self.path_of(folder) if folder else self.path):
             return self._scan_local(folder) if self.fs is None else self._scan_remote(folder)

@@ -29,16 +29,8 @@ def copy_file(
 ) -> int:
     """Copy a file completely or not at all; an interrupted copy of a large file from or to S3 resumes.
 
-    Args:
-        source: the file.
-        target: where to write it.
-        advance: called with the number of bytes of each step.
-        overwrite: whether an existing file may be replaced.
-        verified: whether to compare all bytes, as the source is to be deleted.
-
-    Raises:
-        OSError: if the source changed meanwhile, or raised by a filesystem.
-        ChecksumError: if the copy differs.
+    With ``verified`` all bytes are compared, as the source is to be deleted. An OSError if the source changed
+    meanwhile, a ChecksumError if the copy differs.
     """
     before = source.state()
     target.make_parents()

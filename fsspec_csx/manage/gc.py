@@ -24,43 +24,26 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that an unfinished save, copy or deletion left.
+    """Something that an unfinished save, copy or deletion left."""
 
-    Attributes:
-        kind: ``upload``, an unfinished multipart upload; ``file``, a temporary file; ``shards``, shards that no
-            manifest or index names; ``state``, the local journal of an upload.
-        path: the path of the file or folder, or of the object that the upload would create.
-        size: in bytes, for an upload that of its parts so far; None if unknown.
-        modified: when it was last written to.
-        upload_id: the id of an upload; otherwise None.
-        fs: the filesystem; None for the local one.
-        contents: the paths of its files there, or the upload.
-    """
-
+    # ``upload``, an unfinished multipart upload; ``file``, a temporary file; ``shards``, shards that no manifest or
+    # index names; ``state``, the local journal of an upload
     kind: str
-    path: str
-    size: int | None
-    modified: datetime
-    upload_id: str | None
-    fs: Any
-    contents: Sequence[str] | s3.UnfinishedUpload
+    path: str  # the path of the file or folder, or of the object that the upload would create
+    size: int | None  # in bytes, for an upload that of its parts so far; None if unknown
+    modified: datetime  # when it was last written to
+    upload_id: str | None  # the id of an upload; otherwise None
+    fs: Any  # the filesystem; None for the local one
+    contents: Sequence[str] | s3.UnfinishedUpload  # the paths of its files there, or the upload
 
 
 def leftovers(
     root: str | os.PathLike[str], *, older_than: timedelta = DAY, storage_options: Mapping[str, Any] | None = None
 ) -> list[Leftover]:
-    """Find the leftovers of killed processes under a root, at any depth.
+    """Find what killed processes left under a root, at any depth; younger files than that may be in use.
 
     These are unfinished uploads on S3 and their local journals; temporary files; folders with shards only, on S3 those
     with names that this package gives; and shards that the manifest or index of their folder does not name.
-
-    Args:
-        root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
-        older_than: the minimum age; what is younger may be in use.
-        storage_options: arguments for the filesystem.
-
-    Raises:
-        OSError: raised by the filesystem, such as FileNotFoundError if the folder or the bucket does not exist.
     """
     place = Directory(root, storage_options)
     uploads = _uploads(place) if s3.is_s3(place.fs) else ()

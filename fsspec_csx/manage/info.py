@@ -21,32 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint and its location.
+    """A checkpoint and its location."""
 
-    Attributes:
-        info: what it holds; its size is that of all files.
-        modified: when it, or the newest file of a folder, was last changed, in UTC; None if unknown.
-        etag: the ETag of an object; otherwise None.
-        profile: the AWS profile in use; None for none, and on other filesystems.
-        credentials: the credentials in use, in a few words and without a secret; None on other filesystems.
-        endpoint: the URL of the S3 endpoint; None on other filesystems.
-    """
-
-    info: CheckpointInfo
-    modified: datetime | None
-    etag: str | None
-    profile: str | None
-    credentials: str | None
-    endpoint: str | None
+    info: CheckpointInfo  # what it holds; its size is that of all files
+    modified: datetime | None  # when it, or the newest file of a folder, was last changed, in UTC; None if unknown
+    etag: str | None  # the ETag of an object; otherwise None
+    profile: str | None  # the AWS profile in use; None for none, and on other filesystems
+    credentials: str | None  # the credentials in use, in a few words and without a secret; None on other filesystems
+    endpoint: str | None  # the URL of the S3 endpoint; None on other filesystems
 
 
 def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Description:
-    """Describe a checkpoint from a few short reads; a file that ``load`` reads into memory is read completely.
-
-    Raises:
-        CheckpointError: a ValueError, as for ``load``.
-        OSError: raised by the filesystem, such as FileNotFoundError.
-    """
+    """Describe a checkpoint from a few short reads; a file that ``load`` reads into memory is read completely."""
     from fsspec_csx.formats import reader  # only here, as it imports torch
 
     place = Location.of(path, storage_options)

@@ -19,23 +19,14 @@ from fsspec_csx.storage.paths import redacted
 
 @dataclass(frozen=True)
 class ListedCheckpoint:
-    """A checkpoint in a listing.
+    """A checkpoint in a listing."""
 
-    Attributes:
-        path: as for ``load``.
-        step: the step in its name (see ``manage.naming``), or the epoch; None if there is neither.
-        modified: when it was last written; None if unknown.
-        size: the size of all its files, in bytes.
-        files: the number of its files.
-        sharded: whether it is a folder.
-    """
-
-    path: str
-    step: int | None
-    modified: datetime | None
-    size: int
-    files: int
-    sharded: bool
+    path: str  # as for ``load``
+    step: int | None  # the step in its name (see ``manage.naming``), or the epoch; None if there is neither
+    modified: datetime | None  # when it was last written; None if unknown
+    size: int  # the size of all its files, in bytes
+    files: int  # the number of its files
+    sharded: bool  # whether it is a folder
 
 
 def checkpoints(
@@ -48,16 +39,7 @@ def checkpoints(
     folders that ``load`` does not read. A folder with a model of Hugging Face is one checkpoint, unless it holds other
     checkpoints than that. A Cerebras folder is read, to see whether it was finished.
 
-    Args:
-        root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
-        recursive: whether to list folders below as well.
-        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-
-    Raises:
-        CheckpointPathError: a ValueError, if the path cannot name a folder.
-        FileNotFoundError: if the folder or the bucket does not exist.
-        NotADirectoryError: if the root is a file.
-        OSError: raised by the filesystem.
+    A FileNotFoundError if the folder or the bucket does not exist, a NotADirectoryError if the root is a file.
     """
     place = Directory(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
@@ -83,8 +65,7 @@ def list_matching(
 ) -> list[ListedCheckpoint]:
     """List the checkpoints under a root, or those that match a pattern or are in a folder that matches it.
 
-    Raises:
-        OSError: as in ``checkpoints``; FileNotFoundError if nothing matches.
+    A FileNotFoundError if nothing matches.
     """
     matches = pattern_matches(path, options)
     if matches is None:

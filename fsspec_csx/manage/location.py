@@ -35,19 +35,12 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Location:
-    """A path on its filesystem.
+    """A path on its filesystem."""
 
-    Attributes:
-        text: as for ``load``.
-        fs: the filesystem, behind any caches; None for the local one.
-        path: the path there.
-        through: the filesystem and the path in front of the caches, which must see what is written.
-    """
-
-    text: str
-    fs: Any
-    path: str
-    through: tuple[Any, str]
+    text: str  # as for ``load``
+    fs: Any  # the filesystem, behind any caches; None for the local one
+    path: str  # the path there
+    through: tuple[Any, str]  # the filesystem and the path in front of the caches, which must see what is written
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Location:
@@ -126,8 +119,7 @@ class Location:
     def source(self, file: IO[bytes] | None = None) -> Iterator[Source]:
         """Open a checkpoint of any format, a file or a folder, for the block; a CheckpointError if it is none.
 
-        Args:
-            file: the open file, if there is one; it is closed after the block.
+        A file that is open already is closed after the block.
         """
         from fsspec_csx.formats import opening  # only here, as it imports torch
 
@@ -186,10 +178,8 @@ def expand_pattern(
 ) -> list[str] | None:
     """The files and checkpoint folders, or folders, that match a pattern; None if the path exists, or is no pattern.
 
-    ``*`` matches any characters but a slash, ``**`` any characters, ``?`` one, ``[abc]`` one of these.
-
-    Raises:
-        FileNotFoundError: if nothing matches.
+    ``*`` matches any characters but a slash, ``**`` any characters, ``?`` one, ``[abc]`` one of these. A
+    FileNotFoundError if nothing matches.
     """
     matches = pattern_matches(path, options)
     if matches is None:

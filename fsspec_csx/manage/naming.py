@@ -77,21 +77,13 @@ _SHARD_NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class ParsedName:
-    """A parsed name.
+    """A parsed name."""
 
-    Attributes:
-        step: the step, or else the epoch; None if there is neither.
-        epoch: the epoch; None if there is none.
-        counts_epochs: whether ``step`` is an epoch.
-        timestamp: the time at its end, as in ``20260101_120000``; empty if there is none.
-        family: the name without step, epoch, metrics and timestamp: the same for one kind of file of one training.
-    """
-
-    step: int | None
+    step: int | None  # the step, or else the epoch; None if there is neither
     epoch: int | None
-    counts_epochs: bool
-    timestamp: str
-    family: str
+    counts_epochs: bool  # whether ``step`` is an epoch
+    timestamp: str  # the time at its end, as in ``20260101_120000``; empty if there is none
+    family: str  # the name without step, epoch, metrics and timestamp: the same for one kind of file of one training
 
     @property
     def moment(self) -> tuple[bool, int, str] | None:
@@ -205,9 +197,6 @@ def manifests(names: Iterable[str]) -> list[str]:
 
     Those of torch.distributed.checkpoint and of Cerebras checkpoints have known names. Hugging Face folders have an
     index, or a file ``model.safetensors``; the latter only if all other files are known ones too.
-
-    Args:
-        names: of the files in the folder.
     """
     names = [*names]
     found = [name for name in names if name in _MANIFESTS or name.endswith(".index.json")]

@@ -24,20 +24,14 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The result of pruning a root.
-
-    Attributes:
-        kept: the checkpoints to keep.
-        to_delete: the checkpoints that were deleted, or would be.
-        damaged: why kept checkpoints are incomplete or damaged, by path; checked only if something is to be deleted.
-        failed: the errors of deletions, by path.
-        uncounted: why kept checkpoints do not count among the newest, by path, as a part of a sentence.
-    """
+    """The result of pruning a root."""
 
     kept: list[ListedCheckpoint]
-    to_delete: list[ListedCheckpoint]
+    to_delete: list[ListedCheckpoint]  # or was deleted
+    # why kept checkpoints are incomplete or damaged, by path; checked only if something is to be deleted
     damaged: dict[str, Exception] = field(default_factory=dict)
-    failed: dict[str, Exception] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)  # by path
+    # why kept checkpoints do not count among the newest, by path, as a part of a sentence
     uncounted: dict[str, str] = field(default_factory=dict)
 
 
@@ -49,21 +43,13 @@ def plan(
     by: str = STEP,
     damage_of: Callable[[ListedCheckpoint], Exception | None] = lambda found: None,
 ) -> PruneResult:
-    """Decide which checkpoints to keep, and which to delete; nothing is deleted yet.
+    """Decide which checkpoints of a root to keep, and which to delete; nothing is deleted yet.
 
-    The files of one step are kept, or deleted, together. Kept are the newest steps of each run (see ``manage.steps``),
-    multiples of ``every``, and those without a step in their names. A step that lacks a file of other steps, or is
-    damaged, does not count among the newest.
+    The files of one step are kept, or deleted, together. Kept are the newest ``keep`` steps of each run (see
+    ``manage.steps``), multiples of ``every``, and those without a step in their names. A step that lacks a file of
+    other steps, or is damaged, does not count among the newest. By ``time`` of writing, names and runs are ignored.
 
-    Args:
-        found: the checkpoints of a root.
-        keep: how many of the newest to keep, at least 1.
-        every: also keep steps that are a multiple of this.
-        by: ``step``, or ``time`` of writing, which ignores names and runs.
-        damage_of: says why one of the newest is damaged; None if it is intact.
-
-    Raises:
-        ValueError: if ``keep`` or ``every`` is less than 1, or the time of writing is unknown.
+    A ValueError if ``keep`` or ``every`` is less than 1, or the time of writing is unknown.
     """
     if keep < 1 or (every is not None and every < 1):
         msg = f"{keep if keep < 1 else every} is too few. Keep at least 1 of the newest, and every step from 1 on."
@@ -105,14 +91,6 @@ def prune(
 
     The newest ones are checked first, if something is to be deleted. Damaged files, and folders that lack a file of
     their manifest, stay and do not count as kept ones. A failure does not stop other deletions.
-
-    Args:
-        root: a folder, local or an fsspec URL; an S3 URL may name a bucket alone.
-        keep: as in ``plan``.
-        every: as in ``plan``.
-        by: as in ``plan``.
-        dry_run: whether to delete nothing.
-        storage_options: arguments for the filesystem.
 
     Raises:
         ValueError: as in ``plan``; also, unless ``by`` is ``time``, if names do not say which are the newest ``keep``:

@@ -25,21 +25,13 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class UnfinishedUpload:
-    """A multipart upload that was neither completed nor aborted.
-
-    Attributes:
-        bucket: its bucket.
-        key: the key of the object that it would create.
-        id: its upload id.
-        size: the size of its parts so far, in bytes; None if they may not be listed.
-        modified: the time of its last part, or of its start.
-    """
+    """A multipart upload that was neither completed nor aborted."""
 
     bucket: str
-    key: str
-    id: str
-    size: int | None
-    modified: datetime
+    key: str  # the key of the object that it would create
+    id: str  # its upload id
+    size: int | None  # the size of its parts so far, in bytes; None if they may not be listed
+    modified: datetime  # the time of its last part, or of its start
 
 
 def is_s3(fs: Any) -> bool:
@@ -74,8 +66,7 @@ def is_listed(fs: Any, path: str) -> bool:
 def remove_batches(fs: Any, paths: Sequence[str]) -> dict[str, Exception | None]:
     """Delete objects by their exact names, by a request for each 1000 of a bucket.
 
-    Returns:
-        The objects that are left, each with an error that the others of its bucket would have too, if it is known.
+    Returns the objects that are left, each with an error that the others of its bucket would have too, if it is known.
     """
     buckets: dict[str, list[str]] = {}
     for path in paths:

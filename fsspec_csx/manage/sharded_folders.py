@@ -28,39 +28,26 @@ _AT_A_TIME = 10
 
 
 class CheckpointFolder:
-    """A folder that is one checkpoint.
-
-    Attributes:
-        root: the folder.
-        metadata: where the metadata of a Cerebras checkpoint is.
-        state: of the metadata, when its objects were looked up.
-        names: the names of all files below it, of a Cerebras checkpoint those of its own; manifests last.
-        manifests: those of them without which it is none.
-        small: those of them that are copied many at a time.
-        size: their total size in bytes.
-        is_all: whether the folder has no other files.
-        is_cerebras: whether it is a Cerebras checkpoint, whose objects have user metadata to keep.
-
-    Raises:
-        IsADirectoryError: if it is not a checkpoint.
-    """
+    """A folder that is one checkpoint; an IsADirectoryError if it is none."""
 
     def __init__(self, root: Directory) -> None:
         self.root = root
         self.metadata = Location.below(root, naming.METADATA)
         below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
+        # Of the metadata of a Cerebras checkpoint, before its objects are looked up.
         self.state = self.metadata.state() if naming.METADATA in below else {}
         own = cerebras_folders.own_names(root, below, strict=True) or [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
+        # Manifests, without which it is no checkpoint, come last; small files are copied many at a time.
         self.names = sorted(own, key=lambda name: (name in self.manifests, name))
         sizes = {name: below[name].size for name in self.names}
         self.small = [name for name, size in sizes.items() if size is not None and size <= _SMALL]
         self.small = [name for name in self.small if name not in self.manifests]
         self.size = sum(size or 0 for size in sizes.values())
-        self.is_all = len(own) == len(below)
+        self.is_all = len(own) == len(below)  # else the folder has other files, too
         self.is_cerebras = naming.METADATA in own
 
     def target(
@@ -110,15 +97,7 @@ class CheckpointFolder:
 
 
 class FolderCopy:
-    """A copy, or a move, of a checkpoint to another folder.
-
-    Args:
-        source: the checkpoint.
-        target: the folder to write.
-        progress: reports the bytes.
-        overwrite: whether a checkpoint there may be replaced.
-        moving: whether to compare all bytes and then delete the source.
-    """
+    """A copy of a checkpoint to another folder; a move also compares all bytes and then deletes the source."""
 
     def __init__(
         self, source: CheckpointFolder, target: Directory, progress: Callback, *, overwrite: bool, moving: bool

@@ -22,21 +22,13 @@ _FINAL = re.compile(
 
 @dataclass
 class Step:
-    """The checkpoints of one step of one run.
+    """The checkpoints of one step of one run."""
 
-    Attributes:
-        label: the parsed name of the first.
-        members: the checkpoints.
-        families: their names without numbers.
-        run: the same for all steps of one run. Families that never share a step are of different runs.
-        flaw: why the step may be incomplete, as a part of a sentence; empty if it is complete.
-    """
-
-    label: ParsedName
+    label: ParsedName  # the parsed name of the first
     members: list[ListedCheckpoint] = field(default_factory=list)
-    families: set[str] = field(default_factory=set)
-    run: str = ""
-    flaw: str = ""
+    families: set[str] = field(default_factory=set)  # their names without numbers
+    run: str = ""  # the same for all steps of one run. Families that never share a step are of different runs
+    flaw: str = ""  # why the step may be incomplete, as a part of a sentence; empty if it is complete
 
     @property
     def time(self) -> float | None:

@@ -20,25 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        path: where the checkpoint is, without any password.
-        size: that of the file in bytes, all of which were read; of a folder, of what a manifest or metadata names.
-        records: how many parts of the file were compared with their checksums.
-        unchecked: how many have none; of a safetensors file, all of its tensors.
-        object_checked: whether the file was compared with the server's checksum of it.
-        damage: all that is wrong, each a sentence without a full stop; empty if nothing is.
-        note: what could not be checked, and why; empty if there is nothing.
-    """
-
-    path: str
-    size: int
-    records: int
-    unchecked: int
-    object_checked: bool
-    damage: tuple[str, ...]
-    note: str
+    path: str  # where the checkpoint is, without any password
+    size: int  # that of the file in bytes, all of which were read; of a folder, of what a manifest or metadata names
+    records: int  # how many parts of the file were compared with their checksums
+    unchecked: int  # how many have none; of a safetensors file, all of its tensors
+    object_checked: bool  # whether the file was compared with the server's checksum of it
+    damage: tuple[str, ...]  # all that is wrong, each a sentence without a full stop; empty if nothing is
+    note: str  # what could not be checked, and why; empty if there is nothing
 
 
 def verify(
@@ -57,15 +47,6 @@ def verify(
 
     64 MiB of the file are in memory at most, whatever its size; but torch reads those of its format before 1.6, and of
     quantized and nested tensors, whole.
-
-    Args:
-        path: a local path or an fsspec URL, as for ``load``.
-        storage_options: arguments for the filesystem.
-        callback: as for ``load``.
-
-    Raises:
-        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        OSError: raised by the filesystem, such as FileNotFoundError.
     """
     place = Location.of(path, storage_options)
     with report_progress(callback, place.text) as progress, contextlib.ExitStack() as stack:

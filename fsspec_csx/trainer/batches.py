@@ -15,22 +15,12 @@ _END = object()
 
 
 class Batches:
-    """The batches of a data loader, epoch after epoch.
+    """The batches of a data loader, epoch after epoch, of at most ``limit`` batches.
 
     After a resume the rest of the epoch is the same as without the interruption. A loader with ``state_dict`` and
     ``load_state_dict``, such as torchdata's ``StatefulDataLoader``, resumes by these. From others the batches already
     used are drawn again and dropped, from the random states saved with them, so that their order, their augmentation
     and their workers' draws are the same. Data have random states of their own for this.
-
-    Args:
-        dataloader: an iterable of batches, which may draw from random generators.
-        limit: the number of batches in an epoch; None for all.
-        processes: the number of processes that share the samples.
-
-    Attributes:
-        objects: the state of the loader's objects.
-        epoch: the number of completed epochs.
-        index: the number of batches returned in the current epoch.
     """
 
     def __init__(self, dataloader: Any, limit: int | None = None, processes: int = 1) -> None:
@@ -46,7 +36,7 @@ class Batches:
         self._first: dict[str, Any] | None = None
         self.objects = DataLoaderState(dataloader)
         self.epoch = 0
-        self.index = 0
+        self.index = 0  # of the next batch in the epoch
 
     def next(self) -> Any:
         """The next batch; a ValueError if the loader has none."""

@@ -21,10 +21,7 @@ _TIMESTAMP = "%Y%m%d_%H%M%S"
 
 
 class CheckpointNames:
-    """Names with a step in them, and where that was taken with a time.
-
-    A ValueError for a template without ``{step}``, or with a slash.
-    """
+    """Names from a template with ``{step}``, else a ValueError; where a name was taken, a time follows the step."""
 
     def __init__(self, template: str) -> None:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
@@ -60,10 +57,7 @@ def list_names(root: str) -> list[str]:
 
 
 def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The paths, with those that match a pattern in its place, sorted by the numbers in them.
-
-    A FileNotFoundError if nothing matches a pattern.
-    """
+    """The paths, each pattern replaced by what matches it, sorted by numbers; a FileNotFoundError if nothing does."""
     found: list[str] = []
     for each in paths:
         matches = expand_pattern(each) or [os.fspath(each)]
@@ -99,9 +93,7 @@ def delete(path: str) -> None:
 def check_writable(root: str, format: str | None = None) -> None:
     """Write a small file to a folder, creating it if necessary, and delete the file.
 
-    Raises:
-        ValueError: if the folder cannot hold the format.
-        OSError: an error of the filesystem; a PermissionError without permission or credentials.
+    A ValueError if the folder cannot hold the format; a PermissionError without permission or credentials.
     """
     if format:
         check_place(Directory(root).fs, redacted(root))

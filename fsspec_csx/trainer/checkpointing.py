@@ -220,9 +220,7 @@ class Checkpoint(Callback):
     def load(self, trainer: Trainer, path: str | None) -> dict[str, Any] | None:
         """Load a checkpoint, None for none, and restore everything but the position in the data.
 
-        Raises:
-            CheckpointError: a ValueError, if it is damaged, or does not fit the model.
-            OSError: an error of the filesystem.
+        A CheckpointError if it is damaged, or does not fit the model.
         """
         trainer.call("on_before_load_checkpoint", path)
         if path is None:
@@ -237,9 +235,7 @@ class Checkpoint(Callback):
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
         """Load the newest complete checkpoint at the root, None if there is none; damaged ones are skipped.
 
-        Raises:
-            CheckpointError: a ValueError, if it does not fit the model, or if all are damaged and one was complete.
-            OSError: an error of the filesystem.
+        A CheckpointError if it does not fit the model, or if all are damaged and one was complete.
         """
         if self.local is not None and processes.is_first():
             self.local.warn_if_alone(self._names.order)

@@ -20,11 +20,7 @@ _STEP = 0x9E3779B97F4A7C15  # odd, so that no two passes of a worker have the sa
 
 
 class DataLoaderState:
-    """The random generators in the attributes of a loader's objects, and their numbers that change with use.
-
-    Attributes:
-        samplers: the loader itself and its samplers.
-    """
+    """The random generators in the attributes of a loader's objects, and their numbers that change with use."""
 
     def __init__(self, dataloader: Any) -> None:
         self._holders = _holders(dataloader)
@@ -107,15 +103,11 @@ class EpochSeeds:
     """A ``worker_init_fn`` that seeds the worker's random generators at the beginning of each epoch but the first.
 
     torch makes a fetcher at the beginning of each epoch, and calls nothing else there.
-
-    Attributes:
-        before: the loader's own ``worker_init_fn``.
-        second: the number of the workers' second epoch.
     """
 
     def __init__(self, before: Any) -> None:
         self.before = before
-        self.second = 1
+        self.second = 1  # the number of the workers' second epoch
 
     def __call__(self, worker_id: int) -> None:
         from torch.utils.data import _DatasetKind

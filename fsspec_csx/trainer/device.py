@@ -13,8 +13,7 @@ import torch
 def select(device: str | torch.device | None, backend: Any) -> torch.device:
     """The device of this process by a device or a backend, see ``Trainer``; for None a GPU if there is one.
 
-    Raises:
-        ValueError: if both are given, the backend is unknown, or there is no such device.
+    A ValueError if both are given, the backend is unknown, or there is no such device.
     """
     named = device if backend is None else _of_backend(device, backend)
     if isinstance(named, torch.device):

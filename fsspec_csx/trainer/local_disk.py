@@ -23,17 +23,9 @@ _Order = Callable[[str], tuple[int, str, str]]
 
 
 class LocalDisk:
-    """The copies of the checkpoints of a root.
+    """The copies of a root's checkpoints in a folder on the local disk, and how many to keep there.
 
-    Args:
-        folder: the folder on the local disk.
-        keep: how many to keep there.
-
-    Attributes:
-        root: the folder of the checkpoints themselves.
-
-    Raises:
-        ValueError: for an invalid folder or number.
+    A ValueError for an invalid folder or number.
     """
 
     def __init__(self, folder: str, keep: int) -> None:
@@ -87,15 +79,11 @@ class LocalDisk:
             )
 
     def upload_left(self, order: _Order, *, anew: bool = False) -> Iterator[tuple[str, SaveFuture]]:
-        """Upload in the background what earlier processes did not, and what is newer than all at the root.
+        """Upload in the background what earlier processes did not, and what is newer than all at the root, the
+        newest last.
 
-        Args:
-            order: by which to sort names, with a step below 0 for those that are none of checkpoints.
-            anew: whether this run neither loaded nor saved a checkpoint of the root. If there are none at the root
-                either, nothing is uploaded, as the next run would resume from it.
-
-        Yields:
-            The path and the save of each checkpoint, the newest last.
+        If this run neither loaded nor saved a checkpoint of the root, ``anew``, and there are none at the root either,
+        nothing is uploaded, as the next run would resume from it.
         """
         left = self.tier.take_left(again=True)
         at_root = self._at_root(order) if left else []

@@ -18,19 +18,12 @@ _EPSILON = 2**-24  # the relative error of a product of float32
 
 @dataclass(frozen=True)
 class _Form:
-    """What the state of a class of optimizers is there.
+    """What the state of a class of optimizers is there."""
 
-    Attributes:
-        options: the names in a group, separated by spaces.
-        tensors: the names of a parameter's tensors, likewise.
-        powers: the number of betas whose powers stand for the steps.
-        counts: whether a parameter has its ``step``.
-    """
-
-    options: str
-    tensors: str
-    powers: int = 0
-    counts: bool = False
+    options: str  # the names in a group, separated by spaces
+    tensors: str  # the names of a parameter's tensors, likewise
+    powers: int = 0  # the number of betas whose powers stand for the steps
+    counts: bool = False  # whether a parameter has its ``step``
 
 
 _ADAM = _Form(

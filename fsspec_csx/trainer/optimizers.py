@@ -133,17 +133,7 @@ class AdamW(_EpsBeforeCorrection, torch.optim.AdamW):
 class Adafactor(torch.optim.Adafactor):
     """Adafactor, with the rate scaled by each parameter: https://arxiv.org/abs/1804.04235
 
-    Args:
-        params: parameters, or groups of them.
-        lr: the learning rate.
-        eps: the smallest mean square, torch's if None, and the smallest scale of a parameter.
-        clip_threshold: the largest root mean square of an update.
-        decay_rate: the decay of the running mean of squares.
-        beta1: None.
-        weight_decay: the decoupled weight decay.
-        scale_parameter: True.
-        relative_step: False.
-        warmup_init: False.
+    ``eps`` are the smallest mean square, torch's if None, and the smallest scale of a parameter.
     """
 
     def __init__(
@@ -205,15 +195,10 @@ class Muon(torch.optim.Muon):
 
 @_adapted
 class Lamb(_Own):
-    """Adam with a rate for each parameter, by its norm (at most 10) and its update's: https://arxiv.org/abs/1904.00962
+    """Adam with a rate for each parameter, by its norm (at most 10) and its update's:
+    https://arxiv.org/abs/1904.00962
 
-    Args:
-        params: parameters, or groups of them.
-        lr: the rate.
-        betas: of the running means of gradients and their squares, whose bias is not corrected.
-        eps: added to the root of the latter.
-        weight_decay: a part of the update.
-        adam: whether to leave the norms out of account.
+    The bias of the means is not corrected; with ``adam`` the norms do not count.
     """
 
     def __init__(
@@ -239,16 +224,7 @@ class Lamb(_Own):
 
 @_adapted
 class NAdam(_Own):
-    """Adam with Nesterov's momentum; the second factor of the momentum counts twice, as in the ModelZoo.
-
-    Args:
-        params: parameters, or groups of them.
-        lr: the rate.
-        betas: of the running means of gradients and their squares.
-        eps: added to the root of the latter.
-        weight_decay: added to the gradient.
-        momentum_decay: how fast the momentum rises to the first of ``betas``.
-    """
+    """Adam with Nesterov's momentum; the second factor of the momentum counts twice, as in the ModelZoo."""
 
     def __init__(
         self,

@@ -20,21 +20,14 @@ def param_groups(
     adjust_learning_rate: Mapping[str, float] | None = None,
     params: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Group the parameters that require gradients.
+    """Group the parameters that require gradients, as the ModelZoo does, for an optimizer.
 
-    Args:
-        model: the model. Its attribute ``lr_adjustment_groups``, if it has one, gives the groups of parameters whose
-            learning rate can be adjusted: by name, objects with ``param_filter_patterns`` and ``scale``.
-        weight_decay: of all parameters but biases and those of norms, which have a group of their own, without decay.
-        adjust_learning_rate: factors for the learning rate, by the names of the model's groups.
-        params: tags of parameters for schedulers: mappings with a ``tag`` and ``params``, patterns of their names.
+    Biases and the parameters of norms have a group of their own, without ``weight_decay``. The model's attribute
+    ``lr_adjustment_groups`` names the groups whose learning rate ``adjust_learning_rate`` multiplies: objects with
+    ``param_filter_patterns`` and ``scale``. ``params`` are tags for schedulers: mappings with a ``tag`` and ``params``,
+    patterns of names.
 
-    Returns:
-        Groups for an optimizer, in the ModelZoo's order, with ``weight_decay``, and, where they apply, ``tags`` and
-        ``adjust_learning_rate``.
-
-    Raises:
-        ValueError: for an unknown name in ``adjust_learning_rate``, or a pattern in ``params`` that matches nothing.
+    A ValueError for an unknown name in ``adjust_learning_rate``, or a pattern in ``params`` that matches nothing.
     """
     trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
     norms = (*(f"{name}." for name, each in model.named_modules() if name and isinstance(each, _NORMS)),)

@@ -84,11 +84,11 @@ class PendingSaves:
         trainer.call("on_after_save_trainer_state", path)
 
     def wait(self, trainer: Trainer, *, local: bool = False) -> None:
-        """Wait until all are complete, or only whole on the local disk where there is one; all processes must call it.
+        """Wait until all are complete, or only whole on the local disk where there is one; all processes must call
+        it.
 
-        Those whose upload failed are uploaded once more, unless ``local``.
-
-        Raises an OSError of the filesystem, or a RuntimeError if another process failed to write one.
+        Those whose upload failed are uploaded once more, unless ``local``. A RuntimeError if another process failed to
+        write one.
         """
         error = self.finish(trainer, local=local)
         (failed,) = processes.any_process(error is not None)

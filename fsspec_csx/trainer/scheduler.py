@@ -17,21 +17,10 @@ _COUNTS = ("total_iters", "T_max", "T_0", "step_size", "warmup_steps", "total_st
 
 @dataclass(eq=False)
 class Scheduler:
-    """Sets a value at once, and after each ``step``. Past its end it keeps the last value.
+    """Sets a value of the optimizer's groups at once, and after each ``step``. Past its end it keeps the last value.
 
-    Subclasses have ``value``, or ``value_of`` if the groups differ.
-
-    Args:
-        optimizer: the optimizer whose parameter groups are scheduled.
-        param_group_tags: the groups to schedule: those with one of these ``tags``, or, for None among them, without
-            tags; by default all.
-
-    Attributes:
-        key: the name of the value in a group.
-        last_epoch: the number of steps made.
-
-    Raises:
-        ValueError: for an invalid number.
+    Subclasses have ``value``, or ``value_of`` if the groups differ. Scheduled are the groups with one of the tags, or,
+    for None among them, without tags; by default all.
     """
 
     key: ClassVar[str] = "lr"

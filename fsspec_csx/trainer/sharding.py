@@ -33,9 +33,7 @@ def save(trainer: Trainer, state: dict[str, Any], path: str, *, background: bool
     """Save the result of ``training_state.collect`` with ``sharded=True``; all processes must call it.
 
     This process writes its shards, replicated tensors, and, if it is the first, the rest. One error is that of all.
-
-    Returns:
-        The save if it is one in the background, of a copy; else None.
+    Returns a save in the background, of a copy, if that is asked for.
     """
     parameters = processes.unwrap(trainer.model).named_parameters(remove_duplicate=False)
     alike = {("model", name) for name, _ in parameters}

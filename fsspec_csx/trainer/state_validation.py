@@ -123,11 +123,8 @@ def check_attributes(own: object, found: Any, what: str, path: str) -> None:
 def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> None:
     """Refuse an optimizer's state with which the first step would fail or be wrong.
 
-    Errors that torch finds itself, such as another number of parameters, are left to it.
-
-    Raises:
-        InvalidCheckpointError: if it is no state of an optimizer, or has invalid numbers.
-        MismatchError: if it belongs to other parameters.
+    An InvalidCheckpointError if it is no state of an optimizer, or has invalid numbers; a MismatchError if it belongs
+    to other parameters. What torch finds itself, such as another number of parameters, is left to it.
     """
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):

@@ -59,10 +59,7 @@ def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
 def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
     """Read the states of a checkpoint that are named, or all for None; all processes must call it.
 
-    Raises:
-        CheckpointError: a ValueError, if it is damaged.
-        MissingEntryError: a KeyError, if it lacks a state.
-        OSError: an error of the filesystem.
+    A CheckpointError if it is damaged, a MissingEntryError if it lacks a state.
     """
     wanted = _wanted(trainer, path, states)
     try:
@@ -109,15 +106,8 @@ def _wanted(trainer: Trainer, path: str, states: list[str] | None) -> Callable[[
 def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool) -> None:
     """Restore the states that a checkpoint has, which is consumed.
 
-    Args:
-        trainer: the trainer, after its setup.
-        state: the checkpoint.
-        path: its path, for errors.
-        strict: whether the model must have exactly the checkpoint's tensors.
-
-    Raises:
-        MismatchError: a ValueError that lists the missing and unexpected tensors and those of another shape.
-        InvalidCheckpointError: a ValueError, if a state is invalid; then nothing is restored.
+    With ``strict``, other tensors than the model's are a MismatchError that lists them. If a state is invalid, nothing
+    is restored, and an InvalidCheckpointError is raised.
     """
     step = trainer.global_step
     optimizer = trainer.optimizer if "optimizer" in state else None

@@ -52,17 +52,11 @@ class Later:
 def check(
     node: Mapping[Any, Any], hints: Mapping[str, Any], path: str, required: Iterable[str] = (), others: bool = False
 ) -> dict[str, Any]:
-    """Check arguments, and convert them to the types of the parameters; a ConfigError names a wrong one.
+    """Check the arguments at a path against the types of the parameters, and convert them.
 
     Lists become tuples or sets, strings become paths, and mappings models of pydantic, where the hint says so. A string
-    for another type is an import path: of a function, or of a constant such as ``torch.bfloat16``.
-
-    Args:
-        node: the arguments.
-        hints: the type of each parameter.
-        path: the place of the arguments in the configuration, for errors.
-        required: the parameters without defaults.
-        others: whether there may be other arguments.
+    for another type is an import path: of a function, or of a constant such as ``torch.bfloat16``. A wrong argument is
+    a ConfigError.
     """
     needed, optional = typing_extensions.Required, typing_extensions.NotRequired
     kinds = {name: (needed if name in required else optional)[_readable(hint)] for name, hint in hints.items()}

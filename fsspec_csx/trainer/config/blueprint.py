@@ -21,19 +21,12 @@ from fsspec_csx.trainer.config.import_path import import_name, is_import_path
 
 @dataclass(eq=False)
 class Blueprint(Later):
-    """A class or a function with its arguments.
+    """A class or a function with its arguments."""
 
-    Attributes:
-        path: the place in the configuration.
-        function: the class or the function.
-        arguments: by name; those that are made are blueprints.
-        given: names of arguments that only ``make`` receives.
-    """
-
-    path: str
+    path: str  # the place in the configuration
     function: Callable[..., Any]
-    arguments: dict[str, Any]
-    given: frozenset[str] = frozenset()
+    arguments: dict[str, Any]  # by name; those that are made are blueprints
+    given: frozenset[str] = frozenset()  # names of arguments that only ``make`` receives
 
     def make(self, **given: Any) -> Any:
         """Call it with its arguments, and with those given that the configuration cannot give.
@@ -68,17 +61,12 @@ def named(
     default: Callable[..., Any] | None = None,
     given: Iterable[str] = (),
 ) -> Blueprint:
-    """The blueprint for a part of a configuration that names a class; a ConfigError if there is none that accepts it.
+    """The blueprint for a part of a configuration that names a class; a ConfigError if there is none that accepts
+    it.
 
     The part is a mapping with ``class_path`` and ``init_args``, or a mapping from the name to the arguments, or a name;
-    with a default, also the arguments alone.
-
-    Args:
-        node: the part.
-        path: its place in the configuration.
-        home: the module whose classes need no import path.
-        default: the class if none is named.
-        given: names of arguments that only ``make`` receives.
+    with a default, also the arguments alone. The classes of ``home`` need no import path. For ``given`` see
+    ``Blueprint``.
     """
     if isinstance(node, str):
         return blueprint(resolve(node, path, home), {}, path, given)

@@ -16,17 +16,10 @@ _LEGACY = ("runconfig", "train_input", "eval_input")
 
 
 def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
-    """The configurations of a YAML file at a local path or an fsspec URL, all checked.
+    """The configurations of a YAML file at a local path or an fsspec URL, all checked; a ConfigError if it is none.
 
-    Args:
-        path: of the file.
-        words: ``key=value``, to replace values of each training: ``init.loop.max_steps=10``. A number in a key is an
-            index of a list. The value is YAML.
-        changes: other replacements of what the file says; see ``Config``.
-
-    Raises:
-        ConfigError: if it is no YAML, or a legacy file; see also ``Config``.
-        OSError: an error of the filesystem.
+    The words ``key=value`` replace values of each training: ``init.loop.max_steps=10``. A number in a key is an index
+    of a list. The value is YAML. For other changes see ``Config``.
     """
     content = yaml_file.read(path)
     register_secrets(content)

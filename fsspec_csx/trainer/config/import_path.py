@@ -14,9 +14,7 @@ from fsspec_csx.errors import ConfigError
 def import_name(name: str, home: ModuleType | None = None) -> Any:
     """Import an object, which runs the code of its modules; a ConfigError if that fails.
 
-    Args:
-        name: ``package.module.Class``, ``package.module:Class``, or the name of a class in ``home``, in any case.
-        home: the module whose public classes need no import path.
+    The name is ``package.module.Class``, ``package.module:Class``, or that of a public class in ``home``, in any case.
     """
     if not is_import_path(name):
         public = getattr(home, "__all__", dir(home)) if home is not None else ()

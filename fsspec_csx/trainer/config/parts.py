@@ -26,21 +26,13 @@ from fsspec_csx.trainer.schedulers import ScalePerParamLR
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a configuration that names a class.
+    """A part of a configuration that names a class."""
 
-    Attributes:
-        kind: the class, or one of the classes, of the object.
-        default: the class if none is named.
-        several: whether it is a list; None for either.
-        reader: makes the blueprint in place of ``named``.
-        finish: makes the object of what the class made.
-    """
-
-    kind: Any
-    default: Callable[..., Any] | None = None
-    several: bool | None = False
-    reader: Callable[[Any, str], Blueprint] | None = None
-    finish: Callable[[Any], Any] | None = None
+    kind: Any  # the class, or one of the classes, of the object
+    default: Callable[..., Any] | None = None  # the class if none is named
+    several: bool | None = False  # whether it is a list; None for either
+    reader: Callable[[Any, str], Blueprint] | None = None  # makes the blueprint in place of ``named``
+    finish: Callable[[Any], Any] | None = None  # makes the object of what the class made
 
 
 INIT = {

@@ -33,18 +33,8 @@ _BACKEND = (
 class Config:
     """A configuration whose names and arguments are checked; objects are made later.
 
-    Args:
-        config: the mapping with the key ``trainer``.
-        path: its place in the file.
-        ckpt_path: the checkpoint to load, in place of the file's; None for none.
-        checkpoint_root: where checkpoints are, in place of the file's.
-        model_dir: the local folder, in place of the file's.
-        device: the device, in place of the file's and of its backend.
-        load_checkpoint_states: the states to load, in place of the file's; see ``LoadCheckpointStates``.
-        profile: of the AWS files, in place of the one that the file sets as a flag.
-
-    Raises:
-        ConfigError: for a key, a name or a value that is wrong, with its path in the file.
+    The keyword arguments replace what the file says; a ``ckpt_path`` of None loads nothing. A ConfigError names a key,
+    a name or a value that is wrong, with its path in the file.
     """
 
     def __init__(
@@ -92,8 +82,7 @@ class Config:
     def trainer(self, trains: bool = True) -> Trainer:
         """Make the Trainer; a ConfigError for a TypeError or a ValueError of a named class.
 
-        Args:
-            trains: if False, it has no optimizer and no schedulers and saves no checkpoints, whatever the file says.
+        Unless it trains, it has no optimizer and no schedulers and saves no checkpoints, whatever the file says.
         """
         arguments = dict(self._trainer.arguments)
         if not trains:

@@ -76,9 +76,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 def read(path: str) -> Any:
     """Read a YAML file at a local path or an fsspec URL.
 
-    Raises:
-        ConfigError: if it is no YAML, has a tag for an object or a duplicate key, or is too large.
-        OSError: an error of the filesystem.
+    A ConfigError if it is no YAML, has a tag for an object or a duplicate key, or is too large.
     """
     fs, inner = resolve_path(path, path, None)
     with open(inner, "rb") if fs is None else fs.open(inner, "rb") as file:
