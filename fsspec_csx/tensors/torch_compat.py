@@ -23,8 +23,6 @@ check(
         "torch:TypedStorage": ("_untyped_storage", "_pickle_storage_type"),
         "torch:UntypedStorage": ("_cdata",),
         "torch:_neg_view": (),
-        "torch:_validate_sparse_compressed_tensor_args": (),
-        "torch:_validate_sparse_coo_tensor_args": (),
         "torch._C:PyTorchFileReader": ("get_record",),
         "torch._utils:set_tensor_metadata": (),
         "torch._weights_only_unpickler:_get_allowed_globals": (),
@@ -69,23 +67,6 @@ def storage_type(storage: torch.TypedStorage) -> Any:
 def storage_types() -> dict[str, torch.dtype]:
     """The dtypes of types of storages, by their full names."""
     return {f"torch.{name}": dtype for dtype, name in _torch.storage._dtype_to_storage_type_map().items()}
-
-
-def validate_sparse_coo(*parts: Any) -> None:
-    """Raise an error if indices, values, size and whether they are coalesced make no sparse tensor."""
-    _validate(_torch._validate_sparse_coo_tensor_args, *parts)
-
-
-def validate_sparse_compressed(*parts: Any) -> None:
-    """Raise an error if both indices, values, size and layout make no sparse tensor."""
-    _validate(_torch._validate_sparse_compressed_tensor_args, *parts)
-
-
-def _validate(validate: Callable[..., object], *parts: Any) -> None:
-    try:
-        validate(*parts, check_pinning=False)  # which would look for a GPU
-    except TypeError:  # an older torch has no such argument
-        validate(*parts)
 
 
 def allowed_globals() -> tuple[set[str], set[str]]:

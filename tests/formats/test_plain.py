@@ -7,6 +7,7 @@ import pickle as pickle_module
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from torch_files import equal, loaded, source_of
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.read_options import ReadOptions
+from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import lazy_archive, plain
+from fsspec_csx.formats.torch_zip import plain
+from fsspec_csx.tensors.lazy_object import LazyObject
 
 
 def trained() -> dict[str, Any]:
@@ -61,6 +63,11 @@ def archive_of(data: bytes) -> torch_archive.Archive:
     return found
 
 
+def built(data: bytes, options: ReadOptions = ON_CPU) -> LazyObject | None:
+    """What is built without torch's unpickler of a file with these bytes."""
+    return plain.load(archive_of(data), source_of(data), "file", options)
+
+
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 @pytest.mark.parametrize("kind", STATES)
 def test_as_torch(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
@@ -87,20 +94,28 @@ def test_as_torch(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
 )
 def test_what_is_not_plain(make: Callable[[], Any]) -> None:
     """Of anything else nothing is built."""
-    assert plain.load(archive_of(saved(make()))) is None
+    assert built(saved(make())) is None
 
 
 @pytest.mark.parametrize("map_location", ["meta", {"cpu": "meta"}])
 def test_other_places(map_location: Any) -> None:
     """Tensors are made where they belong, without records if they have no data."""
-    found = plain.load(archive_of(saved(torch.ones(2))), ReadOptions(map_location))
+    found = built(saved(torch.ones(2)), ReadOptions(map_location))
     assert found is not None
     assert (found.obj.is_meta, found.records) == (True, [])
 
 
-def test_place_of_a_function() -> None:
-    """What a function is to place is torch's."""
-    assert plain.load(archive_of(saved(torch.ones(2))), ReadOptions(lambda storage, location: storage)) is None
+def test_a_function_that_fails() -> None:
+    """The error of a function that places storages is raised, and the function is not called again."""
+    calls = []
+
+    def place(storage: Any, location: str) -> Any:
+        calls.append(location)
+        raise ValueError(location)
+
+    with pytest.raises(ValueError, match="cpu"):
+        loaded(saved([torch.ones(2), torch.ones(3)]), map_location=place)
+    assert calls == ["cpu"]
 
 
 DATA = saved(trained())
@@ -128,7 +143,7 @@ def test_changed_pickles(changes: list[tuple[int, int]]) -> None:
     for position, value in changes:
         pickle[position] = value
     data = with_pickle(bytes(pickle))
-    if plain.load(archive_of(data)) is None:
+    if built(data) is None:
         return
     try:
         ours = loaded(data)
@@ -146,7 +161,8 @@ def test_changed_pickles(changes: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize("change", ["an offset", "a size", "a stride", "a count", "a key", "a version"])
 def test_forged(change: str) -> None:
     """Tensors that do not fit their storages, storages that do not fit their records, and other layouts are torch's."""
-    archive = archive_of(saved(torch.ones(2, 3)))
+    data = saved(torch.ones(2, 3))
+    archive = archive_of(data)
     stored = b"X\x07\x00\x00\x00storageq\x01ctorch\nFloatStorage\nq\x02X\x01\x00\x00\x000q\x03X\x03\x00\x00\x00cpuq\x04"
     whole = stored + b"K\x06tq\x05QK\x00K\x02K\x03\x86q\x06K\x03K\x01\x86q\x07"
     assert whole in archive.pickle
@@ -160,14 +176,14 @@ def test_forged(change: str) -> None:
     }[change]
     pickle = archive.pickle.replace(whole, changed)
     version = b"4" if change == "a version" else archive.version
-    forged = torch_archive.Archive(archive.small, archive.data, archive.directory, archive.end, pickle, version)
+    forged = replace(archive, pickle=pickle, version=version)
     assert (pickle == archive.pickle) == (change == "a version")
-    assert plain.load(archive) is not None
-    assert plain.load(forged) is None
+    assert built(data) is not None
+    assert plain.load(forged, source_of(data), "file") is None
 
 
 def test_skip_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own way to load the structure alone is torch's."""
-    monkeypatch.setattr(lazy_archive, "load", lambda *args, **kwargs: pytest.fail("as it should"))
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("as it should"))
     with torch.serialization.skip_data(), pytest.raises(pytest.fail.Exception):
         loaded(saved(torch.ones(2)))

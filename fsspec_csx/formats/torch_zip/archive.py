@@ -14,7 +14,7 @@ import torch
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.torch_zip import zip_directory
-from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, Span, ZipEntry
+from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, ZipEntry
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.source import TAIL, Source
@@ -51,19 +51,12 @@ class Archive:
     """An archive whose tensors' bytes may come after the structure.
 
     Attributes:
-        small: what the records other than the tensors' hold, by the position of their local headers: the position of
-            their bytes, and these.
         data: the tensors' records, each with the position of its bytes.
-        directory: the position of the zip directory.
-        end: what is from there to the end of the file.
         pickle: the record with the object.
         version: that of the layout, as the archive has it.
     """
 
-    small: dict[int, tuple[int, bytes]]
     data: list[tuple[ZipEntry, int]]
-    directory: int
-    end: bytes
     pickle: bytes
     version: bytes
 
@@ -78,11 +71,11 @@ def read(source: Source, name: str) -> Archive | None:
     Raises:
         InvalidCheckpointError: if a record that was read is damaged, or records claim more than the file can hold.
     """
-    found = _directory(source)
+    found = records(source)
     if found is None:
         return None
-    span, end, entries = found
-    _check_sizes(entries, span.start, name)
+    entries, end = found
+    _check_sizes(entries, end, name)
     root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
     # torch's reader takes capitals and small letters for the same.
     if any(entry.method != STORED or entry.compressed != entry.size for entry in entries) or len(
@@ -92,7 +85,7 @@ def read(source: Source, name: str) -> Archive | None:
     prefix = root + b"data/"
     data = [entry for entry in entries if entry.name.startswith(prefix)]
     wanted = {root + record.encode(): record for record in _SMALL}
-    small = _read_small(source, entries, [entry for entry in entries if entry.name in wanted], span.start)
+    small = _read_small(source, entries, [entry for entry in entries if entry.name in wanted], end)
     if small is None:
         return None
     for entry, (_, content) in small.items():
@@ -102,24 +95,24 @@ def read(source: Source, name: str) -> Archive | None:
     alignment = _alignment(contents)
     if alignment is None or not _is_native(contents) or not _is_blind(contents.get(PICKLE)):
         return None
-    offsets = _offsets(source, entries, data, span.start, alignment)
+    offsets = _offsets(source, entries, data, end, alignment)
     if offsets is None:
         return None
-    held = {entry.header: (offset, content) for entry, (offset, content) in small.items()}
-    return Archive(
-        held,
-        list(zip(data, offsets, strict=True)),
-        span.start,
-        end,
-        contents[PICKLE],
-        contents.get("version", b"").strip(),
-    )
+    return Archive(list(zip(data, offsets, strict=True)), contents[PICKLE], contents.get("version", b"").strip())
 
 
 def records(source: Source) -> tuple[list[ZipEntry], int] | None:
     """All records of an archive, and where its zip directory begins; None if it is no archive."""
-    found = _directory(source)
-    return (found[2], found[0].start) if found else None
+    start = max(0, source.size - TAIL)
+    (tail,) = source.bytes_of([(start, source.size - start)])
+    span = zip_directory.locate(tail, source.size)
+    if span is None:
+        return None
+    if span.start < start:
+        (before,) = source.bytes_of([(span.start, start - span.start)])
+        tail, start = before + tail, span.start
+    entries = zip_directory.entries(tail[span.start - start :][: span.size], span)
+    return None if entries is None else (entries, span.start)
 
 
 def metadata(source: Source) -> dict[str, str]:
@@ -135,28 +128,13 @@ def metadata(source: Source) -> dict[str, str]:
 
 def stored(source: Source) -> list[ZipEntry]:
     """The records of an archive that lie in it as they are and have a checksum; none if it is no archive."""
-    found = records(source)
-    entries = found[0] if found else []
+    entries, _ = records(source) or ([], 0)
     return [each for each in entries if each.method == STORED and each.compressed == each.size and each.crc32]
 
 
 def damaged(name: str, what: str) -> InvalidCheckpointError:
     """The error for bytes that are not those that were saved."""
     return InvalidCheckpointError(f"{name} {CHECKSUM} {what} is wrong.", sniff.AGAIN)
-
-
-def _directory(source: Source) -> tuple[Span, bytes, list[ZipEntry]] | None:
-    start = max(0, source.size - TAIL)
-    (tail,) = source.bytes_of([(start, source.size - start)])
-    span = zip_directory.locate(tail, source.size)
-    if span is None:
-        return None
-    if span.start < start:
-        (before,) = source.bytes_of([(span.start, start - span.start)])
-        tail, start = before + tail, span.start
-    end = tail[span.start - start :]
-    entries = zip_directory.entries(end[: span.size], span)
-    return None if entries is None else (span, end, entries)
 
 
 def _check_sizes(entries: Sequence[ZipEntry], end: int, name: str) -> None:

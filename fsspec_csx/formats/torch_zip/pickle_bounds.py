@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,7 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.pickle_scan import scan
-from fsspec_csx.tensors import torch_compat
 
 _LATIN1 = (("latin1",), ("latin-1",))
 _COUNTED = (list, tuple, dict, str, bytes)
@@ -152,15 +151,22 @@ class _Record(_Inert):
 
 
 class _DryRun(pickle.Unpickler):
-    """Executes a pickle without torch."""
+    """Executes a pickle without torch.
+
+    Attributes:
+        named: what it names, as Python 3 does, in order.
+    """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
+        self.named: dict[str, None] = {}
         self._names = Bounds(len(data)).names
         self._names["collections", "defaultdict"] = lambda *args: defaultdict()
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name."""
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        self.named[f"{module}.{name}"] = None
         if (module, name) == _FROM_TYPE:
             return _from_type
         if (module, name) in _REBUILD:
@@ -184,30 +190,21 @@ def _from_type(function: Callable[..., Any], kind: Any, args: tuple[Any, ...], s
     return function(*args)
 
 
-def check(data: bytes, name: str) -> None:
-    """Refuse a pickle of which torch.load would make far more than it holds.
+def check(data: bytes, name: str) -> list[str]:
+    """Refuse a pickle of which torch.load would make far more than it holds; one that fails otherwise is torch's.
 
-    Args:
-        data: the pickle. One that fails otherwise is left to torch.
+    Returns:
+        What it names, as far as it could be executed.
 
     Raises:
         ScanError: if it cannot be scanned; torch ends with an error then, or remembers by any number.
     """
     scan(data)
+    run = _DryRun(data)
     try:
-        _DryRun(data).load()
-    except ExcessError:
-        reason = f"{name} is damaged: its pickle makes much more than it holds."
-        raise InvalidCheckpointError(reason, sniff.AGAIN) from None
-    except Exception:  # whatever a pickle of anything raises
-        return
-
-
-def check_archive(file: Any, name: str) -> None:
-    """Refuse an archive with such a pickle; one that torch cannot read is left to torch.load."""
-    file.seek(0)
-    try:
-        data = torch_compat.read_record(file, torch_archive.PICKLE)
-    except RuntimeError:
-        return
-    check(data, name)
+        run.load()
+    except Exception as error:  # whatever a pickle of anything raises
+        if isinstance(error, ExcessError):
+            reason = f"{name} is damaged: its pickle makes much more than it holds."
+            raise InvalidCheckpointError(reason, sniff.AGAIN) from None
+    return list(run.named)

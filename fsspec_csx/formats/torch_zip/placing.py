@@ -22,15 +22,17 @@ class StoragePlacer:
 
     Args:
         source: the file; it is read at once where ``map_location`` is a callable, which gets storages that are filled.
-            None to refuse such.
 
     Attributes:
         records: of the storages that are to be filled.
+        left: see ``LazyObject``.
+        failure: what went wrong when the file was read, or in the callable.
     """
 
-    def __init__(self, source: Source | None, name: str, options: ReadOptions) -> None:
+    def __init__(self, source: Source, name: str, options: ReadOptions) -> None:
         self.records: list[Record] = []
         self.left = False
+        self.failure: BaseException | None = None
         self._source = source
         self._name = name
         self._places = LocationMapper(options.map_location)
@@ -46,18 +48,19 @@ class StoragePlacer:
             return record.storage
         device = self._places.device(location)
         if device is None:
-            if self._source is None:
-                raise NotImplementedError
-            if fill.fill(self._source, [record]):
-                raise torch_archive.damaged(self._name, repr(record.name))
-            return self._places.placed(record.storage, location)
+            try:
+                return self._placed_now(record, location)
+            except BaseException as error:
+                self.failure = error
+                raise
         placed = reserved(size, device)
         self.records += [replace(record, storage=placed)] if size and device.type != "meta" else []
         return placed
 
-    def given(self, storage: Any, location: str) -> Any:
-        """What takes the place of a storage that has its bytes already, or none."""
-        return self._places.placed(storage, location)
+    def _placed_now(self, record: Record, location: str) -> Any:
+        if fill.fill(self._source, [record]):
+            raise torch_archive.damaged(self._name, repr(record.name))
+        return self._places.placed(record.storage, location)
 
 
 class ArchiveStorages:

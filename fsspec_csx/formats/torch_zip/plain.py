@@ -24,6 +24,7 @@ from fsspec_csx.formats.torch_zip.placing import ArchiveStorages, StoragePlacer
 from fsspec_csx.formats.torch_zip.rebuilding import refused
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.source import Source
 
 _VERSION = b"3"
 _PROTOCOL = b"\x80\x02"  # the one of torch.save
@@ -120,16 +121,18 @@ def _with_state(tensor: _Tensor, state: Any) -> _Tensor:
     return tensor
 
 
-def load(archive: Archive, options: ReadOptions = ON_CPU) -> LazyObject | None:
+def load(archive: Archive, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
     """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes; None if this cannot."""
     if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or torch_compat.skips_data():
         return None
-    placer = StoragePlacer(None, "", options)
+    placer = StoragePlacer(source, name, options)
     unpickler = _Unpickler(archive, placer)
     try:
         states = scan(archive.pickle)
         obj = unpickler.load()
-    except Exception:  # whatever a pickle raises: torch raises the same, or knows better
+    except Exception as error:  # whatever a pickle raises: torch raises the same, or knows better
+        if error is placer.failure:
+            raise
         return None
     # The only states that torch has a pickle set are attributes of mappings.
     if states and sum(bool(vars(made)) for made in unpickler.bounds.ordered) != states:

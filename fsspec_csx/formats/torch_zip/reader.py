@@ -23,7 +23,7 @@ from fsspec_csx.formats import sniff
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import lazy_archive, pickle_bounds, plain, structure_limits
+from fsspec_csx.formats.torch_zip import pickle_bounds, plain, structure_limits
 from fsspec_csx.formats.torch_zip.checked_archive import CheckedReader
 from fsspec_csx.formats.torch_zip.pickle_scan import ScanError
 from fsspec_csx.tensors import fill, names, torch_compat
@@ -96,17 +96,15 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
         raise _without_directory(source, name)
     reader = None
     try:
-        if archive is not None:
+        if archive is not None and (found := plain.load(archive, source, name, options)):
             source.advance(source.kept)
-            found = plain.load(archive, options)
-            if found is None:
-                pickle_bounds.check(archive.pickle, name)
-                found = lazy_archive.load(archive, source, name, options)
             structure_limits.check(found.obj, name)
             return found
         if weights_only and sniff.is_zip(head):
-            file = TrackingReader(source.file, source.size)
-            file.unmasked(lambda: pickle_bounds.check_archive(file, name))
+            data = archive.pickle if archive is not None else _pickle_of(TrackingReader(source.file, source.size))
+            named = pickle_bounds.check(data, name) if data is not None else []
+            if not _allowed().issuperset(named):  # else torch would read tensors until it comes to that
+                raise _unsafe(name, _PROTOCOLS[0], named)
         reader = CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
@@ -124,6 +122,15 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
         if explained is None:
             raise
         raise explained from error
+
+
+def _pickle_of(file: TrackingReader) -> bytes | None:
+    """The pickle of an archive; None if torch cannot read that."""
+    file.seek(0)
+    try:
+        return file.unmasked(lambda: torch_compat.read_record(file, torch_archive.PICKLE))
+    except RuntimeError:
+        return None
 
 
 def _without_directory(source: Source, name: str) -> InvalidCheckpointError:

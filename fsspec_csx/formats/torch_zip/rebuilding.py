@@ -64,6 +64,10 @@ def parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
     return made
 
 
+def _without_data(dtype: torch.dtype, size: Any, stride: Any, requires_grad: Any) -> torch.Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
+
+
 def functions(held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]]) -> dict[tuple[str, str], Any]:
     """What stands for torch's functions that make tensors and parameters, by module and name.
 
@@ -86,4 +90,5 @@ def functions(held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]]) -
         ("torch._utils", "_rebuild_tensor_v2"): of_typed,
         ("torch._utils", "_rebuild_tensor_v3"): of_dtype,
         ("torch._utils", "_rebuild_parameter"): parameter,
+        ("torch._utils", "_rebuild_meta_tensor_no_storage"): _without_data,
     }

@@ -9,7 +9,7 @@ import torch
 
 from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.tensors import sparse, torch_compat
+from fsspec_csx.tensors import torch_compat
 
 DEPTH_LOADED = 500
 """How deeply containers of a file may be nested: more than pickle itself writes by default."""
@@ -17,6 +17,7 @@ DEPTH_LOADED = 500
 DEPTH = 200
 """How deeply they may be nested where entries have names, as for ``keys`` and ``into``: recursion must not fail."""
 
+_BY_ROW, _BY_COLUMN = (torch.sparse_csr, torch.sparse_bsr), (torch.sparse_csc, torch.sparse_bsc)
 _MANY = 10**6
 _REPEATED = 8
 _NAME_SHOWN = 80
@@ -48,9 +49,28 @@ def check(obj: Any, name: str) -> None:
 
 def _check_sparse(values: Iterable[Any], name: str) -> None:
     for value in values:
-        if isinstance(value, torch.Tensor) and not sparse.is_sound(value):
+        if isinstance(value, torch.Tensor) and not _is_sound(value):
             reason = f"{name} is damaged: a sparse tensor of it has indices that make no sense."
             raise InvalidCheckpointError(reason, sniff.AGAIN)
+
+
+def _is_sound(tensor: torch.Tensor) -> bool:
+    """Whether the indices of a tensor, if it is sparse, are such as torch itself makes: torch believes them."""
+    if tensor.layout not in (torch.sparse_coo, *_BY_ROW, *_BY_COLUMN) or tensor.device.type == "meta":
+        return True
+    tensor = torch.Tensor.detach(tensor)  # without attributes, which may hide methods
+    try:
+        if tensor.layout == torch.sparse_coo:
+            coo: Any = tensor._indices(), tensor._values(), tensor.size()
+            torch.sparse_coo_tensor(*coo, check_invariants=True, is_coalesced=tensor.is_coalesced())
+        else:
+            by_row = tensor.layout in _BY_ROW
+            ends, indices = ("crow_indices", "col_indices") if by_row else ("ccol_indices", "row_indices")
+            parts: Any = getattr(tensor, ends)(), getattr(tensor, indices)(), tensor.values(), tensor.size()
+            torch.sparse_compressed_tensor(*parts, layout=tensor.layout, check_invariants=True)
+    except (IndexError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def check_entries(obj: Any, name: str) -> None:

@@ -156,9 +156,3 @@ def data_offset(header: bytes, entry: ZipEntry) -> int | None:
     if signature != _LOCAL_SIGNATURE or name_size != len(entry.name):
         return None
     return entry.header + LOCAL.size + len(entry.name) + int(extra_size)
-
-
-def local_header(entry: ZipEntry, offset: int) -> bytes:
-    """The fixed part of a local header, as far as readers look at it, of an entry whose bytes begin at a position."""
-    extra_size = offset - entry.header - LOCAL.size - len(entry.name)
-    return LOCAL.pack(_LOCAL_SIGNATURE, len(entry.name), extra_size)
