@@ -154,18 +154,23 @@ class Upload(CheckpointWriter):
                 self._upload_left(target, advance)
             if not self._is_wanted(target):
                 return
-            _upload(path, target, advance)
+            _upload(path, target, advance, commit)
         except BaseException as error:
-            if self.pass_over is None and isinstance(error, CancelledError):
-                self.tier.ended[self.name] = False  # no other save of this process uploads it
-            logger.warning(
-                "%s is not uploaded (%s). It is whole at %s: load(path, local=%r) reads it, and the next save with "
-                "this local folder and remote folder uploads it.",
-                *(target.name, redacted(str(error) or type(error).__name__), path, os.path.dirname(self.tier.folder)),
-            )
+            self._report(target, path, error)
             raise
-        commit()
         self.tier.note_uploaded(self.name, target)
+
+    def _report(self, target: Target, path: str, error: BaseException) -> None:
+        reason, uploader = f" ({redacted(str(error) or type(error).__name__)})", "next save"
+        if isinstance(error, CancelledError):
+            reason, uploader = ", as its save was cancelled", "next process that saves"
+            if self.pass_over is None:
+                self.tier.ended[self.name] = False  # no other save of this process uploads it
+        logger.warning(
+            "%s is not uploaded%s. It is whole at %s: load(path, local=%r) reads it, and the %s with this local folder "
+            "and remote folder uploads it.",
+            *(target.name, reason, path, os.path.dirname(self.tier.folder), uploader),
+        )
 
     def _upload_left(self, target: Target, advance: Callable[[int], object]) -> None:
         """Upload those that earlier saves left, the oldest first, until one fails."""
@@ -197,12 +202,13 @@ class Upload(CheckpointWriter):
         """See ``CheckpointWriter``."""
 
 
-def _upload(path: str, target: Target, advance: Callable[[int], object]) -> None:
+def _upload(path: str, target: Target, advance: Callable[[int], object], commit: Callable[[], object]) -> None:
     fs, inner, caches = unwrap_filesystem(target.fs, target.path)
     if hasattr(fs, "take_file") and not caches:  # S3
-        fs.put_file(path, inner, resumable=True, callback=AdvanceCallback(advance))
+        fs.put_file(path, inner, resumable=True, ready=commit, callback=AdvanceCallback(advance))
         return
     with open(path, "rb") as file, atomic_write(target.fs, target.path) as written:
         for chunk in chunks(file):
             written.write(chunk)
             advance(len(chunk))
+        commit()

@@ -10,7 +10,7 @@ import mimetypes
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -41,10 +41,11 @@ async def put_file(
     chunksize: int | None = None,
     mode: str = "overwrite",
     resumable: bool = False,
+    ready: Callable[[], object] = lambda: None,
     **kwargs: Any,
 ) -> None:
     if not fs._intrans or os.path.isdir(lpath):
-        await upload.put_file(fs, lpath, rpath, callback, chunksize, mode, resumable, **kwargs)
+        await upload.put_file(fs, lpath, rpath, callback, chunksize, mode, resumable, ready, **kwargs)
         return
     if guessed := mimetypes.guess_type(lpath)[0]:
         kwargs.setdefault("ContentType", guessed)
@@ -55,6 +56,7 @@ async def put_file(
             while piece := source.read(_PIECE):
                 yield piece
                 callback.relative_update(len(piece))
+        ready()
 
     await _write(fs, rpath, pieces(), chunksize, mode, kwargs)
 

@@ -77,12 +77,14 @@ async def put_file(
     chunksize: int | None = None,
     mode: str = "overwrite",
     resumable: bool = False,
+    ready: Callable[[], object] = lambda: None,
     **kwargs: Any,
 ) -> None:
     """Make a local file an object; as ``_pipe_file``. A folder, which S3 does not know, only makes a bucket.
 
     Args:
         resumable: whether an interrupted upload is kept, to be resumed when this is called again.
+        ready: is called, if ``resumable``, before the request that makes the object, and may prevent that.
 
     Raises:
         OSError: if the file changes meanwhile; unless ``resumable``, only if that hinders the upload.
@@ -109,9 +111,13 @@ async def put_file(
             if not memory and _state(lpath) != before:
                 raise changed(lpath)
 
+        def unchanged_and_ready(checksum: int | None = None) -> None:
+            unchanged()
+            ready()
+
         before = _state(descriptor)
         origin = SourceFingerprint(os.path.realpath(lpath), before) if resumable and not memory else None
-        checks: dict[str, Any] = {"origin": origin, "ready": unchanged} if origin else {}
+        checks: dict[str, Any] = {"origin": origin, "ready": unchanged_and_ready} if origin else {}
         try:
             await send_object(fs, rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
         except ChecksumError:

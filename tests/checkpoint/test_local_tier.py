@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -385,6 +386,33 @@ def test_cancelled(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         second.result()
     with pytest.raises(FileNotFoundError):
         load(f"{run}/2.mdl")
+
+
+@pytest.mark.parametrize("count", [2**20, 2**22])
+def test_cancelled_at_the_last_moment(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    """What cancel returns is so, whether one request or many upload it; the warning says that it was cancelled."""
+    go, answers, path = threading.Event(), list[bool](), f"{run}/1.mdl"
+    put_file = CSXFileSystem.put_file
+    monkeypatch.setattr(CSXFileSystem, "put_file", lambda *args, **kwargs: go.wait(60) and put_file(*args, **kwargs))
+
+    class CancelLast(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            if self.value > 4 * count:
+                answers.append(future.cancel())
+
+    future = async_save(state(1, count), path, local=tmp_path, callback=CancelLast())
+    go.set()
+    error = None
+    with contextlib.suppress(CancelledError):
+        error = CancelledError()
+        future.result()
+        error = None
+    fs, inner = fsspec.url_to_fs(path)
+    assert {*answers} == {error is not None} == {not fs.exists(inner)}
+    assert ("is not uploaded, as its save was cancelled" in caplog.text) == (error is not None)
 
 
 def test_left_of_a_path_with_an_older_one(server: LocalS3, run: str, tmp_path: Path) -> None:
