@@ -75,11 +75,14 @@ class Format(ABC, Generic[S]):
         name: what ``inspect`` and ``convert`` call it.
         flattened: whether integer keys may come back as strings, and empty containers be missing.
         has_shard_size: whether ``writer`` takes ``max_shard_size``.
+        has_checksums: whether the bytes of tensors have checksums; if not, a file that is read whole is compared with
+            that of the server.
     """
 
     name: ClassVar[str]
     flattened: ClassVar[bool] = False
     has_shard_size: ClassVar[bool] = False
+    has_checksums: ClassVar[bool] = True
 
     # -- opening ---------------------------------------------------------------------------------------------------
 

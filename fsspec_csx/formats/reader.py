@@ -38,6 +38,9 @@ def read(
     if loaded is not NotImplemented:
         return loaded
 
+    if keys is None and not format.has_checksums:
+        source.sum_up()
+
     def structure(wanted: Collection[int] | None) -> LazyObject:
         return format.structure(source, name, ReadOptions(map_location, weights_only, wanted, keys is not None))
 
@@ -53,6 +56,7 @@ def read(
         found = chosen
     format.refuse_unread(found.obj, name)
     torch_zip_reader.complete(source, found, name=name)
+    source.verify_whole(name)
     return found.obj
 
 
@@ -60,6 +64,8 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
     """Fill an object with what a checkpoint holds, or a part of it; a CheckpointError if it does not fit."""
     keys = source.narrow(keys, name)
     format = registry.of(source)
+    if keys is None and not format.has_checksums:
+        source.sum_up()
     found = format.structure(source, name, ReadOptions(weights_only=weights_only, partial=keys is not None))
     structure_limits.check_use(found.obj, name)
     choice = Choice(found.obj, keys, name)
@@ -70,6 +76,7 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
     casts = Casts()
     if wrong := fill_into(source, found, match.pairs, casts):
         raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
+    source.verify_whole(name)
     match.replace_values()
     casts.warn()
 

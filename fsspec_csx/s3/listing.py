@@ -17,6 +17,7 @@ from fsspec_csx.s3.client import response_validation
 from fsspec_csx.s3.connection import raise_explained
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
+from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.request_context import RequestOutcome, using
 from fsspec_csx.s3.versions import chosen_version
@@ -33,8 +34,12 @@ async def info(
     key: str | None = None,
     refresh: bool = False,
     version_id: str | None = None,
+    checksum: bool = False,
 ) -> ListingEntry:
     """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
+
+    Args:
+        checksum: see ``object_info``.
 
     Raises:
         ObjectNotFoundError: if there is neither.
@@ -48,7 +53,7 @@ async def info(
         head = await fs._call_s3("head_bucket", Bucket=bucket)
         return {**_folder(bucket), "VersionId": head.get("VersionId")}
     try:
-        found = await lookup(fs, path, version)
+        found = await lookup(fs, path, version, checksum=checksum)
     except FileNotFoundError:
         if version:
             raise
@@ -61,13 +66,19 @@ async def info(
     raise _missing(fs, path)
 
 
-async def object_info(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
-    """The entry of an object, by one request; ObjectNotFoundError also if there are only objects below the path."""
+async def object_info(fs: Any, path: str, version_id: str | None = None, *, checksum: bool = False) -> ListingEntry:
+    """The entry of an object, by one request; ObjectNotFoundError also if there are only objects below the path.
+
+    Args:
+        checksum: whether it has an entry ``checksum``: the algorithm and the value that ``checksum.of_object`` finds.
+    """
     bucket, key, _ = fs.split_path(path)
     if not key:
         raise _missing(fs, path)
-    head = await head_object(fs, path, version_id)
+    head = await head_object(fs, path, version_id, **({"ChecksumMode": "ENABLED"} if checksum else {}))
+    known = {"checksum": of_object(head["ResponseMetadata"].get("HTTPHeaders", {}))} if checksum else {}
     return {
+        **known,
         "ETag": head.get("ETag", ""),
         "LastModified": head.get("LastModified", ""),
         "size": head["ContentLength"],
@@ -79,10 +90,10 @@ async def object_info(fs: Any, path: str, version_id: str | None = None) -> List
     }
 
 
-async def lookup(fs: Any, path: str, version_id: str | None = None) -> ListingEntry:
+async def lookup(fs: Any, path: str, version_id: str | None = None, *, checksum: bool = False) -> ListingEntry:
     """The same for an object that may be missing, which then costs no further request."""
     with using(looking_up=True):
-        return await object_info(fs, path, version_id)
+        return await object_info(fs, path, version_id, checksum=checksum)
 
 
 async def isfile(fs: Any, path: str) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 from s3fs.core import S3File, version_id_kw
 from s3fs.utils import FileExpired
-from zlib_ng import zlib_ng
 
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3 import cached_read
@@ -21,7 +20,7 @@ from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread
-from fsspec_csx.s3.transport.checksum import Algorithm, of_object
+from fsspec_csx.s3.transport.checksum import CRC32, Algorithm
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.pool import PART
@@ -67,7 +66,7 @@ class ReadFile(S3File):  # type: ignore[misc]
     def details(self) -> Any:
         """What the server says of the object, as ``info``; what a listing said earlier decides nothing here."""
         if self._details is None:
-            self._details = self.fs.info(self.path, refresh=True)
+            self._details = self.fs.info(self.path, refresh=True, checksum=True)
         return self._details
 
     @details.setter
@@ -126,6 +125,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         *,
         advance: Callable[[int], object] | None = None,
         crc32: bool = False,
+        algorithm: Algorithm | None = None,
         total: int = 0,
     ) -> list[int]:
         """Fill many memories from many positions, all at once; the file's own position stays.
@@ -135,10 +135,11 @@ class ReadFile(S3File):  # type: ignore[misc]
                 is to be filled from there. In any order; the file must reach as far.
             advance: called in this thread with each number of bytes read.
             crc32: whether to compute the CRC-32 of each span, as it comes.
+            algorithm: of another checksum to compute instead.
             total: how many bytes are read with these, here or elsewhere, by requests of the size that is best for all.
 
         Returns:
-            The CRC-32 of each span, in the order of the spans; an empty list unless ``crc32``.
+            The checksum of each span, in the order of the spans; an empty list if none was to be computed.
 
         Raises:
             ValueError: if a span reaches beyond the end of the file.
@@ -149,7 +150,8 @@ class ReadFile(S3File):  # type: ignore[misc]
                 msg = f"s3://{self.path} has {self.size} bytes, not {len(memory)} from {position} on. Read less."
                 raise ValueError(msg)
         part = self.fs.request_size(total or sum(len(memory) for _, memory in spans))
-        check = zlib_ng.crc32 if crc32 else None
+        algorithm = CRC32 if crc32 else algorithm
+        check = algorithm.compute if algorithm else None
         progress: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)
         work = Work(self.fs.loop, functools.partial(self._fetch, spans, part, progress.put, check))
@@ -163,25 +165,16 @@ class ReadFile(S3File):  # type: ignore[misc]
         except BaseException:
             work.end()  # the memory is the caller's again
             raise
-        return checksums(ranges, len(spans), zlib_ng.crc32_combine) if crc32 else []
+        return checksums(ranges, len(spans), algorithm.combine) if algorithm else []
 
     def object_checksum(self) -> tuple[Algorithm, str] | None:
-        """The algorithm and the value of the object's checksum, as S3 writes it.
+        """The algorithm and the value of the object's checksum, as S3 writes it, when it was opened.
 
         Returns:
             None if the server has none.
-
-        Raises:
-            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
         """
-        check_off_loop(self.fs)
-        asked = functools.partial(
-            self._request, "head_object", ChecksumMode="ENABLED", **version_id_kw(self.version_id)
-        )
-        answer = finished(self.fs, asked)
-        if (answer.get("ETag") or "") != (self.details.get("ETag") or ""):
-            raise FileExpired(self.path, self.details.get("ETag"))
-        return of_object(answer["ResponseMetadata"]["HTTPHeaders"])
+        found: tuple[Algorithm, str] | None = self.details.get("checksum")
+        return found
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         check_off_loop(self.fs)

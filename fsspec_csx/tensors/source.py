@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.tensors.crc32 import RunningCrc32, crc32_of
+from fsspec_csx.tensors.whole_checksum import WholeChecksum
 
 HEAD = 256 * 2**10
 """How many bytes at the start of a file are read first."""
@@ -47,6 +49,7 @@ class Source:
     """
 
     format: ClassVar[str | None] = None
+    _sums: WholeChecksum | None = None
 
     def __init__(
         self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None, *, tail: int = TAIL
@@ -93,6 +96,28 @@ class Source:
         spans = [(start, memoryview(bytearray(length))) for start, length in ranges if length]
         self._read(spans, lambda count: None, crc32=False)
         self._kept += spans
+
+    def sum_up(self) -> None:
+        """Compute the checksum of what is read from now on, if the server has one of the whole file."""
+        known = self.file.object_checksum() if hasattr(self.file, "object_checksum") else None
+        if known is not None:
+            self._sums = WholeChecksum(*known)
+
+    def verify_whole(self, name: str) -> None:
+        """Compare the checksum since ``sum_up`` with that of the server, if all of the file was read.
+
+        Raises:
+            InvalidCheckpointError: if they differ.
+        """
+        if self._sums is None:
+            return
+        came = self._sums.of_file(self.size, self._kept)
+        if came not in (None, self._sums.expected):
+            if hasattr(self.file, "forget_cached"):
+                self.file.forget_cached()
+            reason = f"{name} is damaged: the checksum of all that was read is {came}; the server has "
+            remedy = "Load it again; if that does not help, the network or the server damages data."
+            raise InvalidCheckpointError(f"{reason}{self._sums.expected}.", remedy)
 
     def close(self) -> None:
         """Close the files that it opened itself."""
@@ -142,6 +167,10 @@ class Source:
         return None
 
     def _read(self, spans: Spans, advance: Callable[[int], object], *, crc32: bool) -> list[int]:
+        if self._sums is not None and not crc32:
+            found = self.file.readinto_many(spans, advance=advance, algorithm=self._sums.algorithm)
+            self._sums.add(spans, found)
+            return []
         if hasattr(self.file, "readinto_many"):
             crcs: list[int] = self.file.readinto_many(spans, advance=advance, crc32=crc32)
             return crcs

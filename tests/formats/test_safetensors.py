@@ -8,7 +8,7 @@ import json
 import sys
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -17,16 +17,19 @@ import pytest
 import safetensors.torch as official
 import torch
 from checkpoints import MIB
+from conftest import recorded_requests
+from proxy import Fault, Request, fault_proxy
 from safetensors import SafetensorError
 
 from fsspec_csx.checkpoint.api import load, save
-from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.safetensors import layout as safetensors_layout
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
+from fsspec_csx.testing import LocalS3
 
 NAMES = [
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -675,3 +678,45 @@ def test_load_names_a_damaged_file(root: str) -> None:
     with pytest.raises(InvalidCheckpointError) as caught:
         load(path)
     assert caught.value.reason.startswith(f"{path} is a safetensors file cut short: 19 bytes of tensors")
+
+
+# -- damage on the way -------------------------------------------------------------------------------------------------
+
+
+def is_of_tensors(request: Request) -> bool:
+    """Whether it is no request for the index of a folder."""
+    return request.path.endswith(".safetensors")
+
+
+@pytest.mark.filterwarnings("ignore::fsspec_csx.errors.DtypeCastWarning")
+def test_bits_flipped_on_the_way_down(server: LocalS3, bucket: str, environment: None) -> None:
+    """A file that is read whole is compared with the server's checksum, by no more requests, and so is each shard."""
+    state = {"a": torch.zeros(2**19), "b": torch.ones(100), "c": torch.arange(2.0**17), "d": torch.empty(0)}
+    path, folder = f"s3://{bucket}/x.safetensors", f"s3://{bucket}/x"
+    save(state, path)
+    save(state, folder, format="huggingface", max_shard_size=2_200_000)
+    with fault_proxy(server.endpoint_url) as proxy:
+        options = {**server.storage_options(), "endpoint_url": proxy.url}
+        into = [{key: each.to(dtype) for key, each in state.items()} for dtype in (torch.float32, torch.float64)]
+        reads: list[Callable[[], Any]] = [
+            lambda: load(path, storage_options=options),
+            lambda: load(path, storage_options=options, into=into[0]) or into[0],
+            lambda: load(path, storage_options=options, into=into[1]) or into[1],
+            lambda: load(folder, storage_options=options),
+        ]
+        for read in reads:
+            with recorded_requests() as operations:
+                read()
+            assert read is reads[-1] or operations.count("HeadObject") == 1
+            refused = 0
+            for skip in range(12):
+                proxy.faults = [Fault("GET", skip=skip, flip_down=0.5, when=is_of_tensors)]
+                try:
+                    found = read()
+                except CheckpointError:
+                    refused += 1
+                else:  # what was damaged was not needed
+                    assert all(torch.equal(found[key].float(), each) for key, each in state.items())
+                if proxy.faults[0].times:
+                    break
+            assert refused > 1

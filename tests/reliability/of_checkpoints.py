@@ -76,7 +76,6 @@ LOADS = [
         _put(_SAFETENSORS, as_safetensors),
         lambda place: fsspec_csx.load(f"{place.url}/{_SAFETENSORS}"),
         lambda place, value: read(state(1)["model"], value, equal),
-        UNSEEN,
     ),
     Scenario(
         "load some keys",

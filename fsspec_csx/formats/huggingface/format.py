@@ -30,6 +30,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
 
     name = "huggingface"
     has_shard_size = True
+    has_checksums = False
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
         """An index stands for its folder."""

@@ -31,6 +31,7 @@ class HuggingFaceSource(Source):
     """
 
     format = "huggingface"
+    _summing = False
 
     def __init__(self, folder: Folder, index: Index | None, manifest: str) -> None:
         # Not as in Source: there is no single file whose ends could be read.
@@ -136,7 +137,10 @@ class HuggingFaceSource(Source):
             except FileNotFoundError:
                 missing.append(shard)
                 return
-            self._opened[shard] = Source(file, file_size(file), tail=0)
+            opened = Source(file, file_size(file), tail=0)
+            if self._summing:
+                opened.sum_up()
+            self._opened[shard] = opened
 
         self._in_threads(open_one, [each for each in shards if each not in self._opened])
         return sorted(missing)
@@ -162,6 +166,17 @@ class HuggingFaceSource(Source):
 
         self._in_threads(read_one, sorted(by_shard))
         return crcs if crc32 else []
+
+    def sum_up(self) -> None:
+        """Of each shard."""
+        self._summing = True
+        for each in self._opened.values():
+            each.sum_up()
+
+    def verify_whole(self, name: str) -> None:
+        """Of each shard that was read whole."""
+        for shard, each in self._opened.items():
+            each.verify_whole(self.name_of(shard))
 
     def close(self) -> None:
         """Close the files that were opened."""

@@ -23,6 +23,7 @@ class SafetensorsFormat(FileFormat):
     """Files of tensors by name."""
 
     name = "safetensors"
+    has_checksums = False
 
     def matches(self, head: bytes, size: int) -> bool:
         return layout.is_safetensors(head, size)

@@ -33,10 +33,11 @@ class Algorithm:
 
 
 CRC64NVME = Algorithm(crt.crc64nvme, crt.combine_crc64nvme, 8)
+CRC32 = Algorithm(zlib_ng.crc32, zlib_ng.crc32_combine, 4)
 _BY_HEADER = {
     "x-amz-checksum-crc64nvme": CRC64NVME,
     "x-amz-checksum-crc32c": Algorithm(crt.crc32c, crt.combine_crc32c, 4),
-    "x-amz-checksum-crc32": Algorithm(zlib_ng.crc32, zlib_ng.crc32_combine, 4),
+    "x-amz-checksum-crc32": CRC32,
 }
 
 
