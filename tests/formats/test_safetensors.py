@@ -719,4 +719,4 @@ def test_bits_flipped_on_the_way_down(server: LocalS3, bucket: str, environment:
                     assert all(torch.equal(found[key].float(), each) for key, each in state.items())
                 if proxy.faults[0].times:
                     break
-            assert refused > 1
+            assert refused
