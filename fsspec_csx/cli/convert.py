@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
-from typing import Any
 
 from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
 from fsspec_csx.manage.copy import takes_names
-from fsspec_csx.storage.paths import redacted
 
 _NAMES_SHOWN = 20
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "convert",
         _convert,
@@ -31,7 +27,6 @@ convert --keys model.head optimizer s3://bucket/run/sharded_100 model.mdl
 convert model.mdl s3://bucket/run/model.mdl --format cerebras
 """,
     )
-    parser.set_defaults(parser=parser)
     add_path(parser, "source", "a local path, a URL, or a quoted pattern")
     target = "a local path or a URL; a target that is a folder, or ends in a slash, takes the source's name"
     add_path(parser, "target", target)
@@ -59,7 +54,7 @@ def _convert(options: argparse.Namespace) -> None:
     sources = all_fitting([options.source])
     if len(sources) > 1 and not takes_names(options.target):
         options.parser.error(f"several sources need a folder as the target: end {options.target} with a slash")
-    done: list[dict[str, Any]] = []
+    done: list[ConvertResult] = []
     options.done = {"converted": done}
     for each in sources:
         converted = convert(
@@ -73,8 +68,8 @@ def _convert(options: argparse.Namespace) -> None:
             max_shard_size=options.max_shard_size,
             callback=progress_of(options),
         )
-        done.append(asdict(converted))
-        for line in _describe(redacted(each), converted):
+        done.append(converted)
+        for line in _describe(each, converted):
             print_status(options, line)
     emit_data(options, done[0] if len(done) == 1 else options.done)
 

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
@@ -15,7 +14,6 @@ from fsspec_csx.manage.copy import CopyResult, Transfer, takes_names
 from fsspec_csx.manage.directory import strip_slashes
 from fsspec_csx.manage.file_copy import RESUME_HINT
 from fsspec_csx.manage.location import expand_pattern
-from fsspec_csx.storage.paths import redacted
 
 _PATHS = """
 The result appears complete or not at all. An interrupted copy from or to S3 resumes when the command is run again.
@@ -25,7 +23,6 @@ A folder that is one checkpoint (torch.distributed.checkpoint, Hugging Face, Cer
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verbs."""
     _add(
         verbs,
         "copy",
@@ -53,7 +50,6 @@ move s3://bucket/run/model.mdl s3://bucket/archive/model.mdl
 def _add(verbs: Verbs, name: str, *, help: str, description: str, examples: str) -> None:
     run = functools.partial(_run, name=name)
     parser = verbs.add(name, run, help=help, description=description, examples=examples)
-    parser.set_defaults(parser=parser)
     add_path(parser, "source", "local paths, URLs, or quoted patterns", nargs="+", metavar="SRC")
     target = "a local path or a URL; a target that is a folder, or ends in a slash, takes the source's name"
     add_path(parser, "target", target, metavar="DST")
@@ -70,7 +66,7 @@ def _run(options: argparse.Namespace, name: str) -> None:
         options.parser.error(f"several sources need a folder as DST: end {options.target} with a slash")
     pairs = _sources(options, folder)
     moving = name == "move"
-    done: list[dict[str, Any]] = []
+    done: list[CopyResult] = []
     options.done = {"moved" if moving else "copied": done}
     for source, source_options in pairs:
         own = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
@@ -78,19 +74,15 @@ def _run(options: argparse.Namespace, name: str) -> None:
         # Of several, an earlier call may have been interrupted.
         if len(pairs) > 1 and not options.force and (there := transfer.find(moving=moving)):
             why = "was moved before" if moving else "exists already, with the same bytes"
-            print_status(options, f"Skipped {redacted(there.source)}, as {redacted(there.target)} {why}")
-            options.done.setdefault("skipped", []).append(_as_data(there))
+            print_status(options, f"Skipped {there.source}, as {there.target} {why}")
+            options.done.setdefault("skipped", []).append(there)
             continue
         with _hinting_at_resume(options):
             copied = transfer.run(moving=moving, overwrite=options.force, callback=progress_of(options))
         verb = "Moved" if moving else "Copied"
-        print_status(options, f"{verb} checkpoint from {redacted(source)} to {redacted(copied.target)}")
-        done.append(_as_data(copied))
+        print_status(options, f"{verb} checkpoint from {source} to {copied.target}")
+        done.append(copied)
     emit_data(options, options.done)
-
-
-def _as_data(copied: CopyResult) -> dict[str, Any]:
-    return {"source": redacted(copied.source), "target": redacted(copied.target), "bytes": copied.size}
 
 
 @contextlib.contextmanager
@@ -111,8 +103,7 @@ def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mappi
         own = s3_options(source, profile=options.source_profile, endpoint_url=options.source_endpoint_url)
         paths = expand_pattern(source, own)
         if paths is not None and not folder:
-            display_path = redacted(options.target)
-            msg = f"{redacted(source)} is a pattern, and {display_path} is not a folder. End the target with a slash."
+            msg = f"{source} is a pattern, and {options.target} is not a folder. End the target with a slash."
             raise ValueError(msg)
         found += [(path, own) for path in paths or [source]]
     if folder:

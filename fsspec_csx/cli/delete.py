@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status
+from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
 from fsspec_csx.manage.delete import DeleteTarget, delete, targets
-from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "delete",
         _delete,
@@ -36,13 +34,13 @@ def _delete(options: argparse.Namespace) -> None:
         emit_lines(options, map(_line, to_delete))
         deletion.summarize(options, len(to_delete), "checkpoint", size)
     else:
-        one = f"the checkpoint {display_path(to_delete[0].path)}"
+        one = f"the checkpoint {to_delete[0].path}"
         what = one if len(to_delete) == 1 else f"{len(to_delete)} checkpoints"
         deletion.confirm(options, [*map(_line, to_delete)] if len(to_delete) > 1 else [], f"{what}, {in_bytes(size)}")
         failed = delete(to_delete)
         for each in to_delete:
             if each.path not in failed:
-                print_status(options, f"Deleted checkpoint {display_path(each.path)}")
+                print_status(options, f"Deleted checkpoint {each.path}")
     data = {"dry_run": options.dry_run, "checkpoints": [*map(_as_data, to_delete)]}
     deletion.finish(options, data, failed, len(to_delete))
 
@@ -50,10 +48,10 @@ def _delete(options: argparse.Namespace) -> None:
 def _line(target: DeleteTarget) -> str:
     left = f"; {pluralize(len(target.left), 'file')} in folders below may be of it, and stay" if target.left else ""
     files = f" ({len(target.files)} files{left})" if target.folder is not None else ""
-    return f"{display_path(target.path)}  {in_bytes(target.size)}{files}"
+    return f"{target.path}  {in_bytes(target.size)}{files}"
 
 
 def _as_data(target: DeleteTarget) -> dict[str, object]:
     sharded = target.folder is not None
-    data = {"path": redacted(target.path), "size": target.size, "files": len(target.files), "sharded": sharded}
-    return data | ({"left": [*map(redacted, target.left)]} if target.left else {})
+    data = {"path": target.path, "size": target.size, "files": len(target.files), "sharded": sharded}
+    return data | ({"left": target.left} if target.left else {})

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from fsspec_csx.cli.errors import as_data
 from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status, printable
 from fsspec_csx.errors import CSXError, DeleteError
-from fsspec_csx.storage.paths import redacted
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +46,6 @@ def summarize(options: argparse.Namespace, count: int, noun: str, size: int) -> 
         print_status(options, f"Deleted {pluralize(count, noun)}, {in_bytes(size)}.")
 
 
-def errors_as_data(errors: Mapping[str, Exception]) -> dict[str, str]:
-    """Errors by path, for JSON."""
-    return {redacted(path): redacted(str(error)) for path, error in errors.items()}
-
-
 def finish(
     options: argparse.Namespace,
     data: Mapping[str, object],
@@ -61,7 +55,7 @@ def finish(
 ) -> None:
     """Print the result and the errors by path if JSON was asked for, and raise an error if a deletion failed."""
     error = _combined_error(failed, total, noun) if failed else None
-    emit_data(options, {**data, "failed": errors_as_data(failed), **(as_data(error) if error else {})})
+    emit_data(options, {**data, "failed": failed, **(as_data(error) if error else {})})
     if error:
         raise error
 
@@ -71,5 +65,5 @@ def _combined_error(failed: Mapping[str, Exception], total: int, noun: str) -> E
     if total == 1:
         return first
     reason, remedy = (first.reason, first.remedy) if isinstance(first, CSXError) else (str(first), "")
-    reason = f"{len(failed)} of {total} {noun}s are left ({', '.join(map(redacted, failed))}): {reason}"
+    reason = f"{len(failed)} of {total} {noun}s are left ({', '.join(failed)}): {reason}"
     return DeleteError(reason, remedy or "Check the permission to delete them, and try again.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE
@@ -14,7 +13,6 @@ from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "diff",
         _diff,
@@ -37,7 +35,6 @@ diff a.mdl b.safetensors --tensor-comparison-op allclose --rtol 1e-3
         "--rtol", type=_tolerance, help=f"relative tolerance of allclose, relative to the second (default: {RTOL})"
     )
     parser.add_argument("--atol", type=_tolerance, help=f"absolute tolerance of allclose (default: {ATOL})")
-    parser.set_defaults(refuse=parser.error)
 
 
 def _tolerance(text: str) -> float:
@@ -52,14 +49,14 @@ def _diff(options: argparse.Namespace) -> int:
     op = options.tensor_comparison_op
     given = {name: value for name in ("rtol", "atol") if (value := getattr(options, name)) is not None}
     if given and op == "equal":
-        options.refuse("equal allows no tolerance: --rtol and --atol need allclose")
+        options.parser.error("equal allows no tolerance: --rtol and --atol need allclose")
     op = op or ("allclose" if given else "equal")
     callback = progress_of(options)
     found = compare(one_fitting(options.first), one_fitting(options.second), op=op, **given, callback=callback)
     lines = [_line(each) for each in found.differences]
     if found.differences:
         lines.append(f"Found {pluralize(len(lines), 'difference')}.")
-    emit(options, [dataclasses.asdict(each) for each in found.differences], lines)
+    emit(options, found.differences, lines)
     if not found.differences:
         held = f"{pluralize(found.tensors, 'tensor')} and {pluralize(found.values, 'other value')}"
         print_status(options, f"Checkpoints match: {held}.")

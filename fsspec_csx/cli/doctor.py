@@ -26,7 +26,6 @@ _SCALES = ((1e6, 0), (1, 2), (1e6, 0), (1, 2))
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "doctor",
         _doctor,
@@ -77,7 +76,7 @@ def _doctor(options: argparse.Namespace) -> int:
         if options.json:
             found += made
         fine = all(check.ok is not False for check in found)
-        emit(options, {"ok": fine, "checks": list(map(asdict, found))}, _lines(made, found))
+        emit(options, {"ok": fine, "checks": found}, _lines(made, found))
     return DONE if all(check.ok is not False for check in found) else FAILED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -11,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.redaction import without_password
-from fsspec_csx.storage.paths import redacted
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -28,7 +28,7 @@ def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
         _print("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
     else:
         for line in lines:
-            _print(printable(without_password(line)))
+            _print(printable(line))
 
 
 def emit_data(options: argparse.Namespace, data: Any) -> None:
@@ -46,7 +46,7 @@ def emit_lines(options: argparse.Namespace, lines: Iterable[str]) -> None:
 def print_status(options: argparse.Namespace, text: str) -> None:
     """Print a status message, unless ``--quiet`` or ``--json`` is given."""
     if not options.quiet and not options.json:
-        _print(printable(without_password(text)))
+        _print(printable(text))
 
 
 def flush() -> None:
@@ -65,15 +65,11 @@ def _print(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape characters that are not printable, which a terminal might obey."""
+    """A text without passwords, and with escapes for characters that a terminal might obey."""
+    text = without_password(text)
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
-def display_path(path: str) -> str:
-    """A path on a line: without passwords, and with escapes for unprintable characters."""
-    return printable(redacted(path))
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -83,7 +79,7 @@ def pluralize(number: int, noun: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
     """Format rows as aligned lines; these columns on the right, such as numbers."""
-    rows, right = [*rows], {*right}
+    rows, right = [[printable(cell) for cell in row] for row in rows], {*right}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -104,9 +100,12 @@ def in_bytes(size: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value for JSON: NaN to text, times to ISO 8601; passwords in URLs are removed."""
+    """Convert a value for JSON: results to dicts, NaN to text, times to ISO 8601; passwords in URLs are removed."""
     if isinstance(value, dict):
         return {without_password(str(key)): _plain(each) for key, each in value.items()}
+    if dataclasses.is_dataclass(value):
+        # Fields without a repr, such as a filesystem, are no part of a result.
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value) if each.repr}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if isinstance(value, datetime):

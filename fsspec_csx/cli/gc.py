@@ -7,16 +7,14 @@ import re
 from datetime import datetime, timedelta, timezone
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, table
+from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
 from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
-from fsspec_csx.storage.paths import redacted
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "gc",
         _gc,
@@ -61,13 +59,13 @@ def _gc(options: argparse.Namespace) -> None:
     emit_lines(options, lines)
     if not failed:
         deletion.summarize(options, len(found), "leftover", size)
-    data = {"dry_run": options.dry_run, "leftovers": [*map(_as_data, found)]}
+    data = {"dry_run": options.dry_run, "leftovers": found}
     deletion.finish(options, data, failed, len(found), "leftover")
 
 
 def _row(leftover: Leftover) -> tuple[str, ...]:
     size = "-" if leftover.size is None else in_bytes(leftover.size)
-    return leftover.kind, _old(leftover), size, display_path(leftover.path), leftover.upload_id or ""
+    return leftover.kind, _old(leftover), size, leftover.path, leftover.upload_id or ""
 
 
 def _old(leftover: Leftover) -> str:
@@ -77,13 +75,3 @@ def _old(leftover: Leftover) -> str:
         if (count := seconds // timedelta(**{name: 1}).total_seconds()) >= 2:
             return f"{count:.0f}{unit}"
     return f"{seconds:.0f}s"
-
-
-def _as_data(leftover: Leftover) -> dict[str, object]:
-    return {
-        "kind": leftover.kind,
-        "path": redacted(leftover.path),
-        "size": leftover.size,
-        "modified": leftover.modified,
-        "upload_id": leftover.upload_id,
-    }

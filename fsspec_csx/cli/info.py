@@ -16,7 +16,6 @@ _TEXT_SHOWN = 200
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "info",
         _info,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from fsspec_csx.cli.format import display_path, emit, in_bytes, table
+from fsspec_csx.cli.format import emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
 from fsspec_csx.manage.list import ListedCheckpoint, latest_of, list_matching
-from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "list",
         _list,
@@ -34,22 +32,17 @@ def row(found: ListedCheckpoint) -> tuple[str, str, str, str]:
     files = f" ({found.files} files)" if found.sharded else ""
     step = "-" if found.step is None else str(found.step)
     time = found.modified.astimezone().strftime("%Y-%m-%d %H:%M:%S") if found.modified else "-"
-    return step, time, in_bytes(found.size), display_path(found.path) + files
-
-
-def as_data(found: ListedCheckpoint) -> dict[str, object]:
-    """A checkpoint for JSON."""
-    return {**vars(found), "path": redacted(found.path)}
+    return step, time, in_bytes(found.size), found.path + files
 
 
 def _list(options: argparse.Namespace) -> None:
     found = list_matching(options.root, recursive=options.recursive)
     if not options.latest:
-        emit(options, [*map(as_data, found)], table(map(row, found), right=(0, 2)))
+        emit(options, found, table(map(row, found), right=(0, 2)))
         return
     newest = latest_of(found)
     if newest is None:
         what = "complete checkpoint" if found else "checkpoint"
-        msg = f"There is no {what} under {redacted(options.root)}. Check the path, or look deeper with --recursive."
+        msg = f"There is no {what} under {options.root}. Check the path, or look deeper with --recursive."
         raise FileNotFoundError(msg)
-    emit(options, as_data(newest), [newest.path])
+    emit(options, newest, [newest.path])

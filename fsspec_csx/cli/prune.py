@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import display_path, emit_lines, in_bytes, pluralize, print_status, table
-from fsspec_csx.cli.list import as_data, row
+from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, print_status, table
+from fsspec_csx.cli.list import row
 from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, prune
-from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "prune",
         _prune,
@@ -61,14 +59,7 @@ def _prune(options: argparse.Namespace) -> None:
     _explain(options, done)
     gone = [each for each in done.to_delete if each.path not in done.failed]
     deletion.summarize(options, len(gone), "checkpoint", _size(gone))
-    data = {
-        "dry_run": options.dry_run,
-        "kept": [as_data(each) for each in done.kept],
-        "to_delete": [as_data(each) for each in done.to_delete],
-        "damaged": deletion.errors_as_data(done.damaged),
-        "uncounted": {redacted(path): why for path, why in done.uncounted.items()},
-    }
-    deletion.finish(options, data, done.failed, len(done.to_delete))
+    deletion.finish(options, {"dry_run": options.dry_run, **vars(done)}, done.failed, len(done.to_delete))
 
 
 def _joined(pruned: list[PruneResult]) -> PruneResult:
@@ -92,9 +83,9 @@ def _rows(done: PruneResult, deleted: str) -> list[tuple[str, ...]]:
 def _explain(options: argparse.Namespace, done: PruneResult) -> None:
     """Say why some checkpoints do not count among the newest."""
     for path, error in done.damaged.items():
-        print_status(options, f"{display_path(path)} is damaged and does not count: {display_path(str(error))}")
+        print_status(options, f"{path} is damaged and does not count: {error}")
     for path, why in done.uncounted.items():
-        print_status(options, f"{display_path(path)} is kept and does not count: {why}.")
+        print_status(options, f"{path} is kept and does not count: {why}.")
 
 
 def _size(found: list[ListedCheckpoint]) -> int:

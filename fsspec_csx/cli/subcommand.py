@@ -10,7 +10,6 @@ import shtab
 from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.manage.location import expand_pattern
-from fsspec_csx.storage.paths import redacted
 
 _S3 = ("s3://", "s3a://", "csx://")
 
@@ -35,7 +34,7 @@ class Verbs:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=run, parser=parser)
         common = parser.add_argument_group("options of every verb")
         common.add_argument("-p", "--profile", help="the AWS profile to use")
         common.add_argument("--endpoint-url", metavar="URL", help="the S3 endpoint to use")
@@ -64,7 +63,7 @@ def one_fitting(path: str) -> str:
     """Expand a pattern that matches a single checkpoint; a ValueError if several match."""
     found = all_fitting([path])
     if len(found) > 1:
-        msg = f"{len(found)} checkpoints match {redacted(path)}. Name one of them."
+        msg = f"{len(found)} checkpoints match {path}. Name one of them."
         raise ValueError(msg)
     return found[0]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.cli.format import emit, print_status, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
 from fsspec_csx.errors import ConfigError
-from fsspec_csx.storage.paths import redacted
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.config.training import Config
@@ -24,7 +23,6 @@ _CHANGES = ("checkpoint_root", "model_dir", "profile", "load_checkpoint_states")
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verbs."""
     fit = verbs.add(
         "fit",
         _fit,
@@ -35,7 +33,6 @@ fit params.yaml -o init.loop.max_steps=1000
 fit s3://bucket/params.yaml --checkpoint_root s3://bucket/run --profile my-profile
 """,
     )
-    _add_common(fit)
     validate = verbs.add(
         "validate",
         _validate,
@@ -46,7 +43,6 @@ validate params.yaml
 validate params.yaml --ckpt_path s3://bucket/run/checkpoint_100.mdl --json
 """,
     )
-    _add_common(validate)
     validate_all = verbs.add(
         "validate_all",
         _validate_all,
@@ -57,7 +53,8 @@ validate_all params.yaml
 validate_all params.yaml --ckpt_path 's3://bucket/run/checkpoint_*.mdl' --json
 """,
     )
-    _add_common(validate_all)
+    for parser in (fit, validate, validate_all):
+        _add_common(parser)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -111,9 +108,8 @@ def _validate_all(options: argparse.Namespace) -> None:
     results, rows = [], []
     for config in _configs(options):
         for path, metrics in config.validate_all():
-            loaded = None if path is None else redacted(path)
-            results.append({"loaded": loaded, "metrics": metrics})
-            rows += [[loaded or "", *row] for row in _rows(metrics)]
+            results.append({"loaded": path, "metrics": metrics})
+            rows += [[path or "", *row] for row in _rows(metrics)]
     if _is_first():
         emit(options, {"checkpoints": results}, table(rows, right=[2]))
 
@@ -156,8 +152,7 @@ def _configs(options: argparse.Namespace) -> list[Config]:
 
 
 def _position(trainer: Trainer) -> dict[str, Any]:
-    loaded = trainer.checkpoint.resumed_from
-    return {"step": trainer.global_step, "loaded": loaded if loaded is None else redacted(loaded)}
+    return {"step": trainer.global_step, "loaded": trainer.checkpoint.resumed_from}
 
 
 def _is_first() -> bool:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE, as_data
 from fsspec_csx.cli.format import emit, in_bytes
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
 from fsspec_csx.manage.verify import VerifyResult, verify
-from fsspec_csx.storage.paths import redacted
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
     parser = verbs.add(
         "verify",
         _verify,
@@ -31,7 +28,7 @@ verify 's3://bucket/run/checkpoint_*'
 
 
 def _verify(options: argparse.Namespace) -> int:
-    data: list[dict[str, Any]] = []
+    data: list[Any] = []
     lines: list[str] = []
     failure = None
     damaged = False
@@ -42,11 +39,11 @@ def _verify(options: argparse.Namespace) -> int:
             failure = failure or error
             report = as_data(error)
             text = f"{report['cause']} {report['remedy']}".rstrip()
-            data.append({"path": redacted(path), **report, "error": text})
-            lines.append(f"{redacted(path)}: not verified: {text}")
+            data.append({"path": path, **report, "error": text})
+            lines.append(f"{path}: not verified: {text}")
             continue
         damaged |= bool(found.damage)
-        data.append(dataclasses.asdict(found))
+        data.append(found)
         lines += _lines(found)
     emit(options, data, lines if len(options.paths) > 1 or not failure else [])
     if failure:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError, CheckpointPathError, DeleteError
+from fsspec_csx.formats.cerebras import metadata
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location
@@ -22,16 +23,16 @@ _TAIL = 4096
 def is_complete(root: Directory, folder: str) -> bool:
     """Whether the checkpoint in a folder below a root was written completely; True if its metadata may not be read."""
     place = Location.below(root, f"{folder.rstrip('/')}/{naming.METADATA}".lstrip("/"))
-    from fsspec_csx.formats.cerebras.metadata import LARGEST, SUCCESS, decoded  # imported here, as few folders need it
-
     try:
         size = place.state()["size"]
         with place.opened() as file:
             file.seek(max(0, size - _TAIL))
-            if SUCCESS.encode() in file.read(_TAIL):  # written last
+            if metadata.SUCCESS.encode() in file.read(_TAIL):  # written last
                 return True
             file.seek(0)
-            return size <= LARGEST and bool(decoded(file.read(), name=place.display_path).get(SUCCESS))
+            if size > metadata.LARGEST:
+                return False
+            return bool(metadata.decoded(file.read(), name=place.display_path).get(metadata.SUCCESS))
     except (FileNotFoundError, CheckpointError):
         return False
     except PermissionError:
@@ -49,8 +50,6 @@ def divided(root: Directory, names: Collection[str], *, strict: bool = False) ->
     With ``strict``, metadata that names objects of checkpoints below, or does not name all of its own, is an
     InvalidCheckpointError.
     """
-    from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
-
     if naming.METADATA not in names:
         return [], []
     try:
@@ -64,33 +63,21 @@ def divided(root: Directory, names: Collection[str], *, strict: bool = False) ->
 
 def left_behind(path: str, names: Collection[str]) -> DeleteError:
     """The error for a checkpoint that was deleted but for these objects in folders below."""
-    from fsspec_csx.formats.cerebras.metadata import unclear_owner  # imported here, as few folders need it
-
-    reason = f"{redacted(path)} was deleted, but {unclear_owner(names)}. They are left."
+    reason = f"{redacted(path)} was deleted, but {metadata.unclear_owner(names)}. They are left."
     return DeleteError(reason, "Look at them, and delete those that nobody needs, such as by fsspec's rm_file.")
 
 
 def warn_of_unclear(target: Directory, names: Collection[str]) -> None:
     """Log which objects stay below a folder whose checkpoint is replaced, as damaged metadata does not name them."""
-    from fsspec_csx.formats.cerebras.metadata import unclear_owner  # imported here, as few folders need it
-
     if names:
-        logger.warning("%s is replaced, and %s. They stay.", redacted(target.path), unclear_owner(names))
-
-
-def of_others(names: Iterable[str]) -> Callable[[str], bool]:
-    """Says of the name of a file below a folder whether it is in the folder of a checkpoint below that."""
-    from fsspec_csx.formats.cerebras import metadata  # imported here, as few folders need it
-
-    return metadata.of_others(names)
+        logger.warning("%s is replaced, and %s. They stay.", redacted(target.path), metadata.unclear_owner(names))
 
 
 def is_incomplete(root: Directory) -> bool:
     """Whether ``mark_incomplete`` marked a folder, and nothing completed it since."""
-    from fsspec_csx.formats.cerebras.metadata import LARGEST, OWN, decoded  # imported here, as few folders need it
-
+    data = _read(root.fs, root.inner(), metadata.LARGEST) or b""
     try:
-        return {*decoded(_read(root.fs, root.inner(), LARGEST) or b"", name=root.path)} == {OWN}
+        return {*metadata.decoded(data, name=root.path)} == {metadata.OWN}
     except CheckpointError:
         return False
 
@@ -100,10 +87,8 @@ def mark_incomplete(fs: Any, folder: str, names: Iterable[str]) -> bytes | None:
 
     Returns the former metadata; None if there was none.
     """
-    from fsspec_csx.formats.cerebras.metadata import unfinished  # imported here, as few folders need it
-
     former = _read(fs, folder)
-    write_metadata(fs, folder, unfinished(names))
+    write_metadata(fs, folder, metadata.unfinished(names))
     return former
 
 
@@ -115,10 +100,10 @@ def _read(fs: Any, folder: str, size: int = -1) -> bytes | None:
         return None
 
 
-def write_metadata(fs: Any, folder: str, metadata: bytes) -> None:
+def write_metadata(fs: Any, folder: str, data: bytes) -> None:
     """Write the metadata object of a checkpoint."""
     with atomic_write(fs, f"{folder}/{naming.METADATA}") as file:
-        file.write(metadata)
+        file.write(data)
 
 
 def check_target(source: Directory, target: Directory) -> None:

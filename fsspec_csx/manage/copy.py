@@ -25,7 +25,7 @@ class CopyResult:
 
     source: str
     target: str
-    size: int  # in bytes
+    bytes: int
 
 
 def copy(

@@ -135,13 +135,14 @@ class _Comparison:
             self._add_tensors(name, first, second)
             return
         self._values += 1
+        held = first, second
         if any(tensors) or _type(first) != _type(second):
-            self.report(name, "type", summaries.entry(first), summaries.entry(second))
-        elif not (self._equal_pickles(first, second) if isinstance(first, UnreadValue) else _equal(first, second)):
-            self.report(name, "value", summaries.entry(first), summaries.entry(second))
-
-    def _equal_pickles(self, first: UnreadValue, second: UnreadValue) -> bool:
-        return self._sides[0].pickle_of(first) == self._sides[1].pickle_of(second)
+            self.report(name, "type", *map(summaries.entry, held))
+            return
+        if isinstance(first, UnreadValue):
+            first, second = self._sides[0].pickle_of(first), self._sides[1].pickle_of(second)
+        if not _equal(first, second):
+            self.report(name, "value", *map(summaries.entry, held))
 
     def _add_tensors(self, name: str, first: torch.Tensor, second: torch.Tensor) -> None:
         comparable = True
@@ -153,7 +154,8 @@ class _Comparison:
                 comparable &= near and numeric_error.can_compare(first.dtype, second.dtype)
         if not comparable or first.device.type == "meta":
             return
-        found, times, total = NumericError(), 1, _count(first)
+        found, times = NumericError(), 1
+        total = sum(each.numel() for each in first.unbind()) if first.is_nested else first.numel()
         if first.layout != torch.strided or first.is_nested or first.is_quantized:
             self._pairs += [
                 ComparedPair((StreamedTensor(one, one.dtype), StreamedTensor(other, other.dtype)), found)
@@ -202,17 +204,9 @@ def _without_repeats(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.T
 
 def _identity(stored: StreamedTensor) -> tuple[Any, ...]:
     """The same for equal tensors of one file."""
-    tensor, record = stored.tensor, stored.record
-    return (record.offset if record else None, *_geometry(tensor))
-
-
-def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
+    tensor, offset = stored.tensor, stored.record.offset if stored.record else None
     lazy = tensor.is_conj(), tensor.is_neg()
-    return (tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset(), *lazy)
-
-
-def _count(tensor: torch.Tensor) -> int:
-    return sum(each.numel() for each in tensor.unbind()) if tensor.is_nested else tensor.numel()
+    return (offset, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset(), *lazy)
 
 
 def _strided(first: torch.Tensor, second: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -33,8 +33,8 @@ class Leftover:
     size: int | None  # in bytes, for an upload that of its parts so far; None if unknown
     modified: datetime  # when it was last written to
     upload_id: str | None  # the id of an upload; otherwise None
-    fs: Any  # the filesystem; None for the local one
-    contents: Sequence[str] | s3.UnfinishedUpload  # the paths of its files there, or the upload
+    fs: Any = field(repr=False)  # the filesystem; None for the local one
+    contents: Sequence[str] | s3.UnfinishedUpload = field(repr=False)  # the paths of its files there, or the upload
 
 
 def leftovers(

@@ -11,6 +11,7 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointPathError, ChecksumError
+from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.dcp.folder import is_prefix
 from fsspec_csx.formats.huggingface import names as huggingface
 from fsspec_csx.manage import cerebras_folders, naming
@@ -162,7 +163,7 @@ class FolderCopy:
     def _meets_others(self, common: set[str]) -> bool:
         """Whether objects would replace other files below the target, or lie among those of a checkpoint there."""
         replaces = self._own and any("/" in name for name in common.difference(self._own))
-        return bool(replaces) or any(map(cerebras_folders.of_others(self._held), self._source.names))
+        return bool(replaces) or any(map(cerebras_metadata.of_others(self._held), self._source.names))
 
     def _is_resumed(self) -> bool:
         """Whether the target has an interrupted copy of a Cerebras checkpoint."""

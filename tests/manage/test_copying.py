@@ -454,7 +454,7 @@ def test_sharded(folder: Callable[[str], str], here: str, there: str) -> None:
     noting = Noting()
     done = Transfer(source, f"{target}/new").run(moving=False, callback=noting)
     size = sum(map(len, SHARDED.values()))
-    assert (done.target, done.size, noting.states[-1]) == (f"{target}/new", size, (size, size))
+    assert (done.target, done.bytes, noting.states[-1]) == (f"{target}/new", size, (size, size))
     assert held(f"{target}/new") == SHARDED
     assert move(f"{source}/", f"{target}/") == f"{target}/ckpt"
     assert held(f"{target}/ckpt") == SHARDED
