@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 
 from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
@@ -77,23 +77,16 @@ def _run(options: argparse.Namespace, name: str) -> None:
             print_status(options, f"Skipped {there.source}, as {there.target} {why}")
             options.done.setdefault("skipped", []).append(there)
             continue
-        with _hinting_at_resume(options):
+        try:
             copied = transfer.run(moving=moving, overwrite=options.force, callback=progress_of(options))
+        except KeyboardInterrupt:
+            if not options.quiet:
+                print(RESUME_HINT, file=sys.stderr)
+            raise
         verb = "Moved" if moving else "Copied"
         print_status(options, f"{verb} checkpoint from {source} to {copied.target}")
         done.append(copied)
     emit_data(options, options.done)
-
-
-@contextlib.contextmanager
-def _hinting_at_resume(options: argparse.Namespace) -> Iterator[None]:
-    """Say after an interrupt how to resume."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not options.quiet:
-            print(RESUME_HINT, file=sys.stderr)
-        raise
 
 
 def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mapping[str, str]]]:
@@ -106,13 +99,9 @@ def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mappi
             msg = f"{source} is a pattern, and {options.target} is not a folder. End the target with a slash."
             raise ValueError(msg)
         found += [(path, own) for path in paths or [source]]
-    if folder:
-        _check_names([strip_slashes(path).rpartition("/")[2] for path, _ in found])
-    return found
-
-
-def _check_names(names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    names = Counter(strip_slashes(path).rpartition("/")[2] for path, _ in found)
+    for name, count in names.items():
+        if folder and count > 1:
             msg = f"Several sources have the name {name}, and would replace each other. Copy them one by one."
             raise ValueError(msg)
+    return found

@@ -32,8 +32,7 @@ def checks(
     No bucket is created. Without a URL, only what needs no bucket is checked. The source of the storage options is what
     ``caller`` names.
     """
-    place = None if url is None else parse_url(url)
-    return _checks(place, dict(storage_options or {}), caller, speed)
+    return _checks(None if url is None else parse_url(url), dict(storage_options or {}), caller, speed)
 
 
 def parse_url(url: str) -> tuple[str, str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from fsspec.callbacks import Callback
@@ -35,13 +34,17 @@ def copy_file(
     before = source.state()
     target.make_parents()
     mode = "overwrite" if overwrite else "create"
-    with _hinting_at_resume(source, target):
+    try:
         try:
             _copy(source, target, _Forward(advance), mode)
         except Exception as error:
             if not _is_unsupported(error):
                 raise
             _copy_in_chunks(source, target, _Forward(advance).relative_update, mode)
+    except CSXError as error:
+        if isinstance(error, (ConnectionError, TimeoutError)) and _resumable(source, target):
+            error.remedy = f"{error.remedy} {RESUME_HINT}".lstrip()
+        raise
     source.check_state(before)
     try:
         equal = same_content(source, target) if verified else target.state()["size"] == before["size"]
@@ -111,17 +114,6 @@ class _Forward(Callback):  # type: ignore[misc]
         # Bytes that are fetched again, after damage, count once.
         self._advance(max(0, self.value - self._reported))
         self._reported = max(self._reported, self.value)
-
-
-@contextlib.contextmanager
-def _hinting_at_resume(source: Location, target: Location) -> Iterator[None]:
-    """Add to a connection error how to resume."""
-    try:
-        yield
-    except CSXError as error:
-        if isinstance(error, (ConnectionError, TimeoutError)) and _resumable(source, target):
-            error.remedy = f"{error.remedy} {RESUME_HINT}".lstrip()
-        raise
 
 
 def _is_unsupported(error: Exception) -> bool:

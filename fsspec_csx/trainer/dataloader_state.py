@@ -122,15 +122,8 @@ class EpochSeeds:
         def seeded(*args: Any, **kwargs: Any) -> Any:
             nonlocal passes
             if passes:
-                _seed((info.seed + (self.second + passes - 1) * _STEP) % 2**63)
+                random_states.seed((info.seed + (self.second + passes - 1) * _STEP) % 2**63)
             passes += 1
             return create(*args, **kwargs)
 
         _DatasetKind.create_fetcher = staticmethod(seeded)  # type: ignore[method-assign]
-
-
-def _seed(number: int) -> None:
-    torch.manual_seed(number)
-    random.seed(number)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed([number & 0xFFFFFFFF, number >> 32])

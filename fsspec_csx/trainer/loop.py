@@ -64,11 +64,9 @@ class TrainingLoop(Callback):
         if self.num_epochs is not None and in_steps:
             msg = "A loop has a number of epochs or of steps, not both. Leave one of them away."
             raise ValueError(msg)
-        if isinstance(self.eval_frequency, float) and not 0 <= self.eval_frequency <= 1:
-            msg = f"eval_frequency is a number of steps or a fraction, not {self.eval_frequency}. Give one up to 1.0."
-            raise ValueError(msg)
-        if isinstance(self.eval_frequency, int) and self.eval_frequency < 0:
-            msg = f"eval_frequency cannot be negative, as {self.eval_frequency} is. Give 0 for no validation."
+        frequency = self.eval_frequency or 0
+        if not frequency >= 0 or (isinstance(frequency, float) and frequency > 1):
+            msg = f"eval_frequency is a number of steps, or a fraction up to 1.0, not {frequency}. Give 0 for none."
             raise ValueError(msg)
         self.num_epochs = self.num_epochs if in_steps else self.num_epochs or 1
         self.val_loop = ValidationLoop(self.eval_steps)

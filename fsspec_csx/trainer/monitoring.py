@@ -61,15 +61,16 @@ class RateProfiler(Callback):
     """
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         self.rate = self.global_rate = self.elapsed_seconds = 0.0
         self.total_count = 0
         self._started = time.monotonic()
 
     def on_before_forward(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.is_first_iteration:
-            self.rate = self.global_rate = self.elapsed_seconds = 0.0
-            self.total_count = 0
-            self._started = time.monotonic()
+            self._start()
 
     def on_train_batch_end(
         self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any, batch_idx: int

@@ -15,9 +15,10 @@ import torch
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, MismatchError
 from fsspec_csx.storage.paths import redacted
+from fsspec_csx.tensors import summaries
 
 _REMEDY = "Load another checkpoint, or only some of its states (LoadCheckpointStates)."
-_SHOWN = 60
+_SAID = 240
 _STEPS_MAX = 2**63
 # In the state of torch's optimizers these tensors have the shape of their parameter.
 _LIKE_PARAMETERS = {"exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer"}
@@ -41,7 +42,7 @@ def restoring(path: str, what: str) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = str(error).partition("\n")[0].rstrip(".")
-        raise invalid(path, what, f"{type(error).__name__}: {said[: 4 * _SHOWN]}") from error
+        raise invalid(path, what, f"{type(error).__name__}: {said[:_SAID]}") from error
 
 
 def check_count(name: str, value: Any, remedy: str = "Give such a number.", *, least: int = 1) -> None:
@@ -56,7 +57,7 @@ def to_count(value: Any, most: int = _STEPS_MAX) -> int:
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
         value = value.item()
     if type(value) is not int or not 0 <= value < most:
-        msg = f"it is {_shown(value)}, no number of steps"
+        msg = f"it is {summaries.entry(value)}, no number of steps"
         raise ValueError(msg)
     return value
 
@@ -68,7 +69,7 @@ def difference(own: Any, found: Any, name: str) -> str | None:
     """
     if own is None or found is None:
         return None
-    reason = f"{name} is {_shown(found)} in place of {_shown(own)}"
+    reason = f"{name} is {summaries.entry(found)} in place of {summaries.entry(own)}"
     if isinstance(own, Mapping):
         if not isinstance(found, Mapping):
             return reason
@@ -107,13 +108,13 @@ def check_attributes(own: object, found: Any, what: str, path: str) -> None:
     An InvalidCheckpointError if an entry has another type than the scheduler's, or hides a method.
     """
     if not isinstance(found, Mapping):
-        raise invalid(path, what, f"it is {_shown(found)}, no mapping")
+        raise invalid(path, what, f"it is {summaries.entry(found)}, no mapping")
     state: Any = own
     expected = state.state_dict()
     for key in found:
         hides = key not in expected and (key == "optimizer" or callable(getattr(type(own), str(key), None)))
         if hides or not isinstance(key, str):
-            raise invalid(path, what, f"it has {_shown(key)}, which is no entry of such a state")
+            raise invalid(path, what, f"it has {summaries.entry(key)}, which is no entry of such a state")
     if why := difference(expected, found, what):
         raise invalid(path, what, why)
     for inner, each in zip(getattr(own, "_schedulers", ()), found.get("_schedulers", ()), strict=False):
@@ -150,25 +151,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> 
 
 def _check_parameter(found: Any, parameter: torch.Tensor, number: int, path: str) -> None:
     if not isinstance(found, Mapping):
-        raise invalid(path, "optimizer", f"the state of parameter {number} is {_shown(found)}")
+        raise invalid(path, "optimizer", f"the state of parameter {number} is {summaries.entry(found)}")
     for key, value in found.items():
         if key == "step" and ((step := _number(value)) is None or not 0 <= step < math.inf):
-            raise invalid(path, "optimizer", f"the step of parameter {number} is {_shown(value)}")
+            raise invalid(path, "optimizer", f"the step of parameter {number} is {summaries.entry(value)}")
         if key not in _LIKE_PARAMETERS or value is None:
             continue
         if not isinstance(value, torch.Tensor):
-            raise invalid(path, "optimizer", f"{key} of parameter {number} is {_shown(value)}")
+            raise invalid(path, "optimizer", f"{key} of parameter {number} is {summaries.entry(value)}")
         if value.shape != parameter.shape or value.layout != parameter.layout or value.device.type == "meta":
-            what = f"{key} of parameter {number} is {_shown(value)}, not {_shown(parameter)}"
+            what = f"{key} of parameter {number} is {summaries.entry(value)}, not {summaries.entry(parameter)}"
             raise MismatchError(f"{redacted(path)} is of another optimizer: {what}.", OTHER_OPTIMIZER)
-
-
-def _shown(value: Any) -> str:
-    """A short description of a value of any size."""
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (str, bytes)):
-        return repr(value[:_SHOWN])
-    if isinstance(value, (bool, float)) or (type(value) is int and abs(value) < 2**100):
-        return repr(value)
-    return f"a {type(value).__name__}"
