@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import torch
 from cases import Case, State, loaded
@@ -37,24 +38,30 @@ class S3TorchConnector:
             return loaded(reader)
 
 
+def boto3_client(target: Target) -> Any:
+    """A client of boto3 with its own settings, but that it does not hash bodies."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=target.endpoint,
+        region_name=target.region,
+        aws_access_key_id=target.access_key,
+        aws_secret_access_key=target.secret_key,
+        config=Config(s3=UNHASHED),
+    )
+
+
 class Boto3:
     """``upload_fileobj`` and ``download_fileobj`` through ``io.BytesIO``."""
 
     def __init__(self, target: Target) -> None:
-        import boto3
         from boto3.s3.transfer import TransferConfig
-        from botocore.config import Config
 
         # Its default would change with what else is installed and with the machine.
         self._config = TransferConfig(preferred_transfer_client="classic")
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=target.endpoint,
-            region_name=target.region,
-            aws_access_key_id=target.access_key,
-            aws_secret_access_key=target.secret_key,
-            config=Config(s3=UNHASHED),
-        )
+        self._client = boto3_client(target)
         self._bucket = target.bucket
 
     @property

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 State = dict[str, Any]
-# How it lies in S3: as torch.save writes it, as safetensors does, as the bytes of the tensors alone, in parts, or as
-# torch.distributed.checkpoint does.
-KINDS = {"torch": ".pt", "safetensors": ".safetensors", "raw": ".raw", "sharded": ".dcp"}
+# How it lies in S3: as torch.save writes it, as safetensors does, as the bytes of the tensors alone, in parts, as
+# torch.distributed.checkpoint does, or as a file for each tensor.
+KINDS = {"torch": ".pt", "safetensors": ".safetensors", "raw": ".raw", "sharded": ".dcp", "files": ".files"}
 
 _OF_A_PARAMETER = 4  # itself, and three of the optimizer
 _DTYPES = (torch.float32, torch.bfloat16, torch.float32, torch.int64)
@@ -42,8 +42,12 @@ class Case:
         return sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in self.layout())
 
     def key(self, kind: str) -> str:
-        """The object, or for "raw" and "sharded" the folder, that holds it."""
+        """The object, or for "raw", "sharded" and "files" the folder, that holds it."""
         return f"{self.name}{KINDS[kind]}"
+
+    def part(self) -> Case:
+        """An eighth of the tensors, for who would take too long for all."""
+        return replace(self, name=f"{self.name}-part", tensors=max(self.tensors // 8, 1))
 
     def layout(self) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and shape of each tensor, in order."""

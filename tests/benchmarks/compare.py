@@ -1,7 +1,7 @@
 """Saving and loading whole checkpoints: ours beside what else there is, on one machine.
 
     pip install . -r tests/benchmarks/requirements.txt
-    python tests/benchmarks/compare.py --rounds 5 --minutes 20 --json found.json --write tests/benchmarks
+    python tests/benchmarks/compare.py --rounds 5 --minutes 22 --json found.json --write tests/benchmarks
 
 measures all that the tables of README.md show, and writes them and the picture anew. Several servers in turn: nginx,
 which costs the least and drops what is put, so that the clients' own work shows, by http and by https; and stores that
@@ -26,11 +26,12 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).parent))  # for `python -m tests.benchmarks.compare`
 
 import goals
+import summary
 from peers import PEERS
 from plot import as_svg
 from report import Report
 from rounds import measure
-from sections import CASES, SECTIONS, SHARDED, Section, asked
+from sections import CASES, FILES, SECTIONS, SHARDED, Section, asked
 from servers import SERVERS, running
 from table import NOTES, as_markdown, as_text, facts
 
@@ -65,10 +66,10 @@ def _positive(text: str) -> int:
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").partition("\n")[0])
-    names = [case.name for case in (*CASES, *SHARDED)]
+    names = [case.name for case in (*CASES, *SHARDED, FILES)]
     sections = [section.name for section in SECTIONS]
     parser.add_argument("--quick", action="store_true", help="smaller cases and one round: to see that all works")
-    parser.add_argument("--rounds", type=_positive, help=f"{_ROUNDS} if not given; some tables take one or two less")
+    parser.add_argument("--rounds", type=_positive, help=f"{_ROUNDS} if not given; some tables have fewer")
     parser.add_argument("--minutes", type=float, default=math.inf, help="fewer rounds, if all would take longer")
     parser.add_argument(
         "--sections", nargs="+", choices=sections, default=sections, help="of the README; by default all"
@@ -93,20 +94,21 @@ def _sections(arguments: argparse.Namespace) -> Sequence[Section]:
 def _measured(arguments: argparse.Namespace, sections: Sequence[Section]) -> Report:
     report = Report(_facts(peer for section in sections for peer in section.peers), {}, {})
     rounds = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
-    parts = [
-        (section.name, server, section.plan(rounds, quick=arguments.quick))
-        for section in sections
-        for server in section.servers
-    ]
+    parts = [(section, server) for section in sections for server in section.servers]
+    estimates = [section.estimate(rounds, quick=arguments.quick) for section, _ in parts]
+    print(f"about {sum(estimates) / 60:.0f} minutes on two quiet cores", file=sys.stderr)
     end = time.monotonic() + 60 * arguments.minutes
-    for number, (name, server, plan) in enumerate(parts):
+    for number, (section, server) in enumerate(parts):
+        plan = section.plan(rounds, quick=arguments.quick)
         report.cases |= {case.name: (str(case), case.nbytes) for case in plan.cases}
         report.servers[server] = SERVERS[server]
         began = time.monotonic()
-        share = plan.tasks / (sum(each.tasks for _, _, each in parts[number:]) or 1)
-        with running(server, plan.cases, plan.kinds) as target:
-            measure(plan, target, report, began + share * (end - began))
-        print(f"{name} on {server} took {time.monotonic() - began:.0f} s", file=sys.stderr)
+        # The first come first: what follows needs time for a round each.
+        needed = sum(each.estimate(1, quick=arguments.quick) for each, _ in parts[number + 1 :])
+        with running(server, plan.stored, plan.kinds) as target:
+            measure(plan, target, report, end - needed)
+        took, estimate = time.monotonic() - began, estimates[number]
+        print(f"{section.name} on {server} took {took:.0f} s, of about {estimate:.0f} s", file=sys.stderr)
         if arguments.json:
             arguments.json.write_text(report.as_json())
     return report
@@ -115,6 +117,7 @@ def _measured(arguments: argparse.Namespace, sections: Sequence[Section]) -> Rep
 def _readme(report: Report, text: str) -> str:
     """The README with the tables of a report; parts of which nothing was measured stay."""
     parts = {section.name: as_markdown(report, section) for section in SECTIONS}
+    parts["summary"] = summary.as_markdown(report)
     parts["goals"] = goals.as_markdown(report)
     parts["facts"] = "\n".join(f"- {line}" for line in (*facts(report, short=True), *NOTES))
     for name, part in parts.items():

@@ -139,7 +139,7 @@ class Obstore:
         from obstore.store import S3Store
 
         self._obstore = obstore
-        self._store = S3Store(
+        self.store = S3Store(
             target.bucket,
             endpoint=target.endpoint,
             region=target.region,
@@ -151,14 +151,14 @@ class Obstore:
 
     def save(self, state: State, key: str) -> None:
         """Save."""
-        with self._obstore.open_writer(self._store, key) as writer:
+        with self._obstore.open_writer(self.store, key) as writer:
             copying: Any = _Copying(writer)
             torch.save(state, copying)
 
     def load(self, key: str, case: Case) -> State:
         """Load."""
         buffer = io.BytesIO()
-        for chunk in self._obstore.get(self._store, key):
+        for chunk in self._obstore.get(self.store, key):
             buffer.write(chunk)
         buffer.seek(0)
         return loaded(buffer)

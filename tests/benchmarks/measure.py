@@ -25,8 +25,9 @@ from typing import Any, NoReturn
 import distributed
 import torch
 from cases import WARM_UP, Case, State, difference
+from many_files import call_of
 from peers import PEERS, Client, Peer
-from target import Target
+from target import Target, memory_folder
 
 _TIMEOUT = 900.0
 _PROC = Path("/proc/self")
@@ -42,7 +43,8 @@ class Task:
 
     Attributes:
         peer: its name.
-        operation: "save" or "load"; of a peer with several ranks also "columns".
+        operation: "save" or "load"; of a peer with several ranks also "columns"; of many files one of
+            ``many_files.FILE_OPERATIONS``.
         check: whether to compare afterwards what was loaded, or what the peer loads of what it saved, with what it
             should be; where the server drops what is saved, to see that it all came.
     """
@@ -139,7 +141,10 @@ def run(task: Task) -> Result:
     client = peer.connect(task.target)
     if peer.ranks > 1:
         return distributed.run(client, task)
-    measured, problem = (_save if task.operation == "save" else _load)(task, peer, client)
+    if peer.kind == "files":
+        measured, problem = _call(task, peer, client)
+    else:
+        measured, problem = (_save if task.operation == "save" else _load)(task, peer, client)
     return replace(measured, settings=client.settings, error=problem)
 
 
@@ -169,7 +174,28 @@ def _load(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
     return measured, difference(_state(peer, task.case) if peer.nests else task.case.dotted(), state)
 
 
-@functools.lru_cache(maxsize=1)
+def _call(task: Task, peer: Peer, client: Any) -> tuple[Result, str | None]:
+    """What was found of a call of many files, and what is wrong with what was moved, if that is asked."""
+    target, operation = task.target, task.operation
+    own = f"by-{task.peer}-" if operation in ("put", "pipe") else ""
+    with (
+        tempfile.TemporaryDirectory(dir=memory_folder(task.case.nbytes)) as folder,
+        tempfile.TemporaryDirectory() as first,
+    ):
+        call_of(client, operation, WARM_UP, f"{own}{WARM_UP.key(peer.kind)}/", Path(first))[0]()
+        call, is_right = call_of(client, operation, task.case, f"{own}{task.case.key(peer.kind)}/", Path(folder))
+        before = target.received() if task.check and own and not target.stores else 0
+        measured, _ = _measured(call, task.case.nbytes if operation == "cat" else 0, target)
+        if not task.check:
+            return measured, None
+        if not is_right():
+            return measured, "the contents differ"
+    if own and not target.stores and not target.has_received(task.case.nbytes, before):
+        return measured, f"sent {target.received() - before} bytes of {task.case.nbytes}"
+    return measured, None
+
+
+@functools.lru_cache(maxsize=2)
 def _made(case: Case, nested: bool) -> State:
     return case.state() if nested else case.flat()
 
@@ -251,7 +277,7 @@ def _task(given: dict[str, Any]) -> Task:
 def _forked(task: Task) -> Result:
     """Run a task in a process for each of its ranks; what the first found."""
     peer = PEERS[task.peer]
-    if peer.ranks == 1 and (task.operation == "save" or task.check):
+    if peer.ranks == 1 and peer.kind != "files" and (task.operation == "save" or task.check):
         _state(peer, task.case)  # made once, for all
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as messages:
         found, pids = Path(folder) / "found", []

@@ -11,6 +11,7 @@ from amazon import Boto3, Crt, S3TorchConnector
 from cases import Case, State
 from distributed import RANKS, ConnectorSharded, FsspecSharded, OursSharded, Whole
 from files import Obstore, Opened, Ours, OursFixed, S3fs, Streaming
+from many_files import ObstoreFiles, boto3_files, our_files, s3fs_files, socket_files
 from safetensors_files import OursSafetensors, Runai, SafetensorsOnS3fs
 from sockets import CheckedSockets, Sockets
 from target import Target
@@ -38,7 +39,7 @@ class Peer:
         distributions: of whose versions its results depend.
         kind: how the checkpoint lies in S3, one of ``cases.KINDS``.
         base: the peer that it is compared with.
-        saves: whether it can save at all.
+        lacks: the operations that it does not have.
         ranks: how many processes share the checkpoint.
         nests: whether what it loads is nested as it was saved; else it is a dict by dotted names.
     """
@@ -49,7 +50,7 @@ class Peer:
     distributions: tuple[str, ...] = ()
     kind: str = "torch"
     base: str = "ours"
-    saves: bool = True
+    lacks: tuple[str, ...] = ()
     ranks: int = 1
     nests: bool = True
 
@@ -65,12 +66,16 @@ def _sharded(label: str, module: str, connect: Callable[[Target], Any]) -> Peer:
 
 def _whole(label: str, *, once: bool) -> Peer:
     load = partial(Whole, once=once)
-    return Peer(label, ("fsspec_csx",), load, _OURS, base="ours-once", saves=False, ranks=RANKS)
+    return Peer(label, ("fsspec_csx",), load, _OURS, base="ours-once", lacks=("save",), ranks=RANKS)
+
+
+def _files(label: str, module: str, connect: Callable[[Target], Any]) -> Peer:
+    return Peer(label, (module,), connect, (), kind="files", base="ours-files")
 
 
 PEERS: dict[str, Peer] = {
     "ours": Peer("fsspec_csx.save and load", ("fsspec_csx",), Ours, _OURS),
-    "ours-stream": Peer("fsspec_csx.stream", ("fsspec_csx",), Streaming, _OURS, saves=False, nests=False),
+    "ours-stream": Peer("fsspec_csx.stream", ("fsspec_csx",), Streaming, _OURS, lacks=("save",), nests=False),
     "ours-open": Peer("torch.save and load on our fsspec.open", ("fsspec_csx",), Opened, _OURS),
     "s3fs": Peer("torch.save and load on s3fs", ("s3fs",), S3fs, ("s3fs", "aiobotocore", "aiohttp")),
     "s3torchconnector": Peer("s3torchconnector", ("s3torchconnector",), S3TorchConnector, _CONNECTOR),
@@ -81,6 +86,7 @@ PEERS: dict[str, Peer] = {
     "sockets-checked": Peer(
         "plain sockets that compute ours' checksums", ("botocore", "awscrt", "zlib_ng"), CheckedSockets, kind="raw"
     ),
+    "sockets-64": Peer("64 plain sockets (the limit)", ("botocore",), partial(Sockets, connections=64), kind="raw"),
     "ours-safetensors": Peer(
         "fsspec_csx.save and load, .safetensors",
         ("fsspec_csx", "safetensors"),
@@ -104,14 +110,19 @@ PEERS: dict[str, Peer] = {
         tuple(name.replace("_", "-") for name in _RUNAI),
         kind="safetensors",
         base="ours-safetensors",
-        saves=False,
+        lacks=("save",),
     ),
     **{
         f"ours-{number}": Peer(
             f"fsspec_csx with {number} requests, fixed", ("fsspec_csx",), partial(OursFixed, number=number), _OURS
         )
-        for number in (16, 32, 64, 128)
+        for number in (32, 64, 128)
     },
+    "ours-files": _files("fsspec_csx", "fsspec_csx", our_files),
+    "s3fs-files": _files("s3fs", "s3fs", s3fs_files),
+    "obstore-files": _files("obstore", "obstore", ObstoreFiles),
+    "boto3-files": _files("boto3", "boto3", boto3_files),
+    "sockets-files": _files("64 plain sockets (the limit)", "botocore", socket_files),
     "ours-once": _whole("fsspec_csx.load(group=…), once for all", once=True),
     "ours-each": _whole("fsspec_csx.load, each for itself", once=False),
     "sharded": _sharded("fsspec_csx.distributed", "fsspec_csx", OursSharded),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from many_files import FILE_OPERATIONS
 from peers import PEERS
 
 OPERATIONS = ("save", "load")
@@ -26,6 +27,7 @@ class Run:
         extra_bytes: memory at the peak beyond the state dict; None if unknown.
         requests: that the server answered; None if unknown.
         page_faults: of the client.
+        share: the part of the case that was moved, of which all these are.
     """
 
     server: str
@@ -38,6 +40,7 @@ class Run:
     extra_bytes: int | None = None
     requests: int | None = None
     page_faults: int = 0
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Report:
         found = {(run.server, run.case, run.operation) for run in self.runs}
         found |= {(gap.server, gap.case, gap.operation) for gap in self.gaps if gap.case}
         servers, cases = list(self.servers), list(self.cases)
-        operations = (*OPERATIONS, "columns")
+        operations = (*OPERATIONS, "columns", *FILE_OPERATIONS)
         return sorted(
             found, key=lambda place: (servers.index(place[0]), cases.index(place[1]), operations.index(place[2]))
         )
@@ -121,28 +124,37 @@ class Report:
         return Row(
             *place,
             peer,
-            seconds=(seconds := median(run.seconds for run in runs.values())),
-            gb_per_second=gigabytes / seconds if seconds else None,
-            faster=self.faster(*place, peer),
-            cpu_seconds_per_gb=(median(run.cpu_seconds for run in runs.values()) or 0) / gigabytes,
-            cpu=self.cpu(*place, peer),
+            seconds=median(run.seconds for run in runs.values()),
+            gb_per_second=median(gigabytes * run.share / run.seconds for run in runs.values()),
+            faster=self.faster(place, peer),
+            cpu_seconds_per_gb=(median(run.cpu_seconds / run.share for run in runs.values()) or 0) / gigabytes,
+            cpu=self.cpu(place, peer),
             extra_mib=None if extra is None else max(extra / 2**20, 0.0),
             requests=median(run.requests for run in runs.values()),
+            runs=len(runs),
+            share=min(run.share for run in runs.values()),
         )
 
-    def faster(self, server: str, case: str, operation: str, peer: str) -> float | None:
-        """How many times as fast as this peer ours was: the median over the rounds of the ratio within each."""
-        return self._ratio((server, case, operation), peer, lambda ours, its: its.seconds / ours.seconds)
+    def faster(self, place: Place, peer: str, ours: str = "") -> float | None:
+        """How many times as fast as this peer ours was: the median over the rounds of the ratio within each.
 
-    def cpu(self, server: str, case: str, operation: str, peer: str) -> float | None:
+        Args:
+            ours: the peer that is compared; by default the base of the other.
+        """
+        return self._ratio(place, peer, ours, lambda one, other: _seconds(other) / _seconds(one))
+
+    def cpu(self, place: Place, peer: str) -> float | None:
         """How many times this peer's CPU seconds ours took, in the same way."""
-        return self._ratio((server, case, operation), peer, lambda ours, its: ours.cpu_seconds / its.cpu_seconds)
+        return self._ratio(
+            place, peer, "", lambda one, other: (one.cpu_seconds / one.share) / (other.cpu_seconds / other.share)
+        )
 
-    def _ratio(self, place: tuple[str, str, str], peer: str, of: Callable[[Run, Run], float]) -> float | None:
-        if peer == PEERS[peer].base:
+    def _ratio(self, place: Place, peer: str, ours: str, of: Callable[[Run, Run], float]) -> float | None:
+        ours = ours or PEERS[peer].base
+        if peer == ours:
             return None
-        ours, its = self._of(*place, PEERS[peer].base), self._of(*place, peer)
-        return median(of(ours[number], its[number]) for number in ours.keys() & its.keys())
+        mine, its = self._of(*place, ours), self._of(*place, peer)
+        return median(of(mine[number], its[number]) for number in mine.keys() & its.keys())
 
     def of(self, server: str, case: str, operation: str, peer: str) -> list[Run]:
         """The measurements, in the order of rounds."""
@@ -157,7 +169,7 @@ class Report:
             of_all = (gap.case, gap.operation) == ("", "")
             if (gap.server, gap.peer) == (server, peer) and (of_all or (gap.case, gap.operation) == (case, operation)):
                 return gap.note
-        return "" if PEERS[peer].saves or operation == "load" else "only loads"
+        return f"no {operation}" if operation in PEERS[peer].lacks else ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,8 @@ class Row:
         faster: see `Report.faster`; None for ours itself.
         cpu: see `Report.cpu`; None for ours itself.
         note: why there are no numbers, if there are none.
+        runs: how many.
+        share: the part of the case that was moved.
     """
 
     server: str
@@ -182,6 +196,13 @@ class Row:
     extra_mib: float | None = None
     requests: float | None = None
     note: str = ""
+    runs: int = 0
+    share: float = 1.0
+
+
+def _seconds(run: Run) -> float:
+    """What all of the case would take at the speed of a run."""
+    return run.seconds / run.share
 
 
 def median(values: Iterable[float | None]) -> float | None:

@@ -16,16 +16,28 @@ from servers import scratch
 from target import Target
 
 _SEED = 1
+_FIRST = 2  # rounds in which all peers are measured
+_LARGE = 128 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured: names of peers, cases, how many rounds, and what each does."""
+    """What is to be measured.
+
+    Attributes:
+        peers: names of them.
+        runs: how many rounds.
+        operations: what each does.
+        seldom: peers that have only the first rounds.
+        slow: peers and operations that have only the first rounds, and a part of a case that is large.
+    """
 
     peers: tuple[str, ...]
     cases: tuple[Case, ...]
     runs: int
     operations: tuple[str, ...] = OPERATIONS
+    seldom: tuple[str, ...] = ()
+    slow: tuple[tuple[str, str], ...] = ()
 
     @property
     def installed(self) -> list[str]:
@@ -36,10 +48,26 @@ class Plan:
             if all(importlib.util.find_spec(module) is not None for module in PEERS[name].modules)
         ]
 
+    def tasks(self, number: int) -> list[tuple[Case, str, str]]:
+        """The measurements of a round: case, operation and peer."""
+        return [
+            (case, operation, name)
+            for case in self.cases
+            for operation in self.operations
+            for name in self.installed
+            if operation not in PEERS[name].lacks
+            if number < _FIRST or not (name in self.seldom or (name, operation) in self.slow)
+        ]
+
+    def moved(self, case: Case, operation: str, name: str) -> Case:
+        """What a peer saves or loads of a case: all of it, or a part."""
+        return case.part() if (name, operation) in self.slow and case.nbytes > _LARGE else case
+
     @property
-    def tasks(self) -> int:
-        """How many measurements these are."""
-        return len(self.installed) * len(self.cases) * len(self.operations) * self.runs
+    def stored(self) -> list[Case]:
+        """The cases, and the parts of them that are needed."""
+        parts = (self.moved(case, operation, name) for case, operation, name in self.tasks(0))
+        return list(dict.fromkeys([*self.cases, *parts]))
 
     @property
     def kinds(self) -> list[str]:
@@ -55,7 +83,6 @@ def measure(plan: Plan, target: Target, report: Report, until: float = float("in
     """
     able = plan.installed
     report.gaps += [Gap(target.server, name, "not installed") for name in plan.peers if name not in able]
-    places = [(case, operation) for case in plan.cases for operation in plan.operations]
     runs: dict[tuple[str, str, str], list[Run]] = {}
     broken: set[tuple[str, str, str]] = set()
     order = random.Random(_SEED)
@@ -64,19 +91,25 @@ def measure(plan: Plan, target: Target, report: Report, until: float = float("in
         for number in range(plan.runs):
             if number and (now := time.monotonic()) + (now - began) / number > until:
                 break
-            for case, operation in order.sample(places, len(places)):
-                for name in order.sample(able, len(able)):
-                    place = (case.name, operation, name)
-                    if place in broken or (operation == "save" and not PEERS[name].saves):
-                        continue
-                    _print_status(f"round {number + 1} of {plan.runs}: {target.server} {' '.join(place)}")
-                    result = _done(launcher, Task(name, operation, case, target, check=number == 0))
-                    report.settings[name] = result.settings or report.settings.get(name, "")
-                    runs.setdefault(place, []).append(_run(target.server, place, number, result))
-                    if result.error:
-                        broken.add(place)
-                        note = f"error: {result.error}"
-                        report.gaps.append(Gap(target.server, name, note, case.name, operation, failed=True))
+            tasks = plan.tasks(number)
+            places = list(dict.fromkeys(task[:2] for task in tasks))
+            order.shuffle(places)
+            order.shuffle(tasks)
+            tasks.sort(key=lambda task: places.index(task[:2]))
+            for case, operation, name in tasks:
+                place = (case.name, operation, name)
+                if place in broken:
+                    continue
+                _print_status(f"round {number + 1} of {plan.runs}: {target.server} {' '.join(place)}")
+                moved = plan.moved(case, operation, name)
+                result = _done(launcher, Task(name, operation, moved, target, check=number == 0))
+                report.settings[name] = result.settings or report.settings.get(name, "")
+                share = moved.nbytes / case.nbytes
+                runs.setdefault(place, []).append(_run(target.server, place, number, result, share))
+                if result.error:
+                    broken.add(place)
+                    note = f"error: {result.error}"
+                    report.gaps.append(Gap(target.server, name, note, case.name, operation, failed=True))
     report.runs += [run for place, found in runs.items() if place not in broken for run in found]
 
 
@@ -87,7 +120,7 @@ def _done(launcher: Launcher, task: Task) -> Result:
         return launcher.run(replace(task, target=empty))
 
 
-def _run(server: str, place: tuple[str, str, str], number: int, result: Result) -> Run:
+def _run(server: str, place: tuple[str, str, str], number: int, result: Result, share: float) -> Run:
     return Run(
         server,
         *place,
@@ -97,6 +130,7 @@ def _run(server: str, place: tuple[str, str, str], number: int, result: Result) 
         extra_bytes=result.extra_bytes,
         requests=result.requests,
         page_faults=result.page_faults,
+        share=share,
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md: what is measured for each, and how it is shown."""
+"""The tables of README.md: what is measured for each, and how it is shown; the most important first."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cases import Case
+from many_files import FILE_OPERATIONS
 from peers import PEERS
 from report import OPERATIONS
 from rounds import Plan
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 LARGE = Case("large", tensors=64, size=16 * _MIB)
-CASES = (
-    LARGE,
-    Case("single", tensors=1, size=_GIB),
-    Case("small", tensors=5000, size=4 * _KIB),
-    Case("mixed", tensors=200, size=4 * _MIB, mixed=True),
-)
+SMALL = Case("small", tensors=5000, size=4 * _KIB)
+MIXED = Case("mixed", tensors=200, size=4 * _MIB, mixed=True)
+CASES = (LARGE, Case("single", tensors=1, size=_GIB), SMALL, MIXED)
 SHARDED = (Case("sharded", tensors=32, size=16 * _MIB), Case("sharded-small", tensors=1000, size=64 * _KIB))
+FILES = Case("files", tensors=2000, size=16 * _KIB)
 # By the name of a case, for a look.
 _QUICK = {
     each.name: each
@@ -28,14 +27,20 @@ _QUICK = {
         Case("small", tensors=1000, size=4 * _KIB),
         Case("sharded", tensors=8, size=16 * _MIB),
         Case("sharded-small", tensors=200, size=64 * _KIB),
+        Case("files", tensors=400, size=16 * _KIB),
     )
 }
-_RIVALS = ("s3fs", "s3torchconnector", "obstore", "boto3", "crt", "sockets")
-_CHECKED = "sockets-checked"
-_FIXED = ("ours-16", "ours-32", "ours-64", "ours-128")
+_OPEN = "ours-open"
+_RIVALS = ("s3fs", "s3torchconnector", "obstore", "boto3")
+_FIXED = ("ours-32", "ours-64", "ours-128")
 _SAFETENSORS = ("ours-safetensors", "s3fs-safetensors", "runai")
-_OF_FILES = tuple(name for name, peer in PEERS.items() if peer.ranks == 1 and name not in _FIXED)
-_OF_RANKS = tuple(name for name, peer in PEERS.items() if peer.kind == "sharded")
+_OF_SHARDS = tuple(name for name, peer in PEERS.items() if peer.kind == "sharded")
+_OF_MANY = tuple(name for name, peer in PEERS.items() if peer.kind == "files")
+_OF_FILES = tuple(
+    name for name, peer in PEERS.items() if peer.ranks == 1 and name not in (*_FIXED, "sockets-64", *_OF_MANY)
+)
+_SHARED = (*OPERATIONS, "columns")
+_START_SECONDS = 8.0  # of a server, its checkpoints and the process that forks
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class Section:
         peers: who does it.
         cost: the columns besides GB/s, names of ``table.COSTS``.
         operations: what each does.
-        fewer: so many rounds less than are asked for, if two are left.
+        rounds: at most so many.
+        seldom: peers that are measured in the first two rounds alone, as no goal asks for more.
+        slow: peers and operations that would take minutes: in the first two rounds alone, and with a part of a case.
+        seconds: that a measurement takes on two quiet cores.
     """
 
     name: str
@@ -58,12 +66,20 @@ class Section:
     peers: tuple[str, ...]
     cost: tuple[str, ...] = ()
     operations: tuple[str, ...] = OPERATIONS
-    fewer: int = 0
+    rounds: int = 100
+    seldom: tuple[str, ...] = ()
+    slow: tuple[tuple[str, str], ...] = ()
+    seconds: float = 2.0
 
     def plan(self, rounds: int, *, quick: bool = False) -> Plan:
         """What is to be measured on each server."""
         cases = tuple(_QUICK.get(case.name, case) if quick else case for case in self.cases)
-        return Plan(self.peers, cases, max(rounds - self.fewer, min(rounds, 2)), self.operations)
+        return Plan(self.peers, cases, min(rounds, self.rounds), self.operations, self.seldom, self.slow)
+
+    def estimate(self, rounds: int, *, quick: bool = False) -> float:
+        """How many seconds so many rounds take on a server, about."""
+        plan = self.plan(rounds, quick=quick)
+        return _START_SECONDS + self.seconds * sum(len(plan.tasks(number)) for number in range(plan.runs))
 
 
 SECTIONS = (
@@ -71,36 +87,55 @@ SECTIONS = (
         "near",
         ("nginx",),
         (LARGE,),
-        ("ours", "ours-stream", "ours-open", *_RIVALS, _CHECKED, *_SAFETENSORS),
+        ("ours", _OPEN, "ours-stream", *_RIVALS, "crt", "sockets", "sockets-checked", *_SAFETENSORS),
         ("cpu", "extra", "requests"),
+        seldom=("ours-stream", "s3fs", "boto3", "sockets", *_SAFETENSORS),
     ),
-    Section("cases", ("nginx",), CASES[1:], ("ours", "ours-open", *_RIVALS, "ours-safetensors"), fewer=2),
-    Section("tls", ("nginx-tls",), (LARGE,), ("ours", "ours-open", *_RIVALS, _CHECKED), ("cpu", "extra"), fewer=1),
     Section(
-        "far", ("far-25", "far-85"), (LARGE,), ("ours", *_FIXED, "ours-open", "s3torchconnector"), ("extra",), fewer=2
+        "tls",
+        ("nginx-tls",),
+        (LARGE,),
+        ("ours", _OPEN, *_RIVALS, "crt", "sockets", "sockets-checked"),
+        ("cpu", "extra"),
+        seldom=("boto3", "sockets-checked"),
     ),
+    Section(
+        "far",
+        ("far-25", "far-85"),
+        (LARGE,),
+        ("ours", *_FIXED, _OPEN, *_RIVALS, "sockets-64"),
+        ("extra",),
+        seldom=("ours-32", "boto3"),
+        slow=(("s3fs", "save"), ("s3fs", "load"), ("obstore", "load")),
+    ),
+    Section("small", ("nginx", "far-25"), (SMALL,), ("ours", _OPEN, *_RIVALS), rounds=3),
+    Section("files", ("far-25", "nginx"), (FILES,), _OF_MANY, operations=FILE_OPERATIONS, rounds=2),
     Section(
         "sharded",
         ("nginx", "far-25"),
         SHARDED,
-        _OF_RANKS,
+        _OF_SHARDS,
         ("cpu",),
-        (*OPERATIONS, "columns"),
-        fewer=2,
+        _SHARED,
+        rounds=2,
+        slow=tuple(("sharded-s3fs", operation) for operation in _SHARED),
     ),
-    Section("group", ("nginx", "far-25"), (LARGE,), ("ours-once", "ours-each"), ("cpu",), ("load",), fewer=2),
+    Section("mixed", ("nginx",), (MIXED,), ("ours", _OPEN, *_RIVALS), rounds=2),
+    Section("group", ("nginx", "far-25"), (LARGE,), ("ours-once", "ours-each"), ("cpu",), ("load",), rounds=1),
 )
 """Those of the README, as they are measured."""
 
 
 def asked(servers: Sequence[str], cases: Sequence[str], peers: Sequence[str]) -> tuple[Section, ...]:
     """The sections of a command line that names any of these; what it does not name is as many as there are."""
-    chosen = tuple(case for case in CASES if not cases or case.name in cases)
-    shared = tuple(case for case in SHARDED if not cases or case.name in cases)
-    named = tuple(name for name in PEERS if name in peers) if peers else _OF_FILES
-    of_files, of_ranks = (tuple(name for name in named if (name in _OF_RANKS) == many) for many in (False, True))
-    found = (
-        Section("asked", tuple(servers), chosen, of_files, ("cpu", "extra", "requests")),
-        Section("asked", tuple(servers), shared, of_ranks, ("cpu",), (*OPERATIONS, "columns")),
+    kinds = (
+        (CASES, _OF_FILES, OPERATIONS, ("cpu", "extra", "requests")),
+        (SHARDED, _OF_SHARDS, _SHARED, ("cpu",)),
+        ((FILES,), _OF_MANY, FILE_OPERATIONS, ()),
     )
+    found = []
+    for existing, able, operations, cost in kinds:
+        chosen = tuple(case for case in existing if not cases or case.name in cases)
+        named = tuple(name for name in PEERS if name in peers and PEERS[name].kind == PEERS[able[0]].kind)
+        found.append(Section("asked", tuple(servers), chosen, named if peers else able, cost, operations))
     return tuple(each for each in found if each.peers and each.cases)

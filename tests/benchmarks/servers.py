@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,16 +14,15 @@ from typing import IO
 import distributed
 import s3fs
 import torch
-from cases import WARM_UP, Case
+from cases import WARM_UP, Case, as_bytes
 from far import FarStore
 from nginx import Nginx
 from peers import PEERS
 from sockets import parts
-from target import BUCKET, Target
+from target import BUCKET, Target, memory_folder
 
 from fsspec_csx.testing import LocalS3
 
-_MEMORY = Path("/dev/shm")
 _SCRATCH = "scratch"
 # Bytes a second of a connection, and seconds before an answer.
 _FAR = {"far-25": (25e6, 0.02), "far-85": (85e6, 0.03)}
@@ -54,7 +51,7 @@ def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterato
     kinds = list(kinds)
     kept = sum(case.nbytes for case in cases) * len(kinds) + max((case.nbytes for case in cases), default=0)
     if server != "local":
-        with _stub(server, _directory(kept)) as stub:
+        with _stub(server, memory_folder(kept)) as stub:
 
             def create(key: str) -> IO[bytes]:
                 path = stub.folder / key
@@ -66,7 +63,7 @@ def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterato
                 _write_sharded(stub.folder, cases)
             yield stub.target
         return
-    with LocalS3(directory=_directory(kept)) as local:
+    with LocalS3(directory=memory_folder(kept)) as local:
         target = target_of(local)
         fill(target, cases, kinds)
         yield target
@@ -128,6 +125,11 @@ def _store(
         for kind in kinds:
             if kind == "sharded":
                 continue
+            if kind == "files":
+                for number, tensor in enumerate(case.flat().values()):
+                    with create(f"{case.key(kind)}/{number}") as file:
+                        file.write(as_bytes(tensor).numpy().tobytes())
+                continue
             if kind == "raw":
                 for number, part in enumerate(parts(case.flat().values())):
                     with create(f"{case.key(kind)}/{number}") as file:
@@ -140,9 +142,3 @@ def _store(
                     from safetensors.torch import save
 
                     file.write(save(case.flat()))
-
-
-def _directory(space: int) -> str | None:
-    """Where the data is kept in memory, if that has room for it twice; None for a disk."""
-    roomy = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 * space
-    return str(_MEMORY) if roomy else None

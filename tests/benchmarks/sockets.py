@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections import deque
@@ -35,9 +36,9 @@ T = TypeVar("T", int, bytes)
 class Sockets:
     """GET by ``recvmsg_into`` straight into the tensors' memory, PUT by ``sendmsg`` from it; each part is an object."""
 
-    settings = f"{_PART // 2**20} MiB parts, {_CONNECTIONS} in flight"
-
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, connections: int = _CONNECTIONS) -> None:
+        self._connections = connections
+        self.settings = f"{_PART // 2**20} MiB parts, {connections} in flight"
         self._endpoint = urlsplit(target.endpoint)
         self._base = f"{target.endpoint}/{target.bucket}"
         self._tls = ssl.create_default_context(cafile=target.authority) if target.authority else None
@@ -58,12 +59,12 @@ class Sockets:
 
     def _in_threads(self, method: str, key: str, moved: Sequence[Part]) -> None:
         waiting: SimpleQueue[Any] = SimpleQueue()
-        workers = min(_CONNECTIONS, len(moved))
+        workers = min(self._connections, len(moved))
         for item in [*enumerate(moved), *[None] * workers]:
             waiting.put(item)
 
         def work() -> None:
-            with closing(self._connect()) as link:
+            with closing(self.connect()) as link:
                 while (item := waiting.get()) is not None:
                     number, part = item
                     if method == "PUT":
@@ -79,7 +80,21 @@ class Sockets:
     def _compute_checksums(self, part: Part, *, whole: bool) -> None:
         """None here; ``whole`` is whether to compute that of all its pieces together too."""
 
-    def _connect(self) -> socket.socket:
+    def exchange(self, link: socket.socket, method: str, key: str, data: bytes) -> bytes:
+        """Send a small request, and return the body of its answer."""
+        link.sendall(self._head(method, key, [memoryview(data)]) + data)
+        seen = b""
+        while b"\r\n\r\n" not in seen:
+            seen += _some(link.recv(_HEAD_LENGTH))
+        _check_head(seen)
+        head, _, body = seen.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: *(\d+)", head.lower())
+        while length and len(body) < int(length[1]):
+            body += _some(link.recv(int(length[1]) - len(body)))
+        return body
+
+    def connect(self) -> socket.socket:
+        """A connection, with which `exchange` can be called."""
         host = self._endpoint.hostname
         assert host
         assert self._endpoint.port

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from peers import PEERS
@@ -19,6 +19,8 @@ NOTES = (
     " it. Ours, s3fs, boto3 and CRT send checksums; sockets neither compute nor check any."
     " fsspec_csx.load compares the CRC-32 of each tensor in a torch file; torch.load on the others' files does not.",
 )
+_SIGNS = "¹²³⁴"
+_SLOW = 0.1  # GB/s, below which a third digit is shown
 _HEAD = ("", "seconds", "GB/s", "ours is faster by", "CPU s/GB", "ours takes", "extra MiB", "requests")
 
 
@@ -76,19 +78,45 @@ def as_markdown(report: Report, section: Section) -> str:
         for _, case, operation in places:
             head += [f"{operation} {report.cases[case][0]}", *(COSTS[cost].head for cost in section.cost)]
         table = [head]
+        marks = _Marks(row for found in rows.values() for row in found)
         for peer, found in rows.items():
             label = f"**{PEERS[peer].label}**" if peer == PEERS[peer].base else PEERS[peer].label
-            table.append([label, *(text for row in found for text in (_speed(row), *_costs(row, section.cost)))])
+            table.append(
+                [label, *(text for row in found for text in (_speed(row, marks.of(row)), *_costs(row, section.cost)))]
+            )
         what = report.servers[server]
-        runs = len({run.number for peer in rows for place in places for run in report.of(*place, peer)})
-        parts += [f"{what[0].upper()}{what[1:]}. Medians of {runs}.", _table(table)]
+        parts += [f"{what[0].upper()}{what[1:]}. Medians of {marks.runs}.", _table(table), *marks.notes()]
     return "\n\n".join(parts)
 
 
-def _speed(row: Row) -> str:
+class _Marks:
+    """What marks a number of fewer rounds, or of a part of the case, and says so below the table."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        found = [row for row in rows if row.seconds]
+        self.runs = max((row.runs for row in found), default=0)
+        kinds = dict.fromkeys((row.runs, row.share) for row in found)
+        kinds.pop((self.runs, 1.0), None)
+        self._signs = dict(zip(kinds, _SIGNS, strict=False))
+
+    def of(self, row: Row) -> str:
+        """The sign behind a number; empty for most."""
+        return self._signs.get((row.runs, row.share), "")
+
+    def notes(self) -> list[str]:
+        """A line for all signs, if there are any."""
+        said = [
+            f"{sign} medians of {runs}" + ("" if share == 1 else f", with {share:.2g} of the tensors")
+            for (runs, share), sign in self._signs.items()
+        ]
+        return [f"{'; '.join(said)}."] if said else []
+
+
+def _speed(row: Row, mark: str) -> str:
     if row.note or row.gb_per_second is None:
         return row.note.partition(":")[0] or "-"
-    return _number(row.gb_per_second, 2) + (f" ({row.faster:.1f}x)" if row.faster else "")
+    digits = 2 if row.gb_per_second >= _SLOW else 3
+    return _number(row.gb_per_second, digits) + (f" ({row.faster:.1f}x)" if row.faster else "") + mark
 
 
 def _costs(row: Row, costs: Sequence[str]) -> list[str]:

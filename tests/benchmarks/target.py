@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ _LOG_SECONDS = 2.0
 _QUIET_SECONDS = 0.1
 _STEP_SECONDS = 0.02
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,9 @@ class Target:
             "AWS_EC2_METADATA_DISABLED": "true",
             "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
         }
+
+
+def memory_folder(space: int) -> str | None:
+    """Where data can be kept in memory, if that has room for it twice; None for a disk."""
+    roomy = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 * space
+    return str(_MEMORY) if roomy else None
