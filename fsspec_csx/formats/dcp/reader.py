@@ -15,7 +15,7 @@ from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
-from fsspec_csx.formats.dcp.slices import SMALL, sliced
+from fsspec_csx.formats.dcp.slices import Frames, Item, sliced
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import opaque, placeholders
@@ -25,7 +25,7 @@ from fsspec_csx.tensors import fill, memory
 from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.names import shown
-from fsspec_csx.tensors.source import BareSource, Source
+from fsspec_csx.tensors.source import BareSource, Source, memory_of
 
 T = TypeVar("T")
 
@@ -153,12 +153,14 @@ def _read_shard(folder: Folder, source: Source, wanted: Sequence[TensorRead]) ->
         else:
             transfers += _transfers(folder, each, plain)
     _run(folder, source, transfers, pinned=pinned)
+    frames = Frames()
     for batch in sliced(source, unknown, lambda each: each.place):
         transfers = []
         for each, item in batch:
-            found = _plain_in(folder, each, item)
-            if found is not None:
-                transfers += _transfers(folder, each, found)
+            if item.whole is not None and (plain := frames.plain_in(item.whole)):
+                _deliver(folder, each, plain, item.whole)
+            elif plain := _plain_in(folder, each, item, frames):
+                transfers += _transfers(folder, each, plain)
         _run(folder, source, transfers, pinned=pinned)
 
 
@@ -191,19 +193,30 @@ def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
     return box
 
 
-def _plain_in(folder: Folder, wanted: TensorRead, item: Source) -> Plain | None:
+def _deliver(folder: Folder, wanted: TensorRead, plain: Plain, item: memoryview) -> None:
+    """Copy a part of a tensor out of its item."""
+    box = _box(folder, wanted, plain.shape)
+    stored = torch.empty(plain.shape, dtype=plain.dtype, device="cpu")
+    memory_of(stored.untyped_storage())[:] = item[plain.start : plain.start + plain.nbytes]
+    wanted.target.copy_(box.of(stored))
+
+
+def _plain_in(folder: Folder, wanted: TensorRead, item: Item, frames: Frames) -> Plain | None:
     """How a tensor lies in an item that the manifest does not describe; None if it was read and delivered."""
     name = f"{wanted.name!r} in {folder.name}"
-    found = torch_zip_reader.structure(item, name)
+    file = Source(item, item.size)
+    found = torch_zip_reader.structure(file, name)
     tensor = found.obj
     if not isinstance(tensor, torch.Tensor):
         raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)
     record = found.records[0] if found.records else None
-    plain = type(tensor) is torch.Tensor and tensor.is_contiguous() and not tensor.is_conj()
-    if record is not None and plain and item.size > SMALL:
+    if record is not None and type(tensor) is torch.Tensor and tensor.is_contiguous() and not tensor.is_conj():
         start = record.offset + int(tensor.storage_offset()) * tensor.dtype.itemsize
         crc = record.crc32 if tensor.nbytes == record.storage.nbytes() else None
-        return Plain(start, tensor.dtype, tuple(tensor.shape), crc)
-    torch_zip_reader.complete(item, found, name=name)
+        plain = Plain(start, tensor.dtype, tuple(tensor.shape), crc)
+        if item.whole is None:
+            return plain
+        frames.learn(plain)
+    torch_zip_reader.complete(file, found, name=name)
     wanted.target.copy_(_box(folder, wanted, tensor.shape).of(tensor))
     return None

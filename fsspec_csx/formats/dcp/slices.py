@@ -6,8 +6,12 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from fsspec_csx.formats.dcp.manifest import ItemLocation
-from fsspec_csx.tensors.source import HEAD, TAIL, Source
+import torch
+
+from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain
+from fsspec_csx.formats.torch_zip.single_tensor_archive import Frame, frame
+from fsspec_csx.tensors.crc32 import crc32_of
+from fsspec_csx.tensors.source import HEAD, TAIL, Source, memory_of
 from fsspec_csx.tensors.staging import batches
 
 T = TypeVar("T")
@@ -18,31 +22,79 @@ SMALL = HEAD + TAIL
 """Items of at most so many bytes are read whole at once."""
 
 
-def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> Iterator[list[tuple[T, Source]]]:
+def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> Iterator[list[tuple[T, Item]]]:
     """Items with their first and last bytes, which are read for many of them at once."""
     ordered = sorted(items, key=lambda item: place(item).offset)
     for batch in batches(ordered, lambda item: min(place(item).length, SMALL), _BATCH):
-        files = [_File(source, place(each)) for each in batch]
-        source.read([span for file in files for span in file.ends])
-        yield [(each, Source(file, file.size)) for each, file in zip(batch, files, strict=True)]
+        files = [Item(source, place(each)) for each in batch]
+        _read_ends(source, files)
+        yield list(zip(batch, files, strict=True))
 
 
-class _File(io.RawIOBase):
+def _read_ends(source: Source, files: Sequence[Item]) -> None:
+    """Read the ends of items; those that follow each other as one range."""
+    parts = [(file, start, length) for file in files for start, length in file.parts]
+    memory = memory_of(torch.empty(sum(length for *_, length in parts), dtype=torch.uint8).untyped_storage())
+    ranges: list[list[int]] = []  # the position in the shard, and the first and last byte of the memory
+    filled = 0
+    for file, start, length in parts:
+        end = filled + length
+        file.ends.append((start, memory[filled:end]))
+        if ranges and file.start + start - ranges[-1][0] == filled - ranges[-1][1]:
+            ranges[-1][2] = end
+        else:
+            ranges.append([file.start + start, filled, end])
+        filled = end
+    source.read([(position, memory[first:end]) for position, first, end in ranges])
+
+
+class Frames:
+    """What torch.save writes around tensors of the dtypes and shapes that were read: such items need no parsing."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[Frame, Plain]] = {}
+        self._starts: set[int] = set()
+
+    def learn(self, plain: Plain) -> None:
+        """Note the dtype and the shape of a tensor."""
+        if made := frame(plain.dtype, plain.shape):
+            start = len(made.before)
+            self._known[made.before] = made, Plain(start, plain.dtype, plain.shape, None)
+            self._starts.add(start)
+
+    def plain_in(self, item: memoryview) -> Plain | None:
+        """How a tensor lies in a whole item, if it is in every byte, and so in its checksum, as torch.save has it."""
+        for start in self._starts:
+            made, plain = self._known.get(bytes(item[:start]), (None, None))
+            if made and plain and made.size == len(item):
+                end = start + plain.nbytes
+                return plain if item[end:] == made.after(crc32_of(item[start:end])) else None
+        return None
+
+
+class Item(io.RawIOBase):
     """A part of a shard as a file whose ends are in memory.
 
     Attributes:
+        start: the position of its first byte in the shard.
         size: in bytes.
-        ends: the positions in the shard of its first and last bytes, and the memories that are to be filled with them.
+        parts: its first and last bytes, each by position and length.
+        ends: the positions in it of what was read of these, and that.
     """
 
     def __init__(self, source: Source, place: ItemLocation) -> None:
         super().__init__()
         self._source = source
-        self._start = place.offset
         self._position = 0
+        self.start = place.offset
         self.size = place.length
-        spans = [(0, HEAD), (self.size - TAIL, TAIL)] if self.size > SMALL else [(0, self.size)]
-        self.ends = [(self._start + start, memoryview(bytearray(length))) for start, length in spans]
+        self.parts = [(0, HEAD), (self.size - TAIL, TAIL)] if self.size > SMALL else [(0, self.size)]
+        self.ends: list[tuple[int, memoryview]] = []
+
+    @property
+    def whole(self) -> memoryview | None:
+        """All of it, if that is in memory."""
+        return self.ends[0][1] if self.size <= SMALL else None
 
     def readinto_many(
         self,
@@ -54,11 +106,11 @@ class _File(io.RawIOBase):
         """As of a ``CSXFile``."""
         if not crc32 and all(self._answered(start, memory) for start, memory in spans):
             return []
-        return self._source.read([(self._start + start, memory) for start, memory in spans], crc32=crc32)
+        return self._source.read([(self.start + start, memory) for start, memory in spans], crc32=crc32)
 
     def _answered(self, start: int, memory: memoryview) -> bool:
         for position, kept in self.ends:
-            offset = self._start + start - position
+            offset = start - position
             if offset >= 0 and offset + len(memory) <= len(kept):
                 memory[:] = kept[offset : offset + len(memory)]
                 return True

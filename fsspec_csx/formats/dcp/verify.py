@@ -81,7 +81,7 @@ def _examine_shard(source: ShardedSource, shard: str, items: list[_Item], found:
             there = [each for each in items if each.place.offset + each.place.length <= file.size]
             for batch in sliced(file, there, lambda each: each.place):
                 for item, part in batch:
-                    found.add(_examined(item, part), repr(item.name))
+                    found.add(_examined(item, Source(part, part.size)), repr(item.name))
                     source.advance(item.place.length)
     except FileNotFoundError:
         found.damage.append(f"the shard {shard} is missing, with {_names(items)}")
