@@ -9,13 +9,10 @@ from typing import Any
 
 
 def check(table: dict[str, tuple[str, ...]]) -> None:
-    """Check that the installed releases have the names of a table.
+    """Check that the installed releases have the names of a table; an ImportError names what is missing.
 
     Args:
         table: what each class has or sets when it is made, and what each function calls.
-
-    Raises:
-        ImportError: if one is missing; it names the library and its version.
     """
     for path, names in table.items():
         try:

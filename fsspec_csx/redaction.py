@@ -60,10 +60,9 @@ _registered: set[str] = set()
 
 
 def register_secrets(settings: Any) -> None:
-    """Redact the secrets of some settings from all logs and errors from now on.
+    """Redact the secrets of some nested settings from all logs and errors from now on.
 
-    Args:
-        settings: nested mappings and lists; secrets are strings with such names, and passwords in URLs.
+    Secrets are strings with such names, and passwords in URLs.
     """
     redact_logs()
     for secret in _secrets(settings):

@@ -31,9 +31,6 @@ class _FailingStream:
     """A sys.stderr that fails when the interpreter flushes it last, after all exit functions have run.
 
     Python exits with status 120 after such an error: https://docs.python.org/3/library/sys.html#sys.exit
-
-    Args:
-        stream: the original.
     """
 
     closed = False

@@ -19,11 +19,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_local(local: str | os.PathLike[str], keep: int = 1) -> None:
-    """Refuse what is no local folder, or no number of checkpoints to keep there.
-
-    Raises:
-        ValueError: for either.
-    """
+    """Raise a ValueError for what is no local folder, or no number of checkpoints to keep there."""
     text = os.fspath(local)
     if not text or "://" in text:
         msg = f"A local folder is a path on this machine, not {redacted(text)!r}. Give one such as '/nvme/checkpoints'."
@@ -36,16 +32,7 @@ def check_local(local: str | os.PathLike[str], keep: int = 1) -> None:
 def tier_of(
     path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None
 ) -> tuple[LocalTier, Target]:
-    """The tier of a remote checkpoint, one for each remote folder, and where that is.
-
-    Args:
-        path: of the remote checkpoint.
-        local: the folder for tiers on the local disk.
-        options: arguments for the remote filesystem.
-
-    Raises:
-        ValueError: if ``local`` is no local folder.
-    """
+    """The tier of a remote checkpoint, one for each remote folder below ``local``, and where the remote one is."""
     check_local(local)
     text = checkpoint_path(path)
     fs, inner = resolve_path(path, text, options)
@@ -71,10 +58,6 @@ def _store(fs: Any, text: str) -> list[str]:
 
 
 def find(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> str:
-    """The path to read a checkpoint from: of its local copy, if there is a good one, or else its own.
-
-    Raises:
-        OSError: raised by the remote filesystem.
-    """
+    """The path to read a checkpoint from: of its local copy, if there is a good one, or else its own."""
     tier, target = tier_of(path, local, options)
     return tier.find(name_of(target.path), target) or path

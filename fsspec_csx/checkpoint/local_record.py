@@ -52,11 +52,7 @@ class Record:
         return None
 
     def write(self, path: str) -> None:
-        """Write the record of the checkpoint at a path.
-
-        Raises:
-            OSError: if the disk is full, or not writable.
-        """
+        """Write the record of the checkpoint at a path."""
         with atomic_write(None, path + SUFFIX) as file:
             file.write(json.dumps(asdict(self)).encode())
 

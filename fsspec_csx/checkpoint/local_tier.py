@@ -37,11 +37,7 @@ _LOCK = ".lock"
 class LocalTier:
     """The newest checkpoints of one remote folder, in a folder of its own on a local disk.
 
-    Args:
-        folder: on the local disk.
-
     Attributes:
-        folder: the same.
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
         order: held until a save that waits for earlier ones is behind them in the queue.
@@ -71,10 +67,9 @@ class LocalTier:
         return [name for name, record in self._records() if record.remote is None]
 
     def take_left(self, *, again: bool = False) -> list[str]:
-        """Those that no save that has not ended is to upload; empty if the folder cannot be used.
+        """Those that no running save is to upload, with ``again`` also those that were given up before.
 
-        Args:
-            again: whether also those that were given up before.
+        Empty if the folder cannot be used.
         """
         try:
             self._prepare()
@@ -86,11 +81,7 @@ class LocalTier:
         return [name for name in self.pending() if name not in outstanding and (again or name not in self.ended)]
 
     def find(self, name: str, target: Target) -> str | None:
-        """The path of the local copy of a checkpoint; None if there is none, or the remote file is to be read.
-
-        Raises:
-            OSError: raised by the remote filesystem.
-        """
+        """The path of the local copy of a checkpoint; None if there is none, or the remote file is to be read."""
         path = self.path_of(name)
         noted = Record.read(path)
         if noted is None:
@@ -159,8 +150,7 @@ class LocalTier:
         """Write a checkpoint, and before it appears its record; delete those that are too many.
 
         Raises:
-            OSError: if the disk is full, or not writable, or another process uses the folder, or the name is one of
-                the folder's own files.
+            OSError: if the disk is full or not writable, another process uses the folder, or the name is reserved.
         """
         path = self.path_of(name_of(target.path))
         if path == self.path_of(_LOCK) or path.endswith(SUFFIX):
@@ -188,8 +178,7 @@ class LocalTier:
     def note_uploaded(self, name: str, target: Target) -> None:
         """Note the state of the remote file after an upload, and delete local ones that are too many.
 
-        Raises:
-            ChecksumError: an OSError, if the remote file has other bytes.
+        A ChecksumError if the remote file has other bytes.
         """
         path = self.path_of(name)
         record = Record.read(path)
@@ -229,8 +218,7 @@ class LocalTier:
     def _prune(self, *, waiting: bool) -> None:
         """Delete the oldest that are too many: those that are uploaded, or older than one that is.
 
-        Args:
-            waiting: whether to delete then also others whose upload has failed.
+        With ``waiting`` also others whose upload has failed.
         """
         records = self._records()
         busy = self._busy()
@@ -247,11 +235,7 @@ class LocalTier:
                 self.delete(name)
 
     def _prepare(self) -> None:
-        """Take the folder for this process, and delete what killed ones left.
-
-        Raises:
-            OSError: if it cannot be written to, or another process uses it.
-        """
+        """Take the folder for this process, and delete what killed ones left; an OSError if another process uses it."""
         with self._changing:
             os.makedirs(self.folder, exist_ok=True)
             if not self._locked:

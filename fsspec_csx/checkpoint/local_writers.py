@@ -30,17 +30,9 @@ logger = logging.getLogger("fsspec_csx")
 def open_tier(
     text: str, local: str | os.PathLike[str], keep: int, format: str | None, options: Mapping[str, Any] | None
 ) -> tuple[LocalTier, str]:
-    """The tier for a save, with room for one, and the checkpoint's name there.
+    """The tier for a save, with room for one, and the checkpoint's name there; see ``async_save``.
 
-    Args:
-        text: the path of the checkpoint.
-        local: see ``async_save``.
-        keep: see ``async_save``.
-        format: see ``async_save``.
-        options: arguments for the remote filesystem.
-
-    Raises:
-        ValueError: for an invalid folder or number, or if the format is of more than one file.
+    A ValueError for an invalid folder or number, or if the format is of more than one file.
     """
     check_local(local, keep)
     if registry.is_folder(registry.named(format or registry.name_for(text)).name):
@@ -80,11 +72,8 @@ def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, 
 class LocalFirst(CheckpointWriter):
     """Writes a checkpoint to the tier, and from there to its remote path; if the disk fails, straight to that.
 
-    Attributes:
-        tier: the tier.
-        name: of the checkpoint.
-        writer: what is to be written; it is freed when the local file is whole.
-        future: whose ``local`` is then ended, or where the disk failed, when the remote file is whole.
+    The writer is freed when the local file is whole. Then ``future.local`` ends, or where the disk failed, when the
+    remote file is whole.
     """
 
     tier: LocalTier
@@ -125,13 +114,9 @@ class LocalFirst(CheckpointWriter):
 
 @dataclass(eq=False)
 class Upload(CheckpointWriter):
-    """Uploads a checkpoint from the tier, after those that earlier saves left; an interrupted upload to S3 resumes.
+    """Uploads a checkpoint from the tier, after the saves in ``earlier``; an interrupted upload to S3 resumes.
 
-    Attributes:
-        tier: the tier.
-        name: of the checkpoint.
-        earlier: the saves to wait for.
-        pass_over: if an earlier save left the checkpoint: called where it is not to be uploaded.
+    If an earlier save left the checkpoint, ``pass_over`` is called where it is not to be uploaded.
     """
 
     tier: LocalTier

@@ -20,11 +20,7 @@ _MAX_THREADS = 2
 
 
 def add(save: Save) -> None:
-    """Run a save in the background.
-
-    Raises:
-        RuntimeError: if the main thread has already ended.
-    """
+    """Run a save in the background; a RuntimeError if the main thread has already ended."""
     _saves.add(save)
 
 
@@ -33,10 +29,7 @@ class Save:
     """A save that has not ended.
 
     Attributes:
-        future: the one that the caller has.
-        target: where it is to be written.
         place: equal for saves that must not overtake each other.
-        saving: what is to be written.
         line: equal for saves that must also start in their order, as later ones wait for earlier ones; empty for none.
     """
 

@@ -68,16 +68,10 @@ class Conversion:
     def safetensors_files(
         self, split: Callable[[Mapping[str, int]], list[list[str]]]
     ) -> tuple[list[tuple[list[str], SafetensorsFile]], dict[str, str]]:
-        """Its tensors, as several safetensors files.
-
-        Args:
-            split: divides names, given with the numbers of bytes, among files.
+        """Its tensors, as several safetensors files, among which ``split`` divides names, given with numbers of bytes.
 
         Returns:
             The names in each file, with the file; and the names of tensors that equal others, with the names of these.
-
-        Raises:
-            ValueError: if such files cannot hold it.
         """
         tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
         tensors, aliases = safetensors_writer.without_twins(safetensors_writer.named_tensors(tensors))

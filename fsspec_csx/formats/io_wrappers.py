@@ -158,11 +158,7 @@ class TrackingReader(_Tracking):
 
 
 class JoiningWriter:
-    """Hands small buffers on together: each by itself, thousands of them would take longer than their bytes.
-
-    Args:
-        write: takes a buffer that may be used again at once.
-    """
+    """Hands small buffers on together: each by itself, thousands of them would take longer than their bytes."""
 
     _small, _most = 64 * 2**10, 2**20
 

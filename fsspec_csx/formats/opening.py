@@ -28,8 +28,7 @@ def checkpoint(
 ) -> Iterator[tuple[Source, str]]:
     """The bytes of a checkpoint at a path, and what errors call it, while the block lasts; see ``source``.
 
-    Args:
-        processes: those that read it once for all of them; None for this process alone.
+    It is read once for all of ``processes``; by this process alone if that is None.
     """
     text = checkpoint_path(path)
     fs, inner = resolve_path(path, text, storage_options)

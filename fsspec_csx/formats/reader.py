@@ -89,10 +89,8 @@ def describe(source: Source, *, name: str) -> CheckpointInfo:
 def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject:
     """What a checkpoint holds, on the CPU, its tensors not filled; or filled, where the file is read whole.
 
-    An object of an unknown class is a ``Placeholder``.
-
-    Args:
-        bounded: whether tensors of a file that would be read whole may have no data, for what has to do without them.
+    An object of an unknown class is a ``Placeholder``. With ``bounded``, tensors of a file that would be read whole may
+    have no data, for what has to do without them.
     """
     format = registry.of(source)
     if bounded and isinstance(format, FileFormat) and not format.can_defer(source, name):

@@ -51,11 +51,7 @@ NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not ro
 
 @functools.cache
 def named(name: str) -> Format[Any]:
-    """The format of a name.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The format of a name; a ValueError if there is none."""
     if name not in _ROWS:
         msg = f"There is no format {name!r}. Choose one of {', '.join(NAMES)}."
         raise ValueError(msg)
@@ -76,14 +72,7 @@ def suffix(name: str) -> str:
 def writer(
     obj: Any, path: str, format: str | None = None, *, copied: bool = False, max_shard_size: int | str | None = None
 ) -> CheckpointWriter:
-    """An object that is to be saved.
-
-    Args:
-        obj: see ``Format.writer``.
-        path: where to; without a format its suffix counts.
-        format: the name of the format.
-        copied: see ``Format.writer``.
-        max_shard_size: see ``checkpoint.save``.
+    """An object that is to be saved; see ``Format.writer`` and ``checkpoint.save``. Without a format the suffix counts.
 
     Raises:
         ValueError: if there is no such format, or it cannot hold the object, or has no shards.
@@ -104,11 +93,7 @@ def name_for(path: str) -> str:
 
 
 def folders(exists: Callable[[str], bool]) -> Iterator[Format[Any]]:
-    """The formats that a folder may have, in the order in which they are to be tried.
-
-    Args:
-        exists: whether the folder has a file.
-    """
+    """The formats that a folder may have, in the order to try; ``exists`` says whether the folder has a file."""
     for name, row in _ROWS.items():
         if not row.file and (not row.manifest or exists(row.manifest)):
             yield named(name)
@@ -120,11 +105,7 @@ def of_parts() -> list[Format[Any]]:
 
 
 def of(source: Source) -> Format[Any]:
-    """The format of an opened checkpoint.
-
-    Raises:
-        OSError: raised by the file.
-    """
+    """The format of an opened checkpoint."""
     if source.format:
         return named(source.format)
     head = source.head(sniff.HEAD)

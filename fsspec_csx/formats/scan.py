@@ -24,10 +24,7 @@ Sum = Callable[[memoryview, int], int]
 
 
 def scan(source: Source, entries: Sequence[ZipEntry], compute: Sum) -> tuple[list[ZipEntry], list[ZipEntry], int]:
-    """Read a file, at most 64 MiB of it at a time.
-
-    Args:
-        entries: the records of the archive that it is, which do not reach beyond its directory; none if it is none.
+    """Read a file, at most 64 MiB of it at a time; ``entries`` are the records of the archive that it may be.
 
     Returns:
         The records whose bytes do not have their checksum, those whose local header is not theirs, and the checksum of
@@ -86,12 +83,7 @@ def _offset(memory: memoryview, entry: ZipEntry) -> int | None:
 
 
 class _Record:
-    """A record whose bytes come by.
-
-    Attributes:
-        entry: what the directory says of it.
-        end: where its bytes end.
-    """
+    """A record whose bytes come by, up to ``end``."""
 
     def __init__(self, entry: ZipEntry, offset: int) -> None:
         self.entry = entry

@@ -48,10 +48,7 @@ def is_legacy(head: bytes) -> bool:
 
 
 def describe(head: bytes, size: int) -> tuple[str, str]:
-    """What a file is that does not begin like one of torch.save.
-
-    Args:
-        head: its first ``HEAD`` bytes.
+    """What a file is that does not begin like one of torch.save, by its first ``HEAD`` bytes.
 
     Returns:
         The end of a sentence that begins with the file's name, and a sentence that says what to do.

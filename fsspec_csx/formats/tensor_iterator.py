@@ -23,13 +23,7 @@ _READERS = 3
 
 
 class _Entry(NamedTuple):
-    """A tensor on its way.
-
-    Attributes:
-        name: its dotted name.
-        tensor: on the CPU, filled or not.
-        place: identifies its storage; None if it has none.
-    """
+    """A tensor on its way, filled or not; ``place`` identifies its storage, None if it has none."""
 
     name: str
     tensor: torch.Tensor
@@ -37,26 +31,14 @@ class _Entry(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Tensors that were read together.
-
-    Attributes:
-        tensors: with their names.
-        copied: an event of CUDA, after which they are there; None on other devices.
-    """
+    """Tensors that were read together, and the event of CUDA after which they are there; None on other devices."""
 
     tensors: deque[tuple[str, torch.Tensor]]
     copied: Any = None
 
 
 class TensorIterator:
-    """Reads tensors in order, some batches while the one before them is used. It can be gone through once.
-
-    Args:
-        device: where the tensors go; None for the CPU.
-
-    Raises:
-        CheckpointError: if the checkpoint is not what it should be, or has nothing of a name in ``keys``.
-    """
+    """Reads tensors in order, some batches while the one before them is used. It can be gone through once."""
 
     def __init__(
         self, source: Source, *, name: str, keys: Keys | None = None, device: torch.device | str | None = None

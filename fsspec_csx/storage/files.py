@@ -29,12 +29,9 @@ def resolve_path(
 
 
 def unwrap_filesystem(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str]]]:
-    """Find the filesystem behind caches and ``dir::``.
+    """The filesystem behind caches and ``dir::``, the path on it, and the caches with their own paths.
 
     A cache publishes at close even after an error, and a temporary file would fill it.
-
-    Returns:
-        The filesystem, the path on it, and the caches with their own paths.
     """
     from fsspec.implementations.cached import CachingFileSystem
     from fsspec.implementations.dirfs import DirFileSystem

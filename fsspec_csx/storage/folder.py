@@ -18,13 +18,7 @@ logger = logging.getLogger("fsspec_csx")
 
 
 class Folder:
-    """A folder on a filesystem.
-
-    Args:
-        fs: the filesystem; None for the local one.
-        path: the path on it.
-        name: what errors call it.
-    """
+    """A folder on a filesystem, None for the local one; ``name`` is what errors call it."""
 
     def __init__(self, fs: AbstractFileSystem | None, path: str, name: str) -> None:
         self.fs = fs

@@ -23,9 +23,7 @@ _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLIN
 def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
     """Give the descriptor of a file that takes the place of ``path`` when the block ends without an exception.
 
-    Args:
-        path: its folder exists.
-        exclusive: whether to raise FileExistsError instead of replacing a file.
+    Its folder exists. With ``exclusive`` a FileExistsError, instead of replacing a file.
     """
     target, mode = resolve_target(path)
     temporary = temporary_path(target, secrets.token_hex(8))
@@ -75,8 +73,7 @@ def add_filename(error: BaseException, path: str) -> None:
 def resolve_target(path: str) -> tuple[str, int | None]:
     """The file to replace, the one that ``path`` links to if it is a link, and its mode; None if there is no file yet.
 
-    Raises:
-        PermissionError: if the file is write-protected: renaming alone would replace it.
+    A PermissionError if the file is write-protected: renaming alone would replace it.
     """
     target = os.path.realpath(path)
     if not os.path.exists(target):

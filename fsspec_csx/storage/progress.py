@@ -67,11 +67,7 @@ class ProgressMeter:
 
 
 class AdvanceCallback(Callback):  # type: ignore[misc]  # fsspec has no types
-    """Passes the number of bytes on.
-
-    Args:
-        advance: called with each increment.
-    """
+    """Passes the number of bytes on."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         super().__init__()
@@ -96,10 +92,6 @@ def run_in_threads(
         work: called with an item and a function that takes the number of bytes moved, at every step.
         advance: called in this thread with every number of bytes moved.
         threads: the largest number of threads; 1 to work in this thread.
-        name: the prefix of the threads' names.
-
-    Raises:
-        Exception: the first error of ``work`` or ``advance``.
     """
     if len(items) == 1 or threads == 1:
         for item in items:

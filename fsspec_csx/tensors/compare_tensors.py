@@ -18,12 +18,7 @@ from fsspec_csx.tensors.tensor_stream import StreamedTensor, TensorStream
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """Two tensors of one shape.
-
-    Attributes:
-        sides: the first and the second, each in its own dtype.
-        found: how far they are apart, as far as is known.
-    """
+    """Two tensors of one shape, each in its own dtype, and how far they are apart, as far as is known."""
 
     sides: tuple[StreamedTensor, StreamedTensor]
     found: NumericError = field(default_factory=NumericError)

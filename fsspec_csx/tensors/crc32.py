@@ -11,12 +11,7 @@ def crc32_of(data: bytes | bytearray | memoryview) -> int:
 
 
 class RunningCrc32:
-    """The CRC-32 of bytes that pass in order, in pieces.
-
-    Attributes:
-        value: of those so far.
-        size: how many they were.
-    """
+    """The CRC-32 ``value`` of ``size`` bytes that passed in order, in pieces."""
 
     def __init__(self) -> None:
         self.value = self.size = 0

@@ -16,12 +16,9 @@ _PACKED = getattr(torch, "float4_e2m1fn_x2", None)  # two values to the byte; to
 
 
 class DtypeCast:
-    """Stands in for the tensors of a file, cast, where a pickle is made of them.
+    """Stands in for the tensors of a file, those of floating-point numbers cast, where a pickle is made of them.
 
     Tensors that share a storage share one afterwards, unless only some of them are cast.
-
-    Args:
-        dtype: what tensors of floating-point numbers are cast to; None for their own.
     """
 
     def __init__(self, records: Iterable[Record], dtype: torch.dtype | None) -> None:

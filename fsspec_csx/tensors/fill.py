@@ -28,7 +28,6 @@ class Transfer:
     """Bytes of a record that go somewhere.
 
     Attributes:
-        record: whose bytes they are.
         start: of the first, in bytes from the start of the record.
         size: how many they are; at most ``PIECE`` unless ``memory`` is given.
         memory: where they go; None if they are staged.
@@ -77,10 +76,8 @@ def _transfers(record: Record) -> Iterator[Transfer]:
 def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> Transfer | None:
     """What reads a tensor of a file straight into one that exists; None if its bytes are not those of the target.
 
-    Args:
-        record: has the bytes of the storage of ``source``.
-        source: its memory is not touched; neither conjugated nor negated.
-        target: of the same shape; its elements do not share memory.
+    The record has the bytes of the storage of ``source``, whose memory is not touched. Elements of ``target`` share no
+    memory.
     """
     if not _same_bytes(source, target):
         return None

@@ -48,14 +48,9 @@ class Casts:
 
 
 def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], casts: Casts) -> list[Record]:
-    """Fill tensors with others of a lazy object, which itself stays unfilled.
+    """Fill tensors with others of a lazy object, which itself stays unfilled; ``casts`` counts what had to be cast.
 
-    Args:
-        pairs: tensors of the lazy object, each with the one that takes its values.
-        casts: counts what had to be cast.
-
-    Returns:
-        The records whose bytes do not have the checksum that they must have.
+    Returns the records whose bytes do not have the checksum that they must have.
     """
     records = {(record.storage.device, record.storage.data_ptr()): record for record in found.records}
     straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]] = {}

@@ -40,9 +40,7 @@ def below(name: str, key: object) -> str:
 def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """All that is no mapping, list or tuple, or an empty one, with its name, in order.
 
-    Args:
-        value: what is walked through. What holds itself is not walked through again.
-        name: its own.
+    What holds itself is not walked through again.
     """
     inner = children(value)
     if not inner:

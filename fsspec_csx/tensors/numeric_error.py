@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +15,7 @@ _NOTHING = torch.zeros((), dtype=torch.float64, device="cpu")
 
 @dataclass(frozen=True)
 class Closeness:
-    """When two elements count as equal.
-
-    Attributes:
-        rtol: how far they may be apart, relative to the second.
-        atol: how far they may be apart besides.
-    """
+    """How far two elements that count as equal may be apart: relative to the second, and besides."""
 
     rtol: float = 0.0
     atol: float = 0.0
@@ -62,7 +56,13 @@ def compare(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, fou
     """
     if _same_bytes(first, second):
         return
-    kernel, first, second = _prepared(first, second)
+    numbers = _is_number(first.dtype) and _is_number(second.dtype)
+    if not numbers and first.dtype != second.dtype:
+        msg = f"Tensors of {first.dtype} and {second.dtype} cannot be compared. Cast one of them."
+        raise NotImplementedError(msg)
+    if not numbers:
+        first, second = first.view(torch.uint8), second.view(torch.uint8)
+    kernel = _compare_whole if _is_whole(first.dtype) and _is_whole(second.dtype) else _compare_floats
     for start in range(0, len(first), _STEP):
         one, other = first[start : start + _STEP], second[start : start + _STEP]
         if not _same_bytes(one, other):
@@ -81,24 +81,6 @@ def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.equal(one[:even].view(_WORD), other[:even].view(_WORD)) and torch.equal(one[even:], other[even:])
 
 
-_Kernel = Callable[[torch.Tensor, torch.Tensor, Closeness, NumericError], None]
-
-
-def _prepared(first: torch.Tensor, second: torch.Tensor) -> tuple[_Kernel, torch.Tensor, torch.Tensor]:
-    """What compares tensors of these dtypes, and they as it takes them."""
-    dtypes = first.dtype, second.dtype
-    if not all(map(_is_number, dtypes)):
-        if dtypes[0] != dtypes[1]:
-            msg = f"Tensors of {dtypes[0]} and {dtypes[1]} cannot be compared. Cast one of them."
-            raise NotImplementedError(msg)
-        return _compare_whole, first.view(torch.uint8), second.view(torch.uint8)
-    if any(dtype.is_complex for dtype in dtypes):
-        return _compare_complex, first, second
-    if any(dtype.is_floating_point for dtype in dtypes):
-        return _compare_real, first, second
-    return _compare_whole, first, second
-
-
 def _is_number(dtype: torch.dtype) -> bool:
     """Whether torch can cast it."""
     try:
@@ -113,41 +95,27 @@ def can_compare(first: torch.dtype, second: torch.dtype) -> bool:
     if first == second:
         return True
     # No kind of whole number holds both.
-    beyond = torch.uint64 in (first, second) and any(_is_signed_whole(dtype) for dtype in (first, second))
+    beyond = torch.uint64 in (first, second) and any(_is_whole(dtype) and dtype.is_signed for dtype in (first, second))
     return _is_number(first) and _is_number(second) and not beyond
 
 
-def _is_signed_whole(dtype: torch.dtype) -> bool:
-    return dtype.is_signed and not dtype.is_floating_point and not dtype.is_complex
-
-
-def _compare_real(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    _judge(first.to(torch.float64), second.to(torch.float64), _unequal, closeness, found)
-
-
-def _compare_complex(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    _judge(first.to(torch.complex128), second.to(torch.complex128), _unequal_complex, closeness, found)
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex
 
 
 def _unequal(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    if one.is_complex():
+        return _unequal(one.real, other.real) | _unequal(one.imag, other.imag)
     return (one != other) & ~(one.isnan() & other.isnan())
 
 
-def _unequal_complex(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return _unequal(one.real, other.real) | _unequal(one.imag, other.imag)
-
-
-def _judge(
-    one: torch.Tensor,
-    other: torch.Tensor,
-    unequal: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    closeness: Closeness,
-    found: NumericError,
-) -> None:
+def _compare_floats(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
     """Take in the elements that differ and are not close."""
+    dtype = torch.complex128 if first.is_complex() or second.is_complex() else torch.float64
+    one, other = first.to(dtype), second.to(dtype)
     apart, size = (one - other).abs(), other.abs()
     finite = math.isfinite(apart.max())
-    far = apart != 0 if finite else unequal(one, other)  # if there is neither infinity nor NaN, the one is the other
+    far = apart != 0 if finite else _unequal(one, other)  # if there is neither infinity nor NaN, the one is the other
     if closeness.rtol or closeness.atol:
         far &= ~(apart.isfinite() & (apart <= closeness.atol + closeness.rtol * size))
     if not (count := int(far.count_nonzero())):

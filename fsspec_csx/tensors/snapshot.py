@@ -44,9 +44,6 @@ def copy_storages(storages: Sequence[torch.UntypedStorage]) -> list[torch.Untype
 
     Those of the CPU lie side by side in a buffer, which is used for another snapshot when nothing refers to any of the
     copies. Those of CUDA devices are copied to pinned memory, which torch keeps for the next.
-
-    Raises:
-        MemoryError: if there is not enough memory.
     """
     here = [each for each in storages if each.device.type == "cpu"]
     targets = _targets([each.nbytes() for each in here])

@@ -76,14 +76,8 @@ class Source:
     def narrow(self, keys: Any, name: str) -> Any:
         """Leave out what is not needed for some keys, where a checkpoint consists of many files.
 
-        Args:
-            keys: see ``checkpoint.load``; None for all.
-
-        Returns:
-            The keys, which can be gone through more than once.
-
-        Raises:
-            MissingEntryError: if a checkpoint of many files has nothing of a name in ``keys``.
+        Returns the keys, see ``checkpoint.load``, which can be gone through more than once. A MissingEntryError if a
+        checkpoint of many files has nothing of a name in ``keys``.
         """
         return keys if keys is None or callable(keys) or isinstance(keys, str) else list(keys)
 
@@ -139,7 +133,6 @@ class Source:
         Args:
             spans: positions in the file, in bytes, each with the writable memory (contiguous, of single bytes) that is
                 to be filled from there. In any order.
-            crc32: whether to compute the CRC-32 of each span.
 
         Returns:
             The CRC-32 of each span, in their order; an empty list unless ``crc32``.

@@ -55,11 +55,9 @@ def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[Iterator[T]]:
 
 
 class Staging:
-    """Memory of the CPU that is used again for each batch.
+    """Memory of the CPU that is used again for each batch; one of more than ``size`` bytes gets memory of its own.
 
-    Args:
-        size: in bytes. A batch that has more gets memory of its own.
-        pinned: whether a CUDA device can read it by itself.
+    If it is ``pinned``, a CUDA device can read it by itself.
     """
 
     def __init__(self, size: int, *, pinned: bool = False) -> None:

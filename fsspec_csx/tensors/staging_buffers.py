@@ -17,18 +17,7 @@ _ROUNDED_TO = 2 * 2**20
 
 
 class Buffer:
-    """Memory of the CPU.
-
-    Args:
-        size: in bytes.
-
-    Attributes:
-        size: in bytes.
-        since: when it was last in use, by the monotonic clock.
-
-    Raises:
-        MemoryError: if there is not so much memory.
-    """
+    """Memory of the CPU of at least a size in bytes, last in use ``since`` a time of the monotonic clock."""
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // _ROUNDED_TO) * _ROUNDED_TO
@@ -56,11 +45,7 @@ class Buffers:
         self._timer: threading.Timer | None = None
 
     def lease(self, size: int) -> memoryview:
-        """At least so many bytes of memory; they are free again when nothing refers to the result any more.
-
-        Raises:
-            MemoryError: if there is not so much memory.
-        """
+        """At least so many bytes of memory; they are free again when nothing refers to the result any more."""
         with self._lock:
             buffer = self._take(size) or Buffer(size)
             memory = buffer.view()

@@ -47,11 +47,8 @@ class _Chunk(NamedTuple):
     """A part of a streamed tensor that is read at once.
 
     Attributes:
-        whole: whose part it is.
-        part: of its tensor.
         start: where its bytes begin in the record.
         size: how many there are; 0 if there is no record.
-        last: whether it is the last of its tensor.
         in_order: whether all chunks of the tensor, one after the other, are a record with a checksum.
     """
 

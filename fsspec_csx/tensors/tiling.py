@@ -38,10 +38,10 @@ def pieces(
     fits: Callable[..., bool],
     dim: Callable[[torch.Tensor], int] = first_dim,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Parts of tensors of one shape, which are cut in halves alike until each part fits.
+    """Parts of tensors of one shape, which are cut in halves alike until each part fits, or has one element.
 
     Args:
-        fits: whether parts of all tensors need not be cut any further; those of one element are not.
+        fits: whether parts of all tensors need not be cut any further.
         dim: the dimension of the first tensor along which to cut.
     """
     if tensors[0].numel() <= 1 or fits(*tensors):

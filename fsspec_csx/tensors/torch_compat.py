@@ -81,15 +81,7 @@ def skips_data() -> bool:
 
 
 def read_record(file: Any, name: str) -> bytes:
-    """Read a record of an archive of torch.save.
-
-    Args:
-        file: a binary file object that can seek, at its beginning.
-        name: of the record.
-
-    Raises:
-        RuntimeError: if torch cannot read the archive.
-    """
+    """Read a record of an archive, from a file at its beginning; a RuntimeError if torch cannot read it."""
     record: bytes = _torch._C.PyTorchFileReader(file).get_record(name)
     return record
 

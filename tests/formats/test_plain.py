@@ -89,8 +89,9 @@ def test_as_torch(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
         lambda: OrderedDict,
         lambda: [torch.Size],
         lambda: torch.ones(2).untyped_storage(),
+        lambda: torch.ones(1).expand(2**24 + 1),  # an opcode could take it for an index
     ],
-    ids=["class", "classes", "storage"],
+    ids=["class", "classes", "storage", "expanded"],
 )
 def test_what_is_not_plain(make: Callable[[], Any]) -> None:
     """Of anything else nothing is built."""

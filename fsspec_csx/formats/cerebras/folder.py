@@ -28,14 +28,7 @@ _THREADS = 8
 
 
 class ObjectRead(NamedTuple):
-    """Bytes of an object, and where they go.
-
-    Attributes:
-        path: of the object.
-        start: position of the first byte.
-        memory: writable memory, contiguous, of single bytes.
-        size: that the object must have, in bytes.
-    """
+    """Bytes of an object of a known size, from ``start`` on, and the memory (contiguous, of bytes) that they fill."""
 
     path: str
     start: int
@@ -67,11 +60,7 @@ def objects_of(fs: AbstractFileSystem, path: str) -> list[str]:
 def opened(fs: AbstractFileSystem, path: str, *, name: str) -> Iterator[FolderSource | None]:
     """The checkpoint in a folder; None if there is none.
 
-    It is seen if it is saved anew before the block ends.
-
-    Raises:
-        UnsafeCheckpointError: if its metadata may run code.
-        InvalidCheckpointError: if it was not finished, is damaged, or was saved anew meanwhile.
+    An InvalidCheckpointError if it is saved anew before the block ends.
     """
     try:
         before = _info(fs, path)

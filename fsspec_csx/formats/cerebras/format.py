@@ -13,7 +13,6 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats import placement
 from fsspec_csx.formats.base import Converted, Format, Request
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import hdf5, verify
@@ -23,6 +22,7 @@ from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
+from fsspec_csx.formats.torch_zip.placing import placed
 from fsspec_csx.formats.verify_report import Report, damage_of
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
@@ -50,7 +50,7 @@ class CerebrasFormat(Format[CerebrasSource]):
         return cerebras_folder.opened(fs, path, name=folder.name)
 
     def structure(self, source: CerebrasSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        found = placement.placed(source, source.tensors(), name, options)
+        found = placed(source, source.tensors(), name, options)
         return replace(found, obj=source.rebuild(found.obj, weights_only=options.weights_only))
 
     def refuse_unread(self, obj: Any, name: str) -> None:

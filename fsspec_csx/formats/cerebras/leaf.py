@@ -56,11 +56,7 @@ class TensorLeaf:
 
 @dataclass(frozen=True)
 class ConstantLeaf:
-    """A tensor of one number, whose bytes are nowhere.
-
-    Attributes:
-        number: what all of them are.
-    """
+    """A tensor whose elements are all one number, and whose bytes are nowhere."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -114,8 +110,7 @@ Leaf: TypeAlias = "TensorLeaf | ConstantLeaf | Value | Alias | UnreadValue"
 def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Leaf:
     """The metadata of a value, by the JSON of its entry.
 
-    Args:
-        form: gives shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
+    ``form`` gives shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
     """
     try:
         serialized = json.loads(text) if isinstance(text, str) else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import pickletools
+import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -38,12 +39,11 @@ _MANIFESTS = (f"/{NAME}", "/.metadata", ".index.json", "/model.safetensors")
 _PROTOCOL = 4
 _SHOWN = 60
 _NAMED = 10
-_NEEDED = frozenset(("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "DICT", "SETITEM"))
-_NEEDED |= {"SETITEMS", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"}
-_NEEDED |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"}
-_NEEDED |= {"SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-_RUN_CODE = frozenset(("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX"))
-_RUN_CODE |= {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER"}
+_NEEDED = re.compile(
+    "PROTO|FRAME|STOP|MARK|NONE|NEWTRUE|NEWFALSE|(EMPTY_)?DICT|SETITEMS?|MEMOIZE|(LONG_)?(BIN)?(PUT|GET)"
+    "|INT|BININT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_)?(BIN)?(STRING|UNICODE)|BINUNICODE8"
+)
+_RUN_CODE = re.compile("GLOBAL|INST|OBJ|REDUCE|BUILD|EXT|PERSID")
 
 
 def encoded(metadata: dict[str, Any]) -> bytes:
@@ -52,12 +52,7 @@ def encoded(metadata: dict[str, Any]) -> bytes:
 
 
 def decoded(data: bytes, *, name: str) -> dict[str, Any]:
-    """What a ``__METADATA__`` holds.
-
-    Raises:
-        UnsafeCheckpointError: if it has an opcode that can run code.
-        InvalidCheckpointError: if it is cut short, or holds anything else than one flat dict.
-    """
+    """What a ``__METADATA__`` holds; an UnsafeCheckpointError if it has an opcode that can run code."""
     try:
         _check_opcodes(data, name)
         found = pickle.loads(data)
@@ -163,7 +158,7 @@ def _check_opcodes(data: bytes, name: str) -> None:
     dicts = 0
     for opcode, argument, _ in pickletools.genops(data):
         dicts += opcode.name in ("EMPTY_DICT", "DICT")
-        if opcode.name not in _NEEDED:
+        if not _NEEDED.fullmatch(opcode.name):
             raise _refused(name, opcode.name, argument)
         if isinstance(argument, int) and argument.bit_length() > 64:  # as keys they could all have one hash
             raise damaged(name, f"its {NAME} has a number of {argument.bit_length()} bits")
@@ -174,7 +169,7 @@ def _check_opcodes(data: bytes, name: str) -> None:
 
 
 def _refused(name: str, kind: str, argument: object) -> UnsafeCheckpointError | InvalidCheckpointError:
-    if kind not in _RUN_CODE:
+    if not _RUN_CODE.search(kind):
         return damaged(name, f"its {NAME} has the opcode {kind}, which a flat dict does not need")
     named = f" {str(argument)[:_SHOWN]!r}" if argument else ""
     reason = f"The {NAME} of {name} has the opcode {kind}{named}, which may run code, and none of this format does."

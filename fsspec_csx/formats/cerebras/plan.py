@@ -43,9 +43,6 @@ _NUMBERS: dict[torch.dtype, int | None] = {
 class Plan:
     """A checkpoint that is to be written.
 
-    Args:
-        obj: dicts, lists and tuples of tensors, NumPy arrays, numbers, texts and None.
-
     Attributes:
         bodies: the tensors that become objects, by name; of those that are the same object, the first.
 

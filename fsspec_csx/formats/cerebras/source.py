@@ -38,11 +38,7 @@ class _Name(str):
 
 
 class LeafSpan(NamedTuple):
-    """Where a tensor's bytes are.
-
-    Attributes:
-        start: of its first byte in the source.
-    """
+    """Where a tensor's bytes are: ``start`` is the position of the first one in the source."""
 
     name: str
     leaf: TensorLeaf | ConstantLeaf
@@ -51,9 +47,6 @@ class LeafSpan(NamedTuple):
 
 class CerebrasSource(Source):
     """A Cerebras checkpoint, whatever it lies in.
-
-    Args:
-        crc32: those of tensors by their names, where they are known.
 
     Attributes:
         size: the bytes of all tensors, uncompressed.

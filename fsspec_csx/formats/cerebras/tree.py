@@ -28,12 +28,7 @@ _VALUE: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 @dataclass(frozen=True)
 class Branch:
-    """A container.
-
-    Attributes:
-        make: makes it of its values.
-        children: the containers and the names of the values that it holds, in order.
-    """
+    """A container: what makes it of its values, and the containers and names of the values that it holds, in order."""
 
     make: Callable[[list[Any]], Any]
     children: list[Tree]
@@ -127,8 +122,7 @@ def spec_of(obj: Any) -> str:
 def entries(obj: Any) -> Sequence[tuple[object, Any]] | None:
     """What an object holds, with what stands for each in the names; None if it is no container.
 
-    Raises:
-        ValueError: if it is one that cannot be written.
+    A ValueError if it is one that cannot be written.
     """
     kind = _KINDS.get(type(obj))
     if kind is None:

@@ -20,11 +20,7 @@ def examine(source: CerebrasSource) -> Report:
     """Read all tensors and arrays of a checkpoint, and compare them with their checksums.
 
     The reference saves none; ``fsspec_csx.save`` saves those of all. What S3 says of whole objects is compared in
-    any case. Of pickles it is seen whether they are there.
-
-    Raises:
-        CheckpointError: if links lead nowhere.
-        OSError: raised by the filesystem, other than that an object is missing or not what the server holds.
+    any case. Of pickles it is seen whether they are there. A CheckpointError if links lead nowhere.
     """
     crcs = {place.name: RunningCrc32() for place in source.places()}
     broken = _read_all(source, crcs)

@@ -34,15 +34,6 @@ class CerebrasWriter(CheckpointWriter):
     But at no time is there a checkpoint of objects of both: the first thing to go is what makes the former one a
     checkpoint, and what makes the new one one is written when all else is there. If this is broken off in between,
     neither is there, and every reader says so.
-
-    Args:
-        obj: it must not change until it is saved, unless it is copied.
-
-    Attributes:
-        nbytes: the size of the tensors.
-
-    Raises:
-        ValueError: if the format cannot hold the object; it names the entries.
     """
 
     def __init__(self, obj: Any, *, copied: bool = False) -> None:
@@ -54,12 +45,7 @@ class CerebrasWriter(CheckpointWriter):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """Write the checkpoint.
-
-        Args:
-            target: where to.
-            advance: see ``CheckpointWriter``.
-            commit: called before the last write, which makes the objects a checkpoint.
+        """Write the checkpoint; ``commit`` is called before the last write, which makes the objects a checkpoint.
 
         Raises:
             ValueError: if the filesystem is not S3, or a name is too long for it.

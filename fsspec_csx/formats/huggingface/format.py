@@ -9,7 +9,6 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import placement
 from fsspec_csx.formats.base import Converted, Format, Request
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
@@ -17,6 +16,7 @@ from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.formats.huggingface.writer import SHARD_SIZE, HuggingFaceWriter, Replacing, split
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
+from fsspec_csx.formats.torch_zip.placing import placed
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
@@ -58,7 +58,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
             yield source
 
     def structure(self, source: HuggingFaceSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        return placement.placed(source, source.tensors(), name, options)
+        return placed(source, source.tensors(), name, options)
 
     def safetensors_metadata(self, source: HuggingFaceSource) -> dict[str, str]:
         index = source.index
@@ -76,13 +76,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         return verify.examine(source)
 
     def writer(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> HuggingFaceWriter:  # type: ignore[override]
-        """See ``Format``.
-
-        Args:
-            obj: see ``Format``.
-            copied: see ``Format``.
-            max_shard_size: the most bytes of a shard, or a text such as ``5GB``.
-        """
+        """See ``Format``; a shard has ``max_shard_size`` bytes at most, a number or a text such as ``5GB``."""
         return HuggingFaceWriter(obj, copied=copied, max_shard_size=max_shard_size)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:

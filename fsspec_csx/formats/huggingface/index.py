@@ -51,15 +51,7 @@ class Index:
 
 
 def decoded(text: bytes, name: str) -> Index:
-    """An index from the text of its file.
-
-    Args:
-        text: the text.
-        name: what errors call the file.
-
-    Raises:
-        InvalidCheckpointError: if it is no index, or names a file outside its folder.
-    """
+    """An index from the text of its file; an InvalidCheckpointError if it names a file outside its folder."""
     try:
         data = json.loads(text.decode(), object_pairs_hook=_without_repeats)
         weight_map, metadata = data["weight_map"], data.get("metadata") or {}

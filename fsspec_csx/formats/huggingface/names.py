@@ -51,9 +51,6 @@ def models(names: Collection[str]) -> list[str]:
 
     ``model.safetensors`` comes before an index of that stem, as in transformers, and after it for other stems, as in
     diffusers. Several indexes of other names are all returned.
-
-    Args:
-        names: of the files in the folder.
     """
     for stem in STEMS:
         both = [f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"]

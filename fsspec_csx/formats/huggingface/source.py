@@ -25,7 +25,6 @@ class HuggingFaceSource(Source):
     """The shards of a checkpoint, one after the other.
 
     Args:
-        folder: where they lie.
         index: which tensor is in which shard; None if there is one file without an index.
         manifest: the name of the index, or of the one file.
     """
@@ -88,11 +87,7 @@ class HuggingFaceSource(Source):
         return keys
 
     def tensors(self) -> LazyObject:
-        """The tensors, or those that ``narrow`` left, with records of where their bytes are.
-
-        Raises:
-            InvalidCheckpointError: if a shard is missing, damaged, or lacks a tensor that the index names.
-        """
+        """The tensors, or those that ``narrow`` left, with records of where their bytes are."""
         weight_map, aliases = self.index.weight_map, self.index.aliases
         chosen = [name for name in (*weight_map, *aliases) if self._chosen is None or name in self._chosen]
         stored = {aliases.get(name, name): None for name in chosen}
@@ -116,12 +111,7 @@ class HuggingFaceSource(Source):
         return self.shards[number], offset
 
     def open_shards(self, shards: Sequence[str]) -> list[Source]:
-        """Open shards, each once.
-
-        Raises:
-            InvalidCheckpointError: if some are missing; it names them.
-            OSError: raised by the filesystem.
-        """
+        """Open shards, each once; an InvalidCheckpointError that names those that are missing."""
         if missing := self._open(shards):
             reason = f"{self.folder.name} is incomplete: it lacks {shown(missing)}, which {self.manifest} names."
             raise InvalidCheckpointError(reason, "Copy it again, or load it again if it was being saved.")

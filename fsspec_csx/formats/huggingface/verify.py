@@ -14,11 +14,7 @@ from fsspec_csx.tensors.lazy_object import LazyObject
 
 
 def examine(source: HuggingFaceSource) -> Report:
-    """Read all shards, and compare what they hold with the index.
-
-    Raises:
-        OSError: raised by the filesystem, other than that a shard is missing.
-    """
+    """Read all shards, and compare what they hold with the index."""
     found = Findings()
     index = source.index
     for shard in source.shards:

@@ -25,16 +25,7 @@ _OTHER_FORMATS = frozenset((".metadata", "__METADATA__"))  # of DCP and of Cereb
 
 
 class HuggingFaceWriter(CheckpointWriter):
-    """A Hugging Face checkpoint to be.
-
-    Args:
-        obj: a mapping of names to tensors; tied ones are stored once.
-        copied: whether to copy what is to be saved.
-        max_shard_size: see ``split``.
-
-    Raises:
-        ValueError: if the format cannot hold the object; it names the entry.
-    """
+    """A Hugging Face checkpoint to be: a mapping of names to tensors, of which tied ones are stored once."""
 
     def __init__(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> None:
         self._limit = max_shard_size
@@ -75,10 +66,6 @@ class Replacing:
     Args:
         target: the folder, or the index in it.
         parts: the names of the tensors in each shard.
-
-    Attributes:
-        folder: the folder.
-        names: those of the new shards.
     """
 
     def __init__(self, target: Target, parts: Sequence[Sequence[str]]) -> None:
@@ -111,9 +98,6 @@ class Replacing:
 
         Returns:
             The size of the index in bytes.
-
-        Raises:
-            OSError: raised by the filesystem; the old checkpoint is whole, unless the index was written.
         """
         manifest = f"{self._stem}{INDEX_SUFFIX}"
         old = self._replaced_shards(manifest)
@@ -152,15 +136,7 @@ class Replacing:
 
 
 def split(sizes: Mapping[str, int], limit: int | str = SHARD_SIZE) -> list[list[str]]:
-    """Divide tensors among shards, in their order; a larger one gets a shard of its own.
-
-    Args:
-        sizes: of each tensor in bytes.
-        limit: the most bytes of a shard, or a text such as ``5GB``.
-
-    Raises:
-        ValueError: if the limit is no size.
-    """
+    """Divide tensors, given with their bytes, among shards in their order; a larger one gets a shard of its own."""
     most = bytes_of(limit, "max_shard_size")
     parts: list[list[str]] = []
     taken = 0

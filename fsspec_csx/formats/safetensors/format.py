@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.formats import placement
 from fsspec_csx.formats.base import FileFormat
 from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.safetensors import layout, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.formats.torch_zip.placing import placed
 from fsspec_csx.formats.writer import FileWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -29,7 +29,7 @@ class SafetensorsFormat(FileFormat):
         return layout.is_safetensors(head, size)
 
     def structure(self, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        return placement.placed(source, reader.structure(source, name=name), name, options)
+        return placed(source, reader.structure(source, name=name), name, options)
 
     def safetensors_metadata(self, source: Source) -> dict[str, str]:
         return reader.metadata(source)
@@ -45,11 +45,7 @@ class SafetensorsFormat(FileFormat):
 
 
 class SafetensorsWriter(FileWriter):
-    """A safetensors file to be.
-
-    Raises:
-        ValueError: if the format cannot hold the object; it names the entry.
-    """
+    """A safetensors file to be; a ValueError if the format cannot hold the object, which names the entry."""
 
     def __init__(self, obj: Any, *, copied: bool = False) -> None:
         parts = writer.prepared(obj)

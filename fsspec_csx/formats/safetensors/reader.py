@@ -45,11 +45,7 @@ def structure(source: Source, *, name: str) -> LazyObject:
     """Read the header, and reserve the memory of the tensors.
 
     Returns:
-        The tensors by name, in the order of the header, on the CPU, and then those that ``aliases`` names; other
-        metadata is left out.
-
-    Raises:
-        InvalidCheckpointError: if the file is cut short or damaged, or has a dtype that this torch lacks.
+        The tensors by name, in the order of the header, on the CPU, and then those that ``aliases`` names.
     """
     check_little_endian(*LITTLE_ENDIAN)
     try:

@@ -37,12 +37,7 @@ _TORCH_FILE = "Save under another suffix, such as .mdl: a torch file holds it."
 
 
 class Prepared(NamedTuple):
-    """What is to be written.
-
-    Attributes:
-        header: the bytes in front of the first tensor's.
-        tensors: in the order of the file.
-    """
+    """What is to be written: the bytes in front of the first tensor's, and the tensors in the order of the file."""
 
     header: bytes
     tensors: list[torch.Tensor]

@@ -15,11 +15,8 @@ from fsspec_csx.tensors.source import Source
 class CheckedReader(TrackingReader):
     """A file for torch's reader, which reads each record's local header, and then its bytes at once.
 
-    Args:
-        source: the file. If it is no archive, or a compressed one, nothing is compared.
-
-    Raises:
-        InvalidCheckpointError: from ``read`` and ``readinto``, if the bytes of a record are not those that were saved.
+    An InvalidCheckpointError, if these are not those that were saved; of no archive, or a compressed one, nothing is
+    compared.
     """
 
     def __init__(self, source: Source, name: str) -> None:

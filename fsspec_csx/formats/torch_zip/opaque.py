@@ -75,8 +75,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
     """Builds the object of a pickle."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]  # this and the next three are of the base class
-    readline: Callable[[], bytes]
+    stack: list[Any]  # this and the next two are of the base class
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
 
@@ -138,15 +137,6 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         keywords, args = self.stack.pop(), self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], (*args, keywords) if keywords else args)
 
-    def _inst(self) -> None:
-        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
-        args = tuple(self.pop_mark())
-        self.append(self._call(self.find_class(module, name), args))
-
-    def _obj(self) -> None:
-        callee, *args = self.pop_mark()
-        self.append(self._call(callee, tuple(args)))
-
     def _build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, Placeholder):
@@ -194,8 +184,6 @@ for _opcode, _step in {
     pickle.REDUCE: _Unpickler._reduce,
     pickle.NEWOBJ: _Unpickler._reduce,
     pickle.NEWOBJ_EX: _Unpickler._newobj_ex,
-    pickle.INST: _Unpickler._inst,
-    pickle.OBJ: _Unpickler._obj,
     pickle.BUILD: _Unpickler._build,
     pickle.APPEND: lambda self: self._extend([self.stack.pop()]),
     pickle.APPENDS: lambda self: self._extend(self.pop_mark()),
@@ -206,6 +194,8 @@ for _opcode, _step in {
     pickle.FROZENSET: lambda self: self.append(frozenset(map(_checked_key, self.pop_mark()))),
 }.items():
     _Unpickler.dispatch[_opcode[0]] = _step
+for _opcode in (pickle.INST, pickle.OBJ):  # which call something, and only protocols 0 and 1 have
+    del _Unpickler.dispatch[_opcode[0]]
 
 
 def _checked_key(value: Any) -> Any:

@@ -151,11 +151,7 @@ class _Record(_Inert):
 
 
 class _DryRun(pickle.Unpickler):
-    """Executes a pickle without torch.
-
-    Attributes:
-        named: what it names, as Python 3 does, in order.
-    """
+    """Executes a pickle without torch; ``named`` is what it names, as Python 3 does, in order."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Where the storages of a file go that is loaded structure first, and the records that fill them later."""
+"""Where the tensors of a file go that is loaded structure first, and the records that fill them later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.rebuilding import refused
 from fsspec_csx.tensors import fill
-from fsspec_csx.tensors.lazy_object import Record
+from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.map_location import LocationMapper, reserved
 from fsspec_csx.tensors.source import Source
 
@@ -20,11 +20,8 @@ from fsspec_csx.tensors.source import Source
 class StoragePlacer:
     """Puts storages where ``map_location`` has them.
 
-    Args:
-        source: the file; it is read at once where ``map_location`` is a callable, which gets storages that are filled.
-
     Attributes:
-        records: of the storages that are to be filled.
+        records: of the storages that are to be filled; those for a callable are filled at once.
         left: see ``LazyObject``.
         failure: what went wrong when the file was read, or in the callable.
     """
@@ -80,3 +77,22 @@ class ArchiveStorages:
             record = entry.record(offset, reserved(nbytes, torch.device("cpu")))
             self._made[key] = self._placer.place(record, location)
         return self._made[key]
+
+
+def placed(source: Source, found: LazyObject, name: str, options: ReadOptions) -> LazyObject:
+    """A lazy object of tensors by name on the CPU, these moved to where ``map_location`` has them."""
+    if LocationMapper(options.map_location).stays("cpu"):
+        return found
+    placer = StoragePlacer(source, name, options)
+    records = {record.name: record for record in found.records}
+    obj: dict[str, torch.Tensor] = {}
+    first: dict[int, str] = {}
+    for key, tensor in found.obj.items():
+        if (owner := first.setdefault(id(tensor), key)) != key:  # another name of the same tensor
+            obj[key] = obj[owner]
+            continue
+        record = records.get(key) or Record(key, 0, tensor.untyped_storage())  # one without bytes has none
+        storage = placer.place(record, "cpu")
+        obj[key] = torch.empty(0, dtype=tensor.dtype, device=storage.device)
+        obj[key].set_(storage, 0, tensor.shape, tensor.stride())
+    return LazyObject(obj, placer.records, placer.left)

@@ -41,11 +41,9 @@ _NAMES: dict[tuple[str, str], Any] = {
 
 
 class _PickledStorage(NamedTuple):
-    """A storage in the pickle, of which tensors are made; it has no state that a pickle could set.
+    """A storage in the pickle, not filled, and the dtype of its elements; bytes, if the tensors have their own.
 
-    Attributes:
-        storage: reserved, not filled.
-        dtype: of its elements; bytes, if the tensors have their own.
+    It has no state that a pickle could set.
     """
 
     storage: torch.UntypedStorage
@@ -57,11 +55,7 @@ class _PickledStorage(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """The object of a pickle, with storages that are not filled.
-
-    Attributes:
-        bounds: what was made of builtins.
-    """
+    """The object of a pickle, with storages that are not filled; ``bounds`` has what was made of builtins."""
 
     def __init__(self, archive: Archive, placer: StoragePlacer) -> None:
         # Not a BytesIO alone: of what can be peeked at, pickle reads many bytes at once.

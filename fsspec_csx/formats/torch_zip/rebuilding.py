@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from fsspec_csx.tensors import torch_compat
 
 _DIMENSIONS = 64
+_EXPANDED = 2**24  # elements
 
 
 def refused(what: str) -> pickle.UnpicklingError:
@@ -53,6 +55,8 @@ def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) 
         end += (count - 1) * step
     if type(offset) is not int or offset < 0 or (end * width > nbytes and 0 not in size):
         raise refused("a tensor larger than its storage")
+    if math.prod(size) > max(nbytes, _EXPANDED):
+        raise refused("a tensor expanded so far that to take it for an index would need much memory")
 
 
 def parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
@@ -71,8 +75,7 @@ def _without_data(dtype: torch.dtype, size: Any, stride: Any, requires_grad: Any
 def functions(held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]]) -> dict[tuple[str, str], Any]:
     """What stands for torch's functions that make tensors and parameters, by module and name.
 
-    Args:
-        held: the storage of what a pickle has for one, and the dtype of its elements.
+    ``held`` gives the storage of what a pickle has for one, and the dtype of its elements.
     """
 
     def of_typed(stored: Any, *args: Any) -> torch.Tensor:

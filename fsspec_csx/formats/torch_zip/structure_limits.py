@@ -34,11 +34,9 @@ _METHODS = {
 
 
 def check(obj: Any, name: str) -> None:
-    """Check what was loaded, of the types that torch.load takes for safe, each object once.
+    """Check the depth and the sparse tensors of what was loaded, of the types that torch.load takes for safe.
 
-    Raises:
-        CheckpointLimitError: if it is nested deeper than ``DEPTH_LOADED``.
-        InvalidCheckpointError: if a sparse tensor has indices that lead outside of it.
+    Each object is checked once.
     """
     for container, path in _containers(obj, once=True):
         if len(path) >= DEPTH_LOADED:
@@ -76,9 +74,7 @@ def _is_sound(tensor: torch.Tensor) -> bool:
 def check_entries(obj: Any, name: str) -> None:
     """Check an object whose entries get names, each in every place where it lies.
 
-    Raises:
-        CheckpointLimitError: if it is nested deeper than ``DEPTH``, or containers that lie in several others make many
-            more entries of it than there are.
+    A CheckpointLimitError if it is nested too deeply, or containers that lie in several others make many more entries.
     """
     seen: set[int] = set()
     visited = own = 0
@@ -153,8 +149,7 @@ def check_depth(obj: Any) -> None:
 def _containers(obj: Any, *, once: bool) -> Iterator[tuple[Any, list[object]]]:
     """The containers in an object that are not empty, itself among them, each with the keys that lead to it.
 
-    Args:
-        once: whether one that lies in several places is met once; else in each, but not within itself.
+    With ``once`` one that lies in several places is met once; else in each, but not within itself.
     """
     if not (isinstance(obj, (Mapping, list, tuple)) and obj):
         return

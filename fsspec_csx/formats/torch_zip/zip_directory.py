@@ -41,9 +41,7 @@ class ZipEntry(NamedTuple):
     """What the directory says of an entry.
 
     Attributes:
-        name: as in the archive.
         method: how it is compressed.
-        crc32: the CRC-32 of its bytes.
         compressed: how many bytes it takes in the archive, less its headers.
         size: how many bytes it has.
         header: where its local header begins, in bytes.
@@ -70,13 +68,9 @@ class Span(NamedTuple):
 
 
 def locate(tail: bytes, size: int) -> Span | None:
-    """Where the directory of an archive is.
+    """Where the directory of an archive is, by its last bytes: at least 98, where it has as many.
 
-    Args:
-        tail: the last bytes of the archive, at least 98 where it has as many.
-
-    Returns:
-        None if the archive does not end as one without a comment does, or what its end says cannot be.
+    None if the archive does not end as one without a comment does, or what its end says cannot be.
     """
     at = len(tail) - _END.size
     if at < 0:
@@ -102,12 +96,7 @@ def locate(tail: bytes, size: int) -> Span | None:
 def entries(directory: bytes, span: Span) -> list[ZipEntry] | None:
     """The entries of an archive, in the directory's order.
 
-    Args:
-        directory: its bytes.
-        span: where they were found.
-
-    Returns:
-        None if the directory is not whole, or has what torch does not write: encryption, several disks.
+    None if the directory is not whole, or has what torch does not write: encryption, several disks.
     """
     found = []
     position = 0
