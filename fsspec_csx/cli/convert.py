@@ -1,4 +1,12 @@
-"""``cszoo checkpoint convert``."""
+"""Convert a checkpoint to another format or dtype, or extract a part of it. Tensors are streamed,
+so that a checkpoint of any size needs little memory; only the target format cerebras loads all of them.
+The result appears complete or not at all. The formats distributed, huggingface and cerebras are folders.
+
+convert model.mdl model.safetensors --drop-values
+convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 --keys model
+convert --keys model.head optimizer s3://bucket/run/sharded_100 model.mdl
+convert model.mdl s3://bucket/run/model.mdl --format cerebras
+"""
 
 from __future__ import annotations
 
@@ -7,26 +15,14 @@ import argparse
 from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
-from fsspec_csx.manage.copy import takes_names
+from fsspec_csx.manage.location import takes_names
 
 _NAMES_SHOWN = 20
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "convert",
-        _convert,
-        help="convert a checkpoint to another format or dtype, or extract a part",
-        description="Convert a checkpoint to another format or dtype, or extract a part of it. Tensors are streamed,\n"
-        "so that a checkpoint of any size needs little memory; only the target format cerebras loads all of them.\n"
-        "The result appears complete or not at all. The formats distributed, huggingface and cerebras are folders.",
-        examples="""
-convert model.mdl model.safetensors --drop-values
-convert s3://bucket/run/checkpoint_100.mdl s3://bucket/export/ --dtype bfloat16 --keys model
-convert --keys model.head optimizer s3://bucket/run/sharded_100 model.mdl
-convert model.mdl s3://bucket/run/model.mdl --format cerebras
-""",
-    )
+    summary = "convert a checkpoint to another format or dtype, or extract a part"
+    parser = verbs.add("convert", _convert, __doc__, help=summary)
     add_path(parser, "source", "a local path, a URL, or a quoted pattern")
     target = "a local path or a URL; a target that is a folder, or ends in a slash, takes the source's name"
     add_path(parser, "target", target)

@@ -3,53 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections import Counter
 from collections.abc import Mapping
 
 from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
-from fsspec_csx.manage.copy import CopyResult, Transfer, takes_names
+from fsspec_csx.manage.copy import CopyResult, Transfer
 from fsspec_csx.manage.directory import strip_slashes
 from fsspec_csx.manage.file_copy import RESUME_HINT
-from fsspec_csx.manage.location import expand_pattern
+from fsspec_csx.manage.location import expand_pattern, takes_names
 
 _PATHS = """
 The result appears complete or not at all. An interrupted copy from or to S3 resumes when the command is run again.
 Of several sources, those that are at the target already with the same bytes are skipped.
 A folder that is one checkpoint (torch.distributed.checkpoint, Hugging Face, Cerebras) is copied as one.
 """
-
-
-def add(verbs: Verbs) -> None:
-    _add(
-        verbs,
-        "copy",
-        help="copy checkpoints, byte for byte",
-        description=f"Copy checkpoints, byte for byte, between any two paths.{_PATHS}",
-        examples="""
+_COPY = f"""Copy checkpoints, byte for byte, between any two paths.{_PATHS}
 copy model.mdl s3://bucket/run/
 copy s3://bucket/run/model.mdl . --profile my-profile
 copy 's3://bucket/run/*.mdl' checkpoints/
 copy s3://here/model.mdl s3://there/model.mdl --source-profile mine --dest-profile theirs
-""",
-    )
-    _add(
-        verbs,
-        "move",
-        help="move checkpoints",
-        description=f"Move checkpoints. The source is deleted after all bytes of the copy have been compared.{_PATHS}",
-        examples="""
+"""
+_MOVE = f"""Move checkpoints. The source is deleted after all bytes of the copy have been compared.{_PATHS}
 move model.mdl s3://bucket/archive/
 move s3://bucket/run/model.mdl s3://bucket/archive/model.mdl
-""",
-    )
+"""
 
 
-def _add(verbs: Verbs, name: str, *, help: str, description: str, examples: str) -> None:
-    run = functools.partial(_run, name=name)
-    parser = verbs.add(name, run, help=help, description=description, examples=examples)
+def add(verbs: Verbs) -> None:
+    _add_arguments(verbs.add("copy", _copy, _COPY, help="copy checkpoints, byte for byte"))
+    _add_arguments(verbs.add("move", _move, _MOVE, help="move checkpoints"))
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "source", "local paths, URLs, or quoted patterns", nargs="+", metavar="SRC")
     target = "a local path or a URL; a target that is a folder, or ends in a slash, takes the source's name"
     add_path(parser, "target", target, metavar="DST")
@@ -60,12 +47,19 @@ def _add(verbs: Verbs, name: str, *, help: str, description: str, examples: str)
         sides.add_argument(f"--{side}-endpoint-url", metavar="URL", help=f"the S3 endpoint for {path}")
 
 
-def _run(options: argparse.Namespace, name: str) -> None:
+def _copy(options: argparse.Namespace) -> None:
+    _transfer(options, moving=False)
+
+
+def _move(options: argparse.Namespace) -> None:
+    _transfer(options, moving=True)
+
+
+def _transfer(options: argparse.Namespace, *, moving: bool) -> None:
     folder = takes_names(options.target)
     if len(options.source) > 1 and not folder:
         options.parser.error(f"several sources need a folder as DST: end {options.target} with a slash")
     pairs = _sources(options, folder)
-    moving = name == "move"
     done: list[CopyResult] = []
     options.done = {"moved" if moving else "copied": done}
     for source, source_options in pairs:

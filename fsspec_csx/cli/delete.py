@@ -1,4 +1,9 @@
-"""``cszoo checkpoint delete``."""
+"""Delete these checkpoints and nothing else. A folder with a manifest counts as one checkpoint.
+
+delete s3://bucket/run/checkpoint_100.mdl
+delete --yes checkpoint_100.mdl checkpoint_200.mdl
+delete --dry-run 's3://bucket/run/checkpoint_1*'
+"""
 
 from __future__ import annotations
 
@@ -11,17 +16,7 @@ from fsspec_csx.manage.delete import DeleteTarget, delete, targets
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "delete",
-        _delete,
-        help="delete checkpoints",
-        description="Delete these checkpoints and nothing else. A folder with a manifest counts as one checkpoint.",
-        examples="""
-delete s3://bucket/run/checkpoint_100.mdl
-delete --yes checkpoint_100.mdl checkpoint_200.mdl
-delete --dry-run 's3://bucket/run/checkpoint_1*'
-""",
-    )
+    parser = verbs.add("delete", _delete, __doc__, help="delete checkpoints")
     add_path(parser, "paths", "local paths, URLs, or quoted patterns", nargs="+", metavar="path")
     deletion.add_options(parser)
 

@@ -1,4 +1,8 @@
-"""``cszoo checkpoint diff``."""
+"""Compare two checkpoints, of any format: names, types, shapes, dtypes and values. The exit status is 1 if they differ.
+
+diff checkpoint_100.mdl s3://bucket/run/checkpoint_100.mdl
+diff a.mdl b.safetensors --tensor-comparison-op allclose --rtol 1e-3
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,7 @@ from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "diff",
-        _diff,
-        help="compare two checkpoints",
-        description="Compare two checkpoints, of any format: names, types, shapes, dtypes and values. "
-        "The exit status is 1 if they differ.",
-        examples="""
-diff checkpoint_100.mdl s3://bucket/run/checkpoint_100.mdl
-diff a.mdl b.safetensors --tensor-comparison-op allclose --rtol 1e-3
-""",
-    )
+    parser = verbs.add("diff", _diff, __doc__, help="compare two checkpoints")
     add_path(parser, "first", "a local path or a URL of a checkpoint, a file or a folder")
     add_path(parser, "second", "the checkpoint to compare with")
     parser.add_argument(

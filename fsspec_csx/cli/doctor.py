@@ -1,4 +1,10 @@
-"""``cszoo checkpoint doctor``."""
+"""Show the effective configuration: the credentials, the endpoint and other settings for S3, and the source of each.
+Then check what works with them. In a bucket, one object is written, and always deleted.
+
+doctor
+doctor s3://bucket/run --profile my-profile
+doctor s3://bucket/run --bench
+"""
 
 from __future__ import annotations
 
@@ -26,18 +32,7 @@ _SCALES = ((1e6, 0), (1, 2), (1e6, 0), (1, 2))
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "doctor",
-        _doctor,
-        help="show the effective configuration for S3, and check what works",
-        description="Show the effective configuration: the credentials, the endpoint and other settings for S3, and "
-        "the source of each.\nThen check what works with them. In a bucket, one object is written, and always deleted.",
-        examples="""
-doctor
-doctor s3://bucket/run --profile my-profile
-doctor s3://bucket/run --bench
-""",
-    )
+    parser = verbs.add("doctor", _doctor, __doc__, help="show the effective configuration for S3, and check what works")
     parser.add_argument("url", nargs="?", type=_url, help="a bucket, or a folder in one, to check reads and writes in")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="skip the speed test (with 32 MiB)")
     parser.add_argument(

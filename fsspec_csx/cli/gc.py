@@ -1,4 +1,9 @@
-"""``cszoo checkpoint gc``."""
+"""Delete leftovers of killed processes under a root: unfinished uploads on S3, temporary files,
+and shards that no manifest names.
+
+gc s3://bucket/run --dry-run
+gc s3://bucket --older-than 7d --yes
+"""
 
 from __future__ import annotations
 
@@ -15,17 +20,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "gc",
-        _gc,
-        help="delete leftovers of killed processes",
-        description="Delete leftovers of killed processes under a root: unfinished uploads on S3, temporary files,\n"
-        "and shards that no manifest names.",
-        examples="""
-gc s3://bucket/run --dry-run
-gc s3://bucket --older-than 7d --yes
-""",
-    )
+    parser = verbs.add("gc", _gc, __doc__, help="delete leftovers of killed processes")
     add_path(parser, "root", "a folder or a URL, such as s3://BUCKET")
     parser.add_argument(
         "--older-than",

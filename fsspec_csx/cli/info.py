@@ -1,4 +1,8 @@
-"""``cszoo checkpoint info``."""
+"""Show what a checkpoint holds, and where it is. Only a few short ranges are read.
+
+info s3://bucket/run/checkpoint_100.mdl
+info -l model.safetensors
+"""
 
 from __future__ import annotations
 
@@ -16,16 +20,7 @@ _TEXT_SHOWN = 200
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "info",
-        _info,
-        help="show what a checkpoint holds, from a few short reads",
-        description="Show what a checkpoint holds, and where it is. Only a few short ranges are read.",
-        examples="""
-info s3://bucket/run/checkpoint_100.mdl
-info -l model.safetensors
-""",
-    )
+    parser = verbs.add("info", _info, __doc__, help="show what a checkpoint holds, from a few short reads")
     add_path(parser, "path", "a local path, a URL, or a quoted pattern, of a file or a folder")
     parser.add_argument(
         *("-l", "--list-objects", "--list_objects"),

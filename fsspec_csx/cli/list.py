@@ -1,4 +1,10 @@
-"""``cszoo checkpoint list``."""
+"""List the checkpoints under a root: step, time and size, the newest last.
+
+list s3://bucket/run
+list s3://bucket -r
+list s3://bucket/run --latest
+list 's3://bucket/run/checkpoint_1*'
+"""
 
 from __future__ import annotations
 
@@ -10,18 +16,7 @@ from fsspec_csx.manage.list import ListedCheckpoint, latest_of, list_matching
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "list",
-        _list,
-        help="list the checkpoints under a root",
-        description="List the checkpoints under a root: step, time and size, the newest last.",
-        examples="""
-list s3://bucket/run
-list s3://bucket -r
-list s3://bucket/run --latest
-list 's3://bucket/run/checkpoint_1*'
-""",
-    )
+    parser = verbs.add("list", _list, __doc__, help="list the checkpoints under a root")
     add_path(parser, "root", "a folder, a URL such as s3://BUCKET, or a quoted pattern")
     parser.add_argument("-r", "--recursive", action="store_true", help="also list folders below")
     parser.add_argument("--latest", action="store_true", help="print only the path of the newest complete one")

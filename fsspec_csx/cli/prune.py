@@ -1,4 +1,10 @@
-"""``cszoo checkpoint prune``."""
+"""Keep the newest checkpoints directly under a root, and delete the others. The files of one step
+are kept, or deleted, together. Incomplete checkpoints do not count as kept ones, and newer ones stay.
+Best, last and final ones stay; where another has no step in its name, --by time is needed.
+
+prune s3://bucket/run --keep 3 --dry-run
+prune s3://bucket/run --keep 3 --keep-every 1000 --yes
+"""
 
 from __future__ import annotations
 
@@ -13,18 +19,7 @@ from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, pru
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "prune",
-        _prune,
-        help="delete all but the newest checkpoints under a root",
-        description="Keep the newest checkpoints directly under a root, and delete the others. The files of one step\n"
-        "are kept, or deleted, together. Incomplete checkpoints do not count as kept ones, and newer ones stay.\n"
-        "Best, last and final ones stay; where another has no step in its name, --by time is needed.",
-        examples="""
-prune s3://bucket/run --keep 3 --dry-run
-prune s3://bucket/run --keep 3 --keep-every 1000 --yes
-""",
-    )
+    parser = verbs.add("prune", _prune, __doc__, help="delete all but the newest checkpoints under a root")
     add_path(parser, "root", "a folder or a URL")
     parser.add_argument("--keep", type=_number, required=True, metavar="N", help="keep the newest N, at least 1")
     parser.add_argument("--keep-every", type=_number, metavar="K", help="also keep steps that are multiples of K")

@@ -22,10 +22,18 @@ class Verbs:
         self._command = command
 
     def add(
-        self, name: str, run: Callable[[argparse.Namespace], int | None], *, help: str, description: str, examples: str
+        self, name: str, run: Callable[[argparse.Namespace], int | None], text: str | None, *, help: str
     ) -> argparse.ArgumentParser:
-        """Add a verb with the common options; ``run`` returns the exit status, None for 0."""
-        lines = "\n".join(f"  {self._command} {line}" for line in examples.strip().splitlines())
+        """Add a verb with the common options.
+
+        Args:
+            name: the verb.
+            run: returns the exit status, None for 0.
+            text: what the verb does, a blank line, and lines with examples; None under ``python -OO``.
+            help: the same in a few words.
+        """
+        description, _, examples = (text or "").strip().partition("\n\n")
+        lines = "\n".join(f"  {self._command} {line}" for line in examples.splitlines())
         parser: argparse.ArgumentParser = self._parsers.add_parser(
             name,
             help=help,

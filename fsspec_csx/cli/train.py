@@ -19,45 +19,35 @@ if TYPE_CHECKING:
 _NONE = "none"
 _VALUE = re.compile(r"[\w.]+=")
 _TRUST = "The classes that the file names are imported and run: use only files that you trust."
+_FIT = f"""Run a training from a YAML file, and resume from its newest checkpoint.
+{_TRUST}
+
+fit params.yaml -o init.loop.max_steps=1000
+fit s3://bucket/params.yaml --checkpoint_root s3://bucket/run --profile my-profile
+"""
+_VALIDATE = f"""Validate a checkpoint, by default the newest, with the model and data of a YAML file.
+{_TRUST}
+
+validate params.yaml
+validate params.yaml --ckpt_path s3://bucket/run/checkpoint_100.mdl --json
+"""
+_VALIDATE_ALL = f"""Validate checkpoints, by default all, with the model and data of a YAML file.
+{_TRUST}
+
+validate_all params.yaml
+validate_all params.yaml --ckpt_path 's3://bucket/run/checkpoint_*.mdl' --json
+"""
 _CHANGES = ("checkpoint_root", "model_dir", "profile", "load_checkpoint_states")
 
 
 def add(verbs: Verbs) -> None:
-    fit = verbs.add(
-        "fit",
-        _fit,
-        help="run a training from a YAML file",
-        description=f"Run a training from a YAML file, and resume from its newest checkpoint.\n{_TRUST}",
-        examples="""
-fit params.yaml -o init.loop.max_steps=1000
-fit s3://bucket/params.yaml --checkpoint_root s3://bucket/run --profile my-profile
-""",
-    )
-    validate = verbs.add(
-        "validate",
-        _validate,
-        help="run a validation from a YAML file",
-        description=f"Validate a checkpoint, by default the newest, with the model and data of a YAML file.\n{_TRUST}",
-        examples="""
-validate params.yaml
-validate params.yaml --ckpt_path s3://bucket/run/checkpoint_100.mdl --json
-""",
-    )
-    validate_all = verbs.add(
-        "validate_all",
-        _validate_all,
-        help="validate several checkpoints from a YAML file",
-        description=f"Validate checkpoints, by default all, with the model and data of a YAML file.\n{_TRUST}",
-        examples="""
-validate_all params.yaml
-validate_all params.yaml --ckpt_path 's3://bucket/run/checkpoint_*.mdl' --json
-""",
-    )
-    for parser in (fit, validate, validate_all):
-        _add_common(parser)
+    _add_arguments(verbs.add("fit", _fit, _FIT, help="run a training from a YAML file"))
+    _add_arguments(verbs.add("validate", _validate, _VALIDATE, help="run a validation from a YAML file"))
+    several = "validate several checkpoints from a YAML file"
+    _add_arguments(verbs.add("validate_all", _validate_all, _VALIDATE_ALL, help=several))
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(runs_code=True)
     add_path(parser, "params", "the YAML file: a local path or a URL")
 

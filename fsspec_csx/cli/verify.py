@@ -1,4 +1,9 @@
-"""``cszoo checkpoint verify``."""
+"""Read each checkpoint completely, and compare it with every checksum it has. The exit status is 1 if any is damaged.
+
+verify s3://bucket/run/checkpoint_100.mdl
+verify *.mdl --json
+verify 's3://bucket/run/checkpoint_*'
+"""
 
 from __future__ import annotations
 
@@ -12,18 +17,7 @@ from fsspec_csx.manage.verify import VerifyResult, verify
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add(
-        "verify",
-        _verify,
-        help="read checkpoints completely and look for damage",
-        description="Read each checkpoint completely, and compare it with every checksum it has. "
-        "The exit status is 1 if any is damaged.",
-        examples="""
-verify s3://bucket/run/checkpoint_100.mdl
-verify *.mdl --json
-verify 's3://bucket/run/checkpoint_*'
-""",
-    )
+    parser = verbs.add("verify", _verify, __doc__, help="read checkpoints completely and look for damage")
     add_path(parser, "paths", "local paths, URLs, or quoted patterns", nargs="+", metavar="path")
 
 

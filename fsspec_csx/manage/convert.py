@@ -13,8 +13,7 @@ from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, is_index
 from fsspec_csx.manage import naming
-from fsspec_csx.manage.copy import takes_names, with_name
-from fsspec_csx.manage.location import Location, already_exists
+from fsspec_csx.manage.location import Location, already_exists, takes_names, with_name
 from fsspec_csx.manage.naming import SUFFIXES
 from fsspec_csx.storage.progress import report_progress
 

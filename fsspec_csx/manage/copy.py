@@ -13,7 +13,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, rename_file, same_content
-from fsspec_csx.manage.location import Location, already_exists, refuse_index
+from fsspec_csx.manage.location import Location, already_exists, refuse_index, with_name
 from fsspec_csx.manage.sharded_folders import CheckpointFolder, FolderCopy
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -152,21 +152,6 @@ class Transfer:
         shards = CheckpointFolder(Directory(self._source, self._source_options))
         target = shards.target(self._target, self._origin.name, self._target_options)
         return shards, Directory(target, self._target_options)
-
-
-def takes_names(target: str | os.PathLike[str]) -> bool:
-    """Whether the source's name is added to a target."""
-    text = os.fspath(target)
-    return text.endswith("/") or os.path.isdir(text)
-
-
-def with_name(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
-    """The target, with the source's name if it takes it."""
-    text = os.fspath(target)
-    if not takes_names(target):
-        return target
-    named = f"{text}{name}" if text.endswith("/") else f"{text}/{name}"
-    return named if isinstance(target, str) else type(target)(named)  # type: ignore[call-arg]
 
 
 def _is_there(source: Location, target: Location) -> bool:

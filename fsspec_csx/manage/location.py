@@ -161,6 +161,21 @@ class Location:
             invalidate_listings(self.fs, self.path)
 
 
+def takes_names(target: str | os.PathLike[str]) -> bool:
+    """Whether the source's name is added to a target."""
+    text = os.fspath(target)
+    return text.endswith("/") or os.path.isdir(text)
+
+
+def with_name(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
+    """The target, with the source's name if it takes it."""
+    text = os.fspath(target)
+    if not takes_names(target):
+        return target
+    named = f"{text}{name}" if text.endswith("/") else f"{text}/{name}"
+    return named if isinstance(target, str) else type(target)(named)  # type: ignore[call-arg]
+
+
 def already_exists(path: str) -> FileExistsError:
     """The error for a target that may not be replaced."""
     msg = f"{redacted(path)} exists already. Choose another name, or replace it with --force or overwrite=True."

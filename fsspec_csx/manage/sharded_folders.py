@@ -18,7 +18,7 @@ from fsspec_csx.manage import cerebras_folders, naming
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, same_content
-from fsspec_csx.manage.location import Location, already_exists
+from fsspec_csx.manage.location import Location, already_exists, with_name
 from fsspec_csx.s3.upload_journal import digest
 from fsspec_csx.storage.local_file import publish, temporary_path
 from fsspec_csx.storage.paths import redacted
@@ -56,14 +56,11 @@ class CheckpointFolder:
     ) -> str | os.PathLike[str]:
         """The path to copy to: a local folder gets the name added, unless it is a checkpoint or about to become one."""
         text = os.fspath(target)
-        if not text.endswith("/"):
-            if not os.path.isdir(text):
+        if not text.endswith("/") and os.path.isdir(text):
+            staging = self.staging(Directory(target, options))
+            if naming.is_sharded(os.listdir(text)) or os.path.isdir(staging):
                 return target
-            there = Directory(target, options)
-            if naming.is_sharded(os.listdir(text)) or os.path.isdir(self.staging(there)):
-                return target
-            text += "/"
-        return text + name if isinstance(target, str) else type(target)(text + name)  # type: ignore[call-arg]
+        return with_name(target, name)
 
     def staging(self, target: Directory) -> str:
         """The temporary folder beside a local target."""
