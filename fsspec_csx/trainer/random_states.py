@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 _WORDS = 624  # numbers in a state of the Mersenne Twister
+_BUFFER = 4  # numbers in the buffer of Philox
 
 _States = tuple[Any, torch.Tensor, Any]
 
@@ -104,7 +106,8 @@ def state_of(generator: Any) -> Any:
     if hasattr(generator, "getstate"):
         version, state, gauss = generator.getstate()
         return [version, torch.tensor(state, dtype=torch.int64), gauss]
-    return _encoded(_numpy_state(generator))
+    state = generator.bit_generator.state if hasattr(generator, "bit_generator") else generator.get_state(legacy=False)
+    return json.dumps(state, default=lambda array: array.tolist())  # its integers may exceed 64 bits
 
 
 def set_state(generator: Any, state: Any) -> None:
@@ -116,39 +119,10 @@ def set_state(generator: Any, state: Any) -> None:
         _check(gauss is None or type(gauss) is float)
         generator.setstate((version, tuple(numbers.tolist()), gauss))
     else:
-        decoded = _decoded(state, _numpy_state(generator))
-        _check(0 <= decoded["state"].get("pos", 0) <= _WORDS)  # numpy would draw from elsewhere in memory
+        decoded = json.loads(state)
+        # numpy does not check these, and would draw from elsewhere in memory.
+        _check(0 <= decoded["state"].get("pos", 0) <= _WORDS and 0 <= decoded.get("buffer_pos", 0) <= _BUFFER)
         if hasattr(generator, "bit_generator"):
             generator.bit_generator.state = decoded
         else:
             generator.set_state(decoded)
-
-
-def _numpy_state(generator: Any) -> Any:
-    if hasattr(generator, "bit_generator"):
-        return generator.bit_generator.state
-    return generator.get_state(legacy=False)
-
-
-def _encoded(state: Any) -> Any:
-    """A state of numpy, with tensors for arrays and strings for integers, which may exceed 64 bits."""
-    if isinstance(state, dict):
-        return {key: _encoded(value) for key, value in state.items()}
-    if isinstance(state, (str, float)):
-        return state
-    if getattr(state, "ndim", 0):
-        return torch.from_numpy(state.view(f"i{state.dtype.itemsize}").copy())
-    return str(int(state))
-
-
-def _decoded(state: Any, like: Any) -> Any:
-    if isinstance(like, dict):
-        return {key: _decoded(state[key], value) for key, value in like.items()}
-    if isinstance(like, (str, float)):
-        _check(type(state) is type(like) and (isinstance(like, float) or state == like))
-        return state
-    if not getattr(like, "ndim", 0):
-        return int(state)
-    array = state.numpy().view(like.dtype)
-    _check(array.shape == like.shape)
-    return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,14 +292,19 @@ def test_data_draw_for_themselves() -> None:
     assert len({*torch.cat(drawn).tolist()}) == 6
 
 
+def alter(objects: dict[str, Any], name: str, **changes: Any) -> None:
+    """Change the state of a generator of numpy."""
+    objects[name] = json.dumps({**json.loads(objects[name]), **changes})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda objects: objects.update({"dataset1.numpy": {}}),
         lambda objects: objects.update({"dataset1.python": [3, torch.ones(2), None]}),
-        lambda objects: objects["dataset1.older"]["state"].update(pos="10000000"),
-        lambda objects: objects["dataset1.older"]["state"].update(key=torch.ones(3, dtype=torch.int32)),
-        lambda objects: objects["dataset1.numpy"].update(bit_generator="MT19937"),
+        lambda objects: alter(objects, "dataset1.older", state={"key": [1] * 624, "pos": 10_000_000}),
+        lambda objects: alter(objects, "dataset1.older", state={"key": [1] * 3, "pos": 0}),
+        lambda objects: alter(objects, "dataset1.numpy", bit_generator="MT19937"),
     ],
 )
 def test_states_that_make_no_sense(tmp_path: Path, change: Callable[[Any], None]) -> None:
