@@ -6,13 +6,10 @@ once. What came is compared with the server's checksum of the object, if there i
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
-from fsspec.utils import is_exception
 from s3fs import S3FileSystem
 
 from fsspec_csx.s3.client.error_mapping import code_of
@@ -25,8 +22,6 @@ from fsspec_csx.s3.consistent_read import (
 )
 from fsspec_csx.s3.head_range import HeadRange
 from fsspec_csx.s3.listing import object_info
-from fsspec_csx.s3.many_requests import fetch_alone, many_requests
-from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
@@ -73,10 +68,7 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
         else:
             ranges = coalesce([(start, target.memory)], fs.request_size(end - start))
         try:
-            if len(ranges) == 1:
-                await fetch_alone(fs, found, ranges[0])
-            else:
-                await fs.transfer.fetch(found.get, ranges)
+            await fs.transfer.fetch(found.get, ranges)
         except OSError as error:
             if code_of(error) not in ("InvalidRange", "416"):
                 raise
@@ -111,65 +103,6 @@ async def _rest_of(fs: Any, found: PinnedObject, head: HeadRange) -> bytes:
         await fs.transfer.fetch(found.get, ranges)
         verify_checksum(found, head, head.memory, ranges)
         return target.getvalue(total)
-
-
-async def cat_ranges(
-    fs: Any,
-    paths: Sequence[str],
-    starts: Any,
-    ends: Any,
-    max_gap: int | None = None,
-    batch_size: int | None = None,
-    on_error: str = "return",
-    **kwargs: Any,
-) -> list[Any]:
-    """The bytes of many ranges of objects; near ones of one object by one request.
-
-    Args:
-        paths: one for each range.
-        starts: position of the first byte of each, or of all.
-        ends: positions behind the last ones.
-        on_error: "return" puts exceptions in the place of results, anything else raises the first.
-    """
-    starts = list(starts) if isinstance(starts, Iterable) else [starts] * len(paths)
-    ends = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
-    if not len(paths) == len(starts) == len(ends):
-        msg = f"There are {len(paths)} paths, {len(starts)} starts and {len(ends)} ends. Give as many of each."
-        raise ValueError(msg)
-    wanted: dict[str, list[int]] = {}
-    for number, path in enumerate(paths):
-        wanted.setdefault(path, []).append(number)
-    results: list[Any] = [None] * len(paths)
-
-    async def read(path: str, numbers: list[int]) -> None:
-        spans = [(starts[number], ends[number]) for number in numbers]
-        try:
-            found = await retry_if_changed(lambda: _read_ranges(fs, path, spans, **kwargs))
-        except Exception as error:
-            found = [error] * len(numbers)
-        for number, data in zip(numbers, found, strict=True):
-            results[number] = data
-
-    with many_requests(len(wanted)):
-        await gather_or_cancel(read(path, numbers) for path, numbers in wanted.items())
-    if on_error != "return" and (error := next(filter(is_exception, results), None)):
-        raise error
-    return results
-
-
-async def _read_ranges(fs: Any, path: str, spans: list[tuple[Any, Any]], **kwargs: Any) -> list[Any]:
-    if len(spans) == 1:
-        return [await fs._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
-    found = PinnedObject(fs, path, kwargs.get("version_id"))
-    info = await object_info(fs, path, found.version)
-    found.etag = info.get("ETag")
-    limits = [slice(*span).indices(info["size"])[:2] for span in spans]
-    with contextlib.ExitStack() as stack:
-        targets = [stack.enter_context(BytesBuffer(max(0, end - start), found)) for start, end in limits]
-        pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
-        size = fs.request_size(sum(len(memory) for _, memory in pairs))
-        await fs.transfer.fetch(found.get, coalesce(pairs, size))
-        return [target.getvalue() for target in targets]
 
 
 async def get_file(

@@ -24,6 +24,7 @@ from fsspec_csx.s3 import (
     download,
     interrupt,
     listing,
+    many_ranges,
     names,
     object_reads,
     server_copy,
@@ -181,7 +182,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     # -- from S3 to memory and local files --------------------------------------------------------------------------
 
     _cat_file = download.cat_file
-    _cat_ranges = download.cat_ranges
+    _cat_ranges = many_ranges.cat_ranges
     _get_file = download.get_file
     _cat = trees.cat
     _get = trees.get

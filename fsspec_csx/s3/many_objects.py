@@ -1,19 +1,24 @@
-"""Many objects at a time: read whole or in part, to memory and to local files, by requests that are alike."""
+"""Many objects at a time, by requests that are alike: to memory and local files, and from them."""
 
 from __future__ import annotations
 
+import mimetypes
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from fsspec.callbacks import Callback
 
 from fsspec_csx.s3.consistent_read import PinnedObject, retry_if_changed
 from fsspec_csx.s3.download import check_inside, read_whole
 from fsspec_csx.s3.head_range import HeadRange
-from fsspec_csx.s3.many_reads import ObjectRequest, has_checksum, read_alike
+from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, has_checksum, make_alike
+from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody, file_body, single_bytes
 from fsspec_csx.storage.local_file import atomic_local_write
+
+Options: TypeAlias = Mapping[str, Any]
 
 
 def is_ours(fs: Any, name: str, function: Callable[..., Any]) -> bool:
@@ -89,15 +94,115 @@ async def get_files(
     await _read(fs, requests, fetch, finished, most)
 
 
+async def pipe_files(
+    fs: Any, contents: Mapping[str, Any], alone: Callable[[str], Awaitable[Any]], options: Options, most: int | None
+) -> list[Any]:
+    """Make bytes objects, and return the server's answers; see ``pipe_file``.
+
+    Args:
+        alone: makes one.
+        options: of the call.
+        most: how many at a time.
+    """
+    most_bytes = part_size_for(0, options.get("chunksize"))
+    kind = {**fs.s3_additional_kwargs, **options}.get("ContentType")
+    names = list(contents)
+    answers: list[Any] = [None] * len(names)
+
+    def request(number: int) -> ObjectPut:
+        value = contents[names[number]]
+        memory = single_bytes(value.encode() if isinstance(value, str) else value)
+        bucket, key, _ = fs.split_path(names[number])
+        alike = key and len(memory) <= most_bytes
+        return ObjectPut(bucket if alike else None, key, kind, lambda: MemoryBody([memory]), number)
+
+    async def pipe(request: ObjectPut) -> None:
+        answers[request.number] = await alone(names[request.number])
+
+    def finished(request: ObjectPut) -> None:
+        answers[request.number] = request.answer
+
+    await _write(fs, names, [request(number) for number in range(len(names))], pipe, finished, most)
+    return answers
+
+
+async def put_files(
+    fs: Any,
+    pairs: Sequence[tuple[str, str]],
+    alone: Callable[[int], Awaitable[Any]],
+    callback: Callback,
+    options: Options,
+    most: int | None,
+) -> None:
+    """Make many local files objects; see ``put_file``.
+
+    Args:
+        pairs: of files and objects.
+        alone: sends one by its number.
+        callback: learns of each.
+        options: of the call.
+        most: how many at a time.
+    """
+    most_bytes = part_size_for(0, options.get("chunksize"))
+    sizes = [0] * len(pairs)
+
+    def request(number: int) -> ObjectPut:
+        source, target = pairs[number]
+        bucket, key, _ = fs.split_path(target)
+        guessed = mimetypes.guess_type(source)[0]
+        named = {**fs.s3_additional_kwargs, **({"ContentType": guessed} if guessed else {}), **options}
+
+        def body() -> RequestBody | None:
+            made = file_body(source, most_bytes)
+            sizes[number] = 0 if made is None else len(made)
+            return made
+
+        alike = key and os.path.isfile(source) and os.path.getsize(source) <= most_bytes
+        return ObjectPut(bucket if alike else None, key, named.get("ContentType"), body, number)
+
+    async def put(request: ObjectPut) -> None:
+        try:
+            await alone(request.number)
+        finally:
+            callback.relative_update(1)
+
+    def finished(request: ObjectPut) -> None:
+        with callback.branched(*pairs[request.number], **options) as child:
+            child.set_size(sizes[request.number])
+            child.relative_update(sizes[request.number])
+        callback.relative_update(1)
+
+    requests = [request(number) for number in range(len(pairs))]
+    await _write(fs, [target for _, target in pairs], requests, put, finished, most)
+
+
+def takes_alike(fs: Any, options: Options) -> bool:
+    """Whether writes with such options may be made as others of the call were.
+
+    Not those with a condition, which made again could fail by what they have made themselves; nor in a transaction.
+    """
+    named = {**fs.s3_additional_kwargs, **options}
+    usual = options.get("mode", "overwrite") == "overwrite" and not options.get("resumable")
+    return usual and not fs._intrans and not any(name.startswith(("If", "Checksum")) for name in named)
+
+
+async def _write(fs: Any, paths: Sequence[str], *how: Any) -> None:
+    try:
+        await make_alike(fs, *how)
+    finally:
+        for path in paths:
+            fs.invalidate_cache(path)
+
+
 async def _read(fs: Any, requests: Sequence[HeadRequest], *how: Any) -> None:
     try:
-        await read_alike(fs, requests, *how)
+        await make_alike(fs, requests, *how)
     finally:
         for each in requests:  # which refer to themselves, and so stay until Python looks for cycles
             each.head.forget()
 
 
-class HeadRequest(ObjectRequest):
+class HeadRequest(ObjectGet):
     """A request for a whole object, or the beginning of a large one.
 
     Args:

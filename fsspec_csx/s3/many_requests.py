@@ -1,67 +1,151 @@
-"""Calls for many objects: their requests are alike, so that botocore makes only the first of each kind and bucket."""
+"""Many objects that one call reads or makes: one of each bucket by botocore, the others as that one was."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
-from s3fs.utils import FileExpired
-
-from fsspec_csx.s3.consistent_read import PinnedObject
+from fsspec_csx.errors import ChecksumError
+from fsspec_csx.s3.consistent_read import PinnedObject, verify_checksum
+from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.compat import run_in_chunks
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
 from fsspec_csx.s3.transport.request_body import RequestBody
-from fsspec_csx.s3.transport.request_context import current, using
-from fsspec_csx.s3.transport.signed_parts import SignedPuts
+from fsspec_csx.s3.transport.request_context import using
+from fsspec_csx.s3.transport.request_template import PutTemplate, ReadTemplate
+from fsspec_csx.s3.transport.signed_requests import SignedRequests
+from fsspec_csx.s3.transport.signer import Signer
 
-# Of so many objects at least.
+# Of so many objects of a bucket at least, one is asked for by botocore, and the others as that one was.
 _MANY = 3
 
-Sender = Callable[..., Awaitable[Mapping[str, Any]]]
-"""Sends a body; ``put`` does so by botocore."""
 
+class ObjectGet(SignedRead):
+    """A request for one of the objects.
 
-@dataclass
-class ManyRequests:
-    """What the requests of one call have in common, by buckets."""
-
-    reads: dict[str, LearnedTemplate] = field(default_factory=dict)
-    puts: dict[str, SignedPuts] = field(default_factory=dict)
-
-
-@contextmanager
-def many_requests(count: int) -> Iterator[None]:
-    """Let the requests for so many objects within the block be made as the first of them was."""
-    with using(many=ManyRequests() if count >= _MANY else None):
-        yield
-
-
-async def fetch_alone(fs: Any, found: PinnedObject, wanted: RangeRequest) -> None:
-    """Fetch a range of an object by one request, which pins the object's state.
-
-    Raises:
-        FileExpired: an OSError, if it is of another state than the one that is pinned.
+    Args:
+        state: of the object.
+        number: of it in the call.
     """
-    many: ManyRequests | None = current().many
-    alike = None
-    if many is not None and found.version is None:
-        alike = many.reads.setdefault(found.bucket, LearnedTemplate())
-    await fs.transfer.fetch(found.get, [wanted], alike=alike, key=found.key)
-    found.etag = found.etag or wanted.etag
-    if wanted.etag not in (None, found.etag):
-        raise FileExpired(str(found), found.etag)
+
+    def __init__(
+        self, state: PinnedObject, wanted: RangeRequest, accept: Callable[[RangeRequest], bool], number: int
+    ) -> None:
+        super().__init__(state.key, wanted, accept)
+        self.state, self.number = state, number
+        self.bucket = None if state.version else state.bucket
+
+    @staticmethod
+    def is_settled(fs: Any) -> bool:
+        """Whether it is known if the server refuses the headers that such requests have."""
+        return fs.reads_have_checksums is not None
+
+    async def template(self, signer: Signer, request: Any) -> ReadTemplate | None:
+        """A template for other objects, made of this one's request."""
+        return await signer.read_template(request, self.key)
 
 
-def sender(bucket: str, key: str, content_type: str | None) -> Sender | None:
-    """What sends an object of the call as it has sent others; None if there is but one."""
-    many: ManyRequests | None = current().many
-    if many is None:
-        return None
-    puts = many.puts.setdefault(bucket, SignedPuts())
+class ObjectPut(SignedWrite):
+    """A request that makes one of the objects.
 
-    async def send(body: RequestBody, put: Callable[[], Awaitable[Any]]) -> Mapping[str, Any]:
-        return await puts.send(key, content_type, body=body, put=put)
+    Args:
+        bucket: of the object; None if it has to be made alone.
+        number: of it in the call.
+    """
 
-    return send
+    def __init__(
+        self,
+        bucket: str | None,
+        key: str,
+        content_type: str | None,
+        open_body: Callable[[], RequestBody | None],
+        number: int,
+    ) -> None:
+        super().__init__(key, content_type, open_body)
+        self.bucket, self.number = bucket, number
+
+    @staticmethod
+    def is_settled(fs: Any) -> bool:
+        """Whether it is known if the server refuses the headers that such requests have."""
+        return fs.transfer.checksums is not None
+
+    async def template(self, signer: Signer, request: Any) -> PutTemplate | None:
+        """A template for other objects, made of this one's request."""
+        return await signer.body_template("PutObject", PutTemplate, request, self.key)
+
+
+R = TypeVar("R", bound=ObjectGet | ObjectPut)
+
+
+def has_checksum(state: PinnedObject, wanted: RangeRequest, memory: memoryview) -> bool:
+    """Whether the bytes of a whole object have its checksum, if the server has one."""
+    try:
+        verify_checksum(state, wanted, memory, [])
+    except ChecksumError:
+        return False
+    return True
+
+
+async def make_alike(
+    fs: Any,
+    requests: Sequence[R],
+    alone: Callable[[R], Awaitable[None]],
+    finished: Callable[[R], object],
+    most: int | None = None,
+) -> None:
+    """Make requests for objects.
+
+    Args:
+        alone: makes one by botocore: the first of each bucket, and what did not succeed at once.
+        finished: called on the event loop for each of the others.
+        most: how many at a time.
+    """
+    buckets: dict[str, list[R]] = {}
+    others: list[R] = []
+    for each in requests:
+        (others if each.bucket is None else buckets.setdefault(each.bucket, [])).append(each)
+    for bucket in [name for name, group in buckets.items() if len(group) < _MANY]:
+        others += buckets.pop(bucket)
+    await gather_or_cancel(
+        [
+            *(_of_bucket(fs, group, alone, finished, most) for group in buckets.values()),
+            _alone(others, alone, most),
+        ]
+    )
+
+
+async def _alone(requests: Sequence[R], alone: Callable[[R], Awaitable[None]], most: int | None) -> None:
+    await run_in_chunks([alone(each) for each in requests], batch_size=most)
+
+
+async def _of_bucket(
+    fs: Any,
+    requests: Sequence[R],
+    alone: Callable[[R], Awaitable[None]],
+    finished: Callable[[R], object],
+    most: int | None,
+) -> None:
+    first, *rest = requests
+    alike = LearnedTemplate()
+
+    async def make_first() -> None:
+        await alike.learn(lambda: alone(first), first.template, lambda: first.is_settled(fs))
+
+    async def make_rest() -> None:
+        learned = await alike.known()  # the filesystem may not be connected before, or only its parent process is
+        if learned is None:  # requests of a kind that botocore alone can make
+            await _alone(rest, alone, most)
+        else:
+            signer = lambda: fs.transfer.signer  # noqa: E731
+            await SignedRequests(learned.transfer, learned.template, rest, finished, again, most, signer).run()
+
+    async def again(request: R) -> None:
+        if isinstance(request, ObjectPut):
+            with using(first=request.first):
+                await alone(request)
+        else:
+            await alone(request)
+
+    await gather_or_cancel((make_first(), make_rest()))

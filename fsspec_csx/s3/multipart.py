@@ -163,7 +163,7 @@ class MultipartUpload:
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
             return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
 
-        send = functools.partial(self._parts.send, number, body=payload, put=put) if self._checked else put
+        send = functools.partial(self._parts.send, number, payload, put) if self._checked else put
         answer = await self._transfer.send(send, payload)
         self._etags[number] = answer["ETag"]
         self._part_checksums[number] = {} if self._checked else _checksums_in(answer)

@@ -6,7 +6,6 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -32,13 +31,11 @@ async def put(
     payload: RequestBody,
     *,
     checked: bool = True,
-    sender: Callable[..., Awaitable[Any]] | None = None,
     **conditions: str,
 ) -> Any:
     """Make a payload the object by a single request, and return the server's answer.
 
     Args:
-        sender: sends it in place of botocore if it can.
         conditions: of PutObject.
     """
 
@@ -49,7 +46,7 @@ async def put(
         return answer
 
     try:
-        return await transfer.send(functools.partial(sender, payload, send) if sender else send, payload)
+        return await transfer.send(send, payload)
     except (ObjectExistsError, ObjectChangedError) as error:
         found: Any = {}
         if error.maybe_applied:

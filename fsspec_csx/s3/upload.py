@@ -13,7 +13,6 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.errors import ChecksumError, ObjectExistsError
 from fsspec_csx.s3.consistent_read import head_object
-from fsspec_csx.s3.many_requests import sender
 from fsspec_csx.s3.multipart import MultipartUpload, UploadedPart, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
@@ -165,12 +164,7 @@ async def send_object(
 
         whole = await payload(0, size)
         assert isinstance(whole, RequestBody)
-        alike = None
-        conditional = match or any(name.startswith("If") for name in {**fs.s3_additional_kwargs, **options})
-        if checked and not conditional and ready is None:  # made again, it could fail where the first was heard
-            kind = {**fs.s3_additional_kwargs, **options}.get("ContentType")
-            alike = sender(bucket, key, kind)
-        answer = await put(call_when_ready, fs.transfer, whole, checked=checked, sender=alike, **match)
+        answer = await put(call_when_ready, fs.transfer, whole, checked=checked, **match)
         advance(size)
         fs.invalidate_cache(path)
         return answer

@@ -180,3 +180,126 @@ def test_first_use(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
     mine = CSXFileSystem(**fs.storage_options, skip_instance_cache=True)
     mine.get(list(objects), [str(tmp_path / name.rpartition("/")[2]) for name in objects])
     assert all((tmp_path / name.rpartition("/")[2]).read_bytes() == data for name, data in objects.items())
+
+
+@pytest.mark.parametrize("method", ["put", "pipe"])
+def test_writes_of_all_kinds(server: LocalS3, new_bucket: str, tmp_path: Path, method: str) -> None:
+    """Small, empty and large objects of any types are made by a request each, or in parts, in a bucket that is made."""
+    sizes = {"a.txt": 10, "b.json": 0, "c": 3 * 2**20, "d": 9 * 2**20, "e.txt": 2**20, "f g+ü": 3}
+    contents = {name: os.urandom(size) for name, size in sizes.items()}
+    objects = {f"{new_bucket}/{name}": data for name, data in contents.items()}
+    callback = _Recorded()
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server)
+        for _ in range(2):
+            proxy.requests.clear()
+            if method == "put":
+                for name, data in contents.items():
+                    (tmp_path / name).write_bytes(data)
+                fs.put([str(tmp_path / name) for name in contents], list(objects), callback=callback)
+            else:
+                answers = fs.pipe(objects)
+                assert [each["ETag"] for each in answers] == [fs.info(path)["ETag"] for path in objects]
+            assert fs.cat(list(objects)) == objects
+        # In the second call, when the bucket is there; the large one comes in parts.
+        assert len([each for each in proxy.made("PUT") if not each.query]) == len(objects) - 1
+        if method == "put":
+            assert fs.info(f"{new_bucket}/a.txt")["ContentType"] == "text/plain"
+            assert callback.value == callback.size * 2 == 2 * len(objects)
+            assert callback.sizes == {str(tmp_path / name): size for name, size in sizes.items()}
+
+
+class _Recorded(Callback):
+    """Notes what the callback of each file learns."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sizes: dict[str, int] = {}
+
+    def branched(self, path_1: str, path_2: str, **kwargs: Any) -> Callback:
+        sizes = self.sizes
+
+        class Child(Callback):
+            def call(self, *_: Any, **__: Any) -> None:
+                if self.value == self.size:
+                    sizes[path_1] = self.value
+
+        return Child()
+
+
+def test_files_that_vanish_or_grow(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
+    """A file that is gone is an error that names it; one that has grown meanwhile is sent as it is then."""
+    files = [tmp_path / str(number) for number in range(9)]
+    for each in files:
+        each.write_bytes(b"abc")
+    targets = [f"{bucket}/{each.name}" for each in files]
+
+    class Growing(Callback):
+        def set_size(self, size: int) -> None:
+            """Called before the files are opened."""
+            files[5].write_bytes(bytes(9 * 2**20))
+            files[6].unlink(missing_ok=True)
+
+    with pytest.raises(FileNotFoundError, match=str(files[6])):
+        fs.put(list(map(str, files)), targets, callback=Growing(), batch_size=1)
+    assert not fs.exists(targets[6])
+    assert fs.info(targets[5])["size"] == 9 * 2**20
+
+
+def test_writes_that_are_left(server: LocalS3, bucket: str) -> None:
+    """Once a call that makes many objects has ended by a time limit, it makes no more of them."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(200)}
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server)
+        fs.pipe(dict(list(objects.items())[:5]))
+        proxy.faults = [Fault("PUT", skip=5, times=9999, delay=0.2)]
+        with pytest.raises(TimeoutError):
+            fs.pipe(objects, timeout=0.5)
+        made = len(proxy.made("PUT"))
+        assert made < len(objects)
+        proxy.faults = []
+        assert fs.cat(list(objects)[:5]) == dict(list(objects.items())[:5])
+        assert len(proxy.made("PUT")) == made
+
+
+def test_replaced_while_its_ranges_are_read(server: LocalS3, bucket: str) -> None:
+    """The ranges of one object are of one state of it, also where those of many objects are read."""
+    paths = [f"{bucket}/{number}" for number in range(5)]
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server)
+        fs.pipe(dict.fromkeys(paths, bytes(300_000)))
+        direct = CSXFileSystem(**server.storage_options(), skip_instance_cache=True)
+        second = lambda made: made.path.endswith("/3") and "200000" in str(made.headers)  # noqa: E731
+        replace = lambda: direct.pipe_file(paths[3], b"1" * 300_000)  # noqa: E731
+        proxy.faults = [Fault("GET", times=1, when=second, before=replace)]
+        wanted = [path for path in paths for _ in range(2)]
+        found = fs.cat_ranges(wanted, [0, 200_000] * 5, [10, 200_010] * 5)
+        assert proxy.faults[0].times == 0
+        assert found[6] == found[7]
+        assert set(found) <= {bytes(10), b"1" * 10}
+
+
+def test_ranges_of_many_objects(server: LocalS3, bucket: str) -> None:
+    """Ranges of any kind come as they do one by one; small ones by a request each, and without a HEAD."""
+    objects = {f"{bucket}/{number}": os.urandom(1000 + number) for number in range(20)}
+    paths = list(objects)
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server)
+        fs.pipe(objects)
+        proxy.requests.clear()
+        assert fs.cat_ranges(paths, 100, 200) == [data[100:200] for data in objects.values()]
+        assert fs.cat_ranges(2 * paths, 100, [200] * 20 + [700] * 20) == [
+            data[100:end] for end in (200, 700) for data in objects.values()
+        ]
+        assert len(proxy.made("HEAD")) == 0
+        assert len(proxy.made("GET")) == 60
+        for start, end in ((-50, None), (900, 5000), (990, 1005), (5000, 6000), (7, None), (0, None), (5, -5), (9, 3)):
+            assert fs.cat_ranges(paths, start, end) == [data[start:end] for data in objects.values()], (start, end)
+        spans = [(0, 10), (5, 600), (-3, None), (990, 2000), (8, 8)]
+        found = fs.cat_ranges([path for path in paths for _ in spans], *map(list, zip(*(spans * 20), strict=True)))
+        assert found == [data[start:end] for data in objects.values() for start, end in spans]
+        found = fs.cat_ranges([*paths, f"{bucket}/missing", f"{bucket}/missing"], 1, 9)
+        assert all(isinstance(each, FileNotFoundError) for each in found[-2:])
+        assert found[:-2] == [data[1:9] for data in objects.values()]
+        with pytest.raises(FileNotFoundError, match="missing"):
+            fs.cat_ranges([*paths, f"{bucket}/missing"], 1, 9, on_error="raise")

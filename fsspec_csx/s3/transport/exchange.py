@@ -111,11 +111,23 @@ class Exchange:
             return None if pool is None else Link(pool, self._slots)
         return None
 
-    def put_signed(self, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
-        """Make a request of a template, with a body."""
+    def put_signed(self, request: SignedRequest, body: RequestBody, link: Link | None = None) -> AioAWSResponse:
+        """Make a request of a template, with a body.
+
+        Args:
+            link: the connection to use; by default any.
+        """
+        if link is not None:
+            return self._put_by(link, request, body)
         link = self.link(request.url)
         if link is None:
             return self.put(request, body)
+        try:
+            return self._put_by(link, request, body)
+        finally:
+            link.give_back()
+
+    def _put_by(self, link: Link, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
         try:
             head, data = link.put(request, body, self._piece)
         except (OSError, HTTPError) as error:  # as botocore knows them
@@ -127,8 +139,6 @@ class Exchange:
             if isinstance(error, (TimeoutError, BlockingIOError)):
                 raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
             raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
-        finally:
-            link.give_back()
         return AioAWSResponse(request.url, head.status_code, head.headers, _Body(data))
 
     def put(self, request: Any, body: RequestBody) -> AioAWSResponse:

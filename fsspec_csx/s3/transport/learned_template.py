@@ -1,13 +1,31 @@
-"""LearnedTemplate: what requests that are alike have in common, learned from the first of them."""
+"""What requests that are alike have in common, learned from the first of them, which botocore makes."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from fsspec_csx.s3.transport.request_template import ReadTemplate
+from botocore.awsrequest import AWSRequest
+
+from fsspec_csx.s3.transport.request_context import using
+
+if TYPE_CHECKING:
+    from fsspec_csx.s3.transport.pool import Transfer
+    from fsspec_csx.s3.transport.signer import Signer
 
 # After so many times that its requests did not succeed, or none could be made, botocore makes all.
 FAILURES = 5
+
+R = TypeVar("R")
+
+
+class Learned(NamedTuple):
+    """A template, and the transfer of the client whose request it was made from."""
+
+    template: Any
+    transfer: Transfer
 
 
 class LearnedTemplate:
@@ -15,39 +33,74 @@ class LearnedTemplate:
 
     def __init__(self) -> None:
         self._failures = 0
-        self._made: asyncio.Future[ReadTemplate | None] | None = None
+        self._made: asyncio.Future[Learned | None] | None = None
 
     @property
     def unknown(self) -> bool:
         """Whether the next request should be the one that it is learned from; so in a forked process, too."""
         return self._made is None or self._made.get_loop() is not asyncio.get_running_loop()
 
-    def begin(self) -> None:
-        """Let others wait until it is known."""
-        self._made = asyncio.get_running_loop().create_future()
+    def learn(
+        self,
+        first: Callable[[], Awaitable[R]],
+        make: Callable[[Signer, Any], Awaitable[Any]],
+        settled: Callable[[], bool] = lambda: True,
+    ) -> asyncio.Future[R]:
+        """Begin the first request; its template is known when the request is sent.
 
-    def settle(self, template: ReadTemplate | None) -> None:
-        """Note the template, or that none could be learned."""
-        assert self._made is not None
-        self._made.set_result(template)
-        if template is None:
+        Args:
+            first: makes it by botocore.
+            make: makes the template of it; None if only botocore can make such requests.
+            settled: whether the others may be as it was sent; if not, the response decides.
+        """
+        sent: asyncio.Future[tuple[Any, Transfer] | None] = asyncio.get_running_loop().create_future()
+        latest: tuple[Any, Transfer] | None = None
+
+        def note(request: Any, transfer: Transfer) -> None:
+            nonlocal latest
+            latest = AWSRequest(request.method, request.url, request.headers), transfer  # its body is the caller's
+            if settled() and not sent.done():
+                sent.set_result(latest)
+
+        def ended(_: object) -> None:
+            if not sent.done():
+                sent.set_result(latest)
+
+        with using(sent=note):
+            task = asyncio.ensure_future(first())
+        task.add_done_callback(ended)
+        self._made = asyncio.ensure_future(self._make(sent, make))
+        return task
+
+    async def _make(
+        self, sent: asyncio.Future[tuple[Any, Transfer] | None], make: Callable[[Signer, Any], Awaitable[Any]]
+    ) -> Learned | None:
+        template = None
+        if (made := await sent) is not None:
+            with contextlib.suppress(Exception):  # botocore's next request raises it
+                template = await make(made[1].signer, made[0])
+        if made is None or template is None:
             self._forget()
+            return None
+        return Learned(template, made[1])
 
-    async def known(self) -> ReadTemplate | None:
+    async def known(self) -> Learned | None:
         """The template, once it is known; None if there is none."""
         assert self._made is not None
         return await asyncio.shield(self._made)
 
-    def failed(self, template: ReadTemplate) -> None:
-        """Note that botocore has made a request that the template could not: its credentials may have expired."""
-        if self._made is not None and self._made.done() and self._made.result() is template:
+    def succeeded(self) -> None:
+        """Note that the template has made a request that succeeded."""
+        self._failures = 0
+
+    def failed(self, learned: Learned) -> None:
+        """Note that the template could not make a request: its credentials may have expired."""
+        if self._made is not None and self._made.done() and self._made.result() is learned:
             self._forget()
 
     def _forget(self) -> None:
         self._failures += 1
-        if self._failures < FAILURES:
-            self._made = None
-        else:
-            self.begin()
-            assert self._made is not None
+        self._made = None
+        if self._failures >= FAILURES:
+            self._made = asyncio.get_running_loop().create_future()
             self._made.set_result(None)

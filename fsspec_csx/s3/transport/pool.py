@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -14,12 +15,12 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
 from fsspec_csx.s3.transport.concurrency import LEAST, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
-from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+from fsspec_csx.s3.transport.learned_template import Learned, LearnedTemplate
+from fsspec_csx.s3.transport.queued_requests import SignedRead
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.request_template import ReadTemplate
-from fsspec_csx.s3.transport.signed_requests import SignedRead, SignedReads
+from fsspec_csx.s3.transport.signed_requests import SignedRequests
 from fsspec_csx.s3.transport.signer import Signer
 from fsspec_csx.s3.transport.threads import Threads
 
@@ -92,7 +93,6 @@ class Transfer:
         advance: Callable[[int], object] = lambda count: None,
         *,
         alike: LearnedTemplate | None = None,
-        key: str | None = None,
     ) -> None:
         """Fill the memories of ranges of an object, several at a time.
 
@@ -101,7 +101,6 @@ class Transfer:
             ranges: whose bytes the object must have.
             advance: is called on the event loop with the length of each range that has arrived.
             alike: what the requests have in common with those of other calls.
-            key: of the object, if those are for other objects.
 
         Raises:
             Exception: what ``get`` raised for the first range that failed; the others are given up.
@@ -123,35 +122,17 @@ class Transfer:
                         answer["Body"].close()
             advance(wanted.length)
 
-        async def learn(wanted: RangeRequest, alike: LearnedTemplate) -> ReadTemplate | None:
-            """Fetch a range by botocore, and make a template of its request as soon as that is sent."""
-            template = None
-            request: asyncio.Future[Any] = self._loop.create_future()
-            alike.begin()
-            try:
-                with using(sent=lambda sent, _: _resolve(request, sent)):
-                    tasks.append(asyncio.ensure_future(fetch_one(wanted)))
-                tasks[-1].add_done_callback(lambda _: _resolve(request, None))
-                template = await self.signer.read_template(await request, key)
-            finally:
-                alike.settle(template)
-            return template
-
         tasks: list[asyncio.Future[None]] = []
         try:
-            rest, template = ranges, None
+            rest = ranges
             if alike is None and len(ranges) >= _MANY:
                 alike = LearnedTemplate()
             if alike is not None and alike.unknown:
-                template = await learn(ranges[0], alike)
+                tasks.append(alike.learn(functools.partial(fetch_one, ranges[0]), Signer.read_template))
                 rest = ranges[1:]
-            elif alike is not None:
-                template = await alike.known()
-                if template is not None and not await self.signer.renew(template):
-                    template = None
-            if alike is not None and template is not None and rest:
-                reads = self._signed(template, alike, rest, key, advance, fetch_one)
-                tasks.append(asyncio.ensure_future(reads.run()))
+            learned = await alike.known() if alike is not None and rest else None
+            if alike is not None and learned is not None and await self.signer.renew(learned.template):
+                tasks.append(asyncio.ensure_future(self._signed(alike, learned, rest, advance, fetch_one).run()))
                 rest = []
             tasks += [asyncio.ensure_future(fetch_one(each)) for each in rest]
             await asyncio.gather(*tasks)
@@ -166,19 +147,18 @@ class Transfer:
 
     def _signed(
         self,
-        template: ReadTemplate,
         alike: LearnedTemplate,
+        learned: Learned,
         ranges: Sequence[RangeRequest],
-        key: str | None,
         advance: Callable[[int], object],
         fetch_one: Callable[[RangeRequest], Awaitable[None]],
-    ) -> SignedReads[SignedRead]:
+    ) -> SignedRequests[SignedRead]:
         async def failed(read: SignedRead) -> None:
             await fetch_one(read.wanted)
-            alike.failed(template)
+            alike.failed(learned)
 
-        wanted = [SignedRead(key, each) for each in ranges]
-        return SignedReads(self, template, wanted, lambda read: advance(read.wanted.length), failed)
+        wanted = [SignedRead(None, each) for each in ranges]
+        return SignedRequests(self, learned.template, wanted, lambda read: advance(read.wanted.length), failed)
 
     @property
     def width(self) -> int:
@@ -267,8 +247,3 @@ async def _threads_ended(bodies: Sequence[Body], seconds: float | None) -> None:
     threads = [asyncio.wrap_future(each.thread) for each in bodies if each.thread]
     if threads:
         await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
-
-
-def _resolve(future: asyncio.Future[Any], value: Any) -> None:
-    if not future.done():
-        future.set_result(value)

@@ -173,3 +173,18 @@ class FileSliceBody(RequestBody):
                 raise
             yield memoryview(data)
             start += len(data)
+
+
+def file_body(path: str, most: int) -> RequestBody | None:
+    """In a thread: a body of a local file as it is now.
+
+    None if it has more bytes, or changes, or its size is not known before it is read, as of files of the kernel.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            return None
+        if size > _READ:
+            return FileSliceBody(file.fileno(), path, 0, size)
+        data = file.read(size + 1)
+    return MemoryBody([memoryview(data)]) if len(data) == size else None

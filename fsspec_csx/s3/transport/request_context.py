@@ -51,7 +51,6 @@ class RequestContext:
         looking_up: whether a HEAD that finds nothing needs no further request about the bucket.
         sent: called with each bulk request as it is sent, and the Transfer that sends it.
         first: an attempt at the request that was made before botocore's.
-        many: what the requests of a call for many objects have in common; see ``s3.many_requests``.
     """
 
     scope: Scope | None = None
@@ -62,7 +61,6 @@ class RequestContext:
     looking_up: bool = False
     sent: Callable[[Any, Transfer], object] | None = None
     first: FirstAttempt | None = None
-    many: Any = None
 
 
 _NONE = RequestContext()

@@ -96,11 +96,7 @@ class ReadTemplate(_Template):
     def __init__(self, request: Any, credentials: Any, key: str | None = None) -> None:
         # The condition of one object is not that of others.
         super().__init__(request, credentials, set() if key is None else {"if-match"})
-        tail = "" if key is None else quote(key, safe="/~")
-        if key is not None and not request.url.endswith(f"/{tail}"):
-            msg = "The request's URL does not end in the key."
-            raise ValueError(msg)
-        self.url = request.url.removesuffix(tail)
+        self.url = request.url if key is None else _above(request.url, key)
 
     def request(self, key: str | None, span: str | None) -> SignedRequest:
         """A signed request for an object, or for a range of it by its header ``Range``."""
@@ -150,18 +146,23 @@ class PutTemplate(_Template):
     def __init__(self, request: Any, credentials: Any, key: str) -> None:
         super().__init__(request, credentials, {_CRC64NVME, _TYPE})
         self._checked = _says_nothing_else(request)
-        tail = quote(key, safe="/~")
-        if not request.url.endswith(f"/{tail}"):
-            msg = "The request's URL does not end in the key."
-            raise ValueError(msg)
-        self._base = request.url.removesuffix(tail)
+        self.url = _above(request.url, key)
 
     def request(self, key: str, content_type: str | None, body: RequestBody) -> SignedRequest:
         """A signed request for an object."""
         headers = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
         if content_type is not None:
             headers[_TYPE] = content_type
-        return self._with_body(self._base + quote(key, safe="/~"), headers, body)
+        return self._with_body(self.url + quote(key, safe="/~"), headers, body)
+
+
+def _above(url: str, key: str) -> str:
+    """The URL of a bucket, from that of an object in it."""
+    tail = quote(key, safe="/~")
+    if not url.endswith(f"/{tail}"):
+        msg = "The request's URL does not end in the key."
+        raise ValueError(msg)
+    return url.removesuffix(tail)
 
 
 def _says_nothing_else(request: Any) -> bool:

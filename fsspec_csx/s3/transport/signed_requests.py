@@ -13,16 +13,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsspec_csx.errors import EndpointError
-from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.learned_template import FAILURES
 from fsspec_csx.s3.transport.link import Link
-from fsspec_csx.s3.transport.request_template import ReadTemplate
+from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
 from fsspec_csx.s3.transport.slow_connections import SlowConnections
 
 if TYPE_CHECKING:
@@ -41,22 +39,7 @@ _WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a busy store is asked
 _waits = random.Random()
 
 
-@dataclass(eq=False)
-class SignedRead:
-    """A request for bytes.
-
-    Args:
-        key: of the object; None if the template is of one object.
-        wanted: the range.
-        accept: called in a thread when the bytes have arrived; whether they are good.
-    """
-
-    key: str | None
-    wanted: RangeRequest
-    accept: Callable[[RangeRequest], bool] = bool
-
-
-R = TypeVar("R", bound=SignedRead)
+R = TypeVar("R", bound=SignedRead | SignedWrite)
 
 
 class _Turn:
@@ -64,29 +47,30 @@ class _Turn:
 
     def __init__(self) -> None:
         self.thread: Future[Any] | None = None
-        self.wanted: RangeRequest | None = None
+        self.request: SignedRead | SignedWrite | None = None
         self.accepting = False  # whether something is done with the bytes
         self.given_up = False
 
     def give_up(self) -> None:
         """Make the thread end soon."""
         self.given_up = True
-        if (wanted := self.wanted) is not None:
-            wanted.give_up()
+        if (request := self.request) is not None:
+            request.give_up()
 
     @property
     def harmful(self) -> bool:
-        """Whether the thread fills memory, or does something with it."""
-        return self.accepting or ((wanted := self.wanted) is not None and wanted.harmful)
+        """Whether the thread uses memory of the caller, or does something with it."""
+        body = None if (request := self.request) is None else request.body
+        return self.accepting or (body is not None and body.harmful)
 
 
-class SignedReads(Generic[R]):
+class SignedRequests(Generic[R]):
     """Makes requests by threads.
 
     Args:
         transfer: whose threads and connections are used.
         template: makes the requests.
-        reads: in the order in which they are begun.
+        requests: in the order in which they are begun.
         finished: called on the event loop for each that has succeeded, soon.
         failed: makes the request in another way.
         most: how many at a time; as many as there may be if negative, as in fsspec.
@@ -96,8 +80,8 @@ class SignedReads(Generic[R]):
     def __init__(
         self,
         transfer: Transfer,
-        template: ReadTemplate,
-        reads: Iterable[R],
+        template: Any,
+        requests: Iterable[R],
         finished: Callable[[R], object],
         failed: Callable[[R], Awaitable[object]],
         most: int | None = None,
@@ -105,7 +89,7 @@ class SignedReads(Generic[R]):
     ) -> None:
         self._transfer, self._template = transfer, template
         self._signer = signer or (lambda: transfer.signer)
-        self._queue = deque(reads)
+        self._queue = deque(requests)
         self._finished, self._failed = finished, failed
         self._scope = Scope(scope())
         self._left = len(self._queue)
@@ -114,6 +98,7 @@ class SignedReads(Generic[R]):
         self._slow = SlowConnections(lambda: bool(self._queue))
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refused, self._refusals = False, 0
+        self._strange = 0  # how many responses in succession were those to no such request
 
     async def run(self) -> None:
         """Make the requests; no thread uses their memory when this returns, or raises."""
@@ -129,7 +114,7 @@ class SignedReads(Generic[R]):
             self._queue.clear()
             for task in tasks:
                 task.cancel()
-            await uncancelled(self._transfer.released(self._scope.close()))
+            await uncancelled(self._transfer.ended(self._scope.close()))
             await uncancelled(_ended(tasks))
 
     def _fail(self, task: asyncio.Future[None]) -> None:
@@ -144,10 +129,11 @@ class SignedReads(Generic[R]):
                 failed, seconds = await asyncio.wrap_future(self._scope.begin(turn, begin))
             self._report_ended()
             if failed is not None:
-                if (failure := failed.wanted.failure) is not None and not isinstance(failure, EndpointError):
+                failure = failed.body.failure if failed.body is not None else None
+                if failure is not None and not isinstance(failure, EndpointError):
                     raise failure  # of this machine, such as a full disk: another request would not mend it
                 await asyncio.sleep(seconds)
-                failed.wanted.forget_failures()
+                failed.forget_failures()
                 await self._failed(failed)
                 self._close()
                 await self._forgive()
@@ -184,13 +170,13 @@ class SignedReads(Generic[R]):
         try:
             while not turn.given_up and not self._scope.closed:
                 try:
-                    read = self._queue.popleft()
+                    request = self._queue.popleft()
                 except IndexError:
                     break
-                wait = 0.0 if self._refused else self._try(turn, read, link)
+                wait = 0.0 if self._refused or self._strange >= FAILURES else self._try(turn, request, link)
                 if wait is not None:
-                    return read, wait
-                self._ended.append(read)
+                    return request, wait
+                self._ended.append(request)
                 if slots.exceeded or (slots.contended and time.monotonic() - began > _TURN_SECONDS):
                     break
         finally:
@@ -198,38 +184,37 @@ class SignedReads(Generic[R]):
                 link.give_back()
         return None, 0.0
 
-    def _try(self, turn: _Turn, read: R, link: Link | None) -> float | None:
+    def _try(self, turn: _Turn, request: R, link: Link | None) -> float | None:
         """Make a request; return None if it succeeded, else how long to wait before the next."""
-        turn.wanted = read.wanted
+        turn.request = request
         try:
-            while True:
-                with self._slow.watched(read.wanted) as attempt:
+            while not turn.given_up:
+                with request.watched(self._slow) as attempt:
                     try:
-                        return self._attempt(turn, read, link)
+                        return self._attempt(turn, request, link)
                     except UnusualResponseError:
                         self._transfer.exchange.unusual += 1
                         return 0.0
                     except Exception:  # the next request of it, by botocore, raises what is wrong
-                        if not attempt.ended:
+                        if attempt is None or not attempt.ended:
                             return 0.0
-        finally:
-            turn.wanted, turn.accepting = None, False
-
-    def _attempt(self, turn: _Turn, read: R, link: Link | None) -> float | None:
-        wanted = read.wanted
-        request = self._template.request(read.key, wanted.header())
-        logger.debug("Sending GetObject for %s, %s", request.url, wanted.header() or "all of it")
-        if turn.given_up:
             return 0.0
-        answer: Any = (link or self._transfer.exchange).get(request, wanted)
-        if answer.status_code in _BUSY:
+        finally:
+            turn.request, turn.accepting = None, False
+
+    def _attempt(self, turn: _Turn, request: R, link: Link | None) -> float | None:
+        answer = request.made(self._transfer, self._template, link)
+        if answer.status_code in _BUSY and request.waits:
             after = answer.headers.get("Retry-After", "")
             return min(float(after), _LONGEST_WAIT) if after.isdecimal() else _waits.uniform(*_WAIT)
         self._refused = self._refused or answer.status_code in _REFUSED
-        if answer.status_code >= 300 or not wanted.complete or not answer.headers.get("ETag"):
+        if answer.status_code >= 300:
             return 0.0
-        turn.accepting = True
-        return None if not turn.given_up and read.accept(wanted) else 0.0
+        if not request.understood(answer):
+            self._strange += 1
+            return 0.0
+        self._strange, turn.accepting = 0, True
+        return None if not turn.given_up and request.accept() else 0.0
 
 
 async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:

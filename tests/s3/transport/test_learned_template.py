@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Any
 
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+
+
+async def nothing() -> None:
+    """A request that ends before it is sent."""
+
+
+async def no_template(*_: Any) -> None:
+    """No template."""
 
 
 def test_of_another_event_loop() -> None:
@@ -12,12 +22,28 @@ def test_of_another_event_loop() -> None:
     learned = LearnedTemplate()
 
     async def begin() -> bool:
-        unknown = learned.unknown
-        learned.begin()
-        return unknown and not learned.unknown
+        unknown, first = learned.unknown, learned.learn(lambda: asyncio.sleep(99), no_template)
+        begun = unknown and not learned.unknown
+        first.cancel()
+        return begun
 
     assert asyncio.run(begin())
     assert asyncio.run(begin())
+
+
+def test_first_request_that_is_cancelled() -> None:
+    """Who waits for the template does not wait for ever when the first request is cancelled before it begins."""
+
+    async def work() -> None:
+        learned = LearnedTemplate()
+        first = learned.learn(nothing, no_template)
+        first.cancel()
+        assert await learned.known() is None
+        with contextlib.suppress(asyncio.CancelledError):
+            await first
+        assert learned.unknown
+
+    asyncio.run(work())
 
 
 def test_requests_that_only_botocore_makes() -> None:
@@ -26,8 +52,8 @@ def test_requests_that_only_botocore_makes() -> None:
     async def attempts() -> int:
         learned, count = LearnedTemplate(), 0
         while learned.unknown:
-            learned.begin()
-            learned.settle(None)
+            await learned.learn(nothing, no_template)
+            assert await learned.known() is None
             count += 1
         assert await learned.known() is None
         return count

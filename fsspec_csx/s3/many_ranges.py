@@ -1,0 +1,173 @@
+"""Many ranges of objects at a time: near ones of one object by one request, and all requests alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fsspec.utils import is_exception
+from s3fs.utils import FileExpired
+
+from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.consistent_read import BytesBuffer, PinnedObject, retry_if_changed
+from fsspec_csx.s3.download import cat_file
+from fsspec_csx.s3.listing import object_info
+from fsspec_csx.s3.many_objects import cat_files, is_ours
+from fsspec_csx.s3.many_requests import ObjectGet, make_alike
+from fsspec_csx.s3.multipart import gather_or_cancel
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
+
+
+async def cat_ranges(
+    fs: Any,
+    paths: Sequence[str],
+    starts: Any,
+    ends: Any,
+    max_gap: int | None = None,
+    batch_size: int | None = None,
+    on_error: str = "return",
+    **kwargs: Any,
+) -> list[Any]:
+    """The bytes of many ranges of objects; near ones of one object by one request.
+
+    Args:
+        paths: one for each range.
+        starts: position of the first byte of each, or of all.
+        ends: positions behind the last ones.
+        batch_size: how many requests at a time.
+        on_error: "return" puts exceptions in the place of results, anything else raises the first.
+    """
+    starts = list(starts) if isinstance(starts, Iterable) else [starts] * len(paths)
+    ends = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
+    if not len(paths) == len(starts) == len(ends):
+        msg = f"There are {len(paths)} paths, {len(starts)} starts and {len(ends)} ends. Give as many of each."
+        raise ValueError(msg)
+    wanted: dict[str, list[int]] = {}
+    for number, path in enumerate(paths):
+        wanted.setdefault(path, []).append(number)
+    spans = list(zip(starts, ends, strict=True))
+    results: list[Any] = [None] * len(paths)
+
+    async def read(path: str) -> None:
+        numbers = wanted[path]
+        try:
+            found = await retry_if_changed(
+                lambda: _read_ranges(fs, path, [spans[number] for number in numbers], **kwargs)
+            )
+        except Exception as error:
+            found = [error] * len(numbers)
+        for number, data in zip(numbers, found, strict=True):
+            results[number] = data
+
+    left = set(wanted)
+    if len(wanted) > 1 and is_ours(fs, "_cat_file", cat_file) and not kwargs:
+        spans_of = {path: [spans[number] for number in numbers] for path, numbers in wanted.items()}
+        for path, found in (await _read_alike(fs, spans_of, batch_size)).items():
+            left.discard(path)
+            for number, data in zip(wanted[path], found, strict=True):
+                results[number] = data
+    await gather_or_cancel(read(path) for path in wanted if path in left)
+    if on_error != "return" and (error := next(filter(is_exception, results), None)):
+        raise error
+    return results
+
+
+async def _read_ranges(fs: Any, path: str, spans: list[tuple[Any, Any]], **kwargs: Any) -> list[Any]:
+    """Read ranges of an object, in one state of it."""
+    if len(spans) == 1:
+        return [await fs._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
+    found = PinnedObject(fs, path, kwargs.get("version_id"))
+    info = await object_info(fs, path, found.version)
+    found.etag = info.get("ETag")
+    limits = [slice(*span).indices(info["size"])[:2] for span in spans]
+    with contextlib.ExitStack() as stack:
+        targets = [stack.enter_context(BytesBuffer(max(0, end - start), found)) for start, end in limits]
+        pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
+        size = fs.request_size(sum(len(memory) for _, memory in pairs))
+        await fs.transfer.fetch(found.get, coalesce(pairs, size))
+        return [target.getvalue() for target in targets]
+
+
+class _Ranges:
+    """Ranges of one object.
+
+    Args:
+        spans: of the bytes; small ones unless the object's size is known.
+        info: of the object, if its size is known.
+
+    Attributes:
+        error: why one could not be read.
+    """
+
+    def __init__(self, fs: Any, path: str, spans: list[tuple[Any, Any]], info: Mapping[str, Any] | None) -> None:
+        self.state = PinnedObject(fs, path, None, info.get("ETag") if info else None)
+        self.error: Exception | None = None
+        limits = [slice(*each).indices(info["size"])[:2] if info else each for each in spans]
+        self._targets = [BytesBuffer(max(0, end - start), self.state).__enter__() for start, end in limits]
+        pairs = [(start, target.memory) for (start, _), target in zip(limits, self._targets, strict=True)]
+        self.requests = coalesce(pairs, MIN_REQUEST)
+        if len(pairs) == 1 and info is None:
+            self.requests = [RangeRequest(limits[0][0], clipped=True)]
+            self.requests[0].add(0, *pairs[0])
+
+    def found(self) -> list[Any] | None:
+        """The bytes of each, or why there are none; None if they are to be read in another way.
+
+        So it is if the object was replaced meanwhile, or ends before a range does.
+        """
+        if self.error is not None:
+            beyond = any(each.total is not None and each.end > each.total for each in self.requests)
+            if beyond or isinstance(self.error, FileExpired) or code_of(self.error) in ("InvalidRange", "416"):
+                return None
+            return [self.error] * len(self._targets)
+        if len({self.state.etag, *(each.etag for each in self.requests)} - {None}) > 1:
+            return None
+        if len(self._targets) == 1:
+            return [self._targets[0].getvalue(sum(each.length for each in self.requests))]
+        return [each.getvalue() for each in self._targets]
+
+
+async def _read_alike(fs: Any, spans: Mapping[str, list[tuple[Any, Any]]], most: int | None) -> dict[str, list[Any]]:
+    """Read ranges of objects, those of each in one state of it; what has to be read in another way is left out."""
+    await fs.set_session()
+    found: dict[str, list[Any]] = {}
+    whole = [path for path, each in spans.items() if each in ([(0, None)], [(None, None)])]
+    found.update({path: [data] for path, data in zip(whole, await cat_files(fs, whole, most), strict=True)})
+    objects: dict[str, _Ranges] = {}
+
+    async def look_up(path: str) -> None:
+        try:
+            info = await object_info(fs, path, fs.split_path(path)[2])
+            objects[path] = _Ranges(fs, path, spans[path], info)
+        except Exception as error:
+            found[path] = [error] * len(spans[path])
+
+    unknown = []
+    for path in spans.keys() - found.keys():
+        if all(_is_small(*each) for each in spans[path]):
+            objects[path] = _Ranges(fs, path, spans[path], None)
+        else:
+            unknown.append(look_up(path))
+    await gather_or_cancel(unknown)
+    wanted = [(each, request) for each in objects.values() for request in each.requests]
+
+    async def alone(request: ObjectGet) -> None:
+        each, one = wanted[request.number]
+        try:
+            if one.total is not None and one.end > one.total:
+                msg = "The object ends before the range does."
+                raise OSError(msg)
+            await fs.transfer.fetch(each.state.get, [one])
+        except Exception as error:
+            each.error = each.error or error
+
+    requests = [ObjectGet(each.state, request, bool, number) for number, (each, request) in enumerate(wanted)]
+    await make_alike(fs, requests, alone, lambda _: None, most)
+    found.update({path: data for path, each in objects.items() if (data := each.found()) is not None})
+    return found
+
+
+def _is_small(start: Any, end: Any) -> bool:
+    return start is not None and end is not None and 0 <= start < end <= start + MIN_REQUEST
