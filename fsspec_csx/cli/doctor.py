@@ -101,11 +101,7 @@ def _measure(options: argparse.Namespace, storage_options: dict[str, str]) -> No
 
 
 def _as_data(found: Measurement) -> dict[str, Any]:
-    return {
-        **asdict(found),
-        "default_reaches": found.default_reaches,
-        "max_concurrency": found.max_concurrency,
-    }
+    return {**asdict(found), "default_reaches": found.default_reaches, "max_concurrency": found.max_concurrency}
 
 
 def _table_lines(found: Measurement) -> Iterator[str]:

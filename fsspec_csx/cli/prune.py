@@ -24,10 +24,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--keep", type=_number, required=True, metavar="N", help="keep the newest N, at least 1")
     parser.add_argument("--keep-every", type=_number, metavar="K", help="also keep steps that are multiples of K")
     parser.add_argument(
-        "--by",
-        choices=(STEP, TIME),
-        default=STEP,
-        help="sort by the step in the name, or by the time of writing",
+        "--by", choices=(STEP, TIME), default=STEP, help="sort by the step in the name, or by the time of writing"
     )
     deletion.add_options(parser)
 

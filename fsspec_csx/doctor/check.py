@@ -28,9 +28,9 @@ def lacking(name: str, text: str, remedy: str = "") -> Check:
     return Check(name, None, _line(text), _line(remedy))
 
 
-def skipped(name: str, why: str, remedy: str = "") -> Check:
+def skipped(name: str, why: str) -> Check:
     """A check that was skipped."""
-    return Check(name, None, _line(f"not checked: {why}"), _line(remedy))
+    return Check(name, None, _line(f"not checked: {why}"))
 
 
 def failed(name: str, error: Exception | str, remedy: str, right: str = "") -> Check:

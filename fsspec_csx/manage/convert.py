@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fsspec.callbacks import Callback
 
@@ -51,8 +51,6 @@ def convert(
     drop_values: bool = False,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
-    source_options: Mapping[str, Any] | None = None,
-    target_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> ConvertResult:
     """Convert a checkpoint to another format or dtype, or extract a part of it.
@@ -78,9 +76,9 @@ def convert(
         IsADirectoryError: if a file would replace a folder.
     """
     _check(dtype, format)
-    origin = Location.of(source, source_options)
+    origin = Location.of(source)
     written, kind = _written(origin, target, format)
-    place = Location.of(written, target_options)
+    place = Location.of(written)
     if not overwrite and place.exists():
         raise already_exists(place.text)
     if overwrite:
@@ -94,7 +92,7 @@ def convert(
         cast = None if dtype is None else getattr(torch, _name(dtype))
         request = Request(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
         found = registry.named(kind).convert(opened, request, Target(*place.through, place.display_path), progress)
-    size = found.size or inspect(written, storage_options=target_options).size
+    size = found.size or inspect(written).size
     return ConvertResult(place.display_path, kind, **{**vars(found), "size": size})
 
 

@@ -60,47 +60,36 @@ def checkpoints(
     return sorted(found, key=sort_key)
 
 
-def list_matching(
-    path: str | os.PathLike[str], *, recursive: bool = False, options: Mapping[str, Any] | None = None
-) -> list[ListedCheckpoint]:
+def list_matching(path: str, *, recursive: bool = False) -> list[ListedCheckpoint]:
     """List the checkpoints under a root, or those that match a pattern or are in a folder that matches it.
 
     A FileNotFoundError if nothing matches.
     """
-    matches = pattern_matches(path, options)
+    matches = pattern_matches(path)
     if matches is None:
-        return checkpoints(path, recursive=recursive, storage_options=options)
+        return checkpoints(path, recursive=recursive)
     if not matches:
-        msg = f"No checkpoint matches {redacted(os.fspath(path))}. Check the path."
+        msg = f"No checkpoint matches {redacted(path)}. Check the path."
         raise FileNotFoundError(msg)
     found: dict[str, ListedCheckpoint] = {}
     for parent in dict.fromkeys(name.rpartition("/")[0] or "." for name in matches):
-        found |= {each.path: each for each in checkpoints(parent, storage_options=options) if each.path in matches}
+        found |= {each.path: each for each in checkpoints(parent) if each.path in matches}
     for name, is_folder in matches.items():
         if is_folder and name not in found:
-            found |= {each.path: each for each in checkpoints(name, recursive=recursive, storage_options=options)}
+            found |= {each.path: each for each in checkpoints(name, recursive=recursive)}
     return sorted(found.values(), key=sort_key)
 
 
-def latest(
-    root: str | os.PathLike[str], *, recursive: bool = False, storage_options: Mapping[str, Any] | None = None
-) -> ListedCheckpoint | None:
-    """The newest complete checkpoint under a root; None if there is none.
+def latest_of(found: Iterable[ListedCheckpoint]) -> ListedCheckpoint | None:
+    """The newest complete one of some checkpoints; None if there is none.
 
     A step is incomplete if it lacks a file that other steps have, a folder if it lacks a file of its manifest.
     """
-    return latest_of(checkpoints(root, recursive=recursive, storage_options=storage_options), storage_options)
-
-
-def latest_of(
-    found: Iterable[ListedCheckpoint], storage_options: Mapping[str, Any] | None = None
-) -> ListedCheckpoint | None:
-    """The newest complete one of some checkpoints; see ``latest``."""
     for step in reversed(steps_of(found)):
         try:
             for each in step.members if not step.flaw else ():
                 if each.sharded:
-                    completeness.check_complete(each.path, storage_options)
+                    completeness.check_complete(each.path)
         except (CheckpointError, FileNotFoundError):
             continue
         if not step.flaw:

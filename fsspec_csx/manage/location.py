@@ -43,7 +43,7 @@ class Location:
     through: tuple[Any, str]  # the filesystem and the path in front of the caches, which must see what is written
 
     @classmethod
-    def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Location:
+    def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Location:
         """The location of a path; trailing slashes do not count. A CheckpointPathError if it can name no checkpoint."""
         text = checkpoint_path(strip_slashes(path))
         fs, inner = resolve_path(path, text, options)
@@ -211,7 +211,7 @@ def expand_pattern(
     return sorted(found)
 
 
-def pattern_matches(path: str | os.PathLike[str], options: Mapping[str, Any] | None) -> dict[str, bool] | None:
+def pattern_matches(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> dict[str, bool] | None:
     """The paths that match a pattern, as for ``load``, and whether each is a folder; None as for ``expand_pattern``."""
     place = Location.of(path, options) if _WILDCARD.search(os.fspath(path)) else None
     if place is None or not _WILDCARD.search(place.path) or place.version or place.exists():

@@ -1,4 +1,4 @@
-"""A checkpoint read as a whole and compared with every checksum that there is."""
+"""Reads a whole checkpoint, and compares it with every checksum that it has."""
 
 from __future__ import annotations
 
@@ -32,10 +32,7 @@ class VerifyResult:
 
 
 def verify(
-    path: str | os.PathLike[str],
-    *,
-    storage_options: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
+    path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None, callback: Callback | None = None
 ) -> VerifyResult:
     """Read all of a checkpoint and look for damage, without running any code of it.
 

@@ -51,37 +51,37 @@ class Batches:
             except StopIteration:
                 if not self.index:
                     break
-                self._over()
+                self._end_epoch()
                 continue
             self.index += 1
             if self.index == self._length:
                 # What the loader draws at its end belongs to this epoch.
                 if self._limit is None:
                     next(iterator, None)
-                self._over()
+                self._end_epoch()
             return batch
         msg = "The data loader has no batches. Check the dataset, and drop_last with few samples."
         raise ValueError(msg)
 
     def _begin(self) -> Iterator[Any]:
-        self._start = self._taken()
+        self._start = self._capture()
         self._first = self._first or self._start
-        self._iterator = self._iterated(self.epoch)
+        self._iterator = self._new_iterator(self.epoch)
         return self._iterator
 
-    def _iterated(self, epoch: int) -> Iterator[Any]:
+    def _new_iterator(self, epoch: int) -> Iterator[Any]:
         for holder in self.objects.samplers:
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
                 break
         return iter(self._loader)
 
-    def _over(self) -> None:
+    def _end_epoch(self) -> None:
         self.epoch += 1
         self.index = 0
         self._iterator = self._start = None
 
-    def _taken(self) -> dict[str, Any]:
+    def _capture(self) -> dict[str, Any]:
         return {**random_states.capture(), "objects": self.objects.capture()}
 
     def _restore(self, states: dict[str, Any]) -> None:
@@ -95,9 +95,9 @@ class Batches:
             if self._stateful:
                 if self._iterator is None:  # the state of a loader is that of a pass, not of the end of the last one
                     self._begin()
-                state |= {"loader": self._loader.state_dict(), "start": self._start, "now": self._taken()}
+                state |= {"loader": self._loader.state_dict(), "start": self._start, "now": self._capture()}
                 return state
-            state["start"] = self._start if self.index else self._taken()
+            state["start"] = self._start if self.index else self._capture()
             if self._workers and self._first:
                 state["first"] = self._first
         return state
@@ -113,11 +113,11 @@ class Batches:
         self._iterator = None
         with self._random.active():
             if self._stateful and "loader" in state:
-                self._go_to(state, index)
+                self._resume_loader(state, index)
             else:
                 self._draw_again(state, index * processes // self._processes)
 
-    def _go_to(self, state: dict[str, Any], index: int) -> None:
+    def _resume_loader(self, state: dict[str, Any], index: int) -> None:
         if "start" in state:  # a sampler without a state draws its order again
             self._restore(state["start"])
         self._loader.load_state_dict(state["loader"])
@@ -131,7 +131,7 @@ class Batches:
             self._first = state["first"]
             self._restore(state["first"])
             self._workers.second = self.epoch
-            self._iterated(0)
+            self._new_iterator(0)
         if count or "start" in state:
             self._restore(state["start"])
         if not count:

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints, at any fsspec URL, and their names; these are literal, but for ``matching``."""
+"""The folder of a run's checkpoints, at any fsspec URL, and their names, which are literal except in ``matching``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
     """Whether the path of a new checkpoint of this form is taken; by an interrupted save of the same form it is not."""
-    place = Location.of(path, None)
+    place = Location.of(path)
     if not place.exists():
         return False
     if not (sharded or format) or not place.is_folder():

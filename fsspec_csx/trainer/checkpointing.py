@@ -11,13 +11,7 @@ from fsspec_csx.checkpoint.async_save import async_save, release_buffers
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.trainer import (
-    checkpoint_root,
-    modelzoo_state,
-    processes,
-    state_validation,
-    training_state,
-)
+from fsspec_csx.trainer import checkpoint_root, modelzoo_state, processes, state_validation, training_state
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpoint_root import CheckpointNames
 from fsspec_csx.trainer.local_disk import LocalDisk

@@ -75,13 +75,13 @@ def to_modelzoo(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> d
     for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for number, parameter in zip(group["params"], own["params"], strict=True):
             held = state["state"].get(number, {})
-            if there := _parameter_there(kind, form, held, parameter, group, optimizer):
+            if there := _parameter_to_modelzoo(kind, form, held, parameter, group, optimizer):
                 found[number] = there
-    groups = [_group_there(kind, form, group, optimizer) for group in state["param_groups"]]
+    groups = [_group_to_modelzoo(kind, form, group, optimizer) for group in state["param_groups"]]
     return {"state": found, "param_groups": groups}
 
 
-def _parameter_there(
+def _parameter_to_modelzoo(
     kind: str, form: _Form, own: Mapping[str, Any], parameter: torch.Tensor, group: Any, optimizer: Any
 ) -> dict[str, Any]:
     if kind == "Adafactor":
@@ -93,7 +93,7 @@ def _parameter_there(
     step = float(own.get("step", 0))
     if not own:
         names = form.tensors.split()
-        found = {name: first for name in names if (first := _first(name, kind, parameter, group)) is not None}
+        found = {name: first for name in names if (first := _initial(name, kind, parameter, group)) is not None}
     if form.counts:
         found["step"] = _tensor(step)
     if getattr(optimizer, "_correct_bias", True):
@@ -102,7 +102,7 @@ def _parameter_there(
     return found
 
 
-def _first(name: str, kind: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor | None:
+def _initial(name: str, kind: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor | None:
     """What a tensor of a state is before the first step, when torch has no state yet; None if there is none."""
     shape = parameter.shape
     if kind == "Adafactor":
@@ -119,7 +119,7 @@ def _first(name: str, kind: str, parameter: torch.Tensor, group: Mapping[str, An
     return torch.zeros(shape, dtype=parameter.dtype)
 
 
-def _group_there(kind: str, form: _Form, own: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+def _group_to_modelzoo(kind: str, form: _Form, own: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     group = dict(own)
     if form is _ADAM:
         decay, coupled = group["weight_decay"], kind == "Adam"
@@ -145,19 +145,19 @@ def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], globa
     """
     kind = _kind(optimizer)
     groups = state.get("param_groups")
-    if kind is None or not isinstance(groups, list) or not _is_there(optimizer, _FORMS[kind], groups):
+    if kind is None or not isinstance(groups, list) or not _is_of_modelzoo(optimizer, _FORMS[kind], groups):
         return state
     found: dict[Any, Any] = {}
     for group in groups:
         for number in group["params"]:
             if number in state["state"]:
-                found[number] = _parameter_here(kind, optimizer, state["state"][number], group, global_step)
+                found[number] = _parameter_from_modelzoo(kind, optimizer, state["state"][number], group, global_step)
     pairs = zip(optimizer.param_groups, groups, strict=False)
-    groups = [_group_here(kind, own, group) for own, group in pairs] + groups[len(optimizer.param_groups) :]
+    groups = [_group_from_modelzoo(kind, own, group) for own, group in pairs] + groups[len(optimizer.param_groups) :]
     return {"state": {number: own for number, own in found.items() if own}, "param_groups": groups}
 
 
-def _is_there(optimizer: torch.optim.Optimizer, form: _Form, groups: list[Any]) -> bool:
+def _is_of_modelzoo(optimizer: torch.optim.Optimizer, form: _Form, groups: list[Any]) -> bool:
     """Whether groups have the ModelZoo's form of an optimizer, and not torch's."""
     names = {*form.options.split(), "params"}
     return all(
@@ -165,7 +165,7 @@ def _is_there(optimizer: torch.optim.Optimizer, form: _Form, groups: list[Any]) 
     )
 
 
-def _parameter_here(
+def _parameter_from_modelzoo(
     kind: str, optimizer: Any, there: Mapping[str, Any], group: Any, global_step: Any
 ) -> dict[str, Any]:
     form = _FORMS[kind]
@@ -202,7 +202,7 @@ def _steps(form: _Form, there: Mapping[str, Any], group: Mapping[str, Any], glob
     return known if power == _TINY or abs(steps - known) <= 0.5 + known * rounded else float(max(0, round(steps)))
 
 
-def _group_here(kind: str, own: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+def _group_from_modelzoo(kind: str, own: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
     group = dict(there)
     if kind == "Adam":
         group["weight_decay"] = group["l2_regularization_rate"]

@@ -41,7 +41,7 @@ def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
         found["optimizer"] = modelzoo_optimizers.to_modelzoo(trainer.optimizer, state["optimizer"])
         if "schedulers" in state:
             groups = found["optimizer"]["param_groups"]
-            states = [_scheduler_there(each, groups) for each in trainer.schedulers]
+            states = [_scheduler_to_modelzoo(each, groups) for each in trainer.schedulers]
             found["schedulers"] = [_holdable(each) for each in states]
     for key, value in state.items():
         if key not in _SHARED:
@@ -66,7 +66,7 @@ def from_modelzoo(trainer: Trainer, state: dict[str, Any], path: str) -> dict[st
         states = [_unpacked(each, path) for each in found["schedulers"]]
         pairs = zip([*trainer.schedulers, *(None for _ in states)], states, strict=False)
         with state_validation.restoring(path, "schedulers"):
-            found["schedulers"] = [_scheduler_here(own, each) for own, each in pairs]
+            found["schedulers"] = [_scheduler_from_modelzoo(own, each) for own, each in pairs]
     return found
 
 
@@ -97,7 +97,7 @@ def _read(packed: Any, path: str) -> Any:
     return reader.read(Source(io.BytesIO(data), len(data)), name=name, map_location="cpu")
 
 
-def _scheduler_there(scheduler: Any, groups: list[dict[str, Any]]) -> Any:
+def _scheduler_to_modelzoo(scheduler: Any, groups: list[dict[str, Any]]) -> Any:
     """The state of a scheduler; that of other schedulers than the ModelZoo's stays as it is.
 
     What it sets in the groups of the optimizer's state is a tensor there.
@@ -111,7 +111,7 @@ def _scheduler_there(scheduler: Any, groups: list[dict[str, Any]]) -> Any:
     return state
 
 
-def _scheduler_here(scheduler: Any, state: Any) -> Any:
+def _scheduler_from_modelzoo(scheduler: Any, state: Any) -> Any:
     """The state for a scheduler: of the ModelZoo's form only the step, which for torch's must be a number."""
     if isinstance(scheduler, schedulers.Scheduler) or not isinstance(state, Mapping) or _MARK not in state:
         return state

@@ -162,13 +162,7 @@ AdaFactor = Adafactor
 class Lion(_Own):
     """The sign of a mean of gradients: https://arxiv.org/abs/2302.06675"""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-4,
-        betas: _Betas = (0.9, 0.99),
-        weight_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, params: Any, lr: float = 1e-4, betas: _Betas = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ class CosineDecayWD(_DecayWD):
 
 @dataclass(eq=False)
 class ExponentialLR(Scheduler):
-    """Times ``decay_rate`` in each ``total_iters`` steps, and on; at once if ``staircase``."""
+    """Multiplied by ``decay_rate`` over each ``total_iters`` steps, or at the end of them if ``staircase``."""
 
     initial_learning_rate: float
     total_iters: int
@@ -138,7 +138,7 @@ class InverseSquareRootDecayLR(Scheduler):
 
 @dataclass(eq=False)
 class StepLR(Scheduler):
-    """Times ``gamma`` after each ``step_size`` steps."""
+    """Multiplied by ``gamma`` after each ``step_size`` steps."""
 
     initial_learning_rate: float
     step_size: int
@@ -150,7 +150,7 @@ class StepLR(Scheduler):
 
 @dataclass(eq=False)
 class MultiStepLR(Scheduler):
-    """Times ``gamma`` at each of the milestones."""
+    """Multiplied by ``gamma`` at each of the milestones."""
 
     initial_learning_rate: float
     gamma: float
@@ -179,7 +179,7 @@ class PiecewiseConstantLR(Scheduler):
 
 @dataclass(eq=False)
 class MultiplicativeLR(Scheduler):
-    """Times ``coefficient`` at each step."""
+    """Multiplied by ``coefficient`` at each step."""
 
     initial_learning_rate: float
     coefficient: float
@@ -269,7 +269,7 @@ def _linear(first: float, last: float, share: float) -> float:
 
 
 def _cosine(first: float, last: float, share: float) -> float:
-    """From one value to another by half a wave of a cosine; it goes on beyond."""
+    """From one value to another by half a wave of a cosine, which continues after that."""
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 

@@ -17,7 +17,7 @@ from fsspec_csx import copy, distributed, load, move, save
 from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
-from fsspec_csx.manage.list import checkpoints, latest
+from fsspec_csx.manage.list import checkpoints, latest_of
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -53,7 +53,7 @@ def test_listed(held: str, fs: CSXFileSystem, recursive: bool) -> None:
     (found,) = checkpoints(f"s3://{held}", recursive=recursive)
     assert (found.path, found.step, found.sharded) == (f"s3://{held}/checkpoint_5.mdl", 5, True)
     assert (found.files, found.size) == (len(KEYS), sum(map(len, objects(CASE).values())))
-    assert latest(f"s3://{held}", recursive=recursive) == found
+    assert latest_of(checkpoints(f"s3://{held}", recursive=recursive)) == found
 
 
 def test_listed_locally(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fsspec_csx import load, save
 from fsspec_csx.cli import main
 from fsspec_csx.errors import BucketNotFoundError, CheckpointPathError, EndpointError, RejectedCredentialsError
 from fsspec_csx.manage import s3
-from fsspec_csx.manage.list import checkpoints, latest
+from fsspec_csx.manage.list import checkpoints, latest_of
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -81,7 +81,7 @@ def test_what_is_no_checkpoint(root: str) -> None:
     )
     fill(root, "checkpoint_4.mdl", data=b"")
     assert checkpoints(root) == []
-    assert latest(root) is None
+    assert latest_of(checkpoints(root)) is None
 
 
 def test_recursive(root: str) -> None:
@@ -167,7 +167,7 @@ def test_chained(form: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     root = form.format(tmp_path / "run")
     save([1], str(tmp_path / "run" / "checkpoint_1.mdl"))
-    found = latest(root)
+    found = latest_of(checkpoints(root))
     assert found is not None
     assert load(found.path) == [1]
 

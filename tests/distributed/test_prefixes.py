@@ -18,7 +18,7 @@ from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD, is_prefix, shard_name
 from fsspec_csx.manage import delete, gc, prune
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.directory import Directory
-from fsspec_csx.manage.list import checkpoints, latest
+from fsspec_csx.manage.list import checkpoints, latest_of
 from fsspec_csx.manage.verify import verify
 
 NONE = timedelta(0)
@@ -56,7 +56,7 @@ def test_every_command_finds_them(root: str) -> None:
     check_complete(f"{root}/run/checkpoint_2")
     fsspec_csx.copy(f"{root}/run/checkpoint_2", f"{root}/run/checkpoint_3")
     fsspec_csx.move(f"{root}/run/checkpoint_3", f"{root}/run/checkpoint_4")
-    newest = latest(f"{root}/run")
+    newest = latest_of(checkpoints(f"{root}/run"))
     assert newest is not None
     assert newest.step == 4
     assert fsspec_csx.load(f"{root}/run/checkpoint_4")["x"].sum() == 200

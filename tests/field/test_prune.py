@@ -22,7 +22,7 @@ from fsspec_csx.cli import main
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, latest
+from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, latest_of
 from fsspec_csx.manage.naming import parse_name
 from fsspec_csx.manage.prune import plan, prune
 from fsspec_csx.trainer import Checkpoint
@@ -43,7 +43,7 @@ def sharded(root: str, step: int, *, shards: int = 2, size: int = 4) -> str:
 
 def newest(root: str) -> str | None:
     """The name of the newest whole one."""
-    found = latest(root)
+    found = latest_of(checkpoints(root))
     return found.path.rpartition("/")[2] if found else None
 
 

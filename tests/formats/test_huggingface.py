@@ -27,7 +27,7 @@ from fsspec_csx.manage.copy import copy, move
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.gc import clear, leftovers
 from fsspec_csx.manage.info import describe
-from fsspec_csx.manage.list import checkpoints, latest
+from fsspec_csx.manage.list import checkpoints, latest_of
 from fsspec_csx.manage.verify import verify
 from fsspec_csx.testing import LocalS3
 
@@ -324,7 +324,7 @@ def test_list_and_prune(root: str) -> None:
     fs.pipe_file(f"{inner}/checkpoint-4/model.safetensors", fs.cat_file(f"{inner}/checkpoint-4/model.safetensors")[:-1])
     shard = next(name for name in left(f"{root}/checkpoint-3") if "-of-" in name)
     fs.rm_file(f"{inner}/checkpoint-3/{shard}")
-    found = latest(root)
+    found = latest_of(checkpoints(root))
     assert found is not None
     assert found.step == 2
     done = prune.prune(root, 1)
@@ -339,7 +339,7 @@ def test_leftovers_are_no_shards(root: str) -> None:
     whole = left(root)
     fill(f"{root}/checkpoint-1", "model-0123abcd-00002-of-00003.safetensors")
     fill(f"{root}/checkpoint-2", "model-0123abcd-00001-of-00003.safetensors")
-    found = latest(root)
+    found = latest_of(checkpoints(root))
     assert found is not None
     assert found.step == 1
     lost = [each for each in leftovers(root, older_than=timedelta(seconds=-60)) if each.kind == "shards"]

@@ -16,7 +16,7 @@ from null_server import PAGE, NullServer, null_server
 import fsspec_csx as cstorch
 from fsspec_csx.manage.delete import delete, targets
 from fsspec_csx.manage.gc import leftovers
-from fsspec_csx.manage.list import checkpoints, latest
+from fsspec_csx.manage.list import checkpoints, latest_of
 from fsspec_csx.manage.prune import prune
 from fsspec_csx.trainer import Checkpoint
 
@@ -91,7 +91,7 @@ def test_listing(full: NullServer, count: int, way: str) -> None:
 def test_newest(full: NullServer, count: int) -> None:
     """The newest is the one of the last step, whatever order their names have."""
     with asking(full, list_objects_v2=pages(count)):
-        found = latest(f"s3://{ROOT}")
+        found = latest_of(checkpoints(f"s3://{ROOT}"))
     assert found is not None
     assert found.step == count - 1
 

@@ -13,7 +13,7 @@ from fsspec_csx import copy, distributed, load, move, save, stream
 from fsspec_csx.errors import BucketNotFoundError
 from fsspec_csx.manage import delete, gc, prune
 from fsspec_csx.manage import s3 as manage_s3
-from fsspec_csx.manage.list import checkpoints, latest
+from fsspec_csx.manage.list import checkpoints, latest_of
 
 ROOT = f"s3://{BUCKET}/run"
 
@@ -68,7 +68,7 @@ def test_checkpoints(express: DirectoryBucket, monkeypatch: pytest.MonkeyPatch) 
     for each in found:
         assert torch.equal(load(each.path, keys=["w"])["w"], state["w"])
         assert {name for name, _ in stream(each.path)} == {"v", "w"}
-    newest = latest(ROOT)
+    newest = latest_of(checkpoints(ROOT))
     assert newest is not None
     assert newest.step == 12
     copy(f"{ROOT}/checkpoint_10.mdl", f"s3://{BUCKET}/other/x.mdl")

@@ -37,8 +37,7 @@ def import_name(name: str, home: ModuleType | None = None) -> Any:
         for attribute in parts[count:]:
             if not hasattr(found, attribute):
                 raise ConfigError(
-                    f"there is no {attribute!r} in {module}.",
-                    suggestion(attribute, dir(found), "Check the name."),
+                    f"there is no {attribute!r} in {module}.", suggestion(attribute, dir(found), "Check the name.")
                 )
             found = getattr(found, attribute)
         return found
