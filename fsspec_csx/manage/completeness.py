@@ -39,7 +39,8 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     if missing := missing_shards(name for name in sizes if name.rpartition(".")[2] not in counted):
         raise _incomplete(display_path, missing, "its shards count")
     for name in indexes:
-        _check_index(root, name, sizes, display_path)
+        if missing := sorted(each for each in shards_of_index(root, name) if not sizes.get(each)):
+            raise _incomplete(display_path, missing, f"{name} names")
     if lone:
         inspect(path, storage_options=storage_options)
     if ".metadata" in sizes:
@@ -64,12 +65,10 @@ def missing_shards(names: Iterable[str]) -> list[str]:
     return missing
 
 
-def _check_index(root: Directory, name: str, sizes: Mapping[str, int | None], display_path: str) -> None:
-    """Check that the files in a Hugging Face index exist."""
+def shards_of_index(root: Directory, name: str) -> set[str]:
+    """The shards that a Hugging Face index names; an InvalidCheckpointError if it is damaged."""
     with Location.below(root, name).opened() as file:
-        named = decoded(file.read(LARGEST + 1), f"{name} of {display_path}").shards
-    if missing := sorted(each for each in {*named} if not sizes.get(each)):
-        raise _incomplete(display_path, missing, f"{name} names")
+        return {*decoded(file.read(LARGEST + 1), f"{name} of {redacted(root.path)}").shards}
 
 
 def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_path: str) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD
 from fsspec_csx.formats.huggingface import names as huggingface
-from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import naming, s3
+from fsspec_csx.manage.completeness import shards_of_index
 from fsspec_csx.manage.directory import Directory, File
-from fsspec_csx.manage.location import Location
 from fsspec_csx.s3.upload_journal import all_journals
 
 DAY = timedelta(days=1)
@@ -123,8 +122,7 @@ def _not_in_index(root: Directory, folder: str, names: Sequence[str]) -> set[str
     shards = {name for name in names if huggingface.SHARD.fullmatch(name)}
     for name in filter(huggingface.is_index, names if shards else ()):
         try:
-            with Location.below(root, folder + name).opened() as file:
-                shards -= {*decoded(file.read(LARGEST), name).shards}
+            shards -= shards_of_index(root, folder + name)
         except (CheckpointError, FileNotFoundError, PermissionError):
             return set()
     return shards

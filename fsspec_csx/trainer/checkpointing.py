@@ -35,11 +35,9 @@ class Checkpoint(Callback):
     same time, and the first one writes the manifest last: without it the checkpoint is incomplete. In the background
     they use a separate gloo group; all raise the error of any.
 
-    With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there, at most two at a time
-    waiting for it. The newest one of either side is loaded, from the local disk if it is whole there, and the root has
-    the same or none yet. What a killed process did not upload is uploaded by the next ``fit``. If the root has no
-    checkpoints, a warning says that the local one is loaded; a ``fit`` that begins anew does not upload it. A failed
-    upload is a warning: the next save uploads what is left. ``fit`` raises its error at the end, if it still fails.
+    With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there. The newest one of
+    either side is loaded. A failed upload is a warning: the next save uploads what is left, and so does the next
+    ``fit`` after a killed one. ``fit`` raises its error at the end, if it still fails.
 
     Args:
         steps: the number of steps between checkpoints; the last step has one, too. None or 0 saves none.

@@ -121,14 +121,10 @@ class WandbLogger(Logger):
     A training that resumes in the same ``model_dir`` continues its run. Without a network, set ``WANDB_MODE=offline``.
 
     Args:
-        project: the project of the run.
-        group: the group of runs to which it belongs.
-        run_id: its identifier; by default that of the last run in ``model_dir``, or a new one.
+        project, group, job_type, tags, entity: as for ``wandb.init``.
+        run_id: the identifier of the run; by default that of the last run in ``model_dir``, or a new one.
         run_name: its name.
-        job_type: its type.
-        tags: its tags.
         resume: ``auto``, ``allow``, ``must`` or ``never``, see ``wandb.init``; ``never`` begins a new run.
-        entity: the user or team.
 
     Attributes:
         run: the run of ``wandb``, in the first process.

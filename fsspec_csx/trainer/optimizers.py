@@ -47,7 +47,7 @@ SGD = _adapted(torch.optim.SGD)
 class _Own(torch.optim.Optimizer):
     """An optimizer with a rule for one parameter at a time."""
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Any, **defaults: Any) -> None:
         for name in ("lr", "eps", "weight_decay"):
             if not 0 <= defaults.get(name, 0.0) < math.inf:
                 msg = f"{name} is a number from 0 on, not {defaults[name]!r}. Give such a number."
@@ -55,7 +55,7 @@ class _Own(torch.optim.Optimizer):
         if not all(0 <= beta < 1 for beta in defaults["betas"]):
             msg = f"betas are from 0 to below 1, not {defaults['betas']!r}. Give such numbers."
             raise ValueError(msg)
-        super().__init__(params, defaults)
+        super().__init__(params, {**defaults, "betas": tuple(defaults["betas"])})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -163,7 +163,7 @@ class Lion(_Own):
     """The sign of a mean of gradients: https://arxiv.org/abs/2302.06675"""
 
     def __init__(self, params: Any, lr: float = 1e-4, betas: _Betas = (0.9, 0.99), weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
         if "exp_avg" not in state:
@@ -204,8 +204,7 @@ class Lamb(_Own):
         weight_decay: float = 0.0,
         adam: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "adam": adam}
-        super().__init__(params, defaults)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, adam=adam)
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
         mean, square = _averages(state, gradient, group["betas"])
@@ -229,8 +228,8 @@ class NAdam(_Own):
         weight_decay: float = 0.0,
         momentum_decay: float = 4e-3,
     ) -> None:
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "momentum_decay": momentum_decay})
+        options = {"eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay}
+        super().__init__(params, lr=lr, betas=betas, **options)
 
     def _apply(self, parameter: torch.Tensor, gradient: torch.Tensor, state: Any, group: dict[str, Any]) -> None:
         if group["weight_decay"]:
