@@ -31,7 +31,7 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import report_progress
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
-from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.names import Choice
 from fsspec_csx.tensors.source import Source
 

@@ -14,7 +14,7 @@ from fsspec_csx.formats import reader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.names import Choice, Keys, place_of
 from fsspec_csx.tensors.source import Source
 

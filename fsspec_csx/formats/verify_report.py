@@ -20,7 +20,7 @@ from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.source import Source
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """What was found.
 
@@ -28,25 +28,20 @@ class Report:
         records: how many records have their checksums.
         unchecked: how many have none.
         damage: sentences without a full stop.
-        note: what could not be looked at, and why; empty if there is no such.
-        checksum: of the whole.
+        notes: what could not be looked at, and why.
+        checksum: of the whole, if it is one file.
     """
-
-    records: int
-    unchecked: int
-    damage: list[str]
-    note: str
-    checksum: int
-
-
-@dataclass
-class Findings:
-    """What was found so far in a checkpoint of many parts; see ``Report``."""
 
     records: int = 0
     unchecked: int = 0
     damage: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    checksum: int = 0
+
+    @property
+    def note(self) -> str:
+        """The notes as one sentence; empty if there are none."""
+        return "; ".join(self.notes)
 
     def add(self, report: Report, part: str) -> None:
         """Take in what was found in a part; its name is empty if it is the whole."""
@@ -54,11 +49,7 @@ class Findings:
         self.records += report.records
         self.unchecked += report.unchecked
         self.damage += [prefix + each for each in report.damage]
-        self.notes += [prefix + report.note] if report.note else []
-
-    def report(self) -> Report:
-        """The report on the whole, which has no checksum."""
-        return Report(self.records, self.unchecked, self.damage, "; ".join(self.notes), 0)
+        self.notes += [prefix + each for each in report.notes]
 
 
 class _Structure(NamedTuple):
@@ -84,10 +75,10 @@ def examine(
     damage += [f"the checksum of {_called(entry, shape.found)} is wrong" for entry in wrong]
     checked = sum(map(scan.is_checked, entries))
     unchecked = len(entries) - checked if entries else _tensors(shape.found)
-    note = shape.note
-    if note and not shape.found and not checked:  # there is nothing that speaks for the file
-        damage, note = [*damage, note], ""
-    return Report(checked, unchecked, damage, note, checksum)
+    notes = [shape.note] if shape.note else []
+    if not shape.found and not checked:  # there is nothing that speaks for the file
+        damage, notes = damage + notes, []
+    return Report(checked, unchecked, damage, notes, checksum)
 
 
 def _structure(source: Source, name: str) -> _Structure:

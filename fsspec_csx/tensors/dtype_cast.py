@@ -8,7 +8,7 @@ import torch
 
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.names import place_of
 from fsspec_csx.tensors.tensor_stream import StreamedTensor
 

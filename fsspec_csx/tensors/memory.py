@@ -1,4 +1,7 @@
-"""Tensors whose storage is too small for them, as FSDP leaves its shards: to read one is to read foreign memory."""
+"""The memory of tensors: to reserve it, and to refuse tensors without it.
+
+To read one whose storage is too small for it, as FSDP leaves its shards, is to read foreign memory.
+"""
 
 from __future__ import annotations
 
@@ -87,3 +90,8 @@ def overlaps_itself(tensor: torch.Tensor) -> bool:
         return False
     places = torch.arange(extent).as_strided(tensor.shape, tensor.stride())
     return bool(torch.unique(places).numel() < tensor.numel())
+
+
+def reserved(size: int, device: torch.device) -> torch.UntypedStorage:
+    """A storage of a size in bytes, not filled."""
+    return torch.UntypedStorage(size, device=device)  # type: ignore[no-untyped-call]

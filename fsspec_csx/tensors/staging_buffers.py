@@ -10,29 +10,28 @@ import threading
 import time
 import weakref
 from collections import deque
+from typing import NamedTuple
 
 _IDLE_SECONDS = 30 * 60.0
 _KEPT = 2
 _ROUNDED_TO = 2 * 2**20
 
 
-class Buffer:
-    """Memory of the CPU of at least a size in bytes, last in use ``since`` a time of the monotonic clock."""
+class _Free(NamedTuple):
+    """Memory that is not in use, and since when, by the monotonic clock."""
 
-    def __init__(self, size: int) -> None:
-        self.size = -(-size // _ROUNDED_TO) * _ROUNDED_TO
-        self.since = time.monotonic()
-        # By default the memory would be shared with forked children. Small pages: to find huge ones can take seconds.
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        try:
-            self._map = mmap.mmap(-1, self.size, **private)
-        except OSError as error:
-            msg = f"There is no memory for a copy of {size} bytes of tensors. Use save, which needs none."
-            raise MemoryError(msg) from error
+    memory: mmap.mmap
+    since: float
 
-    def view(self) -> memoryview:
-        """Its memory, by an object that lives as long as anything made of it."""
-        return memoryview(self._map)
+
+def _allocated(size: int) -> mmap.mmap:
+    # By default the memory would be shared with forked children. Small pages: to find huge ones can take seconds.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        return mmap.mmap(-1, -(-size // _ROUNDED_TO) * _ROUNDED_TO, **private)
+    except OSError as error:
+        msg = f"There is no memory for a copy of {size} bytes of tensors. Use save, which needs none."
+        raise MemoryError(msg) from error
 
 
 class Buffers:
@@ -40,15 +39,15 @@ class Buffers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: deque[Buffer] = deque()  # the garbage collector adds to it, and must not wait for the lock
+        self._free: deque[_Free] = deque()  # the garbage collector adds to it, and must not wait for the lock
         self._leased: list[weakref.ref[memoryview]] = []
         self._timer: threading.Timer | None = None
 
     def lease(self, size: int) -> memoryview:
         """At least so many bytes of memory; they are free again when nothing refers to the result any more."""
         with self._lock:
-            buffer = self._take(size) or Buffer(size)
-            memory = buffer.view()
+            buffer = self._take(size) or _allocated(size)
+            memory = memoryview(buffer)  # which lives as long as anything made of it
             weakref.finalize(memory, self._give_back, buffer).atexit = False
             self._leased = [each for each in self._leased if each() is not None] + [weakref.ref(memory)]
             if self._timer is None:
@@ -59,19 +58,18 @@ class Buffers:
         """Give the memory of the free buffers back to the system."""
         self._free.clear()
 
-    def _take(self, size: int) -> Buffer | None:
+    def _take(self, size: int) -> mmap.mmap | None:
         """The smallest free buffer that fits; if there is none, all go: one save shall not keep the memory of two."""
-        free = sorted((self._free.popleft() for _ in range(len(self._free))), key=lambda each: each.size)
+        free = sorted((self._free.popleft() for _ in range(len(self._free))), key=lambda each: len(each.memory))
         for each in free:
-            if size <= each.size <= 2 * size + _ROUNDED_TO:
+            if size <= len(each.memory) <= 2 * size + _ROUNDED_TO:
                 self._free.extend(other for other in free if other is not each)
-                return each
+                return each.memory
         return None
 
-    def _give_back(self, buffer: Buffer) -> None:
-        buffer.since = time.monotonic()
+    def _give_back(self, buffer: mmap.mmap) -> None:
         if len(self._free) < _KEPT:
-            self._free.append(buffer)
+            self._free.append(_Free(buffer, time.monotonic()))
 
     def _watch(self) -> None:
         self._timer = threading.Timer(_IDLE_SECONDS / 4, self._release_idle)
@@ -83,9 +81,9 @@ class Buffers:
         with self._lock:
             limit = time.monotonic() - _IDLE_SECONDS
             for _ in range(len(self._free)):
-                buffer = self._free.popleft()
-                if buffer.since > limit:
-                    self._free.append(buffer)
+                each = self._free.popleft()
+                if each.since > limit:
+                    self._free.append(each)
             self._timer = None
             if self._free or any(each() is not None for each in self._leased):
                 self._watch()

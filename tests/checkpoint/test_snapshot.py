@@ -30,7 +30,7 @@ def no_buffers() -> Iterator[None]:
 
 def free() -> list[int]:
     """The sizes of the free buffers, in MiB."""
-    return sorted(each.size // MIB for each in snapshot._buffers._free)
+    return sorted(len(each.memory) // MIB for each in snapshot._buffers._free)
 
 
 def storages(*sizes: int) -> list[torch.UntypedStorage]:

@@ -29,7 +29,7 @@ from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.tensors import fill, source
 from fsspec_csx.tensors.lazy_object import Record
-from fsspec_csx.tensors.map_location import reserved
+from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.source import HEAD, TAIL, memory_of
 
 SIZES = [0, 1, 15, 16, 17, 16383, 16384, 65537, HEAD, TAIL - 1, HEAD + TAIL + 1, PART + 1, 2 * PART + 3]

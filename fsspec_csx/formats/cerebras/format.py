@@ -63,7 +63,7 @@ class CerebrasFormat(Format[CerebrasSource]):
         try:
             return verify.examine(source)
         except CheckpointError as error:  # links that lead nowhere
-            return Report(0, 0, [damage_of(error, name)], "", 0)
+            return Report(damage=[damage_of(error, name)])
 
     def writer(self, obj: Any, *, copied: bool = False) -> CerebrasWriter:  # type: ignore[override]  # no options
         return CerebrasWriter(obj, copied=copied)

@@ -80,18 +80,15 @@ class Hdf5Source(CerebrasSource):
         import h5py
 
         group: Any = self._h5
-        for part in key.split("/"):
-            with self._explained_damage(key):
+        with self._explained_damage(key):
+            for part in key.split("/"):
                 inside = isinstance(group, h5py.Group) and part not in ("", ".")
                 link = group.get(part, getlink=True) if inside else None
-            if not isinstance(link, h5py.HardLink):
-                raise damaged(self.name, f"it has no dataset {quoted(key)} of its own")
-            with self._explained_damage(key):
+                if not isinstance(link, h5py.HardLink):
+                    raise damaged(self.name, f"it has no dataset {quoted(key)} of its own")
                 group = group[part]
-        with self._explained_damage(key):
-            elsewhere = not isinstance(group, h5py.Dataset) or group.is_virtual or group.external
-        if elsewhere:
-            raise damaged(self.name, f"{quoted(key)} is not a dataset whose bytes are in the file")
+            if not isinstance(group, h5py.Dataset) or group.is_virtual or group.external:
+                raise damaged(self.name, f"{quoted(key)} is not a dataset whose bytes are in the file")
         return group
 
     def _pickle(self, key: str) -> bytes:

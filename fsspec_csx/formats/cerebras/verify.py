@@ -35,9 +35,9 @@ def examine(source: CerebrasSource) -> Report:
     damage = [f"{name!r}: {why}" for name, why in broken.items()]
     damage += [f"the checksum of {name!r} is wrong" for name in wrong]
     damage += [f"{name!r} cannot be read: {leaf!r}" for name, (_, leaf) in unread.items() if not leaf.runs_code]
-    note = f"{listed(pickles)}: pickles, which may run any code, and so were not looked at" if pickles else ""
+    notes = [f"{listed(pickles)}: pickles, which may run any code, and so were not looked at"] if pickles else []
     unchecked = sum(source.crc32(name) is None for name in crcs)
-    return Report(len(crcs) - unchecked, unchecked + len(unread), damage, note, 0)
+    return Report(len(crcs) - unchecked, unchecked + len(unread), damage, notes)
 
 
 def _read_all(source: CerebrasSource, crcs: dict[str, RunningCrc32]) -> dict[str, str]:

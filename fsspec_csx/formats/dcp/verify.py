@@ -16,7 +16,7 @@ from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import opened
 from fsspec_csx.formats.dcp.slices import sliced
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.formats.verify_report import Findings, Report
+from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.tensors import names, summaries
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -41,16 +41,16 @@ def examine(source: ShardedSource) -> Report:
 
     An item is looked at as a file of its own, with the checksum of each of its records, and compared with the manifest.
     """
-    found = Findings()
+    found = Report()
     shards: dict[str, dict[int, _Item]] = {}
     for item in _items(source, found):
         shards.setdefault(item.place.relative_path, {}).setdefault(item.place.offset, item)
     for shard, items in shards.items():
         _examine_shard(source, shard, list(items.values()), found)
-    return found.report()
+    return found
 
 
-def _items(source: ShardedSource, found: Findings) -> Iterator[_Item]:
+def _items(source: ShardedSource, found: Report) -> Iterator[_Item]:
     """All items that the manifest names."""
     for name, entry in source.metadata.state_dict_metadata.items():
         parts: list[tuple[MetadataIndex, tuple[torch.dtype, tuple[int, ...]] | None]] = [(MetadataIndex(name), None)]
@@ -70,7 +70,7 @@ def _items(source: ShardedSource, found: Findings) -> Iterator[_Item]:
                     found.damage.append(f"the manifest has no place for {name!r}")
 
 
-def _examine_shard(source: ShardedSource, shard: str, items: list[_Item], found: Findings) -> None:
+def _examine_shard(source: ShardedSource, shard: str, items: list[_Item], found: Report) -> None:
     try:
         with opened(source.folder, shard) as file:
             cut = [each for each in items if each.place.offset + each.place.length > file.size]

@@ -8,14 +8,14 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import verify_report
 from fsspec_csx.formats.huggingface.index import Index
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
-from fsspec_csx.formats.verify_report import Findings, Report
+from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.lazy_object import LazyObject
 
 
 def examine(source: HuggingFaceSource) -> Report:
     """Read all shards, and compare what they hold with the index."""
-    found = Findings()
+    found = Report()
     index = source.index
     for shard in source.shards:
         mine = {name for name, place in index.weight_map.items() if place == shard}
@@ -28,7 +28,7 @@ def examine(source: HuggingFaceSource) -> Report:
         misfit = functools.partial(_misfit, mine=mine, index=index)
         report = verify_report.examine(opened, name=shard, compute=lambda memory, before: 0, misfit=misfit)
         found.add(report, shard if len(source.files) > 1 else "")
-    return found.report()
+    return found
 
 
 def _misfit(held: LazyObject, *, mine: set[str], index: Index) -> str:

@@ -103,12 +103,6 @@ def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
     extra: dict[str, str] = {}
     try:
         for key, value in _items(header):
-            if key in found:
-                msg = "a name is there twice"
-                raise ValueError(msg)
-            if not is_text(key):
-                msg = "a name is no valid Unicode"
-                raise ValueError(msg)
             if key != METADATA:
                 found[key] = _entry(key, value)
             elif value is not None and not _is_metadata(value):

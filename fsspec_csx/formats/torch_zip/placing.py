@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import serialization
 
 from fsspec_csx.formats.read_options import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
@@ -13,8 +14,50 @@ from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.rebuilding import refused
 from fsspec_csx.tensors import fill
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
-from fsspec_csx.tensors.map_location import LocationMapper, reserved
+from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.source import Source
+
+
+class _LocationMapper:
+    """Where ``map_location`` has storages go, by the rules of torch.load."""
+
+    def __init__(self, map_location: Any = None) -> None:
+        self._map = map_location
+        self._devices: dict[str, torch.device] = {}
+
+    def stays(self, location: str) -> bool:
+        """Whether a storage of this location is one of the CPU, and the caller's map need not see it."""
+        return self._target(location) == "cpu"
+
+    def device(self, location: str) -> torch.device | None:
+        """The device that a storage of this location goes to; None if ``placed`` has to see its bytes."""
+        target = self._target(location)
+        if target is None:
+            return None
+        if target not in self._devices:
+            self._devices[target] = _restored(reserved(0, torch.device("cpu")), target).device
+        device = self._devices[target]
+        return None if device.type == "cpu" else device  # one of a kind that torch was taught
+
+    def placed(self, storage: torch.UntypedStorage, location: str) -> Any:
+        """What torch.load makes of a storage that has its bytes."""
+        target = self._target(location)
+        if target is not None:
+            return _restored(storage, target)
+        result = self._map(storage, location)
+        return _restored(storage, location) if result is None else result
+
+    def _target(self, location: str) -> str | None:
+        """Another location in place of this; None if the caller's map is a callable."""
+        if self._map is None:
+            return location
+        if isinstance(self._map, dict):
+            return str(self._map.get(location, location))
+        return str(self._map) if isinstance(self._map, (str, torch.device)) else None
+
+
+def _restored(storage: torch.UntypedStorage, location: str) -> Any:
+    return serialization.default_restore_location(storage, location)  # type: ignore[no-untyped-call]
 
 
 class StoragePlacer:
@@ -32,7 +75,7 @@ class StoragePlacer:
         self.failure: BaseException | None = None
         self._source = source
         self._name = name
-        self._places = LocationMapper(options.map_location)
+        self._places = _LocationMapper(options.map_location)
         self._wanted = options.wanted
 
     def place(self, record: Record, location: str) -> Any:
@@ -81,7 +124,7 @@ class ArchiveStorages:
 
 def placed(source: Source, found: LazyObject, name: str, options: ReadOptions) -> LazyObject:
     """A lazy object of tensors by name on the CPU, these moved to where ``map_location`` has them."""
-    if LocationMapper(options.map_location).stays("cpu"):
+    if _LocationMapper(options.map_location).stays("cpu"):
         return found
     placer = StoragePlacer(source, name, options)
     records = {record.name: record for record in found.records}
