@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import metadata
 
 _OLDEST = (2, 10)
@@ -19,6 +20,13 @@ def _check_torch() -> None:
         msg = f"torch {version} is installed, whose weights_only lets a checkpoint run code (CVE-2026-24747)."
         msg += " Install torch 2.10 or later: pip install 'torch>=2.10'."
         raise ImportError(msg)
+
+
+def check_little_endian(what: str, remedy: str) -> None:
+    """Raise a NotImplementedError on a big-endian machine: numbers of the format are not its own."""
+    if sys.byteorder != "little":
+        msg = f"{what} are little-endian, and this machine is not. {remedy}"
+        raise NotImplementedError(msg)
 
 
 _check_torch()

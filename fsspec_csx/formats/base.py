@@ -12,7 +12,6 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.writer import CheckpointWriter, Target
@@ -26,6 +25,28 @@ from fsspec_csx.tensors.source import Source
 if TYPE_CHECKING:
     from fsspec_csx.formats.conversion import Conversion, SafetensorsFile, TorchFile
     from fsspec_csx.formats.verify_report import Report
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the structure of a checkpoint is read.
+
+    Attributes:
+        map_location: as for ``torch.load``; a sharded checkpoint has the CPU alone.
+        weights_only: as for ``torch.load``; if False, the checkpoint may run any code.
+        wanted: the offsets of the records whose storages go where ``map_location`` has them; others stay on the CPU.
+            None for all.
+        partial: whether objects of unknown classes become placeholders.
+    """
+
+    map_location: Any = "cpu"
+    weights_only: bool = True
+    wanted: Collection[int] | None = None
+    partial: bool = False
+
+
+ON_CPU = ReadOptions()
+"""All of a checkpoint, on the CPU, without running code."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats import registry, sniff
-from fsspec_csx.formats.base import FileFormat
+from fsspec_csx.formats.base import FileFormat, ReadOptions
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.read_options import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 
 from fsspec_csx.tensors import fill, tiling
-from fsspec_csx.tensors.contiguous import memories
 from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.fill import Transfer
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.source import Source
 from fsspec_csx.tensors.staging import Staging, aligned, batches, read_ahead
+from fsspec_csx.tensors.tiling import memories
 
 _PIECE = 8 * 2**20
 _BATCH = 32 * 2**20

@@ -1,6 +1,6 @@
-"""Strided tensors cut into parts.
+"""Strided tensors cut into parts, and the bytes of their elements in order, as files have them that know no strides.
 
-The tensors may stand for those of a file: their memory is not touched, and strides only say where an element lies.
+Tensors that are cut may stand for those of a file: their memory is not touched, strides only say where an element is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from fsspec_csx.tensors import torch_compat
+from fsspec_csx.tensors.source import memory_at
+
+_STAGED = 16 * 2**20
 
 GAP = 64 * 2**10
 """Bytes between those that are wanted that are read rather than passed over."""
@@ -89,3 +92,41 @@ def on_bytes(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     made = data.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
     made = made.conj() if tensor.is_conj() else made
     return torch_compat.neg_view(made) if tensor.is_neg() else made
+
+
+def memories(
+    tensor: torch.Tensor,
+    dtype: torch.dtype,
+    staging: torch.Tensor,
+    seen: Callable[[torch.Tensor, torch.Tensor], object] = lambda piece, cast: None,
+) -> Iterator[memoryview]:
+    """The bytes of a strided tensor's elements, cast to a dtype, in pieces.
+
+    Args:
+        staging: bytes of the CPU that may be written to; a piece has as many of them at most.
+        seen: is given each piece that is put there, as it was, and as it is.
+
+    Yields:
+        Memory of the CPU, of the tensor itself where it is as wanted already; gone when the next is asked for.
+    """
+    most = len(staging) // max(tensor.element_size(), dtype.itemsize)
+    for (piece,) in pieces(tensor, fits=lambda part: part.numel() <= most):
+        plain = piece.dtype == dtype and piece.is_contiguous() and piece.device.type == "cpu"
+        if not plain or piece.is_conj() or piece.is_neg():
+            staged = staging[: piece.numel() * dtype.itemsize].view(dtype).view(piece.shape).copy_(piece)
+            seen(piece, staged)
+            piece = staged
+        yield memory(piece)
+
+
+def memory(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, which it keeps alive."""
+    return memory_at(tensor.data_ptr(), tensor.nbytes, tensor)
+
+
+def staged(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The bytes of a contiguous tensor of another device, in pieces whose memory is used again."""
+    flat = tensor.reshape(-1).view(torch.uint8)
+    size = min(_STAGED, len(flat))
+    staging = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=flat.device.type == "cuda")
+    return memories(flat, torch.uint8, staging)

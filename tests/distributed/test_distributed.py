@@ -42,7 +42,7 @@ from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.tensors import contiguous, fill, tiling
+from fsspec_csx.tensors import fill, tiling
 from fsspec_csx.tensors.lazy_object import Record
 
 SEED = 20261123
@@ -670,7 +670,7 @@ def test_properties_are_those_that_torch_tells(tmp_path: Path) -> None:
 def test_memory_of_other_devices() -> None:
     """What is written of another device goes through memory of a bounded size, piece by piece."""
     tensor = torch.arange(9 * 2**20, dtype=torch.float32).reshape(9, -1)
-    pieces = [piece.tobytes() for piece in contiguous.staged(tensor)]
+    pieces = [piece.tobytes() for piece in tiling.staged(tensor)]
     assert max(map(len, pieces)) <= 16 * 2**20
     assert b"".join(pieces) == tensor.numpy().tobytes()
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch_files import equal, loaded, source_of
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
+from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import plain
 from fsspec_csx.tensors.lazy_object import LazyObject

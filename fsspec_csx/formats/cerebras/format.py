@@ -13,14 +13,13 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.base import Converted, Format, Request
+from fsspec_csx.formats.base import ON_CPU, Converted, Format, ReadOptions, Request
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import hdf5, verify
 from fsspec_csx.formats.cerebras import source as cerebras_source
 from fsspec_csx.formats.cerebras.source import CerebrasSource
 from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip.placing import placed
 from fsspec_csx.formats.verify_report import Report, damage_of

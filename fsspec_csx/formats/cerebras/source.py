@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.byte_order import check_little_endian
+from fsspec_csx.formats import check_little_endian
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
 from fsspec_csx.formats.cerebras import tree as cerebras_tree
 from fsspec_csx.formats.cerebras.leaf import Alias, ConstantLeaf, Leaf, TensorLeaf, UnreadValue, Value

@@ -10,15 +10,15 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
-from fsspec_csx.formats.byte_order import check_little_endian
+from fsspec_csx.formats import check_little_endian
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocols
 from fsspec_csx.formats.cerebras.plan import Plan
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.files import unwrap_filesystem
-from fsspec_csx.tensors.contiguous import memory
 from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.names import quoted
+from fsspec_csx.tensors.tiling import memory
 
 logger = logging.getLogger("fsspec_csx")
 

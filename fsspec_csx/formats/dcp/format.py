@@ -9,12 +9,11 @@ from typing import Any
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.formats.base import Converted, Format, Request
+from fsspec_csx.formats.base import ON_CPU, Converted, Format, ReadOptions, Request
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import verify
 from fsspec_csx.formats.dcp.folder import Folder
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.formats.writer import Target

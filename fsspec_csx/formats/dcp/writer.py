@@ -11,8 +11,8 @@ from torch.nn import Parameter
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, place
 from fsspec_csx.formats.io_wrappers import JoiningWriter, TrackingWriter
 from fsspec_csx.formats.torch_zip.single_tensor_archive import frame
-from fsspec_csx.tensors.contiguous import memory, staged
 from fsspec_csx.tensors.crc32 import RunningCrc32
+from fsspec_csx.tensors.tiling import memory, staged
 
 
 class Shard:

@@ -9,12 +9,11 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats.base import Converted, Format, Request
+from fsspec_csx.formats.base import ON_CPU, Converted, Format, ReadOptions, Request
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.formats.huggingface.writer import SHARD_SIZE, HuggingFaceWriter, Replacing, split
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip.placing import placed
 from fsspec_csx.formats.verify_report import Report

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.formats.base import FileFormat
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
+from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
 from fsspec_csx.formats.safetensors import layout, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.pickled import Pickled

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import sniff
-from fsspec_csx.formats.byte_order import check_little_endian
+from fsspec_csx.formats import check_little_endian, sniff
 from fsspec_csx.formats.safetensors.layout import (
     DTYPES,
     HEADER_MAX,

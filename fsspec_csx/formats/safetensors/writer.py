@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from fsspec_csx.formats.byte_order import check_little_endian
+from fsspec_csx.formats import check_little_endian
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors.layout import (
     HEADER_MAX,
@@ -22,10 +22,9 @@ from fsspec_csx.formats.safetensors.layout import (
     is_text,
 )
 from fsspec_csx.formats.writer import expect_size
-from fsspec_csx.tensors.contiguous import memories, memory
 from fsspec_csx.tensors.memory import address, check, is_freed
 from fsspec_csx.tensors.names import quoted
-from fsspec_csx.tensors.tiling import extent
+from fsspec_csx.tensors.tiling import extent, memories, memory
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """The classes of tensors that are no more than their elements."""

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.base import FileFormat
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
+from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
 from fsspec_csx.formats.torch_zip import archive, opaque, reader
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
 from fsspec_csx.tensors.lazy_object import LazyObject

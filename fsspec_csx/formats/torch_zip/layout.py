@@ -21,9 +21,9 @@ import torch
 from fsspec_csx.formats.io_wrappers import JoiningWriter
 from fsspec_csx.formats.torch_zip.archive_end import CRC, DESCRIPTOR, ArchiveEnd, LayoutError
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.tensors.contiguous import staged
 from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.source import memory_of
+from fsspec_csx.tensors.tiling import staged
 
 _LOCAL = b"PK\x03\x04"
 HERE = "cpu"

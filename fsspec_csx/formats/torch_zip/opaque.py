@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
+from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import serialization
 
-from fsspec_csx.formats.read_options import ReadOptions
+from fsspec_csx.formats.base import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.rebuilding import refused

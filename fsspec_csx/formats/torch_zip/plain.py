@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import serialization
 
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
+from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn

@@ -20,8 +20,8 @@ import torch
 
 from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import sniff
+from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingReader
-from fsspec_csx.formats.read_options import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import pickle_bounds, plain, structure_limits
 from fsspec_csx.formats.torch_zip.checked_archive import CheckedReader
