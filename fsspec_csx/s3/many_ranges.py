@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -78,16 +77,10 @@ async def _read_ranges(fs: Any, path: str, spans: list[tuple[Any, Any]], **kwarg
     """Read ranges of an object, in one state of it."""
     if len(spans) == 1:
         return [await fs._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
-    found = PinnedObject(fs, path, kwargs.get("version_id"))
-    info = await object_info(fs, path, found.version)
-    found.etag = info.get("ETag")
-    limits = [slice(*span).indices(info["size"])[:2] for span in spans]
-    with contextlib.ExitStack() as stack:
-        targets = [stack.enter_context(BytesBuffer(max(0, end - start), found)) for start, end in limits]
-        pairs = [(start, target.memory) for (start, _), target in zip(limits, targets, strict=True)]
-        size = fs.request_size(sum(len(memory) for _, memory in pairs))
-        await fs.transfer.fetch(found.get, coalesce(pairs, size))
-        return [target.getvalue() for target in targets]
+    info = await object_info(fs, path, kwargs.get("version_id") or fs.split_path(path)[2])
+    ranges = _Ranges(fs, path, spans, info, kwargs.get("version_id"))
+    await fs.transfer.fetch(ranges.state.get, ranges.requests)
+    return ranges.values()
 
 
 class _Ranges:
@@ -101,13 +94,20 @@ class _Ranges:
         error: why one could not be read.
     """
 
-    def __init__(self, fs: Any, path: str, spans: list[tuple[Any, Any]], info: Mapping[str, Any] | None) -> None:
-        self.state = PinnedObject(fs, path, None, info.get("ETag") if info else None)
+    def __init__(
+        self,
+        fs: Any,
+        path: str,
+        spans: list[tuple[Any, Any]],
+        info: Mapping[str, Any] | None = None,
+        version_id: str | None = None,
+    ) -> None:
+        self.state = PinnedObject(fs, path, version_id, info.get("ETag") if info else None)
         self.error: Exception | None = None
         limits = [slice(*each).indices(info["size"])[:2] if info else each for each in spans]
         self._targets = [BytesBuffer(max(0, end - start), self.state).__enter__() for start, end in limits]
         pairs = [(start, target.memory) for (start, _), target in zip(limits, self._targets, strict=True)]
-        self.requests = coalesce(pairs, MIN_REQUEST)
+        self.requests = coalesce(pairs, fs.request_size(sum(len(memory) for _, memory in pairs)))
         if len(pairs) == 1 and info is None:
             self.requests = [RangeRequest(limits[0][0], clipped=True)]
             self.requests[0].add(0, *pairs[0])
@@ -124,6 +124,10 @@ class _Ranges:
             return [self.error] * len(self._targets)
         if len({self.state.etag, *(each.etag for each in self.requests)} - {None}) > 1:
             return None
+        return self.values()
+
+    def values(self) -> list[bytes]:
+        """The bytes of each."""
         if len(self._targets) == 1:
             return [self._targets[0].getvalue(sum(each.length for each in self.requests))]
         return [each.getvalue() for each in self._targets]
@@ -147,7 +151,7 @@ async def _read_alike(fs: Any, spans: Mapping[str, list[tuple[Any, Any]]], most:
     unknown = []
     for path in spans.keys() - found.keys():
         if all(_is_small(*each) for each in spans[path]):
-            objects[path] = _Ranges(fs, path, spans[path], None)
+            objects[path] = _Ranges(fs, path, spans[path])
         else:
             unknown.append(look_up(path))
     await gather_or_cancel(unknown)

@@ -14,9 +14,7 @@ from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.request_template import PutTemplate, ReadTemplate
 from fsspec_csx.s3.transport.signed_requests import SignedRequests
-from fsspec_csx.s3.transport.signer import Signer
 
 # Of so many objects of a bucket at least, one is asked for by botocore, and the others as that one was.
 _MANY = 3
@@ -42,10 +40,6 @@ class ObjectGet(SignedRead):
         """Whether it is known if the server refuses the headers that such requests have."""
         return fs.reads_have_checksums is not None
 
-    async def template(self, signer: Signer, request: Any) -> ReadTemplate | None:
-        """A template for other objects, made of this one's request."""
-        return await signer.read_template(request, self.key)
-
 
 class ObjectPut(SignedWrite):
     """A request that makes one of the objects.
@@ -70,10 +64,6 @@ class ObjectPut(SignedWrite):
     def is_settled(fs: Any) -> bool:
         """Whether it is known if the server refuses the headers that such requests have."""
         return fs.transfer.checksums is not None
-
-    async def template(self, signer: Signer, request: Any) -> PutTemplate | None:
-        """A template for other objects, made of this one's request."""
-        return await signer.body_template("PutObject", PutTemplate, request, self.key)
 
 
 R = TypeVar("R", bound=ObjectGet | ObjectPut)
@@ -131,7 +121,7 @@ async def _of_bucket(
     alike = LearnedTemplate()
 
     async def make_first() -> None:
-        await alike.learn(lambda: alone(first), first.template, lambda: first.is_settled(fs))
+        await alike.learn(lambda: alone(first), first.kind, first.key, settled=lambda: first.is_settled(fs))
 
     async def make_rest() -> None:
         learned = await alike.known()  # the filesystem may not be connected before, or only its parent process is
@@ -142,10 +132,7 @@ async def _of_bucket(
             await SignedRequests(learned.transfer, learned.template, rest, finished, again, most, signer).run()
 
     async def again(request: R) -> None:
-        if isinstance(request, ObjectPut):
-            with using(first=request.first):
-                await alone(request)
-        else:
+        with using(first=request.first):
             await alone(request)
 
     await gather_or_cancel((make_first(), make_rest()))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from botocore.awsrequest import AWSRequest
 
 from fsspec_csx.s3.transport.request_context import using
+from fsspec_csx.s3.transport.request_template import Template
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
-    from fsspec_csx.s3.transport.signer import Signer
 
 # After so many times that its requests did not succeed, or none could be made, botocore makes all.
 FAILURES = 5
@@ -43,14 +43,16 @@ class LearnedTemplate:
     def learn(
         self,
         first: Callable[[], Awaitable[R]],
-        make: Callable[[Signer, Any], Awaitable[Any]],
+        kind: type[Template],
+        *named: Any,
         settled: Callable[[], bool] = lambda: True,
     ) -> asyncio.Future[R]:
         """Begin the first request; its template is known when the request is sent.
 
         Args:
             first: makes it by botocore.
-            make: makes the template of it; None if only botocore can make such requests.
+            kind: of template.
+            named: its further arguments; see ``Signer.template``.
             settled: whether the others may be as it was sent; if not, the response decides.
         """
         sent: asyncio.Future[tuple[Any, Transfer] | None] = asyncio.get_running_loop().create_future()
@@ -69,16 +71,16 @@ class LearnedTemplate:
         with using(sent=note):
             task = asyncio.ensure_future(first())
         task.add_done_callback(ended)
-        self._made = asyncio.ensure_future(self._make(sent, make))
+        self._made = asyncio.ensure_future(self._make(sent, kind, *named))
         return task
 
     async def _make(
-        self, sent: asyncio.Future[tuple[Any, Transfer] | None], make: Callable[[Signer, Any], Awaitable[Any]]
+        self, sent: asyncio.Future[tuple[Any, Transfer] | None], kind: type[Template], *named: Any
     ) -> Learned | None:
         template = None
         if (made := await sent) is not None:
             with contextlib.suppress(Exception):  # botocore's next request raises it
-                template = await make(made[1].signer, made[0])
+                template = await made[1].signer.template(kind, made[0], *named)
         if made is None or template is None:
             self._forget()
             return None

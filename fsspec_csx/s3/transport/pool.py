@@ -20,6 +20,7 @@ from fsspec_csx.s3.transport.queued_requests import SignedRead
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
+from fsspec_csx.s3.transport.request_template import ReadTemplate
 from fsspec_csx.s3.transport.signed_requests import SignedRequests
 from fsspec_csx.s3.transport.signer import Signer
 from fsspec_csx.s3.transport.threads import Threads
@@ -128,7 +129,7 @@ class Transfer:
             if alike is None and len(ranges) >= _MANY:
                 alike = LearnedTemplate()
             if alike is not None and alike.unknown:
-                tasks.append(alike.learn(functools.partial(fetch_one, ranges[0]), Signer.read_template))
+                tasks.append(alike.learn(functools.partial(fetch_one, ranges[0]), ReadTemplate))
                 rest = ranges[1:]
             learned = await alike.known() if alike is not None and rest else None
             if alike is not None and learned is not None and await self.signer.renew(learned.template):

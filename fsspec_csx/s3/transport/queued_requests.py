@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
-from fsspec_csx.s3.transport.request_template import PutTemplate, ReadTemplate
+from fsspec_csx.s3.transport.request_template import PutTemplate, ReadTemplate, Template
 from fsspec_csx.s3.transport.signed_parts import FirstAttempt, stored
-from fsspec_csx.s3.transport.slow_connections import Attempt, SlowConnections
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -29,7 +27,9 @@ class SignedRead:
         accept: called in a thread when the bytes have arrived; whether they are good.
     """
 
-    waits = True  # for a busy store
+    kind: type[Template] = ReadTemplate
+    repeatable = True  # without harm
+    first = None
 
     def __init__(self, key: str | None, wanted: RangeRequest, accept: Callable[[RangeRequest], bool] = bool) -> None:
         self.key, self.body, self._accept = key, wanted, accept
@@ -46,10 +46,6 @@ class SignedRead:
     def forget_failures(self) -> None:
         """Prepare it for botocore."""
         self.body.forget_failures()
-
-    def watched(self, slow: SlowConnections) -> AbstractContextManager[Attempt | None]:
-        """Watch how long it takes, within the block."""
-        return slow.watched(self.body)
 
     def made(self, transfer: Transfer, template: ReadTemplate, link: Link | None) -> Any:
         """In a thread: make it, and return the response."""
@@ -79,7 +75,8 @@ class SignedWrite:
         first: the attempt, if it did not succeed and botocore should take it for its own.
     """
 
-    waits = False  # botocore does
+    kind: type[Template] = PutTemplate
+    repeatable = False
 
     def __init__(self, key: str, content_type: str | None, open_body: Callable[[], RequestBody | None]) -> None:
         self.key, self._type, self._open_body = key, content_type, open_body
@@ -97,10 +94,6 @@ class SignedWrite:
     def forget_failures(self) -> None:
         """Prepare it for botocore: it gets another body."""
         self.body = None
-
-    def watched(self, slow: SlowConnections) -> AbstractContextManager[Attempt | None]:
-        """Nothing: made again on another connection, it might be made twice."""
-        return nullcontext()
 
     def made(self, transfer: Transfer, template: PutTemplate, link: Link | None) -> Any:
         """In a thread: make it, and return the response."""

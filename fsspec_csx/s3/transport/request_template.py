@@ -31,7 +31,7 @@ _numbers = random.Random()
 os.register_at_fork(after_in_child=_numbers.seed)
 
 
-class _Template:
+class Template:
     """What is the same in all requests.
 
     Args:
@@ -39,9 +39,16 @@ class _Template:
         credentials: those that it was signed with, frozen.
         own: further headers that each request has for itself, in lower case.
 
+    Attributes:
+        operation: of the requests.
+        url: of all, or the beginning of it.
+
     Raises:
         ValueError: if it was not signed so.
     """
+
+    operation: str
+    url: str
 
     def __init__(self, request: Any, credentials: Any, own: set[str]) -> None:
         kind, _, scope = _text(request.headers.get("Authorization", "")).partition(" Credential=")
@@ -81,7 +88,7 @@ def invocation_id() -> str:
     return str(uuid.UUID(int=_numbers.getrandbits(128), version=4))
 
 
-class ReadTemplate(_Template):
+class ReadTemplate(Template):
     """What is the same in all requests for objects of a bucket, or for ranges of one object.
 
     Args:
@@ -92,6 +99,8 @@ class ReadTemplate(_Template):
     Raises:
         ValueError: if it is not one that can be made for another key, or was not signed so.
     """
+
+    operation = "GetObject"
 
     def __init__(self, request: Any, credentials: Any, key: str | None = None) -> None:
         # The condition of one object is not that of others.
@@ -105,7 +114,7 @@ class ReadTemplate(_Template):
         return made
 
 
-class PartTemplate(_Template):
+class PartTemplate(Template):
     """What is the same in all parts of an upload.
 
     Args:
@@ -116,6 +125,8 @@ class PartTemplate(_Template):
         ValueError: if it was not signed so, or what it says of its body cannot be said of another.
     """
 
+    operation = "UploadPart"
+
     def __init__(self, request: Any, credentials: Any) -> None:
         super().__init__(request, credentials, {_CRC64NVME})
         self._checked = _says_nothing_else(request)
@@ -123,15 +134,15 @@ class PartTemplate(_Template):
         if len(after) != 1 or not urlsplit(before).query:
             msg = "The request's URL has no number of a part."
             raise ValueError(msg)
-        self._around = before, after[0]
+        self.url, self._end = before, after[0]
 
     def request(self, number: int, body: RequestBody) -> SignedRequest:
         """A signed request for a part."""
         checksum = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
-        return self._with_body(str(number).join(self._around), checksum, body)
+        return self._with_body(f"{self.url}{number}{self._end}", checksum, body)
 
 
-class PutTemplate(_Template):
+class PutTemplate(Template):
     """What is the same in all requests that make objects of a bucket; not what type their contents have.
 
     Args:
@@ -142,6 +153,8 @@ class PutTemplate(_Template):
     Raises:
         ValueError: if it was not signed so, or says of its object or its body what cannot be said of another.
     """
+
+    operation = "PutObject"
 
     def __init__(self, request: Any, credentials: Any, key: str) -> None:
         super().__init__(request, credentials, {_CRC64NVME, _TYPE})

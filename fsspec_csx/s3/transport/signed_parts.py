@@ -19,7 +19,6 @@ from fsspec_csx.s3.transport.request_template import PartTemplate
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
-    from fsspec_csx.s3.transport.signer import Signer
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -66,7 +65,7 @@ class SignedParts:
             The response, with its ETag.
         """
         if self._learned.unknown:
-            return await self._learned.learn(put, _template_of)
+            return await self._learned.learn(put, PartTemplate)
         learned = await self._learned.known()
         if learned is None or not await learned.transfer.signer.renew(learned.template):
             return await put()
@@ -77,10 +76,6 @@ class SignedParts:
         self._learned.failed(learned)
         with using(first=FirstAttempt(learned.transfer, outcome)):
             return await put()
-
-
-async def _template_of(signer: Signer, request: Any) -> PartTemplate | None:
-    return await signer.body_template("UploadPart", PartTemplate, request)
 
 
 async def _attempt(learned: Learned, number: int, body: RequestBody) -> AioAWSResponse | Exception:

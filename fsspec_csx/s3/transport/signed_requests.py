@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsspec_csx.errors import EndpointError
@@ -189,7 +190,8 @@ class SignedRequests(Generic[R]):
         turn.request = request
         try:
             while not turn.given_up:
-                with request.watched(self._slow) as attempt:
+                watch = self._slow.watched(request.body) if isinstance(request, SignedRead) else nullcontext()
+                with watch as attempt:
                     try:
                         return self._attempt(turn, request, link)
                     except UnusualResponseError:
@@ -204,7 +206,7 @@ class SignedRequests(Generic[R]):
 
     def _attempt(self, turn: _Turn, request: R, link: Link | None) -> float | None:
         answer = request.made(self._transfer, self._template, link)
-        if answer.status_code in _BUSY and request.waits:
+        if answer.status_code in _BUSY and request.repeatable:
             after = answer.headers.get("Retry-After", "")
             return min(float(after), _LONGEST_WAIT) if after.isdecimal() else _waits.uniform(*_WAIT)
         self._refused = self._refused or answer.status_code in _REFUSED

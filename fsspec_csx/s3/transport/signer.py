@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fsspec_csx.s3.transport import compat
-from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate, ReadTemplate
+from fsspec_csx.s3.transport.request_template import Template
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Template)
 
 
 class Signer:
@@ -28,40 +27,24 @@ class Signer:
         self._client = weakref.ref(client)  # which has handlers that refer to this
         self._credentials = compat.credentials_of(client)
 
-    async def read_template(self, request: Any, key: str | None = None) -> ReadTemplate | None:
-        """A template of GetObject requests like one that was sent; None if only botocore can make them.
+    async def template(self, kind: type[T], request: Any, *named: Any) -> T | None:
+        """A template of requests like one that was sent; None if only botocore can make them.
+
+        So it is without credentials, and with handlers of somebody else, which could change each request.
 
         Args:
-            key: see ``ReadTemplate``.
-        """
-        if request is None or not self._can_sign("GetObject"):
-            return None
-        try:
-            return ReadTemplate(request, await self._credentials.get_frozen_credentials(), key)
-        except (AttributeError, ValueError):
-            return None
-
-    async def body_template(self, operation: str, make: Callable[..., T], request: Any, *named: str) -> T | None:
-        """A template of requests like one that was sent with a body; None if only botocore can make them.
-
-        Args:
-            operation: such as ``UploadPart``.
-            make: the kind of template.
+            kind: one of the classes of ``request_template``.
             named: its further arguments.
         """
-        if not self._can_sign(operation):
+        client = self._client()
+        if self._credentials is None or client is None or not compat.has_own_handlers(client, kind.operation):
             return None
         try:
-            return make(request, await self._credentials.get_frozen_credentials(), *named)
+            return kind(request, await self._credentials.get_frozen_credentials(), *named)
         except (AttributeError, ValueError):
             return None
 
-    def _can_sign(self, operation: str) -> bool:
-        """Whether there are credentials, and nobody else's handlers, which could change each request."""
-        client = self._client()
-        return self._credentials is not None and client is not None and compat.has_own_handlers(client, operation)
-
-    async def renew(self, template: PartTemplate | PutTemplate | ReadTemplate) -> bool:
+    async def renew(self, template: Template) -> bool:
         """Let a template sign with the client's credentials, which may be new; return whether there are any."""
         try:
             credentials = await self._credentials.get_frozen_credentials()

@@ -27,7 +27,7 @@ _LEAST_SECONDS = 0.5
 _MOST = 4  # connections of one transfer
 
 
-class Attempt:
+class _Attempt:
     """A request for a range, on one connection.
 
     Args:
@@ -75,14 +75,14 @@ class SlowConnections:
 
     def __init__(self, waiting: Callable[[], bool]) -> None:
         self._waiting = waiting
-        self._running: set[Attempt] = set()
+        self._running: set[_Attempt] = set()
         self._taken: list[tuple[float, int]] = []  # seconds and bytes of the requests that have ended
         self._left = _MOST
 
     @contextmanager
-    def watched(self, wanted: RangeRequest) -> Iterator[Attempt]:
+    def watched(self, wanted: RangeRequest) -> Iterator[_Attempt]:
         """In a thread: watch the request that is made within the block."""
-        attempt = Attempt(wanted)
+        attempt = _Attempt(wanted)
         self._running.add(attempt)
         try:
             with noting_connection(attempt.note):
@@ -104,7 +104,7 @@ class SlowConnections:
                 usual = max(seconds * max(1.0, attempt.length / max(length, 1)), _LEAST_SECONDS / _TIMES)
                 self._end_if_slow(attempt, usual)
 
-    def _end_if_slow(self, attempt: Attempt, usual: float) -> None:
+    def _end_if_slow(self, attempt: _Attempt, usual: float) -> None:
         taken = time.monotonic() - attempt.began
         slow = taken > _TIMES * usual and attempt.seconds_left(taken) > usual
         if slow and self._left and not attempt.ended and attempt.end():

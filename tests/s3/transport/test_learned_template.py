@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
 
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+from fsspec_csx.s3.transport.request_template import ReadTemplate
 
 
 async def nothing() -> None:
     """A request that ends before it is sent."""
-
-
-async def no_template(*_: Any) -> None:
-    """No template."""
 
 
 def test_of_another_event_loop() -> None:
@@ -22,7 +18,7 @@ def test_of_another_event_loop() -> None:
     learned = LearnedTemplate()
 
     async def begin() -> bool:
-        unknown, first = learned.unknown, learned.learn(lambda: asyncio.sleep(99), no_template)
+        unknown, first = learned.unknown, learned.learn(lambda: asyncio.sleep(99), ReadTemplate)
         begun = unknown and not learned.unknown
         first.cancel()
         return begun
@@ -36,7 +32,7 @@ def test_first_request_that_is_cancelled() -> None:
 
     async def work() -> None:
         learned = LearnedTemplate()
-        first = learned.learn(nothing, no_template)
+        first = learned.learn(nothing, ReadTemplate)
         first.cancel()
         assert await learned.known() is None
         with contextlib.suppress(asyncio.CancelledError):
@@ -52,7 +48,7 @@ def test_requests_that_only_botocore_makes() -> None:
     async def attempts() -> int:
         learned, count = LearnedTemplate(), 0
         while learned.unknown:
-            await learned.learn(nothing, no_template)
+            await learned.learn(nothing, ReadTemplate)
             assert await learned.known() is None
             count += 1
         assert await learned.known() is None

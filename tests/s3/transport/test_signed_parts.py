@@ -110,13 +110,13 @@ def test_same_requests_as_botocore(signer: type, monkeypatch: pytest.MonkeyPatch
                 if checked:
                     body.prepare()
             first, wanted = made_by_botocore(fs, bodies, **extra)
-            template = sync(fs.loop, fs.transfer.signer.body_template, "UploadPart", PartTemplate, first)
+            template = sync(fs.loop, fs.transfer.signer.template, PartTemplate, first)
             assert template is not None
             found = template.request(23, bodies[23])
             assert (found.method, found.url, found.body) == (wanted.method, wanted.url, wanted.body)
             assert headers(found, signer) == headers(wanted, signer)
             first, wanted = made_by_botocore(fs, bodies, whole=True, **extra)
-            whole = sync(fs.loop, fs.transfer.signer.body_template, "PutObject", PutTemplate, first, key(1))
+            whole = sync(fs.loop, fs.transfer.signer.template, PutTemplate, first, key(1))
             assert whole is not None
             found = whole.request(key(23), "text/23", bodies[23])
             assert (found.method, found.url, found.body) == (wanted.method, wanted.url, wanted.body)
@@ -146,7 +146,7 @@ def test_left_to_botocore() -> None:
     ):
         fs = CSXFileSystem(**options, skip_instance_cache=True)
         (request,) = made_by_botocore(fs, {1: body})
-        assert sync(fs.loop, fs.transfer.signer.body_template, "UploadPart", PartTemplate, request) is None
+        assert sync(fs.loop, fs.transfer.signer.template, PartTemplate, request) is None
     fs = CSXFileSystem(**named, skip_instance_cache=True)
     (request,) = made_by_botocore(fs, {1: body})
     for name, value in (
@@ -155,15 +155,15 @@ def test_left_to_botocore() -> None:
         ("x-amz-checksum-crc32", "a"),
     ):
         request.headers[name] = value
-        assert sync(fs.loop, fs.transfer.signer.body_template, "UploadPart", PartTemplate, request) is None
+        assert sync(fs.loop, fs.transfer.signer.template, PartTemplate, request) is None
         del request.headers[name]
-    assert sync(fs.loop, fs.transfer.signer.body_template, "UploadPart", PartTemplate, request) is not None
+    assert sync(fs.loop, fs.transfer.signer.template, PartTemplate, request) is not None
     for event in ("before-sign.s3", "request-created.s3.UploadPart", "needs-retry.s3.UploadPart"):
         handler = lambda **_: None  # noqa: E731
         fs._s3.meta.events.register(event, handler)
-        assert sync(fs.loop, fs.transfer.signer.body_template, "UploadPart", PartTemplate, request) is None
+        assert sync(fs.loop, fs.transfer.signer.template, PartTemplate, request) is None
         fs._s3.meta.events.unregister(event, handler)
-    assert sync(fs.loop, fs.transfer.signer.body_template, "UploadPart", PartTemplate, request) is not None
+    assert sync(fs.loop, fs.transfer.signer.template, PartTemplate, request) is not None
 
 
 @pytest.fixture
