@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from fsspec.callbacks import Callback
 
+from fsspec_csx.s3 import transactions
 from fsspec_csx.s3.consistent_read import PinnedObject, retry_if_changed
 from fsspec_csx.s3.download import check_inside, read_whole
 from fsspec_csx.s3.head_range import HeadRange
@@ -19,6 +20,9 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody, file_b
 from fsspec_csx.storage.local_file import atomic_local_write
 
 Options: TypeAlias = Mapping[str, Any]
+
+# Whether an object is small, the type of its contents, and what makes its body.
+_Source: TypeAlias = tuple[bool, str | None, Callable[[], RequestBody | None]]
 
 
 def is_ours(fs: Any, name: str, function: Callable[..., Any]) -> bool:
@@ -104,26 +108,22 @@ async def pipe_files(
         options: of the call.
         most: how many at a time.
     """
-    most_bytes = part_size_for(0, options.get("chunksize"))
-    kind = {**fs.s3_additional_kwargs, **options}.get("ContentType")
-    names = list(contents)
-    answers: list[Any] = [None] * len(names)
+    names, answers = list(contents), dict.fromkeys(contents)
 
-    def request(number: int) -> ObjectPut:
+    def source(number: int, limit: int) -> _Source:
         value = contents[names[number]]
         memory = single_bytes(value.encode() if isinstance(value, str) else value)
-        bucket, key, _ = fs.split_path(names[number])
-        alike = key and len(memory) <= most_bytes
-        return ObjectPut(bucket if alike else None, key, kind, lambda: MemoryBody([memory]), number)
+        return len(memory) <= limit, None, lambda: MemoryBody([memory])
 
     async def pipe(request: ObjectPut) -> None:
-        answers[request.number] = await alone(names[request.number])
+        answers[names[request.number]] = await alone(names[request.number])
 
     def finished(request: ObjectPut) -> None:
-        answers[request.number] = request.answer
+        answers[names[request.number]] = request.answer
 
-    await _write(fs, names, [request(number) for number in range(len(names))], pipe, finished, most)
-    return answers
+    ours = is_ours(fs, "_pipe_file", transactions.pipe_file)
+    await _write(fs, names, source if ours else None, options, pipe, finished, most)
+    return list(answers.values())
 
 
 async def put_files(
@@ -143,22 +143,11 @@ async def put_files(
         options: of the call.
         most: how many at a time.
     """
-    most_bytes = part_size_for(0, options.get("chunksize"))
-    sizes = [0] * len(pairs)
 
-    def request(number: int) -> ObjectPut:
-        source, target = pairs[number]
-        bucket, key, _ = fs.split_path(target)
-        guessed = mimetypes.guess_type(source)[0]
-        named = {**fs.s3_additional_kwargs, **({"ContentType": guessed} if guessed else {}), **options}
-
-        def body() -> RequestBody | None:
-            made = file_body(source, most_bytes)
-            sizes[number] = 0 if made is None else len(made)
-            return made
-
-        alike = key and os.path.isfile(source) and os.path.getsize(source) <= most_bytes
-        return ObjectPut(bucket if alike else None, key, named.get("ContentType"), body, number)
+    def source(number: int, limit: int) -> _Source:
+        path = pairs[number][0]
+        small = os.path.isfile(path) and os.path.getsize(path) <= limit
+        return small, mimetypes.guess_type(path)[0], lambda: file_body(path, limit)
 
     async def put(request: ObjectPut) -> None:
         try:
@@ -168,27 +157,30 @@ async def put_files(
 
     def finished(request: ObjectPut) -> None:
         with callback.branched(*pairs[request.number], **options) as child:
-            child.set_size(sizes[request.number])
-            child.relative_update(sizes[request.number])
+            child.set_size(request.length)
+            child.relative_update(request.length)
         callback.relative_update(1)
 
-    requests = [request(number) for number in range(len(pairs))]
-    await _write(fs, [target for _, target in pairs], requests, put, finished, most)
+    ours = is_ours(fs, "_put_file", transactions.put_file)
+    await _write(fs, [target for _, target in pairs], source if ours else None, options, put, finished, most)
 
 
-def takes_alike(fs: Any, options: Options) -> bool:
-    """Whether writes with such options may be made as others of the call were.
+async def _write(
+    fs: Any, paths: Sequence[str], source: Callable[[int, int], _Source] | None, options: Options, *how: Any
+) -> None:
+    extra, limit = {**fs.s3_additional_kwargs, **options}, part_size_for(0, options.get("chunksize"))
+    usual = options.get("mode", "overwrite") == "overwrite" and not options.get("resumable") and not fs._intrans
+    # A request with a condition, made again, could fail by what it has made itself.
+    usual = usual and not any(name.startswith(("If", "Checksum")) for name in extra)
 
-    Not those with a condition, which made again could fail by what they have made themselves; nor in a transaction.
-    """
-    named = {**fs.s3_additional_kwargs, **options}
-    usual = options.get("mode", "overwrite") == "overwrite" and not options.get("resumable")
-    return usual and not fs._intrans and not any(name.startswith(("If", "Checksum")) for name in named)
+    def request(number: int) -> ObjectPut:
+        bucket, key, _ = fs.split_path(paths[number])
+        small, kind, body = source(number, limit) if usual and source else (False, None, lambda: None)
+        named = {**fs.s3_additional_kwargs, **({"ContentType": kind} if kind else {}), **options}
+        return ObjectPut(bucket if small and key else None, key, named.get("ContentType"), body, number)
 
-
-async def _write(fs: Any, paths: Sequence[str], *how: Any) -> None:
     try:
-        await make_alike(fs, *how)
+        await make_alike(fs, [request(number) for number in range(len(paths))], *how)
     finally:
         for path in paths:
             fs.invalidate_cache(path)

@@ -101,13 +101,9 @@ async def make_alike(
     await gather_or_cancel(
         [
             *(_of_bucket(fs, group, alone, finished, most) for group in buckets.values()),
-            _alone(others, alone, most),
+            run_in_chunks([alone(each) for each in others], batch_size=most),
         ]
     )
-
-
-async def _alone(requests: Sequence[R], alone: Callable[[R], Awaitable[None]], most: int | None) -> None:
-    await run_in_chunks([alone(each) for each in requests], batch_size=most)
 
 
 async def _of_bucket(
@@ -126,7 +122,7 @@ async def _of_bucket(
     async def make_rest() -> None:
         learned = await alike.known()  # the filesystem may not be connected before, or only its parent process is
         if learned is None:  # requests of a kind that botocore alone can make
-            await _alone(rest, alone, most)
+            await run_in_chunks([alone(each) for each in rest], batch_size=most)
         else:
             signer = lambda: fs.transfer.signer  # noqa: E731
             await SignedRequests(learned.transfer, learned.template, rest, finished, again, most, signer).run()

@@ -51,7 +51,7 @@ async def readinto_objects(
     if len(small) > _MANY:
 
         def finished(request: ObjectGet) -> None:
-            came = request.wanted
+            came = request.body
             found[request.number] = came.length if came.total is None else came.total
             advance(len(wanted[request.number][2]))
 

@@ -16,14 +16,12 @@ from typing import Any
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.implementations.local import LocalFileSystem, make_path_posix, trailing_sep
 from fsspec.utils import is_exception
-from s3fs import S3FileSystem
 
-from fsspec_csx.s3 import transactions
 from fsspec_csx.s3.download import cat_file
 from fsspec_csx.s3.download import get_file as get_one
 from fsspec_csx.s3.head_range import HeadRange
 from fsspec_csx.s3.listing import check_depth
-from fsspec_csx.s3.many_objects import cat_files, get_files, is_ours, pipe_files, put_files, takes_alike
+from fsspec_csx.s3.many_objects import cat_files, get_files, is_ours, pipe_files, put_files
 from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
 from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
@@ -233,12 +231,10 @@ async def put(
     if pairs and not files:
         await fs._makedirs(pairs[0].target, exist_ok=True)
     callback.set_size(len(files))
-    put_file, size = callback.branch_coro(fs._put_file), batch_size or fs.batch_size
-    if is_ours(fs, "_put_file", transactions.put_file) and takes_alike(fs, kwargs):
-        sent = [(each.source, each.target) for each in files]
-        return await put_files(fs, sent, lambda number: put_file(*sent[number], **kwargs), callback, kwargs, size)
-    calls = [put_file(each.source, each.target, **kwargs) for each in files]
-    return await run_in_chunks(calls, batch_size=size, callback=callback)
+    put_file = callback.branch_coro(fs._put_file)
+    sent = [(each.source, each.target) for each in files]
+    alone = lambda number: put_file(*sent[number], **kwargs)  # noqa: E731
+    await put_files(fs, sent, alone, callback, kwargs, batch_size or fs.batch_size)
 
 
 async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
@@ -251,13 +247,12 @@ async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = N
     Raises:
         ValueError: before anything is sent, if one of them names a version.
     """
-    contents: Mapping[str, Any] = {path: value} if isinstance(path, str) else path
+    named: Mapping[str, Any] = {path: value} if isinstance(path, str) else path
+    contents = {fs._strip_protocol(each): data for each, data in named.items()}
     for each in contents:
         check_writable(fs, each)
-    if is_ours(fs, "_pipe_file", transactions.pipe_file) and takes_alike(fs, kwargs):
-        alone = lambda name: fs._pipe_file(name, contents[name], **kwargs)  # noqa: E731
-        return await pipe_files(fs, contents, alone, kwargs, batch_size or fs.batch_size)
-    return await S3FileSystem._pipe(fs, dict(contents), batch_size=batch_size, **kwargs)
+    alone = lambda name: fs._pipe_file(name, contents[name], **kwargs)  # noqa: E731
+    return await pipe_files(fs, contents, alone, kwargs, batch_size or fs.batch_size)
 
 
 def _expand_local(path: str | os.PathLike[str], recursive: bool, maxdepth: int | None) -> Expansion:

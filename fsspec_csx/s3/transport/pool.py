@@ -155,11 +155,11 @@ class Transfer:
         fetch_one: Callable[[RangeRequest], Awaitable[None]],
     ) -> SignedRequests[SignedRead]:
         async def failed(read: SignedRead) -> None:
-            await fetch_one(read.wanted)
+            await fetch_one(read.body)
             alike.failed(learned)
 
         wanted = [SignedRead(None, each) for each in ranges]
-        return SignedRequests(self, learned.template, wanted, lambda read: advance(read.wanted.length), failed)
+        return SignedRequests(self, learned.template, wanted, lambda read: advance(read.body.length), failed)
 
     @property
     def width(self) -> int:

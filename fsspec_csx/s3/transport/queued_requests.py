@@ -34,11 +34,6 @@ class SignedRead:
     def __init__(self, key: str | None, wanted: RangeRequest, accept: Callable[[RangeRequest], bool] = bool) -> None:
         self.key, self.body, self._accept = key, wanted, accept
 
-    @property
-    def wanted(self) -> RangeRequest:
-        """The range."""
-        return self.body
-
     def give_up(self) -> None:
         """Make the thread that makes it fail soon."""
         self.body.give_up()
@@ -72,6 +67,7 @@ class SignedWrite:
 
     Attributes:
         answer: of the server, as botocore's method returns it.
+        length: in bytes.
         first: the attempt, if it did not succeed and botocore should take it for its own.
     """
 
@@ -82,6 +78,7 @@ class SignedWrite:
         self.key, self._type, self._open_body = key, content_type, open_body
         self.body: RequestBody | None = None
         self.answer: Mapping[str, Any] | None = None
+        self.length = 0
         self.first: FirstAttempt | None = None
         self._given_up = False
 
@@ -120,5 +117,5 @@ class SignedWrite:
 
     def accept(self) -> bool:
         """In a thread: drop the body, which may be an open file."""
-        self.body = None
+        self.length, self.body = len(self.body or b""), None
         return True
