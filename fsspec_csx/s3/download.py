@@ -148,6 +148,7 @@ async def get_file(
             probe: RangeRequest = read or FileRange(descriptor, 0, MIN_REQUEST, probing=True)
             if read is not None:
                 write_at(descriptor, read.memory, 0)
+                read.forget()
             else:
                 await fs.transfer.fetch(found.get, [probe])
             found.etag = found.etag or probe.etag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mimetypes
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,12 +13,12 @@ from fsspec.callbacks import Callback
 from fsspec_csx.s3 import transactions
 from fsspec_csx.s3.consistent_read import PinnedObject, retry_if_changed
 from fsspec_csx.s3.download import check_inside, read_whole
+from fsspec_csx.s3.head_file import HeadFile
 from fsspec_csx.s3.head_range import HeadRange
 from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, has_checksum, make_alike
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody, file_body, single_bytes
-from fsspec_csx.storage.local_file import atomic_local_write
 
 Options: TypeAlias = Mapping[str, Any]
 
@@ -70,17 +71,10 @@ async def get_files(
         most: how many at a time.
     """
 
-    def store(request: HeadRequest) -> bool:
-        source, target = pairs[request.number]
+    def is_writable(number: int) -> bool:
+        source, target = pairs[number]
         check_inside(source, target)
-        if os.path.lexists(target) and not os.path.isfile(target):  # a folder, a pipe or a device
-            return False
-        with atomic_local_write(target) as descriptor:
-            memory = request.head.memory
-            while memory:
-                memory = memory[os.write(descriptor, memory) :]
-        request.head.forget()
-        return True
+        return os.path.isfile(target) or not os.path.lexists(target)  # no folder, pipe or device
 
     async def fetch(request: HeadRequest) -> None:
         try:
@@ -94,7 +88,8 @@ async def get_files(
             child.absolute_update(request.head.length)
         callback.relative_update(1)
 
-    requests = [HeadRequest(fs, number, path, store) for number, (path, _) in enumerate(pairs)]
+    heads = [HeadFile(path, target, functools.partial(is_writable, n)) for n, (path, target) in enumerate(pairs)]
+    requests = [HeadRequest(fs, number, path, heads[number]) for number, (path, _) in enumerate(pairs)]
     await _read(fs, requests, fetch, finished, most)
 
 
@@ -198,19 +193,24 @@ class HeadRequest(ObjectGet):
     """A request for a whole object, or the beginning of a large one.
 
     Args:
-        store: what is done in a thread with an object that has come whole; whether it was done.
+        head: takes the bytes; by default, memory.
     """
 
-    def __init__(self, fs: Any, number: int, path: str, store: Callable[[HeadRequest], bool] = bool) -> None:
-        self.head = HeadRange(path)
+    def __init__(self, fs: Any, number: int, path: str, head: HeadRange | None = None) -> None:
+        self.head = head or HeadRange(path)
         super().__init__(PinnedObject(fs, path, None), self.head, self._accept, number)
-        self._store = store
 
     def _accept(self, _: RangeRequest) -> bool:
-        whole = not self.head.cut_off and has_checksum(self.state, self.head, self.head.memory)
-        return whole and self._store(self)
+        if self.head.cut_off:
+            return False
+        if isinstance(self.head, HeadFile):
+            return self.head.has_checksum() and self.head.store()
+        return has_checksum(self.state, self.head, self.head.memory)
 
     def begun(self) -> HeadRange | None:
         """The beginning of the object, once, if that was read and there is more."""
         begun, self.head = self.head, HeadRange(self.state)
-        return begun if begun.complete and begun.cut_off else None
+        if begun.complete and begun.cut_off:
+            return begun
+        begun.forget()
+        return None

@@ -1,0 +1,109 @@
+"""HeadFile: the beginning of an object, written to a local file as it comes if it is all of the object."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+
+from fsspec_csx.s3.consistent_read import checksum_function
+from fsspec_csx.s3.head_range import HeadRange
+from fsspec_csx.s3.transport.checksum import of_object
+from fsspec_csx.storage.local_file import add_filename, atomic_local_write, write_at
+
+# Bytes in memory at a time. Smaller objects, of which there may be many, are written at once.
+_STEP = 2**20
+
+
+class HeadFile(HeadRange):
+    """A request for an object whose size is not known; see ``HeadRange``.
+
+    Args:
+        name: of the object, for messages.
+        target: the path of the file.
+        writable: whether it can be written so; called in a thread.
+    """
+
+    def __init__(self, name: object, target: str, writable: Callable[[], bool]) -> None:
+        super().__init__(name)
+        self._path = target
+        self._writable = writable
+        self._in_steps = False
+        self._stack = contextlib.ExitStack()
+        self._descriptor: int | None = None
+        self._buffer = memoryview(b"")
+        self._checksum = 0
+
+    def expect(self, status: int, headers: Mapping[str, str]) -> None:
+        """See ``RangeRequest``."""
+        super().expect(status, headers)
+        if not self.filled:
+            whole = self.total is not None and not self.cut_off
+            self._in_steps = whole and self.length > _STEP and self._writable()
+
+    def restart(self) -> None:
+        """Forget the bytes that have arrived."""
+        super().restart()
+        self._checksum = 0
+
+    def next_buffer(self, most: int) -> memoryview:
+        """See ``HeadRange``."""
+        if not self._in_steps:
+            return super().next_buffer(most)
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(_STEP))
+        return self._buffer[: min(most, self.length - self.filled)]
+
+    def advance(self, count: int) -> None:
+        """Note that so many bytes of ``next_buffer`` were filled.
+
+        Raises:
+            OSError: if the disk is full, for instance.
+        """
+        if self._in_steps:
+            memory = self._buffer[:count]
+            try:
+                write_at(self._open(), memory, self.filled)
+            except OSError as error:
+                add_filename(error, self._path)
+                self.failure = error
+                raise
+            if (check := checksum_function(self)) is not None:
+                self._checksum = check(memory, self._checksum)
+        super().advance(count)
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = self._stack.enter_context(atomic_local_write(self._path))
+        return self._descriptor
+
+    def has_checksum(self) -> bool:
+        """Whether the whole object has its checksum, if the server has one."""
+        known = of_object(self.headers)
+        if known is None:
+            return True
+        algorithm, expected = known
+        return algorithm.encoded(self._checksum if self._in_steps else algorithm.compute(self.memory, 0)) == expected
+
+    def store(self) -> bool:
+        """Make what has come the file; False if it cannot be written so."""
+        if not (self._in_steps or self._writable()):
+            return False
+        descriptor = self._open()
+        if not self._in_steps:
+            write_at(descriptor, self.memory, 0)
+        os.ftruncate(descriptor, self.length)
+        self._stack.close()
+        self.forget()
+        return True
+
+    def forget(self) -> None:
+        """Free the memory, and remove a file that is not whole."""
+        super().forget()
+        self._buffer, self._descriptor = memoryview(b""), None
+        with contextlib.suppress(_ForgottenError), self._stack:
+            raise _ForgottenError
+
+
+class _ForgottenError(Exception):
+    """Ends what is written."""
