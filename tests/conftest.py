@@ -49,6 +49,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the tests of reliability where none would run: that takes each process seconds."""
+    return True if collection_path.name == "reliability" and "not slow" in config.option.markexpr else None
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark the tests of reliability as slow: they are many, and each starts processes or repeats something."""
     if item.path.parent.name == "reliability" and not item.get_closest_marker("long"):
