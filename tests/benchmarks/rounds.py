@@ -17,7 +17,6 @@ from target import Target
 
 _SEED = 1
 _FIRST = 2  # rounds in which all peers are measured
-_LARGE = 128 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Plan:
         runs: how many rounds.
         operations: what each does.
         seldom: peers that have only the first rounds.
-        slow: peers and operations that have only the first rounds, and a part of a case that is large.
+        slow: cases, operations and peers that have only the first rounds, and a part of the case.
     """
 
     peers: tuple[str, ...]
@@ -37,7 +36,7 @@ class Plan:
     runs: int
     operations: tuple[str, ...] = OPERATIONS
     seldom: tuple[str, ...] = ()
-    slow: tuple[tuple[str, str], ...] = ()
+    slow: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def installed(self) -> list[str]:
@@ -56,12 +55,12 @@ class Plan:
             for operation in self.operations
             for name in self.installed
             if operation not in PEERS[name].lacks
-            if number < _FIRST or not (name in self.seldom or (name, operation) in self.slow)
+            if number < _FIRST or not (name in self.seldom or (case.name, operation, name) in self.slow)
         ]
 
     def moved(self, case: Case, operation: str, name: str) -> Case:
         """What a peer saves or loads of a case: all of it, or a part."""
-        return case.part() if (name, operation) in self.slow and case.nbytes > _LARGE else case
+        return case.part() if (case.name, operation, name) in self.slow else case
 
     @property
     def stored(self) -> list[Case]:

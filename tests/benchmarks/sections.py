@@ -56,7 +56,8 @@ class Section:
         operations: what each does.
         rounds: at most so many.
         seldom: peers that are measured in the first two rounds alone, as no goal asks for more.
-        slow: peers and operations that would take minutes: in the first two rounds alone, and with a part of a case.
+        slow: cases, operations and peers that would take minutes: in the first two rounds alone, with a part of the
+            case.
         seconds: that a measurement takes on two quiet cores.
     """
 
@@ -68,7 +69,7 @@ class Section:
     operations: tuple[str, ...] = OPERATIONS
     rounds: int = 100
     seldom: tuple[str, ...] = ()
-    slow: tuple[tuple[str, str], ...] = ()
+    slow: tuple[tuple[str, str, str], ...] = ()
     seconds: float = 2.0
 
     def plan(self, rounds: int, *, quick: bool = False) -> Plan:
@@ -89,6 +90,7 @@ SECTIONS = (
         (LARGE,),
         ("ours", _OPEN, "ours-stream", *_RIVALS, "crt", "sockets", "sockets-checked", *_SAFETENSORS),
         ("cpu", "extra", "requests"),
+        seconds=2.4,
         seldom=("ours-stream", "s3fs", "boto3", "sockets", *_SAFETENSORS),
     ),
     Section(
@@ -97,7 +99,8 @@ SECTIONS = (
         (LARGE,),
         ("ours", _OPEN, *_RIVALS, "crt", "sockets", "sockets-checked"),
         ("cpu", "extra"),
-        seldom=("boto3", "sockets-checked"),
+        seconds=2.9,
+        seldom=("s3fs", "boto3", "sockets-checked"),
     ),
     Section(
         "far",
@@ -105,11 +108,22 @@ SECTIONS = (
         (LARGE,),
         ("ours", *_FIXED, _OPEN, *_RIVALS, "sockets-64"),
         ("extra",),
-        seldom=("ours-32", "boto3"),
-        slow=(("s3fs", "save"), ("s3fs", "load"), ("obstore", "load")),
+        seldom=("ours-32", "boto3", "sockets-64"),
+        slow=(("large", "save", "s3fs"), ("large", "load", "s3fs"), ("large", "load", "obstore")),
+        seconds=2.8,
     ),
-    Section("small", ("nginx", "far-25"), (SMALL,), ("ours", _OPEN, *_RIVALS), rounds=3),
-    Section("files", ("far-25", "nginx"), (FILES,), _OF_MANY, operations=FILE_OPERATIONS, rounds=2),
+    Section("small", ("nginx", "far-25"), (SMALL,), ("ours", _OPEN, *_RIVALS), rounds=3, seconds=1.7),
+    Section(
+        "files",
+        ("far-25", "nginx"),
+        (FILES,),
+        _OF_MANY,
+        operations=FILE_OPERATIONS,
+        rounds=2,
+        slow=tuple(
+            ("files", operation, peer) for operation in FILE_OPERATIONS for peer in ("s3fs-files", "boto3-files")
+        ),
+    ),
     Section(
         "sharded",
         ("nginx", "far-25"),
@@ -118,9 +132,10 @@ SECTIONS = (
         ("cpu",),
         _SHARED,
         rounds=2,
-        slow=tuple(("sharded-s3fs", operation) for operation in _SHARED),
+        slow=tuple(("sharded", operation, "sharded-s3fs") for operation in _SHARED),
+        seconds=3.0,
     ),
-    Section("mixed", ("nginx",), (MIXED,), ("ours", _OPEN, *_RIVALS), rounds=2),
+    Section("mixed", ("nginx",), (MIXED,), ("ours", _OPEN, *_RIVALS), rounds=1, seconds=1.7),
     Section("group", ("nginx", "far-25"), (LARGE,), ("ours-once", "ours-each"), ("cpu",), ("load",), rounds=1),
 )
 """Those of the README, as they are measured."""
