@@ -125,8 +125,7 @@ class TorchFile:
         self._pickled = Pickled(obj, replaced=recast.replaced)
         self._layout = plan_archive(self._pickled)
         self.nbytes = (self._layout or self._pickled).nbytes
-        storages = self._layout.storages if self._layout else self._pickled.storages
-        self._storages = [storage for storage in storages if storage.nbytes()]
+        self._storages = [storage for storage in self._pickled.storages if storage.nbytes()]
         self.stream = TensorStream(source, [recast.streamed(storage) for storage in self._storages], damaged)
 
     def write(self, writer: TrackingWriter) -> None:

@@ -6,7 +6,8 @@ Names in pickles, such as ``torch._utils._rebuild_tensor_v2``, are a part of the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +25,9 @@ check(
         "torch:UntypedStorage": ("_cdata",),
         "torch:_neg_view": (),
         "torch._C:PyTorchFileReader": ("get_record",),
+        "torch._C:PyTorchFileWriter": ("serialization_id", "write_end_of_file", "write_record"),
+        "torch._utils:_rebuild_parameter": (),
+        "torch._utils:_rebuild_tensor_v2": (),
         "torch._utils:set_tensor_metadata": (),
         "torch._weights_only_unpickler:_get_allowed_globals": (),
         "torch._weights_only_unpickler:_get_user_allowed_globals": (),
@@ -38,6 +42,8 @@ __all__ = ["NestedTensor", "location_tag", "neg_view", "tree_leaves", "tree_map"
 
 _torch: Any = torch  # which leaves these untyped, or types them too narrowly
 
+rebuild_tensor: Callable[..., torch.Tensor] = _torch._utils._rebuild_tensor_v2
+rebuild_parameter: Callable[..., torch.nn.Parameter] = _torch._utils._rebuild_parameter
 location_tag: Callable[[Any], str] = serialization.location_tag
 neg_view: Callable[[torch.Tensor], torch.Tensor] = torch._neg_view
 set_tensor_metadata: Callable[[torch.Tensor, Any], None] = _torch._utils.set_tensor_metadata
@@ -69,6 +75,12 @@ def storage_types() -> dict[str, torch.dtype]:
     return {f"torch.{name}": dtype for dtype, name in _torch.storage._dtype_to_storage_type_map().items()}
 
 
+def unquantized_storage_types() -> dict[torch.dtype, Any]:
+    """Types of storages, such as torch.FloatStorage, by their dtypes."""
+    types = _torch.storage._dtype_to_storage_type_map().items()
+    return {dtype: getattr(torch, name) for dtype, name in types if not name.startswith("Q")}
+
+
 def allowed_globals() -> tuple[set[str], set[str]]:
     """The globals that torch.load accepts: its own, which its public list lacks, and those that were added."""
     unpickler: Any = _weights_only_unpickler
@@ -84,6 +96,16 @@ def read_record(file: Any, name: str) -> bytes:
     """Read a record of an archive, from a file at its beginning; a RuntimeError if torch cannot read it."""
     record: bytes = _torch._C.PyTorchFileReader(file).get_record(name)
     return record
+
+
+def serialization_id(names: Iterable[str]) -> str:
+    """The identity of an archive of torch.save with records of these names, which hold nothing, and torch's own."""
+    writer = _torch._C.PyTorchFileWriter(os.devnull)
+    for name in names:
+        writer.write_record(name, b"", 0)
+    writer.write_end_of_file()
+    identity: str = writer.serialization_id()
+    return identity
 
 
 def sharded_tensor() -> type[Any]:

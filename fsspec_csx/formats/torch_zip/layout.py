@@ -1,57 +1,64 @@
-"""What torch.save writes, laid out before any tensor's bytes are touched.
+"""The archive that torch.save writes, put together here: torch's own writer calls Python several times for each record.
 
-torch makes all but the bytes of the tensors, under ``torch.serialization.skip_data``, which leaves holes for them.
-They are filled here, and what depends on them: the checksums, which torch computes at a sixth of the speed, and the
-identity of the archive.
+Before the first is written, one of torch's own is compared bit for bit. If they differ, torch.save writes all.
 
 Format: a zip archive whose records are stored uncompressed, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT,
-and whose last record is ``.data/serialization_id``: 20 digits of a hash of the records' names, and 20 of one of their
-CRC-32s (torch/caffe2/serialize/inline_container.cc).
+each padded so that its bytes begin at a multiple of the alignment, and whose last record is ``.data/serialization_id``:
+20 digits of a hash of the records' names, and 20 of one of their CRC-32s (torch/caffe2/serialize/inline_container.cc).
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 import struct
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.serialization import config
 
 from fsspec_csx.formats.io_wrappers import JoiningWriter
-from fsspec_csx.formats.torch_zip.archive_end import CRC, DESCRIPTOR, ArchiveEnd, LayoutError
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.tensors.crc32 import RunningCrc32
+from fsspec_csx.formats.torch_zip.zip_directory import FULL_32
+from fsspec_csx.tensors import torch_compat
+from fsspec_csx.tensors.crc32 import RunningCrc32, crc32_of
 from fsspec_csx.tensors.source import memory_of
 from fsspec_csx.tensors.tiling import staged
 
-_LOCAL = b"PK\x03\x04"
 HERE = "cpu"
 """The type of device whose memory is written as it is."""
 
+_ROOT = b"archive/"  # torch's name for one that is written to a file object
+_LOCAL = struct.Struct("<4s2xH18x2H")  # flags, and the lengths of the name and of what follows it
+_DESCRIPTOR, _DESCRIPTOR_64 = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")  # CRC-32, size, size
+_ENTRY = struct.Struct("<4s4xH6x3I2H10xI")  # flags, CRC-32, size, size, two lengths, position
+_END_64, _LOCATOR_64 = struct.Struct("<4sQ2H8x4Q"), struct.Struct("<4s4xQI")
+_END = struct.Struct("<4s4x2H2I2x")
+_PADDING_HEAD = struct.Struct("<2sH")
+_IDENTITY_SIZE = 40
+_UTF_8, _DESCRIBED = 0x0800, 0x0008
+_FULL_16 = 2**16 - 1
+_64_BITS = 2**64 - 1
+_PADDING = b"Z" * 2**15
+
 
 class Layout:
-    """An archive as torch.save writes it, in parts that follow each other.
-
-    Args:
-        parts: what torch made, and between them the storages that belong there.
-
-    Raises:
-        LayoutError: if what depends on the storages is not where it is known to be.
+    """An archive as torch.save writes it.
 
     Attributes:
-        storages: in the order of the archive, which has only those with bytes.
+        nbytes: its size.
     """
 
-    def __init__(self, parts: list[bytes | torch.UntypedStorage], names: list[bytes]) -> None:
-        self._parts = parts
-        self._names = names
-        self.storages = [part for part in parts if not isinstance(part, bytes)]
-        self.nbytes = sum(len(part) if isinstance(part, bytes) else part.nbytes() for part in parts)
-        last = parts[-1] if parts else b""
-        if not isinstance(last, bytes) or not _are_described(parts):
-            raise LayoutError
-        self._end = ArchiveEnd(last, self.nbytes, names) if names else None
+    def __init__(self, pickled: Pickled, alignment: int) -> None:
+        self._pickled = pickled
+        self._alignment = alignment
+        directory = end = 0
+        for name, content in self._records():
+            size = _IDENTITY_SIZE if content is None else _nbytes(content)
+            directory += _ENTRY.size + len(name) + len(_extra(end, size, size))
+            end += len(self._header(end, name, size)) + size + (_descriptor(end, size).size if size else 0)
+        self.nbytes = end + directory + _END_64.size + _LOCATOR_64.size + _END.size
 
     def write(
         self,
@@ -64,110 +71,167 @@ class Layout:
         Args:
             write: takes a buffer that may be used again at once.
             keep: takes the memory of a tensor of the CPU, which stays as it is as long as this object lives.
-            contents: the bytes of each storage, in pieces that may be used again at once; by default those that are in
-                the storages.
+            contents: the bytes of each storage that has some, in pieces that may be used again at once; by default
+                those that are in the storages.
         """
-        given = None if contents is None else iter(contents)
-        crcs: list[int] = []
-        after_storage = False
         joining = JoiningWriter(write)
-        for number, part in enumerate(self._parts):
-            if isinstance(part, torch.UntypedStorage):
-                crc = RunningCrc32()
-                in_place = given is None and part.device.type == HERE
-                for piece in next(given) if given is not None else _memories(part):
-                    crc.add(piece)
-                    joining.write(piece, keep if in_place else None)
-                crcs.append(crc.value)
-                after_storage = True
-                continue
-            if number == len(self._parts) - 1 and self._end is not None:
-                part = self._end.completed(dict(zip(self._names, crcs, strict=True)))
-            joining.write(_described(part, crcs[-1]) if after_storage else part)
-            after_storage = False
+        given = None if contents is None else iter(contents)
+
+        def fill(storage: torch.UntypedStorage) -> int:
+            crc = RunningCrc32()
+            in_place = given is None and storage.device.type == HERE
+            for piece in next(given) if given is not None else _memories(storage):
+                joining.write(piece, keep if in_place else None)
+                crc.add(piece)  # while the piece is sent
+            return crc.value
+
+        self.write_around(joining.write, fill)
         joining.flush()
 
-    def around_one(self) -> tuple[bytes, Callable[[int], bytes]] | None:
-        """What comes before the only storage, and what gives the rest for its CRC-32; None if there is not just one."""
-        end, before = self._end, self._parts[0]
-        if end is None or len(self._names) != 1 or not isinstance(before, bytes):
-            return None
-        return before, lambda crc: _described(end.completed({self._names[0]: crc}), crc)
+    def write_around(self, write: Callable[[bytes], object], fill: Callable[[torch.UntypedStorage], int]) -> None:
+        """Write all but the bytes of storages.
+
+        Args:
+            write: is called many times.
+            fill: writes the bytes of a storage that has some, and returns their CRC-32.
+        """
+        directory = bytearray()
+        count = position = combined = 0
+        for name, content in self._records():
+            if content is None:
+                content = _names_hash(len(self._pickled.storages)) + b"%020d" % combined
+            size, crc, descriptor = _nbytes(content), 0, b""
+            header = self._header(position, name, size)
+            write(header)
+            if size:
+                if isinstance(content, bytes):
+                    write(content)
+                    crc = crc32_of(content)
+                else:
+                    crc = fill(content)
+                descriptor = _descriptor(position, size).pack(b"PK\x07\x08", crc, size, size)
+                write(descriptor)
+                combined ^= (crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)) & _64_BITS
+            directory += _entry(position, name, size, crc)
+            count += 1
+            position += len(header) + size + len(descriptor)
+        write(bytes(directory))
+        write(_end(count, len(directory), position))
+
+    def _records(self) -> Iterator[tuple[bytes, bytes | torch.UntypedStorage | None]]:
+        """The names of the records, and what they hold; None for the identity."""
+        yield _ROOT + b"data.pkl", self._pickled.data
+        yield _ROOT + b".format_version", b"1"
+        yield _ROOT + b".storage_alignment", b"%d" % self._alignment
+        yield _ROOT + b"byteorder", sys.byteorder.encode()
+        for key, storage in enumerate(self._pickled.storages):
+            yield b"%bdata/%d" % (_ROOT, key), storage
+        yield _ROOT + b"version", b"3\n"
+        yield _ROOT + b".data/serialization_id", None
+
+    def _header(self, position: int, name: bytes, size: int) -> bytes:
+        """What precedes the bytes of a record; torch knows of none that they are compressed then."""
+        extra = _extra(position, size, 0)
+        least = position + _LOCAL.size + len(name) + len(extra) + _PADDING_HEAD.size
+        padding = -least % self._alignment
+        length = len(extra) + _PADDING_HEAD.size + padding
+        start = _LOCAL.pack(b"PK\x03\x04", _flags(size), len(name), length)
+        return b"".join((start, name, extra, _PADDING_HEAD.pack(b"FB", padding), _PADDING[:padding]))
 
 
 def plan_archive(pickled: Pickled) -> Layout | None:
-    """The archive that torch.save makes of an object; None if it is not laid out as it is known to be."""
-    sink = _Sink()
-    with torch.serialization.skip_data():
-        pickled.torch_save(sink)
-    try:
-        return _layout(sink.parts, pickled.storages)
-    except LayoutError:
+    """The archive that torch.save makes of an object; None if it is not known how this release of torch does it."""
+    options = config.save
+    alignment = options.storage_alignment
+    if not options.compute_crc32 or not 0 < alignment <= len(_PADDING) or not _is_known(alignment):
         return None
+    return Layout(pickled, alignment)
+
+
+@functools.lru_cache
+def _is_known(alignment: int) -> bool:
+    """Whether this release of torch writes archives, also of more than 4 GiB, as they are written here."""
+    sizes = (0, 1, FULL_32 - 1, 0, FULL_32, 2**33, 0, 5)
+    storage_of: Callable[..., torch.UntypedStorage] = torch.UntypedStorage
+    pickled = Pickled([storage_of(size, device="meta") for size in sizes])  # their bytes are left out
+    by_torch, own = _Sink(), bytearray()
+    try:
+        with torch.serialization.skip_data():
+            pickled.torch_save(by_torch)
+        Layout(pickled, alignment).write_around(own.extend, lambda storage: 0)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return own == by_torch.written
 
 
 class _Sink:
-    """A file that keeps what is written, and how many bytes were passed over."""
+    """A file that keeps what is written, but for what is passed over."""
 
     def __init__(self) -> None:
-        self.parts: list[bytearray | int] = []
+        self.written = bytearray()
 
     def write(self, data: Any) -> int:
-        if not self.parts or isinstance(self.parts[-1], int):
-            self.parts.append(bytearray())
-        self.parts[-1] += data
+        self.written += data
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        if whence != 1 or offset < 0:
-            msg = "Only what follows can be passed over."
-            raise OSError(msg)
-        if offset:
-            self.parts.append(offset)
         return 0
 
     def flush(self) -> None:
         pass
 
 
-def _are_described(parts: list[bytes | torch.UntypedStorage]) -> bool:
-    """Whether each storage is followed by a descriptor."""
-    return all(
-        isinstance(part, bytes) and part.startswith(DESCRIPTOR)
-        for before, part in itertools.pairwise(parts)
-        if not isinstance(before, bytes)
-    )
+@functools.lru_cache
+def _names_hash(count: int) -> bytes:
+    """The part of the identity that is made of the names of the records, by the C++ library's own hash."""
+    names = ("data.pkl", ".format_version", ".storage_alignment", "byteorder", *(f"data/{key}" for key in range(count)))
+    return torch_compat.serialization_id(names)[:20].encode()
 
 
-def _described(part: bytes, crc32: int) -> bytes:
-    """What follows a storage, with its CRC-32 in the descriptor."""
-    return part[:4] + CRC.pack(crc32) + part[8:]
+def _nbytes(content: bytes | torch.UntypedStorage) -> int:
+    return len(content) if isinstance(content, bytes) else content.nbytes()
 
 
-def _layout(parts: list[bytearray | int], storages: list[torch.UntypedStorage]) -> Layout:
-    filled: list[bytes | torch.UntypedStorage] = []
-    names = []
-    for part in parts:
-        if isinstance(part, bytearray):
-            filled.append(bytes(part))
-            continue
-        name = _record_before(filled)
-        key = name.rpartition(b"/")[2]
-        if not key.isdigit() or int(key) >= len(storages) or storages[int(key)].nbytes() != part:
-            raise LayoutError
-        filled.append(storages[int(key)])
-        names.append(name)
-    return Layout(filled, names)
+def _is_wide(position: int, size: int) -> bool:
+    """Whether the numbers of a record need 64 bits."""
+    return position >= FULL_32 or size >= FULL_32
 
 
-def _record_before(parts: list[bytes | torch.UntypedStorage]) -> bytes:
-    """The name of the record whose local header ends here; empty if none does."""
-    before = parts[-1] if parts and isinstance(parts[-1], bytes) else b""
-    header = before.rfind(_LOCAL)
-    if header < 0:
+def _extra(position: int, size: int, compressed: int) -> bytes:
+    """The extra field of a record with the numbers that need 64 bits."""
+    if not _is_wide(position, size):
         return b""
-    (length,) = struct.unpack_from("<H", before, header + 26)
-    return before[header + 30 : header + 30 + length]
+    numbers = [size, compressed] if size >= FULL_32 else []
+    if position >= FULL_32:
+        numbers.append(position)
+    return struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
+
+
+def _flags(size: int) -> int:
+    return _UTF_8 | _DESCRIBED if size else _UTF_8
+
+
+def _descriptor(position: int, size: int) -> struct.Struct:
+    return _DESCRIPTOR_64 if _is_wide(position, size) else _DESCRIPTOR
+
+
+def _entry(position: int, name: bytes, size: int, crc: int) -> bytes:
+    """A record in the directory."""
+    extra = _extra(position, size, size)
+    short = min(size, FULL_32)
+    numbers = (crc, short, short, len(name), len(extra), min(position, FULL_32))
+    return _ENTRY.pack(b"PK\x01\x02", _flags(size), *numbers) + name + extra
+
+
+def _end(count: int, size: int, position: int) -> bytes:
+    """What follows a directory of so many entries and bytes, which begins at a position."""
+    numbers = (count, count, size, position)
+    short = (min(count, _FULL_16), min(count, _FULL_16), min(size, FULL_32), min(position, FULL_32))
+    return (
+        _END_64.pack(b"PK\x06\x06", _END_64.size - 12, 0x031E, 45, *numbers)
+        + _LOCATOR_64.pack(b"PK\x06\x07", position + size, 1)
+        + _END.pack(b"PK\x05\x06", *short)
+    )
 
 
 def _memories(storage: torch.UntypedStorage) -> Iterable[memoryview]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copyreg
+import functools
 import io
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import dataclass
+from types import FunctionType, SimpleNamespace
 from typing import IO, Any
 
 import torch
 
 from fsspec_csx.tensors import memory, names, torch_compat
 from fsspec_csx.tensors.snapshot import copy_storages
+
+_Replaced = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 class Pickled:
@@ -40,23 +46,15 @@ class Pickled:
         obj: object,
         *,
         copied: bool = False,
-        replaced: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+        replaced: _Replaced | None = None,
     ) -> None:
-        self.storages: list[torch.UntypedStorage] = []
-        self._dtypes: list[torch.dtype] = []
-        self._keys: dict[int, str] = {}
-        self._dtype_at: dict[int, torch.dtype] = {}
-        buffer = io.BytesIO()
+        numbering = _Numbering()
         try:
-            if replaced is None:
-                _Pickler(buffer, self._identify).dump(obj)
-            else:
-                _ReplacingPickler(buffer, self._identify, replaced).dump(obj)
+            self.data = _dumped(obj, numbering, plain=_are_reductions_known(), replaced=replaced)
         except _FreedError as error:
             raise memory.refused([name for name, value in names.walk(obj) if value is error.tensor]) from None
-        if copied:
-            self.storages = copy_storages(self.storages)
-        self.data = buffer.getvalue()
+        self._dtypes = numbering.dtypes
+        self.storages = copy_storages(numbering.storages) if copied else numbering.storages
         self.nbytes = len(self.data) + sum(storage.nbytes() for storage in self.storages)
 
     def torch_save(self, file: Any) -> None:
@@ -72,27 +70,11 @@ class Pickled:
         ]
         return unpickler.load()
 
-    def _identify(self, obj: Any) -> tuple[str, Any, str, str, int]:
-        """The persistent id of a storage."""
-        if isinstance(obj, torch.UntypedStorage):
-            storage, dtype, count, kind = obj, torch.uint8, obj.nbytes(), torch.UntypedStorage
-        else:
-            storage, dtype = torch_compat.untyped(obj), obj.dtype
-            count = storage.nbytes() // dtype.itemsize
-            kind = torch_compat.storage_type(obj)
-        address = storage.data_ptr()
-        if address and self._dtype_at.setdefault(address, dtype) != dtype:
-            msg = "Two tensors share memory under different dtypes, which no torch file can hold. Clone one of them."
-            raise RuntimeError(msg)
-        place = torch_compat.address(storage)
-        if place not in self._keys:
-            self._keys[place] = str(len(self.storages))
-            self.storages.append(storage)  # kept: one made for the pickle alone would leave its address to the next
-            self._dtypes.append(dtype)
-        return "storage", kind, self._keys[place], torch_compat.location_tag(storage), count
-
 
 _OF_TORCH = (torch.Tensor, torch.storage.TypedStorage, torch.UntypedStorage)
+_STORAGE_TYPES = torch_compat.unquantized_storage_types()
+# Most of what is pickled: objects without a persistent id, for which all are asked.
+_PLAIN = {str, int, float, bool, tuple, list, dict, type, type(None), OrderedDict, FunctionType}
 
 
 class _FreedError(Exception):
@@ -103,38 +85,150 @@ class _FreedError(Exception):
         self.tensor = tensor
 
 
+def _refuse_freed(tensor: torch.Tensor) -> None:
+    if memory.is_freed(tensor):
+        raise _FreedError(tensor)
+
+
+class _Numbering:
+    """The numbers of storages in the order in which they are pickled.
+
+    Attributes:
+        storages: in this order.
+        dtypes: in which they were pickled first.
+    """
+
+    def __init__(self) -> None:
+        self.storages: list[torch.UntypedStorage] = []
+        self.dtypes: list[torch.dtype] = []
+        self._keys: dict[int, str] = {}
+        self._dtype_at: dict[int, torch.dtype] = {}
+
+    def identify(self, storage: torch.UntypedStorage, dtype: torch.dtype, kind: Any) -> tuple[str, Any, str, str, int]:
+        """The persistent id of a storage of a dtype, and of a type that stands for it."""
+        address = storage.data_ptr()
+        if address and self._dtype_at.setdefault(address, dtype) != dtype:
+            msg = "Two tensors share memory under different dtypes, which no torch file can hold. Clone one of them."
+            raise RuntimeError(msg)
+        key = self._keys.setdefault(torch_compat.address(storage), str(len(self._keys)))
+        if len(self.storages) < len(self._keys):
+            self.storages.append(storage)  # kept: one made for the pickle alone would leave its address to the next
+            self.dtypes.append(dtype)
+        return "storage", kind, key, torch_compat.location_tag(storage), storage.nbytes() // dtype.itemsize
+
+
 class _Pickler(pickle.Pickler):
     """Pickles as torch.save does by default, with persistent ids for objects of some types."""
 
-    def __init__(self, file: IO[bytes], identify: Callable[[Any], Any]) -> None:
+    def __init__(self, file: IO[bytes], numbering: _Numbering, *, plain: bool) -> None:
         super().__init__(file, protocol=2)
-        self._identify = identify
+        self._numbering = numbering
+        reductions = _PlainReductions(numbering).by_type if plain else {}
+        self._skipped = _PLAIN.union(reductions)
+        self.dispatch_table = {**reductions, **copyreg.dispatch_table}
 
     def persistent_id(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind in self._skipped:
+            return None
+        if kind is _Identity:
+            return obj.persistent_id
         if not isinstance(obj, _OF_TORCH):
             return None
-        if not isinstance(obj, torch.Tensor):
-            return self._identify(obj)
-        if memory.is_freed(obj):
-            raise _FreedError(obj)
-        return None
+        if isinstance(obj, torch.Tensor):
+            _refuse_freed(obj)
+            return None
+        if isinstance(obj, torch.UntypedStorage):
+            return self._numbering.identify(obj, torch.uint8, torch.UntypedStorage)
+        return self._numbering.identify(torch_compat.untyped(obj), obj.dtype, torch_compat.storage_type(obj))
 
 
 class _ReplacingPickler(_Pickler):
     """Pickles other tensors in the place of some."""
 
-    def __init__(
-        self,
-        file: IO[bytes],
-        identify: Callable[[Any], Any],
-        replaced: Callable[[torch.Tensor], torch.Tensor | None],
-    ) -> None:
-        super().__init__(file, identify)
-        self._replaced = replaced
+    replaced: _Replaced
 
     def reducer_override(self, obj: Any) -> Any:
-        other = self._replaced(obj) if isinstance(obj, torch.Tensor) else None
-        return NotImplemented if other is None else other.__reduce_ex__(2)  # type: ignore[no-untyped-call]
+        other = self.replaced(obj) if isinstance(obj, torch.Tensor) else None
+        return NotImplemented if other is None else _reduce_other(other)
+
+
+@dataclass(slots=True)
+class _Identity:
+    """Stands for a storage."""
+
+    persistent_id: tuple[str, Any, str, str, int]
+
+
+class _NoHooks:
+    """Stands for an empty OrderedDict."""
+
+
+class _PlainReductions:
+    """What torch's own classes of tensors give pickle, put together in a third of the time.
+
+    Attributes:
+        by_type: a function for each class.
+    """
+
+    def __init__(self, numbering: _Numbering) -> None:
+        self._numbering = numbering
+        self.by_type: dict[type, Callable[[Any], Any]] = {
+            torch.Tensor: self._reduce_tensor,
+            torch.nn.Parameter: self._reduce_parameter,
+            _NoHooks: lambda hooks: (OrderedDict, ()),
+        }
+
+    def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
+        dtype = tensor.dtype
+        kind = _STORAGE_TYPES.get(dtype)
+        if (
+            kind is None
+            or not tensor.is_cpu
+            or tensor.layout is not torch.strided
+            or tensor.is_quantized
+            or tensor.is_nested
+            or tensor.is_conj()
+            or tensor.is_neg()
+            or tensor.__dict__
+            or tensor._backward_hooks
+        ):
+            return _reduce_other(tensor)
+        storage, offset = tensor.untyped_storage(), tensor.storage_offset()
+        if not tensor.is_contiguous() or (offset + tensor.numel()) * dtype.itemsize > storage.nbytes():
+            _refuse_freed(tensor)
+        identity = _Identity(self._numbering.identify(storage, dtype, kind))
+        place = (identity, offset, tuple(tensor.shape), tensor.stride())
+        return torch_compat.rebuild_tensor, (*place, tensor.requires_grad, _NoHooks())
+
+    def _reduce_parameter(self, parameter: torch.nn.Parameter) -> Any:
+        _refuse_freed(parameter)
+        if parameter.__dict__:
+            return _reduce_other(parameter)
+        return torch_compat.rebuild_parameter, (parameter.data, parameter.requires_grad, _NoHooks())
+
+
+def _reduce_other(tensor: torch.Tensor) -> Any:
+    _refuse_freed(tensor)
+    return tensor.__reduce_ex__(2)  # type: ignore[no-untyped-call]
+
+
+def _dumped(obj: object, numbering: _Numbering, *, plain: bool, replaced: _Replaced | None = None) -> bytes:
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer, numbering, plain=plain)
+    if replaced is not None:
+        pickler = _ReplacingPickler(buffer, numbering, plain=plain)
+        pickler.replaced = replaced
+    pickler.dump(obj)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _are_reductions_known() -> bool:
+    """Whether this release of torch pickles tensors as ``_PlainReductions`` does."""
+    plain = [torch.zeros(2, 3, dtype=dtype, device="cpu")[:, 1:] for dtype in _STORAGE_TYPES]
+    specimen = [*plain, *plain, *map(torch.nn.Parameter, plain[:1]), torch.zeros((), device="cpu", requires_grad=True)]
+    return _dumped(specimen, _Numbering(), plain=True) == _dumped(specimen, _Numbering(), plain=False)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fsspec_csx.formats.torch_zip.layout import plan_archive
+from fsspec_csx.formats.torch_zip.layout import Layout, plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 
 _KEPT = 4096
@@ -34,7 +34,19 @@ def frame(dtype: torch.dtype, shape: Sequence[int]) -> Frame | None:
     """The frame of a row-major tensor on the CPU; None if it has no bytes, or another layout."""
     tensor = torch.empty(tuple(shape), dtype=dtype, device="cpu")
     layout = plan_archive(Pickled(tensor)) if tensor.nbytes else None
-    parts = layout.around_one() if layout else None
-    if layout is None or parts is None:
+    if layout is None:
         return None
-    return Frame(*parts, layout.nbytes)
+    before, _ = _around(layout, 0)
+    return Frame(before, lambda crc: _around(layout, crc)[1], layout.nbytes)
+
+
+def _around(layout: Layout, crc: int) -> tuple[bytes, bytes]:
+    """What comes before the bytes of the only storage, and behind them."""
+    parts = [bytearray()]
+
+    def fill(storage: torch.UntypedStorage) -> int:
+        parts.append(bytearray())
+        return crc
+
+    layout.write_around(lambda data: parts[-1].extend(data), fill)
+    return bytes(parts[0]), bytes(parts[1])
