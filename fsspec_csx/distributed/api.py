@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from fsspec.callbacks import Callback, NoOpCallback
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.stateful import Stateful
 
+from fsspec_csx.distributed import loading
 from fsspec_csx.distributed.paths import Path, folder_at, shards_of
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_reader import StorageReader
@@ -169,9 +170,9 @@ def load(
     """
     with _reporting(callback, path, process_group) as progress:
         options = {"storage_options": storage_options, "weights_only": weights_only, "callback": progress}
-        reader = StorageReader(path, **options, process_group=joined(process_group))
-        with unwrap_errors(process_group, reader):
-            state_dict_loader.load(state_dict, storage_reader=reader, planner=planner, process_group=process_group)
+        group = joined(process_group)
+        reader = StorageReader(path, **options, process_group=group)
+        loading.fill(state_dict, reader, planner or DefaultLoadPlanner(), group)
 
 
 def whole(
@@ -237,17 +238,11 @@ def _reporting(
 
 
 @contextlib.contextmanager
-def unwrap_errors(group: dist.ProcessGroup | None, reader: StorageReader | None = None) -> Iterator[None]:
-    """Raise the original errors, and suppress torch's warning about a single process."""
-    alone = joined(group) is None
+def unwrap_errors(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Raise the original errors of a collective."""
     try:
-        # All threads share the warning filters: change them only where needed.
-        with warnings.catch_warnings() if alone else contextlib.nullcontext(), translate_lost_process():
-            if alone:
-                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        with translate_lost_process():
             yield
     except CheckpointException as error:
         failures = error.failures
-        rank = 0 if alone else dist.get_rank(group)
-        own = failures.get(rank) or failures[min(failures)]
-        raise (reader.failure if reader and reader.failure else own[0]) from error
+        raise (failures.get(dist.get_rank(group)) or failures[min(failures)])[0] from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
         process_group: the ranks of the load, the same as that of ``dcp.load``; by default each reads for itself.
 
     Attributes:
-        failure: the error of the manifest; torch passes on only its text.
+        ranks: the same, if the caller passes an error of one of them on to the others.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
@@ -63,31 +63,29 @@ class StorageReader(FolderStorage, storage.StorageReader):
         self._process_group = process_group
         self._weights_only = weights_only
         self._metadata = Metadata({})
-        self.failure: Exception | None = None
+        self._is_common = True
+        self.ranks: Processes | None = None
 
-    @property
-    def _group(self) -> dist.ProcessGroup | None:
+    @contextlib.contextmanager
+    def _sharing(self, *, is_common: bool) -> Iterator[Processes | None]:
         """The ranks that read once for all; None on a local disk, which is faster than what goes between processes."""
-        return None if self._folder.fs is None else self._process_group
+        if self._folder.fs is None or self._process_group is None or not is_common:
+            yield None
+        elif self.ranks is not None:
+            yield self.ranks
+        else:
+            with together(self._process_group) as ranks:
+                yield ranks
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
         """Start another load, from another path if one is given."""
         super().reset(checkpoint_id)
         self._metadata = Metadata({})
-        self.failure = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read the manifest, or that of one rank (``rank=``) if the ranks did not wait for each other."""
-        try:
-            metadata = self._read_manifest(kwargs.get("rank"))
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
-        self.failure = None
-        return metadata
-
-    def _read_manifest(self, rank: int | None) -> Metadata:
-        with contextlib.nullcontext() if rank is not None or self._group is None else together(self._group) as ranks:
+        rank = kwargs.get("rank")
+        with self._sharing(is_common=rank is None) as ranks:
             folder = self._shared(ranks)
             try:
                 return manifest.read(folder, MANIFEST if rank is None else f"__{rank}{MANIFEST}")
@@ -106,31 +104,22 @@ class StorageReader(FolderStorage, storage.StorageReader):
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self._metadata = metadata
+        self._is_common = kwargs.get("use_collectives", True)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Note in each plan the numbers of the items that all ranks need, in the same order in all."""
-        if self._group is None or len(plans) == 1 or any(plan.storage_data for plan in plans):
-            return plans
-        numbered = [{_key(item): number for number, item in enumerate(plan.items)} for plan in plans]
-        common = [key for key in numbered[0] if all(key in each for each in numbered)]
-        return [
-            replace(plan, storage_data=[each[key] for key in common])
-            for plan, each in zip(plans, numbered, strict=True)
-        ]
+        return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        numbers = (plan.storage_data or []) if self._group is not None else []
-        common = [plan.items[number] for number in numbers]
-        noted = set(numbers)
-        own = [item for number, item in enumerate(plan.items) if number not in noted]
+        own = dict(enumerate(plan.items))
         meter = self._meter(sum(_nbytes(item, self._metadata) for item in plan.items))
-        if common and self._group is not None:
-            with together(self._group) as ranks:
+        with torch.no_grad(), self._sharing(is_common=self._is_common) as ranks:
+            common = [own.pop(number) for number in _common(plan.items, ranks)]
+            if common:
                 self._read(self._shared(ranks), common, planner, meter, ranks)
-        self._read(self._folder, own, planner, meter)
+            self._read(self._folder, [*own.values()], planner, meter)
         meter.finish()
         future: Future[None] = Future()
         future.set_result(None)
@@ -178,9 +167,21 @@ def _target(item: ReadItem, place: Any, planner: LoadPlanner) -> tuple[torch.Ten
     return target, TensorRead(name, place, tuple(item.storage_offsets), target.detach())
 
 
-def _key(item: ReadItem) -> tuple[Any, ...]:
-    """What an item has to be read of a checkpoint."""
-    return item.type, item.storage_index, tuple(item.storage_offsets), tuple(item.lengths)
+def _common(items: Sequence[ReadItem], ranks: Processes | None) -> list[int]:
+    """The numbers of the items that all ranks need, in the same order in all."""
+    if ranks is None or ranks.size == 1:
+        return []
+    numbers = {_digest(item): number for number, item in enumerate(items)}
+    first, *others = ranks.gather("read items", [*numbers])
+    needed = set(first).intersection(*others)
+    return [numbers[digest] for digest in first if digest in needed]
+
+
+def _digest(item: ReadItem) -> bytes:
+    """Identifies what an item has to be read of a checkpoint."""
+    index = item.storage_index
+    key = item.type.name, index.fqn, index.offset and tuple(index.offset), (*item.storage_offsets,), (*item.lengths,)
+    return hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
 
 
 def _nbytes(item: ReadItem, metadata: Metadata) -> int:

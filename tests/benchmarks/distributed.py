@@ -7,6 +7,7 @@ So is a load of one file that every process needs whole.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -43,12 +44,27 @@ class OursSharded:
     settings = "8 MiB parts, up to 64 in flight in all ranks"
 
     def __init__(self, target: Target) -> None:
-        from fsspec_csx.distributed import StorageReader, StorageWriter
+        from fsspec_csx import distributed
 
-        self.writer, self.reader = StorageWriter, StorageReader
+        self.save, self.load = distributed.save, distributed.load
 
 
-class FsspecSharded:
+class _Storage:
+    """A storage of torch.distributed.checkpoint, which torch's own functions save to and load from."""
+
+    writer: Callable[..., Any]
+    reader: Callable[..., Any]
+
+    def save(self, state: dict[str, DTensor], path: str) -> None:
+        """Save at an S3 URL."""
+        state_dict_saver.save(state, storage_writer=self.writer(path=path))
+
+    def load(self, state: dict[str, DTensor], path: str) -> None:
+        """Fill with what is at an S3 URL."""
+        state_dict_loader.load(state, storage_reader=self.reader(path=path))
+
+
+class FsspecSharded(_Storage):
     """torch's ``FsspecWriter`` and ``FsspecReader``, on s3fs."""
 
     settings = "of s3fs"
@@ -63,7 +79,7 @@ class FsspecSharded:
         self.reader = FsspecReader
 
 
-class ConnectorSharded:
+class ConnectorSharded(_Storage):
     """``S3StorageWriter`` and ``S3StorageReader`` of s3torchconnector."""
 
     settings = "of s3torchconnector"
@@ -103,13 +119,13 @@ def run(client: Any, task: Task) -> Result:
         kind = "sharded"
         if task.operation == "save":
             state = _state(_WARM_UP, mesh, 0, filled=True)
-            _save(client, state, own + _WARM_UP.key(kind))
+            client.save(state, own + _WARM_UP.key(kind))
             state = _state(task.case, mesh, 0, filled=True)
-            return _measured(lambda: _save(client, state, own + task.case.key(kind)), client.settings)
+            return _measured(lambda: client.save(state, own + task.case.key(kind)), client.settings)
         dimension = int(task.operation == "columns")
-        _load(client, _state(_WARM_UP, mesh, dimension, filled=False), there + _WARM_UP.key(kind))
+        client.load(_state(_WARM_UP, mesh, dimension, filled=False), there + _WARM_UP.key(kind))
         state = _state(task.case, mesh, dimension, filled=False)
-        found = _measured(lambda: _load(client, state, there + task.case.key(kind)), client.settings)
+        found = _measured(lambda: client.load(state, there + task.case.key(kind)), client.settings)
         if task.check:
             for name, tensor in _state(task.case, mesh, dimension, filled=True).items():
                 if not torch.equal(tensor.to_local(), state[name].to_local()):
@@ -125,14 +141,6 @@ def _run_whole(client: Whole, task: Task, there: str) -> Result:
     path = there + task.case.key("torch")
     found = _measured(lambda: loaded.append(client.load(path)), client.settings)
     return replace(found, error=difference(task.case.state(), loaded[0])) if task.check else found
-
-
-def _save(client: Any, state: dict[str, DTensor], path: str) -> None:
-    state_dict_saver.save(state, storage_writer=client.writer(path=path))
-
-
-def _load(client: Any, state: dict[str, DTensor], path: str) -> None:
-    state_dict_loader.load(state, storage_reader=client.reader(path=path))
 
 
 def _joined() -> DeviceMesh:
@@ -161,6 +169,8 @@ def _state(case: Case, mesh: DeviceMesh, dimension: int, *, filled: bool) -> dic
 def _measured(operation: Callable[[], object], settings: str) -> Result:
     from measure import Result
 
+    gc.collect()
+    gc.freeze()  # see measure.py
     dist.barrier()
     cpu, start = _cpu_seconds(), time.perf_counter()
     operation()

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from commands import running
 from fsspec.callbacks import Callback
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.planner import LoadPlan, WriteItem
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -175,6 +176,39 @@ def load(root: str) -> None:
         pass
     else:
         raise AssertionError("loaded what is not there")
+    for step in ("set_up_planner", "create_local_plan", "load_bytes", "resolve_tensor"):
+        with pytest.raises(ArithmeticError, match=step):
+            distributed.load(state(0, empty=True), f"{root}/ours", planner=FailingOnce(step))
+        planner = Gathering()
+        distributed.load(found, f"{root}/twice", planner=planner)
+        check(found, 3)
+        assert planner.plans == (dist.get_world_size() if dist.get_rank() == 0 else 0)
+
+
+class FailingOnce(dcp.DefaultLoadPlanner):
+    """Fails in a method, in process 1 alone."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        if dist.get_rank() == 1:
+            setattr(self, method, self._fail)
+        self._method = method
+
+    def _fail(self, *args: Any) -> Any:
+        raise ArithmeticError(self._method)
+
+
+class Gathering(dcp.DefaultLoadPlanner):
+    """Counts the plans of all processes, and returns each less its last item, which it puts in again at the end."""
+
+    plans = 0
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        self.plans = len(global_plan)
+        return [replace(plan, planner_data=plan.items[-1], items=plan.items[:-1]) for plan in global_plan]
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        return replace(central_plan, items=[*central_plan.items, central_plan.planner_data])
 
 
 class Deadly(dcp.DefaultSavePlanner):
