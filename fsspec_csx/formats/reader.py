@@ -109,4 +109,4 @@ def is_legacy(source: Source) -> bool:
 def _part(found: LazyObject, choice: Choice) -> LazyObject:
     obj = names.select(found.obj, choice)
     used = {place_of(value) for _, value in names.walk(obj)}
-    return LazyObject(obj, [each for each in found.records if (each.storage.device, each.storage.data_ptr()) in used])
+    return LazyObject(obj, [each for each in found.records if each.place in used])

@@ -49,7 +49,7 @@ class TensorIterator:
         tensors = ((key, each) for key, each in names.walk(found.obj) if isinstance(each, torch.Tensor))
         chosen = [(key, each) for key, each in tensors if key in choice]
         self._entries = deque(_Entry(key, each.detach(), place_of(each)) for key, each in _in_order(chosen, keys))
-        self._records = {(each.storage.device, each.storage.data_ptr()): each for each in found.records}
+        self._records = {each.place: each for each in found.records}
         self._uses = Counter(each.place for each in self._entries)
         self._source, self._name = source, name
         self._device = torch.device(device or "cpu")
@@ -94,7 +94,7 @@ class TensorIterator:
             damaged = [record for record, each in zip(records, own, strict=True) if any(each is it for it in wrong)]
             owners = names.of_records({each.name: each.tensor for each in entries}, damaged)
             raise torch_archive.damaged(self._name, owners)
-        filled = {(r.storage.device, r.storage.data_ptr()): each.storage for r, each in zip(records, own, strict=True)}
+        filled = {r.place: each.storage for r, each in zip(records, own, strict=True)}
         if self._stream is None:
             return _Batch(deque((each.name, self._placed(each, filled)) for each in entries))
         with torch.cuda.stream(self._stream):

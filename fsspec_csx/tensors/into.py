@@ -52,7 +52,7 @@ def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], c
 
     Returns the records whose bytes do not have the checksum that they must have.
     """
-    records = {(record.storage.device, record.storage.data_ptr()): record for record in found.records}
+    records = {record.place: record for record in found.records}
     straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]] = {}
     staged: list[Transfer] = []
     filled: list[MatchedPair] = []

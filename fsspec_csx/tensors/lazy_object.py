@@ -24,6 +24,11 @@ class Record:
     storage: torch.UntypedStorage
     crc32: int | None = None
 
+    @property
+    def place(self) -> tuple[torch.device, int]:
+        """The place of a tensor on the storage, see ``names.place_of``."""
+        return self.storage.device, self.storage.data_ptr()
+
     def differs(self, crc32: int) -> bool:
         """Whether the record must have another CRC-32."""
         return self.crc32 not in (None, crc32)

@@ -189,7 +189,7 @@ def of_records(obj: Any, records: Collection[Record]) -> str:
             owners.setdefault(place, []).append(name)
     found = []
     for record in records:
-        found += owners.get((record.storage.device, record.storage.data_ptr())) or [record.name]
+        found += owners.get(record.place) or [record.name]
     return shown(found)
 
 

@@ -37,9 +37,9 @@ class ExcessError(pickle.UnpicklingError):
 
 
 class StandIn:
-    """Stands for a class in a pickle, which cannot call it."""
+    """Stands for a class in a pickle, or a storage of a dtype; the pickle cannot call it."""
 
-    def __init__(self, made: type) -> None:
+    def __init__(self, made: Any) -> None:
         self.made = made
 
     def __call__(self) -> None:

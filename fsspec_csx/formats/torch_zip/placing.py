@@ -18,50 +18,8 @@ from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.source import Source
 
 
-class _LocationMapper:
-    """Where ``map_location`` has storages go, by the rules of torch.load."""
-
-    def __init__(self, map_location: Any = None) -> None:
-        self._map = map_location
-        self._devices: dict[str, torch.device] = {}
-
-    def stays(self, location: str) -> bool:
-        """Whether a storage of this location is one of the CPU, and the caller's map need not see it."""
-        return self._target(location) == "cpu"
-
-    def device(self, location: str) -> torch.device | None:
-        """The device that a storage of this location goes to; None if ``placed`` has to see its bytes."""
-        target = self._target(location)
-        if target is None:
-            return None
-        if target not in self._devices:
-            self._devices[target] = _restored(reserved(0, torch.device("cpu")), target).device
-        device = self._devices[target]
-        return None if device.type == "cpu" else device  # one of a kind that torch was taught
-
-    def placed(self, storage: torch.UntypedStorage, location: str) -> Any:
-        """What torch.load makes of a storage that has its bytes."""
-        target = self._target(location)
-        if target is not None:
-            return _restored(storage, target)
-        result = self._map(storage, location)
-        return _restored(storage, location) if result is None else result
-
-    def _target(self, location: str) -> str | None:
-        """Another location in place of this; None if the caller's map is a callable."""
-        if self._map is None:
-            return location
-        if isinstance(self._map, dict):
-            return str(self._map.get(location, location))
-        return str(self._map) if isinstance(self._map, (str, torch.device)) else None
-
-
-def _restored(storage: torch.UntypedStorage, location: str) -> Any:
-    return serialization.default_restore_location(storage, location)  # type: ignore[no-untyped-call]
-
-
 class StoragePlacer:
-    """Puts storages where ``map_location`` has them.
+    """Puts storages where ``map_location`` has them, by the rules of torch.load.
 
     Attributes:
         records: of the storages that are to be filled; those for a callable are filled at once.
@@ -75,18 +33,19 @@ class StoragePlacer:
         self.failure: BaseException | None = None
         self._source = source
         self._name = name
-        self._places = _LocationMapper(options.map_location)
+        self._map = options.map_location
         self._wanted = options.wanted
+        self._devices: dict[str, torch.device] = {}
 
     def place(self, record: Record, location: str) -> Any:
         """What takes the place of the storage of a record, which is on the CPU, reserved and not filled."""
         size = record.storage.nbytes()
-        stays = self._places.stays(location)
+        stays = self.stays(location)
         if stays or (size and self._wanted is not None and record.offset not in self._wanted):
             self.left |= not stays
             self.records += [record] if size else []
             return record.storage
-        device = self._places.device(location)
+        device = self._device(location)
         if device is None:
             try:
                 return self._placed_now(record, location)
@@ -97,10 +56,40 @@ class StoragePlacer:
         self.records += [replace(record, storage=placed)] if size and device.type != "meta" else []
         return placed
 
+    def stays(self, location: str) -> bool:
+        """Whether a storage of this location is one of the CPU, and the caller's map need not see it."""
+        return self._target(location) == "cpu"
+
+    def _target(self, location: str) -> str | None:
+        """Another location in place of this; None if the caller's map is a callable."""
+        if self._map is None:
+            return location
+        if isinstance(self._map, dict):
+            return str(self._map.get(location, location))
+        return str(self._map) if isinstance(self._map, (str, torch.device)) else None
+
+    def _device(self, location: str) -> torch.device | None:
+        """The device that a storage of this location goes to; None if its bytes are to be seen first."""
+        target = self._target(location)
+        if target is None:
+            return None
+        if target not in self._devices:
+            self._devices[target] = _restored(reserved(0, torch.device("cpu")), target).device
+        device = self._devices[target]
+        return None if device.type == "cpu" else device  # one of a kind that torch was taught
+
     def _placed_now(self, record: Record, location: str) -> Any:
         if fill.fill(self._source, [record]):
             raise torch_archive.damaged(self._name, repr(record.name))
-        return self._places.placed(record.storage, location)
+        target = self._target(location)
+        if target is not None:
+            return _restored(record.storage, target)
+        result = self._map(record.storage, location)
+        return _restored(record.storage, location) if result is None else result
+
+
+def _restored(storage: torch.UntypedStorage, location: str) -> Any:
+    return serialization.default_restore_location(storage, location)  # type: ignore[no-untyped-call]
 
 
 class ArchiveStorages:
@@ -124,9 +113,9 @@ class ArchiveStorages:
 
 def placed(source: Source, found: LazyObject, name: str, options: ReadOptions) -> LazyObject:
     """A lazy object of tensors by name on the CPU, these moved to where ``map_location`` has them."""
-    if _LocationMapper(options.map_location).stays("cpu"):
-        return found
     placer = StoragePlacer(source, name, options)
+    if placer.stays("cpu"):
+        return found
     records = {record.name: record for record in found.records}
     obj: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}

@@ -13,7 +13,6 @@ import pickle
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import serialization
 
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
@@ -28,15 +27,10 @@ from fsspec_csx.tensors.source import Source
 
 _VERSION = b"3"
 _PROTOCOL = b"\x80\x02"  # the one of torch.save
-_KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_COMPLEX_KINDS = ("ComplexDouble", "ComplexFloat")
 _NAMES: dict[tuple[str, str], Any] = {
     ("torch", "Tensor"): StandIn(torch.Tensor),
-    ("torch.storage", "UntypedStorage"): StandIn(torch.UntypedStorage),
-    **{
-        ("torch", f"{kind}Storage"): serialization.StorageType(f"{kind}Storage")  # type: ignore[no-untyped-call]
-        for kind in (*_KINDS, *_COMPLEX_KINDS)
-    },
+    ("torch.storage", "UntypedStorage"): StandIn(torch.uint8),
+    **{("torch", path.removeprefix("torch.")): StandIn(dtype) for path, dtype in torch_compat.storage_types().items()},
 }
 
 
@@ -83,7 +77,7 @@ class _Unpickler(pickle.Unpickler):
         word, kind, key, location, count = identity
         if word != "storage" or [*map(type, identity[2:])] != [str, str, int]:
             raise refused("what this does not make")
-        dtype = torch.uint8 if isinstance(kind, StandIn) else kind.dtype
+        dtype = kind.made
         return _PickledStorage(self._storages.get(key, location, count * dtype.itemsize), dtype)
 
     def _tensor_with_state(self, function: Any, kind: Any, args: Any, state: Any) -> torch.Tensor:
