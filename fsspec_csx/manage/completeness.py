@@ -85,14 +85,15 @@ def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_pa
     if missing := sorted(name for name in ends if name not in held):
         raise _incomplete(display_path, missing, "its manifest names")
     if short := sorted(name for name, end in ends.items() if (size := held[name]) is not None and size < end):
-        reason = f"{display_path} is incomplete: {_listed(short)} {'is' if len(short) == 1 else 'are'} truncated."
+        reason = f"{display_path} is incomplete: {listed(short)} {'is' if len(short) == 1 else 'are'} truncated."
         raise InvalidCheckpointError(reason, _REMEDY)
 
 
 def _incomplete(display_path: str, missing: list[str], what: str) -> InvalidCheckpointError:
-    return InvalidCheckpointError(f"{display_path} is incomplete: it lacks {_listed(missing)}, which {what}.", _REMEDY)
+    return InvalidCheckpointError(f"{display_path} is incomplete: it lacks {listed(missing)}, which {what}.", _REMEDY)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

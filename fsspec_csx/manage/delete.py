@@ -27,10 +27,10 @@ class DeleteTarget:
     manifests: Sequence[str]  # those of them to delete first: without a manifest the folder is not a checkpoint
     size: int  # of all files, in bytes
     folder: str | None  # the path of the folder; None for a single file
-    # the metadata of a Cerebras checkpoint, deleted last and until then marked incomplete, as only it identifies the
-    # other files; None for other checkpoints
+    # The metadata of a Cerebras checkpoint, deleted last and until then marked incomplete, as only it identifies the
+    # other files; None for other checkpoints.
     metadata: str | None = None
-    # names of files in folders below that are not deleted, as damaged metadata does not say whose they are
+    # Names of files in folders below that are not deleted, as damaged metadata does not say whose they are.
     left: Sequence[str] = ()
 
     def phases(self, *, marked: bool) -> list[list[str]]:

@@ -26,7 +26,7 @@ class Leftover:
     """Something that an unfinished save, copy or deletion left."""
 
     # ``upload``, an unfinished multipart upload; ``file``, a temporary file; ``shards``, shards that no manifest or
-    # index names; ``state``, the local journal of an upload
+    # index names; ``state``, the local journal of an upload.
     kind: str
     path: str  # the path of the file or folder, or of the object that the upload would create
     size: int | None  # in bytes, for an upload that of its parts so far; None if unknown
@@ -39,7 +39,7 @@ class Leftover:
 def leftovers(
     root: str | os.PathLike[str], *, older_than: timedelta = DAY, storage_options: Mapping[str, Any] | None = None
 ) -> list[Leftover]:
-    """Find what killed processes left under a root, at any depth; younger files than that may be in use.
+    """Find what killed processes left under a root, at any depth; younger files may be in use.
 
     These are unfinished uploads on S3 and their local journals; temporary files; folders with shards only, on S3 those
     with names that this package gives; and shards that the manifest or index of their folder does not name.

@@ -11,15 +11,13 @@ from typing import Any
 from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage.completeness import check_complete
+from fsspec_csx.manage.completeness import check_complete, listed
 from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, sort_key
 from fsspec_csx.manage.steps import Step, steps_of
 from fsspec_csx.storage.paths import redacted
 
 STEP, TIME = "step", "time"
 """The orders by which checkpoints are the newest."""
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,10 @@ class PruneResult:
 
     kept: list[ListedCheckpoint]
     to_delete: list[ListedCheckpoint]  # or was deleted
-    # why kept checkpoints are incomplete or damaged, by path; checked only if something is to be deleted
+    # Why kept checkpoints are incomplete or damaged, by path; checked only if something is to be deleted.
     damaged: dict[str, Exception] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)  # by path
-    # why kept checkpoints do not count among the newest, by path, as a part of a sentence
+    # Why kept checkpoints do not count among the newest, by path, as a part of a sentence.
     uncounted: dict[str, str] = field(default_factory=dict)
 
 
@@ -130,9 +128,8 @@ def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
         unknown = [step for step in unknown if not step.is_apart]
     if unknown and len(steps) > keep:
         names = [each.path.rpartition("/")[2] for step in unknown for each in step.members]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         msg = (
-            f"The order of the checkpoints under {root} is unknown: {redacted(', '.join(names[:_SHOWN]))}{more} "
+            f"The order of the checkpoints under {root} is unknown: {redacted(listed(names))} "
             f"{'has' if len(names) == 1 else 'have'} no step in the name."
         )
         raise ValueError(f"{msg} Move these elsewhere, or sort by the time of writing: --by time or by='time'.")
