@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.formats import registry, sniff
+from fsspec_csx.formats import registry
 from fsspec_csx.formats.base import FileFormat, ReadOptions
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.torch_zip import archive as torch_archive
@@ -99,11 +99,6 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject
     if isinstance(format, FileFormat):
         structure_limits.check_use(found.obj, name)
     return found
-
-
-def is_legacy(source: Source) -> bool:
-    """Whether a file is of the format before torch 1.6."""
-    return sniff.is_legacy(source.head(sniff.HEAD))
 
 
 def _part(found: LazyObject, choice: Choice) -> LazyObject:

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import scan
-from fsspec_csx.formats.reader import is_legacy, structure
+from fsspec_csx.formats import scan, sniff
+from fsspec_csx.formats.reader import structure
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, ZipEntry
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.lazy_object import LazyObject, Record
+from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 
@@ -82,7 +82,8 @@ def examine(
 
 
 def _structure(source: Source, name: str) -> _Structure:
-    note = "it is of the format before torch 1.6, which has no checksums" if is_legacy(source) else ""
+    legacy = sniff.is_legacy(source.head(sniff.HEAD))
+    note = "it is of the format before torch 1.6, which has no checksums" if legacy else ""
     try:
         with torch.no_grad():
             found = structure(source, name, bounded=True)
@@ -112,16 +113,14 @@ def _beyond(entries: Iterable[ZipEntry], end: int) -> list[ZipEntry]:
 
 def _called(entry: ZipEntry, found: LazyObject | None) -> str:
     """The tensors that a record belongs to, or its own name."""
-    own = repr(entry.name.decode(errors="replace"))
-    record = _records(found).get(entry.name)
-    if record is None or found is None:
-        return f"record {own}"
-    owners = names.of_records(found.obj, [record])
-    return f"record {own}" if owners in (record.name, "''") else f"{owners} (record {own})"
-
-
-def _records(found: LazyObject | None) -> dict[bytes, Record]:
-    return {record.name.encode(errors="replace"): record for record in found.records} if found else {}
+    own = f"record {entry.name.decode(errors='replace')!r}"
+    if found is None:
+        return own
+    for record in found.records:
+        if record.name.encode(errors="replace") == entry.name:
+            owners = names.of_records(found.obj, [record])
+            return own if owners in (record.name, "''") else f"{owners} ({own})"
+    return own
 
 
 def _tensors(found: LazyObject | None) -> int:

@@ -110,6 +110,13 @@ def test_entries_are_loaded_by_keys(path: str) -> None:
     assert not Path("ran").exists()
 
 
+def test_refused_before_tensors_are_read(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.load, which would read the tensors in front of the unknown class, is not called."""
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("reads tensors"))
+    with pytest.raises(UnsafeCheckpointError, match="Namespace"):
+        load(path)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_known_kinds_are_built_as_torch_builds_them(tmp_path: Path) -> None:
     """All kinds of tensors that need no more than their storages are the same beside an unknown object."""

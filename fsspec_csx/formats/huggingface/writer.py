@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, is_index, shard_names
@@ -28,8 +26,8 @@ class HuggingFaceWriter(CheckpointWriter):
     """A Hugging Face checkpoint to be: a mapping of names to tensors, of which tied ones are stored once."""
 
     def __init__(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> None:
-        self._limit = max_shard_size
-        self._tensors, self._aliases = _checked(obj)
+        tensors, self._aliases = writer.without_twins(writer.named_tensors(obj))
+        self._tensors = writer.checked(tensors)
         sizes = {name: each.nbytes for name, each in self._tensors.items()}
         self._parts = split(sizes, max_shard_size)
         self.nbytes = sum(sizes.values())
@@ -147,9 +145,3 @@ def split(sizes: Mapping[str, int], limit: int | str = SHARD_SIZE) -> list[list[
         parts[-1].append(name)
         taken += size
     return parts
-
-
-def _checked(obj: object) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors to store, and the further names of some."""
-    tensors, aliases = writer.without_twins(writer.named_tensors(obj))
-    return writer.checked(tensors), aliases
