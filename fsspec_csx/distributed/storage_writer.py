@@ -115,7 +115,8 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the entries of this rank to a shard with a new name; no shard if there are none."""
         future: Future[list[WriteResult]] = Future()
-        future.set_result(self._write(plan, planner) if plan.items else [])
+        with torch.no_grad():
+            future.set_result(self._write(plan, planner) if plan.items else [])
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -142,17 +143,18 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         return is_none
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        if _returns_originals(planner):  # others may create tensors only when they are written
-            items = [item for item in plan.items if item.type != WriteItemType.BYTE_IO]
-            given = [(item.index.fqn, planner.resolve_data(item)) for item in items]
-            memory.check((name, tensor) for name, tensor in given if isinstance(tensor, torch.Tensor))
+        held = _returns_originals(planner)  # others may create tensors only when they are written
+        kinds = (WriteItemType.TENSOR, WriteItemType.SHARD)
+        ready = [planner.resolve_data(item) if held and item.type in kinds else None for item in plan.items]
+        given = zip(plan.items, ready, strict=True)
+        memory.check((item.index.fqn, data) for item, data in given if isinstance(data, torch.Tensor))
         name = shard_name(plan.storage_data, self._prefix_count)
         results = []
         meter = self._meter(sum(map(_nbytes, plan.items)), estimated=True)
         with self._folder.creating(name) as file:
-            shard = Shard(file, name, held=_returns_originals(planner), advance=meter.advance)
-            for item in plan.items:
-                data = planner.resolve_data(item)
+            shard = Shard(file, name, held=held, advance=meter.advance)
+            for item, resolved in zip(plan.items, ready, strict=True):
+                data = planner.resolve_data(item) if resolved is None else resolved
                 if item.type == WriteItemType.BYTE_IO:
                     assert isinstance(data, io.BytesIO)
                     place = shard.add_bytes(data.getbuffer())

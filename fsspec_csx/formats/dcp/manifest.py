@@ -284,25 +284,31 @@ def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
 
 
 def _state(found: Any, kind: str) -> dict[str, Any]:
-    _check(isinstance(found, _Named) and type(found).__name__ == kind, f"no {kind}")
-    state = found.state
-    found_state: dict[str, Any] = _a(state, dict)
-    return found_state
+    if not isinstance(found, _Named) or type(found).__name__ != kind:
+        msg = f"no {kind}"
+        raise _MalformedError(msg)
+    state: dict[str, Any] = _a(found.state, dict)
+    return state
 
 
 def _size(found: Any) -> torch.Size:
     _check(len(_a(found, tuple)) <= _DIMENSIONS, "number of dimensions")
-    return torch.Size([_count(each) for each in found])
+    counts = [_count(each) for each in found]
+    return found if type(found) is torch.Size else torch.Size(counts)
 
 
 def _count(found: Any) -> int:
     number: int = _a(found, int)
-    _check(0 <= number < 2**63, f"number {number}")
+    if not 0 <= number < 2**63:
+        msg = f"number {number}"
+        raise _MalformedError(msg)
     return number
 
 
 def _a(found: Any, kind: type[T] | Callable[..., T]) -> Any:
-    _check(isinstance(found, kind), f"{type(found).__name__} for a {kind.__name__}")  # type: ignore[arg-type]
+    if not isinstance(found, kind):  # type: ignore[arg-type]
+        msg = f"{type(found).__name__} for a {kind.__name__}"
+        raise _MalformedError(msg)
     return found
 
 
