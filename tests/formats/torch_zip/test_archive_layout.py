@@ -17,11 +17,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.serialization import config
 
 import fsspec_csx
 from fsspec_csx.formats.torch_zip import layout as torch_layout
-from fsspec_csx.formats.torch_zip import single_tensor_archive
+from fsspec_csx.formats.torch_zip import pickled, single_tensor_archive
 from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 
@@ -209,6 +210,18 @@ def test_known_kinds() -> None:
             assert laid_out([value, SHARED, value]) == bytes_of_torch([value, SHARED, value])
 
 
+def test_under_modes(forgotten: None) -> None:
+    """Modes of torch, under which the first save of a process may be, change nothing."""
+    state = {"a": torch.ones(3), "c": [1.5, None]}
+    expected = bytes_of_torch(state)
+    for mode in (torch.inference_mode(), torch.device("meta"), FakeTensorMode(), torch.serialization.skip_data()):
+        torch_layout._is_known.cache_clear()
+        pickled._are_reductions_known.cache_clear()
+        with mode:
+            assert laid_out(state) == expected
+    pickled._are_reductions_known.cache_clear()
+
+
 @pytest.mark.slow
 def test_many_records() -> None:
     """An archive of more records than 16 bits count."""
@@ -220,11 +233,11 @@ def test_large_records(forgotten: None) -> None:
     """Of records and archives beyond 4 GiB all is as torch.save writes it, but for the bytes of the tensors."""
     full = 2**32 - 1
     for sizes in ([full], [full - 1, 1], [full - 800, 3, 0, 5], [2**33, 0, 2**40, 1], [0, full + 1, 7]):
-        pickled = Pickled([torch.UntypedStorage(size, device="meta") for size in sizes])
+        large = Pickled([torch.UntypedStorage(size, device="meta") for size in sizes])
         own, by_torch = bytearray(), torch_layout._Sink()
         with torch.serialization.skip_data():
-            pickled.torch_save(by_torch)
-        layout = plan_archive(pickled)
+            large.torch_save(by_torch)
+        layout = plan_archive(large)
         assert layout is not None
         layout.write_around(own.extend, lambda storage: 0)
         assert own == by_torch.written
