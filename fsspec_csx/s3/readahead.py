@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from fsspec.caching import BaseCache
+
+from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
 
 # The first read fetches so much; each further one that goes on where the last ended, so many times more.
 _FIRST = 256 * 1024
@@ -22,15 +24,25 @@ _SHARES = 4
 _GAP = 64 * 1024
 _BEHIND = 2**20
 # Of what is fetched for reads that are large themselves, in requests of AHEAD_REQUEST bytes.
-_CHUNK = 16 * 2**20
+_CHUNK = 8 * 2**20
 AHEAD_REQUEST = 4 * 2**20
 
 
 @dataclass
-class _Chunk:
+class Chunk:
+    """Bytes of the file that are here or on their way.
+
+    Attributes:
+        start: position of the first.
+        end: position after the last.
+        data: what holds them.
+        lent: the buffer that they are in, if it is used again.
+    """
+
     start: int
     end: int
-    data: Future[bytes]
+    data: Future[Any]
+    lent: memoryview | None = None
 
 
 class ReadAhead(BaseCache):  # type: ignore[misc]
@@ -40,15 +52,25 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
     more than itself, and forgets what was ahead.
 
     Args:
-        ahead: the most bytes to fetch before they are asked for.
+        ahead: the most bytes to fetch before they are asked for, unless the reads are large themselves.
+        fetch: begins to fetch the bytes between two positions.
+        fetch_into: begins to fill a buffer from a position on.
+        size: of the file, in bytes.
     """
 
     name = "parallel"
 
-    def __init__(self, ahead: int, fetch: Callable[[int, int], Future[bytes]], size: int) -> None:
+    def __init__(
+        self,
+        ahead: int,
+        fetch: Callable[[int, int], Future[Any]],
+        fetch_into: Callable[[int, memoryview], Future[Any]],
+        size: int,
+    ) -> None:
         super().__init__(ahead, lambda start, end: fetch(start, end).result(), size)
-        self._start = fetch
-        self._chunks: deque[_Chunk] = deque()
+        self._start, self._start_into = fetch, fetch_into
+        self._free: list[memoryview] = []
+        self._chunks: deque[Chunk] = deque()
         self._window = 0
         self._pid = os.getpid()
 
@@ -65,37 +87,48 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             self._add(start, min(max(stop, start + min(_FIRST, self.blocksize)), self.size))
         return self._read_or_clear(start, stop)
 
-    def take(self, start: int, memory: memoryview) -> int:
-        """Fill the beginning of a memory from what is here or on its way, and return how many bytes that were."""
+    def take(self, start: int, stop: int) -> list[Chunk]:
+        """Hand over what is here or on its way of a large range, from its first byte on."""
         self._forget_before(start)
-        if not self._chunks:
-            return 0
-        end = min(start + len(memory), self._chunks[-1].end)
+        taken = [chunk for chunk in self._chunks if chunk.start < stop and chunk.end > start]
+        while self._chunks and self._chunks[0].end <= stop:
+            self._chunks.popleft()
+        return taken
+
+    def fill(self, memory: memoryview, start: int, taken: Sequence[Chunk]) -> None:
+        """Fill a memory from chunks that were taken, the first of which has the byte at ``start``."""
+        stop = start + len(memory)
         try:
-            for chunk, first, last in self._overlapping(start, end):
-                _copy(memory[first - start : last - start], chunk.data.result(), first - chunk.start)
+            for chunk in taken:
+                first, last = max(start, chunk.start), min(stop, chunk.end)
+                target = memory[first - start : last - start]
+                populate(target)  # while the bytes are on their way
+                copy(target, memoryview(chunk.data.result())[first - chunk.start : last - chunk.start])
+                if chunk.lent is not None and chunk.end <= stop:
+                    self._free.append(chunk.lent)
         except BaseException:
-            self.clear()
+            for chunk in taken:
+                chunk.data.cancel()
             raise
-        return max(0, end - start)
 
     def fetch_beyond(self, start: int, ahead: int) -> None:
         """Let so many bytes from a position on be here or on their way, in chunks of one size.
 
         Nothing is done unless what is here reaches to the position.
         """
-        self._forget_before(start, behind=0)
         begun, end = self._chunks[-1].end if self._chunks else start, min(start + ahead, self.size)
         while begun < end and (end - begun >= _CHUNK or end == self.size):
-            self._add(begun, min(begun + _CHUNK, end))
-            begun = self._chunks[-1].end
+            lent = self._free.pop() if self._free else new_buffer(_CHUNK)
+            stop = min(begun + _CHUNK, end)
+            self._chunks.append(Chunk(begun, stop, self._start_into(begun, lent[: stop - begun]), lent))
+            begun = stop
 
-    def put(self, start: int, data: bytes) -> None:
-        """Keep bytes that were fetched together with others."""
-        self.clear()
-        done: Future[bytes] = Future()
+    def put(self, start: int, data: memoryview) -> None:
+        """Keep bytes after a range that was taken; they are fetched with others, before anything is read again."""
+        self._window = 0
+        done: Future[Any] = Future()
         done.set_result(data)
-        self._chunks.append(_Chunk(start, start + len(data), done))
+        self._chunks.append(Chunk(start, start + len(data), done))
 
     def clear(self) -> None:
         """Forget everything, and end what is being fetched."""
@@ -103,6 +136,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         for chunk in self._chunks:
             chunk.data.cancel()
         self._chunks.clear()
+        self._free.clear()
         self._window = 0
 
     def _forget_before(self, start: int, behind: int = _BEHIND) -> None:
@@ -117,9 +151,10 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         if self._pid != os.getpid():
             self._pid, self._window = os.getpid(), 0
             self._chunks.clear()
+            self._free.clear()
 
     def _add(self, start: int, end: int) -> None:
-        self._chunks.append(_Chunk(start, end, self._start(start, end)))
+        self._chunks.append(Chunk(start, end, self._start(start, end)))
 
     def _fetch_ahead(self, stop: int) -> None:
         """Fetch what a read up to here lacks, and what will follow it."""
@@ -137,7 +172,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             self.clear()  # what could not be fetched may be asked for again
             raise
 
-    def _overlapping(self, start: int, stop: int) -> Iterator[tuple[_Chunk, int, int]]:
+    def _overlapping(self, start: int, stop: int) -> Iterator[tuple[Chunk, int, int]]:
         """The chunks of a range, each with where the range begins and ends in it, by positions in the file."""
         for chunk in list(self._chunks):
             if chunk.start < stop and chunk.end > start:
@@ -150,11 +185,4 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             pieces.append(data if last - first == len(data) else data[first - chunk.start : last - chunk.start])
         if len(self._chunks) == 1 and self._chunks[0].end == stop and stop - self._chunks[0].start > _LEAST:
             self.clear()  # nobody needs it any more
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _copy(memory: memoryview, data: bytes, start: int) -> None:
-    """Fill a memory from bytes; the threads that receive others run meanwhile, as they would not by an assignment."""
-    if memory:
-        source = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
-        ctypes.memmove(ctypes.addressof(ctypes.c_char.from_buffer(memory)), source + start, len(memory))
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)

@@ -60,7 +60,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
             raise ObjectNotFoundError(reason, "Name one of them.")
         if own:
-            self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self.size)
+            self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self._fetch_into, self.size)
 
     @property
     def details(self) -> Any:
@@ -101,23 +101,49 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     def _fill(self, memory: memoryview) -> None:
         """Fill a large memory from the current position."""
-        ahead = self.cache if isinstance(self.cache, ReadAhead) else None
-        here = ahead.take(self.loc, memory) if ahead else 0
-        end = self.loc + len(memory)
-        goes_on, first = abs(self.loc - self._large_end) <= _FOLLOWING, self._large_end < 0
-        self._large_end = end
-        beyond = self.fs.transfer.ahead_bytes if ahead and ahead.blocksize >= PART else 0
-        if not goes_on:  # a reader of a zip file that has read its directory goes on, from the first large record
-            beyond = min(beyond, _FIRST_AHEAD * len(memory) + _FOLLOWING) if first and self._is_zip else 0
-        if ahead and beyond and here == len(memory):
-            ahead.fetch_beyond(end, beyond)
+        if not isinstance(self.cache, ReadAhead):
+            self.readinto_many([(self.loc, memory)])
             return
-        following = memoryview(bytearray(min(_FOLLOWING, self.size - end) if ahead else 0))
-        self.readinto_many([(self.loc + here, memory[here:]), (end, following)])
-        if ahead:
-            ahead.put(end, bytes(following))
+        end = self.loc + len(memory)
+        beyond = self._bytes_beyond(len(memory))
+        taken = self.cache.take(self.loc, end)
+        here = min(taken[-1].end, end) - self.loc if taken else 0
+        rest: Work | None = None
+        try:
+            if here < len(memory):
+                following = memoryview(bytearray(min(_FOLLOWING, self.size - end)))
+                rest = self._begin_rest([(self.loc + here, memory[here:]), (end, following)])
+                rest.schedule()
+                self.cache.put(end, following)
             if beyond:
-                ahead.fetch_beyond(end, beyond)
+                self.cache.fetch_beyond(end, beyond)
+            self.cache.fill(memory[:here], self.loc, taken)
+            if rest is not None:
+                rest.result()
+        except BaseException:
+            if rest is not None:
+                rest.end()  # the memory is the caller's again
+            self.cache.clear()
+            raise
+
+    def _bytes_beyond(self, length: int) -> int:
+        """How many bytes to fetch that follow a large read of so many from the current position."""
+        goes_on, first = abs(self.loc - self._large_end) <= _FOLLOWING, self._large_end < 0
+        self._large_end = self.loc + length
+        if self.cache.blocksize < PART:
+            return 0
+        beyond: int = self.fs.transfer.ahead_bytes
+        if goes_on:
+            return beyond
+        # A reader of a zip file that has read its directory goes on, from the first large record.
+        return min(beyond, _FIRST_AHEAD * length + _FOLLOWING) if first and self._is_zip else 0
+
+    def _begin_rest(self, spans: Sequence[Span]) -> Work:
+        total = sum(len(memory) for _, memory in spans)
+        part = self.fs.request_size(total)
+        part = -(-total // max(1, round(total / part)))  # of one size: no small request at the end
+        check_off_loop(self.fs)
+        return Work(self.fs.loop, functools.partial(self._fetch, spans, part))
 
     def readinto_many(
         self,
@@ -183,6 +209,13 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     def _fetch_bytes(self, start: int, end: int) -> Future[bytes]:
         return self._start(self._read(start, end))
+
+    def _fetch_into(self, start: int, memory: memoryview) -> Future[memoryview]:
+        async def fetch() -> memoryview:
+            await self._fetch([(start, memory)], AHEAD_REQUEST)
+            return memory
+
+        return self._start(fetch())
 
     async def _read(self, start: int, end: int) -> bytes:
         end = min(end, self.size)  # some of fsspec's caches ask for whole blocks

@@ -13,6 +13,7 @@ from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part
 from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.concurrency import LEAST
 from fsspec_csx.s3.transport.event_loop import Work
+from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
@@ -70,8 +71,8 @@ class PartWriter:
         self._buffered = 0
         self._chunk = memoryview(b"")
         self._sealed = self._used = 0
-        self._lent: list[bytearray] = []  # chunks of this part alone
-        self._free: list[bytearray] = []
+        self._lent: list[memoryview] = []  # chunks of this part alone
+        self._free: list[memoryview] = []
         self._sent_before = 0
         self._changed = threading.Condition()
         self._in_flight: dict[Future[None], RequestBody] = {}
@@ -190,9 +191,13 @@ class PartWriter:
         size = max(_SMALL, min(max(2 * len(self._chunk), wanted), _CHUNK))
         if wanted < _LENT_FROM:
             return memoryview(bytearray(size))
-        memory = self._free.pop() if self._free else bytearray(_CHUNK)
+        if self._free:
+            memory = self._free.pop()
+        else:
+            memory = new_buffer(_CHUNK)
+            populate(memory)
         self._lent.append(memory)
-        return memoryview(memory)[: self._part_size - self._filled]  # it is free again when this part has been sent
+        return memory[: self._part_size - self._filled]  # it is free again when this part has been sent
 
     def _seal(self) -> None:
         """Close off what was copied, before other memory follows it."""
@@ -250,7 +255,7 @@ class PartWriter:
         self._creating.result()
         await self.upload.send(number, payload)
 
-    def _sent(self, future: Future[None], buffered: int, lent: list[bytearray]) -> None:
+    def _sent(self, future: Future[None], buffered: int, lent: list[memoryview]) -> None:
         with self._changed:
             del self._in_flight[future]
             self._buffered_in_flight -= buffered

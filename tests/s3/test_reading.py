@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
 import threading
@@ -155,6 +156,26 @@ def test_reader_never_waits_for_long(slow: CSXFileSystem, proxy: FaultProxy) -> 
         held.set()
 
 
+def test_large_reads_use_buffers_again(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is ahead of large reads comes into a bounded number of buffers, also with small reads between."""
+    monkeypatch.setattr(Transfer, "ahead_bytes", property(lambda _: 16 * MIB))
+    with fs.open(PATH, "rb", block_size=32 * MIB) as file:
+        buffers, position = set(), 0
+        for size in itertools.cycle((5 * MIB, 30, 3 * MIB + 1, 2 * MIB)):
+            memory = bytearray(size)
+            count = file.readinto(memory)
+            assert memory[:count] == DATA[position : position + count]
+            position += count
+            buffers |= {id(chunk.lent) for chunk in file.cache._chunks if chunk.lent is not None}
+            if count < size:
+                break
+        assert position == len(DATA)
+        assert 2 <= len(buffers) <= 4
+        file.seek(MIB)
+        assert file.read(1000) == DATA[MIB : MIB + 1000]
+        assert not file.cache._free
+
+
 def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:
     """A small read at a new place asks for it once, and for little more."""
     chosen = random.Random(1)
@@ -182,7 +203,8 @@ def test_zip_file_is_read_ahead(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPat
     """Far from the store, what follows the first large record of a zip file comes early; of other files it does not."""
     monkeypatch.setattr(Transfer, "ahead_bytes", property(lambda _: 32 * MIB))
     near = 5 * MIB + 64 * 1024
-    for ending, ahead in ((b"PK\x05\x06" + bytes(18), [(near, near + 16 * MIB)]), (bytes(22), [])):
+    beyond = [(near, near + 8 * MIB), (near + 8 * MIB, near + 16 * MIB)]
+    for ending, ahead in ((b"PK\x05\x06" + bytes(18), beyond), (bytes(22), [])):
         fs.pipe_file("reading/zip", DATA + ending)
         with fs.open("reading/zip", "rb", block_size=32 * MIB) as file:
             end = bytearray(22)

@@ -25,12 +25,11 @@ LEAST = 10
 """Requests in flight to begin with, and where more of them bring nothing."""
 
 MOST = 64
-"""The default of ``max_concurrency``."""
+"""The default of ``max_concurrency``; so many are in flight from the beginning where answers are slow."""
 
 MOST_OF_NODE = 256
 """What the processes of a node have together, at most, as long as each has ten."""
 
-_FAR = 32  # to begin with, where answers are slow
 _FAR_SECONDS = 0.01  # how long the fastest answer takes there
 _ANSWERS = 2  # of so many
 
@@ -78,12 +77,12 @@ class ConcurrencyLimit:
         self._fastest = min(self._fastest, seconds)
         if self.far and self._fastest < _FAR_SECONDS:
             self.far = False
-            if self._base is None and self.limit == _FAR:
+            if self._base is None and self.limit == MOST:
                 self._change(LEAST)
         elif not self.far and self._answers == _ANSWERS and self._fastest >= _FAR_SECONDS:
             self.far = True
             if self._base is None and self.limit == LEAST:
-                self._change(max(LEAST, min(_FAR, self.most)))
+                self._change(max(LEAST, min(MOST, self.most)))
 
     def measured(self, now: float, rate: float, cpu: float) -> None:
         """Note the rate of a round throughout which about as many requests were in flight as may be.

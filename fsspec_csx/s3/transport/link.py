@@ -21,6 +21,7 @@ from fsspec_csx.s3.transport.bounded_body import taken_from
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import Slots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
+from fsspec_csx.s3.transport.memory import populate
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
@@ -227,6 +228,7 @@ class Link:
     def _fill(self, wanted: RangeRequest) -> None:
         read = compat.socket_read(self._socket)
         while len(memory := wanted.next_buffer(_STEP)):
+            populate(memory)
             filled = min(len(self._early), len(memory))
             memory[:filled], self._early = self._early[:filled], self._early[filled:]
             try:

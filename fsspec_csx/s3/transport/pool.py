@@ -31,7 +31,7 @@ PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
 
 # Memory of our own, for bytes on their way: with a near store, and the most with a far one.
-_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 216 * 2**20, 192 * 2**20
+_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 216 * 2**20, 208 * 2**20
 
 # Of so many ranges, all but the first are requested in the quick way.
 _MANY = 3

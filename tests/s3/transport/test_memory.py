@@ -1,0 +1,44 @@
+"""Memory that is populated and copied."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from fsspec_csx.s3.transport import memory
+
+_SIZE = 300_000
+_DATA = os.urandom(_SIZE)
+
+
+@pytest.mark.parametrize("kernel", ["this", "older"])
+def test_populate_changes_nothing(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer at any address keeps its bytes, and so do those beside it, also where the kernel has no such call."""
+    if kernel == "older":
+        monkeypatch.setattr(memory, "_POPULATE_WRITE", 9999)
+    whole = bytearray(_DATA)
+    for start, length in itertools.product((0, 1, 4095, 4096, 70_001), (0, 1, 65_536, 200_001)):
+        memory.populate(memoryview(whole)[start : start + length])
+        assert whole == _DATA
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray])
+def test_copy(make: type) -> None:
+    """Exactly the bytes of the source come to the target, from memory that may be written to or not."""
+    buffer = memory.new_buffer(_SIZE)
+    assert bytes(buffer) == bytes(_SIZE)
+    for length in (0, 1, 100_000):
+        memory.copy(buffer[5 : 5 + length], memoryview(make(_DATA))[7 : 7 + length])
+        assert bytes(buffer) == bytes(5) + _DATA[7 : 7 + length] + bytes(_SIZE - 5 - length)
+
+
+def test_buffer_is_private() -> None:
+    """What a forked process writes to its copy does not come to its parent."""
+    buffer = memory.new_buffer(4096)
+    if not (pid := os.fork()):
+        buffer[0] = 1
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert buffer[0] == 0
