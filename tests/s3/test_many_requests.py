@@ -301,3 +301,28 @@ def test_ranges_of_many_objects(server: LocalS3, bucket: str) -> None:
         assert found[:-2] == [data[1:9] for data in objects.values()]
         with pytest.raises(FileNotFoundError, match="missing"):
             fs.cat_ranges([*paths, f"{bucket}/missing"], 1, 9, on_error="raise")
+
+
+@pytest.mark.slow
+def test_writes_that_fail(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object that cannot be made is an error as it is alone; no redirect is followed."""
+    monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(9)}
+    elsewhere = {"Location": f"{server.endpoint_url}/{bucket}/elsewhere"}
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server, config_kwargs={"retries": {"total_max_attempts": 2}})
+        for fault, message, unclear, requests in (
+            ({"answer": (307, elsewhere, b"")}, "not followed", False, 2),
+            ({"answer": error_answer(403, "AccessDenied")}, "/7", False, 2),
+            ({"answer": error_answer(503, "SlowDown")}, "/7", False, None),
+            ({"cut_down": 0}, "/7", True, None),
+        ):
+            proxy.requests.clear()
+            proxy.faults = [Fault("PUT", times=99, when=lambda made: made.path.endswith("/7"), **fault)]
+            with pytest.raises(OSError, match=message) as caught:
+                fs.pipe(objects)
+            assert getattr(caught.value, "maybe_applied", False) is unclear
+            assert requests in (None, sum(made.path.endswith("/7") for made in proxy.made("PUT")))
+        proxy.faults = []
+        assert not fs.exists(f"{bucket}/elsewhere")
+        assert fs.cat(list(objects), on_error="omit").items() <= objects.items()
