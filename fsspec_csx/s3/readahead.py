@@ -179,10 +179,15 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
                 yield chunk, max(start, chunk.start), min(stop, chunk.end)
 
     def _read_chunks(self, start: int, stop: int) -> bytes:
-        pieces = []
+        pieces, done = [], start
         for chunk, first, last in self._overlapping(start, stop):
+            if first != done:
+                break
+            done = last
             data = chunk.data.result()
             pieces.append(data if last - first == len(data) else data[first - chunk.start : last - chunk.start])
+        if done != stop:  # another thread reads in the same file, and has changed what is here
+            return bytes(self._start(start, stop).result())
         if len(self._chunks) == 1 and self._chunks[0].end == stop and stop - self._chunks[0].start > _LEAST:
             self.clear()  # nobody needs it any more
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)

@@ -9,7 +9,8 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.testing import LocalS3
@@ -174,6 +176,23 @@ def test_large_reads_use_buffers_again(fs: CSXFileSystem, monkeypatch: pytest.Mo
         file.seek(MIB)
         assert file.read(1000) == DATA[MIB : MIB + 1000]
         assert not file.cache._free
+
+
+def test_what_another_thread_forgets_meanwhile() -> None:
+    """Where threads share a file without a lock, what one of them forgets while another one reads is fetched again."""
+    data, meanwhile = os.urandom(2 * MIB), list[Callable[[], object]]()
+
+    def fetch(start: int, end: int) -> Future[bytes]:
+        if meanwhile:
+            meanwhile.pop()()
+        fetched = Future[bytes]()
+        fetched.set_result(data[start:end])
+        return fetched
+
+    cache = ReadAhead(MIB, fetch, lambda start, memory: Future(), len(data))
+    assert cache._fetch(0, 1000) == data[:1000]
+    meanwhile.append(cache._chunks.popleft)
+    assert cache._fetch(200 * 1024, 300 * 1024) == data[200 * 1024 : 300 * 1024]
 
 
 def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:
