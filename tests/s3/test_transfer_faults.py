@@ -447,16 +447,22 @@ def test_many_objects_with_keys_that_expire(
     """Keys that expire in the middle of many objects cost a refused request for each connection at most."""
     objects = {f"{TENANT_BUCKET}/many/{number}": b"%d" % number for number in range(200)}
     fs.pipe(objects)
-    former = renewable("admin")
-    mine = fsspec.filesystem("s3", max_concurrency=4, use_listings_cache=False, skip_instance_cache=True)
-    assert mine.cat_file(next(iter(objects))) == b"0"
-    proxy.requests = []
-    expired = error_answer(400, "ExpiredToken")
-    proxy.faults = [
-        Fault(when=signed_by(former), skip=50, times=1000, answer=expired, before=lambda: renewable("tenant"))
-    ]
-    assert mine.cat(list(objects)) == objects
-    assert len(proxy.made("GET")) <= len(objects) + 2 * 4
+    for method in ("GET", "PUT"):
+        proxy.faults = []
+        former = renewable("admin")
+        mine = fsspec.filesystem("s3", max_concurrency=4, use_listings_cache=False, skip_instance_cache=True)
+        assert mine.cat_file(next(iter(objects))) == b"0"
+        proxy.requests = []
+        expired = error_answer(400, "ExpiredToken")
+        proxy.faults = [
+            Fault(when=signed_by(former), skip=50, times=1000, answer=expired, before=lambda: renewable("tenant"))
+        ]
+        if method == "GET":
+            assert mine.cat(list(objects)) == objects
+        else:
+            mine.pipe({path: data + b"!" for path, data in objects.items()})
+        assert len(objects) < len(proxy.made(method)) <= len(objects) + 2 * 4
+    assert fs.cat(list(objects)) == {path: data + b"!" for path, data in objects.items()}
 
 
 @pytest.mark.parametrize("what", thinned([*WRITES, "readinto", "cat_file"], "pipe_file", "cat_file"))
