@@ -56,8 +56,11 @@ class Layout:
         directory = end = 0
         for name, content in self._records():
             size = _IDENTITY_SIZE if content is None else _nbytes(content)
-            directory += _ENTRY.size + len(name) + len(_extra(end, size, size))
-            end += len(self._header(end, name, size)) + size + (_descriptor(end, size).size if size else 0)
+            described = _descriptor(end, size).size if size else 0
+            length = len(name) + len(_extra(end, size, size))
+            directory += _ENTRY.size + length
+            end += _LOCAL.size + length + _PADDING_HEAD.size
+            end += -end % alignment + size + described
         self.nbytes = end + directory + _END_64.size + _LOCATOR_64.size + _END.size
 
     def write(
@@ -80,7 +83,14 @@ class Layout:
         def fill(storage: torch.UntypedStorage) -> int:
             crc = RunningCrc32()
             in_place = given is None and storage.device.type == HERE
-            for piece in next(given) if given is not None else _memories(storage):
+            pieces: Iterable[memoryview]
+            if in_place:
+                pieces = [memory_of(storage)]
+            elif given is not None:
+                pieces = next(given)
+            else:
+                pieces = _staged(storage)
+            for piece in pieces:
                 joining.write(piece, keep if in_place else None)
                 crc.add(piece)  # while the piece is sent
             return crc.value
@@ -234,8 +244,6 @@ def _end(count: int, size: int, position: int) -> bytes:
     )
 
 
-def _memories(storage: torch.UntypedStorage) -> Iterable[memoryview]:
-    """The bytes of a storage, through bounded memory if it is on another device."""
-    if storage.device.type == HERE:
-        return [memory_of(storage)]
+def _staged(storage: torch.UntypedStorage) -> Iterator[memoryview]:
+    """The bytes of a storage of another device, through bounded memory."""
     return staged(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
