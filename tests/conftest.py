@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import fsspec.config
 import pytest
 import trustme
+from botocore import retryhandler
 from botocore.handlers import BUILTIN_HANDLERS
 from hypothesis import HealthCheck, settings
 from moto.core.botocore_stubber import BotocoreStubber
@@ -128,6 +130,14 @@ def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def short_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for seconds until an endpoint counts as down."""
     monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 0.5)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_retries() -> Iterator[None]:
+    """botocore waits for a tenth of a second before its first retry, and not for any time up to one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retryhandler, "random", SimpleNamespace(random=lambda: 0.1))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
