@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import gzip
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 
@@ -182,6 +184,28 @@ def test_ctrl_c_while_the_upload_is_created(fs: CSXFileSystem, server: LocalS3, 
         file.write(b"nn")
         file.close()
     assert file.closed
+    assert uploads(fs, path.split("/")[0]) == 0
+    assert fs.cat_file(path) == b"old"
+
+
+def test_end_of_a_loop_while_the_upload_is_created(fs: CSXFileSystem, server: LocalS3, path: str) -> None:
+    """A loop that ends cancels all of its tasks, and yet the upload is aborted once it is there."""
+
+    own = CSXFileSystem(asynchronous=True, skip_instance_cache=True, **server.storage_options())
+
+    async def write() -> None:
+        client = await own.set_session()
+        try:
+            await own._pipe_file(path, b"n" * (4 * BLOCK), chunksize=BLOCK)
+        finally:
+            await client.close()
+
+    async def leave() -> None:
+        server.pause()
+        threading.Timer(0.5, server.resume).start()
+        await asyncio.wait([asyncio.create_task(write())], timeout=0.2)
+
+    asyncio.run(leave())
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
 

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, Generic, Protocol, TypeVar
 
+from fsspec_csx.s3.transport.compat import unregister_task
 from fsspec_csx.s3.transport.request_context import current, using
 
 T = TypeVar("T")
@@ -129,8 +130,10 @@ def tidying() -> contextlib.AbstractContextManager[None]:
 
 
 async def uncancelled(awaitable: Awaitable[T]) -> T:
-    """Await something to its end; a cancellation takes effect afterwards."""
+    """Await something to its end; a cancellation, also of all tasks of an ending loop, takes effect afterwards."""
     task = asyncio.ensure_future(awaitable)
+    if isinstance(task, asyncio.Task):
+        unregister_task(task)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -6,6 +6,7 @@ against redirects and endless bodies could be skipped silently.
 
 from __future__ import annotations
 
+import asyncio.tasks
 from collections.abc import Callable, Iterator
 from ssl import SSLSocket
 from typing import Any
@@ -17,9 +18,12 @@ from fsspec import asyn
 from fsspec_csx.private_names import check, release
 
 run_in_chunks = asyn._run_coros_in_chunks
+# Of asyncio, whose documentation has it: the task is not among those that the end of a loop cancels.
+unregister_task = asyncio.tasks._unregister_task
 
 # What each class has or sets when it is made, and what each function calls.
 _NAMES: dict[str, tuple[str, ...]] = {
+    "asyncio.tasks:_unregister_task": (),
     "aiobotocore.awsrequest:AioAWSResponse._content_prop": ("raw", "read"),
     "aiobotocore.config:AioConfig": ("http_session_cls",),
     "aiobotocore.credentials:AioContainerProvider": ("_fetcher",),
