@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from fsspec_csx.s3.transport.compat import unregister_task
 from fsspec_csx.s3.transport.request_context import current, using
 
 T = TypeVar("T")
@@ -131,6 +130,8 @@ def tidying() -> contextlib.AbstractContextManager[None]:
 
 async def uncancelled(awaitable: Awaitable[T]) -> T:
     """Await something to its end; a cancellation, also of all tasks of an ending loop, takes effect afterwards."""
+    from fsspec_csx.s3.transport.compat import unregister_task  # only here, as it imports aiobotocore
+
     task = asyncio.ensure_future(awaitable)
     if isinstance(task, asyncio.Task):
         unregister_task(task)
