@@ -160,6 +160,12 @@ class _Reader(io.RawIOBase):
         self._position += len(memory)
         return len(memory)
 
+    def readall(self) -> bytes:
+        """The rest of the file, at once; Python's own would take it in small pieces."""
+        rest = bytearray(max(0, self._size - self._position))
+        self.readinto(rest)
+        return bytes(rest)
+
     def readinto_many(
         self, spans: Spans, *, advance: Callable[[int], object] = lambda count: None, crc32: bool = False
     ) -> list[int]:
