@@ -112,7 +112,7 @@ def broken_off(
         wait_for(lambda: when() or process.poll() is not None)
         process.send_signal(number)
         # It says that it was interrupted, or nothing: on a busy machine it may take long to see the signal.
-        select.select([process.stderr], [], [], 8)
+        select.select([process.stderr], [], [], 30)
         going_on.set()
         _, report = process.communicate(timeout=40)
     far.faults = []
