@@ -121,7 +121,7 @@ class Layout:
                     crc = fill(content)
                 descriptor = _descriptor(position, size).pack(b"PK\x07\x08", crc, size, size)
                 write(descriptor)
-                combined ^= (crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)) & _64_BITS
+                combined = combine(combined, crc)
             directory += _entry(position, name, size, crc)
             count += 1
             position += len(header) + size + len(descriptor)
@@ -147,6 +147,11 @@ class Layout:
         length = len(extra) + _PADDING_HEAD.size + padding
         start = _LOCAL.pack(b"PK\x03\x04", _flags(size), len(name), length)
         return b"".join((start, name, extra, _PADDING_HEAD.pack(b"FB", padding), _PADDING[:padding]))
+
+
+def combine(combined: int, crc: int) -> int:
+    """The number that stands for the CRC-32s of the records in the identity, with that of the next record."""
+    return combined ^ ((crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)) & _64_BITS)
 
 
 def plan_archive(pickled: Pickled) -> Layout | None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -273,6 +274,20 @@ def test_other_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
     assert path.read_bytes() == bytes_of_torch(STATE)
     fsspec_csx.async_save(STATE, path).result()
     assert path.read_bytes() == bytes_of_torch(STATE)
+
+
+def test_frames() -> None:
+    """A frame around a tensor's bytes is what torch.save writes around them."""
+    for dtype in (torch.float32, torch.bfloat16, torch.bool, torch.float8_e4m3fn):
+        for shape in ((64, 256), (), (3, 5, 7)):
+            for _ in range(3):
+                tensor = torch.randint(0, 2, shape).to(dtype)
+                frame = single_tensor_archive.frame(dtype, shape)
+                assert frame is not None
+                content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+                written = frame.before + content + frame.after(zlib.crc32(content))
+                assert written == bytes_of_torch(tensor)
+                assert len(written) == frame.size
 
 
 @pytest.mark.slow
