@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -72,20 +73,28 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._free: list[memoryview] = []
         self._chunks: deque[Chunk] = deque()
         self._window = 0
+        self._lock = threading.RLock()
         self._pid = os.getpid()
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by each read: of threads that share a file, none has its buffer filled anew by another."""
+        self._forget_parents()
+        return self._lock
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         start = start or 0
         stop = self.size if stop is None else min(stop, self.size)
         if start >= stop:
             return b""
-        self._forget_before(start)
-        if self._chunks:
-            self._fetch_ahead(stop)
-        else:
-            self._window = 0
-            self._add(start, min(max(stop, start + min(_FIRST, self.blocksize)), self.size))
-        return self._read_or_clear(start, stop)
+        with self.lock:
+            self._forget_before(start)
+            if self._chunks:
+                self._fetch_ahead(stop)
+            else:
+                self._window = 0
+                self._add(start, min(max(stop, start + min(_FIRST, self.blocksize)), self.size))
+            return self._read_or_clear(start, stop)
 
     def take(self, start: int, stop: int) -> list[Chunk]:
         """Hand over what is here or on its way of a large range, from its first byte on."""
@@ -104,7 +113,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
                 target = memory[first - start : last - start]
                 populate(target)  # while the bytes are on their way
                 copy(target, memoryview(chunk.data.result())[first - chunk.start : last - chunk.start])
-                if chunk.lent is not None and chunk.end <= stop:
+                if chunk.lent is not None and chunk.end <= stop and self._chunks and self._chunks[-1].end < self.size:
                     self._free.append(chunk.lent)
         except BaseException:
             for chunk in taken:
@@ -122,6 +131,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             stop = min(begun + _CHUNK, end)
             self._chunks.append(Chunk(begun, stop, self._start_into(begun, lent[: stop - begun]), lent))
             begun = stop
+        if begun == self.size:
+            self._free.clear()  # nothing is left to fetch
 
     def put(self, start: int, data: memoryview) -> None:
         """Keep bytes after a range that was taken; they are fetched with others, before anything is read again."""
@@ -150,6 +161,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         """In a forked child: forget what its parent fetches, which never comes here."""
         if self._pid != os.getpid():
             self._pid, self._window = os.getpid(), 0
+            self._lock = threading.RLock()  # a thread of the parent may hold the other
             self._chunks.clear()
             self._free.clear()
 

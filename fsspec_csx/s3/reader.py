@@ -103,21 +103,25 @@ class ReadFile(S3File):  # type: ignore[misc]
         """Fill a large memory from the current position."""
         if not isinstance(self.cache, ReadAhead):
             self.readinto_many([(self.loc, memory)])
-            return
-        end = self.loc + len(memory)
-        beyond = self._bytes_beyond(len(memory))
-        taken = self.cache.take(self.loc, end)
-        here = min(taken[-1].end, end) - self.loc if taken else 0
+        else:
+            with self.cache.lock:
+                self._fill_ahead(memory, self.loc)
+
+    def _fill_ahead(self, memory: memoryview, start: int) -> None:
+        end = start + len(memory)
+        beyond = self._bytes_beyond(start, end)
+        taken = self.cache.take(start, end)
+        here = min(taken[-1].end, end) - start if taken else 0
         rest: Work | None = None
         try:
             if here < len(memory):
                 following = memoryview(bytearray(min(_FOLLOWING, self.size - end)))
-                rest = self._begin_rest([(self.loc + here, memory[here:]), (end, following)])
+                rest = self._begin_rest([(start + here, memory[here:]), (end, following)])
                 rest.schedule()
                 self.cache.put(end, following)
             if beyond:
                 self.cache.fetch_beyond(end, beyond)
-            self.cache.fill(memory[:here], self.loc, taken)
+            self.cache.fill(memory[:here], start, taken)
             if rest is not None:
                 rest.result()
         except BaseException:
@@ -126,17 +130,17 @@ class ReadFile(S3File):  # type: ignore[misc]
             self.cache.clear()
             raise
 
-    def _bytes_beyond(self, length: int) -> int:
-        """How many bytes to fetch that follow a large read of so many from the current position."""
-        goes_on, first = abs(self.loc - self._large_end) <= _FOLLOWING, self._large_end < 0
-        self._large_end = self.loc + length
+    def _bytes_beyond(self, start: int, end: int) -> int:
+        """How many bytes to fetch that follow a large read."""
+        goes_on, first = abs(start - self._large_end) <= _FOLLOWING, self._large_end < 0
+        self._large_end = end
         if self.cache.blocksize < PART:
             return 0
         beyond: int = self.fs.transfer.ahead_bytes
         if goes_on:
             return beyond
         # A reader of a zip file that has read its directory goes on, from the first large record.
-        return min(beyond, _FIRST_AHEAD * length + _FOLLOWING) if first and self._is_zip else 0
+        return min(beyond, _FIRST_AHEAD * (end - start) + _FOLLOWING) if first and self._is_zip else 0
 
     def _begin_rest(self, spans: Sequence[Span]) -> Work:
         total = sum(len(memory) for _, memory in spans)

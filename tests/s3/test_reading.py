@@ -173,9 +173,42 @@ def test_large_reads_use_buffers_again(fs: CSXFileSystem, monkeypatch: pytest.Mo
                 break
         assert position == len(DATA)
         assert 2 <= len(buffers) <= 4
+        assert not file.cache._free, "nothing is left to fetch into them"
         file.seek(MIB)
         assert file.read(1000) == DATA[MIB : MIB + 1000]
         assert not file.cache._free
+
+
+def test_buffers_are_not_filled_anew_while_another_thread_reads(
+    fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where threads share a file without a lock, a large read of one does not reuse the buffer that another reads."""
+    monkeypatch.setattr(Transfer, "ahead_bytes", property(lambda _: 16 * MIB))
+
+    def read_more() -> None:
+        for _ in range(3):
+            file.readinto(bytearray(6 * MIB))
+
+    other = threading.Thread(target=read_more)
+
+    class Meanwhile(Future[memoryview]):
+        def result(self, timeout: float | None = None) -> memoryview:
+            data: memoryview = arrived.result()
+            chunk.data = arrived
+            other.start()
+            other.join(0.3)  # it has to wait for this thread
+            return data
+
+    with fs.open(PATH, "rb", block_size=32 * MIB) as file:
+        for _ in range(2):
+            file.readinto(bytearray(2 * MIB))
+        start = file.tell() + MIB
+        file.seek(start)
+        chunk = next(each for each in file.cache._chunks if each.start <= start < each.end - MIB)
+        assert chunk.lent is not None
+        arrived, chunk.data = chunk.data, Meanwhile()
+        assert file.read(1000) == DATA[start : start + 1000]
+        other.join()
 
 
 def test_what_another_thread_forgets_meanwhile() -> None:
