@@ -24,6 +24,9 @@ from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.signed_parts import SignedParts
 from fsspec_csx.s3.upload_journal import UploadJournal
 
+# How long a cancellation waits for the name of an upload, which it aborts.
+_ANSWER_SECONDS = 15.0
+
 
 @dataclass(frozen=True)
 class UploadedPart:
@@ -137,9 +140,9 @@ class MultipartUpload:
         self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
 
     async def create(self) -> None:
-        """Begin; a cancellation waits for the answer, and aborts the upload whose name only that gives."""
+        """Begin; a cancellation waits a while for the answer, and aborts the upload whose name only that gives."""
         try:
-            await uncancelled(self._create())
+            await uncancelled(self._create(), _ANSWER_SECONDS)
         except asyncio.CancelledError:
             with contextlib.suppress(Exception), tidying():
                 await uncancelled(self.abort())

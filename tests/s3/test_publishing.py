@@ -21,6 +21,7 @@ from stores import uploads
 from thinning import thinned
 
 from fsspec_csx.errors import DiscardedFileWarning
+from fsspec_csx.s3 import multipart
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -208,6 +209,36 @@ def test_end_of_a_loop_while_the_upload_is_created(fs: CSXFileSystem, server: Lo
     asyncio.run(leave())
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
+
+
+def test_end_of_a_loop_while_the_server_does_not_answer(
+    server: LocalS3, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that ends does not wait for all attempts to create an upload, which take more than a minute."""
+    monkeypatch.setattr(multipart, "_ANSWER_SECONDS", 0.2)
+    own = CSXFileSystem(asynchronous=True, skip_instance_cache=True, **server.storage_options())
+    errors = []
+
+    async def write() -> None:
+        client = await own.set_session()
+        try:
+            await own._pipe_file(path, b"n" * (4 * BLOCK), chunksize=BLOCK)
+        except asyncio.CancelledError as error:
+            errors.append(error)
+        finally:
+            await client.close()
+
+    async def leave() -> None:
+        server.pause()
+        await asyncio.wait([asyncio.create_task(write())], timeout=0.2)
+
+    began = time.monotonic()
+    try:
+        asyncio.run(leave())
+    finally:
+        server.resume()
+    assert time.monotonic() - began < 40
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -128,8 +128,12 @@ def tidying() -> contextlib.AbstractContextManager[None]:
     return using(scope=None)
 
 
-async def uncancelled(awaitable: Awaitable[T]) -> T:
-    """Await something to its end; a cancellation, also of all tasks of an ending loop, takes effect afterwards."""
+async def uncancelled(awaitable: Awaitable[T], seconds: float | None = None) -> T:
+    """Await something to its end; a cancellation, also of all tasks of an ending loop, takes effect afterwards.
+
+    Args:
+        seconds: how long after a cancellation it may take.
+    """
     from fsspec_csx.s3.transport.compat import unregister_task  # only here, as it imports aiobotocore
 
     task = asyncio.ensure_future(awaitable)
@@ -140,6 +144,8 @@ async def uncancelled(awaitable: Awaitable[T]) -> T:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
+            if cancelled is None and seconds is not None:
+                task.get_loop().call_later(seconds, task.cancel)
             cancelled = error
     if cancelled is not None:
         if not task.cancelled():

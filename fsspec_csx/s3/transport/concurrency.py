@@ -77,12 +77,16 @@ class ConcurrencyLimit:
         self._fastest = min(self._fastest, seconds)
         if self.far and self._fastest < _FAR_SECONDS:
             self.far = False
-            if self._base is None and self.limit == MOST:
+            if self._base is None and self.limit == self._far_limit:
                 self._change(LEAST)
         elif not self.far and self._answers == _ANSWERS and self._fastest >= _FAR_SECONDS:
             self.far = True
             if self._base is None and self.limit == LEAST:
-                self._change(max(LEAST, min(MOST, self.most)))
+                self._change(self._far_limit)
+
+    @property
+    def _far_limit(self) -> int:
+        return max(LEAST, min(MOST, self.most))
 
     def measured(self, now: float, rate: float, cpu: float) -> None:
         """Note the rate of a round throughout which about as many requests were in flight as may be.
