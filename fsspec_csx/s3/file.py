@@ -218,11 +218,14 @@ class CSXFile(ReadFile):
         """
         return self._write(data, stable=True, borrowed=True)
 
-    def _write(self, data: Any, *, stable: bool, borrowed: bool) -> int:
+    def _check_written(self) -> None:
         if self.mode == "rb":
             msg = "The file was opened for reading. Open it in mode wb."
             raise ValueError(msg)
         check_open(self.path, self.closed or self.forced)
+
+    def _write(self, data: Any, *, stable: bool, borrowed: bool) -> int:
+        self._check_written()
         view = single_bytes(data)
         if self._dropped:
             return len(view)  # a wrapper that is dropped too writes what it still holds
@@ -251,7 +254,9 @@ class CSXFile(ReadFile):
 
     def expect_size(self, size: int) -> None:
         """Announce about how many bytes will be written, before any are, so that all parts are of one size."""
-        self._writer.expect(size)
+        self._check_written()
+        if not self._dropped:
+            self._writer.expect(size)
 
     def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""

@@ -20,6 +20,7 @@ _MIB = 2**20
 # Then the size doubles each time that so many parts more are full: 10,000 of them reach 5 TiB from the least first part
 # on. A larger number would keep the parts equal for longer, and need more memory for the last ones.
 _STEP = 490
+# The parts of an object of so few bytes are as many as may be: they are sent side by side, and the first begins sooner.
 _SMALL = 64 * _MIB
 # Of an object that is expected to have so many bytes, parts are twice as large: each request costs some work.
 _LARGE = 256 * _MIB
@@ -39,18 +40,18 @@ def part_size(number: int, first: int = PART) -> int:
     return min(first << doublings, LARGEST_PART)
 
 
-def first_part_size(expected: int, first: int, *, chosen: bool, far: bool = False) -> int:
+def first_part_size(expected: int, first: int, *, chosen: bool) -> int:
     """Bytes of the first part of an object of about so many bytes, so that all its parts are of one size.
 
     Args:
         expected: bytes of the object.
         first: bytes of the first part of any object.
         chosen: whether the caller asked for ``first``; then it is only made larger where it must be.
-        far: whether the store is far, so that more parts at a time send a small object sooner.
     """
+    if not chosen and expected <= _SMALL:
+        parts = max(expected // LEAST_PART, 1)
+        return max(-(-expected // parts), LEAST_PART)
     least = -(-expected // FIRST_PARTS // _MIB) * _MIB
-    if far and not chosen and 2 * PART <= expected <= _SMALL:
-        return LEAST_PART
     return min(max(first if chosen or expected < _LARGE else 2 * first, least), LARGEST_PART)
 
 

@@ -113,11 +113,13 @@ class PartWriter:
             self._wait_until(lambda: not self._in_flight)
 
     def expect(self, size: int) -> None:
-        """Choose the size of the parts for about so many bytes, unless some were written."""
-        if not self._filled and not self._number and not self.copied:
-            first = first_part_size(size, self._first_part, chosen=self._chosen, far=self._transfer.width > LEAST)
-            self._first_part = self._part_size = first
-            self._chosen = True
+        """Choose the size of the parts for about so many bytes, and begin the upload, unless some were written."""
+        if self._filled or self._number or self.copied:
+            return
+        self._first_part = self._part_size = first_part_size(size, self._first_part, chosen=self._chosen)
+        self._chosen = True
+        if size > self._part_size:
+            self._begin()
 
     def finish(self, **conditions: Any) -> Any:
         """Make what was written the object, and return the server's answer.
@@ -129,7 +131,7 @@ class PartWriter:
             payload = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
             return self._result(self._start(sending))
-        if self._filled:
+        if self._filled or not (self._number or self.copied):  # an upload has a part, if only an empty one
             self._send_part()
         self._wait_until(lambda: not self._in_flight)
         assert self.upload is not None
@@ -214,11 +216,15 @@ class PartWriter:
 
     # -- the parts that are on their way ----------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """Create the upload, while its first part is being filled."""
+        upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
+        self._creating = self._start(self._create(upload))
+        self.upload, self._number = upload, len(self.copied)
+
     def _send_part(self) -> None:
         if self.upload is None:
-            self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
-            self._creating = self._start(self._create(self.upload))
-            self._number = len(self.copied)
+            self._begin()
         self._number += 1
         if self._number > PARTS:
             reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."

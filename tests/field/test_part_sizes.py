@@ -60,7 +60,18 @@ def test_known_size(size: int) -> None:
 def test_expected_size(expected: int, first: int, chosen: bool) -> None:
     """Parts for about so many bytes are of one size, and no other than was chosen unless they must be."""
     part = first_part_size(expected, first, chosen=chosen)
-    assert first <= part <= LARGEST_PART
+    assert LEAST_PART <= part <= LARGEST_PART
     assert -(-expected // part) <= FIRST_PARTS
+    if chosen or expected > 64 * MIB:
+        assert part >= first
     if chosen and -(-expected // first) <= FIRST_PARTS:
         assert part < first + MIB
+
+
+@given(st.integers(1, 64 * MIB))
+def test_expected_size_of_small_objects(expected: int) -> None:
+    """As many parts as may be, about equal; one below twice the least."""
+    part = first_part_size(expected, PART, chosen=False)
+    parts = -(-expected // part)
+    assert parts == max(expected // LEAST_PART, 1)
+    assert parts * part - expected < parts or parts == 1

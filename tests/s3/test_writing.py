@@ -139,6 +139,43 @@ def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None
     assert fs.cat_file(f"{folder}/object") == TWO_PARTS
 
 
+def test_expected_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+    """Equal parts; the upload is created before anything is written, and an expectation that was wrong loses nothing."""
+    fs = through(proxy, server)
+    for expected, size, sent in [
+        (12 * MIB, 12 * MIB, [6 * MIB, 6 * MIB]),
+        (12 * MIB, 13 * MIB, [6 * MIB, 6 * MIB, MIB]),
+        (12 * MIB, 7, [7]),
+        (12 * MIB, 0, [0]),
+        (9 * MIB, 9 * MIB, []),
+        (9 * MIB, 10 * MIB, [9 * MIB, MIB]),
+    ]:
+        proxy.requests.clear()
+        data = DATA[:size]
+        with fs.open(f"{folder}/object", "wb") as file:
+            file.expect_size(expected)
+            file.write(data)
+        assert sizes(parts(proxy)) == sent
+        assert fs.cat_file(f"{folder}/object") == data
+
+
+def test_nothing_is_left_of_an_expectation(fs: CSXFileSystem, folder: str) -> None:
+    """The upload that was created is aborted with the file, and none is created for one that takes no data."""
+    with pytest.raises(KeyError), fs.open(f"{folder}/object", "wb") as file:
+        file.expect_size(12 * MIB)
+        raise KeyError
+    with recorded_requests() as operations, pytest.raises(ValueError, match="closed"):
+        file.expect_size(12 * MIB)
+    fs.pipe_file(f"{folder}/old", b"old")
+    with recorded_requests() as reading, fs.open(f"{folder}/old", "rb") as reader:
+        with pytest.raises(ValueError, match="for reading"):
+            reader.expect_size(12 * MIB)
+    assert "CreateMultipartUpload" not in operations + reading
+    bucket, _, prefix = folder.partition("/")
+    assert not fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads")
+    assert not fs.exists(f"{folder}/object")
+
+
 @pytest.mark.parametrize(
     ("size", "more"), [(0, 7), (3, 0), (3, BLOCK), (BLOCK - 1, 1), (BLOCK, 0), (BLOCK, 7), (BLOCK + 1, 2 * BLOCK)]
 )
