@@ -256,7 +256,8 @@ class CSXFile(ReadFile):
         """Announce about how many bytes will be written, before any are, so that all parts are of one size."""
         self._check_written()
         if not self._dropped:
-            self._writer.expect(size)
+            with self.discarded_on_failure():
+                self._writer.expect(size)
 
     def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""

@@ -218,9 +218,9 @@ class PartWriter:
 
     def _begin(self) -> None:
         """Create the upload, while its first part is being filled."""
-        upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
-        self._creating = self._start(self._create(upload))
-        self.upload, self._number = upload, len(self.copied)
+        self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
+        self._creating = self._start(self._create(self.upload))
+        self._number = len(self.copied)
 
     def _send_part(self) -> None:
         if self.upload is None:
