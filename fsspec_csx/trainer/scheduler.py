@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import typing_extensions
 
 from fsspec_csx.trainer.state_validation import check_count, to_count
 
@@ -16,22 +15,18 @@ Tags = str | Sequence[str | None] | None
 _COUNTS = ("total_iters", "T_max", "T_0", "step_size", "warmup_steps", "total_steps", "step_size_up", "step_size_down")
 
 
-@typing_extensions.dataclass_transform(eq_default=False, field_specifiers=(field,))
 @dataclass(eq=False)
 class Scheduler:
     """Sets a value of the optimizer's groups at once, and after each ``step``. Past its end it keeps the last value.
 
-    Subclasses, which are dataclasses, have ``value``, or ``value_of`` if the groups differ. Scheduled are the groups
-    with one of the tags, or, for None among them, without tags; by default all.
+    Subclasses have ``value``, or ``value_of`` if the groups differ. Scheduled are the groups with one of the tags, or,
+    for None among them, without tags; by default all.
     """
 
     key: ClassVar[str] = "lr"
 
     optimizer: torch.optim.Optimizer
     param_group_tags: Tags = field(default=None, kw_only=True)
-
-    def __init_subclass__(cls) -> None:
-        dataclass(eq=False)(cls)
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

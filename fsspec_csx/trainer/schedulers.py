@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 from fsspec_csx.trainer.scheduler import Scheduler as Scheduler
 
 
+@dataclass(eq=False)
 class ConstantLR(Scheduler):
     """One value."""
 
@@ -21,6 +23,7 @@ class ConstantLR(Scheduler):
         return self.learning_rate
 
 
+@dataclass(eq=False)
 class ConstantWD(Scheduler):
     """One value of the weight decay."""
 
@@ -33,12 +36,14 @@ class ConstantWD(Scheduler):
         return self.val
 
 
+@dataclass(eq=False)
 class _Decay(Scheduler):
     initial_learning_rate: float
     end_learning_rate: float
     total_iters: int
 
 
+@dataclass(eq=False)
 class PolynomialLR(_Decay):
     """From one value to another by a power of the steps that are left."""
 
@@ -50,6 +55,7 @@ class PolynomialLR(_Decay):
         return _linear(self.end_learning_rate, self.initial_learning_rate, left)
 
 
+@dataclass(eq=False)
 class LinearLR(_Decay):
     """From one value to another by equal steps."""
 
@@ -66,6 +72,7 @@ class CosineDecayLR(_Decay):
         return _cosine(self.initial_learning_rate, self.end_learning_rate, min(1.0, step / self.total_iters))
 
 
+@dataclass(eq=False)
 class _DecayWD(Scheduler):
     key: ClassVar[str] = "weight_decay"
 
@@ -88,6 +95,7 @@ class CosineDecayWD(_DecayWD):
         return _cosine(self.initial_val, self.end_val, min(1.0, step / self.total_iters))
 
 
+@dataclass(eq=False)
 class ExponentialLR(Scheduler):
     """Multiplied by ``decay_rate`` over each ``total_iters`` steps, or at the end of them if ``staircase``."""
 
@@ -101,6 +109,7 @@ class ExponentialLR(Scheduler):
         return self.initial_learning_rate * math.pow(self.decay_rate, power)
 
 
+@dataclass(eq=False)
 class InverseExponentialTimeDecayLR(Scheduler):
     """Divided by 1 and ``decay_rate`` times a power of the steps."""
 
@@ -115,6 +124,7 @@ class InverseExponentialTimeDecayLR(Scheduler):
         return self.initial_learning_rate / (1 + self.decay_rate * (math.floor(share) if self.staircase else share))
 
 
+@dataclass(eq=False)
 class InverseSquareRootDecayLR(Scheduler):
     """Divided by the square root of the steps, or of ``warmup_steps`` as long as these are more."""
 
@@ -126,6 +136,7 @@ class InverseSquareRootDecayLR(Scheduler):
         return self.initial_learning_rate * self.scale / math.sqrt(max(step, self.warmup_steps))
 
 
+@dataclass(eq=False)
 class StepLR(Scheduler):
     """Multiplied by ``gamma`` after each ``step_size`` steps."""
 
@@ -137,6 +148,7 @@ class StepLR(Scheduler):
         return float(self.initial_learning_rate * self.gamma ** (step // self.step_size))
 
 
+@dataclass(eq=False)
 class MultiStepLR(Scheduler):
     """Multiplied by ``gamma`` at each of the milestones."""
 
@@ -148,6 +160,7 @@ class MultiStepLR(Scheduler):
         return float(self.initial_learning_rate * self.gamma ** bisect_right(sorted(self.milestones), step))
 
 
+@dataclass(eq=False)
 class PiecewiseConstantLR(Scheduler):
     """One value up to each of the milestones, and one after the last."""
 
@@ -164,6 +177,7 @@ class PiecewiseConstantLR(Scheduler):
         return self.learning_rates[bisect_right(self.milestones, step)]
 
 
+@dataclass(eq=False)
 class MultiplicativeLR(Scheduler):
     """Multiplied by ``coefficient`` at each step."""
 
@@ -174,6 +188,7 @@ class MultiplicativeLR(Scheduler):
         return float(self.initial_learning_rate * self.coefficient**step)
 
 
+@dataclass(eq=False)
 class CosineAnnealingLR(Scheduler):
     """Down to ``eta_min`` in ``T_max`` steps by half a wave of a cosine, up again, and so on."""
 
@@ -185,6 +200,7 @@ class CosineAnnealingLR(Scheduler):
         return _cosine(self.initial_learning_rate, self.eta_min, step / self.T_max)
 
 
+@dataclass(eq=False)
 class CosineAnnealingWarmRestarts(Scheduler):
     """Down to ``eta_min`` in ``T_0`` steps by half a wave of a cosine, again and again."""
 
@@ -203,6 +219,7 @@ class CosineAnnealingWarmRestarts(Scheduler):
         return _cosine(self.initial_learning_rate, self.eta_min, step % self.T_0 / self.T_0)
 
 
+@dataclass(eq=False)
 class CyclicLR(Scheduler):
     """Up to ``max_lr`` and down to ``base_lr`` by equal steps, in the end less high by ``mode``."""
 
@@ -222,6 +239,7 @@ class CyclicLR(Scheduler):
         return self.base_lr + (self.max_lr - self.base_lr) * height * factor
 
 
+@dataclass(eq=False)
 class OneCycleLR(Scheduler):
     """Up to ``max_lr`` in ``pct_start`` of all steps, and down to a small part of the first value."""
 
@@ -255,6 +273,7 @@ def _cosine(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
+@dataclass(eq=False)
 class SequentialLR(Scheduler):
     """One scheduler after the other, each from its own step 0.
 
@@ -290,6 +309,7 @@ class SequentialLR(Scheduler):
         return None if last is None else (self.milestones or [0])[-1] + int(last)
 
 
+@dataclass(eq=False)
 class ChainedScheduler(Scheduler):
     """All schedulers at once: the value of the first, times what each of the others makes of its initial value."""
 
@@ -309,6 +329,7 @@ class ChainedScheduler(Scheduler):
 ChainedLR = ChainedScheduler
 
 
+@dataclass(eq=False)
 class ScalePerParamLR(Scheduler):
     """Another scheduler times the ``adjust_learning_rate`` of each group that has one."""
 

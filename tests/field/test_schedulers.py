@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,45 @@ def test_in_a_training(tmp_path: Path) -> None:
     save(saved, tmp_path / "x.mdl")
     with pytest.raises(InvalidCheckpointError, match="schedulers"):
         trainer.load_checkpoint(tmp_path / "x.mdl")
+
+
+class Halving(schedulers.Scheduler):
+    """A user's own class, with its own arguments."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, first: float) -> None:
+        self.first = first
+        super().__init__(optimizer)
+
+    def value(self, step: int) -> float:
+        """Half of the value before."""
+        return self.first / 2**step
+
+
+class Doubled(Halving):
+    """Inherits the arguments."""
+
+    seen: dict[int, float] = {}  # noqa: RUF012  # not an argument
+
+    def value(self, step: int) -> float:
+        """Twice that."""
+        return 2 * super().value(step)
+
+
+@dataclass(eq=False)
+class Table(schedulers.Scheduler):
+    """A dataclass of a user."""
+
+    otherwise: float = 1.0
+    held: dict[int, float] = field(default_factory=dict)
+
+    def value(self, step: int) -> float:
+        """As in the table."""
+        return self.held.get(step, self.otherwise)
+
+
+def test_own_classes() -> None:
+    """A class that is derived from a scheduler takes the arguments that Python has it take."""
+    own = optimizer()
+    for each, expected in ((Doubled(own, 3.0), 3.0), (Table(own, held={1: 0.5}), 0.5)):
+        each.step()
+        assert rates(own) == [expected]

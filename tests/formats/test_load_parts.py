@@ -188,6 +188,20 @@ def test_keys_and_a_callable(tmp_path: Path, suffix: str) -> None:
     assert seen == [bytes(torch.ones(3).untyped_storage())]
 
 
+class Unknown:
+    """A class that torch does not allow."""
+
+
+def test_keys_beside_a_tensor_expanded_far(tmp_path: Path) -> None:
+    """Of a file with an unknown class, and a tensor of more elements than bytes, all other entries can be read."""
+    mask = torch.ones(1, dtype=torch.bool).expand(2**12, 2**13)
+    torch.save({"mask": mask, "weight": torch.ones(3), "unknown": Unknown()}, tmp_path / "x.pt")
+    assert same(load(tmp_path / "x.pt", keys=["weight"]), {"weight": torch.ones(3)})
+    part = load(tmp_path / "x.pt", keys=["mask"])["mask"]
+    assert (part.shape, part.stride(), part.untyped_storage().nbytes()) == (mask.shape, (0, 0), 1)
+    assert [*inspect(tmp_path / "x.pt").tensors] == ["mask", "weight"]
+
+
 def test_ties_and_views_of_a_part(root: str) -> None:
     """What is chosen comes with the memory that it shares."""
     base = torch.randn(100)

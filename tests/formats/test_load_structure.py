@@ -258,6 +258,19 @@ def test_callable_map_location(answer: Callable[[Any], Any]) -> None:
     assert seen == [(bytes(tensor.untyped_storage()), "cpu") for tensor in state.values()]
 
 
+def test_callable_map_location_is_called_once() -> None:
+    """Also where torch reads the file after all, as of a storage by itself."""
+    seen = []
+
+    def map_location(storage: Any, location: str) -> Any:
+        seen.append(bytes(storage))
+        return storage
+
+    tensor, storage = torch.ones(2), torch.ones(3).untyped_storage()
+    loaded(saved([tensor, storage]), map_location=map_location)
+    assert seen == [bytes(tensor.untyped_storage()), bytes(storage)]
+
+
 def test_meta_reads_no_tensors(environment: Any, bucket: str) -> None:
     """A load to the meta device fetches the structure alone."""
     path = put(f"s3://{bucket}", saved({"x": torch.zeros(16 * MIB)}))

@@ -223,7 +223,7 @@ def _parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any)
 _REBUILT: dict[str, Callable[..., Any]] = {
     "_io.BytesIO": lambda: io.BytesIO(),
     "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
-    **{f"{module}.{name}": made for (module, name), made in rebuilding.functions(_held).items()},
+    **{f"{module}.{name}": made for (module, name), made in rebuilding.functions(_held, indexes=False).items()},
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -56,7 +57,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BufferedReader(io.BytesIO(archive.pickle)))
         self.bounds = Bounds(len(archive.pickle))
         self._storages = ArchiveStorages(archive, placer)
-        functions = rebuilding.functions(_held)
+        functions = rebuilding.functions(_held, indexes=True)
         self._rebuild = [functions["torch._utils", f"_rebuild_tensor_{version}"] for version in ("v2", "v3")]
         self._names = {
             **self.bounds.names,
@@ -112,6 +113,9 @@ def _with_state(tensor: _Tensor, state: Any) -> _Tensor:
 def load(archive: Archive, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
     """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes; None if this cannot."""
     if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or torch_compat.skips_data():
+        return None
+    # The caller's function is called for each storage once: not here, and by torch again.
+    if callable(options.map_location) and load(archive, source, name, replace(options, map_location="cpu")) is None:
         return None
     placer = StoragePlacer(source, name, options)
     unpickler = _Unpickler(archive, placer)

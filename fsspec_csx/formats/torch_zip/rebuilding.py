@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -48,15 +47,15 @@ def tensor(
 def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) -> None:
     if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > _DIMENSIONS:
         raise refused("a tensor of no shape")
+    if type(offset) is not int or offset < 0:  # such as a tensor of any size
+        raise refused("a tensor at no place")
     end = offset + 1
     for count, step in zip(size, stride, strict=True):
         if type(count) is not int or type(step) is not int or count < 0 or step < 0:
             raise refused("a tensor of no shape")
         end += (count - 1) * step
-    if type(offset) is not int or offset < 0 or (end * width > nbytes and 0 not in size):
+    if end * width > nbytes and 0 not in size:
         raise refused("a tensor larger than its storage")
-    if math.prod(size) > max(nbytes, _EXPANDED):
-        raise refused("a tensor expanded so far that to take it for an index would need much memory")
 
 
 def parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
@@ -72,21 +71,29 @@ def _without_data(dtype: torch.dtype, size: Any, stride: Any, requires_grad: Any
     return torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
 
 
-def functions(held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]]) -> dict[tuple[str, str], Any]:
+def functions(
+    held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]], *, indexes: bool
+) -> dict[tuple[str, str], Any]:
     """What stands for torch's functions that make tensors and parameters, by module and name.
 
-    ``held`` gives the storage of what a pickle has for one, and the dtype of its elements.
+    ``held`` gives the storage of what a pickle has for one, and the dtype of its elements; ``indexes`` says whether an
+    opcode can take a tensor for an index of another.
     """
 
+    def bounded(made: torch.Tensor) -> torch.Tensor:
+        if indexes and made.numel() > max(made.untyped_storage().nbytes(), _EXPANDED):
+            raise refused("a tensor expanded so far that to take it for an index would need much memory")
+        return made
+
     def of_typed(stored: Any, *args: Any) -> torch.Tensor:
-        return tensor(*held(stored), *args)
+        return bounded(tensor(*held(stored), *args))
 
     def of_dtype(
         stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
     ) -> torch.Tensor:
         if not isinstance(dtype, torch.dtype):
             raise refused("a tensor of no dtype")
-        return tensor(held(stored)[0], dtype, offset, size, stride, grad, hooks, metadata)
+        return bounded(tensor(held(stored)[0], dtype, offset, size, stride, grad, hooks, metadata))
 
     return {
         ("torch", "device"): lambda *args: torch.device(*args),
