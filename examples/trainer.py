@@ -18,7 +18,7 @@ class Autoencoder(torch.nn.Module):
 
     Args:
         width: numbers in a sample.
-        hidden: numbers that are to tell all of it.
+        hidden: numbers that stand for all of it.
     """
 
     def __init__(self, width: int, hidden: int = 4) -> None:

@@ -121,7 +121,7 @@ class _StreamingPlanner(Planner):
         self._name = name
 
     def check_value(self, name: str, value: Any) -> None:
-        """As of ``Planner``; the tensors in a value, such as a tuple, are read now, as it is pickled with them."""
+        """Read the tensors in a value, such as a tuple, now, as it is pickled with them."""
         super().check_value(name, value)
         there = {storage.data_ptr() for storage in Pickled(value).storages}
         if wrong := fill.fill(self._source, [self._records[each] for each in there if each in self._records]):

@@ -63,8 +63,8 @@ class Result:
     Attributes:
         seconds: on the wall.
         cpu_seconds: of the client, in its own code and in the kernel.
-        extra_bytes: memory at the peak beyond the state dict; None where the system does not tell.
-        requests: that the server answered; None if it does not tell.
+        extra_bytes: memory at the peak beyond the state dict; None where the system does not say.
+        requests: that the server answered; None if it does not say.
         page_faults: pages of memory that were touched for the first time.
         settings: part size and requests in flight.
         error: what went wrong, in one line; the rest is then of no meaning.

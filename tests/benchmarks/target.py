@@ -61,7 +61,7 @@ class Target:
         return sum(int(length) for method, length in lines if method == "PUT")
 
     def requests(self) -> int | None:
-        """How many requests were answered so far, when no more come; None if the server does not tell."""
+        """How many requests were answered so far, when no more come; None if the server does not say."""
         if not self.log:
             return None
         log, size, since = Path(self.log), -1, time.monotonic()

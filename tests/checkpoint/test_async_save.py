@@ -195,7 +195,7 @@ def test_quantized(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu(tmp_path: Path) -> None:
-    """Tensors on a GPU are saved as of the call, and as being of that GPU."""
+    """Tensors on a GPU are saved as they are at the call, and as tensors of that GPU."""
     tensor = torch.arange(MIB, device="cuda")
     expected = saved([tensor, tensor[3:]])
     with Gate() as gate:
@@ -245,7 +245,7 @@ def test_ties_and_views(tmp_path: Path) -> None:
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    """A path of the other format gets that format, as of the call too."""
+    """A path of the other format gets that format, from the moment of the call, too."""
     tensors = {name: tensor for name, tensor in state(1).items() if name != "step"}
     with Gate() as gate:
         future = async_save(tensors, tmp_path / "x.safetensors", callback=gate)

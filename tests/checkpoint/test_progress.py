@@ -108,7 +108,7 @@ def report(noting: Noting, size: int) -> None:
 
 
 def test_folders_tell(root: str) -> None:
-    """Saves and loads of sharded checkpoints tell of the bytes of the shards, or of the tensors, as they go."""
+    """Saves and loads of sharded checkpoints report the bytes of the shards, or of the tensors, as they go."""
     state = {"x": [torch.randn(MIB // 4) for _ in range(16)], "step": 1}
     saving, loading, gathering, reading = Noting(), Noting(), Noting(), Noting()
     distributed.save(state, f"{root}/a", callback=saving)

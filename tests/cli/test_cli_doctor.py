@@ -1,4 +1,4 @@
-"""cszoo checkpoint doctor: what is in force and where it comes from, what works, and that nothing is left behind."""
+"""cszoo checkpoint doctor: what is configured, where it comes from, what works, and that nothing stays."""
 
 from __future__ import annotations
 
@@ -493,7 +493,7 @@ def write_keys(folder: Path, *names: str) -> None:
 
 
 def test_rules_in_order(environment: LocalS3, aws_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The credentials in force are reported with the rule that gave them, in each of the rules' cases."""
+    """The credentials in use are reported with the rule that gave them, in each of the rules' cases."""
     write_keys(aws_files, "default", "work", "flag", "conf")
     file = aws_files / "credentials"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -521,7 +521,7 @@ def test_rules_in_order(environment: LocalS3, aws_files: Path, monkeypatch: pyte
 
 
 def test_source_of_the_profile(environment: LocalS3, aws_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile in force is reported with what names it."""
+    """The profile in use is reported with what names it."""
     write_keys(aws_files, "default", "work")
 
     def report(**options: object) -> str:

@@ -116,7 +116,7 @@ def test_only_below_the_root(environment: LocalS3, bucket: str, fs: CSXFileSyste
 
 
 def test_pages(environment: LocalS3, bucket: str, fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many uploads come in pages, of one key as of many."""
+    """Many uploads come in pages, of one key and of many."""
     names = {begin(fs, f"{bucket}/run/{number % 3}.mdl", parts=number % 2) for number in range(9)}
     monkeypatch.setattr(s3, "PAGE", 2)
     found = s3.unfinished_uploads(fs, bucket)
@@ -161,7 +161,7 @@ def test_files(tmp_path: Path, states: Path) -> None:
 
 
 def test_other_filesystems(tmp_path: Path, states: Path) -> None:
-    """The like on any filesystem."""
+    """The same on any filesystem."""
     root = f"memory://{tmp_path.name}/gc"
     fill(root, LEFT[0], f"a/{LEFT[1]}", "a/x.mdl")
     assert leftovers(root) == []

@@ -43,7 +43,7 @@ def test_order(root: str) -> None:
 
 
 def test_without_step_by_time(tmp_path: Path) -> None:
-    """Names that tell no step come in the order in which the files were written."""
+    """Names without a step come in the order in which the files were written."""
     for name, time in (("c.mdl", 1), ("a.mdl", 3), ("b.mdl", 2)):
         (tmp_path / name).write_bytes(b"data")
         os.utime(tmp_path / name, (time, time))

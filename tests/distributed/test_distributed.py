@@ -645,7 +645,7 @@ class _Newer:
 
 
 def test_manifest_of_newer_torch(tmp_path: Path) -> None:
-    """Manifests of later releases tell more of a tensor."""
+    """Manifests of later releases say more of a tensor."""
     distributed.save({"x": torch.ones(3)}, tmp_path / "a")
     found = manifest.read(folder(str(tmp_path / "a")))
     found.state_dict_metadata["x"].properties = _Newer()  # type: ignore[union-attr,assignment]

@@ -25,7 +25,7 @@ class Judge(Callback):
 
 
 def run(root: str, steps: int, values: dict[int, float], keep: Any, every: int = 1, **loop: Any) -> list[str]:
-    """Train up to a step, and tell which checkpoints are left."""
+    """Train up to a step, and return which checkpoints are left."""
     options = {"max_steps": steps, "eval_frequency": every, **loop}
     trainer, _ = made(root, Judge(values), keep, steps=1, loop=options)
     trainer.fit(loader(), loader(4))

@@ -1,4 +1,4 @@
-"""A cached listing decides nothing about an object: what there is, how long it is and what it holds is asked anew."""
+"""A cached listing decides nothing about an object: whether it exists, its size and its content are asked anew."""
 
 from __future__ import annotations
 

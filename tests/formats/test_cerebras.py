@@ -122,7 +122,7 @@ def test_link_to_another_checkpoint(environment: LocalS3, fs: CSXFileSystem) -> 
 
 
 def test_link_in_a_circle(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """A checkpoint whose tensors are said to be in itself, or in one that says the like, ends in an error."""
+    """A checkpoint whose tensors are said to be in itself, or in one that says the same, ends in an error."""
     text = json.dumps(metadata("external_link")).replace("artefacts/weights_plain/ckpt.mdl", f"{bucket}/x.mdl")
     fs.pipe_file(f"{bucket}/x.mdl/__METADATA__", pickle.dumps(json.loads(text)))
     with pytest.raises(InvalidCheckpointError, match="'w'"):
@@ -498,7 +498,7 @@ def test_rights(environment: LocalS3, server: LocalS3, fs: CSXFileSystem, bucket
 
 
 def test_who_may_not_list(bucket: str) -> None:
-    """Where S3 does not tell whether an object is there, it is looked for below."""
+    """Where S3 does not say whether an object exists, it is looked for below."""
     getter = Identity("getter", (f"Read:{bucket}",))
     with LocalS3(identities=[Identity.full("admin"), getter]) as own:
         mine = fsspec.filesystem("s3", **own.storage_options("admin"))

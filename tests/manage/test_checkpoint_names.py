@@ -1,4 +1,4 @@
-"""What names tell: checkpoints, manifests, parts, leftovers, steps and moments."""
+"""What names mean: checkpoints, manifests, parts, leftovers, steps and moments."""
 
 from __future__ import annotations
 

@@ -534,7 +534,7 @@ print(len(found.differences), (most() - before) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process had at most")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process had at most")
 def test_memory(tmp_path: Path) -> None:
     """However large the checkpoints, no more than 2 x 64 MiB of them are in memory, and what is made of a few."""
     sparse_safetensors(tmp_path / "first", 300 * 2**20, b"1")

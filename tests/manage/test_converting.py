@@ -441,7 +441,7 @@ print((most() - before) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the memory used")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux reports the memory used")
 def test_memory(tmp_path: Path) -> None:
     """A checkpoint of 220 MiB is converted in less than 100 MiB."""
     state = {"large": torch.zeros(25 * 2**20), **{f"x{number}": torch.zeros(2**20) for number in range(20)}}

@@ -286,7 +286,7 @@ print(len(found.damage), (most() - before) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process had at most")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process had at most")
 def test_memory(tmp_path: Path) -> None:
     """However large the checkpoint, no more than 64 MiB of it are in memory."""
     sparse_safetensors(tmp_path / "x", 400 * 2**20, b"1")

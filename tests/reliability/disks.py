@@ -1,4 +1,4 @@
-"""Disks that become full, in a process of its own: what operations tell of it, and what is left."""
+"""Disks that become full, in a process of its own: what operations report of it, and what is left."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ class Limit:
 
 
 def errors_as_data(kind: str, folder: str, remote: str) -> None:
-    """Print, as JSON, what operations tell of a disk that is full, by their names.
+    """Print, as JSON, what operations report of a disk that is full, by their names.
 
     Args:
         kind: ``disk`` or ``limit``.
         folder: where the disk is to be.
-        remote: the URL of a checkpoint of seed 2; beside it are ``move.mdl`` and ``protected.mdl``, of the like.
+        remote: the URL of a checkpoint of seed 2; beside it are ``move.mdl`` and ``protected.mdl``, of the same kind.
     """
     try:
         disk = NewDisk(folder) if kind == "disk" else Limit(folder)

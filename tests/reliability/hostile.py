@@ -91,7 +91,7 @@ def _error_of(attempt: Callable[[], Any]) -> Exception | None:
 @contextmanager
 def little_memory(most: int = MOST_MEMORY) -> Iterator[None]:
     """Sees to it that the block takes little memory at any moment."""
-    Path("/proc/self/clear_refs").write_text("5")  # the most so far is now what there is now
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far becomes the present use
     before = _status("VmRSS")
     yield
     assert _status("VmHWM") - before < most

@@ -66,7 +66,7 @@ class Moment:
 
 
 def kills(seed: int, count: int) -> Iterator[Outcome]:
-    """End so many operations, and tell what became of each; the same for the same seed.
+    """End so many operations, and return what became of each; the same for the same seed.
 
     An outcome is "done" if all was as it was, or as it was to be, and the same operation, given again, did the rest;
     "refused" if besides the operation reported what was wrong, as its server was gone.

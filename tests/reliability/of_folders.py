@@ -152,7 +152,7 @@ TRAININGS = [
         _trained,
     ),
     Scenario(
-        "training gone on with",
+        "training resumed",
         _put_first,
         lambda place: _train(place.url, place.folder, _LAST),
         lambda place, _: _trained(place, _) if place.names() else "the checkpoint that was there is gone",

@@ -140,7 +140,7 @@ def torch_state(written: bytes | None) -> Any:
 
 
 def safetensors_state(written: bytes | None) -> Any:
-    """The like for safetensors."""
+    """The same for safetensors."""
     try:
         return safetensors.torch.load(written or b"")
     except Exception as error:

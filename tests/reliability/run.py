@@ -46,7 +46,7 @@ _running = ExitStack()
 @cache
 def _bench(tls: bool) -> Bench:
     """A server and a proxy of this process's own."""
-    logging.disable(logging.CRITICAL)  # trainings tell of their progress
+    logging.disable(logging.CRITICAL)  # trainings log their progress
     warnings.simplefilter("ignore")
     Finalize(None, _running.close, exitpriority=1)  # the proxy's threads would keep the process
     server = _running.enter_context(LocalS3(identities=[Identity.full(name) for name in _IDENTITIES]))

@@ -18,7 +18,7 @@ class Scenario:
 
     Attributes:
         name: what to call it.
-        prepare: puts what there is before, past the proxy.
+        prepare: puts the former objects there, past the proxy.
         run: does the work, by way of the proxy.
         found: OLD, NEW, BETWEEN, or in other words what lies there now; it is given what ``run`` returned, or None if
             that was refused.

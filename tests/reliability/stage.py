@@ -113,9 +113,9 @@ class Scene:
         name: what it is called.
         job: the operation of a victim, and its arguments.
         intact: raises AssertionError, if what there was before has been lost, and nothing whole is in its place.
-        right: the like, if the operation has not done all that it should.
+        right: the same, if the operation has not done all that it should.
         stays: the names of all files that are there when it is done; None if their names are random.
-        again: the like of ``job`` for a second time; None if nothing is left to be done.
+        again: the same as ``job`` for a second time; None if nothing is left to be done.
         orphans: the sharded checkpoint that may have shards that nothing names.
         ranks: how many processes do it together; then its operation is one of ``ranks``.
         seconds: in which most of it is over.

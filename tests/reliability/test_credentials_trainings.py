@@ -166,7 +166,7 @@ def test_names_of_secrets() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("fails", ["made", "read"])
 def test_many_processes(tmp_path: Path, fails: str) -> None:
-    """Neither do processes that ``torchrun`` starts, and their forked workers, tell it."""
+    """Neither do processes that ``torchrun`` starts, and their forked workers, show it."""
     params = written(tmp_path, fails=fails, workers=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parent / 'support'}:{HERE.parent.parent}"}

@@ -21,7 +21,7 @@ from fsspec_csx.testing import LocalS3
 OLD, NEW = 1, 2
 NOISE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b|Exception ignored|Fatal|Segmentation")
 _DAEMONS = r"(?!Fatal|Segmentation)"  # their own errors are reported, where they come as far as that
-# The status of the process, which checkpoint is there, whether uploads may be left, and what errors it may tell.
+# The status of the process, which checkpoint is there, whether uploads may be left, and what errors it may print.
 EXITS: dict[str, tuple[int, int, bool, str]] = {
     "open_files": (7, OLD, False, ""),
     "open_file_and_error": (1, OLD, False, "KeyError"),

@@ -56,7 +56,7 @@ def test_scenario(
     trials: Bench, fitting: dict[str, dict[str, int]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever happens to an operation, it is done or clearly refused."""
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # trainings tell of their progress
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # trainings log their progress
     faults = schedule(f"{_SEED}-{name}", possible(trials, fitting, name))
     outcome = trials.tried(SCENARIOS[name], faults, f"scenario-{list(SCENARIOS).index(name)}")
     assert outcome.result != "lost", outcome.detail

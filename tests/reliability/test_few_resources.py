@@ -72,7 +72,7 @@ def run(folder: str, target: Path, limit: str, options: dict[str, Any]) -> subpr
 def test_little_suffices(
     environment: LocalS3, bucket: str, tmp_path: Path, limit: str, options: dict[str, Any]
 ) -> None:
-    """All is done with what there is."""
+    """All is done with few resources."""
     done = run(f"{bucket}/x", tmp_path / "x", LIMITS[limit], options)
     assert (done.stdout, done.stderr) == ("done\n", "")
 

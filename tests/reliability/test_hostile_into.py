@@ -54,7 +54,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "mapping": lambda: {"y": torch.ones(4)},
 }
 FITS = {(kind, kind) for kind in KINDS} | {("plain", "quantized"), ("plain", "complex")}
-FITS |= {("complex", "plain")}  # with a warning, as of all that is cast
+FITS |= {("complex", "plain")}  # with a warning, as for all that is cast
 NO_MEMORY = {("plain", "without data"), ("complex", "without data")}
 
 

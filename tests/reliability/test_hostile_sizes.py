@@ -43,7 +43,7 @@ def fs(server: Listener, monkeypatch: pytest.MonkeyPatch) -> CSXFileSystem:
 
 
 def honest(heard: Heard, headers: dict[str, str], size: int | None = None) -> Answer:
-    """What there is of an object, whose size a HEAD may tell otherwise."""
+    """The bytes of an object, whose size a HEAD may give wrongly."""
     if heard.method == "HEAD":
         return 200, {**headers, "Content-Length": str(len(DATA) if size is None else size)}, b""
     if not (report := heard.headers.get("range")):

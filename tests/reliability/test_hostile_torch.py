@@ -109,7 +109,7 @@ PICKLES = {
     "a key that is a list": b"\x80\x02}]K\x01s.",
     "a key that is no text": b"\x80\x02}X\x02\x00\x00\x00\xff\xffK\x01s.",
     "a storage that is a number": b"\x80\x02K\x01Q.",
-    "a storage that tells too little": b"\x80\x02X\x07\x00\x00\x00storage\x85Q.",
+    "a storage with too few fields": b"\x80\x02X\x07\x00\x00\x00storage\x85Q.",
 }
 
 

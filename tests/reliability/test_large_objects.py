@@ -184,7 +184,7 @@ def test_copied_by_the_server(null: NullServer, size: int) -> None:
 
 @pytest.mark.parametrize("size", [5 * GIB, 5 * GIB + 1, 11 * GIB])
 def test_appended_to(null: NullServer, size: int) -> None:
-    """The server copies what there is but for an end, and what is written follows it, in parts of one size."""
+    """The server copies the object but for its end, and what is written follows it, in parts of one size."""
     null.objects["large/x"] = Sparse(size - len(MARK), {0: MARK})
     with null.filesystem().open("large/x", "ab") as file:
         file.write(MARK)

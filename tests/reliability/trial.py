@@ -172,9 +172,9 @@ class Bench:
         try:
             value = scenario.run(place)
         except Exception as error:
-            return "lost", f"gone on with, it fails with {type(error).__name__}: {error}"
+            return "lost", f"resumed, it fails with {type(error).__name__}: {error}"
         found = scenario.found(place, value)
-        return ("done", "") if found == NEW else ("lost", f"gone on with, {found}")
+        return ("done", "") if found == NEW else ("lost", f"resumed, {found}")
 
     def _not_deleted(self, place: Place) -> set[str]:
         """The names of objects whose deletion was asked for, and each time in vain, as a fault happened to it."""
@@ -214,7 +214,7 @@ def _ended(request: Request) -> str:
 
 
 def _unclear(error: Exception) -> str:
-    """Why an error does not tell what to do; empty if it does."""
+    """Why an error does not say what to do; empty if it does."""
     if isinstance(error, CSXError):
         return "" if error.reason and error.remedy else "there is no remedy"
     if not isinstance(error, (OSError, ValueError)) or type(error).__module__.startswith(("botocore", "aiohttp")):

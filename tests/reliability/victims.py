@@ -87,7 +87,7 @@ class Victim:
 
 
 class CleanProcess:
-    """The process from which victims are forked, and the folder for what they tell; to be used in a ``with`` block.
+    """The process from which victims are forked, and the folder for what they report; to be used in a ``with`` block.
 
     Args:
         modules: the names of those that it imports besides.

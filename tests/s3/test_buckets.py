@@ -69,7 +69,7 @@ def test_bucket_that_may_not_be_made(server: LocalS3, fs: CSXFileSystem, new_buc
 
 
 def test_mkdir_and_makedirs(server: LocalS3, fs: CSXFileSystem, bucket: str, new_bucket: str) -> None:
-    """mkdir and makedirs make a missing bucket, and tell an existing one from someone else's."""
+    """mkdir and makedirs make a missing bucket, and distinguish an existing one from someone else's."""
     fs.makedirs(f"{new_bucket}/run/deep", exist_ok=True)
     assert fs.exists(new_bucket)
     fs.makedirs(new_bucket, exist_ok=True)

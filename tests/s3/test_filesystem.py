@@ -109,7 +109,7 @@ def test_versions(server: LocalS3, bucket: str) -> None:
 
 
 def test_callbacks_count(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
-    """put and get tell a callback how many bytes moved."""
+    """put and get report to a callback how many bytes moved."""
     local = str(tmp_path / "file")
     Path(local).write_bytes(b"x" * 100_000)
     up, down = Callback(), Callback()

@@ -33,7 +33,7 @@ def path(server: LocalS3) -> str:
 @pytest.mark.parametrize("start", [0, PART - 1, len(DATA) - PART, len(DATA) - 1, len(DATA)])
 @pytest.mark.parametrize("length", [1, PART + 1, len(DATA)])
 def test_readinto(fs: CSXFileSystem, path: str, start: int, length: int) -> None:
-    """Any range is read as a local file would: what there is, up to the end, and the position moves on."""
+    """Any range is read as a local file would: the bytes up to the end, and the position moves on."""
     buffer = bytearray(b"?" * length)
     expected = DATA[start : start + length]
     with fs.open(path, "rb", block_size=1000) as file:

@@ -28,7 +28,7 @@ def cszoo(
         arguments: the verb, and what follows it.
         environment: variables in addition to those of this process.
         noun: what stands before the verb; ``fit`` and ``validate`` stand there without one.
-        options: as of ``subprocess.run``, such as ``input``.
+        options: those of ``subprocess.run``, such as ``input``.
 
     Returns:
         What it printed, and its exit status.

@@ -116,7 +116,7 @@ def serve() -> tuple[CodeType, dict[str, Any]]:
 
 
 def _mind(child: int, connection: socket.socket) -> None:
-    """Tell who asked which process it is, and how it ended; end it if nobody is there any more to read it."""
+    """Report which process it is, and how it ended; end it if nobody is there any more to read it."""
     import contextlib
     import select
 

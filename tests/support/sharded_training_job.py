@@ -1,6 +1,6 @@
 """Trainings of a sharded model in each of two processes: ``sharded_training_job.py NAME ROOT``.
 
-Each prints a line of JSON that ends what it is to tell.
+Each prints a line of JSON that ends what it reports.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class Store:
 
     Args:
         options: arguments of the filesystem: ``key``, ``secret`` and ``endpoint_url``.
-        keeps_all_keys: whether the server keeps keys with empty segments and the like as they are.
+        keeps_all_keys: whether the server keeps keys with empty segments and similar ones as they are.
     """
 
     def __init__(self, options: Mapping[str, Any], keeps_all_keys: bool) -> None:

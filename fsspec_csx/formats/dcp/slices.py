@@ -103,7 +103,7 @@ class Item(io.RawIOBase):
         advance: Callable[[int], object] | None = None,
         crc32: bool = False,
     ) -> list[int]:
-        """As of a ``CSXFile``."""
+        """Fill memory, like ``CSXFile.readinto_many``."""
         if not crc32 and all(self._answered(start, memory) for start, memory in spans):
             return []
         return self._source.read([(self.start + start, memory) for start, memory in spans], crc32=crc32)

@@ -59,7 +59,7 @@ def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) 
 
 
 def parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
-    """As of ``torch._utils._rebuild_parameter``."""
+    """The same as ``torch._utils._rebuild_parameter``."""
     if type(data) is not torch.Tensor or type(requires_grad) is not bool or type(hooks) is not OrderedDict:
         raise refused("a parameter of no tensor")
     made = torch.nn.Parameter(data, requires_grad)

@@ -178,7 +178,7 @@ class FileSliceBody(RequestBody):
 def file_body(path: str, most: int) -> RequestBody | None:
     """In a thread: a body of a local file as it is now.
 
-    None if it has more bytes, or changes, or its size is not known before it is read, as of files of the kernel.
+    None if it has more bytes, or changes, or its size is not known before it is read, as with files of the kernel.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

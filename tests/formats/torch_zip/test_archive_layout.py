@@ -38,7 +38,7 @@ def bytes_of_torch(obj: Any) -> bytes:
 
 
 def digits(data: bytes) -> bytes:
-    """The archive with another identity, as of another rule for it."""
+    """The archive with another identity, as another rule for it would make it."""
     at = data.find(b".data/serialization_id")
     if at < 0:
         return data
