@@ -113,8 +113,8 @@ class PartWriter:
             self._wait_until(lambda: not self._in_flight)
 
     def expect(self, size: int) -> None:
-        """Choose the size of the parts for about so many bytes, and begin the upload, unless some were written."""
-        if self._filled or self._number or self.copied:
+        """Choose the size of the parts for about so many bytes, and begin the upload, unless that is done."""
+        if self._filled or self._number or self.copied or self.upload:
             return
         self._first_part = self._part_size = first_part_size(size, self._first_part, chosen=self._chosen)
         self._chosen = True

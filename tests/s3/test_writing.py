@@ -163,6 +163,7 @@ def test_nothing_is_left_of_an_expectation(fs: CSXFileSystem, folder: str) -> No
     """The upload that was created is aborted with the file, and none is created for one that takes no data."""
     with pytest.raises(KeyError), fs.open(f"{folder}/object", "wb") as file:
         file.expect_size(12 * MIB)
+        file.expect_size(13 * MIB)  # another upload would stay
         raise KeyError
     with recorded_requests() as operations, pytest.raises(ValueError, match="closed"):
         file.expect_size(12 * MIB)
