@@ -20,7 +20,7 @@ from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread
-from fsspec_csx.s3.transport.checksum import CRC32, Algorithm
+from fsspec_csx.s3.transport.checksum import CRC32, Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.pool import PART
@@ -202,8 +202,20 @@ class ReadFile(S3File):  # type: ignore[misc]
 
         Returns:
             None if the server has none.
+
+        Raises:
+            s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
         """
-        found: tuple[Algorithm, str] | None = self.details.get("checksum")
+        if "checksum" not in self.details:  # which s3fs looked up, for a version, or the caller
+            version = version_id_kw(self.version_id)
+            check_off_loop(self.fs)
+            answer = finished(
+                self.fs, functools.partial(self._request, "head_object", ChecksumMode="ENABLED", **version)
+            )
+            if (answer.get("ETag") or "") != (self.details.get("ETag") or ""):
+                raise FileExpired(self.path, self.details.get("ETag"))
+            self.details = {**self.details, "checksum": of_object(answer["ResponseMetadata"]["HTTPHeaders"])}
+        found: tuple[Algorithm, str] | None = self.details["checksum"]
         return found
 
     def _fetch_range(self, start: int, end: int) -> bytes:

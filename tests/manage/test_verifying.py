@@ -246,18 +246,19 @@ def test_too_large_for_its_record(path: Path, record: str, old: bytes, new: byte
 
 
 def test_object_checksum(server: LocalS3, fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
-    """What comes otherwise than the server has it is damage, also where the format has no checksums."""
+    """What comes otherwise than the server has it is damage, in any format, and where versions are known."""
     safetensors.torch.save_file({"w": torch.randn(100_000)}, tmp_path / "x")
     fs.put_file(str(tmp_path / "x"), f"{bucket}/x.safetensors")
     with fault_proxy(server.endpoint_url) as proxy:
-        options: dict[str, Any] = through(proxy, server).storage_options
-        report = verify(f"s3://{bucket}/x.safetensors", storage_options=options)
-        assert (report.object_checked, report.damage) == (True, ())
-        proxy.faults.append(
-            Fault("GET", when=lambda request: request.path.endswith("x.safetensors"), flip_down=200_000)
-        )
-        (text,) = verify(f"s3://{bucket}/x.safetensors", storage_options=options).damage
-    assert "the server has" in text
+        for aware in (False, True):
+            options: dict[str, Any] = through(proxy, server, version_aware=aware).storage_options
+            report = verify(f"s3://{bucket}/x.safetensors", storage_options=options)
+            assert (report.object_checked, report.damage) == (True, ())
+            proxy.faults.append(
+                Fault("GET", when=lambda request: request.path.endswith("x.safetensors"), flip_down=200_000)
+            )
+            (text,) = verify(f"s3://{bucket}/x.safetensors", storage_options=options).damage
+            assert "the server has" in text
 
 
 @pytest.mark.usefixtures("environment")
