@@ -53,7 +53,7 @@ def simulated(limit: ConcurrencyLimit, link: Link, seconds: float, start: float 
         (Link(25 * MB, 10_000 * MB, 0.001), 64, 64),  # answers are fast, but more requests bring more all the same
         (Link(100 * MB, 800 * MB, 0.001), LEAST, LEAST),  # ten fill the link
         (Link(100 * MB, 1600 * MB, 0.001), 20, 20),
-        (Link(25 * MB, 600 * MB, 0.02), 64, 64),  # a far store begins with as many
+        (Link(25 * MB, 600 * MB, 0.02), 32, 32),  # of a far store too
     ],
 )
 def test_number_follows_the_link(link: Link, least: int, most: int) -> None:
@@ -65,13 +65,13 @@ def test_number_follows_the_link(link: Link, least: int, most: int) -> None:
 
 
 def test_far_store_is_known_by_its_first_answers() -> None:
-    """Where the first answers take long, the default bound is reached at once, and a higher one in half a second."""
-    limit = ConcurrencyLimit(most=128)
+    """Where the first answers take long, the number jumps at once; the bound is reached within half a second."""
+    limit = ConcurrencyLimit(most=64)
     for _ in range(2):
         limit.answered(0.03)
     assert limit.far
-    assert limit.limit == 64
-    assert simulated(limit, Link(85 * MB, 1e12, 0.03), 0.5)[-1] == 128
+    assert limit.limit == 32
+    assert simulated(limit, Link(85 * MB, 1e12, 0.03), 0.5)[-1] == 64
     # One fast answer is enough: the others were slow for another reason.
     for most in (4, 25, 64, 128):
         near = ConcurrencyLimit(most=most)

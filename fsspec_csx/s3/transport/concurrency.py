@@ -25,11 +25,12 @@ LEAST = 10
 """Requests in flight to begin with, and where more of them bring nothing."""
 
 MOST = 64
-"""The default of ``max_concurrency``; so many are in flight from the beginning where answers are slow."""
+"""The default of ``max_concurrency``."""
 
 MOST_OF_NODE = 256
 """What the processes of a node have together, at most, as long as each has ten."""
 
+_FAR = 32  # to begin with, where answers are slow: with 64 a few processors are slower, and a trial soon finds them
 _FAR_SECONDS = 0.01  # how long the fastest answer takes there
 _ANSWERS = 2  # of so many
 
@@ -86,7 +87,7 @@ class ConcurrencyLimit:
 
     @property
     def _far_limit(self) -> int:
-        return max(LEAST, min(MOST, self.most))
+        return max(LEAST, min(_FAR, self.most))
 
     def measured(self, now: float, rate: float, cpu: float) -> None:
         """Note the rate of a round throughout which about as many requests were in flight as may be.
