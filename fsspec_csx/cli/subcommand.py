@@ -32,13 +32,13 @@ class Verbs:
             text: what the verb does, a blank line, and lines with examples; None under ``python -OO``.
             help: the same in a few words.
         """
-        description, _, examples = (text or "").strip().partition("\n\n")
+        description, _, examples = (text or help).strip().partition("\n\n")
         lines = "\n".join(f"  {self._command} {line}" for line in examples.splitlines())
         parser: argparse.ArgumentParser = self._parsers.add_parser(
             name,
             help=help,
             description=description,
-            epilog=f"examples:\n{lines}",
+            epilog=lines and f"examples:\n{lines}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -26,6 +26,8 @@ check(
         "torch:_neg_view": (),
         "torch._C:PyTorchFileReader": ("get_record",),
         "torch._C:PyTorchFileWriter": ("serialization_id", "write_end_of_file", "write_record"),
+        "torch._utils:IMPORT_MAPPING": (),
+        "torch._utils:NAME_MAPPING": (),
         "torch._utils:_rebuild_parameter": (),
         "torch._utils:_rebuild_tensor_v2": (),
         "torch._utils:set_tensor_metadata": (),
@@ -79,6 +81,13 @@ def unquantized_storage_types() -> dict[torch.dtype, Any]:
     """Types of storages, such as torch.FloatStorage, by their dtypes."""
     types = _torch.storage._dtype_to_storage_type_map().items()
     return {dtype: getattr(torch, name) for dtype, name in types if not name.startswith("Q")}
+
+
+def renamed(module: str, name: str) -> tuple[str, str]:
+    """What torch takes for a name in a pickle: it knows some of Python 2, fewer than pickle."""
+    utils = _torch._utils
+    found: tuple[str, str] = utils.NAME_MAPPING.get((module, name), (utils.IMPORT_MAPPING.get(module, module), name))
+    return found
 
 
 def allowed_globals() -> tuple[set[str], set[str]]:

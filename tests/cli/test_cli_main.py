@@ -40,6 +40,14 @@ def test_verbs() -> None:
     assert sorted(verbs()) == sorted(named.split())
 
 
+def test_help_without_docstrings() -> None:
+    """Under ``python -OO`` the help of a verb says in a few words what it does."""
+    code = "from fsspec_csx.cli import main; main(['checkpoint', 'delete', '--help'])"
+    shown = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "\ndelete checkpoints\n" in shown
+    assert "examples:" not in shown
+
+
 @pytest.mark.parametrize("verb", verbs())
 def test_help_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The help of a verb shows how it is used, and every example can be parsed."""

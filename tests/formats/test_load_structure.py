@@ -7,6 +7,7 @@ import io
 import struct
 import sys
 import tracemalloc
+import types
 import warnings
 import zipfile
 import zlib
@@ -612,3 +613,14 @@ def test_torch_files_over_s3_equal_local_ones(environment: Any, bucket: str, tmp
     first, *others = [load(path) for path in paths]
     assert all(equal(first, other) for other in others)
     assert fsspec.filesystem("memory").exists("/same/x.pt")
+
+
+def test_allowed_class_of_a_module_like_one_of_python_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that is allowed loads, also from a module whose name was another's in Python 2."""
+    module: Any = types.ModuleType("commands")
+    module.Allowed = type("Allowed", (), {"__module__": "commands"})
+    monkeypatch.setitem(sys.modules, "commands", module)
+    data = saved([module.Allowed(), ValueError])
+    with torch.serialization.safe_globals([module.Allowed, (ValueError, "exceptions.ValueError")]):
+        found = loaded(data)
+    assert (type(found[0]), found[1]) == (module.Allowed, ValueError)

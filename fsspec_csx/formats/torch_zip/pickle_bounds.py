@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import pickle
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.torch_zip.pickle_scan import scan
+from fsspec_csx.tensors import torch_compat
 
 _LATIN1 = (("latin1",), ("latin-1",))
 _COUNTED = (list, tuple, dict, str, bytes)
@@ -151,7 +151,7 @@ class _Record(_Inert):
 
 
 class _DryRun(pickle.Unpickler):
-    """Executes a pickle without torch; ``named`` is what it names, as Python 3 does, in order."""
+    """Executes a pickle without torch; ``named`` is what it names, as torch renames it, in order."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
@@ -161,7 +161,7 @@ class _DryRun(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name."""
-        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        module, name = torch_compat.renamed(module, name)
         self.named[f"{module}.{name}"] = None
         if (module, name) == _FROM_TYPE:
             return _from_type
