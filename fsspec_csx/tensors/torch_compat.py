@@ -6,7 +6,9 @@ Names in pickles, such as ``torch._utils._rebuild_tensor_v2``, are a part of the
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -20,7 +22,7 @@ from fsspec_csx.private_names import check
 
 check(
     {
-        "torch:Tensor": ("_backward_hooks", "_indices", "_values"),
+        "torch:Tensor": ("_backward_hooks", "_indices", "_reduce_ex_internal", "_values"),
         "torch:TypedStorage": ("_untyped_storage", "_pickle_storage_type"),
         "torch:UntypedStorage": ("_cdata",),
         "torch:_neg_view": (),
@@ -49,6 +51,22 @@ rebuild_parameter: Callable[..., torch.nn.Parameter] = _torch._utils._rebuild_pa
 location_tag: Callable[[Any], str] = serialization.location_tag
 neg_view: Callable[[torch.Tensor], torch.Tensor] = torch._neg_view
 set_tensor_metadata: Callable[[torch.Tensor, Any], None] = _torch._utils.set_tensor_metadata
+
+
+has_names: Callable[[torch.Tensor], bool] = getattr(torch.Tensor, "has_names", lambda tensor: False)
+"""Whether dimensions have names, with which torch before 2.13 saves no tensor."""
+
+
+def are_reductions_torchs() -> bool:
+    """Whether what torch pickles plain tensors by is its own, and not replaced by the program."""
+    tensor: Any = torch.Tensor
+    own = (
+        (tensor.__reduce_ex__, _torch._tensor),
+        (tensor._reduce_ex_internal, _torch._tensor),
+        (torch.nn.Parameter.__reduce_ex__, torch.nn.parameter),
+    )
+    replaced = any(getattr(function, "__globals__", None) is not vars(module) for function, module in own)
+    return not replaced and "__getstate__" not in vars(tensor) and OrderedDict not in copyreg.dispatch_table
 
 
 def address(storage: torch.UntypedStorage) -> int:

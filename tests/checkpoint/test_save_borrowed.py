@@ -201,7 +201,7 @@ def test_without_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the layout is not as it is known to be, torch writes the same file itself."""
     state = {"x": torch.arange(100_000.0), "y": [1, 2]}
     expected = written(state)[0].content()
-    monkeypatch.setattr(torch_layout, "_is_known", lambda alignment: False)
+    monkeypatch.setattr(torch_layout, "_is_known", lambda alignment, save: False)
     file, _held = written(state)
     assert file.borrowed == []
     assert file.content() == expected

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.serialization import config
 
-from fsspec_csx.formats.io_wrappers import JoiningWriter
+from fsspec_csx.formats.io_wrappers import JoiningWriter, TrackingWriter
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.torch_zip.zip_directory import FULL_32
 from fsspec_csx.tensors import torch_compat
@@ -158,21 +158,21 @@ def plan_archive(pickled: Pickled) -> Layout | None:
     """The archive that torch.save makes of an object; None if it is not known how this release of torch does it."""
     options = config.save
     alignment = options.storage_alignment
-    if not options.compute_crc32 or not 0 < alignment <= len(_PADDING) or not _is_known(alignment):
+    if not options.compute_crc32 or not 0 < alignment <= len(_PADDING) or not _is_known(alignment, torch.save):
         return None
     return Layout(pickled, alignment)
 
 
 @functools.lru_cache
-def _is_known(alignment: int) -> bool:
-    """Whether this release of torch writes archives, also of more than 4 GiB, as they are written here."""
+def _is_known(alignment: int, save: object) -> bool:
+    """Whether torch.save, which a program may replace, writes archives, also beyond 4 GiB, as they are written here."""
     sizes = (0, 1, FULL_32 - 1, 0, FULL_32, 2**33, 0, 5)
     storage_of: Callable[..., torch.UntypedStorage] = torch.UntypedStorage
     pickled = Pickled([storage_of(size, device="meta") for size in sizes])  # their bytes are left out
     by_torch, own = _Sink(), bytearray()
     try:
         with torch.serialization.skip_data():
-            pickled.torch_save(by_torch)
+            TrackingWriter(by_torch, len).unmasked(lambda: pickled.torch_save(by_torch))  # Ctrl-C is no other layout
         Layout(pickled, alignment).write_around(own.extend, lambda storage: 0)
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -50,7 +50,8 @@ class Pickled:
     ) -> None:
         numbering = _Numbering()
         try:
-            self.data = _dumped(obj, numbering, plain=_are_reductions_known(), replaced=replaced)
+            plain = torch_compat.are_reductions_torchs() and _are_reductions_known()
+            self.data = _dumped(obj, numbering, plain=plain, replaced=replaced)
         except _FreedError as error:
             raise memory.refused([name for name, value in names.walk(obj) if value is error.tensor]) from None
         self._dtypes = numbering.dtypes
@@ -190,6 +191,7 @@ class _PlainReductions:
             or tensor.is_nested
             or tensor.is_conj()
             or tensor.is_neg()
+            or torch_compat.has_names(tensor)
             or tensor.__dict__
             or tensor._backward_hooks
         ):

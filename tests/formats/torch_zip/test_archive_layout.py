@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.serialization import config
 
 import fsspec_csx
@@ -26,6 +29,7 @@ from fsspec_csx.formats.torch_zip import layout as torch_layout
 from fsspec_csx.formats.torch_zip import pickled, single_tensor_archive
 from fsspec_csx.formats.torch_zip.layout import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
+from fsspec_csx.tensors import torch_compat
 
 STATE = {"a": torch.arange(6.0), "b": [torch.ones(3, 2, dtype=torch.int8)], "n": 5}
 
@@ -305,3 +309,95 @@ def test_release_of_torch(tmp_path: Path, version: str, accepted: bool) -> None:
     if not accepted:
         assert f"ImportError: torch {version}" in done.stderr
         assert "pip install" in done.stderr
+
+
+def _listed(self: torch.Tensor, protocol: int) -> Any:
+    """How a program may have tensors pickled."""
+    return torch.tensor, (self.tolist(),)
+
+
+REPLACEMENTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "tensors": lambda patch: patch.setattr(torch.Tensor, "__reduce_ex__", _listed),
+    "their part": lambda patch: patch.setattr(torch.Tensor, "_reduce_ex_internal", _listed),
+    "parameters": lambda patch: patch.setattr(torch.nn.Parameter, "__reduce_ex__", _listed),
+    "states": lambda patch: patch.setattr(torch.Tensor, "__getstate__", lambda self: {"x": 1}, raising=False),
+    "registered": lambda patch: patch.setitem(copyreg.dispatch_table, torch.Tensor, lambda each: _listed(each, 2)),
+    "hooks": lambda patch: patch.setitem(copyreg.dispatch_table, OrderedDict, lambda each: (dict, ())),
+}
+
+
+@pytest.mark.parametrize("case", REPLACEMENTS)
+def test_replaced_reduction(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """What a program replaces of how torch pickles tensors, after saves, has its effect on later ones."""
+    state = {"a": torch.ones(3), "p": torch.nn.Parameter(torch.ones(2), requires_grad=False)}
+    usual = bytes_of_torch(state)
+    assert laid_out(state) == usual
+    REPLACEMENTS[case](monkeypatch)
+    expected = bytes_of_torch(state)
+    assert expected != usual
+    assert laid_out(state) == expected
+
+
+def test_interrupted_check(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> None:
+    """Ctrl-C while torch's archive is compared reaches the caller, and the next save compares it again."""
+
+    real, calls = torch_layout._Sink.write, itertools.count()
+
+    def interrupted(self: Any, data: Any) -> int:
+        if next(calls) == 4:  # torch reports it as an error of its own
+            raise KeyboardInterrupt
+        return real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_layout._Sink, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            plan_archive(Pickled(STATE))
+    assert plan_archive(Pickled(STATE)) is not None
+
+
+def test_replaced_save(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A torch.save that a program puts in the place of torch's, after saves, writes the later ones."""
+    path = tmp_path / "x.mdl"
+    fsspec_csx.save(STATE, path)
+    real = torch.save
+
+    def longer(obj: Any, file: Any, **options: Any) -> None:
+        real(obj, file, **options)
+        file.write(b"longer")
+
+    usual = path.read_bytes()
+    monkeypatch.setattr(torch, "save", longer)
+    fsspec_csx.save(STATE, path)
+    assert path.read_bytes() == usual + b"longer"
+
+
+def test_named_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors whose dimensions have names, which torch before 2.13 refuses to save, are left to torch."""
+
+    def refuse(tensor: torch.Tensor) -> None:
+        raise RuntimeError("names")
+
+    monkeypatch.setattr(pickled, "_reduce_other", refuse)
+    laid_out(STATE)
+    monkeypatch.setattr(torch_compat, "has_names", lambda tensor: tensor.dim() == 1)
+    with pytest.raises(RuntimeError, match="names"):
+        laid_out(STATE)
+
+
+def test_kept_frame(forgotten: None) -> None:
+    """The frame of a tensor, of which thousands are kept, has no memory as large as that."""
+    kept = []
+    made = torch.empty
+
+    def noted(*args: Any, **options: Any) -> torch.Tensor:
+        tensor = made(*args, **options)
+        kept.append(StorageWeakRef(tensor.untyped_storage()))
+        return tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", noted)
+        frame = single_tensor_archive.frame(torch.float32, (1000,))
+    assert frame is not None
+    assert kept
+    assert all(storage.expired() for storage in kept)
+    assert len(frame.after(5)) + len(frame.before) + 4000 == frame.size
