@@ -124,7 +124,7 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: IO[bytes], numbering: _Numbering, *, plain: bool) -> None:
         super().__init__(file, protocol=2)
         self._numbering = numbering
-        reductions = _PlainReductions(numbering).by_type if plain else {}
+        reductions = _PlainReductions(numbering).by_type() if plain else {}
         self._skipped = _PLAIN.union(reductions)
         self.dispatch_table = {**reductions, **copyreg.dispatch_table}
 
@@ -166,15 +166,14 @@ class _NoHooks:
 
 
 class _PlainReductions:
-    """What torch's own classes of tensors give pickle, put together in a third of the time.
-
-    Attributes:
-        by_type: a function for each class.
-    """
+    """What torch's own classes of tensors give pickle, put together in a third of the time."""
 
     def __init__(self, numbering: _Numbering) -> None:
         self._numbering = numbering
-        self.by_type: dict[type, Callable[[Any], Any]] = {
+
+    def by_type(self) -> dict[type, Callable[[Any], Any]]:
+        """A function for each class; kept here, they would be a cycle with all storages."""
+        return {
             torch.Tensor: self._reduce_tensor,
             torch.nn.Parameter: self._reduce_parameter,
             _NoHooks: lambda hooks: (OrderedDict, ()),

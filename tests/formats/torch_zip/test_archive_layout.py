@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import gc
 import io
 import itertools
 import os
@@ -384,20 +385,17 @@ def test_named_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
         laid_out(STATE)
 
 
-def test_kept_frame(forgotten: None) -> None:
-    """The frame of a tensor, of which thousands are kept, has no memory as large as that."""
-    kept = []
-    made = torch.empty
-
-    def noted(*args: Any, **options: Any) -> torch.Tensor:
-        tensor = made(*args, **options)
-        kept.append(StorageWeakRef(tensor.untyped_storage()))
-        return tensor
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", noted)
-        frame = single_tensor_archive.frame(torch.float32, (1000,))
-    assert frame is not None
-    assert kept
-    assert all(storage.expired() for storage in kept)
-    assert len(frame.after(5)) + len(frame.before) + 4000 == frame.size
+@pytest.mark.parametrize("save", [fsspec_csx.save, lambda *args: fsspec_csx.async_save(*args).result()])
+def test_memory_after_save(tmp_path: Path, save: Callable[[Any, Path], object]) -> None:
+    """The memory of tensors that were saved is free once the caller has none of them any more."""
+    save({}, tmp_path / "first.mdl")
+    gc.collect()
+    gc.disable()
+    try:
+        state = {"a": torch.ones(1000), "p": torch.nn.Parameter(torch.ones(9))}
+        storages = [StorageWeakRef(value.untyped_storage()) for value in state.values()]
+        save(state, tmp_path / "x.mdl")
+        del state
+        assert all(storage.expired() for storage in storages)
+    finally:
+        gc.enable()
