@@ -172,7 +172,8 @@ def _is_known(alignment: int, save: object) -> bool:
     by_torch, own = _Sink(), bytearray()
     try:
         with torch.serialization.skip_data():
-            TrackingWriter(by_torch, len).unmasked(lambda: pickled.torch_save(by_torch))  # Ctrl-C is no other layout
+            # Ctrl-C, which torch reports as an error of its own, is no other layout.
+            TrackingWriter(by_torch, lambda size: None).unmasked(lambda: pickled.torch_save(by_torch))
         Layout(pickled, alignment).write_around(own.extend, lambda storage: 0)
     except (AttributeError, RuntimeError, TypeError):
         return False
