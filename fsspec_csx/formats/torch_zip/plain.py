@@ -67,6 +67,11 @@ class _Unpickler(pickle.Unpickler):
             ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_with_state,
         }
 
+    def free(self) -> None:
+        """Forget the functions of names, some of which are a cycle with all storages."""
+        self._names.clear()
+        self.bounds.names.clear()
+
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name."""
         if module == "torch" and isinstance(vars(torch).get(name), torch.dtype):
@@ -126,6 +131,8 @@ def load(archive: Archive, source: Source, name: str, options: ReadOptions = ON_
         if error is placer.failure:
             raise
         return None
+    finally:
+        unpickler.free()
     # The only states that torch has a pickle set are attributes of mappings.
     if states and sum(bool(vars(made)) for made in unpickler.bounds.ordered) != states:
         return None

@@ -399,3 +399,18 @@ def test_memory_after_save(tmp_path: Path, save: Callable[[Any, Path], object]) 
         assert all(storage.expired() for storage in storages)
     finally:
         gc.enable()
+
+
+def test_memory_after_load(tmp_path: Path) -> None:
+    """The memory of tensors that were loaded is free once the caller has none of them any more."""
+    fsspec_csx.save(OrderedDict(a=torch.ones(1000), p=torch.nn.Parameter(torch.ones(9))), tmp_path / "x.mdl")
+    fsspec_csx.load(tmp_path / "x.mdl")
+    gc.collect()
+    gc.disable()
+    try:
+        state = fsspec_csx.load(tmp_path / "x.mdl")
+        storages = [StorageWeakRef(value.untyped_storage()) for value in state.values()]
+        del state
+        assert all(storage.expired() for storage in storages)
+    finally:
+        gc.enable()
