@@ -104,7 +104,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
             data = archive.pickle if archive is not None else _pickle_of(TrackingReader(source.file, source.size))
             named = pickle_bounds.check(data, name) if data is not None else []
             if not _allowed().issuperset(named):  # else torch would read tensors until it comes to that
-                raise _unsafe(name, _PROTOCOLS[0], named)
+                raise _damaged(source, name) or _unsafe(name, _PROTOCOLS[0], named)
         reader = CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
@@ -135,11 +135,16 @@ def _pickle_of(file: TrackingReader) -> bytes | None:
 
 def _without_directory(source: Source, name: str) -> InvalidCheckpointError:
     """The error for an archive whose directory cannot be read: torch would believe its records."""
+    remedy = "Load it with torch.load if you trust its author, and save it again."
+    unknown = f"{name} is a zip archive with a directory that torch.save does not write."
+    return _damaged(source, name) or InvalidCheckpointError(unknown, remedy)
+
+
+def _damaged(source: Source, name: str) -> InvalidCheckpointError | None:
+    """The error for what is wrong with the structure of a file; None if nothing is."""
     reader = TrackingReader(source.file, source.size)
     found = reader.unmasked(lambda: _damage(reader))
-    remedy = "Load it with torch.load if you trust its author, and save it again."
-    what, remedy = found or ("is a zip archive with a directory that torch.save does not write.", remedy)
-    return InvalidCheckpointError(f"{name} {what}", remedy)
+    return InvalidCheckpointError(f"{name} {found[0]}", found[1]) if found else None
 
 
 def _is_fake_mode() -> bool:
