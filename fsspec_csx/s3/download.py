@@ -1,7 +1,7 @@
-"""Downloads: whole objects and ranges of them, to memory and local files, several requests at a time.
+"""Downloads: whole objects and ranges of them, to memory and local files, by parallel requests.
 
-A read that takes several requests is of one state of the object: if it is replaced meanwhile, the read begins anew,
-once. What came is compared with the server's checksum of the object, if there is one.
+All requests of a read get the same state of the object: if it is replaced meanwhile, the read starts again, once.
+Whole objects are verified by the server's checksum, if there is one.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ async def cat_file(
     end: int | None = None,
     **kwargs: Any,
 ) -> bytes:
-    """The bytes of an object, or of a range of it.
+    """Return the bytes of an object, or of a range of it.
 
     Args:
-        version_id: of a former version.
+        version_id: the version to read, instead of the current one.
         start: position of the first byte; negative from the end.
-        end: position behind the last one; negative from the end.
+        end: position after the last byte; negative from the end.
 
     Raises:
-        ObjectNotFoundError: if there is no such object.
-        ChecksumError: if the bytes do not have the object's checksum, twice.
+        ObjectNotFoundError: if the object does not exist.
+        ChecksumError: if the bytes fail verification by the object's checksum twice.
     """
     if start is None and end is None:
         return await retry_if_changed(lambda: read_whole(fs, PinnedObject(fs, path, version_id)))
@@ -74,12 +74,12 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
                 raise
             if start < (await object_info(fs, path, found.version))["size"]:
                 raise
-            return b""  # it begins behind the end
+            return b""  # the range begins after the end
         return target.getvalue(sum(each.length for each in ranges))
 
 
 async def read_whole(fs: Any, found: PinnedObject, head: HeadRange | None = None) -> bytes:
-    """The bytes of an object, whose beginning may have been read."""
+    """Return the bytes of an object; ``head`` holds its first bytes, if they were read before."""
     await fs.set_session()
     begun, head = head is not None, head or HeadRange(found)
     try:
@@ -87,7 +87,7 @@ async def read_whole(fs: Any, found: PinnedObject, head: HeadRange | None = None
             await fs.transfer.fetch(found.get, [head])
         return await _rest_of(fs, found, head)
     finally:
-        head.forget()  # an exception may keep it
+        head.forget()  # an exception's traceback may keep it alive
 
 
 async def _rest_of(fs: Any, found: PinnedObject, head: HeadRange) -> bytes:
@@ -116,23 +116,23 @@ async def get_file(
     head: HeadRange | None = None,
     **kwargs: Any,
 ) -> None:
-    """Make an object a local file, which takes the place of a former one only when it is whole.
+    """Download an object to a local file, which replaces a former one only when it is complete.
 
     Args:
-        mode: "create" to replace no file.
-        resumable: whether an interrupted download of a large object is kept, to be resumed by the next call.
-        head: the beginning of the object, if it was read.
+        mode: "create" to refuse to replace a file.
+        resumable: whether to keep an interrupted download of a large object, so that the next call resumes it.
+        head: the first bytes of the object, if they were read before.
 
     Raises:
-        FileExistsError: in mode "create", if there is a file.
-        ObjectNotFoundError: if there is no such object.
-        ChecksumError: if the bytes do not have the object's checksum, twice.
-        ValueError: if its key leads out of the folder that it is fetched to.
+        FileExistsError: in mode "create", if the file exists.
+        ObjectNotFoundError: if the object does not exist.
+        ChecksumError: if the bytes fail verification by the object's checksum twice.
+        ValueError: if the key leads out of the target folder.
     """
     if os.path.isdir(lpath):
         return
     check_inside(rpath, lpath)
-    if os.path.exists(lpath) and not os.path.isfile(lpath):  # a pipe or a device is written sequentially
+    if os.path.exists(lpath) and not os.path.isfile(lpath):  # pipes and devices are written sequentially
         await S3FileSystem._get_file(fs, rpath, lpath, callback=callback, version_id=version_id, max_concurrency=1)
         return
     scope().join()
@@ -169,7 +169,7 @@ async def get_file(
 
 
 def check_inside(rpath: str, lpath: str) -> None:
-    """Refuse a local path that leads upwards where the key does: whoever made the key chose it."""
+    """Refuse a local path that leads upwards because of ``..`` in the key: another person may have chosen the key."""
     parts = str(rpath).split("/")
     if ".." in parts:
         upwards = "/".join(parts[parts.index("..") :])

@@ -1,4 +1,4 @@
-"""CSXFile: the file that ``fsspec.open("s3://...")`` returns, published whole or not at all."""
+"""CSXFile, the file that ``fsspec.open("s3://...")`` returns; it is published whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ _ABORT_SECONDS_AT_EXIT = 5.0
 class CSXFile(ReadFile):
     """An S3 object as a file; as ``s3fs.S3File``, but an unfinished write leaves no trace.
 
-    What was written becomes the object when the file is closed. ``close()`` publishes it wherever it is called, in an
-    ``except`` or ``finally`` block too, with one exception: when it is called, directly or not, by an ``__exit__`` (or
-    ``__aexit__``) that was given an exception. Then a ``with`` block was left by the exception, Ctrl-C too, and the
-    file is discarded: the former object stays, and the multipart upload is aborted. Whose ``__exit__`` it is does not
-    matter: the file's own, that of a text or compressing wrapper, ``contextlib.closing``, an ``ExitStack``, a
-    ``@contextmanager`` function. A file that was opened in the course of that same ``__exit__`` is published.
+    Closing the file publishes what was written. ``close()`` publishes in an ``except`` or ``finally`` block too. The one
+    exception is a call, direct or indirect, by an ``__exit__`` (or ``__aexit__``) that received an exception. Then an
+    exception, such as Ctrl-C, has left a ``with`` block, and the file is discarded: the former object stays, and the
+    multipart upload is aborted. It may be any ``__exit__``: the file's own, that of a text or compressing wrapper,
+    ``contextlib.closing``, an ``ExitStack``, a ``@contextmanager`` function. A file that was opened during that same
+    ``__exit__`` is published.
 
-    A write that failed, a transaction rolled back, and a file dropped without ``close`` discard it too. Where no
-    exception shows that (the garbage collector and the end of the interpreter drop the file; ``GeneratorExit`` or
-    ``SystemExit`` leaves the block), a ``DiscardedFileWarning`` does.
+    A failed write, a transaction that is rolled back, and dropping the file without ``close`` discard it too. A
+    ``DiscardedFileWarning`` reports this where no exception does: when the garbage collector or the end of the
+    interpreter drops the file, and when ``GeneratorExit`` or ``SystemExit`` leaves the block.
 
     Raises:
-        ObjectNotFoundError: when opened for reading and there is no such object.
-        ObjectExistsError: when opened in mode ``x`` and there is one.
-        CredentialsError: at once, if the credentials are missing; for writing too.
+        ObjectNotFoundError: when opened for reading, if the object does not exist.
+        ObjectExistsError: when opened in mode ``x``, if the object exists.
+        CredentialsError: when opened for reading or writing, if there are no credentials.
     """
 
-    # What __del__ finds on a file whose __init__ failed.
+    # Defaults for __del__ of a file whose __init__ failed.
     mode = "rb"
     blocksize: int
     forced: bool
-    _opening: Opening | None = None  # None in reading, and while it is being opened
+    _opening: Opening | None = None  # None for reading, and until the file is open
     _finished = False
     _dropped = False
     _pid = 0
     _asked: Instruction | None = None
-    _append_target: AppendTarget | None = None  # what mode ab appends to
+    _append_target: AppendTarget | None = None  # the object that mode ab appends to
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         if mode == "rb":
@@ -71,7 +71,7 @@ class CSXFile(ReadFile):
         fs.connect()
         if mode == "xb":
             sync(fs.loop, check_absent, fs, path)
-        # s3fs appends to what a listing of the folder had, and overwrites what came later.
+        # s3fs would append to the state in a cached listing of the folder, and overwrite later changes.
         super().__init__(fs, path, "wb" if mode == "ab" else mode, **kwargs)
         self.mode = mode
         self.buffer = None
@@ -94,7 +94,7 @@ class CSXFile(ReadFile):
             self._writer.write(found.tail, stable=True)
         self.loc = found.size
 
-    # -- the ways to end a write ------------------------------------------------------------------------------------
+    # -- ending a write ---------------------------------------------------------------------------------------------
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is None or self.mode == "rb" or self.closed:
@@ -105,10 +105,10 @@ class CSXFile(ReadFile):
                 self._opening.warn_if_silent(error)
 
     def close(self) -> None:
-        """Publish what was written, or discard it if an ``__exit__`` that was given an exception calls this."""
+        """Publish what was written, or discard it if called by an ``__exit__`` that received an exception."""
         if self.mode == "rb" or self.closed:
             if isinstance(self.cache, ReadAhead):
-                self.cache.clear()  # what is still being fetched for it
+                self.cache.clear()  # ends the requests that still fetch data for it
             super().close()
         elif self._dropped:
             self.drop()
@@ -122,11 +122,11 @@ class CSXFile(ReadFile):
                 super().close()
 
     def commit(self) -> None:
-        """Make what was written the object; a transaction calls this.
+        """Publish what was written; called by a transaction.
 
         Raises:
             FileExistsError: in mode ``x``, if the object exists by now.
-            ValueError: if it was discarded.
+            ValueError: if the file was discarded or published before.
         """
         if self._finished:
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
@@ -145,29 +145,29 @@ class CSXFile(ReadFile):
         return {"IfNoneMatch": "*"} if "x" in self.mode else {}
 
     def discard(self) -> None:
-        """Forget what was written: the former object stays, and no multipart upload is left behind."""
+        """Discard what was written: the former object stays, and the multipart upload is aborted."""
         error = self._opening.left_by() if self._opening and not self.autocommit else None  # a transaction's block
         self._discard(_ABORT_SECONDS)
         if self._opening and error:
             self._opening.warn_if_silent(error)
 
     def drop(self) -> None:
-        """Discard a file that nobody has closed."""
+        """Discard a file that was never closed."""
         if not self._finished:
             self._discard(seconds=0)
             if self._opening and self._pid == os.getpid():
                 self._opening.warn("It was not closed.")
 
     def _discard(self, seconds: float) -> None:
-        """Discard, waiting this long for the abort of the upload to be answered."""
+        """Discard the file, and wait up to ``seconds`` until its upload is aborted."""
         if self._finished:
             return
         self.closed = True
         self._end()
         if self._pid != os.getpid():
-            return  # a forked child drops its copy of the file; the upload is its parent's
+            return  # in a forked child: the upload belongs to the parent
         if not self.autocommit and self.fs._transaction and self in self.fs._transaction.files:
-            self.fs._transaction.files.remove(self)  # it shall commit the others
+            self.fs._transaction.files.remove(self)  # the transaction commits the others
         self._abort_upload(seconds)
 
     def _end(self) -> None:
@@ -186,32 +186,28 @@ class CSXFile(ReadFile):
             raise
 
     def __del__(self) -> None:
-        # Reached unfinished only when dropped: what it holds may be half of what was meant.
+        # An unfinished file is only deleted when it was dropped: it may hold half of the intended data.
         if self.mode != "rb":
             self.drop()
 
     def _dealloc_warn(self, source: object) -> None:
-        """A text wrapper that is dropped unclosed calls this, writes what it still holds, and closes us."""
+        """Note that a text wrapper was dropped unclosed; it calls this before it flushes and closes the file."""
         if self.mode != "rb" and not self._finished:
             self._dropped = True
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def write(self, data: Any) -> int:
-        """Write a buffer; its parts are sent in the background, and what failed there is raised by a later call.
+        """Write a buffer, and return its size in bytes. Parts are sent in the background; a later call raises their errors.
 
-        The memory is the caller's again when this returns: it was copied, or if it is large sent from where it is.
-
-        Returns:
-            Its size in bytes.
+        The caller may reuse the memory when this returns: it was copied, or sent if it is large.
         """
         return self._write(data, stable=type(data) is bytes, borrowed=False)
 
     def write_borrowed(self, data: Any) -> int:
         """Write contiguous memory without copying it, and return its size in bytes.
 
-        Args:
-            data: such as the memory of a tensor; it must neither change nor go until the file is closed.
+        The memory, such as that of a tensor, must stay unchanged until the file is closed.
 
         Raises:
             ValueError: if the file is closed, or open for reading.
@@ -228,7 +224,7 @@ class CSXFile(ReadFile):
         self._check_written()
         view = single_bytes(data)
         if self._dropped:
-            return len(view)  # a wrapper that is dropped too writes what it still holds
+            return len(view)  # ignore what the dropped wrapper flushes
         if self._pid != os.getpid():
             raise _fork_error(self.path)
         try:
@@ -240,27 +236,27 @@ class CSXFile(ReadFile):
         return len(view)
 
     def writable(self) -> bool:
-        """Whether the file takes data."""
+        """Return whether the file can be written to."""
         self._asked = calling_instruction()
         return bool(super().writable())
 
     def seekable(self) -> bool:
-        """Whether ``seek`` works: in reading only. A text wrapper that is being made hears otherwise, see wrappers.py.
+        """Return whether ``seek`` works, which it does for reading only; a new text wrapper gets True, see wrappers.py.
 
-        It asks ``tell`` only then, and needs the position to know whether a byte order mark is due.
+        The wrapper calls ``tell`` only then, and needs the position to decide whether to write a byte order mark.
         """
         asked, self._asked = self._asked, None
         return bool(super().seekable()) or (asked == calling_instruction() and not self.closed)
 
     def expect_size(self, size: int) -> None:
-        """Announce about how many bytes will be written, before any are, so that all parts are of one size."""
+        """Announce the approximate size before any data is written, so that all parts get one size."""
         self._check_written()
         if not self._dropped:
             with self.discarded_on_failure():
                 self._writer.expect(size)
 
     def flush(self, force: bool = False) -> None:
-        """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
+        """Do nothing, as parts are sent when they are full; with ``force``, end the writing as ``close`` does."""
         check_open(self.path, self.closed)
         if not force or self.mode == "rb" or self.forced:
             return
@@ -289,14 +285,14 @@ class CSXFile(ReadFile):
 
 
 def check_open(path: str, closed: bool) -> None:
-    """Raise ValueError if a file is closed."""
+    """Raise ValueError if the file is closed."""
     if closed:
         msg = f"s3://{path} is closed. Open it again."
         raise ValueError(msg)
 
 
 def part_writer(fs: Any, call: Call, begin: Callable[..., Work], part: int, options: Mapping[str, Any]) -> PartWriter:
-    """The writer of an object, which begins the sending of its parts by ``begin``, the first of so many bytes."""
+    """Return the writer of an object; it starts coroutines by ``begin``, and its first parts have ``part`` bytes."""
     own = any(name.startswith("Checksum") for name in options)
     return PartWriter(call, fs.transfer, begin, first_part=part, growing=not fs.fixed_upload_size, checked=not own)
 
@@ -317,7 +313,7 @@ def _fork_error(path: str) -> RuntimeError:
 
 
 async def check_absent(fs: Any, path: str) -> None:
-    """Let a writer of a new object know that it exists now rather than after all its work; the commit decides."""
+    """Raise if the object of a new file exists, before any data is written; only the commit checks it reliably."""
     try:
         found = await fs._info(path, refresh=True)
     except FileNotFoundError:
@@ -327,7 +323,7 @@ async def check_absent(fs: Any, path: str) -> None:
 
 
 def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
-    """Discard the files that are open when the interpreter exits; the process ``pid`` also waits for the aborts."""
+    """Discard files that are open at exit of the interpreter; process ``pid`` also waits until uploads are aborted."""
     files = list(unfinished.values())
     for file in files:
         file._discard(_ABORT_SECONDS_AT_EXIT)

@@ -1,4 +1,4 @@
-"""CSXFileSystem: s3fs with the credential rules, errors and safe writes of this package; what ``s3://`` opens."""
+"""CSXFileSystem, the filesystem that ``s3://`` opens: s3fs with this package's credentials, errors and safe writes."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ from fsspec_csx.settings import backends
 
 _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
-# The environments of the latest filesystems, the newest last.
+# The AWS environments of the most recent filesystems, the newest last.
 _recent: deque[str] = deque(maxlen=4)
-# Requests for which a missing bucket may be created.
+# Requests that may create a missing bucket.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
-# Arguments of text files.
+# Arguments of ``open`` that only text files have.
 _OF_TEXT = ("encoding", "errors", "newline")
 
 
 def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a call with those that ``backends.csx.storage.s3`` adds."""
+    """Return the options of a call, completed by those of ``backends.csx.storage.s3``."""
     flags = backends.csx.storage.s3
     cache = {"cache_dir": flags.cache_dir, "cache_size": flags.cache_size}
     options = credentials.resolve_options(call, configured, flags.profile)
@@ -63,12 +63,12 @@ def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any]) -> d
 
 
 class _Cached(type(S3FileSystem)):  # type: ignore[misc]
-    """fsspec keeps one instance for each set of arguments; here the setting and the AWS environment count as such."""
+    """fsspec caches one instance for each set of arguments; this class adds the AWS environment and flags to them."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         call = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
         options = resolve_options(call, apply_config(cls, {}))
-        # The token and the instance get the same environment, whatever other threads change meanwhile.
+        # Both the cache token and the instance use this environment, even if another thread changes it meanwhile.
         reset = _ENVIRONMENT.set(credentials.environment_token())
         try:
             _forget_former(cls._cache)
@@ -78,12 +78,12 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
 
     @property
     def environment_token(cls) -> str:
-        """The AWS environment that the instance being made stands for."""
+        """The AWS environment of the instance that is being created."""
         return _ENVIRONMENT.get()
 
 
 def _forget_former(cache: dict[str, Any]) -> None:
-    """Drop the cached instances of former environments, which pile up where credentials change by the hour."""
+    """Drop cached instances of old environments, which would accumulate where credentials change every hour."""
     now = _ENVIRONMENT.get()
     if not _recent or _recent[-1] != now:
         _recent.append(now)
@@ -93,27 +93,27 @@ def _forget_former(cache: dict[str, Any]) -> None:
 
 
 class CSXFileSystem(ConnectedS3, metaclass=_Cached):
-    """S3 as a file system: all that ``s3fs.S3FileSystem`` does, with its arguments, and besides
+    """S3 as a file system: ``s3fs.S3FileSystem`` with the same arguments, and in addition
 
     - credentials by the rules of ``fsspec_csx.s3.client.credentials``, resolved before any data is read or written;
     - errors that say what was refused, by whom, and what to do (``fsspec_csx.errors``);
-    - a missing bucket made by the first write into it, where that is allowed;
+    - the first write into a missing bucket creates it, where the credentials allow that;
     - files that are published whole or not at all (``fsspec_csx.s3.file.CSXFile``).
 
     Args:
-        profile: name of a profile in the AWS files (``profile_name`` means the same).
-        max_concurrency: the most requests at a time, 64 by default; how many there are follows the link.
-        cache_dir: a local folder for the bytes that open files read, so that they are fetched once; None for no cache.
-        cache_size: how much it may hold, in bytes or as a text such as "50GB", the default.
+        profile: name of a profile in the AWS files; ``profile_name`` means the same.
+        max_concurrency: the most requests at a time, 64 by default; the actual number adapts to the link.
+        cache_dir: a local folder that caches the bytes that open files read; None for no cache.
+        cache_size: the most bytes in it, as a number or a text such as "50GB", the default.
         kwargs: those of ``s3fs.S3FileSystem``.
 
     Raises:
         IncompleteCredentialsError: if only one of ``key`` and ``secret`` is given.
-        ValueError: if ``cache_size`` is no size.
+        ValueError: if ``cache_size`` is not a size.
     """
 
     protocol = ("s3", "s3a", "csx")
-    # A file left by an exception leaves no trace, so writers need no temporary name.
+    # A file that an exception leaves publishes nothing, so writers need no temporary name.
     atomic_writes = True
     _writes_create_buckets = True
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
@@ -125,18 +125,18 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         cache_size: int | str | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # all are named by now
+        kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # the metaclass named all args
         super().__init__(*args, **kwargs)
         size = DEFAULT_SIZE if cache_size is None else cache_size
         self.block_cache = BlockCache(cache_dir, size) if cache_dir else None
         self._environment = _ENVIRONMENT.get()
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """The filesystem as a dict for JSON, less every secret; one made from it finds credentials by the rules."""
+        """Return the filesystem as a dict for JSON, without secrets; a filesystem made from it resolves credentials."""
         return credentials.without_secrets(super().to_dict(**kwargs))
 
     async def _sign_in(self, refresh: bool) -> None:
-        # The environment has changed since it was made: no other caller may get it.
+        # The environment has changed since this instance was created: no other caller may get it.
         cache = type(self)._cache
         if self._environment != credentials.environment_token() and cache.get(self._fs_token) is self:
             cache.pop(self._fs_token, None)
@@ -165,7 +165,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _clear_multipart_uploads = buckets.takes_url(S3FileSystem._clear_multipart_uploads)
     _abort_mpu = buckets.takes_url(S3FileSystem._abort_mpu)
 
-    # -- objects and folders, and what paths stand for --------------------------------------------------------------
+    # -- objects, folders and paths ---------------------------------------------------------------------------------
 
     _info = listing.info
     _isfile = listing.isfile
@@ -214,7 +214,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _bulk_delete = delete.bulk_delete
     _rmdir = delete.rmdir
 
-    # Plain methods that neither fsspec nor s3fs has.
+    # Synchronous methods that neither fsspec nor s3fs has.
     mv = interrupt.interruptible(_mv)
     mv_file = interrupt.interruptible(_mv_file)
     object_metadata = interrupt.interruptible(_object_metadata)
@@ -224,10 +224,10 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     # -- files ------------------------------------------------------------------------------------------------------
 
     def split_path(self, path: str) -> tuple[str, str, str | None]:
-        """Bucket, key and version of a path; as s3fs, which cuts ``?versionId=`` off where it knows no versions too."""
+        """Split a path into bucket, key and version; without ``version_aware``, ``?versionId=`` is part of the key."""
         bucket, key, version = super().split_path(path)
         if key and not key.endswith("/"):
-            key += path[len(path.rstrip("/")) :]  # older releases of s3fs drop it
+            key += path[len(path.rstrip("/")) :]  # older releases of s3fs drop the trailing slashes
         if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
             key += path[mark:]
         return bucket, key, version
@@ -235,10 +235,9 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     def open(
         self, path: str, mode: str | None = None, *args: Any, compression: str | None = None, **kwargs: Any
     ) -> Any:
-        """Open a file; as ``s3fs.S3FileSystem.open``, but a compressed file is published by its own ``close``.
+        """Open a file, as ``s3fs.S3FileSystem.open``; closing a compressed file publishes it.
 
-        Args:
-            mode: "rb" by default, or "r" if ``encoding``, ``errors`` or ``newline`` is given.
+        The default mode is "rb", or "r" if ``encoding``, ``errors`` or ``newline`` is given.
         """
         if mode is None:
             mode = "r" if any(kwargs.get(name) is not None for name in _OF_TEXT) else "rb"
@@ -282,7 +281,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         )
 
     def open_state(self, path: str, details: dict[str, Any]) -> CSXFile:
-        """Open an object for reading in the state that the ``details`` of another file are of, without a request."""
+        """Open for reading the state of an object that the ``details`` of another file describe, without a request."""
         version = {"version_id": details.get("VersionId")} if self.version_aware else {}
         file: CSXFile = self.open(path, "rb", details=details, **version)
         return file

@@ -1,4 +1,4 @@
-"""Uploads: objects made of memory and of local files, several requests at a time."""
+"""Uploads: memory and local files are written to objects by parallel requests."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from fsspec_csx.s3.versions import check_writable
 async def pipe_file(
     fs: Any, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
 ) -> Any:
-    """Make bytes an object.
+    """Write bytes to an object.
 
     Args:
         data: any contiguous memory; a str is encoded as UTF-8.
-        chunksize: bytes of a part, as far as S3 allows; chosen by the size if not given.
-        mode: "create" to replace no object.
+        chunksize: bytes per part, within the limits of S3; by default, chosen by the size.
+        mode: "create" to refuse to replace an object.
 
     Raises:
-        ObjectExistsError: in mode "create", if there is an object.
-        ValueError: if they are more than any object can have; before any is sent.
+        ObjectExistsError: in mode "create", if the object exists.
+        ValueError: before anything is sent, if the data is larger than any object can be.
     """
     memory = single_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -46,19 +46,16 @@ async def pipe_file(
 
 
 async def touch(fs: Any, path: str, truncate: bool = True, data: Any = None, **kwargs: Any) -> Any:
-    """Make an empty object; as ``s3fs.S3FileSystem.touch``.
-
-    Args:
-        truncate: whether to replace an object that is there.
+    """Create an empty object; as ``s3fs.S3FileSystem.touch``.
 
     Raises:
-        ValueError: if there is one, unless ``truncate``; and if the path names a version.
+        ValueError: if the object exists, unless ``truncate``; and if the path names a version.
     """
     bucket, key = check_writable(fs, path)
     if truncate:
         return await fs._pipe_file(path, b"", **kwargs)
     try:
-        # Asked before too, as some servers ignore the condition of a write.
+        # Check first, as some servers ignore the condition of a write.
         with contextlib.suppress(FileNotFoundError):
             await head_object(fs, path)
             raise ObjectExistsError(f"s3://{bucket}/{key} exists already.")
@@ -79,14 +76,14 @@ async def put_file(
     ready: Callable[[], object] = lambda: None,
     **kwargs: Any,
 ) -> None:
-    """Make a local file an object; as ``_pipe_file``. A folder, which S3 does not know, only makes a bucket.
+    """Upload a local file to an object; as ``_pipe_file``. A folder only creates a bucket: S3 has no folders.
 
     Args:
-        resumable: whether an interrupted upload is kept, to be resumed when this is called again.
-        ready: is called, if ``resumable``, before the request that makes the object, and may prevent that.
+        resumable: whether to keep an interrupted upload, so that the next call resumes it.
+        ready: called, if ``resumable``, before the request that publishes the object; may raise to prevent that.
 
     Raises:
-        OSError: if the file changes meanwhile; unless ``resumable``, only if that hinders the upload.
+        OSError: if the file changes meanwhile; unless ``resumable``, only if the change makes the upload fail.
     """
     _, key = check_writable(fs, rpath)
     if os.path.isdir(lpath):
@@ -98,7 +95,7 @@ async def put_file(
     with open(lpath, "rb") as file:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
-        # Pipes and files of the kernel have no size before they are read.
+        # Pipes and files of the kernel report no size before they are read.
         memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
         size = size or len(memory)
         callback.set_size(size)
@@ -120,7 +117,7 @@ async def put_file(
         try:
             await send_object(fs, rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
         except ChecksumError:
-            unchanged()  # else the error would blame the network
+            unchanged()  # a change of the file explains the error better than damage in the network
             raise
 
 
@@ -138,15 +135,15 @@ async def send_object(
     origin: SourceFingerprint | None = None,
     ready: Callable[[int | None], object] | None = None,
 ) -> Any:
-    """Make an object of payloads, each of the bytes between two positions.
+    """Create an object from payloads.
 
     Args:
-        payload: may be a part of another object that the server copies, unless it is the only one.
-        in_memory: bytes of payloads at a time, at most; if given, they come from elsewhere, and are not asked for
-            only to compare them.
-        origin: where they come from; if given, an interrupted upload is kept, to be resumed.
-        ready: is called when all has been read, with its CRC64NVME if that is known, and may prevent that it
-            becomes the object.
+        payload: returns the bytes between two positions, or the span of another object that the server copies as a
+            part; a single payload must be bytes.
+        in_memory: if given, payloads come from elsewhere: at most so many of their bytes are in memory at a time, and
+            parts that the server has are not fetched again for comparison.
+        origin: identifies the source; if given, an interrupted upload is kept, to be resumed.
+        ready: called when all has been read, with the CRC64NVME of the object or None; may raise to prevent publication.
     """
     options.pop("max_concurrency", None)
     bucket, key = check_writable(fs, path)
@@ -159,7 +156,7 @@ async def send_object(
 
         async def call_when_ready(method: str, **parameters: Any) -> Any:
             if ready is not None:
-                ready(None)  # it has been read for its checksum, which what is sent now has to have
+                ready(None)  # the data was read for its checksum, which the server verifies
             return await call(method, **parameters)
 
         whole = await payload(0, size)
@@ -205,7 +202,7 @@ def object_call(fs: Any, bucket: str, key: str, options: dict[str, Any]) -> Call
 
 
 async def _same(kept: UploadedPart | None, payload: RequestBody | CopiedSpan) -> bool:
-    """Whether an uploaded part has these bytes."""
+    """Return whether an uploaded part has these bytes."""
     if isinstance(payload, CopiedSpan):
         return False
     try:
@@ -216,7 +213,7 @@ async def _same(kept: UploadedPart | None, payload: RequestBody | CopiedSpan) ->
 
 
 def _state(file: str | int) -> str:
-    """A text that changes when a local file does; empty if the file is gone."""
+    """Return a text that differs whenever a local file has changed; empty if the file is gone."""
     try:
         status = os.stat(file)
     except FileNotFoundError:
