@@ -1,1 +1,1 @@
-"""The S3 filesystem: what ``s3://`` opens, and the engine below it."""
+"""The S3 filesystem that ``s3://`` opens, and its implementation."""

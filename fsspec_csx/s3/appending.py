@@ -1,4 +1,4 @@
-"""Appending: the object as it was when it was opened, and the bytes that follow it."""
+"""Appending to an object: its state when the file is opened, and the conditions of the write."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import coalesce
 
-# Parts of the object that was there, at most: the others are for what is appended.
+# The most parts that the server copies from the object; the others are for the appended bytes.
 _COPIED_PARTS = 2_000
 _MIB = 2**20
-# The codes of stores that write on no condition.
+# Error codes of stores that do not support conditional writes.
 _UNCONDITIONAL = {"501", "NotImplemented"}
-# The errors of a read from an object that was replaced.
+# Errors of a read from an object that was replaced.
 _CHANGED = {"412", "416", "InvalidRange", "PreconditionFailed"}
 
 
 @dataclass(frozen=True)
 class AppendTarget:
-    """The object that a file appends to, as it was when the file was opened.
+    """The object that a file appends to, in its state when the file was opened.
 
     Attributes:
-        found: whether there was one.
+        found: whether it exists.
         part: bytes of each part of the new object.
         copied: parameters of UploadPartCopy for the parts that the server copies.
-        tail: the bytes behind them, fewer than a part has.
-        kept: what the object has besides its bytes, and the new one gets too.
+        tail: the bytes after those parts, fewer than one part.
+        kept: attributes that the new object takes over.
     """
 
     found: bool
@@ -45,7 +45,7 @@ class AppendTarget:
 
     @property
     def conditions(self) -> dict[str, str]:
-        """On which the new object takes its place: nothing else may have been written meanwhile."""
+        """The conditions of the write: the object must not have changed since."""
         if not self.found:
             return {"IfNoneMatch": "*"}
         return {"IfMatch": self.etag} if self.etag else {}
@@ -54,12 +54,12 @@ class AppendTarget:
 async def find_append_target(
     call: Call, transfer: Transfer, bucket: str, key: str, part: int, named: Mapping[str, Any]
 ) -> AppendTarget:
-    """Look up what is to be appended to, and read its end.
+    """Look up the object to append to, and read the bytes after its last full part.
 
     Args:
         call: makes requests for the object.
-        part: bytes of a part, at least.
-        named: the options of the call and the filesystem, which prevail over what the object has.
+        part: the smallest part size, in bytes.
+        named: the options of the call and the filesystem, which override attributes of the object.
 
     Raises:
         ObjectChangedError: if the object changes meanwhile.
@@ -92,7 +92,7 @@ async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, 
 
 
 def with_conditions(call: Call, etag: str, target: str) -> Call:
-    """Requests like those of ``call``; a store that writes on no condition is asked for the ETag before the write."""
+    """Wrap ``call``; if the store does not support conditional writes, compare the ETag before an unconditional one."""
 
     async def request(method: str, **parameters: Any) -> Any:
         try:

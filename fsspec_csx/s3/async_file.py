@@ -1,4 +1,4 @@
-"""The files of ``open_async``: read and written by coroutines, on the event loop of whoever opens them."""
+"""The files of ``open_async``, which coroutines read and write on the event loop that opened them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ async def open_async(
     compression: str | None = None,
     **kwargs: Any,
 ) -> AsyncReadFile | AsyncWriteFile:
-    """Open a binary file for coroutines of the running event loop.
+    """Open a binary file for coroutines on the running event loop.
 
     Args:
         mode: "rb", "wb" or "xb".
-        block_size: bytes of the first parts that are sent.
+        block_size: bytes of the first parts of an upload.
         kwargs: parameters of the requests, such as ``ContentType``.
 
     Raises:
@@ -65,7 +65,7 @@ async def open_async(
 
 
 class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
-    """An object that is read from front to back by one GetObject, which the first ``read`` makes."""
+    """An object that is read from front to back by one GetObject request, which the first ``read`` makes."""
 
     def __init__(self, fs: Any, path: str, **options: Any) -> None:
         self.fs, self.path, self.mode = fs, path, "rb"
@@ -76,10 +76,10 @@ class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self._body: Any = None
 
     async def read(self, length: int = -1) -> bytes:
-        """The next bytes: at most so many, or all that follow.
+        """Read up to ``length`` bytes, or to the end.
 
         Raises:
-            ObjectNotFoundError: if there is no such object.
+            ObjectNotFoundError: if the object does not exist.
             ConnectionError: if the connection ends before the object does.
         """
         check_open(self.path, self.closed)
@@ -91,7 +91,7 @@ class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         everything = length is None or length < 0
         try:
             data: bytes = await self._body.read(*([] if everything else [length]))
-        except Exception:  # nothing more comes by this connection
+        except Exception:  # the connection is unusable
             await self.close()
             raise
         self.loc += len(data)
@@ -101,25 +101,25 @@ class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         return data
 
     async def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self.closed = True
         if self._body is not None:
             self._body.close()
 
     def __del__(self) -> None:
-        """Leave the connection to the garbage collector, as ``close`` is a coroutine."""
+        """Do nothing; the garbage collector closes the connection, as ``close`` is a coroutine."""
 
 
 class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
-    """An object that is written by coroutines: sent in parts meanwhile, and published or discarded as a ``CSXFile`` is.
+    """An object that coroutines write: sent in parts in the background, and published or discarded like a ``CSXFile``.
 
-    ``close()`` publishes it; an ``async with`` block that an exception leaves discards it, and so do ``discard()``, a
-    failed or cancelled ``write``, and dropping it unclosed, which warns.
+    ``close()`` publishes it. These discard it: an exception that leaves its ``async with`` block, ``discard()``, a
+    failed or cancelled ``write``, and dropping it unclosed, which also warns.
 
     Args:
-        mode: "wb", or "xb" to replace no object.
+        mode: "wb", or "xb" to refuse to replace an object.
         part: bytes of the first parts.
-        options: parameters of the requests that make the object.
+        options: parameters of the upload's requests.
     """
 
     def __init__(self, fs: Any, path: str, mode: str, part: int, options: dict[str, Any]) -> None:
@@ -129,16 +129,12 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self._loop = asyncio.get_running_loop()
         call, begin = object_call(fs, bucket, key, options), functools.partial(submitted, self._loop)
         self._writer = part_writer(fs, call, begin, part, {**fs.s3_additional_kwargs, **options})
-        self._turn = asyncio.Lock()  # of many tasks that write
+        self._turn = asyncio.Lock()  # for tasks that write at the same time
         self._opening = Opening(path)
         self.closed = self.forced = False
 
     async def write(self, data: Any) -> int:
-        """Write a buffer; its parts are sent in the background, and what failed there is raised by a later call.
-
-        Returns:
-            Its size in bytes.
-        """
+        """Write a buffer, return its size; parts are sent in the background, and later calls raise their errors."""
         view = single_bytes(data)
         async with self._turn:
             check_open(self.path, self.closed)
@@ -151,13 +147,13 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         return len(view)
 
     async def flush(self, force: bool = False) -> None:
-        """Do nothing, as parts are sent when they are full; ``force`` ends the writing, as ``close`` does."""
+        """Do nothing, as parts are sent when they are full; with ``force``, end the writing as ``close`` does."""
         check_open(self.path, self.closed)
         if force:
             await self.close()
 
     async def close(self) -> None:
-        """Publish what was written, or discard it if an ``__aexit__`` that was given an exception calls this."""
+        """Publish what was written, or discard it if called by an ``__aexit__`` that received an exception."""
         async with self._turn:
             if self.closed:
                 return
@@ -171,7 +167,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             self.fs.invalidate_cache(self.path)
 
     async def discard(self) -> None:
-        """Forget what was written: the former object stays, and no multipart upload is left behind."""
+        """Discard what was written: the former object stays, and the multipart upload is aborted."""
         async with self._turn:
             if not self.closed:
                 await self._end()
@@ -192,12 +188,12 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             return
         self.closed = True
         if self._loop.is_running():
-            # Not in the context of the call during which Python collects this: its end would cancel the abort.
+            # Python may collect this during any call, whose context would cancel the abort when the call ends.
             contextvars.Context().run(submitted, self._loop, self._writer.abandon())
         self._opening.warn("It was not closed.")
 
     async def _in_thread(self, work: Callable[[], Any]) -> None:
-        """Let the writer wait in a thread, and discard the file if it fails or this is cancelled."""
+        """Run work of the writer in a thread; discard the file if it fails or is cancelled."""
         try:
             await run_in_thread(work, self._writer.stop)
         except BaseException:

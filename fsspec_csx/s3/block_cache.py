@@ -1,8 +1,8 @@
-"""BlockCache: blocks of objects in a folder of this machine, which all its processes share.
+"""BlockCache: blocks of objects in a local folder, shared by all processes of the machine.
 
-Each state of an object has a file of its own: an entry of 8 bytes for each block, then, from the next multiple of 4096
-on, the bytes of the object. An entry is zero until its block is there; then it holds a mark and the block's CRC-32.
-Only equal bytes are ever written to a place, so writers need no lock, and a block that is not there yet has no entry.
+Each state of an object has its own file: an entry of 8 bytes for each block, then, from the next multiple of 4096 on,
+the bytes of the object. An entry is zero until its block is cached; then it holds a mark and the block's CRC-32. All
+writers of a place write equal bytes, so they need no lock, and a block without an entry is never read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fsspec_csx.storage.sizes import bytes_of
 
 try:
     import fcntl
-except ImportError:  # not every system has it
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("fsspec_csx")
@@ -35,9 +35,9 @@ _ENTRY = struct.Struct("<4sI")
 _MARK = b"blk1"
 _PAGE = 4096
 _SUFFIX = ".blocks"
-# The folder is measured again when so large a part of its limit may have been written since.
+# The folder is measured again once this process may have written 1/64 of its limit.
 _MEASURED_AGAIN = 64
-# Folders of whose trouble a warning was logged.
+# Folders for which a warning was logged.
 _warned: set[Path] = set()
 
 
@@ -45,8 +45,8 @@ class BlockCache:
     """A folder of cached objects.
 
     Args:
-        folder: is made if it is missing. The files are in a folder of the user's below it, which no other may enter.
-        size: the most bytes that they may take, or a text such as ``50GB``; ValueError if it is none.
+        folder: created if missing. The files are in a subfolder of the user that other users cannot enter.
+        size: the most bytes of the files, or a text such as ``50GB``; ValueError if it is not a size.
     """
 
     def __init__(self, folder: str | os.PathLike[str], size: int | str) -> None:
@@ -55,16 +55,15 @@ class BlockCache:
         self.path = Path(folder).expanduser().absolute() / f"fsspec_csx-{user}"
         self._lock = threading.Lock()
         self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
-        self._written = self.limit  # by this process since it measured the folder; it has not yet
+        self._written = self.limit  # by this process since it measured the folder; initially, so that it measures first
 
     def open(self, names: tuple[str, ...], size: int) -> CachedObject | None:
         """Open the file of an object.
 
+        Returns None if the object is larger than the cache, or, with a warning, if the folder cannot be used.
+
         Args:
             names: what identifies the object; the last is the ETag of its state.
-
-        Returns:
-            None if the object is larger than the cache, or the folder cannot be used, of which a warning is logged.
         """
         if size > self.limit:
             return None
@@ -78,9 +77,9 @@ class BlockCache:
                     self._make_folder()
                     descriptor = open_owned(self.path / name, 0o600)
                     found = self._open[name] = CachedObject(self, descriptor, name, names[-1], size)
-            os.utime(found.descriptor)  # those used last stay longest
+            os.utime(found.descriptor)  # eviction removes the least recently used files
             return found
-        except (OSError, RuntimeError) as error:  # the latter if there is no home
+        except (OSError, RuntimeError) as error:  # RuntimeError if the user has no home folder
             self.warn(error)
             return None
 
@@ -101,13 +100,13 @@ class BlockCache:
             self.path.chmod(0o700)
 
     def warn(self, error: Exception) -> None:
-        """Log, once for each folder, that it cannot be used."""
+        """Log that the folder cannot be used, once for each folder."""
         if self.path not in _warned:
             _warned.add(self.path)
             logger.warning("The cache in %s cannot be used, so objects are read from S3: %s", self.path, error)
 
     def make_room(self, needed: int, name: str) -> None:
-        """Remove the files that were not used for longest, so that so many bytes fit into the one of this name."""
+        """Remove the least recently used files, so that ``needed`` more bytes fit into the file ``name``."""
         with self._lock:
             self._written += needed
             if self._written < self.limit // _MEASURED_AGAIN:
@@ -129,7 +128,7 @@ class BlockCache:
             if used <= limit:
                 break
             if name != kept:
-                (self.path / name).unlink(missing_ok=True)  # whoever has it open can read it on
+                (self.path / name).unlink(missing_ok=True)  # processes that have it open can still read it
                 used -= size
 
 
@@ -138,15 +137,15 @@ def _file_name(names: tuple[str, ...], size: int) -> str:
 
 
 class CachedObject:
-    """The file of one state of an object, whose ETag and size these are.
+    """The cache file of one state of an object, which has this ETag and size.
 
     Args:
         descriptor: of the file, open for reading and writing; closed when this is dropped.
     """
 
     def __init__(self, cache: BlockCache, descriptor: int, name: str, etag: str, size: int) -> None:
-        self.descriptor = descriptor  # threads that were given up may still use it after a read has failed
-        # Not by __del__, during which the cache could still give this object to another thread.
+        self.descriptor = descriptor  # a thread that was given up may still use it after a failed read
+        # A __del__ would be too early: while it runs, the cache could still return this object to another thread.
         weakref.finalize(self, os.close, descriptor).atexit = False
         self.cache, self.name, self.etag, self.size = cache, name, etag, size
         self._full = False
@@ -156,31 +155,31 @@ class CachedObject:
             os.ftruncate(descriptor, self._data + size)
 
     def present(self, start: int, end: int) -> list[bool]:
-        """Whether each block from a position to another is there."""
+        """Return whether each block from one position to another is cached."""
         first, count = start // BLOCK, -(-end // BLOCK) - start // BLOCK
         entries = self._entries(first, count)
         return [entries.startswith(_MARK, place) for place in range(0, count * _ENTRY.size, _ENTRY.size)]
 
     def checksum(self, block: int) -> int | None:
-        """The CRC-32 of a block; None if it is not there."""
+        """Return the CRC-32 of a block; None if it is not cached."""
         entry = self._entries(block, 1)
         return _ENTRY.unpack(entry)[1] if entry.startswith(_MARK) and len(entry) == _ENTRY.size else None
 
     def _entries(self, first: int, count: int) -> bytes:
         try:
             return os.pread(self.descriptor, count * _ENTRY.size, first * _ENTRY.size)
-        except OSError:  # of a broken disk
+        except OSError:  # the disk is broken
             return b""
 
     def read(self, memory: memoryview, position: int) -> int:
-        """Read from a position in the object; return how many bytes came, 0 if none can be read."""
+        """Read from a position in the object; return the bytes read, 0 if none can be read."""
         try:
             return int(os.preadv(self.descriptor, [memory], self._data + position))
         except OSError:
             return 0
 
     def write(self, memory: memoryview, position: int) -> bool:
-        """Write to a position in the object; False if the disk takes nothing, of which a warning is logged."""
+        """Write to a position in the object; log a warning and return False if the disk accepts no more data."""
         position += self._data
         try:
             while not self._full and memory:
@@ -192,11 +191,11 @@ class CachedObject:
         return not self._full
 
     def add(self, block: int, checksum: int) -> None:
-        """Note that a block is there."""
+        """Record that a block is cached."""
         self._set(block, _ENTRY.pack(_MARK, checksum))
 
     def drop(self, block: int) -> None:
-        """Note that a block is damaged."""
+        """Record that a block is damaged."""
         name = self.cache.path / self.name
         logger.warning("Block %d of %s in the cache is damaged; it is read from S3.", block, name)
         self._set(block, bytes(_ENTRY.size))
@@ -206,7 +205,7 @@ class CachedObject:
             os.pwrite(self.descriptor, entry, block * _ENTRY.size)
 
     def claim(self, start: int, end: int) -> bool:
-        """Announce that this process fetches these bytes; False if another does."""
+        """Announce that this process fetches these bytes; return False if another does."""
         return self._lock("F_WRLCK", start, end)
 
     def release(self, start: int, end: int) -> None:
@@ -214,10 +213,10 @@ class CachedObject:
         self._lock("F_UNLCK", start, end)
 
     def _lock(self, kind: str, start: int, end: int) -> bool:
-        # Locks of this kind end with the descriptor, so also with a killed process: fcntl(2), "Open file description".
+        # These locks end with the descriptor, and so with a killed process: see "Open file description" in fcntl(2).
         try:
             wanted = struct.pack("@hhqqi0q", getattr(fcntl, kind), os.SEEK_SET, start, end - start, 0)
             fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, wanted)
-        except (OSError, AttributeError) as error:  # without such locks, each fetches all
+        except (OSError, AttributeError) as error:  # without such locks, each process fetches everything itself
             return not isinstance(error, (BlockingIOError, PermissionError))
         return True

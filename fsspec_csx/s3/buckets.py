@@ -1,4 +1,4 @@
-"""Buckets: created, looked up and named."""
+"""Creating, looking up and naming buckets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _NO_CONSTRAINT = (None, "", "us-east-1", "aws-global")
 
 
 async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: str | None = None) -> None:
-    """Make a bucket in the session's region; one that we own already is no error.
+    """Create a bucket in the session's region; it is no error if the user owns it already.
 
     Raises:
-        AccessDeniedError: if the credentials do not allow it, or the name is someone else's.
+        AccessDeniedError: if the credentials do not allow it, or the name belongs to another user.
         BucketNotFoundError: if it is a directory bucket, which needs more than a name.
-        InvalidBucketNameError: if the server does not take the name.
+        InvalidBucketNameError: if the server refuses the name.
     """
     if is_directory_bucket(bucket):
         reason = f"There is no directory bucket {bucket!r}."
@@ -36,7 +36,7 @@ async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: st
     try:
         await fs._call_s3("create_bucket", Bucket=bucket, **options)
     except FileExistsError:
-        pass  # ours: another writer was quicker
+        pass  # another writer of this user created it first
     except AccessDeniedError as error:
         if code_of(error.__cause__ or error) == "BucketAlreadyExists":
             raise
@@ -62,7 +62,7 @@ async def mkdir(fs: Any, path: str, acl: Any = False, create_parents: bool = Tru
 
 
 def takes_url(coroutine: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method that takes the name of a bucket take its URL too, such as s3://bucket/."""
+    """Let a method that takes the name of a bucket also take its URL, such as s3://bucket/."""
 
     @functools.wraps(coroutine)
     async def call(fs: Any, bucket: str, *args: Any, **kwargs: Any) -> Any:
@@ -76,13 +76,13 @@ def takes_url(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def makedirs(fs: Any, path: str, exist_ok: bool = False) -> None:
-    """Make the bucket of a path if it is missing; below it S3 has no folders to make.
+    """Create the bucket of a path if it is missing; S3 has no folders to create below it.
 
     Raises:
-        AccessDeniedError: if the bucket is not ours to see or to make.
+        AccessDeniedError: if the credentials allow neither to see nor to create the bucket.
         FileExistsError: if the path is a bucket that exists, unless ``exist_ok``.
     """
-    # fsspec.open asks this before every write: there the write itself finds out, without a request of its own.
+    # fsspec.open calls this before every write; the write itself creates a missing bucket, without an extra request.
     if exist_ok and sys._getframe(1).f_code is fsspec.core.open_files.__code__:
         return
     sync(fs.loop, fs._makedirs, path, exist_ok=exist_ok)
@@ -99,7 +99,7 @@ async def exists(fs: Any, path: str) -> bool:
     refusals = []
     for method in ("head_bucket", "get_bucket_location", *(["list_objects_v2"] if fs.req_kw else [])):
         try:
-            await fs._call_s3(method, {"MaxKeys": 1}, Bucket=bucket)  # s3fs drops what a method does not take
+            await fs._call_s3(method, {"MaxKeys": 1}, Bucket=bucket)  # s3fs drops MaxKeys for other methods
         except FileNotFoundError:
             return False
         except PermissionError as error:

@@ -1,4 +1,4 @@
-"""Reads through a ``BlockCache``: from its file what is there, from S3 the rest, which is written to it on the way."""
+"""Reads through a ``BlockCache``: cached blocks come from its file; other blocks come from S3, and fill the cache."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from fsspec_csx.s3.transport.range_planning import Span
 
 # The most bytes of a range that is read from the cache.
 _PART = 8 * 2**20
-# Threads that read from the cache at a time.
+# How many threads read from the cache at a time.
 _READERS = 8
-# Bytes fetched between two looks at what other processes have written meanwhile.
+# Bytes to fetch before checking again what other processes have cached meanwhile.
 _ROUND = 2**30
-# Seconds between such looks while others fetch all that is missing, and for how long without a new block.
+# Seconds between checks while other processes fetch all missing blocks, and how long to wait without a new block.
 _LOOK, _PATIENCE = 0.02, 2.0
-# A read goes past the cache if so much more than it wants would be fetched to fill it.
+# The most bytes to fetch in addition to those of the read; beyond that, the read bypasses the cache.
 _MOST_PADDING = 64 * 2**20
 
 
 class CachedRange(RangeRequest):
-    """A range of whole blocks, filled from the cache or from S3; in the latter case its bytes are written to the cache.
+    """A range of whole blocks that is filled from the cache, or from S3 while the cache is filled too.
 
     Args:
-        blocks: of the object; the bytes of another, by its ETag, are not written.
-        limit: the position where it must end.
+        blocks: the cached object; bytes with another ETag are not cached.
+        limit: the position up to which the range may grow.
     """
 
     def __init__(self, start: int, *, blocks: CachedObject, limit: int, check: Check | None = None) -> None:
@@ -44,21 +44,21 @@ class CachedRange(RangeRequest):
 
     @property
     def end_of_blocks(self) -> int:
-        """Where the last block that it reaches into ends."""
+        """Where the last block of the range ends."""
         return min(-(-self.end // BLOCK) * BLOCK, self.blocks.size)
 
     @property
     def missing(self) -> int:
-        """How many of its blocks are not in the cache."""
+        """How many blocks of the range are not cached."""
         return self.blocks.present(self.start, self.end).count(False)
 
     def fill(self) -> bool:
-        """In a thread: fill it from the cache; False if a block is damaged, which is dropped.
+        """Fill the range from the cache, in a thread; drop a damaged block and return False.
 
         Raises:
-            OSError: if it was given up.
+            OSError: if the range was given up.
         """
-        self.interrupt = lambda: None  # before ``given_up`` is looked at
+        self.interrupt = lambda: None  # set before ``given_up`` is checked
         self._local = True
         try:
             while not self.complete:
@@ -108,10 +108,9 @@ class CachedRange(RangeRequest):
 
 
 def _plan(blocks: CachedObject, spans: Sequence[Span], part: int, check: Check | None) -> list[CachedRange] | None:
-    """Make ranges of whole blocks that fill the spans, each with blocks that are all in the cache, or none of them.
+    """Make ranges of whole blocks that cover the spans; the blocks of each range are all cached, or all missing.
 
-    Returns:
-        None if far more would be fetched than is wanted.
+    Returns None if that would fetch far more than the spans need.
     """
     length = _length_by_start(blocks, spans, part)
     ranges: list[CachedRange] = []
@@ -131,7 +130,7 @@ def _plan(blocks: CachedObject, spans: Sequence[Span], part: int, check: Check |
 
 
 def _length_by_start(blocks: CachedObject, spans: Sequence[Span], part: int) -> Callable[[int], int]:
-    """How long a range may be by its start, so that either all its blocks are in the cache, or none."""
+    """Return a function from a range's start to its length, such that its blocks are all cached or all missing."""
     first = min((start for start, _ in spans), default=0) // BLOCK
     present = blocks.present(first * BLOCK, max((start + len(memory) for start, memory in spans), default=0))
     most = {True: _PART // BLOCK, False: max(1, part // BLOCK)}
@@ -154,15 +153,14 @@ async def fetch(
     advance: Callable[[int], object],
     check: Check | None,
 ) -> list[CachedRange] | None:
-    """Fill spans of an object by way of the cache. What another process is fetching, this one does not.
+    """Fill spans of an object through the cache; what another process is fetching is not fetched again.
+
+    Returns the ranges, or None, with nothing filled, if they would fetch far more than the spans need.
 
     Args:
-        transfer: whose threads read from the cache.
-        fetch_ranges: fills ranges from S3, and is given ``advance``.
-        part: the most bytes of a request without a cache.
-
-    Returns:
-        The ranges; None, and nothing is filled, if they would bring far more than is wanted.
+        transfer: has the threads that read from the cache.
+        fetch_ranges: fills ranges from S3; it is called with ``advance``.
+        part: the most bytes of a request.
     """
     if (ranges := _plan(blocks, spans, part, check)) is None:
         return None
@@ -190,7 +188,7 @@ async def fetch(
 def _divide(
     ranges: Sequence[CachedRange], patient: bool
 ) -> tuple[list[CachedRange], list[CachedRange], list[CachedRange]]:
-    """The ranges that are in the cache, those that this process claims, and those left for later."""
+    """Return the ranges that are cached, those that this process claims, and those left for later."""
     here: list[CachedRange] = []
     claimed: list[CachedRange] = []
     later: list[CachedRange] = []
@@ -199,7 +197,7 @@ def _divide(
         if not each.missing:
             here.append(each)
         elif not patient or (size < _ROUND and each.blocks.claim(each.start, each.end)):
-            # Whoever had claimed it before may have written it since.
+            # The process that held the claim before may have cached them.
             (claimed if each.missing else here).append(each)
             size += each.length
         else:
@@ -225,7 +223,7 @@ async def _fill(
     try:
         await gather_or_cancel(fill(each) for each in ranges)
     except BaseException:
-        # Nothing may write to the memory any more when this returns: it is the caller's again.
+        # The caller may reuse the memory when this raises, so nothing may write to it any more.
         await uncancelled(transfer.released(ranges))
         raise
     return damaged

@@ -1,4 +1,4 @@
-"""ConnectedS3: s3fs that finds credentials by this package's rules, and raises its errors."""
+"""ConnectedS3: s3fs with this package's credential rules and errors."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _RENEWALS = 4
 # Codes that may concern the source of a copy rather than its target.
 _OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "PreconditionFailed"})
 _WRITES = frozenset({"complete_multipart_upload", "put_object"})
-# Loaders of botocore's models of S3, which take longer to read than a client to make; by AWS_DATA_PATH.
+# Loaders of botocore's service models, by AWS_DATA_PATH; loading a model takes longer than creating a client.
 _loaders: dict[str | None, Any] = {}
-# Clients that a forked process has of its parent.
+# The parent's clients in a forked process.
 _of_parent: list[Any] = []
 
 
 class ConnectedS3(S3FileSystem):  # type: ignore[misc]
-    """s3fs with a checked sign-in and explained errors; the base of CSXFileSystem."""
+    """s3fs that checks credentials when it connects, and explains errors; the base of CSXFileSystem."""
 
     session: Any
     block_cache: BlockCache | None = None
@@ -64,20 +64,20 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._checksum_headers = checksum_headers.of_server()
-        self._first_contact: retries.FirstContact | None = None  # a session of the caller retries by its own rules
+        self._first_contact: retries.FirstContact | None = None  # None: a session of the caller has its own retry rules
         self._of_parent: Any = None
         redact_logs()
 
     def _begin(self) -> None:
-        """Set what is of this process alone."""
-        # Files open for writing, by id: the hash of some files takes a request.
+        """Set the state that belongs to one process."""
+        # Files open for writing, by id: hashing some files takes a request.
         self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
-        self.aborting: set[Future[None]] = set()  # aborts the uploads of files that were dropped
+        self.aborting: set[Future[None]] = set()  # aborts of the uploads of dropped files
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
 
     @property
     def loop(self) -> Any:
-        """The event loop of this filesystem; a forked child, which lacks its thread, gets a new one."""
+        """The event loop of this filesystem; a forked child gets a new one, as it has no thread for the parent's."""
         if self._pid != os.getpid() and not self.asynchronous:
             self._start_afresh()
         return super().loop
@@ -85,9 +85,9 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
         self._loop = get_loop()
-        if self.block_cache is not None:  # the parent's may be locked by a thread that is not here
+        if self.block_cache is not None:  # a thread of the parent may hold its lock
             self.block_cache = BlockCache(self.block_cache.folder, self.block_cache.limit)
-        # If freed, these would close connections on a loop that is gone.
+        # Keep them alive: their finalizers would close connections on the parent's event loop.
         self._of_parent = self._s3, self.session, self._lease
         self._s3 = None
         self._lease = None
@@ -103,25 +103,25 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     @_s3creator.setter
     def _s3creator(self, made: Any) -> None:
         if self._lease is not None:
-            self._lease.made = None  # s3fs would keep it for as long as the filesystem lives
+            self._lease.made = None  # otherwise s3fs keeps it for the life of the filesystem
         self._lease = Lease(made)
 
     @staticmethod
     def close_session(loop: Any, s3: Any) -> None:
-        """Close the connections; see s3fs, which in a forked process waits for an event loop that is the parent's."""
+        """Close the connections; s3fs would wait for the parent's event loop in a forked process."""
         if s3.pid == os.getpid():
             S3FileSystem.close_session(loop, s3)
         else:
-            _of_parent.append(s3)  # or aiohttp would warn that it was not closed
+            _of_parent.append(s3)  # otherwise aiohttp warns that it was not closed
 
     # -- signing in -------------------------------------------------------------------------------------------------
 
     async def set_session(self, refresh: bool = False, kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Connect: find credentials and make the client; see ``s3fs.S3FileSystem.set_session``.
+        """Connect: find credentials and create the client; see ``s3fs.S3FileSystem.set_session``.
 
         Raises:
-            CredentialsError: if the rules give none, or half a pair.
-            ValueError: if the environment or the profile names an endpoint with a password in its URL.
+            CredentialsError: if the rules find no credentials, or only half of a pair.
+            ValueError: if the endpoint of the environment or the profile has a password in its URL.
         """
         if self._s3 is None or refresh:
             async with self._sign_in_lock:
@@ -133,20 +133,20 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             try:
                 credentials.check_endpoint(client.meta.endpoint_url)
             except ValueError:
-                self._s3 = None  # the next use raises this too
+                self._s3 = None  # so that the next use raises this too
                 raise
-            # Registered after s3fs's own finalizer, which closes the connections, and so run before it.
+            # Finalizers run last to first: this one before that of s3fs, which closes the connections.
             weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
             await self.get_s3()
         return client
 
     async def get_s3(self, bucket: str | None = None) -> Any:
-        """The client for a bucket; as ``s3fs.S3FileSystem``, which may have one for each region."""
+        """Return the client for a bucket; as ``s3fs.S3FileSystem``, which may have one for each region."""
         client = await super().get_s3(bucket)
         if client not in self._watched:
             close_when_unused(client, asyncio.get_running_loop())
-            # A client of another region shares the threads.
+            # Clients of other regions share the threads.
             transfer = self.transfer if client is self._s3 else self._make_transfer(client, self.transfer)
             handlers.register(client, transfer, self._checksum_headers, self._first_contact)
             self._watched.add(client)
@@ -157,13 +157,13 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return Transfer(client, verify, fair_share(self.max_concurrency), former)
 
     def request_size(self, size: int) -> int:
-        """Bytes of each request for a read of so many."""
+        """Return the bytes of each request for a read of ``size`` bytes."""
         if self._s3 is None:  # in a forked process
             return size_for(size, min(self.max_concurrency, LEAST))
         return self.transfer.request_size(size)
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
-        # What botocore sends itself, copies for one, has as many connections as there may be requests.
+        # Requests that botocore sends itself, such as copies, need a connection each.
         connections = {"max_pool_connections": max(LEAST, self.max_concurrency)}
         return {"http_session_cls": BoundedHTTPSession, **connections, **super()._prepare_config_kwargs()}
 
@@ -174,7 +174,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         renewed = self._owns_session and (self.session is None or refresh)
         session = NoRedirectSession(**self.kwargs) if renewed else self.session
         try:
-            session.get_scoped_config()  # raises for an unknown profile here rather than while the client is made
+            session.get_scoped_config()  # raises for an unknown profile now, not while the client is created
         except boto.BotoCoreError as error:
             credentials.raise_explained(error, session)
         if self.anon:
@@ -189,7 +189,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             loader = _loaders.setdefault(os.environ.get("AWS_DATA_PATH"), session.get_component("data_loader"))
             session.register_component("data_loader", loader)
             self.session = session
-            self._session_is_owned = False  # else s3fs replaces it, unchecked, on refresh
+            self._session_is_owned = False  # otherwise s3fs replaces it on refresh, without these checks
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -217,8 +217,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                     renewals -= 1
 
     async def _renewed(self, client: Any) -> bool:
-        """Renew the expired credentials of a client; return whether there are new ones."""
-        if not self._owns_session or not self._keys:  # the caller's, or named by the call
+        """Renew the expired credentials of a client; return whether they have changed."""
+        if not self._owns_session or not self._keys:  # the caller's session, or credentials named by the call
             return False
         async with self._renewal_lock:
             if self._s3 is not client:  # another request has renewed them
@@ -253,7 +253,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return explained
 
     async def _ask_with_body(self, kwargs: Mapping[str, Any]) -> Exception | None:
-        """The answer to a HEAD has no body; a GET of the same says why it was refused."""
+        """Return the error of a GET, which explains why a HEAD was refused: the answer to a HEAD has no body."""
         try:
             if kwargs.get("Key"):
                 answer = await super()._call_s3("get_object", **{**kwargs, "Range": "bytes=0-0"})
@@ -266,7 +266,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     @property
     def reads_have_checksums(self) -> bool | None:
-        """Whether the server accepts the checksum headers of reads; None until that is known."""
+        """Whether the server accepts checksum headers in reads; None until that is known."""
         return self._checksum_headers[0].supported
 
     @property
@@ -275,19 +275,19 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
 
 def raise_explained(explained: Exception, error: Exception) -> NoReturn:
-    """Raise this package's form of an error, chained to its cause."""
+    """Raise the explained form of an error, chained to its cause."""
     if explained is error:
         raise error
     raise explained from (error.__cause__ or error)
 
 
 def replayable(parameters: Mapping[str, Any]) -> bool:
-    """Whether a request can be made again; the body of a stream cannot."""
+    """Return whether a request can be repeated; one with a stream as its body cannot."""
     return isinstance(parameters.get("Body", b""), (bytes, bytearray, memoryview, RequestBody))
 
 
 def _check_deleted(method: str, answer: Any) -> Any:
-    """Raise DeleteError if DeleteObjects, whose status is 200 then too, has left objects."""
+    """Raise DeleteError if DeleteObjects left objects, in which case its status is still 200."""
     if method == "delete_objects" and answer.get("Errors"):
         first, count = answer["Errors"][0], len(answer["Errors"])
         reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {first.get('Message')}."

@@ -1,4 +1,4 @@
-"""Consistent reads: one state of an object, pinned by its ETag, compared with its checksum, retried once."""
+"""Consistent reads: one state of an object, pinned by its ETag and verified by its checksum, with one retry."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 class PinnedObject:
-    """One state of an object: that of its ETag, or of the first response.
+    """One state of an object, identified by its ETag.
 
     Args:
-        version_id: a former version; by default the one in the path, if any.
-        etag: of the state; None or empty until the first response.
+        version_id: the version to read; by default the one in the path, if any.
+        etag: of the state; if None or empty, the first response sets it.
     """
 
     def __init__(self, fs: Any, path: str, version_id: str | None, etag: str | None = None) -> None:
@@ -39,7 +39,7 @@ class PinnedObject:
         return f"s3://{self.bucket}/{self.key}"
 
     async def get(self, **span: str) -> Any:
-        """Ask for a range of it, or all; FileExpired, an OSError, if the object has been replaced."""
+        """Request a range of the object, or all of it; FileExpired, an OSError, if the object was replaced."""
         pinned = {"IfMatch": self.etag} if self.etag else {}
         named = {"Bucket": self.bucket, "Key": self.key, **version_id_kw(self.version)}
         try:
@@ -54,7 +54,7 @@ class PinnedObject:
         return answer
 
     async def fill(self, memory: memoryview, start: int, part: int) -> None:
-        """Fill memory with the bytes from a position on, by requests for at most so many each."""
+        """Fill memory with the bytes from a position on, by requests of at most ``part`` bytes each."""
         await self._fs.transfer.fetch(self.get, coalesce([(start, memory)], part))
 
 
@@ -63,10 +63,10 @@ class ObjectMetadata(CopySource):
     """The metadata of one state of an object.
 
     Attributes:
-        algorithm: of the checksum; None if the server has none of the whole object.
+        algorithm: of the checksum; None if the server has no checksum of the whole object.
         checksum: as S3 writes it.
         headers: the attributes that a copy of the object gets, as botocore names them.
-        kept: the attributes that stay when the object is replaced.
+        kept: the attributes that the object keeps when it is replaced.
     """
 
     algorithm: Algorithm | None
@@ -76,10 +76,10 @@ class ObjectMetadata(CopySource):
 
 
 async def head_object(fs: Any, path: str, version_id: str | None = None, **options: Any) -> dict[str, Any]:
-    """The answer to HeadObject."""
+    """Return the answer to HeadObject."""
     bucket, key, version = fs.split_path(path)
     named = {"Bucket": bucket, "Key": key, **version_id_kw(version_id or version)}
-    # S3 ignores the filesystem's other options; keys of encryption it needs.
+    # S3 ignores other options of the filesystem, but needs the encryption keys among them.
     head: dict[str, Any] = await fs._call_s3("head_object", fs.kwargs, **named, **options)
     return head
 
@@ -111,18 +111,18 @@ class BytesBuffer:
         self.memory.release()
 
     def getvalue(self, size: int | None = None) -> bytes:
-        """The content, or its first bytes; the memory cannot be used afterwards."""
+        """Return the content, or its first ``size`` bytes; the memory cannot be used afterwards."""
         self.memory.release()
         if size is not None and size < self._size:
             try:
                 self._file.truncate(size)
-            except BufferError:  # the traceback of a former attempt holds a part of the memory
+            except BufferError:  # the traceback of an earlier attempt still references the memory
                 return self._file.getvalue()[:size]
         return self._file.getvalue()
 
 
 def checksum_function(probe: RangeRequest) -> Callable[[memoryview, int], int] | None:
-    """The function that computes the object's checksum, if the response to its first bytes names one."""
+    """Return the function that computes the object's checksum, if the response to its first range names one."""
     known = of_object(probe.headers)
     return known[0].compute if known else None
 
@@ -130,14 +130,14 @@ def checksum_function(probe: RangeRequest) -> Callable[[memoryview, int], int] |
 def verify_checksum(
     found: PinnedObject, probe: RangeRequest, first: memoryview, ranges: Sequence[RangeRequest]
 ) -> None:
-    """Compare the bytes of an object with its checksum, if the server has one, which the headers of ``probe`` hold.
+    """Verify the bytes of an object by its checksum, if the server sent one in the headers of ``probe``.
 
     Args:
         first: the bytes of that range.
-        ranges: the others, in order, with their checksums by ``checksum_function``.
+        ranges: the other ranges, in order, with their checksums by ``checksum_function``.
 
     Raises:
-        ChecksumError: if they differ.
+        ChecksumError: if the checksums differ.
     """
     known = of_object(probe.headers)
     if known is None:
@@ -151,14 +151,14 @@ def verify_checksum(
 
 
 def compare_checksum(name: object, algorithm: Algorithm, checksum: int, expected: str) -> None:
-    """Raise ChecksumError if the checksum of the bytes that were read is not the server's."""
+    """Raise ChecksumError if the checksum of the bytes read differs from the server's."""
     if algorithm.encoded(checksum) != expected:
         reason = f"{name} was read with the checksum {algorithm.encoded(checksum)}; the server has {expected}."
         raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
 
 
 async def retry_if_changed(read: Callable[[], Awaitable[T]]) -> T:
-    """Read, and once more if the object was replaced or damaged on the way."""
+    """Call ``read``, and once more if the object was replaced, or its bytes were damaged on the way."""
     try:
         return await read()
     except (FileExpired, ChecksumError):

@@ -1,4 +1,4 @@
-"""Copies through this machine's memory, from one server to another."""
+"""Copies from one server to another, through this machine's memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 from fsspec_csx.s3.upload import send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint
 
-# What a copy by another server may not know.
+# Attributes that the other server may not support.
 _OWN_HEADERS = {"StorageClass", "WebsiteRedirectLocation"}
-# Bytes of memory, at most, of parts that go from one server to another, unless one part has more.
+# The most bytes of parts in memory at a time, unless one part is larger.
 _IN_MEMORY = 128 * 2**20
 
 
@@ -29,18 +29,18 @@ async def take_file(
     mode: str = "overwrite",
     resumable: bool = False,
 ) -> None:
-    """Copy an object of another server, or that other credentials may read, through this machine's memory.
+    """Copy an object from another server, or one that only other credentials can read, through local memory.
 
     Args:
-        source: the filesystem that it is on.
-        rpath: the path there.
-        path: the path here.
-        mode: "create" to replace no object.
-        resumable: whether an interrupted upload is kept, to be resumed when this is called again.
+        source: the filesystem of the object.
+        rpath: the path in ``source``.
+        path: the path in ``fs``.
+        mode: "create" to refuse to replace an object.
+        resumable: whether to keep an interrupted upload, so that the next call resumes it.
 
     Raises:
-        ChecksumError: if what came is not what the other server holds.
-        s3fs.utils.FileExpired: an OSError, if the object was replaced meanwhile.
+        ChecksumError: if the bytes received differ from the source's checksum.
+        s3fs.utils.FileExpired: an OSError, if the source was replaced meanwhile.
     """
     metadata = await object_metadata(source, rpath)
     found = PinnedObject(source, rpath, None, metadata.etag)
@@ -48,7 +48,7 @@ async def take_file(
 
     async def payload(start: int, end: int) -> RequestBody:
         if end - start == metadata.size:
-            data = await source._cat_file(rpath)  # it compares the checksum of all
+            data = await source._cat_file(rpath)  # which verifies the checksum of the whole object
             if len(data) != metadata.size:
                 raise FileExpired(str(found), metadata.etag)
             return MemoryBody([memoryview(data)])

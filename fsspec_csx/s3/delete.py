@@ -1,4 +1,4 @@
-"""Deletions: objects, versions, folders and buckets, each only if it is what was named."""
+"""Deleting objects, versions, folders and buckets; only exactly what was named is deleted."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fsspec_csx.s3.listing import check_depth, list_keys
 from fsspec_csx.s3.names import expand, may_match, not_found_error, path_of
 from fsspec_csx.s3.transport.compat import run_in_chunks
 
-# As many objects as one request can delete.
+# The most objects that one request can delete.
 _AT_ONCE = 1000
 
 
 async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
-    """Delete objects; nothing, unless each path stands for something that can be deleted.
+    """Delete objects; nothing is deleted unless each path stands for something that can be deleted.
 
     Args:
-        path: a name, a pattern, or a list of them. One that names a version stands for that version alone.
-        recursive: whether to delete what lies below folders too, and a bucket with all that it has.
-        maxdepth: levels of folders that are deleted, at most.
+        path: a name, a pattern, or a list of them. A path with a version stands for that version alone.
+        recursive: whether to delete what is below folders too, and a bucket with its contents.
+        maxdepth: the most levels of folders to delete.
 
     Raises:
-        ObjectNotFoundError: if there is nothing of a name, or nothing that matches any pattern.
+        ObjectNotFoundError: if a name does not exist, or no pattern matches anything.
         IsADirectoryError: if it is a folder or a bucket, unless ``recursive``.
-        DeleteError: if the server does not delete some of them.
+        DeleteError: if the server fails to delete some objects.
     """
     check_depth(maxdepth)
     paths = [path] if isinstance(path, str) else list(path)
@@ -46,7 +46,7 @@ async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None =
 
 
 async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) -> list[str]:
-    """The names of the objects that are to be deleted for a path; none if no object matches it as a pattern."""
+    """Return the names of the objects to delete for a path; none if it is a pattern that nothing matches."""
     if not recursive and not may_match(fs, path):
         info = await fs._info(path)
         if info["type"] == "directory":
@@ -59,7 +59,7 @@ async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) 
 
 
 async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
-    """Delete objects and versions by requests for many each."""
+    """Delete objects and versions, many by each request."""
     if len(names) == 1:
         await fs._rm_file(names[0])
         return []
@@ -79,8 +79,8 @@ async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[s
     """Delete at most 1000 objects or versions of one bucket by one request.
 
     Raises:
-        DeleteError: if the server does not delete some of them.
-        ValueError: if they are more, or of several buckets.
+        DeleteError: if the server fails to delete some of them.
+        ValueError: if there are more, or in several buckets.
     """
     named = [fs.split_path(each) for each in pathlist]
     if not named:
@@ -97,7 +97,7 @@ async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[s
 
 
 async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
-    """Delete an object, or the version that the path names, by one request; one that is missing is no error."""
+    """Delete an object, or the version in the path, by one request; it is no error if it is missing."""
     bucket, key, version = fs.split_path(path)
     if not key:
         raise _folder_error(path)
@@ -106,11 +106,11 @@ async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
 
 
 async def rmdir(fs: Any, path: str) -> None:
-    """Delete a bucket that is empty, or the marker of a folder that has nothing else.
+    """Delete an empty bucket, or the marker of a folder that contains nothing else.
 
     Raises:
-        FileNotFoundError: if there is no such bucket or folder.
-        OSError: if it has something in it: a FileExistsError for a folder, and for an object.
+        FileNotFoundError: if the bucket or folder does not exist.
+        OSError: if it is not empty; for a folder or an object, a FileExistsError.
     """
     bucket, key, _ = fs.split_path(path)
     if not key:

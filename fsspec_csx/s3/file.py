@@ -34,8 +34,8 @@ _ABORT_SECONDS_AT_EXIT = 5.0
 class CSXFile(ReadFile):
     """An S3 object as a file; as ``s3fs.S3File``, but an unfinished write leaves no trace.
 
-    Closing the file publishes what was written. ``close()`` publishes in an ``except`` or ``finally`` block too. The one
-    exception is a call, direct or indirect, by an ``__exit__`` (or ``__aexit__``) that received an exception. Then an
+    Closing the file publishes what was written. ``close()`` publishes in an ``except`` or ``finally`` block too, with
+    one exception: a call, direct or indirect, by an ``__exit__`` (or ``__aexit__``) that received an exception. Then an
     exception, such as Ctrl-C, has left a ``with`` block, and the file is discarded: the former object stays, and the
     multipart upload is aborted. It may be any ``__exit__``: the file's own, that of a text or compressing wrapper,
     ``contextlib.closing``, an ``ExitStack``, a ``@contextmanager`` function. A file that was opened during that same
@@ -198,7 +198,7 @@ class CSXFile(ReadFile):
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def write(self, data: Any) -> int:
-        """Write a buffer, and return its size in bytes. Parts are sent in the background; a later call raises their errors.
+        """Write a buffer and return its size in bytes; parts are sent in the background, and later calls raise errors.
 
         The caller may reuse the memory when this returns: it was copied, or sent if it is large.
         """

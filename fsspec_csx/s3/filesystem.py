@@ -125,7 +125,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         cache_size: int | str | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # the metaclass named all args
+        kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # _Cached named all
         super().__init__(*args, **kwargs)
         size = DEFAULT_SIZE if cache_size is None else cache_size
         self.block_cache = BlockCache(cache_dir, size) if cache_dir else None

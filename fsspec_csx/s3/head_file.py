@@ -1,4 +1,4 @@
-"""HeadFile: the beginning of an object, written to a local file as it comes if it is all of the object."""
+"""HeadFile: a request for the first bytes of an object, written to a local file if they are the whole object."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fsspec_csx.s3.head_range import HeadRange
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.storage.local_file import add_filename, atomic_local_write, write_at
 
-# Bytes in memory at a time. Smaller objects, of which there may be many, are written at once.
+# Bytes in memory at a time. Smaller objects, which may be many, are written in one piece.
 _STEP = 2**20
 
 
 class HeadFile(HeadRange):
-    """A request for an object whose size is not known; see ``HeadRange``.
+    """A request for an object of unknown size; see ``HeadRange``.
 
     Args:
         name: of the object, for messages.
         target: the path of the file.
-        writable: whether it can be written so; called in a thread.
+        writable: whether the file can be written here; called in a thread.
     """
 
     def __init__(self, name: object, target: str, writable: Callable[[], bool]) -> None:
@@ -42,7 +42,7 @@ class HeadFile(HeadRange):
             self._in_steps = whole and self.length > _STEP and self._writable()
 
     def restart(self) -> None:
-        """Forget the bytes that have arrived."""
+        """Discard the bytes that have arrived."""
         super().restart()
         self._checksum = 0
 
@@ -55,10 +55,10 @@ class HeadFile(HeadRange):
         return self._buffer[: min(most, self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """Note that so many bytes of ``next_buffer`` were filled.
+        """Record that ``count`` bytes of ``next_buffer`` were filled, and write them if the object is large.
 
         Raises:
-            OSError: if the disk is full, for instance.
+            OSError: if writing fails, for example because the disk is full.
         """
         if self._in_steps:
             memory = self._buffer[:count]
@@ -78,7 +78,7 @@ class HeadFile(HeadRange):
         return self._descriptor
 
     def has_checksum(self) -> bool:
-        """Whether the whole object has its checksum, if the server has one."""
+        """Return whether the bytes match the object's checksum, if the server has one."""
         known = of_object(self.headers)
         if known is None:
             return True
@@ -86,7 +86,7 @@ class HeadFile(HeadRange):
         return algorithm.encoded(self._checksum if self._in_steps else algorithm.compute(self.memory, 0)) == expected
 
     def store(self) -> bool:
-        """Make what has come the file; False if it cannot be written so."""
+        """Publish the bytes as the local file; return False if the file cannot be written here."""
         if not (self._in_steps or self._writable()):
             return False
         descriptor = self._open()
@@ -98,7 +98,7 @@ class HeadFile(HeadRange):
         return True
 
     def forget(self) -> None:
-        """Free the memory, and remove a file that is not whole."""
+        """Free the memory, and remove an incomplete file."""
         super().forget()
         self._buffer, self._descriptor = memoryview(b""), None
         with contextlib.suppress(_ForgottenError), self._stack:
@@ -106,4 +106,4 @@ class HeadFile(HeadRange):
 
 
 class _ForgottenError(Exception):
-    """Ends what is written."""
+    """Makes ``atomic_local_write`` discard its file."""

@@ -1,4 +1,4 @@
-"""HeadRange: the beginning of an object, which may be all of it."""
+"""HeadRange: a request for the first bytes of an object, which may be the whole object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 
 
 class HeadRange(RangeRequest):
-    """A request for an object whose size is not known; the memory is made when it is.
+    """A request for an object of unknown size; its memory is allocated when the response gives the size.
 
     Args:
         name: of the object, for messages.
@@ -24,31 +24,31 @@ class HeadRange(RangeRequest):
 
     @property
     def memory(self) -> memoryview:
-        """The bytes."""
+        """The bytes received so far, and room for the rest."""
         return self._target.memory if self._target else memoryview(b"")
 
     def value(self) -> bytes:
-        """The bytes, whose memory cannot be used afterwards."""
+        """Return the bytes; ``memory`` cannot be used afterwards."""
         return self._target.getvalue(self.length) if self._target else b""
 
     def expect(self, status: int, headers: Mapping[str, str]) -> None:
         """See ``RangeRequest``."""
         super().expect(status, headers)
         if not self.filled:
-            self._target = None  # of another size
+            self._target = None  # allocated for another size
 
     def restart(self) -> None:
-        """Forget the bytes that have arrived."""
+        """Discard the bytes that have arrived."""
         self.filled = 0
 
     def next_buffer(self, most: int) -> memoryview:
-        """The next bytes of the memory, at most so many; empty when the range is complete."""
+        """Return the next free memory, at most ``most`` bytes; empty when the range is complete."""
         if self._target is None:
             self._target = BytesBuffer(self.length, self._name).__enter__()
         return self.memory[self.filled : min(self.filled + most, self.length)]
 
     def advance(self, count: int) -> None:
-        """Note that so many bytes of ``next_buffer`` were filled."""
+        """Record that ``count`` bytes of ``next_buffer`` were filled."""
         self.moved(count)
         self.filled += count
 

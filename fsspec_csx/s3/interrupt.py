@@ -1,4 +1,4 @@
-"""Plain methods of coroutines: Ctrl-C ends the work, not only the wait for it."""
+"""Blocking methods made from coroutines, for which Ctrl-C ends the work and not only the wait for it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fsspec.asyn import AsyncFileSystem, sync_wrapper
 from fsspec_csx.s3.transport.call_scope import contained, uncancelled
 from fsspec_csx.s3.transport.event_loop import finished, is_on_loop
 
-# Coroutines of many tasks, by the names that fsspec gives them.
+# Coroutines that run many tasks, by fsspec's names.
 _OF_MANY = ("_cat", "_cat_ranges", "_copy", "_get", "_pipe", "_put", "_rm")
-# The code of what fsspec makes of a coroutine.
+# The code of the blocking methods that fsspec makes from coroutines.
 _SYNC_WRAPPER = sync_wrapper(lambda: None).__code__
 
 
 def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a blocking method of a coroutine, as fsspec does; Ctrl-C ends the work too."""
+    """Make a blocking method from a coroutine, as fsspec does, but so that Ctrl-C also ends the work."""
 
     @functools.wraps(coroutine)
     def call(self: Any, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
@@ -36,14 +36,13 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def walk(fs: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """The folders below a path and what is in them; as fsspec's, but each step can be interrupted.
+    """Yield the folders below a path with their contents; as fsspec's ``walk``, but each step can be interrupted.
+
+    It yields a folder's path, and the names of its folders and files; with ``detail``, dicts of their entries.
 
     Args:
         args: the path, and ``maxdepth``, ``topdown`` and ``on_error`` of ``fsspec.AbstractFileSystem.walk``.
         kwargs: the same by name, and those of ``ls``.
-
-    Returns:
-        For each folder its path, and the names of the folders and of the files in it; dicts of entries with ``detail``.
     """
     steps = fs._walk(*args, **kwargs)
     with contextlib.suppress(StopAsyncIteration):
@@ -52,7 +51,7 @@ def walk(fs: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
 
 
 async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
-    """Do work that waits for the event loop; whatever ends this stops the work and waits for its end."""
+    """Run work that waits for the event loop in a thread; an exception here stops the work, and waits for its end."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         await asyncio.shield(running)
@@ -64,7 +63,7 @@ async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> 
 
 
 def make_interruptible(cls: type[Any]) -> None:
-    """Give a filesystem class blocking methods that can be interrupted; its coroutines leave no tasks running."""
+    """Give a filesystem class interruptible blocking methods, and coroutines that leave no tasks running."""
     for name in _OF_MANY:
         if not hasattr(getattr(cls, name), "contained"):
             setattr(cls, name, contained(getattr(cls, name)))
@@ -82,8 +81,8 @@ def make_interruptible(cls: type[Any]) -> None:
 
 
 def _is_made_of_coroutine(name: str, plain: Any) -> bool:
-    """Whether a blocking method is made of a coroutine of that name, by fsspec or here."""
+    """Return whether a blocking method was made from the coroutine of that name, by fsspec or here."""
     if hasattr(plain, "of_coroutine") or getattr(plain, "__code__", None) is _SYNC_WRAPPER:
         return True
-    # What each instance would be given in place of what fsspec does without coroutines.
+    # fsspec replaces such a method of its synchronous base class in each instance.
     return hasattr(AsyncFileSystem, name) and plain is getattr(AbstractFileSystem, name[1:], None)

@@ -1,7 +1,7 @@
-"""Listing: whether there is an object or a folder, what it is, and what lies below it.
+"""Listing: whether an object or a folder exists, what it is, and what is below it.
 
-Questions about one path always go to the server; only listings of folders may come from the cache. An object whose key
-is also a prefix is both a file and a folder. An empty object whose key ends with a slash marks a folder, not a file.
+Lookups of one path always ask the server; only listings of folders may come from the cache. An object whose key is also
+a prefix is both a file and a folder. An empty object whose key ends with a slash marks a folder, and is not a file.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ async def info(
     version_id: str | None = None,
     checksum: bool = False,
 ) -> ListingEntry:
-    """What is at a path: an object, or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
+    """Return the entry of an object or else a folder; as ``s3fs.S3FileSystem.info``, but never from the cache.
 
     Args:
         checksum: see ``object_info``.
 
     Raises:
-        ObjectNotFoundError: if there is neither.
-        ValueError: if ``version_id`` is not the version of the path, or the filesystem knows no versions.
+        ObjectNotFoundError: if neither exists.
+        ValueError: if ``version_id`` is not the version of the path, or the filesystem is not version-aware.
     """
     version = chosen_version(fs, path, version_id)
     bucket, key, _ = fs.split_path(path)
@@ -67,10 +67,10 @@ async def info(
 
 
 async def object_info(fs: Any, path: str, version_id: str | None = None, *, checksum: bool = False) -> ListingEntry:
-    """The entry of an object, by one request; ObjectNotFoundError also if there are only objects below the path.
+    """Return the entry of an object, by one request; a folder raises ObjectNotFoundError.
 
     Args:
-        checksum: whether it has an entry ``checksum``: the algorithm and the value that ``checksum.of_object`` finds.
+        checksum: whether to add the entry ``checksum``, the algorithm and value that ``checksum.of_object`` returns.
     """
     bucket, key, _ = fs.split_path(path)
     if not key:
@@ -91,7 +91,7 @@ async def object_info(fs: Any, path: str, version_id: str | None = None, *, chec
 
 
 async def lookup(fs: Any, path: str, version_id: str | None = None, *, checksum: bool = False) -> ListingEntry:
-    """The same for an object that may be missing, which then costs no further request."""
+    """Return ``object_info`` without a second request for details of the error if the object is missing."""
     with using(looking_up=True):
         return await object_info(fs, path, version_id, checksum=checksum)
 
@@ -127,15 +127,15 @@ def _missing(fs: Any, path: str) -> ObjectNotFoundError:
 
 
 async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, versions: bool = False) -> Any:
-    """The files and folders in a folder, or the object of the path; as ``s3fs.S3FileSystem.ls``.
+    """List the files and folders in a folder, or an object; as ``s3fs.S3FileSystem.ls``.
 
     Args:
         detail: whether to return entries rather than names.
-        refresh: whether to list anew rather than from the cache.
+        refresh: whether to bypass the cache.
         versions: whether to list each version of an object.
 
     Raises:
-        ObjectNotFoundError: if there is neither.
+        ObjectNotFoundError: if neither exists.
     """
     bucket, key, version = fs.split_path(path)
     folder = f"{key.rstrip('/')}/" if key else ""
@@ -154,7 +154,7 @@ async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, ve
 
 
 async def _list_itself(fs: Any, path: str, versions: bool) -> list[ListingEntry]:
-    """The listing of an object, or of a folder that is empty but for its marker."""
+    """Return the listing of an object, or of a folder that contains only its marker."""
     info = await fs._info(path)
     if info["type"] == "directory":
         return []
@@ -166,13 +166,13 @@ async def _list_itself(fs: Any, path: str, versions: bool) -> list[ListingEntry]
 
 
 def with_version(fs: Any, path: str, entry: ListingEntry) -> ListingEntry:
-    """The entry of an object, whose name has the version that the path names."""
+    """Return the entry of an object, with the version of the path, if any, in its name."""
     version = fs.split_path(path)[2]
     return {**entry, "name": f"{entry['name']}?versionId={version}"} if version else entry
 
 
 async def _list_folder(fs: Any, bucket: str, folder: str, prefix: str, refresh: bool) -> list[ListingEntry]:
-    """What is in a folder, named by its keys' beginning, and the folder's marker, if it has one."""
+    """Return the entries in a folder whose names begin with a prefix, and the folder's marker, if it has one."""
     path = f"{bucket}/{folder}"[:-1]
     if not refresh and path in fs.dircache:
         start = f"{bucket}/{folder}{prefix}"
@@ -186,7 +186,7 @@ async def _list_folder(fs: Any, bucket: str, folder: str, prefix: str, refresh: 
 async def list_keys(
     fs: Any, bucket: str, prefix: str, delimiter: str, max_items: int | None = None, versions: bool = False
 ) -> list[ListingEntry]:
-    """Every object and common prefix that the server lists, markers too, by their names."""
+    """Return every object and common prefix that the server lists, with markers, sorted by name."""
     options: dict[str, Any] = {"max_items": max_items, "delimiter": delimiter, "prefix": prefix}
     outcome = RequestOutcome()
     while True:
@@ -194,7 +194,7 @@ async def list_keys(
             with response_validation.listing(), using(outcome=outcome):
                 listed = fs._iterdir(bucket, versions=versions, **options)
                 return sorted([each async for each in listed], key=_name)
-        except NotStartedError as error:  # older releases of s3fs list without _call_s3
+        except NotStartedError as error:  # older releases of s3fs do not list by _call_s3, which waits too
             await asyncio.sleep(error.seconds)
         except Exception as error:
             raise_explained(await fs._explained(error, "list_objects_v2", {"Bucket": bucket}, outcome), error)
@@ -210,10 +210,10 @@ async def list_tree(
     versions: bool = False,
     markers: bool = False,
 ) -> list[ListingEntry]:
-    """The files and folders below a path, by name, and the folder itself first if there is one.
+    """Return the files and folders below a path, sorted by name; the folder itself comes first, if it exists.
 
     Args:
-        prefix: that the names in the first level begin with.
+        prefix: only names in the first level that begin with it.
         markers: whether to list the markers of folders too, as files.
 
     Raises:
@@ -260,14 +260,14 @@ async def find(
     refresh: bool = False,
     versions: bool = False,
 ) -> Any:
-    """The files below a path, or the object of the path; as ``s3fs.S3FileSystem.find``. See also ``list_tree``.
+    """Return the files below a path, or the object at it; as ``s3fs.S3FileSystem.find``. See also ``list_tree``.
 
     Args:
         withdirs: whether to include the folders.
         detail: whether to return entries rather than names.
 
     Raises:
-        BucketNotFoundError: if there is no such bucket; other paths without objects have none.
+        BucketNotFoundError: if the bucket does not exist; for other paths without objects, the result is empty.
         ValueError: if ``maxdepth`` is less than 1.
     """
     below = []
@@ -281,20 +281,20 @@ async def find(
 
 
 def by_name(entries: Iterable[ListingEntry], detail: bool) -> Any:
-    """The names of entries, or with ``detail`` a dict of them; an object takes the place of a folder of its name."""
+    """Return the names of entries, or with ``detail`` a dict of them; an object replaces a folder of the same name."""
     found = {each["name"]: each for each in sorted(entries, key=lambda each: bool(each["type"] != "directory"))}
     return dict(sorted(found.items())) if detail else sorted(found)
 
 
 async def du(fs: Any, path: str, total: bool = True, maxdepth: int | None = None, **kwargs: Any) -> Any:
-    # fsspec requests the size of each object separately.
+    # fsspec would request the size of each object separately.
     found = await fs._find(path, maxdepth=maxdepth, detail=True, **kwargs)
     sizes = {name: info["size"] for name, info in found.items()}
     return sum(sizes.values()) if total else sizes
 
 
 def check_depth(maxdepth: int | None) -> None:
-    """Raise ValueError for a depth that has no level."""
+    """Raise ValueError if ``maxdepth`` is less than 1."""
     if maxdepth is not None and maxdepth < 1:
         msg = f"maxdepth is {maxdepth}, and must be at least 1. Leave it out for all levels."
         raise ValueError(msg)
@@ -309,7 +309,7 @@ def _is_marker(entry: ListingEntry) -> bool:
 
 
 def _folders_of(entries: Iterable[ListingEntry], root: str) -> Iterator[ListingEntry]:
-    """The folders below a root that objects lie in."""
+    """Yield the folders below a root that contain objects."""
     seen = {root}
     for each in entries:
         path = each["name"].rpartition("/")[0]

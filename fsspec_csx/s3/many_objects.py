@@ -1,4 +1,4 @@
-"""Many objects at a time, by requests that are alike: to memory and local files, and from them."""
+"""Transfers of many objects from and to memory and local files, by requests that share a template."""
 
 from __future__ import annotations
 
@@ -22,21 +22,17 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody, file_b
 
 Options: TypeAlias = Mapping[str, Any]
 
-# Whether an object is small, the type of its contents, and what makes its body.
+# Whether a source is small, its content type, and a function that makes its body.
 _Source: TypeAlias = tuple[bool, str | None, Callable[[], RequestBody | None]]
 
 
 def is_ours(fs: Any, name: str, function: Callable[..., Any]) -> bool:
-    """Whether a method of a filesystem is this function: a subclass may read its objects in another way."""
+    """Return whether a method of a filesystem is this function; a subclass may override how it reads objects."""
     return getattr(type(fs), name) is function and name not in vars(fs)
 
 
 async def cat_files(fs: Any, paths: Sequence[str], most: int | None = None) -> list[Any]:
-    """The bytes of many objects, or why one of them could not be read.
-
-    Args:
-        most: how many at a time.
-    """
+    """Return the bytes, or the exception, of each of many objects; read at most ``most`` at a time."""
     results: list[Any] = [None] * len(paths)
 
     async def alone(request: HeadRequest) -> None:
@@ -62,19 +58,19 @@ async def get_files(
     callback: Callback,
     most: int | None,
 ) -> None:
-    """Make many objects local files; see ``get_file``.
+    """Download many objects to local files; see ``get_file``.
 
     Args:
         pairs: of objects and files.
-        alone: fetches one by its number, whose beginning may have been read.
-        callback: learns of each.
+        alone: downloads one by its number; it takes the first bytes of the object, if they were read.
+        callback: is told of each file.
         most: how many at a time.
     """
 
     def is_writable(number: int) -> bool:
         source, target = pairs[number]
         check_inside(source, target)
-        return os.path.isfile(target) or not os.path.lexists(target)  # no folder, pipe or device
+        return os.path.isfile(target) or not os.path.lexists(target)  # not a folder, pipe or device
 
     async def fetch(request: HeadRequest) -> None:
         try:
@@ -96,10 +92,10 @@ async def get_files(
 async def pipe_files(
     fs: Any, contents: Mapping[str, Any], alone: Callable[[str], Awaitable[Any]], options: Options, most: int | None
 ) -> list[Any]:
-    """Make bytes objects, and return the server's answers; see ``pipe_file``.
+    """Write bytes to many objects, and return the server's answers; see ``pipe_file``.
 
     Args:
-        alone: makes one.
+        alone: writes one.
         options: of the call.
         most: how many at a time.
     """
@@ -129,12 +125,12 @@ async def put_files(
     options: Options,
     most: int | None,
 ) -> None:
-    """Make many local files objects; see ``put_file``.
+    """Upload many local files; see ``put_file``.
 
     Args:
         pairs: of files and objects.
-        alone: sends one by its number.
-        callback: learns of each.
+        alone: uploads one by its number.
+        callback: is told of each file.
         options: of the call.
         most: how many at a time.
     """
@@ -165,7 +161,7 @@ async def _write(
 ) -> None:
     extra, limit = {**fs.s3_additional_kwargs, **options}, part_size_for(0, options.get("chunksize"))
     usual = options.get("mode", "overwrite") == "overwrite" and not options.get("resumable") and not fs._intrans
-    # A request with a condition, made again, could fail by what it has made itself.
+    # Repeating a conditional request could fail because of the object that its first attempt created.
     usual = usual and not any(name.startswith(("If", "Checksum")) for name in extra)
 
     def request(number: int) -> ObjectPut:
@@ -185,15 +181,15 @@ async def _read(fs: Any, requests: Sequence[HeadRequest], *how: Any) -> None:
     try:
         await make_alike(fs, requests, *how)
     finally:
-        for each in requests:  # which refer to themselves, and so stay until Python looks for cycles
+        for each in requests:  # they are reference cycles, which would keep the memory until a garbage collection
             each.head.forget()
 
 
 class HeadRequest(ObjectGet):
-    """A request for a whole object, or the beginning of a large one.
+    """A request for a whole object, or for the first bytes of a large one.
 
     Args:
-        head: takes the bytes; by default, memory.
+        head: takes the bytes; in memory by default.
     """
 
     def __init__(self, fs: Any, number: int, path: str, head: HeadRange | None = None) -> None:
@@ -208,7 +204,7 @@ class HeadRequest(ObjectGet):
         return has_checksum(self.state, self.head, self.head.memory)
 
     def begun(self) -> HeadRange | None:
-        """The beginning of the object, once, if that was read and there is more."""
+        """Return the first bytes of the object, if they were read and there are more; only the first call has them."""
         begun, self.head = self.head, HeadRange(self.state)
         if begun.complete and begun.cut_off:
             return begun

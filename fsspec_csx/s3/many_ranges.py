@@ -1,4 +1,4 @@
-"""Many ranges of objects at a time: near ones of one object by one request, and all requests alike."""
+"""Reads of many ranges: one request for nearby ranges of an object, and requests that share a template."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def cat_ranges(
     on_error: str = "return",
     **kwargs: Any,
 ) -> list[Any]:
-    """The bytes of many ranges of objects; near ones of one object by one request.
+    """Return the bytes of many ranges of objects; one request reads nearby ranges of one object.
 
     Args:
         paths: one for each range.
-        starts: position of the first byte of each, or of all.
-        ends: positions behind the last ones.
+        starts: position of the first byte of each range, or of all.
+        ends: position after the last byte of each range, or of all.
         batch_size: how many requests at a time.
-        on_error: "return" puts exceptions in the place of results, anything else raises the first.
+        on_error: "return" to put exceptions in the place of results; anything else raises the first.
     """
     starts = list(starts) if isinstance(starts, Iterable) else [starts] * len(paths)
     ends = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
@@ -74,7 +74,7 @@ async def cat_ranges(
 
 
 async def _read_ranges(fs: Any, path: str, spans: list[tuple[Any, Any]], **kwargs: Any) -> list[Any]:
-    """Read ranges of an object, in one state of it."""
+    """Read ranges of one state of an object."""
     if len(spans) == 1:
         return [await fs._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
     info = await object_info(fs, path, kwargs.get("version_id") or fs.split_path(path)[2])
@@ -87,11 +87,11 @@ class _Ranges:
     """Ranges of one object.
 
     Args:
-        spans: of the bytes; small ones unless the object's size is known.
-        info: of the object, if its size is known.
+        spans: their start and end positions; small ones unless ``info`` is given.
+        info: of the object, if it was looked up.
 
     Attributes:
-        error: why one could not be read.
+        error: the first error of a read.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class _Ranges:
             self.requests[0].add(0, *pairs[0])
 
     def found(self) -> list[Any] | None:
-        """The bytes of each, or why there are none; None if they are to be read in another way.
+        """Return the bytes or the error of each range; None if they must be read in another way.
 
-        So it is if the object was replaced meanwhile, or ends before a range does.
+        That is the case if the object was replaced meanwhile, or ends before a range does.
         """
         if self.error is not None:
             beyond = any(each.total is not None and each.end > each.total for each in self.requests)
@@ -127,14 +127,14 @@ class _Ranges:
         return self.values()
 
     def values(self) -> list[bytes]:
-        """The bytes of each."""
+        """Return the bytes of each range."""
         if len(self._targets) == 1:
             return [self._targets[0].getvalue(sum(each.length for each in self.requests))]
         return [each.getvalue() for each in self._targets]
 
 
 async def _read_alike(fs: Any, spans: Mapping[str, list[tuple[Any, Any]]], most: int | None) -> dict[str, list[Any]]:
-    """Read ranges of objects, those of each in one state of it; what has to be read in another way is left out."""
+    """Read ranges of objects, each object in one state; leave out objects that must be read in another way."""
     await fs.set_session()
     found: dict[str, list[Any]] = {}
     whole = [path for path, each in spans.items() if each in ([(0, None)], [(None, None)])]

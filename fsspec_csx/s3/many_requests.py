@@ -1,4 +1,4 @@
-"""Many objects that one call reads or makes: one of each bucket by botocore, the others as that one was."""
+"""Requests for many objects in one call: botocore makes one for each bucket, and the others follow its template."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.signed_requests import SignedRequests
 
-# Of so many objects of a bucket at least, one is asked for by botocore, and the others as that one was.
+# From this many objects of a bucket on, botocore makes only the first request.
 _MANY = 3
 
 
 class ObjectGet(SignedRead):
-    """A request for one of the objects.
+    """A request that reads one of the objects.
 
     Args:
         state: of the object.
-        number: of it in the call.
+        number: its index in the call.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class ObjectGet(SignedRead):
 
     @staticmethod
     def is_settled(fs: Any) -> bool:
-        """Whether it is known if the server refuses the headers that such requests have."""
+        """Return whether it is known if the server accepts the headers of such requests."""
         return fs.reads_have_checksums is not None
 
 
 class ObjectPut(SignedWrite):
-    """A request that makes one of the objects.
+    """A request that writes one of the objects.
 
     Args:
-        bucket: of the object; None if it has to be made alone.
-        number: of it in the call.
+        bucket: of the object; None if botocore must make its request.
+        number: its index in the call.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ObjectPut(SignedWrite):
 
     @staticmethod
     def is_settled(fs: Any) -> bool:
-        """Whether it is known if the server refuses the headers that such requests have."""
+        """Return whether it is known if the server accepts the headers of such requests."""
         return fs.transfer.checksums is not None
 
 
@@ -70,7 +70,7 @@ R = TypeVar("R", bound=ObjectGet | ObjectPut)
 
 
 def has_checksum(state: PinnedObject, wanted: RangeRequest, memory: memoryview) -> bool:
-    """Whether the bytes of a whole object have its checksum, if the server has one."""
+    """Return whether the bytes of a whole object match its checksum, if the server has one."""
     try:
         verify_checksum(state, wanted, memory, [])
     except ChecksumError:
@@ -88,7 +88,7 @@ async def make_alike(
     """Make requests for objects.
 
     Args:
-        alone: makes one by botocore: the first of each bucket, and what did not succeed at once.
+        alone: makes one by botocore: the first of each bucket, and each that failed by the template.
         finished: called on the event loop for each of the others.
         most: how many at a time.
     """
@@ -120,8 +120,8 @@ async def _of_bucket(
         await alike.learn(lambda: alone(first), first.kind, first.key, settled=lambda: first.is_settled(fs))
 
     async def make_rest() -> None:
-        learned = await alike.known()  # the filesystem may not be connected before, or only its parent process is
-        if learned is None:  # requests of a kind that botocore alone can make
+        learned = await alike.known()  # only then is the filesystem surely connected, and in this process
+        if learned is None:  # only botocore can make requests of this kind
             await run_in_chunks([alone(each) for each in rest], batch_size=most)
         else:
             signer = lambda: fs.transfer.signer  # noqa: E731

@@ -1,4 +1,4 @@
-"""Objects moved: copied by the server, each copy compared with its source, and only then deleted."""
+"""Moving objects: the server copies them, each copy is compared with its source, then the sources are deleted."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fsspec_csx.s3.targets import PathPair, check_distinct
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.compat import run_in_chunks
 
-# An ETag that may be the MD5 of the content.
+# Matches an ETag that may be the MD5 of the content.
 _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 
 
 async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
-    """Move objects; if one of them cannot be moved, no source is deleted. An object that keeps its name stays.
+    """Move objects; if one cannot be moved, no source is deleted. An object whose name does not change stays.
 
     Raises:
-        ChecksumError: if a copy is not what its source is.
+        ChecksumError: if a copy differs from its source.
         FileExpired: an OSError, if a source was replaced meanwhile.
-        IsADirectoryError: if what is to be moved is a folder.
+        IsADirectoryError: if a source is a folder.
         ValueError: before anything is copied, if two sources have one target.
     """
     files = [each for each in pairs if each.type != "directory"]
@@ -60,7 +60,7 @@ async def _head(fs: Any, path: str) -> Mapping[str, Any]:
 
 
 def _may_be_equal(source: Mapping[str, Any], copy: Mapping[str, Any], of_content: bool) -> bool:
-    """Compare the checksums of two objects, or their ETags where these are of the content."""
+    """Compare the checksums of two objects, or their ETags where these depend on the content only."""
     known, copied = (of_object(each["ResponseMetadata"].get("HTTPHeaders", {})) for each in (source, copy))
     if known and copied and known[0] is copied[0]:
         return known[1] == copied[1]
@@ -75,6 +75,6 @@ def _is_md5(head: Mapping[str, Any]) -> bool:
 
 
 def folder_error(path: object) -> IsADirectoryError:
-    """The error for a folder that is to be moved without what lies below it."""
+    """Return the error for moving a folder without ``recursive``."""
     msg = f"{path!r} is a folder, and nothing was moved. Pass recursive=True to move all below it."
     return IsADirectoryError(msg)

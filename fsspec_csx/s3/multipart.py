@@ -1,4 +1,4 @@
-"""Multipart uploads: an object made of parts that are sent side by side, each with a checksum that the server checks.
+"""Multipart uploads: parts of an object are sent in parallel, each with a checksum that the server verifies.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 """
@@ -24,19 +24,17 @@ from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.signed_parts import SignedParts
 from fsspec_csx.s3.upload_journal import UploadJournal
 
-# How long a cancellation waits for the name of an upload, which it aborts.
+# How long a cancelled creation waits for the id of the upload, to abort it.
 _ANSWER_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class UploadedPart:
-    """A part that the server has from before.
+    """A part that the server has from an earlier attempt.
 
     Attributes:
-        etag: of the part.
-        length: in bytes.
         crc64nvme: of its bytes; None if it was not computed.
-        checksums: the server's, as CompleteMultipartUpload takes them.
+        checksums: those of the server, in the form for CompleteMultipartUpload.
     """
 
     etag: str
@@ -46,17 +44,17 @@ class UploadedPart:
 
 
 class MultipartUpload:
-    """A multipart upload, from its creation to its completion or its end without one.
+    """A multipart upload, from its creation until it is completed or aborted.
 
     Args:
         call: makes its requests.
-        transfer: carries its parts.
+        transfer: sends its parts.
         checked: whether to send checksums.
         record: its journal. If set, an interrupted upload is kept, to be resumed.
 
     Attributes:
-        id: the server's name for it; None before it is created, and after it is completed or aborted.
-        kept: the parts that the server has from before, by their numbers.
+        id: the server's id of the upload; None before it is created, and after it is completed or aborted.
+        kept: the parts that the server has from an earlier attempt, by part number.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class MultipartUpload:
         self._call = call
         self._transfer = transfer
         self._checked = checked
-        self._carried = False  # whether its requests carry checksums; settled when it is created
+        self._carried = False  # whether its requests carry checksums; decided when it is created
         self._record = record
         self._parts = SignedParts()
         self.id: str | None = None
@@ -78,19 +76,16 @@ class MultipartUpload:
         return self
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # By an exception, before it was completed.
+        # An exception ended the block before the upload was completed.
         if error is not None and not (self._record and _is_resumable(error)):
             with contextlib.suppress(Exception), tidying():  # the first error must not be hidden
                 await uncancelled(self.abort())
 
     async def resume_or_create(self, part: int) -> int:
-        """Resume the recorded upload if its source is unchanged, or create one.
+        """Resume the recorded upload if its source is unchanged, or create one; return the bytes of each of its parts.
 
         Args:
-            part: bytes of each part, but the last.
-
-        Returns:
-            The bytes of each part of the upload, which a resumed one has already.
+            part: bytes of each part except the last, for a new upload.
         """
         record = self._record
         if record and record.id:
@@ -100,7 +95,7 @@ class MultipartUpload:
                     self.kept = await self._found(record)
                     self._carried = self._checked and record.checksums
                     return record.part
-            except OSError as error:  # it was ended, or is someone else's, or the server lists no parts
+            except OSError as error:  # the upload has ended, belongs to another user, or the server cannot list parts
                 if _is_resumable(error):
                     raise
             with contextlib.suppress(OSError):
@@ -112,13 +107,13 @@ class MultipartUpload:
         return part
 
     async def _found(self, record: UploadJournal) -> dict[int, UploadedPart]:
-        """The parts that the server has, if they are those that were sent."""
+        """Return the parts on the server that match those recorded in the journal."""
         found: dict[int, list[Any]] = {}
         marker: dict[str, Any] = {}
         while True:
             answer = await self._call("list_parts", UploadId=self.id, **marker)
             for part in answer.get("Parts", ()):
-                found.setdefault(part["PartNumber"], []).append(part)  # some servers list former ones too
+                found.setdefault(part["PartNumber"], []).append(part)  # some servers also list replaced parts
             following = answer.get("NextPartNumberMarker") or 0
             if not answer.get("IsTruncated") or following <= marker.get("PartNumberMarker", 0):
                 break
@@ -134,13 +129,13 @@ class MultipartUpload:
         return kept
 
     def keep(self, number: int) -> None:
-        """Use a part that the server has."""
+        """Use a part that the server has from an earlier attempt."""
         part = self.kept[number]
         self._etags[number], self._part_checksums[number] = part.etag, part.checksums
         self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
 
     async def create(self) -> None:
-        """Begin; a cancellation waits a while for the answer, and aborts the upload whose name only that gives."""
+        """Create the upload; a cancellation first waits for the server's answer, whose id it needs to abort."""
         try:
             await uncancelled(self._create(), _ANSWER_SECONDS)
         except asyncio.CancelledError:
@@ -154,11 +149,9 @@ class MultipartUpload:
         self.id = answer["UploadId"]
 
     async def send(self, number: int, payload: RequestBody) -> None:
-        """Send a part.
+        """Send a part; when this returns or raises, no thread uses the payload any more.
 
-        Args:
-            number: of the part, from 1.
-            payload: its bytes; not used any more when this returns, or raises.
+        Part numbers begin at 1.
         """
 
         async def put() -> Any:
@@ -174,10 +167,10 @@ class MultipartUpload:
         await self._remember(number, payload.crc64nvme if self._checked else None)
 
     async def copy(self, number: int, *, length: int = 0, **source: Any) -> None:
-        """Copy a part from another object, when it is its turn; see UploadPartCopy.
+        """Copy a part from another object by UploadPartCopy, when a request slot is free.
 
         Args:
-            length: its bytes, if they are known: they count for how many requests are worth it.
+            length: bytes of the part, or 0 if unknown; they count as moved when concurrency is measured.
         """
         async with self._transfer.turn():
             answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
@@ -193,7 +186,7 @@ class MultipartUpload:
 
     @property
     def crc64nvme(self) -> int | None:
-        """The checksum of the object; None unless that of every part is known."""
+        """The checksum of the object; None unless the checksum of every part is known."""
         parts = [known for number in sorted(self._etags) if (known := self._checksums[number]) is not None]
         if not self._checked or len(parts) < len(self._etags):
             return None
@@ -201,11 +194,11 @@ class MultipartUpload:
 
     @property
     def etag(self) -> str | None:
-        """The ETag that the object will have; None if the server gives other ones than MD5 sums."""
+        """The ETag that the object will have; None if the ETags of the parts are not MD5 sums."""
         return _etag([self._etags[number] for number in sorted(self._etags)])
 
     async def complete(self, **conditions: str) -> Any:
-        """Make the parts the object, and return the server's answer."""
+        """Complete the upload, and return the server's answer."""
         numbers = sorted(self._etags)
         parts = [
             {"PartNumber": number, "ETag": self._etags[number], **self._part_checksums[number]} for number in numbers
@@ -222,7 +215,7 @@ class MultipartUpload:
         return answer
 
     async def _completed_before(self, error: OSError) -> Any:
-        """The object, if it is of these parts: a connection may end after the server has completed an upload."""
+        """Return the object if it has these parts: the connection may break after the server completed the upload."""
         expected = self.etag
         try:
             found = await self._call("head_object") if expected and await self._is_gone(error) else {}
@@ -233,7 +226,7 @@ class MultipartUpload:
         return found
 
     async def _is_gone(self, error: OSError) -> bool:
-        """Whether the upload is no more: if it is there, an object that exists is someone else's."""
+        """Return whether the upload has ended; if it has not, an existing object is another writer's."""
         if isinstance(error, FileNotFoundError):
             return code_of(error) == "NoSuchUpload"
         try:
@@ -243,7 +236,7 @@ class MultipartUpload:
         return False
 
     async def abort(self) -> None:
-        """End without an object; an upload that has ended already is no error."""
+        """Abort the upload; it is no error if the upload has ended already."""
         if self.id is None:
             return
         with contextlib.suppress(FileNotFoundError):
@@ -257,7 +250,7 @@ class MultipartUpload:
 
 
 async def gather_or_cancel(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all at a time; when one fails, end the others before its exception goes on."""
+    """Run coroutines in parallel; if one fails, cancel the others and wait for them before raising its exception."""
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         await asyncio.gather(*tasks)
@@ -273,18 +266,18 @@ async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
 
 
 def _is_resumable(error: BaseException) -> bool:
-    """Whether an upload that failed so was only interrupted."""
+    """Return whether an upload with this error was only interrupted, so that it can be resumed."""
     interruptions = (ConnectionError, TimeoutError, ExpiredCredentialsError)
     return not isinstance(error, Exception) or isinstance(error, interruptions) or code_of(error) in BUSY
 
 
 def _checksums_in(answer: Any) -> dict[str, str]:
-    """The checksums of a part in a response: some algorithms are required again by CompleteMultipartUpload."""
+    """Return the checksums of a part in a response; CompleteMultipartUpload requires those of some algorithms."""
     return {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
 
 
 def _etag(parts: list[str]) -> str | None:
-    """The ETag that a server gives to an object of parts with these ones; None if they are no MD5 sums."""
+    """Return the ETag that S3 computes from the ETags of parts; None if they are not MD5 sums."""
     if not all(re.fullmatch('"?[0-9a-f]{32}"?', part) for part in parts):
         return None
     joined = b"".join(bytes.fromhex(part.strip('"')) for part in parts)

@@ -1,7 +1,7 @@
-"""Names: what a path stands for.
+"""Names: the objects and folders that a path stands for.
 
-An object of exactly that name is meant, whatever characters the name has, or else a folder of that name. A path is a
-pattern only if there is neither.
+A path stands for the object of exactly that name, whatever characters it has, or else for the folder of that name. Only
+if neither exists can it be a pattern.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Expansion:
-    """What a path stands for.
+    """The objects and folders that a path stands for.
 
     Attributes:
         root: the path, without protocol and version.
-        entries: objects and folders, by name. The type of the one that the path names may be "unknown", if it was not
-            looked up; then it may also be missing.
-        is_match: whether the path is a pattern, and these match it.
+        entries: objects and folders, sorted by name. If the path itself was not looked up, its entry has the type
+            "unknown", and the object may be missing.
+        is_match: whether the path is a pattern, and the entries match it.
     """
 
     root: str
@@ -35,26 +35,26 @@ class Expansion:
     is_match: bool = False
 
     def without_folders(self) -> Expansion:
-        """The same without the folders."""
+        """Return the expansion without its folders."""
         return replace(self, entries=self.files)
 
     @property
     def files(self) -> list[ListingEntry]:
-        """The entries that are objects, or may be."""
+        """The entries that are, or may be, objects."""
         return [each for each in self.entries if each["type"] != "directory"]
 
 
 def path_of(entry: ListingEntry) -> str:
-    """The path of an entry, with the version if the path that was expanded names one."""
+    """Return the path of an entry, with the version if the expanded path names one."""
     return str(entry.get("path", entry["name"]))
 
 
 async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = False, **kwargs: Any) -> Any:
-    """The objects and folders that match a pattern, or the one of just that name.
+    """Return the objects and folders that match a pattern, or the one of exactly that name.
 
     Args:
         path: ``*`` matches any characters but a slash, ``**`` any, ``?`` one, and ``[abc]`` one of these.
-        maxdepth: levels of folders that ``**`` matches, at most.
+        maxdepth: the most levels of folders that ``**`` matches.
         detail: whether to return entries rather than names.
         kwargs: those of ``find``.
 
@@ -72,7 +72,7 @@ async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = F
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path is a pattern unless there is an object, or a folder, of just that name."""
+    """Return whether a path has the characters of a pattern; an object or folder of exactly that name comes first."""
     return bool(_MAGIC.search(path))
 
 
@@ -81,7 +81,7 @@ def may_match(fs: Any, path: str) -> bool:
 
 
 async def _matches(fs: Any, path: str, maxdepth: int | None = None, **kwargs: Any) -> tuple[list[ListingEntry], bool]:
-    """What a path with special characters stands for, and whether that matches it as a pattern."""
+    """Return the entries for a path with special characters, and whether they match it as a pattern."""
     pattern = fs._strip_protocol(path)
     if not path.endswith("/") and not is_pattern(fs.split_path(path)[0]):
         with suppress(FileNotFoundError):
@@ -112,15 +112,15 @@ async def expand(
     markers: bool = False,
     ask: bool = True,
 ) -> Expansion:
-    """Look up what a path stands for; for a name without special characters, nothing unless ``recursive``.
+    """Look up what a path stands for; a name without special characters is looked up only if ``recursive``.
 
     Args:
-        literal: whether it is never a pattern.
+        literal: whether the path is never a pattern.
         markers: whether to add the markers of folders, as files.
-        ask: whether to look up an object of the folder's own name; else its type is "unknown".
+        ask: whether to look up the object of a folder's own name; otherwise its type is "unknown".
 
     Raises:
-        ObjectNotFoundError: if ``recursive`` and there is nothing.
+        ObjectNotFoundError: if ``recursive`` and nothing is found.
     """
     name, (bucket, key, version) = fs._strip_protocol(path), fs.split_path(path)
     if version:
@@ -163,10 +163,10 @@ async def _expand_folder(fs: Any, path: str, maxdepth: int | None, markers: bool
 async def expand_path(
     fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
 ) -> list[str]:
-    """The names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
+    """Return the names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
 
     Raises:
-        FileNotFoundError: if there is nothing.
+        FileNotFoundError: if nothing is found.
         ValueError: if ``maxdepth`` is less than 1.
     """
     check_depth(maxdepth)
@@ -186,13 +186,13 @@ async def expand_path(
 
 
 def not_found_error(path: Any) -> ObjectNotFoundError:
-    """The error for a path, or a list of paths, that stands for nothing."""
+    """Return the error for a path, or a list of paths, for which nothing is found."""
     reason = f"There is no object {path!r}, and none that matches it."
     return ObjectNotFoundError(reason, "Check its name.")
 
 
 def _listing_for(pattern: str, maxdepth: int | None) -> tuple[str, str, int | None]:
-    """The folder, the beginning of the names and the depth of a listing that has all that a pattern can match."""
+    """Return the folder, the prefix of names and the depth of a listing that contains all possible matches."""
     match = _MAGIC.search(pattern)
     literal = pattern[: match.start()] if match else pattern
     root, slash, prefix = literal.rpartition("/")

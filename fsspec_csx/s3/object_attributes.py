@@ -1,4 +1,4 @@
-"""Attributes of objects: headers, storage class, encryption, locks and tags, and which of them a copy keeps.
+"""Attributes of objects (headers, storage class, encryption, locks, tags), and which of them a copy keeps.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
 """
@@ -29,32 +29,32 @@ HEADERS = (
 """The headers of an object, as botocore names them."""
 
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "BucketKeyEnabled")
-# Storage classes of a kind of bucket, which the target need not be of.
+# Storage classes of special buckets, which the target bucket may not support.
 _OF_BUCKETS = {"EXPRESS_ONEZONE", "FSX_ONTAP", "FSX_OPENZFS", "OUTPOSTS", "SNOW"}
-# Objects of these cannot be read before they are restored; a copy is made to be used.
+# Archived objects must be restored before they can be read, so a copy, which is meant for use, is not archived.
 _ARCHIVES = {"DEEP_ARCHIVE", "GLACIER"}
-# Errors of stores that have no tags.
+# Errors of stores that do not support tags.
 _NO_TAGS = {"400", "405", "501", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NoSuchTagSet"}
 
 
 def of_copy(head: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes in a HeadObject response that a copy gets; tags are read apart."""
+    """Return the attributes in a HeadObject response that a copy gets; tags need a request of their own."""
     return {name: head[name] for name in HEADERS if name in head} | storage_class(head)
 
 
 def storage_class(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The storage class that a copy of an object gets, if it is another than the default."""
+    """Return the storage class that a copy of an object gets, unless it is the default."""
     found = info.get("StorageClass") or "STANDARD"
     return {} if found in {"STANDARD", *_OF_BUCKETS, *_ARCHIVES} else {"StorageClass": found}
 
 
 def of_new_state(head: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes in a HeadObject response that stay when an object is replaced: its storage and encryption too."""
+    """Return the attributes in a HeadObject response that a replaced object keeps, its storage and encryption too."""
     return {name: head[name] for name in (*HEADERS, "StorageClass", *_ENCRYPTION) if name in head}
 
 
 def locks(head: Mapping[str, Any]) -> dict[str, Any]:
-    """The locks in a HeadObject response that have not expired."""
+    """Return the locks in a HeadObject response that have not expired."""
     on = head.get("ObjectLockLegalHoldStatus") == "ON"
     kept: dict[str, Any] = {"ObjectLockLegalHoldStatus": "ON"} if on else {}
     until = head.get("ObjectLockRetainUntilDate")
@@ -64,7 +64,7 @@ def locks(head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unless_named(kept: Mapping[str, Any], *named: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that no option of the call or the filesystem replaces; an encryption is replaced as a whole."""
+    """Return the kept attributes that no option overrides; an encryption option overrides all of that kind."""
     names = {name for options in named for name in options}
     if any(name.startswith(("SSE", "ServerSideEncryption", "BucketKeyEnabled")) for name in names):
         names |= set(_ENCRYPTION)
@@ -72,13 +72,13 @@ def unless_named(kept: Mapping[str, Any], *named: Mapping[str, Any]) -> dict[str
 
 
 def source_key(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The key that decrypts the source of a copy: the one in the options of the filesystem or the call, if any."""
+    """Return the key that decrypts the source of a copy, if the options of the filesystem or the call have one."""
     names = ("SSECustomerAlgorithm", "SSECustomerKey", "SSECustomerKeyMD5")
     return {f"CopySource{name}": options[name] for name in names if name in options}
 
 
 async def tagging(call: Callable[..., Awaitable[Any]], shown: str, **version: str) -> dict[str, str]:
-    """The tags of an object, as PutObject and CreateMultipartUpload take them."""
+    """Return the tags of an object in the form that PutObject and CreateMultipartUpload take."""
     try:
         found = (await call("get_object_tagging", **version)).get("TagSet", ())
     except AccessDeniedError:

@@ -1,4 +1,4 @@
-"""Many objects read straight into memory, side by side."""
+"""Reads of many objects straight into memory, in parallel."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 
 ObjectRead: TypeAlias = tuple[str, int, memoryview, int]
-"""Bytes of an object and where they go.
+"""The path of an object, the position of the first byte, the memory to fill, and the object's expected size in bytes.
 
-The object's path, the position of the first byte, writable memory (contiguous, of single bytes), and the size in bytes
-that the object must have.
+The memory is writable, contiguous and of single bytes.
 """
 
 
-# Objects of no more bytes, and so many of them at least, are asked for in the quick way.
+# More than _MANY objects of up to _SMALL bytes are requested without botocore.
 _SMALL, _MANY = 2**20, 16
 
 
 async def readinto_objects(
     fs: Any, wanted: Sequence[ObjectRead], advance: Callable[[int], object] = lambda count: None
 ) -> list[int]:
-    """Fill many memories from many objects; objects that are read whole are compared with their checksums.
+    """Fill many memories from many objects; objects that are read whole are verified by their checksums.
 
     Args:
         wanted: in any order.
         advance: called on the event loop with the bytes read of each object.
 
     Returns:
-        The size in bytes that each object has; the one that it must have if no bytes of it are wanted. Where it is
-        not that one, the memory may have been filled in part.
+        The actual size of each object in bytes, or its expected size if no bytes of it are wanted. Where the actual
+        size is another than expected, the memory may be filled in part.
 
     Raises:
-        ObjectNotFoundError: if there is no such object.
-        ChecksumError: if the bytes do not have the object's checksum, twice.
+        ObjectNotFoundError: if an object does not exist.
+        ChecksumError: if the bytes of an object fail verification by its checksum twice.
     """
     await fs.set_session()
     found: dict[int, int] = {}

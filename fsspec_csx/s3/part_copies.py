@@ -1,4 +1,4 @@
-"""Parts of an upload that the server copies from an object.
+"""Parts of an upload that the server copies from another object.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPartCopy.html
 """
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 COPIED_PART = 32 * 2**20
-"""Bytes of a part that is copied: larger ones may take longer than ``read_timeout``, and then are asked for again."""
+"""Bytes of a copied part; copying a larger one may exceed ``read_timeout``, and would then be retried."""
 
 
 @dataclass(frozen=True)
 class CopySource:
-    """One state of an object that parts are copied from.
+    """One state of an object, as the source of copied parts.
 
     Attributes:
         version: None for the current one.
-        etag: of the state; a part of another one is not copied.
+        etag: identifies the state; parts of another state are not copied.
         size: in bytes.
     """
 
@@ -33,23 +33,23 @@ class CopySource:
 
     @property
     def named(self) -> dict[str, str]:
-        """Which object it is, as the parameter ``CopySource`` of botocore takes it."""
+        """The object, as botocore's parameter ``CopySource``."""
         version = {"VersionId": self.version} if self.version else {}
         return {"Bucket": self.bucket, "Key": self.key, **version}
 
     @property
     def pinned(self) -> dict[str, str]:
-        """The parameter by which no other state than this one is copied."""
+        """The parameter that limits a copy to this state."""
         return {"CopySourceIfMatch": self.etag} if self.etag else {}
 
     def spans(self, part: int) -> list[CopiedSpan]:
-        """All of it, in parts of so many bytes but for the last."""
+        """Return spans of ``part`` bytes that cover the object; the last may be shorter."""
         return [CopiedSpan(self, start, min(start + part, self.size)) for start in range(0, self.size, part)]
 
 
 @dataclass(frozen=True)
 class CopiedSpan:
-    """Bytes between two positions of a source."""
+    """The bytes of a source between two positions."""
 
     source: CopySource
     start: int
@@ -57,7 +57,7 @@ class CopiedSpan:
 
     @property
     def length(self) -> int:
-        """In bytes."""
+        """The number of bytes."""
         return self.end - self.start
 
     @property

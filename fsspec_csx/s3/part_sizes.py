@@ -1,4 +1,4 @@
-"""How an object is divided into parts.
+"""The sizes of the parts of an object.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 """
@@ -11,26 +11,26 @@ PARTS = 10_000
 """The most parts of an object."""
 
 LEAST_PART, LARGEST_PART = 5 * 2**20, 5 * 2**30
-"""The least bytes of a part that is not the last, and the most."""
+"""The smallest and the largest part in bytes; only the last part may be smaller."""
 
 FIRST_PARTS = 5_000
-"""How many parts of an object of unknown size have the size of the first."""
+"""How many parts of an object of unknown size have the size of the first part."""
 
 _MIB = 2**20
-# Then the size doubles each time that so many parts more are full: 10,000 of them reach 5 TiB from the least first part
-# on. A larger number would keep the parts equal for longer, and need more memory for the last ones.
+# After the first parts, the size doubles every 490 parts: with the smallest first part, 10,000 parts then reach 5 TiB.
+# A larger step would keep the parts equal for longer, and need more memory for the last ones.
 _STEP = 490
-# The parts of an object of so few bytes are as many as may be: they are sent side by side, and the first begins sooner.
+# An object of up to this size has as many parts as possible: they are sent in parallel, and the first is full sooner.
 _SMALL = 64 * _MIB
-# Of an object that is expected to have so many bytes, parts are twice as large: each request costs some work.
+# From this expected size on, parts are twice as large, because each request has a cost.
 _LARGE = 256 * _MIB
 
 
 def part_size(number: int, first: int = PART) -> int:
-    """Bytes of a part of an object of unknown size.
+    """Return the bytes of a part of an object of unknown size.
 
-    The first 5,000 parts are of one size, as some stores (Cloudflare R2) take no others: of 8 MiB each, unless the
-    caller chooses, so up to 39 GiB. From there on the size doubles every 490 parts, up to 5 GiB.
+    The first 5,000 parts have one size, as some stores (Cloudflare R2) require: 8 MiB each unless the caller chooses,
+    together up to 39 GiB. After them, the size doubles every 490 parts, up to 5 GiB.
 
     Args:
         number: of the part, from 1.
@@ -41,12 +41,12 @@ def part_size(number: int, first: int = PART) -> int:
 
 
 def first_part_size(expected: int, first: int, *, chosen: bool) -> int:
-    """Bytes of the first part of an object of about so many bytes, so that all its parts are of one size.
+    """Return the bytes of the first part of an object of about ``expected`` bytes, so that all parts have one size.
 
     Args:
         expected: bytes of the object.
-        first: bytes of the first part of any object.
-        chosen: whether the caller asked for ``first``; then it is only made larger where it must be.
+        first: bytes of the first part of an object of unknown size.
+        chosen: whether the caller chose ``first``; then it is only raised where necessary.
     """
     if not chosen and expected <= _SMALL:
         parts = max(expected // LEAST_PART, 1)
@@ -56,10 +56,13 @@ def first_part_size(expected: int, first: int, *, chosen: bool) -> int:
 
 
 def part_size_for(size: int, wanted: int | None = None) -> int:
-    """Bytes of each part, but the last, of an object of known size; ValueError if no object can be so large.
+    """Return the bytes of each part of an object of ``size`` bytes, except the last.
 
     Args:
-        wanted: bytes of a part that the caller asks for; None to choose the least that are worth a request.
+        wanted: the part size that the caller asks for; None for the smallest that is worth a request.
+
+    Raises:
+        ValueError: if an object cannot be so large.
     """
     least = -(-size // PARTS)
     if least > LARGEST_PART:

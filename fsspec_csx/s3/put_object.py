@@ -1,4 +1,4 @@
-"""Objects made by one request, and the checksums with which a write begins, unless the server takes none.
+"""Uploads by a single request, and checksums for servers that accept them.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
 """
@@ -19,9 +19,9 @@ from fsspec_csx.s3.transport.request_body import RequestBody
 logger = logging.getLogger("fsspec_csx")
 
 Call = Callable[..., Awaitable[Any]]
-"""Makes a request for one object: the operation's name as botocore's method has it, then its parameters."""
+"""Makes a request for one object, given the name of botocore's method and its parameters."""
 
-# What servers answer to checksums that they do not know.
+# The errors of servers that do not support checksums.
 _REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
 
 
@@ -33,7 +33,7 @@ async def put(
     checked: bool = True,
     **conditions: str,
 ) -> Any:
-    """Make a payload the object by a single request, and return the server's answer.
+    """Upload a payload by a single request, and return the server's answer.
 
     Args:
         conditions: of PutObject.
@@ -54,15 +54,16 @@ async def put(
                 found = await call("head_object", ChecksumMode="ENABLED")
         if found.get("ChecksumCRC64NVME") != CRC64NVME.encoded(payload.crc64nvme):
             raise
-        return found  # a request of ours made it, whose answer was not heard
+        return found  # an earlier attempt created it, but its answer was lost
 
 
 async def with_checksum(
     call: Call, transfer: Transfer, method: str, checksum: dict[str, str], **parameters: Any
 ) -> tuple[Any, bool]:
-    """Make the request that begins a write, with a checksum unless the server takes none.
+    """Make the first request of a write, with a checksum unless the server refuses checksums.
 
-    The first of a client settles that for all. What follows it, a part for one, is never sent again without.
+    The first such request of a client decides for all later ones. Later requests of a write, such as parts, are never
+    repeated without their checksum.
 
     Returns:
         The answer, and whether the request carried the checksum.

@@ -1,4 +1,4 @@
-"""ReadAhead: the cache of a file that is read from front to back, filled while its reader is busy with what it has."""
+"""ReadAhead: the cache of an open file; it fetches data in the background while the reader processes earlier data."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from fsspec.caching import BaseCache
 
 from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
 
-# The first read fetches so much; each further one that goes on where the last ended, so many times more.
+# The bytes of the first read, and the factor for each further sequential read.
 _FIRST = 256 * 1024
 _GROWTH = 4
-# The least that is worth a request of its own, and how many of them the reader is ahead of.
+# The smallest background request, and how many requests the window ahead of the reader is divided into.
 _LEAST = 2**20
 _SHARES = 4
-# What is read over rather than asked for anew, and how far behind the reader is kept what it had: readers of zip files
-# go to the end of each, and back.
+# The largest gap that counts as sequential, and the bytes kept behind the reader: readers of zip files go to the end of
+# each record, and back.
 _GAP = 64 * 1024
 _BEHIND = 2**20
-# Of what is fetched for reads that are large themselves, in requests of AHEAD_REQUEST bytes.
+# The chunks that are fetched ahead of large reads, in requests of AHEAD_REQUEST bytes.
 _CHUNK = 8 * 2**20
 AHEAD_REQUEST = 4 * 2**20
 
 
 @dataclass
 class Chunk:
-    """Bytes of the file that are here or on their way.
+    """Bytes of the file that have arrived or are in flight.
 
     Attributes:
-        start: position of the first.
+        start: position of the first byte.
         end: position after the last.
-        data: what holds them.
-        lent: the buffer that they are in, if it is used again.
+        data: the future that returns them.
+        lent: the buffer that holds them, if it is reusable.
     """
 
     start: int
@@ -47,15 +47,15 @@ class Chunk:
 
 
 class ReadAhead(BaseCache):  # type: ignore[misc]
-    """Keeps what follows the last read, fetched before it is asked for; the more, the longer the reader goes on.
+    """Fetches what follows the last read before it is needed; the longer the sequential reads go on, the more.
 
-    What the reader has passed stays for a while, so that it may go back a little. A read somewhere else fetches little
-    more than itself, and forgets what was ahead.
+    It also keeps some bytes before the position, for small steps back. A read elsewhere discards all that, and
+    fetches little more than its own bytes.
 
     Args:
-        ahead: the most bytes to fetch before they are asked for, unless the reads are large themselves.
-        fetch: begins to fetch the bytes between two positions.
-        fetch_into: begins to fill a buffer from a position on.
+        ahead: the most bytes to fetch ahead, except after large reads.
+        fetch: starts to fetch the bytes between two positions.
+        fetch_into: starts to fill a buffer from a position on.
         size: of the file, in bytes.
     """
 
@@ -78,7 +78,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
 
     @property
     def lock(self) -> threading.RLock:
-        """Held by each read: of threads that share a file, none has its buffer filled anew by another."""
+        """The lock that each read holds, so that no thread reuses a buffer that another thread still reads."""
         self._forget_parents()
         return self._lock
 
@@ -97,7 +97,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             return self._read_or_clear(start, stop)
 
     def take(self, start: int, stop: int) -> list[Chunk]:
-        """Hand over what is here or on its way of a large range, from its first byte on."""
+        """Hand over the chunks of a large range."""
         self._forget_before(start)
         taken = [chunk for chunk in self._chunks if chunk.start < stop and chunk.end > start]
         while self._chunks and self._chunks[0].end <= stop:
@@ -105,13 +105,13 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         return taken
 
     def fill(self, memory: memoryview, start: int, taken: Sequence[Chunk]) -> None:
-        """Fill a memory from chunks that were taken, the first of which has the byte at ``start``."""
+        """Fill memory from chunks that were taken; the first chunk contains the byte at ``start``."""
         stop = start + len(memory)
         try:
             for chunk in taken:
                 first, last = max(start, chunk.start), min(stop, chunk.end)
                 target = memory[first - start : last - start]
-                populate(target)  # while the bytes are on their way
+                populate(target)  # while the bytes are in flight
                 copy(target, memoryview(chunk.data.result())[first - chunk.start : last - chunk.start])
                 if chunk.lent is not None and chunk.end <= stop and self._chunks and self._chunks[-1].end < self.size:
                     self._free.append(chunk.lent)
@@ -121,9 +121,9 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             raise
 
     def fetch_beyond(self, start: int, ahead: int) -> None:
-        """Let so many bytes from a position on be here or on their way, in chunks of one size.
+        """Fetch ``ahead`` bytes from a position on, in chunks of equal size, unless they are cached or in flight.
 
-        Nothing is done unless what is here reaches to the position.
+        The cached chunks must reach up to the position.
         """
         begun, end = self._chunks[-1].end if self._chunks else start, min(start + ahead, self.size)
         while begun < end and (end - begun >= _CHUNK or end == self.size):
@@ -135,14 +135,14 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             self._free.clear()  # nothing is left to fetch
 
     def put(self, start: int, data: memoryview) -> None:
-        """Keep bytes after a range that was taken; they are fetched with others, before anything is read again."""
+        """Keep bytes that follow a taken range; their data may arrive later, but before the next read."""
         self._window = 0
         done: Future[Any] = Future()
         done.set_result(data)
         self._chunks.append(Chunk(start, start + len(data), done))
 
     def clear(self) -> None:
-        """Forget everything, and end what is being fetched."""
+        """Discard all chunks, and cancel their requests."""
         self._forget_parents()
         for chunk in self._chunks:
             chunk.data.cancel()
@@ -158,7 +158,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             self.clear()
 
     def _forget_parents(self) -> None:
-        """In a forked child: forget what its parent fetches, which never comes here."""
+        """In a forked child, discard the chunks of the parent, whose requests never finish here."""
         if self._pid != os.getpid():
             self._pid, self._window = os.getpid(), 0
             self._lock = threading.RLock()  # a thread of the parent may hold the other
@@ -169,7 +169,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._chunks.append(Chunk(start, end, self._start(start, end)))
 
     def _fetch_ahead(self, stop: int) -> None:
-        """Fetch what a read up to here lacks, and what will follow it."""
+        """Fetch the missing bytes of a read up to ``stop``, and those that follow."""
         if stop > self._chunks[-1].end or not self._chunks[-1].data.done():
             self._window = min(max(self._window * _GROWTH, _LEAST), self.blocksize)
         end = min(stop + self._window, self.size)
@@ -181,11 +181,11 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         try:
             return self._read_chunks(start, stop)
         except BaseException:
-            self.clear()  # what could not be fetched may be asked for again
+            self.clear()  # so that the next read requests the failed chunks again
             raise
 
     def _overlapping(self, start: int, stop: int) -> Iterator[tuple[Chunk, int, int]]:
-        """The chunks of a range, each with where the range begins and ends in it, by positions in the file."""
+        """Yield the chunks of a range, each with the file positions where their overlap begins and ends."""
         for chunk in list(self._chunks):
             if chunk.start < stop and chunk.end > start:
                 yield chunk, max(start, chunk.start), min(stop, chunk.end)
@@ -198,8 +198,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             done = last
             data = chunk.data.result()
             pieces.append(data if last - first == len(data) else data[first - chunk.start : last - chunk.start])
-        if done != stop:  # another thread reads in the same file, and has changed what is here
+        if done != stop:  # another thread reads the same file, and has changed the chunks
             return bytes(self._start(start, stop).result())
         if len(self._chunks) == 1 and self._chunks[0].end == stop and stop - self._chunks[0].start > _LEAST:
-            self.clear()  # nobody needs it any more
+            self.clear()  # the reader has read all of it
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)

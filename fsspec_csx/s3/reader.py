@@ -1,4 +1,4 @@
-"""ReadFile: an object that is read as a file, by requests that run side by side."""
+"""ReadFile, the reading half of ``CSXFile``: it reads an object by parallel requests."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from fsspec_csx.s3.transport.request_body import single_bytes
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
-# What begins the end of a zip file, and how many times the first large read is fetched after it.
+# The signature of a zip file's end record; the first large read after it fetches this many times its size ahead.
 _ZIP_END = b"PK\x05\x06"
 _FIRST_AHEAD = 4
-# A line is looked for in so many bytes at a time.
+# ``readline`` searches this many bytes at a time.
 _LINE = 64 * 1024
 
 
 class ReadFile(S3File):  # type: ignore[misc]
-    """What ``CSXFile`` does of reading, and how it makes its requests.
+    """The reading half of ``CSXFile``, and the requests of both halves.
 
     Raises:
-        ObjectNotFoundError: when opened for reading and there is no such object.
+            ObjectNotFoundError: when opened for reading, if the object does not exist.
     """
 
     loc: int
     cache: Any = None
     _details: Any = None
     _large_end = -(2**62)  # where the last large read ended
-    _is_zip = False  # whether its end was read, and is that of a zip file
+    _is_zip = False  # whether the end record of a zip file was read
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         own = kwargs.get("cache_type") == ReadAhead.name
         self._details = kwargs.pop("details", None)
-        self._alike = LearnedTemplate()  # before the caches of fsspec, some of which read at once
+        self._alike = LearnedTemplate()  # set before the caches of fsspec, some of which read at once
         super().__init__(fs, path, mode, **(kwargs | {"cache_type": "none"} if own else kwargs))
         if mode != "rb":
             return
@@ -64,7 +64,7 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     @property
     def details(self) -> Any:
-        """What the server says of the object, as ``info``; what a listing said earlier decides nothing here."""
+        """The server's ``info`` of the object when it was opened; never from a cached listing."""
         if self._details is None:
             self._details = self.fs.info(self.path, refresh=True, checksum=True)
         return self._details
@@ -75,15 +75,14 @@ class ReadFile(S3File):  # type: ignore[misc]
         self.size = value["size"]
 
     def readline(self) -> bytes:
-        """The bytes up to the next line feed, it included, or to the end."""
-        # fsspec copies a whole block for each line.
+        """Read up to and including the next line feed, or to the end."""
+        # fsspec would copy a whole block for each line.
         return bytes(self.readuntil(b"\n", min(self.blocksize, _LINE)))
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from the current position, a large one by parallel requests straight into its memory.
+        """Fill a buffer from the current position and return the bytes read, fewer than the buffer only at the end.
 
-        Returns:
-            The number of bytes read, less than the buffer's only at the end of the object.
+        A large buffer is filled by parallel requests, straight into its memory.
 
         Raises:
             s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
@@ -100,7 +99,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         return len(memory)
 
     def _fill(self, memory: memoryview) -> None:
-        """Fill a large memory from the current position."""
+        """Fill a large buffer from the current position."""
         if not isinstance(self.cache, ReadAhead):
             self.readinto_many([(self.loc, memory)])
         else:
@@ -126,12 +125,12 @@ class ReadFile(S3File):  # type: ignore[misc]
                 rest.result()
         except BaseException:
             if rest is not None:
-                rest.end()  # the memory is the caller's again
+                rest.end()  # no request may write to the caller's memory any more
             self.cache.clear()
             raise
 
     def _bytes_beyond(self, start: int, end: int) -> int:
-        """How many bytes to fetch that follow a large read."""
+        """Return how many bytes to fetch ahead after a large read."""
         goes_on, first = abs(start - self._large_end) <= _FOLLOWING, self._large_end < 0
         self._large_end = end
         if self.cache.blocksize < PART:
@@ -139,13 +138,13 @@ class ReadFile(S3File):  # type: ignore[misc]
         beyond: int = self.fs.transfer.ahead_bytes
         if goes_on:
             return beyond
-        # A reader of a zip file that has read its directory goes on, from the first large record.
+        # A reader of a zip file reads on after its directory, starting at the first large record.
         return min(beyond, _FIRST_AHEAD * (end - start) + _FOLLOWING) if first and self._is_zip else 0
 
     def _begin_rest(self, spans: Sequence[Span]) -> Work:
         total = sum(len(memory) for _, memory in spans)
         part = self.fs.request_size(total)
-        part = -(-total // max(1, round(total / part)))  # of one size: no small request at the end
+        part = -(-total // max(1, round(total / part)))  # equal requests: no small one at the end
         check_off_loop(self.fs)
         return Work(self.fs.loop, functools.partial(self._fetch, spans, part))
 
@@ -158,18 +157,18 @@ class ReadFile(S3File):  # type: ignore[misc]
         algorithm: Algorithm | None = None,
         total: int = 0,
     ) -> list[int]:
-        """Fill many memories from many positions, all at once; the file's own position stays.
+        """Fill many memories from many positions by parallel requests; the file's own position does not move.
 
         Args:
-            spans: positions in the file, in bytes, each with the writable memory (contiguous, of single bytes) that
-                is to be filled from there. In any order; the file must reach as far.
+            spans: positions in bytes, each with the writable memory (contiguous, single bytes) to fill from there, in
+                any order.
             advance: called in this thread with each number of bytes read.
-            crc32: whether to compute the CRC-32 of each span, as it comes.
-            algorithm: of another checksum to compute instead.
-            total: how many bytes are read with these, here or elsewhere, by requests of the size that is best for all.
+            crc32: whether to compute the CRC-32 of each span during the download.
+            algorithm: another checksum to compute instead.
+            total: bytes of a larger read that these spans are part of; it sets the size of the requests.
 
         Returns:
-            The checksum of each span, in the order of the spans; an empty list if none was to be computed.
+            The checksum of each span, in the order of the spans; an empty list if no checksum was requested.
 
         Raises:
             ValueError: if a span reaches beyond the end of the file.
@@ -193,20 +192,17 @@ class ReadFile(S3File):  # type: ignore[misc]
                     advance(count)
             ranges = work.result()
         except BaseException:
-            work.end()  # the memory is the caller's again
+            work.end()  # no request may write to the caller's memory any more
             raise
         return checksums(ranges, len(spans), algorithm.combine) if algorithm else []
 
     def object_checksum(self) -> tuple[Algorithm, str] | None:
-        """The algorithm and the value of the object's checksum, as S3 writes it, when it was opened.
-
-        Returns:
-            None if the server has none.
+        """Return the algorithm and the value, as S3 writes it, of the object's checksum; None if the server has none.
 
         Raises:
             s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
         """
-        if "checksum" not in self.details:  # which s3fs looked up, for a version, or the caller
+        if "checksum" not in self.details:  # the details come from s3fs, for a version, or from the caller
             version = version_id_kw(self.version_id)
             check_off_loop(self.fs)
             answer = finished(
@@ -239,7 +235,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             return b""
         with BytesBuffer(end - start, f"s3://{self.path}") as target:
             part = self.fs.request_size(end - start)
-            if self.fs.transfer.ahead_bytes:  # other reads run beside it, so that one request is enough
+            if self.fs.transfer.ahead_bytes:  # other reads run in parallel, so one request is enough
                 part = max(part, AHEAD_REQUEST)
             await self._fetch([(start, target.memory)], part)
             return target.getvalue()
@@ -252,12 +248,12 @@ class ReadFile(S3File):  # type: ignore[misc]
         check: Check | None = None,
     ) -> Sequence[RangeRequest]:
         pinned = version_id_kw(self.version_id)
-        read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have but one
+        read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have only req_kw
         known = self._details.get("ETag") if self._details is not None else None
 
         async def get(**span: str) -> Any:
             answer = await self._request("get_object", **read_kw, **span, **pinned)
-            if known and answer.get("ETag") != known:  # some servers send none
+            if known and answer.get("ETag") != known:  # some servers send no ETags
                 raise FileExpired(self.path, known)
             return answer
 
@@ -285,15 +281,15 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     @property
     def _cache_names(self) -> tuple[str, ...]:
-        """What identifies the object in a cache; empty if it is not to be in one."""
+        """The names that identify the object in the cache; empty if it must not be cached."""
         etag = self._details.get("ETag") if self._details is not None else None
         encrypted = any(name.startswith("SSECustomer") for name in self.s3_additional_kwargs)
-        if not etag or encrypted:  # with a key of the caller's, no plain text is kept
+        if not etag or encrypted:  # never store plain text of data that the caller encrypts with a key (SSE-C)
             return ()
         return self.fs._endpoint, self.bucket, self.key, self.version_id or "", etag
 
     def forget_cached(self) -> None:
-        """Remove the object from the cache: it was damaged before it came there."""
+        """Remove the object from the cache, because it was damaged before it was cached."""
         if self.fs.block_cache is not None and self._cache_names:
             self.fs.block_cache.remove(self._cache_names, self.size)
 
@@ -301,7 +297,7 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     @functools.cached_property
     def _request(self) -> Call:
-        """Makes requests for the object. It knows nothing of the file: an upload must not keep a dropped file alive."""
+        """Makes requests for the object; it has no reference to the file, so an upload lets a dropped file go."""
         fs, acl, extra = self.fs, {"ACL": self.acl} if self.acl else {}, self.s3_additional_kwargs
         payer = getattr(self, "_request_payer_kw", self.req_kw)
         named = {"Bucket": self.bucket, "Key": self.key}

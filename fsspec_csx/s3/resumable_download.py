@@ -1,4 +1,4 @@
-"""Resumable downloads: the bytes that have arrived stay in a file beside the target until all have."""
+"""Resumable downloads: a file beside the target keeps the bytes that have arrived until all have."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
 from fsspec_csx.s3.upload_journal import digest, lock, open_owned
 from fsspec_csx.storage.local_file import add_filename, publish, resolve_target, temporary_path
 
-# The size of a part depends on it: a constant, so that another run resumes with the same parts.
+# Determines the part size; constant, so that the next run resumes with the same parts.
 _IN_FLIGHT = 10
-# Bytes of a mark, after those of the object: 1 once the part has arrived, and its CRC64NVME.
+# Bytes of each mark, which follow those of the object: a 1 when the part has arrived, and the part's CRC64NVME.
 _MARK = 9
 _READ = 2**20
 
 
 async def resume(fs: Any, rpath: str, version: str | None, lpath: str, callback: Callback, *, exclusive: bool) -> bool:
-    """Fetch an object, and resume an interrupted download of it.
+    """Download an object, resuming an interrupted download if there is one.
+
+    Returns False, with nothing done, if the object is small or has no ETag, or another process downloads it.
 
     Args:
-        exclusive: whether there must be no local file yet.
-
-    Returns:
-        False, with nothing done, if it is small or has no ETag, or another process fetches it.
+        exclusive: whether to refuse to replace a local file.
     """
     target, mode = resolve_target(lpath)
 
@@ -59,7 +58,7 @@ async def resume(fs: Any, rpath: str, version: str | None, lpath: str, callback:
 
 
 class PartialFile:
-    """A file with the bytes of an object, and after them a mark for each part that has arrived.
+    """A file with the bytes of an object, followed by a mark for each part that has arrived.
 
     Args:
         descriptor: open for reading and writing.
@@ -72,10 +71,10 @@ class PartialFile:
         self._part = size_for(size, _IN_FLIGHT)
         self._parts = range(-(-size // self._part))
         self.whole = size + _MARK * len(self._parts)
-        """The size of the file in bytes, with the marks."""
+        """The size of the file with the marks, in bytes."""
 
     def span(self, number: int) -> tuple[int, int]:
-        """Position and length of a part, in bytes."""
+        """Return position and length of a part, in bytes."""
         start = number * self._part
         return start, min(self._part, self._size - start)
 
@@ -85,21 +84,21 @@ class PartialFile:
         os.pwrite(self.descriptor, mark, self._size + _MARK * number)
 
     def marked(self) -> dict[int, int]:
-        """The numbers of the parts that have arrived, with their checksums."""
+        """Return the numbers of the parts that have arrived, with their checksums."""
         marks = os.pread(self.descriptor, _MARK * len(self._parts), self._size)
         found = {number: marks[_MARK * number :][:_MARK] for number in self._parts}
         return {number: int.from_bytes(mark[1:], "big") for number, mark in found.items() if mark[:1] == b"\1"}
 
     def kept(self) -> dict[int, int]:
-        """The marked parts whose checksums hold: a power failure may have damaged some."""
+        """Return the marked parts with correct checksums: a power failure may have damaged some."""
         return {number: crc for number, crc in self.marked().items() if self._computed(CRC64NVME, number) == crc}
 
     def missing(self, kept: dict[int, int]) -> list[FileRange]:
-        """The ranges of the other parts."""
+        """Return the ranges of the other parts."""
         return [_MarkedRange(self, number) for number in self._parts if number not in kept]
 
     def _computed(self, algorithm: Algorithm, number: int, checksum: int = 0) -> int:
-        """The checksum of a part, behind bytes with another one."""
+        """Return the checksum of a part, continued from that of preceding bytes."""
         start, length = self.span(number)
         position, end = start, start + length
         while data := os.pread(self.descriptor, min(_READ, end - position), position):
@@ -107,10 +106,10 @@ class PartialFile:
         return checksum
 
     def finish(self, name: object, stamp: ObjectMetadata) -> None:
-        """Compare all bytes with the checksum that the server sent, remove the marks, and write all to the disk.
+        """Verify the bytes by the server's checksum, remove the marks, and flush the file to disk.
 
         Raises:
-            ChecksumError: if they differ.
+            ChecksumError: if the checksums differ.
         """
         algorithm, crc = stamp.algorithm, 0
         if algorithm is CRC64NVME:
@@ -127,7 +126,7 @@ class PartialFile:
 
 
 class _MarkedRange(FileRange):
-    """A part of a partial file, which is marked when it has arrived."""
+    """A part of a partial file, marked when it has arrived."""
 
     def __init__(self, file: PartialFile, number: int) -> None:
         start, length = file.span(number)
@@ -135,7 +134,7 @@ class _MarkedRange(FileRange):
         self._file, self._number = file, number
 
     def advance(self, count: int) -> None:
-        """Write so many bytes of ``rest``."""
+        """Record that ``count`` bytes arrived, and mark the part when it is complete."""
         super().advance(count)
         if self.complete:
             try:
@@ -149,7 +148,7 @@ class _MarkedRange(FileRange):
 def _opened(
     name: tuple[str, str], stamp: ObjectMetadata, target: str, mode: int | None, exclusive: bool
 ) -> Iterator[PartialFile | None]:
-    """The bytes so far; they become the target when the block ends without an exception, and stay otherwise."""
+    """Open the partial file; it becomes the target if the block succeeds, and otherwise stays for the next call."""
     of_object = digest(*name, target)[:8]
     path = temporary_path(target, of_object + digest(stamp.etag, str(stamp.size))[:8])
     _remove_others(path)
@@ -158,7 +157,7 @@ def _opened(
     except OSError:
         if not os.path.lexists(path):
             raise
-        # Another user has put something in its place, which is not written to: all is fetched again.
+        # Another user has put something there; do not write to it, and download everything again.
         yield None
         return
     try:

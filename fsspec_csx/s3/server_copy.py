@@ -1,7 +1,7 @@
-"""Server-side copies: objects that the server copies, joins, or gives other metadata; no byte passes through here.
+"""Server-side copies: the server copies or joins objects, or changes their metadata, without a download.
 
-A copy has the headers, the metadata and the tags of its source, and its storage class unless that is an archive's,
-but for what the call or the filesystem names.
+A copy has the headers, metadata, tags and storage class of its source, except those that the call or the filesystem
+sets. It is not archived, even if its source is.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from fsspec_csx.s3.versions import check_writable
 
 logger = logging.getLogger("fsspec_csx")
 
-# Copied by the server in one request, up to this size in bytes; larger ones in parts.
+# The largest object that is copied by one request, in bytes; larger ones are copied in parts.
 _COPIED_WHOLE = 256 * 2**20
-# Bytes of memory, at most, of parts that are read to be joined, unless one part has more.
+# The most bytes in memory of parts that are read to be joined, unless one part is larger.
 _IN_MEMORY = 128 * 2**20
 
 
@@ -47,18 +47,18 @@ async def cp_file(
     resumable: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Copy an object, by the server; a large one in parts.
+    """Copy an object on the server; a large one in parts.
 
     Args:
-        preserve_etag: whether to copy the very parts that it was made of, so that its ETag stays. If the server
-            gives another one all the same, that is logged.
-        mode: "create" to replace no object by a large one.
-        resumable: whether an interrupted copy in parts is kept, to be resumed when this is called again.
+        preserve_etag: whether to copy the original parts of the source, so that the copy gets the same ETag. A warning
+            is logged if the server gives another one nevertheless.
+        mode: "create" to refuse to replace an object; only for large sources.
+        resumable: whether to keep an interrupted copy in parts, so that the next call resumes it.
         kwargs: parameters of CopyObject and CreateMultipartUpload, such as ``ContentType``.
 
     Raises:
         ObjectChangedError: if the source changes while it is copied in parts.
-        ObjectExistsError: in mode "create", if there is an object.
+        ObjectExistsError: in mode "create", if the object exists.
     """
     check_writable(fs, path2)
     if preserve_etag:
@@ -79,7 +79,7 @@ async def cp_file(
 
 
 async def _copy_whole(fs: Any, path1: str, path2: str, info: Mapping[str, Any], options: dict[str, Any]) -> None:
-    """Copy an object by one request, which leaves headers and tags to the server unless some are named."""
+    """Copy an object by one request; the server copies headers and tags, unless ``options`` set some."""
     bucket, key, version = fs.split_path(path1)
     source = CopySource(bucket, key, version, "", info["size"])
     kept = object_attributes.storage_class(info)
@@ -101,7 +101,7 @@ async def _copy_object(
 
 
 async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
-    """The parts that an object was made of; its ETag ends in their number."""
+    """Return the parts that an object was uploaded in; its ETag ends with their number."""
     count = source.etag.strip('"').rpartition("-")[2]
     lengths = [0] * (int(count) if count.isdecimal() else 0)
     named = {"Bucket": source.bucket, "Key": source.key, **version_id_kw(source.version)}
@@ -113,7 +113,7 @@ async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
 
     await gather_or_cancel(ask(number) for number in range(1, len(lengths) + 1))
     if sum(lengths) != source.size:
-        return source.spans(_part(source.size))  # the server does not know its parts
+        return source.spans(_part(source.size))  # the server has no record of the parts
     ends = itertools.accumulate(lengths)
     return [CopiedSpan(source, end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
@@ -130,11 +130,12 @@ async def _copy_spans(
     origin: SourceFingerprint | None = None,
     etag: str = "",
 ) -> None:
-    """Make an object of parts that the server copies from another, or from itself.
+    """Create an object from parts that the server copies from another object, or from the same.
 
     Args:
-        spans: all but the last of one size, unless ``etag``, which the object should have, is given.
+        spans: equal in size except the last, unless ``etag`` is given.
         origin: the source; if given, an interrupted upload is kept, to be resumed.
+        etag: the ETag that the object should have.
     """
     bucket, key, _ = fs.split_path(path)
     named = await _attributes(fs, source, options, in_place=(source.bucket, source.key) == (bucket, key))
@@ -153,7 +154,7 @@ async def _copy_spans(
         MultipartUpload(call, fs.transfer, checked=False, record=record) as upload,
     ):
         if (part := await upload.resume_or_create(spans[0].length)) != spans[0].length:
-            spans = source.spans(part)  # of the upload that is resumed
+            spans = source.spans(part)  # the part size of the upload that is resumed
         await gather_or_cancel(copy_part(number, span) for number, span in enumerate(spans, 1))
         if etag and upload.etag != etag.strip('"'):
             logger.warning("s3://%s gets another ETag than %s, as the server makes other ones.", path, source)
@@ -162,7 +163,7 @@ async def _copy_spans(
 
 
 async def _attributes(fs: Any, source: ObjectMetadata, options: Mapping[str, Any], *, in_place: bool) -> dict[str, Any]:
-    """The options of the call, and what the object has besides its bytes that they do not name."""
+    """Return the options of the call, and the attributes of the object that they do not override."""
     kept = dict(source.kept if in_place else source.headers)
     if options.get("MetadataDirective") == "REPLACE":
         kept = {name: value for name, value in kept.items() if name not in object_attributes.HEADERS}
@@ -173,11 +174,11 @@ async def _attributes(fs: Any, source: ObjectMetadata, options: Mapping[str, Any
 
 
 async def setxattr(fs: Any, path: str, copy_kwargs: Mapping[str, Any] | None = None, **kw_args: Any) -> None:
-    """Set metadata of an object; as ``s3fs.S3FileSystem.setxattr``. All else stays, but for ACLs and locks.
+    """Set metadata of an object; as ``s3fs.S3FileSystem.setxattr``. All else stays, except ACLs and locks.
 
     Args:
         copy_kwargs: parameters of CopyObject, such as ``{"ContentType": "text/csv"}``.
-        kw_args: the values of fields, which are strings; a field whose value is None is removed.
+        kw_args: fields and their values, which are strings; None removes a field.
 
     Raises:
         ObjectChangedError: if the object changes meanwhile.
@@ -193,17 +194,17 @@ async def setxattr(fs: Any, path: str, copy_kwargs: Mapping[str, Any] | None = N
 
 
 async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> None:
-    """Make an object of the bytes of several, one after the other; as ``s3fs.S3FileSystem.merge``.
+    """Concatenate objects into one; as ``s3fs.S3FileSystem.merge``.
 
-    The server copies what fills a part of its own; the rest is read and sent, so that sources may be of any size.
+    The server copies sources that fill parts of their own; other bytes are read and sent, so sources may have any size.
 
     Args:
         filelist: the paths of the objects; at least one.
         kwargs: parameters of PutObject and CreateMultipartUpload, such as ``ContentType``.
 
     Raises:
-        ObjectChangedError: if one of them changes meanwhile.
-        ObjectNotFoundError: if one is missing; before anything is written.
+        ObjectChangedError: if a source changes meanwhile.
+        ObjectNotFoundError: before anything is written, if a source does not exist.
     """
     check_writable(fs, path)
     if not filelist:
@@ -223,11 +224,11 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
 
 
 class _MergedSource:
-    """Several objects as one, in parts of which the server copies those that lie in one object.
+    """Several objects as one; the server can copy the parts that lie within one of them.
 
     Attributes:
-        size: bytes of all.
-        part: bytes of each part in which they are best written, but the last.
+        size: bytes of all objects.
+        part: the best part size for writing them, in bytes.
     """
 
     def __init__(self, fs: Any, sources: Sequence[CopySource]) -> None:
@@ -235,13 +236,13 @@ class _MergedSource:
         self._sources = [source for source in sources if source.size]
         self._ends = list(itertools.accumulate(source.size for source in self._sources))
         self.size = self._ends[-1] if self._ends else 0
-        # What is as large as a part of a copy can be copied; smaller sources would all have to be read.
+        # Copying needs sources larger than a copied part; smaller ones would all have to be read.
         largest = max((source.size for source in self._sources), default=0)
         self.part = part_size_for(self.size, COPIED_PART if largest > 2 * COPIED_PART else PART)
         assert self.part >= LEAST_PART
 
     async def body(self, start: int, end: int) -> RequestBody | CopiedSpan:
-        """The bytes between two positions: a span that the server can copy if they are a part of one object."""
+        """Return the bytes between two positions: as a span that the server can copy if they lie within one object."""
         spans = self._spans(start, end)
         if len(spans) == 1 and spans[0].length == end - start < self.size:
             return spans[0]
@@ -270,12 +271,12 @@ class _MergedSource:
 
 
 def _part(size: int) -> int:
-    """Bytes of each part of a copy of so many bytes."""
+    """Return the bytes of each part of a copy."""
     return max(min(COPIED_PART, _COPIED_WHOLE), part_size_for(size))
 
 
 def _changed(metadata: Mapping[str, str], fields: Mapping[str, str | None]) -> dict[str, str]:
-    """Metadata in which fields have other values, or are gone; as s3fs, which writes ``a_b`` as ``a-b``."""
+    """Return metadata with fields changed or removed; as in s3fs, which writes ``a_b`` as ``a-b``."""
     wanted = {name.replace("_", "-").lower(): value for name, value in fields.items()}
     kept = {name: value for name, value in metadata.items() if name.replace("_", "-").lower() not in wanted}
     return kept | {name: value for name, value in wanted.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Pairs of sources and targets of a copy, a move, a download or an upload."""
+"""Pairs of a source and a target, for copies, moves, downloads and uploads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsspec_csx.s3.names import Expansion, path_of
 
 
 class PathPair(NamedTuple):
-    """One object or folder and where it goes."""
+    """An object or folder, and its target."""
 
     source: str
     target: str
@@ -20,12 +20,12 @@ class PathPair(NamedTuple):
 
 
 def pair_paths(found: Sequence[Expansion], target: str, *, is_list: bool, into: bool) -> list[PathPair]:
-    """Where the entries of expansions go, by the rules of fsspec.
+    """Return the targets of expanded sources, by the rules of fsspec.
 
     Args:
-        target: the name that the one source gets, or the folder that all sources go into.
-        is_list: whether a list of sources was given: all of them go into the folder.
-        into: whether the target is a folder that the one source goes into.
+        target: the name for the single source, or the folder for all sources.
+        is_list: whether the sources are a list, which goes into a folder.
+        into: whether the target is a folder for the single source.
     """
     target = target.rstrip("/")
     pairs: list[PathPair] = []
@@ -44,7 +44,7 @@ def pair_paths(found: Sequence[Expansion], target: str, *, is_list: bool, into: 
 
 
 def zip_paths(sources: Sequence[str], targets: Sequence[str]) -> list[PathPair]:
-    """Sources that are each given with its target; ValueError if they are not as many."""
+    """Pair sources with targets; ValueError if their numbers differ."""
     if len(sources) != len(targets):
         msg = f"There are {len(sources)} sources and {len(targets)} targets. Give as many of each."
         raise ValueError(msg)
@@ -52,7 +52,7 @@ def zip_paths(sources: Sequence[str], targets: Sequence[str]) -> list[PathPair]:
 
 
 def check_distinct(pairs: Iterable[PathPair]) -> None:
-    """Raise ValueError for targets that would replace one another, or a source that is still to be read."""
+    """Raise ValueError if targets would replace one another, or a source that is still to be read."""
     files = [each for each in pairs if each.type != "directory"]
     sources = _sources(files, "Give each a target of its own.")
     for each in files:
@@ -62,7 +62,7 @@ def check_distinct(pairs: Iterable[PathPair]) -> None:
 
 
 def check_inside(pairs: Iterable[PathPair], folder: str) -> None:
-    """Raise ValueError for local targets that lead upwards from their folder: whoever made the keys chose them."""
+    """Raise ValueError if a local target leads upwards from its folder: another person may have chosen the keys."""
     for each in pairs:
         if ".." in each.target[len(folder.rstrip("/")) :].split("/"):
             msg = f"The key {each.source!r} leads out of {folder!r}. Fetch it alone, to a name of your own."
@@ -70,10 +70,10 @@ def check_inside(pairs: Iterable[PathPair], folder: str) -> None:
 
 
 def check_local(pairs: Iterable[PathPair]) -> None:
-    """Refuse local files that would replace one another, or that have a folder's name.
+    """Check that local targets can exist together.
 
     Raises:
-        IsADirectoryError: if an object's name is that of a folder too, which no local file system can hold.
+        IsADirectoryError: if an object's name is also a folder's, which local file systems do not allow.
         ValueError: if two objects would become one file.
     """
     files = [each._replace(target=os.path.abspath(each.target)) for each in pairs if each.type != "directory"]
@@ -85,7 +85,7 @@ def check_local(pairs: Iterable[PathPair]) -> None:
 
 
 def _sources(files: Iterable[PathPair], remedy: str) -> dict[str, str]:
-    """The source of each target; ValueError if one has two."""
+    """Return the source of each target; ValueError if a target has two."""
     sources: dict[str, str] = {}
     for each in files:
         if (former := sources.setdefault(each.target, each.source)) != each.source:

@@ -1,7 +1,7 @@
-"""Transactions: within one of fsspec, writes of whole objects wait for its end, as files do.
+"""Transactions: within an fsspec transaction, whole-object writes are published at its end, as files are.
 
-And files of fsspec's caches: ``simplecache::s3://…`` and ``filecache::s3://…`` put a local file at its close, even when
-an exception leaves the block, which would publish what is there of it.
+Also files of fsspec's caches. ``simplecache::s3://…`` and ``filecache::s3://…`` upload a local file when it is closed,
+even if an exception leaves the block; this module prevents publishing such an incomplete file.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ async def _write(
     stopped = threading.Event()
 
     def write() -> None:
-        # Should the transaction have ended meanwhile, nobody commits the file.
+        # If the transaction has ended meanwhile, nothing commits the file.
         with fs.open(path, "xb" if mode == "create" else "wb", block_size=size, autocommit=False, **options) as file:
             for piece in pieces:
                 file.write(piece)
@@ -81,7 +81,7 @@ async def _write(
 
 
 def put(fs: Any, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> Any:
-    """Make local files objects; as ``s3fs.S3FileSystem.put``."""
+    """Upload local files; as ``s3fs.S3FileSystem.put``."""
     return None if _is_discarded(sys._getframe(1), rpath) else _put_and_wait(fs, lpath, rpath, *args, **kwargs)
 
 
@@ -89,9 +89,9 @@ _put_and_wait = interruptible(lambda fs, *args, **kwargs: fs._put(*args, **kwarg
 
 
 def _is_discarded(caller: FrameType, paths: object) -> bool:
-    """Whether a cache puts a file because its block was left by an exception: then its local copy is removed too.
+    """Return whether a cache uploads a file whose block an exception has left; if so, discard the file.
 
-    When the file was opened is not known, so the innermost ``__exit__`` decides.
+    The time when the file was opened is unknown, so the innermost ``__exit__`` decides.
     """
     if caller.f_globals.get("__name__") != cached.__name__ or (error := innermost_error()) is None:
         return False

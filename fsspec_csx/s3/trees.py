@@ -1,9 +1,9 @@
-"""Trees: objects, folders, patterns and lists of paths that are copied, moved, fetched, sent and read at a time.
+"""Trees: copying, moving, downloading, uploading and reading many objects, folders, patterns and lists of paths.
 
-A source is a name, a pattern, or a list of them. The target of one name is a name, or the folder that it goes into; of
-many, a folder or a list of names. ``recursive`` adds what lies below folders, to ``maxdepth`` levels if given; without
-it folders are skipped, as everywhere in fsspec. A path is a name before it is a pattern, and all targets are known and
-checked before anything is written.
+A source is a name, a pattern, or a list of them. The target of one name is a name, or a folder to put it into; the
+target of many is a folder or a list of names. ``recursive`` adds what is below folders, down to ``maxdepth`` levels;
+without it folders are skipped, as everywhere in fsspec. A path is a pattern only if nothing has exactly that name. All
+targets are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ async def copy(
     batch_size: int | None = None,
     **kwargs: Any,
 ) -> None:
-    """Copy objects, by the server; as ``fsspec.asyn.AsyncFileSystem.copy``.
+    """Copy objects on the server; as ``fsspec.asyn.AsyncFileSystem.copy``.
 
     Args:
-        on_error: "ignore" skips objects that are missing, as ``recursive`` does; "raise" raises.
+        on_error: "ignore", the default if ``recursive``, skips missing objects; "raise" raises.
 
     Raises:
-        FileNotFoundError: if there is nothing of the name, or nothing that matches.
+        FileNotFoundError: if nothing has the name or matches the pattern.
         ValueError: before anything is copied, if a target names a version, or two sources have one target.
     """
     pairs = await _pairs(fs, path1, path2, recursive, maxdepth)
@@ -64,12 +64,12 @@ async def copy(
 async def mv(
     fs: Any, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
 ) -> None:
-    """Move objects, by the server: copy all, compare each copy with its source, and then delete the sources.
+    """Move objects on the server: copy all, compare each copy with its source, then delete the sources.
 
     Raises:
-        FileNotFoundError: if there is nothing of the name, or nothing that matches.
-        IsADirectoryError: if it is a folder, unless ``recursive``.
-        ChecksumError: if a copy is not what its source is. Then no source is deleted.
+        FileNotFoundError: if nothing has the name or matches the pattern.
+        IsADirectoryError: if a source is a folder, unless ``recursive``.
+        ChecksumError: if a copy differs from its source; then no source is deleted.
         ValueError: before anything is copied, if a target names a version, or two sources have one target.
     """
     pairs = await _pairs(fs, path1, path2, recursive, maxdepth)
@@ -83,7 +83,7 @@ async def mv_file(fs: Any, path1: str, path2: str, **kwargs: Any) -> None:
 
 
 async def _pairs(fs: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[PathPair]:
-    """The objects and folders that are to be copied, and where to."""
+    """Return the objects and folders to copy, with their targets."""
     if isinstance(path1, (list, tuple)) and isinstance(path2, (list, tuple)):
         pairs = zip_paths([_plain(fs, each) for each in path1], [_plain(fs, each) for each in path2])
     else:
@@ -112,12 +112,12 @@ async def _sources(fs: Any, path: Any, recursive: bool, maxdepth: int | None, **
 
 
 async def _goes_into(fs: Any, source: str, target: str) -> bool:
-    """Whether the target is a folder, so that what the source names goes into it."""
+    """Return whether the target is a folder that the source goes into."""
     return not trailing_sep(source) and (trailing_sep(target) or await fs._isdir(target))
 
 
 async def _unless_folder(fs: Any, call: Callable[..., Coroutine[Any, Any, Any]], pair: PathPair, **kwargs: Any) -> Any:
-    """Do something to an object, but nothing to a folder, which fsspec skips."""
+    """Call a function for an object; skip a folder, as fsspec does."""
     try:
         return await call(pair.source, pair.target, **kwargs)
     except FileNotFoundError:
@@ -134,13 +134,12 @@ async def get(
     maxdepth: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Make objects local files; as ``fsspec.asyn.AsyncFileSystem.get``.
+    """Download objects to local files; as ``fsspec.asyn.AsyncFileSystem.get``.
 
     Raises:
-        FileNotFoundError: if there is nothing of the name, or nothing that matches.
-        IsADirectoryError: before anything is fetched, if an object has the name of a folder too.
-        ValueError: before anything is fetched, if a key that was found leads out of the folder, or two objects
-            would become one file.
+        FileNotFoundError: if nothing has the name or matches the pattern.
+        IsADirectoryError: before any download, if an object's name is also a folder's.
+        ValueError: before any download, if a key leads out of the target folder, or two objects would become one file.
     """
     if isinstance(rpath, (list, tuple)) and isinstance(lpath, (list, tuple)):
         pairs = zip_paths(rpath, [str(each) for each in lpath])
@@ -172,10 +171,10 @@ async def get(
 async def cat(
     fs: Any, path: Any, recursive: bool = False, on_error: str = "raise", batch_size: int | None = None, **kwargs: Any
 ) -> Any:
-    """The bytes of an object; or those of many, by name, if a list or a pattern is given.
+    """Return the bytes of an object; or, for a list or a pattern, a dict of the bytes of many by name.
 
     Args:
-        on_error: "raise"; "return" puts exceptions in the place of bytes, and "omit" leaves out what failed.
+        on_error: "raise", "return" (exceptions instead of bytes), or "omit" (leave out objects that failed).
     """
     found = await _sources(fs, path, recursive, None)
     names = list(dict.fromkeys(path_of(entry) for each in found for entry in each.files))
@@ -206,11 +205,11 @@ async def put(
     maxdepth: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Make local files objects; as ``fsspec.asyn.AsyncFileSystem.put``.
+    """Upload local files; as ``fsspec.asyn.AsyncFileSystem.put``.
 
     Raises:
-        FileNotFoundError: if there is nothing of the name, or nothing that matches.
-        ValueError: before anything is sent, if a target names a version, or two files have one target.
+        FileNotFoundError: if nothing has the name or matches the pattern.
+        ValueError: before any upload, if a target names a version, or two files have one target.
     """
     if isinstance(lpath, (list, tuple)) and isinstance(rpath, (list, tuple)):
         pairs = zip_paths([str(each) for each in lpath], rpath)
@@ -238,14 +237,14 @@ async def put(
 
 
 async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-    """Make bytes objects.
+    """Write bytes to objects.
 
     Args:
         path: a name, or a mapping of names to bytes.
-        value: the bytes, if a name is given.
+        value: the bytes, if ``path`` is a name.
 
     Raises:
-        ValueError: before anything is sent, if one of them names a version.
+        ValueError: before any upload, if a path names a version.
     """
     named: Mapping[str, Any] = {path: value} if isinstance(path, str) else path
     contents = {fs._strip_protocol(each): data for each, data in named.items()}
@@ -256,7 +255,7 @@ async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = N
 
 
 def _expand_local(path: str | os.PathLike[str], recursive: bool, maxdepth: int | None) -> Expansion:
-    """What a local path stands for; as on S3, a name comes before a pattern."""
+    """Return what a local path stands for; as on S3, a name comes before a pattern."""
     local = LocalFileSystem()
     root = local._strip_protocol(make_path_posix(path))
     if is_pattern(root) and not os.path.lexists(root):

@@ -143,7 +143,7 @@ async def send_object(
         in_memory: if given, payloads come from elsewhere: at most so many of their bytes are in memory at a time, and
             parts that the server has are not fetched again for comparison.
         origin: identifies the source; if given, an interrupted upload is kept, to be resumed.
-        ready: called when all has been read, with the CRC64NVME of the object or None; may raise to prevent publication.
+        ready: called when all has been read, with the object's CRC64NVME or None; may raise to prevent publication.
     """
     options.pop("max_concurrency", None)
     bucket, key = check_writable(fs, path)

@@ -1,4 +1,4 @@
-"""Journals of uploads: what a later run needs to resume an interrupted one."""
+"""Journals of uploads: the record that a later run needs to resume an interrupted upload."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ class SourceFingerprint:
 
 
 class UploadJournal:
-    """What is known of an upload: a file with a JSON object in its first line, and a line for each part.
+    """The record of an upload: a file with a JSON object in its first line, and one line for each part.
 
     Args:
         descriptor: of the file, open for reading and writing, and locked.
-        state: of the source, now.
-        target: the URL that is written to, with the endpoint.
+        state: the present state of the source.
+        target: the endpoint and the URL that is written to.
 
     Attributes:
-        id: the server's name for the upload; None if there is none.
-        part: bytes of a part of it.
+        id: the server's id of the upload; None if there is none.
+        part: bytes of each of its parts.
         current: whether the source has not changed since.
         checksums: whether its parts carry checksums.
-        parts: ETag and CRC64NVME, if that was computed, of each part that the server has, by its number.
+        parts: ETag, and CRC64NVME or None, of each part on the server, by its number.
     """
 
     def __init__(self, descriptor: int, state: str, target: str) -> None:
         self._descriptor = descriptor
         self._target = target
         self._state = state
-        self._lock = threading.Lock()  # threads of many parts write to it
+        self._lock = threading.Lock()  # threads of several parts write to the file
         self.id: str | None = None
         self.part = 0
         self.current = False
         self.checksums = True
         self.parts: dict[int, tuple[str, int | None]] = {}
-        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # the file was cut short
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # the file is truncated
             self._read()
 
     def _read(self) -> None:
@@ -74,7 +74,7 @@ class UploadJournal:
                     self.parts[number] = etag, checksum
 
     def start(self, upload: str, part: int, *, checksums: bool = True) -> None:
-        """Note a new upload, in parts of so many bytes."""
+        """Record a new upload in parts of ``part`` bytes."""
         self.forget()
         head = {"upload": upload, "part": part, "state": self._state, "target": self._target, "checksums": checksums}
         with self._lock:
@@ -82,13 +82,13 @@ class UploadJournal:
             self._append(head)
 
     def add(self, number: int, etag: str, checksum: int | None) -> None:
-        """Note that the server has a part."""
+        """Record that the server has a part."""
         with self._lock:
             if self.id is not None:
                 self._append([number, etag, checksum])
 
     def forget(self) -> None:
-        """Note that the upload has ended."""
+        """Record that the upload has ended."""
         with self._lock, contextlib.suppress(OSError):  # only a later run needs it
             self.id, self.parts = None, {}
             os.ftruncate(self._descriptor, 0)
@@ -96,7 +96,7 @@ class UploadJournal:
     def _append(self, value: Any) -> None:
         with contextlib.suppress(OSError):
             first = os.lseek(self._descriptor, 0, os.SEEK_END) == 0
-            # The line feed comes first, as the line before may have been cut short.
+            # Begin with the line feed, as the line before may be truncated.
             os.write(self._descriptor, f"{'' if first else chr(10)}{json.dumps(value)}".encode())
 
 
@@ -104,16 +104,15 @@ class UploadJournal:
 def locked_journal(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
     """Open and lock the journal of the uploads from one source to one target.
 
-    Args:
-        origin: the source; None if nothing is to be remembered.
-        target: the URL, with the endpoint.
+    Yields None if another process has locked it, or the folder is not writable.
 
-    Returns:
-        None if another process has locked it, or the folder cannot be written to.
+    Args:
+        origin: the source; None for no journal.
+        target: the endpoint and the URL.
     """
     descriptor = None
     if origin is not None:
-        with contextlib.suppress(OSError, RuntimeError):  # the latter if there is no home
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError if the user has no home folder
             path = _folder() / f"{digest(origin.name, target)}.json"
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = open_owned(path, 0o600)
@@ -137,9 +136,9 @@ def open_journal(origin: SourceFingerprint | None, target: str) -> ThreadedConte
 
 
 def all_journals() -> list[tuple[Path, str]]:
-    """The files of all journals that name their target, and the target of each, with the endpoint."""
+    """Return the paths of all journals that name their target, with the endpoint and URL of each target."""
     found = []
-    with contextlib.suppress(OSError, RuntimeError):  # no such folder, or no home
+    with contextlib.suppress(OSError, RuntimeError):  # the folder is missing, or the user has no home folder
         for path in sorted(_folder().iterdir()):
             with (
                 contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError),
@@ -152,32 +151,31 @@ def all_journals() -> list[tuple[Path, str]]:
 
 
 def digest(*texts: str) -> str:
-    """32 hexadecimal digits, a digest of some texts."""
+    """Return a digest of texts, in 32 hexadecimal digits."""
     return hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def lock(descriptor: int) -> bool:
-    """Lock a file until its descriptor is closed; False if another process holds it, or locks are unknown."""
+    """Lock a file until its descriptor is closed; False if another process holds it, or the system has no locks."""
     try:
-        import fcntl  # only here, as not every system has it
+        import fcntl  # imported here, as Windows lacks it
     except ImportError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    return os.fstat(descriptor).st_nlink > 0  # its former holder may have removed it
+    return os.fstat(descriptor).st_nlink > 0  # the former holder of the lock may have removed it
 
 
 def open_owned(path: str | Path, mode: int) -> int:
-    """Open or create a file for reading and writing, in a folder that others may write to.
+    """Open or create a file for reading and writing, in a folder that other users may write to.
 
     Args:
-        path: of the file.
-        mode: of a new one.
+        mode: permissions of a new file.
 
     Raises:
-        OSError: if it cannot be opened, or is a link, of another user, or no plain file.
+        OSError: if it cannot be opened, is a link or not a regular file, or belongs to another user.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), mode)

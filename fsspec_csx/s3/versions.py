@@ -1,4 +1,4 @@
-"""Paths that name one version of an object: they can be read and deleted, and never written."""
+"""Paths that name one version of an object, which can be read and deleted but not written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def check_writable(fs: Any, path: str) -> tuple[str, str]:
-    """The bucket and the key that a write to a path makes; ValueError if the path names a version."""
+    """Return bucket and key of a path for writing; ValueError if the path names a version."""
     bucket, key, version = fs.split_path(path)
     if version:
         msg = f"{path!r} names a version, and versions cannot be written. Remove ?versionId= from the path."
@@ -15,7 +15,7 @@ def check_writable(fs: Any, path: str) -> tuple[str, str]:
 
 
 def chosen_version(fs: Any, path: str, version_id: str | None) -> str | None:
-    """The version that an argument or a path names, None if neither does; ValueError if they name different ones."""
+    """Return the version that an argument or a path names, or None; ValueError if they name different ones."""
     named = fs.split_path(path)[2]
     if version_id:
         _check_known(fs)
@@ -32,10 +32,10 @@ def _check_known(fs: Any) -> None:
 
 
 async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[str, Any]]:
-    """The versions of one object, the latest first; as ``s3fs.S3FileSystem``, but not those of longer names.
+    """Return the versions of one object, the latest first; unlike s3fs, without those of keys that begin with its key.
 
     Raises:
-        ValueError: if the filesystem knows no versions.
+        ValueError: unless the filesystem is version-aware.
     """
     _check_known(fs)
     bucket, key, _ = fs.split_path(path)
@@ -45,7 +45,7 @@ async def object_version_info(fs: Any, path: str, **kwargs: Any) -> list[dict[st
         page = await fs._call_s3("list_object_versions", Bucket=bucket, Prefix=key, **following)
         listed = [each for name in ("Versions", "DeleteMarkers") for each in page.get(name, [])]
         found += [each for each in page.get("Versions", []) if each["Key"] == key]
-        # Keys are in order, and the prefix itself is the first of them.
+        # Keys are sorted, and the key itself comes before longer keys that begin with it.
         if not page.get("IsTruncated") or any(each["Key"] != key for each in listed):
             return found
         following = {"KeyMarker": page["NextKeyMarker"]}

@@ -1,4 +1,4 @@
-"""What text and compressing wrappers need of the file below them."""
+"""Support for text and compressing wrappers around a file."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ Instruction: TypeAlias = tuple[int, CodeType, int]
 
 
 def calling_instruction() -> Instruction:
-    """The instruction of Python code that calls the method that calls this: a frame, its code and the place in it.
+    """Return the Python instruction that calls the caller of this function, as frame, code and position.
 
-    ``io.TextIOWrapper`` asks a file ``writable()`` and then ``seekable()`` while it is made, by one instruction of the
-    Python code that makes it. That recognizes it. It writes a byte order mark only if the file is seekable and at its
-    beginning.
+    The constructor of ``io.TextIOWrapper`` calls ``writable()`` and then ``seekable()``, both within one instruction of
+    the calling Python code; that identifies it. It writes a byte order mark only at the beginning of a seekable file.
     """
     frame = sys._getframe(2)
     return id(frame), frame.f_code, frame.f_lasti
 
 
 def close_together(wrapper: Any, file: Any) -> Any:
-    """Let a compressor's ``close`` publish the file below it, which fsspec leaves to the garbage collector."""
+    """Make a compressor's ``close`` publish the file below it, which fsspec leaves to the garbage collector."""
     finish = wrapper.close
 
     def close() -> None:
-        if getattr(wrapper, "_finalizing", False):  # io sets it on what is dropped unclosed
+        if getattr(wrapper, "_finalizing", False):  # io sets it when the wrapper is dropped unclosed
             file.drop()
             return
         with file.discarded_on_failure():
             finish()
         file.close()
 
-    with contextlib.suppress(AttributeError):  # extension types take no attribute, and close the file themselves
+    with contextlib.suppress(AttributeError):  # extension types allow no attributes, and close the file themselves
         wrapper.close = close
-        wrapper._dealloc_warn = file._dealloc_warn  # a text wrapper around it that is dropped calls this first
+        wrapper._dealloc_warn = file._dealloc_warn  # called first by a dropped text wrapper around it
     return wrapper
 
 
 def close_below(kind: type[Any]) -> None:
-    """Let every compressor that fsspec knows close the file below it, where that is a file of this kind.
+    """Make all compressors of fsspec close the file below them, if it is a file of this kind.
 
-    ``fsspec.open(url, "wb", compression="gzip").open()`` gives the compressor alone: its ``close`` has to publish.
+    ``fsspec.open(url, "wb", compression="gzip").open()`` returns only the compressor, so its ``close`` must publish.
     """
 
     def closing(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""PartWriter: splits what is written to a file into parts, and sends them in the background."""
+"""PartWriter: splits the data written to a file into parts, and sends them in the background."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
-# Smaller memories are copied, also those that may be kept.
+# Smaller pieces are copied, even if they could be referenced.
 _SMALL = 64 * 1024
-# Copies go into chunks; those of large memories are used again, as the kernel clears what it hands out.
+# Copies go into chunks. Chunks for large writes are reused, because the kernel zeroes new memory.
 _CHUNK, _LENT_FROM = 4 * 2**20, 2**20
-# A larger memory that may not be kept is sent before the writing goes on, rather than copied.
+# A larger write of memory that may change afterwards waits until it is sent, instead of copying it.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
 _WAIT_SECONDS = 1.0
 
 
 class PartWriter:
-    """The writing end of an object: a single request if it is small, else a multipart upload.
+    """Writes an object: by a single request if it is small, else by a multipart upload.
 
-    To be used by one thread at a time, and not by the event loop itself.
+    Only one thread at a time may use it, and not the event loop's.
 
     Args:
         call: makes requests for the object.
-        transfer: carries its bytes.
-        start: hands a coroutine to the event loop.
-        first_part: bytes of the first parts; of the largest that S3 takes, if they are more.
-        growing: whether later parts may be larger; then the object can reach 5 TiB.
+        transfer: moves its bytes.
+        start: schedules a coroutine on the event loop.
+        first_part: bytes of the first parts; at most the largest part that S3 allows.
+        growing: whether later parts may be larger, so that the object can reach 5 TiB.
         checked: whether to send checksums.
 
     Attributes:
         upload: the multipart upload, once there is one.
-        copied: the parts of other objects that the object begins with; each by its parameters of UploadPartCopy.
+        copied: parts of other objects that the object begins with, as parameters of UploadPartCopy.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class PartWriter:
         self.upload: MultipartUpload | None = None
         self.copied: Sequence[dict[str, Any]] = ()
         self._number = 0  # of the last part
-        # What the next part has so far: memories, and behind them what lies copied in a part of a chunk.
+        # The next part so far: referenced memories and sealed pieces of chunks, and the unsealed piece of _chunk.
         self._memories: list[memoryview] = []
         self._filled = 0
         self._buffered = 0
         self._chunk = memoryview(b"")
         self._sealed = self._used = 0
-        self._lent: list[memoryview] = []  # chunks of this part alone
+        self._lent: list[memoryview] = []  # reusable chunks that hold only bytes of this part
         self._free: list[memoryview] = []
         self._sent_before = 0
         self._changed = threading.Condition()
@@ -86,11 +86,11 @@ class PartWriter:
 
         Args:
             view: contiguous, of single bytes.
-            stable: whether the memory keeps its content until the object is finished or abandoned.
-            borrowed: whether the caller owns it all that time, so that it does not count as buffered.
+            stable: whether the memory stays unchanged until the object is finished or abandoned.
+            borrowed: whether the caller owns the memory all that time, so that it does not count as buffered.
 
         Raises:
-            Exception: what the sending of a former part raised.
+            Exception: the error of a part that failed before.
         """
         self._choose()
         at_once = not stable and len(view) >= _SENT_AT_ONCE
@@ -113,7 +113,7 @@ class PartWriter:
             self._wait_until(lambda: not self._in_flight)
 
     def expect(self, size: int) -> None:
-        """Choose the size of the parts for about so many bytes, and begin the upload, unless that is done."""
+        """Choose the part size for an object of about ``size`` bytes, and create the upload, if nothing was written."""
         if self._filled or self._number or self.copied or self.upload:
             return
         self._first_part = self._part_size = first_part_size(size, self._first_part, chosen=self._chosen)
@@ -122,7 +122,7 @@ class PartWriter:
             self._begin()
 
     def finish(self, **conditions: Any) -> Any:
-        """Make what was written the object, and return the server's answer.
+        """Publish the object and return the server's answer.
 
         Args:
             conditions: of PutObject and CompleteMultipartUpload, such as ``IfNoneMatch``.
@@ -131,19 +131,19 @@ class PartWriter:
             payload = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
             return self._result(self._start(sending))
-        if self._filled or not (self._number or self.copied):  # an upload has a part, if only an empty one
+        if self._filled or not (self._number or self.copied):  # an upload has at least one part, which may be empty
             self._send_part()
         self._wait_until(lambda: not self._in_flight)
         assert self.upload is not None
         return self._result(self._start(self.upload.complete(**conditions)))
 
     def fits(self, size: int) -> bool:
-        """Whether ``write`` takes so many bytes without sending any, and so without waiting."""
+        """Return whether ``write`` can take ``size`` bytes without sending a part, and so without waiting."""
         self._choose()
         return size < _SENT_AT_ONCE and self._filled + size <= self._part_size
 
     def stop(self) -> None:
-        """Let a ``write`` or ``finish`` that waits in another thread raise, and send no more."""
+        """Send no more, and make a ``write`` or ``finish`` that waits in another thread raise."""
         with self._changed:
             self._failure = self._failure or RuntimeError("The writing was stopped.")
             self._changed.notify_all()
@@ -151,7 +151,7 @@ class PartWriter:
             self._awaited.cancel()
 
     async def abandon(self) -> None:
-        """End without an object, on the event loop: no memory is used any more when this returns."""
+        """End without an object; runs on the event loop. No thread uses the written memory when this returns."""
         with self._changed:
             payloads = list(self._in_flight.values())
             running = list(self._in_flight)
@@ -161,17 +161,17 @@ class PartWriter:
             future.cancel()
         await self._transfer.ended(payloads)
         if self._creating is not None and not self._creating.done():
-            # An upload that is being created must be known to be aborted: only copies of parts are cancelled.
+            # Cancelling the creation only cancels copies of parts: the upload's id is needed to abort it.
             self._creating.cancel()
             await asyncio.wait([_ended(self._creating)], timeout=_CREATION_SECONDS)
         if self.upload is not None:
             await self.upload.abort()
 
     def _choose(self) -> None:
-        """Settle the size of the first parts, unless that is done."""
+        """Choose the size of the first parts, once."""
         if not self._chosen:
             self._chosen = True
-            if self._transfer.width > LEAST and not self.copied:  # more of them are on their way in the same memory
+            if self._transfer.width > LEAST and not self.copied:  # so that the same memory holds more parts in flight
                 self._first_part = self._part_size = LEAST_PART
 
     # -- the part that is being filled ------------------------------------------------------------------------------
@@ -199,10 +199,10 @@ class PartWriter:
             memory = new_buffer(_CHUNK)
             populate(memory)
         self._lent.append(memory)
-        return memory[: self._part_size - self._filled]  # it is free again when this part has been sent
+        return memory[: self._part_size - self._filled]  # a chunk holds bytes of one part, to be free once that is sent
 
     def _seal(self) -> None:
-        """Close off what was copied, before other memory follows it."""
+        """Add the copied bytes so far to the part, before other memory follows them."""
         if self._used > self._sealed:
             self._memories.append(self._chunk[self._sealed : self._used])
             self._sealed = self._used
@@ -214,10 +214,10 @@ class PartWriter:
         self._filled = self._buffered = 0
         return payload
 
-    # -- the parts that are on their way ----------------------------------------------------------------------------
+    # -- the parts in flight ----------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Create the upload, while its first part is being filled."""
+        """Start to create the upload while its first part is being filled."""
         self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
         self._creating = self._start(self._create(self.upload))
         self._number = len(self.copied)
@@ -233,7 +233,7 @@ class PartWriter:
         buffered, lent = self._buffered, self._lent
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
         payload, self._lent = self._payload(), []
-        if lent:  # their rest is not the next part's: they are used again when this one has been sent
+        if lent:  # the next part must not use their free space: they are reused once this part is sent
             self._chunk, self._sealed, self._used = memoryview(b""), 0, 0
         self._sent_before += payload.length
         with self._changed:
@@ -245,7 +245,7 @@ class PartWriter:
             self._part_size = part_size(self._number + 1, self._first_part)
 
     def _has_room(self, buffered: int) -> bool:
-        on_their_way = self._buffered_in_flight  # another part is being filled meanwhile
+        on_their_way = self._buffered_in_flight  # without the part that is being filled
         return not buffered or not on_their_way or on_their_way + buffered <= self._transfer.buffered_bytes
 
     async def _create(self, upload: MultipartUpload) -> None:
@@ -253,7 +253,7 @@ class PartWriter:
         await gather_or_cancel(upload.copy(number, **each) for number, each in enumerate(self.copied, 1))
 
     async def _send(self, number: int, payload: RequestBody) -> None:
-        """Send a part once the upload is created, which the writing does not wait for."""
+        """Wait for the creation of the upload, and send a part."""
         assert self._creating is not None
         assert self.upload is not None
         if not self._creating.done():
@@ -267,13 +267,13 @@ class PartWriter:
             self._buffered_in_flight -= buffered
             if not future.cancelled():
                 self._failure = self._failure or future.exception()
-            if self._failure is None and not future.cancelled():  # else a thread may still send it
+            if self._failure is None and not future.cancelled():  # otherwise a thread may still be sending it
                 self._free += lent
             self._changed.notify_all()
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         with self._changed:
-            # A Ctrl-C that comes just before a wait is only noticed after it.
+            # Without a timeout, a Ctrl-C just before the wait would go unnoticed until it ends.
             while not self._changed.wait_for(lambda: self._failure is not None or condition(), _WAIT_SECONDS):
                 pass
             if self._failure is not None:
@@ -289,5 +289,5 @@ class PartWriter:
 
 
 def _ended(work: Work) -> asyncio.Future[Any]:
-    """Done when the work is; its error is the work's alone, or asyncio would report it where nobody waits any more."""
+    """Return a future that is done when the work is; it never fails, so asyncio reports no unretrieved error."""
     return asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)

@@ -1,1 +1,1 @@
-"""One request to S3: the session that signs it, the checks of its answer, its retries, and its errors."""
+"""Clients: credentials, validation of responses, retries and errors."""

@@ -1,7 +1,7 @@
-"""Checksum headers of botocore, left out for a server that refuses them.
+"""Leaves botocore's checksum headers out for servers that refuse them.
 
-botocore asks for checksums with each GetObject, by the header ``x-amz-checksum-mode``, and adds one to each
-DeleteObjects and PutObjectTagging, which must have one. Backblaze B2 has refused all requests with such headers.
+botocore requests checksums with each GetObject, by the header ``x-amz-checksum-mode``. It adds one to each
+DeleteObjects and PutObjectTagging request, which require one. Backblaze B2 has refused all requests with such headers.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
 """
 
@@ -16,29 +16,29 @@ logger = logging.getLogger("fsspec_csx")
 
 _HEADERS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 _WITHOUT = "fsspec_csx_without_checksums"
-# The codes of a refusal; a response to HEAD has none but its status.
+# Error codes of a refusal; a response to HEAD has only its status.
 _REFUSALS = {"400", "501", "InvalidArgument", "InvalidRequest", "MissingContentMD5", "NotImplemented"}
-# Small requests that must have a checksum; older servers know only Content-MD5.
+# Small requests that require a checksum; older servers know only Content-MD5.
 _CHECKED = ("DeleteObjects", "PutBucketAcl", "PutBucketVersioning", "PutObjectAcl", "PutObjectTagging")
 
 
 class ChecksumHeaders:
     """Whether a server accepts the checksum headers of some operations.
 
-    The first request finds out: if it is refused, it is made again without the headers, and if that is accepted, all
-    later ones are made without.
+    The first request decides. If it is refused, it is repeated without the headers; if that succeeds, all later
+    requests omit them.
 
     Args:
         operations: their names.
-        checked: whether their requests must have a checksum.
+        checked: whether their requests require a checksum.
 
     Attributes:
-        supported: whether they do; None until that is known.
+        supported: whether the server accepts the headers; None until that is known.
     """
 
     def __init__(self, operations: tuple[str, ...], *, checked: bool = False) -> None:
         self.operations, self._checked = operations, checked
-        self.supported: bool | None = None  # until that is known
+        self.supported: bool | None = None
 
     def before_signing(self, request: Any, **_: Any) -> None:
         """Remove the headers if the server refuses them; a handler of ``request-created``."""
@@ -51,7 +51,7 @@ class ChecksumHeaders:
                 request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
     def answered(self, response: Any = None, request_dict: Any = None, **_: Any) -> float | None:
-        """Return 0 to make the request again at once; a handler of ``needs-retry``."""
+        """Return 0 to repeat the request at once; a handler of ``needs-retry``."""
         if response is None or self.supported is not None or not _checksums_in(request_dict["headers"]):
             return None
         answer, parsed = response
@@ -68,7 +68,7 @@ class ChecksumHeaders:
 
 
 def of_server() -> tuple[ChecksumHeaders, ...]:
-    """What one server accepts, for each kind of request."""
+    """Return a new record of what one server accepts, for each kind of request."""
     return ChecksumHeaders(("GetObject", "HeadObject")), ChecksumHeaders(_CHECKED, checked=True)
 
 

@@ -1,4 +1,4 @@
-"""Closing clients: one that another has replaced is closed when nothing uses it any more."""
+"""Closes a replaced client when nothing uses it any more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsspec_csx.s3.transport import compat
 
 
 class Lease:
-    """Stands for the creator of a client, which s3fs and its finalizer keep as long as the filesystem lives."""
+    """Stands in for the creator of a client, which s3fs and its finalizer would keep for the life of the filesystem."""
 
     def __init__(self, made: Any) -> None:
         self.made = made
@@ -28,14 +28,14 @@ class Lease:
 
 
 def close_when_unused(client: Any, loop: Any) -> None:
-    """Close a client's connections on their event loop once nothing refers to it: no request, no body, no caller."""
+    """Close a client's connections, on their event loop, once no request, body or caller refers to it."""
     session = compat.http_session(client)
     weakref.finalize(client, _close, session, weakref.ref(loop), os.getpid()).atexit = False
 
 
 def keep_while_read(body: Any, *used: Any) -> None:
-    """Keep the client of a body until the body is dropped."""
-    with contextlib.suppress(TypeError):  # it takes no weak references, and so does not stream
+    """Keep the client of a body alive until the body is dropped."""
+    with contextlib.suppress(TypeError):  # a body that allows no weak references does not stream
         weakref.finalize(body, lambda *_: None, *used).atexit = False
 
 
@@ -43,7 +43,7 @@ def _close(session: Any, loop: weakref.ref[Any], pid: int) -> None:
     running = loop()
     if running is None or running.is_closed() or pid != os.getpid():
         return
-    with contextlib.suppress(RuntimeError):  # it was closed at this moment
+    with contextlib.suppress(RuntimeError):  # the loop was closed at this moment
         running.call_soon_threadsafe(_close_soon, session, running)
 
 
@@ -53,5 +53,5 @@ def _close_soon(session: Any, loop: asyncio.AbstractEventLoop) -> None:
     task.add_done_callback(_closing.discard)
 
 
-# The event loop keeps no task alive.
+# Keeps the tasks alive; the event loop holds only weak references to them.
 _closing: set[asyncio.Task[None]] = set()

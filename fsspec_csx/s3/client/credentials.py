@@ -1,4 +1,4 @@
-"""Finding credentials: six rules, in order, and an error that lists them if none gives any.
+"""Finding credentials: six rules, in order, and an error that lists them if none finds credentials.
 
 1. the call: ``key``/``secret``/``token``, ``profile`` (or ``profile_name``), ``session``, ``anon``;
 2. ``backends.csx.storage.s3.profile``;
@@ -7,7 +7,7 @@
 5. ``[default]`` of the AWS config and credentials files;
 6. the rest of botocore's chain: SSO, assumed roles, web identity, container, instance.
 
-Rules 1 to 3 choose the arguments of the filesystem; 4 to 6 are botocore's own, on those arguments.
+Rules 1 to 3 choose the arguments of the filesystem; rules 4 to 6 are those of botocore with these arguments.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from fsspec_csx.s3.transport.failures import RedirectedError
 # The options of a filesystem that identify the user, by the rules above.
 OPTIONS = frozenset({"anon", "key", "password", "profile", "profile_name", "secret", "session", "token", "username"})
 SETTING = "backends.csx.storage.s3.profile"
-# The codes of STS for credentials that are no longer valid.
+# The error codes of STS for expired credentials.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
-# botocore's names of the sources that are no profile.
+# botocore's names of the sources that are not profiles.
 _OWNERS = {
     "assume-role-with-web-identity": "the environment's web identity",
     "container-role": "the container's role",
@@ -44,7 +44,7 @@ _CUSTOMER_KEYS = ("SSECustomerKey", "CopySourceSSECustomerKey")
 _BOTH = "Give both the access key and its secret, or neither."
 _PROXY = ("_proxy", "_PROXY")
 BUNDLE = "REQUESTS_CA_BUNDLE"
-"""The variable that names trusted certificates where nothing of AWS does: botocore asks for it too."""
+"""The environment variable for trusted certificates, which botocore reads if no AWS setting names any."""
 _REMEDY = (
     f"Name a profile of the AWS files ({SETTING} = 'name', or storage_options={{'profile': 'name'}}), or set "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment (anon=True reads public buckets)."
@@ -52,10 +52,10 @@ _REMEDY = (
 
 
 def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any], setting: str | None) -> dict[str, Any]:
-    """Apply rules 1 to 3 to the options of a call; options of the fsspec configuration that must not win become None.
+    """Apply rules 1 to 3 to the options of a call; options of the fsspec configuration that must not apply become None.
 
     Args:
-        configured: those that the fsspec configuration adds.
+        configured: the options that the fsspec configuration adds.
         setting: the profile of ``backends.csx.storage.s3``, or None.
     """
     options = dict(call)
@@ -74,7 +74,7 @@ def resolve_options(call: Mapping[str, Any], configured: Mapping[str, Any], sett
 
 
 def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
-    """Return whether certificates are checked, or the path of the trusted ones; by botocore's rules."""
+    """Return whether certificates are verified, or the path of the trusted ones; by botocore's rules."""
     for named in (client.get("verify"), session.get_config_variable("ca_bundle"), os.environ.get(BUNDLE)):
         if named is not None:
             return bool(named) if isinstance(named, bool) else str(named)
@@ -82,14 +82,14 @@ def verify_of(session: Session, client: Mapping[str, Any]) -> bool | str:
 
 
 def check_endpoint(url: str | None) -> None:
-    """Raise ValueError if the URL of an endpoint holds a user's name or a password, which S3 does not know."""
+    """Raise ValueError if an endpoint's URL contains a user name or a password, which S3 does not use."""
     if url and "@" in urlsplit(url).netloc:
         msg = "The endpoint's URL holds a user's name or a password. Remove them, and pass key and secret instead."
         raise ValueError(msg)
 
 
 def environment_token() -> str:
-    """A digest of the AWS environment and files, which reveals neither."""
+    """Return a digest of the AWS environment and files; it reveals no secrets."""
     watched = sorted(
         item for item in os.environ.items() if item[0].startswith(("AWS_", BUNDLE)) or item[0].endswith(_PROXY)
     )
@@ -106,7 +106,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _files() -> list[Path]:
-    """The AWS config and credentials files that botocore reads in this environment."""
+    """Return the AWS config and credentials files that botocore reads in this environment."""
     config = os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
     shared = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
     return [Path(config).expanduser(), Path(shared).expanduser()]
@@ -120,10 +120,10 @@ async def find(session: Any) -> tuple[str, str]:
     """Find a session's credentials now, rather than at the first request.
 
     Returns:
-        Their owner, in a few words, and a digest of them, which reveals nothing.
+        A short description of their owner, and a digest of them, which reveals no secrets.
 
     Raises:
-        CredentialsError: with what was tried and what to do. Later requests raise it too, when they are renewed.
+        CredentialsError: with what was tried and what to do. Later requests raise it too, if a renewal fails.
         EndpointError: if the source of the credentials cannot be reached.
     """
     with _mapped_errors(session):
@@ -139,21 +139,21 @@ async def find(session: Any) -> tuple[str, str]:
 
 
 def _map_renewal_errors(credentials: Any, session: Any) -> None:
-    """Let an error of a renewal, also within a request, be one of the credentials."""
+    """Make renewals of credentials, also those during a request, raise this package's errors."""
     renew = credentials.get_frozen_credentials
 
     async def get_frozen_credentials() -> Any:
         with _mapped_errors(session):
             return await renew()
 
-    if not hasattr(renew, "mapped"):  # else a session of the caller is used again
+    if not hasattr(renew, "mapped"):  # a session of the caller may be mapped already
         get_frozen_credentials.mapped = True  # type: ignore[attr-defined]
         credentials.get_frozen_credentials = get_frozen_credentials
 
 
 @contextmanager
 def _mapped_errors(session: Session) -> Iterator[None]:
-    """Raise errors of a search for credentials as this package's, and never as "not found"."""
+    """Raise the errors of a search for credentials as this package's, and never as "not found"."""
     try:
         yield
     except errors.CSXError:
@@ -163,7 +163,7 @@ def _mapped_errors(session: Session) -> Iterator[None]:
 
 
 def raise_explained(error: Exception, session: Session) -> NoReturn:
-    """Raise an error of a search for credentials as this package's, chained unless it shows a secret."""
+    """Raise this package's error for a failed search for credentials; chain the original unless it shows a secret."""
     raise _explained(error, session) from (error if redact(str(error)) == str(error) else None)
 
 
@@ -232,12 +232,12 @@ def _unknown_profile(session: Session, profile: str) -> errors.UnknownProfileErr
 
 
 def mask(key: str) -> str:
-    """The last four characters of an access key."""
+    """Return the last four characters of an access key."""
     return f"...{key[-4:]}" if len(key) >= 8 else "..."
 
 
 def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a filesystem without its secrets; a filesystem of them finds credentials by the rules."""
+    """Return the options of a filesystem without secrets; a filesystem with them resolves credentials by the rules."""
     public = {name: value for name, value in options.items() if name not in OPTIONS - {"anon", "profile"}}
     for name, secrets in (("client_kwargs", CLIENT_SECRETS), ("s3_additional_kwargs", _CUSTOMER_KEYS)):
         if isinstance(public.get(name), Mapping):

@@ -1,4 +1,4 @@
-"""Map the exceptions of botocore and s3fs to this package's: what was requested, what went wrong, what to do.
+"""Maps exceptions of botocore and s3fs to this package's errors: what was requested, what failed, what to do.
 
 Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
@@ -17,11 +17,11 @@ from fsspec_csx.s3.transport.failures import GaveUpError, InvalidResponseError, 
 
 _OF_NUMBERS = {"429", "500", "502", "503", "504"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
-"""Codes of servers that may do better later."""
+"""Error codes of servers that are overloaded or temporarily failing."""
 _INVALID_NAME = "InvalidBucketName"
-# What OpenSSL says of records that nobody sealed, or that were changed on the way.
+# OpenSSL's messages for records that were changed on the way, or not encrypted by the peer.
 _SPOILT = ("BAD_RECORD_MAC", "bad record mac")
-# What OpenSSL, and the libraries on it, say of servers that answer in plain text, and of certificates.
+# The messages of OpenSSL, and of libraries on it, for servers that answer in plain text, and for bad certificates.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "RECORD_LAYER_FAILURE", "record layer failure")
 _OTHER_NAME = "Name the endpoint as its certificate does, or have a certificate issued for this name."
 _BAD_CERTIFICATES = {
@@ -33,16 +33,16 @@ _BAD_CERTIFICATES = {
 
 @dataclass(frozen=True)
 class Request:
-    """One request, as an error message names it."""
+    """One request, as error messages describe it."""
 
     operation: str
     bucket: str
     key: str
-    exclusive: bool  # only if there is no such object yet
+    exclusive: bool  # whether the object must not exist yet
     endpoint: str
     region: str | None
     identity: str
-    pinned: bool = False  # only if the object that is copied or replaced has a certain ETag
+    pinned: bool = False  # whether the object that is copied or replaced must have a certain ETag
     retried_seconds: float = 0.0
 
     @property
@@ -52,12 +52,12 @@ class Request:
 
 
 def code_of(error: BaseException) -> str:
-    """The S3 error code of what botocore raised or s3fs made of it; empty if there is none."""
+    """Return the S3 error code of an exception of botocore, or of s3fs's form of it; empty if there is none."""
     return str(_details(error).get("Code", ""))
 
 
 def explain(error: Exception, request: Request) -> Exception:
-    """This package's error for an exception; the exception itself where there is none."""
+    """Return this package's error for an exception, or the exception itself if there is none."""
     if isinstance(error, errors.CSXError):
         return error
     if isinstance(error, GaveUpError):
@@ -77,7 +77,7 @@ def explain(error: Exception, request: Request) -> Exception:
         return RuntimeError(TOO_LATE)
     if isinstance(error, boto.HTTPClientError):
         cause = error.kwargs.get("error")
-        # What a library says of an answer that it cannot read, rather than of this machine.
+        # The error of a library that cannot parse an answer, rather than of this machine.
         if isinstance(cause, UnicodeError) or type(cause).__module__.startswith(("aiohttp.", "http.", "urllib3.")):
             return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
     details, code = _details(error), code_of(error)
@@ -87,7 +87,7 @@ def explain(error: Exception, request: Request) -> Exception:
         return changed(request.target)
     if (known := _by_table(request, details)) or not code or type(error) is not OSError:
         return known or error
-    # s3fs makes a plain OSError of other codes, but for some that it makes a builtin subclass of.
+    # s3fs raises a plain OSError for codes that it does not translate.
     reason = f"{request.operation} on {request.target} was refused with {code}{_said(details)}."
     refused = errors.RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
     refused.errno = error.errno
@@ -95,7 +95,7 @@ def explain(error: Exception, request: Request) -> Exception:
 
 
 def changed(target: str) -> errors.ObjectChangedError:
-    """The error for an object that another program replaced between two requests."""
+    """Return the error for an object that another program replaced between two requests."""
     return errors.ObjectChangedError(f"{target} changed meanwhile.", "Try again when no other program writes to it.")
 
 
@@ -114,7 +114,7 @@ def _said(details: dict[str, Any]) -> str:
 
 def _unreachable(error: BaseException, request: Request) -> errors.EndpointError:
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "")
-    # botocore names the whole URL of the request; what counts is whom it was sent to.
+    # botocore gives the whole URL of the request; only the host matters here.
     endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
     said = str(getattr(error, "kwargs", {}).get("error", error))
     if any(sign in said for sign in _SPOILT):
@@ -160,7 +160,7 @@ def _insecure(endpoint: str, said: str) -> errors.EndpointError:
 
 
 def _by_table(request: Request, details: dict[str, Any]) -> errors.CSXError | None:
-    """The error of an S3 error code; None for a code that is not in the table."""
+    """Return the error for an S3 error code; None for a code that is not in the table."""
     if (row := _BY_CODE.get(str(details.get("Code")))) is None:
         return None
     kind, reason, remedy = row
@@ -185,7 +185,7 @@ def _by_table(request: Request, details: dict[str, Any]) -> errors.CSXError | No
     return error
 
 
-# The class, the reason and the remedy of the errors of some codes; QuotaExceeded is Ceph's.
+# For each group of codes: the class, the reason and the remedy of the error. QuotaExceeded is Ceph's.
 _TABLE: dict[str, tuple[type[errors.CSXError], str, str]] = {
     "403 AccessDenied AccountProblem AllAccessDisabled": (
         errors.AccessDeniedError,

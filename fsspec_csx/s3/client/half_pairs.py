@@ -1,4 +1,4 @@
-"""Half a pair of credentials is an error that names the missing half."""
+"""Checks for half a pair of credentials; the error names the missing half."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def check_pair(given: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raise IncompleteCredentialsError if a part of an access key is given, and not all.
+    """Raise IncompleteCredentialsError if some but not all parts of an access key are given.
 
     Args:
-        names: of the access key, of its secret, and of the session's token.
+        names: of the access key, its secret, and the session token.
     """
     key, secret, token = (bool(given.get(name)) for name in names)
     if key == secret and (key or not token):
@@ -43,13 +43,13 @@ def check_options(key: str | None, secret: str | None, token: str | None, client
 def check_session(session: Session, profile: str) -> None:
     """Raise IncompleteCredentialsError if the source of a session's credentials gives half a pair.
 
-    botocore ignores a secret without its key, and uses the next source.
+    botocore would ignore a secret without its key, and use the next source.
     """
     if session.instance_variables().get("profile") is None:
         check_pair(os.environ, _VARIABLES, "the environment")
         if os.environ.get(_VARIABLES[0]):
             return
-    # botocore takes the keys from the first of the two files that has any.
+    # botocore takes the keys from the first of the two files that has them.
     for path, section in _sections(session, profile):
         check_pair(section, CLIENT_SECRETS, f"profile {profile!r} in {path}")
         if section.get(CLIENT_SECRETS[0]):
@@ -58,13 +58,13 @@ def check_session(session: Session, profile: str) -> None:
     seen = {profile}
     while (profile := profiles.get(profile, {}).get("source_profile")) and profile not in seen:
         seen.add(profile)
-        # Here it joins both files.
+        # For source profiles, botocore merges the two files.
         paths = " and ".join(path for path, section in _sections(session, profile) if section)
         check_pair(profiles.get(profile, {}), CLIENT_SECRETS, f"profile {profile!r} in {paths}")
 
 
 def _sections(session: Session, profile: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The sections of a profile in the AWS credentials and config files, with their paths; in botocore's order."""
+    """Return the sections of a profile in the AWS credentials and config files with their paths, in that order."""
     found: list[tuple[str, Mapping[str, Any]]] = []
     for variable in ("credentials_file", "config_file"):
         path = session.get_config_variable(variable)

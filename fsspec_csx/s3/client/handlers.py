@@ -1,4 +1,4 @@
-"""The handlers of botocore's events: all that this package adds to a client, in the order in which it is called.
+"""All handlers of botocore's events that this package adds to a client, in the order in which they are called.
 
 https://docs.aws.amazon.com/boto3/latest/guide/events.html
 """
@@ -15,7 +15,7 @@ from fsspec_csx.s3.transport.bulk_handlers import BulkHandlers
 from fsspec_csx.s3.transport.pool import Transfer
 
 _TRANSFERS = ("GetObject", "PutObject", "UploadPart")
-# What comes before a transfer: how long its answers take shows how far the store is.
+# Requests before a transfer; their response times show how far the store is.
 _TIMED = ("HeadObject", "CreateMultipartUpload")
 _LISTINGS = tuple(response_validation.NEXT)
 
@@ -23,10 +23,10 @@ _LISTINGS = tuple(response_validation.NEXT)
 def register(
     client: Any, transfer: Transfer, headers: Iterable[ChecksumHeaders], first_contact: Callable[..., Any] | None
 ) -> None:
-    """Let the requests of a client be served by this package.
+    """Register this package's handlers for the requests of a client.
 
-    botocore calls the handlers of one operation before those of all, and in the order of this list; its own retries
-    come after ``needs-retry``. All are called; the first that returns seconds decides how long to wait.
+    botocore calls the handlers of one operation before those of all operations, each in the order of this list; its own
+    retry handler for ``needs-retry`` is last. All are called; the first that returns seconds sets the wait.
     """
     no_redirects.check_guarded(client)
     bulk = BulkHandlers(transfer)

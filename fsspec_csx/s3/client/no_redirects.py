@@ -1,7 +1,7 @@
-"""Requests go to the host that they are addressed to, and nowhere else.
+"""Requests go only to the host that they are addressed to.
 
-A redirect is left to botocore, which follows it for S3 alone and by the region that it names. aiohttp would send the
-request, with its tokens, keys and body, to any host that the response names.
+botocore follows redirects for S3 only, by the region that they name. aiohttp would send the request, with its tokens,
+keys and body, to any host that a response names, so its redirects are turned off.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _REDIRECTS = (300, 301, 302, 303, 307, 308)
 
 
 class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
-    """The connections of a client: they follow no redirect, and bound every body in size and time."""
+    """The connections of a client; they follow no redirects, and limit the size and the time of each body."""
 
     async def send(self, request: Any) -> Any:
-        """Send a request; InvalidResponseError if the body of the response is too long, or does not end."""
+        """Send a request; InvalidResponseError if the body of the response is too long or does not end."""
         try:
             return await bounded_body.guarded(super().send, request)
         except boto.HTTPClientError as error:
@@ -38,7 +38,7 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
 
 
 class _Guard:
-    """Stands for an aiohttp session; each response passes the guard, and no redirect is followed."""
+    """Wraps an aiohttp session: limits each response, and follows no redirects."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -48,7 +48,7 @@ class _Guard:
 
 
 class NoRedirectSession(AioSession):  # type: ignore[misc]
-    """A session none of whose clients follows a redirect, nor do those that ask for credentials."""
+    """A session whose clients, and whose requests for credentials, follow no redirects."""
 
     def create_client(self, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """Create a client; see ``AioSession``."""
@@ -69,7 +69,7 @@ def _guarded_config(config: Any) -> Any:
 
 
 def check_guarded(client: Any) -> None:
-    """Raise ImportError if the connections of a client are aiohttp's own, without the guard."""
+    """Raise ImportError if a client uses aiohttp's connections without the guard."""
     connections = compat.http_session(client)
     if isinstance(connections, AIOHTTPSession) and not isinstance(connections, BoundedHTTPSession):
         msg = f"{release('aiobotocore')} makes clients that would follow redirects. Install another release."
@@ -77,7 +77,7 @@ def check_guarded(client: Any) -> None:
 
 
 def forbid_redirects(session: Any) -> None:
-    """Let no request of a session for credentials follow a redirect, nor one to a container or an instance."""
+    """Stop a session's requests for credentials from following redirects, also to containers and instances."""
     if not isinstance(session, NoRedirectSession) and "create_client" not in vars(session):
         make = session.create_client
         session.create_client = lambda *args, config=None, **rest: make(*args, config=_guarded_config(config), **rest)
@@ -86,7 +86,7 @@ def forbid_redirects(session: Any) -> None:
 
 
 def _guard_fetcher(fetcher: Any) -> None:
-    """Let the connections of what fetches metadata follow no redirect, and raise RedirectedError for one."""
+    """Stop a metadata fetcher from following redirects; it raises RedirectedError for them."""
     connections = compat.connections_of(fetcher)
     if "send" in vars(connections):
         return
@@ -105,17 +105,17 @@ def _guard_fetcher(fetcher: Any) -> None:
 
 
 def refuse_redirect(response: Any = None, **_: Any) -> None:
-    """Raise RedirectedError for a redirect that names no region; botocore would look for one without end."""
+    """Raise RedirectedError for a redirect that names no region; botocore would search for one endlessly."""
     if response is None or response[0].status_code not in _REDIRECTS:
         return
     answer, parsed = response
     has_region = "x-amz-bucket-region" in answer.headers or "Region" in parsed.get("Error", {})
-    if not has_region or answer.status_code == 300:  # botocore makes no error of 300
+    if not has_region or answer.status_code == 300:  # botocore raises no error for status 300
         raise RedirectedError(_host(answer))
 
 
 def _host(response: Any) -> str:
-    """The host that a response redirects to, without user, password, path and query."""
+    """Return the host that a response redirects to, without user, password, path and query."""
     location = urlsplit(response.headers.get("Location", ""))
     host = location.netloc.rpartition("@")[2]
     return f"{location.scheme}://{host}" if host else "another address"

@@ -1,4 +1,4 @@
-"""Malformed responses raise clear errors, rather than make empty listings or endless loops.
+"""Validation of responses: malformed ones raise clear errors, instead of causing empty listings or endless loops.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html
 """
@@ -16,16 +16,16 @@ from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.transport.failures import InvalidResponseError
 from fsspec_csx.s3.transport.request_context import current, using
 
-# The name of the root of a document, behind its declaration and comments.
+# The name of the root element of a document, after its declaration and comments.
 _ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 _DAMAGED = "its body is no XML, or damaged"
-# Operations with a body that matters, besides those of ``_NEEDED`` that list; the name of its root ends in Result.
+# Operations, besides the listings in ``_NEEDED``, whose response must have a root element that ends in Result.
 _WITH_RESULT = frozenset({"CompleteMultipartUpload", "CopyObject", "CreateMultipartUpload", "UploadPartCopy"})
-# What each entry of a response must have, by the name of its list; the empty name is the response itself.
+# The members that each entry of a response must have, by the name of its list; "" is the response itself.
 _OBJECT = ("Key", "Size", "LastModified")
 _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "CreateMultipartUpload": {"": ("UploadId",)},
-    "GetObject": {"": ("ETag",)},  # or the bytes may be those of a page of a proxy
+    "GetObject": {"": ("ETag",)},  # without it, the bytes may be a proxy's page
     "HeadObject": {"": ("ContentLength",)},
     "ListBuckets": {"Buckets": ("Name",)},
     "ListMultipartUploads": {"Uploads": ("Key", "UploadId", "Initiated")},
@@ -33,12 +33,12 @@ _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "ListObjects": {"Contents": _OBJECT, "CommonPrefixes": ("Prefix",)},
     "ListObjectsV2": {"Contents": _OBJECT, "CommonPrefixes": ("Prefix",)},
     "ListParts": {"Parts": ("PartNumber", "Size", "LastModified")},
-    "PutObject": {"": ("ETag",)},  # or nothing may have been stored: it is the page of a proxy, for one
+    "PutObject": {"": ("ETag",)},  # without it, the answer may be a proxy's page, with nothing stored
     "UploadPart": {"": ("ETag",)},
 }
-# The name of the next page.
+# The member that names the next page.
 NEXT = {"ListObjectsV2": "NextContinuationToken", "ListObjectVersions": "NextKeyMarker"}
-# So many pages of a listing may bring nothing new.
+# How many pages of a listing may bring nothing new.
 _IDLE_PAGES = 1000
 
 
@@ -51,7 +51,7 @@ class _Listing:
         self._idle = 0
 
     def add(self, following: Any, entries: list[str]) -> None:
-        """Raise InvalidResponseError if this page shows that the listing is endless."""
+        """Add a page; raise InvalidResponseError if the listing is endless."""
         page = (entries[0], entries[-1]) if entries else ("", "")
         self._idle += not entries or page in self._first_and_last
         self._first_and_last.add(page)
@@ -61,12 +61,12 @@ class _Listing:
 
 
 def listing() -> AbstractContextManager[None]:
-    """Let the pages that are requested within a block be those of one listing."""
+    """Treat the pages requested within a block as one listing."""
     return using(listing=_Listing())
 
 
 class Parsers:
-    """A factory of parsers, botocore's, that describe in a few words what they cannot read."""
+    """Wraps botocore's factory of parsers; its parsers describe briefly what they cannot read."""
 
     def __init__(self, made: Any) -> None:
         self._made = made
@@ -101,7 +101,7 @@ def _check_root(operation: str, body: bytes) -> None:
 
 
 def explain_damage(response: Any = None, **_: Any) -> None:
-    """Say so where botocore makes a response 500 of one that it cannot read; a handler of ``needs-retry``."""
+    """Explain a status 500 that botocore sets for a response 200 it cannot read; a handler of ``needs-retry``."""
     if response is not None and getattr(response[0].raw, "status", None) == 200:
         details = response[1].get("Error", {})
         if details.get("Code") == "500":

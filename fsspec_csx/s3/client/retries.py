@@ -1,7 +1,7 @@
-"""The attempts of a request: when it is made again, and whether it may have been applied though it failed.
+"""Retries: when a request is repeated, and whether a failed request may have been applied.
 
-It is not made again at an endpoint that never answered, nor for minutes, nor before Retry-After. If the server applied
-an attempt and that response was lost, the responses to the others do not show it.
+A request is not retried at an endpoint that has never answered, nor for minutes, nor before Retry-After. If the server
+applied an attempt whose response was lost, later responses do not show that.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fsspec_csx.s3.transport.request_context import RequestOutcome, current
 _CHANGES = frozenset(
     {"PutObject", "CompleteMultipartUpload", "CopyObject", "DeleteObject", "DeleteObjects", "CreateBucket"}
 )
-# These failed before anything was sent.
+# These errors occur before anything is sent.
 _NOT_SENT = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
-# With these a server says that something went wrong, and not before what.
+# With these statuses, the server may have applied the request or not.
 _VAGUE = frozenset({500, 502, 504})
 # The errors of a connection that failed.
 _FAILED = (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)
-# Of a request, unless the configuration says otherwise; botocore's own number.
+# The attempts of a request unless the configuration sets them; botocore's default.
 _ATTEMPTS = 5
 _LONGEST_WAIT = 60.0
-# botocore makes the attempts of a request, and s3fs all of them several times, but not after so many seconds.
+# botocore makes a round of attempts, and s3fs repeats such rounds; no round is added after this many seconds.
 _ROUNDS_SECONDS = 30.0
 
 FIRST_CONTACT_SECONDS = 5.0
-"""How long an endpoint that has never responded is retried, if it refuses connections or has no address yet.
+"""How long to retry an endpoint that has never responded, if it refuses connections or has no address yet.
 
-A server that is just starting answers after that; ``retries={"total_max_attempts": 1}`` asks once.
+A server that is starting responds within that time. ``retries={"total_max_attempts": 1}`` makes one attempt.
 """
 _FIRST_WAIT, _LONGEST_FIRST_WAIT = 0.1, 1.0
 
 
 class FirstContact:
-    """Ends botocore's retries of an endpoint that has never responded: it is down, starting or misspelt, not busy."""
+    """Ends botocore's retries at an endpoint that has never responded: it is down, starting or misspelt, not busy."""
 
     def __init__(self) -> None:
         self._answered = False
@@ -50,9 +50,9 @@ class FirstContact:
     def __call__(
         self, request_dict: Any, response: Any = None, caught_exception: Exception | None = None, **_: Any
     ) -> None:
-        """Leave an attempt to botocore, unless the endpoint has never responded.
+        """Leave the retry to botocore, unless the endpoint has never responded.
 
-        Then NotStartedError is raised if the request is to be made again, as botocore makes too few attempts for that.
+        In that case, raise NotStartedError to repeat the request, as botocore makes too few attempts for that.
         """
         if response is not None:
             self._answered = True
@@ -67,7 +67,7 @@ class FirstContact:
 
 
 def give_up(attempts: int, request_dict: Any, caught_exception: Exception | None = None, **_: Any) -> None:
-    """Raise GaveUpError for the last attempt of a round whose connection failed, if the request was begun long ago."""
+    """Raise GaveUpError if the connection failed in the last attempt of a round, and the request began long ago."""
     outcome = current().outcome
     if not isinstance(caught_exception, _FAILED) or outcome is None or attempts < _most_attempts(request_dict):
         return
@@ -81,7 +81,7 @@ def _most_attempts(request_dict: Any) -> int:
 
 
 def retry_after(attempts: int, request_dict: Any, response: Any = None, **_: Any) -> float | None:
-    """Return the seconds to wait by the header Retry-After; None to leave it to botocore."""
+    """Return the seconds to wait by the header Retry-After; None to leave the retry to botocore."""
     if response is None or response[0].status_code not in (429, 503):
         return None
     if attempts >= _most_attempts(request_dict):
@@ -98,13 +98,13 @@ def retry_after(attempts: int, request_dict: Any, response: Any = None, **_: Any
 
 
 def note_unclear() -> None:
-    """Note that the response to the current request does not show whether it was applied."""
+    """Record that the response to the current request does not show whether it was applied."""
     if (outcome := current().outcome) is not None:
         outcome.unanswered = True
 
 
 def note(response: Any = None, caught_exception: Exception | None = None, **_: Any) -> None:
-    """Note an attempt of the current request; a handler of ``needs-retry``."""
+    """Record an attempt of the current request; a handler of ``needs-retry``."""
     outcome = current().outcome
     if outcome is None:
         return
@@ -116,6 +116,6 @@ def note(response: Any = None, caught_exception: Exception | None = None, **_: A
 
 
 def mark(error: Exception, outcome: RequestOutcome, operation: str, target: str) -> None:
-    """Set ``maybe_applied`` of an error if the request may have been applied."""
+    """Mark an error with ``maybe_applied`` if the request may have been applied."""
     if outcome.unanswered and operation in _CHANGES and isinstance(error, CSXError):
         error.mark_maybe_applied(f"{operation} on {target}")

@@ -1,1 +1,1 @@
-"""Bytes between sockets and memory, by byte ranges and parts; knows nothing of paths."""
+"""Moves bytes between sockets and memory, in byte ranges and parts; knows nothing of paths."""

@@ -1,11 +1,11 @@
-"""How many requests to have in flight: as many as the link to a store pays for, shared by all transfers of a process.
+"""How many requests to have in flight: adapted to the link to each store, and shared by all transfers of a process.
 
-S3 gives one connection some 85 MB/s and answers after 10 to 100 ms, so a far store needs dozens of requests at a time,
-while a near one is as fast with ten, and each further one costs work:
+S3 gives one connection some 85 MB/s and answers after 10 to 100 ms, so a far store needs dozens of requests at a time.
+A near store is as fast with ten, and each further request costs processor time:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-guidelines.html
 
-The number is found as TCP finds its window. It is doubled on trial and stays doubled if the bytes a second grow by a
-quarter, as in the start of BBR (https://queue.acm.org/detail.cfm?id=3022184); it is halved when the store is busy.
+The number is found as TCP finds its window. A trial doubles it, and keeps it doubled if the throughput grows by a
+quarter, as in the start of BBR (https://queue.acm.org/detail.cfm?id=3022184). A busy store halves it.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 LEAST = 10
-"""Requests in flight to begin with, and where more of them bring nothing."""
+"""The number of requests in flight at first, and where more are not faster."""
 
 MOST = 64
 """The default of ``max_concurrency``."""
 
 MOST_OF_NODE = 256
-"""What the processes of a node have together, at most, as long as each has ten."""
+"""The most requests of all processes of a node together; each process may have ten in any case."""
 
-_FAR = 32  # to begin with, where answers are slow: with 64 a few processors are slower, and a trial soon finds them
-_FAR_SECONDS = 0.01  # how long the fastest answer takes there
-_ANSWERS = 2  # of so many
+_FAR = 32  # the first number for a far store; 64 slows down machines with few processors, and a trial soon finds it
+_FAR_SECONDS = 0.01  # a store is far if its fastest answer takes this long
+_ANSWERS = 2  # how many answers decide that
 
-_GROWTH = 0.25  # what the rate must grow by, for each time that the number grows by its former self
-_ROUND_SECONDS = 0.05  # how long a rate is measured, at least
-_ROUNDS = 3  # how many rates decide, where answers are fast; and when a trial fails
-_HOLD_SECONDS, _LONGEST_HOLD = 1.0, 30.0  # after a trial that failed
+_GROWTH = 0.25  # by how much a trial that doubles the number must raise the throughput; in proportion if it adds less
+_ROUND_SECONDS = 0.05  # the shortest time over which a rate is measured
+_ROUNDS = 3  # how many rates start a trial where answers are fast, and end a failed one
+_HOLD_SECONDS, _LONGEST_HOLD = 1.0, 30.0  # wait after a failed trial: the first, and the longest
 _PAUSE_SECONDS = 0.1  # between two halvings, and before the first recovery
-_FILLED = 0.75  # share of the limit that must be in flight for a rate to say anything of it
-_CPU = 0.85  # share of the processors, above which more requests bring nothing
+_FILLED = 0.75  # the share of the limit that must be in flight for a rate to count
+_CPU = 0.85  # the share of the processors above which more requests are not faster
 
 
 @dataclass
 class ConcurrencyLimit:
-    """The decisions alone: no clock, no socket, no lock.
+    """The decisions about the limit, without a clock, sockets or locks.
 
     Attributes:
-        most: the largest that ``limit`` becomes.
-        limit: how many requests may be in flight.
-        far: whether answers take so long that many requests are needed.
+            most: the most that ``limit`` can become.
+            limit: how many requests may be in flight.
+            far: whether answers take so long that many requests are needed.
     """
 
     most: int = LEAST
@@ -58,22 +58,22 @@ class ConcurrencyLimit:
     far: bool = False
     _answers: int = 0
     _fastest: float = float("inf")
-    _base: tuple[int, float] | None = None  # the number before the trial, and its rate
-    _rates: list[float] = field(default_factory=list)  # at the present number
-    _settled: bool = False  # whether the first round at the present number is over
+    _base: tuple[int, float] | None = None  # the limit before the trial, and its rate
+    _rates: list[float] = field(default_factory=list)  # those measured at the present limit
+    _settled: bool = False  # whether the first round at the present limit has ended
     _next_trial: float = 0.0
     _hold: float = _HOLD_SECONDS
     _throttled_at: float = float("-inf")
-    _raised: bool = True  # whether the last change was upwards
-    _goal: int = 0  # the number to recover to after a halving
+    _raised: bool = True  # whether the last change raised the limit
+    _goal: int = 0  # the limit to return to after a halving
 
     @property
     def round_seconds(self) -> float:
-        """How long to measure before ``measured``: new connections answer within that time."""
+        """How long to measure before calling ``measured``; long enough for new connections to answer."""
         return max(_ROUND_SECONDS, 2.5 * self._fastest) if self.far else _ROUND_SECONDS
 
     def answered(self, seconds: float) -> None:
-        """Note how long the head of an answer took."""
+        """Record how long a response took to arrive."""
         self._answers += 1
         self._fastest = min(self._fastest, seconds)
         if self.far and self._fastest < _FAR_SECONDS:
@@ -90,11 +90,11 @@ class ConcurrencyLimit:
         return max(LEAST, min(_FAR, self.most))
 
     def measured(self, now: float, rate: float, cpu: float) -> None:
-        """Note the rate of a round throughout which about as many requests were in flight as may be.
+        """Record the throughput of a round during which the limit was nearly used up.
 
         Args:
             now: any clock, in seconds.
-            rate: bytes a second.
+            rate: bytes per second.
             cpu: the share of the processors that this process has used.
         """
         if not self._settled:
@@ -110,11 +110,11 @@ class ConcurrencyLimit:
             self._try_more(max(self._rates[-_ROUNDS:]), cpu)
 
     def throttled(self, now: float) -> None:
-        """Note that the store is busy, or a connection stalled."""
+        """Record that the store is busy, or that a connection stalled."""
         if now - self._throttled_at < _PAUSE_SECONDS:
             return
         self._throttled_at = now
-        if self._raised:  # or this answers a request from before the last halving
+        if self._raised:  # otherwise the answer may be to a request from before the last halving
             self._goal = self._base[0] if self._base else self.limit * 7 // 8
             self._fail(now)
         self._base = None
@@ -146,7 +146,7 @@ class ConcurrencyLimit:
 
 
 class _FixedLimit(ConcurrencyLimit):
-    """A limit that nothing changes."""
+    """A limit that never changes."""
 
     def answered(self, seconds: float) -> None:
         """Change nothing."""
@@ -159,9 +159,9 @@ class _FixedLimit(ConcurrencyLimit):
 
 
 class Slots:
-    """The turns of the requests to one store, which event loops wait for and threads account for.
+    """The turns of the requests to one store. Event loops wait for turns; threads report bytes and response times.
 
-    ``async with`` waits for a turn, and gives it back.
+    ``async with`` waits for a turn, and returns it at the end of the block.
     """
 
     def __init__(self) -> None:
@@ -169,17 +169,17 @@ class Slots:
         self._limit = ConcurrencyLimit()
         self._taken = 0
         self._waiting: deque[Future[None]] = deque()
-        self._idle = True  # whether fewer requests than may be were in flight in this round
+        self._idle = True  # whether this round had too few requests in flight for its rate to count
         self._begin_round(time.monotonic())
 
     def allow(self, most: int) -> None:
-        """Let the limit become as large as this."""
+        """Raise the most that the limit can become to at least ``most``."""
         with self._lock:
             self._limit.most = max(self._limit.most, most)
 
     @contextlib.contextmanager
     def fixed(self, number: int) -> Iterator[None]:
-        """Let this many requests be in flight within the block, whatever the link; for measurements."""
+        """Fix the limit within the block; for measurements."""
         with self._lock:
             before, self._limit = self._limit, _FixedLimit(most=number, limit=number)
         try:
@@ -195,22 +195,22 @@ class Slots:
 
     @property
     def far(self) -> bool:
-        """Whether the store's answers take long."""
+        """Whether the store answers slowly."""
         return self._limit.far
 
     @property
     def exceeded(self) -> bool:
-        """Whether more requests are in flight than should be."""
+        """Whether more requests are in flight than the limit allows now."""
         return self._taken > self._limit.limit
 
     @property
     def free(self) -> int:
-        """How many requests more may be in flight; at least one."""
+        """How many more requests may be in flight; at least one."""
         return max(1, self._limit.limit - self._taken)
 
     @property
     def contended(self) -> bool:
-        """Whether requests wait for their turn."""
+        """Whether requests wait for a turn."""
         return bool(self._waiting)
 
     async def __aenter__(self) -> None:
@@ -223,7 +223,7 @@ class Slots:
         try:
             await asyncio.wrap_future(turn)
         except BaseException:
-            if not turn.cancel():  # it has come meanwhile
+            if not turn.cancel():  # the turn was granted meanwhile
                 self._give_back()
             raise
 
@@ -238,7 +238,7 @@ class Slots:
         self._begin(turns)
 
     def moved(self, count: int) -> None:
-        """Note that a thread has received or sent so many bytes."""
+        """Record that a thread has received or sent bytes."""
         now = time.monotonic()
         with self._lock:
             self._bytes += count
@@ -253,14 +253,14 @@ class Slots:
         self._begin(turns)
 
     def answered(self, seconds: float) -> None:
-        """Note how long the head of an answer took."""
+        """Record how long a response took to arrive."""
         with self._lock:
             self._limit.answered(seconds)
             turns = self._turns()
         self._begin(turns)
 
     def throttled(self) -> None:
-        """Note that the store is busy, or a connection stalled."""
+        """Record that the store is busy, or that a connection stalled."""
         with self._lock:
             self._limit.throttled(time.monotonic())
 
@@ -270,11 +270,11 @@ class Slots:
 
     @property
     def _filled(self) -> bool:
-        """Whether about as many requests are in flight as may be."""
+        """Whether the limit is nearly used up."""
         return self._taken >= _FILLED * self._limit.limit
 
     def _turns(self) -> list[Future[None]]:
-        """Those whose turn it is; begun once the lock is free, as a turn that is given back takes it."""
+        """Grant turns, and return them; the caller begins them without the lock, which a returned turn takes."""
         turns = []
         while self._waiting and self._taken < self._limit.limit:
             turn = self._waiting.popleft()
@@ -294,7 +294,7 @@ def _processors() -> int:
 
 
 def fair_share(most: int) -> int:
-    """The most requests of one process, if it may have so many alone, and other processes of the node do the same work.
+    """Return the most requests of this process, if it shares the node with others that do the same work.
 
     Those are the ranks of torchrun (``LOCAL_WORLD_SIZE``) and the workers of a DataLoader.
     """
@@ -308,11 +308,11 @@ _of_endpoints: dict[str, Slots] = {}
 
 
 def slots_for(endpoint: str, most: int) -> Slots:
-    """The turns of this process at an endpoint; a forked process finds its own.
+    """Return the turns of this process at an endpoint; a forked process gets new ones.
 
     Args:
         endpoint: its URL.
-        most: the most requests in flight of who asks; all together have as many as any may.
+        most: the most requests in flight of the caller; the limit of all together is the largest such number.
     """
     slots = _of_endpoints.setdefault(endpoint, Slots())
     slots.allow(most)

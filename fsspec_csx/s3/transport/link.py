@@ -1,7 +1,7 @@
-"""Link: a connection on which a thread makes one request after another, with nothing between it and the socket.
+"""Link: a connection on which one thread makes requests one after another, directly on the socket.
 
-http.client and urllib3 take half a millisecond of processor time for a request, and wait for the interpreter's lock at
-eight system calls; this takes a tenth, and three. What a store does not usually answer is left to them.
+http.client and urllib3 take half a millisecond of processor time for a request, and wait for the GIL at eight system
+calls; a Link takes a tenth of that, and three. Responses that S3 does not usually give are left to urllib3.
 """
 
 from __future__ import annotations
@@ -27,43 +27,39 @@ from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, resp
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.sockets import shut_down
 
-# Bytes between two checks whether the request was given up, and the pieces of which the checksum is computed.
+# Bytes between two checks whether the request was given up; also the pieces in which the checksum is computed.
 _STEP = 2**20
-_INTERIM = 8  # responses 1xx before the real one, at most
+_INTERIM = 8  # the most 1xx responses before the final one
 _END = b"\r\n\r\n"
-# What is no object data has arrived so long after its first byte, in seconds, though each byte comes in time.
+# The longest that a response without object data may take after its first byte, in seconds, however steadily it comes.
 _LONGEST = 60.0
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,5})[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
 class Interrupt:
-    """Ends the connection of one request, and no other's.
-
-    Args:
-        socket: of the connection.
-    """
+    """Shuts down the connection of one request, but not once another request uses it."""
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self._lock = threading.Lock()
 
     def __call__(self) -> bool:
-        """End the connection, if the request still runs; return whether it did."""
+        """Shut down the connection if the request still runs; return whether it did."""
         with self._lock:
             return shut_down(self._socket)
 
     def release(self) -> None:
-        """Note that the connection is free for another request."""
+        """Note that the request has ended, and the connection may serve another."""
         with self._lock:
             self._socket = None
 
 
 class Link:
-    """A connection of a pool of urllib3, used without it.
+    """A connection from a pool of urllib3, used directly.
 
     Args:
         pool: makes connections.
-        slots: learn what moves, and how long answers take.
+        slots: records the bytes moved and the response times.
 
     Attributes:
         began: whether bytes of the last request may have been sent.
@@ -77,22 +73,22 @@ class Link:
         self._socket: Any = None
         self._store = bytearray(MOST_BYTES)
         self._view = memoryview(self._store)
-        self._early = self._view[:0]  # bytes of a body that came with its head
+        self._early = self._view[:0]  # bytes of a body that were received with its head
 
     def give_back(self) -> None:
-        """Let others use the connection."""
+        """Return the connection to the pool."""
         compat.give_connection_back(self._pool, self._connection)
 
     def get(self, request: SignedRequest, wanted: RangeRequest) -> ResponseHead:
-        """Fill a range.
+        """Request a range and fill its memory.
 
         Raises:
-            UnusualResponseError: an OSError, if the response is not one that S3 gives.
+            UnusualResponseError: an OSError, if the response is not one that S3 usually gives.
         """
         wanted.moved = self._slots.moved
         try:
             with self._connected() as wanted.interrupt:
-                if wanted.given_up:  # before it could be interrupted
+                if wanted.given_up:  # before wanted.interrupt was set
                     msg = "The request was given up."
                     raise OSError(msg)
                 began = time.monotonic()
@@ -111,16 +107,13 @@ class Link:
             wanted.interrupt = None
 
     def put(self, request: SignedRequest, body: RequestBody, piece: int) -> tuple[ResponseHead, bytes]:
-        """Send a body.
+        """Send a body, and return the head and the body of the response.
 
         Args:
             piece: bytes between two checks whether the request was given up.
 
-        Returns:
-            The head of the response, and its body.
-
         Raises:
-            UnusualResponseError: an OSError, if the response is not one that S3 gives.
+            UnusualResponseError: an OSError, if the response is not one that S3 usually gives.
         """
         with self._connected():
             sent, cut = time.monotonic(), False
@@ -131,10 +124,10 @@ class Link:
                 else:
                     self._socket.sendall(request.head())
                     for memory in body.pieces(piece):
-                        sent = time.monotonic()  # the answer may come before this returns
+                        sent = time.monotonic()  # before sendall, as the server may answer before it returns
                         self._socket.sendall(memory)
                         self._slots.moved(len(memory))
-            except BrokenPipeError:  # the server may have answered before it had the whole body
+            except BrokenPipeError:  # the server may have answered before it received the whole body
                 cut = True
             head = self._head(sent)
             if cut and head.status_code < 300:
@@ -146,7 +139,7 @@ class Link:
             return head, data
 
     def _body(self, head: ResponseHead) -> bytes:
-        """The rest of a response that is no object data."""
+        """Return the body of a response that is no object data."""
         if head.length == 0:
             return b""
         source, left = io.BufferedReader(_Rest(self._early, self._receive)), head.length
@@ -166,14 +159,14 @@ class Link:
 
     @contextmanager
     def _connected(self) -> Iterator[Interrupt]:
-        """Within a block, connected; an error ends the connection."""
+        """Connect, for a block; an error in it closes the connection."""
         self.began = False
-        if is_connection_dropped(self._connection):  # or it brings what is not the answer to the next request
+        if is_connection_dropped(self._connection):  # also if data waits, which cannot answer the next request
             self._connection.close()
         try:
             self._socket = compat.connected_socket(self._pool, self._connection)
         except BaseException:
-            self._connection.close()  # it may have a socket on which TLS has not begun
+            self._connection.close()  # it may have a socket without TLS
             raise
         self.began = True
         interrupt = Interrupt(self._socket)
@@ -181,14 +174,14 @@ class Link:
             yield interrupt
         except BaseException as error:
             self._connection.close()
-            if isinstance(error, (TimeoutError, BlockingIOError)):  # a time limit of Python, or the system's
+            if isinstance(error, (TimeoutError, BlockingIOError)):  # the timeout of Python, or of the system
                 self._slots.throttled()
             raise
         finally:
             interrupt.release()
 
     def _receive(self, memory: memoryview) -> int:
-        """Receive some bytes of a head or a short body."""
+        """Receive some bytes of a head or of a body without object data."""
         if time.monotonic() > self._until:
             msg = f"A response has not ended after {_LONGEST:.0f} s."
             raise TimeoutError(msg)
@@ -234,7 +227,7 @@ class Link:
             try:
                 while filled < len(memory) and (count := read(len(memory) - filled, memory[filled:])):
                     filled += count
-            finally:  # the bytes before an error count
+            finally:  # also count bytes received before an error
                 wanted.advance(filled)
             if filled < len(memory) or (wanted.given_up and not wanted.complete):
                 msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
@@ -242,7 +235,7 @@ class Link:
 
 
 class _Rest(io.RawIOBase):
-    """The bytes of a response that came with its head, and those that are still to come."""
+    """The rest of a response: first the bytes received with its head, then those from the socket."""
 
     def __init__(self, early: memoryview, receive: Callable[[memoryview], int]) -> None:
         self._early, self._receive = early, receive
@@ -258,7 +251,7 @@ class _Rest(io.RawIOBase):
 
 
 def _chunk(source: io.BufferedIOBase) -> bytes:
-    """The next piece of a body of chunks; empty at its end."""
+    """Return the next chunk of a chunked body; empty at its end."""
     if (found := _CHUNK.fullmatch(source.readline(MOST_BYTES))) is None:
         msg = "A chunk of a response does not begin as one."
         raise UnusualResponseError(msg)

@@ -1,4 +1,4 @@
-"""The bulk requests of a client: their turns, and the threads and connections that make them several at a time."""
+"""Transfer: the threads and connections of a client's parallel requests, and the turns that limit them."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ T = TypeVar("T")
 PART = 8 * 2**20
 """Bytes of a request of a large read, and of the first parts of an upload."""
 
-# Memory of our own, for bytes on their way: with a near store, and the most with a far one.
+# The most buffered bytes in flight: with a near store, with a far one, and those read ahead from a far one.
 _BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 216 * 2**20, 208 * 2**20
 
-# Of so many ranges, all but the first are requested in the quick way.
+# Of this many ranges or more, all but the first are signed by this package.
 _MANY = 3
 
-# How long to wait for a thread that uses no memory of the caller.
+# How long to wait for a thread that does not use the caller's memory.
 _STUCK_SECONDS = 1.0
 
 
 class Transfer:
-    """The threads and connections that move the bodies of the bulk requests of one client.
+    """The threads and connections that move the bodies of one client's requests for object data.
 
     Args:
         client: the aiobotocore client whose GetObject, PutObject and UploadPart requests it serves.
         verify: True, False, or the path of a certificate bundle; see botocore.
-        in_flight: how many requests at a time.
-        former: of the client that this one replaces; its threads and connections are kept.
+        in_flight: the most requests at a time.
+        former: the Transfer of the client that this one replaces; its threads and connections are reused.
 
     Attributes:
-        in_flight: the same.
-        checksums: whether the server takes checksums of uploads; None before the first upload has settled it.
+        in_flight: the most requests at a time.
+        checksums: whether the server accepts checksums of uploads; None before the first upload.
         slots: the turns of all requests of the process to the same store.
-        exchange: makes one request over its connections.
+        exchange: makes one request on its connections.
         signer: makes templates of its requests.
     """
 
@@ -76,7 +76,7 @@ class Transfer:
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for the turn of a request; it lasts for the block."""
+        """Wait for a turn to make a request, and hold it for the block."""
         async with self._own_slots, self.slots:
             try:
                 yield
@@ -95,16 +95,16 @@ class Transfer:
         *,
         alike: LearnedTemplate | None = None,
     ) -> None:
-        """Fill the memories of ranges of an object, several at a time.
+        """Fill the memories of ranges of an object, by parallel requests.
 
         Args:
             get: makes a GetObject request, with the parameter ``Range`` or without, and returns botocore's response.
-            ranges: whose bytes the object must have.
-            advance: is called on the event loop with the length of each range that has arrived.
-            alike: what the requests have in common with those of other calls.
+            ranges: the ranges to fill; the object must have their bytes.
+            advance: called on the event loop with the length of each range that has arrived.
+            alike: the template that these requests share with those of other calls.
 
         Raises:
-            Exception: what ``get`` raised for the first range that failed; the others are given up.
+            Exception: the error of ``get`` for the first range that failed; the other ranges are given up.
         """
 
         scope().join()
@@ -116,7 +116,7 @@ class Transfer:
                 span = wanted.header()
                 with using(wanted=wanted):
                     answer = await get(**({"Range": span} if span else {}))
-                if not wanted.complete:  # a client of another region, which has other handlers, was used
+                if not wanted.complete:  # made by a client of another region, whose handlers did not fill it
                     try:
                         wanted.accept(await answer["Body"].read())
                     finally:
@@ -138,11 +138,11 @@ class Transfer:
             tasks += [asyncio.ensure_future(fetch_one(each)) for each in rest]
             await asyncio.gather(*tasks)
             for each in ranges:
-                if each.etag != ranges[0].etag:  # botocore's requests raise what is wrong
+                if each.etag != ranges[0].etag:  # repeat it through botocore, which raises the right error
                     each.restart()
                     await fetch_one(each)
         except BaseException:
-            # Nothing may write to the memory any more when this returns: it is the caller's again.
+            # The caller may reuse the memory when this raises, so nothing may write to it any more.
             await uncancelled(self._given_up(tasks, ranges))
             raise
 
@@ -163,23 +163,23 @@ class Transfer:
 
     @property
     def width(self) -> int:
-        """How many requests may be in flight now; more than ``LEAST`` with a far store alone."""
+        """How many requests may be in flight now; more than ``LEAST`` only with a far store."""
         return min(self.in_flight, self.slots.limit)
 
     def request_size(self, size: int) -> int:
-        """Bytes of each request for a read of so many."""
+        """Return the bytes of each request for a read of ``size`` bytes."""
         if self.width <= LEAST:
             return size_for(size, min(LEAST, self.in_flight))
-        return size_for(size, min(self.in_flight, self.slots.free), far=True)  # less divided beside other reads
+        return size_for(size, min(self.in_flight, self.slots.free), far=True)  # fewer requests if others are in flight
 
     @property
     def buffered_bytes(self) -> int:
-        """How many bytes that must be copied may be on their way: enough for the requests in flight of a far store."""
+        """The most copied bytes that may be in flight: with a far store, enough for all its requests."""
         return _BUFFERED_NEAR if self.width <= LEAST else min(max(_BUFFERED_NEAR, self.width * PART), _BUFFERED_FAR)
 
     @property
     def ahead_bytes(self) -> int:
-        """How many bytes to fetch before a file's reader asks for them; 0 where the next read is as fast without."""
+        """How many bytes a file reads ahead; 0 with a near store, where reading ahead is not faster."""
         return 0 if self.width <= LEAST else min(self.width * PART, _AHEAD_FAR)
 
     async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[RangeRequest]) -> None:
@@ -191,11 +191,10 @@ class Transfer:
         await self.ended(ranges)
 
     async def send(self, put: Callable[[], Awaitable[T]], payload: RequestBody) -> T:
-        """Send a body when it is its turn.
+        """Send a body when it gets a turn; when this returns, no thread uses the body any more.
 
         Args:
-            put: makes its request, once it has prepared the body.
-            payload: no thread uses it when this returns.
+            put: prepares the body and makes its request.
         """
         scope().join()
         try:
@@ -207,27 +206,27 @@ class Transfer:
 
     @staticmethod
     async def ended(bodies: Sequence[Body]) -> None:
-        """Give these up, and wait until no thread uses memory of the caller; for a while until none uses its own."""
+        """Give up bodies; wait until no thread uses the caller's memory, and up to a second for the other threads."""
         await Transfer.released(bodies)
         await _threads_ended([each for each in bodies if each.thread and not each.thread.done()], _STUCK_SECONDS)
 
     @staticmethod
     async def released(bodies: Sequence[Body]) -> None:
-        """Give these up, and wait until no thread uses memory of the caller."""
+        """Give up bodies, and wait until no thread uses the caller's memory."""
         for body in bodies:
             body.give_up()
         running = [each for each in bodies if each.thread and not each.thread.done()]
         await _threads_ended([each for each in running if each.harmful], None)
 
     async def exchanged(self, request: Any, body: RequestBody | RangeRequest) -> AioAWSResponse:
-        """Make a request in a thread; no other moves its body."""
+        """Make a request in the thread of its body."""
         exchange: Callable[[Any, Any], AioAWSResponse] = (
             self.exchange.put if isinstance(body, RequestBody) else self.exchange.get
         )
         return await self._with(body, exchange, request, body)
 
     async def prepare(self, body: RequestBody) -> None:
-        """Prepare a body in a thread."""
+        """Prepare a body in its thread."""
         await self._with(body, body.prepare)
 
     async def prepared_and_sent(self, make: Callable[[RequestBody], Any], body: RequestBody) -> AioAWSResponse:
