@@ -1,4 +1,4 @@
-"""Bodies of responses that are no object data: read whole, within bounds of memory and time."""
+"""Reads bodies of responses that are no object data, within limits of memory and time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fsspec_csx.s3.transport.failures import InvalidResponseError, UnguardedResp
 from fsspec_csx.s3.transport.request_context import current, using
 
 LONGEST = 8 * 2**20
-"""The longest body, in bytes: a page of 1,000 keys, each of 1,024 bytes and percent-encoded, has less than half."""
+"""The longest body, in bytes; a page of 1,000 percent-encoded keys of 1,024 bytes each has less than half of that."""
 
-# How long, in seconds, a body may take to arrive, though it never stalls for read_timeout. A server that is busy with
-# the parts of an upload, or with a copy, sends blanks meanwhile, and may do so for minutes.
+# How long, in seconds, a body may take to arrive, even if it never stalls for read_timeout. A server that completes an
+# upload, or copies, sends blanks meanwhile, and may do so for minutes.
 _READ_SECONDS, _WRITE_SECONDS = 60.0, 600.0
-# The rest of a longer error response is not read.
+# How many bytes of an error response are read.
 _LONGEST_REFUSAL = 2**20
-# Documents that define entities, of their own or of other files, have one; no response of S3 does.
+# Present in documents that define entities, which may refer to other files; no response of S3 has it.
 _DEFINITION = b"<!DOCTYPE"
 
 
@@ -39,7 +39,7 @@ class _Exchange:
         self.was_read = False
 
     def check(self, response: Any) -> None:
-        """Raise UnguardedResponseError unless this response passed the guard, and its body is or will be bounded."""
+        """Raise UnguardedResponseError unless this response passed the guard, and its body is or will be limited."""
         passed = response is self.response
         unbounded = self.streamed and response.status < 300 if passed else False
         if not passed or not (unbounded or self.was_read or "read" in vars(response)):
@@ -55,7 +55,7 @@ async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
         request: as botocore prepared it.
 
     Raises:
-        UnguardedResponseError: if the session did not call ``received``, or read the body past it.
+        UnguardedResponseError: if the session did not call ``received``, or read the body in another way.
     """
     exchange = _Exchange(streamed=request.stream_output)
     with using(exchange=exchange):
@@ -65,17 +65,17 @@ async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
 
 
 async def received(method: str, sent: Awaitable[Any]) -> Any:
-    """Await aiohttp's response within bounds, and bound its ``read``.
+    """Await aiohttp's response within a time limit, and limit its ``read``.
 
     Args:
         method: of the request, such as GET.
-        sent: what becomes the response.
+        sent: returns the response.
 
     Raises:
-        InvalidResponseError: if it does not end.
+        InvalidResponseError: if the response does not end.
     """
     reads = method in ("GET", "HEAD", "DELETE")
-    # A request body may be long; a request without one may wait for a connection, but not so long.
+    # An upload may take long; a request without a body may wait for a connection, but only for a limited time.
     response = await (_ended(sent, _WRITE_SECONDS) if reads else sent)
     exchange = current().exchange
     if exchange is not None:
@@ -86,7 +86,7 @@ async def received(method: str, sent: Awaitable[Any]) -> Any:
 
 
 async def _read(response: Any, seconds: float, exchange: _Exchange | None) -> bytes:
-    del response.read  # it refers to the response, and so to itself
+    del response.read  # it is a reference cycle with the response
     if exchange is not None:
         exchange.was_read = True
     taken = Taken(response.status)
@@ -108,7 +108,7 @@ async def _read(response: Any, seconds: float, exchange: _Exchange | None) -> by
 async def _ended(awaited: Awaitable[Any], seconds: float) -> Any:
     try:
         return await asyncio.wait_for(awaited, seconds)
-    except ServerTimeoutError:  # aiohttp's own, which is one of asyncio's
+    except ServerTimeoutError:  # aiohttp's own, which is a subclass of asyncio's
         raise
     except asyncio.TimeoutError as error:
         raise _endless(seconds) from error
@@ -119,11 +119,7 @@ def _endless(seconds: float) -> InvalidResponseError:
 
 
 class Taken:
-    """The bytes of a body that have arrived.
-
-    Args:
-        status: of the response.
-    """
+    """The bytes of a body that have arrived; ``status`` is that of the response."""
 
     def __init__(self, status: int) -> None:
         self._refused = status >= 300
@@ -131,10 +127,10 @@ class Taken:
         self._data = bytearray()
 
     def add(self, piece: bytes) -> bool:
-        """Add some bytes; return whether more may follow.
+        """Add bytes; return whether more may follow.
 
         Raises:
-            InvalidResponseError: if the body is too long and not that of an error.
+            InvalidResponseError: if the body is too long, and the response is not an error.
         """
         self._data += piece
         if len(self._data) > self._most and not self._refused:
@@ -143,7 +139,7 @@ class Taken:
         return len(self._data) <= self._most
 
     def body(self) -> bytes:
-        """The whole body; empty for an error response that cannot be read.
+        """Return the whole body; empty for an error response that is too long or defines entities.
 
         Raises:
             InvalidResponseError: if it is a document that defines entities.
@@ -156,10 +152,10 @@ class Taken:
 
 
 def taken_from(read: Callable[[int], bytes], status: int) -> bytes:
-    """Read a body in a thread, within the same bounds.
+    """Read a body in a thread, within the same limits.
 
     Args:
-        read: returns at most so many bytes, and none at the end.
+        read: returns at most the given number of bytes, and none at the end.
         status: of the response.
     """
     taken, began = Taken(status), time.monotonic()

@@ -1,7 +1,7 @@
-"""Handlers of botocore's events by which this package moves the bodies of bulk requests.
+"""Handlers of botocore's events that move the bodies of requests for object data.
 
-botocore signs each request, retries it and reads its errors; only its body is moved here, by a handler of the event
-``before-send``, which may respond in place of botocore's own connection:
+botocore signs each request, retries it and parses its errors. A handler of the event ``before-send``, which may respond
+in place of botocore's own connection, moves the body:
 https://docs.aws.amazon.com/boto3/latest/guide/events.html
 """
 
@@ -18,45 +18,41 @@ from fsspec_csx.s3.transport.request_context import current
 
 
 class BulkHandlers:
-    """The handlers for the requests of one client.
-
-    Args:
-        transfer: moves their bodies.
-    """
+    """The handlers for the requests of one client."""
 
     def __init__(self, transfer: Transfer) -> None:
         self._transfer = transfer
 
     def before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        """Let a request body go unhashed; a handler of ``before-parameter-build``."""
+        """Turn off hashing of a request body; a handler of ``before-parameter-build``."""
         if isinstance(params.get("Body"), RequestBody):
             context["client_config"] = self._transfer.signer.body_config
 
     @staticmethod
     def before_signing(request: Any, **_: Any) -> None:
-        """Ask for the bytes that are missing; a handler of ``request-created``."""
+        """Request only the missing bytes of a range; a handler of ``request-created``."""
         if isinstance(request.data, RequestBody):
-            del request.headers["Expect"]  # it would cost a round trip; the body can be sent again
+            del request.headers["Expect"]  # waiting for 100 Continue costs a round trip, and the body can be sent again
         elif (wanted := current().wanted) is not None and (span := wanted.header()):
             del request.headers["Range"]
-            request.headers["Range"] = span  # resumes at the last byte received
+            request.headers["Range"] = span  # resume after the last byte received
             if wanted.filled and wanted.etag:
                 del request.headers["If-Match"]
                 request.headers["If-Match"] = wanted.etag
 
     @staticmethod
     def note_sent(**_: Any) -> None:
-        """Note when a request without a body is sent; a handler of ``before-send``."""
+        """Record when a request without a body is sent; a handler of ``before-send``."""
         if (outcome := current().outcome) is not None:
             outcome.sent = time.monotonic()
 
     def note_answered(self, response: Any = None, **_: Any) -> None:
-        """Note how long its answer took; a handler of ``needs-retry``."""
+        """Record the response time; a handler of ``needs-retry``."""
         if response is not None and (outcome := current().outcome) is not None and outcome.sent:
             self._transfer.slots.answered(time.monotonic() - outcome.sent)
 
     async def answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
-        """Move the body by a thread; a handler of ``before-send``, None to leave it to botocore."""
+        """Make the request in a thread; a handler of ``before-send`` that returns None to leave it to botocore."""
         context, transfer = current(), self._transfer
         if context.first is not None and (answer := context.first.take(transfer)) is not None:
             return answer

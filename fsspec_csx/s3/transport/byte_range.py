@@ -1,4 +1,4 @@
-"""The byte range of an object that one request fetches, and the buffers that it fills."""
+"""RangeRequest: the byte range of an object that one request fetches, and the buffers that it fills."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fsspec_csx.errors import EndpointError
 
 Check = Callable[[memoryview, int], int]
 
-# Shorter buffers are read together and copied: a system call for each would take longer.
+# Smaller buffers are read together and then copied, as a system call for each would take longer.
 _SMALL = 64 * 1024
 _TOGETHER = 2**20
-# After so many wrong responses the endpoint is at fault.
+# After this many wrong responses, an error blames the endpoint.
 _WRONG_ANSWERS = 3
 
 
 class _Piece:
-    """Consecutive bytes: those of one buffer, or of several small ones with the gaps between them.
+    """Consecutive bytes: those of one buffer, or of several small buffers with the gaps between them.
 
     Attributes:
         start: position in the object.
@@ -50,7 +50,7 @@ class _Piece:
         return self._memory
 
     def scatter(self) -> None:
-        """Copy the bytes to their targets once all have arrived, and free the buffer between."""
+        """Copy the bytes to their targets once all have arrived, and free the intermediate buffer."""
         memory, self._memory = self.memory, None
         if not self.direct:
             for _, position, target in self.targets:
@@ -62,21 +62,21 @@ class RangeRequest:
 
     Args:
         start: position of the first byte.
-        check: computes a checksum of the bytes as they arrive, from a buffer and the checksum before it.
-        probing: whether the size of the object is unknown: ``length`` shrinks to the object's, and the whole object is
-            requested, since only then does the server send its checksum.
+        check: computes a checksum as bytes arrive, from a buffer and the checksum of the bytes before it.
+        probing: whether the size of the object is unknown. Then ``length`` shrinks to that size, and the request is
+            for the whole object, since only then the server sends its checksum.
         clipped: whether the object may end before the range does; then ``length`` shrinks to its end.
 
     Attributes:
         length: in bytes.
-        filled: how many of them have arrived.
-        etag: of their object.
-        total: the object's size in bytes, once a response has named it.
+        filled: how many bytes have arrived.
+        etag: of the object that the bytes are from.
+        total: the object's size in bytes, once a response has given it.
         headers: of the response.
         thread: the future of the thread that fills it.
         interrupt: aborts the connection; None while no thread fills it.
-        given_up: whether the thread shall fail soon.
-        failure: an error of this machine, which no retry would mend.
+        given_up: whether the thread is to fail soon.
+        failure: an error of this machine, which no retry would fix.
         moved: called with each number of bytes that arrive.
     """
 
@@ -106,14 +106,14 @@ class RangeRequest:
         return self.start + self.length
 
     def give_up(self) -> None:
-        """Make the thread that fills it fail soon."""
+        """Make the thread that fills the range fail soon."""
         self.given_up = True
         if (interrupt := self.interrupt) is not None:
             interrupt()
 
     @property
     def harmful(self) -> bool:
-        """Whether a thread fills it now."""
+        """Whether a thread fills the range now."""
         return self.interrupt is not None
 
     @property
@@ -122,13 +122,13 @@ class RangeRequest:
         return self.filled == self.length
 
     def add(self, span: int, position: int, memory: memoryview) -> None:
-        """Add a buffer, a part of the span of that number; the bytes between it and the last one are skipped."""
+        """Add a buffer of the span with this number; the bytes between it and the previous buffer are skipped."""
         last = self._pieces[-1] if self._pieces else None
         small = len(memory) < _SMALL
         if small and last is not None and not last.direct and last.length < _TOGETHER:
             last.add(span, position, memory)
         else:
-            if not small and position > self.end:  # a gap of its own, so that the memory is filled directly
+            if not small and position > self.end:  # a piece for the gap, so that the memory is filled directly
                 self._pieces.append(_Piece(self.end))
                 self._pieces[-1].length = position - self.end
             self._pieces.append(_Piece(position if not small else self.end))
@@ -136,17 +136,17 @@ class RangeRequest:
         self.length = position + len(memory) - self.start
 
     def header(self) -> str | None:
-        """The ``Range`` header of the bytes that are missing; None to request the whole object."""
+        """Return the ``Range`` header for the missing bytes; None to request the whole object."""
         if self._probing and not self.filled:
             return None
         return f"bytes={self.start + self.filled}-{self.end - 1}"
 
     def expect(self, status: int, headers: Mapping[str, str]) -> None:
-        """Check that a response brings the missing bytes.
+        """Check that a response contains the missing bytes.
 
         Raises:
-            OSError: if it brings others. If the object was replaced meanwhile, all bytes are fetched again.
-            EndpointError: if it brought others several times.
+            OSError: if it does not. If the object was replaced meanwhile, all bytes are fetched again.
+            EndpointError: after several such responses.
         """
         if self.given_up:
             msg = "The request was given up."
@@ -167,10 +167,10 @@ class RangeRequest:
 
     def _expect(self, status: int, headers: Mapping[str, str]) -> None:
         first, length, total = _content(status, headers)
-        if total is not None or not self.filled:  # the rest of an object may come without its size
+        if total is not None or not self.filled:  # the response for the rest of an object may omit its size
             self.total = total
         if not self.filled:
-            self.length = self._unclipped = self._unclipped or self.length  # what came before was another object
+            self.length = self._unclipped = self._unclipped or self.length  # undo the clipping by a former object
         if self._probing and not self.filled and self.total is not None:
             self.length = min(self.length, self.total)
             length = self.length
@@ -183,22 +183,22 @@ class RangeRequest:
             raise OSError(msg)
 
     def restart(self) -> None:
-        """Forget the bytes that have arrived."""
+        """Discard the bytes that have arrived."""
         self.filled = self._current = 0
         for piece in self._pieces:
             piece.crc = 0
 
     def forget_failures(self) -> None:
-        """Let the requests to come fail as often as if there had been none."""
+        """Clear the count of wrong responses, and the failure."""
         self.failure, self._wrong = None, 0
 
     @property
     def cut_off(self) -> bool:
-        """Whether the response has more bytes than are read."""
+        """Whether the response has more bytes than the range."""
         return self._probing and self.total is not None and self.total > self.end
 
     def next_buffer(self, most: int) -> memoryview:
-        """The next buffer to fill, of at most so many bytes; empty when the range is complete."""
+        """Return the next buffer to fill, at most ``most`` bytes; empty when the range is complete."""
         if self.complete:
             return memoryview(b"")
         piece = self._pieces[self._current]
@@ -206,7 +206,7 @@ class RangeRequest:
         return piece.memory[offset : min(offset + most, offset + self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """Note that so many bytes of ``next_buffer`` were filled."""
+        """Record that ``count`` bytes of ``next_buffer`` were filled."""
         self.moved(count)
         piece = self._pieces[self._current]
         offset = self.start + self.filled - piece.start
@@ -218,7 +218,7 @@ class RangeRequest:
             self._current += 1
 
     def accept(self, data: bytes) -> None:
-        """Fill the whole range from bytes that were read elsewhere.
+        """Fill the whole range with bytes that were read elsewhere.
 
         Raises:
             OSError: if they are too few or too many.
@@ -236,7 +236,7 @@ class RangeRequest:
             self.advance(len(memory))
 
     def checksums(self) -> list[tuple[int, int, int, int]]:
-        """The number of the span, position, checksum and length of each buffer."""
+        """Return the number of the span, position, checksum and length of each buffer."""
         check = self._check
         assert check is not None
         return [
@@ -247,7 +247,7 @@ class RangeRequest:
 
 
 class FileRange(RangeRequest):
-    """A range whose bytes are written to a local file, at the same positions as in the object.
+    """A range whose bytes are written to a local file, at their positions in the object.
 
     Args:
         descriptor: of the file, open for writing.
@@ -262,20 +262,20 @@ class FileRange(RangeRequest):
         self._checksum = 0
 
     def restart(self) -> None:
-        """Forget the bytes that have arrived."""
+        """Discard the bytes that have arrived."""
         self.filled = self._checksum = 0
 
     def next_buffer(self, most: int) -> memoryview:
-        """A buffer for the next bytes, at most so many; empty when the range is complete."""
+        """Return a buffer for the next bytes, at most ``most``; empty when the range is complete."""
         if not self._buffer:
             self._buffer = memoryview(bytearray(min(most, self.length - self.filled)))
         return self._buffer[: min(most, self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """Write so many bytes of ``next_buffer``.
+        """Write ``count`` bytes of ``next_buffer``.
 
         Raises:
-            OSError: if the disk is full, for instance.
+            OSError: if writing fails, for example because the disk is full.
         """
         self.moved(count)
         memory, position = self._buffer[:count], self.start + self.filled
@@ -298,7 +298,7 @@ class FileRange(RangeRequest):
 
 
 def _content(status: int, headers: Mapping[str, str]) -> tuple[int, int | None, int | None]:
-    """Where a response begins in the object, its length, and the object's size; None for what it does not say."""
+    """Return a response's position in the object, its length, and the object's size; None for missing values."""
     length_header = headers.get("Content-Length")
     if length_header is not None and not length_header.isdecimal():
         msg = f"a response has Content-Length {length_header!r}."

@@ -1,8 +1,8 @@
-"""Scopes of calls: once a call has returned to the caller, none of its work runs on.
+"""Scopes of calls: when a call has returned, none of its work is still running.
 
-That holds whether it ends by Ctrl-C, ``timeout=``, a cancellation, or an error of one of many tasks. A scope knows the
-tasks of its call and the buffers that its threads use. Once it is closed, no task makes another request, and no thread
-writes to memory of the caller, even while the event loop is busy and cannot cancel anything yet.
+This holds whether the call ends by Ctrl-C, ``timeout=``, a cancellation, or an error of one of many tasks. A scope
+records the tasks of its call and the buffers that its threads use. Once it is closed, no task makes another request,
+and no thread writes to the caller's memory, even if the event loop is too busy to cancel anything yet.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Body(Protocol):
 
     @property
     def harmful(self) -> bool:
-        """Whether the thread uses memory or a file of the caller now."""
+        """Whether the thread uses the caller's memory or file now."""
 
 
 class Scope:
@@ -56,7 +56,7 @@ class Scope:
         return self._closed or (self._parent is not None and self._parent.closed)
 
     def join(self) -> None:
-        """Make the running task one of the call's.
+        """Add the running task to the call.
 
         Raises:
             asyncio.CancelledError: if the call is over.
@@ -69,7 +69,7 @@ class Scope:
             task.add_done_callback(self._tasks.discard)
 
     def begin(self, body: Body, start: Callable[[], Future[Any]]) -> Future[Any]:
-        """Start the thread of a body, which becomes one of the call's.
+        """Start the thread of a body, and add it to the call.
 
         Raises:
             asyncio.CancelledError: if the call is over.
@@ -89,11 +89,7 @@ class Scope:
             each = each._parent
 
     def close(self) -> list[Body]:
-        """From any thread: let nothing begin any more, and make the threads end soon.
-
-        Returns:
-            The bodies that threads may still use.
-        """
+        """Prevent new work, make threads end soon, and return the bodies that they may still use; thread-safe."""
         with self._lock:
             self._closed = True
             bodies = [body for body in self._bodies if body.thread is not None and not body.thread.done()]
@@ -102,13 +98,13 @@ class Scope:
         return bodies
 
     async def end(self, but: asyncio.Task[Any] | None) -> None:
-        """On the event loop: close, cancel the tasks, and wait until all have ended.
+        """Close the scope, cancel its tasks, and wait until they have ended; on the event loop.
 
         Args:
             but: a task that is not cancelled.
         """
         self.close()
-        await asyncio.sleep(0)  # tasks that were made and have not begun yet: they find that the call is over
+        await asyncio.sleep(0)  # lets new tasks begin, which then find that the call is over
         while tasks := {task for task in self._tasks if task is not but and not task.done()}:
             for task in tasks:
                 task.cancel()
@@ -119,22 +115,22 @@ _no_call = Scope()
 
 
 def scope() -> Scope:
-    """The scope of the current call; outside of calls, one that is never closed."""
+    """Return the scope of the current call; outside of calls, one that is never closed."""
     return current().scope or _no_call
 
 
 def tidying() -> contextlib.AbstractContextManager[None]:
-    """Let a block make requests though its call may be over: it cleans up after it."""
+    """Let a block make requests although its call may be over, to clean up after it."""
     return using(scope=None)
 
 
 async def uncancelled(awaitable: Awaitable[T], seconds: float | None = None) -> T:
-    """Await something to its end; a cancellation, also of all tasks of an ending loop, takes effect afterwards.
+    """Await something to its end; a cancellation, also by the end of the event loop, takes effect afterwards.
 
     Args:
-        seconds: how long after a cancellation it may take.
+        seconds: the most time that it may take after a cancellation.
     """
-    from fsspec_csx.s3.transport.compat import unregister_task  # only here, as it imports aiobotocore
+    from fsspec_csx.s3.transport.compat import unregister_task  # imported here, as it imports aiobotocore
 
     task = asyncio.ensure_future(awaitable)
     if isinstance(task, asyncio.Task):
@@ -149,22 +145,18 @@ async def uncancelled(awaitable: Awaitable[T], seconds: float | None = None) -> 
             cancelled = error
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # or it would be reported as never looked at
+            task.exception()  # otherwise asyncio reports it as never retrieved
         raise cancelled
     return task.result()
 
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
-    """Call a function in a thread; a cancellation meanwhile takes effect after it has returned."""
+    """Call a function in a thread; a cancellation takes effect after it has returned."""
     return await uncancelled(asyncio.to_thread(call, *args))
 
 
 class ThreadedContext(Generic[T]):
-    """A context manager that is entered and left in threads: file locks and writes do not block the event loop.
-
-    Args:
-        manager: to be entered.
-    """
+    """Enters and leaves a context manager in threads, so that file locks and writes do not block the event loop."""
 
     def __init__(self, manager: contextlib.AbstractContextManager[T]) -> None:
         self._manager = manager
@@ -173,7 +165,7 @@ class ThreadedContext(Generic[T]):
     async def __aenter__(self) -> T:
         try:
             return await in_thread(self._stack.enter_context, self._manager)
-        except BaseException as error:  # if cancelled, it is entered nevertheless
+        except BaseException as error:  # after a cancellation, the manager may have been entered
             await in_thread(self._stack.__exit__, type(error), error, error.__traceback__)
             raise
 
@@ -182,7 +174,7 @@ class ThreadedContext(Generic[T]):
 
 
 async def within(new: Scope, call: Callable[[], Awaitable[T]]) -> T:
-    """Await a call in a scope of its own: all that it begins ends with it."""
+    """Await a call in a scope of its own, so that all its work ends with it."""
     with using(scope=new):
         try:
             return await call()
@@ -195,7 +187,7 @@ async def within(new: Scope, call: Callable[[], Awaitable[T]]) -> T:
 
 
 def _close_coroutines(error: BaseException) -> None:
-    """Close the coroutines that fsspec has made for many objects and not begun, or Python warns of each."""
+    """Close the coroutines that fsspec made for many objects but did not start; Python would warn of each."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for each in frame.f_locals.get("coros") or ():
             if inspect.iscoroutine(each) and inspect.getcoroutinestate(each) == inspect.CORO_CREATED:
@@ -203,7 +195,7 @@ def _close_coroutines(error: BaseException) -> None:
 
 
 def contained(coroutine: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """Decorate a coroutine of many tasks: it leaves none running, also when it is cancelled."""
+    """Decorate a coroutine that runs many tasks, so that it leaves none running, even if it is cancelled."""
 
     @functools.wraps(coroutine)
     async def call(*args: Any, **kwargs: Any) -> Any:
@@ -214,5 +206,5 @@ def contained(coroutine: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
 
 
 def wait_for_threads(bodies: list[Body]) -> None:
-    """Wait until no thread uses memory of the caller."""
+    """Wait until no thread uses the caller's memory."""
     wait([body.thread for body in bodies if body.thread is not None and body.harmful])

@@ -1,4 +1,4 @@
-"""The checksums of S3, by their headers.
+"""The checksums of S3, and their headers.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
 """
@@ -19,8 +19,8 @@ class Algorithm:
 
     Attributes:
         compute: from a buffer, and the checksum of the bytes before it.
-        combine: from the checksums of two runs of bytes, one after the other, and the length of the second.
-        size: in bytes.
+        combine: from the checksums of two consecutive runs of bytes, and the length of the second.
+        size: of the checksum, in bytes.
     """
 
     compute: Callable[[memoryview, int], int]
@@ -28,7 +28,7 @@ class Algorithm:
     size: int
 
     def encoded(self, checksum: int) -> str:
-        """A checksum as S3 writes it."""
+        """Return a checksum as S3 writes it."""
         return base64.b64encode(checksum.to_bytes(self.size, "big")).decode()
 
 
@@ -42,11 +42,11 @@ _BY_HEADER = {
 
 
 def of_object(headers: Mapping[str, str]) -> tuple[Algorithm, str] | None:
-    """The algorithm and the checksum, as S3 writes it, of a whole object; None if the headers have none."""
+    """Return the algorithm and the checksum, as S3 writes it, of a whole object; None if the headers have none."""
     if headers.get("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT":
         return None
     for header, algorithm in _BY_HEADER.items():
         value = headers.get(header)
-        if value is not None and "-" not in value:  # with a hyphen, it is of the checksums of parts
+        if value is not None and "-" not in value:  # with a hyphen, it is a checksum of the parts' checksums
             return algorithm, value
     return None

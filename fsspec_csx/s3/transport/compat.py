@@ -1,7 +1,7 @@
-"""Names of the S3 libraries that are not public: one table, checked at import.
+"""Non-public names of the S3 libraries, in one table that is checked at import.
 
-A release that lacks one, or no longer calls what this package overrides, raises ImportError here: otherwise the guards
-against redirects and endless bodies could be skipped silently.
+If a release lacks one, or no longer calls what this package overrides, this module raises ImportError. Otherwise the
+guards against redirects and endless bodies could be bypassed silently.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fsspec import asyn
 from fsspec_csx.private_names import check, release
 
 run_in_chunks = asyn._run_coros_in_chunks
-# Of asyncio, whose documentation has it: the task is not among those that the end of a loop cancels.
+# Documented by asyncio: removes a task from those that the end of an event loop cancels.
 unregister_task = asyncio.tasks._unregister_task
 
-# What each class has or sets when it is made, and what each function calls.
+# The names that each class defines or sets in its instances, or that each function uses.
 _NAMES: dict[str, tuple[str, ...]] = {
     "asyncio.tasks:_unregister_task": (),
     "aiobotocore.awsrequest:AioAWSResponse._content_prop": ("raw", "read"),
@@ -52,7 +52,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "urllib3.response:HTTPResponse": ("_fp",),
 }
 
-# The events of a request, and whose handlers of them are known.
+# The events of a request, and the packages whose handlers are known.
 _EVENTS: tuple[str, ...] = ("provide-client-params", "before-parameter-build", "before-call", "request-created")
 _EVENTS += ("choose-signer", "before-sign", "before-send", "response-received", "needs-retry", "before-parse")
 _EVENTS += ("after-call",)
@@ -63,24 +63,24 @@ check(_NAMES)
 
 
 def http_session(client: Any) -> Any:
-    """The connections of a client."""
+    """Return the connections of a client."""
     return client._endpoint.http_session
 
 
 def credentials_of(client: Any) -> Any:
-    """What a client signs its requests with, as botocore's Credentials; None if it does not sign."""
+    """Return botocore's Credentials that a client signs its requests with; None if it does not sign."""
     return client._request_signer._credentials
 
 
 def has_own_handlers(client: Any, operation: str) -> bool:
-    """Whether the requests of an operation pass no handlers but those of botocore, aiobotocore and this package."""
+    """Return whether all handlers for an operation belong to botocore, aiobotocore or this package."""
     registered = client.meta.events._emitter._handlers
     found = (each for event in _EVENTS for each in registered.prefix_search(f"{event}.s3.{operation}"))
     return all(str(getattr(each, "__module__", "")).startswith(_OWNERS) for each in found)
 
 
 def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:
-    """Let a client read responses by other parsers.
+    """Replace the parsers of a client's responses.
 
     Args:
         client: of aiobotocore.
@@ -90,12 +90,12 @@ def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:
 
 
 def raw_stream(response: Any) -> Any:
-    """The http.client response below botocore's, read without urllib3's copy."""
+    """Return the http.client response below botocore's, which reads without urllib3's copy."""
     return response.raw._fp
 
 
 def socket_of(response: Any) -> Any:
-    """The socket of a botocore response; None once its body has been read."""
+    """Return the socket of a botocore response; None once its body has been read."""
     stream = raw_stream(response).fp
     return None if stream is None else stream.raw._sock
 
@@ -103,14 +103,14 @@ def socket_of(response: Any) -> Any:
 try:
     check({f"ssl:SSLSocket.{name}": ("_sslobj",) for name in ("read", "send")})
     KNOWS_TLS = True
-except ImportError:  # Python's public functions do the same, more slowly
+except ImportError:  # fall back to Python's public functions, which are slower
     KNOWS_TLS = False
 
 
 def tls_read(response: Any) -> Callable[[int, memoryview], int] | None:
-    """What reads at most so many bytes of the body of a response, of one TLS record, into a buffer.
+    """Return a function that reads from the body of a response, up to one TLS record, into a buffer.
 
-    None if the body is not sent by TLS as it is, or Python's TLS is not known.
+    Returns None without TLS, for a chunked body, and if Python's TLS is not known.
     """
     link, stream = socket_of(response), raw_stream(response)
     if not KNOWS_TLS or not isinstance(link, SSLSocket) or stream.chunked or stream.length is None:
@@ -119,19 +119,19 @@ def tls_read(response: Any) -> Callable[[int, memoryview], int] | None:
 
 
 def socket_read(link: Any) -> Callable[[int, memoryview], int]:
-    """What reads at most so many bytes from a socket into a buffer."""
+    """Return a function that reads from a socket into a buffer."""
     if KNOWS_TLS and isinstance(link, SSLSocket):
         return link._sslobj.read  # type: ignore[attr-defined,no-any-return]
     return lambda most, memory: link.recv_into(memory, most)
 
 
 def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
-    """What sends the first bytes of a buffer as one TLS record, and returns how many."""
+    """Return a function that sends the first bytes of a buffer as one TLS record, and returns their number."""
     return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined]
 
 
 def pool_to(session: Any, url: str) -> Any:
-    """The pool of a URLLib3Session with the connections to a URL; None if they lead to a proxy."""
+    """Return the pool of a URLLib3Session with the connections to a URL; None if they lead to a proxy."""
     if session._proxy_config.proxy_url_for(url):
         return None
     pool = session._manager.connection_from_url(url)
@@ -140,17 +140,17 @@ def pool_to(session: Any, url: str) -> Any:
 
 
 def take_connection(pool: Any) -> Any:
-    """A connection of a pool, for the caller alone; it may not be connected yet."""
+    """Take a connection from a pool; it may not be connected yet."""
     return pool._get_conn()
 
 
 def give_connection_back(pool: Any, connection: Any) -> None:
-    """Let others use a connection."""
+    """Return a connection to its pool."""
     pool._put_conn(connection)
 
 
 def connected_socket(pool: Any, connection: Any) -> Any:
-    """The socket of a connection, with the pool's time limits."""
+    """Return the socket of a connection, with the timeouts of the pool; connect if necessary."""
     if (link := connection.sock) is None:
         connection.timeout = pool.timeout.connect_timeout
         connection.connect()
@@ -160,17 +160,17 @@ def connected_socket(pool: Any, connection: Any) -> Any:
 
 
 def use_pools(session: Any, **pools: type[Any]) -> None:
-    """Let the connections of a URLLib3Session be made by classes of one's own, by the URLs' schemes."""
+    """Set the classes of pools that a URLLib3Session creates, by the schemes of URLs."""
     session._pool_classes_by_scheme.update(pools)
 
 
 def region_fetcher(smart_defaults: Any) -> Any:
-    """What asks the instance for its region."""
+    """Return the fetcher that asks the instance for its region."""
     return smart_defaults._imds_region_provider._get_fetcher()
 
 
 def credential_fetchers(session: Any) -> Iterator[Any]:
-    """What a session asks a container or an instance by."""
+    """Yield the fetchers that ask a container or an instance for credentials."""
     for provider in session.get_component("credential_provider").providers:
         if isinstance(provider, AioContainerProvider):
             yield provider._fetcher
@@ -179,7 +179,7 @@ def credential_fetchers(session: Any) -> Iterator[Any]:
 
 
 def connections_of(fetcher: Any) -> Any:
-    """The connections of a fetcher of metadata.
+    """Return the connections of a metadata fetcher.
 
     Raises:
         ImportError: if they are not aiohttp's, and so cannot be guarded.

@@ -1,4 +1,4 @@
-"""Waiting in the caller's thread for the event loop of a filesystem."""
+"""Work on a filesystem's event loop, for which the caller's thread waits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ TOO_LATE = (
     "Let it wait for this thread, or save by async_save, which is waited for."
 )
 SHUTDOWN = ("after shutdown", "after interpreter shutdown")
-"""How the messages of concurrent.futures end then."""
+"""How the messages of concurrent.futures end after the shutdown of the interpreter."""
 
-# How long cancelled work may take to end: its upload is aborted, and the event loop may be busy.
+# How long cancelled work may take to end: it aborts its upload, and the event loop may be busy.
 _END_SECONDS = 30.0
 
 
 class Work(Future[Any]):
     """A coroutine that an event loop runs for another thread; see ``asyncio.run_coroutine_threadsafe``.
 
-    If cancelled before it begins, it never runs; otherwise it is done only when the coroutine, and all that it has
-    begun, have ended. It begins when ``schedule`` is called, after the caller has begun to catch interrupts.
+    If it is cancelled before it begins, it never runs; otherwise it is done only when the coroutine and all its work
+    have ended. ``schedule`` starts it; the caller must be ready to handle interrupts by then.
 
     Args:
         loop: the event loop.
@@ -41,7 +41,7 @@ class Work(Future[Any]):
         self._task: asyncio.Task[Any] | None = None
 
     def schedule(self) -> None:
-        """Hand it to the event loop.
+        """Submit the work to the event loop.
 
         Raises:
             RuntimeError: if the loop is closed.
@@ -71,7 +71,7 @@ class Work(Future[Any]):
             self.set_result(task.result())
 
     def cancel(self) -> bool:
-        """Cancel it; False if it is done."""
+        """Cancel the work; return False if it is done."""
         if super().cancel():
             return True
         if self.done():
@@ -87,10 +87,10 @@ class Work(Future[Any]):
             self._task.cancel()
 
     def wait(self, timeout: float | None = None) -> Any:
-        """Schedule it, and return its result; Ctrl-C, or another exception, ends the work too.
+        """Schedule the work and return its result; Ctrl-C, or another exception, ends the work too.
 
         Raises:
-            fsspec.FSTimeoutError: a TimeoutError, if it takes more than so many seconds, or raises one itself.
+            fsspec.FSTimeoutError: a TimeoutError, if it takes longer than ``timeout`` seconds, or raises one itself.
         """
         try:
             self.schedule()
@@ -103,7 +103,7 @@ class Work(Future[Any]):
             raise
 
     def end(self) -> None:
-        """Cancel it, and wait until none of its threads uses memory of the caller."""
+        """Cancel the work, and wait until none of its threads uses the caller's memory."""
         if self.done():
             return
         bodies = self._scope.close()
@@ -116,25 +116,25 @@ class Work(Future[Any]):
 
 
 def start(fs: Any, coroutine: Coroutine[Any, Any, Any]) -> Work:
-    """Hand a coroutine to the event loop of a filesystem."""
+    """Submit a coroutine to the event loop of a filesystem."""
     return submitted(fs.loop, coroutine)
 
 
 def submitted(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:
-    """Hand a coroutine to an event loop."""
+    """Submit a coroutine to an event loop."""
     work = Work(loop, lambda: coroutine)
-    work.add_done_callback(lambda _: coroutine.close())  # it was not begun, if that was cancelled at once
+    work.add_done_callback(lambda _: coroutine.close())  # for work that was cancelled before it began
     work.schedule()
     return work
 
 
 def finished(fs: Any, call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> Any:
-    """Run a coroutine on the event loop of a filesystem, and return its result; Ctrl-C ends it too."""
+    """Run a coroutine on the event loop of a filesystem, and return its result; Ctrl-C ends the coroutine too."""
     return Work(fs.loop, call).wait(timeout)
 
 
 def is_on_loop(fs: Any) -> bool:
-    """Whether the event loop of a filesystem runs this."""
+    """Return whether the caller runs on the event loop of a filesystem."""
     try:
         return asyncio.get_running_loop() is fs.loop
     except RuntimeError:
@@ -142,7 +142,7 @@ def is_on_loop(fs: Any) -> bool:
 
 
 def check_off_loop(fs: Any) -> None:
-    """Raise RuntimeError if the event loop of a filesystem runs this: it would wait for itself."""
+    """Raise RuntimeError on the event loop of a filesystem, where waiting for it would never end."""
     if is_on_loop(fs):
         msg = "A file cannot wait on the event loop that serves it. Use open_async, or another thread."
         raise RuntimeError(msg)

@@ -1,4 +1,4 @@
-"""One request and its response, in a thread: the body goes between a socket and memory without a copy."""
+"""Exchange: makes one request in a thread; the body moves between a socket and memory without a copy."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from fsspec_csx.s3.transport.sockets import (
 )
 from fsspec_csx.s3.transport.tls import TLSPool
 
-# Bytes between two checks whether an upload was given up; plain ones are sent by one system call.
+# Bytes between two checks whether an upload was given up; without TLS, one system call sends them.
 _PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 2**20
 
 _UNUSUAL = 3
 
-# Headers of a response with a part: to parse all of them for each part takes long.
+# The headers to keep of a response with object data; parsing all of them takes long.
 _NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
 
 
 class Exchange:
-    """Exchanges requests and responses over the connections of one client.
+    """Makes requests over the connections of one client.
 
     Args:
-        client: of aiobotocore; its endpoint, proxies, certificates and time limits are used.
+        client: of aiobotocore; its endpoint, proxies, certificates and timeouts are used.
         verify: True, False, or the path of a certificate bundle; see botocore.
-        in_flight: how many requests at a time.
-        slots: learn what moves, and how long answers take.
-        former: that of the client before this one; its connections are kept if they are made alike.
+        in_flight: the most requests at a time.
+        slots: records the bytes moved and the response times.
+        former: of the client that this one replaces; its connections are reused if the settings are equal.
 
     Attributes:
-        unusual: how many responses were not those of S3; after some, there are no links any more.
+        unusual: how many responses S3 would not usually give; after some, ``link`` returns None.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Exchange:
             compat.use_pools(self.session, http=PlainPool, https=TLSPool)
 
     def is_like(self, other: Exchange) -> bool:
-        """Whether the connections of both are made alike."""
+        """Whether both have the same settings of connections."""
         return self._settings == other._settings
 
     def get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
-        """Make a request for a range, and fill it; the response's body is empty if it was filled."""
+        """Request a range and fill it; the returned response has no body if the range was filled."""
         began, body = time.monotonic(), b""
         wanted.moved = self._slots.moved
         with self._noting_stalls():
@@ -105,14 +105,14 @@ class Exchange:
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
 
     def link(self, url: str) -> Link | None:
-        """A connection for requests that a thread makes one after another; None where ``get`` and ``put`` must."""
+        """Return a connection on which a thread makes its requests; None if it must use ``get`` and ``put``."""
         pool = compat.pool_to(self.session, url) if self.unusual < _UNUSUAL else None
-        with contextlib.suppress(ClosedPoolError):  # urllib3 has ended it, as it keeps the pools of few hosts
+        with contextlib.suppress(ClosedPoolError):  # urllib3 keeps the pools of few hosts, and has closed this one
             return None if pool is None else Link(pool, self._slots)
         return None
 
     def put_signed(self, request: SignedRequest, body: RequestBody, link: Link | None = None) -> AioAWSResponse:
-        """Make a request of a template, with a body.
+        """Make a request with a body that a template has signed.
 
         Args:
             link: the connection to use; by default any.
@@ -130,11 +130,11 @@ class Exchange:
     def _put_by(self, link: Link, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
         try:
             head, data = link.put(request, body, self._piece)
-        except (OSError, HTTPError) as error:  # as botocore knows them
+        except (OSError, HTTPError) as error:  # raise botocore's form of it
             self.unusual += isinstance(error, UnusualResponseError)
             if body.failure is not None:
                 raise body.failure from error
-            if not link.began:  # so the server cannot have applied it
+            if not link.began:  # the server cannot have applied the request
                 raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
             if isinstance(error, (TimeoutError, BlockingIOError)):
                 raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
@@ -150,7 +150,7 @@ class Exchange:
             try:
                 answer = self._send(outgoing)
             except Exception as error:
-                if body.failure is not None:  # not the connection's, so that there is no use in another
+                if body.failure is not None:  # the connection is not at fault, so a retry would not help
                     raise body.failure from error
                 raise
             self._note_answer(answer.status_code, sent[-1])
@@ -158,7 +158,7 @@ class Exchange:
                 return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
 
     def _counted(self, body: RequestBody, sent: list[float]) -> Iterator[memoryview]:
-        """The pieces of a body; the time before each is added to ``sent``: after it, the answer may have come."""
+        """Yield the pieces of a body; add the time before each to ``sent``, as the answer may come after any."""
         for piece in body.pieces(self._piece):
             sent.append(time.monotonic())
             yield piece
@@ -170,7 +170,7 @@ class Exchange:
         try:
             return self.session.send(request)
         except ConnectionClosedError as error:
-            # A time limit that the system keeps looks like the end of the connection.
+            # A timeout of the system looks like the end of the connection.
             if not self._plain or self._limit is None or time.monotonic() - began < self._limit:
                 raise
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
@@ -190,7 +190,7 @@ class Exchange:
 
 
 class _Body:
-    """The body for botocore of a response whose bytes went elsewhere, or that is an error."""
+    """A response's body for botocore: empty if the bytes went elsewhere, or that of an error."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -1,17 +1,17 @@
-"""Failures of a request that botocore does not know; error_mapping maps them to this package's errors."""
+"""Failures of requests that botocore has no exceptions for; error_mapping maps them to this package's errors."""
 
 from __future__ import annotations
 
 
 class GaveUpError(Exception):
-    """The endpoint has never answered and its connection failed: there is no use in botocore's retries."""
+    """The endpoint has never answered, and its connection failed; botocore's retries would not help."""
 
 
 class NotStartedError(GaveUpError):
-    """The endpoint has never answered and refuses connections; it may be starting.
+    """The endpoint has never answered, and refuses connections; it may be starting.
 
     Args:
-        seconds: how long to wait before the request is made again.
+        seconds: how long to wait before repeating the request.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -28,12 +28,12 @@ class RedirectedError(Exception):
 
 
 class UnguardedResponseError(RuntimeError):
-    """A response did not pass the guard against redirects and endless bodies: the library has changed."""
+    """A response bypassed the guard against redirects and endless bodies, because the library has changed."""
 
 
 class InvalidResponseError(Exception):
-    """The endpoint gave a response that no S3 server gives; a retry would be of no use."""
+    """The endpoint gave a response that no S3 server gives; a retry would not help."""
 
 
 class UnusualResponseError(OSError):
-    """A response that is left to botocore to read: it may be right, but not one that S3 gives to such a request."""
+    """A response that S3 does not usually give to such a request; botocore has to handle it."""

@@ -1,4 +1,4 @@
-"""What requests that are alike have in common, learned from the first of them, which botocore makes."""
+"""LearnedTemplate: a template of similar requests, learned from the first of them, which botocore makes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fsspec_csx.s3.transport.request_template import Template
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
 
-# After so many times that its requests did not succeed, or none could be made, botocore makes all.
+# After this many failures of a template's requests, or of making one, botocore makes all requests.
 FAILURES = 5
 
 R = TypeVar("R")
@@ -29,7 +29,7 @@ class Learned(NamedTuple):
 
 
 class LearnedTemplate:
-    """The template of requests that are begun at different times."""
+    """The template of similar requests that start at different times."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -37,7 +37,7 @@ class LearnedTemplate:
 
     @property
     def unknown(self) -> bool:
-        """Whether the next request should be the one that it is learned from; so in a forked process, too."""
+        """Whether the template must be learned from the next request; also in a forked process."""
         return self._made is None or self._made.get_loop() is not asyncio.get_running_loop()
 
     def learn(
@@ -47,20 +47,20 @@ class LearnedTemplate:
         *named: Any,
         settled: Callable[[], bool] = lambda: True,
     ) -> asyncio.Future[R]:
-        """Begin the first request; its template is known when the request is sent.
+        """Start the first request; its template is known when it is sent.
 
         Args:
-            first: makes it by botocore.
-            kind: of template.
+            first: makes the request by botocore.
+            kind: the class of the template.
             named: its further arguments; see ``Signer.template``.
-            settled: whether the others may be as it was sent; if not, the response decides.
+            settled: whether the request as sent is a valid template; if not, wait for the response.
         """
         sent: asyncio.Future[tuple[Any, Transfer] | None] = asyncio.get_running_loop().create_future()
         latest: tuple[Any, Transfer] | None = None
 
         def note(request: Any, transfer: Transfer) -> None:
             nonlocal latest
-            latest = AWSRequest(request.method, request.url, request.headers), transfer  # its body is the caller's
+            latest = AWSRequest(request.method, request.url, request.headers), transfer  # without the caller's body
             if settled() and not sent.done():
                 sent.set_result(latest)
 
@@ -79,7 +79,7 @@ class LearnedTemplate:
     ) -> Learned | None:
         template = None
         if (made := await sent) is not None:
-            with contextlib.suppress(Exception):  # botocore's next request raises it
+            with contextlib.suppress(Exception):  # the next request by botocore raises the error
                 template = await made[1].signer.template(kind, made[0], *named)
         if made is None or template is None:
             self._forget()
@@ -87,16 +87,16 @@ class LearnedTemplate:
         return Learned(template, made[1])
 
     async def known(self) -> Learned | None:
-        """The template, once it is known; None if there is none."""
+        """Wait for the template, and return it; None if there is none."""
         assert self._made is not None
         return await asyncio.shield(self._made)
 
     def succeeded(self) -> None:
-        """Note that the template has made a request that succeeded."""
+        """Record that a request by the template succeeded."""
         self._failures = 0
 
     def failed(self, learned: Learned) -> None:
-        """Note that the template could not make a request: its credentials may have expired."""
+        """Record that a request by the template failed, for example because its credentials have expired."""
         if self._made is not None and self._made.done() and self._made.result() is learned:
             self._forget()
 

@@ -1,4 +1,4 @@
-"""Memory that is new: to have the kernel hand out its pages one by one takes longer than to copy what goes there."""
+"""New memory: letting the kernel allocate its pages one by one takes longer than copying data into them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 # MADV_POPULATE_WRITE: https://man7.org/linux/man-pages/man2/madvise.2.html
 _POPULATE_WRITE = 23
 _LEAST = 64 * 1024
-# Shared memory would be that of a forked process too.
+# A forked process must not share the memory.
 _PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 
 _madvise = None
@@ -19,21 +19,21 @@ if sys.platform == "linux":
 
 
 def new_buffer(size: int) -> memoryview:
-    """A buffer of so many bytes whose pages are handed out as it is filled."""
+    """Return a buffer whose pages are allocated as it is filled."""
     return memoryview(mmap.mmap(-1, size, **_PRIVATE))
 
 
 def populate(memory: memoryview) -> None:
-    """Have the kernel hand out the pages of a writable buffer in one call, if it can; other threads run meanwhile."""
+    """Let the kernel allocate the pages of a writable buffer in one call, if it can; other threads run meanwhile."""
     if _madvise is None or len(memory) < _LEAST:
         return
     first = _address(memory)
     start, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, (first + len(memory)) // mmap.PAGESIZE * mmap.PAGESIZE
-    _madvise(start, end - start, _POPULATE_WRITE)  # older kernels refuse it, and do as ever
+    _madvise(start, end - start, _POPULATE_WRITE)  # older kernels refuse it; the pages are then allocated as usual
 
 
 def copy(target: memoryview, source: memoryview) -> None:
-    """Copy a buffer to another of its length; if both are writable, other threads run meanwhile."""
+    """Copy a buffer to another of equal length; if both are writable, other threads run meanwhile."""
     if source.readonly:
         target[:] = source
     elif target:

@@ -1,4 +1,4 @@
-"""Requests that are signed from a template, each of which a thread takes from a queue."""
+"""Requests that threads take from a queue, and sign from a template."""
 
 from __future__ import annotations
 
@@ -19,56 +19,56 @@ logger = logging.getLogger("fsspec_csx")
 
 
 class SignedRead:
-    """A request for bytes.
+    """A read request.
 
     Args:
-        key: of the object; None if the template is of one object.
-        wanted: the range.
-        accept: called in a thread when the bytes have arrived; whether they are good.
+        key: of the object; None if the template is for one object.
+        wanted: the range to fill.
+        accept: called in a thread when the bytes have arrived; returns whether they are correct.
     """
 
     kind: type[Template] = ReadTemplate
-    repeatable = True  # without harm
+    repeatable = True
     first = None
 
     def __init__(self, key: str | None, wanted: RangeRequest, accept: Callable[[RangeRequest], bool] = bool) -> None:
         self.key, self.body, self._accept = key, wanted, accept
 
     def give_up(self) -> None:
-        """Make the thread that makes it fail soon."""
+        """Make the thread of the request fail soon."""
         self.body.give_up()
 
     def forget_failures(self) -> None:
-        """Prepare it for botocore."""
+        """Prepare the request for botocore."""
         self.body.forget_failures()
 
     def made(self, transfer: Transfer, template: ReadTemplate, link: Link | None) -> Any:
-        """In a thread: make it, and return the response."""
+        """Make the request in a thread, and return the response."""
         request = template.request(self.key, self.body.header())
         logger.debug("Sending GetObject for %s, %s", request.url, self.body.header() or "all of it")
         return (link or transfer.exchange).get(request, self.body)
 
     def understood(self, answer: Any) -> bool:
-        """Whether a response is one to such a request."""
+        """Return whether a response is valid for this request."""
         return self.body.complete and bool(answer.headers.get("ETag"))
 
     def accept(self) -> bool:
-        """In a thread: use the bytes; whether they are good."""
+        """Process the bytes in a thread; return whether they are correct."""
         return self._accept(self.body)
 
 
 class SignedWrite:
-    """A request that makes an object.
+    """A request that writes an object.
 
     Args:
         key: of the object.
-        content_type: of it; None for none.
-        open_body: makes its body in a thread; None if it cannot be sent so.
+        content_type: of the object, or None.
+        open_body: makes the body, in a thread; returns None if botocore has to send the object.
 
     Attributes:
         answer: of the server, as botocore's method returns it.
         length: in bytes.
-        first: the attempt, if it did not succeed and botocore should take it for its own.
+        first: a failed attempt that botocore is to count as its own first.
     """
 
     kind: type[Template] = PutTemplate
@@ -83,17 +83,17 @@ class SignedWrite:
         self._given_up = False
 
     def give_up(self) -> None:
-        """Make the thread that makes it fail soon."""
+        """Make the thread of the request fail soon."""
         self._given_up = True
         if (body := self.body) is not None:
             body.give_up()
 
     def forget_failures(self) -> None:
-        """Prepare it for botocore: it gets another body."""
+        """Prepare the request for botocore, which opens another body."""
         self.body = None
 
     def made(self, transfer: Transfer, template: PutTemplate, link: Link | None) -> Any:
-        """In a thread: make it, and return the response."""
+        """Make the request in a thread, and return the response."""
         self.body = body = self._open_body()
         if body is None or self._given_up:
             msg = "It is not sent so."
@@ -106,16 +106,16 @@ class SignedWrite:
         except Exception as error:
             self.first = FirstAttempt(transfer, error)
             raise
-        if outcome.status_code >= 500:  # what the server refuses, botocore may send otherwise: without a checksum
+        if outcome.status_code >= 500:  # after other errors, botocore may send it differently: without a checksum
             self.first = FirstAttempt(transfer, outcome)
         return outcome
 
     def understood(self, answer: Any) -> bool:
-        """Whether a response is one to such a request."""
+        """Return whether a response is valid for this request."""
         self.answer = stored(answer)
         return self.answer is not None
 
     def accept(self) -> bool:
-        """In a thread: drop the body, which may be an open file."""
+        """Drop the body, which may be an open file; in a thread."""
         self.length, self.body = len(self.body or b""), None
         return True

@@ -1,4 +1,4 @@
-"""Which requests fetch the wanted parts of an object best."""
+"""Planning of the requests that fetch parts of an object."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 Span = tuple[int, memoryview]
 """A position in an object, in bytes, and the buffer to fill from there."""
 
-# Bytes of a request of a large read: with more, too few requests go at a time; with fewer, their latency dominates.
+# Bytes of a request of a large read: larger ones leave too few in parallel; for smaller ones, latency dominates.
 MIN_REQUEST, MAX_REQUEST = 4 * 2**20, 32 * 2**20
-# With a far store, whose connections are slow: a small read is divided too, and the last requests end soon.
+# With a far store, connections are slow: smaller requests divide small reads too, and let the last ones end soon.
 _MIN_FAR, _MAX_FAR = 2**20, 8 * 2**20
-# Of a read, at most: each takes memory, and the size that the server names may be wrong.
+# The most requests of a read: each takes memory, and the size that the server reports may be wrong.
 _MOST_REQUESTS = 4096
-# Spans that are closer than this, in bytes, are fetched by one request.
+# Spans with smaller gaps between them, in bytes, share a request.
 _GAP = 64 * 1024
 
 
 def size_for(size: int, in_flight: int, *, far: bool = False) -> int:
-    """Bytes of each request, for a read of ``size`` bytes with so many requests at a time."""
+    """Return the bytes of each request, for a read of ``size`` bytes with ``in_flight`` requests at a time."""
     least, most = (_MIN_FAR, _MAX_FAR) if far else (MIN_REQUEST, MAX_REQUEST)
     return max(least, min(most, -(-size // in_flight)), -(-size // _MOST_REQUESTS))
 
 
 def allocate(size: int, name: object) -> bytes:
-    """Allocate memory; the system hands it out as it is filled.
+    """Return memory of ``size`` bytes, which the system allocates as it is filled.
 
     Args:
-        size: in bytes.
         name: of the object, for messages.
 
     Raises:
@@ -45,11 +44,11 @@ def allocate(size: int, name: object) -> bytes:
 
 
 def coalesce(spans: Sequence[Span], part: int, check: Check | None = None) -> list[RangeRequest]:
-    """Make requests of spans: near ones share a request, long ones are divided.
+    """Plan requests for spans: nearby spans share a request, and long spans are divided.
 
     Args:
         spans: in any order.
-        part: the most bytes of a range.
+        part: the most bytes of a request.
         check: see ``RangeRequest``.
     """
     ranges: list[RangeRequest] = []
@@ -65,11 +64,7 @@ def coalesce(spans: Sequence[Span], part: int, check: Check | None = None) -> li
 
 
 def checksums(ranges: Sequence[RangeRequest], count: int, combine: Callable[[int, int, int], int]) -> list[int]:
-    """Combine the checksums of the parts of each span.
-
-    Args:
-        combine: see ``Algorithm``.
-    """
+    """Combine the checksums of the parts of each span; see ``Algorithm`` for ``combine``."""
     whole = [0] * count
     parts = sorted((each for one in ranges for each in one.checksums()), key=lambda each: each[1])
     for span, _, checksum, length in parts:

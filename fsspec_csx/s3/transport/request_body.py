@@ -1,4 +1,4 @@
-"""Bodies of uploads: buffers that are not joined, or a slice of a file."""
+"""Bodies of uploads: a sequence of buffers, or a slice of a file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _READ, _SUMMED = 2**20, 4 * 2**20
 
 
 def single_bytes(data: Any) -> memoryview:
-    """A view of any contiguous buffer as single bytes."""
+    """Return a view of any contiguous buffer as single bytes."""
     view = memoryview(data)
     if view.format == "B" and view.ndim == 1 and view.contiguous:
         return view
-    return view.cast("B") if view.nbytes else memoryview(bytearray())  # an empty array has no cast
+    return view.cast("B") if view.nbytes else memoryview(bytearray())  # an empty array cannot be cast
 
 
 def changed(path: str) -> OSError:
-    """The error for a local file that changed or was removed while it was sent."""
+    """Return the error for a local file that changed or was removed during an upload."""
     if not os.path.lexists(path):
         return FileNotFoundError(f"{path} was removed while it was copied. See what moved or deleted it.")
     return OSError(f"{path} changed while it was copied. Copy it again when nothing writes to it any more.")
@@ -34,10 +34,10 @@ class RequestBody(io.RawIOBase):
 
     Attributes:
         length: in bytes.
-        crc64nvme: the checksum of all bytes, once it is prepared.
+        crc64nvme: the checksum of all bytes, after ``prepare``.
         thread: the future of the thread that prepares or sends it.
-        given_up: whether the thread shall fail soon.
-        failure: why its bytes could not be read, if that ended the sending.
+        given_up: whether the thread is to fail soon.
+        failure: the error of reading its bytes, if that ended the upload.
         owned: whether the bytes stay valid after the caller has returned.
     """
 
@@ -53,20 +53,20 @@ class RequestBody(io.RawIOBase):
         self._position = 0
 
     def give_up(self) -> None:
-        """Make the sending fail soon."""
+        """Make the upload fail soon."""
         self.given_up = True
 
     @property
     def harmful(self) -> bool:
-        """Whether a thread must not send it any more, since the memory may be freed."""
+        """Whether no thread may use it after the call has ended, as the memory may then be freed."""
         return not self.owned
 
     @abstractmethod
     def parts(self, start: int = 0) -> Iterator[memoryview]:
-        """The bytes from a position on, in consecutive buffers."""
+        """Yield the bytes from a position on, in consecutive buffers."""
 
     def prepare(self) -> None:
-        """Compute the checksum, unless that is done."""
+        """Compute the checksum, once."""
         if self._prepared:
             return
         crc = 0
@@ -75,10 +75,10 @@ class RequestBody(io.RawIOBase):
         self.crc64nvme, self._prepared = crc, True
 
     def pieces(self, size: int) -> Iterator[memoryview]:
-        """The bytes in pieces of at most so many.
+        """Yield the bytes in pieces of at most ``size``.
 
         Raises:
-            OSError: if the sending was given up.
+            OSError: if the upload was given up.
         """
         for memory in self.parts():
             for start in range(0, len(memory), size):
@@ -93,20 +93,20 @@ class RequestBody(io.RawIOBase):
         return self.length
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position in bytes and return it."""
+        """Move to a position in bytes, and return it."""
         self._position = offset + (0, self._position, self.length)[whence]
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Copy the next bytes, and return how many."""
+        """Copy the next bytes, and return their number."""
         found = next(self.parts(self._position), memoryview(b""))[: len(buffer)]
         buffer[: len(found)] = found
         self._position += len(found)
@@ -114,7 +114,7 @@ class RequestBody(io.RawIOBase):
 
 
 class MemoryBody(RequestBody):
-    """A body in memory, in buffers that are not joined.
+    """A body in memory, in several buffers.
 
     Args:
         memories: contiguous, of single bytes; unchanged until they have been sent.
@@ -126,7 +126,7 @@ class MemoryBody(RequestBody):
         self._memories = memories
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
-        """The bytes from a position on, in consecutive buffers."""
+        """Yield the bytes from a position on, in consecutive buffers."""
         for memory in self._memories:
             if start < len(memory):
                 yield memory[start:]
@@ -137,9 +137,9 @@ class FileSliceBody(RequestBody):
     """A slice of a local file, read as it is sent.
 
     Args:
-        descriptor: of the file; may be closed once this is made.
-        path: of it, for messages.
-        start: position of the first byte in it.
+        descriptor: of the file; the caller may close it afterwards.
+        path: of the file, for messages.
+        start: position of the first byte in the file.
         length: in bytes.
     """
 
@@ -150,14 +150,14 @@ class FileSliceBody(RequestBody):
         self._start = start
 
     def close(self) -> None:
-        """Close the file; this happens too when the body is dropped."""
+        """Close the file; dropping the body closes it too."""
         super().close()
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
-        """The bytes from a position on, in consecutive buffers.
+        """Yield the bytes from a position on, in consecutive buffers.
 
         Raises:
             OSError: if the file has become shorter, or cannot be read.
@@ -176,9 +176,9 @@ class FileSliceBody(RequestBody):
 
 
 def file_body(path: str, most: int) -> RequestBody | None:
-    """In a thread: a body of a local file as it is now.
+    """Return a body of a local file in its present state; called in a thread.
 
-    None if it has more bytes, or changes, or its size is not known before it is read, as with files of the kernel.
+    Returns None if the file has more than ``most`` bytes, changes, or has no known size, as files of the kernel.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

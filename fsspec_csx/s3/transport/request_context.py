@@ -1,4 +1,4 @@
-"""What the code that serves a request knows of it besides its parameters; each task has its own."""
+"""The context of a request, for the code that serves it; each task has its own."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class RequestOutcome:
-    """How the attempts of one request have gone.
+    """The history of a request's attempts.
 
     Attributes:
-        began: when it was begun, by time.monotonic().
-        attempts: how often it was made.
-        unanswered: whether an attempt was sent and not answered clearly.
+        began: when the request began, by time.monotonic().
+        attempts: how many were made.
+        unanswered: whether an attempt was sent and got no clear answer.
         sent: when the last attempt was sent, by time.monotonic().
     """
 
@@ -34,23 +34,23 @@ class RequestOutcome:
 
     @property
     def retried_seconds(self) -> float:
-        """For how many seconds it has been retried; 0 if it was made once."""
+        """How many seconds the request has been retried; 0 if it was made once."""
         return time.monotonic() - self.began if self.attempts > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class RequestContext:
-    """One for each request.
+    """The context of one request.
 
     Attributes:
-        scope: of the call that it is a part of.
-        outcome: of its attempts so far; None if nobody keeps it.
-        wanted: the range that it fetches; None if its body goes another way.
+        scope: of the call that the request belongs to.
+        outcome: of its attempts so far; None if it is not recorded.
+        wanted: the range that it fetches, or None.
         exchange: its response in a guarded session.
-        listing: the pages of the listing that it is a part of.
-        looking_up: whether a HEAD that finds nothing needs no further request about the bucket.
-        sent: called with each bulk request as it is sent, and the Transfer that sends it.
-        first: an attempt at the request that was made before botocore's.
+        listing: the pages of the listing that it belongs to.
+        looking_up: whether a HEAD for a missing object needs no further request about the bucket.
+        sent: called with each request for object data as it is sent, and the Transfer that sends it.
+        first: a failed attempt at the request that was made without botocore.
     """
 
     scope: Scope | None = None
@@ -68,17 +68,13 @@ _context: ContextVar[RequestContext] = ContextVar("request_context", default=_NO
 
 
 def current() -> RequestContext:
-    """The context of the request that the running task makes."""
+    """Return the context of the request that the running task makes."""
     return _context.get()
 
 
 @contextmanager
 def using(**changes: Any) -> Iterator[None]:
-    """Change the context within a block.
-
-    Args:
-        changes: the attributes of ``RequestContext`` that change.
-    """
+    """Change attributes of the context within a block."""
     reset = _context.set(replace(_context.get(), **changes))
     try:
         yield

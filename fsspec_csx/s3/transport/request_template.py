@@ -1,6 +1,6 @@
-"""Requests that are alike: made and signed from the first of them, which botocore made.
+"""Templates: similar requests are made and signed from the first one, which botocore made.
 
-botocore takes some milliseconds to make a request, most of them for what is the same in all.
+botocore takes some milliseconds for a request, mostly to recompute what all of them share.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from fsspec_csx.s3.transport.signature import Signature, SignedRequest
 _INVOCATION, _ATTEMPT = "amz-sdk-invocation-id", "amz-sdk-request"
 _CRC64NVME, _TYPE = "x-amz-checksum-crc64nvme", "content-type"
 _HASH, _UNSIGNED = "x-amz-content-sha256", "UNSIGNED-PAYLOAD"
-# Of each request by itself: what it asks for, its signature and its body.
+# Headers that differ in each request: its range, its signature and its body.
 _OWN = {"range", "authorization", "x-amz-date", "x-amz-security-token", "content-length"}
 _OWN |= {_INVOCATION, _ATTEMPT}
-# Of a body, and computed by botocore; or the body is not sent as it is.
+# Headers that botocore computes from a body, or that show a transformed body.
 _OF_BODY = ("x-amz-checksum-", "x-amz-trailer", "x-amz-decoded-content-length", "content-md5", "transfer-encoding")
 
 
-# Not the random numbers of the program, whose state is the user's.
+# A generator of its own, as the global one's state belongs to the user.
 _numbers = random.Random()
 os.register_at_fork(after_in_child=_numbers.seed)
 
 
 class Template:
-    """What is the same in all requests.
+    """What all requests have in common.
 
     Args:
         request: one of them, as it was sent.
-        credentials: those that it was signed with, frozen.
-        own: further headers that each request has for itself, in lower case.
+        credentials: the frozen credentials that signed it.
+        own: further headers that differ in each request, in lower case.
 
     Attributes:
         operation: of the requests.
-        url: of all, or the beginning of it.
+        url: of all requests, or its beginning.
 
     Raises:
-        ValueError: if it was not signed so.
+        ValueError: if these credentials did not sign the request.
     """
 
     operation: str
@@ -73,7 +73,7 @@ class Template:
 
     def _signed(self, method: str, url: str, headers: dict[str, str]) -> SignedRequest:
         made = self._signature.signed(method, url, {**self._headers, **headers}, self._hashed)
-        if self._numbered:  # as botocore numbers each request and its attempts
+        if self._numbered:  # botocore numbers each request and its attempts
             made.headers[_INVOCATION], made.headers[_ATTEMPT] = invocation_id(), self._numbered
         return made
 
@@ -84,45 +84,45 @@ class Template:
 
 
 def invocation_id() -> str:
-    """A new number of a request; not by the system, for which all threads would wait."""
+    """Return a new id of a request; not from the system, whose random numbers threads would wait for."""
     return str(uuid.UUID(int=_numbers.getrandbits(128), version=4))
 
 
 class ReadTemplate(Template):
-    """What is the same in all requests for objects of a bucket, or for ranges of one object.
+    """What all read requests for a bucket, or for ranges of one object, have in common.
 
     Args:
         request: a GetObject request, as it was sent.
-        credentials: those that it was signed with, frozen.
-        key: of the object that it was for; None if all are for the same.
+        credentials: the frozen credentials that signed it.
+        key: of its object; None if all requests are for that object.
 
     Raises:
-        ValueError: if it is not one that can be made for another key, or was not signed so.
+        ValueError: if these credentials did not sign it, or it cannot be made for another key.
     """
 
     operation = "GetObject"
 
     def __init__(self, request: Any, credentials: Any, key: str | None = None) -> None:
-        # The condition of one object is not that of others.
+        # A condition on one object does not apply to others.
         super().__init__(request, credentials, set() if key is None else {"if-match"})
         self.url = request.url if key is None else _above(request.url, key)
 
     def request(self, key: str | None, span: str | None) -> SignedRequest:
-        """A signed request for an object, or for a range of it by its header ``Range``."""
+        """Return a signed request for an object, or for a range of it by the header ``Range``."""
         made = self._signed("GET", self.url + quote(key or "", safe="/~"), {"Range": span} if span else {})
         made.stream_output = True
         return made
 
 
 class PartTemplate(Template):
-    """What is the same in all parts of an upload.
+    """What all parts of an upload have in common.
 
     Args:
         request: an UploadPart request, as it was sent.
-        credentials: those that it was signed with, frozen.
+        credentials: the frozen credentials that signed it.
 
     Raises:
-        ValueError: if it was not signed so, or what it says of its body cannot be said of another.
+        ValueError: if these credentials did not sign it, or it has headers that are valid only for its body.
     """
 
     operation = "UploadPart"
@@ -137,21 +137,21 @@ class PartTemplate(Template):
         self.url, self._end = before, after[0]
 
     def request(self, number: int, body: RequestBody) -> SignedRequest:
-        """A signed request for a part."""
+        """Return a signed request for a part."""
         checksum = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
         return self._with_body(f"{self.url}{number}{self._end}", checksum, body)
 
 
 class PutTemplate(Template):
-    """What is the same in all requests that make objects of a bucket; not what type their contents have.
+    """What all requests that write objects of a bucket have in common, except the content type.
 
     Args:
         request: a PutObject request, as it was sent.
-        credentials: those that it was signed with, frozen.
-        key: of the object that it was for.
+        credentials: the frozen credentials that signed it.
+        key: of its object.
 
     Raises:
-        ValueError: if it was not signed so, or says of its object or its body what cannot be said of another.
+        ValueError: if these credentials did not sign it, or it has headers that are valid only for its object or body.
     """
 
     operation = "PutObject"
@@ -162,7 +162,7 @@ class PutTemplate(Template):
         self.url = _above(request.url, key)
 
     def request(self, key: str, content_type: str | None, body: RequestBody) -> SignedRequest:
-        """A signed request for an object."""
+        """Return a signed request for an object."""
         headers = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
         if content_type is not None:
             headers[_TYPE] = content_type
@@ -170,7 +170,7 @@ class PutTemplate(Template):
 
 
 def _above(url: str, key: str) -> str:
-    """The URL of a bucket, from that of an object in it."""
+    """Return the URL of a bucket, from that of an object in it."""
     tail = quote(key, safe="/~")
     if not url.endswith(f"/{tail}"):
         msg = "The request's URL does not end in the key."
@@ -179,10 +179,10 @@ def _above(url: str, key: str) -> str:
 
 
 def _says_nothing_else(request: Any) -> bool:
-    """Whether a request with a body has the checksum of this package.
+    """Return whether a request with a body carries the checksum of this package.
 
     Raises:
-        ValueError: if it says more of its body.
+        ValueError: if it has other headers that are valid only for its body.
     """
     names = {name.lower() for name in request.headers}
     if _text(request.headers.get(_HASH, "")) != _UNSIGNED or any(

@@ -1,4 +1,4 @@
-"""ResponseHead: the status and the headers of a response, read strictly; http.client takes a quarter millisecond.
+"""ResponseHead: the status and headers of a response, parsed strictly; http.client would take 0.25 ms.
 
 https://www.rfc-editor.org/rfc/rfc9112
 """
@@ -12,32 +12,31 @@ from typing import Any
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 
 MOST_BYTES = 64 * 1024
-"""Of a head."""
+"""The most bytes of a head."""
 
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-# Of which a response may have one at most, or they could contradict each other.
+# Headers that may occur only once, as repeated ones could contradict each other.
 _ONCE = ("content-length", "content-range", "etag")
 
 
 class Headers(dict[str, str]):
-    """Headers of a response, with names in lower case; they are found by names in any."""
+    """Headers of a response, with names in lower case; ``get`` ignores the case of names."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a header."""
+        """Return the value of a header."""
         return super().get(name.lower(), default)
 
 
 @dataclass(frozen=True)
 class ResponseHead:
-    """What comes before the body of a response.
+    """The status line and the headers of a response.
 
     Attributes:
         status_code: such as 200.
-        headers: those of it.
-        length: of the body in bytes; None for that of an error, which comes in chunks: so AWS sends them.
-        reusable: whether the connection may be used again after it.
+        length: of the body in bytes; None for an error in chunked encoding, which AWS uses for errors.
+        reusable: whether the connection can serve another request.
     """
 
     status_code: int
@@ -47,10 +46,10 @@ class ResponseHead:
 
 
 def response_head(data: bytes) -> ResponseHead:
-    """Read the head of a response to a GET or a PUT, without the empty line at its end.
+    """Parse the head of a response to a GET or a PUT, given without the empty line at its end.
 
     Raises:
-        UnusualResponseError: if it is none, or where its body ends is not said by ``Content-Length``.
+        UnusualResponseError: if it is malformed, or ``Content-Length`` does not give the length of the body.
     """
     first, *lines = data.split(b"\r\n")
     if (begin := _STATUS.fullmatch(first)) is None:

@@ -1,4 +1,4 @@
-"""Signatures of requests, version 4: botocore takes half a millisecond for each, most of it for what all share.
+"""Signatures of requests, version 4. botocore takes half a millisecond for each, mostly to recompute shared values.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
 """
@@ -20,12 +20,12 @@ _UNSIGNED = frozenset(auth.SIGNED_HEADERS_BLACKLIST)
 
 @dataclass
 class SignedRequest:
-    """A request as botocore's connections and this package's send it.
+    """A request in the form that the connections of botocore and of this package send.
 
     Attributes:
         target: the path and the query of its URL.
-        host: with the port, unless that is the usual one.
-        stream_output: whether the body of the response is left to the caller.
+        host: with the port, unless that is the default.
+        stream_output: whether the caller reads the body of the response.
     """
 
     method: str
@@ -37,10 +37,10 @@ class SignedRequest:
     stream_output: bool = False
 
     def head(self) -> bytes:
-        """The request up to its body, by HTTP/1.1.
+        """Return the request up to its body, in HTTP/1.1.
 
         Raises:
-            ValueError: if a header has a line break: what follows it would be another one.
+            ValueError: if a header has a line break, which would begin another header.
         """
         lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {self.host}", "Accept-Encoding: identity"]
         sent = [line.encode() for line in lines]
@@ -54,12 +54,7 @@ class SignedRequest:
 
 
 class Signature:
-    """Signs requests.
-
-    Args:
-        region: of the signatures.
-        service: of them; ``s3``.
-    """
+    """Signs requests for a region and a service, such as ``s3``."""
 
     def __init__(self, region: str, service: str) -> None:
         self._region, self._service = region, service
@@ -67,15 +62,14 @@ class Signature:
         self._key: tuple[Any, str, bytes] = (None, "", b"")
 
     def use(self, credentials: Any) -> None:
-        """Sign the requests to come with these, which are frozen."""
+        """Sign the following requests with these frozen credentials."""
         self._credentials = credentials
 
     def signed(self, method: str, url: str, headers: Mapping[str, str], hashed: str) -> SignedRequest:
-        """A signed request.
+        """Return a signed request.
 
         Args:
-            headers: those of it.
-            hashed: what stands for its body.
+            hashed: the value that represents its body in the signature.
         """
         credentials, moment = self._credentials, auth.get_current_datetime().strftime(auth.SIGV4_TIMESTAMP)
         own = {**headers, "X-Amz-Date": moment}
@@ -96,7 +90,7 @@ class Signature:
         by = f"Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
         sent: dict[str, Any] = {**own, "Authorization": f"AWS4-HMAC-SHA256 {by}"}
         for name, value in own.items():
-            if not value.isascii():  # it was signed as UTF-8, and http.client would send it in Latin-1
+            if not value.isascii():  # it was signed as UTF-8, but http.client would send it in Latin-1
                 sent[name] = value.encode()
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         return SignedRequest(method, url, target, host, sent)

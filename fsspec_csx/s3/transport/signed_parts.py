@@ -1,7 +1,7 @@
-"""The parts of an upload: the first request is botocore's, and the others are signed from it as from a template.
+"""The parts of an upload: botocore makes the first request, which is the template for the others.
 
-What does not succeed at once is botocore's again: it takes the response as that of its own first attempt, and so
-decides on retries, waits and errors as for any request.
+botocore repeats a part that does not succeed at once. It takes the failed response as that of its own first attempt,
+and so decides on retries, waits and errors as for any request.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Put = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 class FirstAttempt:
-    """An attempt at a request that was made without botocore and did not succeed.
+    """A failed attempt at a request that was made without botocore.
 
     Args:
-        transfer: that of the client whose credentials signed it.
-        outcome: its response, or why there is none.
+        transfer: of the client whose credentials signed it.
+        outcome: its response, or its error.
     """
 
     def __init__(self, transfer: Transfer, outcome: AioAWSResponse | Exception) -> None:
@@ -38,7 +38,7 @@ class FirstAttempt:
         self._outcome: AioAWSResponse | Exception | None = outcome
 
     def take(self, transfer: Transfer) -> AioAWSResponse | None:
-        """The response, or its error raised, once; None for another client, whose credentials may be better."""
+        """Return the response, or raise the error, once; None for another client, whose credentials may be newer."""
         outcome, self._outcome = self._outcome, None
         if transfer is not self._transfer:
             return None
@@ -54,15 +54,12 @@ class SignedParts:
         self._learned = LearnedTemplate()
 
     async def send(self, number: int, body: RequestBody, put: Put) -> Mapping[str, Any]:
-        """Send a part in the running turn.
+        """Send a part within the caller's turn, and return the response, with its ETag.
 
         Args:
             number: of the part, from 1.
             body: its bytes.
             put: sends it by botocore.
-
-        Returns:
-            The response, with its ETag.
         """
         if self._learned.unknown:
             return await self._learned.learn(put, PartTemplate)
@@ -91,9 +88,9 @@ async def _attempt(learned: Learned, number: int, body: RequestBody) -> AioAWSRe
 
 
 def stored(answer: AioAWSResponse) -> Mapping[str, Any] | None:
-    """The response as botocore's method returns it, as far as it is needed; None unless the bytes were stored.
+    """Return a response as botocore's method does, with its ETag and version; None unless the bytes were stored.
 
-    A body of a response may be that of an error, which botocore can read.
+    A response with a body may be an error, which botocore parses.
     """
     if not 200 <= answer.status_code < 300 or not answer.headers.get("ETag") or len(answer.raw):
         return None

@@ -1,6 +1,6 @@
-"""Many requests that are signed from one template and made by threads, each of which takes the next when it is ready.
+"""SignedRequests: threads make many requests that are signed from one template, each taking the next from a queue.
 
-What does not succeed at once is left to botocore, which knows what to do about it.
+botocore repeats a request that does not succeed at once; it retries it, or raises its error.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fsspec_csx")
 
-# After so long a thread lets others have their turn.
+# A thread ends its turn after this time if other requests wait.
 _TURN_SECONDS = 0.2
-_TICK_SECONDS = 0.02  # how often it is said what has ended: to wake the event loop for each would take long
-_RENEWAL_SECONDS = 5.0  # how often credentials are looked at, which may be new
+_TICK_SECONDS = 0.02  # how often finished requests are reported: waking the event loop for each would be slow
+_RENEWAL_SECONDS = 5.0  # how often to check for new credentials
 _REFUSED = (400, 401, 403)
 _BUSY = (429, 500, 502, 503, 504)
-_WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a busy store is asked again
+_WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a request to a busy store is repeated
 _waits = random.Random()
 
 
@@ -44,12 +44,12 @@ R = TypeVar("R", bound=SignedRead | SignedWrite)
 
 
 class _Turn:
-    """What a thread does in its turn: the body of a scope."""
+    """What a thread does in its turn, as the body of a scope."""
 
     def __init__(self) -> None:
         self.thread: Future[Any] | None = None
         self.request: SignedRead | SignedWrite | None = None
-        self.accepting = False  # whether something is done with the bytes
+        self.accepting = False  # whether the thread is processing the bytes received
         self.given_up = False
 
     def give_up(self) -> None:
@@ -60,22 +60,22 @@ class _Turn:
 
     @property
     def harmful(self) -> bool:
-        """Whether the thread uses memory of the caller, or does something with it."""
+        """Whether the thread uses the caller's memory, or processes received bytes."""
         body = None if (request := self.request) is None else request.body
         return self.accepting or (body is not None and body.harmful)
 
 
 class SignedRequests(Generic[R]):
-    """Makes requests by threads.
+    """Makes requests in threads.
 
     Args:
-        transfer: whose threads and connections are used.
+        transfer: its threads and connections are used.
         template: makes the requests.
-        requests: in the order in which they are begun.
-        finished: called on the event loop for each that has succeeded, soon.
-        failed: makes the request in another way.
-        most: how many at a time; as many as there may be if negative, as in fsspec.
-        signer: gives the signer of the present client; its credentials may be newer than those of the transfer's.
+        requests: in the order in which they start.
+        finished: called on the event loop for each request that has succeeded.
+        failed: makes a failed request in another way.
+        most: how many at a time; no limit if negative, as in fsspec.
+        signer: returns the signer of the present client, whose credentials may be newer than those of ``transfer``.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class SignedRequests(Generic[R]):
         self._slow = SlowConnections(lambda: bool(self._queue))
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refused, self._refusals = False, 0
-        self._strange = 0  # how many responses in succession were those to no such request
+        self._strange = 0  # how many consecutive responses were not valid for their requests
 
     async def run(self) -> None:
-        """Make the requests; no thread uses their memory when this returns, or raises."""
+        """Make the requests; when this returns or raises, no thread uses their memory any more."""
         if not self._left:
             return
         tasks = [asyncio.ensure_future(self._take_turns()) for _ in range(self._most)]
@@ -132,7 +132,7 @@ class SignedRequests(Generic[R]):
             if failed is not None:
                 failure = failed.body.failure if failed.body is not None else None
                 if failure is not None and not isinstance(failure, EndpointError):
-                    raise failure  # of this machine, such as a full disk: another request would not mend it
+                    raise failure  # of this machine, such as a full disk: repeating the request would not help
                 await asyncio.sleep(seconds)
                 failed.forget_failures()
                 await self._failed(failed)
@@ -140,7 +140,7 @@ class SignedRequests(Generic[R]):
                 await self._forgive()
 
     async def _forgive(self) -> None:
-        """After botocore has made a request that was refused: its credentials may be newer than the template's."""
+        """After botocore has repeated a refused request: use the credentials that it may have renewed."""
         if self._refused and self._refusals < FAILURES:
             self._refusals += 1
             self._refused = not await self._signer().renew(self._template)
@@ -165,7 +165,7 @@ class SignedRequests(Generic[R]):
             self._done.set_result(None)
 
     def _work(self, turn: _Turn) -> tuple[R | None, float]:
-        """In a thread: make requests up to the first that fails; return it, and how long to wait with it."""
+        """Make requests in a thread until one fails; return that one, and how long to wait before repeating it."""
         slots, began = self._transfer.slots, time.monotonic()
         link = self._transfer.exchange.link(self._template.url)
         try:
@@ -186,7 +186,7 @@ class SignedRequests(Generic[R]):
         return None, 0.0
 
     def _try(self, turn: _Turn, request: R, link: Link | None) -> float | None:
-        """Make a request; return None if it succeeded, else how long to wait before the next."""
+        """Make a request; return None if it succeeded, or how long to wait before repeating it."""
         turn.request = request
         try:
             while not turn.given_up:
@@ -197,7 +197,7 @@ class SignedRequests(Generic[R]):
                     except UnusualResponseError:
                         self._transfer.exchange.unusual += 1
                         return 0.0
-                    except Exception:  # the next request of it, by botocore, raises what is wrong
+                    except Exception:  # botocore repeats the request, and raises the error
                         if attempt is None or not attempt.ended:
                             return 0.0
             return 0.0

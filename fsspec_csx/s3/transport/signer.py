@@ -1,4 +1,4 @@
-"""Templates of a client's requests, signed with the credentials that it has at the time."""
+"""Signer: makes templates of a client's requests, and signs them with the client's present credentials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T", bound=Template)
 
 
 class Signer:
-    """Makes templates of the requests of one client, where they are requests that a template can make.
+    """Makes templates of one client's requests, where a template is possible.
 
     Args:
         client: of aiobotocore.
@@ -24,13 +24,13 @@ class Signer:
 
     def __init__(self, client: Any) -> None:
         self.body_config = _body_config(client.meta.config)
-        self._client = weakref.ref(client)  # which has handlers that refer to this
+        self._client = weakref.ref(client)  # weak, as handlers of the client refer to this
         self._credentials = compat.credentials_of(client)
 
     async def template(self, kind: type[T], request: Any, *named: Any) -> T | None:
-        """A template of requests like one that was sent; None if only botocore can make them.
+        """Return a template made from a request that was sent; None if only botocore can make such requests.
 
-        So it is without credentials, and with handlers of somebody else, which could change each request.
+        That is so without credentials, and with third-party event handlers, which could change each request.
 
         Args:
             kind: one of the classes of ``request_template``.
@@ -45,19 +45,19 @@ class Signer:
             return None
 
     async def renew(self, template: Template) -> bool:
-        """Let a template sign with the client's credentials, which may be new; return whether there are any."""
+        """Make a template sign with the client's present credentials; return whether there are any."""
         try:
             credentials = await self._credentials.get_frozen_credentials()
-        except Exception:  # botocore's next request raises it
+        except Exception:  # the next request by botocore raises the error
             return False
         template.use(credentials)
         return credentials is not None
 
 
 def _body_config(config: Any) -> Any:
-    """The client's configuration, but bodies are not hashed for the signature unless the user set that.
+    """Return the client's configuration without hashing of bodies, unless the user set that.
 
-    A checksum in a signed header covers them, and a SHA-256 takes longer than the sending. Nor does botocore add a
+    A checksum in a signed header protects bodies, and a SHA-256 takes longer than sending them. botocore also adds no
     checksum of its own, which the server may have refused.
     """
     changed = copy.copy(config)

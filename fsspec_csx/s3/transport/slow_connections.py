@@ -1,6 +1,6 @@
-"""Slow connections: a request that takes much longer than its peers is made again on another, from its last byte on.
+"""Slow connections: a request that takes much longer than its peers continues on another connection.
 
-The last request decides how long a transfer takes, and S3 advises to replace slow ones:
+The last request decides how long a transfer takes, and S3 advises replacing slow ones:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
 """
 
@@ -20,19 +20,15 @@ from fsspec_csx.s3.transport.sockets import noting_connection, shut_down
 
 logger = logging.getLogger("fsspec_csx")
 
-_LOOK_SECONDS = 0.1  # between two looks at the requests that run
-_PEERS = 4  # so many must have ended
-_TIMES = 3  # as long as its peers, and at least so many seconds, has a slow one taken
+_LOOK_SECONDS = 0.1  # between two checks of the running requests
+_PEERS = 4  # how many requests must have ended before others count as slow
+_TIMES = 3  # a slow request has taken this many times as long as its peers, and at least _LEAST_SECONDS
 _LEAST_SECONDS = 0.5
-_MOST = 4  # connections of one transfer
+_MOST = 4  # the most connections of one transfer to replace
 
 
 class _Attempt:
-    """A request for a range, on one connection.
-
-    Args:
-        wanted: the range.
-    """
+    """A request for a range, on one connection."""
 
     def __init__(self, wanted: RangeRequest) -> None:
         self.began = time.monotonic()
@@ -40,15 +36,15 @@ class _Attempt:
         self.before = wanted.filled
         self.ended = False
         self._lock = threading.Lock()
-        self._connection: Any = None  # while the head of the response is awaited
+        self._connection: Any = None  # while it waits for the head of the response
 
     def note(self, connection: Any) -> None:
-        """Note the connection that waits for the head; None for no more."""
+        """Record the connection that waits for the head of the response, or None."""
         with self._lock:
             self._connection = connection
 
     def end(self) -> bool:
-        """End its connection, and no other's; return whether there is one."""
+        """Shut down the connection of this attempt; return whether there is one."""
         with self._lock:
             if self._connection is not None:
                 self.ended = shut_down(self._connection.sock)
@@ -61,27 +57,27 @@ class _Attempt:
         return self.wanted.length - self.before
 
     def seconds_left(self, taken: float) -> float:
-        """How long it will take at its present rate."""
+        """Return how long the rest will take at the present rate."""
         filled = self.wanted.filled - self.before
         return taken * (self.length / filled - 1) if filled > 0 else float("inf")
 
 
 class SlowConnections:
-    """Ends slow connections of one transfer: few, and only when no more requests wait to be begun.
+    """Shuts down slow connections of one transfer: few, and only when no more requests wait to start.
 
     Args:
-        waiting: whether requests wait.
+        waiting: returns whether requests wait.
     """
 
     def __init__(self, waiting: Callable[[], bool]) -> None:
         self._waiting = waiting
         self._running: set[_Attempt] = set()
-        self._taken: list[tuple[float, int]] = []  # seconds and bytes of the requests that have ended
+        self._taken: list[tuple[float, int]] = []  # seconds and bytes of the finished requests
         self._left = _MOST
 
     @contextmanager
     def watched(self, wanted: RangeRequest) -> Iterator[_Attempt]:
-        """In a thread: watch the request that is made within the block."""
+        """Watch the request that is made within the block, in a thread."""
         attempt = _Attempt(wanted)
         self._running.add(attempt)
         try:
@@ -93,7 +89,7 @@ class SlowConnections:
             self._running.discard(attempt)
 
     async def watch(self) -> None:
-        """On the event loop: end slow connections, until cancelled."""
+        """Shut down slow connections until cancelled; runs on the event loop."""
         while self._left:
             await asyncio.sleep(_LOOK_SECONDS)
             taken = list(self._taken)

@@ -1,4 +1,4 @@
-"""Reading responses from sockets: system calls directly on the buffers that they fill."""
+"""Reading responses from sockets, straight into the buffers to fill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.bounded_body import taken_from
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 
-# Bytes between two checks whether the request was given up, and the pieces of which the checksum is computed.
+# Bytes between two checks whether the request was given up; also the pieces in which the checksum is computed.
 _STEP = 2**20
 
 
@@ -26,7 +26,7 @@ _of_thread = threading.local()
 
 @contextlib.contextmanager
 def noting_connection(note: Callable[[Any], object]) -> Iterator[None]:
-    """Within a block, in this thread: call ``note`` with a connection that waits for a response, and then with None."""
+    """Within a block, in this thread, call ``note`` with a connection that waits for a response, and then with None."""
     _of_thread.note = note
     try:
         yield
@@ -40,7 +40,7 @@ def _note(connection: Any) -> None:
 
 
 class NotedConnection:
-    """A connection that is noted while it waits for the head of a response; a base of connections of http.client."""
+    """A base class of http.client's connections that reports while it waits for the head of a response."""
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send a request; see ``http.client``."""
@@ -60,16 +60,16 @@ class NotedConnection:
 
 
 class PlainConnection(NotedConnection, AWSHTTPConnection):  # type: ignore[misc]
-    """A connection without TLS: Python limits the time to connect, and the system that of each call after it."""
+    """A connection without TLS: Python limits the time to connect, and the system that of each later call."""
 
     def connect(self) -> None:
-        """Connect."""
+        """Connect, and then turn off Python's timeout."""
         super().connect()
         self.sock.settimeout(None)
 
 
 class PlainPool(AWSHTTPConnectionPool):  # type: ignore[misc]
-    """Connections without TLS."""
+    """A pool of connections without TLS."""
 
     ConnectionCls = PlainConnection
 
@@ -95,7 +95,7 @@ def translate_errors(answer: Any, request: Any, wanted: RangeRequest | None = No
 
 
 def read_body(answer: Any) -> bytes:
-    """The body of a response that is no object data."""
+    """Return the body of a response that is no object data."""
     source = compat.raw_stream(answer)
 
     def read(most: int) -> bytes:
@@ -114,10 +114,10 @@ def read_body(answer: Any) -> bytes:
 
 
 def recv_into(wanted: RangeRequest, answer: Any) -> None:
-    """Read a body directly into memory; urllib3 would copy."""
+    """Read a body directly into memory, without urllib3's copy."""
     wanted.expect(answer.status_code, answer.headers)
     stream, read = compat.raw_stream(answer), compat.tls_read(answer)
-    # How many bytes came with the head; to look into an empty buffer waits for some.
+    # How many bytes were received with the head; peek would block on an empty buffer.
     early = 0 if read is None or wanted.complete or wanted.given_up else len(stream.fp.peek())
     while len(memory := wanted.next_buffer(_STEP)):
         before = wanted.filled
@@ -136,12 +136,12 @@ def recv_into(wanted: RangeRequest, answer: Any) -> None:
 def _read_records(
     wanted: RangeRequest, memory: memoryview, stream: Any, read: Callable[[int, memoryview], int]
 ) -> None:
-    """Fill a buffer with records of TLS; http.client, BufferedReader and SSLSocket would run for each."""
+    """Fill a buffer from TLS records, without calls of http.client, BufferedReader and SSLSocket for each."""
     memory, filled = memory[: stream.length], 0
     try:
         while filled < len(memory) and (count := read(len(memory) - filled, memory[filled:])):
             filled += count
-    finally:  # the bytes before an error count
+    finally:  # also count bytes received before an error
         stream.length -= filled
         wanted.advance(filled)
     if not stream.length:
@@ -149,23 +149,23 @@ def _read_records(
 
 
 def abort_connection(answer: Any) -> bool:
-    """Make a system call that waits for the bytes of a response return; return whether there are more to come."""
+    """Shut down the connection of a response; return whether more bytes were to come."""
     return shut_down(compat.socket_of(answer))
 
 
 def shut_down(link: socket.socket | None) -> bool:
-    """Make the system calls that wait on a socket return; return whether there was one."""
+    """Shut down a socket, so that system calls that wait on it return; return whether there was one."""
     if link is None:
         return False
-    with contextlib.suppress(OSError):  # it has ended by itself
-        socket.socket.shutdown(link, socket.SHUT_RDWR)  # not TLS's own, which would wait for the other side
+    with contextlib.suppress(OSError):  # the connection has ended already
+        socket.socket.shutdown(link, socket.SHUT_RDWR)  # not that of TLS, which would wait for the peer
     return True
 
 
 def socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
-    """Options of a connection, with a time limit of the system, so that its calls can be few and long.
+    """Return socket options with a timeout of the system, which makes few and long calls possible.
 
-    With TLS, Python keeps the time limit: OpenSSL would begin the call again.
+    With TLS, Python keeps the timeout, as OpenSSL would restart the call.
     """
     options: list[tuple[int, int, Any]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     if seconds is not None:

@@ -1,4 +1,4 @@
-"""The threads that move bytes: started when they are needed, ended when they have been idle."""
+"""The threads that move bytes; they start on demand, and end after some idle time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
 T = TypeVar("T")
 
 IDLE_SECONDS = 30.0
-"""After so long without a use, the threads end that are more than are kept."""
+"""After this time without a use, idle threads in excess of ``kept`` end."""
 
 
 class Threads:
     """Runs functions in threads.
 
     Args:
-        most: how many threads there are at most.
+        most: the most threads.
         kept: how many idle threads are kept.
     """
 
@@ -56,15 +56,15 @@ class Threads:
             self._busy -= 1
 
     def rest(self) -> None:
-        """Called by the event loop after each use: end the threads if none of them is busy for a while."""
+        """Start the idle timer again; the event loop calls this after each use."""
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        nothing = contextvars.Context()  # that of the call would keep its memory
+        nothing = contextvars.Context()  # the context of the call would keep its memory alive
         self._timer = loop.call_later(IDLE_SECONDS, _retire, weakref.ref(self), context=nothing)
 
     def retire(self) -> None:
-        """End the threads, if none of them is busy and more than are kept."""
+        """End the threads, if none is busy and there are more than ``kept``."""
         with self._lock:
             if self._busy or len(self) <= self._kept:
                 return
@@ -73,13 +73,13 @@ class Threads:
 
 
 def _retire(threads: weakref.ref[Threads]) -> None:
-    """The event loop keeps no threads alive that nobody uses any more."""
+    """End the threads after an idle time; the weak reference lets unused ``Threads`` be freed."""
     if (used := threads()) is not None:
         used.retire()
 
 
 class _Executor(ThreadPoolExecutor):
-    """Uses the threads that it has where no more can be started."""
+    """Continues with the threads that it has if no more can be started."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -1,7 +1,7 @@
-"""TLS connections: records go between OpenSSL and the caller's memory with no other code between.
+"""TLS connections: OpenSSL reads and writes records directly in the caller's memory.
 
-A record has 16 KiB. By http.client, BufferedReader and SSLSocket, each takes six Python functions, and the threads of
-the other connections wait for the interpreter's lock meanwhile.
+A record has 16 KiB. Through http.client, BufferedReader and SSLSocket, each record takes six Python functions, during
+which the threads of the other connections wait for the GIL.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fsspec_csx.s3.transport.sockets import NotedConnection
 
 
 class _Shared:
-    """What the connections of one ``SSLContext`` share.
+    """State that all connections of one ``SSLContext`` share.
 
     Attributes:
-        loading: is held while certificates are loaded.
-        authorities: the file of certificates that was loaded, with its time and size.
+        loading: held while certificates are loaded.
+        authorities: path, time and size of the certificate file that was loaded.
         sessions: the last session of each host.
     """
 
@@ -41,33 +41,33 @@ def _shared_by(context: ssl.SSLContext) -> _Shared:
 
 
 class TLSSocket(ssl.SSLSocket):
-    """A client's socket that resumes the last session with its host, and sends and receives without a copy."""
+    """A client socket that resumes the last session with its host, and sends and receives without copying."""
 
     _remembered = False
 
     def do_handshake(self, block: bool = False) -> None:
-        """Shake hands: short if the server knows the session."""
+        """Perform the handshake; it is short if the server knows the session."""
         sessions = _shared_by(self.context).sessions
         if session := sessions.get(self.server_hostname):
             self.session = session
         try:
             super().do_handshake(block)
         except BaseException:
-            if session:  # the next attempt is a full one
+            if session:  # so that the next attempt makes a full handshake
                 sessions.pop(self.server_hostname, None)
             raise
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         """Receive some bytes; see ``ssl.SSLSocket``."""
         count = super().recv_into(buffer, nbytes, flags)
-        if not self._remembered:  # with TLS 1.3, the ticket comes with the first bytes
+        if not self._remembered:  # in TLS 1.3, the session ticket arrives with the first data
             self._remembered = True
             if session := self.session:
                 _shared_by(self.context).sessions[self.server_hostname] = session
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send all of a buffer; the time limit is that of each record."""
+        """Send all of a buffer; the timeout applies to each record."""
         write = compat.tls_write(self)
         with memoryview(data) as view, view.cast("B") as rest:
             sent, length = 0, len(rest)
@@ -76,17 +76,17 @@ class TLSSocket(ssl.SSLSocket):
 
 
 class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
-    """A connection whose certificates of authorities are parsed once for all: it takes 17 ms."""
+    """A connection that shares parsed CA certificates with others: parsing takes 17 ms."""
 
     ca_certs: str | None
 
     @property
     def is_connected(self) -> bool:
-        """Whether it may be used again: bytes that were decrypted and not read are no answer to a request to come."""
+        """Whether the connection can be reused; it cannot if decrypted bytes are left, which answer no request."""
         return bool(super().is_connected) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
 
     def connect(self) -> None:
-        """Connect."""
+        """Connect, with ``TLSSocket`` and shared CA certificates where possible."""
         if isinstance(self.ssl_context, ssl.SSLContext):
             if compat.KNOWS_TLS:
                 self.ssl_context.sslsocket_class = TLSSocket
@@ -103,12 +103,12 @@ class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
                 if shared.authorities != wanted:
                     context.load_verify_locations(path)
                     shared.authorities = wanted
-        except OSError:  # urllib3 says so
+        except OSError:  # urllib3 raises the error
             return
         self.ca_certs = None
 
 
 class TLSPool(AWSHTTPSConnectionPool):  # type: ignore[misc]
-    """Connections with TLS."""
+    """A pool of connections with TLS."""
 
     ConnectionCls = TLSConnection
