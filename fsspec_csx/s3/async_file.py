@@ -134,7 +134,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self.closed = self.forced = False
 
     async def write(self, data: Any) -> int:
-        """Write a buffer, return its size; parts are sent in the background, and later calls raise their errors."""
+        """Write a buffer and return its size; parts are sent in the background, and later calls raise errors."""
         view = single_bytes(data)
         async with self._turn:
             check_open(self.path, self.closed)

@@ -22,7 +22,7 @@ _SYNC_WRAPPER = sync_wrapper(lambda: None).__code__
 
 
 def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a blocking method from a coroutine, as fsspec does, but so that Ctrl-C also ends the work."""
+    """Make a blocking method from a coroutine, as fsspec does; with this one, Ctrl-C also ends the work."""
 
     @functools.wraps(coroutine)
     def call(self: Any, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:

@@ -88,7 +88,7 @@ async def make_alike(
     """Make requests for objects.
 
     Args:
-        alone: makes one by botocore: the first of each bucket, and each that failed by the template.
+        alone: makes one through botocore: the first of each bucket, and each that failed with the template.
         finished: called on the event loop for each of the others.
         most: how many at a time.
     """
@@ -120,7 +120,7 @@ async def _of_bucket(
         await alike.learn(lambda: alone(first), first.kind, first.key, settled=lambda: first.is_settled(fs))
 
     async def make_rest() -> None:
-        learned = await alike.known()  # only then is the filesystem surely connected, and in this process
+        learned = await alike.known()  # until then, only the parent process may be connected
         if learned is None:  # only botocore can make requests of this kind
             await run_in_chunks([alone(each) for each in rest], batch_size=most)
         else:

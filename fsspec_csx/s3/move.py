@@ -1,4 +1,4 @@
-"""Moving objects: the server copies them, each copy is compared with its source, then the sources are deleted."""
+"""Moving objects: copy them on the server, compare each copy with its source, then delete the sources."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     @functools.cached_property
     def _request(self) -> Call:
-        """Makes requests for the object; it has no reference to the file, so an upload lets a dropped file go."""
+        """Makes requests for the object; it does not reference the file, so uploads keep no dropped file alive."""
         fs, acl, extra = self.fs, {"ACL": self.acl} if self.acl else {}, self.s3_additional_kwargs
         payer = getattr(self, "_request_payer_kw", self.req_kw)
         named = {"Bucket": self.bucket, "Key": self.key}

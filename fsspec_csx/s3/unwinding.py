@@ -1,4 +1,4 @@
-"""Finds ``__exit__`` calls that handle an exception: a ``close`` within such a call does not publish a file.
+"""Finds running ``__exit__`` calls that received an exception: a ``close`` within one does not publish a file.
 
 An ``__exit__`` written in Python has a frame on the stack, with the exception among its arguments. One written in C,
 such as that of ``io.TextIOWrapper`` or ``gzip.GzipFile``, has no frame. But the frame of its ``with`` statement is at

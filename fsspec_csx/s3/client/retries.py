@@ -1,7 +1,7 @@
 """Retries: when a request is repeated, and whether a failed request may have been applied.
 
-A request is not retried at an endpoint that has never answered, nor for minutes, nor before Retry-After. If the server
-applied an attempt whose response was lost, later responses do not show that.
+Retries end early at an endpoint that has never answered, wait as Retry-After says, and do not go on for minutes. If the
+server applied an attempt whose response was lost, later responses do not show that.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _ROUNDS_SECONDS = 30.0
 FIRST_CONTACT_SECONDS = 5.0
 """How long to retry an endpoint that has never responded, if it refuses connections or has no address yet.
 
-A server that is starting responds within that time. ``retries={"total_max_attempts": 1}`` makes one attempt.
+A server that is starting usually responds within that time. The option
+``retries={"total_max_attempts": 1}`` makes one attempt.
 """
 _FIRST_WAIT, _LONGEST_FIRST_WAIT = 0.1, 1.0
 
 
 class FirstContact:
-    """Ends botocore's retries at an endpoint that has never responded: it is down, starting or misspelt, not busy."""
+    """Ends botocore's retries at an endpoint that has never responded: it is down, starting or misspelled, not busy."""
 
     def __init__(self) -> None:
         self._answered = False

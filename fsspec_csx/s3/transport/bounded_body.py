@@ -1,4 +1,4 @@
-"""Reads bodies of responses that are no object data, within limits of memory and time."""
+"""Reads bodies of responses without object data, within limits of memory and time."""
 
 from __future__ import annotations
 

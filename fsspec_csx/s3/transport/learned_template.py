@@ -50,7 +50,7 @@ class LearnedTemplate:
         """Start the first request; its template is known when it is sent.
 
         Args:
-            first: makes the request by botocore.
+            first: makes the request through botocore.
             kind: the class of the template.
             named: its further arguments; see ``Signer.template``.
             settled: whether the request as sent is a valid template; if not, wait for the response.
@@ -79,7 +79,7 @@ class LearnedTemplate:
     ) -> Learned | None:
         template = None
         if (made := await sent) is not None:
-            with contextlib.suppress(Exception):  # the next request by botocore raises the error
+            with contextlib.suppress(Exception):  # botocore's next request raises the error
                 template = await made[1].signer.template(kind, made[0], *named)
         if made is None or template is None:
             self._forget()
@@ -92,11 +92,11 @@ class LearnedTemplate:
         return await asyncio.shield(self._made)
 
     def succeeded(self) -> None:
-        """Record that a request by the template succeeded."""
+        """Record that a request from the template succeeded."""
         self._failures = 0
 
     def failed(self, learned: Learned) -> None:
-        """Record that a request by the template failed, for example because its credentials have expired."""
+        """Record that a request from the template failed, for example because its credentials have expired."""
         if self._made is not None and self._made.done() and self._made.result() is learned:
             self._forget()
 

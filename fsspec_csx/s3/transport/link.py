@@ -49,7 +49,7 @@ class Interrupt:
             return shut_down(self._socket)
 
     def release(self) -> None:
-        """Note that the request has ended, and the connection may serve another."""
+        """Note that the request has ended: the connection may serve another one."""
         with self._lock:
             self._socket = None
 
@@ -139,7 +139,7 @@ class Link:
             return head, data
 
     def _body(self, head: ResponseHead) -> bytes:
-        """Return the body of a response that is no object data."""
+        """Return the body of a response without object data."""
         if head.length == 0:
             return b""
         source, left = io.BufferedReader(_Rest(self._early, self._receive)), head.length

@@ -1,4 +1,4 @@
-"""New memory: letting the kernel allocate its pages one by one takes longer than copying data into them."""
+"""Allocates new memory in one call: letting the kernel allocate it page by page takes longer than filling it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class SignedParts:
         Args:
             number: of the part, from 1.
             body: its bytes.
-            put: sends it by botocore.
+            put: sends it through botocore.
         """
         if self._learned.unknown:
             return await self._learned.learn(put, PartTemplate)

@@ -1,6 +1,6 @@
 """SignedRequests: threads make many requests that are signed from one template, each taking the next from a queue.
 
-botocore repeats a request that does not succeed at once; it retries it, or raises its error.
+Requests that do not succeed at once are left to botocore, which retries them or raises their errors.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Signer:
         """Make a template sign with the client's present credentials; return whether there are any."""
         try:
             credentials = await self._credentials.get_frozen_credentials()
-        except Exception:  # the next request by botocore raises the error
+        except Exception:  # botocore's next request raises the error
             return False
         template.use(credentials)
         return credentials is not None

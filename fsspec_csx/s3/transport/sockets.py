@@ -95,7 +95,7 @@ def translate_errors(answer: Any, request: Any, wanted: RangeRequest | None = No
 
 
 def read_body(answer: Any) -> bytes:
-    """Return the body of a response that is no object data."""
+    """Return the body of a response without object data."""
     source = compat.raw_stream(answer)
 
     def read(most: int) -> bytes:
