@@ -1,7 +1,7 @@
 """Transactions: within an fsspec transaction, whole-object writes are published at its end, as files are.
 
-Files of fsspec's caches are handled too. ``simplecache::s3://…`` and ``filecache::s3://…`` upload a local file when it is closed,
-even if an exception leaves the block; this module prevents publishing such an incomplete file.
+fsspec's caches ``simplecache::s3://…`` and ``filecache::s3://…`` upload a local file when it is closed, even if an
+exception leaves the block. This module prevents publishing such an incomplete file.
 """
 
 from __future__ import annotations
