@@ -23,7 +23,7 @@ logger = logging.getLogger("fsspec_csx")
 Error: TypeAlias = BaseException | type[BaseException]
 
 # The instruction that calls __exit__ with an exception. If Python has none of this name, every frame counts as such a
-# call, so a file closed while an exception is being handled is discarded rather than published in part.
+# call: a file that is closed while an exception is being handled is then discarded, and not published in part.
 _WITH_EXCEPT_START = opcode.opmap.get("WITH_EXCEPT_START")
 
 

@@ -140,7 +140,7 @@ async def send_object(
     Args:
         payload: returns the bytes between two positions, or the span of another object that the server copies as a
             part; a single payload must be bytes.
-        in_memory: if given, payloads come from elsewhere: at most so many of their bytes are in memory at a time, and
+        in_memory: if given, payloads come from elsewhere: at most this many of their bytes are in memory at a time, and
             parts that the server has are not fetched again for comparison.
         origin: identifies the source; if given, an interrupted upload is kept, to be resumed.
         ready: called when all has been read, with the object's CRC64NVME or None; may raise to prevent publication.

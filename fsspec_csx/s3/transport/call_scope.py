@@ -2,7 +2,7 @@
 
 This holds whether the call ends by Ctrl-C, ``timeout=``, a cancellation, or an error of one of many tasks. A scope
 records the tasks of its call and the buffers that its threads use. Once it is closed, no task makes another request,
-and no thread writes to the caller's memory, even if the event loop is too busy to cancel anything yet.
+and no thread writes to the caller's memory. This holds even if the event loop is too busy to cancel anything yet.
 """
 
 from __future__ import annotations
