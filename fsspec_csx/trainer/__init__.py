@@ -1,4 +1,4 @@
-"""A training loop whose checkpoints are on any fsspec URL, with the names that the Cerebras ModelZoo has."""
+"""A training loop with the names of the Cerebras ModelZoo and checkpoints at any fsspec URL."""
 
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpoint_retention import KeepBestCheckpoints, KeepNCheckpoints

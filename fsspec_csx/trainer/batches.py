@@ -1,4 +1,4 @@
-"""Batches: an endless iterator over a data loader, whose position can be saved."""
+"""Batches: an endless iterator over a data loader with a position that can be saved."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Batches:
     """The batches of a data loader, epoch after epoch, of at most ``limit`` batches.
 
     After a resume the rest of the epoch is the same as without the interruption. A loader with ``state_dict`` and
-    ``load_state_dict``, such as torchdata's ``StatefulDataLoader``, resumes by these. From others the batches already
-    used are drawn again and dropped, from the random states saved with them, so that their order, their augmentation
-    and their workers' draws are the same. Data have random states of their own for this.
+    ``load_state_dict``, such as torchdata's ``StatefulDataLoader``, uses these to resume. Other loaders draw the used
+    batches again, from the saved random states, and drop them. So the order, the augmentation and the workers' draws
+    are the same. The data have separate random states for this.
     """
 
     def __init__(self, dataloader: Any, limit: int | None = None, processes: int = 1) -> None:
@@ -39,7 +39,7 @@ class Batches:
         self.index = 0  # of the next batch in the epoch
 
     def next(self) -> Any:
-        """The next batch; a ValueError if the loader has none."""
+        """Return the next batch; raise a ValueError if the loader has none."""
         with self._random.active():
             return self._next()
 
@@ -55,7 +55,7 @@ class Batches:
                 continue
             self.index += 1
             if self.index == self._length:
-                # What the loader draws at its end belongs to this epoch.
+                # The random numbers that the loader draws at its end belong to this epoch.
                 if self._limit is None:
                     next(iterator, None)
                 self._end_epoch()
@@ -93,7 +93,7 @@ class Batches:
         state: dict[str, Any] = {"epoch": self.epoch, "index": self.index, "processes": self._processes}
         with self._random.active():
             if self._stateful:
-                if self._iterator is None:  # the state of a loader is that of a pass, not of the end of the last one
+                if self._iterator is None:  # the saved state must be of the next pass, not of the end of the last one
                     self._begin()
                 state |= {"loader": self._loader.state_dict(), "start": self._start, "now": self._capture()}
                 return state
@@ -105,8 +105,8 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a position.
 
-        With another number of processes it continues after the same number of samples, in another order. An invalid one
-        is a ValueError, a LookupError or another error of Python.
+        With another number of processes it continues after the same number of samples, in another order. An invalid
+        position raises a ValueError, a LookupError or another error of Python.
         """
         epoch, index, processes = (to_count(state[name], _MOST) for name in ("epoch", "index", "processes"))
         self.epoch, self.index = epoch, 0
@@ -118,7 +118,7 @@ class Batches:
                 self._draw_again(state, index * processes // self._processes)
 
     def _resume_loader(self, state: dict[str, Any], index: int) -> None:
-        if "start" in state:  # a sampler without a state draws its order again
+        if "start" in state:  # a sampler without a state must draw its order again
             self._restore(state["start"])
         self._loader.load_state_dict(state["loader"])
         self._begin()

@@ -1,4 +1,4 @@
-"""Callback: hooks that the trainer calls at each point of a run."""
+"""Callback: hooks that the trainer calls during a run."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ _OWN = "fsspec_csx."
 
 
 class Callback:
-    """The hooks of a run, which do nothing here; subclasses override those that they need.
+    """The hooks of a run; they do nothing, and subclasses override those that they need.
+
+    The docstring of a hook says when it is called, or what it may do.
 
     ``outputs`` is the model's output, as a dict with the key ``loss``; ``batch`` is on the trainer's device;
-    ``batch_idx`` counts the batches of a stretch of training, or of a validation, from 0.
+    ``batch_idx`` counts from 0 the batches of a validation, or of the training between two validations.
     """
 
     def pre_setup(self, trainer: Trainer) -> None:
-        """Before the setup: no credentials were looked up yet."""
+        """Before the setup, and before credentials are looked up."""
 
     def setup(self, trainer: Trainer) -> None:
-        """Model, optimizer and schedulers exist."""
+        """When the model, optimizer and schedulers exist."""
 
     def post_setup(self, trainer: Trainer) -> None:
-        """All callbacks are set up."""
+        """After the setup of all callbacks."""
 
     def finalize(self) -> None:
-        """The trainer is deleted."""
+        """When the trainer is deleted."""
 
     def on_enter_fit(
         self, trainer: Trainer, stack: ExitStack, train_dataloader: Any, val_dataloader: Any, loop: TrainingLoop
@@ -52,23 +54,23 @@ class Callback:
         """After the last step and the last validation."""
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        """``fit`` ends with this exception."""
+        """When ``fit`` ends with this exception."""
 
     def on_enter_train(
         self, trainer: Trainer, stack: ExitStack, train_dataloader: Any, loop: TrainingLoop, loop_idx: int
     ) -> None:
-        """Before a stretch of training; contexts entered on the stack end with it."""
+        """Before the steps between two validations; contexts entered on the stack end with them."""
 
     def on_train_start(
         self, trainer: Trainer, model: Module, train_dataloader: Any, loop: TrainingLoop, loop_idx: int
     ) -> None:
-        """Before a stretch of steps between two validations; ``loop_idx`` counts the stretches from 0."""
+        """Before the steps between two validations; ``loop_idx`` counts these stretches of steps from 0."""
 
     def on_train_end(self, trainer: Trainer, model: Module, loop: TrainingLoop, loop_idx: int) -> None:
         """After a stretch of steps."""
 
     def on_train_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        """A stretch of steps ends with this exception."""
+        """When a stretch of steps ends with this exception."""
 
     def on_train_batch_start(self, trainer: Trainer, model: Module, batch: Any, batch_idx: int) -> None:
         """Before a batch."""
@@ -82,12 +84,12 @@ class Callback:
         """Before the forward pass of a batch."""
 
     def on_train_step_end(self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any) -> None:
-        """After the gradients of a batch were computed; if it completes a step, after the optimizer too."""
+        """After the gradients of a batch were computed and, if the batch completes a step, were applied."""
 
     def on_before_forward(
         self, trainer: Trainer, model: Module, batch: Any, args: list[Any], kwargs: dict[str, Any]
     ) -> None:
-        """Before the model is called with these arguments, which may be changed."""
+        """Before the model is called with these arguments; a callback may change them."""
 
     def on_after_forward(self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any) -> None:
         """After the forward pass."""
@@ -96,25 +98,25 @@ class Callback:
         """Before the gradients are computed."""
 
     def on_after_backward(self, trainer: Trainer, model: Module, outputs: dict[str, Any]) -> None:
-        """After that."""
+        """After the gradients were computed."""
 
     def on_before_optimizer_step(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
         """Before the gradients are clipped and applied."""
 
     def on_after_optimizer_step(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
-        """After that."""
+        """After the gradients were clipped and applied."""
 
     def on_before_optimizer_zero_grad(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
         """Before the gradients are reset."""
 
     def on_after_optimizer_zero_grad(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
-        """After that."""
+        """After the gradients were reset."""
 
     def on_before_scheduler_step(self, trainer: Trainer, model: Module, optimizer: Optimizer, scheduler: Any) -> None:
-        """Before a scheduler's step, which follows each step of the optimizer."""
+        """Before a scheduler's step; schedulers step after each step of the optimizer."""
 
     def on_after_scheduler_step(self, trainer: Trainer, model: Module, optimizer: Optimizer, scheduler: Any) -> None:
-        """After it."""
+        """After a scheduler's step."""
 
     def on_enter_validate(self, trainer: Trainer, stack: ExitStack, val_dataloader: Any, loop: ValidationLoop) -> None:
         """Before the checkpoint is loaded; contexts entered on the stack end with the validation."""
@@ -126,7 +128,7 @@ class Callback:
         """After the last batch; ``loop.metrics`` holds the mean of each metric."""
 
     def on_validate_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        """``validate`` ends with this exception."""
+        """When ``validate`` ends with this exception."""
 
     def on_validate_batch_start(self, trainer: Trainer, model: Module, batch: Any, batch_idx: int) -> None:
         """Before a batch."""
@@ -148,7 +150,7 @@ class Callback:
         """Before the first of several validations."""
 
     def run_validation(self, trainer: Trainer, loop_idx: int | None, is_last: bool) -> None:
-        """Run a validation of the callback's own, after those of the loaders."""
+        """Run the callback's own validation, after the validations of all loaders."""
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         """Add entries to a checkpoint before it is saved."""
@@ -157,16 +159,16 @@ class Callback:
         """Change a checkpoint before it is saved, after all callbacks have added to it."""
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
-        """A checkpoint is complete; the training may have continued meanwhile."""
+        """When a checkpoint is complete; the training may have continued meanwhile."""
 
     def on_save_trainer_state(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        """Add entries to the checkpoint's ``trainer_state``, which only a resumed run needs."""
+        """Add entries that only a resumed run needs to the checkpoint's ``trainer_state``."""
 
     def on_after_save_trainer_state(self, trainer: Trainer, trainer_state_file: str) -> None:
-        """The checkpoint with this state is complete."""
+        """When the checkpoint with this state is complete."""
 
     def on_before_load_checkpoint(self, trainer: Trainer, ckpt_path: str | None) -> None:
-        """Before a checkpoint is loaded; None if there is none to load."""
+        """Before a checkpoint is loaded; the path is None if there is none to load."""
 
     def preprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         """Change a loaded checkpoint before it is used."""
@@ -179,7 +181,7 @@ class Callback:
 
 
 def check_hooks(callbacks: Iterable[Callback]) -> None:
-    """Warn once of each method that looks like a hook, by its beginning or as misspelt, and is never called."""
+    """Warn once about each method that the trainer never calls, but that has a hook's prefix or is a misspelt hook."""
     known = [name for name in vars(Callback) if not name.startswith("_")]
     for callback in {type(each): each for each in callbacks}.values():
         own = {name for each in type(callback).__mro__ if not each.__module__.startswith(_OWN) for name in vars(each)}

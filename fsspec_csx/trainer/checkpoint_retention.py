@@ -1,4 +1,4 @@
-"""Callbacks that delete older checkpoints: only complete ones of this run, and never the one it resumed from."""
+"""Callbacks that delete older checkpoints: complete ones of this run, but never the one it resumed from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Retention(Callback):
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
         name = ckpt_path.rpartition("/")[2]
-        if name not in self._names:  # the one resumed from may have been uploaded since
+        if name not in self._names:  # the loaded checkpoint is in the list, and may be uploaded only now
             self._names.append(name)
         # Delete those that no callback keeps, and retry deletions that failed.
         kept = self.kept() | {*self._names[-1:]}
@@ -40,7 +40,7 @@ class _Retention(Callback):
         self._to_delete = [name for name in self._to_delete if name in wanted or not _deleted(trainer, name)]
 
     def kept(self) -> set[str]:
-        """The names of the checkpoints to keep, besides the newest."""
+        """Return the names of the checkpoints to keep, besides the newest."""
         raise NotImplementedError
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def _pending(trainer: Trainer) -> list[str]:
 
 
 def _deleted(trainer: Trainer, name: str) -> bool:
-    """Delete a checkpoint; False if it must be tried again."""
+    """Delete a checkpoint; return False if the deletion must be tried again."""
     path = checkpoint_root.join(trainer.checkpoint.root, name)
     if path == trainer.checkpoint.resumed_from:
         return False
@@ -73,7 +73,7 @@ def _deleted(trainer: Trainer, name: str) -> bool:
         if trainer.checkpoint.local is not None:
             trainer.checkpoint.local.tier.delete(name)
         checkpoint_root.delete(path)
-    except Exception as error:  # a failing storage must not end the training
+    except Exception as error:  # a storage failure must not end the training
         trainer.logger.warning("%s was not deleted, which is tried again: %s", redacted(path), error)
         return False
     return True
@@ -83,7 +83,7 @@ class KeepNCheckpoints(_Retention):
     """Keeps the newest checkpoints of a run.
 
     Args:
-        n: how many; None for all.
+        n: the number of checkpoints to keep; None for all.
 
     Raises:
         ValueError: for a number below 1.
@@ -97,16 +97,16 @@ class KeepNCheckpoints(_Retention):
 class KeepBestCheckpoints(_Retention):
     """Keeps the checkpoints of a run with the best validation, and the newest.
 
-    A step that is both validated and saved is saved after the validation, whose result the checkpoint holds: so the
-    best ones are kept across resumes. With one process it is saved even if the validation fails.
+    A step that is both validated and saved is saved after the validation. The checkpoint holds the result, so that the
+    best checkpoints stay across resumes. With one process it is saved even if the validation fails.
 
     Args:
-        n: how many; None for all.
+        n: the number of best checkpoints to keep; None for all.
         metric: the name of a number in the model's output. NaN is never the best.
-        mode: ``min`` if less is better, or ``max``.
+        mode: ``min`` if a smaller value is better, or ``max``.
 
     Raises:
-        ValueError: for a number below 1, or another mode; from ``fit``, if there is no validation, or no such metric.
+        ValueError: if ``n`` is below 1, or the mode is unknown; from ``fit``, without a validation or such a metric.
     """
 
     n: int | None = 1

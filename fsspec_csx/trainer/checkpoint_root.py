@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints, at any fsspec URL, and their names, which are literal except in ``matching``."""
+"""The folder of a run's checkpoints at any fsspec URL, and their names. Only ``matching`` accepts patterns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMESTAMP = "%Y%m%d_%H%M%S"
 
 
 class CheckpointNames:
-    """Names from a template with ``{step}``, else a ValueError; where a name was taken, a time follows the step."""
+    """Names from a template; a time follows the step if a name was taken. Without ``{step}`` it is a ValueError."""
 
     def __init__(self, template: str) -> None:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
@@ -33,22 +33,22 @@ class CheckpointNames:
         self._pattern = re.compile(rf"{before}(?P<step>\d+)(?:_(?P<time>\d{{8}}_\d{{6}}))?{after}")
 
     def of(self, step: int, *, taken: bool = False) -> str:
-        """The name of a step; with the time appended if the name is taken."""
+        """Return the name for a step, with the time appended if the name is taken."""
         return self._template.format(step=f"{step}_{datetime.now():{_TIMESTAMP}}" if taken else step)
 
     def order(self, name: str) -> tuple[int, str, str]:
-        """The step and the time in a name, to sort by; the step is below 0 if it is not that of a checkpoint."""
+        """Return a sort key, which begins with the step and the time in a name; the step is below 0 for other names."""
         match = self._pattern.fullmatch(name)
         return (int(match["step"]), match["time"] or "", name) if match else (-1, "", name)
 
 
 def join(root: str, name: str) -> str:
-    """The path of a file in a folder."""
+    """Return the path of a file in a folder."""
     return Directory(root).path_of(name)
 
 
 def list_names(root: str) -> list[str]:
-    """The names of the files and folders in a folder; empty if there is no such folder."""
+    """Return the names of the files and folders in a folder; none if the folder does not exist."""
     try:
         files, folders = Directory(root).scan()
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def list_names(root: str) -> list[str]:
 
 
 def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The paths, each pattern replaced by what matches it, sorted by numbers; a FileNotFoundError if nothing does."""
+    """Replace patterns by the paths that match, sorted by number; a FileNotFoundError if nothing matches."""
     found: list[str] = []
     for each in paths:
         matches = expand_pattern(each) or [os.fspath(each)]
@@ -66,7 +66,7 @@ def matching(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 
 def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
-    """Whether the path of a new checkpoint of this form is taken; by an interrupted save of the same form it is not."""
+    """Whether a path for a new checkpoint is taken; the remains of an interrupted save of this form do not count."""
     place = Location.of(path)
     if not place.exists():
         return False
@@ -81,7 +81,7 @@ def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
 
 
 def delete(path: str) -> None:
-    """Delete a checkpoint, if it exists; an OSError is one of the filesystem."""
+    """Delete a checkpoint if it exists; the filesystem may raise an OSError."""
     try:
         to_delete = manage_delete.targets([path])
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def delete(path: str) -> None:
 def check_writable(root: str, format: str | None = None) -> None:
     """Write a small file to a folder, creating it if necessary, and delete the file.
 
-    A ValueError if the folder cannot hold the format; a PermissionError without permission or credentials.
+    Raises a ValueError if the folder cannot hold the format, a PermissionError without permission or credentials.
     """
     if format:
         check_place(Directory(root).fs, redacted(root))

@@ -1,4 +1,4 @@
-"""Checkpoint: the callback that saves and loads checkpoints, at any fsspec URL."""
+"""Checkpoint: the callback that saves and loads checkpoints at any fsspec URL."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ _ONE_FILE = "local_dir takes checkpoints of one file. Leave it out, or use shard
 class Checkpoint(Callback):
     """Saves a checkpoint at intervals, and finds the newest checkpoint to resume from.
 
-    A copy of the state is written in the background; if that fails, the training ends with its error at the next step.
-    The next save and the end of ``fit`` wait for it.
+    A copy of the state is written in the background. If the write fails, the training raises the error at the next
+    step. The next save and the end of ``fit`` wait for the write.
 
-    A sharded checkpoint is a folder for ``torch.distributed.checkpoint``. The processes write their own parts at the
-    same time, and the first one writes the manifest last: without it the checkpoint is incomplete. In the background
-    they use a separate gloo group; all raise the error of any.
+    A sharded checkpoint is a folder for ``torch.distributed.checkpoint``. All processes write their own parts in
+    parallel, and the first one writes the manifest last. The checkpoint is incomplete without it. Background saves use
+    a separate gloo group. If one process fails, all raise its error.
 
-    With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there. The newest one of
-    either side is loaded. A failed upload is a warning: the next save uploads what is left, and so does the next
-    ``fit`` after a killed one. ``fit`` raises its error at the end, if it still fails.
+    With ``local_dir``, a checkpoint is written to the local disk first, and uploaded from there. A run loads the newest
+    checkpoint of the disk and the root. A failed upload is a warning: the next save, or the next ``fit`` after a killed
+    one, uploads the checkpoint. If uploads still fail at the end of ``fit``, it raises the error.
 
     Args:
-        steps: the number of steps between checkpoints; the last step has one, too. None or 0 saves none.
+        steps: the number of steps between checkpoints; the last step is also saved. None or 0 saves none.
         autoload_last_checkpoint: whether ``fit`` and ``validate`` load the newest checkpoint without a ``ckpt_path``.
-        disable_strict_checkpoint_loading: whether to skip missing and unexpected tensors and those of another shape,
-            with a warning.
+        disable_strict_checkpoint_loading: whether to skip missing and unexpected tensors, and tensors of another
+            shape, with a warning.
         save_initial_checkpoint: whether to save before the first step.
         checkpoint_root: the folder of checkpoints, an fsspec URL or a local path; by default the ``model_dir``.
         checkpoint_name: the name of a checkpoint, with ``{step}`` in it.
-        asynchronous: if False, the training waits until each checkpoint is complete, on ``local_dir`` if that is given.
+        asynchronous: if False, the training waits until each checkpoint is complete (in ``local_dir`` if given).
         sharded: whether each process saves its own parts; by default whether the model is sharded.
         format: "cerebras" for checkpoints that the ModelZoo resumes from, on S3; None for torch files.
-        local_dir: a folder on a local disk, which may be that of other runs, too.
-        keep_local: how many checkpoints of this root to keep there. While uploads fail, the oldest is deleted for the
-            newest, with a warning.
+        local_dir: a folder on a local disk; several runs may share it.
+        keep_local: how many checkpoints of this root to keep there. While uploads fail, the newest replaces the oldest,
+            with a warning.
 
     Attributes:
         root: the folder of checkpoints, without a slash at its end.
@@ -60,7 +60,7 @@ class Checkpoint(Callback):
         follows_validation: whether a step that is also validated is saved after the validation.
         saved_at: the step of the last save, or of the loaded checkpoint of this root.
         local: the copies on the local disk; None without ``local_dir``.
-        saves: those in the background.
+        saves: the saves in the background.
 
     Raises:
         ValueError: for an invalid number or name.
@@ -97,7 +97,7 @@ class Checkpoint(Callback):
         self._in_parts = bool(self.sharded)
 
     def setup(self, trainer: Trainer) -> None:
-        """Determine the root, and check that it is writable before the training rather than after hours."""
+        """Determine the root, and check before the training that it is writable."""
         self.root = str(self.checkpoint_root or trainer.model_dir).rstrip("/") or "/"
         self._in_parts = processes.has_shards(trainer.model) if self.sharded is None else self.sharded
         if self.local is not None:
@@ -121,15 +121,15 @@ class Checkpoint(Callback):
             trainer.save_checkpoint()
 
     def save_if_due(self, trainer: Trainer) -> None:
-        """After a validation, save the checkpoint that waited for it."""
+        """After a validation, save the checkpoint that was waiting for it."""
         if self._is_due:
             trainer.save_checkpoint()
 
     def save(self, trainer: Trainer) -> str:
         """Save the current state of the training; all processes must call it.
 
-        Returns the path of the checkpoint, which is empty on processes that do not write it. An OSError is one of the
-        filesystem, in this save or the one before.
+        Returns the path of the checkpoint, or an empty string on processes that do not write it. The filesystem may
+        raise an OSError, in this save or in the previous one.
         """
         self._is_due = False
         self.saves.wait(trainer, local=self.local is not None)
@@ -158,7 +158,7 @@ class Checkpoint(Callback):
         return path
 
     def _write(self, trainer: Trainer, saved: dict[str, Any], path: str) -> Future[None] | None:
-        """The save in the background; None if the checkpoint is complete."""
+        """Return the save in the background; None if the checkpoint is complete."""
         if self._in_parts:
             from fsspec_csx.trainer import sharding  # only here, as it imports torch.distributed.checkpoint
 
@@ -171,17 +171,17 @@ class Checkpoint(Callback):
         return None
 
     def save_last(self, trainer: Trainer) -> None:
-        """Save the current step, unless it is saved, and wait until the checkpoint is complete."""
+        """Save the current step unless it is already saved, and wait until the checkpoint is complete."""
         if self.saved_at != trainer.global_step:
             trainer.save_checkpoint()
         self.saves.wait(trainer)
 
     def get_checkpoint_path(self, step: int) -> str:
-        """The path of a step's checkpoint, with the time appended if the name is taken, or the root cannot be asked."""
+        """Return the path for a step, with the time appended if the name is taken or the root cannot be reached."""
         name = self._names.of(step)
         path = checkpoint_root.join(self.root, name)
         try:
-            # Where an upload has failed the root is not asked, which would take as long as the next failure.
+            # After a failed upload, a request to the root may take as long as the next failure.
             taken = self.local is not None and (self.saves.has_left or name in self.local.tier.pending())
             taken = taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format)
         except OSError:
@@ -194,7 +194,7 @@ class Checkpoint(Callback):
         self._upload_left(anew=self.saved_at is None)
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
-        self.saves.wait(trainer)  # so that no process ends before the checkpoint is complete
+        self.saves.wait(trainer)  # no process may end before the checkpoint is complete
         release_buffers()
 
     def on_fit_exception(self, trainer: Trainer, exception: BaseException) -> None:
@@ -210,9 +210,9 @@ class Checkpoint(Callback):
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def load(self, trainer: Trainer, path: str | None) -> dict[str, Any] | None:
-        """Load a checkpoint, None for none, and restore everything but the position in the data.
+        """Load a checkpoint (None loads none), and restore everything but the position in the data.
 
-        A CheckpointError if it is damaged, or does not fit the model.
+        Raises a CheckpointError if it is damaged or does not fit the model.
         """
         trainer.call("on_before_load_checkpoint", path)
         if path is None:
@@ -225,9 +225,9 @@ class Checkpoint(Callback):
         return self._restore(trainer, path, found)
 
     def load_latest(self, trainer: Trainer) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint at the root, None if there is none; damaged ones are skipped.
+        """Load the newest complete checkpoint at the root; return None if there is none. Damaged ones are skipped.
 
-        A CheckpointError if it does not fit the model, or if all are damaged and one was complete.
+        Raises a CheckpointError if it does not fit the model, or if all are damaged and one was complete.
         """
         if self.local is not None and processes.is_first():
             self.local.warn_if_alone(self._names.order)
@@ -239,7 +239,7 @@ class Checkpoint(Callback):
             found = training_state.read_if_whole(trainer, self._source(path), self._states(trainer))
             if found is not None:
                 return self._restore(trainer, path, found)
-        # A complete one that was damaged later raises its error, rather than starting anew.
+        # A complete checkpoint that was damaged later raises its error; a new training would hide the damage.
         finished = self.get_latest_checkpoint(trainer) if paths and processes.is_first() else None
         return self.load(trainer, processes.broadcast(finished))
 
@@ -260,7 +260,7 @@ class Checkpoint(Callback):
         return next((states for states in chosen if states is not None), None)
 
     def get_latest_checkpoint(self, trainer: Trainer) -> str | None:
-        """The path of the newest complete checkpoint at the root; None if there is none."""
+        """Return the path of the newest complete checkpoint at the root; None if there is none."""
         for path in reversed(self.get_all_checkpoints(self.root)):
             try:
                 if inspect(self._find(path)).format == "distributed":
@@ -272,23 +272,23 @@ class Checkpoint(Callback):
         return None
 
     def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
-        """The paths in a folder that match ``checkpoint_name``, by step and time, the newest last."""
+        """Return the paths in a folder that match ``checkpoint_name``, by step and time, the newest last."""
         own = self.local.tier.pending() if self.local is not None and ckpt_dir == self.root else []
         found = sorted(map(self._names.order, {*checkpoint_root.list_names(ckpt_dir), *own}))
         return [checkpoint_root.join(ckpt_dir, name) for step, _, name in found if step >= 0]
 
     def _find(self, path: str) -> str:
-        """The path to read a checkpoint from: on the local disk, if the one there is good."""
+        """Return the path to read a checkpoint from: the local copy, if it is good."""
         return self.local.find(path) if self.local is not None and self.matches_name(path) else path
 
     def _source(self, path: str) -> str:
-        """The same for all processes: on their local disks, if each has a good one."""
+        """Return the path for all processes to read: their local copies, if each has a good one."""
         found = self._find(path)
         (missing,) = processes.any_process(found == path)
         return path if missing else found
 
     def _upload_first(self, trainer: Trainer) -> None:
-        """Before processes of other machines load it, upload what is only on this one's disk."""
+        """Upload what is only on this machine's disk, so that processes on other machines can load it."""
         if self.local is not None and processes.count() > 1:
             self._upload_left()
             self.saves.wait(trainer)
@@ -300,7 +300,7 @@ class Checkpoint(Callback):
                 self.saves.add(path, upload)
 
     def step_of(self, path: str) -> int:
-        """The step in the name of a checkpoint; below 0 if it is none."""
+        """Return the step in the name of a checkpoint; below 0 for other names."""
         return self._names.order(path.rpartition("/")[2])[0]
 
     def matches_name(self, path: str) -> bool:

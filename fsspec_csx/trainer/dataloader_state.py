@@ -1,4 +1,4 @@
-"""DataLoaderState: the random generators and counters of a data loader, its sampler, its dataset and its workers."""
+"""DataLoaderState: random generators and counters of a data loader, its sampler, its dataset and its workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STEP = 0x9E3779B97F4A7C15  # odd, so that no two passes of a worker have the sa
 
 
 class DataLoaderState:
-    """The random generators in the attributes of a loader's objects, and their numbers that change with use."""
+    """The random generators and changing numbers in the attributes of a loader's objects."""
 
     def __init__(self, dataloader: Any) -> None:
         self._holders = _holders(dataloader)
@@ -28,7 +28,7 @@ class DataLoaderState:
         self._first = {key: value for key, _, _, value in self._attributes() if type(value) in _NUMBERS}
 
     def capture(self) -> dict[str, Any]:
-        """Their current states, of types that ``load`` reads without running code."""
+        """Return the current states, of types that ``load`` reads without running code."""
         states: dict[str, Any] = {}
         for key, _, _, value in self._attributes():
             if _is_generator(value):
@@ -38,7 +38,7 @@ class DataLoaderState:
         return states
 
     def restore(self, states: dict[str, Any]) -> None:
-        """Restore captured states to the attributes that still exist; an invalid one is any error of the generator."""
+        """Restore captured states to the attributes that still exist; the generator may raise any error for them."""
         for key, holder, name, value in [*self._attributes()]:
             if key not in states:
                 continue
@@ -66,7 +66,7 @@ def _holders(dataloader: Any) -> dict[str, Any]:
         "collate_fn": getattr(dataloader, "collate_fn", None),
     }
     dataset = getattr(dataloader, "dataset", None)
-    for depth in range(_DEEPEST):  # a Subset, for one, has another
+    for depth in range(_DEEPEST):  # a Subset, for example, contains another dataset
         found[f"dataset{depth}"] = dataset
         dataset = getattr(dataset, "dataset", None)
     return {path: holder for path, holder in found.items() if holder is not None}
@@ -84,9 +84,9 @@ def _is_generator(value: Any) -> bool:
 
 
 def seed_each_epoch(dataloader: Any) -> EpochSeeds | None:
-    """Start new workers that are seeded in each epoch, so that one epoch alone can be drawn again.
+    """Start new workers that are seeded in each epoch, so that a single epoch can be drawn again.
 
-    None for a loader without persistent workers, or with a state of its own.
+    Returns None for a loader without persistent workers, or with its own state.
     """
     if not isinstance(dataloader, DataLoader) or hasattr(dataloader, "load_state_dict"):
         return None
@@ -102,7 +102,7 @@ def seed_each_epoch(dataloader: Any) -> EpochSeeds | None:
 class EpochSeeds:
     """A ``worker_init_fn`` that seeds the worker's random generators at the beginning of each epoch but the first.
 
-    torch makes a fetcher at the beginning of each epoch, and calls nothing else there.
+    It hooks into the creation of the fetcher, the only call that torch makes at the beginning of each epoch.
     """
 
     def __init__(self, before: Any) -> None:

@@ -1,4 +1,4 @@
-"""The device to train on, also by the ModelZoo's backends: CSX is the Cerebras hardware, which torch cannot use."""
+"""The device to train on, from a device or a ModelZoo backend. torch cannot use CSX, the Cerebras hardware."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 def select(device: str | torch.device | None, backend: Any) -> torch.device:
-    """The device of this process by a device or a backend, see ``Trainer``; for None a GPU if there is one.
+    """Return this process's device for a device or a backend (see ``Trainer``); by default a GPU if there is one.
 
-    A ValueError if both are given, the backend is unknown, or there is no such device.
+    Raises a ValueError if both are given, the backend is unknown, or the device does not exist.
     """
     named = device if backend is None else _of_backend(device, backend)
     if isinstance(named, torch.device):
@@ -37,7 +37,7 @@ def select(device: str | torch.device | None, backend: Any) -> torch.device:
 
 
 def _of_backend(device: Any, backend: Any) -> str:
-    """The name of a backend: itself, or the ``backend_type`` of a mapping or an object."""
+    """Return the name of a backend: the string itself, or the ``backend_type`` of a mapping or an object."""
     if device is not None:
         msg = "The Trainer takes a device or a backend, not both. Leave one of them away."
         raise ValueError(msg)

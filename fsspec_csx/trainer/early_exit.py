@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class EarlyExit(Callback):
     """Ends a training after a step, or a validation after a batch, when a registered function returns True.
 
-    A trainer has one, ``trainer.early_exit``. An ended training is validated and saved as after its last step. Its
+    Each trainer has one, ``trainer.early_exit``. An ended training is validated and saved as after its last step. The
     functions are dropped at the end of ``fit``, ``validate`` and ``validate_all``.
     """
 
@@ -29,9 +29,9 @@ class EarlyExit(Callback):
         self._depth = 0
 
     def register(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> RemovableHandle:
-        """Register a function that returns True to end the training or the validation, with its arguments.
+        """Register a function and its arguments; it returns True to end the training or the validation.
 
-        Returns a handle whose ``remove`` drops the function. A TypeError if it is no function.
+        Returns a handle whose ``remove`` drops the function. Raises a TypeError if it is not callable.
         """
         if not callable(fn):
             msg = f"EarlyExit calls functions, not {type(fn).__name__}. Register a function that returns True to end."

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Flags(Callback):
-    """Flags by dotted names; the first of these callbacks notes those of all that have no effect.
+    """Flags by dotted names; the first of these callbacks logs the flags of all that have no effect.
 
     Args:
         flags: values by dotted names: ``GlobalFlags(**{"csx.storage.s3.profile": "my-profile"})``.

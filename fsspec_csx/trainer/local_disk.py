@@ -1,4 +1,4 @@
-"""LocalDisk: the copies of a run's checkpoints on a disk of this machine."""
+"""LocalDisk: local copies of a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _Order = Callable[[str], tuple[int, str, str]]
 class LocalDisk:
     """The copies of a root's checkpoints in a folder on the local disk, and how many to keep there.
 
-    A ValueError for an invalid folder or number.
+    Raises a ValueError for an invalid folder or number.
     """
 
     def __init__(self, folder: str, keep: int) -> None:
         check_local(folder, keep)
         self.root = ""
-        self._folder = os.path.abspath(folder)  # the program may change its folder
+        self._folder = os.path.abspath(folder)  # the program may change its working directory
         self._keep = keep
 
     @cached_property
     def tier(self) -> LocalTier:
-        """The folder of this root there."""
+        """This root's folder on the local disk."""
         tier, _ = tier_of(checkpoint_root.join(self.root, "checkpoint"), self._folder)
         tier.keep = self._keep
         return tier
@@ -46,31 +46,31 @@ class LocalDisk:
         return async_save(saved, path, local=self._folder, keep_local=self._keep)
 
     def find(self, path: str) -> str:
-        """The path to read a checkpoint from: that of its copy, if there is a good one."""
+        """Return the path to read a checkpoint from: its local copy, if there is a good one."""
         try:
             return find(path, self._folder)
-        except OSError:  # of the filesystem of the root, which raises it again when it is read from
+        except OSError:  # the root's filesystem raises the error again at the read
             return path
 
     def upload(self, path: str) -> SaveFuture:
-        """Upload in the background what is on the disk."""
+        """Upload a local copy in the background."""
         return upload_left(path, self._folder)
 
     def state(self, path: str) -> str:
-        """Whether a checkpoint whose upload failed was "uploaded" since, or "dropped", or is "left"; else "failed"."""
-        left = os.path.isfile(self.tier.path_of(name_of(path)))  # first, as another thread may upload and delete it
+        """Return what became of a failed upload: later "uploaded" or "dropped", "left" on the disk, or "failed"."""
+        left = os.path.isfile(self.tier.path_of(name_of(path)))  # check first: a thread may upload and delete it
         if (uploaded := self.tier.ended.get(name_of(path))) is not None:
             return "uploaded" if uploaded else "dropped"
         return "left" if left else "failed"
 
     def not_uploaded(self, path: str, error: BaseException | None) -> OSError:
-        """The error at the end of a training for a checkpoint that is only on the disk."""
+        """Return the error at the end of a training for a checkpoint that is only on the disk."""
         msg = f"{path} is not uploaded ({error}). It is whole at {self.tier.path_of(name_of(path))}, and the next run "
         msg += "with this local_dir resumes from it and uploads it, unless there is a newer one."
         return OSError(getattr(error, "errno", None) or errno.EIO, redacted(msg))
 
     def warn_if_alone(self, order: _Order) -> None:
-        """Warn if there are checkpoints here that were not uploaded, and none at the root."""
+        """Warn if the disk has checkpoints that were not uploaded, and the root has none."""
         if (pending := self.tier.pending()) and not self._at_root(order):
             logger.warning(
                 "%s has no checkpoints, and %s is only in %s: an earlier run did not upload it. It is resumed from. To "
@@ -79,10 +79,9 @@ class LocalDisk:
             )
 
     def upload_left(self, order: _Order, *, anew: bool = False) -> Iterator[tuple[str, SaveFuture]]:
-        """Upload in the background what earlier processes did not, and what is newer than all at the root, the
-        newest last.
+        """Upload in the background the checkpoints of earlier processes that are newer than the root's, in order.
 
-        If this run neither loaded nor saved a checkpoint of the root, ``anew``, and there are none at the root either,
+        ``anew`` says that this run neither loaded nor saved a checkpoint of the root. Then, if the root has none,
         nothing is uploaded, as the next run would resume from it.
         """
         left = self.tier.take_left(again=True)

@@ -49,7 +49,7 @@ class Logging(Callback):
             self.logger.setLevel(max(self.logger.level, logging.WARNING))
 
     def is_log_step(self, trainer: Trainer) -> bool:
-        """Whether metrics of this step are logged."""
+        """Return whether metrics of this step are logged."""
         every = self.log_steps
         return trainer.is_last_step or (every is not None and trainer.global_step % every == 0)
 
@@ -123,7 +123,7 @@ class WandbLogger(Logger):
     Args:
         project, group, job_type, tags, entity: as for ``wandb.init``.
         run_id: the identifier of the run; by default that of the last run in ``model_dir``, or a new one.
-        run_name: its name.
+        run_name: the name of the run.
         resume: ``auto``, ``allow``, ``must`` or ``never``, see ``wandb.init``; ``never`` begins a new run.
 
     Attributes:
@@ -163,7 +163,7 @@ class WandbLogger(Logger):
             return
         folder = Path(trainer.model_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        # Times and identifiers.
+        # The names hold the time and the identifier of a run.
         runs = sorted(each.name.rpartition("run-")[2] for each in folder.glob("wandb/*run-*-*"))
         if self.run_id is None and runs and self.resume != "never":
             self.run_id = runs[-1].rpartition("-")[2]

@@ -18,8 +18,8 @@ class ValidationLoop(Callback):
         eval_steps: the number of batches in each validation; None for all.
 
     Attributes:
-        metrics: the means of the last validation, over its batches in all processes, of ``loss`` and of the other
-            numbers that the model returned.
+        metrics: the means of ``loss`` and of the model's other numbers in the last validation, over the batches of all
+            processes.
     """
 
     eval_steps: int | None = None
@@ -72,7 +72,7 @@ class TrainingLoop(Callback):
         self.val_loop = ValidationLoop(self.eval_steps)
 
     def last_step(self, dataloader: Any, step: int) -> int:
-        """The step at which to end, from the current one; a ValueError for epochs of data without a length."""
+        """Return the step at which to end; raise a ValueError for epochs of data without a length."""
         if self.num_steps is not None:
             return step + self.num_steps
         if self.max_steps is not None:
@@ -96,7 +96,7 @@ class TrainingLoop(Callback):
         return length // self.grad_accum_steps
 
     def validates_after(self, step: int, steps: range) -> bool:
-        """Whether a validation follows a step, counted from 1, among those that ``fit`` makes."""
+        """Return whether a validation follows a step, counted from 1, among the steps of ``fit``."""
         if not self.eval_frequency:
             return False
         if step >= steps.stop:
@@ -107,8 +107,8 @@ class TrainingLoop(Callback):
 
 
 def length_of(dataloader: Any) -> int | None:
-    """The number of batches in a data loader; None if unknown."""
+    """Return the number of batches in a data loader; None if unknown."""
     try:
         return len(dataloader) if isinstance(dataloader, Sized) else None
-    except TypeError:  # of an iterable dataset
+    except TypeError:  # an iterable dataset has no length
         return None

@@ -1,4 +1,4 @@
-"""A model's input and output."""
+"""Conversions of a model's input and output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_device(device: torch.device, batch: Any) -> Any:
 
 
 def as_outputs(outputs: Any) -> dict[str, Any]:
-    """A model's output as a dict with the key ``loss``; a TypeError if it has none."""
+    """Return a model's output as a dict with the key ``loss``; raise a TypeError if it has no loss."""
     if isinstance(outputs, torch.Tensor):
         return {"loss": outputs}
     if isinstance(outputs, Mapping):
@@ -34,7 +34,7 @@ def as_outputs(outputs: Any) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list of one value, or of the values of a list or tuple; empty for None."""
+    """Return a list of one value, or of the values of a list or tuple; an empty list for None."""
     if value is None:
         return []
     return [*value] if isinstance(value, (list, tuple)) else [value]

@@ -1,6 +1,6 @@
-"""The states of optimizers in the ModelZoo's form, and back.
+"""Conversion of optimizer states to the ModelZoo's form, and back.
 
-There, most optimizers count no steps: Adam's keep the powers of their betas.
+Most of the ModelZoo's optimizers count no steps: the Adam family keeps the powers of the betas.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-_TINY = 1e-37  # float32 loses its precision below
+_TINY = 1e-37  # below it, float32 loses precision
 _EPSILON = 2**-24  # the relative error of a product of float32
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What the state of a class of optimizers is there."""
+    """The state of one class of optimizers in the ModelZoo."""
 
     options: str  # the names in a group, separated by spaces
-    tensors: str  # the names of a parameter's tensors, likewise
-    powers: int = 0  # the number of betas whose powers stand for the steps
-    counts: bool = False  # whether a parameter has its ``step``
+    tensors: str  # the names of a parameter's tensors, separated by spaces
+    powers: int = 0  # the number of betas whose powers replace the count of steps
+    counts: bool = False  # whether each parameter has a ``step``
 
 
 _ADAM = _Form(
@@ -52,11 +52,11 @@ _FORMS = {
     "SGD": _Form("lr momentum dampening weight_decay nesterov maximize", "momentum_buffer"),
 }
 _MODULES = ("torch.optim.", "fsspec_csx.trainer.optimizers")
-_UNCOUNTED = ("Lamb", "Lion", "SGD")  # here, too
+_UNCOUNTED = ("Lamb", "Lion", "SGD")  # these count no steps in this package either
 _ADAFACTOR = {"variance": "exp_avg_sq", "row_var": "exp_avg_sq_row", "col_var": "exp_avg_sq_col"}
 _ADAFACTOR_OPTIONS = {"d": "clip_threshold", "beta2_decay": "decay_rate"}
 _ZEROS = {"exp_avg", "exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "ax", "prev"}
-_OPTIONAL = {"momentum_buffer": "momentum", "max_exp_avg_sq": "amsgrad", "grad_avg": "centered"}  # zeros, too
+_OPTIONAL = {"momentum_buffer": "momentum", "max_exp_avg_sq": "amsgrad", "grad_avg": "centered"}  # zeros at first
 _FILLED = {"sum": "initial_accumulator_value", "step_size": "lr"}
 
 
@@ -66,7 +66,7 @@ def _kind(optimizer: torch.optim.Optimizer) -> str | None:
 
 
 def to_modelzoo(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer in the ModelZoo's form; that of a class that the ModelZoo lacks stays as it is."""
+    """Convert an optimizer's state to the ModelZoo's form; states of classes that it lacks stay unchanged."""
     kind = _kind(optimizer)
     if kind is None:
         return dict(state)
@@ -103,7 +103,7 @@ def _parameter_to_modelzoo(
 
 
 def _initial(name: str, kind: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor | None:
-    """What a tensor of a state is before the first step, when torch has no state yet; None if there is none."""
+    """Return a state's tensor before the first step, when torch has no state yet; None if there is none."""
     shape = parameter.shape
     if kind == "Adafactor":
         factored = {"exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[:-2] + shape[-1:]}
@@ -138,10 +138,10 @@ def _group_to_modelzoo(kind: str, form: _Form, own: Mapping[str, Any], optimizer
 
 
 def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], global_step: Any) -> Any:
-    """An optimizer's own state; one that is not of the ModelZoo's form stays as it is.
+    """Convert an optimizer's state from the ModelZoo's form; other states stay unchanged.
 
-    Values of a wrong type are a ValueError, ArithmeticError, LookupError or TypeError. The step of the training is None
-    if it is unknown.
+    Values of a wrong type raise a ValueError, ArithmeticError, LookupError or TypeError. ``global_step`` is None if it
+    is unknown.
     """
     kind = _kind(optimizer)
     groups = state.get("param_groups")
@@ -158,7 +158,7 @@ def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], globa
 
 
 def _is_of_modelzoo(optimizer: torch.optim.Optimizer, form: _Form, groups: list[Any]) -> bool:
-    """Whether groups have the ModelZoo's form of an optimizer, and not torch's."""
+    """Return whether groups have the ModelZoo's form of an optimizer, and not torch's."""
     names = {*form.options.split(), "params"}
     return all(
         isinstance(group, Mapping) and names <= {*group} and not {"differentiable"} & {*group} for group in groups
@@ -180,7 +180,7 @@ def _parameter_from_modelzoo(
     if kind in _UNCOUNTED:
         return own if kind != "SGD" or any(bool(each.any()) for each in own.values()) else {}
     step = _steps(form, there, group, global_step)
-    if not step:  # as before the first step
+    if not step:  # before the first step torch has no state
         return {}
     own["step"] = torch.tensor(step) if is_torch else int(step)
     return own if is_torch else {name: float(v) if name == "mu_product" else v for name, v in own.items()}
@@ -196,7 +196,7 @@ def _steps(form: _Form, there: Mapping[str, Any], group: Mapping[str, Any], glob
         return 1.0 if known is None else known
     power = max(float(there[name]), _TINY)
     steps = math.log(power) / math.log(beta) - 1
-    rounded = _EPSILON / -math.log(beta)  # the error of a power that was rounded once; there it is, at each step
+    rounded = _EPSILON / -math.log(beta)  # the error of one rounding; the ModelZoo rounds at each step
     if known is None or (power > _TINY and abs(steps - round(steps)) <= 2 * rounded):
         return float(max(0, round(steps)))
     return known if power == _TINY or abs(steps - known) <= 0.5 + known * rounded else float(max(0, round(steps)))
@@ -209,7 +209,7 @@ def _group_from_modelzoo(kind: str, own: Mapping[str, Any], there: Mapping[str, 
     if kind == "Adafactor":
         group |= {name: group[other] for name, other in _ADAFACTOR_OPTIONS.items()}
     found = {**own, **{name: value for name, value in group.items() if name in own}}
-    for name in ("lr", "weight_decay"):  # tensors of float32 if they are scheduled
+    for name in ("lr", "weight_decay"):  # the ModelZoo has float32 tensors if these are scheduled
         if isinstance(found.get(name), torch.Tensor) and not isinstance(own[name], torch.Tensor):
             found[name] = own[name] if torch.equal(found[name], _tensor(own[name])) else float(found[name])
     return found

@@ -1,8 +1,8 @@
-"""A training's state in the form of the ModelZoo's checkpoints, and back.
+"""Conversion of a training's state to the form of the ModelZoo's checkpoints, and back.
 
-Names and forms are those of cerebras_pytorch 2.10. The position in the data, the random states, and what its form
-cannot hold are beside it under the key ``fsspec_csx``: the bytes of a torch file. The ModelZoo ignores them, and a
-training that resumes here continues exactly.
+Names and forms are those of cerebras_pytorch 2.10. The additional key ``fsspec_csx`` holds the bytes of a torch file
+with the position in the data, the random states, and values that the form cannot hold. The ModelZoo ignores the key;
+with it, a training that resumes here continues exactly.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 _OWN = "fsspec_csx"
 _SHARED = ("model", "optimizer", "schedulers", "global_step")
-_SMALLER_PACKED = ("batches", "random_states")  # a few objects of S3 rather than ten for each process
+_SMALLER_PACKED = ("batches", "random_states")  # packed, they are a few S3 objects rather than ten for each process
 
-# Of schedulers: what their states there lack, and an entry that only these have.
+# Attributes of schedulers that the ModelZoo's states lack, and an entry that only its states have.
 _NESTED = {"optimizer", "param_group_tags", "schedulers", "scheduler", "learning_rates"}
 _MARK = "_get_called_within_step"
 
 
 def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a training, see ``training_state.collect``, as the ModelZoo saves it."""
+    """Convert the state of a training (see ``training_state.collect``) to the ModelZoo's form."""
     found = dict(state)
     if trainer.optimizer is not None and "optimizer" in state:
         found["optimizer"] = modelzoo_optimizers.to_modelzoo(trainer.optimizer, state["optimizer"])
@@ -50,9 +50,9 @@ def to_modelzoo(trainer: Trainer, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_modelzoo(trainer: Trainer, state: dict[str, Any], path: str) -> dict[str, Any]:
-    """The state of a training from a checkpoint in the ModelZoo's form; one of the Trainer's own stays as it is.
+    """Convert a checkpoint from the ModelZoo's form to the state of a training; the Trainer's own form stays unchanged.
 
-    An InvalidCheckpointError if what was saved beside the ModelZoo's form is damaged.
+    Raises an InvalidCheckpointError if the additional data of this package are damaged.
     """
     found = {
         key: _unpacked(value, path) if key not in ("model", "optimizer") else value for key, value in state.items()
@@ -71,7 +71,7 @@ def from_modelzoo(trainer: Trainer, state: dict[str, Any], path: str) -> dict[st
 
 
 def _holdable(value: Any) -> Any:
-    """A value that the format holds: itself, or the bytes of a torch file."""
+    """Return a value that the format can hold: the value itself, or the bytes of a torch file."""
     try:
         Plan({_OWN: value})
     except ValueError:
@@ -98,9 +98,9 @@ def _read(packed: Any, path: str) -> Any:
 
 
 def _scheduler_to_modelzoo(scheduler: Any, groups: list[dict[str, Any]]) -> Any:
-    """The state of a scheduler; that of other schedulers than the ModelZoo's stays as it is.
+    """Convert the state of one of the ModelZoo's schedulers; other states stay unchanged.
 
-    What it sets in the groups of the optimizer's state is a tensor there.
+    In the ModelZoo, the values that a scheduler sets in the optimizer's groups are tensors; ``groups`` is changed so.
     """
     if not isinstance(scheduler, schedulers.Scheduler):
         return scheduler.state_dict()
@@ -112,14 +112,14 @@ def _scheduler_to_modelzoo(scheduler: Any, groups: list[dict[str, Any]]) -> Any:
 
 
 def _scheduler_from_modelzoo(scheduler: Any, state: Any) -> Any:
-    """The state for a scheduler: of the ModelZoo's form only the step, which for torch's must be a number."""
+    """Return the state for a scheduler: only the step of the ModelZoo's form; torch's schedulers need a number."""
     if isinstance(scheduler, schedulers.Scheduler) or not isinstance(state, Mapping) or _MARK not in state:
         return state
     return {name: int(state[name]) for name in ("last_epoch", "_step_count") if name in state}
 
 
 def _scheduler_state(scheduler: schedulers.Scheduler, step: int, *, nested: bool = False) -> dict[str, Any]:
-    """The state at a step; a nested scheduler is never stepped there, so that it keeps its first value and count."""
+    """Return the state at a step. The ModelZoo never steps nested schedulers: they keep their first value and count."""
     state = {each.name: getattr(scheduler, each.name) for each in fields(scheduler) if each.name not in _NESTED}
     if isinstance(scheduler, (schedulers.LinearLR, schedulers.LinearWD)):
         state |= {"power": 1.0, "cycle": False}
@@ -128,7 +128,7 @@ def _scheduler_state(scheduler: schedulers.Scheduler, step: int, *, nested: bool
     if isinstance(scheduler, (schedulers.SequentialLR, schedulers.PiecewiseConstantLR)):
         state["_milestones"] = state.pop("milestones")
     if scheduler.param_group_tags is None:
-        state["param_group_tags"] = None  # others are a set there, which no file holds
+        state["param_group_tags"] = None  # the ModelZoo has a set here, which no file can hold
     values = [
         scheduler.value_of(group, 0 if nested else step) if scheduler.applies_to(group) else None
         for group in scheduler.optimizer.param_groups
@@ -147,7 +147,7 @@ def _position(step: int, values: list[float | None], total_iters: int | None, ne
 
 
 def _scheduler_parts(scheduler: schedulers.Scheduler, step: int) -> dict[str, Any]:
-    """The states of the schedulers that one is made of."""
+    """Return the states of the schedulers in a composite one."""
     if isinstance(scheduler, schedulers.ScalePerParamLR):
         scales = [group.get("adjust_learning_rate", 1.0) for group in scheduler.optimizer.param_groups]
         inner = _scheduler_state(scheduler.scheduler, step, nested=True)
@@ -164,7 +164,7 @@ def _scheduler_parts(scheduler: schedulers.Scheduler, step: int) -> dict[str, An
         return {"_schedulers": [_scheduler_state(*each, nested=True) for each in pairs]}
     lengths = [*(end - begin for begin, end in pairwise(begins)), None]
     states = []
-    for rate, length, at in zip(scheduler.learning_rates, lengths, steps, strict=True):  # a sequence of constants there
+    for rate, length, at in zip(scheduler.learning_rates, lengths, steps, strict=True):  # nested constants in the ModelZoo
         values = [rate if scheduler.applies_to(group) else None for group in scheduler.optimizer.param_groups]
         states.append({"learning_rate": rate, "param_group_tags": None, **_position(at, values, length, True)})
     return {"_schedulers": states}

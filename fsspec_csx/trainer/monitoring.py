@@ -1,4 +1,4 @@
-"""Callbacks that watch a training: its loss, its rate, the time it still takes, norms, and the model's metrics."""
+"""Callbacks that watch a training: loss, rate, remaining time, norms, and the model's metrics."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SMOOTHING = 0.4
 
 
 class CheckLoss(Callback):
-    """Ends a training or a validation whose loss is NaN or infinite, before a checkpoint of it is saved.
+    """Ends a training or a validation if the loss is NaN or infinite, before a checkpoint is saved.
 
     Raises:
         TypeError: from ``fit`` and ``validate``, if the loss is not one number.
-        ValueError: from ``fit`` and ``validate``, if it is NaN or infinite.
+        ValueError: from ``fit`` and ``validate``, if the loss is NaN or infinite.
     """
 
     def on_after_forward(self, trainer: Trainer, model: Module, outputs: dict[str, Any], batch: Any) -> None:
@@ -51,13 +51,13 @@ class CheckLoss(Callback):
 class RateProfiler(Callback):
     """Logs ``local_samples_per_sec``, ``avg_samples_per_sec`` and ``avg_steps_per_sec`` of this process.
 
-    The clock starts with the first batch of each stretch of training and of each validation.
+    The clock starts with the first batch of each validation, and of each training between two validations.
 
     Attributes:
         rate: smoothed samples per second.
         global_rate: samples per second since the clock started.
-        elapsed_seconds: seconds since then.
-        total_count: samples since then.
+        elapsed_seconds: seconds since the clock started.
+        total_count: samples since the clock started.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class RateProfiler(Callback):
 class TimeRemaining(Callback):
     """Logs ``time_remaining``, the estimated seconds to the end of ``fit``, and a message with it.
 
-    The estimate is the mean time of a step so far, validations and checkpoints included.
+    The estimate uses the mean time of a step so far, including validations and checkpoints.
     """
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: TrainingLoop) -> None:
@@ -116,8 +116,8 @@ class TimeRemaining(Callback):
 class ComputeNorm(Callback):
     """Logs the norms of each step that is logged.
 
-    The metrics are ``model_wise_params_norm``, ``model_wise_grad_norm``, and ``per_layer_grad_norm/layer_0`` and so on
-    for parameters with ``layers.0.`` in their names. Gradients are those before clipping.
+    The metrics are ``model_wise_params_norm`` and ``model_wise_grad_norm``, and for parameters with ``layers.0.`` in
+    their names ``per_layer_grad_norm/layer_0``, and so on. The gradients are those before clipping.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class ComputeNorm(Callback):
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The norm of all tensors together; sharded ones are gathered, so that all processes must call it."""
+    """Return the norm of all tensors together; all processes must call it, as it gathers sharded tensors."""
     norms = [torch.linalg.vector_norm(each.detach().float()) for each in tensors]
     whole = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in norms]
     return torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
@@ -151,8 +151,8 @@ def _norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 class ModelEvalMetrics(Callback):
     """Logs the model's metrics after each validation, and adds them to ``loop.metrics``.
 
-    These are its submodules with ``reset`` and ``compute``. Each is reset before the validation, in which the model
-    updates it. Its name in the log is its ``name``, or that of the submodule.
+    Metrics are submodules with ``reset`` and ``compute``. Each is reset before the validation, and the model updates it
+    during the validation. The log uses the metric's ``name``, or else the name of the submodule.
     """
 
     def on_validate_start(self, trainer: Trainer, model: Module, val_dataloader: Any, loop: ValidationLoop) -> None:

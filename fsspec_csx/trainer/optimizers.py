@@ -17,7 +17,7 @@ _Betas = tuple[float, float]
 
 
 def _adapted(base: type[torch.optim.Optimizer], **defaults: Any) -> Any:
-    """An optimizer of torch with other defaults, and ``learning_rate``."""
+    """Return an optimizer of torch with other defaults, and with ``learning_rate``."""
     signature = inspect.signature(base.__init__)
     parameters = [each.replace(default=defaults.get(name, each.default)) for name, each in signature.parameters.items()]
     alias = inspect.Parameter("learning_rate", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -45,7 +45,7 @@ SGD = _adapted(torch.optim.SGD)
 
 
 class _Own(torch.optim.Optimizer):
-    """An optimizer with a rule for one parameter at a time."""
+    """An optimizer that updates one parameter at a time."""
 
     def __init__(self, params: Any, **defaults: Any) -> None:
         for name in ("lr", "eps", "weight_decay"):
@@ -74,7 +74,7 @@ class _Own(torch.optim.Optimizer):
 
 
 class _EpsBeforeCorrection(torch.optim.Adam):
-    """Adds ``eps`` to the root of the mean square before its bias is corrected, if it is; torch adds it after."""
+    """Adds ``eps`` to the root of the mean square before the bias correction, if any; torch adds it after."""
 
     _correct_bias = True
 
@@ -87,7 +87,7 @@ class _EpsBeforeCorrection(torch.optim.Adam):
             self.param_groups = groups
 
     def _parts(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A group by the steps of its parameters, with what torch is to add."""
+        """Divide a group by the steps of its parameters; each part has the ``eps`` that torch must add."""
         alike: dict[float, list[torch.Tensor]] = {}
         for parameter in group["params"]:
             alike.setdefault(float(self.state.get(parameter, {}).get("step", 0)), []).append(parameter)
@@ -131,9 +131,9 @@ class AdamW(_EpsBeforeCorrection, torch.optim.AdamW):
 
 @_adapted
 class Adafactor(torch.optim.Adafactor):
-    """Adafactor, with the rate scaled by each parameter: https://arxiv.org/abs/1804.04235
+    """Adafactor, which scales the rate by each parameter: https://arxiv.org/abs/1804.04235
 
-    ``eps`` are the smallest mean square, torch's if None, and the smallest scale of a parameter.
+    ``eps`` is the smallest mean square (torch's if None), and the smallest scale of a parameter.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ AdaFactor = Adafactor
 
 @_adapted
 class Lion(_Own):
-    """The sign of a mean of gradients: https://arxiv.org/abs/2302.06675"""
+    """Lion, which applies the sign of a mean of gradients: https://arxiv.org/abs/2302.06675"""
 
     def __init__(self, params: Any, lr: float = 1e-4, betas: _Betas = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
@@ -176,10 +176,10 @@ class Lion(_Own):
 
 @functools.partial(_adapted, lr=0.02, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
 class Muon(torch.optim.Muon):
-    """Momentum made orthogonal, for matrices alone: https://kellerjordan.github.io/posts/muon/"""
+    """Muon, which orthogonalizes the momentum of matrices: https://kellerjordan.github.io/posts/muon/"""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; a ValueError for one that is no matrix."""
+        """Add a group of parameters; raise a ValueError for a parameter that is not a matrix."""
         super().add_param_group(param_group)
         for each in self.param_groups[-1]["params"]:
             if each.ndim != 2:
@@ -189,10 +189,10 @@ class Muon(torch.optim.Muon):
 
 @_adapted
 class Lamb(_Own):
-    """Adam with a rate for each parameter, by its norm (at most 10) and its update's:
+    """Adam with a rate for each parameter, from its norm (at most 10) and the norm of its update:
     https://arxiv.org/abs/1904.00962
 
-    The bias of the means is not corrected; with ``adam`` the norms do not count.
+    The bias of the means is not corrected. With ``adam`` the norms have no effect.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class NAdam(_Own):
         state["step"] = step = state.get("step", 0) + 1
         first, second = group["betas"]
         now, later = (first * (1 - 0.5 * 0.96 ** (each * group["momentum_decay"])) for each in (step, step + 1))
-        # rounded as there, where it is a tensor
+        # The ModelZoo rounds this product, as it is a tensor there.
         state["mu_product"] = product = float(torch.tensor(state.get("mu_product", 1.0) * now))
         root = (square / (1 - second**step)).sqrt_().add_(group["eps"])
         parameter.addcdiv_(gradient, root, value=-group["lr"] * (1 - now) / (1 - product))
@@ -246,7 +246,7 @@ class NAdam(_Own):
 
 
 def _averages(state: Any, gradient: torch.Tensor, betas: _Betas) -> tuple[torch.Tensor, torch.Tensor]:
-    """The running means of the gradient and of its square, after this one."""
+    """Update and return the running means of the gradient and of its square."""
     if "exp_avg" not in state:
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
     mean, square, (first, second) = state["exp_avg"], state["exp_avg_sq"], betas

@@ -1,4 +1,4 @@
-"""Groups of a model's parameters, as the ModelZoo forms them for its optimizers."""
+"""Groups of a model's parameters, as in the ModelZoo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-# For a model that has no ``lr_adjustment_groups`` of its own.
+# The default for models without ``lr_adjustment_groups``.
 _ADJUSTED = {"embedding": ["*embedding*weight"], "decoder_kernel": ["*decoder*dense*weight", "*decoder*linear*weight"]}
 _Named = list[tuple[str, nn.Parameter]]
 
@@ -20,14 +20,14 @@ def param_groups(
     adjust_learning_rate: Mapping[str, float] | None = None,
     params: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Group the parameters that require gradients, as the ModelZoo does, for an optimizer.
+    """Group the parameters that require gradients for an optimizer, as the ModelZoo does.
 
-    Biases and the parameters of norms have a group of their own, without ``weight_decay``. The model's attribute
-    ``lr_adjustment_groups`` names the groups whose learning rate ``adjust_learning_rate`` multiplies: objects with
-    ``param_filter_patterns`` and ``scale``. ``params`` are tags for schedulers: mappings with a ``tag`` and ``params``,
-    patterns of names.
+    Biases and the parameters of norms form a separate group without ``weight_decay``. ``adjust_learning_rate``
+    multiplies the learning rates of the groups in the model's attribute ``lr_adjustment_groups``, which are objects
+    with ``param_filter_patterns`` and ``scale``. ``params`` gives tags for schedulers: mappings with a ``tag`` and
+    ``params``, which are patterns of names.
 
-    A ValueError for an unknown name in ``adjust_learning_rate``, or a pattern in ``params`` that matches nothing.
+    Raises a ValueError for an unknown name in ``adjust_learning_rate``, or a pattern in ``params`` without a match.
     """
     trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
     norms = (*(f"{name}." for name, each in model.named_modules() if name and isinstance(each, _NORMS)),)
@@ -45,7 +45,7 @@ def param_groups(
 
 
 def _by_tags(trained: _Named, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], _Named]]:
-    """The parameters that have the same tags, together."""
+    """Group the parameters that have the same tags."""
     tags: dict[str, list[str]] = {name: [] for name, _ in trained}
     for each in wanted:
         patterns = [each["params"]] if isinstance(each["params"], str) else each["params"]
@@ -62,7 +62,7 @@ def _by_tags(trained: _Named, wanted: Sequence[Mapping[str, Any]]) -> list[tuple
 
 
 def _scales(model: nn.Module, wanted: Mapping[str, float]) -> dict[float, list[str]]:
-    """Patterns of names by the factor of their learning rate, if it is not 1."""
+    """Return the patterns of names by the factor of their learning rate, without the factor 1."""
     own: Mapping[str, Any] | None = getattr(model, "lr_adjustment_groups", None)
     patterns = _ADJUSTED if own is None else {name: each.param_filter_patterns for name, each in own.items()}
     if unknown := wanted.keys() - patterns.keys():
@@ -77,7 +77,7 @@ def _scales(model: nn.Module, wanted: Mapping[str, float]) -> dict[float, list[s
 
 
 def _adjusted(group: dict[str, Any], scales: Mapping[float, list[str]]) -> Iterator[dict[str, Any]]:
-    """The parts of a group with the same factor; those without one come last."""
+    """Divide a group by the factor of the learning rate; parameters without a factor come last."""
     parts: dict[float, _Named] = {scale: [] for scale in (*scales, 1.0)}
     for name, parameter in group["params"]:
         matching = (scale for scale, patterns in scales.items() if any(fnmatchcase(name, each) for each in patterns))

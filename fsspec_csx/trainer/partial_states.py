@@ -36,9 +36,9 @@ class SaveCheckpointState(Callback):
     """Saves some states of every k-th checkpoint, and of the last, to a separate file that is never deleted.
 
     Args:
-        k: the number of checkpoints for each file.
+        k: the number of checkpoints between two files.
         checkpoint_states: the keys of the states, as a list or separated by commas; "all" for all.
-        checkpoint_name: of the file, beside the checkpoint; with ``{checkpoint_states}`` and ``{ckpt_name}`` in it.
+        checkpoint_name: the name of the file beside the checkpoint, with ``{checkpoint_states}`` and ``{ckpt_name}``.
 
     Raises:
         ValueError: for an invalid number or name.
@@ -66,7 +66,7 @@ class SaveCheckpointState(Callback):
         state_dict["saved_checkpoints"] = self._count
 
     def postprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        chosen(self.states, state_dict)  # a wrong name is an error of the first checkpoint, not of the k-th
+        chosen(self.states, state_dict)  # a wrong name fails at the first checkpoint, not at the k-th
 
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         if "saved_checkpoints" in state_dict:
@@ -88,7 +88,7 @@ def _keys(states: str | Iterable[str]) -> list[str] | None:
 
 
 def chosen(states: list[str] | None, held: Iterable[str]) -> set[str]:
-    """The chosen states among those of a checkpoint, all for None; a MissingEntryError if the checkpoint lacks one."""
+    """Return the chosen states of a checkpoint, all for None; raise a MissingEntryError if it lacks one."""
     if states is None:
         return {*held}
     held = [*held]

@@ -1,4 +1,4 @@
-"""PendingSaves: the checkpoints that are written in the background, in their order."""
+"""PendingSaves: the checkpoints that are written in the background, in order."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class PendingSaves:
-    """The saves of a process that have not ended, or whose end the training has not seen, or whose upload failed.
+    """The saves of a process that still run, that the training has not completed, or whose upload failed.
 
-    A failed upload of what is whole on the local disk does not end the training: the next save uploads it.
+    If a checkpoint is complete on the local disk, a failed upload does not end the training: the next save retries it.
     """
 
     def __init__(self, local: LocalDisk | None) -> None:
@@ -34,10 +34,10 @@ class PendingSaves:
         return [path for path, _ in self._saves]
 
     def _state(self, path: str, save: Future[None]) -> str:
-        """Whether a save is "running", "uploaded", "dropped", "failed", or "left": only its upload is to be done."""
+        """Return "running", "uploaded", "dropped", "failed", or "left" if only the upload remains."""
         if not save.done():
             return "running"
-        if save.cancelled():  # left by an earlier process, and passed over with a warning
+        if save.cancelled():  # an earlier process left it, and a warning said that it is skipped
             return "dropped"
         error, local = save.exception(), getattr(save, "local", None)
         if error is None:
@@ -48,16 +48,16 @@ class PendingSaves:
 
     @property
     def failed(self) -> bool:
-        """Whether a save has failed with an error that ends the training, and that ``wait`` raises."""
+        """Whether a save failed with an error that ends the training; ``wait`` raises it."""
         return any(self._state(*each) == "failed" for each in self._saves)
 
     @property
     def has_left(self) -> bool:
-        """Whether an upload has failed that is still to be done."""
+        """Whether a failed upload must be retried."""
         return any(self._state(*each) == "left" for each in self._saves)
 
     def complete_ended(self, trainer: Trainer) -> None:
-        """Complete those that have ended, up to the first that failed."""
+        """Complete the saves that have ended, up to the first that failed."""
         while not self.failed and self._first_ended():
             self._end_first(trainer)
         self._report(trainer)
@@ -66,7 +66,7 @@ class PendingSaves:
         return bool(self._saves) and self._state(*self._saves[0]) not in ("running", "left")
 
     def _end_first(self, trainer: Trainer) -> None:
-        """Complete the first save, which has ended, or raise its error."""
+        """Complete the first save, or raise its error; it must have ended."""
         path, save = self._saves.pop(0)
         state = self._state(path, save)
         if state == "failed":
@@ -84,11 +84,10 @@ class PendingSaves:
         trainer.call("on_after_save_trainer_state", path)
 
     def wait(self, trainer: Trainer, *, local: bool = False) -> None:
-        """Wait until all are complete, or only whole on the local disk where there is one; all processes must call
-        it.
+        """Wait until all are complete, with ``local`` only on the local disk; all processes must call it.
 
-        Those whose upload failed are uploaded once more, unless ``local``. A RuntimeError if another process failed to
-        write one.
+        Without ``local``, failed uploads are tried once more. Raises a RuntimeError if another process failed to write
+        a checkpoint.
         """
         error = self.finish(trainer, local=local)
         (failed,) = processes.any_process(error is not None)
@@ -99,7 +98,7 @@ class PendingSaves:
             raise RuntimeError(msg)
 
     def finish(self, trainer: Trainer, *, local: bool = False) -> BaseException | None:
-        """Wait like ``wait``, but for this process alone, and return the error."""
+        """Wait like ``wait``, but only for this process, and return the error."""
         wait([each for _, save in self._saves if (each := getattr(save, "local", None) if local else save) is not None])
         found = self._end(trainer)
         if not local:
@@ -109,7 +108,7 @@ class PendingSaves:
         return found
 
     def _end(self, trainer: Trainer) -> BaseException | None:
-        """Complete those that have ended, and return the first error."""
+        """Complete the saves that have ended, and return the first error."""
         found: BaseException | None = None
         while self._first_ended():
             try:
@@ -119,10 +118,10 @@ class PendingSaves:
         return found
 
     def _upload_left(self, trainer: Trainer) -> BaseException | None:
-        """Upload once more what is left, the oldest first until one fails, and then the newest; return an error."""
+        """Retry the failed uploads, the oldest first until one fails, and then the newest; return an error."""
         found: BaseException | None = None
         failed: OSError | None = None
-        while self._saves and self._local is not None:  # the first is left
+        while self._saves and self._local is not None:  # the first save is "left"
             path, save = self._saves[0]
             try:
                 if failed is None or len(self._saves) == 1:
@@ -138,7 +137,7 @@ class PendingSaves:
         return found or failed
 
     def _report(self, trainer: Trainer) -> None:
-        """Log once which checkpoint is only on the local disk, and which one is safe."""
+        """Log once which checkpoint is only on the local disk, and which one is uploaded."""
         loaded = trainer.checkpoint.resumed_from
         newest = self._complete or (loaded if loaded not in self.paths else None)
         safe = f"{redacted(newest)} is safe" if newest else "none is at the root yet"

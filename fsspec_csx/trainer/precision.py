@@ -1,4 +1,4 @@
-"""Mixed precision, and the clipping of gradients."""
+"""Mixed precision and gradient clipping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fsspec_csx.trainer.callback import Callback
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
-# cbfloat16 is a format of the Cerebras hardware; bfloat16 has the range for it.
+# cbfloat16 is a format of the Cerebras hardware; the range of bfloat16 suffices for it.
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "cbfloat16": torch.bfloat16}
 
 
@@ -21,8 +21,8 @@ class Precision(Callback):
     """Computes and applies gradients in full precision, and clips them.
 
     Args:
-        max_gradient_norm: the largest norm of all gradients together, to which they are scaled down.
-        max_gradient_value: the largest absolute value of an element, to which it is clamped.
+        max_gradient_norm: scale gradients down so that the norm of all together does not exceed it.
+        max_gradient_value: clamp the absolute values of elements to it.
 
     Raises:
         ValueError: if both are given, or one is not above 0.
@@ -40,7 +40,7 @@ class Precision(Callback):
         self.max_gradient_value = max_gradient_value
 
     def autocast_context_manager(self) -> contextlib.AbstractContextManager[Any]:
-        """Entered around the forward pass."""
+        """Return the context for the forward pass."""
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -61,21 +61,20 @@ class Precision(Callback):
 
 
 class MixedPrecision(Precision):
-    """Runs the forward pass by torch.autocast in 16 bits, and scales the loss for float16.
+    """Runs the forward pass in 16 bits with torch.autocast, and scales the loss for float16.
 
     Args:
-        enabled: if False, it only clips.
+        enabled: if False, gradients are only clipped.
         fp16_type: ``float16``, or ``bfloat16``, which needs no scaling and is used for ``cbfloat16`` and on CPUs.
-        loss_scaling_factor: a constant number, 1 as in the ModelZoo, or ``dynamic``, by which small gradients of
-            float16 are not lost.
-        initial_loss_scale: the first scale, if dynamic; 65536 if None.
+        loss_scaling_factor: a constant (1 as in the ModelZoo), or ``dynamic``, which preserves small float16 gradients.
+        initial_loss_scale: the first dynamic scale; 65536 if None.
         steps_per_increase: the number of steps without overflow after which a dynamic scale is doubled.
         max_gradient_norm: see ``Precision``.
         max_gradient_value: see ``Precision``.
         min_loss_scale: the smallest dynamic scale.
         max_loss_scale: the largest dynamic scale.
-        log_loss_scale: whether to log ``loss_scale``; if None, a dynamic one is logged.
-        precision_opt_level: an option of the Cerebras compiler, without effect here.
+        log_loss_scale: whether to log ``loss_scale``; if None, only a dynamic scale is logged.
+        precision_opt_level: an option of the Cerebras compiler, which has no effect.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Collective operations of the processes that train together: https://docs.pytorch.org/docs/stable/distributed.html
 
-For an unsharded checkpoint all processes gather and scatter sharded tensors (FSDP2's DTensors), so that the checkpoint
-is the same for any number of processes.
+For an unsharded checkpoint, all processes gather and scatter sharded tensors (FSDP2's DTensors). So the checkpoint is
+the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fsspec_csx.trainer import random_states
 
 
 def join(device: torch.device) -> None:
-    """Join the other processes, if ``torchrun`` started this one and it has not joined yet."""
+    """Join the other processes if ``torchrun`` started this one and it has not joined yet."""
     started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     if started and dist.is_available() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -33,17 +33,17 @@ def _leave() -> None:
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if _joined() else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this is the first process, which writes."""
     return not _joined() or dist.get_rank() == 0
 
 
 def broadcast(value: Any) -> Any:
-    """The first process's value, which must be picklable."""
+    """Return the first process's value, which must be picklable."""
     if count() == 1:
         return value
     values = [value]
@@ -52,7 +52,7 @@ def broadcast(value: Any) -> Any:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all processes, in their order; they must be picklable."""
+    """Return the values of all processes by rank; they must be picklable."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -61,19 +61,19 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def select_own(values: list[Any]) -> Any:
-    """This process's gathered value; the first one's, if the number of processes has changed."""
+    """Return this process's gathered value, or the first one's if the number of processes has changed."""
     return values[dist.get_rank() if len(values) == count() > 1 else 0]
 
 
 def reseed() -> None:
-    """Seed all processes but the first anew, so that each draws other random numbers."""
+    """Seed all processes but the first again, so that each draws different random numbers."""
     if count() > 1 and dist.get_rank():
         seed = int(torch.empty((), dtype=torch.int64).random_().item()) + dist.get_rank()
         random_states.seed(seed)
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """For each flag, whether it is true in any process; all must call it."""
+    """Return for each flag whether it is true in any process; all processes must call it."""
     return [bool(each) for each in _maximum(*flags)]
 
 
@@ -87,7 +87,7 @@ def _maximum(*numbers: int) -> list[int]:
 
 
 class PeriodicSync:
-    """Synchronizes flags about once a second, at the same step in all processes, as each step would be slow.
+    """Synchronizes flags at the same step in all processes, about once a second, as at each step it would be slow.
 
     A single process needs no synchronization.
     """
@@ -100,7 +100,7 @@ class PeriodicSync:
         self._since = time.monotonic()
 
     def any_process(self, *flags: bool) -> list[bool]:
-        """Like the function of this name, but all false between synchronizations; called at each step."""
+        """Call it at each step; it is like the function ``any_process``, but all False between synchronizations."""
         if count() == 1:
             return [*flags]
         self._left -= 1
@@ -115,7 +115,7 @@ class PeriodicSync:
 
 
 def mean(value: torch.Tensor) -> float:
-    """The mean of a number over all processes."""
+    """Return the mean of a number over all processes."""
     if count() > 1:
         value = value.detach().clone()
         dist.all_reduce(value)
@@ -135,30 +135,30 @@ def distribute(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def no_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Within the block gradients are not synchronized, for batches that do not complete a step."""
+    """Do not synchronize gradients within the block, for batches that do not complete a step."""
     context: Any = getattr(model, "no_sync", contextlib.nullcontext)
     return cast("contextlib.AbstractContextManager[Any]", context())
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without DistributedDataParallel."""
+    """Return the model without DistributedDataParallel."""
     from torch.nn.parallel import DistributedDataParallel
 
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether a value is a DTensor."""
+    """Return whether a value is a DTensor."""
     return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")
 
 
 def has_shards(model: torch.nn.Module) -> bool:
-    """Whether a model is sharded over several processes."""
+    """Return whether a model is sharded over several processes."""
     return any(is_sharded(each) and cast("Any", each).device_mesh.size() > 1 for each in model.parameters())
 
 
 def gather_shards(state: Any) -> Any:
-    """Gather the sharded tensors of a state dict in the first process; all must call it."""
+    """Gather the sharded tensors of a state dict in the first process; all processes must call it."""
 
     def gather(value: Any) -> Any:
         if not is_sharded(value):
@@ -170,7 +170,7 @@ def gather_shards(state: Any) -> Any:
 
 
 def shard_like(value: Any, like: Any) -> Any:
-    """Shard a tensor as another one."""
+    """Shard a tensor in the same way as another one."""
     if not is_sharded(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-_WORDS = 624  # numbers in a state of the Mersenne Twister
+_WORDS = 624  # numbers in the state of the Mersenne Twister
 _BUFFER = 4  # numbers in the buffer of Philox
 
 _States = tuple[Any, torch.Tensor, Any]
@@ -26,7 +26,7 @@ def seed(number: int) -> None:
 
 
 def capture() -> dict[str, Any]:
-    """The current states, of types that ``load`` reads without running code."""
+    """Return the current states, of types that ``load`` reads without running code."""
     states: dict[str, Any] = {"python": state_of(random), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
@@ -37,9 +37,9 @@ def capture() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any]) -> None:
-    """Restore captured states, of the generators that exist now and existed then.
+    """Restore captured states to the generators that exist now and existed then.
 
-    An invalid one is a ValueError, LookupError, RuntimeError, TypeError or an error of the generator.
+    An invalid state raises a ValueError, LookupError, RuntimeError, TypeError or an error of the generator.
     """
     set_state(random, states["python"])
     torch.set_rng_state(states["torch"])
@@ -47,16 +47,16 @@ def restore(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "numpy" in states and (numpy := sys.modules.get("numpy")):
         kind, keys, position, has_gauss, cached = states["numpy"]
-        # numpy does not check these, and would read beyond its state.
+        # numpy does not check these values, and would read beyond its state.
         _check(type(position) is int and 0 <= position <= _WORDS and has_gauss in (0, 1) and type(cached) is float)
         _check(keys.dtype == torch.int64 and len(keys) == _WORDS and keys.min() >= 0 and keys.max() < 2**32)
         numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
 
 
 class IsolatedRandomStates:
-    """Random states for the data alone, seeded from the current ones.
+    """Separate random states for the data, seeded from the current ones.
 
-    The data's random numbers then do not depend on other draws, such as dropout, and can be drawn again.
+    The data's random numbers do not depend on other draws, such as dropout, and can be drawn again.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class IsolatedRandomStates:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Within the block all random numbers are drawn from these states."""
+        """Draw all random numbers within the block from these states."""
         outside = _current()
         _set(self._states)
         try:
@@ -100,7 +100,7 @@ def _check(holds: bool | torch.Tensor) -> None:
 
 
 def state_of(generator: Any) -> Any:
-    """The state of one generator of Python (also the module ``random``), torch or numpy, of types as in ``capture``."""
+    """Return the state of a generator of Python (or the module ``random``), torch or numpy; types as in ``capture``."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if hasattr(generator, "getstate"):
@@ -120,7 +120,7 @@ def set_state(generator: Any, state: Any) -> None:
         generator.setstate((version, tuple(numbers.tolist()), gauss))
     else:
         decoded = json.loads(state) if isinstance(state, str) else _of_tensors(state)
-        # numpy does not check these, and would draw from elsewhere in memory.
+        # numpy does not check these values, and would read other memory.
         _check(0 <= decoded["state"].get("pos", 0) <= _WORDS and 0 <= decoded.get("buffer_pos", 0) <= _BUFFER)
         if hasattr(generator, "bit_generator"):
             generator.bit_generator.state = decoded
@@ -129,7 +129,7 @@ def set_state(generator: Any, state: Any) -> None:
 
 
 def _of_tensors(state: Any) -> Any:
-    """A state of numpy's as older checkpoints have it, with strings for integers, and signed tensors for arrays."""
+    """Convert a numpy state of older checkpoints, which have strings for integers, and signed tensors for arrays."""
     if isinstance(state, dict):
         return {key: _of_tensors(value) for key, value in state.items()}
     if isinstance(state, torch.Tensor):

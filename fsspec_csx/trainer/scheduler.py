@@ -1,4 +1,4 @@
-"""Scheduler: a value of an optimizer's parameter groups as a function of the step."""
+"""Scheduler: sets a value of an optimizer's parameter groups as a function of the step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _COUNTS = ("total_iters", "T_max", "T_0", "step_size", "warmup_steps", "total_st
 
 @dataclass(eq=False)
 class Scheduler:
-    """Sets a value of the optimizer's groups at once, and after each ``step``. Past its end it keeps the last value.
+    """Sets a value of the optimizer's groups when it is created, and at each ``step``. At its end the value stays.
 
-    Subclasses have ``value``, or ``value_of`` if the groups differ. Scheduled are the groups with one of the tags, or,
-    for None among them, without tags; by default all.
+    Subclasses define ``value``, or ``value_of`` if the groups differ. A scheduler applies to groups with one of its
+    tags (None stands for groups without tags), by default to all.
     """
 
     key: ClassVar[str] = "lr"
@@ -35,15 +35,15 @@ class Scheduler:
         self._set()
 
     def value(self, step: int) -> float:
-        """The value at a step, counted from 0."""
+        """Return the value at a step, counted from 0."""
         return self.value_of({}, step)
 
     def value_of(self, group: Mapping[str, Any], step: int) -> float:
-        """The value at a step in a group."""
+        """Return a group's value at a step."""
         return self.value(step)
 
     def applies_to(self, group: Mapping[str, Any]) -> bool:
-        """Whether a group is scheduled."""
+        """Return whether the scheduler applies to a group."""
         if self.param_group_tags is None:
             return True
         tags = group.get("tags") or [None]
@@ -56,15 +56,15 @@ class Scheduler:
         self._set()
 
     def get_last_lr(self) -> list[Any]:
-        """The current value of each group."""
+        """Return the current value of each group."""
         return [group[self.key] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """The position; the arguments are not part of it."""
+        """Return the position, without the arguments."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a position: a ValueError if it is no number of steps, a LookupError if it is missing."""
+        """Restore a position; raise a ValueError if it is not a number of steps, a LookupError if it is missing."""
         self.last_epoch = to_count(state["last_epoch"])
         self._set()
 

@@ -1,4 +1,4 @@
-"""Schedulers by the names and the arguments of the Cerebras ModelZoo: what they set depends on the step alone."""
+"""Schedulers with the names and arguments of the Cerebras ModelZoo. Their values depend only on the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsspec_csx.trainer.scheduler import Scheduler as Scheduler
 
 @dataclass(eq=False)
 class ConstantLR(Scheduler):
-    """One value."""
+    """A constant value."""
 
     learning_rate: float
     total_iters: int | None = None
@@ -25,7 +25,7 @@ class ConstantLR(Scheduler):
 
 @dataclass(eq=False)
 class ConstantWD(Scheduler):
-    """One value of the weight decay."""
+    """A constant weight decay."""
 
     key: ClassVar[str] = "weight_decay"
 
@@ -45,7 +45,7 @@ class _Decay(Scheduler):
 
 @dataclass(eq=False)
 class PolynomialLR(_Decay):
-    """From one value to another by a power of the steps that are left."""
+    """From one value to another by a power of the fraction of remaining steps."""
 
     power: float = 1.0
     cycle: bool = False  # has no effect, as in the ModelZoo
@@ -57,7 +57,7 @@ class PolynomialLR(_Decay):
 
 @dataclass(eq=False)
 class LinearLR(_Decay):
-    """From one value to another by equal steps."""
+    """From one value to another, linearly."""
 
     cycle: bool = False  # has no effect, as in the ModelZoo
 
@@ -66,7 +66,7 @@ class LinearLR(_Decay):
 
 
 class CosineDecayLR(_Decay):
-    """From one value to another by half a wave of a cosine."""
+    """From one value to another along half a cosine wave."""
 
     def value(self, step: int) -> float:
         return _cosine(self.initial_learning_rate, self.end_learning_rate, min(1.0, step / self.total_iters))
@@ -82,14 +82,14 @@ class _DecayWD(Scheduler):
 
 
 class LinearWD(_DecayWD):
-    """From one weight decay to another by equal steps."""
+    """From one weight decay to another, linearly."""
 
     def value(self, step: int) -> float:
         return _linear(self.end_val, self.initial_val, max(0.0, 1 - step / self.total_iters))
 
 
 class CosineDecayWD(_DecayWD):
-    """From one weight decay to another by half a wave of a cosine."""
+    """From one weight decay to another along half a cosine wave."""
 
     def value(self, step: int) -> float:
         return _cosine(self.initial_val, self.end_val, min(1.0, step / self.total_iters))
@@ -97,7 +97,7 @@ class CosineDecayWD(_DecayWD):
 
 @dataclass(eq=False)
 class ExponentialLR(Scheduler):
-    """Multiplied by ``decay_rate`` over each ``total_iters`` steps, or at the end of them if ``staircase``."""
+    """Multiplied by ``decay_rate`` over each ``total_iters`` steps; with ``staircase`` only at their end."""
 
     initial_learning_rate: float
     total_iters: int
@@ -111,7 +111,7 @@ class ExponentialLR(Scheduler):
 
 @dataclass(eq=False)
 class InverseExponentialTimeDecayLR(Scheduler):
-    """Divided by 1 and ``decay_rate`` times a power of the steps."""
+    """Divided by 1 plus ``decay_rate`` times a power of the steps."""
 
     initial_learning_rate: float
     step_exponent: int
@@ -126,7 +126,7 @@ class InverseExponentialTimeDecayLR(Scheduler):
 
 @dataclass(eq=False)
 class InverseSquareRootDecayLR(Scheduler):
-    """Divided by the square root of the steps, or of ``warmup_steps`` as long as these are more."""
+    """Divided by the square root of the steps, or of ``warmup_steps`` while these are more."""
 
     initial_learning_rate: float = 1.0
     scale: float = 1.0
@@ -162,7 +162,7 @@ class MultiStepLR(Scheduler):
 
 @dataclass(eq=False)
 class PiecewiseConstantLR(Scheduler):
-    """One value up to each of the milestones, and one after the last."""
+    """A constant value up to each milestone, and another after the last one."""
 
     learning_rates: list[float]
     milestones: list[int]
@@ -190,7 +190,7 @@ class MultiplicativeLR(Scheduler):
 
 @dataclass(eq=False)
 class CosineAnnealingLR(Scheduler):
-    """Down to ``eta_min`` in ``T_max`` steps by half a wave of a cosine, up again, and so on."""
+    """Down to ``eta_min`` in ``T_max`` steps along half a cosine wave, up again, and so on."""
 
     initial_learning_rate: float
     T_max: int
@@ -202,7 +202,7 @@ class CosineAnnealingLR(Scheduler):
 
 @dataclass(eq=False)
 class CosineAnnealingWarmRestarts(Scheduler):
-    """Down to ``eta_min`` in ``T_0`` steps by half a wave of a cosine, again and again."""
+    """Down to ``eta_min`` in ``T_0`` steps along half a cosine wave, repeatedly."""
 
     initial_learning_rate: float
     T_0: int
@@ -221,7 +221,7 @@ class CosineAnnealingWarmRestarts(Scheduler):
 
 @dataclass(eq=False)
 class CyclicLR(Scheduler):
-    """Up to ``max_lr`` and down to ``base_lr`` by equal steps, in the end less high by ``mode``."""
+    """Up to ``max_lr`` and down to ``base_lr``, linearly and repeatedly; ``mode`` may lower the peak over time."""
 
     base_lr: float
     max_lr: float
@@ -229,7 +229,7 @@ class CyclicLR(Scheduler):
     step_size_down: int | None = None
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
     gamma: float = 1.0
-    scale_mode: Literal["cycle", "iterations"] = "cycle"  # it follows from the mode
+    scale_mode: Literal["cycle", "iterations"] = "cycle"  # has no effect: the mode determines it
 
     def value(self, step: int) -> float:
         size = self.step_size_up + (self.step_size_down or self.step_size_up)
@@ -241,7 +241,7 @@ class CyclicLR(Scheduler):
 
 @dataclass(eq=False)
 class OneCycleLR(Scheduler):
-    """Up to ``max_lr`` in ``pct_start`` of all steps, and down to a small part of the first value."""
+    """Up to ``max_lr`` in the fraction ``pct_start`` of all steps, and down to a small part of the first value."""
 
     initial_learning_rate: float
     max_lr: float
@@ -264,21 +264,21 @@ class OneCycleLR(Scheduler):
 
 
 def _linear(first: float, last: float, share: float) -> float:
-    """From one value to another by equal steps."""
+    """Interpolate linearly between two values."""
     return first + (last - first) * share
 
 
 def _cosine(first: float, last: float, share: float) -> float:
-    """From one value to another by half a wave of a cosine, which continues after that."""
+    """Interpolate between two values along half a cosine wave, which continues beyond the last one."""
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclass(eq=False)
 class SequentialLR(Scheduler):
-    """One scheduler after the other, each from its own step 0.
+    """Runs schedulers one after the other, each from its own step 0.
 
     Args:
-        schedulers: in their order.
+        schedulers: the schedulers in order.
         milestones: the steps at which the next one begins; by default the sums of their ``total_iters``.
     """
 
@@ -304,14 +304,15 @@ class SequentialLR(Scheduler):
 
     @property
     def total_iters(self) -> int | None:
-        """Steps of all together, if they are known."""
+        """The total number of steps; None if unknown."""
         last = getattr(self.schedulers[-1], "total_iters", None)
         return None if last is None else (self.milestones or [0])[-1] + int(last)
 
 
 @dataclass(eq=False)
 class ChainedScheduler(Scheduler):
-    """All schedulers at once: the value of the first, times what each of the others makes of its initial value."""
+    """Runs all schedulers at once: the value of the first, times each other one's value relative to its initial value.
+    """
 
     schedulers: list[Scheduler]
 
@@ -331,7 +332,7 @@ ChainedLR = ChainedScheduler
 
 @dataclass(eq=False)
 class ScalePerParamLR(Scheduler):
-    """Another scheduler times the ``adjust_learning_rate`` of each group that has one."""
+    """Multiplies another scheduler's value by the ``adjust_learning_rate`` of each group that has one."""
 
     scheduler: Scheduler
 
@@ -341,7 +342,7 @@ class ScalePerParamLR(Scheduler):
 
     @property
     def total_iters(self) -> int | None:
-        """Those of the other one."""
+        """The total number of steps of the other scheduler."""
         return getattr(self.scheduler, "total_iters", None)
 
 

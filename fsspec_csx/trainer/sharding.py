@@ -1,6 +1,6 @@
 """Sharded checkpoints of a training: each process saves and loads its own parts of the model and the optimizer.
 
-They are folders of ``torch.distributed.checkpoint``. Each tensor in nested dicts is an item; everything else below a
+They are folders of ``torch.distributed.checkpoint``. Each tensor in nested dicts is an item. Any other value below a
 key is one item, so that it is restored exactly.
 """
 
@@ -32,8 +32,8 @@ _Path = tuple[str, ...]
 def save(trainer: Trainer, state: dict[str, Any], path: str, *, background: bool) -> Future[None] | None:
     """Save the result of ``training_state.collect`` with ``sharded=True``; all processes must call it.
 
-    This process writes its shards, replicated tensors, and, if it is the first, the rest. One error is that of all.
-    Returns a save in the background, of a copy, if that is asked for.
+    Each process writes its shards and replicated tensors; the first one also writes the rest. If one process fails, all
+    raise its error. With ``background`` it copies the state, and returns the save.
     """
     parameters = processes.unwrap(trainer.model).named_parameters(remove_duplicate=False)
     alike = {("model", name) for name, _ in parameters}
@@ -46,13 +46,13 @@ def save(trainer: Trainer, state: dict[str, Any], path: str, *, background: bool
             paths[name], items[name] = keys, value
     if background:
         return distributed.async_save(items, path, planner=_Planner(paths))
-    group = background_group(None)  # of gloo: plans and results need no GPU
+    group = background_group(None)  # a gloo group, as plans and results need no GPU
     distributed.save(items, path, planner=_Planner(paths), process_group=group)
     return None
 
 
 class _Planner(DefaultSavePlanner):
-    """Saves items unchanged; torch's planner would flatten nested values and lose empty ones."""
+    """Saves items unchanged; torch's planner would flatten nested values and lose empty containers."""
 
     def __init__(self, paths: dict[str, _Path]) -> None:
         super().__init__()
@@ -64,9 +64,10 @@ class _Planner(DefaultSavePlanner):
 
 
 def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = None) -> Any:
-    """Load the entries of a checkpoint that are wanted, or all for None.
+    """Load the wanted entries of a checkpoint, or all for None.
 
-    Of tensors that are sharded in it and in the model, only this process's parts. A CheckpointError if it is damaged.
+    If a tensor is sharded in the checkpoint and in the model, only this process's part is loaded. Raises a
+    CheckpointError if the checkpoint is damaged.
     """
     like = _sharded_here(trainer)
     folder = folder_at(path, None)
@@ -88,7 +89,7 @@ def load(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None = Non
 
 
 def _owner(name: str) -> str:
-    """The name of the model's tensor, or of the parameter's optimizer state, to which an entry belongs."""
+    """Return the name of the model's tensor, or of the parameter's optimizer state, to which an entry belongs."""
     parts = name.split(".")
     return ".".join(parts[:3]) if parts[:2] == ["optimizer", "state"] else name
 

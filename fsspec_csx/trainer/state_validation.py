@@ -1,6 +1,6 @@
 """Validation of a checkpoint's states against the current ones, before any of them is restored.
 
-torch accepts almost anything as the state of an optimizer or a scheduler, and fails at the first step, or never.
+torch accepts almost any state of an optimizer or a scheduler, and fails only at the first step, or never.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fsspec_csx.tensors import summaries
 _REMEDY = "Load another checkpoint, or only some of its states (LoadCheckpointStates)."
 _SAID = 240
 _STEPS_MAX = 2**63
-# In the state of torch's optimizers these tensors have the shape of their parameter.
+# In the states of torch's optimizers these tensors have the shape of their parameter.
 _LIKE_PARAMETERS = {"exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer"}
 _LIKE_PARAMETERS |= {"acc_delta", "ax", "grad_avg", "square_avg", "sum"}
 
@@ -29,13 +29,13 @@ OTHER_OPTIMIZER = "Use the optimizer it was saved with, or leave its state out."
 
 
 def invalid(path: str, what: str, why: str) -> InvalidCheckpointError:
-    """The error for a state of a checkpoint that is invalid."""
+    """Return the error for an invalid state of a checkpoint."""
     return InvalidCheckpointError(f"The {what} of {redacted(path)} cannot be restored: {why}.", _REMEDY)
 
 
 @contextlib.contextmanager
 def restoring(path: str, what: str) -> Iterator[None]:
-    """Report the errors that values of a wrong type cause within the block as that of an invalid state."""
+    """Report errors that values of a wrong type cause within the block as an InvalidCheckpointError."""
     try:
         yield
     except (CheckpointError, torch.cuda.OutOfMemoryError):
@@ -46,14 +46,14 @@ def restoring(path: str, what: str) -> Iterator[None]:
 
 
 def check_count(name: str, value: Any, remedy: str = "Give such a number.", *, least: int = 1) -> None:
-    """Refuse, by a ValueError, what is neither None nor a whole number from ``least`` on."""
+    """Raise a ValueError unless a value is None or an integer of at least ``least``."""
     if value is not None and (type(value) is not int or value < least):
         msg = f"{name} is a whole number from {least} on, not {value!r}. {remedy}"
         raise ValueError(msg)
 
 
 def to_count(value: Any, most: int = _STEPS_MAX) -> int:
-    """A count as an integer, from an integer or a tensor with one; a ValueError if it is no count."""
+    """Return a count as an integer, from an integer or a tensor; raise a ValueError if it is not a count."""
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
         value = value.item()
     if type(value) is not int or not 0 <= value < most:
@@ -63,9 +63,9 @@ def to_count(value: Any, most: int = _STEPS_MAX) -> int:
 
 
 def difference(own: Any, found: Any, name: str) -> str | None:
-    """Why a checkpoint's state cannot replace the current one; None if it can.
+    """Return why a checkpoint's state cannot replace the current one; None if it can.
 
-    Numbers replace numbers; mappings and lists are compared by their entries.
+    Numbers can replace numbers. Mappings and lists are compared by their entries.
     """
     if own is None or found is None:
         return None
@@ -87,7 +87,7 @@ def difference(own: Any, found: Any, name: str) -> str | None:
 
 
 def _is_alike(own: int | float | torch.Tensor, found: Any) -> bool:
-    """Whether a number, or a tensor of numbers, can replace another."""
+    """Return whether a number, or a tensor of numbers, can replace another."""
     if isinstance(own, torch.Tensor) and own.numel() != 1:
         return isinstance(found, torch.Tensor) and own.shape == found.shape
     number, other = _number(own), _number(found)
@@ -103,9 +103,9 @@ def _number(value: Any) -> float | None:
 
 
 def check_attributes(own: object, found: Any, what: str, path: str) -> None:
-    """Refuse a scheduler's state, whose entries become its attributes, if it would break the scheduler.
+    """Refuse a state that would break a scheduler, whose attributes the entries become.
 
-    An InvalidCheckpointError if an entry has another type than the scheduler's, or hides a method.
+    Raises an InvalidCheckpointError if an entry has another type than the attribute, or hides a method.
     """
     if not isinstance(found, Mapping):
         raise invalid(path, what, f"it is {summaries.entry(found)}, no mapping")
@@ -124,8 +124,8 @@ def check_attributes(own: object, found: Any, what: str, path: str) -> None:
 def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> None:
     """Refuse an optimizer's state with which the first step would fail or be wrong.
 
-    An InvalidCheckpointError if it is no state of an optimizer, or has invalid numbers; a MismatchError if it belongs
-    to other parameters. What torch finds itself, such as another number of parameters, is left to it.
+    Raises an InvalidCheckpointError if it is not the state of an optimizer, or has invalid numbers, a MismatchError if
+    it belongs to other parameters. torch itself checks the rest, such as the number of parameters.
     """
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
@@ -142,7 +142,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: str) -> 
         if why := difference(options, found, "its group"):
             raise invalid(path, "optimizer", why)
     if not any(each.__module__.startswith("torch.optim.") for each in type(optimizer).__mro__[:-2]):
-        return  # others may have tensors of any shape by the same names
+        return  # in other optimizers, tensors of these names may have any shape
     parameters = [*chain.from_iterable(each["params"] for each in optimizer.param_groups)]
     for number, parameter in zip(numbers, parameters, strict=False):
         if number in state["state"]:
