@@ -164,7 +164,7 @@ def _scheduler_parts(scheduler: schedulers.Scheduler, step: int) -> dict[str, An
         return {"_schedulers": [_scheduler_state(*each, nested=True) for each in pairs]}
     lengths = [*(end - begin for begin, end in pairwise(begins)), None]
     states = []
-    for rate, length, at in zip(scheduler.learning_rates, lengths, steps, strict=True):  # nested constants in the ModelZoo
+    for rate, length, at in zip(scheduler.learning_rates, lengths, steps, strict=True):  # constants there
         values = [rate if scheduler.applies_to(group) else None for group in scheduler.optimizer.param_groups]
         states.append({"learning_rate": rate, "param_group_tags": None, **_position(at, values, length, True)})
     return {"_schedulers": states}

@@ -311,8 +311,7 @@ class SequentialLR(Scheduler):
 
 @dataclass(eq=False)
 class ChainedScheduler(Scheduler):
-    """Runs all schedulers at once: the value of the first, times each other one's value relative to its initial value.
-    """
+    """The value of the first scheduler times the factor by which each other one has changed its initial value."""
 
     schedulers: list[Scheduler]
 

@@ -28,27 +28,27 @@ _SomeCallback = TypeVar("_SomeCallback", bound=Callback)
 class Trainer:
     """Trains and validates a model.
 
-    Under ``torchrun`` all processes train together: by DistributedDataParallel, unless ``model`` is already wrapped or
-    sharded (by ``fully_shard``). Each process saves and loads its own part of a sharded model; the first process saves
-    any other. Another number of processes can resume either. The data loader must give each process its own samples,
-    for example by a ``DistributedSampler``.
+    Under ``torchrun`` all processes train together. DistributedDataParallel wraps the model, unless it is already
+    wrapped or sharded (by ``fully_shard``). Each process saves and loads its own part of a sharded model; the first
+    process saves any other model. A run may resume with another number of processes. The data loader must give each
+    process its own samples, for example with a ``DistributedSampler``.
 
     Args:
         device: ``"CPU"``, ``"GPU"`` or any device of torch; by default a GPU if there is one.
-        backend: in place of ``device``, the ModelZoo's backend: its name, a mapping with ``backend_type``, or an object
-            with this attribute. CSX trains on the default device, with a warning.
+        backend: the ModelZoo's alternative to ``device``: a name, a mapping with ``backend_type``, or an object with
+            this attribute. CSX trains on the default device, with a warning.
         model_dir: a local folder for logs, and for checkpoints if there is no ``checkpoint_root``.
-        model: a module, or a function that returns one. Called with a batch, it returns the loss, or a mapping with the
-            key ``loss``, or a sequence that begins with the loss.
+        model: a module, or a function that returns one. For a batch the module returns the loss, a mapping with the key
+            ``loss``, or a sequence that begins with the loss.
         optimizer: an optimizer, or a function of the model that returns one; None to validate only.
-        schedulers: one or more schedulers, or functions of the optimizer that return one; each makes a step after each
-            of the optimizer's.
+        schedulers: one or more schedulers, or functions of the optimizer that return one. Each makes a step after each
+            step of the optimizer.
         precision: mixed precision and clipping.
-        sparsity: not supported; None.
+        sparsity: not supported; must be None.
         loop: how long to train and how often to validate; by default one epoch.
-        checkpoint: when to save, and where; by default never, but the newest checkpoint is loaded.
+        checkpoint: when and where to save; by default nothing is saved, but the newest checkpoint is loaded.
         logging: how often to log.
-        callbacks: called in this order at each point of the run.
+        callbacks: callbacks, in the order of their calls.
         loggers: destinations of metrics; by default the console.
         seed: the seed of all random generators.
 
@@ -56,18 +56,18 @@ class Trainer:
         global_step: the number of steps made, including those before a resume.
         stepped: whether the last batch completed a step.
         is_last_step: whether the training ends with this step.
-        is_first_iteration: whether this batch is the first of its stretch of training or of its validation.
-        is_final_iteration: whether it is the last one; False if the length of the validation data is unknown.
+        is_first_iteration: whether this batch is the first of a validation, or of the training between two validations.
+        is_final_iteration: whether it is the last of these; False if the length of the validation data is unknown.
         validates_next: whether a validation follows the last batch.
         is_fitting: whether ``fit`` is running.
         batches: the training data; None outside ``fit``.
-        early_exit: ends the training when a function returns True.
+        early_exit: ends the training when a registered function returns True.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: for sparsity, an unknown device or backend, or both of these.
+        ValueError: for sparsity, an unknown device or backend, or if both are given.
         PermissionError: if the checkpoint root is not writable.
-        OSError: any other error of the filesystem when that was checked.
+        OSError: for any other error of the filesystem in this check.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Trainer:
         self.loggers = [ProgressLogger()] if loggers is None else [*loggers]
         added = [*(callbacks or ()), *self.loggers]
         self.early_exit = EarlyExit()
-        # Checkpoint comes last, so that it saves what the others have done.
+        # Checkpoint comes last, so that it saves the changes of the other callbacks.
         self.callbacks: list[Callback] = [self.precision, self.loop, self.logging, self.early_exit, *added]
         self.callbacks.append(self.checkpoint)
         for each in self.callbacks:
@@ -146,16 +146,16 @@ class Trainer:
     # -- callbacks and metrics -------------------------------------------------------------------------------------
 
     def call(self, hook: str, *args: Any, **kwargs: Any) -> None:
-        """Call a hook of all callbacks, in their order, with the trainer as its first argument."""
+        """Call a hook of all callbacks in order, with the trainer as its first argument."""
         for callback in self.callbacks:
             getattr(callback, hook)(self, *args, **kwargs)
 
     def get_callbacks(self, callback_type: type[_SomeCallback]) -> list[_SomeCallback]:
-        """The callbacks of a type, in their order."""
+        """Return the callbacks of a type in order."""
         return [each for each in self.callbacks if isinstance(each, callback_type)]
 
     def get_callback(self, callback_type: type[_SomeCallback]) -> _SomeCallback | None:
-        """The first callback of a type; None if there is none."""
+        """Return the first callback of a type; None if there is none."""
         return next(iter(self.get_callbacks(callback_type)), None)
 
     @property
@@ -165,20 +165,20 @@ class Trainer:
 
     @property
     def is_log_step(self) -> bool:
-        """Whether metrics of the step just made are logged."""
+        """Whether metrics of the last step are logged."""
         return self.logging.is_log_step(self)
 
     def log_metrics(self, **metrics: Any) -> None:
-        """Give metrics of this step to all loggers."""
+        """Send metrics of this step to all loggers."""
         self.log_metrics_dict(metrics)
 
     def log_metrics_dict(self, metrics: Mapping[str, Any], step: int | None = None, dest: Any = None) -> None:
-        """Give metrics to loggers.
+        """Send metrics to loggers.
 
         Args:
             metrics: numbers, or tensors of one number, by name.
-            step: the step they belong to; by default the current one.
-            dest: the class of the loggers or its name, or a list of these; by default all loggers.
+            step: the step of the metrics; by default the current one.
+            dest: the class of loggers or its name, or a list of these; by default all loggers.
         """
         if not processes.is_first():
             return
@@ -190,7 +190,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Within the block, prefix the names of metrics: ``name/metric``."""
+        """Prefix the names of metrics within the block: ``name/metric``."""
         self._scopes.append(name)
         try:
             yield
@@ -211,20 +211,20 @@ class Trainer:
     def fit(self, train_dataloader: Any, val_dataloader: Any = None, ckpt_path: Any = _UNSET) -> None:
         """Train, and validate at intervals.
 
-        On SIGTERM the current step is completed and saved (if checkpoints are), and the process exits with status 143;
-        several processes do so together, within about a second. Random numbers drawn by a validation do not change the
-        training.
+        On SIGTERM the trainer completes and saves the current step (if it saves checkpoints at all), and the process
+        exits with status 143. Several processes do so together, within about a second. Random numbers that a validation
+        draws do not change the training.
 
         Args:
             train_dataloader: batches to train with.
             val_dataloader: batches to validate with, or several such loaders.
-            ckpt_path: the checkpoint to resume from; None for none. By default the newest complete checkpoint of the
-                checkpoint root, if ``autoload_last_checkpoint`` is set.
+            ckpt_path: the checkpoint to resume from; None for a new training. The default is the newest complete
+                checkpoint at the checkpoint root, if ``autoload_last_checkpoint`` is set.
 
         Raises:
             TypeError: without an optimizer, or with a loop that only validates.
-            CheckpointError: a ValueError, if the checkpoint is damaged, or does not fit the model.
-            OSError: an error of the filesystem, also when a checkpoint was saved.
+            CheckpointError: a ValueError, if the checkpoint is damaged or does not fit the model.
+            OSError: for an error of the filesystem, also while a checkpoint is saved.
         """
         loop = self.loop
         if not isinstance(loop, TrainingLoop) or self.optimizer is None:
@@ -249,7 +249,7 @@ class Trainer:
             self.call("on_fit_end", loop)
 
     def forward(self, batch: Any) -> dict[str, Any]:
-        """Call the model with a batch; returns its output with the key ``loss``, or a TypeError if it has none."""
+        """Call the model with a batch, and return its output with the key ``loss``; a TypeError if it has no loss."""
         args, kwargs = [batch], dict[str, Any]()
         self.call("on_before_forward", self.model, batch, args, kwargs)
         with self.precision.autocast_context_manager():
@@ -267,10 +267,10 @@ class Trainer:
         Args:
             val_dataloader: batches to validate with.
             ckpt_path: the checkpoint to validate; see ``fit``.
-            loop: how long to validate; by default as the trainer's loop says.
+            loop: how long to validate; by default the trainer's loop.
 
         Returns:
-            The means over the batches of ``loss`` and of the other numbers that the model returned.
+            The means over the batches of ``loss`` and of the other numbers that the model returns.
 
         Raises:
             CheckpointError, OSError: see ``fit``.
@@ -287,16 +287,16 @@ class Trainer:
     def validate_all(
         self, val_dataloaders: Any = None, ckpt_paths: Any = _UNSET, loop: ValidationLoop | None = None
     ) -> list[tuple[str | None, list[dict[str, float]]]]:
-        """Validate each of several checkpoints with each of several loaders, and with the callbacks' validations.
+        """Validate several checkpoints, each with several loaders and with the callbacks' own validations.
 
         Args:
             val_dataloaders: one loader or several.
-            ckpt_paths: one path or several, or patterns of paths such as ``checkpoint_*.mdl``, whose matches are sorted
-                by their numbers; without it or None see ``ckpt_path`` of ``fit``.
+            ckpt_paths: one or several paths, or patterns such as ``checkpoint_*.mdl``, whose matches are sorted by
+                number. The default and None are as for ``ckpt_path`` of ``fit``.
             loop: see ``validate``.
 
         Returns:
-            For each checkpoint its path, None for none, and the metrics of each loader.
+            The path of each checkpoint (None if none was loaded), and its metrics for each loader.
 
         Raises:
             FileNotFoundError: if a path does not exist, or nothing matches a pattern.
@@ -318,14 +318,14 @@ class Trainer:
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> str:
-        """Save the current state of the training; in the background if the checkpoint is ``asynchronous``.
+        """Save the current state of the training, in the background if the checkpoint is ``asynchronous``.
 
-        Returns the path of the checkpoint, which is empty on processes that do not write it.
+        Returns the path of the checkpoint, or an empty string on processes that do not write it.
         """
         return self.checkpoint.save(self)
 
     def load_checkpoint(self, ckpt_path: Any = None) -> None:
-        """Load the checkpoint of a path as ``fit`` does, without the position in the data; None loads nothing."""
+        """Load a checkpoint as ``fit`` does, but without the position in the data; None loads nothing."""
         self._load(ckpt_path)
 
     def _load(self, path: Any) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The training loop: stretches of steps with validations between them."""
+"""The training loop, which alternates between training steps and validations."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def deferred_sigterm() -> Iterator[list[int]]:
-    """A list to which SIGTERM, which spot machines and schedulers send, is added within the block.
+    """Within the block, add SIGTERM to the list that this returns, rather than end the process.
 
-    Only in the main thread, as others cannot handle signals.
+    Spot machines and job schedulers send SIGTERM. Only the main thread can handle signals.
     """
     terminated: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -44,7 +44,7 @@ def run(
     steps: range,
     terminated: list[int],
 ) -> None:
-    """Train from the trainer's step to the end of ``steps``, and validate as often as the loop says."""
+    """Train from the trainer's current step to the end of ``steps``, with the validations of the loop."""
     sync = processes.PeriodicSync()
     loop_idx = 0
     (exits,) = processes.any_process(trainer.early_exit.should_exit)
@@ -66,7 +66,7 @@ def run(
 def _train_until_validation(
     trainer: Trainer, loop: TrainingLoop, steps: range, terminated: list[int], sync: processes.PeriodicSync
 ) -> bool:
-    """Train up to the next validation, or the end of ``steps``; whether an early exit ends the training."""
+    """Train up to the next validation or the end of ``steps``; return whether an early exit ends the training."""
     assert trainer.batches is not None
     batch_idx = 0
     losses: list[torch.Tensor] = []
@@ -99,11 +99,11 @@ def _train_until_validation(
 
 
 def _ends(trainer: Trainer, terminated: list[int], sync: processes.PeriodicSync) -> bool:
-    """Whether an early exit ends the training; SIGTERM and a failed save raise. All processes end at the same step."""
+    """Return whether an early exit ends the training; SIGTERM and a failed save raise. All processes agree."""
     exits = trainer.early_exit.should_exit
     ended, failed, exits = sync.any_process(bool(terminated), trainer.checkpoint.saves.failed, exits)
     if failed:
-        trainer.checkpoint.saves.wait(trainer)  # raises its error
+        trainer.checkpoint.saves.wait(trainer)  # raises the error of the save
     if ended:
         trainer.logger.warning("SIGTERM: the training ends after step %d.", trainer.global_step)
         if trainer.checkpoint.steps:
@@ -113,9 +113,9 @@ def _ends(trainer: Trainer, terminated: list[int], sync: processes.PeriodicSync)
 
 
 def training_step(trainer: Trainer, batch: Any, accumulated: int = 1) -> dict[str, Any]:
-    """Compute the gradients of a batch, one of so many, and apply them if it completes a step.
+    """Compute the gradients of a batch, one of ``accumulated``, and apply them if the batch completes a step.
 
-    Returns the model's output, as a dict with the key ``loss``.
+    Returns the model's output as a dict with the key ``loss``.
     """
     assert trainer.optimizer is not None
     with contextlib.nullcontext() if trainer.stepped else processes.no_sync(trainer.model):

@@ -1,7 +1,7 @@
-"""The state of a training, collected for a checkpoint, and read and restored from one.
+"""The state of a training: collecting it for a checkpoint, reading it, and restoring it.
 
-Its keys are the ModelZoo's ``model``, ``optimizer``, ``schedulers`` and ``global_step``, and also ``batches`` and
-``random_states`` of each process, with which a resumed training continues exactly.
+Its keys are the ModelZoo's ``model``, ``optimizer``, ``schedulers`` and ``global_step``. With ``batches`` and
+``random_states`` of each process, a resumed training continues exactly.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ from fsspec_csx.trainer.scheduler import Scheduler
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
-_DAMAGED = (CheckpointError, FileNotFoundError, IsADirectoryError)  # the last for folders without a manifest
+_DAMAGED = (
+    CheckpointError,
+    FileNotFoundError,
+    IsADirectoryError,
+)  # IsADirectoryError is for folders without a manifest
 _OPTIMIZER = ("optimizer.state", "optimizer.param_groups")
-# The ModelZoo pickles these sets of tags, which could run code; the optimizer and the schedulers have their own.
+# The ModelZoo pickles these sets of tags, which could run code. The optimizer and the schedulers keep their own tags.
 _SETS = re.compile(r"optimizer\.param_groups\.\d+\.tags|schedulers\..*\bparam_group_tags")
 _TRAINING = {"model", "optimizer", "schedulers", "global_step"}
 
 
 def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
-    """The current state of a training; all processes must call it. With ``sharded``, sharded tensors stay sharded."""
+    """Return the state of a training; all processes must call it. With ``sharded``, sharded tensors stay sharded."""
     state: dict[str, Any] = {"model": processes.unwrap(trainer.model).state_dict()}
     if trainer.optimizer is not None:
         state["optimizer"] = trainer.optimizer.state_dict()
@@ -57,9 +61,9 @@ def collect(trainer: Trainer, *, sharded: bool = False) -> dict[str, Any]:
 
 
 def read(trainer: Trainer, path: str, states: list[str] | None) -> Any:
-    """Read the states of a checkpoint that are named, or all for None; all processes must call it.
+    """Read the named states of a checkpoint, or all for None; all processes must call it.
 
-    A CheckpointError if it is damaged, a MissingEntryError if it lacks a state.
+    Raises a CheckpointError if it is damaged, a MissingEntryError if it lacks a state.
     """
     wanted = _wanted(trainer, path, states)
     try:
@@ -77,12 +81,12 @@ def _read(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None) -> 
 
 
 def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
-    """Like ``read``; None, with a warning, if the checkpoint is damaged or incomplete for any process."""
+    """Like ``read``, but warn and return None if the checkpoint is damaged or incomplete for any process."""
     error: Exception | None = None
     found = None
     try:
         found = read(trainer, path, states)
-    except MissingEntryError:  # the name of a state is wrong
+    except MissingEntryError:  # the caller named a wrong state
         raise
     except _DAMAGED as damage:
         error = damage
@@ -92,22 +96,22 @@ def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
 
 
 def _wanted(trainer: Trainer, path: str, states: list[str] | None) -> Callable[[str], bool] | None:
-    """A predicate for the names of entries to read; None for all."""
+    """Return a predicate for the names of entries to read; None for all."""
     spared = _OPTIMIZER if trainer.optimizer is None else ()
     if states is not None:
         info = inspect(path)
         held = [*dict.fromkeys(name.partition(".")[0] for name in (*info.tensors, *info.values))]
-        if not _TRAINING.isdisjoint(held):  # else it is the state dict of a model
+        if not _TRAINING.isdisjoint(held):  # otherwise it is the state dict of a model
             chosen = partial_states.chosen(states, held)
             return lambda name: name.partition(".")[0] in chosen and not name.startswith(spared)
     return (lambda name: not name.startswith(spared)) if spared else None
 
 
 def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool) -> None:
-    """Restore the states that a checkpoint has, which is consumed.
+    """Restore the states of a checkpoint; ``state`` is consumed.
 
-    With ``strict``, other tensors than the model's are a MismatchError that lists them. If a state is invalid, nothing
-    is restored, and an InvalidCheckpointError is raised.
+    With ``strict``, a MismatchError lists the tensors that do not match the model's. If a state is invalid, nothing is
+    restored, and an InvalidCheckpointError is raised.
     """
     step = trainer.global_step
     optimizer = trainer.optimizer if "optimizer" in state else None
@@ -117,7 +121,7 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
     if optimizer is not None:
         with state_validation.restoring(path, "optimizer"):
             if isinstance(own := state["optimizer"], dict) and isinstance(own.get("state"), dict):
-                own["state"] = {int(number): each for number, each in own["state"].items()}  # text, if it is sharded
+                own["state"] = {int(number): each for number, each in own["state"].items()}  # strings in a sharded one
             state_validation.check_optimizer(optimizer, own, path)
     if "schedulers" in state and trainer.optimizer is not None:
         _check_schedulers(trainer.schedulers, state["schedulers"], path)
@@ -134,21 +138,21 @@ def restore(trainer: Trainer, state: dict[str, Any], path: str, *, strict: bool)
 
 
 def restore_position(trainer: Trainer, state: dict[str, Any], path: str) -> None:
-    """Restore the position in the data and the random states; an InvalidCheckpointError if one is invalid."""
+    """Restore the position in the data and the random states; an invalid one is an InvalidCheckpointError."""
     if trainer.batches is not None and "batches" in state:
         with state_validation.restoring(path, "batches"):
             trainer.batches.load_state_dict(processes.select_own(state["batches"]))
     if "random_states" in state:
         with state_validation.restoring(path, "random_states"):
             random_states.restore(processes.select_own(state["random_states"]))
-        if len(state["random_states"]) != processes.count():  # else some processes would draw the same numbers
+        if len(state["random_states"]) != processes.count():  # otherwise some processes would draw the same numbers
             processes.reseed()
 
 
 def as_training_state(found: Any, path: str) -> dict[str, Any]:
-    """A checkpoint in the form of ``collect``; the state dict of a model becomes its ``model``.
+    """Return a checkpoint in the form of ``collect``; the state dict of a model becomes its ``model``.
 
-    An InvalidCheckpointError if it has neither form.
+    Raises an InvalidCheckpointError if it has neither form.
     """
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         return found
@@ -195,7 +199,7 @@ def _fits(value: Any, own: torch.Tensor) -> bool:
 
 
 def _cast(state: dict[str, Any], like: dict[str, torch.Tensor], path: str) -> None:
-    """Cast the tensors of a state dict to the dtypes of others, with one warning, as it takes time."""
+    """Cast the tensors of a state dict to the dtypes of ``like``, with one warning, as it takes time."""
     casts: Counter[tuple[torch.dtype, torch.dtype]] = Counter()
     begun = time.perf_counter()
     for name, target in like.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
     """Validate the trainer's model, and store the mean of each metric in ``loop.metrics``.
 
-    A ValueError if the loader has no batches.
+    Raises a ValueError if the loader has no batches.
     """
     trainer.model.eval()
     trainer.call("on_validate_start", trainer.model, dataloader, loop)
@@ -53,7 +53,7 @@ def run(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
 
 
 def run_between(trainer: Trainer, val_dataloader: Any, loop: ValidationLoop, loop_idx: int) -> None:
-    """Validate in the middle of a training, whose random states are kept; then save a checkpoint if one is due."""
+    """Validate during a training without changing its random states; then save a checkpoint if one is due."""
     with _isolated(trainer):
         for loader in as_list(val_dataloader):
             with contextlib.ExitStack() as stack:

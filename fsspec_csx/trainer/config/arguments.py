@@ -1,4 +1,4 @@
-"""Arguments of a configuration, checked by pydantic against the type hints of parameters."""
+"""Checks of a configuration's arguments by pydantic, against the type hints of parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ except ImportError as error:
     msg = "The package pydantic is not installed. Install fsspec-csx[trainer]."
     raise ImportError(msg) from error
 
-_Dict: Any = typing_extensions.TypedDict  # pydantic cannot read typing's before Python 3.12
+_Dict: Any = typing_extensions.TypedDict  # before Python 3.12, pydantic cannot read typing's
 _WANTED = {
     "bool_type": "true or false",
     "callable_type": "the import path of a function or a class",
@@ -46,7 +46,7 @@ _LONGEST = 80
 
 
 class Later:
-    """A value that is made later; each type allows it."""
+    """A value that is created later; it is accepted for every type."""
 
 
 def check(
@@ -54,9 +54,9 @@ def check(
 ) -> dict[str, Any]:
     """Check the arguments at a path against the types of the parameters, and convert them.
 
-    Lists become tuples or sets, strings become paths, and mappings models of pydantic, where the hint says so. A string
-    for another type is an import path: of a function, or of a constant such as ``torch.bfloat16``. A wrong argument is
-    a ConfigError.
+    If the hint asks for it, lists become tuples or sets, strings become paths, and mappings become pydantic models. A
+    string for another type is the import path of a function, or of a constant such as ``torch.bfloat16``. Raises a
+    ConfigError for a wrong argument.
     """
     needed, optional = typing_extensions.Required, typing_extensions.NotRequired
     kinds = {name: (needed if name in required else optional)[_readable(hint)] for name, hint in hints.items()}
@@ -65,12 +65,12 @@ def check(
     try:
         found = pydantic.TypeAdapter(model).validate_python(dict(node))
     except pydantic.ValidationError as error:
-        raise explain(error, node, path, hints) from None  # its text has the values, which may be secrets
-    return {key: found[key] for key in node}  # in the file's order, since making them may draw random numbers
+        raise explain(error, node, path, hints) from None  # the cause's text contains the values, which may be secrets
+    return {key: found[key] for key in node}  # in the file's order, as creating objects may draw random numbers
 
 
 def explain(error: pydantic.ValidationError, node: Any, path: str, hints: Mapping[str, Any]) -> ConfigError:
-    """The first error that pydantic found: an unknown name, else a missing one, else the most deeply nested."""
+    """Return the first of pydantic's errors: an unknown name, else a missing one, else the most deeply nested."""
     ranks = {"extra_forbidden": 0, "missing": 1}
     found = [(*_find(node, path, each["loc"]), each) for each in error.errors(include_url=False)]
     keys, where, value, first = min(found, key=lambda each: (ranks.get(each[3]["type"], 2), -len(each[0])))
@@ -90,14 +90,14 @@ def explain(error: pydantic.ValidationError, node: Any, path: str, hints: Mappin
         if isinstance(failed := each.get("ctx", {}).get("error"), ConfigError):
             return ConfigError(f"{where}: {failed.reason}", failed.remedy)
     wanted = [_WANTED[each["type"]].format(**each.get("ctx", {})) for each in same if each["type"] in _WANTED]
-    if not wanted and not _has_secret(value, where):  # a model's own check may quote the value
+    if not wanted and not _has_secret(value, where):  # the check of a model may quote the value
         return ConfigError(f"{where}: {redact(first['msg']).rstrip('.')}.", "Check this argument.")
     wanted = wanted or ["another value"]
     return ConfigError(f"{where} cannot be {display(value, where)}.", f"Give {' or '.join(dict.fromkeys(wanted))}.")
 
 
 def display(value: Any, path: str) -> str:
-    """A value for an error message: short, and without secrets."""
+    """Return a value for an error message: short, and without secrets."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list) or _has_secret(value, path):
@@ -107,13 +107,13 @@ def display(value: Any, path: str) -> str:
 
 
 def _has_secret(value: Any, path: str) -> bool:
-    """Whether a value is a secret by its name, or by that of a mapping that it is in, or has one itself."""
+    """Return whether a value contains a secret, or whether its name or that of an outer mapping says so."""
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     return bool(_SECRET.search(path)) or any(_has_secret(each, str(name)) for name, each in inner)
 
 
 def _find(node: Any, path: str, loc: tuple[int | str, ...]) -> tuple[list[int | str], str, Any]:
-    """The keys, the path and the value of a place; pydantic's places also have the members of unions."""
+    """Return the keys, the path and the value of a location; pydantic's locations also contain members of unions."""
     keys = []
     for key in loc:
         if isinstance(node, Mapping) and key in node:
@@ -128,7 +128,7 @@ def _find(node: Any, path: str, loc: tuple[int | str, ...]) -> tuple[list[int | 
 
 
 def fields_of(hint: Any) -> dict[str, Any]:
-    """The fields of the pydantic models in a hint."""
+    """Return the fields of the pydantic models in a hint."""
     if (fields := getattr(hint, "model_fields", None)) is not None:
         return {each.alias or name: each.annotation for name, each in fields.items()}
     return {name: kind for each in get_args(hint) for name, kind in fields_of(each).items()}
@@ -139,13 +139,13 @@ def _unless_later(value: Any, read: Callable[[Any], Any]) -> Any:
 
 
 def _unchanged(value: Any, read: Callable[[Any], Any]) -> Any:
-    """A whole number remains one: for some parameters it is a count, where a fraction is a share."""
+    """Keep an integer: some parameters take an integer as a count, and a float as a fraction."""
     read(value)
     return value
 
 
 def _of_same_type(value: Any, read: Callable[[Any], Any]) -> Any:
-    """For pydantic, True is 1."""
+    """Check the type too, as True equals 1 for pydantic."""
     found = read(value)
     return found if type(found) is type(value) else read(object())
 
@@ -172,7 +172,7 @@ _KINDS: dict[Any, Any] = {
 
 
 def _readable(hint: Any) -> Any:
-    """A hint as pydantic reads it: strict, with YAML's lists and strings for the types that YAML lacks."""
+    """Return a hint for pydantic: strict, but with YAML's lists and strings for types that YAML lacks."""
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if hint is ...:
         return hint
@@ -199,9 +199,9 @@ def _readable(hint: Any) -> Any:
 
 
 def _checked_dict(hint: Any) -> Any:
-    """A TypedDict; its hints are read for each value, since it may contain itself."""
+    """Return a hint for a TypedDict; each check reads its hints, as it may contain itself."""
     hints: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # names that only type checkers know
+    with contextlib.suppress(Exception):  # only type checkers know some names
         hints = get_type_hints(hint)
     found = pydantic.AfterValidator(lambda value: check(value, hints, "", hint.__required_keys__, not hints))
     return Annotated[dict[str, Any], found]

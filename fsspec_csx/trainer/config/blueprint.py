@@ -1,4 +1,4 @@
-"""Blueprint: a class or a function with its arguments, checked before anything is made."""
+"""Blueprint: a class or a function with its arguments, which are checked before any object is created."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from fsspec_csx.trainer.config.import_path import import_name, is_import_path
 class Blueprint(Later):
     """A class or a function with its arguments."""
 
-    path: str  # the place in the configuration
+    path: str  # the path in the configuration
     function: Callable[..., Any]
-    arguments: dict[str, Any]  # by name; those that are made are blueprints
+    arguments: dict[str, Any]  # by name; objects to create are blueprints
     given: frozenset[str] = frozenset()  # names of arguments that only ``make`` receives
 
     def make(self, **given: Any) -> Any:
-        """Call it with its arguments, and with those given that the configuration cannot give.
+        """Call the function with its arguments, and with given ones that the configuration cannot contain.
 
-        Nested blueprints receive these, too. A TypeError or a ValueError becomes a ConfigError.
+        Nested blueprints also receive the given arguments. A TypeError or a ValueError becomes a ConfigError.
         """
         arguments = _made(self.arguments, given)
         try:
@@ -48,7 +48,7 @@ class Blueprint(Later):
             return explain(error, self.arguments, self.path, fields_of(self.function))
         said = redact(str(error))
         cause, dot, remedy = said.rpartition(". ")
-        if dot and remedy.endswith("."):  # as the errors of this package are
+        if dot and remedy.endswith("."):  # the form of this package's errors
             return ConfigError(f"{self.path}: {cause}.", remedy)
         return ConfigError(f"{self.path}: {type(error).__name__}: {said}", "Check its arguments.")
 
@@ -61,12 +61,11 @@ def named(
     default: Callable[..., Any] | None = None,
     given: Iterable[str] = (),
 ) -> Blueprint:
-    """The blueprint for a part of a configuration that names a class; a ConfigError if there is none that accepts
-    it.
+    """Return the blueprint for a part of a configuration that names a class.
 
-    The part is a mapping with ``class_path`` and ``init_args``, or a mapping from the name to the arguments, or a name;
-    with a default, also the arguments alone. The classes of ``home`` need no import path. For ``given`` see
-    ``Blueprint``.
+    The part is a mapping with ``class_path`` and ``init_args``, a mapping from the name to the arguments, or a name;
+    with a default, it may be only the arguments. The classes of ``home`` need no import path. For ``given`` see
+    ``Blueprint``. Raises a ConfigError if the class does not exist or refuses the arguments.
     """
     if isinstance(node, str):
         return blueprint(resolve(node, path, home), {}, path, given)
@@ -87,7 +86,7 @@ def named(
 
 
 def blueprint(function: Callable[..., Any], node: Any, path: str, given: Iterable[str] = ()) -> Blueprint:
-    """The blueprint of a class or a function with arguments of the configuration, null for none; see ``named``."""
+    """Return the blueprint of a class or a function with arguments of the configuration (null for none)."""
     node = {} if node is None else node
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path} cannot be {display(node, path)}.", "Give a mapping of arguments.")
@@ -107,7 +106,7 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def resolve(name: Any, path: str, home: ModuleType | None = None) -> Callable[..., Any]:
-    """The class or the function of a name; see ``import_name``."""
+    """Return the class or the function for a name; see ``import_name``."""
     if not isinstance(name, str):
         raise ConfigError(
             f"{path} cannot be {display(name, path)}.", "Give an import path, such as 'package.module.Class'."
@@ -123,7 +122,7 @@ def resolve(name: Any, path: str, home: ModuleType | None = None) -> Callable[..
 
 
 def _nested(value: Any, path: str, given: Iterable[str]) -> Any:
-    """A value in which mappings with ``class_path`` are blueprints."""
+    """Replace mappings with ``class_path`` in a value by blueprints."""
     if isinstance(value, Mapping):
         if "class_path" in value:
             return named(value, path, given=given)
@@ -144,7 +143,7 @@ def _made(value: Any, given: Mapping[str, Any]) -> Any:
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
-    """The parameters; None if unknown, as for some functions written in C."""
+    """Return the parameters; None if unknown, as for some functions written in C."""
     try:
         return inspect.signature(function).parameters
     except ValueError:
@@ -152,7 +151,7 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the parameters, except those with names that only type checkers know."""
+    """Return the types of the parameters, except types with names that only type checkers know."""
     called: Any = inspect.unwrap(getattr(function, "__init__") if isinstance(function, type) else function)  # noqa: B009
     names = {**vars(typing), **vars(collections.abc), **getattr(called, "__globals__", {})}
     found = {}

@@ -1,4 +1,4 @@
-"""A YAML file of one training, or of several that run one after the other."""
+"""A YAML file of one training, or of several that run in sequence."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LEGACY = ("runconfig", "train_input", "eval_input")
 
 
 def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
-    """The configurations of a YAML file at a local path or an fsspec URL, all checked; a ConfigError if it is none.
+    """Read and check the configurations in a YAML file at a local path or an fsspec URL.
 
-    The words ``key=value`` replace values of each training: ``init.loop.max_steps=10``. A number in a key is an index
-    of a list. The value is YAML. For other changes see ``Config``.
+    The words ``key=value`` replace values of each training: ``init.loop.max_steps=10``. A number in a key is a list
+    index. The value is YAML. For other changes see ``Config``. Raises a ConfigError for an invalid file.
     """
     content = yaml_file.read(path)
     register_secrets(content)
@@ -46,16 +46,16 @@ def _with(content: Any, words: Iterable[str]) -> Any:
 
 
 def _copied(node: Any) -> Any:
-    """A copy in which a value that an alias repeats is there for each place."""
+    """Return a copy in which each alias has its own copy of the value."""
     if isinstance(node, dict):
         return {key: _copied(each) for key, each in node.items()}
     return [*map(_copied, node)] if isinstance(node, list) else node
 
 
 def _set(node: Any, names: list[str], value: Any, key: str) -> None:
-    """Set a value below a mapping or a list; mappings on the way are made."""
+    """Set a value below a mapping or a list, and create missing mappings."""
     first, *others = names
-    if isinstance(node, dict) and (not others or first == "csx"):  # then all is the name of a flag
+    if isinstance(node, dict) and (not others or first == "csx"):  # then the whole key is the name of a flag
         node[".".join(names)] = value
     elif isinstance(node, dict):
         if node.get(first) is None:

@@ -1,4 +1,4 @@
-"""Import paths and short names of classes and functions."""
+"""Import of classes and functions by import path or short name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fsspec_csx.errors import ConfigError
 
 
 def import_name(name: str, home: ModuleType | None = None) -> Any:
-    """Import an object, which runs the code of its modules; a ConfigError if that fails.
+    """Import an object, which runs the code of its modules; raise a ConfigError if that fails.
 
-    The name is ``package.module.Class``, ``package.module:Class``, or that of a public class in ``home``, in any case.
+    The name is ``package.module.Class``, ``package.module:Class``, or in any case that of a public class in ``home``.
     """
     if not is_import_path(name):
         public = getattr(home, "__all__", dir(home)) if home is not None else ()
@@ -30,9 +30,9 @@ def import_name(name: str, home: ModuleType | None = None) -> Any:
             found: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if count > 1 and f"{module}.".startswith(f"{error.name}."):
-                continue  # it may be a class
+                continue  # the last part may be a class
             raise _failed(module, error) from error
-        except Exception as error:  # whatever the code of the module raises
+        except Exception as error:  # the code of the module may raise anything
             raise _failed(module, error) from error
         for attribute in parts[count:]:
             if not hasattr(found, attribute):
@@ -45,12 +45,12 @@ def import_name(name: str, home: ModuleType | None = None) -> Any:
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a name has a module in it."""
+    """Return whether a name includes a module."""
     return "." in name or ":" in name
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
-    """A remedy for an unknown name: the most similar known name, or else ``otherwise``."""
+    """Return a remedy for an unknown name: the most similar known name, or else ``otherwise``."""
     by_lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), by_lower, 1)
     return f"Did you mean {by_lower[near[0]]!r}?" if near else otherwise

@@ -1,8 +1,8 @@
 """Models and data processors as the ModelZoo's files name them: ``{name: gpt3, …}``, ``{data_processor: …, …}``.
 
-The name is an import path, or one of the ModelZoo's registry if the package ``cerebras.modelzoo`` is installed. The
-arguments stand beside it. A class whose first parameter is ``config`` or ``params`` receives them as one object, of the
-class that its type hint names, or as a dict.
+The name is an import path, or a name of the ModelZoo's registry if the package ``cerebras.modelzoo`` is installed. The
+other keys are the arguments. A class whose first parameter is ``config`` or ``params`` receives them as one object, of
+the class in its type hint, or as a dict.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _IMPORT_PATH = "Give an import path, such as 'package.module.Class'"
 
 
 def model(node: Any, path: str) -> Blueprint:
-    """The blueprint of a model."""
+    """Return the blueprint of a model."""
     return _beside(node, path, "name", lambda entry: {entry.name: entry.path})
 
 
 def data_processor(node: Any, path: str) -> Blueprint:
-    """The blueprint of a data loader."""
+    """Return the blueprint of a data loader."""
 
     def paths_of(entry: Any) -> dict[str, str]:
         return {each.rpartition(".")[2]: each for each in entry.data_processor_paths}
@@ -37,14 +37,14 @@ def data_processor(node: Any, path: str) -> Blueprint:
 
 
 def as_loader(made: Any) -> Any:
-    """The data loader of a data processor: what ``create_dataloader`` returns, or itself."""
+    """Return the data loader of a data processor: the result of ``create_dataloader``, or the processor itself."""
     if isinstance(made, torch.utils.data.DataLoader) or not hasattr(made, "create_dataloader"):
         return made
     return made.create_dataloader()
 
 
 def _beside(node: Any, path: str, key: str, paths_of: Callable[[Any], dict[str, str]]) -> Blueprint:
-    """The blueprint of a class that ``key`` names beside its arguments; without the key, see ``named``."""
+    """Return the blueprint of a class that ``key`` names beside its arguments; without the key, see ``named``."""
     if not isinstance(node, Mapping) or key not in node or "class_path" in node:
         if isinstance(node, Mapping) and len(node) != 1 and "class_path" not in node:
             remedy = f"Give it as {key!r}, beside its arguments, or as class_path with init_args."
@@ -58,7 +58,7 @@ def _beside(node: Any, path: str, key: str, paths_of: Callable[[Any], dict[str, 
 
 
 def _configured(function: Callable[..., Any], arguments: dict[str, Any], path: str) -> Blueprint | None:
-    """The blueprint of a class that receives its arguments as one object; None if it does not."""
+    """Return the blueprint of a class that receives its arguments as one object; None for other classes."""
     first = next(iter(parameters_of(function) or ()), "")
     if first not in ("config", "params") or first in arguments:
         return None
@@ -66,16 +66,16 @@ def _configured(function: Callable[..., Any], arguments: dict[str, Any], path: s
     if isinstance(hint, type) and not issubclass(hint, Mapping):
         config = Blueprint(path, hint, arguments)
         if fields_of(hint):
-            config.make()  # so that errors of a model of pydantic are known before anything runs
+            config.make()  # find errors of a pydantic model before anything runs
         return Blueprint(path, function, {first: config})
     return Blueprint(path, function, {first: arguments})
 
 
 def _registered(name: str, path: str, paths_of: Callable[[Any], dict[str, str]]) -> str:
-    """The import path that the ModelZoo's registry has for a name."""
+    """Return the import path for a name in the ModelZoo's registry."""
     try:
         registry = importlib.import_module(_REGISTRY).registry
-    except Exception as error:  # whatever the code of its modules raises
+    except Exception as error:  # the code of its modules may raise anything
         if isinstance(error, ModuleNotFoundError) and f"{_REGISTRY}.".startswith(f"{error.name}."):
             reason = f"{path}: {name!r} is no import path, and the ModelZoo, which may have it, is not installed."
             raise ConfigError(reason, f"{_IMPORT_PATH}, or install the package cerebras.modelzoo.") from error

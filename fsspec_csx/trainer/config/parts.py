@@ -1,4 +1,4 @@
-"""The parts of a configuration that name classes: how each is read, made and checked."""
+"""The parts of a configuration that name classes: how to read, create and check each one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from fsspec_csx.trainer.schedulers import ScalePerParamLR
 class Part:
     """A part of a configuration that names a class."""
 
-    kind: Any  # the class, or one of the classes, of the object
+    kind: Any  # the class of the object, or several possible ones
     default: Callable[..., Any] | None = None  # the class if none is named
     several: bool | None = False  # whether it is a list; None for either
-    reader: Callable[[Any, str], Blueprint] | None = None  # makes the blueprint in place of ``named``
-    finish: Callable[[Any], Any] | None = None  # makes the object of what the class made
+    reader: Callable[[Any, str], Blueprint] | None = None  # reads the blueprint in place of ``named``
+    finish: Callable[[Any], Any] | None = None  # converts the instance of the class to the object
 
 
 INIT = {
@@ -60,7 +60,7 @@ LOADERS = {
 
 
 def parsed(node: Mapping[str, Any], parts: Mapping[str, Part], path: str) -> dict[str, Any]:
-    """A mapping with blueprints of its parts."""
+    """Return a mapping with blueprints in place of its parts."""
     return {
         key: each if each is None or key not in parts else read(each, f"{path}.{key}", parts[key])
         for key, each in node.items()
@@ -68,7 +68,7 @@ def parsed(node: Mapping[str, Any], parts: Mapping[str, Part], path: str) -> dic
 
 
 def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
-    """The blueprint of a part, or those of its elements; an element ``{Name: null}`` is left out."""
+    """Return the blueprint of a part, or those of its elements; an element ``{Name: null}`` is left out."""
 
     def one(node: Any, path: str) -> Blueprint:
         if part.reader is not None:
@@ -89,7 +89,7 @@ def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
 
 
 def make(plan: Blueprint | list[Blueprint], part: Part, **given: Any) -> Any:
-    """Make the object of a part; a ConfigError if it is of another class, or that refuses its arguments."""
+    """Create the object of a part; raise a ConfigError if it has another class, or its class refuses the arguments."""
     if isinstance(plan, list):
         return [make(each, part, **given) for each in plan]
     made = plan.make(**given)
@@ -109,9 +109,9 @@ def make(plan: Blueprint | list[Blueprint], part: Part, **given: Any) -> Any:
 
 
 def made_by_trainer(name: str, plan: Any, part: Part) -> Any:
-    """A part of ``init`` as the Trainer takes it: the model, the optimizer and the schedulers are functions.
+    """Return a part of ``init`` as a Trainer argument: functions for the model, the optimizer and the schedulers.
 
-    The Trainer calls these after it has set the seed, each with the one before.
+    The Trainer sets the seed and calls them in this order, with the model for the optimizer, and so on.
     """
     if name == "model":
         return partial(make, plan, part)
@@ -123,7 +123,7 @@ def made_by_trainer(name: str, plan: Any, part: Part) -> Any:
 
 
 def _scheduler(plan: Blueprint, part: Part, optimizer: torch.optim.Optimizer) -> Any:
-    """A scheduler; of the ModelZoo's, one of learning rates follows the factors of the groups."""
+    """Create a scheduler; the ModelZoo's schedulers of learning rates also use the factors of the groups."""
     made = make(plan, part, optimizer=optimizer)
     scales = any("adjust_learning_rate" in each for each in optimizer.param_groups)
     if scales and isinstance(made, Scheduler) and made.key == "lr" and not isinstance(made, ScalePerParamLR):

@@ -1,7 +1,7 @@
 """Optimizers and schedulers that a configuration names without a module: the ModelZoo's, or else torch's.
 
-A name that both have is the ModelZoo's, with its defaults, unless only torch's takes the arguments. The case of a
-name does not count.
+If both have the name, the ModelZoo's class is used with its defaults, unless only torch's accepts the arguments. The
+case of a name does not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fsspec_csx.trainer.config.import_path import is_import_path
 from fsspec_csx.trainer.param_groups import param_groups
 
 _TORCH = torch.optim.lr_scheduler
-# What only the Trainer gives to an optimizer, and to a scheduler.
+# Arguments that only the Trainer gives to an optimizer, and to a scheduler.
 _TO_OPTIMIZER, _TO_SCHEDULER = ("params", "model"), ("optimizer",)
 _GIVEN = (*_TO_OPTIMIZER, *_TO_SCHEDULER)
 _GROUPING = {"params": dict[str, Any] | list[dict[str, Any]], "adjust_learning_rate": dict[str, float]}
@@ -29,7 +29,7 @@ _SCHEDULERS = {each.lower(): each for each in schedulers.__all__}
 
 
 def optimizer(node: Any, path: str) -> Blueprint:
-    """The blueprint of an optimizer; one of the ModelZoo's has its groups of parameters."""
+    """Return the blueprint of an optimizer; the ModelZoo's optimizers use its groups of parameters."""
     if (short := _short(node)) is None or is_import_path(short[0]):
         return named(node, path, home=torch.optim, given=_TO_OPTIMIZER)
     name, arguments = short
@@ -52,7 +52,7 @@ def optimizer(node: Any, path: str) -> Blueprint:
 
 
 def scheduler(node: Any, path: str, tags: Any = None) -> Blueprint:
-    """The blueprint of a scheduler, and of those that it is made of, with its ``tags`` unless they have their own."""
+    """Return the blueprint of a scheduler and its nested ones, which inherit ``tags`` unless they have their own."""
     if not _is_of_modelzoo(node):
         known = (short := _short(node)) is None or is_import_path(short[0]) or hasattr(_TORCH, short[0])
         return named(node, path, home=_TORCH if known else schedulers, given=_TO_SCHEDULER)
@@ -81,7 +81,7 @@ def _is_of_modelzoo(node: Any) -> bool:
     own, of_torch = getattr(schedulers, name), getattr(_TORCH, name)
     if _takes(own, arguments) or _takes(of_torch, arguments):
         return _takes(own, arguments)
-    return _shared(own, arguments) > _shared(of_torch, arguments)  # the error is of the one that was meant
+    return _shared(own, arguments) > _shared(of_torch, arguments)  # report the error of the likelier class
 
 
 def _short(node: Any) -> tuple[str, Mapping[str, Any]] | None:
@@ -95,7 +95,7 @@ def _short(node: Any) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def _takes(function: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a class takes these arguments, and needs no others."""
+    """Return whether a class accepts these arguments and needs no others."""
     if function is None:
         return False
     parameters = [each for each in inspect.signature(function).parameters.values() if each.name not in _GIVEN]
@@ -104,6 +104,6 @@ def _takes(function: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 def _shared(function: Any, arguments: Mapping[str, Any]) -> int:
-    """How many of these arguments, or of similar names, a class has."""
+    """Return how many of these arguments, or similar ones, a class has."""
     names = [*inspect.signature(function).parameters]
     return sum(bool(difflib.get_close_matches(each, names, 1)) for each in arguments)

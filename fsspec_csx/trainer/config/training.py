@@ -23,7 +23,7 @@ from fsspec_csx.trainer.trainer import Trainer
 _PROFILE = "csx.storage.s3.profile"
 _PATHS = {"ckpt_path": str | None, "ckpt_paths": str | list[str] | None}
 _UNSET: Any = ...
-# The arguments of the backends of Cerebras PyTorch 2.10 for CSX, CPU and GPU.
+# Arguments of the CSX, CPU and GPU backends of Cerebras PyTorch 2.10.
 _BACKEND = (
     "backend_type cluster_config artifact_dir compile_dir compile_only validate_only mixed_precision "
     "enable_distributed main_process_id dist_backend init_method sync_batchnorm"
@@ -31,10 +31,10 @@ _BACKEND = (
 
 
 class Config:
-    """A configuration whose names and arguments are checked; objects are made later.
+    """A configuration with checked names and arguments; objects are created later.
 
-    The keyword arguments replace what the file says; a ``ckpt_path`` of None loads nothing. A ConfigError names a key,
-    a name or a value that is wrong, with its path in the file.
+    The keyword arguments replace values of the file; a ``ckpt_path`` of None loads nothing. A ConfigError names the
+    wrong key, name or value, with its path in the file.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Config:
         }
 
     def quieten(self) -> None:
-        """Log only warnings and errors, whatever the file says."""
+        """Log only warnings and errors, regardless of the file."""
         self._part("logging").arguments["log_level"] = "WARNING"
 
     def trainer(self, trains: bool = True) -> Trainer:
-        """Make the Trainer; a ConfigError for a TypeError or a ValueError of a named class.
+        """Create the Trainer; a TypeError or a ValueError of a named class becomes a ConfigError.
 
-        Unless it trains, it has no optimizer and no schedulers and saves no checkpoints, whatever the file says.
+        Unless ``trains``, it has no optimizer and no schedulers and saves no checkpoints, regardless of the file.
         """
         arguments = dict(self._trainer.arguments)
         if not trains:
@@ -96,16 +96,16 @@ class Config:
         return made
 
     def fit(self) -> Trainer:
-        """Make the Trainer and the data, and train; a ConfigError without such a section. See also ``Trainer.fit``."""
+        """Create the Trainer and the data, and train (see ``Trainer.fit``); a ConfigError without a section ``fit``."""
         section = self._needed("fit")
         trainer = self.trainer()
         trainer.fit(**_with_data(section))
         return trainer
 
     def validate(self) -> tuple[Trainer, list[dict[str, float]]]:
-        """Make the Trainer and the data, and validate; nothing is saved. The metrics are those for each loader.
+        """Create the Trainer and the data, and validate without saving; return the metrics for each loader.
 
-        A ConfigError without such a section. See also ``Trainer.validate``.
+        Raises a ConfigError without a section ``validate``. See also ``Trainer.validate``.
         """
         section = self._needed("validate")
         trainer = self.trainer(trains=False)
@@ -114,13 +114,13 @@ class Config:
         metrics = []
         for loader in loaders if isinstance(loaders, list) else [loaders]:
             metrics.append(dict(trainer.validate(loader, **arguments)))
-            arguments = {"ckpt_path": None}  # it is loaded
+            arguments = {"ckpt_path": None}  # the first call has loaded it
         return trainer, metrics
 
     def validate_all(self) -> list[tuple[str | None, list[dict[str, float]]]]:
-        """Make the Trainer and the data, and validate each checkpoint; nothing is saved. See ``Trainer.validate_all``.
+        """Create the Trainer and the data, and validate each checkpoint without saving. See ``Trainer.validate_all``.
 
-        Without ``ckpt_paths`` these are all checkpoints at the root; a FileNotFoundError if there is none.
+        The default ``ckpt_paths`` are all checkpoints at the root; a FileNotFoundError if there is none.
         """
         section = self._needed("validate_all")
         trainer = self.trainer(trains=False)
@@ -134,7 +134,7 @@ class Config:
         return trainer.validate_all(**arguments)
 
     def _part(self, name: str) -> Blueprint:
-        """The blueprint of a part of ``init`` that has a default."""
+        """Return the blueprint of a part of ``init`` that has a default."""
         arguments = self._trainer.arguments
         if arguments.get(name) is None:
             arguments[name] = parts.read({}, f"{self._path}.init.{name}", parts.INIT[name])
@@ -162,7 +162,7 @@ def _mapping(node: Any, what: str) -> Mapping[str, Any]:
 
 
 def _read_init(init: Mapping[str, Any], path: str) -> Blueprint:
-    """The blueprint of the Trainer; flags that stand beside the backend are those of a first callback."""
+    """Return the blueprint of the Trainer; flags beside the backend become a first callback."""
     plain, flags = _without_cluster(init, path)
     made = blueprint(Trainer, parts.parsed(plain, parts.INIT, path), path)
     if flags:
@@ -172,10 +172,10 @@ def _read_init(init: Mapping[str, Any], path: str) -> Blueprint:
 
 
 def _without_cluster(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The section ``init`` without what only the cluster uses, and the flags that stand beside ``backend_type``.
+    """Return the section ``init`` without keys that only the cluster uses, and the flags beside ``backend_type``.
 
-    Its ``device`` is that of a ``backend`` without ``backend_type``; ``autorestart`` is left out. A ConfigError for an
-    unknown key of the backend, and for ``compile_only`` and ``validate_only``.
+    A ``backend`` without ``backend_type`` gives the ``device``; ``autorestart`` is left out. Raises a ConfigError for
+    an unknown key of the backend, and for ``compile_only`` and ``validate_only``.
     """
     plain = {key: value for key, value in init.items() if key != "autorestart"}
     backend = plain.get("backend")
@@ -194,7 +194,7 @@ def _without_cluster(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any]
 
 
 def _section(node: Any, path: str, loaders: Mapping[str, parts.Part], ckpt_path: Any) -> dict[str, Any]:
-    """The arguments of ``fit``, ``validate`` or ``validate_all``, with blueprints of the loaders."""
+    """Return the arguments of ``fit``, ``validate`` or ``validate_all``, with blueprints of the loaders."""
     node = _mapping(node, path)
     key = "ckpt_paths" if path.endswith("_all") else "ckpt_path"
     check(node, {**dict.fromkeys(loaders, Any), key: _PATHS[key] if ckpt_path is _UNSET else Any}, path)

@@ -15,19 +15,19 @@ except ImportError as error:
     msg = "The package PyYAML is not installed. Install fsspec-csx[trainer]."
     raise ImportError(msg) from error
 
-# YAML 1.1 reads 1e-3 as a string, and learning rates are written so.
+# YAML 1.1 reads 1e-3 as a string, but learning rates often have this form.
 _FLOAT = re.compile(r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
-# Far more than any configuration needs; what aliases repeat counts each time.
+# Far more than any configuration needs; repetitions by aliases count each time.
 _LARGEST = 2**20  # bytes
 _DEPTH = 100
 _NODES = 30_000
 _DIGITS = 100
-# PyYAML quotes values that begin like an alias, an anchor or a tag; they may be secrets.
+# PyYAML's messages quote values that begin like an alias, an anchor or a tag; they may be secrets.
 _FROM_FILE = re.compile(r"(alias|anchor|tag|handle) '[^']*'")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses duplicate keys and unbounded growth, and reads all numbers."""
+    """Refuses duplicate keys and unbounded growth, and reads all forms of numbers."""
 
     depth = 0
 
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
                 raise ValueError
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, OverflowError) as error:
-            what = f"what stands there is no {node.tag.rpartition(':')[2]}"  # it may be a secret
+            what = f"what stands there is no {node.tag.rpartition(':')[2]}"  # the value may be a secret
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -76,7 +76,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 def read(path: str) -> Any:
     """Read a YAML file at a local path or an fsspec URL.
 
-    A ConfigError if it is no YAML, has a tag for an object or a duplicate key, or is too large.
+    Raises a ConfigError if it is not YAML, has a tag for an object or a duplicate key, or is too large.
     """
     fs, inner = resolve_path(path, path, None)
     with open(inner, "rb") if fs is None else fs.open(inner, "rb") as file:
@@ -88,7 +88,7 @@ def read(path: str) -> Any:
 
 
 def parse(content: bytes | str, name: str) -> Any:
-    """Parse YAML; errors call it by the name, and are those of ``read``."""
+    """Parse YAML; errors are as for ``read``, and contain ``name``."""
     try:
         return yaml.load(content, _Loader)
     except yaml.YAMLError as error:
