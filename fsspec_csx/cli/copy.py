@@ -65,7 +65,7 @@ def _transfer(options: argparse.Namespace, *, moving: bool) -> None:
     for source, source_options in pairs:
         own = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
         transfer = Transfer(source, options.target, source_options, own)
-        # Of several, an earlier call may have been interrupted.
+        # An interrupted earlier call may have copied some of them.
         if len(pairs) > 1 and not options.force and (there := transfer.find(moving=moving)):
             why = "was moved before" if moving else "exists already, with the same bytes"
             print_status(options, f"Skipped {there.source}, as {there.target} {why}")

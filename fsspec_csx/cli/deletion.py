@@ -1,4 +1,4 @@
-"""What the verbs that delete share: the options, the confirmation and the result."""
+"""Common code of the verbs that delete: the options, the confirmation and the result."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def confirm(options: argparse.Namespace, lines: Sequence[str], what: str) -> None:
-    """Ask whether to delete what the lines and the summary say, unless ``--yes`` is given.
+    """Show the lines and the summary, and ask whether to delete, unless ``--yes`` is given.
 
-    A ValueError unless the answer is yes.
+    Raises a ValueError unless the answer is yes.
     """
     if options.yes:
         return
@@ -36,7 +36,7 @@ def confirm(options: argparse.Namespace, lines: Sequence[str], what: str) -> Non
 
 
 def summarize(options: argparse.Namespace, count: int, noun: str, size: int) -> None:
-    """Say how much was deleted, or would be."""
+    """Print how much was deleted, or would be deleted."""
     if not count:
         print_status(options, "There is nothing to delete.")
     elif options.dry_run:
@@ -53,7 +53,7 @@ def finish(
     total: int,
     noun: str = "checkpoint",
 ) -> None:
-    """Print the result and the errors by path if JSON was asked for, and raise an error if a deletion failed."""
+    """Print the result and the errors by path with ``--json``, and raise an error if a deletion failed."""
     error = _combined_error(failed, total, noun) if failed else None
     emit_data(options, {**data, "failed": failed, **(as_data(error) if error else {})})
     if error:

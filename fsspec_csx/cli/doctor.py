@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 _WIDTH = len("conditional write")
 _LONGEST = 3600
-# By what a speed, its processor time, and the same of the other direction, are divided, and how many digits are shown.
+# The divisors and numbers of digits for the speed and the CPU time of one direction, and of the other.
 _SCALES = ((1e6, 0), (1, 2), (1e6, 0), (1, 2))
 
 
@@ -76,7 +76,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _lines(made: Iterable[Check], found: list[Check]) -> Iterator[str]:
-    """A line for each check, which is added to those found, and one for its remedy."""
+    """Yield a line for each check and one for its remedy, and append the check to ``found``."""
     for check in made:
         found.append(check)
         yield f"{_MARKS[check.ok]:6}  {check.name:{_WIDTH}}  {check.text}"
@@ -105,7 +105,7 @@ def _as_data(found: Measurement) -> dict[str, Any]:
 
 
 def _table_lines(found: Measurement) -> Iterator[str]:
-    """The table of speeds, and what follows from it."""
+    """Yield the table of speeds, and the advice."""
     median, most = (f"{1000 * each:.1f} ms" for each in (found.latency, found.latency_p90))
     yield f"first byte: {median} (median), {most} (90 % of the reads)"
     rows: list[tuple[str, ...]] = [("in flight", "MB/s up", "CPU s/GB", "MB/s down", "CPU s/GB")]

@@ -1,4 +1,4 @@
-"""How ``cszoo`` reports a failure: one line with the cause, one with the remedy."""
+"""Failure reports of ``cszoo``: one line with the cause, one with the remedy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BY_NUMBER = {
 }
 _PACKAGE = Path(__file__).parents[1]
 _STANDARD = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
-# Packages whose frames lie between a caller and this package.
+# Packages whose frames appear between a caller and this package.
 _BUILT_ON = {
     *("aiobotocore", "aiohttp", "aioitertools", "awscrt", "boto3", "botocore", "fsspec", "numpy", "s3fs", "torch"),
     *("tqdm", "urllib3", "yaml", "zlib_ng"),
@@ -43,28 +43,28 @@ _UNKNOWN = "Run it again with --debug to see where it happened."
 
 
 def format_error(error: Exception) -> str:
-    """The cause and the remedy of an error, one line each."""
+    """Return the cause and the remedy of an error, one line each."""
     data = as_data(error)
     return "\n".join(line for line in (f"cszoo: {data['cause']}", data["remedy"]) if line)
 
 
 def as_data(error: BaseException) -> dict[str, str]:
-    """An error for JSON: its class, its cause and its remedy, one line each."""
+    """Return an error for JSON: class, cause and remedy, one line each."""
     cause, remedy = _cause_and_remedy(error) if isinstance(error, Exception) else ("interrupted", "")
     cause, remedy = (printable(redact(" ".join(text.split()))) for text in (cause, remedy))
     return {"error": type(error).__name__, "cause": cause, "remedy": remedy}
 
 
 def format_traceback(error: Exception) -> str:
-    """The traceback of an error and of its causes, with secrets redacted."""
+    """Return the traceback of an error and of its causes, with secrets redacted."""
     return redact("".join(traceback.format_exception(error)))
 
 
 def is_from_user_code(error: BaseException) -> bool:
-    """Whether a user's code raised an error, or one of its causes.
+    """Return whether a user's code raised an error, or one of its causes.
 
-    It did if a frame of the traceback is outside this package, the standard library and this package's dependencies, or
-    if a DataLoader worker raised it.
+    This is so if a frame of the traceback is outside this package, its dependencies and the standard library, or if a
+    DataLoader worker raised it.
     """
     seen: list[BaseException] = []
     following: BaseException | None = error

@@ -1,4 +1,4 @@
-"""What ``cszoo`` prints: text or JSON."""
+"""The output of ``cszoo``: text or JSON."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _print(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """A text without passwords, and with escapes for characters that a terminal might obey."""
+    """Return a text without passwords, and with control characters escaped."""
     text = without_password(text)
     if text.isprintable():
         return text
@@ -73,12 +73,12 @@ def printable(text: str) -> str:
 
 
 def pluralize(number: int, noun: str) -> str:
-    """A number with its noun: ``1 file``, ``2 files``."""
+    """Return a number with its noun: ``1 file``, ``2 files``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
-    """Format rows as aligned lines; these columns on the right, such as numbers."""
+    """Format rows as aligned lines; ``right`` are the columns to align on the right, such as numbers."""
     rows, right = [[printable(cell) for cell in row] for row in rows], {*right}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {without_password(str(key)): _plain(each) for key, each in value.items()}
     if dataclasses.is_dataclass(value):
-        # Fields without a repr, such as a filesystem, are no part of a result.
+        # Fields without a repr, such as a filesystem, are not part of a result.
         return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value) if each.repr}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]

@@ -74,7 +74,7 @@ def _lines(found: Description) -> list[str]:
     of_tensors = sum(each.nbytes for each in info.tensors.values())
     metadata = (
         info.metadata if info.format in ("safetensors", "huggingface") else {}
-    )  # a torch file has the writer only
+    )  # torch files have only the writer
     rows = [
         ("Path", info.path),
         ("Format", info.format),
@@ -121,5 +121,5 @@ def _dtype(tensor: TensorInfo) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text that is safe for a terminal."""
+    """Return a text that is safe for a terminal."""
     return text if text and text.isprintable() else repr(text)

@@ -23,7 +23,7 @@ def add(verbs: Verbs) -> None:
 
 
 def row(found: ListedCheckpoint) -> tuple[str, str, str, str]:
-    """The cells for a checkpoint: step, time, size and path."""
+    """Return the cells for a checkpoint: step, time, size and path."""
     files = f" ({found.files} files)" if found.sharded else ""
     step = "-" if found.step is None else str(found.step)
     time = found.modified.astimezone().strftime("%Y-%m-%d %H:%M:%S") if found.modified else "-"

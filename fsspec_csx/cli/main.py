@@ -1,4 +1,4 @@
-"""Runs ``cszoo``: arguments, errors and the exit status."""
+"""The entry point of ``cszoo``: arguments, errors and the exit status."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _VERBS = (copy, list_verb, info, diff, verify, delete, convert, gc, prune, docto
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, by default those of the process, and return the exit status.
 
-    A SystemExit for usage errors, after ``--help``, and on SIGTERM.
+    Raises a SystemExit for usage errors, after ``--help``, and on SIGTERM.
     """
     options = parser().parse_args(arguments)
-    register_secrets([*vars(options).values()])  # no password of a URL appears in an error
+    register_secrets([*vars(options).values()])  # errors must not show passwords in URLs
     try:
         with _terminable(), _settings(options), _plain_warnings():
             try:
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _emit_error(options: argparse.Namespace, error: BaseException) -> None:
-    """Print an error as JSON, with what was done before it, unless a result was printed already."""
+    """Print an error as JSON with the results before it, unless a result was already printed."""
     if getattr(options, "json", False) and not hasattr(options, "emitted") and not isinstance(error, OutputClosedError):
         emit(options, {**getattr(options, "done", {}), **as_data(error)}, ())
         flush()
@@ -103,7 +103,7 @@ def _emit_error(options: argparse.Namespace, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def _settings(options: argparse.Namespace) -> Iterator[None]:
-    """Apply ``--profile`` and ``--endpoint-url`` to paths that name no others."""
+    """Apply ``--profile`` and ``--endpoint-url`` to paths that do not name their own."""
     before = fsspec.config.conf.get("s3", {})
     if options.endpoint_url:
         fsspec.config.conf["s3"] = {**before, "endpoint_url": options.endpoint_url}
@@ -118,7 +118,7 @@ def _settings(options: argparse.Namespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Print the warnings of this package without the place in its code."""
+    """Print the warnings of this package without the line of code."""
     before = warnings.formatwarning
 
     def plain(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any) -> str:

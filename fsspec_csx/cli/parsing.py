@@ -11,7 +11,7 @@ from fsspec_csx.storage.paths import redacted
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that leaves positional arguments their words, and prints no password."""
+    """An argument parser that reserves words for positional arguments, and prints no password."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
             elif action is not None and action.nargs in ("+", "*"):
                 many.append(index)
             elif action is not None and action.nargs is None:
-                action = None  # its only value
+                action = None  # the option takes only one value
             else:
                 free += 1
         missing = max(0, required - free)

@@ -73,7 +73,7 @@ def _rows(done: PruneResult, deleted: str) -> list[tuple[str, ...]]:
 
 
 def _explain(options: argparse.Namespace, done: PruneResult) -> None:
-    """Say why some checkpoints do not count among the newest."""
+    """Print why some checkpoints do not count among the newest."""
     for path, error in done.damaged.items():
         print_status(options, f"{path} is damaged and does not count: {error}")
     for path, why in done.uncounted.items():

@@ -1,4 +1,4 @@
-"""What the verbs of ``cszoo`` share: common options and the layout of their help."""
+"""Common code of the verbs of ``cszoo``: options and the layout of the help."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Verbs:
 
         Args:
             name: the verb.
-            run: returns the exit status, None for 0.
-            text: what the verb does, a blank line, and lines with examples; None under ``python -OO``.
-            help: the same in a few words.
+            run: a function that returns the exit status, or None for 0.
+            text: a description of the verb, a blank line, and examples; None under ``python -OO``.
+            help: the description in a few words.
         """
         description, _, examples = (text or help).strip().partition("\n\n")
         lines = "\n".join(f"  {self._command} {line}" for line in examples.splitlines())
@@ -58,7 +58,7 @@ def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: A
 
 
 def progress_of(options: argparse.Namespace) -> Callback | None:
-    """The callback of what takes time: none with ``--quiet``, otherwise a progress bar."""
+    """Return the progress callback: a progress bar, or None with ``--quiet``."""
     return NoOpCallback() if options.quiet else None
 
 
@@ -82,5 +82,5 @@ def roots_fitting(path: str) -> list[str]:
 
 
 def s3_options(path: str, **options: str | None) -> dict[str, str]:
-    """The given options as storage options, for a path on S3; otherwise none."""
+    """Return the given options as storage options for a path on S3; none for other paths."""
     return {name: value for name, value in options.items() if value and path.startswith(_S3)}

@@ -88,7 +88,7 @@ def _validate(options: argparse.Namespace) -> None:
     for config in _configs(options):
         trainer, metrics = config.validate()
         results.append({**_position(trainer), "metrics": metrics})
-        del trainer  # its memory is for the next one
+        del trainer  # free its memory for the next one
         rows += _rows(metrics)
     if _is_first():
         emit(options, _as_one(results), table(rows, right=[1]))
@@ -109,7 +109,7 @@ def _rows(metrics: list[dict[str, float]]) -> list[list[str]]:
 
 
 def _as_one(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result of the only training of a file, or those of all."""
+    """Return the result of a single training, or those of all trainings of a file."""
     return results[0] if len(results) == 1 else {"trainings": results}
 
 

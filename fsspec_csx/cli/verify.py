@@ -29,7 +29,7 @@ def _verify(options: argparse.Namespace) -> int:
     for path in all_fitting(options.paths):
         try:
             found = verify(path, callback=progress_of(options))
-        except Exception as error:  # the others are still verified
+        except Exception as error:  # still verify the other checkpoints
             failure = failure or error
             report = as_data(error)
             text = f"{report['cause']} {report['remedy']}".rstrip()

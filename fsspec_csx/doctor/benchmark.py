@@ -1,4 +1,4 @@
-"""``doctor --bench``: how fast objects of a bucket are read and written, by the number of requests in flight."""
+"""``doctor --bench``: the speed of reads and writes in a bucket, by the number of requests in flight."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from fsspec_csx.s3.transport.concurrency import LEAST, MOST
 from fsspec_csx.s3.transport.event_loop import finished
 
 PIECE = 3 * 2**19
-"""Bytes of each object that is written, 1.5 MiB: one request."""
+"""The size of each object, 1.5 MiB: one request writes it."""
 NEAR_SECONDS = 0.01
-"""A store that answers faster is near."""
+"""A store with a smaller latency is near."""
 _DIRECTIONS = "upload", "download"
-# How many objects each number of requests in flight moves, at most; None is the number that follows the link.
+# The maximum of objects for each number of requests in flight; None is the default, which follows the link.
 _OBJECTS = {1: 4, 4: 8, 16: 48, None: 48, 64: 64}
 MOST_WRITTEN = PIECE * sum(_OBJECTS.values())
-"""Bytes that are written, at most."""
+"""The maximum of bytes that are written."""
 _LATENCY_READS = 20
-_LEAST_SECONDS = 1.0  # for a trial that has begun when time is up
+_LEAST_SECONDS = 1.0  # for a trial that runs when the time is up
 _ENOUGH = 0.85  # of the best speed
-_GROWTH = 1.25  # by which the largest number is faster where still more may help
-_HOPE = 4  # how many times as fast as all before the next trial may be
+_GROWTH = 1.25  # more requests may help if the largest number is faster by this factor
+_HOPE = 4  # the next trial may be faster than all before by this factor
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What so many requests in flight reached."""
+    """The speeds with a number of requests in flight."""
 
-    requests: int | None  # how many; None for the number that follows the link, the default
-    nbytes: int = 0  # how many bytes were written, and read
-    upload: float | None = None  # bytes a second; None if it was not measured
+    requests: int | None  # the number; None for the default, which follows the link
+    nbytes: int = 0  # the bytes that were written, and then read
+    upload: float | None = None  # bytes per second; None if it was not measured
     download: float | None = None
-    upload_cpu: float | None = None  # seconds of this process's processor time for 10^9 bytes
+    upload_cpu: float | None = None  # seconds of this process's CPU time for 10^9 bytes
     download_cpu: float | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found."""
+    """The results of a benchmark."""
 
     endpoint: str  # the URL of the store
     latency: float  # seconds to the first byte of an object, the median
-    latency_p90: float  # what nine of ten reads stay below
-    trials: Sequence[Trial]  # the speeds; those for which the time or the link did not suffice have none
-    written: int  # bytes that were written in all
-    read: int  # bytes that were read in all
-    seconds: float  # how long all took
+    latency_p90: float  # the 90th percentile of these seconds
+    trials: Sequence[Trial]  # trials for which the time or the link did not suffice have no speeds
+    written: int  # all bytes written
+    read: int  # all bytes read
+    seconds: float  # the total duration
 
     @property
     def is_near(self) -> bool:
@@ -64,7 +64,7 @@ class Measurement:
 
     @property
     def default_reaches(self) -> Mapping[str, float]:
-        """The share of the best fixed number's speed that the default reaches, by direction."""
+        """The default's speed as a fraction of the best fixed number's, by direction."""
         found = {}
         for direction in _DIRECTIONS:
             speeds = self._speeds(direction)
@@ -75,7 +75,7 @@ class Measurement:
 
     @property
     def is_default_enough(self) -> bool:
-        """Whether the default reaches 85 % of the best fixed number's speed, as far as is known."""
+        """Whether the default reaches 85 % of the best fixed number's speed, in all measured directions."""
         return all(share >= _ENOUGH for share in self.default_reaches.values())
 
     @property
@@ -91,7 +91,7 @@ class Measurement:
 
     @property
     def may_use_more(self) -> bool:
-        """Whether the largest number of requests was so much faster than the one before that more may help."""
+        """Whether more requests may help, as the largest number was much faster than the one before."""
         before, last = sorted(number for number in _OBJECTS if number)[-2:]
         found = map(self._speeds, _DIRECTIONS)
         return any(each.get(last, 0.0) >= _GROWTH * each[before] for each in found if before in each)
@@ -101,7 +101,7 @@ class Measurement:
 
 
 class Benchmark:
-    """Measures with objects of its own, which ``remove`` deletes; for the arguments see ``benchmark``."""
+    """Measures with its own objects, which ``remove`` deletes; for the arguments see ``benchmark``."""
 
     def __init__(
         self, fs: ProbeFileSystem, bucket: str, prefix: str, *, seconds: float, report: Callable[[str], object]
@@ -111,10 +111,10 @@ class Benchmark:
         self._stem = f"{prefix}.cszoo-doctor-{secrets.token_hex(8)}"
         self._paths: list[str] = []
         self._written = self._read = 0
-        self._of_one = self._of_all = 0.0  # the best speed so far, of a request and of all
+        self._of_one = self._of_all = 0.0  # the best speed so far, of one request and of all together
 
     def run(self) -> Measurement:
-        """Measure."""
+        """Run all trials."""
         self._began = time.monotonic()
         self._fs.connect()
         latency = self._latency()
@@ -125,10 +125,10 @@ class Benchmark:
         return Measurement(self._fs._endpoint, statistics.median(latency), p90, trials, *moved)
 
     def remove(self) -> None:
-        """Delete what was written, with its versions."""
+        """Delete the objects and their versions."""
         if self._paths:
             finished(self._fs, lambda: bulk_delete(self._fs, self._paths))
-            with contextlib.suppress(OSError):  # not every store has versions, and not everybody may delete them
+            with contextlib.suppress(OSError):  # the store may lack versions, or refuse their deletion
                 remove_versions(self._fs, self._bucket, self._stem)
 
     @property
@@ -136,7 +136,7 @@ class Benchmark:
         return self._seconds - (time.monotonic() - self._began)
 
     def _latency(self) -> list[float]:
-        """Seconds of reads of a byte, after a first one that connects; also learns how fast the link is."""
+        """Return the seconds of reads of one byte, without the connection; also estimate the speed of the link."""
         self._report("latency")
         path = self._path(0)
         began = time.monotonic()
@@ -156,7 +156,7 @@ class Benchmark:
         return found[1:]
 
     def _trial(self, requests: int | None, objects: int) -> Trial:
-        """Write and read so many objects at a time, or fewer where the link is slow."""
+        """Write and read objects with so many requests in flight; fewer objects if the link is slow."""
         speed = min(self._of_one * (requests or LEAST), _HOPE * self._of_all)
         seconds = self._left / (2 * len(_OBJECTS))
         count = min(objects, max(1, int(speed * seconds / PIECE)))
@@ -180,12 +180,12 @@ class Benchmark:
         return Trial(requests, nbytes, up, down, up_cpu, down_cpu)
 
     def _timed(self, call: Callable[[], Any], nbytes: int) -> tuple[float, float] | None:
-        """Bytes a second, and seconds of the processor for 10^9 of them; None if time is up before all have moved."""
+        """Return bytes per second, and CPU seconds for 10^9 bytes; None if the time ends before the transfer."""
         began, cpu = time.monotonic(), time.process_time()
         try:
             finished(self._fs, call, max(_LEAST_SECONDS, self._left))
         except TimeoutError:
-            if self._left > 0:  # it is the store's
+            if self._left > 0:  # the store raised the error, not the time limit
                 raise
             return None
         seconds = time.monotonic() - began
@@ -194,7 +194,7 @@ class Benchmark:
         return nbytes / seconds, (time.process_time() - cpu) * 1e9 / nbytes
 
     def _path(self, number: int) -> str:
-        path = f"{self._bucket}/{self._stem}.{number:016x}.tmp"  # as gc knows it, should this process be killed
+        path = f"{self._bucket}/{self._stem}.{number:016x}.tmp"  # gc finds this name if the process is killed
         if path not in self._paths:
             self._paths.append(path)
         return path
@@ -208,10 +208,10 @@ def benchmark(
     seconds: float = 30.0,
     report: Callable[[str], object] = lambda text: None,
 ) -> Iterator[Measurement]:
-    """Measure in a bucket; what was written is deleted when the block ends, or when the measuring fails.
+    """Measure in a bucket; the objects are deleted when the block ends, or when the measurement fails.
 
-    It takes about so many seconds. Each line on what is measured next goes to ``report``. For the place see
-    ``run.parse_url``. No bucket is created; an OSError is the store's.
+    It takes about ``seconds``, and sends a line to ``report`` before each trial. For ``place`` see ``run.parse_url``.
+    No bucket is created. The store may raise an OSError.
     """
     fs = ProbeFileSystem(**{**(storage_options or {}), "skip_instance_cache": True})
     measured = Benchmark(fs, *place, seconds=seconds, report=report)

@@ -1,4 +1,4 @@
-"""Checks what works in a bucket, with one object that is always deleted."""
+"""Checks which operations work in a bucket, with one object that is always deleted."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _MIB = 2**20
 # The object sizes of the speed test; the second is skipped if the first takes more than a second.
 _SIZES = (2 * _MIB, 32 * _MIB)
 _ASKED_FOR = 20
-# The storage classes that must be restored before a read.
+# The storage classes whose objects must be restored before a read.
 _ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
-# The answers to a wrong checksum. botocore would retry the first.
+# The error codes for a wrong checksum. botocore would retry the first one.
 _DAMAGED = ("BadDigest", "InvalidArgument", "InvalidDigest", "InvalidRequest", "XAmzContentChecksumMismatch")
 _UNEXPECTED = "Ask who runs the server, with this answer."
 _WRITTEN = "checksums", "conditional write", "multipart", "speed"
@@ -37,11 +37,11 @@ IN_BUCKET = ("bucket", "list", "write", "read", *_WRITTEN, "delete")
 
 
 class _DamageSeenError(Exception):
-    """The server compared a checksum."""
+    """The server found the wrong checksum."""
 
 
 class BucketChecks:
-    """The checks in a bucket, with an object below a prefix: empty, or with a slash at the end."""
+    """The checks in a bucket, with an object below a prefix, which is empty or ends with a slash."""
 
     def __init__(self, fs: ProbeFileSystem, bucket: str, prefix: str, *, speed: bool) -> None:
         self._fs = fs
@@ -147,7 +147,7 @@ class BucketChecks:
         return lacking("checksums", "the server accepts CRC64NVME but compares nothing: damage goes unnoticed")
 
     def _damage_is_seen(self) -> bool:
-        """Whether the server refuses bytes with a wrong checksum."""
+        """Return whether the server refuses bytes with a wrong checksum."""
 
         def seen(response: Any = None, **_: Any) -> None:
             if response is not None and response[1].get("Error", {}).get("Code") == _DAMAGED[0]:
@@ -184,13 +184,13 @@ class BucketChecks:
         try:
             self._call("abort_multipart_upload", Key=self._key, UploadId=upload_id)
         except FileNotFoundError:
-            pass  # it was completed
+            pass  # the upload was completed
         except AccessDeniedError as error:
             return self._failed("multipart", error, "s3:AbortMultipartUpload")
         return passed("multipart", "a multipart upload was completed, and uploads may be aborted")
 
     async def _upload(self) -> str:
-        """Create the object by a multipart upload, and return the upload id."""
+        """Create the object with a multipart upload, and return the upload id."""
         call = object_call(self._fs, self._bucket, self._key, {})
         async with MultipartUpload(call, self._fs.transfer) as upload:
             await upload.create()
@@ -234,7 +234,7 @@ class BucketChecks:
 
 
 def remove_versions(fs: ProbeFileSystem, bucket: str, prefix: str) -> None:
-    """Delete all versions, and delete markers, of the objects whose names begin so."""
+    """Delete all versions and delete markers of the objects whose names begin with a prefix."""
     answer = fs.call_s3("list_object_versions", Bucket=bucket, Prefix=prefix)
     for each in [*(answer.get("Versions") or ()), *(answer.get("DeleteMarkers") or ())]:
         if each["Key"].startswith(prefix):

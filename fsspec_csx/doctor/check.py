@@ -13,28 +13,28 @@ class Check:
     """The result of one check."""
 
     name: str  # the name of the check, such as ``write``
-    ok: bool | None  # False if something must be fixed; None if it was not checked, or is optional
+    ok: bool | None  # False if something must be fixed; None if it was not checked or is optional
     text: str  # the result, in one line
     remedy: str = ""  # what to do, in one line; empty if nothing
 
 
 def passed(name: str, text: str) -> Check:
-    """A check that passed."""
+    """Return a check that passed."""
     return Check(name, True, _line(text))
 
 
 def lacking(name: str, text: str, remedy: str = "") -> Check:
-    """A check that found something optional missing."""
+    """Return a check of something optional that is missing."""
     return Check(name, None, _line(text), _line(remedy))
 
 
 def skipped(name: str, why: str) -> Check:
-    """A check that was skipped."""
+    """Return a check that was skipped."""
     return Check(name, None, _line(f"not checked: {why}"))
 
 
 def failed(name: str, error: Exception | str, remedy: str, right: str = "") -> Check:
-    """A check that found something to fix; ``right`` is the permission that lacks if it was refused."""
+    """Return a check that found something to fix; ``right`` is the missing permission if the server refused it."""
     text = str(error) or type(error).__name__
     if isinstance(error, CSXError):
         text, remedy = error.reason, error.remedy or remedy

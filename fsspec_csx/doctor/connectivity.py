@@ -1,4 +1,4 @@
-"""Checks whether the endpoint answers, its clock, and whether it accepts the credentials."""
+"""Checks whether the endpoint responds, whether its clock agrees, and whether it accepts the credentials."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SHOWN_SKEW = timedelta(seconds=3)
 _UNAVAILABLE = (502, 503, 504)
 _NO_S3 = "Check that the endpoint is that of an S3 service, not of a web page, and ask who runs it."
 NOT_THERE = ("405", "501", "MethodNotAllowed", "NotImplemented")
-"""The answers of servers to requests that they do not support."""
+"""The error codes of servers for requests that they do not support."""
 
 
 def check_endpoint(effective: EffectiveConfig) -> Iterator[Check]:
-    """Check the endpoint and its clock, by one unsigned request."""
+    """Check the endpoint and its clock with one unsigned request."""
     client = effective.unsigned._s3
     config = client.meta.config
     session = URLLib3Session(

@@ -20,9 +20,9 @@ _KEY_VARIABLE = "AWS_ACCESS_KEY_ID"
 _CLIENT_KEY = "aws_access_key_id"
 _PROFILE_VARIABLES = ("AWS_DEFAULT_PROFILE", "AWS_PROFILE")  # in botocore's order
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_OTHER_REGION = "AWS_REGION"  # read by other programs, not by botocore
+_OTHER_REGION = "AWS_REGION"  # other programs read it, but botocore does not
 _FILES = {"shared-credentials-file": "credentials_file", "config-file": "config_file"}
-# botocore's names for the sources of credentials, in words.
+# Descriptions of botocore's names for the sources of credentials.
 _KINDS = {
     "assume-role": "the role that {profile} assumes",
     "assume-role-with-web-identity": "a role by web identity",
@@ -43,7 +43,7 @@ class ProbeFileSystem(CSXFileSystem):
 
 
 class EffectiveConfig:
-    """The effective settings of a call with these options, whose source the caller names.
+    """The effective settings of a call with these options; ``caller`` names the source of the options.
 
     Raises:
         CredentialsError: if the profile does not exist, or an AWS file cannot be read.
@@ -63,7 +63,7 @@ class EffectiveConfig:
         self._profile = str(self._session.get_config_variable("profile") or "default")
 
     def sign_in(self) -> tuple[Check, ProbeFileSystem | None]:
-        """Check the credentials, and connect; the filesystem is None if there are none."""
+        """Check the credentials, and connect; the filesystem is None without credentials."""
         try:
             fs = ProbeFileSystem(**{**self._call, "skip_instance_cache": True})
             fs.connect()
@@ -120,7 +120,7 @@ class EffectiveConfig:
         return _KINDS.get(method, method).format(profile=f"profile {self._profile!r}")
 
     def _rule(self, option: str, method: str = "") -> int:
-        """The number of the rule that gave the credentials, 1 to 6."""
+        """Return the number of the rule that gave the credentials, 1 to 6."""
         if self._options.get(option) or self._options.get("session"):
             return self._level(option if self._options.get(option) else "session")
         if method == "env" or any(map(os.environ.get, _PROFILE_VARIABLES)):
@@ -128,7 +128,7 @@ class EffectiveConfig:
         return 5 if method in _FILES else 6
 
     def _unused(self, method: str = "") -> str:
-        """A note on a variable that has no effect, which often surprises."""
+        """Return a note on a variable without effect, which often surprises users."""
         if method != "env":
             return f"; {_KEY_VARIABLE} in the environment is not used" if os.environ.get(_KEY_VARIABLE) else ""
         variable = next(filter(os.environ.get, _PROFILE_VARIABLES), None)
@@ -137,7 +137,7 @@ class EffectiveConfig:
     # -- where settings come from -----------------------------------------------------------------------------------
 
     def _level(self, option: str) -> int:
-        """The number of the rule that gives an option: 1, 2 or 3."""
+        """Return the number of the rule that gives an option: 1, 2 or 3."""
         names = (option, "profile_name") if option == "profile" else (option,)
         if any(self._call.get(name) for name in names):
             return 1
@@ -228,5 +228,5 @@ class EffectiveConfig:
 
 
 def shortened(key: str) -> str:
-    """The ends of an access key, enough to recognize it."""
+    """Return both ends of an access key, enough to recognize it."""
     return f"{key[:4]}...{key[-4:]}" if len(key) >= 12 else credentials.mask(key)

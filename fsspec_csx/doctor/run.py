@@ -1,4 +1,4 @@
-"""Runs the checks: the effective configuration for S3, the source of each setting, and whether it works."""
+"""Runs the checks of the effective configuration for S3: the source of each setting, and whether it works."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def checks(
     """Check the effective configuration for S3, and what works with it.
 
     The checks write one object with a unique name below the folder; it is deleted when the iterator ends or is closed.
-    No bucket is created. Without a URL, only what needs no bucket is checked. The source of the storage options is what
-    ``caller`` names.
+    No bucket is created. Without a URL, checks that need a bucket are left out. ``caller`` names the source of the
+    storage options.
     """
     return _checks(None if url is None else parse_url(url), dict(storage_options or {}), caller, speed)
 
 
 def parse_url(url: str) -> tuple[str, str]:
-    """The bucket of a URL, and its prefix: empty, or with a slash at the end; a CheckpointPathError if it has none."""
+    """Return the bucket and the prefix (empty or with a final slash); a CheckpointPathError without a bucket."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise CheckpointPathError(f"{url!r} is not an S3 URL.", _EXAMPLE)
@@ -99,7 +99,7 @@ def _versions() -> Check:
 
 
 def _opener() -> Check:
-    """Whether this package opens s3://, as another may have registered it."""
+    """Check whether this package opens s3://, as another may have registered it."""
     from fsspec_csx.s3.filesystem import CSXFileSystem  # only here, as it imports s3fs
 
     kind = fsspec.get_filesystem_class("s3")
@@ -111,7 +111,7 @@ def _opener() -> Check:
 
 
 def _commands() -> Iterator[Check]:
-    """Which ``cszoo`` the shell runs, if another package has one too."""
+    """Check which ``cszoo`` the shell runs, if another package also has one."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     commands = [command for folder in folders if (command := shutil.which("cszoo", path=folder))]
     foreign = [command for command in commands if not _is_ours(command)]

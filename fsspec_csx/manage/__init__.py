@@ -1,1 +1,1 @@
-"""What is done to checkpoints as a whole: copied, listed, compared, checked, converted, deleted."""
+"""Operations on whole checkpoints: copy, list, compare, verify, convert and delete."""

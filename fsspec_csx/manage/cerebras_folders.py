@@ -1,4 +1,4 @@
-"""Cerebras checkpoints in folders: whether one is complete, and where one can be copied to."""
+"""Cerebras checkpoints in folders: their objects, whether they are complete, and where they can be copied to."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TAIL = 4096
 
 
 def is_complete(root: Directory, folder: str) -> bool:
-    """Whether the checkpoint in a folder below a root was written completely; True if its metadata may not be read."""
+    """Return whether the checkpoint in a folder below a root is complete; True if its metadata may not be read."""
     place = Location.below(root, f"{folder.rstrip('/')}/{naming.METADATA}".lstrip("/"))
     try:
         size = place.state()["size"]
         with place.opened() as file:
             file.seek(max(0, size - _TAIL))
-            if metadata.SUCCESS.encode() in file.read(_TAIL):  # written last
+            if metadata.SUCCESS.encode() in file.read(_TAIL):  # a save writes this last
                 return True
             file.seek(0)
             if size > metadata.LARGEST:
@@ -40,15 +40,15 @@ def is_complete(root: Directory, folder: str) -> bool:
 
 
 def own_names(root: Directory, names: Collection[str], *, strict: bool = False) -> list[str]:
-    """The files below a folder, by their names, that are of the Cerebras checkpoint in it; none without one."""
+    """Return those of the names below a folder that belong to the Cerebras checkpoint in it; none without one."""
     return divided(root, names, strict=strict)[0]
 
 
 def divided(root: Directory, names: Collection[str], *, strict: bool = False) -> tuple[list[str], list[str]]:
-    """The same, and those files in folders below of which damaged metadata does not say whether they are of it.
+    """Return the checkpoint's own names, and names in folders below that it may own, if its metadata is damaged.
 
-    With ``strict``, metadata that names objects of checkpoints below, or does not name all of its own, is an
-    InvalidCheckpointError.
+    With ``strict``, raises an InvalidCheckpointError if the metadata names objects of checkpoints below, or does not
+    name all of its own.
     """
     if naming.METADATA not in names:
         return [], []
@@ -62,19 +62,19 @@ def divided(root: Directory, names: Collection[str], *, strict: bool = False) ->
 
 
 def left_behind(path: str, names: Collection[str]) -> DeleteError:
-    """The error for a checkpoint that was deleted but for these objects in folders below."""
+    """Return the error for a checkpoint that was deleted except for these objects in folders below."""
     reason = f"{redacted(path)} was deleted, but {metadata.unclear_owner(names)}. They are left."
     return DeleteError(reason, "Look at them, and delete those that nobody needs, such as by fsspec's rm_file.")
 
 
 def warn_of_unclear(target: Directory, names: Collection[str]) -> None:
-    """Log which objects stay below a folder whose checkpoint is replaced, as damaged metadata does not name them."""
+    """Warn which objects stay below a replaced checkpoint, as its damaged metadata does not name them."""
     if names:
         logger.warning("%s is replaced, and %s. They stay.", redacted(target.path), metadata.unclear_owner(names))
 
 
 def is_incomplete(root: Directory) -> bool:
-    """Whether ``mark_incomplete`` marked a folder, and nothing completed it since."""
+    """Return whether ``mark_incomplete`` marked a folder that nothing has completed since."""
     data = _read(root.fs, root.inner(), metadata.LARGEST) or b""
     try:
         return {*metadata.decoded(data, name=root.path)} == {metadata.OWN}
@@ -107,14 +107,14 @@ def write_metadata(fs: Any, folder: str, data: bytes) -> None:
 
 
 def check_target(source: Directory, target: Directory) -> None:
-    """Refuse, by a CheckpointPathError, a target that cannot hold the user metadata of a checkpoint on S3."""
+    """Raise a CheckpointPathError if a target cannot hold the user metadata of a checkpoint on S3."""
     if _is_bulk(source.fs) and not _is_bulk(target.fs):
         reason = f"{redacted(target.path)} cannot hold the user metadata of the objects of {redacted(source.path)}."
         raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")
 
 
 def same_user_metadata(one: Location, other: Location) -> bool:
-    """Whether two objects have the same user metadata; True on filesystems without."""
+    """Return whether two objects have the same user metadata; True on filesystems without user metadata."""
     stamps = one.stamp(), other.stamp()
     if stamps[0] is None or stamps[1] is None:
         return True

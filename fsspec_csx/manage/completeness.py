@@ -1,4 +1,4 @@
-"""Checks that a checkpoint has all files that its manifest, its index or the names of its shards require."""
+"""Checks that a checkpoint has all files that its manifest, index or shard names require."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REMEDY = "Copy it again, or delete it."
 
 
 def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) -> None:
-    """Check that a checkpoint folder has all its files, without reading them; else an InvalidCheckpointError.
+    """Raise an InvalidCheckpointError unless a checkpoint folder has all its files; they are not read.
 
-    Names are compared with the manifest or index; for torch.distributed.checkpoint also sizes. Of a lone
-    ``model.safetensors`` the size is compared with its header. The metadata of a Cerebras checkpoint must be complete.
+    It compares names with the manifest or index, and for torch.distributed.checkpoint also sizes. It compares the size
+    of a lone ``model.safetensors`` with the header. The metadata of a Cerebras checkpoint must be complete.
     """
     root = Directory(path, storage_options)
     files, _ = root.scan()
@@ -34,7 +34,7 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     lone = [name for name in huggingface.models(sizes) if not huggingface.is_index(name)]
     replaced = [name.removesuffix(huggingface.SUFFIX) + huggingface.INDEX_SUFFIX for name in lone]
     indexes = [name for name in sizes if name.endswith(".index.json") and name not in replaced]
-    # What an index does not name is of an unfinished save, and not needed.
+    # Files that an index does not name come from an unfinished save, and are not needed.
     counted = {*(name.removesuffix(".index.json").rpartition(".")[2] for name in (*indexes, *replaced))}
     if missing := missing_shards(name for name in sizes if name.rpartition(".")[2] not in counted):
         raise _incomplete(display_path, missing, "its shards count")
@@ -53,7 +53,7 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
 
 
 def missing_shards(names: Iterable[str]) -> list[str]:
-    """The missing shards of numbered sets, such as ``model-00001-of-00002.safetensors``."""
+    """Return the missing shards of numbered sets, such as ``model-00001-of-00002.safetensors``."""
     found: dict[tuple[str, int, str], set[int]] = defaultdict(set)
     for name in names:
         if numbered := _NUMBERED.fullmatch(name):
@@ -66,14 +66,14 @@ def missing_shards(names: Iterable[str]) -> list[str]:
 
 
 def shards_of_index(root: Directory, name: str) -> set[str]:
-    """The shards that a Hugging Face index names; an InvalidCheckpointError if it is damaged."""
+    """Return the shards in a Hugging Face index; raise an InvalidCheckpointError if it is damaged."""
     with Location.below(root, name).opened() as file:
         return {*decoded(file.read(LARGEST + 1), f"{name} of {redacted(root.path)}").shards}
 
 
 def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_path: str) -> None:
     """Check that the shards in a manifest exist and are long enough."""
-    from fsspec_csx.formats.dcp import manifest  # imported here, as they import torch
+    from fsspec_csx.formats.dcp import manifest  # imported here, as this imports torch
     from fsspec_csx.formats.dcp.folder import Folder
 
     ends: dict[str, int] = defaultdict(int)
@@ -94,6 +94,6 @@ def _incomplete(display_path: str, missing: list[str], what: str) -> InvalidChec
 
 
 def listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and the number of the others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

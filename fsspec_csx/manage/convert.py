@@ -31,13 +31,13 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 class ConvertResult:
     """A converted checkpoint."""
 
-    path: str  # its path, without any password
+    path: str  # the path of the new checkpoint, without any password
     format: str  # one of ``FORMATS``
     size: int  # the size of the file or folder, in bytes
     tensors: int
-    cast: int  # how many of them were cast
+    cast: int  # the number of tensors that were cast
     dropped: tuple[str, ...]  # the names of omitted values, as a safetensors file holds only tensors
-    separated: tuple[str, ...]  # the names of tensors that shared memory, and are copies in a safetensors file
+    separated: tuple[str, ...]  # the names of tensors that shared memory, and became copies in a safetensors file
     overflowed: tuple[str, ...]  # the names of tensors in which finite numbers became infinite in the new dtype
 
 
@@ -55,19 +55,19 @@ def convert(
 ) -> ConvertResult:
     """Convert a checkpoint to another format or dtype, or extract a part of it.
 
-    The checkpoint is streamed, with some 100 MiB of memory. In memory are only files that ``load`` reads completely
-    (torch before 1.6, sparse or quantized tensors, compressed files), and a transposed tensor while it is written to a
-    safetensors file; for the format ``distributed`` (one shard) the largest tensor, for ``cerebras`` all of them. The
-    checksums of torch files and shards are verified. An existing checkpoint is replaced only by a complete one, except
-    a Cerebras checkpoint (see ``save``). What a format cannot hold is refused before anything is written.
+    The checkpoint is streamed, with about 100 MiB of memory. More memory is needed for files that ``load`` reads
+    completely (torch before 1.6, sparse or quantized tensors, compressed files), and for a transposed tensor in a
+    safetensors file. The format ``distributed`` (one shard) needs memory for the largest tensor, ``cerebras`` for all.
+    The checksums of torch files and shards are verified. An existing checkpoint is replaced only by a complete one,
+    except a Cerebras checkpoint (see ``save``). Values that the format cannot hold are refused before any write.
 
-    A torch file keeps the nesting, other values, shared memory and parameters; tensors move to the CPU. A safetensors
-    file, and each of the files of the format ``huggingface``, has the tensors by their dotted names; one file keeps the
-    metadata of a safetensors source.
+    A torch file keeps nesting, other values, shared memory and parameters; tensors move to the CPU. A safetensors file,
+    and each file of the format ``huggingface``, has the tensors by dotted name. A single safetensors file also keeps
+    the metadata of a safetensors source.
 
     Paths and ``keys`` are as for ``load``, ``max_shard_size`` as for ``save``. A target that ends in a slash, or is a
-    local folder, gets the source's name, with the suffix of the format. The dtype casts the floating-point tensors of a
-    file. The format is by default that of the target's suffix, otherwise ``torch``.
+    local folder, gets the source's name, with the suffix of the format. ``dtype`` casts floating-point tensors. The
+    default format follows from the target's suffix, and otherwise is ``torch``.
 
     Raises:
         ValueError: if a path cannot name a checkpoint, the source is invalid or lacks an entry of ``keys``, the format
@@ -84,7 +84,7 @@ def convert(
     if overwrite:
         _check_kind(place, folder=registry.is_folder(kind) and not is_index(place.name))
     with report_progress(callback, place.text) as progress, origin.source() as opened:
-        import torch  # imported here, so that errors in paths come fast
+        import torch  # imported here, so that errors in paths are reported fast
 
         from fsspec_csx.formats.base import Request
         from fsspec_csx.formats.writer import Target
@@ -106,7 +106,7 @@ def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
 
 
 def _check_kind(place: Location, *, folder: bool) -> None:
-    """Refuse to replace a file by a folder, or a folder by a file."""
+    """Refuse to replace a file with a folder, or a folder with a file."""
     if not place.exists() or place.is_folder() == folder:
         return
     if folder:
@@ -124,14 +124,14 @@ def _name(dtype: torch.dtype | str) -> str:
 def _written(
     origin: Location, target: str | os.PathLike[str], format: str | None
 ) -> tuple[str | os.PathLike[str], str]:
-    """The path to write to, and the format; in a folder the name comes from the source."""
+    """Return the path to write to, and the format; in a folder the source gives the name."""
     name, text = origin.name, os.fspath(target)
     kind = format or registry.name_for(name if takes_names(target) else text)
     if not takes_names(target):
         return target, kind
     own = registry.suffix(kind)
     if not own and not text.endswith("/") and naming.is_sharded(os.listdir(text)):
-        return target, kind  # the folder is a checkpoint, not a folder of checkpoints
+        return target, kind  # the target itself is a checkpoint
     suffix = next((each for each in (INDEX_SUFFIX, *SUFFIXES) if name.endswith(each) and name != each), "")
     if format is None and suffix == INDEX_SUFFIX:
         return with_name(target, name), kind

@@ -39,8 +39,7 @@ def copy(
 ) -> str:
     """Copy a checkpoint, byte for byte, between any two paths.
 
-    The manifest of a checkpoint folder is copied last. An interrupted copy from or to S3 resumes when the same call is
-    repeated.
+    The manifest of a checkpoint folder is copied last. Repeating the call resumes an interrupted copy from or to S3.
 
     Args:
         source: a local path or an fsspec URL, as for ``load``.
@@ -51,13 +50,13 @@ def copy(
         callback: as for ``load``.
 
     Returns:
-        The path that was written.
+        The path of the copy.
 
     Raises:
         CheckpointPathError: a ValueError, if a path cannot name a checkpoint, or both name the same one.
         FileExistsError: if the target exists, unless ``overwrite``.
         IsADirectoryError: if the source is a folder but not a checkpoint, or the target is a folder.
-        OSError: if the source changed meanwhile, or raised by a filesystem.
+        OSError: if the source changed during the copy, or for an error of a filesystem.
     """
     transfer = Transfer(source, target, source_options, target_options)
     return transfer.run(moving=False, overwrite=overwrite, callback=callback).target
@@ -75,16 +74,10 @@ def move(
     """Move a checkpoint: copy it, compare all bytes, and delete the source.
 
     A file at the target with the same bytes counts as the copy. A local link is removed, but not the file behind it.
-
-    Args:
-        source: as in ``copy``, and so are the others.
-
-    Returns:
-        The path that was written.
+    Arguments, result and errors are as for ``copy``.
 
     Raises:
         ChecksumError: an OSError, if the copy differs; the source stays.
-        Exception: as in ``copy``.
     """
     transfer = Transfer(source, target, source_options, target_options)
     return transfer.run(moving=True, overwrite=overwrite, callback=callback).target
@@ -117,7 +110,7 @@ class Transfer:
         refuse_index(origin.text)
         goal, size = self._goal(), origin.state()["size"]
         if moving and not overwrite and _is_there(origin, goal):
-            origin.remove()  # left by an interrupted move
+            origin.remove()  # an interrupted move left it
             return CopyResult(origin.text, goal.text, size)
         _check_target(origin, goal, overwrite)
         with report_progress(callback, goal.text) as progress:
@@ -132,7 +125,7 @@ class Transfer:
         return CopyResult(origin.text, goal.text, size)
 
     def find(self, *, moving: bool) -> CopyResult | None:
-        """The result of an earlier run; None if there is no equal copy, or the source is still to be deleted."""
+        """Return the result of an earlier run; None without an equal copy, or if a move must delete the source."""
         origin, goal = self._origin, self._goal()
         if not goal.exists():
             return None
@@ -155,7 +148,7 @@ class Transfer:
 
 
 def _is_there(source: Location, target: Location) -> bool:
-    """Whether the target is another file with the same bytes."""
+    """Return whether the target is another file with the same bytes."""
     return (
         not source.is_same_file(target) and target.exists() and not target.is_folder() and same_content(source, target)
     )
@@ -166,7 +159,7 @@ def _check_target(source: Location, target: Location, overwrite: bool) -> None:
         reason = f"{redacted(target.text)} is the source file."
         raise CheckpointPathError(reason, "Name another target.")
     if overwrite and target.bulk:
-        return  # on S3 an object may have the name of a folder, and a look would need the right to list
+        return  # on S3 an object may have a folder's name, and the check needs the right to list
     if not target.exists():
         return
     with contextlib.suppress(FileNotFoundError):  # a dangling link

@@ -1,4 +1,4 @@
-"""Deletes checkpoints, and nothing else."""
+"""Deletes exactly the given checkpoints."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 class DeleteTarget:
     """A checkpoint to delete."""
 
-    path: str  # as given
+    path: str  # the given path
     fs: Any  # the filesystem; None for the local one
-    files: Sequence[str]  # the paths of all its files there
-    manifests: Sequence[str]  # those of them to delete first: without a manifest the folder is not a checkpoint
-    size: int  # of all files, in bytes
+    files: Sequence[str]  # the paths of all files on the filesystem
+    manifests: Sequence[str]  # the files to delete first: without a manifest the folder is not a checkpoint
+    size: int  # the size of all files, in bytes
     folder: str | None  # the path of the folder; None for a single file
-    # The metadata of a Cerebras checkpoint, deleted last and until then marked incomplete, as only it identifies the
-    # other files; None for other checkpoints.
+    # The metadata of a Cerebras checkpoint; None for other checkpoints. It is marked incomplete at first and deleted
+    # last, as only it identifies the other files.
     metadata: str | None = None
-    # Names of files in folders below that are not deleted, as damaged metadata does not say whose they are.
+    # Names of files in folders below that stay, as damaged metadata does not say whose they are.
     left: Sequence[str] = ()
 
     def phases(self, *, marked: bool) -> list[list[str]]:
-        """The files in the order to delete them; a marked Cerebras checkpoint loses its metadata last.
+        """Return the files in the order of deletion; the metadata of a marked Cerebras checkpoint comes last.
 
-        Shards identify the folder when its manifests are gone, and go late.
+        Shards come late, as they identify the folder after its manifests are gone.
         """
         metadata = [self.metadata] if self.metadata else []
         first = [*self.manifests, *(() if marked else metadata)]
@@ -48,18 +48,18 @@ class DeleteTarget:
 
     @property
     def key(self) -> tuple[int, str]:
-        """The same for two paths of one checkpoint."""
+        """A key that is equal for two paths of one checkpoint."""
         return id(self.fs), self.folder or self.files[0]
 
 
 def targets(
     paths: Iterable[str | os.PathLike[str]], *, storage_options: Mapping[str, Any] | None = None
 ) -> list[DeleteTarget]:
-    """Find out what to delete for these checkpoints; nothing is deleted yet.
+    """Find the files of these checkpoints; nothing is deleted yet.
 
-    A file may have any name. A folder must have a manifest, or only shards whose manifest is gone, else an
-    IsADirectoryError. Folders in it are not part of the checkpoint; of a Cerebras checkpoint are the objects that its
-    metadata names. A path that names a bucket, or a version of an object, is a CheckpointPathError.
+    A file may have any name. A folder must have a manifest, or only shards whose manifest is gone; otherwise it is an
+    IsADirectoryError. Folders in it are not part of the checkpoint, except objects that Cerebras metadata names. A path
+    that names a bucket, or a version of an object, is a CheckpointPathError.
     """
     places = [(os.fspath(path), _place(path, storage_options)) for path in paths]
     filesystems = [*{id(root.fs): root.fs for _, root in places}.values()]
@@ -71,7 +71,7 @@ def targets(
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
     """Delete checkpoints: all manifests first, shards last. After a failure the same call deletes the rest.
 
-    Returns the errors, by the paths of the checkpoints that are left in full or in part.
+    Returns the errors by path, for checkpoints of which anything is left.
     """
     to_delete = [*to_delete]
     failed: dict[str, Exception] = {}
@@ -81,7 +81,7 @@ def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
 
 
 def remove(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
-    """Delete files by their exact names, in parallel; missing ones are no error. Returns the errors by file."""
+    """Delete files by their exact names, in parallel, and return the errors by file; missing files are no error."""
     left = s3.remove_batches(fs, files) if s3.is_s3(fs) else dict.fromkeys(files)
 
     def remove_one(file: str) -> Exception | None:
@@ -90,7 +90,7 @@ def remove(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
         try:
             os.unlink(file) if fs is None else fs.rm_file(file)
         except FileNotFoundError:
-            pass  # deleted by someone else
+            pass  # another program deleted it
         except Exception as error:
             return error
         return None
@@ -102,9 +102,7 @@ def remove(fs: Any, files: Sequence[str]) -> dict[str, Exception]:
 def targets_from_listing(
     listed: Iterable[ListedCheckpoint], *, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[list[DeleteTarget], dict[str, Exception]]:
-    """Like ``targets``, for those of a listing that still exist, and the errors by path; files are not looked up
-    again.
-    """
+    """Like ``targets`` for listed checkpoints that still exist, without a new lookup of files; also return errors."""
     failed: dict[str, Exception] = {}
     places = []
     for each in listed:
@@ -120,7 +118,7 @@ def targets_from_listing(
         try:
             return _folder(each.path, root)
         except FileNotFoundError:
-            return None  # deleted by someone else
+            return None  # another program deleted it
         except OSError as error:
             failed[each.path] = error
             return None
@@ -139,7 +137,7 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
         if isinstance(was, Exception) and not isinstance(was, PermissionError):
             failed[each.path] = was
             continue
-        # Some may delete, but not write.
+        # Some users may delete, but not write.
         phases[each.path] = each.phases(marked=not isinstance(was, PermissionError))
         former |= {each.path: was} if isinstance(was, bytes) else {}
     for number in range(4):
@@ -157,7 +155,7 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
             if each.left:
                 failed[each.path] = cerebras_folders.left_behind(each.path, each.left)
         elif each.path in former and each.path not in touched:
-            try:  # nothing was deleted, so the checkpoint is intact
+            try:  # nothing was deleted, so the checkpoint is complete
                 cerebras_folders.write_metadata(fs, str(each.folder), former[each.path])
             except Exception as error:
                 failed[each.path] = error
@@ -165,7 +163,7 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
 
 
 def _mark_incomplete(to_delete: DeleteTarget) -> bytes | Exception | None:
-    """Mark a Cerebras checkpoint as incomplete; returns its former metadata, or the error."""
+    """Mark a Cerebras checkpoint as incomplete, and return its former metadata, or the error."""
     if to_delete.folder is None or to_delete.metadata is None:
         return None
     try:
@@ -176,7 +174,7 @@ def _mark_incomplete(to_delete: DeleteTarget) -> bytes | Exception | None:
 
 
 def _place(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Directory:
-    """The directory of a path. Made before the threads: some releases of fsspec cache filesystems by thread."""
+    """Return the directory of a path; call it before threads start, as some releases of fsspec cache by thread."""
     text = checkpoint_path(strip_slashes(path))
     root = Directory(path, storage_options)
     if getattr(root.fs, "version_aware", False) and root.fs.split_path(root.inner())[2]:
@@ -197,7 +195,7 @@ def _file(path: str, root: Directory, size: int) -> DeleteTarget:
 
 def _folder(path: str, root: Directory) -> DeleteTarget:
     held, folders = root.scan()
-    if not held and not folders and s3.is_s3(root.fs):  # some servers list a folder whose objects are gone
+    if not held and not folders and s3.is_s3(root.fs):  # some servers list folders whose objects are gone
         raise missing("checkpoint", path)
     names = [file.name for file in held]
     held += naming.shards_in(root, folders)
@@ -207,7 +205,10 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     manifests = [root.inner(name) for name in naming.manifests(names)]
     metadata, left = None, list[str]()
     if naming.METADATA in names:
-        metadata, manifests = root.inner(naming.METADATA), []  # others are of files and checkpoints that stay
+        metadata, manifests = (
+            root.inner(naming.METADATA),
+            [],
+        )  # other manifests belong to files and checkpoints that stay
         below = root.files()
         own, left = cerebras_folders.divided(root, below)
         held = [below[name] for name in own]
@@ -217,7 +218,7 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
 
 
 def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
-    """The size in bytes; None for a folder."""
+    """Return the size in bytes; None for a folder."""
     with explain_missing("checkpoint", path):
         if fs is None:
             return None if os.path.isdir(inner) and not os.path.islink(inner) else os.lstat(inner).st_size
@@ -226,7 +227,7 @@ def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
 
 
 def remove_empty(fs: Any, folder: str | None) -> None:
-    """Remove a folder that is empty now; S3 has none."""
+    """Remove a folder if it is empty now; S3 has no empty folders."""
     if folder is None or s3.is_s3(fs):
         return
     try:

@@ -27,7 +27,7 @@ OPERATIONS = ("equal", "allclose")
 RTOL, ATOL = 1e-5, 1e-8
 """The tolerances of ``allclose``, as in torch."""
 
-# The MD5 of an object that was uploaded at once; the ETag of a multipart upload depends on its parts.
+# The ETag of an object that was uploaded in one request is an MD5; that of a multipart upload depends on the parts.
 _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 
 
@@ -35,10 +35,10 @@ _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 class Comparison:
     """The result of a comparison."""
 
-    differences: tuple[Difference, ...]  # in the order of the first checkpoint; empty if they are equal
+    differences: tuple[Difference, ...]  # in the order of the first checkpoint; empty if both are equal
     tensors: int  # the number of tensors in both
     values: int  # the number of other values in both
-    skipped: int  # the number of tensors that were not read, as the server reports equal files
+    skipped: int  # the number of unread tensors, as the server reports equal files
 
 
 def compare(
@@ -53,13 +53,13 @@ def compare(
 ) -> Comparison:
     """Compare the names, types, shapes, dtypes and values of two checkpoints, by the dotted names of ``load``.
 
-    Both are read in parallel, in chunks; files with sparse, quantized or nested tensors completely, and so is a tensor
-    that only one of them has transposed. NaN equals NaN. Integers are always compared exactly. A Parameter equals a
-    plain tensor. Objects with the same checksum on the server are equal without a read; checksums inside files prove
-    nothing. The pickles of a Cerebras checkpoint are not unpickled, and equal if their bytes are.
+    Both are read in parallel, in chunks. Files with sparse, quantized or nested tensors, and tensors that are
+    transposed in only one checkpoint, are read completely. NaN equals NaN. Integers are always compared exactly. A
+    Parameter equals a plain tensor. Objects with the same checksum on the server are equal without a read; checksums
+    inside files prove nothing. Pickles of Cerebras checkpoints are compared by their bytes, and not unpickled.
 
-    With the op ``allclose``, floating-point numbers may differ by ``atol + rtol * |second|``, and tensors of different
-    dtypes, which always are a difference, are compared too.
+    With the op ``allclose``, floating-point numbers may differ by ``atol + rtol * |second|``. Tensors of different
+    dtypes are always a difference, but ``allclose`` also compares their values.
 
     Raises a ValueError if ``op`` is unknown, a tolerance is negative, or a path cannot name a checkpoint.
     """
@@ -78,7 +78,7 @@ def compare(
         meter, lock = ProgressMeter(progress, one.size + other.size), threading.Lock()
 
         def advance(count: int) -> None:
-            with lock:  # both are read at the same time
+            with lock:  # both threads report progress
                 meter.advance(count)
 
         one.advance = other.advance = advance
@@ -98,7 +98,7 @@ def _check_operation(op: str, rtol: float, atol: float) -> None:
 
 
 def _file(place: Location, stack: contextlib.ExitStack) -> Any:
-    """The open file at a location; None if there is none, but perhaps a folder."""
+    """Return the open file at a location; None if there is no file, but perhaps a folder."""
     try:
         return stack.enter_context(open_file(*place.through))
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -106,11 +106,11 @@ def _file(place: Location, stack: contextlib.ExitStack) -> Any:
 
 
 def _same_object(first: Any, second: Any) -> bool:
-    """Whether the server's checksums say that two objects are equal."""
+    """Return whether the server's checksums say that two objects are equal."""
     checksums: list[Any] = [getattr(file, "object_checksum", None) for file in (first, second)]
     if None in checksums or file_size(first) != file_size(second):
         return False
-    etag = str(first.details.get("ETag"))  # what has object_checksum is a CSXFile
+    etag = str(first.details.get("ETag"))  # only a CSXFile has object_checksum
     if _MD5.fullmatch(etag) and etag == second.details.get("ETag"):
         return True
     checksum = checksums[0]()
@@ -118,7 +118,7 @@ def _same_object(first: Any, second: Any) -> bool:
 
 
 def _unread(source: Source, name: str) -> Comparison:
-    """The result for two equal files, from the structure of one."""
+    """Return the result for two equal files, from the structure of one."""
     from fsspec_csx.formats import reader
 
     info = reader.describe(source, name=name)

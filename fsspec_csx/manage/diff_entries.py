@@ -23,11 +23,11 @@ from fsspec_csx.tensors.source import Source
 from fsspec_csx.tensors.tensor_stream import StreamedTensor
 
 _TEXT_MAX = 200
-_Name = tuple[str, int]  # the dotted name, and a count for equal names
+_Name = tuple[str, int]  # the dotted name, and a counter for equal names
 
 
 class _Side:
-    """One of the two checkpoints, with its tensors not read yet."""
+    """One of the two checkpoints, with unread tensors."""
 
     def __init__(self, source: Source, name: str) -> None:
         found = structure(source, name)
@@ -47,12 +47,12 @@ class _Side:
         self.file = File(source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, [wrong])))
 
     def pickle_of(self, value: UnreadValue) -> bytes:
-        """The bytes of a pickle."""
+        """Return the bytes of a pickle."""
         assert isinstance(self._source, CerebrasSource)
         return self._source.pickle_of(value)
 
     def stored(self, tensor: torch.Tensor) -> StreamedTensor:
-        """A strided tensor with the record of its bytes."""
+        """Return a strided tensor with the record of its bytes."""
         record = self.records.get(tensor.untyped_storage().data_ptr()) if self.records else None
         if record is None:
             return StreamedTensor(tensor.detach().resolve_conj().resolve_neg(), tensor.dtype)
@@ -60,7 +60,7 @@ class _Side:
 
 
 def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> Comparison:
-    """Compare two checkpoints, which errors call by their paths.
+    """Compare two checkpoints; ``paths`` are for error messages.
 
     Without a closeness they must be equal, and elements of different dtypes are not compared.
     """
@@ -88,7 +88,7 @@ def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: C
 
 
 def _containers(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, str]]:
-    """The kinds of the containers that are not empty, by name."""
+    """Yield the names and kinds of the containers that are not empty."""
     inner = None if id(value) in above else names.children(value)
     if not inner:
         return
@@ -120,7 +120,7 @@ class _Comparison:
         self._differences: list[Difference] = []
         self._tensors = self._values = 0
         self._pairs: list[ComparedPair] = []
-        # The index of its difference, the name, the number of elements, the error, and how often elements repeat.
+        # The index of the difference, the name, the number of elements, the error, and how often elements repeat.
         self._waiting: list[tuple[int, str, int, NumericError, int]] = []
         self._known: dict[Any, NumericError] = {}
 
@@ -128,7 +128,7 @@ class _Comparison:
         self._differences.append(Difference(name, what, first, second))
 
     def compare(self, name: str, first: Any, second: Any) -> None:
-        """Compare two entries of one name; tensors are read later."""
+        """Compare two entries of one name; ``finish`` reads the tensors."""
         tensors = isinstance(first, torch.Tensor), isinstance(second, torch.Tensor)
         if all(tensors):
             self._tensors += 1
@@ -193,7 +193,7 @@ class _Comparison:
 
 
 def _without_repeats(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Drop the elements that both tensors repeat by stride 0, perhaps endlessly; returns the number of repeats."""
+    """Drop elements that both tensors repeat by stride 0, perhaps very often; return also the number of repeats."""
     times = 1
     for dimension, size in enumerate(first.shape):
         if size > 1 and not first.stride(dimension) and not second.stride(dimension):
@@ -203,14 +203,14 @@ def _without_repeats(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.T
 
 
 def _identity(stored: StreamedTensor) -> tuple[Any, ...]:
-    """The same for equal tensors of one file."""
+    """Return a key that is the same for equal tensors of one file."""
     tensor, offset = stored.tensor, stored.record.offset if stored.record else None
     lazy = tensor.is_conj(), tensor.is_neg()
     return (offset, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset(), *lazy)
 
 
 def _strided(first: torch.Tensor, second: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Convert two tensors of one layout to strided pairs; elements missing in both sparse tensors are omitted."""
+    """Convert two tensors of one layout to pairs of strided ones, without elements that are missing in both."""
     first, second = first.detach(), second.detach()
     if first.is_nested:
         return list(zip(first.unbind(), second.unbind(), strict=True))
@@ -232,8 +232,8 @@ def _type(value: Any) -> Any:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    """Whether two values of one type are equal; NaN equals NaN."""
-    if names.children(first) is not None:  # empty, or contains itself
+    """Return whether two values of one type are equal; NaN equals NaN."""
+    if names.children(first) is not None:  # it is empty, or contains itself
         return len(first) == len(second)
     if isinstance(first, Placeholder):
         return placeholders.equal(first, second)
@@ -244,5 +244,5 @@ def _equal(first: Any, second: Any) -> bool:
     try:
         same = first == second
         return bool(same.all()) if callable(getattr(same, "all", None)) else bool(same)
-    except Exception:  # raised by a class that the caller allowed
+    except Exception:  # a class that the caller allowed may raise anything
         return False

@@ -1,4 +1,4 @@
-"""A folder on any filesystem, and the files in it."""
+"""A folder on any filesystem, and its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
 
 _THREADS = 16
-# The keys under which filesystems report the time of writing.
+# The keys of the modification time in the filesystems' reports.
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 _Item = TypeVar("_Item")
@@ -32,14 +32,14 @@ class File:
 
     @property
     def base(self) -> str:
-        """Its name without the folders."""
+        """The name without the folders."""
         return self.name.rpartition("/")[2]
 
 
 class Directory:
-    """A folder on any filesystem: a local path, or an fsspec URL; an S3 URL may name a bucket alone.
+    """A folder on any filesystem: a local path or an fsspec URL; an S3 URL may name only a bucket.
 
-    A CheckpointPathError if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
+    Raises a CheckpointPathError if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
     """
 
     def __init__(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
@@ -52,33 +52,33 @@ class Directory:
         self.fs, inner, _ = unwrap_filesystem(fs, inner)  # behind any caches; None for the local one
         self._inner = inner.rstrip("/")
         if self.fs is not None:
-            self.fs.invalidate_cache()  # others may have written to it
+            self.fs.invalidate_cache()  # other programs may have written to it
 
     def path_of(self, name: str) -> str:
-        """The path of a file or folder below this one, as for ``load``."""
+        """Return the path of a file or folder below this one, as for ``load``."""
         protocols = () if self.fs is None else self.fs.protocol
         return _joined(self.path, (protocols,) if isinstance(protocols, str) else protocols, name)
 
     def inner(self, name: str = "") -> str:
-        """The path on the filesystem of a file or folder below this one; of the directory itself by default."""
+        """Return the filesystem's path for a file or folder below this one; by default for the directory itself."""
         if not name:
             return self._inner or "/"
         return f"{self._inner}/{name}" if self._inner or self.fs is None else name
 
     def scan(self, folder: str = "") -> tuple[list[File], list[str]]:
-        """The files directly in a folder below, and the names of its folders, with a slash at the end.
+        """Return the files directly in a folder below, and the names of its folders, with a slash at the end.
 
-        A FileNotFoundError if the folder does not exist, a NotADirectoryError if it is a file.
+        Raises a FileNotFoundError if the folder does not exist, a NotADirectoryError if it is a file.
         """
         with explain_missing("folder", self.path_of(folder) if folder else self.path):
             return self._scan_local(folder) if self.fs is None else self._scan_remote(folder)
 
     def files(self) -> dict[str, File]:
-        """All files below, by name."""
+        """Return all files below, by name."""
         return {file.name: file for file in (self._walk_local() if self.fs is None else self._find_remote())}
 
     def tree(self) -> dict[str, list[File]]:
-        """All files below, by folder: its name with a slash at the end, ``""`` first."""
+        """Return all files below, by folder name with a slash at the end; ``""`` comes first."""
         found: dict[str, list[File]] = {"": []}
         for name, file in self.files().items():
             found.setdefault(name[: name.rfind("/") + 1], []).append(file)
@@ -95,7 +95,7 @@ class Directory:
                     continue
                 try:
                     status = entry.stat()
-                except FileNotFoundError:  # deleted meanwhile, or a dangling link
+                except FileNotFoundError:  # deleted during the scan, or a dangling link
                     continue
                 files.append(File(folder + entry.name, status.st_size, _parse_time(status.st_mtime)))
         return files, folders
@@ -109,7 +109,7 @@ class Directory:
             except (FileNotFoundError, PermissionError):
                 if not folder:
                     raise
-                continue  # deleted meanwhile, or not readable
+                continue  # deleted during the walk, or not readable
             yield from files
             waiting += [each for each in folders if not os.path.islink(self.inner(each.rstrip("/")))]
 
@@ -159,7 +159,7 @@ def strip_slashes(path: str | os.PathLike[str]) -> str:
 
 
 def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Call a function for each item, in threads if the filesystem, None for the local one, allows it."""
+    """Call a function for each item, in threads if the filesystem allows it (None is the local one)."""
     if not getattr(fs, "async_impl", False):
         return [function(item) for item in items]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -168,7 +168,7 @@ def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[
 
 @contextlib.contextmanager
 def explain_missing(what: str, path: str) -> Iterator[None]:
-    """Add sentences to FileNotFoundError, which often has the path alone."""
+    """Add sentences to a FileNotFoundError, which often has only the path."""
     try:
         yield
     except FileNotFoundError as error:
@@ -178,7 +178,7 @@ def explain_missing(what: str, path: str) -> Iterator[None]:
 
 
 def missing(what: str, path: str) -> FileNotFoundError:
-    """The error for a folder or checkpoint that does not exist."""
+    """Return the error for a folder or checkpoint that does not exist."""
     return FileNotFoundError(f"There is no {what} {redacted(path)}. Check its name.")
 
 
@@ -187,13 +187,13 @@ def _no_folder(path: str) -> str:
 
 
 def file_from_info(name: str, info: Mapping[str, Any]) -> File:
-    """A file from what the filesystem reports."""
+    """Return a file from the filesystem's report."""
     time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
     return File(name, info.get("size"), _parse_time(time))
 
 
 def _parse_time(time: Any) -> datetime | None:
-    """Parse what filesystems report: a datetime, seconds since 1970, or ISO 8601."""
+    """Parse a time as filesystems report it: a datetime, seconds since 1970, or ISO 8601."""
     try:
         if isinstance(time, str):
             time = datetime.fromisoformat(time.replace("Z", "+00:00"))
@@ -205,7 +205,7 @@ def _parse_time(time: Any) -> datetime | None:
 
 
 def _joined(root: str, protocols: Iterable[str], name: str) -> str:
-    """Append a name to a path; in a chained URL, to the first link with a path, or of one of these protocols."""
+    """Append a name to a path; in a chained URL, to the first link that has a path or one of these protocols."""
     links = [root] if is_local(root) else root.split("::")
     bare = {f"{protocol}://" for protocol in protocols}
     naming = (n for n, link in enumerate(links) if link in bare or link.partition("://")[2])

@@ -1,4 +1,4 @@
-"""Copies or renames one file, by the fastest way between the two filesystems."""
+"""Copies or renames one file, with the fastest method for the two filesystems."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fsspec_csx.storage.local_file import publish, resolve_target
 
 _CHUNK = 16 * 2**20
 RESUME_HINT = "Run the same command again to resume."
-# The MD5 of an object, or of the MD5s of its parts.
+# ETags: the MD5 of an object, or the MD5 of its parts' MD5s.
 _MD5 = re.compile(r'"?[0-9a-f]{32}(?:-\d+)?"?')
-# Answers of servers that do not support a way to copy, or a condition.
+# Error codes of servers that do not support a kind of copy, or a condition.
 _UNSUPPORTED = ("501", "NotImplemented")
 
 
@@ -28,8 +28,8 @@ def copy_file(
 ) -> int:
     """Copy a file completely or not at all; an interrupted copy of a large file from or to S3 resumes.
 
-    With ``verified`` all bytes are compared, as the source is to be deleted. An OSError if the source changed
-    meanwhile, a ChecksumError if the copy differs.
+    With ``verified`` it compares all bytes, as the source will be deleted. Raises an OSError if the source changed
+    during the copy, a ChecksumError if the copy differs.
     """
     before = source.state()
     target.make_parents()
@@ -58,7 +58,7 @@ def copy_file(
 
 
 def rename_file(source: Location, target: Location, *, overwrite: bool) -> bool:
-    """Move a local file by renaming it; returns whether that is possible."""
+    """Try to move a local file by renaming it, and return whether that worked."""
     if source.fs is not None or target.fs is not None or os.path.islink(source.path):
         return False
     path, _ = resolve_target(target.path)
@@ -88,7 +88,7 @@ def _copy(source: Location, target: Location, callback: Callback, mode: str) -> 
 
 
 def _resumable(source: Location, target: Location) -> bool:
-    """Whether both sides are S3 or local, at least one is S3, and no cache is in between."""
+    """Return whether both sides are S3 or local, at least one is S3, and there is no cache between."""
     sides = [place.bulk or place.fs is None for place in (source, target)]
     return all(sides) and (source.bulk or target.bulk) and target.through[0] in (None, target.fs)
 
@@ -103,7 +103,7 @@ def _copy_in_chunks(source: Location, target: Location, advance: Callable[[int],
 
 
 class _Forward(Callback):  # type: ignore[misc]
-    """Reports the bytes of one file, which starts at zero."""
+    """Reports the progress of one file to ``advance``."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _Forward(Callback):  # type: ignore[misc]
         self._reported = 0
 
     def call(self, *args: Any, **kwargs: Any) -> None:
-        # Bytes that are fetched again, after damage, count once.
+        # Bytes that are fetched again after damage count only once.
         self._advance(max(0, self.value - self._reported))
         self._reported = max(self._reported, self.value)
 
@@ -123,7 +123,7 @@ def _is_unsupported(error: Exception) -> bool:
 
 
 def same_content(one: Location, other: Location) -> bool:
-    """Whether two files have the same bytes: by the servers' checksums, or else by reading."""
+    """Return whether two files have the same bytes, by the servers' checksums or else by reading."""
     if one.state()["size"] != other.state()["size"]:
         return False
     stamps = one.stamp(), other.stamp()

@@ -1,4 +1,4 @@
-"""Finds and deletes what killed processes leave behind."""
+"""Finds and deletes leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that an unfinished save, copy or deletion left."""
+    """A leftover of an unfinished save, copy or deletion."""
 
     # ``upload``, an unfinished multipart upload; ``file``, a temporary file; ``shards``, shards that no manifest or
     # index names; ``state``, the local journal of an upload.
     kind: str
     path: str  # the path of the file or folder, or of the object that the upload would create
-    size: int | None  # in bytes, for an upload that of its parts so far; None if unknown
-    modified: datetime  # when it was last written to
+    size: int | None  # in bytes (of an upload, the size of its parts so far); None if unknown
+    modified: datetime  # the time of the last write
     upload_id: str | None  # the id of an upload; otherwise None
     fs: Any = field(repr=False)  # the filesystem; None for the local one
-    contents: Sequence[str] | s3.UnfinishedUpload = field(repr=False)  # the paths of its files there, or the upload
+    contents: Sequence[str] | s3.UnfinishedUpload = field(repr=False)  # the paths of its files, or the upload
 
 
 def leftovers(
     root: str | os.PathLike[str], *, older_than: timedelta = DAY, storage_options: Mapping[str, Any] | None = None
 ) -> list[Leftover]:
-    """Find what killed processes left under a root, at any depth; younger files may be in use.
+    """Find leftovers of killed processes under a root, at any depth; younger files may be in use.
 
-    These are unfinished uploads on S3 and their local journals; temporary files; folders with shards only, on S3 those
-    with names that this package gives; and shards that the manifest or index of their folder does not name.
+    Leftovers are unfinished uploads on S3 and their local journals, temporary files, folders with only shards, and
+    shards that the manifest or index of their folder does not name. On S3, only shards with this package's names count.
     """
     place = Directory(root, storage_options)
     uploads = _uploads(place) if s3.is_s3(place.fs) else ()
@@ -70,7 +70,7 @@ def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
 
 
 def _uploads(root: Directory) -> Iterator[Leftover]:
-    # The root may be a folder of the key, or the key itself.
+    # The root may be a folder above the key, or the key itself.
     top = root.inner()
     for each in s3.unfinished_uploads(root.fs, top):
         name = f"{each.bucket}/{each.key}"[len(top) :].removeprefix("/")
@@ -79,13 +79,13 @@ def _uploads(root: Directory) -> Iterator[Leftover]:
 
 
 def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Leftover]:
-    shared = s3.is_s3(root.fs)  # with other writers, so that only this package's names count
+    shared = s3.is_s3(root.fs)  # other programs write there, so only this package's names count
     try:
         tree = root.tree()
     except (FileNotFoundError, NotADirectoryError):
         if not shared:
             raise
-        return  # there are only uploads, or the root is the object of one
+        return  # the root has only uploads, or is the object of one
     below: dict[str, list[File]] = {}
     for folder, files in tree.items():
         if (above := naming.checkpoint_of(folder)) is not None:
@@ -96,7 +96,7 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
         for file in temporary:
             yield from _leftover("file", root, file.name, [file])
         if naming.checkpoint_of(folder) in complete:
-            continue  # its shards count with those of the checkpoint
+            continue  # its shards count as shards of the checkpoint
         if folder in complete:
             files = [*files, *(file for file in below.get(folder, ()) if SHARD.fullmatch(file.base))]
         others = [file for file in files if file not in temporary]
@@ -118,7 +118,7 @@ def _is_shard(name: str) -> bool:
 
 
 def _not_in_index(root: Directory, folder: str, names: Sequence[str]) -> set[str]:
-    """The shards of this package in a folder that no Hugging Face index names; none if one cannot be read."""
+    """Return this package's shards in a folder that no Hugging Face index names; none if an index is unreadable."""
     shards = {name for name in names if huggingface.SHARD.fullmatch(name)}
     for name in filter(huggingface.is_index, names if shards else ()):
         try:
@@ -129,7 +129,7 @@ def _not_in_index(root: Directory, folder: str, names: Sequence[str]) -> set[str
 
 
 def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:
-    """The shards in a folder that its manifest does not name; none if it cannot be read."""
+    """Return the shards in a folder that its manifest does not name; none if the manifest is unreadable."""
     from fsspec_csx import distributed  # only here, as it imports torch.distributed
 
     try:
@@ -141,14 +141,14 @@ def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:
 def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> Iterator[Leftover]:
     times = [file.modified for file in files if file.modified]
     if len(times) < len(files):
-        return  # of unknown age, perhaps in use
+        return  # the age is unknown, so it may be in use
     size = sum(file.size or 0 for file in files)
     contents = [root.inner(file.name) for file in files]
     yield Leftover(kind, root.path_of(name) if name else root.path, size, max(times), None, root.fs, contents)
 
 
 def _journals(root: Directory) -> Iterator[Leftover]:
-    """The local journals of interrupted uploads to below the root."""
+    """Yield the local journals of interrupted uploads to paths below the root."""
     if not hasattr(root.fs, "take_file"):
         return
     root.fs.connect()

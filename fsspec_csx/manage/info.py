@@ -1,4 +1,4 @@
-"""Describes a checkpoint: what it holds, where it is, and the credentials used."""
+"""Describes a checkpoint: its contents, its location, and the credentials used."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 class Description:
     """A checkpoint and its location."""
 
-    info: CheckpointInfo  # what it holds; its size is that of all files
-    modified: datetime | None  # when it, or the newest file of a folder, was last changed, in UTC; None if unknown
+    info: CheckpointInfo  # the contents, with the size of all files
+    modified: datetime | None  # the last change of the file, or of the newest in a folder, in UTC; None if unknown
     etag: str | None  # the ETag of an object; otherwise None
-    profile: str | None  # the AWS profile in use; None for none, and on other filesystems
-    credentials: str | None  # the credentials in use, in a few words and without a secret; None on other filesystems
+    profile: str | None  # the AWS profile in use; None without one, and on other filesystems
+    credentials: str | None  # the credentials in use, in a few words without secrets; None on other filesystems
     endpoint: str | None  # the URL of the S3 endpoint; None on other filesystems
 
 
 def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Description:
-    """Describe a checkpoint from a few short reads; a file that ``load`` reads into memory is read completely."""
+    """Describe a checkpoint from a few short reads; files that ``load`` reads into memory are read completely."""
     from fsspec_csx.formats import reader  # only here, as it imports torch
 
     place = Location.of(path, storage_options)
@@ -51,7 +51,7 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
 
 
 def _files(root: Directory, source: Source) -> list[File]:
-    """The files of a checkpoint: a manifest or metadata, and those it names."""
+    """Return the files of a checkpoint: a manifest or metadata, and the files that it names."""
     below = root.files()
     names = cerebras_folders.own_names(root, below) if source.files is None else source.files
     named = {*names}
@@ -59,7 +59,7 @@ def _files(root: Directory, source: Source) -> list[File]:
 
 
 def _details(place: Location) -> Mapping[str, Any]:
-    """What the filesystem reports about a file."""
+    """Return the filesystem's report about a file."""
     if place.fs is not None:
         details: Mapping[str, Any] = place.fs.info(place.path)
         return details
@@ -68,7 +68,7 @@ def _details(place: Location) -> Mapping[str, Any]:
 
 
 def _identity_of(fs: Any) -> tuple[str | None, str | None, str | None]:
-    """The profile, credentials and endpoint of the S3 filesystem behind a path."""
+    """Return the profile, credentials and endpoint of the S3 filesystem behind a path."""
     while fs is not None and not hasattr(fs, "_identity"):
         fs = getattr(fs, "fs", None)
     if fs is None:

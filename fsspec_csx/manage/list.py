@@ -23,7 +23,7 @@ class ListedCheckpoint:
 
     path: str  # as for ``load``
     step: int | None  # the step in its name (see ``manage.naming``), or the epoch; None if there is neither
-    modified: datetime | None  # when it was last written; None if unknown
+    modified: datetime | None  # the time of the last write; None if unknown
     size: int  # the size of all its files, in bytes
     files: int  # the number of its files
     sharded: bool  # whether it is a folder
@@ -34,12 +34,12 @@ def checkpoints(
 ) -> list[ListedCheckpoint]:
     """List the checkpoints under a root, the newest last: sorted by step, and within a step by time.
 
-    Those whose names say no step come first, sorted by time; then those that say only an epoch. Names decide what is a
-    checkpoint (see ``manage.naming``). Empty files, temporary files and folders without a manifest are none, nor are
-    folders that ``load`` does not read. A folder with a model of Hugging Face is one checkpoint, unless it holds other
-    checkpoints than that. A Cerebras folder is read, to see whether it was finished.
+    Names without a step come first, sorted by time, then names with only an epoch. Names decide what is a checkpoint
+    (see ``manage.naming``). Empty files, temporary files, folders without a manifest, and folders that ``load`` does
+    not read are not listed. A folder with a Hugging Face model is one checkpoint, unless it holds other checkpoints.
+    The metadata of Cerebras folders is read, to skip unfinished ones.
 
-    A FileNotFoundError if the folder or the bucket does not exist, a NotADirectoryError if the root is a file.
+    Raises a FileNotFoundError if the folder or the bucket does not exist, a NotADirectoryError if the root is a file.
     """
     place = Directory(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
@@ -52,7 +52,7 @@ def checkpoints(
     for folder, files in folders.items():
         if folder in unfinished:
             continue
-        # The root itself is not listed, and a file below a Cerebras checkpoint may be one of its objects.
+        # The root itself is not listed. A file below a Cerebras checkpoint may be one of its objects.
         if folder and (sharded := _sharded(place, folder, files)):
             found.append(sharded)
         elif (recursive or not folder) and not _is_below(folder, cerebras):
@@ -61,9 +61,9 @@ def checkpoints(
 
 
 def list_matching(path: str, *, recursive: bool = False) -> list[ListedCheckpoint]:
-    """List the checkpoints under a root, or those that match a pattern or are in a folder that matches it.
+    """List the checkpoints under a root, or those that match a pattern or are in a matching folder.
 
-    A FileNotFoundError if nothing matches.
+    Raises a FileNotFoundError if nothing matches.
     """
     matches = pattern_matches(path)
     if matches is None:
@@ -81,9 +81,10 @@ def list_matching(path: str, *, recursive: bool = False) -> list[ListedCheckpoin
 
 
 def latest_of(found: Iterable[ListedCheckpoint]) -> ListedCheckpoint | None:
-    """The newest complete one of some checkpoints; None if there is none.
+    """Return the newest complete checkpoint; None if there is none.
 
-    A step is incomplete if it lacks a file that other steps have, a folder if it lacks a file of its manifest.
+    A step is incomplete if it lacks a file that other steps have. A folder is incomplete if it lacks a file of its
+    manifest.
     """
     for step in reversed(steps_of(found)):
         try:
@@ -98,7 +99,7 @@ def latest_of(found: Iterable[ListedCheckpoint]) -> ListedCheckpoint | None:
 
 
 def sort_key(found: ListedCheckpoint) -> Any:
-    """The sort key of a checkpoint: a timestamp in the name beats the time of writing, as copies are written later."""
+    """Return the sort key of a checkpoint; a timestamp in the name has priority, as copies are written later."""
     time = found.modified.timestamp() if found.modified else 0.0
     moment = naming.parse_name(found.path).moment
     if moment is None:
@@ -108,20 +109,21 @@ def sort_key(found: ListedCheckpoint) -> Any:
 
 
 def _folders(place: Directory) -> dict[str, list[File]]:
-    """The files of the root, and of each folder in it."""
+    """Return the files of the root, and of each folder in it."""
     files, folders = place.scan()
 
     def scan(folder: str) -> list[File]:
         if s3.is_s3(place.fs) and s3.lists_in_order(place.fs, place.inner(folder)):
             first, more = s3.first_page(place.fs, place.inner(folder), folder)
-            # A folder may have millions of other files. Most manifests sort early, and Hugging Face folders are small.
+            # One page suffices, as most manifests sort early, and Hugging Face folders are small. A folder may have
+            # millions of other files.
             metadata = place.inner(f"{folder}{naming.METADATA}")
             if not more or not (naming.is_loadable(file.base for file in first) or s3.is_listed(place.fs, metadata)):
                 return first
         try:
             return place.scan(folder)[0]
         except FileNotFoundError:
-            return []  # deleted meanwhile
+            return []  # deleted during the listing
         except PermissionError:
             if place.fs is not None:
                 raise
@@ -133,7 +135,7 @@ def _folders(place: Directory) -> dict[str, list[File]]:
 def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedCheckpoint | None:
     held = [file for file in files if file.size != 0 and not naming.is_temporary(file.name)]
     names = {file.base for file in held}
-    # A manifest alone is none; but the metadata of a small Cerebras checkpoint can hold all its values.
+    # A lone manifest is not a checkpoint, but the metadata of a small Cerebras checkpoint can hold all its values.
     manifests = {*naming.manifests(names)} - {naming.METADATA}
     if not naming.is_loadable(names):
         return None
@@ -149,7 +151,7 @@ def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedChec
 
 
 def _is_below(folder: str, others: Collection[str]) -> bool:
-    """Whether a folder is inside another; names end with a slash."""
+    """Return whether a folder is inside one of the others; names end with a slash."""
     ends = [index + 1 for index, letter in enumerate(folder) if letter == "/"]
     return any(folder[:end] in others for end in ends[:-1])
 

@@ -39,12 +39,12 @@ class Location:
 
     text: str  # as for ``load``
     fs: Any  # the filesystem, behind any caches; None for the local one
-    path: str  # the path there
-    through: tuple[Any, str]  # the filesystem and the path in front of the caches, which must see what is written
+    path: str  # the path on this filesystem
+    through: tuple[Any, str]  # the filesystem and the path in front of the caches, which must see writes
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Location:
-        """The location of a path; trailing slashes do not count. A CheckpointPathError if it can name no checkpoint."""
+        """Return the location of a path without trailing slashes; raise a CheckpointPathError for impossible ones."""
         text = checkpoint_path(strip_slashes(path))
         fs, inner = resolve_path(path, text, options)
         bare, inner_path, _ = unwrap_filesystem(fs, inner)
@@ -52,7 +52,7 @@ class Location:
 
     @classmethod
     def below(cls, root: Directory, name: str) -> Location:
-        """The location of a name below a folder."""
+        """Return the location of a name below a folder."""
         return cls(root.path_of(name), root.fs, root.inner(name), (root.fs, root.inner(name)))
 
     @property
@@ -77,11 +77,11 @@ class Location:
         return hasattr(self.fs, "take_file")
 
     def exists(self) -> bool:
-        """Whether the path exists."""
+        """Return whether the path exists."""
         return path_exists(self.fs, self.path)
 
     def is_folder(self) -> bool:
-        """Whether it is a folder; a FileNotFoundError if it does not exist."""
+        """Return whether the path is a folder; raise a FileNotFoundError if it does not exist."""
         with explain_missing("checkpoint", self.text):
             if self.fs is None:
                 os.stat(self.path)
@@ -90,11 +90,11 @@ class Location:
             return bool(self.fs.info(self.path)["type"] == "directory")
 
     def state(self) -> dict[str, Any]:
-        """The details of the file that change with its content, and its ``size`` in bytes."""
+        """Return the details of the file that change with its content, and its ``size`` in bytes."""
         return file_state(self.fs, self.path)
 
     def check_state(self, before: Mapping[str, Any]) -> None:
-        """Compare the state with a former one; an OSError if the file changed or is gone."""
+        """Compare the state with an earlier one; raise an OSError if the file changed or is gone."""
         try:
             changed = self.state() != before
         except FileNotFoundError as error:
@@ -105,21 +105,21 @@ class Location:
             raise OSError(msg)
 
     def stamp(self) -> ObjectMetadata | None:
-        """The metadata of an object on S3; None elsewhere."""
+        """Return the metadata of an object on S3; None on other filesystems."""
         if not self.bulk:
             return None
         stamp: ObjectMetadata = self.fs.object_metadata(self.path)
         return stamp
 
     def opened(self) -> IO[bytes]:
-        """The file, open for reading."""
+        """Open the file for reading."""
         return open_file(self.fs, self.path)
 
     @contextlib.contextmanager
     def source(self, file: IO[bytes] | None = None) -> Iterator[Source]:
-        """Open a checkpoint of any format, a file or a folder, for the block; a CheckpointError if it is none.
+        """Open a checkpoint of any format, a file or a folder, for the block; a CheckpointError if it is not one.
 
-        A file that is open already is closed after the block.
+        An already open ``file`` is closed after the block.
         """
         from fsspec_csx.formats import opening  # only here, as it imports torch
 
@@ -129,7 +129,7 @@ class Location:
             yield source
 
     def is_same_file(self, other: Location) -> bool:
-        """Whether both paths name the same file."""
+        """Return whether both paths name the same file."""
         if self.fs is None and other.fs is None:
             with contextlib.suppress(FileNotFoundError):
                 return os.path.samefile(self.path, other.path)
@@ -144,7 +144,7 @@ class Location:
         return self.fs._endpoint.rstrip("/"), bucket, key, version or ""
 
     def make_parents(self) -> None:
-        """Create the parent folders, on the local filesystem."""
+        """Create the parent folders on the local filesystem."""
         if self.fs is None:
             folder = os.path.dirname(os.path.realpath(self.path))
             try:
@@ -162,13 +162,13 @@ class Location:
 
 
 def takes_names(target: str | os.PathLike[str]) -> bool:
-    """Whether the source's name is added to a target."""
+    """Return whether the source's name must be added to a target."""
     text = os.fspath(target)
     return text.endswith("/") or os.path.isdir(text)
 
 
 def with_name(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
-    """The target, with the source's name if it takes it."""
+    """Return the target, with the source's name added if needed."""
     text = os.fspath(target)
     if not takes_names(target):
         return target
@@ -177,13 +177,13 @@ def with_name(target: str | os.PathLike[str], name: str) -> str | os.PathLike[st
 
 
 def already_exists(path: str) -> FileExistsError:
-    """The error for a target that may not be replaced."""
+    """Return the error for a target that may not be replaced."""
     msg = f"{redacted(path)} exists already. Choose another name, or replace it with --force or overwrite=True."
     return FileExistsError(msg)
 
 
 def refuse_index(path: str) -> None:
-    """Refuse, by a CheckpointPathError, the index of a Hugging Face checkpoint where the whole folder is needed."""
+    """Raise a CheckpointPathError for the index of a Hugging Face checkpoint, as the whole folder is needed."""
     if is_index(path.rpartition("/")[2]):
         raise CheckpointPathError(f"{redacted(path)} is only the index of a checkpoint.", "Name its folder.")
 
@@ -191,10 +191,10 @@ def refuse_index(path: str) -> None:
 def expand_pattern(
     path: str | os.PathLike[str], options: Mapping[str, Any] | None = None, *, folders: bool = False
 ) -> list[str] | None:
-    """The files and checkpoint folders, or folders, that match a pattern; None if the path exists, or is no pattern.
+    """Return the files and checkpoint folders, or with ``folders`` the folders, that match a pattern.
 
-    ``*`` matches any characters but a slash, ``**`` any characters, ``?`` one, ``[abc]`` one of these. A
-    FileNotFoundError if nothing matches.
+    ``*`` matches any characters but a slash, ``**`` any characters, ``?`` one, ``[abc]`` one of these. Returns None if
+    the path exists or is not a pattern. Raises a FileNotFoundError if nothing matches.
     """
     matches = pattern_matches(path, options)
     if matches is None:
@@ -212,7 +212,7 @@ def expand_pattern(
 
 
 def pattern_matches(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> dict[str, bool] | None:
-    """The paths that match a pattern, as for ``load``, and whether each is a folder; None as for ``expand_pattern``."""
+    """Return the matching paths, as for ``load``, and whether each is a folder; None as for ``expand_pattern``."""
     place = Location.of(path, options) if _WILDCARD.search(os.fspath(path)) else None
     if place is None or not _WILDCARD.search(place.path) or place.version or place.exists():
         return None
@@ -223,8 +223,8 @@ def pattern_matches(path: str | os.PathLike[str], options: Mapping[str, Any] | N
 
 
 def _given_path(place: Location, path: str) -> str:
-    """A path on the filesystem, in the form that was given, as for ``load``."""
-    if place.path.endswith(place.text):  # relative to the working directory
+    """Return a path on the filesystem in the form of the given path, as for ``load``."""
+    if place.path.endswith(place.text):  # the given path is relative to the working directory
         return path[len(place.path) - len(place.text) :]
     inner = place.path.lstrip("/")
     return place.text.removesuffix(inner) + path.lstrip("/") if place.text.endswith(inner) else path

@@ -1,4 +1,4 @@
-"""What names say: the step of a checkpoint, and which files are checkpoints, shards or manifests.
+"""Information from names: the step of a checkpoint, and which files are checkpoints, shards or manifests.
 
 Only known patterns give a step, with ``_``, ``-`` or nothing before the number:
 
@@ -45,7 +45,7 @@ _PARTS = (
 )
 _STEPS = r"(?:global[_-]?)?step|iter(?:ation)?|updates?"
 _NUMBER = r"(?P<number>[0-9]{1,18})"
-# After a whole number: another word or the end, but no decimals and no unit such as the b of 7b.
+# After an integer: another word or the end, but no decimals and no unit such as the b of 7b.
 _END = r"(?=[_-]+(?!of[_-])[A-Za-z]|$)"
 _STEP = re.compile(rf"(?<![A-Za-z])(?:{_STEPS})[_-]?{_NUMBER}{_END}", re.IGNORECASE)
 _EPOCH = re.compile(rf"(?<![A-Za-z])epoch[_-]?{_NUMBER}{_END}", re.IGNORECASE)
@@ -60,7 +60,7 @@ _FIELD = re.compile(
     r"(?P<name>[A-Za-z][A-Za-z0-9_./]{0,64}?)=(?P<value>-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|-?(?:nan|inf))"
 )
 _NAMED = re.compile(rf"(?:(?:{_WORDS}|model)_)?(?:(?P<step>{_STEPS})|epoch)", re.IGNORECASE)
-# After one of these words, a step counts or measures something else.
+# After one of these words, a number counts or measures something else.
 _MEASURES = {
     *("acc", "accuracy", "error", "f1", "loss", "metric", "score", "eval", "test", "val", "valid", "validation"),
     *("accum", "accumulation", "infer", "inference", "max", "min", "n", "num", "per", "sample", "sampling", "time"),
@@ -68,7 +68,7 @@ _MEASURES = {
 }
 _DATE = re.compile(r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])")
 _TIMESTAMP = re.compile(r"(?:^|_)(\d{8}_\d{6})$", re.ASCII)
-_VERSION = re.compile(r"-v[0-9]+$")  # Lightning appends it to a name that is taken
+_VERSION = re.compile(r"-v[0-9]+$")  # Lightning appends it if a name is taken
 _SHARD_NUMBER = re.compile(
     r"-[0-9]{5}-of-[0-9]{5}$|(?<![0-9])\.[0-9]{2}$|(?<![A-Za-z])(?:mp_?)?(?:rank|part|shard)[_-]?[0-9]+(?:[_-]of[_-]?[0-9]+)?",
     re.IGNORECASE,
@@ -82,18 +82,18 @@ class ParsedName:
     step: int | None  # the step, or else the epoch; None if there is neither
     epoch: int | None
     counts_epochs: bool  # whether ``step`` is an epoch
-    timestamp: str  # the time at its end, as in ``20260101_120000``; empty if there is none
-    family: str  # the name without step, epoch, metrics and timestamp: the same for one kind of file of one training
+    timestamp: str  # the time at the end, as in ``20260101_120000``; empty if there is none
+    family: str  # the name without step, epoch, metrics and timestamp: equal for one kind of file of one training
 
     @property
     def moment(self) -> tuple[bool, int, str] | None:
-        """The same for all files of one save; None without a step."""
+        """A key that is equal for all files of one save; None without a step."""
         return None if self.step is None else (self.counts_epochs, self.step, self.timestamp)
 
 
 @functools.lru_cache(maxsize=2**16)
 def parse_name(name: str) -> ParsedName:
-    """Parse the name of a checkpoint; folders before it do not count."""
+    """Parse the name of a checkpoint, and ignore folders before it."""
     last = name.rpartition("/")[2]
     stem = last
     while suffix := next((each for each in SUFFIXES if stem.endswith(each) and stem != each), ""):
@@ -107,12 +107,12 @@ def parse_name(name: str) -> ParsedName:
 
 
 def step_of(name: str) -> int | None:
-    """The step in a checkpoint's name, or else the epoch; None if there is neither."""
+    """Return the step in a checkpoint's name, or else the epoch; None if there is neither."""
     return parse_name(name).step
 
 
 def shard_set(name: str) -> str:
-    """The name without the number of a shard: the same for all shards of one file."""
+    """Return the name without the number of a shard: equal for all shards of one file."""
     last = name.rpartition("/")[2]
     stem, dot, suffix = last.rpartition(".")
     return f"{_SHARD_NUMBER.sub('#', stem)}{dot}{suffix}" if dot else _SHARD_NUMBER.sub("#", last)
@@ -131,7 +131,7 @@ def _parse_fields(stem: str, ending: str, timestamp: str) -> ParsedName:
 
 
 def _parse_words(stem: str, ending: str, timestamp: str) -> ParsedName:
-    """Parse a name with words before its numbers; the first pattern that matches counts."""
+    """Parse a name with words before its numbers, by the first matching pattern."""
     if batch := _BATCH.search(stem):
         return _parsed(
             {int(batch["number"])}, {int(batch["epoch"])}, timestamp, _without(stem, batch, "number", "epoch") + ending
@@ -149,7 +149,7 @@ def _parse_words(stem: str, ending: str, timestamp: str) -> ParsedName:
 
 
 def _matches(pattern: re.Pattern[str], stem: str) -> list[re.Match[str]]:
-    """The matches of a pattern, without dates and numbers that measure something else."""
+    """Return the matches of a pattern, without dates and numbers that measure something else."""
     return [
         found
         for found in pattern.finditer(stem)
@@ -169,7 +169,7 @@ def _without(text: str, found: re.Match[str], *groups: str) -> str:
 
 
 def _parsed(steps: set[int], epochs: set[int], timestamp: str, family: str) -> ParsedName:
-    """Build the result; two different steps, or epochs, in one name do not count."""
+    """Build the result; a name with two different steps (or epochs) has none."""
     step = next(iter(steps)) if len(steps) == 1 else None
     epoch = next(iter(epochs)) if len(epochs) == 1 else None
     if not steps:
@@ -178,25 +178,25 @@ def _parsed(steps: set[int], epochs: set[int], timestamp: str, family: str) -> P
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a file name (without folders) is that of a checkpoint."""
+    """Return whether a file name (without folders) is that of a checkpoint."""
     return name.endswith(SUFFIXES) and not is_shard(name)
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name is that of a temporary file."""
+    """Return whether a file name is that of a temporary file."""
     return TEMPORARY.fullmatch(name) is not None
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file name is that of a shard."""
+    """Return whether a file name is that of a shard."""
     return SHARD.fullmatch(name) is not None
 
 
 def manifests(names: Iterable[str]) -> list[str]:
-    """The files that make a folder a checkpoint, and are written last: a manifest, an index, or a lone model.
+    """Return the files that make a folder a checkpoint: a manifest, an index, or a lone model. They are written last.
 
-    Those of torch.distributed.checkpoint and of Cerebras checkpoints have known names. Hugging Face folders have an
-    index, or a file ``model.safetensors``; the latter only if all other files are known ones too.
+    Manifests of torch.distributed.checkpoint and of Cerebras checkpoints have known names. Hugging Face folders have an
+    index, or a file ``model.safetensors``, which counts only if all other files are known ones too.
     """
     names = [*names]
     found = [name for name in names if name in _MANIFESTS or name.endswith(".index.json")]
@@ -205,12 +205,12 @@ def manifests(names: Iterable[str]) -> list[str]:
 
 
 def is_sharded(names: Iterable[str]) -> bool:
-    """Whether a folder with these files is a checkpoint."""
+    """Return whether a folder with these files is a checkpoint."""
     return bool(manifests(names))
 
 
 def is_loadable(names: Iterable[str]) -> bool:
-    """Whether a folder with these files is a checkpoint that ``load`` reads, and no folder of checkpoints."""
+    """Return whether ``load`` reads a folder with these files as one checkpoint."""
     names = {*names}
     if not names.isdisjoint(_MANIFESTS):
         return True
@@ -221,14 +221,14 @@ def is_loadable(names: Iterable[str]) -> bool:
 
 
 def _is_of_one_model(names: Iterable[str]) -> bool:
-    """Whether all files in a folder are of those that Hugging Face's tools write beside a model."""
+    """Return whether Hugging Face's tools write all these files beside a model."""
     return all(huggingface.is_beside(name) or huggingface.is_note(name) or is_temporary(name) for name in names)
 
 
 def checkpoint_of(folder: str) -> str | None:
-    """The folder over which a prefix of shards is, by its name; None if it is none. Both end with a slash, or are "".
+    """Return the checkpoint folder above a hashed prefix; None for other folders. Both end with a slash, or are "".
 
-    Over such folders of hashed names a save of many ranks spreads its shards.
+    A save of many ranks can spread its shards over such prefixes.
     """
     parent, _, last = folder.rstrip("/").rpartition("/")
     if not is_prefix(last):
@@ -237,7 +237,7 @@ def checkpoint_of(folder: str) -> str | None:
 
 
 def shards_in(root: Directory, folders: Iterable[str]) -> list[File]:
-    """The shards in those of these folders that are prefixes by their names."""
+    """Return the shards in those folders whose names are hashed prefixes."""
     prefixes = [each for each in folders if checkpoint_of(each) is not None]
     found = map_parallel(root.fs, lambda each: root.scan(each)[0], prefixes)
     return [file for files in found for file in files if dcp.SHARD.fullmatch(file.base)]

@@ -17,7 +17,7 @@ from fsspec_csx.manage.steps import Step, steps_of
 from fsspec_csx.storage.paths import redacted
 
 STEP, TIME = "step", "time"
-"""The orders by which checkpoints are the newest."""
+"""The orders that determine the newest checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class PruneResult:
     """The result of pruning a root."""
 
     kept: list[ListedCheckpoint]
-    to_delete: list[ListedCheckpoint]  # or was deleted
-    # Why kept checkpoints are incomplete or damaged, by path; checked only if something is to be deleted.
+    to_delete: list[ListedCheckpoint]  # to delete, or deleted
+    # Why kept checkpoints are incomplete or damaged, by path; checked only if a checkpoint will be deleted.
     damaged: dict[str, Exception] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)  # by path
-    # Why kept checkpoints do not count among the newest, by path, as a part of a sentence.
+    # Why kept checkpoints do not count among the newest, by path, as part of a sentence.
     uncounted: dict[str, str] = field(default_factory=dict)
 
 
@@ -43,11 +43,12 @@ def plan(
 ) -> PruneResult:
     """Decide which checkpoints of a root to keep, and which to delete; nothing is deleted yet.
 
-    The files of one step are kept, or deleted, together. Kept are the newest ``keep`` steps of each run (see
-    ``manage.steps``), multiples of ``every``, and those without a step in their names. A step that lacks a file of
-    other steps, or is damaged, does not count among the newest. By ``time`` of writing, names and runs are ignored.
+    The files of one step are kept or deleted together. It keeps the newest ``keep`` steps of each run (see
+    ``manage.steps``), multiples of ``every``, and checkpoints without a step in their names. A step that is damaged, or
+    lacks a file that other steps have, does not count among the newest. ``by="time"`` sorts by the time of the last
+    write, and ignores names and runs.
 
-    A ValueError if ``keep`` or ``every`` is less than 1, or the time of writing is unknown.
+    Raises a ValueError if ``keep`` or ``every`` is less than 1, or a time is unknown.
     """
     if keep < 1 or (every is not None and every < 1):
         msg = f"{keep if keep < 1 else every} is too few. Keep at least 1 of the newest, and every step from 1 on."
@@ -62,7 +63,7 @@ def plan(
         number, run = step.label.step, step.run if by == STEP else ""
         flaw = "its name has no step" if by == STEP and number is None else step.flaw
         flaws |= dict.fromkeys((each.path for each in step.members if flaw), flaw)
-        # Of two that were written at the same time, neither is known to be older.
+        # If two were written at the same time, neither is known to be older.
         is_full = counted[run] >= keep and (by == STEP or step.time != oldest)
         if not is_full and not flaw:
             wrong = {each.path: error for each in step.members if (error := damage_of(each))}
@@ -87,12 +88,12 @@ def prune(
 ) -> PruneResult:
     """Delete the checkpoints directly under a root that ``plan`` does not keep, the oldest first.
 
-    The newest ones are checked first, if something is to be deleted. Damaged files, and folders that lack a file of
-    their manifest, stay and do not count as kept ones. A failure does not stop other deletions.
+    Before a deletion it checks the newest ones. Damaged files, and folders that lack a file of their manifest, stay
+    and do not count as kept ones. A failure does not stop other deletions.
 
     Raises:
-        ValueError: as in ``plan``; also, unless ``by`` is ``time``, if names do not say which are the newest ``keep``:
-            one has no step, and is not that of a best, last or final file.
+        ValueError: as in ``plan``; also, unless ``by`` is ``time``, if names do not determine the newest ``keep``:
+            a name has no step, and is not that of a best, last or final file.
         OSError: if the root cannot be listed, or a checkpoint cannot be read.
     """
     found = checkpoints(root, storage_options=storage_options)
@@ -105,13 +106,13 @@ def prune(
 
 
 def delete_planned(planned: PruneResult, *, storage_options: Mapping[str, Any] | None = None) -> PruneResult:
-    """Delete what a dry run of ``prune`` found."""
+    """Delete the checkpoints that a dry run of ``prune`` found."""
     targets, failed = manage_delete.targets_from_listing(planned.to_delete, storage_options=storage_options)
     return replace(planned, failed=failed | manage_delete.delete(targets))
 
 
 def _sorted(found: Iterable[ListedCheckpoint], by: str) -> list[Step]:
-    """The steps of checkpoints, the newest last."""
+    """Return the steps of checkpoints, the newest last."""
     steps = steps_of(sorted(found, key=sort_key))
     if by == STEP:
         return steps
@@ -122,7 +123,7 @@ def _sorted(found: Iterable[ListedCheckpoint], by: str) -> list[Step]:
 
 
 def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
-    """Raise ValueError if more than ``keep`` steps must be sorted, and some have no step in their names."""
+    """Raise a ValueError if more than ``keep`` steps must be sorted, and some names have no step."""
     unknown = [step for step in steps if step.label.step is None]
     if len(unknown) < len(steps):
         unknown = [step for step in unknown if not step.is_apart]
@@ -136,7 +137,7 @@ def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
 
 
 def _damage(found: ListedCheckpoint, storage_options: Mapping[str, Any] | None) -> Exception | None:
-    """Why a checkpoint is damaged or incomplete; None if it is intact."""
+    """Return why a checkpoint is damaged or incomplete; None if it is intact."""
     try:
         if found.sharded:
             check_complete(found.path, storage_options)
@@ -145,7 +146,7 @@ def _damage(found: ListedCheckpoint, storage_options: Mapping[str, Any] | None) 
     except InvalidCheckpointError as error:
         return error
     except CheckpointError as error:
-        return error if found.sharded else None  # loading it would run code, but it is intact
+        return error if found.sharded else None  # loading this file would run code, but it is intact
     except ValueError:
         return None
     return None

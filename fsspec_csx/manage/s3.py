@@ -1,4 +1,4 @@
-"""What only S3 has: deletion of many objects by one request, and unfinished multipart uploads.
+"""Features of S3 alone: deletion of many objects in one request, and unfinished multipart uploads.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
@@ -20,7 +20,7 @@ BATCH = 1000
 """The maximum of objects that one request deletes."""
 
 PAGE = 1000
-"""The objects or uploads that one request lists."""
+"""The maximum of objects or uploads that one request lists."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,26 @@ class UnfinishedUpload:
 
     bucket: str
     key: str  # the key of the object that it would create
-    id: str  # its upload id
-    size: int | None  # the size of its parts so far, in bytes; None if they may not be listed
+    id: str  # the upload id
+    size: int | None  # the size of its parts so far, in bytes; None without the right to list them
     modified: datetime  # the time of its last part, or of its start
 
 
 def is_s3(fs: Any) -> bool:
-    """Whether a filesystem is S3, by this package or by plain s3fs."""
+    """Return whether a filesystem is S3, of this package or of plain s3fs."""
     return hasattr(fs, "call_s3")
 
 
 def lists_in_order(fs: Any, path: str) -> bool:
-    """Whether listings of the bucket of a path are sorted by key."""
+    """Return whether the bucket of a path lists objects sorted by key."""
     return not is_directory_bucket(fs.split_path(path)[0])
 
 
 def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
-    """The first files directly in a folder, their names with a prefix, and whether there are more; by one request."""
+    """Return the first files directly in a folder, with a prefix added to their names, and whether there are more.
+
+    It sends one request.
+    """
     bucket, key, _ = fs.split_path(path)
     prefix = f"{key.rstrip('/')}/"
     answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=PAGE)
@@ -55,7 +58,7 @@ def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
 
 
 def is_listed(fs: Any, path: str) -> bool:
-    """Whether an object of exactly this path exists, by one request, which lists it where the bucket allows that."""
+    """Return whether an object of exactly this path exists, by one listing except in directory buckets."""
     bucket, key, _ = fs.split_path(path)
     if is_directory_bucket(bucket):
         return bool(fs.isfile(path))
@@ -64,9 +67,9 @@ def is_listed(fs: Any, path: str) -> bool:
 
 
 def remove_batches(fs: Any, paths: Sequence[str]) -> dict[str, Exception | None]:
-    """Delete objects by their exact names, by a request for each 1000 of a bucket.
+    """Delete objects by their exact names, with one request for each 1000 objects of a bucket.
 
-    Returns the objects that are left, each with an error that the others of its bucket would have too, if it is known.
+    Returns the remaining objects, each with an error that would also occur for the others of its bucket, if known.
     """
     buckets: dict[str, list[str]] = {}
     for path in paths:
@@ -88,12 +91,12 @@ def _remove_batch(fs: Any, bucket: str, paths: Sequence[str]) -> dict[str, Excep
         except (CredentialsError, EndpointError) as error:
             return dict.fromkeys(paths, error)
         except Exception:
-            pass  # some servers lack this request, and its errors say little about an object
+            pass  # some servers lack this request, and its error does not say why one object fails
     return dict.fromkeys(paths)
 
 
 def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
-    """The unfinished uploads to an object, or bucket, and to the folder of that name, sorted by key."""
+    """Return the unfinished uploads to an object or bucket, and to the folder of that name, sorted by key."""
     bucket, key, _ = fs.split_path(path.rstrip("/"))
     listed = [
         each
@@ -105,7 +108,7 @@ def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
 
 
 def _prefix(bucket: str, key: str) -> str:
-    """The prefix by which a bucket lists what begins with a key."""
+    """Return the prefix to list the keys of a bucket that begin with a key."""
     return key[: key.rfind("/") + 1] if is_directory_bucket(bucket) else key
 
 
@@ -125,13 +128,13 @@ def _listed(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         if not answer.get("IsTruncated") or not fresh:
             return
         seen.update(each["UploadId"] for each in fresh)
-        # A directory bucket gives the first of them alone.
+        # A directory bucket returns only the key marker.
         given = {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")}
         markers = {name: value for name, value in given.items() if value is not None}
 
 
 def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> UnfinishedUpload | None:
-    """An upload with the size and time of its parts; None if it has ended."""
+    """Return an upload with the size and time of its parts; None if it has ended."""
     key, name = listed["Key"], listed["UploadId"]
     size, modified, after = 0, listed["Initiated"], 0
     try:

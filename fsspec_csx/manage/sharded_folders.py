@@ -29,32 +29,32 @@ _AT_A_TIME = 10
 
 
 class CheckpointFolder:
-    """A folder that is one checkpoint; an IsADirectoryError if it is none."""
+    """A folder that is one checkpoint; an IsADirectoryError if it is not."""
 
     def __init__(self, root: Directory) -> None:
         self.root = root
         self.metadata = Location.below(root, naming.METADATA)
         below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
-        # Of the metadata of a Cerebras checkpoint, before its objects are looked up.
+        # The state of a Cerebras checkpoint's metadata, before its objects are looked up.
         self.state = self.metadata.state() if naming.METADATA in below else {}
         own = cerebras_folders.own_names(root, below, strict=True) or [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
-        # Manifests, without which it is no checkpoint, come last; small files are copied many at a time.
+        # Manifests come last, as the folder is no checkpoint without them.
         self.names = sorted(own, key=lambda name: (name in self.manifests, name))
         sizes = {name: below[name].size for name in self.names}
         self.small = [name for name, size in sizes.items() if size is not None and size <= _SMALL]
         self.small = [name for name in self.small if name not in self.manifests]
         self.size = sum(size or 0 for size in sizes.values())
-        self.is_all = len(own) == len(below)  # else the folder has other files, too
+        self.is_all = len(own) == len(below)  # otherwise the folder has other files too
         self.is_cerebras = naming.METADATA in own
 
     def target(
         self, target: str | os.PathLike[str], name: str, options: Mapping[str, Any] | None
     ) -> str | os.PathLike[str]:
-        """The path to copy to: a local folder gets the name added, unless it is a checkpoint or about to become one."""
+        """Return the path to copy to; a local folder gets the name added, unless it is or will be the checkpoint."""
         text = os.fspath(target)
         if not text.endswith("/") and os.path.isdir(text):
             staging = self.staging(Directory(target, options))
@@ -63,24 +63,24 @@ class CheckpointFolder:
         return with_name(target, name)
 
     def staging(self, target: Directory) -> str:
-        """The temporary folder beside a local target."""
+        """Return the temporary folder beside a local target."""
         path = os.path.realpath(target.inner())
         return temporary_path(path, digest(self.root.path, path)[:16])
 
     def is_same_file(self, target: Directory) -> bool:
-        """Whether the target is a complete copy, with the same bytes and user metadata, and no other manifest."""
+        """Return whether the target is a complete copy with the same bytes, user metadata and manifests."""
         held = {*_held(target)}
         if not held.issuperset(self.names) or not self.manifests.issuperset(_manifests(held)):
             return False
         return all(self.is_alike(Location.below(self.root, name), Location.below(target, name)) for name in self.names)
 
     def is_alike(self, source: Location, goal: Location) -> bool:
-        """Whether a file of it and a copy have the same bytes and user metadata."""
+        """Return whether one of its files and a copy have the same bytes and user metadata."""
         alike = not self.is_cerebras or cerebras_folders.same_user_metadata(source, goal)
         return alike and not source.is_same_file(goal) and same_content(source, goal)
 
     def remove(self) -> None:
-        """Delete it, so that it never looks complete when part of it is deleted."""
+        """Delete the folder, in an order that never makes a part of it look complete."""
         metadata = self.root.inner(naming.METADATA) if self.is_cerebras else None
         manifests = [self.root.inner(name) for name in self.manifests if name != naming.METADATA]
         files = [self.root.inner(name) for name in self.names]
@@ -105,11 +105,11 @@ class FolderCopy:
         self._local = target.fs is None
 
     def run(self) -> None:
-        """Copy or move it.
+        """Copy or move the folder.
 
         Raises:
-            CheckpointPathError: if the target is the source, or inside it, or cannot hold the user metadata of a
-                Cerebras checkpoint, or if a file name leads out of it.
+            CheckpointPathError: if the target is the source, is inside it, or cannot hold the user metadata of a
+                Cerebras checkpoint, or if a file name leads out of the target.
             ChecksumError: if a copy differs.
             FileExistsError: if the target has a checkpoint, or a file of one, unless ``overwrite``.
         """
@@ -158,12 +158,12 @@ class FolderCopy:
             raise FileExistsError(msg)
 
     def _meets_others(self, common: set[str]) -> bool:
-        """Whether objects would replace other files below the target, or lie among those of a checkpoint there."""
+        """Return whether objects would replace files below the target, or mix with a checkpoint's files there."""
         replaces = self._own and any("/" in name for name in common.difference(self._own))
         return bool(replaces) or any(map(cerebras_metadata.of_others(self._held), self._source.names))
 
     def _is_resumed(self) -> bool:
-        """Whether the target has an interrupted copy of a Cerebras checkpoint."""
+        """Return whether the target has an interrupted copy of a Cerebras checkpoint."""
         is_alone = _manifests(self._held) == [naming.METADATA]
         return self._source.is_cerebras and is_alone and cerebras_folders.is_incomplete(self._target)
 
@@ -178,11 +178,11 @@ class FolderCopy:
         try:
             os.rename(source, target)
         except OSError:
-            return False  # on another disk, for instance
+            return False  # for instance, the target is on another disk
         return True
 
     def _copy_in_place(self) -> None:
-        """Copy where folders cannot be renamed: the old manifest is deleted first, the new one written last."""
+        """Copy where folders cannot be renamed: delete the old manifest first, and write the new one last."""
         names, held, target = self._source.names, self._held, self._target
         if self._source.is_cerebras and (self._overwrite or naming.METADATA in held or not {*held} & {*names}):
             cerebras_folders.mark_incomplete(target.fs, target.inner(), {*names, *self._own})
@@ -217,7 +217,7 @@ class FolderCopy:
         def copy_one(name: str, advance: Callable[[int], object]) -> None:
             own, goal = Location.below(source.root, name), Location.below(folder, name)
             if name in there:
-                if source.is_alike(own, goal):  # from an interrupted copy
+                if source.is_alike(own, goal):  # an interrupted copy left it
                     advance(own.state()["size"])
                     return
                 if not overwrite:
@@ -234,12 +234,12 @@ class FolderCopy:
         together = {*source.small}
         for name in source.names:
             if name == naming.METADATA:
-                source.metadata.check_state(source.state)  # another save reuses the names of objects
+                source.metadata.check_state(source.state)  # another save would reuse the names of objects
             if name not in together:
                 copy_one(name, self._meter.advance)
 
     def _remove_former(self, held: Sequence[str]) -> None:
-        """Remove the manifests of the former checkpoint, and then those of its parts that the new one lacks."""
+        """Remove the manifests of the old checkpoint, and then those of its parts that the new one lacks."""
         names, own = self._source.names, {*self._own}
         manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
         kept = {*names, *manifests}
@@ -250,12 +250,12 @@ class FolderCopy:
 
 
 def _is_thread_safe(fs: Any) -> bool:
-    """Whether a filesystem can be used from several threads."""
+    """Return whether several threads can use a filesystem."""
     return fs is None or getattr(fs, "async_impl", False)
 
 
 def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
-    """The names of the files below a folder; none if it does not exist."""
+    """Return the names of the files below a folder; none if it does not exist."""
     try:
         return [name for name in root.files() if leftovers or not _is_temporary(name)]
     except FileNotFoundError:
@@ -263,13 +263,13 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
 
 
 def _is_own_shard(name: str) -> bool:
-    """Whether a file below a checkpoint is a shard of it, and not of a checkpoint in a folder below."""
+    """Return whether a file below a checkpoint is its shard, and not one of a checkpoint in a folder below."""
     folder, _, last = name.rpartition("/")
     return naming.is_shard(last) and (not folder or is_prefix(folder))
 
 
 def _manifests(names: Iterable[str]) -> list[str]:
-    """The manifests directly in a folder, by the names of all files below it."""
+    """Return the manifests directly in a folder, from the names of all files below it."""
     return naming.manifests(name for name in names if "/" not in name)
 
 
@@ -278,6 +278,6 @@ def _is_temporary(name: str) -> bool:
 
 
 def _models(held: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The models that a target holds, if a model of Hugging Face comes there: load may prefer one of them to it."""
+    """Return the models in the target of a Hugging Face model, as ``load`` might prefer one of them to the new one."""
     top = [[each for each in those if "/" not in each] for those in (held, names)]
     return huggingface.models(top[0]) if huggingface.models(top[1]) else []

@@ -1,4 +1,4 @@
-"""Groups checkpoints by step: the files of one step are kept, or deleted, together."""
+"""Groups checkpoints by step: the files of one step are kept or deleted together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fsspec_csx.manage.naming import ParsedName, parse_name, shard_set
 if TYPE_CHECKING:
     from fsspec_csx.manage.list import ListedCheckpoint
 
-# Files with such names are not saved with each step; the second are Hugging Face's, beside its checkpoint folders.
+# Trainings do not save such files at each step. Hugging Face writes those of the second set beside its checkpoints.
 _APART = re.compile(r"(?:^|[^A-Za-z])(?:best|last|latest|final)(?:[^A-Za-z]|$)", re.IGNORECASE)
 _FINAL = re.compile(
     r"(?:(?:pytorch_|adapter_)?model|training_args|optimizer|scheduler|consolidated)\.(?:safetensors|bin|pt|pth)"
@@ -26,27 +26,27 @@ class Step:
 
     label: ParsedName  # the parsed name of the first
     members: list[ListedCheckpoint] = field(default_factory=list)
-    families: set[str] = field(default_factory=set)  # their names without numbers
-    run: str = ""  # the same for all steps of one run. Families that never share a step are of different runs
-    flaw: str = ""  # why the step may be incomplete, as a part of a sentence; empty if it is complete
+    families: set[str] = field(default_factory=set)  # the names of the members without numbers
+    run: str = ""  # equal for all steps of one run; families that never share a step belong to different runs
+    flaw: str = ""  # why the step may be incomplete, as part of a sentence; empty if it is complete
 
     @property
     def time(self) -> float | None:
-        """When its last file was written, in seconds since 1970; None if unknown for any."""
+        """The time of the last write of a file, in seconds since 1970; None if it is unknown for any file."""
         times = [each.modified.timestamp() for each in self.members if each.modified]
         return max(times) if len(times) == len(self.members) else None
 
     @property
     def is_apart(self) -> bool:
-        """Whether its name is that of a best, last or final file, which is of no step."""
+        """Whether this is a best, last or final file, which belongs to no step."""
         name = self.members[0].path.rpartition("/")[2]
         return bool(_APART.search(self.label.family) or _FINAL.fullmatch(name))
 
 
 def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:
-    """Group checkpoints by step, in the order of the last member of each.
+    """Group checkpoints by step, in the order of each step's last member.
 
-    Names without a step group only the shards of one file.
+    For names without a step, only the shards of one file form a group.
     """
     steps: dict[Any, Step] = {}
     for each in found:
@@ -61,7 +61,7 @@ def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:
 
 
 def _compare(steps: list[Step]) -> None:
-    """Find the runs, and the steps that lack files of other steps in their run."""
+    """Find the runs, and the steps that lack files that other steps of their run have."""
     runs: dict[str, set[str]] = {}
     for step in steps:
         joined = {id(run): run for each in step.families if (run := runs.get(each))}
@@ -82,7 +82,7 @@ def _compare(steps: list[Step]) -> None:
 
 
 def _in_order(steps: list[Step]) -> bool:
-    """Whether steps grow with epochs; some trainings restart the count in each epoch."""
+    """Return whether steps grow with epochs; some trainings restart the count in each epoch."""
     known = [(step.label.step, step.label.epoch) for step in steps if step.label.epoch is not None]
     epochs = [epoch for _, epoch in sorted(known)]
     return epochs == sorted(epochs)

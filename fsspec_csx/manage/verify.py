@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was found."""
+    """The result of a verification."""
 
-    path: str  # where the checkpoint is, without any password
-    size: int  # that of the file in bytes, all of which were read; of a folder, of what a manifest or metadata names
-    records: int  # how many parts of the file were compared with their checksums
-    unchecked: int  # how many have none; of a safetensors file, all of its tensors
+    path: str  # the path of the checkpoint, without any password
+    size: int  # the bytes read: the whole file, or of a folder all that a manifest or metadata names
+    records: int  # the number of parts of the file that were compared with their checksums
+    unchecked: int  # the number of parts without a checksum; in a safetensors file, all tensors
     object_checked: bool  # whether the file was compared with the server's checksum of it
-    damage: tuple[str, ...]  # all that is wrong, each a sentence without a full stop; empty if nothing is
-    note: str  # what could not be checked, and why; empty if there is nothing
+    damage: tuple[str, ...]  # all damage, each a sentence without a full stop; empty if there is none
+    note: str  # what could not be checked, and why; empty if all was checked
 
 
 def verify(
     path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None, callback: Callback | None = None
 ) -> VerifyResult:
-    """Read all of a checkpoint and look for damage, without running any code of it.
+    """Read a checkpoint completely and look for damage, without running its code.
 
-    Compared are the checksum of each record of a torch file or a shard, those that a Cerebras checkpoint was saved
-    with, and that of the object if the server has one. The structure is checked too: the zip directory, the pickle and
-    whether tensors fit their records, or the header of a safetensors file, and what a manifest says. A file that is no
-    checkpoint counts as damaged, and so does a Cerebras checkpoint that was not finished. The pickles in one are not
-    looked into.
+    It compares the checksum of each record of a torch file or a shard, the checksums in a Cerebras checkpoint, and the
+    checksum of the object if the server has one. It also checks the structure: the zip directory, the pickle and
+    whether tensors fit their records, the header of a safetensors file, and the manifest. A file that is not a
+    checkpoint, and an unfinished Cerebras checkpoint, count as damaged. The pickles in a Cerebras checkpoint are not
+    checked.
 
-    64 MiB of the file are in memory at most, whatever its size; but torch reads those of its format before 1.6, and of
-    quantized and nested tensors, whole.
+    At most 64 MiB of a file are in memory. But torch reads files of its format before 1.6, and files with quantized or
+    nested tensors, completely.
     """
     place = Location.of(path, storage_options)
     with report_progress(callback, place.text) as progress, contextlib.ExitStack() as stack:

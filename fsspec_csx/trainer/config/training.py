@@ -1,9 +1,10 @@
 """A training from YAML, in the form of the ModelZoo: ``trainer: {init: …, fit: …, validate: …, validate_all: …}``.
 
-Classes are named by import paths: ``{class_path: package.module.Class, init_args: {…}}``, also within arguments; models
-and data also as in ``{name: package.module.Class, …}`` and ``{data_processor: package.module.Class, …}``; those of this
-package, and torch's and the ModelZoo's optimizers and schedulers, by their names alone: ``{KeepNCheckpoints: {n: 3}}``.
-Any importable class can be named and run: read only files of authors whose code you would run.
+Import paths name classes: ``{class_path: package.module.Class, init_args: {…}}``, also within arguments. Models and
+data also have the forms ``{name: package.module.Class, …}`` and ``{data_processor: package.module.Class, …}``. Classes
+of this package, and torch's and the ModelZoo's optimizers and schedulers, need only their names:
+``{KeepNCheckpoints: {n: 3}}``. A file can run any importable class: read only files of authors whose code you would
+run.
 """
 
 from __future__ import annotations
