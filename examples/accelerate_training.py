@@ -1,4 +1,4 @@
-"""Accelerate saves its state to a local folder, which goes to an s3:// URL and comes back from there.
+"""Accelerate saves its state to a local folder, which is uploaded to an s3:// URL and downloaded again.
 
 python examples/accelerate_training.py s3://bucket/folder
 """
@@ -12,13 +12,13 @@ from accelerate import Accelerator
 
 
 def prepare(accelerator: Accelerator) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """A model and its optimizer, which the accelerator saves and loads."""
+    """Return a model and its optimizer, which the accelerator saves and loads."""
     model = torch.nn.Linear(8, 8)
     return accelerator.prepare(model, torch.optim.AdamW(model.parameters()))  # type: ignore[no-any-return]
 
 
 def main(root: str) -> None:
-    """Train a step and save; then load with all made anew, as on another machine."""
+    """Train a step and save; then load into new objects, as on another machine."""
     filesystem, folder = fsspec.url_to_fs(f"{root}/accelerate/step_1")
     accelerator = Accelerator(cpu=True)
     model, optimizer = prepare(accelerator)

@@ -12,7 +12,7 @@ import pandas as pd
 
 
 def main(root: str) -> None:
-    """Write a table and a bag in parts, and compute on what is stored."""
+    """Write a table and a bag in parts, and compute on the stored data."""
     dask.config.set(scheduler="threads")
     table = pd.DataFrame({"run": ["a", "b"] * 50, "loss": range(100)})
     dask.dataframe.from_pandas(table, npartitions=4).to_parquet(f"{root}/table")

@@ -9,7 +9,7 @@ import datasets
 
 
 def main(root: str) -> None:
-    """Save a dataset, and load it whole and as a stream."""
+    """Save a dataset, and load it completely and as a stream."""
     made = datasets.Dataset.from_dict({"text": [f"sample {index}" for index in range(100)]})
     made.save_to_disk(f"{root}/dataset")
     made.to_parquet(f"{root}/parquet/part.parquet")

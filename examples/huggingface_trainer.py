@@ -1,4 +1,4 @@
-"""A Hugging Face Trainer whose checkpoints are copied to an s3:// URL, and which goes on from the newest there.
+"""A Hugging Face Trainer whose checkpoints are copied to an s3:// URL; it resumes from the newest one there.
 
 python examples/huggingface_trainer.py s3://bucket/folder
 """
@@ -14,21 +14,21 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 LAST = "trainer_state.json"
-"""The file of a checkpoint that is sent when all others are there: a folder that has it is whole."""
+"""The file of a checkpoint that is uploaded last: a folder with this file is complete."""
 
 
 class Uploading(TrainerCallback):
-    """Copies each checkpoint to another file system as soon as it is written.
+    """Copies each checkpoint to another filesystem as soon as it is written.
 
     Args:
-        root: URL of the folder for the folders of the checkpoints.
+        root: URL of the folder for all checkpoints.
     """
 
     def __init__(self, root: str) -> None:
         self.filesystem, self.folder = fsspec.url_to_fs(root)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Copy the checkpoint that was just written."""
+        """Copy the new checkpoint."""
         if not state.is_world_process_zero:
             return
         local = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -40,7 +40,7 @@ class Uploading(TrainerCallback):
             self.filesystem.put_file(str(path), f"{remote}/{path.relative_to(local).as_posix()}")
 
     def fetch_newest(self, output_dir: str) -> str | None:
-        """Fetch the newest whole checkpoint.
+        """Download the newest complete checkpoint.
 
         Returns:
             Its folder below ``output_dir``, or None if there is none yet.
@@ -55,15 +55,15 @@ class Uploading(TrainerCallback):
 
 
 class Model(torch.nn.Linear):
-    """Learns to give back its batch."""
+    """Learns to reproduce its batch."""
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """The loss of a batch of shape (samples, features)."""
+        """Return the loss of a batch of shape (samples, features)."""
         return {"loss": (super().forward(x) - x).square().mean()}
 
 
 def train(root: str, steps: int) -> None:
-    """Train up to a step, from the newest checkpoint there is."""
+    """Train up to a step, from the newest checkpoint if there is one."""
     uploading = Uploading(f"{root}/huggingface")
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -77,7 +77,7 @@ def train(root: str, steps: int) -> None:
 
 
 def main(root: str) -> None:
-    """Train twice; the second trainer knows nothing of the first, as on another machine."""
+    """Train twice; the second trainer has only the checkpoints of the first, as on another machine."""
     train(root, steps=4)
     train(root, steps=6)
 

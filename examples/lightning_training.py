@@ -1,4 +1,4 @@
-"""Lightning keeps its checkpoints at an s3:// URL, and goes on from the last of them.
+"""Lightning saves its checkpoints at an s3:// URL, and resumes from the last one.
 
 python examples/lightning_training.py s3://bucket/folder
 """
@@ -13,23 +13,23 @@ from torch.utils.data import DataLoader
 
 
 class Model(lightning.LightningModule):
-    """Learns to give back its batch."""
+    """Learns to reproduce its batch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(8, 8)
 
     def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch of shape (samples, 8)."""
+        """Return the loss of a batch of shape (samples, 8)."""
         return torch.nn.functional.mse_loss(self.layer(batch), batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer, whose state is part of each checkpoint."""
+        """Return the optimizer, whose state is part of each checkpoint."""
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
 def train(root: str, epochs: int) -> None:
-    """Train up to an epoch, from the last checkpoint there is."""
+    """Train up to an epoch, from the last checkpoint if there is one."""
     checkpoints = ModelCheckpoint(f"{root}/lightning", filename="{epoch}", save_top_k=-1, save_last=True)
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -40,7 +40,7 @@ def train(root: str, epochs: int) -> None:
         enable_model_summary=False,
     )
     loader: DataLoader[torch.Tensor] = DataLoader([*torch.randn(32, 8)], batch_size=8)  # type: ignore[arg-type]
-    # Not ckpt_path="last": Lightning would look for the names of the objects on the local disk, and begin anew.
+    # With ckpt_path="last" Lightning would look for the names on the local disk, and start a new training.
     last = f"{root}/lightning/last.ckpt"
     filesystem, path = fsspec.url_to_fs(last)
     resumed = last if filesystem.exists(path) else None
@@ -49,7 +49,7 @@ def train(root: str, epochs: int) -> None:
 
 
 def main(root: str) -> None:
-    """Train twice; the second trainer knows nothing of the first, as on another machine."""
+    """Train twice; the second trainer has only the checkpoints of the first, as on another machine."""
     train(root, epochs=1)
     train(root, epochs=3)
 

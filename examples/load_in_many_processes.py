@@ -1,4 +1,4 @@
-"""A checkpoint that many processes need, read from S3 once for all of them.
+"""Many processes load one checkpoint, which is read from S3 only once.
 
 torchrun --nproc-per-node 2 examples/load_in_many_processes.py s3://bucket/folder
 """
@@ -13,8 +13,8 @@ import fsspec_csx
 
 
 def main(root: str) -> None:
-    """Save a model in one process, and load it in all."""
-    if "RANK" not in os.environ:  # not under torchrun: a group of this process alone
+    """Save a model in one process, and load it in all processes."""
+    if "RANK" not in os.environ:  # without torchrun: a group of only this process
         os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo")
     path = f"{root}/model.pt"
@@ -23,7 +23,7 @@ def main(root: str) -> None:
         fsspec_csx.save(model.state_dict(), path)
     dist.barrier()
 
-    # Every process calls it; each reads a share of the bytes and gives it to the others.
+    # Every process must call load; each reads a part of the bytes and sends it to the others.
     fsspec_csx.load(path, into=model.state_dict(), group=dist.group.WORLD)
     sums = [torch.zeros(()) for _ in range(dist.get_world_size())]
     dist.all_gather(sums, model.weight.detach().sum())

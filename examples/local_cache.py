@@ -1,4 +1,4 @@
-"""A checkpoint that is fetched from s3:// once, and then read from a cache on the node's disk.
+"""A checkpoint that is downloaded from s3:// once, and then read from a cache on the node's disk.
 
 python examples/local_cache.py s3://bucket/folder
 """

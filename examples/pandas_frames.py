@@ -9,10 +9,10 @@ import pandas as pd
 
 
 def main(root: str) -> None:
-    """Write a table in both formats, and read back what is asked for."""
+    """Write a table in both formats, and read parts of it."""
     table = pd.DataFrame({"step": range(100), "loss": [1 / (1 + step) for step in range(100)]})
     table.to_csv(f"{root}/loss.csv.gz", index=False)
-    # With options, even none, pandas opens Parquet by fsspec; without them by the S3 client of pyarrow.
+    # With storage_options, even empty ones, pandas opens Parquet with fsspec, otherwise with pyarrow's S3 client.
     table.to_parquet(f"{root}/loss.parquet", storage_options={})
 
     print(pd.read_csv(f"{root}/loss.csv.gz").tail(1))

@@ -1,4 +1,4 @@
-"""A pyarrow dataset at an s3:// URL, partitioned by folders; a query reads only the files and columns that it needs.
+"""A pyarrow dataset at an s3:// URL, partitioned by folder; a query reads only the files and columns that it needs.
 
 python examples/pyarrow_dataset.py s3://bucket/folder
 """

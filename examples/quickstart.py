@@ -1,4 +1,4 @@
-"""Train a few steps, save to s3://, and load it back in a fresh process, on an S3 server of this machine's own.
+"""Train a few steps, save to s3://, and resume in a new process, with a local S3 server.
 
     python examples/quickstart.py
 
@@ -22,14 +22,14 @@ WIDTH, STEPS = 2048, 3
 
 
 def make_training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """A model of 50 million weights, whose optimizer keeps as many again."""
+    """Return a model of 50 million weights, and its optimizer, which has equally many."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(12)))
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
 def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> float:
-    """One step on made-up data; the loss."""
+    """Make one step on random data, and return the loss."""
     torch.manual_seed(step)
     optimizer.zero_grad()
     loss = (model(torch.randn(8, WIDTH)) - 1).square().mean()
@@ -39,7 +39,7 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -
 
 
 def save() -> str:
-    """Train, save, and show what is stored; the checkpoint's URL."""
+    """Train, save, show what is stored, and return the checkpoint's URL."""
     model, optimizer = make_training()
     for step in range(1, STEPS + 1):
         print(f"step {step}  loss {train(model, optimizer, step):.9g}")
@@ -58,9 +58,9 @@ def save() -> str:
 
 
 def measure_server(path: str) -> None:
-    """Print how fast the server itself is: a GET and a PUT of the same bytes by a plain HTTP client."""
+    """Print the speed of the server itself: a GET and a PUT of the same bytes with a plain HTTP client."""
     filesystem, key = fsspec.url_to_fs(path)
-    client = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy lies between us and this machine
+    client = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is local, so use no proxy
     started = time.perf_counter()
     data = client.open(filesystem.url(key)).read()
     fetched = time.perf_counter()
@@ -73,7 +73,7 @@ def measure_server(path: str) -> None:
 
 
 def resume(path: str) -> None:
-    """What a fresh process does: load, and go on where the other stopped."""
+    """Load in a new process, and continue the training of the other."""
     model, optimizer = make_training()
     started = time.perf_counter()
     checkpoint = cstorch.load(path)
@@ -86,7 +86,7 @@ def resume(path: str) -> None:
 
 
 def main() -> None:
-    """Without arguments the whole tour; with a URL the part of the fresh process."""
+    """Run all parts; with a URL as argument, only the part of the new process."""
     if len(sys.argv) > 1:
         resume(sys.argv[1])
         return

@@ -1,4 +1,4 @@
-"""A model that many processes share, saved in the background while each of them trains on.
+"""A sharded model that is saved in the background while all processes continue to train.
 
 python examples/sharded_async_save.py s3://bucket/folder
 torchrun --nproc-per-node 2 examples/sharded_async_save.py s3://bucket/folder
@@ -27,7 +27,7 @@ def main(root: str) -> None:
         saves.append(distributed.async_save(model.state_dict(), f"{root}/step_{step}"))
     torch.nn.init.zeros_(model.weight)  # the training continues
     for each in saves:
-        each.result()  # raises what went wrong, in any process
+        each.result()  # raises an error of any process
     state = model.state_dict()
     distributed.load(state, f"{root}/step_200")
     model.load_state_dict(state)

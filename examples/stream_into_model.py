@@ -1,4 +1,4 @@
-"""A model filled module by module from a checkpoint on S3, with little more in memory than the model itself.
+"""A model filled module by module from a checkpoint on S3, with little more memory than for the model itself.
 
 python examples/stream_into_model.py s3://bucket/folder
 """
@@ -18,7 +18,7 @@ def main(root: str) -> None:
 
     with torch.device("meta"):
         other = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
-    for name, tensor in fsspec_csx.stream(url, keys=["model"]):  # device="cuda" sends them to a GPU meanwhile
+    for name, tensor in fsspec_csx.stream(url, keys=["model"]):  # device="cuda" also copies them to a GPU
         module, _, parameter = name.removeprefix("model.").rpartition(".")
         setattr(other.get_submodule(module), parameter, torch.nn.Parameter(tensor))
         print(f"filled {module}.{parameter} {tuple(tensor.shape)}")

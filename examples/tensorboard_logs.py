@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 def main(root: str) -> None:
     """Log a loss, and read the log."""
-    # csx:// is s3:// by another name; for that one TensorBoard would use boto3, where it is installed.
+    # csx:// is another name for s3://. For s3:// TensorBoard would use boto3, if it is installed.
     folder = f"csx://{root.removeprefix('s3://')}/tensorboard"
     with SummaryWriter(folder) as writer:
         for step in range(10):

@@ -30,7 +30,7 @@ class Samples(Dataset[torch.Tensor]):
 
 
 def main(root: str) -> None:
-    """Store some samples, and load them in batches by workers of each kind."""
+    """Store some samples, and load them in batches with workers of each kind."""
     for index in range(8):
         with fsspec.open(f"{root}/samples/{index}.pt", "wb") as file:
             torch.save(torch.full((4,), float(index)), file)

@@ -1,4 +1,4 @@
-"""PyTorch's distributed checkpoints at s3:// URLs, by the writer and reader that torch has for fsspec.
+"""PyTorch's distributed checkpoints at s3:// URLs, with torch's own fsspec writer and reader.
 
 python examples/torch_distributed_checkpoint.py s3://bucket/folder
 torchrun --nproc-per-node 2 examples/torch_distributed_checkpoint.py s3://bucket/folder
@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 
 def make_model() -> torch.nn.Module:
-    """A model; where there are several processes, each has a shard of it."""
+    """Return a model; if there are several processes, each has a shard of it."""
     model = torch.nn.Linear(64, 64)
     if dist.is_initialized():
         fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
@@ -30,7 +30,7 @@ def main(root: str) -> None:
         dist.init_process_group("gloo")
     path = f"{root}/step_100"
     model = make_model()
-    # What is closed is stored already: no call of os.sync, which would wait for every local disk.
+    # Closed files are already stored. os.sync is not needed, and would wait for every local disk.
     save(model.state_dict(), storage_writer=FsspecWriter(path, sync_files=False))
 
     other = make_model()

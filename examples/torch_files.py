@@ -1,4 +1,4 @@
-"""torch.save and torch.load on files at s3:// URLs, and safetensors on their bytes.
+"""torch.save and torch.load with files at s3:// URLs, and safetensors with their bytes.
 
 python examples/torch_files.py s3://bucket/folder
 """
@@ -14,7 +14,7 @@ def main(root: str) -> None:
     """Save the weights of a model in both formats, and load them."""
     state = torch.nn.Linear(64, 64).state_dict()
     with fsspec.open(f"{root}/model.pt", "wb") as file:
-        torch.save(state, file)  # what fails in here leaves the former object as it was
+        torch.save(state, file)  # after an error here, the old object stays
     with fsspec.open(f"{root}/model.safetensors", "wb") as file:
         file.write(safetensors.torch.save(state))
 

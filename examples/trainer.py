@@ -1,4 +1,4 @@
-"""A small training in Python; ``trainer.yaml`` is the same run, and names the model and the data of this file.
+"""A small training in Python; ``trainer.yaml`` runs the same training with the model and the data of this file.
 
 python examples/trainer.py s3://bucket/run
 cszoo fit examples/trainer.yaml --checkpoint_root s3://bucket/run
@@ -14,11 +14,11 @@ from fsspec_csx.trainer.optimizers import AdamW
 
 
 class Autoencoder(torch.nn.Module):
-    """Gives back its batch, through a narrow layer.
+    """Reproduces its batch through a narrow layer.
 
     Args:
-        width: numbers in a sample.
-        hidden: numbers that stand for all of it.
+        width: the number of values in a sample.
+        hidden: the number of values in the narrow layer.
     """
 
     def __init__(self, width: int, hidden: int = 4) -> None:
@@ -27,7 +27,7 @@ class Autoencoder(torch.nn.Module):
         self.wide = torch.nn.Linear(hidden, width)
 
     def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The loss, and the largest error of a batch of shape (samples, width)."""
+        """Return the loss and the largest error of a batch of shape (samples, width)."""
         error = self.wide(torch.relu(self.narrow(batch))) - batch
         return {"loss": error.square().mean(), "largest_error": error.abs().max()}
 
@@ -35,14 +35,14 @@ class Autoencoder(torch.nn.Module):
 def loader(
     batch_size: int, samples: int, width: int = 16, seed: int = 1, shuffle: bool = True
 ) -> DataLoader[torch.Tensor]:
-    """Batches of waves with random phases, as samples of shape (width,)."""
+    """Return batches of waves with random phases, as samples of shape (width,)."""
     phases = torch.rand(samples, 1, generator=torch.Generator().manual_seed(seed)) * 2 * torch.pi
     waves = torch.sin(phases + torch.arange(width))
     return DataLoader([*waves], batch_size=batch_size, shuffle=shuffle)  # type: ignore[arg-type]
 
 
 def main(root: str) -> None:
-    """Train, or go on with the newest checkpoint under the root."""
+    """Train, or resume from the newest checkpoint under the root."""
     trainer = Trainer(
         device="CPU",
         model=lambda: Autoencoder(16, 4),

@@ -9,7 +9,7 @@ from upath import UPath
 
 
 def main(root: str) -> None:
-    """Write, list, read and delete by paths."""
+    """Write, list, read and delete with path objects."""
     run = UPath(root) / "paths"
     (run / "step_1.txt").write_text("loss 0.5")
     (run / "step_2.txt").write_text("loss 0.25")

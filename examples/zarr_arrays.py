@@ -1,4 +1,4 @@
-"""zarr and xarray keep chunked arrays at s3:// URLs.
+"""zarr and xarray store chunked arrays at s3:// URLs.
 
 python examples/zarr_arrays.py s3://bucket/folder
 """
@@ -11,7 +11,7 @@ import zarr
 
 
 def main(root: str) -> None:
-    """Write arrays in chunks, and read a piece of each."""
+    """Write arrays in chunks, and read a part of each."""
     array = zarr.create_array(f"{root}/weights.zarr", shape=(256, 256), chunks=(128, 128), dtype="f4")
     array[:] = np.arange(256 * 256).reshape(256, 256)
     print("zarr:", zarr.open_array(f"{root}/weights.zarr", mode="r")[255, 254:])

@@ -34,7 +34,7 @@ _BY_NUMBER = {
 }
 _PACKAGE = Path(__file__).parents[1]
 _STANDARD = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
-# Packages whose frames appear between a caller and this package.
+# Dependencies, whose frames are not user code.
 _BUILT_ON = {
     *("aiobotocore", "aiohttp", "aioitertools", "awscrt", "boto3", "botocore", "fsspec", "numpy", "s3fs", "torch"),
     *("tqdm", "urllib3", "yaml", "zlib_ng"),

@@ -58,7 +58,7 @@ def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: A
 
 
 def progress_of(options: argparse.Namespace) -> Callback | None:
-    """Return the progress callback: a progress bar, or None with ``--quiet``."""
+    """Return a callback that shows nothing with ``--quiet``; otherwise None, for the default progress bar."""
     return NoOpCallback() if options.quiet else None
 
 
