@@ -22,7 +22,7 @@ WIDTH, STEPS = 2048, 3
 
 
 def make_training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Return a model of 50 million weights, and its optimizer, which has equally many."""
+    """Return a model of 50 million weights, and its optimizer, whose state has the same size."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(12)))
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

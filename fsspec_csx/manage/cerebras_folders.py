@@ -45,7 +45,7 @@ def own_names(root: Directory, names: Collection[str], *, strict: bool = False) 
 
 
 def divided(root: Directory, names: Collection[str], *, strict: bool = False) -> tuple[list[str], list[str]]:
-    """Return the checkpoint's own names, and names in folders below that it may own, if its metadata is damaged.
+    """Return the checkpoint's own names and, if its metadata is damaged, names in folders below that it may own.
 
     With ``strict``, raises an InvalidCheckpointError if the metadata names objects of checkpoints below, or does not
     name all of its own.

@@ -1,4 +1,4 @@
-"""Reads a whole checkpoint, and compares it with every checksum that it has."""
+"""Reads a complete checkpoint, and compares it with every checksum that it has."""
 
 from __future__ import annotations
 

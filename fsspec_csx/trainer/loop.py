@@ -33,7 +33,7 @@ class ValidationLoop(Callback):
 class TrainingLoop(Callback):
     """How long to train, and how often to validate.
 
-    One of the first three gives the length. Steps are those of the optimizer.
+    Give the length in steps or in epochs. Steps are those of the optimizer.
 
     Args:
         num_steps: the number of steps in each call of ``fit``.

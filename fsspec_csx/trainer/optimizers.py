@@ -87,7 +87,7 @@ class _EpsBeforeCorrection(torch.optim.Adam):
             self.param_groups = groups
 
     def _parts(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Divide a group by the steps of its parameters; each part has the ``eps`` that torch must add."""
+        """Divide a group by the steps of its parameters, and adapt ``eps``, ``lr`` and ``weight_decay`` for torch."""
         alike: dict[float, list[torch.Tensor]] = {}
         for parameter in group["params"]:
             alike.setdefault(float(self.state.get(parameter, {}).get("step", 0)), []).append(parameter)
