@@ -1,4 +1,4 @@
-"""save, load and inspect: checkpoints at any fsspec path, saved completely or not at all."""
+"""``save``, ``load`` and ``inspect`` for checkpoints at any fsspec path."""
 
 from __future__ import annotations
 
@@ -38,46 +38,47 @@ def save(
 ) -> None:
     """Save an object to a file that ``torch.load`` reads; like ``torch.save``, but to any path.
 
-    A path that ends in ``.safetensors`` gets that format: a mapping of names to tensors, which load as tensors even if
-    they were parameters. What a format cannot hold is refused before anything is written.
+    A path that ends in ``.safetensors`` selects that format: a mapping of names to tensors. Parameters load as plain
+    tensors. An object that the format cannot hold is refused before anything is written.
 
-    The format ``huggingface`` writes a folder that transformers and diffusers read: safetensors files, side by side,
-    and last their index, ``model.safetensors.index.json``. It is also that of paths that end in
-    ``.safetensors.index.json``. Of tied tensors one is stored. When the index is written, the files of the checkpoint
-    that it replaces are removed: those that the old index names, and a single ``model.safetensors``.
+    The format ``huggingface`` writes a folder that transformers and diffusers read: safetensors files, and last their
+    index, ``model.safetensors.index.json``. A path that ends in ``.safetensors.index.json`` selects it too. Tied
+    tensors are stored once. After the index is written, the files of the old checkpoint are removed: those that the old
+    index names, and a single ``model.safetensors``.
 
     The old file is replaced only by a complete new one; after an error it is untouched. Missing local folders are
-    created, and a missing bucket if the credentials allow it. A Cerebras checkpoint consists of many objects: its path
-    is cleared when the first one is written, and holds no checkpoint until the last one is.
+    created, and so is a missing bucket if the credentials allow it. A Cerebras checkpoint consists of many objects: the
+    first write clears its path, which holds no checkpoint until the last object is written.
 
-    With ``local`` the checkpoint is written to a local disk first, and uploaded from there before this returns. If the
-    upload fails, or Ctrl-C ends it, the error is raised, the local copy is whole, ``load(path, local=…)`` reads it, and
-    the next save to the same two folders, in this process or another, uploads it. A full or locked disk is a warning,
-    see ``async_save``.
+    With ``local``, ``save`` writes the checkpoint to a local disk first and uploads it from there before it returns. If
+    the upload fails or Ctrl-C ends it, ``save`` raises the error, but the local copy is complete: ``load(path,
+    local=…)`` reads it, and the next save to the same two folders uploads it, also in another process. A full or locked
+    disk only causes a warning; see ``async_save``.
 
     Args:
         obj: tensors, state dicts, and any other objects that can be pickled.
         path: a local path or an fsspec URL. An S3 URL has bucket and object path. Every character of a name is literal.
         format: ``torch``, ``safetensors``, ``huggingface``, or ``cerebras`` for the objects below an S3 path that
-            ``cerebras_pytorch`` loads; by default that of the suffix of the path, torch for any other.
-        max_shard_size: of the format huggingface: the most bytes of a file, or a text; by default ``5GB``.
-        local: a folder on a local disk, see ``async_save``. For the formats of one file, torch and safetensors.
+            ``cerebras_pytorch`` loads. By default the suffix of the path decides; without a known suffix it is
+            ``torch``.
+        max_shard_size: the maximum size of a file of the format huggingface, in bytes or as text; by default ``5GB``.
+        local: a folder on a local disk, see ``async_save``; for single-file formats (torch and safetensors).
         keep_local: how many checkpoints of one remote folder to keep there, see ``async_save``.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        callback: receives the total in bytes by ``set_size``, and the bytes written by ``relative_update``. By default
-            a terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none. With
-            ``local``, the bytes that are uploaded count.
+        callback: receives the total in bytes by ``set_size``, and the bytes written by ``relative_update``; with
+            ``local``, the bytes uploaded. By default a terminal shows a progress bar after a second;
+            ``fsspec.callbacks.NoOpCallback()`` shows none.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         FreedTensorError: a ValueError, if the storage of a tensor is too small for it, for example freed by FSDP.
-        ValueError: if the format cannot hold an entry, which the message names, or ``load`` would refuse it; or if the
-            format requires S3 and the path is elsewhere, or is of more than one file with ``local``.
-        FileExistsError: if an object is in the place of a Cerebras checkpoint.
+        ValueError: if the format cannot hold an entry, or ``load`` would refuse it; the message names the entry. Also
+            if the format requires S3 and the path is elsewhere, or ``local`` is used with a format of many files.
+        FileExistsError: if an object has the path of a Cerebras checkpoint.
         OSError: any error of the filesystem, unchanged, such as PermissionError.
     """
     text = checkpoint_path(path)
-    from fsspec_csx.formats import registry  # only here, as the formats import torch
+    from fsspec_csx.formats import registry  # imports torch
 
     fs, inner = resolve_path(path, text, storage_options)
     with (
@@ -87,7 +88,7 @@ def save(
         saving = by_way_of_it(registry.writer(obj, text, format, max_shard_size=max_shard_size))
         meter = ProgressMeter(progress, saving.nbytes, estimated=True)
         saving.save(Target(fs, inner, redacted(text)), advance=meter.advance)
-        saving.free()  # the file may have used it until it was closed
+        saving.free()  # until the file is closed, it may use the memory
         meter.finish()
 
 
@@ -95,14 +96,14 @@ def save(
 def _local_first(
     text: str, local: str | os.PathLike[str] | None, *options: Any
 ) -> Iterator[Callable[[CheckpointWriter], CheckpointWriter]]:
-    """What makes a writer one by way of the local disk, or the writer itself without one."""
+    """Yield a function that makes a writer save to the local disk first; without ``local`` it changes nothing."""
     if local is None:
         yield lambda writer: writer
         return
-    from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # only here, as it imports awscrt
+    from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # imports awscrt
 
     tier, name = open_tier(text, local, *options)
-    future = SaveFuture(SaveProgress(NoOpCallback(), 0), local=True)  # for other threads
+    future = SaveFuture(SaveProgress(NoOpCallback(), 0), local=True)  # other threads wait for this save
     future.waits = threading.get_ident()
     try:
         yield lambda writer: LocalFirst(tier, name, writer, future)
@@ -124,38 +125,40 @@ def load(
 ) -> Any:
     """Load a file of ``save``, ``torch.save`` or safetensors; like ``torch.load``, but from any path.
 
-    A folder of Hugging Face loads as one state dict: the tensors of ``model.safetensors``, or of the files that its
-    index names, of which only those with ``keys`` are read. The path may also be that of the index. A folder of
-    ``torch.distributed.checkpoint`` loads as one state dict, see ``fsspec_csx.distributed.whole``. If
-    torch's own planner wrote it, keys are strings, which ``into`` matches with integers. Tied tensors that
+    A Hugging Face folder, or the path of its index, loads as one state dict: the tensors of ``model.safetensors``, or
+    of the files that the index names. With ``keys`` only the files with those tensors are read. Tied tensors that
     ``safetensors.torch.save_model`` left out are restored.
 
-    Checksums are verified. From files of torch since 1.6, plain tensors are read directly into their memory, and with
-    ``keys`` only the selected ones. Other files (older, compressed, with sparse or quantized tensors, or with
+    A folder of ``torch.distributed.checkpoint`` also loads as one state dict, see ``fsspec_csx.distributed.whole``. If
+    torch's own planner wrote it, its keys are strings, which ``into`` matches with integers.
+
+    Checksums are verified. Plain tensors of files that torch 1.6 or later wrote are read directly into their memory,
+    and with ``keys`` only the selected ones. Other files (older, compressed, with sparse or quantized tensors, or with
     ``weights_only=False``) are read completely.
 
     The name of an entry is its path in nested mappings, lists and tuples, joined by dots: ``model.0.weight``.
 
-    With ``group`` the processes of a group read the checkpoint once for all of them: each reads a share of the bytes
-    and gives it to the others, and each returns all. All see one version of the checkpoint, and an error in one process
-    is an error in all. Every process of the group calls ``load``, with the same arguments; the devices may differ in
-    number but not in kind, and the tensors of ``into`` not in shape, strides and dtype.
+    With ``group``, the processes of a group read the checkpoint from storage only once: each process reads a share of
+    the bytes, sends it to the others, and returns the whole checkpoint. All processes see one version of the
+    checkpoint, and an error in one is raised in all. Every process of the group calls ``load`` with the same arguments.
+    Devices may differ in number but not in kind. Tensors of ``into`` may not differ in shape, strides or dtype.
 
     Args:
         path: a local path or an fsspec URL, see ``save``.
-        keys: names of entries or of all entries below them, or a function that selects entries by name. The result has
-            the nesting of the file; lists and tuples are re-indexed without gaps.
-        into: a mapping, such as a state dict, or a list to fill and return: its tensors keep their memory, dtypes and
-            devices, and other values are replaced. Its entries must be those of the file, or of ``keys``.
-        map_location: the device of tensors, see ``torch.load``. No effect with ``into``.
+        keys: names of entries, each of which includes all entries below it, or a function that selects entries by name.
+            The result has the nesting of the file; lists and tuples are re-indexed without gaps.
+        into: a mapping, such as a state dict, or a list to fill and return. Its tensors keep their memory, dtypes and
+            devices; other values are replaced. Its entries must be those of the file, or of ``keys``.
+        map_location: the device of tensors, see ``torch.load``. It has no effect with ``into``.
         weights_only: if False, the file may run any code: only for files of authors whom you trust.
-        local: the folder that ``save`` or ``async_save`` was called with. The local file is read if its bytes
-            are those that were saved, and the remote file is the same or does not exist yet.
-        group: processes that load together, such as ``torch.distributed.group.WORLD``; by default this one reads alone.
+        local: the folder given to ``save`` or ``async_save``. The local file is read if its bytes are those that were
+            saved, and the remote file is the same or does not exist yet.
+        group: processes that load together, such as ``torch.distributed.group.WORLD``; by default this process reads
+            alone.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
-            terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` for none. Of a group, only
-            the first process shows the bar.
+            terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` shows none. In a group,
+            only the first process shows the bar.
 
     Returns:
         The object of the file, or ``into``.
@@ -166,10 +169,10 @@ def load(
             ``into`` may have changed.
         CheckpointLimitError: a ValueError, if the file is nested too deeply.
         UnsafeCheckpointError: a ValueError, if ``weights_only`` and a selected entry could run code.
-        MissingEntryError: a KeyError, if the file has no entry of a name in ``keys``.
-        MismatchError: a ValueError. Lists every missing, unexpected or mismatched entry; ``into`` is unchanged.
-        FreedTensorError: a ValueError, if tensors of ``into`` have no memory, or elements that share some.
-        ValueError: if the processes of ``group`` do not do the same, or ``local`` is given too.
+        MissingEntryError: a KeyError, if the file has no entry with a name in ``keys``.
+        MismatchError: a ValueError that lists every missing, unexpected or mismatched entry; ``into`` is unchanged.
+        FreedTensorError: a ValueError, if tensors of ``into`` have no memory, or their elements overlap.
+        ValueError: if the processes of ``group`` pass different arguments, or ``local`` is given with ``group``.
         LostProcessError: a RuntimeError, if another process of ``group`` has ended, or does not respond in time.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
 
@@ -180,19 +183,19 @@ def load(
         msg = "load takes local or group, not both: a local file is of one machine. Leave one of them out."
         raise ValueError(msg)
     if local is not None:
-        from fsspec_csx.checkpoint import local_folder  # only here, as it imports awscrt
+        from fsspec_csx.checkpoint import local_folder  # imports awscrt
 
         path = checkpoint_path(path)
         found = local_folder.find(path, local, storage_options)
         if found != path:
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, for newer ones
+            with contextlib.suppress(FileNotFoundError):  # a newer save may have deleted it meanwhile
                 return load(
                     found, keys=keys, into=into, map_location=map_location, weights_only=weights_only, callback=callback
                 )
     with contextlib.ExitStack() as stack:
         processes = None if group is None else stack.enter_context(_together(group))
         text = checkpoint_path(path)
-        from fsspec_csx.formats import opening, reader  # only here, as these import torch
+        from fsspec_csx.formats import opening, reader  # these import torch
 
         if processes is not None:
             keys = keys if keys is None or callable(keys) or isinstance(keys, str) else list(keys)
@@ -213,14 +216,14 @@ def load(
 
 
 def _together(group: ProcessGroup) -> contextlib.AbstractContextManager[Processes]:
-    from fsspec_csx.group.processes import together  # only here, as it imports torch
+    from fsspec_csx.group.processes import together  # imports torch
 
     return together(group)
 
 
 def _part(keys: Iterable[str] | Callable[[str], bool] | None) -> str:
-    """What of a checkpoint some keys choose, in a few words."""
-    from fsspec_csx.tensors.names import shown  # only here, as it imports torch
+    """Describe ``keys`` in a few words."""
+    from fsspec_csx.tensors.names import shown  # imports torch
 
     if keys is None:
         return "all"
@@ -230,7 +233,7 @@ def _part(keys: Iterable[str] | Callable[[str], bool] | None) -> str:
 def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> CheckpointInfo:
     """Describe the contents of a checkpoint, from a few short reads where ``load`` need not read the whole file.
 
-    An object of a class that could run code is not loaded, and shown as ``<argparse.Namespace, not loaded>``.
+    An object of a class that could run code is not loaded; it is shown as ``<argparse.Namespace, not loaded>``.
 
     Args:
         path: a local path or an fsspec URL, see ``load``.
@@ -245,7 +248,7 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
         UnsafeCheckpointError: a ValueError, if the file could run code.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
-    from fsspec_csx.formats import opening, reader  # only here, as these import torch
+    from fsspec_csx.formats import opening, reader  # these import torch
 
     with opening.checkpoint(path, storage_options) as (source, name):
         return reader.describe(source, name=name)

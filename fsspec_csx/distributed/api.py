@@ -1,4 +1,4 @@
-"""save, load and whole: sharded checkpoints at any fsspec path."""
+"""``save``, ``load`` and ``whole`` for sharded checkpoints at any fsspec path."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ def save(
     prefix_count: int = 0,
     callback: Callback | None = None,
 ) -> None:
-    """Save a state dict of which each rank writes its own shards; like ``dcp.save`` with a ``StorageWriter``.
+    """Save a state dict, of which each rank writes its own shards; like ``dcp.save`` with a ``StorageWriter``.
 
-    The old checkpoint is replaced only by a complete new one. What a sharded checkpoint cannot hold (sparse, quantized
-    and nested tensors, tensors of custom classes, two entries with one dotted name) is refused before anything is
-    written. Parameters load as tensors.
+    The old checkpoint is replaced only by a complete new one. Entries that a sharded checkpoint cannot hold are refused
+    before anything is written: sparse, quantized and nested tensors, tensors of custom classes, and two entries with
+    one dotted name. Parameters load as plain tensors.
 
     Args:
         state_dict: nested tensors, DTensors and values; on every rank of the group.
         path: a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        overwrite: whether an existing checkpoint may be replaced.
+        overwrite: whether to replace an existing checkpoint.
         planner: by default torch's default planner, which distributes replicated entries over the ranks. With another
-            one, only sparse and quantized tensors are refused.
+            planner, only sparse and quantized tensors are refused.
         process_group: the ranks that take part; by default all, or this process alone.
-        prefix_count: over how many folders of hashed names to spread the shards, see ``StorageWriter``.
+        prefix_count: over how many folders with hashed names to spread the shards, see ``StorageWriter``.
         callback: see ``fsspec_csx.save``; counts the bytes of this rank. The first rank shows the progress bar.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        ValueError: if a sharded checkpoint cannot hold an entry, which the message names, or the ranks do not save to
-            the same path.
-        TypeError: if a value cannot be pickled, or the state dict is no dict.
-        FileExistsError: if there is a checkpoint, unless ``overwrite``.
+        ValueError: if a sharded checkpoint cannot hold an entry, which the message names, or the ranks pass different
+            paths.
+        TypeError: if a value cannot be pickled, or the state dict is not a dict.
+        FileExistsError: if a checkpoint exists and ``overwrite`` is False.
         LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
         Exception: the error of this rank, or else of the first rank that failed.
     """
@@ -79,7 +79,7 @@ def save(
 
 
 def check_state_dict(state_dict: object) -> None:
-    """Refuse, by a TypeError, what is no dict."""
+    """Raise a TypeError if the state dict is not a mapping."""
     if not isinstance(state_dict, Mapping):
         msg = f"A sharded checkpoint holds a dict, not a {type(state_dict).__name__}. Save it in a dict, or to a file."
         raise TypeError(msg)
@@ -87,15 +87,18 @@ def check_state_dict(state_dict: object) -> None:
 
 @contextlib.contextmanager
 def agreeing(path: Path, group: dist.ProcessGroup | None, call: str = "") -> Iterator[None]:
-    """Let the ranks of a group begin a save together: what fails in the block in one of them fails in all.
+    """Begin a save on all ranks of a group together: an error in the block on one rank is raised on all.
 
-    It is a ValueError if they have different paths, as the manifest would not have all shards beside it, or differ in
-    which call this is. The group is None for this process alone.
+    With ``group`` None, this process saves alone.
+
+    Raises:
+        ValueError: if the ranks have different paths, so that some shards would not lie beside the manifest, or
+            different values of ``call``.
     """
     if group is None:
         yield
         return
-    # Of local paths, nodes may mount one differently.
+    # A shared local folder may have different paths on different nodes.
     where = "" if is_local(path) else f" {redacted(os.fspath(path).rstrip('/'))}"
     processes = Processes(group)
     with processes.failing():
@@ -109,7 +112,7 @@ def write(
     planner: SavePlanner | None,
     process_group: dist.ProcessGroup | None,
 ) -> None:
-    """Save with a writer; the arguments and errors are those of ``save``."""
+    """Save with a writer. See ``save`` for the arguments and errors."""
     planner = planner or Planner()
     try:
         if joined(None) is None:
@@ -126,7 +129,7 @@ def write(
 
 
 def write_alone(state_dict: dict[str, Any], writer: StorageWriter, planner: SavePlanner) -> Metadata:
-    """Save in this process alone, which not all releases of torch allow, and none without changing warning filters."""
+    """Save in this process alone. Some releases of torch cannot, and all change warning filters."""
     state = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
     planner.set_up_planner(state, writer.storage_meta(), is_coordinator=True)
     writer.set_up_storage_writer(True)
@@ -147,14 +150,14 @@ def load(
     process_group: dist.ProcessGroup | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Fill a state dict of which each rank reads its own parts; like ``dcp.load`` with a ``StorageReader``.
+    """Fill a state dict, of which each rank reads its own parts; like ``dcp.load`` with a ``StorageReader``.
 
-    What all ranks need, such as the manifest, values, and tensors that are no DTensors, is read once: each rank reads a
-    share of it and gives it to the others. From a local path each rank reads for itself.
+    Data that all ranks need is read once: the manifest, values, and tensors that are not DTensors. Each rank reads a
+    share of it and sends it to the others. From a local path, each rank reads for itself.
 
     Args:
         state_dict: see ``save``, with any sharding; tensors keep their memory, other values are replaced.
-        path: see ``save``; also a folder of Hugging Face.
+        path: see ``save``; also a Hugging Face folder.
         storage_options: see ``save``.
         weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
         planner: by default torch's default planner.
@@ -165,8 +168,7 @@ def load(
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CheckpointError: a ValueError, if the checkpoint is damaged, or a value could run code.
         LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
-        Exception: any other error of this rank, or else of the first rank that failed; FileNotFoundError if there is no
-            checkpoint.
+        Exception: any other error of this rank, or else of the first rank that failed, such as FileNotFoundError.
     """
     with _reporting(callback, path, process_group) as progress:
         options = {"storage_options": storage_options, "weights_only": weights_only, "callback": progress}
@@ -184,14 +186,14 @@ def whole(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> dict[str, Any]:
-    """Load all or a part of a sharded checkpoint as a nested state dict, in this process alone.
+    """Load all or part of a sharded checkpoint as a nested state dict, in this process alone.
 
-    Integer keys that ``save`` wrote are integers again; those that torch's own planner wrote are strings. The arguments
-    are those of ``fsspec_csx.load``, and the path that of ``save``.
+    Integer keys that ``save`` wrote load as integers; torch's own planner writes them as strings. For the arguments see
+    ``fsspec_csx.load``, for the path ``save``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the checkpoint is invalid, or has no entry of a name in ``keys``.
+        CheckpointError: a ValueError, if the checkpoint is invalid, or has no entry with a name in ``keys``.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
     folder = folder_at(path, storage_options)
@@ -205,7 +207,7 @@ def whole(
 
 
 def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
-    """List the shards in a folder that its manifest does not name: of killed saves, or of running ones.
+    """List the shards in a folder that its manifest does not name: those of killed or running saves.
 
     Args:
         path: see ``save``.
@@ -225,7 +227,7 @@ def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -
 
 
 def joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The ranks that take part; None for this process alone."""
+    """Return the ranks that take part; None for this process alone."""
     return (group or dist.group.WORLD) if dist.is_available() and dist.is_initialized() else None
 
 
@@ -239,7 +241,7 @@ def _reporting(
 
 @contextlib.contextmanager
 def unwrap_errors(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Raise the original errors of a collective."""
+    """Raise the original error of a rank in place of torch's CheckpointException."""
     try:
         with translate_lost_process():
             yield

@@ -1,4 +1,5 @@
-"""What a format offers. A new format is a folder with a subclass of ``Format``, and a line in ``registry``."""
+"""The interface of a checkpoint format. A new format is a folder with a subclass of ``Format`` and a row in ``registry``.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How the structure of a checkpoint is read.
+    """How to read the structure of a checkpoint.
 
     Attributes:
-        map_location: as for ``torch.load``; a sharded checkpoint has the CPU alone.
+        map_location: as for ``torch.load``; sharded checkpoints are read only to the CPU.
         weights_only: as for ``torch.load``; if False, the checkpoint may run any code.
-        wanted: the offsets of the records whose storages go where ``map_location`` has them; others stay on the CPU.
-            None for all.
+        wanted: the offsets of the records whose storages ``map_location`` places; the others stay on the CPU. None:
+            all.
         partial: whether objects of unknown classes become placeholders.
     """
 
@@ -46,19 +47,19 @@ class ReadOptions:
 
 
 ON_CPU = ReadOptions()
-"""All of a checkpoint, on the CPU, without running code."""
+"""Read all of a checkpoint to the CPU, without running code."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """How a checkpoint is to be converted; see ``manage.convert.convert``.
+    """How to convert a checkpoint; see ``manage.convert.convert``.
 
     Attributes:
         name: what errors call the source.
-        dtype: what floating-point tensors are cast to; None for their own.
+        dtype: the dtype to cast floating-point tensors to; None keeps theirs.
         keys: see ``checkpoint.load``.
         drop_values: whether to leave out what the format cannot hold.
-        exclusive: whether an existing file is not replaced.
+        exclusive: whether to fail if the file exists.
         max_shard_size: see ``checkpoint.save``.
     """
 
@@ -72,11 +73,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion wrote; see ``manage.convert.ConvertResult``.
-
-    Attributes:
-        size: in bytes; 0 if unknown.
-    """
+    """What a conversion wrote; see ``manage.convert.ConvertResult``. ``size`` is in bytes, 0 if unknown."""
 
     size: int
     tensors: int
@@ -90,14 +87,14 @@ S = TypeVar("S", bound=Source)
 
 
 class Format(ABC, Generic[S]):
-    """A format of checkpoints that are opened as a ``Source``.
+    """A checkpoint format, whose checkpoints are opened as a ``Source``.
 
     Attributes:
         name: what ``inspect`` and ``convert`` call it.
-        flattened: whether integer keys may come back as strings, and empty containers be missing.
+        flattened: whether integer keys may load as strings, and empty containers may be lost.
         has_shard_size: whether ``writer`` takes ``max_shard_size``.
-        has_checksums: whether the bytes of tensors have checksums; if not, a file that is read whole is compared with
-            that of the server.
+        has_checksums: whether the format stores checksums of tensors. If not, a file that is read whole is compared
+            with the server's checksum of it.
     """
 
     name: ClassVar[str]
@@ -108,28 +105,26 @@ class Format(ABC, Generic[S]):
     # -- opening ---------------------------------------------------------------------------------------------------
 
     def matches(self, head: bytes, size: int) -> bool:
-        """Whether a file that has these first bytes and this size is of the format."""
+        """Return whether a file with these first bytes and this size has the format."""
         return False
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
-        """The checkpoint that a file is or belongs to; None if it is of no such format.
+        """Open the checkpoint that a file is or belongs to; return None if it has another format.
 
         Args:
             file: the file, opened.
             head: its first bytes.
-            folder: where it lies; its name is that of the checkpoint.
-            name: its name in the folder.
+            folder: the file's folder, under the checkpoint's name.
+            name: the file's name in the folder.
         """
         return None
 
     def open_folder(
         self, folder: Folder, names: Callable[[], Collection[str]]
     ) -> contextlib.AbstractContextManager[Source | None]:
-        """The checkpoint that a folder is; None if it is of no such format.
+        """Open a folder as a checkpoint; the context value is None if the folder has another format.
 
-        Args:
-            folder: the folder.
-            names: lists it; its result is kept.
+        ``names`` lists the folder, and caches the list.
         """
         return contextlib.nullcontext()
 
@@ -137,37 +132,37 @@ class Format(ABC, Generic[S]):
 
     @abstractmethod
     def structure(self, source: S, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        """What a checkpoint holds, with records of where the bytes of its tensors are.
+        """Read the structure of a checkpoint, and records of where the bytes of its tensors are.
 
         Raises:
             CheckpointError: if the checkpoint is damaged or unsafe.
         """
 
     def load(self, source: S, keys: Keys | None, options: ReadOptions) -> Any:
-        """What a checkpoint holds, or a part of it; NotImplemented where that is made of the structure."""
+        """Load a checkpoint or a part of it; return NotImplemented if the caller is to load it from the structure."""
         return NotImplemented
 
     def can_defer(self, source: S, name: str) -> bool:
-        """Whether the structure can be read without the bytes of the tensors."""
+        """Return whether the structure can be read without the bytes of the tensors."""
         return True
 
     def refuse_unread(self, obj: Any, name: str) -> None:
         """Raise an UnsafeCheckpointError for entries that were not read."""
 
     def safetensors_metadata(self, source: S) -> dict[str, str]:
-        """The metadata that a safetensors file made of a checkpoint takes over; most formats have none."""
+        """Return the metadata to keep when the checkpoint is converted to safetensors; most formats have none."""
         return {}
 
     def written_by(self, source: S) -> tuple[str, dict[str, str]]:
-        """Who wrote a checkpoint, in a few words, and the metadata in it."""
+        """Return the program that wrote the checkpoint, as text, and the checkpoint's metadata."""
         return self.name, {}
 
     def info(self, source: S, name: str) -> CheckpointInfo:
-        """What a checkpoint holds, without tensors' data; an object of an unknown class is a ``Placeholder``."""
+        """Describe a checkpoint without reading tensor data; objects of unknown classes become a ``Placeholder``."""
         tensors, values = {}, {}
         for key, value in names.walk(self.without_data(source, name)):
             if isinstance(value, torch.Tensor):
-                nbytes = torch.Tensor.numel(value) * value.dtype.itemsize  # attributes may hide methods
+                nbytes = torch.Tensor.numel(value) * value.dtype.itemsize  # an attribute may hide the method
                 tensors[key] = TensorInfo(value.dtype, _shape(value), nbytes)
             else:
                 values[key] = value
@@ -175,10 +170,10 @@ class Format(ABC, Generic[S]):
         return CheckpointInfo(name, self.name, writer, source.stored, tensors, values, metadata)
 
     def without_data(self, source: S, name: str) -> Any:
-        """The object of a checkpoint, its tensors on the device meta where torch can do so."""
+        """Read the object of a checkpoint, with its tensors on the meta device where torch supports that."""
         try:
             found = self.structure(source, name, ReadOptions("meta", partial=True)).obj
-        except NotImplementedError:  # torch has no quantized and no nested tensors without data
+        except NotImplementedError:  # torch has no quantized or nested meta tensors
             found = self.structure(source, name, ReadOptions(partial=True)).obj
         structure_limits.check_entries(found, name)
         return found
@@ -189,8 +184,8 @@ class Format(ABC, Generic[S]):
         Args:
             source: the checkpoint.
             name: what errors call it.
-            progress: gets the bytes that are read.
-            compute: the checksum of a file as a whole.
+            progress: receives the number of bytes read.
+            compute: computes the checksum of a whole file.
         """
         meter = ProgressMeter(progress, max(source.size, source.stored))
         source.advance = meter.advance
@@ -200,20 +195,20 @@ class Format(ABC, Generic[S]):
 
     @abstractmethod
     def examine(self, source: S, name: str, compute: Sum) -> Report:
-        """Do what ``verify`` says; the bytes that are read go to the source's ``advance``."""
+        """Do the work of ``verify``; report the bytes read to the source's ``advance``."""
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def writer(self, obj: Any, *, copied: bool = False, **options: Any) -> CheckpointWriter:
-        """An object that is to be saved.
+        """Return a writer that saves an object.
 
         Args:
-            obj: it must not change until it is saved, unless it is copied.
-            copied: whether to copy what is to be saved.
-            options: of the format alone.
+            obj: the object; unless it is copied, it must not change until it is saved.
+            copied: whether to copy the object first.
+            options: options of this format.
 
         Raises:
-            ValueError: if the format cannot hold the object; it names the entry.
+            ValueError: if the format cannot hold the object; the message names the entry.
             TypeError: if the format has no such option.
         """
         msg = f"save does not write the format {self.name}. Use fsspec_csx.{self.name}.save."
@@ -221,43 +216,43 @@ class Format(ABC, Generic[S]):
 
     @abstractmethod
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """Write a checkpoint of any format anew in this one.
+        """Convert a checkpoint of any format to this one.
 
         Args:
             source: the checkpoint.
-            request: how.
-            target: where to.
-            progress: gets the bytes that are written.
+            request: what to convert, and how.
+            target: where to write.
+            progress: receives the number of bytes written.
 
         Raises:
-            CheckpointError: if the source is not what it should be, or lacks an entry of ``keys``.
-            ValueError: if the format cannot hold it, or cannot cast; nothing is written then.
+            CheckpointError: if the source is invalid, or lacks an entry of ``keys``.
+            ValueError: if the format cannot hold the checkpoint, or cannot cast; nothing is written then.
         """
 
     def refuse_cast(self, request: Request) -> None:
-        """Raise a ValueError if tensors are to be cast, where the format cannot."""
+        """Raise a ValueError if the request casts tensors, for formats that cannot."""
         if request.dtype is not None:
             msg = f"Tensors cannot be cast for the format {self.name}."
             raise ValueError(f"{msg} Convert to a file with the dtype, and then that file.")
 
 
 class FileFormat(Format[Source]):
-    """A format whose checkpoints are one file."""
+    """A format whose checkpoints are single files."""
 
     def examine(self, source: Source, name: str, compute: Sum) -> Report:
-        from fsspec_csx.formats import verify_report  # only here, as it imports the reader, which imports this
+        from fsspec_csx.formats import verify_report  # avoids a circular import
 
         return verify_report.examine(source, name=name, compute=compute)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
+        from fsspec_csx.formats.conversion import Conversion  # avoids a circular import
 
         conversion = Conversion(source, request)
         return conversion.write(self.converted(conversion), target, progress)
 
     @abstractmethod
     def converted(self, conversion: Conversion) -> TorchFile | SafetensorsFile:
-        """The file that a conversion is to write."""
+        """Return the file that a conversion writes."""
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The formats of checkpoints, and which one a checkpoint has."""
+"""The registry of checkpoint formats, and the detection of a checkpoint's format."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Row:
-    """A format, before its folder is imported: some import torch.distributed.
+    """A format whose folder is not imported yet, because some formats import torch.distributed.
 
     Attributes:
-        folder: in ``formats/``; its module ``format`` has the ``FORMAT``.
-        suffixes: of the paths that are saved in it.
-        suffix: of the names of converted checkpoints; empty for folders that take the name without one.
-        file: whether a checkpoint is one file.
-        manifest: the file that a folder of the format always has; empty if ``open_folder`` looks for itself.
+        folder: its folder in ``formats/``; the module ``format`` in it defines ``FORMAT``.
+        suffixes: ``save`` uses the format for paths with these suffixes.
+        suffix: the suffix of converted checkpoints; empty if they have none.
+        file: whether a checkpoint is a single file.
+        manifest: a file that every folder of the format has; if empty, ``open_folder`` looks at the folder itself.
     """
 
     folder: str
@@ -35,8 +35,8 @@ class _Row:
     manifest: str = ""
 
 
-# Of files, the first that matches counts: torch's is the last, as it says what is wrong with a file of no format.
-# Folders are looked for in this order.
+# Files and folders are tried in this order. torch is last, because its reader explains what is wrong with files of
+# unknown formats.
 _ROWS = {
     "cerebras": _Row("cerebras", suffix=".mdl"),
     "distributed": _Row("dcp", manifest=".metadata"),
@@ -46,12 +46,12 @@ _ROWS = {
 }
 
 NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not row.file))
-"""The names of all formats; each can be written."""
+"""The names of all formats; all can be written."""
 
 
 @functools.cache
 def named(name: str) -> Format[Any]:
-    """The format of a name; a ValueError if there is none."""
+    """Return the format of this name; raise a ValueError if there is none."""
     if name not in _ROWS:
         msg = f"There is no format {name!r}. Choose one of {', '.join(NAMES)}."
         raise ValueError(msg)
@@ -60,23 +60,23 @@ def named(name: str) -> Format[Any]:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a checkpoint of a format is a folder."""
+    """Return whether checkpoints of a format are folders."""
     return not _ROWS[name].file
 
 
 def suffix(name: str) -> str:
-    """The suffix of a converted checkpoint of a format; empty for a folder that has none."""
+    """Return the suffix of a converted checkpoint; empty if the format's folders have none."""
     return _ROWS[name].suffix
 
 
 def writer(
     obj: Any, path: str, format: str | None = None, *, copied: bool = False, max_shard_size: int | str | None = None
 ) -> CheckpointWriter:
-    """An object that is to be saved; see ``Format.writer`` and ``checkpoint.save``. Without a format the suffix counts.
+    """Return a writer for an object; without ``format``, the suffix of the path decides. See ``Format.writer``.
 
     Raises:
         ValueError: if there is no such format, or it cannot hold the object, or has no shards.
-        Exception: raised by pickle for an object that cannot be saved.
+        Exception: any error of pickle, for an object that cannot be pickled.
     """
     found = named(format or name_for(path))
     if max_shard_size is None:
@@ -88,24 +88,24 @@ def writer(
 
 
 def name_for(path: str) -> str:
-    """The name of the format in which a path is saved, by its suffix."""
+    """Return the name of the format for a path, by its suffix."""
     return next(name for name, row in _ROWS.items() if path.endswith(row.suffixes))
 
 
 def folders(exists: Callable[[str], bool]) -> Iterator[Format[Any]]:
-    """The formats that a folder may have, in the order to try; ``exists`` says whether the folder has a file."""
+    """Yield the formats that a folder may have, in the order to try; ``exists`` tells whether the folder has a file."""
     for name, row in _ROWS.items():
         if not row.file and (not row.manifest or exists(row.manifest)):
             yield named(name)
 
 
 def of_parts() -> list[Format[Any]]:
-    """The formats of which a file may be a part."""
+    """Return the formats of many files for which ``open_file`` is to be tried."""
     return [named(name) for name, row in _ROWS.items() if not row.file and not row.manifest]
 
 
 def of(source: Source) -> Format[Any]:
-    """The format of an opened checkpoint."""
+    """Return the format of an opened checkpoint."""
     if source.format:
         return named(source.format)
     head = source.head(sniff.HEAD)
