@@ -1,5 +1,4 @@
-"""The interface of a checkpoint format. A new format is a folder with a subclass of ``Format`` and a row in ``registry``.
-"""
+"""The interface of a format. A new format is a folder with a subclass of ``Format``, and a row in ``registry``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a zip archive of torch.save consists of, read by a few ranges, and whether it may be loaded structure first.
+"""Reads the records of a zip archive of torch.save by a few ranges, and checks that its structure can be loaded first.
 
 Layout: https://github.com/pytorch/pytorch/blob/main/caffe2/serialize/inline_container.cc
 """
@@ -20,21 +20,21 @@ from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.source import TAIL, Source
 
 PICKLE = "data.pkl"
-"""The record with the object, less the tensors' bytes."""
+"""The record with the pickled object, without the tensors' bytes."""
 
 CHECKSUM = "is damaged: the checksum of"
-"""What errors say of bytes that are not those that were saved, before they name them."""
+"""The part of error messages that precedes the name of damaged data."""
 
-# The records that torch.load reads besides.
+# The other records that torch.load reads.
 _METADATA = ("version", ".format_version", "byteorder", ".storage_alignment", ".data/serialization_id")
 _SMALL = (PICKLE, *_METADATA)
 _METADATA_MAX = 256  # bytes
-_PLAIN_MAX = 64 * 2**10  # bytes; more than these between a small record and the next entry is not torch's doing
+_PLAIN_MAX = 64 * 2**10  # the most bytes that torch writes between a small record and the next entry
 _EXTRA_MAX = 2**16
-_TEXT_MAX = 32 * 2**20  # bytes of a record that is no tensor's, if it is packed more densely than most
+_TEXT_MAX = 32 * 2**20  # the most bytes of a record other than a tensor, if it is packed unusually densely
 _TEXT_INFLATED_MAX = 50
-_INFLATED_MAX = 1100  # deflate packs at most some 1030 bytes into one
-# What a pickle may name and yet never look at the data of a tensor: of torch.load's own list, all else does or might.
+_INFLATED_MAX = 1100  # deflate reaches a ratio of about 1030
+# Names that never look at a tensor's data. All others that torch.load allows do, or might.
 _BLIND = {
     *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
     *("builtins.bytearray", "builtins.set", "builtins.complex"),
@@ -48,12 +48,12 @@ _BLIND = {
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive whose tensors' bytes may come after the structure.
+    """An archive whose tensors can be filled after the structure is loaded.
 
     Attributes:
         data: the tensors' records, each with the position of its bytes.
         pickle: the record with the object.
-        version: that of the layout, as the archive has it.
+        version: the version of the layout.
     """
 
     data: list[tuple[ZipEntry, int]]
@@ -62,11 +62,10 @@ class Archive:
 
 
 def read(source: Source, name: str) -> Archive | None:
-    """Read what an archive consists of.
+    """Read the records of an archive.
 
     Returns:
-        None if it is not in every respect as torch.save writes it today, or names what may look at a tensor's data
-        while it is loaded.
+        None if the archive differs from what torch.save writes today, or names a function that may look at tensor data.
 
     Raises:
         InvalidCheckpointError: if a record that was read is damaged, or records claim more than the file can hold.
@@ -77,7 +76,7 @@ def read(source: Source, name: str) -> Archive | None:
     entries, end = found
     _check_sizes(entries, end, name)
     root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
-    # torch's reader takes capitals and small letters for the same.
+    # torch's reader ignores case.
     if any(entry.method != STORED or entry.compressed != entry.size for entry in entries) or len(
         {entry.name.lower() for entry in entries}
     ) != len(entries):
@@ -102,7 +101,7 @@ def read(source: Source, name: str) -> Archive | None:
 
 
 def records(source: Source) -> tuple[list[ZipEntry], int] | None:
-    """All records of an archive, and where its zip directory begins; None if it is no archive."""
+    """Return all records of an archive, and the start of its zip directory; None if the file is no archive."""
     start = max(0, source.size - TAIL)
     (tail,) = source.bytes_of([(start, source.size - start)])
     span = zip_directory.locate(tail, source.size)
@@ -116,7 +115,7 @@ def records(source: Source) -> tuple[list[ZipEntry], int] | None:
 
 
 def metadata(source: Source) -> dict[str, str]:
-    """What the small records of an archive say of it, by their names."""
+    """Return the small records of an archive as text, by name."""
     entries, end = records(source) or ([], 0)
     root = entries[0].name.partition(b"/")[0] + b"/" if entries else b"/"
     wanted = {root + record.encode(): record for record in _METADATA}
@@ -127,20 +126,20 @@ def metadata(source: Source) -> dict[str, str]:
 
 
 def stored(source: Source) -> list[ZipEntry]:
-    """The records of an archive that lie in it as they are and have a checksum; none if it is no archive."""
+    """Return the records of an archive that are uncompressed and have a checksum; none if the file is no archive."""
     entries, _ = records(source) or ([], 0)
     return [each for each in entries if each.method == STORED and each.compressed == each.size and each.crc32]
 
 
 def damaged(name: str, what: str) -> InvalidCheckpointError:
-    """The error for bytes that are not those that were saved."""
+    """Return the error for bytes that do not match their checksum."""
     return InvalidCheckpointError(f"{name} {CHECKSUM} {what} is wrong.", sniff.AGAIN)
 
 
 def _check_sizes(entries: Sequence[ZipEntry], end: int, name: str) -> None:
-    """Refuse what would have torch reserve more memory than the file can fill; its directory begins at the end."""
+    """Refuse records that claim more bytes than the file, whose directory begins at ``end``, can hold."""
     stored = sum(entry.size for entry in entries if entry.method == STORED)
-    compressed = sum(entry.compressed for entry in entries)  # more if several share their bytes
+    compressed = sum(entry.compressed for entry in entries)  # more than the file has, if records share bytes
     inflated = any(entry.size > _most_of(entry) for entry in entries if entry.method != STORED)
     beyond = any(entry.header + LOCAL.size + len(entry.name) + entry.compressed > end for entry in entries)
     if stored > end or compressed > end or inflated or beyond:
@@ -149,7 +148,7 @@ def _check_sizes(entries: Sequence[ZipEntry], end: int, name: str) -> None:
 
 
 def _most_of(entry: ZipEntry) -> int:
-    """How many bytes a compressed record may have; only of tensors it is likely that most of them are the same."""
+    """Return the most bytes a compressed record may have; only tensors are likely to be mostly constant."""
     if b"/data/" in entry.name:
         return (entry.compressed + 1) * _INFLATED_MAX
     return max(_TEXT_MAX, entry.compressed * _TEXT_INFLATED_MAX)
@@ -158,7 +157,7 @@ def _most_of(entry: ZipEntry) -> int:
 def _read_small(
     source: Source, entries: Sequence[ZipEntry], wanted: Sequence[ZipEntry], end: int
 ) -> dict[ZipEntry, tuple[int, bytes]] | None:
-    """Where the bytes of records begin, and these."""
+    """Read records; return the position of each record's bytes, and the bytes."""
     following = _following(entries, end)
     ranges = [(entry.header, following[entry.header] - entry.header) for entry in wanted]
     if any(length > entry.size + _PLAIN_MAX for entry, (_, length) in zip(wanted, ranges, strict=True)):
@@ -173,13 +172,13 @@ def _read_small(
 
 
 def _following(entries: Sequence[ZipEntry], end: int) -> dict[int, int]:
-    """Where what follows each entry begins, by the position of its local header."""
+    """Map the position of each local header to the position of what follows the entry."""
     headers = sorted(entry.header for entry in entries)
     return dict(zip(headers, [*headers[1:], end], strict=True))
 
 
 def _alignment(contents: dict[str, bytes]) -> int | None:
-    """In bytes; 64 where torch left it unsaid."""
+    """Return the alignment in bytes; 64 if the archive does not record it."""
     said = contents.get(".storage_alignment", b"64")
     if not said.isdigit() or not 0 < len(said) < len(str(_EXTRA_MAX)):
         return None
@@ -187,17 +186,17 @@ def _alignment(contents: dict[str, bytes]) -> int | None:
 
 
 def _is_native(contents: dict[str, bytes]) -> bool:
-    """Whether the tensors' bytes are in the order of this machine."""
+    """Return whether the tensors have the byte order of this machine."""
     if "byteorder" in contents:
         return contents["byteorder"] == sys.byteorder.encode()
     return sys.byteorder == "little" and torch.serialization.get_default_load_endianness() is None
 
 
 def _is_blind(pickled: bytes | None) -> bool:
-    """Whether a pickle names nothing that may look at a tensor's data while torch.load puts it together.
+    """Return whether a pickle names nothing that may look at a tensor's data while torch.load runs it.
 
-    The names in a pickle of protocol 2, the one that torch.load takes, end a line. Other bytes may look like one; then
-    the answer is no, which costs no more than time.
+    In protocol 2, the only one that torch.load takes, names end a line. Other bytes may look like a name; then the
+    answer is False, which only costs time.
     """
     if pickled is None:
         return False
@@ -208,7 +207,7 @@ def _is_blind(pickled: bytes | None) -> bool:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a name is that of a kind of storage or of a dtype."""
+    """Return whether a name is a storage class or a dtype."""
     module, _, name = path.rpartition(".")
     plain = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
     return plain or (module in ("torch", "torch.cuda") and name.endswith("Storage"))
@@ -220,7 +219,7 @@ def _is_plain(path: str) -> bool:
 def _offsets(
     source: Source, entries: Sequence[ZipEntry], data: Sequence[ZipEntry], end: int, alignment: int
 ) -> list[int] | None:
-    """The positions of records' bytes, by torch's rule where it holds, else read."""
+    """Return the positions of the records' bytes: by torch's rule where it holds, else from the local headers."""
     following = _following(entries, end)
     offsets = [_aligned(entry, alignment) for entry in data]
     unclear = [
@@ -239,7 +238,7 @@ def _offsets(
 
 
 def _aligned(entry: ZipEntry, alignment: int) -> int:
-    """Where torch puts the bytes of a record; getPadding in inline_container.cc."""
+    """Return where torch puts the bytes of a record; see getPadding in inline_container.cc."""
     start = entry.header + LOCAL.size + len(entry.name) + 4
     if entry.size >= FULL_32 or entry.header >= FULL_32:
         start += 4 + 16 * (entry.size >= FULL_32) + 8 * (entry.header >= FULL_32)
@@ -247,7 +246,7 @@ def _aligned(entry: ZipEntry, alignment: int) -> int:
 
 
 def _descriptor(entry: ZipEntry) -> int:
-    """How many bytes torch writes after those of a record, a copy of its checksum and sizes."""
+    """Return the size of torch's data descriptor, a copy of a record's checksum and sizes behind its bytes."""
     if not entry.size:
         return 0
     return 24 if entry.size >= FULL_32 or entry.header >= FULL_32 else 16

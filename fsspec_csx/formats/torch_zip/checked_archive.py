@@ -1,4 +1,4 @@
-"""A zip archive whose records are compared with their checksums while torch reads them, which torch does not do."""
+"""Compares the records of a zip archive with their checksums while torch reads them, which torch does not do."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fsspec_csx.tensors.source import Source
 class CheckedReader(TrackingReader):
     """A file for torch's reader, which reads each record's local header, and then its bytes at once.
 
-    An InvalidCheckpointError, if these are not those that were saved; of no archive, or a compressed one, nothing is
-    compared.
+    It raises an InvalidCheckpointError if a checksum does not match. Compressed records, and files that are no
+    archives, are not checked.
     """
 
     def __init__(self, source: Source, name: str) -> None:

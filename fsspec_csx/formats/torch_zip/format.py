@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class TorchFormat(FileFormat):
-    """Files of torch.save."""
+    """Files of ``torch.save``."""
 
     name = "torch"
 
     def matches(self, head: bytes, size: int) -> bool:
-        """Always: reading says what is wrong with a file of no format."""
+        """Return True: the reader explains what is wrong with files of unknown formats."""
         return True
 
     def structure(self, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
@@ -35,7 +35,7 @@ class TorchFormat(FileFormat):
             return known
 
     def can_defer(self, source: Source, name: str) -> bool:
-        """The files of torch before 1.6 are read whole, as are unusual archives."""
+        """Return False for unusual archives, which torch reads whole."""
         return sniff.is_legacy(source.head(sniff.HEAD)) or archive.read(source, name) is not None
 
     def written_by(self, source: Source) -> tuple[str, dict[str, str]]:

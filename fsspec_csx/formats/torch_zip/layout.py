@@ -1,10 +1,11 @@
-"""The archive that torch.save writes, put together here: torch's own writer calls Python several times for each record.
+"""Writes the archive of torch.save. torch's own writer is slower: it calls Python several times for each record.
 
-Before the first is written, one of torch's own is compared bit for bit. If they differ, torch.save writes all.
+Before the first archive is written, one of torch's own is compared with ours byte by byte. If they differ, torch.save
+is used instead.
 
-Format: a zip archive whose records are stored uncompressed, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT,
-each padded so that its bytes begin at a multiple of the alignment, and whose last record is ``.data/serialization_id``:
-20 digits of a hash of the records' names, and 20 of one of their CRC-32s (torch/caffe2/serialize/inline_container.cc).
+Format: a zip archive of uncompressed records, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT.
+Padding aligns the bytes of each record. The last record is ``.data/serialization_id``: 20 digits of a hash of the
+records' names, and 20 digits of a hash of their CRC-32s (torch/caffe2/serialize/inline_container.cc).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from fsspec_csx.tensors.source import memory_of
 from fsspec_csx.tensors.tiling import staged
 
 HERE = "cpu"
-"""The type of device whose memory is written as it is."""
+"""The device type whose memory is written without a copy."""
 
-_ROOT = b"archive/"  # torch's name for one that is written to a file object
-_LOCAL = struct.Struct("<4s2xH18x2H")  # flags, and the lengths of the name and of what follows it
+_ROOT = b"archive/"  # torch's prefix for archives written to file objects
+_LOCAL = struct.Struct("<4s2xH18x2H")  # flags, lengths of the name and of the extra field
 _DESCRIPTOR, _DESCRIPTOR_64 = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")  # CRC-32, size, size
 _ENTRY = struct.Struct("<4s4xH6x3I2H10xI")  # flags, CRC-32, size, size, two lengths, position
 _END_64, _LOCATOR_64 = struct.Struct("<4sQ2H8x4Q"), struct.Struct("<4s4xQI")
@@ -44,11 +45,7 @@ _PADDING = b"Z" * 2**15
 
 
 class Layout:
-    """An archive as torch.save writes it.
-
-    Attributes:
-        nbytes: its size.
-    """
+    """The layout of an archive of torch.save; ``nbytes`` is its size."""
 
     def __init__(self, pickled: Pickled, alignment: int) -> None:
         self._pickled = pickled
@@ -72,10 +69,10 @@ class Layout:
         """Write the archive.
 
         Args:
-            write: takes a buffer that may be used again at once.
-            keep: takes the memory of a tensor of the CPU, which stays as it is as long as this object lives.
-            contents: the bytes of each storage that has some, in pieces that may be used again at once; by default
-                those that are in the storages.
+            write: takes a buffer, which may be reused when it returns.
+            keep: takes the memory of a CPU tensor, which does not change while this object lives.
+            contents: the bytes of each storage that is not empty, in pieces that are reused. By default, the bytes are
+                read from the storages.
         """
         joining = JoiningWriter(write)
         given = None if contents is None else iter(contents)
@@ -99,11 +96,11 @@ class Layout:
         joining.flush()
 
     def write_around(self, write: Callable[[bytes], object], fill: Callable[[torch.UntypedStorage], int]) -> None:
-        """Write all but the bytes of storages.
+        """Write everything but the bytes of storages.
 
         Args:
-            write: is called many times.
-            fill: writes the bytes of a storage that has some, and returns their CRC-32.
+            write: called many times.
+            fill: writes the bytes of a storage that is not empty, and returns their CRC-32.
         """
         directory = bytearray()
         count = position = combined = 0
@@ -129,7 +126,7 @@ class Layout:
         write(_end(count, len(directory), position))
 
     def _records(self) -> Iterator[tuple[bytes, bytes | torch.UntypedStorage | None]]:
-        """The names of the records, and what they hold; None for the identity."""
+        """Yield the name and the content of each record; the content of the serialization id is None."""
         yield _ROOT + b"data.pkl", self._pickled.data
         yield _ROOT + b".format_version", b"1"
         yield _ROOT + b".storage_alignment", b"%d" % self._alignment
@@ -140,7 +137,7 @@ class Layout:
         yield _ROOT + b".data/serialization_id", None
 
     def _header(self, position: int, name: bytes, size: int) -> bytes:
-        """What precedes the bytes of a record; torch knows of none that they are compressed then."""
+        """Return what precedes the bytes of a record."""
         extra = _extra(position, size, 0)
         least = position + _LOCAL.size + len(name) + len(extra) + _PADDING_HEAD.size
         padding = -least % self._alignment
@@ -150,12 +147,12 @@ class Layout:
 
 
 def combine(combined: int, crc: int) -> int:
-    """The number that stands for the CRC-32s of the records in the identity, with that of the next record."""
+    """Return the hash of the records' CRC-32s with that of the next record added."""
     return combined ^ ((crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)) & _64_BITS)
 
 
 def plan_archive(pickled: Pickled) -> Layout | None:
-    """The archive that torch.save makes of an object; None if it is not known how this release of torch does it."""
+    """Return the layout of the archive of an object; None if this release of torch may write another one."""
     options = config.save
     alignment = options.storage_alignment
     if not options.compute_crc32 or not 0 < alignment <= len(_PADDING) or not _is_known(alignment, torch.save):
@@ -165,14 +162,14 @@ def plan_archive(pickled: Pickled) -> Layout | None:
 
 @functools.lru_cache
 def _is_known(alignment: int, save: object) -> bool:
-    """Whether torch.save, which a program may replace, writes archives, also beyond 4 GiB, as they are written here."""
+    """Return whether torch.save, which a program may replace, writes the same archives, also beyond 4 GiB."""
     sizes = (0, 1, FULL_32 - 1, 0, FULL_32, 2**33, 0, 5)
     storage_of: Callable[..., torch.UntypedStorage] = torch.UntypedStorage
     pickled = Pickled([storage_of(size, device="meta") for size in sizes])  # their bytes are left out
     by_torch, own = _Sink(), bytearray()
     try:
         with torch.serialization.skip_data():
-            # Ctrl-C, which torch reports as an error of its own, is no other layout.
+            # torch would report Ctrl-C as a RuntimeError, which would look like another layout.
             TrackingWriter(by_torch, lambda size: None).unmasked(lambda: pickled.torch_save(by_torch))
         Layout(pickled, alignment).write_around(own.extend, lambda storage: 0)
     except (AttributeError, RuntimeError, TypeError):
@@ -181,7 +178,7 @@ def _is_known(alignment: int, save: object) -> bool:
 
 
 class _Sink:
-    """A file that keeps what is written, but for what is passed over."""
+    """A file that keeps what is written, without gaps where torch seeks."""
 
     def __init__(self) -> None:
         self.written = bytearray()
@@ -199,7 +196,7 @@ class _Sink:
 
 @functools.lru_cache
 def _names_hash(count: int) -> bytes:
-    """The part of the identity that is made of the names of the records, by the C++ library's own hash."""
+    """Return the part of the serialization id that hashes the names of the records, with torch's own hash."""
     names = ("data.pkl", ".format_version", ".storage_alignment", "byteorder", *(f"data/{key}" for key in range(count)))
     return torch_compat.serialization_id(names)[:20].encode()
 
@@ -209,12 +206,12 @@ def _nbytes(content: bytes | torch.UntypedStorage) -> int:
 
 
 def _is_wide(position: int, size: int) -> bool:
-    """Whether the numbers of a record need 64 bits."""
+    """Return whether the numbers of a record need 64 bits."""
     return position >= FULL_32 or size >= FULL_32
 
 
 def _extra(position: int, size: int, compressed: int) -> bytes:
-    """The extra field of a record with the numbers that need 64 bits."""
+    """Return the extra field for the numbers that need 64 bits."""
     if not _is_wide(position, size):
         return b""
     numbers = [size, compressed] if size >= FULL_32 else []
@@ -232,7 +229,7 @@ def _descriptor(position: int, size: int) -> struct.Struct:
 
 
 def _entry(position: int, name: bytes, size: int, crc: int) -> bytes:
-    """A record in the directory."""
+    """Return a record's entry in the directory."""
     extra = _extra(position, size, size)
     short = min(size, FULL_32)
     numbers = (crc, short, short, len(name), len(extra), min(position, FULL_32))
@@ -240,7 +237,7 @@ def _entry(position: int, name: bytes, size: int, crc: int) -> bytes:
 
 
 def _end(count: int, size: int, position: int) -> bytes:
-    """What follows a directory of so many entries and bytes, which begins at a position."""
+    """Return the end of an archive whose directory has ``count`` entries and ``size`` bytes from ``position``."""
     numbers = (count, count, size, position)
     short = (min(count, _FULL_16), min(count, _FULL_16), min(size, FULL_32), min(position, FULL_32))
     return (
@@ -251,5 +248,5 @@ def _end(count: int, size: int, position: int) -> bytes:
 
 
 def _staged(storage: torch.UntypedStorage) -> Iterator[memoryview]:
-    """The bytes of a storage of another device, through bounded memory."""
+    """Copy a storage of another device through a bounded buffer."""
     return staged(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))

@@ -1,8 +1,8 @@
-"""Torch files with objects of unknown classes, read but for these: each is a placeholder that says what it stands for.
+"""Reads torch files with objects of unknown classes, which become placeholders.
 
-The pickle is read by Python's own unpickler, but nothing that it names is looked up, called or changed: what makes
-tensors and a few plain types is done by ``rebuilding``, and all else becomes a ``Placeholder``, which records what it
-would be made of. Limits on what is copied keep a few bytes from becoming gigabytes.
+Python's own unpickler reads the pickle, but nothing that the pickle names is looked up, called or changed.
+``rebuilding`` makes tensors and a few plain types. Everything else becomes a ``Placeholder`` that records its
+arguments. Limits on copies keep a small pickle from taking gigabytes of memory.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
-_ROOM, _HELD = 2**16, 2  # elements and bytes that are copied besides, and for each byte of the pickle
-# Functions whose first argument is the class of what they make.
+_ROOM, _HELD = 2**16, 2  # the elements and bytes that may be copied: a constant, plus a multiple of the pickle's size
+# Functions whose first argument is the class to make.
 _MAKERS = {
     *("copyreg._reconstructor", "copyreg.__newobj__"),
     *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
 }
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules by their names of Python 2, as in protocol 2
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # module names of Python 2, which protocol 2 uses
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _BUILT_IN = {"OrderedDict", "Counter", "encode", "Size", "bytearray", "bytes", "set", "complex"}
 _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
 def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
-    """The structure of a torch file, with placeholders for unknown classes; None if it is not as torch saves today."""
+    """Read the structure of a torch file, with placeholders for unknown classes; None if the archive is unusual."""
     archive = torch_archive.read(source, name)
     if archive is None:
         return None
@@ -56,7 +56,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
 
 
 class _Named:
-    """A class or function that is known: what is done in its place."""
+    """A known class or function, and the function that is called in its place."""
 
     __slots__ = ("call", "path")
 
@@ -71,7 +71,7 @@ class _Named:
         return hash(self.path)
 
 
-class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: its memo is a dict
+class _Unpickler(pickle._Unpickler):  # the Python version, whose memo is a dict
     """Builds the object of a pickle."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
@@ -127,7 +127,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own that is written in Python: 
         made_of = args[0] if callee.path in _MAKERS and args and isinstance(args[0], Placeholder) else callee
         return Placeholder(made_of.path, args)
 
-    # -- the opcodes that call, change or look into something ------------------------------------------------------
+    # -- opcodes that call, change or inspect an object --------------------------------------------------------------
 
     def _reduce(self) -> None:
         args = self.stack.pop()
@@ -194,12 +194,12 @@ for _opcode, _step in {
     pickle.FROZENSET: lambda self: self.append(frozenset(map(_checked_key, self.pop_mark()))),
 }.items():
     _Unpickler.dispatch[_opcode[0]] = _step
-for _opcode in (pickle.INST, pickle.OBJ):  # which call something, and only protocols 0 and 1 have
+for _opcode in (pickle.INST, pickle.OBJ):  # they call, and occur only in protocols 0 and 1
     del _Unpickler.dispatch[_opcode[0]]
 
 
 def _checked_key(value: Any) -> Any:
-    """A key or an element of a set; tuples of tuples could take for ever to be hashed."""
+    """Return a key or an element of a set. Refuse nested tuples: to hash them could take forever."""
     if type(value) is tuple and any(isinstance(each, (tuple, frozenset)) for each in value):
         raise refused("a key of nested tuples")
     return value
@@ -228,7 +228,7 @@ _REBUILT: dict[str, Callable[..., Any]] = {
 
 
 def _with_state(made: Any, state: Any) -> Any:
-    """An object with attributes, which ``structure_limits.check`` looks at later."""
+    """Set attributes of an object; ``structure_limits.check`` checks them later."""
     if not isinstance(made, (OrderedDict, torch.Tensor)) or type(state) is not dict or {*map(type, state)} - {str}:
         raise refused("a state of what has none")
     vars(made).update(state)

@@ -1,12 +1,12 @@
-"""What a pickle may make without torch: builtins that make no more than the pickle has bytes for.
+"""Limits what a pickle may make without torch: no more than its own size.
 
-When an object is pickled, the arguments that make it are written where they are used; so the arguments of all calls
-have fewer elements than the pickle has bytes. ``bytearray(10**9)``, text encoded to hexadecimal digits of hexadecimal
-digits, and one list made into thousands of sets break that rule, and need only a few bytes. Neither do tensors have
-memory that is in no record of the file.
+When pickle writes an object, it writes the arguments of each call where they are used. So the arguments of all calls
+together have fewer elements than the pickle has bytes. ``bytearray(10**9)``, repeated hexadecimal encoding, and one
+list made into thousands of sets break this rule with a few bytes. In addition, tensors may only have memory that a
+record of the file fills.
 
-Not bounded are: copies that torch's functions for quantized tensors, sparse tensors and tensors of other devices make,
-the time to hash tuples of tuples that are keys, and files of the format before torch 1.6.
+Not bounded are: copies by torch's functions for quantized tensors, sparse tensors and tensors of other devices; the
+time to hash keys that are nested tuples; and files of the format before torch 1.6.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from fsspec_csx.tensors import torch_compat
 
 _LATIN1 = (("latin1",), ("latin-1",))
 _COUNTED = (list, tuple, dict, str, bytes)
-_BUILTINS = ("builtins", "__builtin__")  # of Python 3, and of Python 2, as pickle writes them in protocol 2
+_BUILTINS = ("builtins", "__builtin__")  # of Python 3; and of Python 2, which protocol 2 uses
 _FACTORIES = (bool, dict, float, int, list)
 _REBUILD = {("torch._utils", f"_rebuild_tensor{version}") for version in ("", "_v2", "_v3")}
 _FROM_TYPE = ("torch._tensor", "_rebuild_from_type_v2")
 
 
 class ExcessError(pickle.UnpicklingError):
-    """A pickle makes more than it has bytes for."""
+    """A pickle makes more than its size allows."""
 
 
 class StandIn:
-    """Stands for a class in a pickle, or a storage of a dtype; the pickle cannot call it."""
+    """Stands for a class in a pickle, or for a storage class by its dtype; the pickle cannot call it."""
 
     def __init__(self, made: Any) -> None:
         self.made = made
@@ -48,14 +48,14 @@ class StandIn:
 
 
 class Bounds:
-    """Builtins for a pickle.
+    """Bounded builtins for a pickle.
 
     Args:
-        most: how many elements all calls may have as arguments: the bytes of the pickle.
-        key: looks at each key and each element of a set, and returns it.
+        most: the most elements that the arguments of all calls may have: the size of the pickle.
+        key: checks each key and each element of a set, and returns it.
 
     Attributes:
-        names: what stands for a module and a name.
+        names: the replacement for a module and a name.
         ordered: the mappings that were made.
     """
 
@@ -122,7 +122,7 @@ class Bounds:
 
 
 class _Inert:
-    """Stands for all else that a pickle names: takes whatever is done to it, and does nothing."""
+    """Stands for everything else that a pickle names: accepts every operation, and does nothing."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -135,7 +135,7 @@ class _Inert:
 
 
 class _Memory(_Inert):
-    """Stands for torch's classes of tensors and storages, which make memory that is in no record when called."""
+    """Stands for torch's tensor and storage classes: called with arguments, they allocate memory."""
 
     def __new__(cls, *args: Any) -> _Memory:
         if args:
@@ -143,7 +143,7 @@ class _Memory(_Inert):
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
-        raise ExcessError  # it would give a tensor another storage, and enlarge that
+        raise ExcessError  # would give a tensor another storage, and enlarge that
 
 
 class _Record(_Inert):
@@ -151,7 +151,7 @@ class _Record(_Inert):
 
 
 class _DryRun(pickle.Unpickler):
-    """Executes a pickle without torch; ``named`` is what it names, as torch renames it, in order."""
+    """Executes a pickle without torch; ``named`` has the names in it, as torch renames them, in order."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
@@ -160,7 +160,7 @@ class _DryRun(pickle.Unpickler):
         self._names["collections", "defaultdict"] = lambda *args: defaultdict()
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name."""
+        """Return what stands for a name."""
         module, name = torch_compat.renamed(module, name)
         self.named[f"{module}.{name}"] = None
         if (module, name) == _FROM_TYPE:
@@ -172,7 +172,7 @@ class _DryRun(pickle.Unpickler):
         return self._names.get((module, name), _Inert)
 
     def persistent_load(self, identity: Any) -> Any:
-        """What stands for a storage."""
+        """Return what stands for a storage."""
         return _Record()
 
 
@@ -187,19 +187,19 @@ def _from_type(function: Callable[..., Any], kind: Any, args: tuple[Any, ...], s
 
 
 def check(data: bytes, name: str) -> list[str]:
-    """Refuse a pickle of which torch.load would make far more than it holds; one that fails otherwise is torch's.
+    """Refuse a pickle from which torch.load would make far more than it holds. Other errors are left to torch.
 
     Returns:
-        What it names, as far as it could be executed.
+        The names in the pickle, up to the first error.
 
     Raises:
-        ScanError: if it cannot be scanned; torch ends with an error then, or remembers by any number.
+        ScanError: if it cannot be scanned; torch would fail, or reserve too much memory for its memo.
     """
     scan(data)
     run = _DryRun(data)
     try:
         run.load()
-    except Exception as error:  # whatever a pickle of anything raises
+    except Exception as error:  # a pickle may raise anything
         if isinstance(error, ExcessError):
             reason = f"{name} is damaged: its pickle makes much more than it holds."
             raise InvalidCheckpointError(reason, sniff.AGAIN) from None

@@ -1,8 +1,7 @@
-"""Reads over a pickle's opcodes before anything executes them.
+"""Scans the opcodes of a pickle before it is executed.
 
-Python's own unpickler, in C, reserves memory up to the largest number under which a pickle remembers an object: five
-bytes can ask for 64 GiB. The scan knows the opcodes that pickle writes in protocols 2 to 5:
-https://docs.python.org/3/library/pickletools.html
+Python's C unpickler sizes its memo by the largest memo index in the pickle: five bytes can request 64 GiB. The scan
+knows the opcodes that pickle writes in protocols 2 to 5: https://docs.python.org/3/library/pickletools.html
 """
 
 from __future__ import annotations
@@ -13,23 +12,23 @@ import struct
 
 _STOP, _GLOBAL, _BUILD, _TEXT = b".cbX"
 _COUNT, _COUNT_64 = struct.Struct("<I"), struct.Struct("<Q")
-# Opcodes of a fixed size: with one byte behind them, with none, with two, four and eight.
+# Opcodes with fixed arguments: of one byte, none, two, four and eight bytes.
 _FIXED = rb"[Khq\x80].|[(t\x85\x86\x87QRN\x88\x89)\]}euas\x81\x92\x93\x94]|M..|[Jj].{4}|[G\x95].{8}"
-# Sets, which protocol 2 does not have: one of these opcodes calls the method add of whatever object, such as a tensor.
+# Set opcodes, which protocol 2 does not have: one of them calls ``add`` of any object, such as a tensor.
 _SETS, _PROTOCOL_2 = rb"[\x8f\x90\x91]", b"\x80\x02"
-_PUT = rb"r..[\x00-\x%02x]\x00"  # remember by a number of 32 bits
-_AT_ONCE = 2000  # opcodes: a match takes memory for each
+_PUT = rb"r..[\x00-\x%02x]\x00"  # store in the memo under a 32-bit index
+_AT_ONCE = 2000  # opcodes in one match, which takes memory for each
 _SHORT = 2**16
-# Opcodes with the length of what follows, as a number of 8, 32 and 64 bits.
+# Opcodes with a length prefix of 8, 32 and 64 bits.
 _OF_8_BITS, _OF_32_BITS, _OF_64_BITS = b"U\x8a\x8cC", b"\x8bB", b"\x8d\x8e\x96"
 
 
 class ScanError(Exception):
-    """The pickle is not whole, has an opcode that pickle does not write, or remembers by numbers beyond its length."""
+    """The pickle is incomplete, has an opcode that pickle does not write, or has memo indexes beyond its length."""
 
 
 def scan(data: bytes) -> int:
-    """Read over a pickle; returns how often it sets the state of an object. What follows the pickle is ignored."""
+    """Scan a pickle, and return how often it sets the state of an object. What follows the pickle is ignored."""
     match = _run(min(len(data) // _SHORT, 0xFF), not data.startswith(_PROTOCOL_2)).match
     builds = at = 0
     try:
@@ -55,13 +54,13 @@ def scan(data: bytes) -> int:
 
 @functools.lru_cache
 def _run(most: int, sets: bool) -> re.Pattern[bytes]:
-    """Opcodes of fixed sizes; the third byte of the numbers by which they remember is ``most`` at most."""
+    """Return a pattern for opcodes of fixed size; the third byte of memo indexes is at most ``most``."""
     opcodes = b"|".join([_FIXED, _PUT % most, *([_SETS] if sets else [])])
     return re.compile(rb"(?:%s){0,%d}" % (opcodes, _AT_ONCE), re.DOTALL)
 
 
 def _behind(data: bytes, at: int) -> int:
-    """The position behind an opcode that has a length with it."""
+    """Return the position behind an opcode that has a length prefix."""
     code = data[at]
     if code in _OF_8_BITS:
         return at + 2 + data[at + 1]

@@ -1,4 +1,4 @@
-"""Pickled: an object as torch.save pickles it, apart from the bytes of its tensors."""
+"""Pickled: an object's pickle as torch.save makes it, and the storages of its tensors."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _Replaced = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 class Pickled:
-    """What ``torch.save`` would write of an object now: its pickle, and its tensors' storages.
+    """The pickle that ``torch.save`` would write of an object now, and its tensors' storages.
 
-    The pickle is made as torch makes it, with a persistent id in place of each storage:
+    The pickle has a persistent id in place of each storage:
     https://docs.pytorch.org/docs/stable/notes/serialization.html
 
     Args:
-        obj: what is to be saved.
-        copied: whether to copy the storages, so that the object may change; to the CPU, if they are elsewhere.
-        replaced: is given each tensor, and returns what is pickled in its place; None for the tensor itself.
+        obj: the object to save.
+        copied: whether to copy the storages to the CPU, so that the object may change.
+        replaced: called with each tensor; returns the tensor to pickle in its place, or None to keep it.
 
     Attributes:
         data: the file's ``data.pkl``.
         storages: in the order of the file's ``data/0``, ``data/1`` and so on.
-        nbytes: the size of all of them.
+        nbytes: the size of the pickle and the storages.
 
     Raises:
         FreedTensorError: if the storage of a tensor is too small for it.
@@ -59,12 +59,12 @@ class Pickled:
         self.nbytes = len(self.data) + sum(storage.nbytes() for storage in self.storages)
 
     def torch_save(self, file: Any) -> None:
-        """Let torch write the file that ``torch.save`` would have written of the object itself."""
+        """Let torch write the file that ``torch.save`` would write of the object itself."""
         ready = SimpleNamespace(__name__="ready", Pickler=_ReadyPickler)
         torch.save(self, file, pickle_module=ready)
 
     def thawed(self) -> Any:
-        """The object on the memory of the storages, for formats that are no pickles."""
+        """Return the object with its tensors in the memory of the storages, for formats other than pickles."""
         unpickler = _Unpickler(io.BytesIO(self.data))
         unpickler.storages = [
             torch_compat.typed(storage, dtype) for storage, dtype in zip(self.storages, self._dtypes, strict=True)
@@ -74,7 +74,7 @@ class Pickled:
 
 _OF_TORCH = (torch.Tensor, torch.storage.TypedStorage, torch.UntypedStorage)
 _STORAGE_TYPES = torch_compat.unquantized_storage_types()
-# Most of what is pickled: objects without a persistent id, for which all are asked.
+# The types of most objects in a pickle. None of them needs a persistent id.
 _PLAIN = {str, int, float, bool, tuple, list, dict, type, type(None), OrderedDict, FunctionType}
 
 
@@ -92,11 +92,11 @@ def _refuse_freed(tensor: torch.Tensor) -> None:
 
 
 class _Numbering:
-    """The numbers of storages in the order in which they are pickled.
+    """Numbers storages in the order in which they are pickled.
 
     Attributes:
         storages: in this order.
-        dtypes: in which they were pickled first.
+        dtypes: the dtype under which each storage was pickled first.
     """
 
     def __init__(self) -> None:
@@ -106,20 +106,20 @@ class _Numbering:
         self._dtype_at: dict[int, torch.dtype] = {}
 
     def identify(self, storage: torch.UntypedStorage, dtype: torch.dtype, kind: Any) -> tuple[str, Any, str, str, int]:
-        """The persistent id of a storage of a dtype, and of a type that stands for it."""
+        """Return the persistent id of a storage; ``kind`` is the storage class that stands for its dtype."""
         address = storage.data_ptr()
         if address and self._dtype_at.setdefault(address, dtype) != dtype:
             msg = "Two tensors share memory under different dtypes, which no torch file can hold. Clone one of them."
             raise RuntimeError(msg)
         key = self._keys.setdefault(torch_compat.address(storage), str(len(self._keys)))
         if len(self.storages) < len(self._keys):
-            self.storages.append(storage)  # kept: one made for the pickle alone would leave its address to the next
+            self.storages.append(storage)  # keep it: the address of a temporary storage could be reused
             self.dtypes.append(dtype)
         return "storage", kind, key, torch_compat.location_tag(storage), storage.nbytes() // dtype.itemsize
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles as torch.save does by default, with persistent ids for objects of some types."""
+    """Pickles as torch.save does by default, with persistent ids for storages."""
 
     def __init__(self, file: IO[bytes], numbering: _Numbering, *, plain: bool) -> None:
         super().__init__(file, protocol=2)
@@ -145,7 +145,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _ReplacingPickler(_Pickler):
-    """Pickles other tensors in the place of some."""
+    """Pickles other tensors in place of some."""
 
     replaced: _Replaced
 
@@ -166,13 +166,13 @@ class _NoHooks:
 
 
 class _PlainReductions:
-    """What torch's own classes of tensors give pickle, put together in a third of the time."""
+    """Reduces torch's own tensor classes in a third of the time that torch takes."""
 
     def __init__(self, numbering: _Numbering) -> None:
         self._numbering = numbering
 
     def by_type(self) -> dict[type, Callable[[Any], Any]]:
-        """A function for each class; kept here, they would be a cycle with all storages."""
+        """Return a function for each class. Stored as an attribute, they would form a cycle with all storages."""
         return {
             torch.Tensor: self._reduce_tensor,
             torch.nn.Parameter: self._reduce_parameter,
@@ -226,16 +226,16 @@ def _dumped(obj: object, numbering: _Numbering, *, plain: bool, replaced: _Repla
 
 @functools.cache
 def _are_reductions_known() -> bool:
-    """Whether this release of torch pickles tensors as ``_PlainReductions`` does."""
+    """Return whether this release of torch pickles tensors as ``_PlainReductions`` does."""
     plain = [torch.zeros(2, 3, dtype=dtype, device="cpu")[:, 1:] for dtype in _STORAGE_TYPES]
-    if type(plain[0]) is not torch.Tensor:  # a mode makes others, such as a FakeTensorMode
+    if type(plain[0]) is not torch.Tensor:  # a mode such as FakeTensorMode changes the class
         return False
     specimen = [*plain, *plain, *map(torch.nn.Parameter, plain[:1]), torch.zeros((), device="cpu", requires_grad=True)]
     return _dumped(specimen, _Numbering(), plain=True) == _dumped(specimen, _Numbering(), plain=False)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts storages where a pickle that was made in this process names them."""
+    """Inserts storages into a pickle that was made in this process."""
 
     storages: list[torch.storage.TypedStorage]
 
@@ -244,9 +244,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _ReadyPickler:
-    """Stands for pickle.Pickler in torch.save, which then writes the pickle and the storages of a Pickled."""
+    """Replaces pickle.Pickler in torch.save, which then writes the pickle and the storages of a Pickled."""
 
-    persistent_id: Callable[[Any], Any]  # torch's own: notes each storage that it gets
+    persistent_id: Callable[[Any], Any]  # torch's own: records each storage
 
     def __init__(self, file: IO[bytes], protocol: int) -> None:
         self._file = file
@@ -254,6 +254,6 @@ class _ReadyPickler:
     def dump(self, pickled: Pickled) -> None:
         for storage in pickled.storages:
             self.persistent_id(storage)
-        if "persistent_id" in vars(type(self)):  # a class for this file alone, in a cycle with all that was noted
+        if "persistent_id" in vars(type(self)):  # torch's own class, in a cycle with the storages
             del type(self).persistent_id
         self._file.write(pickled.data)

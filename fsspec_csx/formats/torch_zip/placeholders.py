@@ -1,4 +1,4 @@
-"""Placeholders: what stands for objects whose classes are not loaded, as that could run code."""
+"""Placeholders for objects whose classes are not loaded, because that could run code."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _WITH_DATA = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
 
 
 class Placeholder:
-    """Stands for an object of a class that is not loaded, or for what a pickle names; its repr says which.
+    """Stands for an object of a class that is not loaded, or for a name in a pickle; its repr shows the name.
 
     Attributes:
-        path: of the class or function, with its module.
-        parts: what the pickle says of it, in order: what it is made of, its state and its items.
+        path: the class or function, with its module.
+        parts: what the pickle has of it, in order: arguments, state and items.
     """
 
     __slots__ = ("parts", "path")
@@ -35,30 +35,30 @@ class Placeholder:
 
 
 def found_in(obj: Any) -> dict[str, Placeholder]:
-    """The placeholders among the entries of an object, by their names."""
+    """Return the placeholders among the entries of an object, by name."""
     return {name: value for name, value in names.walk(obj) if isinstance(value, Placeholder)}
 
 
 def refuse(obj: Any, name: str) -> None:
-    """Refuse, by an UnsafeCheckpointError, an object that has placeholders; it names them and their classes."""
+    """Raise an UnsafeCheckpointError if an object has placeholders; it names them and their classes."""
     if found := found_in(obj):
         reason = f"{name} has {names.shown(list(found))} of {classes(found)}, which could run code when loaded."
         raise UnsafeCheckpointError(reason, f"Choose other entries by keys, or load it and {_TRUST}.")
 
 
 def is_free(obj: Any) -> bool:
-    """Whether there is no placeholder anywhere in an object."""
+    """Return whether an object contains no placeholder."""
     return not any(isinstance(each, Placeholder) for each in structure_limits.values(obj))
 
 
 def classes(found: Mapping[str, Placeholder]) -> str:
-    """The classes of some placeholders: a few, and how many more there are."""
+    """List a few of the placeholders' classes, and how many more there are."""
     paths = list(dict.fromkeys(each.path for each in found.values()))
     return names.few(paths, lambda path: path[:_LONGEST])
 
 
 def equal(first: Placeholder, second: Placeholder) -> bool:
-    """Whether two placeholders stand for equal objects, but for the values of the tensors in them."""
+    """Return whether two placeholders stand for equal objects; the values of tensors are not compared."""
     stack: list[tuple[Any, Any]] = [(first, second)]
     seen: set[tuple[int, int]] = set()
     while stack:
@@ -80,7 +80,7 @@ def equal(first: Placeholder, second: Placeholder) -> bool:
 
 
 def tensors(value: Placeholder) -> Iterator[torch.Tensor]:
-    """The tensors that a placeholder would be made of."""
+    """Yield the tensors in a placeholder."""
     stack: list[Any] = [value]
     seen: set[int] = set()
     while stack:

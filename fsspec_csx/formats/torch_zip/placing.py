@@ -1,4 +1,4 @@
-"""Where the tensors of a file go that is loaded structure first, and the records that fill them later."""
+"""Places the storages of a file on devices while its structure is loaded, and records how to fill them later."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fsspec_csx.tensors.source import Source
 
 
 class StoragePlacer:
-    """Puts storages where ``map_location`` has them, by the rules of torch.load.
+    """Places storages as ``map_location`` says, by the rules of torch.load.
 
     Attributes:
-        records: of the storages that are to be filled; those for a callable are filled at once.
+        records: of the storages to fill; storages for a callable are filled at once.
         left: see ``LazyObject``.
-        failure: what went wrong when the file was read, or in the callable.
+        failure: the error of the file or of the callable.
     """
 
     def __init__(self, source: Source, name: str, options: ReadOptions) -> None:
@@ -38,7 +38,7 @@ class StoragePlacer:
         self._devices: dict[str, torch.device] = {}
 
     def place(self, record: Record, location: str) -> Any:
-        """What takes the place of the storage of a record, which is on the CPU, reserved and not filled."""
+        """Return what replaces the storage of a record, which is reserved on the CPU but not filled."""
         size = record.storage.nbytes()
         stays = self.stays(location)
         if stays or (size and self._wanted is not None and record.offset not in self._wanted):
@@ -57,11 +57,11 @@ class StoragePlacer:
         return placed
 
     def stays(self, location: str) -> bool:
-        """Whether a storage of this location is one of the CPU, and the caller's map need not see it."""
+        """Return whether a storage of this location stays on the CPU, and no callable needs to see it."""
         return self._target(location) == "cpu"
 
     def _target(self, location: str) -> str | None:
-        """Another location in place of this; None if the caller's map is a callable."""
+        """Return the location that replaces this one; None if the map is a callable."""
         if self._map is None:
             return location
         if isinstance(self._map, dict):
@@ -69,14 +69,14 @@ class StoragePlacer:
         return str(self._map) if isinstance(self._map, (str, torch.device)) else None
 
     def _device(self, location: str) -> torch.device | None:
-        """The device that a storage of this location goes to; None if its bytes are to be seen first."""
+        """Return the device for a storage of this location; None if its bytes are needed first."""
         target = self._target(location)
         if target is None:
             return None
         if target not in self._devices:
             self._devices[target] = _restored(reserved(0, torch.device("cpu")), target).device
         device = self._devices[target]
-        return None if device.type == "cpu" else device  # one of a kind that torch was taught
+        return None if device.type == "cpu" else device  # a custom backend, registered with torch
 
     def _placed_now(self, record: Record, location: str) -> Any:
         if fill.fill(self._source, [record]):
@@ -93,7 +93,7 @@ def _restored(storage: torch.UntypedStorage, location: str) -> Any:
 
 
 class ArchiveStorages:
-    """The storages of an archive, made when they are asked for."""
+    """The storages of an archive, made on demand."""
 
     def __init__(self, archive: Archive, placer: StoragePlacer) -> None:
         self._placer = placer
@@ -101,7 +101,7 @@ class ArchiveStorages:
         self._made: dict[str, torch.UntypedStorage] = {}
 
     def get(self, key: str, location: str, nbytes: int) -> torch.UntypedStorage:
-        """The storage of a key, which must have so many bytes."""
+        """Return the storage with a key; raise an UnpicklingError if it does not have so many bytes."""
         entry, offset = self._found[key.encode()]
         if entry.size != nbytes:
             raise refused("a storage that does not have the size of its record")
@@ -112,7 +112,7 @@ class ArchiveStorages:
 
 
 def placed(source: Source, found: LazyObject, name: str, options: ReadOptions) -> LazyObject:
-    """A lazy object of tensors by name on the CPU, these moved to where ``map_location`` has them."""
+    """Move the tensors of a lazy object of named CPU tensors to where ``map_location`` says."""
     placer = StoragePlacer(source, name, options)
     if placer.stays("cpu"):
         return found
@@ -123,7 +123,7 @@ def placed(source: Source, found: LazyObject, name: str, options: ReadOptions) -
         if (owner := first.setdefault(id(tensor), key)) != key:  # another name of the same tensor
             obj[key] = obj[owner]
             continue
-        record = records.get(key) or Record(key, 0, tensor.untyped_storage())  # one without bytes has none
+        record = records.get(key) or Record(key, 0, tensor.untyped_storage())  # an empty tensor has no record
         storage = placer.place(record, "cpu")
         obj[key] = torch.empty(0, dtype=tensor.dtype, device=storage.device)
         obj[key].set_(storage, 0, tensor.shape, tensor.stride())

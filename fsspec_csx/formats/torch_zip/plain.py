@@ -1,9 +1,9 @@
-"""State dicts built by Python's own unpickler, in C, in place of torch's, which is written in Python.
+"""Loads state dicts with Python's C unpickler, which is faster than torch's, which is written in Python.
 
-It makes only what the closed table of names below has: mappings, lists, tuples, sets, text, bytes, numbers, tensors and
-parameters with their attributes, and torch's shapes, dtypes and devices. Of all else, and of whatever is not quite
-right, this makes nothing, and torch reads or refuses it. Each name stands for the object that torch.load takes for it,
-or for a function that does what that does, and refuses what torch.save does not write.
+It accepts only a closed table of names: mappings, lists, tuples, sets, text, bytes, numbers, tensors and parameters
+with attributes, and torch's shapes, dtypes and devices. Anything else, and anything unusual, is left to torch, which
+reads or refuses it. Each name maps to the object that torch.load uses, or to a stricter function that refuses what
+torch.save does not write.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
 _VERSION = b"3"
-_PROTOCOL = b"\x80\x02"  # the one of torch.save
+_PROTOCOL = b"\x80\x02"  # that torch.save uses
 _NAMES: dict[tuple[str, str], Any] = {
     ("torch", "Tensor"): StandIn(torch.Tensor),
     ("torch.storage", "UntypedStorage"): StandIn(torch.uint8),
@@ -36,7 +36,7 @@ _NAMES: dict[tuple[str, str], Any] = {
 
 
 class _PickledStorage(NamedTuple):
-    """A storage in the pickle, not filled, and the dtype of its elements; bytes, if the tensors have their own.
+    """An unfilled storage of the pickle, and the dtype of its elements; uint8 if the tensors have their own dtypes.
 
     It has no state that a pickle could set.
     """
@@ -50,10 +50,10 @@ class _PickledStorage(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """The object of a pickle, with storages that are not filled; ``bounds`` has what was made of builtins."""
+    """An unpickler whose storages are not filled; ``bounds`` tracks what was made of builtins."""
 
     def __init__(self, archive: Archive, placer: StoragePlacer) -> None:
-        # Not a BytesIO alone: of what can be peeked at, pickle reads many bytes at once.
+        # Not a bare BytesIO: where peek exists, pickle reads ahead in large blocks.
         super().__init__(io.BufferedReader(io.BytesIO(archive.pickle)))
         self.bounds = Bounds(len(archive.pickle))
         self._storages = ArchiveStorages(archive, placer)
@@ -68,18 +68,18 @@ class _Unpickler(pickle.Unpickler):
         }
 
     def free(self) -> None:
-        """Forget the functions of names, some of which are a cycle with all storages."""
+        """Forget the functions of names: some are in a reference cycle with all storages."""
         self._names.clear()
         self.bounds.names.clear()
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name."""
+        """Return the object or function for a name."""
         if module == "torch" and isinstance(vars(torch).get(name), torch.dtype):
             return vars(torch)[name]
         return self._names[module, name]
 
     def persistent_load(self, identity: Any) -> _PickledStorage:
-        """The storage that the pickle identifies."""
+        """Return the storage with a persistent id."""
         word, kind, key, location, count = identity
         if word != "storage" or [*map(type, identity[2:])] != [str, str, int]:
             raise refused("what this does not make")
@@ -107,7 +107,7 @@ _Tensor = TypeVar("_Tensor", bound=torch.Tensor)
 
 
 def _with_state(tensor: _Tensor, state: Any) -> _Tensor:
-    """Set attributes, as they were of a tensor that was saved."""
+    """Set the attributes that a tensor had when it was saved."""
     if type(state) is not dict or structure_limits.has_callables(state):
         raise refused("what this does not make")
     for name, value in state.items():
@@ -116,10 +116,10 @@ def _with_state(tensor: _Tensor, state: Any) -> _Tensor:
 
 
 def load(archive: Archive, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
-    """What ``torch.load(weights_only=True)`` makes of an archive, less the tensors' bytes; None if this cannot."""
+    """Load an archive as ``torch.load(weights_only=True)``, without the tensors' bytes; None leaves it to torch."""
     if archive.version != _VERSION or not archive.pickle.startswith(_PROTOCOL) or torch_compat.skips_data():
         return None
-    # The caller's function is called for each storage once: not here, and by torch again.
+    # Try without a callable map_location first. It must run once for each storage, but torch would run it again.
     if callable(options.map_location) and load(archive, source, name, replace(options, map_location="cpu")) is None:
         return None
     placer = StoragePlacer(source, name, options)
@@ -127,13 +127,13 @@ def load(archive: Archive, source: Source, name: str, options: ReadOptions = ON_
     try:
         states = scan(archive.pickle)
         obj = unpickler.load()
-    except Exception as error:  # whatever a pickle raises: torch raises the same, or knows better
+    except Exception as error:  # a pickle may raise anything; torch raises the same, or can load it
         if error is placer.failure:
             raise
         return None
     finally:
         unpickler.free()
-    # The only states that torch has a pickle set are attributes of mappings.
+    # torch sets states only on mappings, as attributes. Other states are left to torch.
     if states and sum(bool(vars(made)) for made in unpickler.bounds.ordered) != states:
         return None
     if any(map(structure_limits.has_callables, [obj, *map(vars, unpickler.bounds.ordered)])):

@@ -1,4 +1,4 @@
-"""The files of torch.save and torch.load, over any file object: zip archives, and the format before torch 1.6.
+"""Reads files of torch.save from any file object: zip archives, and the format before torch 1.6.
 
 Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
 _GIST_SHOWN = 200
-_LEGACY_PICKLES = 5  # with so many a file of the format before torch 1.6 begins
-_PROTOCOLS = (2, 3)  # those of pickle that torch reads where no code may run
-# What an honest file can need besides, and how many times its size.
+_LEGACY_PICKLES = 5  # a file of the format before torch 1.6 begins with so many
+_PROTOCOLS = (2, 3)  # that torch reads with weights_only
+# The memory that a valid file may need: a constant, plus a multiple of its size.
 _ROOM, _HELD = 2**20, 4
 _DECODING = {"collections", "fsspec_csx", "torch"}
 _NO_LAYOUT = "rebuilding sparse tensor for layout"
-# torch puts a storage on its device in these functions: what fails there is the machine's fault, not the file's.
+# torch moves storages to devices in these functions. Errors in them come from the machine, not from the file.
 _PLACING = {"restore_location", "default_restore_location"}
 _NOT_THE_FILE = (ImportError, NotImplementedError, OSError, Warning, torch.cuda.OutOfMemoryError)
-# What zipfile and pickletools raise for a file that is not whole; the warning where it is an error, for a backslash.
+# Errors of zipfile and pickletools for an incomplete file. The warning, of a backslash, may be raised as an error.
 _NOT_WHOLE = (
     DeprecationWarning,
     EOFError,
@@ -55,7 +55,7 @@ _NOT_WHOLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-# What torch.load raises for one that is, but makes no sense; other errors may be those of a class that it names.
+# Errors of torch.load for a complete file with invalid content. Others may come from a class that the file names.
 _NONSENSE = (AssertionError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
@@ -68,7 +68,7 @@ def read(
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
 ) -> Any:
-    """Read what ``torch.save`` wrote; as ``torch.load``. The file's ``readinto`` gets the tensors' memory."""
+    """Read what ``torch.save`` wrote; as ``torch.load``. The file's ``readinto`` fills the tensors' memory directly."""
     source = Source(file, size, advance)
     found = structure(source, name, ReadOptions(map_location, weights_only))
     complete(source, found, name=name)
@@ -76,14 +76,14 @@ def read(
 
 
 def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-    """Read the structure of what ``torch.save`` wrote; as ``torch.load``, less the tensors' bytes.
+    """Read the structure of a torch file; as ``torch.load``, without the tensors' bytes.
 
-    What torch.save writes today, of plain tensors, is read by a few ranges. Anything else is read whole, as torch.load
-    does it: then the lazy object has no records, and its tensors are filled.
+    An archive of plain tensors, as torch.save writes it today, takes a few range requests. Any other file is read whole
+    by torch.load: then the lazy object has no records, and its tensors are filled.
 
     Raises:
-        InvalidCheckpointError: if the file is empty, cut short, damaged, or of another format.
-        UnsafeCheckpointError: if ``weights_only`` and it names what may run code.
+        InvalidCheckpointError: if the file is empty, truncated, damaged, or of another format.
+        UnsafeCheckpointError: if ``weights_only`` and the file names code that could run.
     """
     head = source.head(sniff.HEAD)
     if not (sniff.is_zip(head) or sniff.is_legacy(head)):
@@ -103,7 +103,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
         if weights_only and sniff.is_zip(head):
             data = archive.pickle if archive is not None else _pickle_of(TrackingReader(source.file, source.size))
             named = pickle_bounds.check(data, name) if data is not None else []
-            if not _allowed().issuperset(named):  # else torch would read tensors until it comes to that
+            if not _allowed().issuperset(named):  # check now: torch would read tensors before it refuses the name
                 raise _damaged(source, name) or _unsafe(name, _PROTOCOLS[0], named)
         reader = CheckedReader(source, name)
         reader.seek(0)
@@ -125,7 +125,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
 
 
 def _pickle_of(file: TrackingReader) -> bytes | None:
-    """The pickle of an archive; None if torch cannot read that."""
+    """Read the pickle of an archive; return None if torch cannot read it."""
     file.seek(0)
     try:
         return file.unmasked(lambda: torch_compat.read_record(file, torch_archive.PICKLE))
@@ -134,26 +134,26 @@ def _pickle_of(file: TrackingReader) -> bytes | None:
 
 
 def _without_directory(source: Source, name: str) -> InvalidCheckpointError:
-    """The error for an archive whose directory cannot be read: torch would believe its records."""
+    """Return the error for an archive whose directory cannot be checked: torch would trust its records."""
     remedy = "Load it with torch.load if you trust its author, and save it again."
     unknown = f"{name} is a zip archive with a directory that torch.save does not write."
     return _damaged(source, name) or InvalidCheckpointError(unknown, remedy)
 
 
 def _damaged(source: Source, name: str) -> InvalidCheckpointError | None:
-    """The error for what is wrong with the structure of a file; None if nothing is."""
+    """Return the error for damage in the structure of a file; None if there is none."""
     reader = TrackingReader(source.file, source.size)
     found = reader.unmasked(lambda: _damage(reader))
     return InvalidCheckpointError(f"{name} {found[0]}", found[1]) if found else None
 
 
 def _is_fake_mode() -> bool:
-    """Whether tensors that are made now have no data, which torch.load then does not ask for."""
+    """Return whether a mode such as FakeTensorMode is active, in which torch.load reads no tensor data."""
     return type(torch.empty(0, device="cpu")) is not torch.Tensor
 
 
 def complete(source: Source, found: LazyObject, *, name: str) -> None:
-    """Fill the tensors of a lazy object."""
+    """Fill the tensors of a lazy object. Raise an InvalidCheckpointError if checksums do not match."""
     wrong = fill.fill(source, found.records)
     if not wrong:
         return
@@ -167,7 +167,7 @@ def complete(source: Source, found: LazyObject, *, name: str) -> None:
 def _explain(
     error: Exception, file: TrackingReader, name: str, map_location: MAP_LOCATION, weights_only: bool
 ) -> CheckpointError | None:
-    """The error of ours for what torch.load raised; None if the file is not at fault."""
+    """Return our error in place of one of torch.load; None if the file is not at fault."""
     if isinstance(error, _NOT_THE_FILE) and _NO_LAYOUT not in str(error):
         return None
     if _while_placing(error):
@@ -189,7 +189,7 @@ def _explain(
 
 
 def _unreadable(file: TrackingReader, name: str) -> CheckpointError:
-    """The error for an archive with a pickle that torch.save does not write."""
+    """Return the error for an archive with a pickle that torch.save does not write."""
 
     def explain() -> CheckpointError:
         if found := _damage(file):
@@ -204,7 +204,7 @@ def _unreadable(file: TrackingReader, name: str) -> CheckpointError:
 
 
 def _gist(error: Exception) -> str:
-    """The first sentence of what torch says, less the line of its source."""
+    """Return the first sentence of torch's message, without the source location."""
     text = re.sub(r"^\[enforce fail at [^\]]*\] \. ", "", str(error)).partition("\n")[0].partition(". ")[0].rstrip(".")
     said = "".join(character if character.isprintable() else "?" for character in text)
     said = said[:_GIST_SHOWN]
@@ -220,13 +220,13 @@ def _while_placing(error: Exception) -> bool:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch raises a plain RuntimeError for want of main memory."""
+    """Return whether memory ran out; for main memory, torch raises a plain RuntimeError."""
     allocating = isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
     return allocating or isinstance(error, MemoryError)
 
 
 def _is_room(size: int) -> bool:
-    """Whether there is memory for much more than a file of this size holds; it is not touched."""
+    """Return whether much more memory than a file of this size needs can be reserved; it is not touched."""
     try:
         torch.empty(_ROOM + _HELD * size, dtype=torch.uint8, device="cpu")
     except RuntimeError:
@@ -235,13 +235,16 @@ def _is_room(size: int) -> bool:
 
 
 def _raised_while_decoding(error: Exception) -> bool:
-    """Not by a class that the file names, which has troubles of its own; Counter is allowed, and written in Python."""
+    """Return whether torch or this package raised the error, and not a class that the file names.
+
+    Counter counts as torch: torch allows it, and it is written in Python.
+    """
     packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in _frames(error)]
     return packages[-1] in ("torch", "fsspec_csx") or (packages[-1] == "collections" and {*packages} <= _DECODING)
 
 
 def _damage(file: TrackingReader) -> tuple[str, str] | None:
-    """What is wrong with the structure of a file that begins like one of torch.save, and what to do."""
+    """Describe damage in the structure of a torch file, and the remedy; None if there is none."""
     file.seek(0)
     if sniff.is_zip(file.read(sniff.HEAD)):
         try:
@@ -263,7 +266,7 @@ def _damage(file: TrackingReader) -> tuple[str, str] | None:
 
 
 def _pickles(file: TrackingReader) -> tuple[int, list[str]]:
-    """The protocol and the globals of the pickles of a file, which are read over and not run."""
+    """Return the protocol and the globals of a file's pickles, without running them."""
     file.seek(0)
     if sniff.is_zip(file.read(sniff.HEAD)):
         archive = zipfile.ZipFile(file)

@@ -1,4 +1,4 @@
-"""What torch's functions make of a pickle's arguments, done here: tensors on storages, and parameters of them."""
+"""Replacements for torch's functions that make tensors and parameters from a pickle's arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXPANDED = 2**24  # elements
 
 
 def refused(what: str) -> pickle.UnpicklingError:
-    """The error for a pickle that torch.save does not write."""
+    """Return the error for a pickle that torch.save does not write."""
     return pickle.UnpicklingError(f"the pickle has {what}")
 
 
@@ -30,7 +30,7 @@ def tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> torch.Tensor:
-    """A tensor within a storage, which torch would enlarge; see ``torch._utils._rebuild_tensor_v2`` and ``_v3``."""
+    """Make a tensor; torch would enlarge a storage that is too small. See ``torch._utils._rebuild_tensor_v2`` and ``_v3``."""
     if type(hooks) is not OrderedDict or type(requires_grad) is not bool:
         raise refused("a tensor of an unknown kind")
     _check_extent(storage.nbytes(), dtype.itemsize, offset, size, stride)
@@ -47,7 +47,7 @@ def tensor(
 def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) -> None:
     if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > _DIMENSIONS:
         raise refused("a tensor of no shape")
-    if type(offset) is not int or offset < 0:  # such as a tensor of any size
+    if type(offset) is not int or offset < 0:  # a tensor has __index__, and could be of any size
         raise refused("a tensor at no place")
     end = offset + 1
     for count, step in zip(size, stride, strict=True):
@@ -59,7 +59,7 @@ def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) 
 
 
 def parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
-    """The same as ``torch._utils._rebuild_parameter``."""
+    """Make a parameter; as ``torch._utils._rebuild_parameter``."""
     if type(data) is not torch.Tensor or type(requires_grad) is not bool or type(hooks) is not OrderedDict:
         raise refused("a parameter of no tensor")
     made = torch.nn.Parameter(data, requires_grad)
@@ -74,10 +74,10 @@ def _without_data(dtype: torch.dtype, size: Any, stride: Any, requires_grad: Any
 def functions(
     held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]], *, indexes: bool
 ) -> dict[tuple[str, str], Any]:
-    """What stands for torch's functions that make tensors and parameters, by module and name.
+    """Return replacements for torch's functions that make tensors and parameters, by module and name.
 
-    ``held`` gives the storage of what a pickle has for one, and the dtype of its elements; ``indexes`` says whether an
-    opcode can take a tensor for an index of another.
+    ``held`` returns the storage of a pickled object, and the dtype of its elements. ``indexes`` says whether an opcode
+    can use one tensor as an index of another.
     """
 
     def bounded(made: torch.Tensor) -> torch.Tensor:

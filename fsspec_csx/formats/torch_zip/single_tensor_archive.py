@@ -1,4 +1,4 @@
-"""A torch file of a single tensor, for thousands of them: made once for all tensors of a dtype and a shape."""
+"""Torch files of single tensors, for thousands of them: all tensors of one dtype and shape share a template."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Frame:
     """What torch.save writes around the bytes of a tensor.
 
     Attributes:
-        before: what comes first.
-        after: gives what follows, for the CRC-32 of the bytes.
+        before: the bytes before them.
+        after: returns the bytes behind them, given their CRC-32.
         size: of the file in bytes.
     """
 
@@ -34,7 +34,7 @@ class Frame:
 
 @functools.lru_cache(_KEPT)
 def frame(dtype: torch.dtype, shape: Sequence[int]) -> Frame | None:
-    """The frame of a row-major tensor on the CPU; None if it has no bytes, or another layout."""
+    """Return the frame of a row-major CPU tensor; None if it is empty, or torch's layout is unknown."""
     tensor = torch.empty(tuple(shape), dtype=dtype, device="cpu")
     layout = plan_archive(Pickled(tensor)) if tensor.nbytes else None
     if layout is None:
@@ -44,10 +44,10 @@ def frame(dtype: torch.dtype, shape: Sequence[int]) -> Frame | None:
 
 
 class _Ending:
-    """What follows the bytes of a tensor, made anew in the five places that depend on their CRC-32.
+    """The end of a file behind the tensor's bytes; five places in it depend on their CRC-32.
 
     Args:
-        after: what follows bytes whose CRC-32 is 0.
+        after: the end of a file whose tensor's bytes have the CRC-32 0.
         size: of the file.
     """
 
@@ -84,7 +84,7 @@ class _Ending:
 
 
 def _around(layout: Layout, crc: int) -> tuple[bytes, bytes]:
-    """What comes before the bytes of the only storage, and behind them."""
+    """Return the parts of an archive before and behind the bytes of its only storage."""
     parts = [bytearray()]
 
     def fill(storage: torch.UntypedStorage) -> int:

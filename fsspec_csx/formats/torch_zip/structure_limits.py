@@ -1,4 +1,4 @@
-"""Limits on what a pickle was made into, checked before anything walks through it: a few bytes can say a lot."""
+"""Limits on the object that a pickle makes, checked before it is traversed: a small pickle can make a huge object."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fsspec_csx.formats import sniff
 from fsspec_csx.tensors import torch_compat
 
 DEPTH_LOADED = 500
-"""How deeply containers of a file may be nested: more than pickle itself writes by default."""
+"""How deeply the containers of a file may be nested: more than pickle itself writes by default."""
 
 DEPTH = 200
-"""How deeply they may be nested where entries have names, as for ``keys`` and ``into``: recursion must not fail."""
+"""How deeply they may be nested where entries have names, as for ``keys`` and ``into``, which recurse."""
 
 _BY_ROW, _BY_COLUMN = (torch.sparse_csr, torch.sparse_bsr), (torch.sparse_csc, torch.sparse_bsc)
 _MANY = 10**6
@@ -24,7 +24,7 @@ _NAME_SHOWN = 80
 _ELSEWHERE = "Load it with torch.load(…, weights_only=True)."
 _WHOLE = "Load it without keys and into."
 _OF_MAPPINGS = {"get", "items", "keys", "update", "values"}
-# The methods of tensors that filling, comparing and converting them need.
+# The methods of tensors that are needed to fill, compare and convert them.
 _METHODS = {
     *("as_strided", "coalesce", "contiguous", "copy_", "cpu", "data_ptr", "detach", "dim", "element_size", "flatten"),
     *("is_coalesced", "is_complex", "is_conj", "is_contiguous", "is_floating_point", "is_neg", "narrow", "numel"),
@@ -34,10 +34,7 @@ _METHODS = {
 
 
 def check(obj: Any, name: str) -> None:
-    """Check the depth and the sparse tensors of what was loaded, of the types that torch.load takes for safe.
-
-    Each object is checked once.
-    """
+    """Check the depth and the sparse tensors of an object that torch.load considers safe, each object once."""
     for container, path in _containers(obj, once=True):
         if len(path) >= DEPTH_LOADED:
             raise _too_deep(name, DEPTH_LOADED, _ELSEWHERE)
@@ -53,10 +50,10 @@ def _check_sparse(values: Iterable[Any], name: str) -> None:
 
 
 def _is_sound(tensor: torch.Tensor) -> bool:
-    """Whether the indices of a tensor, if it is sparse, are such as torch itself makes: torch believes them."""
+    """Return whether the indices of a sparse tensor are valid; torch does not check them."""
     if tensor.layout not in (torch.sparse_coo, *_BY_ROW, *_BY_COLUMN) or tensor.device.type == "meta":
         return True
-    tensor = torch.Tensor.detach(tensor)  # without attributes, which may hide methods
+    tensor = torch.Tensor.detach(tensor)  # a plain tensor: attributes may hide methods
     try:
         if tensor.layout == torch.sparse_coo:
             coo: Any = tensor._indices(), tensor._values(), tensor.size()
@@ -72,9 +69,10 @@ def _is_sound(tensor: torch.Tensor) -> bool:
 
 
 def check_entries(obj: Any, name: str) -> None:
-    """Check an object whose entries get names, each in every place where it lies.
+    """Check an object whose entries get names, each in every place where it occurs.
 
-    A CheckpointLimitError if it is nested too deeply, or containers that lie in several others make many more entries.
+    Raises:
+        CheckpointLimitError: if the object is nested too deeply, or containers shared by others multiply its entries.
     """
     seen: set[int] = set()
     visited = own = 0
@@ -91,7 +89,7 @@ def check_entries(obj: Any, name: str) -> None:
 
 
 def check_use(obj: Any, name: str) -> None:
-    """As ``check_entries``, for entries to be filled, compared or converted: no attribute may hide a needed method."""
+    """As ``check_entries``, for entries to fill, compare or convert: no attribute may hide a needed method."""
     check_entries(obj, name)
     for value in values(obj):
         hidden = [each for each in getattr(value, "__dict__", ()) if _is_needed(value, each)]
@@ -101,19 +99,19 @@ def check_use(obj: Any, name: str) -> None:
 
 
 def _is_needed(value: Any, attribute: str) -> bool:
-    if attribute == "_values" and type(value) is torch_compat.NestedTensor:  # torch's own: the elements of a jagged one
+    if attribute == "_values" and type(value) is torch_compat.NestedTensor:  # torch's own, of jagged tensors
         return False
     needed = attribute in (_METHODS if isinstance(value, torch.Tensor) else _OF_MAPPINGS) or attribute.startswith("_")
     return needed and callable(getattr(type(value), attribute, None))
 
 
 def has_callables(obj: Any) -> bool:
-    """Whether there is a class or a function among the values, keys and elements of nested containers."""
+    """Return whether a class or a function is among the values, keys and elements of nested containers."""
     return any(map(callable, values(obj)))
 
 
 def values(obj: Any) -> Iterator[Any]:
-    """An object and all that lies in it, keys among it, containers once."""
+    """Yield an object and everything in it, including keys; each container once."""
     stack = [obj]
     seen: set[int] = set()
     while stack:
@@ -129,7 +127,7 @@ def values(obj: Any) -> Iterator[Any]:
 
 def _inside(value: Any) -> Collection[Any] | None:
     if isinstance(value, Mapping):
-        return type(value).values(value)  # not value.values(): that may be an attribute
+        return type(value).values(value)  # an attribute may hide value.values
     return value if isinstance(value, (list, tuple)) else None
 
 
@@ -138,7 +136,7 @@ def _too_deep(name: str, most: int, remedy: str) -> CheckpointLimitError:
 
 
 def check_depth(obj: Any) -> None:
-    """Refuse, by a ValueError, to save an object of which ``check_entries`` would refuse to name the entries."""
+    """Raise a ValueError for an object that ``check_entries`` would refuse for its depth."""
     for _, path in _containers(obj, once=False):
         if len(path) >= DEPTH:
             name = ".".join(map(str, path))[:_NAME_SHOWN]
@@ -147,15 +145,15 @@ def check_depth(obj: Any) -> None:
 
 
 def _containers(obj: Any, *, once: bool) -> Iterator[tuple[Any, list[object]]]:
-    """The containers in an object that are not empty, itself among them, each with the keys that lead to it.
+    """Yield each container in an object that is not empty, itself included, with the keys that lead to it.
 
-    With ``once`` one that lies in several places is met once; else in each, but not within itself.
+    With ``once``, a shared container is yielded once; else in each place, but not within itself.
     """
     if not (isinstance(obj, (Mapping, list, tuple)) and obj):
         return
     path: list[object] = []
     yield obj, path
-    # Without recursion: the remaining entries of each level, and its identity.
+    # Not recursive: the remaining entries of each level, and its identity.
     levels, met = [(iter(_entries(obj)), id(obj))], {id(obj)}
     while levels:
         entries, identity = levels[-1]

@@ -1,4 +1,4 @@
-"""TorchWriter: an object that is to be saved as ``torch.save`` does it."""
+"""TorchWriter: saves an object as ``torch.save`` does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fsspec_csx.formats.writer import FileWriter, expect_size
 
 
 class TorchWriter(FileWriter):
-    """A torch file to be.
+    """Writes a torch file.
 
     Args:
-        obj: it must not change until the file is closed, unless it is copied.
+        obj: unless it is copied, it must not change until the file is closed.
 
     Raises:
         ValueError: if ``load`` would refuse the object.

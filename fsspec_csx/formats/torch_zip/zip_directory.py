@@ -1,4 +1,4 @@
-"""The directory of a zip archive, read out of the archive's last bytes.
+"""Reads the directory of a zip archive from the archive's last bytes.
 
 Format: APPNOTE.TXT of PKWARE, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, sections 4.3.12 to 4.3.16
 and 4.5.3.
@@ -15,11 +15,11 @@ import torch
 from fsspec_csx.tensors.lazy_object import Record
 
 STORED = 0
-"""The method of an entry whose bytes are in the archive as they are."""
+"""The compression method of uncompressed entries."""
 
-# What is not looked at is passed over (x).
+# Fields that are not needed are skipped (x).
 LOCAL = struct.Struct("<4s22x2H")
-"""The fixed part of an entry's local header, in front of its name, its extra fields and its bytes."""
+"""The fixed part of an entry's local header, before its name, its extra fields and its bytes."""
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4s4xQ4x")
@@ -31,20 +31,20 @@ _END_SIGNATURE = b"PK\x05\x06"
 _LOCATOR_SIGNATURE = b"PK\x06\x07"
 _END_64_SIGNATURE = b"PK\x06\x06"
 FULL_32 = 0xFFFFFFFF
-"""A number of 32 bits at its limit: the true one is in an extra field."""
+"""The largest 32-bit number: the true value is in an extra field."""
 
 _ENCRYPTED = 1
-_TAG_64 = 1  # of the extra field with the numbers that need 64 bits
+_TAG_64 = 1  # of the extra field with 64-bit numbers
 
 
 class ZipEntry(NamedTuple):
-    """What the directory says of an entry.
+    """An entry of the directory.
 
     Attributes:
         method: how it is compressed.
-        compressed: how many bytes it takes in the archive, less its headers.
-        size: how many bytes it has.
-        header: where its local header begins, in bytes.
+        compressed: its size in the archive in bytes, without headers.
+        size: its size in bytes.
+        header: the position of its local header.
     """
 
     name: bytes
@@ -55,12 +55,12 @@ class ZipEntry(NamedTuple):
     header: int
 
     def record(self, offset: int, storage: torch.UntypedStorage) -> Record:
-        """The record that fills a storage with its bytes, which begin at a position; 0 is for no CRC-32."""
+        """Return the record that fills a storage with the entry's bytes from ``offset``; a CRC-32 of 0 means none."""
         return Record(self.name.decode(errors="replace"), offset, storage, self.crc32 or None)
 
 
 class Span(NamedTuple):
-    """Where the directory lies in the archive, in bytes, and how many entries it has in total."""
+    """The position and size of the directory in bytes, and its number of entries."""
 
     start: int
     size: int
@@ -68,9 +68,9 @@ class Span(NamedTuple):
 
 
 def locate(tail: bytes, size: int) -> Span | None:
-    """Where the directory of an archive is, by its last bytes: at least 98, where it has as many.
+    """Locate the directory of an archive by its last bytes: at least 98, if it has as many.
 
-    None if the archive does not end as one without a comment does, or what its end says cannot be.
+    Return None if the archive has a comment or no valid end.
     """
     at = len(tail) - _END.size
     if at < 0:
@@ -94,9 +94,9 @@ def locate(tail: bytes, size: int) -> Span | None:
 
 
 def entries(directory: bytes, span: Span) -> list[ZipEntry] | None:
-    """The entries of an archive, in the directory's order.
+    """Return the entries of an archive, in the directory's order.
 
-    None if the directory is not whole, or has what torch does not write: encryption, several disks.
+    Return None if the directory is incomplete, or has features that torch does not write: encryption, several disks.
     """
     found = []
     position = 0
@@ -122,7 +122,7 @@ def entries(directory: bytes, span: Span) -> list[ZipEntry] | None:
 
 
 def _wide(extra: bytes, numbers: Sequence[int]) -> list[int] | None:
-    """The numbers, those that are at their limit taken from the extra field for 64 bits."""
+    """Return the numbers, with those that are ``FULL_32`` taken from the 64-bit extra field."""
     position = 0
     while position + 4 <= len(extra):
         tag, length = struct.unpack_from("<2H", extra, position)
@@ -138,7 +138,7 @@ def _wide(extra: bytes, numbers: Sequence[int]) -> list[int] | None:
 
 
 def data_offset(header: bytes, entry: ZipEntry) -> int | None:
-    """Where the bytes of an entry begin, by the first bytes of its local header; None if that is another's."""
+    """Return where the bytes of an entry begin, by its local header; None if the header belongs to another entry."""
     if len(header) < LOCAL.size:
         return None
     signature, name_size, extra_size = LOCAL.unpack(header)
