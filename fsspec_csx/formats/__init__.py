@@ -1,4 +1,4 @@
-"""Checkpoint formats: bytes to tensors and back, over any file object."""
+"""Checkpoint formats: readers and writers that work on any file object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _check_torch() -> None:
     """Refuse torch before 2.10, whose weights_only lets a file run code: CVE-2026-24747."""
     try:
         version = metadata.version("torch")
-    except metadata.PackageNotFoundError:  # importing it says more
+    except metadata.PackageNotFoundError:  # the import of torch explains more
         return
     found = re.match(r"(\d+)\.(\d+)", version)
     if found and (int(found[1]), int(found[2])) < _OLDEST:
@@ -23,7 +23,7 @@ def _check_torch() -> None:
 
 
 def check_little_endian(what: str, remedy: str) -> None:
-    """Raise a NotImplementedError on a big-endian machine: numbers of the format are not its own."""
+    """Raise a NotImplementedError on a big-endian machine; the format's numbers are little-endian."""
     if sys.byteorder != "little":
         msg = f"{what} are little-endian, and this machine is not. {remedy}"
         raise NotImplementedError(msg)

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint without loading it."""
+"""The description of a checkpoint, without its data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor.
+    """The description of a tensor.
 
     Attributes:
         dtype: the type of its elements.
-        shape: its size in each dimension; -1 where that is not the same for all parts of a nested one.
-        nbytes: how many bytes its elements take; those of a sparse one, if it were dense.
+        shape: its size in each dimension; -1 where the parts of a nested tensor differ.
+        nbytes: the size of its elements in bytes; for a sparse tensor, as if it were dense.
     """
 
     dtype: torch.dtype
@@ -32,17 +32,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What is known of a checkpoint.
+    """The description of a checkpoint.
 
     Attributes:
         path: where it is, without any password.
         format: ``torch``, ``safetensors``, ``huggingface``, ``cerebras`` or ``distributed``.
-        written_by: what the file says of its writer and of the variant of its format.
-        size: that of the file in bytes.
-        tensors: by their dotted names, in the order of the file.
-        values: what is no tensor, by dotted names too.
-        metadata: what the file says of itself: the small records of a torch file, such as ``version`` and
-            ``byteorder``, the ``__metadata__`` of a safetensors file, or the ``metadata`` of an index.
+        written_by: the program that wrote the file, and the variant of its format.
+        size: of the file in bytes.
+        tensors: by dotted name, in the order of the file.
+        values: all other entries, by dotted name.
+        metadata: the small records of a torch file, such as ``version`` and ``byteorder``, the ``__metadata__`` of a
+            safetensors file, or the ``metadata`` of an index.
     """
 
     path: str
@@ -56,18 +56,17 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which two checkpoints differ.
+    """A difference between two checkpoints.
 
     Attributes:
         name: of the entry, dotted; empty for the whole.
         what: ``only in the first``, ``only in the second``, ``type``, ``layout``, ``shape``, ``dtype`` or ``value``.
-        first: a short text of what the first checkpoint has; None if it has nothing of the name, and for the values of
-            tensors.
-        second: the same of the second.
-        elements: of two tensors, how many elements differ; else None.
-        total: how many they have; else None.
-        absolute: the largest difference of two of these elements, NaN if one of them is NaN; else None.
-        relative: the largest relative to the second's element, infinite where that is 0; else None.
+        first: a short text for the entry in the first checkpoint; None if it is missing, and for tensor values.
+        second: the same for the second.
+        elements: how many elements of two tensors differ; else None.
+        total: how many elements they have; else None.
+        absolute: the largest absolute difference of two elements, NaN if one of them is NaN; else None.
+        relative: the largest difference relative to the second's element, infinite if that is 0; else None.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Conversion: what a checkpoint holds, on its way into a file of another format or dtype, a few pieces at a time."""
+"""Conversion: copies a checkpoint into a file of another format or dtype, a few pieces at a time."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from fsspec_csx.tensors.tensor_stream import StreamedTensor, TensorStream
 
 
 class Conversion:
-    """A checkpoint that is to be written anew.
+    """A checkpoint to convert.
 
-    Its tensors are read while they are written, so that few are in memory at a time; those of a file that ``load``
-    reads whole are in memory all.
+    Its tensors are read while they are written, so that few are in memory at a time. If ``load`` reads the file whole,
+    all are in memory.
 
     Raises:
-        CheckpointError: if the source is not what it should be, or has nothing of a name in ``keys``.
+        CheckpointError: if the source is invalid, or has no entry with a name in ``keys``.
     """
 
     def __init__(self, source: Source, request: Request) -> None:
@@ -52,26 +52,26 @@ class Conversion:
         self._overflowed: list[StreamedTensor] = []
 
     def torch_file(self) -> TorchFile:
-        """All of it, as one file of torch, unless it has an object of an unknown class."""
+        """Return the torch file of the whole checkpoint; refuse objects of unknown classes."""
         placeholders.refuse(self._obj, self._request.name)
         return TorchFile(self._obj, self._source, self._recast, self._damaged)
 
     def safetensors_file(self) -> SafetensorsFile:
-        """Its tensors, as one safetensors file; a ValueError if such a file cannot hold it."""
+        """Return the safetensors file of the tensors; raise a ValueError if the format cannot hold them."""
         tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
         tensors, metadata = _without_aliases(tensors, self._metadata, self._present)
         made = self._part(tensors, metadata)
-        # Only now, as it takes tensors that a file can hold.
+        # Only now, because it needs tensors that the format can hold.
         self._separated = tuple(sorted({second for _, second in safetensors_writer.overlapping(tensors)}))
         return made
 
     def safetensors_files(
         self, split: Callable[[Mapping[str, int]], list[list[str]]]
     ) -> tuple[list[tuple[list[str], SafetensorsFile]], dict[str, str]]:
-        """Its tensors, as several safetensors files, among which ``split`` divides names, given with numbers of bytes.
+        """Return several safetensors files of the tensors; ``split`` divides their names, given with sizes in bytes.
 
         Returns:
-            The names in each file, with the file; and the names of tensors that equal others, with the names of these.
+            Each file with the names in it; and the names of duplicate tensors, each with the name that is kept.
         """
         tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
         tensors, aliases = safetensors_writer.without_twins(safetensors_writer.named_tensors(tensors))
@@ -102,7 +102,7 @@ class Conversion:
         return count
 
     def converted(self, size: int) -> Converted:
-        """What was written, of so many bytes."""
+        """Summarize what was written, in ``size`` bytes."""
         present = [(name, value) for name, value in names.walk(self._obj) if isinstance(value, torch.Tensor)]
         cast = sum(self._recast.dtype_of(tensor) != tensor.dtype for _, tensor in present)
         places = {place_of(run.tensor) for run in self._overflowed}
@@ -119,7 +119,7 @@ class Conversion:
 
 
 class TorchFile:
-    """An object as torch.save would write it, if its tensors were those that take their place."""
+    """The torch file of an object, with its tensors cast."""
 
     def __init__(self, obj: Any, source: Source, recast: DtypeCast, damaged: Callable[[Record], Exception]) -> None:
         self._pickled = Pickled(obj, replaced=recast.replaced)
@@ -143,7 +143,7 @@ class TorchFile:
 
 
 class SafetensorsFile:
-    """Tensors by name, each apart from the others."""
+    """A safetensors file of tensors by name; none shares its bytes with another."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class SafetensorsFile:
 def _without_aliases(
     tensors: dict[str, torch.Tensor], metadata: dict[str, str], present: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors to write of a safetensors file, where metadata names the others as the same; and that metadata."""
+    """Return the tensors to write, without those that the metadata names as duplicates, and the metadata that stays."""
     aliases = {alias for alias, name in metadata.items() if alias != name and _is_one(present, alias, name)}
     written = {name: each for name, each in tensors.items() if name not in aliases or metadata[name] not in tensors}
     kept = tensors.keys() - written.keys()
@@ -183,7 +183,7 @@ def _is_one(present: Any, first: str, second: str) -> bool:
 
 
 def _flat(obj: Any, path: str, drop_values: bool) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The tensors of a nested object by their dotted names, and the names of all else."""
+    """Return the tensors of a nested object by dotted name, and the names of all other entries."""
     if not isinstance(obj, Mapping):
         kind = f"it holds a {type(obj).__name__}, no mapping of names to tensors"
         msg = f"{path} cannot become a safetensors file: {kind}. Write a torch file."

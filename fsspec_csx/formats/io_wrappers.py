@@ -1,7 +1,7 @@
-"""File objects that count the bytes that pass, and remember what went wrong below them.
+"""File objects that count bytes, and keep the original error of the file below them.
 
-torch reports an error of the file that it works on as one of its own: its zip writer answers a failed ``write`` with
-"unexpected pos", its readers a failed ``readinto`` with a SystemError. ``unmasked`` gives the caller the first one.
+torch hides errors of the file that it uses: its zip writer answers a failed ``write`` with "unexpected pos", its
+readers a failed ``readinto`` with a SystemError. ``unmasked`` raises the original error instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LARGE = 2**20
 
 
 class _Tracking:
-    """What reader and writer share."""
+    """The base of reader and writer."""
 
     failure: BaseException | None = None
 
@@ -24,7 +24,7 @@ class _Tracking:
         self._advance = advance
 
     def unmasked(self, operation: Callable[[], T]) -> T:
-        """Run what uses the file; an error of the file or an interrupt comes out as itself."""
+        """Run an operation on the file; raise an error of the file, or an interrupt, in its original form."""
         try:
             result = operation()
         except BaseException as error:
@@ -35,7 +35,7 @@ class _Tracking:
             original = self.failure
             if original is None:
                 return result
-        # Here and not above, where it would carry torch's error as its context.
+        # Outside of except, where torch's error would become the context.
         raise original
 
     def _call(self, method: Callable[..., T], *args: Any) -> T:
@@ -48,29 +48,29 @@ class _Tracking:
             raise
 
     def tell(self) -> int:
-        """The position in bytes."""
+        """Return the position in bytes."""
         return int(self._call(self._file.tell))
 
 
 class TrackingWriter(_Tracking):
-    """A file that is written to. After a failure nothing more reaches the file below."""
+    """A file for writing. After a failure, nothing more reaches the file below."""
 
     def write(self, data: Any) -> int:
-        """Write all of a buffer, which is handed on as it is."""
+        """Write all of a buffer, without a copy."""
         return self._write(self._file.write, data)
 
     def borrow(self, data: Any) -> int:
-        """Write all of a buffer that stays as it is until the file below is closed."""
+        """Write all of a buffer that does not change until the file below is closed."""
         return self._write(getattr(self._file, "write_borrowed", self._file.write), data)
 
     def _write(self, write: Callable[[Any], int | None], data: Any) -> int:
-        # Not by _call: a checkpoint of many small tensors comes here five times for each.
+        # Not by _call, for speed: each small tensor takes five calls.
         if self.failure is not None:
             raise self.failure
         try:
             size = memoryview(data).nbytes
             written = write(data)
-            # torch does not look at the answer, and one system call writes at most 2 GiB. None means all.
+            # torch ignores the result, and one system call writes at most 2 GiB. None means all.
             if written is not None and written < size:
                 self._write_rest(memoryview(data).cast("B")[written:])
             self._advance(size)
@@ -88,24 +88,24 @@ class TrackingWriter(_Tracking):
             rest = rest[written:]
 
     def flush(self) -> None:
-        """Hand on what the file below still buffers."""
+        """Flush the file below."""
         self._call(self._file.flush)
 
 
 class TrackingReader(_Tracking):
-    """A file that is read from, and that can seek."""
+    """A seekable file for reading."""
 
     def __init__(self, file: Any, size: int, advance: Callable[[int], object] = lambda count: None) -> None:
         super().__init__(file, advance)
         self.size = size
 
     def read(self, size: int = -1) -> bytes:
-        """Read so many bytes, fewer only at the end of the file; -1 for all."""
+        """Read ``size`` bytes, fewer only at the end of the file; -1 for all."""
         return self._call(self._read, size)
 
     def _read(self, size: int) -> bytes:
         if size > _LARGE:
-            # A damaged file asks for any number, and the file below may reserve memory for it first.
+            # A damaged file may ask for any size, and the file below may reserve that much memory.
             size = max(0, min(size, self.size - self._file.tell()))
         data: bytes = self._file.read(size)
         while 0 < len(data) < size and (more := self._file.read(size - len(data))):
@@ -114,7 +114,7 @@ class TrackingReader(_Tracking):
         return data
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, which is handed on as it is; only at the end of the file it is not filled."""
+        """Fill a buffer, without a copy; only at the end of the file it is not filled."""
         return self._call(self._readinto, buffer)
 
     def _readinto(self, buffer: Any) -> int:
@@ -141,11 +141,11 @@ class TrackingReader(_Tracking):
         return line
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a position in bytes and return it; a ValueError if a damaged file asks for one before the start."""
+        """Move to a position in bytes and return it; raise a ValueError for one before the start."""
         base = 0
         if whence:
             self._call(self._file.seek, 0, whence)
@@ -158,7 +158,7 @@ class TrackingReader(_Tracking):
 
 
 class JoiningWriter:
-    """Hands small buffers on together: each by itself, thousands of them would take longer than their bytes."""
+    """Joins small buffers before it writes them: thousands of separate writes would be slow."""
 
     _small, _most = 64 * 2**10, 2**20
 
@@ -167,7 +167,7 @@ class JoiningWriter:
         self._joined = bytearray()
 
     def write(self, data: bytes | memoryview, through: Callable[[Any], object] | None = None) -> None:
-        """Write all of a buffer, a large one by ``through`` if that is given."""
+        """Write all of a buffer; a large one by ``through``, if given."""
         if len(data) < self._small:
             self._joined += data
             if len(self._joined) >= self._most:
@@ -177,14 +177,14 @@ class JoiningWriter:
         (through or self._write)(data)
 
     def flush(self) -> None:
-        """Hand on what is left."""
+        """Write what is left."""
         if self._joined:
             self._write(self._joined)
             self._joined.clear()
 
 
 def _interrupt(error: BaseException) -> BaseException | None:
-    """Ctrl-C or an exit that struck inside torch's C++ code, behind the error that torch made of it."""
+    """Return the interrupt behind an error that torch's C++ code made of it; None if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         if not isinstance(seen, Exception):

@@ -1,4 +1,4 @@
-"""Opens a checkpoint to be read: a file, or a folder of one of the kinds that are checkpoints."""
+"""Opens a checkpoint for reading: a file, or a folder in one of the folder formats."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def checkpoint(
     path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, processes: Processes | None = None
 ) -> Iterator[tuple[Source, str]]:
-    """The bytes of a checkpoint at a path, and what errors call it, while the block lasts; see ``source``.
+    """Open the checkpoint at a path; yield its source, and the name for errors.
 
-    It is read once for all of ``processes``; by this process alone if that is None.
+    The processes of ``processes`` read it once for all of them; if that is None, this process reads it alone.
     """
     text = checkpoint_path(path)
     fs, inner = resolve_path(path, text, storage_options)
@@ -45,14 +45,14 @@ def checkpoint(
 def source(
     open_it: Callable[[], IO[bytes]], fs: AbstractFileSystem | None, path: str, *, name: str
 ) -> Iterator[Source]:
-    """The bytes of a checkpoint, while the block lasts; a CheckpointError for an invalid folder of a known format."""
+    """Open the source of a checkpoint. Raise a CheckpointError for an invalid folder of a known format."""
     missing: OSError | None = None
     try:
         file = open_it()
     except CredentialsError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        missing = error  # S3 also answers 403 for an object that does not exist, to who may not list the bucket
+        missing = error  # S3 also answers 403 for a missing object, to users who may not list the bucket
     try:
         if missing is None:
             with file, _file(file, fs, path, name) as found, _forgotten_if_invalid(file):
@@ -61,12 +61,12 @@ def source(
             with _folder(fs, path, name, missing) as found:
                 yield found
     finally:
-        missing = None  # its traceback leads here
+        missing = None  # break the cycle through its traceback
 
 
 @contextlib.contextmanager
 def _forgotten_if_invalid(file: IO[bytes]) -> Iterator[None]:
-    """Let a file that is no valid checkpoint leave the cache: it may have come damaged, as ranges have no checksum."""
+    """Remove an invalid checkpoint from the cache: ranges have no checksum, so it may have been damaged in transfer."""
     try:
         yield
     except InvalidCheckpointError:
@@ -77,7 +77,7 @@ def _forgotten_if_invalid(file: IO[bytes]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _file(file: IO[bytes], fs: AbstractFileSystem | None, path: str, name: str) -> Iterator[Source]:
-    """A file, which may belong to a checkpoint of many files."""
+    """Open a file, which may belong to a checkpoint of many files."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     found = Source(file, size)
@@ -94,7 +94,7 @@ def _file(file: IO[bytes], fs: AbstractFileSystem | None, path: str, name: str) 
 
 @contextlib.contextmanager
 def _folder(fs: AbstractFileSystem | None, path: str, name: str, missing: OSError) -> Iterator[Source]:
-    """The checkpoint in a folder; raises ``missing`` if there is none."""
+    """Open the checkpoint in a folder; raise ``missing`` if there is none."""
     folder = Folder(fs, path, name)
     names = functools.cache(lambda: _names(folder))
     for each in registry.folders(folder.exists):
@@ -102,7 +102,7 @@ def _folder(fs: AbstractFileSystem | None, path: str, name: str, missing: OSErro
             if found is not None:
                 yield found
                 return
-        if isinstance(missing, PermissionError):  # the other formats need the right to list
+        if isinstance(missing, PermissionError):  # the other formats need the permission to list
             raise missing
     if has_shards(names()):
         reason = f"{name} has shards and no manifest: a save was not finished, or a deletion."
@@ -111,7 +111,7 @@ def _folder(fs: AbstractFileSystem | None, path: str, name: str, missing: OSErro
 
 
 def _names(folder: Folder) -> list[str]:
-    """The names of what is in a folder; none if it cannot be listed."""
+    """List the names in a folder; none if it cannot be listed."""
     try:
         return folder.names()
     except OSError:

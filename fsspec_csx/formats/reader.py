@@ -1,4 +1,4 @@
-"""Reads checkpoints of any format: whole, in part, into an existing object, or their structure."""
+"""Reads checkpoints of any format: as a whole, in part, into an existing object, or only their structure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read(
     map_location: MAP_LOCATION = None,
     weights_only: bool = True,
 ) -> Any:
-    """What a checkpoint holds; or a part of it, and then it may have objects of unknown classes besides."""
+    """Read a checkpoint or a part of it. A part may be read beside objects of unknown classes."""
     keys = source.narrow(keys, name)
     format = registry.of(source)
     loaded = format.load(source, keys, ReadOptions(map_location, weights_only))
@@ -50,7 +50,7 @@ def read(
         chosen = _part(found, choice)
         placeholders.refuse(chosen.obj, name)
         if found.left:
-            # Only now is it known what has to go to other devices.
+            # Only now is it known which tensors go to other devices.
             chosen = _part(structure({record.offset for record in chosen.records}), choice)
         found = chosen
     format.refuse_unread(found.obj, name)
@@ -60,7 +60,7 @@ def read(
 
 
 def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None, weights_only: bool = True) -> None:
-    """Fill an object with what a checkpoint holds, or a part of it; a CheckpointError if it does not fit."""
+    """Fill an object from a checkpoint or a part of it; raise a CheckpointError if it does not fit."""
     keys = source.narrow(keys, name)
     format = registry.of(source)
     if keys is None and not format.has_checksums:
@@ -81,15 +81,15 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
 
 
 def describe(source: Source, *, name: str) -> CheckpointInfo:
-    """What a checkpoint holds, without its tensors' data; of an object of an unknown class, a ``Placeholder``."""
+    """Describe a checkpoint without reading tensor data; objects of unknown classes become a ``Placeholder``."""
     return registry.of(source).info(source, name)
 
 
 def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject:
-    """What a checkpoint holds, on the CPU, its tensors not filled; or filled, where the file is read whole.
+    """Read the structure of a checkpoint to the CPU. Its tensors are filled only if the file has to be read whole.
 
-    An object of an unknown class is a ``Placeholder``. With ``bounded``, tensors of a file that would be read whole may
-    have no data, for what has to do without them.
+    Objects of unknown classes become a ``Placeholder``. With ``bounded``, tensors of a file that would be read whole
+    may have no data, to save memory.
     """
     format = registry.of(source)
     if bounded and isinstance(format, FileFormat) and not format.can_defer(source, name):

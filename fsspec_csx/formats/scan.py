@@ -1,4 +1,4 @@
-"""A file read from its first byte to its last, and what has checksums in it compared with them."""
+"""Reads a file from start to end, and compares the records in it with their checksums."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ _DEFLATED = 8
 _INFLATED = 2**20  # bytes at a time
 
 Sum = Callable[[memoryview, int], int]
-"""Computes a checksum of some bytes, and that of those before them."""
+"""Computes a checksum of bytes, given the checksum of the bytes before them."""
 
 
 def scan(source: Source, entries: Sequence[ZipEntry], compute: Sum) -> tuple[list[ZipEntry], list[ZipEntry], int]:
-    """Read a file, at most 64 MiB of it at a time; ``entries`` are the records of the archive that it may be.
+    """Read a file, with at most 64 MiB in memory; ``entries`` are the records if it is an archive.
 
     Returns:
-        The records whose bytes do not have their checksum, those whose local header is not theirs, and the checksum of
-        the whole.
+        The records with a wrong checksum, those with a wrong local header, and the checksum of the whole file.
     """
     waiting = deque(sorted(entries, key=lambda entry: entry.header))
-    # Each piece comes with the header of a record that begins at its end.
+    # Each piece also includes the header of a record that begins at its end.
     margin = max((LOCAL.size + len(entry.name) for entry in entries), default=0)
     under_way: list[_Record] = []
     wrong: list[ZipEntry] = []
@@ -57,12 +56,12 @@ def scan(source: Source, entries: Sequence[ZipEntry], compute: Sum) -> tuple[lis
 
 
 def is_checked(entry: ZipEntry) -> bool:
-    """Whether a record has a checksum that can be compared."""
+    """Return whether a record has a checksum that can be compared."""
     return bool(entry.crc32 or not entry.size) and entry.method in (STORED, _DEFLATED)
 
 
 def _pieces(source: Source, margin: int) -> Iterator[Callable[[], tuple[int, memoryview]]]:
-    """What reads each piece: gives its position and its bytes, with some that follow."""
+    """Yield a function for each piece, which reads it and returns its position, and its bytes with some that follow."""
     size, count = min(source.size, _PIECE + margin), 1 if source.size <= _PIECE else 2
     memories = [memory_of(torch.empty(size, dtype=torch.uint8).untyped_storage()) for _ in range(count)]
 
@@ -76,14 +75,14 @@ def _pieces(source: Source, margin: int) -> Iterator[Callable[[], tuple[int, mem
 
 
 def _offset(memory: memoryview, entry: ZipEntry) -> int | None:
-    """Where the bytes of a record begin, by its local header; None if it is not that of this record."""
+    """Return where the bytes of a record begin, by its local header; None if the header belongs to another record."""
     offset = zip_directory.data_offset(bytes(memory[: LOCAL.size]), entry)
     named = bytes(memory[LOCAL.size : LOCAL.size + len(entry.name)])
     return offset if named == entry.name else None
 
 
 class _Record:
-    """A record whose bytes come by, up to ``end``."""
+    """Checks a record while its bytes are read, up to ``end``."""
 
     def __init__(self, entry: ZipEntry, offset: int) -> None:
         self.entry = entry
@@ -94,7 +93,7 @@ class _Record:
         self._broken = False
 
     def add(self, start: int, memory: memoryview) -> None:
-        """Take in those of its bytes that are among these, which begin at a position."""
+        """Add those of its bytes that are in ``memory``, which begins at ``start``."""
         first, last = max(self._start - start, 0), self.end - start
         data = memory[first : max(first, last)]
         if self._inflater is None:

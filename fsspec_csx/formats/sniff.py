@@ -1,4 +1,4 @@
-"""What a file is, judged by its first bytes.
+"""Identifies files by their first bytes.
 
 Signatures: https://en.wikipedia.org/wiki/List_of_file_signatures
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import codecs
 
 HEAD = 512
-"""How many bytes at the start of a file are enough."""
+"""How many bytes at the start of a file are needed."""
 
 AGAIN = "Save it again, or copy it again from where it is whole."
-"""What to do about a file that is not whole."""
+"""The remedy for an incomplete file."""
 
 _ZIP = b"PK\x03\x04"
-# torch.serialization.MAGIC_NUMBER as pickle protocols 2 and later write it, after their header; and as 0 and 1 do.
+# torch.serialization.MAGIC_NUMBER as pickle protocol 2 and later write it after their header, and as 0 and 1 do.
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY = (b"\x80\x02" + _LEGACY_MAGIC, b"L119547037146038801333356L\n.")
 _ELSEWHERE = "Check that the path is that of a checkpoint."
@@ -38,20 +38,20 @@ _TEXT_SHOWN = 40
 
 
 def is_zip(head: bytes) -> bool:
-    """Whether a file that begins like this is a zip archive, the format of torch.save."""
+    """Return whether a file with these first bytes is a zip archive, the format of torch.save."""
     return head.startswith(_ZIP)
 
 
 def is_legacy(head: bytes) -> bool:
-    """Whether a file that begins like this is of torch.save before version 1.6."""
+    """Return whether a file with these first bytes is of torch.save before version 1.6."""
     return head.startswith(_LEGACY[1]) or (head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32])
 
 
 def describe(head: bytes, size: int) -> tuple[str, str]:
-    """What a file is that does not begin like one of torch.save, by its first ``HEAD`` bytes.
+    """Describe a file that is not of torch.save, by its first ``HEAD`` bytes.
 
     Returns:
-        The end of a sentence that begins with the file's name, and a sentence that says what to do.
+        The end of a sentence that begins with the file's name, and a sentence with the remedy.
     """
     if size == 0:
         return "is empty (0 bytes).", AGAIN
@@ -67,13 +67,13 @@ def describe(head: bytes, size: int) -> tuple[str, str]:
 
 def _describe_text(head: bytes) -> tuple[str, str] | None:
     try:
-        # Incrementally, as the last character may be cut in two.
+        # Incrementally, because the last character may be incomplete.
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head).strip()
     except UnicodeDecodeError:
         return None
     if not all(character.isprintable() or character.isspace() for character in text) or not text:
         return None
-    # One line, and not much of it: the file may hold what should not be shown.
+    # Show only part of one line: the file may hold secrets.
     shown = repr(text.splitlines()[0][:_TEXT_SHOWN])
     if text.startswith("<"):
         return f"is an HTML or XML page (first bytes {shown}).", "It may be an error page saved in place of the file."

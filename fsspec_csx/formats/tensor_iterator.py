@@ -1,4 +1,4 @@
-"""TensorIterator: the tensors of a checkpoint one after the other, the next ones read meanwhile."""
+"""TensorIterator: yields the tensors of a checkpoint in order, and reads ahead."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.names import Choice, Keys, place_of
 from fsspec_csx.tensors.source import Source
 
-_BATCH = 64 * 2**20  # bytes that are read at once
+_BATCH = 64 * 2**20  # bytes in one read
 _READERS = 3
 
 
 class _Entry(NamedTuple):
-    """A tensor on its way, filled or not; ``place`` identifies its storage, None if it has none."""
+    """A tensor to yield; ``place`` identifies its storage, None if it has none."""
 
     name: str
     tensor: torch.Tensor
@@ -31,14 +31,14 @@ class _Entry(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Tensors that were read together, and the event of CUDA after which they are there; None on other devices."""
+    """Tensors that were read together, and the CUDA event after which they are copied; None on other devices."""
 
     tensors: deque[tuple[str, torch.Tensor]]
     copied: Any = None
 
 
 class TensorIterator:
-    """Reads tensors in order, some batches while the one before them is used. It can be gone through once."""
+    """Reads tensors in order, and some batches ahead. It can be iterated once."""
 
     def __init__(
         self, source: Source, *, name: str, keys: Keys | None = None, device: torch.device | str | None = None
@@ -56,13 +56,13 @@ class TensorIterator:
         self._stream: Any = None
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        # A CSXFile takes several reads at a time; what is moved elsewhere is moved in order.
+        # A CSXFile can read several batches at a time. Batches for other devices are moved in order.
         self._readers = _READERS if self._device.type == "cpu" and hasattr(source.file, "readinto_many") else 1
         self._moved: dict[Any, torch.UntypedStorage] = {}
         self._stopped = False
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The names and tensors, which are checked; when it is closed, the reading ahead ends."""
+        """Yield names and verified tensors; closing the generator stops the reading ahead."""
         self._source.advance = self._advance
         pending: deque[Future[_Batch]] = deque()
         with ThreadPoolExecutor(self._readers, thread_name_prefix="fsspec_csx stream") as pool:
@@ -88,7 +88,7 @@ class TensorIterator:
             raise InterruptedError
 
     def _read(self, entries: list[_Entry], records: list[Record]) -> _Batch:
-        """Tensors that are filled from these records."""
+        """Fill the tensors of a batch from these records."""
         own = [replace(each, storage=self._buffer(each.storage)) for each in records]
         if wrong := fill.fill(self._source, own):
             damaged = [record for record, each in zip(records, own, strict=True) if any(each is it for it in wrong)]
@@ -102,7 +102,7 @@ class TensorIterator:
             return _Batch(tensors, self._stream.record_event())
 
     def _next(self) -> tuple[list[_Entry], list[Record]]:
-        """Take as many entries as are read at once, at least one, and the records that they need."""
+        """Take the entries of the next batch, at least one, and their records."""
         entries: list[_Entry] = []
         records: list[Record] = []
         size = 0
@@ -118,7 +118,7 @@ class TensorIterator:
         return entries, records
 
     def _buffer(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
-        """What is filled in place of a storage: pinned memory for CUDA, whose copies run while others are read."""
+        """Return the memory to read a storage into: pinned for CUDA, so that copies overlap with reads."""
         return (
             storage
             if self._stream is None
@@ -126,7 +126,7 @@ class TensorIterator:
         )
 
     def _placed(self, entry: _Entry, filled: dict[Any, torch.UntypedStorage]) -> torch.Tensor:
-        """A tensor on the device. Those that share a storage do so there too."""
+        """Return a tensor on the device, where tensors that share a storage still share it."""
         tensor = entry.tensor
         if self._device.type == "cpu":
             return tensor
@@ -144,7 +144,7 @@ class TensorIterator:
         return torch_compat.neg_view(made) if tensor.is_neg() else made
 
     def _take_over(self, batch: _Batch) -> None:
-        """Let the stream of the caller wait for the copies."""
+        """Make the caller's stream wait for the copies."""
         if batch.copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(batch.copied)
@@ -154,7 +154,7 @@ class TensorIterator:
 
 
 def _copied(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:
-    """A copy of a storage on a device, which may still be under way."""
+    """Copy a storage to a device; the copy may still be running."""
     made = reserved(storage.nbytes(), device)
     source = torch.empty(0, dtype=torch.uint8).set_(storage)
     torch.empty(0, dtype=torch.uint8, device=device).set_(made).copy_(source, non_blocking=True)
@@ -162,7 +162,7 @@ def _copied(storage: torch.UntypedStorage, device: torch.device) -> torch.Untype
 
 
 def _in_order(entries: Iterable[tuple[str, torch.Tensor]], keys: Keys | None) -> Iterable[tuple[str, torch.Tensor]]:
-    """Entries in the order of keys, if these are names; entries below one name stay in their order."""
+    """Sort entries by the order of names in ``keys``; entries below one name keep their order."""
     if keys is None or callable(keys):
         return entries
     order: dict[str, int] = {}

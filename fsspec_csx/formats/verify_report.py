@@ -1,4 +1,4 @@
-"""What is damaged in a checkpoint: all of it, not only the first."""
+"""Finds all damage in a checkpoint, not only the first."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fsspec_csx.tensors.source import Source
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        records: how many records have their checksums.
-        unchecked: how many have none.
+        records: how many records match their checksums.
+        unchecked: how many records have no checksum.
         damage: sentences without a full stop.
-        notes: what could not be looked at, and why.
+        notes: what could not be checked, and why.
         checksum: of the whole, if it is one file.
     """
 
@@ -44,7 +44,7 @@ class Report:
         return "; ".join(self.notes)
 
     def add(self, report: Report, part: str) -> None:
-        """Take in what was found in a part; its name is empty if it is the whole."""
+        """Add the report of a part; its name is empty if it is the whole."""
         prefix = f"{part}: " if part else ""
         self.records += report.records
         self.unchecked += report.unchecked
@@ -53,7 +53,7 @@ class Report:
 
 
 class _Structure(NamedTuple):
-    """What a file holds, as far as it can be read; else what is wrong with it, or what hinders."""
+    """The structure of a file if it can be read; else its damage, or the reason why it was not read."""
 
     found: LazyObject | None = None
     flaw: str = ""
@@ -63,7 +63,7 @@ class _Structure(NamedTuple):
 def examine(
     source: Source, *, name: str, compute: Sum, misfit: Callable[[LazyObject], str] = lambda found: ""
 ) -> Report:
-    """Read all of a checkpoint, and look for damage; ``misfit`` says in what it is not what it should hold."""
+    """Read all of a checkpoint, and look for damage. ``misfit`` describes a mismatch with the expected content."""
     shape = _structure(source, name)
     entries, end = torch_archive.records(source) or ([], 0)
     beyond = _beyond(entries, end)
@@ -76,7 +76,7 @@ def examine(
     checked = sum(map(scan.is_checked, entries))
     unchecked = len(entries) - checked if entries else _tensors(shape.found)
     notes = [shape.note] if shape.note else []
-    if not shape.found and not checked:  # there is nothing that speaks for the file
+    if not shape.found and not checked:  # no check succeeded
         damage, notes = damage + notes, []
     return Report(checked, unchecked, damage, notes, checksum)
 
@@ -98,13 +98,13 @@ def _structure(source: Source, name: str) -> _Structure:
 
 
 def damage_of(error: CheckpointError, name: str) -> str:
-    """What an error says of a checkpoint, as a sentence without a full stop."""
+    """Return the reason of an error as a sentence without a full stop."""
     reason = error.reason.rstrip(".")
     return f"it{reason.removeprefix(name)}" if reason.startswith(f"{name} ") else reason
 
 
 def _beyond(entries: Iterable[ZipEntry], end: int) -> list[ZipEntry]:
-    """The records that reach beyond where they can; all, if together they claim more than there is."""
+    """Return the records that end beyond the directory's start; all records, if together they claim more bytes."""
     listed = list(entries)
     if sum(entry.compressed for entry in listed) > end:
         return listed
@@ -112,7 +112,7 @@ def _beyond(entries: Iterable[ZipEntry], end: int) -> list[ZipEntry]:
 
 
 def _called(entry: ZipEntry, found: LazyObject | None) -> str:
-    """The tensors that a record belongs to, or its own name."""
+    """Return the tensors that a record belongs to, or its own name."""
     own = f"record {entry.name.decode(errors='replace')!r}"
     if found is None:
         return own
@@ -124,5 +124,5 @@ def _called(entry: ZipEntry, found: LazyObject | None) -> str:
 
 
 def _tensors(found: LazyObject | None) -> int:
-    """How many tensors there are."""
+    """Count the tensors."""
     return sum(isinstance(value, torch.Tensor) for _, value in names.walk(found.obj)) if found else 0

@@ -1,4 +1,4 @@
-"""CheckpointWriter: an object that is to be saved, in any format."""
+"""CheckpointWriter: saves an object in any format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsspec_csx.storage.atomic import atomic_write
 
 @dataclass(frozen=True)
 class Target:
-    """Where a checkpoint is written.
+    """Where to write a checkpoint.
 
     Attributes:
         fs: the filesystem; None for the local one.
@@ -28,7 +28,7 @@ class Target:
 
 
 class CheckpointWriter(ABC):
-    """An object that is to be saved, checked already: what its format cannot hold was refused.
+    """Saves an object that its format can hold.
 
     Attributes:
         nbytes: about how many bytes will be written.
@@ -40,24 +40,24 @@ class CheckpointWriter(ABC):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """Write the checkpoint; the files may use the tensors' own memory until this returns.
+        """Write the checkpoint; until this returns, the files may use the tensors' own memory.
 
         Args:
-            target: where to.
-            advance: called many times with the number of bytes that were written.
-            commit: called when only the step is left that makes the checkpoint visible.
+            target: where to write.
+            advance: called many times with the number of bytes written.
+            commit: called before the last step, which makes the checkpoint visible.
 
         Raises:
-            Exception: raised by the filesystem, ``advance`` or ``commit``; the old checkpoint is untouched then.
+            Exception: any error of the filesystem, ``advance`` or ``commit``; the old checkpoint is untouched then.
         """
 
     @abstractmethod
     def free(self) -> None:
-        """Let go of the object, or its copy."""
+        """Release the object or its copy."""
 
 
 class FileWriter(CheckpointWriter):
-    """An object that is to be saved to one file."""
+    """Saves an object to one file."""
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
@@ -68,15 +68,15 @@ class FileWriter(CheckpointWriter):
 
     @abstractmethod
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
-        """Write to a file, which may use the tensors' own memory until it is closed, while this object lives.
+        """Write to a file. Until the file is closed, it may use the tensors' own memory, and this object must live.
 
         Args:
-            file: a binary file object; its ``expect_size`` and ``write_borrowed`` are used where it has them.
+            file: a binary file object; its ``expect_size`` and ``write_borrowed`` are used if it has them.
             advance: see ``save``.
         """
 
 
 def expect_size(file: Any, size: int) -> None:
-    """Prepare a file for about so many bytes, where it can be."""
+    """Tell a file about how many bytes to expect, if it has such a method."""
     if hasattr(file, "expect_size"):
         file.expect_size(size)

@@ -1,6 +1,6 @@
-"""Cerebras checkpoints as folders, as S3 has them: one object for each tensor, and ``__METADATA__`` beside them.
+"""Cerebras checkpoints in folders, as on S3: an object for each tensor, and ``__METADATA__``.
 
-Layout of the folder K, as cerebras_pytorch 2.10 writes it: ``K/NAME`` for each tensor, and ``K/__METADATA__``.
+The layout of a folder K, as cerebras_pytorch 2.10 writes it: ``K/NAME`` for each tensor, and ``K/__METADATA__``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import BareSource
 
-# What an answer says of a file, and changes with the file.
+# The details of a file that change with its content.
 _CHANGING = ("ETag", "VersionId", "LastModified", "size", "ino", "mtime", "created")
 _THREADS = 8
 
 
 class ObjectRead(NamedTuple):
-    """Bytes of an object of a known size, from ``start`` on, and the memory (contiguous, of bytes) that they fill."""
+    """A read of an object of known size from ``start`` into ``memory``, which is contiguous bytes."""
 
     path: str
     start: int
@@ -37,15 +37,15 @@ class ObjectRead(NamedTuple):
 
 
 def is_cerebras(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether there is a Cerebras checkpoint at a path, be it finished or not."""
+    """Return whether a path has a Cerebras checkpoint, finished or not."""
     fs.invalidate_cache()
     return bool(fs.exists(metadata_of(path)))
 
 
 def objects_of(fs: AbstractFileSystem, path: str) -> list[str]:
-    """The paths of all objects below a path, in the order in which a copy is to be made: ``__METADATA__`` last.
+    """List all objects below a path in the order to copy them: ``__METADATA__`` last.
 
-    To delete them, take the opposite order: without ``__METADATA__`` the rest is no checkpoint.
+    Delete them in reverse order: without ``__METADATA__`` the rest is no checkpoint.
     """
     fs.invalidate_cache()
     folder, last = f"{path.rstrip('/')}/", metadata_of(path)
@@ -58,9 +58,10 @@ def objects_of(fs: AbstractFileSystem, path: str) -> list[str]:
 
 @contextlib.contextmanager
 def opened(fs: AbstractFileSystem, path: str, *, name: str) -> Iterator[FolderSource | None]:
-    """The checkpoint in a folder; None if there is none.
+    """Open the checkpoint in a folder; yield None if there is none.
 
-    An InvalidCheckpointError if it is saved anew before the block ends.
+    Raises:
+        InvalidCheckpointError: if the checkpoint is saved again before the block ends.
     """
     try:
         before = _info(fs, path)
@@ -84,7 +85,7 @@ def _check_unchanged(fs: AbstractFileSystem, path: str, before: Any, name: str) 
 
 
 def _info(fs: AbstractFileSystem, path: str) -> Any:
-    """What the filesystem says of the metadata of a checkpoint; None if there is none."""
+    """Return the filesystem's details of a checkpoint's metadata; None if there is none."""
     fs.invalidate_cache()
     try:
         info = fs.info(metadata_of(path))
@@ -122,7 +123,7 @@ class FolderSource(CerebrasSource):
         if isinstance(other, str):
             return UnreadValue(f"tensor of a checkpoint that cannot be read: {other}")
         found = other.leaves.get(key)
-        # Not gone after any further: so links never lead in a circle.
+        # Links are followed once, so they cannot form a cycle.
         like = isinstance(found, TensorLeaf) and (found.dtype, found.shape) == (leaf.dtype, leaf.shape)
         if not isinstance(found, TensorLeaf) or not like or found.elsewhere is not None:
             return UnreadValue(f"tensor {quoted(key)} of {path!r}, which has none of that dtype and shape")
@@ -136,7 +137,7 @@ class FolderSource(CerebrasSource):
             return str(error)
 
     def _object(self, key: str, leaf: Any) -> str:
-        """The path of a value's object."""
+        """Return the path of a value's object."""
         if isinstance(leaf, TensorLeaf) and leaf.elsewhere is not None:
             return "/".join(leaf.elsewhere)
         return f"{self._path}/{key}"
@@ -158,7 +159,7 @@ class FolderSource(CerebrasSource):
             ObjectRead(self._object(key, leaf), 0, memoryview(data), leaf.stored)
             for (key, leaf), data in zip(wanted, made, strict=True)
         ]
-        advance, self.advance = self.advance, lambda count: None  # it counts what comes of them
+        advance, self.advance = self.advance, lambda count: None  # the caller counts the unpacked bytes
         try:
             self._read_objects(parts)
         finally:
@@ -176,7 +177,7 @@ class FolderSource(CerebrasSource):
                 raise damaged(self.name, f"the object {each.path!r} does not have the {each.size} bytes that it should")
 
     def _read_files(self, wanted: Sequence[ObjectRead]) -> list[int]:
-        """Fill memories from the files that have their sizes; returns the sizes that the files have."""
+        """Fill memory from files of the expected size; return the actual sizes."""
         sizes = [0] * len(wanted)
 
         def read(number: int, advance: Callable[[int], object]) -> None:
@@ -192,16 +193,16 @@ class FolderSource(CerebrasSource):
 
 
 def protocols(fs: AbstractFileSystem) -> Sequence[str]:
-    """The names by which URLs call a filesystem."""
+    """Return the protocols of a filesystem."""
     return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
 
 
 def metadata_of(path: str) -> str:
-    """The path of the metadata of the checkpoint in a folder."""
+    """Return the path of the metadata of the checkpoint in a folder."""
     return f"{path.rstrip('/')}/{cerebras_metadata.NAME}"
 
 
 def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
-    """The CRC-32 of the bytes of values by their names, if the checkpoint was written by this package."""
+    """Return the CRC-32 of values by name, if this package wrote the checkpoint."""
     found = own_entry(metadata, "crc32", dict)
     return {key: crc for key, crc in found.items() if type(crc) is int}

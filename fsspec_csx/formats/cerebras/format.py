@@ -45,7 +45,7 @@ class CerebrasFormat(Format[CerebrasSource]):
     ) -> contextlib.AbstractContextManager[Source | None]:
         fs, path = folder.fs, folder.path
         if fs is None:
-            fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # it would take a '~' for someone's home
+            fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # fsspec would expand '~'
         return cerebras_folder.opened(fs, path, name=folder.name)
 
     def structure(self, source: CerebrasSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
@@ -61,14 +61,14 @@ class CerebrasFormat(Format[CerebrasSource]):
     def examine(self, source: CerebrasSource, name: str, compute: Sum) -> Report:
         try:
             return verify.examine(source)
-        except CheckpointError as error:  # links that lead nowhere
+        except CheckpointError as error:  # invalid links
             return Report(damage=[damage_of(error, name)])
 
     def writer(self, obj: Any, *, copied: bool = False) -> CerebrasWriter:  # type: ignore[override]  # no options
         return CerebrasWriter(obj, copied=copied)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """All of the source is loaded."""
+        """Convert; this loads the whole source into memory."""
         self.refuse_cast(request)
         from fsspec_csx.formats import reader  # only here, as it imports the registry of this
 

@@ -1,6 +1,6 @@
-"""Cerebras checkpoints as HDF5 files, as local disks have them: metadata as attributes, tensors as datasets.
+"""Cerebras checkpoints as local HDF5 files: metadata in attributes, tensors in datasets.
 
-Read by h5py, and of it only what lies in the file itself: what HDF5 could have in other files is not followed.
+h5py reads them. Data that HDF5 would take from other files is not followed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _EXTRA = "Install 'fsspec-csx[cerebras]' to read it."
 
 
 def is_hdf5(head: bytes) -> bool:
-    """Whether a file that begins like this is an HDF5 file."""
+    """Return whether a file with these first bytes is an HDF5 file."""
     return head.startswith(_MAGIC)
 
 
 def source(file: Source, name: str) -> Hdf5Source:
-    """The checkpoint in an HDF5 file; a ModuleNotFoundError if h5py is not installed."""
+    """Open the checkpoint in an HDF5 file; raise a ModuleNotFoundError if h5py is not installed."""
     try:
         import h5py
     except ImportError as error:
@@ -65,7 +65,7 @@ class Hdf5Source(CerebrasSource):
 
     @contextlib.contextmanager
     def _explained_damage(self, key: str) -> Iterator[None]:
-        """HDF5 finds damage only where it comes to it."""
+        """Raise HDF5's errors as damage; HDF5 reports damage only where it reads."""
         try:
             yield
         except (OSError, RuntimeError, KeyError) as error:
@@ -76,7 +76,7 @@ class Hdf5Source(CerebrasSource):
             return leaf.nbytes <= MOST_PACKED * int(self._dataset(name).id.get_storage_size())
 
     def _dataset(self, key: str) -> Any:
-        """The dataset of a value, which lies in this file as a whole."""
+        """Return the dataset of a value; refuse links to other files."""
         import h5py
 
         group: Any = self._h5
@@ -98,7 +98,7 @@ class Hdf5Source(CerebrasSource):
         return body.tobytes() if hasattr(body, "tobytes") else b""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._h5.close()
 
     def _fetch(self, parts: Sequence[tuple[LeafSpan, int, memoryview]]) -> None:

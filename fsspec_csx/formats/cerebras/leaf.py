@@ -1,4 +1,4 @@
-"""What a Cerebras checkpoint says of each of its values: an entry of its metadata, which is JSON.
+"""The metadata of single values of a Cerebras checkpoint, as JSON.
 
 The keys are those that cerebras_pytorch 2.10 writes.
 """
@@ -19,7 +19,7 @@ from fsspec_csx.tensors.names import quoted
 _NAMES = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16"]
 _NAMES += ["float32", "float64", "complex64", "complex128"]
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES}
-# What NumPy does not have is stored as something of the same size.
+# dtypes that NumPy does not have are stored as others of the same size.
 _STORED_AS = {"bfloat16": "int16"}
 _NUMBER_MAX = 2**63 - 1
 _DIMENSIONS = 1000
@@ -27,7 +27,7 @@ _SHOWN = 80
 
 
 MOST_PACKED = 50_000
-"""How many bytes of a value can be in one, at most: a block of zstd has 128 KiB, and takes no less than four."""
+"""The maximum compression ratio of zstd: a block has at most 128 KiB, and takes at least four bytes."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class TensorLeaf:
     Attributes:
         stored: the size of the object in bytes.
         compressed: whether it is one zstd frame.
-        is_array: whether it is to become a NumPy array.
-        elsewhere: the checkpoint that has it, and its name there; None if it is this one.
+        is_array: whether it becomes a NumPy array.
+        elsewhere: the path of another checkpoint that has it, and its name there; None if it is in this one.
     """
 
     dtype: torch.dtype
@@ -50,13 +50,13 @@ class TensorLeaf:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class ConstantLeaf:
-    """A tensor whose elements are all one number, and whose bytes are nowhere."""
+    """A tensor filled with one number; no bytes are stored."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -64,32 +64,32 @@ class ConstantLeaf:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Value:
-    """A number, a text, a truth or None."""
+    """A number, a text, a bool or None."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Alias:
-    """What is the same object as another value."""
+    """A link to another value: both are the same object."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class UnreadValue:
-    """What stands for a value that is not read; its repr says why.
+    """Stands for a value that is not read; its repr says why.
 
     Attributes:
-        kind: what the checkpoint calls it.
-        stored: the size of its object in bytes, as far as it is known.
-        compressed: whether that is one zstd frame.
+        kind: its type in the metadata.
+        stored: the size of its object in bytes; 0 if unknown.
+        compressed: whether the object is one zstd frame.
         runs_code: whether it is a pickle, so that reading it may run any code.
     """
 
@@ -108,9 +108,10 @@ Leaf: TypeAlias = "TensorLeaf | ConstantLeaf | Value | Alias | UnreadValue"
 
 
 def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Leaf:
-    """The metadata of a value, by the JSON of its entry.
+    """Parse the metadata of a value.
 
-    ``form`` gives shape and NumPy dtype of what is stored, where the JSON does not, and what HDF5 compresses itself.
+    ``form`` returns the shape and the NumPy dtype of a value in HDF5, which the JSON lacks; HDF5 compresses values
+    itself.
     """
     try:
         serialized = json.loads(text) if isinstance(text, str) else {}
@@ -155,7 +156,7 @@ def _full(serialized: dict[str, Any]) -> ConstantLeaf:
 
 
 def _nested(key: str, serialized: dict[str, Any]) -> Leaf:
-    """A tensor of another checkpoint, as it was loaded from there and not looked at."""
+    """Parse a tensor that was loaded lazily from another checkpoint, and saved unread."""
     first, second = serialized[f"{key}.0{LEAF}"], serialized.get(f"{key}.1{LEAF}", {})
     if (first.get("__TYPE__"), second.get("__TYPE__")) != ("DeferredNumpyArray", "DeferredTorchTensor"):
         return UnreadValue(str(first.get("__TYPE__"))[:_SHOWN])
@@ -207,7 +208,7 @@ def _dtype(serialized: object) -> torch.dtype:
 
 def _shape(serialized: Any) -> tuple[int, ...]:
     shape = tuple(_of_type(size, int) for size in serialized)
-    # Those with a 0 among them too: torch counts the others.
+    # Also limit shapes with a 0: torch multiplies the other sizes.
     if (
         len(shape) > _DIMENSIONS
         or any(size < 0 for size in shape)

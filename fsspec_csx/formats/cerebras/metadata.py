@@ -1,6 +1,6 @@
-"""The object ``__METADATA__`` of a Cerebras checkpoint: a pickle of one flat dict of text to text, number or truth.
+"""The object ``__METADATA__`` of a Cerebras checkpoint: a pickle of a flat dict of strings, numbers and bools.
 
-It is unpickled only if it has none but the opcodes that such a dict needs: none could import, call or look up anything.
+It is loaded only if all its opcodes are needed for such a dict; none of these can import, call or look up anything.
 
 Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
@@ -18,23 +18,24 @@ from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpoint
 from fsspec_csx.formats.sniff import AGAIN
 
 NAME = "__METADATA__"
-"""The object that makes a checkpoint of those beside it."""
+"""The object that makes the objects beside it a checkpoint."""
 
 SUCCESS = "__SUCCESS__"
-"""The entry without which the checkpoint was not finished."""
+"""The entry of a finished checkpoint."""
 
 LEAF = ".__metadata__"
-"""How the names of the entries end that describe one value each."""
+"""The suffix of entries that describe a value."""
 
 OWN = "__fsspec_csx__"
-"""The entry that only this package writes, as JSON: the save's own name and the CRC-32 of each object's bytes, or the
-names of the objects to delete until it is finished."""
+"""The entry that only this package writes, as JSON: a unique name of the save and the CRC-32 of each object. Until the
+save is finished, it lists the objects to delete.
+"""
 
 LARGEST = 256 * 2**20
-"""The most bytes: of some 200,000 values. A real one has about 1,200 bytes for each."""
+"""The maximum size in bytes, for some 200,000 values. Real metadata has about 1,200 bytes for each value."""
 
 LITTLE_ENDIAN = "Cerebras checkpoints", "Convert them on another one."
-# How the names of what makes a folder a checkpoint end: of this format, torch.distributed.checkpoint and Hugging Face.
+# The ends of manifests' names: of this format, torch.distributed.checkpoint and Hugging Face.
 _MANIFESTS = (f"/{NAME}", "/.metadata", ".index.json", "/model.safetensors")
 _PROTOCOL = 4
 _SHOWN = 60
@@ -47,12 +48,12 @@ _RUN_CODE = re.compile("GLOBAL|INST|OBJ|REDUCE|BUILD|EXT|PERSID")
 
 
 def encoded(metadata: dict[str, Any]) -> bytes:
-    """The bytes of a ``__METADATA__``."""
+    """Return the bytes of a ``__METADATA__``."""
     return pickle.dumps(metadata, protocol=_PROTOCOL)
 
 
 def decoded(data: bytes, *, name: str) -> dict[str, Any]:
-    """What a ``__METADATA__`` holds; an UnsafeCheckpointError if it has an opcode that can run code."""
+    """Parse a ``__METADATA__``; raise an UnsafeCheckpointError if an opcode could run code."""
     try:
         _check_opcodes(data, name)
         found = pickle.loads(data)
@@ -66,19 +67,20 @@ def decoded(data: bytes, *, name: str) -> dict[str, Any]:
 
 
 def unfinished(names: Iterable[str]) -> bytes:
-    """The metadata of a checkpoint that is being copied or deleted, with the names of its objects."""
+    """Return the metadata of a checkpoint that is being copied or deleted, with the names of its objects."""
     return encoded({OWN: json.dumps({"objects": sorted(names)})})
 
 
 def divided(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool = False) -> tuple[list[str], list[str]]:
-    """Those names of objects below a folder that are of the checkpoint with this metadata, and those that may be.
+    """Return the names of the objects below a folder that belong to the checkpoint, and of those that may belong to it.
 
-    Metadata that is damaged, or that another program has not finished, may lack some: then all directly in the folder
-    are of it, and those in folders below may be. Objects in the folder of a checkpoint below are of that one, whatever
-    the metadata says.
+    Damaged metadata, or unfinished metadata of another program, may lack names. Then all objects directly in the folder
+    belong to the checkpoint, and those in subfolders may. Objects of a checkpoint in a subfolder belong to that
+    checkpoint, even if the metadata names them.
 
     Raises:
-        InvalidCheckpointError: with ``strict``, if the metadata names such objects, or some may be of the checkpoint.
+        InvalidCheckpointError: with ``strict``, if the metadata names such objects, or it is unclear to whom some
+            belong.
     """
     held = [*held]
     try:
@@ -99,14 +101,14 @@ def divided(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool 
 
 
 def unclear_owner(names: Collection[str]) -> str:
-    """What is wrong with metadata that does not say whose these objects in folders below are, as part of a sentence."""
+    """Describe objects in subfolders whose owner is unclear, as part of a sentence."""
     shown = ", ".join(repr(name[:_SHOWN]) for name in [*names][:_NAMED])
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"its {NAME} does not say whether these objects in folders below are of it: {shown}{more}"
 
 
 def of_others(held: Iterable[str]) -> Callable[[str], bool]:
-    """Says of a name whether it is in the folder of a checkpoint below, by the names of all objects below a folder."""
+    """Return a function that tells whether a name belongs to a checkpoint in a subfolder, given all names."""
     folders = {name.rpartition("/")[0] for name in held if "/" in name and name.endswith(_MANIFESTS)}
 
     def is_other(name: str) -> bool:
@@ -119,7 +121,7 @@ def of_others(held: Iterable[str]) -> Callable[[str], bool]:
 
 
 def own_entry(metadata: dict[str, Any], name: str, kind: type) -> Any:
-    """What this package wrote under a name into ``OWN``; empty if there is none of that type."""
+    """Return a value that this package wrote into ``OWN``; empty if there is none of this type."""
     try:
         found = json.loads(metadata.get(OWN, "{}")).get(name)
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -128,12 +130,12 @@ def own_entry(metadata: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def damaged(name: str, what: str) -> InvalidCheckpointError:
-    """The error for a checkpoint that is not what this format is."""
+    """Return the error for an invalid Cerebras checkpoint."""
     return InvalidCheckpointError(f"{_damaged(name)}{what}.", AGAIN)
 
 
 def damage(error: CSXError, name: str) -> str:
-    """What is damaged, as an error about a checkpoint has it, without a full stop."""
+    """Return the damage that an error describes, without a full stop."""
     return error.reason.removeprefix(_damaged(name)).rstrip(".")
 
 
@@ -142,7 +144,7 @@ def _damaged(name: str) -> str:
 
 
 def is_safe(key: str) -> bool:
-    """Whether a value's name can be that of an object in the checkpoint's folder."""
+    """Return whether a value's name can be that of an object in the checkpoint's folder."""
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -160,9 +162,9 @@ def _check_opcodes(data: bytes, name: str) -> None:
         dicts += opcode.name in ("EMPTY_DICT", "DICT")
         if not _NEEDED.fullmatch(opcode.name):
             raise _refused(name, opcode.name, argument)
-        if isinstance(argument, int) and argument.bit_length() > 64:  # as keys they could all have one hash
+        if isinstance(argument, int) and argument.bit_length() > 64:  # huge keys could all have one hash
             raise damaged(name, f"its {NAME} has a number of {argument.bit_length()} bits")
-        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):  # memory is reserved for all numbers below
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):  # the memo reserves memory up to this index
             raise damaged(name, f"its {NAME} remembers by numbers beyond its length")
     if dicts > 1:
         raise damaged(name, f"its {NAME} is no flat dict")

@@ -1,6 +1,6 @@
-"""What a Cerebras checkpoint is made of: the entries of its metadata, and the tensors that become objects.
+"""The plan of a Cerebras checkpoint: the entries of its metadata, and the tensors that become objects.
 
-It is that of cerebras_pytorch 2.10, entry by entry, so that cerebras_pytorch loads it.
+The entries are those of cerebras_pytorch 2.10, which can load the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fsspec_csx.tensors.snapshot import copy_tensors
 
 _VERSION, _WRITTEN_AS = 0.5, "2.10.0"
 _SHOWN = 20
-# Bits of a number: Python reads only 4,300 digits.
+# In bits: Python parses at most 4,300 digits.
 _LONGEST = 8192
 _REMEDY = "Leave them out, or save under the same name without format='cerebras': a torch file holds them."
-# Those that the reference is known to write, with its own numbers for them where these are known.
+# The dtypes that cerebras_pytorch writes, with its numbers for them where these are known.
 _NUMBERS: dict[torch.dtype, int | None] = {
     torch.bool: 1,
     torch.int8: None,
@@ -41,13 +41,13 @@ _NUMBERS: dict[torch.dtype, int | None] = {
 
 
 class Plan:
-    """A checkpoint that is to be written.
+    """A checkpoint to write.
 
     Attributes:
-        bodies: the tensors that become objects, by name; of those that are the same object, the first.
+        bodies: the tensors that become objects, by name; a shared tensor occurs once, under its first name.
 
     Raises:
-        ValueError: if something could not be read back; it names all of that.
+        ValueError: if entries could not be read back; the message names them all.
     """
 
     def __init__(self, obj: Any) -> None:
@@ -75,20 +75,20 @@ class Plan:
         self.nbytes = sum(tensor.nbytes for tensor in self.bodies.values())
 
     def copy(self) -> None:
-        """Copy the tensors to memory of their own, so that they may change."""
+        """Copy the tensors, so that the originals may change."""
         self.bodies = dict(zip(self.bodies, copy_tensors([*self.bodies.values()]), strict=True))
 
     def header(self, name: str) -> str:
-        """The JSON that the object of a tensor has as its user metadata ``metadata``."""
+        """Return the JSON for the user metadata ``metadata`` of a tensor's object."""
         return self._headers[name]
 
     def finished(self, crc32: Mapping[str, int]) -> dict[str, Any]:
-        """The metadata of the checkpoint, with the CRC-32 of its objects' bytes."""
+        """Return the metadata of the finished checkpoint, with the CRC-32 of its objects."""
         own = {"save": secrets.token_hex(8), "crc32": dict(crc32)}
         return {**self._metadata, OWN: json.dumps(own), SUCCESS: True}
 
     def begun(self, former: Iterable[str]) -> dict[str, Any]:
-        """The metadata until the checkpoint is finished, with the names of the objects of the one before."""
+        """Return the metadata of the unfinished checkpoint, with the names of the old checkpoint's objects."""
         return {**self._metadata, OWN: json.dumps({"objects": [*former]})}
 
     def _walk(self, obj: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
@@ -129,7 +129,7 @@ class Plan:
         )
 
     def _described(self, key: str, value: Any) -> dict[str, Any] | str:
-        """What the metadata says of a value; what is wrong with it as a str."""
+        """Return the metadata of a value, or a description of why it cannot be saved."""
         if value is None:
             return {"__TYPE__": "NoneSerializer", "__NONE__": True}
         if type(value) in (bool, int, float):
@@ -172,7 +172,7 @@ class Plan:
 
 
 def _flaw(tensor: torch.Tensor) -> str | None:
-    """Why a tensor cannot be written."""
+    """Describe why a tensor cannot be written; None if it can."""
     if is_lazy(tensor):
         return "a parameter without a shape yet"
     if tensor.is_nested or tensor.layout != torch.strided:

@@ -1,4 +1,4 @@
-"""The bytes of a Cerebras checkpoint as one file: each tensor has a place in it, wherever its own bytes are."""
+"""CerebrasSource: presents a Cerebras checkpoint as one source of bytes, in which each tensor is contiguous."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from fsspec_csx.tensors.staging import batches
 
 _WRITER = "__cstorch_version__"
 _BATCH = 64 * 2**20
-"""Bytes of compressed objects that are in memory at a time, unless one has more."""
+"""The most bytes of compressed objects in memory at a time, unless one object has more."""
 
 
 class _Name(str):
-    """What stands for a value: its name."""
+    """The name of a value, in place of the value."""
 
 
 class LeafSpan(NamedTuple):
-    """Where a tensor's bytes are: ``start`` is the position of the first one in the source."""
+    """The position of a tensor's bytes in the source."""
 
     name: str
     leaf: TensorLeaf | ConstantLeaf
@@ -46,12 +46,12 @@ class LeafSpan(NamedTuple):
 
 
 class CerebrasSource(Source):
-    """A Cerebras checkpoint, whatever it lies in.
+    """A Cerebras checkpoint of any storage.
 
     Attributes:
-        size: the bytes of all tensors, uncompressed.
+        size: the size of all tensors in bytes, uncompressed.
         tree: its nesting.
-        leaves: what the metadata says of each value, by name, in order.
+        leaves: the metadata of each value, by name, in order.
     """
 
     format = "cerebras"
@@ -77,14 +77,14 @@ class CerebrasSource(Source):
 
     @property
     def stored(self) -> int:
-        """How many bytes it takes where it lies, its metadata not counted."""
+        """The stored size of the values in bytes, without the metadata."""
         return sum(leaf.stored for leaf in self.leaves.values() if isinstance(leaf, (TensorLeaf, UnreadValue)))
 
     def _leaf(self, key: str) -> Leaf:
         return cerebras_leaf.parsed(key, self.metadata.get(key + LEAF), name=self.name)
 
     def holder(self, key: str) -> str:
-        """The name of the value that a value is the same object as; its own if it is no link."""
+        """Follow links from a value; return the name of the value that holds the data."""
         seen = {key}
         while isinstance(leaf := self.leaves.get(key), Alias):
             key = leaf.name
@@ -98,7 +98,7 @@ class CerebrasSource(Source):
     # -- the object ------------------------------------------------------------------------------------------------
 
     def tensors(self) -> LazyObject:
-        """Those of the checkpoint by name, on the CPU, not filled; each once, if links share it."""
+        """Return the tensors by name, unfilled on the CPU; tensors shared by links occur once."""
         obj: dict[str, torch.Tensor] = {}
         records = []
         for name, leaf, start in self.places():
@@ -110,7 +110,7 @@ class CerebrasSource(Source):
         return LazyObject(obj, records)
 
     def rebuild(self, tensors: Mapping[str, torch.Tensor], *, weights_only: bool) -> Any:
-        """The object, with these tensors, wherever they are now; pickles are unpickled unless ``weights_only``."""
+        """Return the object with these tensors, on any device; without ``weights_only``, pickles are loaded."""
         found: dict[str, Any] = {**tensors, **self._arrays()}
         if not weights_only:
             found |= self._unpickled()
@@ -120,7 +120,7 @@ class CerebrasSource(Source):
         return cerebras_tree.rebuild(self.tree, lambda name: found[self.holder(name)])
 
     def info(self) -> CheckpointInfo:
-        """What the metadata says; nothing else is read."""
+        """Describe the checkpoint from its metadata alone."""
         tensors: dict[str, TensorInfo] = {}
         values: dict[str, Any] = {}
 
@@ -135,7 +135,7 @@ class CerebrasSource(Source):
         return CheckpointInfo(self.name, "cerebras", writer, self.stored, tensors, values, extra)
 
     def places(self) -> list[LeafSpan]:
-        """Where the bytes of all tensors and arrays are, in order."""
+        """Return the positions of all tensors and arrays, in order."""
         if self._places is None:
             self._places, self.size = [], 0
             for name, leaf in self.leaves.items():
@@ -147,11 +147,11 @@ class CerebrasSource(Source):
         return self._places
 
     def crc32(self, name: str) -> int | None:
-        """That which the bytes of a tensor or array must have; None if it is not known."""
+        """Return the expected CRC-32 of a tensor or array; None if it is unknown."""
         return self._crc32.get(name)
 
     def _followed(self, leaf: TensorLeaf) -> Leaf:
-        """The metadata of a tensor of another checkpoint; by default that is not opened."""
+        """Return the metadata of a tensor in another checkpoint; by default it is not opened."""
         path, key = leaf.elsewhere or ("", "")
         return UnreadValue(f"tensor {quoted(key)} of the checkpoint {quoted(path)}, where only one on S3 is looked for")
 
@@ -162,7 +162,7 @@ class CerebrasSource(Source):
         return {place.name: tensor.numpy() for place, tensor in zip(places, made, strict=True)}
 
     def _reserved(self, name: str, leaf: TensorLeaf | ConstantLeaf) -> torch.Tensor:
-        """The memory of a tensor; where there is not so much, the error says whether there are so many bytes at all."""
+        """Reserve the memory of a tensor. If there is too little, check that the tensor has as many bytes as it claims."""
         try:
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
         except RuntimeError as error:
@@ -173,7 +173,7 @@ class CerebrasSource(Source):
 
     @abstractmethod
     def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
-        """Whether as many bytes of a tensor are there as its metadata says."""
+        """Return whether a tensor has as many bytes as its metadata says."""
 
     def _read_checked(self, places: Sequence[LeafSpan], made: Sequence[torch.Tensor]) -> None:
         spans = [(place.start, memory_of(tensor.untyped_storage())) for place, tensor in zip(places, made, strict=True)]
@@ -182,7 +182,7 @@ class CerebrasSource(Source):
                 raise damaged(self.name, f"the bytes of {quoted(place.name)} are not those that were saved")
 
     def pickle_of(self, leaf: UnreadValue) -> bytes:
-        """The bytes of a pickle that is one of its values, and is not run."""
+        """Return the bytes of a pickled value, without loading it."""
         name = next(name for name, each in self.leaves.items() if each is leaf)
         (data,) = self._objects([(name, leaf)])
         return self._body(name, leaf, data)
@@ -206,10 +206,10 @@ class CerebrasSource(Source):
                 found[name] = UnreadValue(f"pickle that needs the package {error.name}")
         return found
 
-    # -- its bytes -------------------------------------------------------------------------------------------------
+    # -- bytes -----------------------------------------------------------------------------------------------------
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """No span reaches over the end of a tensor."""
+        """Fill spans; none may cross the end of a tensor."""
         places = self.places()
         starts = [place.start for place in places]
         plain: list[tuple[LeafSpan, int, memoryview]] = []
@@ -232,7 +232,7 @@ class CerebrasSource(Source):
         return [crc32_of(memory) for _, memory in spans] if crc32 else []
 
     def _unpack(self, packed: Mapping[str, Sequence[tuple[LeafSpan, int, memoryview]]]) -> None:
-        """Fill memories from compressed objects."""
+        """Fill memory from compressed objects."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for batch in batches((parts[0][0] for parts in packed.values()), _memory_of, _BATCH):
                 for place, data in zip(batch, self._unpacked_bytes(batch, threads), strict=True):
@@ -242,7 +242,7 @@ class CerebrasSource(Source):
 
     def _unpacked_bytes(self, batch: Sequence[LeafSpan], threads: ThreadPoolExecutor) -> list[bytes]:
         if self._unpacked is not None and [place.name for place in batch] == [self._unpacked[0]]:
-            return [self._unpacked[1]]  # the next piece of a large one
+            return [self._unpacked[1]]  # the next piece of a large tensor
         bodies = self._objects([(place.name, place.leaf) for place in batch])
         sizes = [place.leaf.nbytes for place in batch]
         found = list(threads.map(unpacked, bodies, sizes))
@@ -257,15 +257,15 @@ class CerebrasSource(Source):
 
     @abstractmethod
     def _fetch(self, parts: Sequence[tuple[LeafSpan, int, memoryview]]) -> None:
-        """Fill memories from tensors that are not compressed, each from a position in it, and say so to ``advance``."""
+        """Fill memory from uncompressed tensors, each from a position in it, and report to ``advance``."""
 
     @abstractmethod
     def _objects(self, wanted: Sequence[tuple[str, Any]]) -> list[bytes]:
-        """The bytes of whole objects, by the names of values and their metadata."""
+        """Return the bytes of whole objects, given the names and the metadata of values."""
 
 
 def refuse_unread(obj: Any, name: str) -> None:
-    """Refuse an object with values that were not read; if some are pickles, by an UnsafeCheckpointError."""
+    """Refuse an object with unread values; raise an UnsafeCheckpointError if some are pickles."""
     left = [(key, value) for key, value in names.walk(obj) if isinstance(value, UnreadValue)]
     if pickles := [key for key, value in left if value.runs_code]:
         reason = f"{name} has pickles, which may run any code: {names.listed(pickles)}."
@@ -282,5 +282,5 @@ def _repeat(leaf: ConstantLeaf, memory: memoryview) -> None:
 
 
 def _memory_of(place: LeafSpan) -> int:
-    """How many bytes of memory a compressed tensor takes while it is unpacked."""
+    """Return the memory in bytes that decompressing a tensor takes."""
     return place.leaf.nbytes + (place.leaf.stored if isinstance(place.leaf, TensorLeaf) else 0)

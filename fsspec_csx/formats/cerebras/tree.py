@@ -1,6 +1,6 @@
-"""The nesting of a Cerebras checkpoint: torch's pytree specification as JSON, read without importing what it names.
+"""The nesting of a Cerebras checkpoint: torch's pytree specification as JSON, read without imports.
 
-It has two parts: the nesting with ``*`` for each value, for the eye, and what torch.utils._pytree.treespec_dumps makes.
+It has two parts: a readable nesting with ``*`` for each value, and the result of torch.utils._pytree.treespec_dumps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fsspec_csx.formats.cerebras.metadata import damaged
 from fsspec_csx.tensors.names import below
 
 DEPTH = 100
-"""How deep a nesting may be: deeper than any state dict, and not so deep that recursion through it fails."""
+"""The maximum nesting: deeper than any state dict, but safe for recursion."""
 
 _VERSION = 1
 _DICT, _LIST, _TUPLE = "builtins.dict", "builtins.list", "builtins.tuple"
@@ -28,7 +28,7 @@ _VALUE: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 @dataclass(frozen=True)
 class Branch:
-    """A container: what makes it of its values, and the containers and names of the values that it holds, in order."""
+    """A container: the function that makes it, and its children, which are containers or names of values."""
 
     make: Callable[[list[Any]], Any]
     children: list[Tree]
@@ -39,7 +39,7 @@ Tree: TypeAlias = "Branch | str"
 
 
 def parsed(text: object, *, name: str) -> Tree:
-    """The nesting in an entry ``__spec__``, which is JSON; its containers must be those that this module knows."""
+    """Parse the JSON of an entry ``__spec__``; only containers that this module knows are allowed."""
     try:
         version, spec = json.loads(json.loads(str(text))[1])
         if version != _VERSION:
@@ -52,14 +52,14 @@ def parsed(text: object, *, name: str) -> Tree:
 
 
 def rebuild(tree: Tree, value: Callable[[str], Any]) -> Any:
-    """The object of a nesting, with the value of each name."""
+    """Build the object of a nesting; ``value`` returns the value of a name."""
     if isinstance(tree, str):
         return value(tree)
     return tree.make([rebuild(child, value) for child in tree.children])
 
 
 def leaves(tree: Tree) -> Iterator[str]:
-    """The names of the values, in order."""
+    """Yield the names of the values, in order."""
     if isinstance(tree, str):
         yield tree
     else:
@@ -81,7 +81,7 @@ def _branch(spec: Any, own: str, name: str, depth: int) -> Tree:
 
 
 def _container(kind: str, context: Any, count: int, name: str) -> tuple[Callable[[list[Any]], Any], Sequence[object]]:
-    """What makes a container of its values, and what stands for each of them in the names."""
+    """Return the function that makes a container of its values, and the part of each value's name."""
     if kind == _LIST:
         return list, range(count)
     if kind == _TUPLE:
@@ -92,7 +92,7 @@ def _container(kind: str, context: Any, count: int, name: str) -> tuple[Callable
         return (lambda values: made(zip(keys, values, strict=True))), keys
     if kind == _DEFAULT:
         factory, keys = _factory(context), _keys(context["dict_context"], count)
-        # The reference takes the parts of the pytree's context, the type and the list of keys, for the keys.
+        # cerebras_pytorch uses the parts of the pytree's context, the type and the list of keys, as keys.
         return (lambda values: defaultdict(factory, zip(keys, values, strict=True))), [factory, keys][:count]
     raise damaged(name, f"it has a container of the unknown kind {str(kind)[:80]!r}")
 
@@ -115,14 +115,15 @@ def _factory(context: Any) -> Any:
 
 
 def spec_of(obj: Any) -> str:
-    """The entry ``__spec__`` of an object of the containers that this module knows."""
+    """Return the entry ``__spec__`` of an object."""
     return json.dumps([_starred(obj), json.dumps([_VERSION, _described(obj)])], indent=4)
 
 
 def entries(obj: Any) -> Sequence[tuple[object, Any]] | None:
-    """What an object holds, with what stands for each in the names; None if it is no container.
+    """Return the values in a container, each with its part of the name; None if the object is no container.
 
-    A ValueError if it is one that cannot be written.
+    Raises:
+        ValueError: if the container cannot be written.
     """
     kind = _KINDS.get(type(obj))
     if kind is None:

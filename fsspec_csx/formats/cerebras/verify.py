@@ -1,4 +1,4 @@
-"""Reads a Cerebras checkpoint to see whether it is whole, without keeping it."""
+"""Finds damage in a Cerebras checkpoint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _BATCH = 64 * 2**20
 def examine(source: CerebrasSource) -> Report:
     """Read all tensors and arrays of a checkpoint, and compare them with their checksums.
 
-    The reference saves none; ``fsspec_csx.save`` saves those of all. What S3 says of whole objects is compared in
-    any case. Of pickles it is seen whether they are there. A CheckpointError if links lead nowhere.
+    Only checkpoints of this package have checksums; cerebras_pytorch saves none. S3's checksums of whole objects are
+    always compared. Pickles are only checked for existence.
+
+    Raises:
+        CheckpointError: if links are invalid.
     """
     crcs = {place.name: RunningCrc32() for place in source.places()}
     broken = _read_all(source, crcs)
@@ -41,7 +44,7 @@ def examine(source: CerebrasSource) -> Report:
 
 
 def _read_all(source: CerebrasSource, crcs: dict[str, RunningCrc32]) -> dict[str, str]:
-    """Take the bytes of all tensors and arrays in; what is wrong with those that cannot be read, by name."""
+    """Add the bytes of all tensors and arrays to ``crcs``; return the damage of those that cannot be read, by name."""
     broken: dict[str, str] = {}
     memory = memoryview(bytearray(min(_BATCH, source.size)))
     for batch in batches(_pieces(source.places()), lambda piece: piece[2], _BATCH):
@@ -56,7 +59,7 @@ def _read_all(source: CerebrasSource, crcs: dict[str, RunningCrc32]) -> dict[str
 
 
 def _read(source: CerebrasSource, spans: Sequence[tuple[str, tuple[int, memoryview]]]) -> dict[str, str]:
-    """Read spans of values, each by itself if something is wrong with them; what that is."""
+    """Read spans of values; after an error, read each alone. Return the damage by name."""
     if not _failing(source, "", lambda: source.read([span for _, span in spans])):
         return {}
     found: dict[str, str] = {}
@@ -75,7 +78,7 @@ def _failing(source: CerebrasSource, name: str, read: Callable[[], object]) -> d
 
 
 def _pieces(places: Sequence[LeafSpan]) -> Iterator[tuple[LeafSpan, int, int]]:
-    """All the bytes in order: places, and the start and size of a piece of each."""
+    """Yield all bytes in order: places, and the start and the size of a piece of each."""
     for place in places:
         for start in range(0, place.leaf.nbytes, _BATCH):
             yield place, start, min(_BATCH, place.leaf.nbytes - start)

@@ -1,4 +1,4 @@
-"""CerebrasWriter: writes Cerebras checkpoints to S3: tensors side by side, and what makes them a checkpoint last."""
+"""CerebrasWriter: writes Cerebras checkpoints to S3: first the tensors, and last the metadata."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from fsspec_csx.tensors.tiling import memory
 logger = logging.getLogger("fsspec_csx")
 
 _AT_A_TIME = 10
-_DELETED_AT_ONCE = 1000  # the most of a request
+_DELETED_AT_ONCE = 1000  # the most in one request
 _LONGEST = 1024
 
 
 class CerebrasWriter(CheckpointWriter):
-    """An object that is to be written as a Cerebras checkpoint.
+    """Writes an object as a Cerebras checkpoint.
 
-    The objects of a former one at the same path are replaced one by one, so it cannot stay until the new one is whole.
-    But at no time is there a checkpoint of objects of both: the first thing to go is what makes the former one a
-    checkpoint, and what makes the new one one is written when all else is there. If this is broken off in between,
-    neither is there, and every reader says so.
+    The objects of the old checkpoint at the path are replaced one by one, so it cannot stay until the new one is
+    complete. But the old and the new objects never form a checkpoint together: the first write marks the metadata as
+    unfinished, and the last write completes it. If the save stops in between, no checkpoint is there, and every reader
+    reports that.
     """
 
     def __init__(self, obj: Any, *, copied: bool = False) -> None:
@@ -48,8 +48,8 @@ class CerebrasWriter(CheckpointWriter):
         """Write the checkpoint; ``commit`` is called before the last write, which makes the objects a checkpoint.
 
         Raises:
-            ValueError: if the filesystem is not S3, or a name is too long for it.
-            FileExistsError: if there is an object of that very path.
+            ValueError: if the filesystem is not S3, or a name is too long for S3.
+            FileExistsError: if an object has the path itself.
         """
         assert self._plan is not None
         check_little_endian(*cerebras_metadata.LITTLE_ENDIAN)
@@ -67,19 +67,19 @@ class CerebrasWriter(CheckpointWriter):
         fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.finished(crc32)))
 
     def free(self) -> None:
-        """Let go of the object, or its copy."""
+        """Release the object or its copy."""
         self._plan = None
 
 
 def check_place(fs: AbstractFileSystem | None, name: str) -> None:
-    """Refuse, by a ValueError, filesystems other than S3."""
+    """Raise a ValueError for filesystems other than S3."""
     if fs is None or "s3" not in protocols(fs):
         msg = f"Cerebras checkpoints can be written to S3 alone, and {name} is not there. Save without a format."
         raise ValueError(msg)
 
 
 def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
-    """Mark what is at the path as unfinished, and delete the objects that will not be replaced."""
+    """Mark the checkpoint at the path as unfinished, and delete the objects that will not be replaced."""
     metadata, folder = metadata_of(path), f"{path}/"
     held = [each.removeprefix(folder) for each in objects_of(fs, path)]
     if fs.isfile(path):
@@ -100,12 +100,12 @@ def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
     wanted = {cerebras_metadata.NAME, *plan.bodies}
     left = [folder + each for each in former if each not in wanted]
     for start in range(0, len(left), _DELETED_AT_ONCE):
-        # Not rm: it takes '*', '?' and '[' in a name for a pattern.
+        # Not rm: it expands '*', '?' and '[' in names.
         sync(fs.loop, fs._bulk_delete, left[start : start + _DELETED_AT_ONCE])
 
 
 def _former(fs: AbstractFileSystem, metadata: str) -> bytes:
-    """The metadata of the checkpoint that is replaced, as far as it is needed to know its objects."""
+    """Read the metadata of the old checkpoint, up to the limit; empty if it cannot be read."""
     try:
         with fs.open(metadata, "rb") as file:
             data: bytes = file.read(cerebras_metadata.LARGEST + 1)
@@ -115,7 +115,7 @@ def _former(fs: AbstractFileSystem, metadata: str) -> bytes:
 
 
 def _write_bodies(plan: Plan, fs: AbstractFileSystem, path: str, advance: Callable[[int], object]) -> dict[str, int]:
-    """Write the tensors; the CRC-32 of the bytes of each."""
+    """Write the tensors; return the CRC-32 of each."""
 
     def send(key: str) -> int:
         tensor = plan.bodies[key].detach().resolve_conj().resolve_neg().contiguous().cpu()

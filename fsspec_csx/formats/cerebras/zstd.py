@@ -1,4 +1,4 @@
-"""The zstd frames that objects of compressed Cerebras checkpoints are.
+"""Reads zstd frames, in which compressed Cerebras checkpoints store objects.
 
 Format: https://www.rfc-editor.org/rfc/rfc8878
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def unpacked(data: bytes, size: int | None = None) -> Any:
-    """The bytes of a zstd frame; None if it is no whole one, or not of that size, which it then does not take."""
+    """Decompress a zstd frame, up to ``size`` bytes; return None if it is incomplete or has another size."""
     zstd = _zstd()
     decompressor = zstd.ZstdDecompressor()
     try:

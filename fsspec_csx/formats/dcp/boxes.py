@@ -1,4 +1,4 @@
-"""Boxes: parts of tensors, by indices."""
+"""Boxes: parts of tensors, given by indices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Box:
 
     Attributes:
         start: the first index in each dimension.
-        lengths: how many indices in each.
+        lengths: the number of indices in each dimension.
     """
 
     shape: tuple[int, ...]
@@ -24,34 +24,34 @@ class Box:
 
     @property
     def count(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.lengths)
 
     @property
     def whole(self) -> bool:
-        """Whether it is all of the tensor."""
+        """Whether it is the whole tensor."""
         return self.lengths == self.shape
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This part of a tensor."""
+        """Return this part of a tensor."""
         for dimension, (start, length) in enumerate(zip(self.start, self.lengths, strict=True)):
             tensor = tensor.narrow(dimension, start, length)
         return tensor
 
     def fits(self) -> bool:
-        """Whether the tensor has such a part."""
+        """Return whether it lies within the tensor's shape."""
         sizes = zip(self.start, self.lengths, self.shape, strict=True)
         return all(start >= 0 and length >= 0 and start + length <= size for start, length, size in sizes)
 
 
 def boxes_of(shape: tuple[int, ...], first: int, end: int) -> Iterator[Box]:
-    """The boxes that the elements from number ``first`` to before ``end`` make, in order: few, each with elements."""
+    """Yield the boxes of the elements from ``first`` up to ``end``, in order; none is empty."""
     for start, lengths in _parts(shape, first, end):
         yield Box(shape, start, lengths)
 
 
 def _parts(shape: tuple[int, ...], first: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Where each box starts, and how long it is."""
+    """Yield the start and the lengths of each box."""
     if first >= end:
         return
     if not shape:
@@ -59,7 +59,7 @@ def _parts(shape: tuple[int, ...], first: int, end: int) -> Iterator[tuple[tuple
         return
     inner = shape[1:]
     size = math.prod(inner)
-    begin, stop = -(-first // size), end // size  # the rows that are whole
+    begin, stop = -(-first // size), end // size  # the range of whole rows
     if first < begin * size:
         row = begin - 1
         for start, lengths in _parts(inner, first - row * size, min(end, begin * size) - row * size):

@@ -1,4 +1,4 @@
-"""Folders whose files stay open from one read to the next, so that each is asked for once and is of one state."""
+"""FileCache: a folder that keeps files open between reads, so that each is opened once, in one version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST = 64
 
 
 class FileCache(Folder):
-    """A folder of which the files that were read last stay open until ``close``."""
+    """A folder that keeps the most recently read files open until ``close``."""
 
     def __init__(self, folder: Folder) -> None:
         super().__init__(folder.fs, folder.path, folder.name)
@@ -20,7 +20,7 @@ class FileCache(Folder):
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that nobody else has while the block lasts."""
+        """Open a file for one user at a time."""
         file = self._kept.pop(name, None) or self.open(name)
         try:
             yield file

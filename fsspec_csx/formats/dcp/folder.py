@@ -1,4 +1,4 @@
-"""Folder: where the files of a sharded checkpoint lie, on any filesystem."""
+"""Folder: the folder of a sharded checkpoint, on any filesystem."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fsspec_csx.storage.folder import logger
 __all__ = ["MANIFEST", "MOST_PREFIXES", "SHARD", "Folder", "has_shards", "is_prefix", "logger", "shard_name"]
 
 MANIFEST = ".metadata"
-"""The file that makes a folder a checkpoint, by the name that torch gives it."""
+"""The manifest, under torch's name; it makes a folder a checkpoint."""
 
 _SUFFIX = ".distcp"
 SHARD = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
-"""The name of a shard that this package has written, without the folder of its prefix."""
+"""The name of a shard that this package has written, without its prefix folder."""
 MOST_PREFIXES = 4096
-"""Over how many folders, in that of the checkpoint, its shards may be spread."""
+"""The most prefix folders over which the shards of a checkpoint may be spread."""
 
 
 def shard_name(rank: int, prefix_count: int = 0) -> str:
-    """A name for a shard that no other has, of any save; with prefixes, in a folder of hashed name."""
+    """Return a unique name for a shard; with prefixes, in a folder with a hashed name."""
     name = f"__{rank}_0.{secrets.token_hex(8)}.distcp"
     if not prefix_count:
         return name
@@ -33,7 +33,7 @@ def shard_name(rank: int, prefix_count: int = 0) -> str:
 
 
 def is_prefix(name: str) -> bool:
-    """Whether a folder holds shards of the one that it is in, by its name: a step or a date of eight digits is none."""
+    """Return whether a folder's name is that of a prefix folder. Eight digits, such as a step or a date, do not match."""
     return name in _prefixes()
 
 
@@ -47,7 +47,7 @@ def _prefix(number: int) -> str:
 
 
 def has_shards(names: Iterable[str]) -> bool:
-    """Whether shards are among these files, complete or not."""
+    """Return whether shards are among these files, complete or not."""
     return any(_SUFFIX in name for name in names)
 
 
@@ -55,7 +55,7 @@ class Folder(folder.Folder):
     """A folder of shards and a manifest."""
 
     def shards(self) -> list[str]:
-        """The names of the shards in it, whether the manifest names them or not."""
+        """List the shards in it, including those that the manifest does not name."""
         try:
             names = self.names()
         except FileNotFoundError:

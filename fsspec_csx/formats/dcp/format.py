@@ -32,15 +32,15 @@ class DistributedFormat(Format[ShardedSource]):
     def open_folder(
         self, folder: storage_folder.Folder, names: Callable[[], Collection[str]]
     ) -> contextlib.AbstractContextManager[Source | None]:
-        """The registry knows already that there is a manifest."""
+        """Open the folder. The registry has already found the manifest."""
         return contextlib.closing(ShardedSource(Folder(folder.fs, folder.path, folder.name)))
 
     def structure(self, source: ShardedSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
-        """On the CPU."""
+        """Read the structure to the CPU."""
         return source.structure(weights_only=options.weights_only, partial=options.partial)
 
     def load(self, source: ShardedSource, keys: Keys | None, options: ReadOptions) -> Any:
-        """The parts of tensors are read straight to where they belong."""
+        """Read the parts of tensors directly into their memory."""
         return source.state.read(
             keys=keys,
             map_location=options.map_location,

@@ -1,4 +1,4 @@
-"""A sharded checkpoint as the nested state dict that it was, in one process."""
+"""Reads a sharded checkpoint as a nested state dict, in one process."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fsspec_csx.tensors.names import Choice, Keys
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """An entry of a checkpoint, before it is read.
+    """An entry of a checkpoint that is not read yet.
 
     Attributes:
         name: as in the manifest.
-        tensor: what the manifest says of it; None if it is no tensor.
+        tensor: its description in the manifest; None for a value.
     """
 
     name: str
@@ -36,14 +36,14 @@ class ManifestEntry:
 
     @property
     def info(self) -> TensorInfo:
-        """What is known of the tensor."""
+        """The description of the tensor."""
         assert self.tensor is not None
         size, dtype = self.tensor.size, self.tensor.properties.dtype
         return TensorInfo(dtype, tuple(size), size.numel() * dtype.itemsize)
 
 
 class ShardedStateDict:
-    """The state dict that a sharded checkpoint holds."""
+    """The state dict of a sharded checkpoint."""
 
     def __init__(self, folder: Folder, metadata: Metadata) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class ShardedStateDict:
 
     @functools.cached_property
     def nested(self) -> dict[str, Any]:
-        """What was saved, with a ``ManifestEntry`` in place of each tensor and value."""
+        """The nested state dict, with a ``ManifestEntry`` in place of each tensor and value."""
         found = self.metadata.state_dict_metadata.items()
         entries = {
             name: ManifestEntry(name, each if isinstance(each, TensorStorageMetadata) else None) for name, each in found
@@ -68,7 +68,7 @@ class ShardedStateDict:
 
     @property
     def stored(self) -> int:
-        """How many bytes its items take, each counted once."""
+        """The size of its items in bytes, each counted once."""
         places = self.metadata.storage_data.values()
         return sum({(place.relative_path, place.offset): place.length for place in places}.values())
 
@@ -80,10 +80,10 @@ class ShardedStateDict:
         weights_only: bool = True,
         advance: Callable[[int], object] = lambda count: None,
     ) -> Any:
-        """All or a part of it.
+        """Read the state dict or a part of it.
 
         Raises:
-            TypeError: if ``map_location`` is neither a device nor the name of one, nor None for the CPU.
+            TypeError: if ``map_location`` is neither a device nor its name, nor None for the CPU.
         """
         if not isinstance(map_location, (str, torch.device, type(None))):
             msg = (
@@ -101,7 +101,7 @@ class ShardedStateDict:
         return replaced(state, {**filled, **self.values(entries, weights_only=weights_only)})
 
     def describe(self) -> CheckpointInfo:
-        """What it holds, without its tensors' data; its size is that of its items."""
+        """Describe the checkpoint without reading tensor data; its size is that of its items."""
         named = [(name, entry) for name, entry in names.walk(self.nested) if isinstance(entry, ManifestEntry)]
         tensors = {name: entry.info for name, entry in named if entry.tensor}
         found = self.values([entry for _, entry in named], partial=True)
@@ -112,7 +112,7 @@ class ShardedStateDict:
     def values(
         self, entries: list[ManifestEntry], *, weights_only: bool = True, partial: bool = False
     ) -> dict[str, Any]:
-        """The values of those entries that are no tensors, by their names; see ``load_bytes``."""
+        """Read the values among the entries, by name; see ``load_bytes``."""
         others = [entry for entry in entries if entry.tensor is None]
         blobs = read_bytes(self.folder, [self.item(MetadataIndex(entry.name)) for entry in others])
         return {
@@ -123,7 +123,7 @@ class ShardedStateDict:
         }
 
     def empty(self, entry: ManifestEntry, device: torch.device | str | None = None) -> torch.Tensor:
-        """A tensor to be filled; an InvalidCheckpointError if its items are too short for it."""
+        """Return a tensor to fill; raise an InvalidCheckpointError if its items are too short."""
         info = entry.info
         chunks = [*self.chunks(entry)]
         covered = sum(chunk.sizes.numel() for chunk, _ in chunks)
@@ -138,12 +138,12 @@ class ShardedStateDict:
             raise
 
     def chunks(self, entry: ManifestEntry) -> Iterator[tuple[ChunkStorageMetadata, ItemLocation]]:
-        """The parts of a tensor, and where each lies."""
+        """Yield the chunks of a tensor, each with its location."""
         for chunk in entry.tensor.chunks if entry.tensor else ():
             yield chunk, self.item(MetadataIndex(entry.name, chunk.offsets))
 
     def item(self, index: MetadataIndex) -> ItemLocation:
-        """Where an item lies; an InvalidCheckpointError if the manifest does not say it."""
+        """Return the location of an item; raise an InvalidCheckpointError if the manifest has none."""
         place: ItemLocation | None = self.metadata.storage_data.get(index)
         if place is None:
             raise InvalidCheckpointError(f"The manifest of {self.folder.name} has no place for {index.fqn!r}.", AGAIN)
@@ -153,19 +153,19 @@ class ShardedStateDict:
         return place
 
     def _parts(self, entry: ManifestEntry, target: torch.Tensor) -> Iterator[TensorRead]:
-        """What is to be read to fill a tensor."""
+        """Yield the reads that fill a tensor."""
         for chunk, item in self.chunks(entry):
             part = Box(tuple(target.shape), tuple(chunk.offsets), tuple(chunk.sizes)).of(target)
             yield TensorRead(entry.name, item, (0,) * part.dim(), part)
 
 
 def entries_of(state: Any) -> list[ManifestEntry]:
-    """The entries in a nested state dict."""
+    """Return the entries in a nested state dict."""
     return [entry for _, entry in names.walk(state) if isinstance(entry, ManifestEntry)]
 
 
 def replaced(value: Any, found: dict[str, Any]) -> Any:
-    """The same nesting with what was read in place of each entry."""
+    """Return the same nesting with the value of each entry."""
     if isinstance(value, ManifestEntry):
         return found[value.name]
     if isinstance(value, list):
@@ -174,7 +174,7 @@ def replaced(value: Any, found: dict[str, Any]) -> Any:
 
 
 def _closed(value: Any) -> Any:
-    """Nested dicts, those with numbers for keys made lists without gaps."""
+    """Convert nested dicts with integers as keys to lists without gaps."""
     if not isinstance(value, dict):
         return value
     if all(isinstance(key, int) for key in value):

@@ -1,10 +1,10 @@
-"""The manifest of a sharded checkpoint: torch's ``.metadata``, read without running anything that it names.
+"""The manifest of a sharded checkpoint: torch's ``.metadata``, read without running code.
 
 It is a pickle of a ``Metadata``: https://docs.pytorch.org/docs/stable/distributed.checkpoint.html
 
-Where this package wrote a shard, the location of an item has two more attributes, which torch ignores: ``plain`` says
-where in the item the bytes of its tensor begin, and their CRC-32; ``integer_keys`` lists which keys on the way to the
-entry are integers, as torch's planner makes text of them.
+In shards that this package writes, the location of an item has two more attributes, which torch ignores. ``plain`` has
+the position of the tensor's bytes in the item, and their CRC-32. ``integer_keys`` lists which keys of the entry's path
+are integers, because torch's planner converts them to text.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PATH_MAX = 1024
 _SHOWN = 80
 
 VERSION = "1.0.0"
-"""Of the format, as torch writes it."""
+"""The version of the format, as torch writes it."""
 
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"  # of torch before 2.3
@@ -59,11 +59,11 @@ _BUILT_IN = {("torch", "Size"), ("collections", "OrderedDict")}
 
 
 class Plain(NamedTuple):
-    """How a tensor lies in its item: row-major, its elements one after the other.
+    """Describes a tensor that is stored in its item as contiguous row-major elements.
 
     Attributes:
-        start: of its first byte, in bytes from the start of the item.
-        crc32: of its bytes; None if it is not known.
+        start: the position of its first byte in the item.
+        crc32: of its bytes; None if unknown.
     """
 
     start: int
@@ -73,12 +73,12 @@ class Plain(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def place(path: str, offset: int, length: int, plain: Plain | None = None) -> ItemLocation:
-    """Where an item lies: the name of its shard, and there its first byte and its size in bytes."""
+    """Return the location of an item: the name of its shard, and its position and size there in bytes."""
     made = ItemLocation(path, offset, length)
     if plain is not None:
         made.plain = tuple(plain)  # type: ignore[attr-defined]
@@ -86,21 +86,21 @@ def place(path: str, offset: int, length: int, plain: Plain | None = None) -> It
 
 
 def plain_of(item: ItemLocation) -> Plain | None:
-    """How the tensor of an item lies in it; None if the manifest does not say it."""
+    """Return how the tensor of an item is stored; None if the manifest does not record it."""
     plain = getattr(item, "plain", None)
     return None if plain is None else Plain(*plain)
 
 
 def with_integer_keys(item: ItemLocation, positions: tuple[int, ...]) -> ItemLocation:
-    """The location of an item, with the positions of the integers among the keys that lead to its entry."""
+    """Return the location of an item, with the positions of integers among the keys of its entry."""
     if positions:
-        item = copy.copy(item)  # tensors that share their memory share a location
+        item = copy.copy(item)  # tensors that share memory share a location
         item.integer_keys = positions  # type: ignore[attr-defined]
     return item
 
 
 def paths_of(metadata: Metadata) -> dict[str, tuple[Any, ...]]:
-    """The keys that lead to each entry: strings, an ``int`` for the index in a list, ``(3,)`` for an integer key."""
+    """Return the keys that lead to each entry: strings, an ``int`` for a list index, ``(3,)`` for an integer key."""
     positions = {index.fqn: getattr(item, "integer_keys", ()) for index, item in metadata.storage_data.items()}
     found = {}
     for name in metadata.state_dict_metadata:
@@ -111,7 +111,7 @@ def paths_of(metadata: Metadata) -> dict[str, tuple[Any, ...]]:
 
 
 def _integer_key(key: str | int) -> str | int | tuple[int]:
-    """``(3,)`` for the text ``3``; what is not the text of an integer stays."""
+    """Return ``(3,)`` for the text ``3``; other keys are unchanged."""
     try:
         return (int(key),) if isinstance(key, str) and str(int(key)) == key else key
     except ValueError:
@@ -119,12 +119,12 @@ def _integer_key(key: str | int) -> str | int | tuple[int]:
 
 
 def encode(metadata: Metadata) -> bytes:
-    """The manifest as a file."""
+    """Return the bytes of a manifest."""
     return pickle.dumps(metadata)
 
 
 def read(folder: Folder, name: str = MANIFEST) -> Metadata:
-    """Read a manifest; an UnsafeCheckpointError if it names what a manifest does not need and could run code."""
+    """Read a manifest; raise an UnsafeCheckpointError if it names anything that a manifest does not need."""
     with folder.open(name) as file:
         data = file.read()
     shown = f"The manifest of {folder.name}"
@@ -136,16 +136,16 @@ def read(folder: Folder, name: str = MANIFEST) -> Metadata:
     except (ScanError, ExcessError) as error:
         what = "is not whole" if isinstance(error, ScanError) else "makes much more than it holds"
         raise InvalidCheckpointError(f"{shown} is damaged (its pickle {what}).", AGAIN) from None
-    except Exception as error:  # what a pickle of anything may raise
+    except Exception as error:  # a pickle may raise anything
         what = str(error) if isinstance(error, _MalformedError) else f"{type(error).__name__}: {error}"
         raise InvalidCheckpointError(f"{shown} is damaged ({what}).", AGAIN) from error
 
 
-# -- out of the pickle -------------------------------------------------------------------------------------------------
+# -- from the pickle ---------------------------------------------------------------------------------------------------
 
 
 class _Named:
-    """Stands for what a pickle names: keeps what it is made of, and does nothing."""
+    """Stands for a class in the pickle: stores its arguments and its state."""
 
     def __new__(cls, *args: Any) -> _Named:
         made = super().__new__(cls)
@@ -163,7 +163,7 @@ class _Named:
 class _Unpickler(pickle.Unpickler):
     """Makes a ``_Named`` of each class that a manifest may name.
 
-    A class of its own for each pickle, since a pickle may change the classes that it gets.
+    Each pickle gets its own classes, because a pickle may change them.
     """
 
     def __init__(self, data: bytes, shown: str) -> None:
@@ -186,11 +186,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _MalformedError(Exception):
-    """A part of the manifest is not what it should be."""
+    """A part of the manifest is invalid."""
 
 
 def _metadata(found: Any, most: int) -> Metadata:
-    """The manifest, which has no more parts than its pickle has bytes: there may be one list of them in many places."""
+    """Build the manifest. It may have no more parts than its pickle has bytes: a pickle can repeat one list many times."""
     state = _state(found, "Metadata")
     entries = _a(state.get("state_dict_metadata"), dict)
     _check(sum(map(_chunks, entries.values())) <= most, "number of chunks")
@@ -208,7 +208,7 @@ def _metadata(found: Any, most: int) -> Metadata:
 
 
 def _chunks(found: Any) -> int:
-    """How many chunks an entry has, if it is a tensor."""
+    """Return how many chunks an entry has, if it is a tensor."""
     chunks = found.state.get("chunks") if isinstance(found, _Named) and isinstance(found.state, dict) else None
     return len(chunks) if isinstance(chunks, list) else 0
 
@@ -226,7 +226,7 @@ def _properties(found: Any) -> TensorProperties:
     state = _a(_a(found, _Named).state, tuple)
     _check(len(state) in (5, 6), "properties")
     made = TensorProperties(dtype=_a(state[0], torch.dtype), requires_grad=_a(state[2], bool))
-    if len(state) == 6 and state[5] is not None and hasattr(made, "strides"):  # of torch 2.15, and not of 2.13
+    if len(state) == 6 and state[5] is not None and hasattr(made, "strides"):  # in torch 2.15, not in 2.13
         made.strides = tuple(_size(state[5]))
     return made
 
@@ -273,7 +273,7 @@ def _plain(found: Any) -> Plain | None:
 
 
 def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
-    """Where each entry was in the nested state dict, which only torch's own planners record."""
+    """Return the path of each entry in the nested state dict, which only torch's own planners record."""
     if not isinstance(found, dict) or not all(isinstance(path, tuple) and path for path in found.values()):
         return None
     _check(all(len(path) <= DEPTH for path in found.values()), f"nesting deeper than {DEPTH}")

@@ -1,4 +1,4 @@
-"""Reads parts of stored tensors into tensors that are there already, of all shards side by side."""
+"""Reads parts of stored tensors into existing tensors, from several shards at a time."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _FILES = 8  # at a time
 
 @dataclass(frozen=True)
 class TensorRead:
-    """A part of a stored tensor, and where it goes.
+    """A part of a stored tensor, and the tensor to fill.
 
     Attributes:
-        name: that of the tensor.
+        name: of the tensor.
         start: the first index of the part in each dimension of the stored tensor.
-        target: a tensor of the shape of the part, on any device.
+        target: a tensor with the shape of the part, on any device.
     """
 
     name: str
@@ -54,8 +54,8 @@ def read_tensors(
     """Fill tensors.
 
     Raises:
-        FreedTensorError: if tensors to fill have no memory, before any is filled.
-        InvalidCheckpointError: if a shard is too short, or a tensor that is read whole does not have its checksum.
+        FreedTensorError: if tensors to fill have no memory; no tensor is filled then.
+        InvalidCheckpointError: if a shard is too short, or the checksum of a tensor that is read whole is wrong.
     """
     wanted = [*wanted]
     memory.check_targets((each.name, each.target) for each in wanted)
@@ -63,7 +63,7 @@ def read_tensors(
 
 
 def read_bytes(folder: Folder, places: Sequence[ItemLocation]) -> list[bytes]:
-    """The bytes of items."""
+    """Return the bytes of items."""
     found: dict[tuple[str, int], bytes] = {}
 
     def read(folder: Folder, source: Source, items: Sequence[ItemLocation]) -> None:
@@ -75,10 +75,10 @@ def read_bytes(folder: Folder, places: Sequence[ItemLocation]) -> list[bytes]:
 
 
 def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bool = False) -> Any:
-    """The object of an item that torch.save wrote; if ``partial``, objects of unknown classes may be placeholders.
+    """Load the object of an item that torch.save wrote; if ``partial``, objects of unknown classes become placeholders.
 
     Raises:
-        UnsafeCheckpointError: if ``weights_only`` and it names what may run code; not for an ``io.BytesIO``.
+        UnsafeCheckpointError: if ``weights_only`` and the item names code that could run; ``io.BytesIO`` is allowed.
     """
     try:
         file = io.BytesIO(data)
@@ -99,7 +99,7 @@ def _of_all_shards(
     read: Callable[[Folder, Source, Sequence[T]], None],
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Read items from their shards, several at a time."""
+    """Read items from their shards, from several shards at a time."""
     shards: dict[str, list[T]] = {}
     for each in items:
         shards.setdefault(place(each).relative_path, []).append(each)
@@ -116,13 +116,13 @@ def _of_all_shards(
 
 @contextlib.contextmanager
 def opened(folder: Folder, name: str) -> Iterator[Source]:
-    """A shard, while the block lasts."""
+    """Open a shard."""
     with folder.reading(name) as file:
         yield BareSource(file, _size(file))
 
 
 def check_shards(folder: Folder, places: Iterable[ItemLocation]) -> None:
-    """See whether shards are as long as the places of items in them say."""
+    """Check that shards are long enough for the items in them."""
     for each in places:
         with opened(folder, each.relative_path) as source:
             _check_size(folder, each.relative_path, source, [each])
@@ -139,7 +139,7 @@ def _size(file: IO[bytes]) -> int:
     return file.seek(0, os.SEEK_END)
 
 
-# -- the tensors of a shard --------------------------------------------------------------------------------------------
+# -- tensors of a shard -----------------------------------------------------------------------------------------------
 
 
 def _read_shard(folder: Folder, source: Source, wanted: Sequence[TensorRead]) -> None:
@@ -170,7 +170,7 @@ def _run(folder: Folder, source: Source, transfers: Sequence[Transfer], *, pinne
 
 
 def _transfers(folder: Folder, wanted: TensorRead, plain: Plain) -> Iterable[Transfer]:
-    """What brings a part of a stored tensor to where it goes."""
+    """Return the transfers that read a part of a stored tensor into its target."""
     box = _box(folder, wanted, plain.shape)
     if plain.start + plain.nbytes > wanted.place.length:
         raise InvalidCheckpointError(f"{folder.name} is damaged: {wanted.name!r} is longer than its item.", AGAIN)
@@ -185,7 +185,7 @@ def _transfers(folder: Folder, wanted: TensorRead, plain: Plain) -> Iterable[Tra
 
 
 def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
-    """The part that is wanted of a stored tensor of this shape."""
+    """Return the wanted part of a stored tensor of this shape."""
     box = Box(tuple(shape), wanted.start, tuple(wanted.target.shape))
     if not len(box.start) == len(box.shape) == len(box.lengths) or not box.fits():
         reason = f"{folder.name} is damaged: it has no {box.lengths} at {box.start} of {wanted.name!r}, {box.shape}."
@@ -202,7 +202,7 @@ def _deliver(folder: Folder, wanted: TensorRead, plain: Plain, item: memoryview)
 
 
 def _plain_in(folder: Folder, wanted: TensorRead, item: Item, frames: Frames) -> Plain | None:
-    """How a tensor lies in an item that the manifest does not describe; None if it was read and delivered."""
+    """Find how a tensor is stored in an item that the manifest does not describe; return None if it was delivered."""
     name = f"{wanted.name!r} in {folder.name}"
     file = Source(item, item.size)
     found = torch_zip_reader.structure(file, name)

@@ -1,4 +1,4 @@
-"""Items of a shard that the manifest does not describe, each read as a file of its own, with few requests for all."""
+"""Reads items of a shard that the manifest does not describe as separate files, with few requests for all."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ T = TypeVar("T")
 _BATCH = 64 * 2**20
 
 SMALL = HEAD + TAIL
-"""Items of at most so many bytes are read whole at once."""
+"""Items of at most so many bytes are read whole."""
 
 
 def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> Iterator[list[tuple[T, Item]]]:
-    """Items with their first and last bytes, which are read for many of them at once."""
+    """Yield batches of items, with the first and last bytes of all items of a batch read in one call."""
     ordered = sorted(items, key=lambda item: place(item).offset)
     for batch in batches(ordered, lambda item: min(place(item).length, SMALL), _BATCH):
         files = [Item(source, place(each)) for each in batch]
@@ -32,10 +32,10 @@ def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation
 
 
 def _read_ends(source: Source, files: Sequence[Item]) -> None:
-    """Read the ends of items; those that follow each other as one range."""
+    """Read the ends of items; adjacent ends as one range."""
     parts = [(file, start, length) for file in files for start, length in file.parts]
     memory = memory_of(torch.empty(sum(length for *_, length in parts), dtype=torch.uint8).untyped_storage())
-    ranges: list[list[int]] = []  # the position in the shard, and the first and last byte of the memory
+    ranges: list[list[int]] = []  # position in the shard, first and last byte in memory
     filled = 0
     for file, start, length in parts:
         end = filled + length
@@ -49,21 +49,21 @@ def _read_ends(source: Source, files: Sequence[Item]) -> None:
 
 
 class Frames:
-    """What torch.save writes around tensors of the dtypes and shapes that were read: such items need no parsing."""
+    """The bytes that torch.save writes around tensors of known dtypes and shapes; items that match need no parsing."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[Frame, Plain]] = {}
         self._starts: set[int] = set()
 
     def learn(self, plain: Plain) -> None:
-        """Note the dtype and the shape of a tensor."""
+        """Add the dtype and the shape of a tensor."""
         if made := frame(plain.dtype, plain.shape):
             start = len(made.before)
             self._known[made.before] = made, Plain(start, plain.dtype, plain.shape, None)
             self._starts.add(start)
 
     def plain_in(self, item: memoryview) -> Plain | None:
-        """How a tensor lies in a whole item, if it is in every byte, and so in its checksum, as torch.save has it."""
+        """Find the tensor in a whole item, if each byte, including the checksum, is as torch.save writes it."""
         for start in self._starts:
             made, plain = self._known.get(bytes(item[:start]), (None, None))
             if made and plain and made.size == len(item):
@@ -73,13 +73,13 @@ class Frames:
 
 
 class Item(io.RawIOBase):
-    """A part of a shard as a file whose ends are in memory.
+    """A part of a shard as a file, with its ends in memory.
 
     Attributes:
         start: the position of its first byte in the shard.
         size: in bytes.
-        parts: its first and last bytes, each by position and length.
-        ends: the positions in it of what was read of these, and that.
+        parts: the positions and lengths of its first and last bytes.
+        ends: the parts that were read, each with its position in the item.
     """
 
     def __init__(self, source: Source, place: ItemLocation) -> None:
@@ -93,7 +93,7 @@ class Item(io.RawIOBase):
 
     @property
     def whole(self) -> memoryview | None:
-        """All of it, if that is in memory."""
+        """All of it, if it is in memory."""
         return self.ends[0][1] if self.size <= SMALL else None
 
     def readinto_many(
@@ -130,7 +130,7 @@ class Item(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes | None:
-        left = max(0, self.size - self._position)  # or a hostile size would be allocated
+        left = max(0, self.size - self._position)  # a damaged file may ask for any size
         return super().read(left if size < 0 else min(size, left))
 
     def readinto(self, buffer: Any) -> int:

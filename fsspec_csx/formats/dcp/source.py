@@ -1,4 +1,4 @@
-"""A sharded checkpoint as one source of bytes: each tensor has a place in it, wherever its parts lie."""
+"""ShardedSource: presents a sharded checkpoint as one source of bytes, in which each tensor is contiguous."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fsspec_csx.tensors.source import Source, Spans
 
 
 class ShardedSource(Source):
-    """A sharded checkpoint; no span that is read of it reaches over two tensors.
+    """A sharded checkpoint. A span to read must not cross the end of a tensor.
 
     Attributes:
-        folder: the same, its files open until ``close``.
-        state: what it holds.
-        size: the bytes of all tensors.
+        folder: the folder; its files stay open until ``close``.
+        state: the state dict.
+        size: the size of all tensors in bytes.
     """
 
     format = "distributed"
 
     def __init__(self, folder: Folder) -> None:
-        super().__init__(None, 0)  # there is no one file whose ends are to be read
+        super().__init__(None, 0)  # there is no single file to read the ends of
         self.folder = FileCache(folder)
         self.metadata = manifest.read(folder)
         self.state = ShardedStateDict(self.folder, self.metadata)
@@ -48,15 +48,15 @@ class ShardedSource(Source):
 
     @property
     def stored(self) -> int:
-        """How many bytes its items take, each counted once."""
+        """The size of its items in bytes, each counted once."""
         return self.state.stored
 
     def close(self) -> None:
-        """Close the files that were read."""
+        """Close the open files."""
         self.folder.close()
 
     def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:
-        """The memory of the tensors takes none before it is written to."""
+        """Return the structure. The system allocates a tensor's memory only when it is written."""
         tensors = {entry.name: self.state.empty(entry) for entry in self._entries if entry.tensor}
         records = [
             Record(entry.name, start, tensors[entry.name].untyped_storage(), self._crc32(entry))
@@ -66,13 +66,13 @@ class ShardedSource(Source):
         return LazyObject(replaced(self.state.nested, {**tensors, **values}), records)
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """Spans begin and end with elements of tensors."""
+        """Fill spans, which begin and end at elements of tensors."""
         wanted = [each for start, memory in spans if memory for each in self._wanted(start, memory)]
         read_tensors(self.folder, wanted, advance=self.advance)
         return [crc32_of(memory) for _, memory in spans] if crc32 else []
 
     def _wanted(self, start: int, memory: memoryview) -> Iterator[TensorRead]:
-        """The parts of chunks that a span of a tensor consists of."""
+        """Yield the parts of chunks that make up a span of a tensor."""
         number = bisect.bisect_right(self._starts, start) - 1
         entry = self._tensors[number]
         target = torch.frombuffer(memory, dtype=torch.uint8).view(entry.info.dtype)
@@ -85,7 +85,7 @@ class ShardedSource(Source):
                 yield from _of_chunk(entry.name, chunk, item, box, part)
 
     def _crc32(self, entry: ManifestEntry) -> int | None:
-        """That of a tensor's bytes, where the manifest has those of its parts, and these follow each other."""
+        """Return the CRC-32 of a tensor, if the manifest has those of its chunks, and the chunks are in row order."""
         shape, dtype = entry.info.shape, entry.info.dtype
         crc, rows = RunningCrc32(), 0
         for chunk, item in sorted(self.state.chunks(entry), key=lambda each: tuple(each[0].offsets)):
@@ -102,7 +102,7 @@ class ShardedSource(Source):
 def _of_chunk(
     name: str, chunk: ChunkStorageMetadata, item: ItemLocation, box: Box, part: torch.Tensor
 ) -> Iterator[TensorRead]:
-    """What a chunk has of a box of its tensor."""
+    """Yield the part of a chunk that lies in a box of its tensor."""
     begins = []
     for dimension, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
         own = box.start[dimension]

@@ -1,4 +1,4 @@
-"""What is damaged in a sharded checkpoint: all of it, not only the first."""
+"""Finds all damage in a sharded checkpoint, not only the first."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class _Item:
     """A part of a shard that is a file of torch.save.
 
     Attributes:
-        name: that of its entry in the manifest.
-        tensor: the dtype and the shape that it has in the manifest; None if it is no tensor.
+        name: of its entry in the manifest.
+        tensor: its dtype and shape in the manifest; None for a value.
     """
 
     name: str
@@ -39,7 +39,7 @@ class _Item:
 def examine(source: ShardedSource) -> Report:
     """Read all items of a sharded checkpoint, and look for damage.
 
-    An item is looked at as a file of its own, with the checksum of each of its records, and compared with the manifest.
+    Each item is checked as a file, with the checksum of each record, and compared with the manifest.
     """
     found = Report()
     shards: dict[str, dict[int, _Item]] = {}
@@ -51,7 +51,7 @@ def examine(source: ShardedSource) -> Report:
 
 
 def _items(source: ShardedSource, found: Report) -> Iterator[_Item]:
-    """All items that the manifest names."""
+    """Yield all items that the manifest names."""
     for name, entry in source.metadata.state_dict_metadata.items():
         parts: list[tuple[MetadataIndex, tuple[torch.dtype, tuple[int, ...]] | None]] = [(MetadataIndex(name), None)]
         if isinstance(entry, TensorStorageMetadata):
@@ -63,7 +63,7 @@ def _items(source: ShardedSource, found: Report) -> Iterator[_Item]:
             try:
                 yield _Item(name, source.state.item(index), tensor)
             except InvalidCheckpointError as error:
-                if index in source.metadata.storage_data:  # what torch's own reader may still read
+                if index in source.metadata.storage_data:  # torch's own reader may be able to read it
                     found.unchecked += 1
                     found.notes.append(error.reason.rstrip("."))
                 else:
@@ -98,7 +98,7 @@ def _examined(item: _Item, part: Source) -> Report:
 
 
 def _misfit(item: _Item, held: LazyObject) -> str:
-    """In what an item is not what the manifest says of it; empty if it is."""
+    """Describe how an item differs from the manifest; empty if it does not."""
     if item.tensor is None:
         return ""
     if not isinstance(held.obj, torch.Tensor):
@@ -119,11 +119,11 @@ def _misfit(item: _Item, held: LazyObject) -> str:
     return ""
 
 
-# -- the parts of a tensor ---------------------------------------------------------------------------------------------
+# -- parts of a tensor -------------------------------------------------------------------------------------------------
 
 
 def _flaw(tensor: TensorStorageMetadata) -> str:
-    """What is wrong with how a tensor is cut into parts; empty if nothing is."""
+    """Describe what is wrong with the division of a tensor into parts; empty if nothing is."""
     shape = tuple(tensor.size)
     boxes = [Box(shape, tuple(each.offsets), tuple(each.sizes)) for each in tensor.chunks]
     if not all(box.fits() for box in boxes):
@@ -136,8 +136,8 @@ def _flaw(tensor: TensorStorageMetadata) -> str:
 
 
 def _overlap(boxes: Sequence[Box]) -> bool:
-    """Whether two boxes, in the order of their starts, have an element in common."""
-    reaching: list[Box] = []  # those before a box that reach as far as its first row
+    """Return whether any boxes, sorted by start, share an element."""
+    reaching: list[Box] = []  # earlier boxes that extend to the first row of this one
     for box in boxes:
         if box.shape:
             reaching = [each for each in reaching if each.start[0] + each.lengths[0] > box.start[0]]

@@ -1,4 +1,4 @@
-"""Shard: a file of items that follow each other, each a file of torch.save."""
+"""Shard: writes a file of consecutive items, each a file of torch.save."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fsspec_csx.tensors.tiling import memory, staged
 
 
 class Shard:
-    """A shard that is being written, under its name in the folder of the checkpoint.
+    """A shard to write, under its name in the folder of the checkpoint.
 
     Args:
-        file: a binary file object; ``write_borrowed`` is used where it has one.
-        held: whether the tensors stay as they are until the file is closed, so that their memory may be sent later.
+        file: a binary file object; ``write_borrowed`` is used if it has one.
+        held: whether the tensors do not change until the file is closed, so that their memory may be sent later.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Shard:
         return self._placed(lambda: self._write(data))
 
     def add_tensor(self, tensor: torch.Tensor) -> ItemLocation:
-        """Write a tensor, of any device; one that shares all its memory with another is written once."""
+        """Write a tensor of any device; a tensor that shares all its memory with another is written once."""
         tensor = tensor.detach()
         if not _is_plain(tensor):
             return self._placed(lambda: self._save(tensor))
@@ -51,7 +51,7 @@ class Shard:
         return made
 
     def finish(self) -> None:
-        """Hand the last bytes to the file, which is still to be closed."""
+        """Write the last bytes to the file; the caller closes it."""
         self._joining.flush()
 
     def _add_plain(self, tensor: torch.Tensor) -> ItemLocation:
@@ -72,10 +72,10 @@ class Shard:
         return place(self._name, start, around.size, plain)
 
     def _save(self, tensor: torch.Tensor) -> None:
-        """As torch.save has it: for tensors that are more than their elements, and those without any."""
+        """Let torch.save write a tensor that is empty, or more than its elements."""
         self._joining.flush()
         sink = _Counting(self._file.write)
-        torch.save(tensor.cpu(), sink)  # type: ignore[arg-type]  # all that torch calls is there
+        torch.save(tensor.cpu(), sink)  # torch calls no other methods
         self._position += sink.position
 
     def _placed(self, write: Callable[[], object]) -> ItemLocation:
@@ -89,22 +89,22 @@ class Shard:
 
 
 class _Counting:
-    """A file that torch.save writes to, whatever was written before."""
+    """A file for torch.save that counts its own bytes only."""
 
     def __init__(self, write: Callable[[Any], int]) -> None:
         self._write = write
         self.position = 0
 
     def write(self, data: Any) -> int:
-        """Hand on a buffer."""
+        """Write a buffer."""
         size = self._write(data)
         self.position += size
         return size
 
     def flush(self) -> None:
-        """Nothing to do: the file is flushed when it is closed."""
+        """Do nothing: the file is flushed when it is closed."""
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether its elements in order, its dtype and its shape are all that it is."""
+    """Return whether a tensor is fully described by its elements, its dtype and its shape."""
     return type(tensor) in (torch.Tensor, Parameter) and tensor.layout == torch.strided and not tensor.is_quantized

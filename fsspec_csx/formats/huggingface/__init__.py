@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints: folders of safetensors files, with an index that says which tensor is in which file."""
+"""Hugging Face checkpoints: folders of safetensors files, with an index that maps tensors to files."""

@@ -1,4 +1,4 @@
-"""The format of Hugging Face: folders of safetensors files and an index."""
+"""The format of Hugging Face: folders of safetensors files with an index."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
     has_checksums = False
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
-        """An index stands for its folder."""
+        """Open the folder of an index."""
         if not is_index(name) or not head.lstrip().startswith(b"{"):
             return None
         if file.size > LARGEST:
@@ -69,17 +69,17 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         return f"safetensors, {count} shard{'s' * (count != 1)}", metadata
 
     def examine(self, source: HuggingFaceSource, name: str, compute: Sum) -> Report:
-        """Only the structure of safetensors files can be wrong, as they have no checksums."""
+        """Check the structure of the safetensors files, which have no checksums."""
         from fsspec_csx.formats.huggingface import verify  # only here, as it imports the reader of all formats
 
         return verify.examine(source)
 
     def writer(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> HuggingFaceWriter:  # type: ignore[override]
-        """See ``Format``; a shard has ``max_shard_size`` bytes at most, a number or a text such as ``5GB``."""
+        """See ``Format``; ``max_shard_size`` is a number of bytes, or a text such as ``5GB``."""
         return HuggingFaceWriter(obj, copied=copied, max_shard_size=max_shard_size)
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """The shards are written one after the other, as all tensors come from one source."""
+        """Write the shards one after the other, because all tensors come from one source."""
         from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
 
         conversion = Conversion(source, request)

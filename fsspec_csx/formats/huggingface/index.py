@@ -1,4 +1,4 @@
-"""Index: which tensor of a sharded Hugging Face checkpoint is in which file.
+"""Index: maps the tensors of a sharded Hugging Face checkpoint to files.
 
 Format: https://huggingface.co/docs/huggingface_hub/package_reference/serialization
 """
@@ -14,7 +14,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.sniff import AGAIN
 
 LARGEST = 256 * 2**20
-"""The most bytes of an index."""
+"""The maximum size of an index in bytes."""
 
 _SHOWN = 80
 
@@ -25,8 +25,8 @@ class Index:
 
     Attributes:
         weight_map: the name of the file of each tensor.
-        aliases: further names of tensors, each with the name that is stored.
-        metadata: what else it says of itself.
+        aliases: other names of tied tensors, each with the name that is stored.
+        metadata: its other metadata.
     """
 
     weight_map: Mapping[str, str]
@@ -40,18 +40,18 @@ class Index:
 
     @property
     def total_size(self) -> int | None:
-        """The bytes of all tensors, if the index says it."""
+        """The size of all tensors in bytes, if the index has it."""
         size = self.metadata.get("total_size")
         return int(size) if isinstance(size, (int, float)) and 0 <= size < 2**63 else None
 
     def encoded(self) -> bytes:
-        """The text of the file."""
+        """Return the text of the file."""
         data = {"metadata": {**self.metadata, **self.aliases}, "weight_map": dict(self.weight_map)}
         return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def decoded(text: bytes, name: str) -> Index:
-    """An index from the text of its file; an InvalidCheckpointError if it names a file outside its folder."""
+    """Parse an index; raise an InvalidCheckpointError if it is damaged, or names a file outside its folder."""
     try:
         data = json.loads(text.decode(), object_pairs_hook=_without_repeats)
         weight_map, metadata = data["weight_map"], data.get("metadata") or {}
@@ -72,7 +72,7 @@ def decoded(text: bytes, name: str) -> Index:
 
 
 def is_plain(shard: str) -> bool:
-    """Whether a name is that of a file in the folder itself."""
+    """Return whether a name is that of a file directly in the folder."""
     return bool(shard) and not {"/", "\\", "\0"} & set(shard) and shard not in (".", "..")
 
 

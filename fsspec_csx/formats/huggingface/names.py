@@ -1,6 +1,6 @@
-"""The names of the files of Hugging Face folders; torch is not imported.
+"""The names of files in Hugging Face folders. This module does not import torch.
 
-Those of transformers: https://huggingface.co/docs/transformers/big_models
+transformers' names: https://huggingface.co/docs/transformers/big_models
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STEMS = (MODEL, "diffusion_pytorch_model", "adapter_model")
 SHARD = re.compile(r".+-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors", re.DOTALL)
 """The name of a shard that this package has written."""
 
-# What these tools and Accelerate write beside a model, and has the suffix of a checkpoint.
+# Files with the suffix of a checkpoint that these tools and Accelerate write beside a model.
 _BESIDE = re.compile(
     rf"(?:(?:{'|'.join(STEMS)}|pytorch_model|optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|training_args)"
     r"(?:_\d+)?|.+-\d{5}-of-\d{5})\.(?:safetensors|bin|pth?)"
@@ -32,25 +32,25 @@ _NOTE = re.compile(
 
 
 def is_index(name: str) -> bool:
-    """Whether a file name is that of an index."""
+    """Return whether a file name is that of an index."""
     return name.endswith(INDEX_SUFFIX) and name != INDEX_SUFFIX
 
 
 def is_beside(name: str) -> bool:
-    """Whether a file name is one that the Hugging Face tools write in the folder of a model."""
+    """Return whether a file name is one that the Hugging Face tools write beside a model."""
     return _BESIDE.fullmatch(name) is not None
 
 
 def is_note(name: str) -> bool:
-    """Whether a file name is that of a configuration, a state or a description beside a model."""
+    """Return whether a file name is that of a configuration, a state or a description beside a model."""
     return _NOTE.fullmatch(name) is not None
 
 
 def models(names: Collection[str]) -> list[str]:
-    """The files of which each is, or has the index of, a model in a folder: the first is the one to load.
+    """Return the file to load as the model of a folder: a single file or an index.
 
-    ``model.safetensors`` comes before an index of that stem, as in transformers, and after it for other stems, as in
-    diffusers. Several indexes of other names are all returned.
+    ``model.safetensors`` takes precedence over an index of that stem, as in transformers. For other stems the index
+    does, as in diffusers. If all names are others, return all indexes.
     """
     for stem in STEMS:
         both = [f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"]
@@ -60,12 +60,12 @@ def models(names: Collection[str]) -> list[str]:
 
 
 def index_of(path: str) -> tuple[str, str]:
-    """The folder and the stem of the files that a path means: of an index, or of a folder."""
+    """Return the folder and the stem of the files for the path of a folder or an index."""
     folder, _, name = path.rpartition("/")
     return (folder, name.removesuffix(INDEX_SUFFIX)) if is_index(name) else (path, MODEL)
 
 
 def shard_names(stem: str, count: int) -> list[str]:
-    """Names for the shards of a save, which no other save has."""
+    """Return unique names for the shards of a save."""
     save = secrets.token_hex(4)
     return [f"{stem}-{save}-{number:05d}-of-{count:05d}{SUFFIX}" for number in range(1, count + 1)]

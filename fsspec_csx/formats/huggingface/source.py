@@ -1,4 +1,4 @@
-"""HuggingFaceSource: safetensors files as one source of bytes, each opened when it is needed."""
+"""HuggingFaceSource: reads several safetensors files as one source, and opens each on demand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.names import Choice, shown
 from fsspec_csx.tensors.source import Source, Spans
 
-_STRIDE = 2**44  # bytes from the start of a shard to that of the next, more than one has
+_STRIDE = 2**44  # bytes from the start of one shard to the next; larger than any shard
 _THREADS = 4
 
 
@@ -25,15 +25,15 @@ class HuggingFaceSource(Source):
     """The shards of a checkpoint, one after the other.
 
     Args:
-        index: which tensor is in which shard; None if there is one file without an index.
-        manifest: the name of the index, or of the one file.
+        index: maps tensors to shards; None if there is one file without an index.
+        manifest: the name of the index, or of the single file.
     """
 
     format = "huggingface"
     _summing = False
 
     def __init__(self, folder: Folder, index: Index | None, manifest: str) -> None:
-        # Not as in Source: there is no single file whose ends could be read.
+        # Not super().__init__: there is no single file to read the ends of.
         self.file = None
         self.advance: Callable[[int], object] = lambda count: None
         self.folder = folder
@@ -46,7 +46,7 @@ class HuggingFaceSource(Source):
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """The bytes of all tensors, by the index where it says it."""
+        """The size of all tensors in bytes; from the index, if it has it."""
         total = self._index.total_size if self._index else None
         return self.stored if total is None else total
 
@@ -56,18 +56,18 @@ class HuggingFaceSource(Source):
 
     @property
     def stored(self) -> int:
-        """How many bytes all shards have; of those that are missing, none."""
+        """The total size of the shards that exist, in bytes."""
         missing = self._open(self.shards)
         return sum(self._opened[each].size for each in self.shards if each not in missing)
 
     @property
     def kept(self) -> int:
-        """How many bytes are kept."""
+        """How many bytes are kept in memory."""
         return sum(each.kept for each in self._opened.values())
 
     @property
     def index(self) -> Index:
-        """Which tensor is in which shard; of a single file, by its header."""
+        """Maps tensors to shards; for a single file, made from its header."""
         if self._index is None:
             (opened,) = self.open_shards(self.shards)
             held = reader.structure(opened, name=self.folder.name).obj
@@ -78,7 +78,7 @@ class HuggingFaceSource(Source):
         return self._index
 
     def narrow(self, keys: Any, name: str) -> Any:
-        """Only the shards with these keys are read."""
+        """Read only the shards with these keys."""
         keys = super().narrow(keys, name)
         if keys is not None:
             present = dict.fromkeys([*self.index.weight_map, *self.index.aliases])
@@ -87,7 +87,7 @@ class HuggingFaceSource(Source):
         return keys
 
     def tensors(self) -> LazyObject:
-        """The tensors, or those that ``narrow`` left, with records of where their bytes are."""
+        """Return the tensors, or those that ``narrow`` chose, with records of where their bytes are."""
         weight_map, aliases = self.index.weight_map, self.index.aliases
         chosen = [name for name in (*weight_map, *aliases) if self._chosen is None or name in self._chosen]
         stored = {aliases.get(name, name): None for name in chosen}
@@ -106,19 +106,19 @@ class HuggingFaceSource(Source):
         return LazyObject({name: held[aliases.get(name, name)] for name in chosen}, records)
 
     def locate(self, position: int) -> tuple[str, int]:
-        """The shard of a position in the source, and the position there."""
+        """Return the shard at a position of the source, and the position in the shard."""
         number, offset = divmod(position, _STRIDE)
         return self.shards[number], offset
 
     def open_shards(self, shards: Sequence[str]) -> list[Source]:
-        """Open shards, each once; an InvalidCheckpointError that names those that are missing."""
+        """Open shards, each once; raise an InvalidCheckpointError that names missing ones."""
         if missing := self._open(shards):
             reason = f"{self.folder.name} is incomplete: it lacks {shown(missing)}, which {self.manifest} names."
             raise InvalidCheckpointError(reason, "Copy it again, or load it again if it was being saved.")
         return [self._opened[each] for each in shards]
 
     def _open(self, shards: Sequence[str]) -> list[str]:
-        """Open shards, each once; returns the names of those that are missing."""
+        """Open shards, each once; return the names of missing ones."""
         missing: list[str] = []
 
         def open_one(shard: str, advance: Callable[[int], object]) -> None:
@@ -136,11 +136,11 @@ class HuggingFaceSource(Source):
         return sorted(missing)
 
     def name_of(self, shard: str) -> str:
-        """What errors call a shard."""
+        """Return what errors call a shard."""
         return f"{shard} in {self.folder.name}" if len(self.files) > 1 else self.folder.name
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """Several shards are read at a time."""
+        """Read several shards at a time."""
         by_shard: dict[int, list[int]] = {}
         for number, (start, _) in enumerate(spans):
             by_shard.setdefault(start // _STRIDE, []).append(number)
@@ -158,18 +158,18 @@ class HuggingFaceSource(Source):
         return crcs if crc32 else []
 
     def sum_up(self) -> None:
-        """Of each shard."""
+        """Sum up each shard."""
         self._summing = True
         for each in self._opened.values():
             each.sum_up()
 
     def verify_whole(self, name: str) -> None:
-        """Of each shard that was read whole."""
+        """Verify each shard that was read whole."""
         for shard, each in self._opened.items():
             each.verify_whole(self.name_of(shard))
 
     def close(self) -> None:
-        """Close the files that were opened."""
+        """Close the open files."""
         for each in self._opened.values():
             each.file.close()
         self._opened.clear()

@@ -1,4 +1,4 @@
-"""What is damaged in a Hugging Face checkpoint: all of it, not only the first."""
+"""Finds all damage in a Hugging Face checkpoint, not only the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsspec_csx.tensors.lazy_object import LazyObject
 
 
 def examine(source: HuggingFaceSource) -> Report:
-    """Read all shards, and compare what they hold with the index."""
+    """Read all shards, and compare their content with the index."""
     found = Report()
     index = source.index
     for shard in source.shards:
@@ -32,7 +32,7 @@ def examine(source: HuggingFaceSource) -> Report:
 
 
 def _misfit(held: LazyObject, *, mine: set[str], index: Index) -> str:
-    """In what a shard does not hold what the index says; empty if it does."""
+    """Describe how a shard differs from the index; empty if it does not."""
     if lacking := sorted(mine - held.obj.keys()):
         return f"it lacks {names.shown(lacking)}, which the index names"
     if more := sorted(held.obj.keys() - mine - index.aliases.keys()):

@@ -1,4 +1,4 @@
-"""HuggingFaceWriter: a state dict that is to be saved in shards, and the steps by which a folder is replaced."""
+"""HuggingFaceWriter: saves a state dict in shards, and replaces the old checkpoint of a folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fsspec_csx.storage.sizes import bytes_of
 
 SHARD_SIZE = "5GB"
 _THREADS = 4
-_OTHER_FORMATS = frozenset((".metadata", "__METADATA__"))  # of DCP and of Cerebras folders
+_OTHER_FORMATS = frozenset((".metadata", "__METADATA__"))  # manifests of DCP and Cerebras folders
 
 
 class HuggingFaceWriter(CheckpointWriter):
-    """A Hugging Face checkpoint to be: a mapping of names to tensors, of which tied ones are stored once."""
+    """Writes a Hugging Face checkpoint: a mapping of names to tensors; tied tensors are stored once."""
 
     def __init__(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> None:
         tensors, self._aliases = writer.without_twins(writer.named_tensors(obj))
@@ -57,9 +57,9 @@ class HuggingFaceWriter(CheckpointWriter):
 
 
 class Replacing:
-    """Replaces the checkpoint of a folder: shards of new names first, then the index, then the old files go.
+    """Replaces the checkpoint of a folder: writes new shards first, then the index, then removes the old files.
 
-    As a context manager, it removes the new shards if its block ends with an exception before the index is written.
+    As a context manager, it removes the new shards if its block fails before the index is written.
 
     Args:
         target: the folder, or the index in it.
@@ -76,7 +76,7 @@ class Replacing:
         self._present: list[str] = []
 
     def __enter__(self) -> Replacing:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # who writes may not list
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # listing may be forbidden
             self._present = self.folder.names()
         if self._is_folder and not _OTHER_FORMATS.isdisjoint(self._present):
             msg = f"{self.folder.name} has a checkpoint of another format, which load prefers. Delete it first."
@@ -88,11 +88,11 @@ class Replacing:
             self.folder.remove(self.names)
 
     def publish(self, aliases: Mapping[str, str], total_size: int) -> int:
-        """Write the index, which makes the new shards the checkpoint, and remove the files that it replaces.
+        """Write the index, which makes the new shards visible, and remove the files that it replaces.
 
         Args:
-            aliases: names of tensors that equal others, with the names of these.
-            total_size: the bytes of all tensors.
+            aliases: names of duplicate tensors, each with the name that is stored.
+            total_size: the size of all tensors in bytes.
 
         Returns:
             The size of the index in bytes.
@@ -101,7 +101,7 @@ class Replacing:
         old = self._replaced_shards(manifest)
         weight_map = {tensor: shard for shard, part in zip(self.names, self._parts, strict=True) for tensor in part}
         text = Index(weight_map, aliases, {"total_size": total_size}).encoded()
-        self._writes_index = True  # from here on it may be there, also after an error
+        self._writes_index = True  # after an error it may have been written
         with self.folder.atomic_write(manifest) as file:
             file.write(text)
         self._remove_single(f"{self._stem}{SUFFIX}")
@@ -109,18 +109,18 @@ class Replacing:
         return len(text)
 
     def _remove_single(self, name: str) -> None:
-        """Remove a former checkpoint of one file, which transformers would take for the newer one."""
+        """Remove an old checkpoint of one file, which transformers would prefer."""
         with contextlib.suppress(FileNotFoundError):
             fs, path = self.folder.fs, self.folder.at(name)
             os.unlink(path) if fs is None else fs.rm_file(path)
 
     def _replaced_shards(self, manifest: str) -> set[str]:
-        """The shards that the old index names and no other one; an index may name any file, so only those of shards."""
+        """Return the shards that only the old index names. It could name any file; only safetensors files are returned."""
         others = [name for name in self._present if is_index(name) and name != manifest]
         try:
             old = self._shards(manifest)
             kept = {shard for name in others for shard in self._shards(name)} if old else set()
-        except (CheckpointError, PermissionError) as error:  # some may write but not read
+        except (CheckpointError, PermissionError) as error:  # the user may have no permission to read
             logger.warning("The shards of the old checkpoint stay: an index cannot be read: %s", error)
             return set()
         return {name for name in old - kept - set(self.names) if name.endswith(SUFFIX)}
@@ -134,7 +134,7 @@ class Replacing:
 
 
 def split(sizes: Mapping[str, int], limit: int | str = SHARD_SIZE) -> list[list[str]]:
-    """Divide tensors, given with their bytes, among shards in their order; a larger one gets a shard of its own."""
+    """Divide tensors, given by size, among shards in order; a tensor above the limit gets its own shard."""
     most = bytes_of(limit, "max_shard_size")
     parts: list[list[str]] = []
     taken = 0

@@ -44,7 +44,7 @@ class SafetensorsFormat(FileFormat):
 
 
 class SafetensorsWriter(FileWriter):
-    """A safetensors file to be; a ValueError if the format cannot hold the object, which names the entry."""
+    """Writes a safetensors file. Raise a ValueError that names an entry which the format cannot hold."""
 
     def __init__(self, obj: Any, *, copied: bool = False) -> None:
         parts = writer.prepared(obj)

@@ -1,4 +1,4 @@
-"""What is common to safetensors files, read and written: a header that says all, then the tensors' bytes.
+"""The layout of safetensors files: a header that describes everything, then the tensors' bytes.
 
 Format: https://huggingface.co/docs/safetensors#format
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 
 LENGTH = 8
-HEADER_MAX = 100_000_000  # bytes; the format's own limit
+HEADER_MAX = 100_000_000  # bytes; the limit of the format
 TENSORS_MAX = 250_000
 METADATA = "__metadata__"
-# In the order in which the format has them written: those of the largest alignment first.
+# In the order in which the format writes tensors: by decreasing alignment.
 _NAMES = {
     "U64": "uint64",
     "I64": "int64",
@@ -37,17 +37,17 @@ _NAMES = {
 DTYPES: dict[str, torch.dtype] = {label: getattr(torch, name) for label, name in _NAMES.items() if hasattr(torch, name)}
 LABELS = {dtype: label for label, dtype in DTYPES.items()}
 LITTLE_ENDIAN = "safetensors files", "Use another suffix, such as .mdl."
-PAIRS = "F4"  # two values to the byte: the format counts the values, torch the bytes
+PAIRS = "F4"  # two values per byte: the format counts values, torch bytes
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file with these first ``sniff.HEAD`` bytes is a safetensors file, be it whole or not."""
+    """Return whether a file with these first ``sniff.HEAD`` bytes is a safetensors file, even a truncated one."""
     length = int.from_bytes(head[:LENGTH], "little")
     return head[LENGTH : LENGTH + 1] == b"{" and 2 <= length <= max(HEADER_MAX, size - LENGTH)
 
 
 def is_text(name: str) -> bool:
-    """Whether UTF-8 can hold it; half a surrogate pair it cannot."""
+    """Return whether UTF-8 can encode the name; it cannot encode lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:

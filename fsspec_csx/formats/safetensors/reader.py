@@ -1,4 +1,4 @@
-"""safetensors files to read, from any file object; there is nothing in them that could run."""
+"""Reads safetensors files from any file object; they cannot contain code."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import Source
 
-# Python takes up to 30 times the memory of JSON for it. How many there may be for each of the most tensors, in a header
-# of more bytes than these; less than half of that is needed.
+# Parsed JSON takes up to 30 times its size in memory. In a header of more bytes than _UNCHECKED, these are the most
+# parts allowed for each of TENSORS_MAX tensors; valid headers need less than half of them.
 _UNCHECKED = 4 * 2**20
 _PER_TENSOR = ((b"{", 2), (b"[", 4), (b",", 16), (b'"', 24))
 _NUMBER_MAX = 2**63 - 1
 
 
 class _Entry(NamedTuple):
-    """What a header says of a tensor; the span in bytes counts from the end of the header."""
+    """A tensor in the header; its span in bytes counts from the end of the header."""
 
     dtype: torch.dtype
     shape: list[int]
@@ -64,23 +64,22 @@ def structure(source: Source, *, name: str) -> LazyObject:
 
 
 def aliases(names: Container[str], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The further names of tensors that a file has once, each with the name under which it is there.
+    """Return the names of tied tensors that a file leaves out, each with the name that it keeps.
 
-    ``safetensors.torch.save_model`` writes one tensor of those that share memory, and metadata of the form
-    ``{"name that was left out": "name that was kept"}``:
-    https://huggingface.co/docs/safetensors/torch_shared_tensors
+    ``safetensors.torch.save_model`` writes one of the tensors that share memory, and metadata of the form ``{"name that
+    was left out": "name that was kept"}``: https://huggingface.co/docs/safetensors/torch_shared_tensors
     """
     found = metadata.items()
     return {alias: kept for alias, kept in found if kept in names and alias not in names and alias != "format"}
 
 
 def metadata(source: Source) -> dict[str, str]:
-    """What the header of a file, which is known to be right, says besides the tensors."""
+    """Return the metadata in the header of a valid file."""
     return _parsed(_read_header(source))[1]
 
 
 def _read_header(source: Source) -> bytes:
-    """The JSON of the header; of most files no further read is needed for it."""
+    """Return the JSON of the header; most headers are already in memory."""
     (head,) = source.bytes_of([(0, min(source.size, LENGTH + 1))])
     length = int.from_bytes(head[:LENGTH], "little")
     if head[LENGTH:] != b"{":
@@ -97,7 +96,7 @@ def _read_header(source: Source) -> bytes:
 
 
 def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
-    """The tensors' entries, and the metadata."""
+    """Return the tensors' entries, and the metadata."""
     found: dict[str, _Entry] = {}
     extra: dict[str, str] = {}
     try:
@@ -118,7 +117,7 @@ def _parsed(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
 
 
 def _items(header: bytes) -> Iterable[tuple[str, Any]]:
-    """What a header holds, unless that would take much memory."""
+    """Parse a header; raise a ValueError if that would take too much memory."""
     if len(header) > _UNCHECKED and any(header.count(each) > most * TENSORS_MAX for each, most in _PER_TENSOR):
         msg = f"it has more parts than {TENSORS_MAX} tensors need"
         raise ValueError(msg)
@@ -173,7 +172,7 @@ def _are_counts(values: object) -> bool:
 
 
 def _elements(key: str, shape: list[int]) -> int:
-    """Their number; refused are the shapes that torch cannot count, those with a 0 among them too."""
+    """Return the number of elements. Refuse shapes that torch cannot count, even if they contain a 0."""
     product = 1
     for count in shape:
         product *= max(count, 1)
@@ -183,7 +182,7 @@ def _elements(key: str, shape: list[int]) -> int:
 
 
 def _check_spans(entries: dict[str, _Entry], available: int) -> None:
-    """That the tensors follow each other without a gap, from the end of the header to that of the file."""
+    """Check that the tensors fill the file without gaps, from the end of the header to the end of the file."""
     end = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:

@@ -1,4 +1,4 @@
-"""safetensors files to write, to any file object."""
+"""Writes safetensors files to any file object."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.tiling import extent, memories, memory
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-"""The classes of tensors that are no more than their elements."""
+"""The tensor classes that hold nothing besides their elements."""
 
 _PIECE = 16 * 2**20
 _NAMES_SHOWN = 5
@@ -36,7 +36,7 @@ _TORCH_FILE = "Save under another suffix, such as .mdl: a torch file holds it."
 
 
 class Prepared(NamedTuple):
-    """What is to be written: the bytes in front of the first tensor's, and the tensors in the order of the file."""
+    """A file to write: the bytes before the first tensor, and the tensors in the order of the file."""
 
     header: bytes
     tensors: list[torch.Tensor]
@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
         """Write what ``safetensors.torch.save_file(…, {"format": "pt"})`` writes; tensors need not be contiguous.
 
-        If the file has ``write_borrowed``, that gets memoryviews of the tensors' own memory, which must not change
+        If the file has ``write_borrowed``, it receives memoryviews of the tensors' own memory, which must not change
         until the file is closed.
         """
         expect_size(file, self.nbytes)
@@ -67,12 +67,12 @@ class Prepared(NamedTuple):
 
 
 def prepared(obj: object) -> Prepared:
-    """The header and the tensors of a file; a ValueError if ``obj`` holds what the format cannot, which it names."""
+    """Return the file of an object; raise a ValueError that names an entry which the format cannot hold."""
     return laid_out(checked(obj))
 
 
 def checked(obj: object) -> dict[str, torch.Tensor]:
-    """The tensors of an object, by name (see ``prepared``); none shares memory with another."""
+    """Return the tensors of an object by name; raise a ValueError if two share memory. See ``prepared``."""
     check_little_endian(*LITTLE_ENDIAN)
     tensors = named_tensors(obj)
     check([*tensors.items()])
@@ -81,7 +81,7 @@ def checked(obj: object) -> dict[str, torch.Tensor]:
 
 
 def named_tensors(obj: object) -> dict[str, torch.Tensor]:
-    """The tensors of an object, by name, which may share memory; a ValueError if the format cannot hold one."""
+    """Return the tensors of an object by name; they may share memory. Raise a ValueError for unsupported ones."""
     if not isinstance(obj, Mapping):
         msg = f"A safetensors file holds a mapping of names to tensors, not a {type(obj).__name__}. {_TORCH_FILE}"
         raise ValueError(msg)
@@ -91,13 +91,13 @@ def named_tensors(obj: object) -> dict[str, torch.Tensor]:
 
 
 def laid_out(tensors: Mapping[str, torch.Tensor]) -> Prepared:
-    """The header and the tensors of a file of tensors that were checked."""
+    """Return the file of tensors that were checked."""
     ordered = _in_order([*tensors.items()])
     return Prepared(_header(ordered), [tensor for _, tensor in ordered])
 
 
 def without_twins(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Leave out tensors that are the same as others: of the same memory, shape and dtype, as tied weights are.
+    """Leave out duplicates, such as tied weights: tensors with the same memory, shape and dtype.
 
     Returns:
         The first of each; and the names of the others, each with the name of the first.
@@ -120,15 +120,15 @@ def outlined(
     dtype_of: Callable[[torch.Tensor], torch.dtype],
     extra: Mapping[str, str],
 ) -> tuple[bytes, list[str]]:
-    """The header of a file of tensors, which may share memory, as each is written apart; see ``prepared``.
+    """Return the header of a file of tensors, which may share memory, since each is written separately.
 
     Args:
-        tensors: by name; their data is not looked at.
-        dtype_of: gives the dtype that a tensor is cast to.
+        tensors: by name; their data is not read.
+        dtype_of: returns the dtype to cast a tensor to.
         extra: metadata for the header.
 
     Returns:
-        The bytes in front of the first tensor's, and the names in the order in which the tensors follow.
+        The bytes before the first tensor, and the names in the order of the file.
     """
     check_little_endian(*LITTLE_ENDIAN)
     forms = []
@@ -140,7 +140,7 @@ def outlined(
 
 
 def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
-    """The names of tensors that overlap in memory, each with another such."""
+    """Return pairs of names of tensors that overlap in memory."""
     spans = sorted(
         (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + extent(tensor), name)
         for name, tensor in tensors.items()
@@ -180,7 +180,7 @@ def _check_name(name: object) -> None:
 
 
 def _flaw(value: object) -> tuple[str, str] | None:
-    """Why the format cannot hold a value, and what to do."""
+    """Return why the format cannot hold a value, and the remedy; None if it can."""
     if not isinstance(value, torch.Tensor):
         return f"it is a {type(value).__name__}, not a tensor", _TORCH_FILE
     if is_lazy(value):
@@ -199,7 +199,7 @@ def _flaw(value: object) -> tuple[str, str] | None:
 
 
 def _check_sharing(tensors: Mapping[str, torch.Tensor]) -> None:
-    """A ValueError if any overlap in memory: after loading they would be apart."""
+    """Raise a ValueError if tensors overlap in memory: after loading they would be separate."""
     found = [f"{quoted(first)} and {quoted(second)}" for first, second in overlapping(tensors)]
     if found:
         more = f" and {len(found) - _NAMES_SHOWN} more pairs" if len(found) > _NAMES_SHOWN else ""
@@ -231,6 +231,6 @@ def _header(tensors: list[tuple[str, torch.Tensor]], extra: Mapping[str, str] | 
 
 
 def _lies_as_saved(tensor: torch.Tensor) -> bool:
-    """Whether the bytes of the tensor's memory are those of the file."""
+    """Return whether the tensor's memory has the bytes of the file."""
     lazy = tensor.is_conj() or tensor.is_neg()
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not lazy

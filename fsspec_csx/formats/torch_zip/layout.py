@@ -137,7 +137,7 @@ class Layout:
         yield _ROOT + b".data/serialization_id", None
 
     def _header(self, position: int, name: bytes, size: int) -> bytes:
-        """Return what precedes the bytes of a record."""
+        """Return what precedes the bytes of a record; as in torch, the compressed size is 0 here."""
         extra = _extra(position, size, 0)
         least = position + _LOCAL.size + len(name) + len(extra) + _PADDING_HEAD.size
         padding = -least % self._alignment

@@ -30,7 +30,7 @@ def tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> torch.Tensor:
-    """Make a tensor; torch would enlarge a storage that is too small. See ``torch._utils._rebuild_tensor_v2`` and ``_v3``."""
+    """As ``torch._utils._rebuild_tensor_v2`` and ``_v3``, which would enlarge a storage that is too small."""
     if type(hooks) is not OrderedDict or type(requires_grad) is not bool:
         raise refused("a tensor of an unknown kind")
     _check_extent(storage.nbytes(), dtype.itemsize, offset, size, stride)
