@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the filesystem only where it is used: s3fs takes longer to import than the rest."""
+    """Import the filesystem on first use, because the import of s3fs is slow."""
     if name != "CSXFileSystem":
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

@@ -55,12 +55,12 @@ import typing
 
 
 class CSXError(Exception):
-    """Base of all errors of this package.
+    """The base of all errors of this package.
 
     Attributes:
-        reason: one sentence that says what went wrong.
-        remedy: one sentence that says what to do; may be empty.
-        maybe_applied: whether the server may have applied the request: no answer to it arrived.
+        reason: one sentence about the cause.
+        remedy: one sentence about what to do; may be empty.
+        maybe_applied: whether the server may have applied the request, because no response arrived.
 
     An OSError has the system's number as ``errno``, if there is one.
     """
@@ -77,12 +77,12 @@ class CSXError(Exception):
 
     def __reduce__(self) -> tuple[typing.Any, ...]:
         state = dict(vars(self))
-        if isinstance(self, OSError):  # whose own attributes are not in vars()
+        if isinstance(self, OSError):  # vars() lacks the attributes of OSError
             state |= {"errno": self.errno, "filename": self.filename}
         return type(self), (self.reason, self.remedy), state
 
     def mark_maybe_applied(self, what: str) -> None:
-        """Set ``maybe_applied``, and add a clause that names what may have been done."""
+        """Set ``maybe_applied``, and name in the message what may have been done."""
         if not self.maybe_applied:
             self.maybe_applied = True
             self.reason = f"{self.reason.rstrip('.')}; {what} may have been done all the same."
@@ -107,7 +107,7 @@ class NoCredentialsError(CredentialsError):
 
 
 class IncompleteCredentialsError(CredentialsError, ValueError):
-    """An access key without its secret, or a secret without its key."""
+    """There is an access key without a secret key, or the reverse."""
 
 
 class UnknownProfileError(CredentialsError, LookupError):
@@ -115,7 +115,7 @@ class UnknownProfileError(CredentialsError, LookupError):
 
 
 class RejectedCredentialsError(CredentialsError):
-    """The server does not know the access key, or the secret does not belong to it."""
+    """The server does not know the access key, or the secret key does not belong to it."""
 
 
 class ExpiredCredentialsError(CredentialsError):
@@ -123,7 +123,7 @@ class ExpiredCredentialsError(CredentialsError):
 
 
 class AccessDeniedError(CSXError, PermissionError):
-    """The server accepts the credentials, but they lack the right to do this."""
+    """The server accepts the credentials, but they lack a permission."""
 
     _number = errno.EACCES
 
@@ -141,17 +141,17 @@ class ObjectNotFoundError(CSXError, FileNotFoundError):
 
 
 class ObjectExistsError(CSXError, FileExistsError):
-    """An object that was to be created exists already."""
+    """An object to create already exists."""
 
     _number = errno.EEXIST
 
 
 class ObjectChangedError(CSXError, OSError):
-    """An object changed while it was copied, appended to, or given other metadata."""
+    """An object changed while it was copied, appended to, or given new metadata."""
 
 
 class InvalidBucketNameError(CSXError, ValueError):
-    """S3 allows no bucket of this name."""
+    """S3 does not allow this bucket name."""
 
 
 class ClockSkewError(CSXError, PermissionError):
@@ -161,17 +161,17 @@ class ClockSkewError(CSXError, PermissionError):
 
 
 class WrongRegionError(CSXError, OSError):
-    """The bucket is in another region than the one addressed."""
+    """The bucket is in another region than the request."""
 
 
 class NoSpaceError(CSXError, OSError):
-    """The server has no room for the object, or a quota is used up."""
+    """The server has no space for the object, or a quota is exhausted."""
 
     _number = errno.ENOSPC
 
 
 class EndpointError(CSXError, ConnectionError):
-    """The endpoint cannot be reached, or does not answer in time."""
+    """The endpoint cannot be reached, or does not respond in time."""
 
 
 class UntrustedCertificateError(EndpointError):
@@ -179,17 +179,17 @@ class UntrustedCertificateError(EndpointError):
 
 
 class UnavailableError(EndpointError):
-    """The endpoint stays too busy or out of order, after all retries."""
+    """The endpoint is still busy or failing after all retries."""
 
     _number = errno.EBUSY
 
 
 class RefusedError(CSXError, OSError):
-    """The server refuses the request for a reason of its own, whose nearest system number is ``errno``."""
+    """The server refuses the request for another reason; ``errno`` is the closest system number."""
 
 
 class ChecksumError(CSXError, OSError):
-    """The data does not match its checksum, after all retries."""
+    """The data does not match its checksum after all retries."""
 
     _number = errno.EIO
 
@@ -249,7 +249,7 @@ class MismatchError(CheckpointError):
 
 
 class DiscardedFileWarning(RuntimeWarning):
-    """A file was discarded and no exception says so; the former object stays."""
+    """A file was discarded without an exception; the old object stays."""
 
 
 class DtypeCastWarning(UserWarning):

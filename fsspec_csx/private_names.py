@@ -1,4 +1,4 @@
-"""Names of other libraries that are not public: checked before they are used, so that a change is noticed."""
+"""Checks private names of other libraries before they are used, so that changes are noticed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 
 def check(table: dict[str, tuple[str, ...]]) -> None:
-    """Check that the installed releases have the names of a table; an ImportError names what is missing.
+    """Check that the installed libraries have the private names of a table; an ImportError names what is missing.
 
     Args:
-        table: what each class has or sets when it is made, and what each function calls.
+        table: the attributes of each class, also those that it sets when it is made, and the names that each function
+            uses.
     """
     for path, names in table.items():
         try:
@@ -42,7 +43,7 @@ def _unsupported(path: str) -> ImportError:
 
 
 def release(library: str) -> str:
-    """The name of a library with the version that is installed."""
+    """Return the name of a library with its installed version."""
     try:
         return f"{library} {version(library)}"
     except PackageNotFoundError:

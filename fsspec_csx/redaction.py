@@ -1,4 +1,4 @@
-"""No secret in a log or an error: libraries log requests and responses, and errors show arguments."""
+"""Redacts secrets in logs and errors: libraries log requests and responses, and errors show arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Libraries whose loggers are filtered, and loggers that may be created later.
+# Libraries whose loggers are filtered, and loggers that they may create later.
 _LIBRARIES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "fsspec_csx", "s3fs", "urllib3")
 _LOGGERS = (
     *_LIBRARIES,
@@ -32,17 +32,18 @@ _NAMES = (
     "Signature",
     "Token",
 )
-# A name, the separator in headers, reprs of dicts, JSON and XML, and the value.
+# A name, a separator as in headers, reprs of dicts, JSON and XML, and the value.
 _SECRET = re.compile(rf"""((?:{"|".join(_NAMES)})["']?\s*[:=>,]\s*(?:b?["'])?)([^\s"'<>&,]{{8,}})""", re.IGNORECASE)
 _AUTHORIZATION = re.compile(r"""(authorization["']?\s*[:=,]\s*(?:b?["'])?)[^"'\s<>][^"'\n<>]*""", re.IGNORECASE)
-# Signatures and tokens in URLs: the names of Amazon, Google and Azure, and common ones.
+# Signatures and tokens in URLs: names of Amazon, Google and Azure, and common names.
 _SIGNED = re.compile(
     r"""([?&](?:X-(?:Amz|Goog)-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|GoogleAccessId|Signature|sig|"""
     r"""(?:access_|auth_)?token|api_?key|password|secret)=)[^\s&"'<>]+""",
     re.IGNORECASE,
 )
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)([^/\s]+)@")
-# Arguments of filesystems in reprs of dicts, calls and JSON; these words stand in sentences too.
+# Arguments of filesystems in reprs of dicts, calls and JSON. The values are quoted, as these words also occur in
+# sentences.
 _QUOTED = re.compile(
     r"""((?:secret|secret_key|passw(?:or)?d|passphrase|account_key|sas_token|connection_string)["']?\s*[:=]\s*b?(["']))"""
     r"""(?:(?!\2).)+""",
@@ -54,15 +55,15 @@ _OF_SECRETS = re.compile(
     r"|((session|access|refresh|sas|auth|api|hf)_)?token",
     re.IGNORECASE,
 )
-# Shorter values may be words of any sentence.
+# Shorter values may be ordinary words.
 _SHORTEST = 8
 _registered: set[str] = set()
 
 
 def register_secrets(settings: Any) -> None:
-    """Redact the secrets of some nested settings from all logs and errors from now on.
+    """Redact the secrets in nested settings from all future logs and errors.
 
-    Secrets are strings with such names, and passwords in URLs.
+    Secrets are strings with secret names, and passwords in URLs.
     """
     redact_logs()
     for secret in _secrets(settings):
@@ -86,19 +87,19 @@ def _secrets(settings: Any) -> Iterator[str]:
 
 
 def without_password(text: str) -> str:
-    """A text without the passwords and signatures in its URLs."""
+    """Return a text without the passwords and signatures in its URLs."""
     return _SIGNED.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def without_user(url: str) -> str:
-    """A URL without the user's name and the password."""
+    """Return a URL without user name and password."""
     scheme, separator, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def redact(text: str) -> str:
-    """A text without registered secrets, and without values that follow the name of a secret."""
+    """Return a text without registered secrets, and without values that follow the name of a secret."""
     for secret in sorted(_registered, key=len, reverse=True):
         text = text.replace(secret, "***")
     text = _QUOTED.sub(r"\1***", _SECRET.sub(r"\1***", without_password(text)))
@@ -106,7 +107,7 @@ def redact(text: str) -> str:
 
 
 class _Redact(logging.Filter):
-    """Redacts records; one that cannot be formatted is left to the handlers, which report it."""
+    """Redacts records. A record that cannot be formatted is left to the handlers, which report it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         with contextlib.suppress(Exception):
@@ -135,14 +136,14 @@ def _redact_trace(record: logging.LogRecord) -> None:
     if record.exc_info and not record.exc_text:
         trace = logging.Formatter().formatException(record.exc_info)
         if (shown := redact(trace)) != trace:
-            record.exc_text = shown  # formatters use it in place of their own
+            record.exc_text = shown  # formatters use it instead of their own
 
 
 _filter = _Redact()
 
 
 def redact_logs() -> None:
-    """Redact the logs of the libraries; call it again for loggers that were made since."""
+    """Redact the logs of the libraries; call it again for loggers that were created later."""
     made = [each for each in list(logging.root.manager.loggerDict) if each.partition(".")[0] in _LIBRARIES]
     for name in {*_LOGGERS, *made}:
         logging.getLogger(name).addFilter(_filter)

@@ -1,4 +1,4 @@
-"""Settings of the whole process: ``backends.csx.storage.s3.profile``."""
+"""Settings of the process, such as ``backends.csx.storage.s3.profile``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["backends"]
 
 
 class _Flags:
-    """A node of the tree of flags; only the names with which it is made can be read or set."""
+    """A node of the tree of flags; only its predefined names can be read or set."""
 
     def __init__(self, **flags: Any) -> None:
         vars(self).update(flags)
 
-    if not TYPE_CHECKING:  # so that type checkers still find misspelt flags
+    if not TYPE_CHECKING:  # so that type checkers find misspelled flags
 
         def __getattr__(self, name: str) -> NoReturn:
-            if name.startswith("__"):  # copy, pickle and inspect look such names up
+            if name.startswith("__"):  # copy, pickle and inspect look up such names
                 raise AttributeError(name)
             raise _unknown(name)
 
@@ -33,18 +33,18 @@ class _Flags:
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        setattr(self, name, None)  # as before it was set
+        setattr(self, name, None)  # the default
 
 
 class S3Flags(_Flags):
-    """``backends.csx.storage.s3``: how S3 is reached.
+    """``backends.csx.storage.s3``: access to S3.
 
     Attributes:
-        profile: name of the AWS profile for calls that name no credentials of their own; None to use the fsspec
-            configuration, the environment and the AWS files. Setting it raises TypeError if it is neither a str nor
-            None, and ValueError if it is empty.
-        cache_dir: a local folder for the bytes that open files read; None to use the fsspec configuration, or no cache.
-        cache_size: how much it may hold, in bytes or as a text such as "50GB"; None for the default.
+        profile: name of the AWS profile for calls that name no credentials; None to use the fsspec configuration, the
+            environment and the AWS files. Setting it raises TypeError if it is neither a str nor None, and ValueError
+            if it is empty.
+        cache_dir: a local folder that caches what open files read; None to use the fsspec configuration, or no cache.
+        cache_size: the maximum size of the cache, in bytes or as a text such as "50GB"; None for the default.
     """
 
     profile: str | None
@@ -62,13 +62,13 @@ class S3Flags(_Flags):
 
 
 class StorageFlags(_Flags):
-    """``backends.csx.storage``: where checkpoints are kept."""
+    """``backends.csx.storage``: where checkpoints are stored."""
 
     s3: S3Flags
 
 
 class FreeFlags:
-    """Flags of any names, to any depth, of Cerebras hardware."""
+    """Flags of any name and depth, for Cerebras hardware."""
 
     if not TYPE_CHECKING:
 
@@ -80,7 +80,7 @@ class FreeFlags:
 
 
 class CSXFlags(_Flags):
-    """``backends.csx``: the flags of Cerebras PyTorch 2.10; those outside ``storage`` have no effect here."""
+    """``backends.csx``: the flags of Cerebras PyTorch 2.10; those outside ``storage`` have no effect."""
 
     cluster: Any
     debug: Any
@@ -92,13 +92,13 @@ class CSXFlags(_Flags):
 class Backends(_Flags):
     """The root of all flags.
 
-    A flag takes effect at the next ``fsspec.open``, in every thread; open files keep their settings.
+    A flag takes effect at the next ``fsspec.open`` in every thread; open files keep their settings.
     """
 
     csx: CSXFlags
 
     def set_flags(self, flags: Mapping[str, Any]) -> None:
-        """Set all of these flags, or none if one is wrong.
+        """Set all of these flags, or none if one is invalid.
 
         Args:
             flags: values by dotted names, such as ``{"csx.storage.s3.profile": "my-profile"}``.
@@ -118,7 +118,7 @@ class Backends(_Flags):
 
     @contextmanager
     def scoped_flags(self, flags: Mapping[str, Any]) -> Iterator[None]:
-        """Set flags for a ``with`` block, for the whole process, and restore the former values after it.
+        """Set flags of the process for a ``with`` block, and restore the old values afterwards.
 
         Args:
             flags: see ``set_flags``.
@@ -150,12 +150,12 @@ _FREE = ("csx.debug.debug_args.", "csx.debug.ini.")
 
 
 def has_effect(name: str) -> bool:
-    """Whether a flag is one of this package, and not of Cerebras hardware."""
+    """Return whether a flag belongs to this package, and not to Cerebras hardware."""
     return name.startswith("csx.storage.")
 
 
 def _names(node: _Flags, prefix: str = "") -> list[str]:
-    """All dotted flag names below this node."""
+    """Return all dotted flag names below a node."""
     names = []
     for name, value in vars(node).items():
         names += _names(value, f"{prefix}{name}.") if isinstance(value, _Flags) else [prefix + name]

@@ -1,4 +1,4 @@
-"""async_save: copy the tensors now, and write the checkpoint in a thread while the training continues."""
+"""``async_save``: copy the tensors now, and write the checkpoint in the background."""
 
 from __future__ import annotations
 
@@ -31,44 +31,45 @@ def async_save(
 ) -> SaveFuture:
     """Save like ``save``, but write the file in the background.
 
-    Everything is copied before this returns, from GPUs into pinned memory, so the object may change; the credentials
-    are those of the call, too. Each save needs the memory of its tensors until it ends; the next save uses it again,
-    see ``release_buffers``.
+    Everything is copied before this returns, from GPUs into pinned memory, so the object may change afterwards. The
+    credentials are those at the time of the call. Each save needs the memory of its tensors until it ends; the next
+    save reuses it, see ``release_buffers``.
 
-    Saves to one path run one after the other in the order of the calls, and two saves to different paths run at a time.
-    With a concurrent ``save`` to the same path, the last to end wins. The interpreter waits for its saves at exit;
+    Saves to one path run one after the other in the order of the calls; saves to different paths run two at a time.
+    With a concurrent ``save`` to the same path, the last to end wins. At exit, the interpreter waits for its saves;
     Ctrl-C stops them. A forked child does not inherit them.
 
-    With ``local`` the checkpoint is written to a local disk first, which frees the copy, and uploaded from there, in
-    the order of the saves. The future's ``local`` ends when the local file is whole: if the process is killed then, or
-    the upload fails, the next save to the same two folders, in this process or another, uploads what was left, and
-    resumes interrupted uploads to S3. If two saves have not ended, the call waits for the first. If the disk is full or
-    not writable, the checkpoint goes straight to its path, with a warning. A cancelled save may stay on the disk, and
-    is uploaded by the next process.
+    With ``local``, the checkpoint is written to a local disk first, which frees the copy, and uploaded from there in
+    the order of the saves. The future's ``local`` ends when the local file is complete. If the process is killed later,
+    or the upload fails, the next save to the same two folders uploads the rest, also in another process; interrupted
+    uploads to S3 resume. If two saves have not ended, the call waits for the first. If the disk is full or not
+    writable, the checkpoint is written to its path directly, with a warning. A cancelled save may stay on the disk; the
+    next process uploads it.
 
     Args:
         obj: see ``save``.
         path: see ``save``.
         format: see ``save``.
         max_shard_size: see ``save``.
-        local: a folder on a local disk; the checkpoints of each remote folder have a folder of their own there. For the
-            formats of one file, torch and safetensors. ``load(path, local=…)`` reads them.
-        keep_local: how many checkpoints of one remote folder to keep there. The oldest are deleted, those that are
-            uploaded or older than one that is before others. A warning names each that was not uploaded.
+        local: a folder on a local disk; the checkpoints of each remote folder have their own folder there. For
+            single-file formats (torch and safetensors). ``load(path, local=…)`` reads them.
+        keep_local: how many checkpoints of one remote folder to keep there. The oldest are deleted: first those that
+            are uploaded, or older than an uploaded one. A warning names each that was not uploaded.
         storage_options: see ``save``.
-        callback: see ``save``; called in another thread. Without one no progress bar shows.
+        callback: see ``save``; called in another thread. By default no progress bar shows.
 
     Returns:
-        The save's future. If the save fails and its result is never retrieved, the failure is logged as an error,
-        and the interpreter exits with status 120 (even after ``sys.exit(3)``), or 1 if an exception ended it. Children
+        The save's future. If the save fails and its result is never retrieved, the failure is logged as an error. The
+        interpreter then exits with status 120 (even after ``sys.exit(3)``), or 1 if an exception ended it. Children
         that multiprocessing forks keep their own status.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CredentialsError: a PermissionError, if the credentials for an S3 path are missing.
-        ValueError: if the format cannot hold the object, see ``save``, or is of more than one file with ``local``.
+        ValueError: if the format cannot hold the object, see ``save``, or ``local`` is used with a format of many
+            files.
         RuntimeError: if the main thread has already ended.
-        Exception: any error of pickle for an object that cannot be saved.
+        Exception: any error of pickle for an object that cannot be pickled.
     """
     text = checkpoint_path(path)
     from fsspec_csx.formats import registry  # only here, as the formats import torch
@@ -78,7 +79,7 @@ def async_save(
         inner = os.path.join(os.getcwd(), inner)
     behind, place, _ = unwrap_filesystem(fs, inner)
     if connect := getattr(behind, "connect", None):
-        connect()  # now, with the credentials of this moment
+        connect()  # now, to use the current credentials
     if local is not None:
         from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # only here, as it imports awscrt
 
@@ -96,10 +97,10 @@ def async_save(
 
 
 def release_buffers() -> None:
-    """Give the memory of earlier copies back to the system, after the last ``async_save``.
+    """Give the memory of earlier copies back to the system, for example after the last ``async_save``.
 
-    The memory of a save that has ended is kept for the next, as to touch new memory takes several times as long as to
-    copy into it: that of two saves at most, until none was used for half an hour. Pinned memory is kept by torch.
+    The memory of at most two ended saves is kept for later saves, because the first use of new memory takes several
+    times as long as a copy. It is freed when no save has used it for half an hour. Pinned memory is kept by torch.
     """
     if "torch" in sys.modules:
         from fsspec_csx.tensors import snapshot

@@ -1,4 +1,4 @@
-"""The exit status of a process with a failed background save whose result nobody retrieved."""
+"""Sets the exit status after a background save failed and its result was not retrieved."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def note_failure() -> None:
 
 
 def _reset() -> None:
-    """A child does not inherit its parent's failures."""
+    """Forget the parent's failures in a forked child."""
     global _failed
     _failed = False
 
 
 class _FailingStream:
-    """A sys.stderr that fails when the interpreter flushes it last, after all exit functions have run.
+    """A sys.stderr that fails at the interpreter's last flush, after all exit functions have run.
 
     Python exits with status 120 after such an error: https://docs.python.org/3/library/sys.html#sys.exit
     """
@@ -51,11 +51,11 @@ class _FailingStream:
 
 
 def _replace_stderr() -> None:
-    if _failed and not hasattr(sys, "last_value"):  # the exception that ended the main thread
+    if _failed and not hasattr(sys, "last_value"):  # an exception ended the main thread
         sys.stderr = _FailingStream(sys.stderr or io.StringIO())
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset)
-# Runs after functions that were registered later: the wait for saves.
+# Runs after functions that are registered later, such as the wait for saves.
 threading._register_atexit(_replace_stderr)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Which folder of a local disk is that of a remote folder."""
+"""Maps remote folders to folders on a local disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_local(local: str | os.PathLike[str], keep: int = 1) -> None:
-    """Raise a ValueError for what is no local folder, or no number of checkpoints to keep there."""
+    """Raise a ValueError for an invalid local folder, or an invalid number of checkpoints to keep."""
     text = os.fspath(local)
     if not text or "://" in text:
         msg = f"A local folder is a path on this machine, not {redacted(text)!r}. Give one such as '/nvme/checkpoints'."
@@ -32,7 +32,7 @@ def check_local(local: str | os.PathLike[str], keep: int = 1) -> None:
 def tier_of(
     path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None
 ) -> tuple[LocalTier, Target]:
-    """The tier of a remote checkpoint, one for each remote folder below ``local``, and where the remote one is."""
+    """Return the local tier for a remote checkpoint, and the remote target. Each remote folder has its own tier."""
     check_local(local)
     text = checkpoint_path(path)
     fs, inner = resolve_path(path, text, options)
@@ -45,12 +45,12 @@ def tier_of(
     parent = place.rpartition("/")[0]
     kept = digest(type(behind).__name__, *_store(behind, text), parent)[:8]
     shown = re.sub(r"[^\w.-]+", "_", parent.rpartition("/")[2])[:80]
-    folder = os.path.join(os.path.realpath(local), f"{shown}-{kept}")  # one tier, whatever link names it
+    folder = os.path.join(os.path.realpath(local), f"{shown}-{kept}")  # one tier for all symbolic links to it
     return _tiers.setdefault(folder, LocalTier(folder)), Target(fs, inner, redacted(text))
 
 
 def _store(fs: Any, text: str) -> list[str]:
-    """What distinguishes stores that have the same paths: the endpoint of S3; of others the URL, and the account."""
+    """Distinguish stores with equal paths: by the endpoint of S3, or else by the URL and the account."""
     if fs is None or hasattr(fs, "_endpoint"):
         return [getattr(fs, "_endpoint", "")]
     known = (getattr(fs, name, "") for name in ("account_name", "host", "port", "endpoint_url"))
@@ -58,6 +58,6 @@ def _store(fs: Any, text: str) -> list[str]:
 
 
 def find(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> str:
-    """The path to read a checkpoint from: of its local copy, if there is a good one, or else its own."""
+    """Return the path to read a checkpoint from: its local copy if that is valid, or else ``path``."""
     tier, target = tier_of(path, local, options)
     return tier.find(name_of(target.path), target) or path

@@ -18,17 +18,17 @@ _CHUNK = 16 * 2**20
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a local checkpoint: a JSON file beside it.
+    """The record of a local checkpoint, in a JSON file beside it.
 
     Attributes:
         path: of the remote file, for people.
-        number: that of the save; later ones have larger ones.
+        number: of the save; later saves have larger numbers.
         size: in bytes.
         crc64nvme: of the bytes, as S3 writes it.
-        remote: the state of the remote file after the upload, on S3 its ETag; empty if unknown, or if the file is not
-            to be uploaded any more; None before the upload.
-        before: the state of the remote file that an earlier checkpoint of the name was uploaded to.
-        former: the record of the checkpoint that the file had before, which it has until it is replaced.
+        remote: the state of the remote file after the upload, on S3 its ETag; None before the upload. Empty if unknown,
+            or if the file is not to be uploaded any more.
+        before: the state of the remote file after the upload of an earlier checkpoint of this name.
+        former: the record of the checkpoint that the file has until it is replaced.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Record:
 
     @staticmethod
     def read(path: str) -> Record | None:
-        """The record of the checkpoint at a path; None if one of both is missing or damaged."""
+        """Read the record of the checkpoint at a path; None if the record or the checkpoint is missing or damaged."""
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError), open(path + SUFFIX, "rb") as file:
             record = Record(**json.load(file))
             kinds = {int: (record.number, record.size), str: (record.path, record.crc64nvme)}
@@ -57,7 +57,7 @@ class Record:
             file.write(json.dumps(asdict(self)).encode())
 
     def of_bytes(self, path: str) -> Record | None:
-        """This record or the former one, whichever is that of the bytes at a path; None if neither is."""
+        """Return this record or the former one, whichever matches the bytes at a path; None if neither does."""
         with contextlib.suppress(OSError, TypeError), open(path, "rb") as file:
             found = os.fstat(file.fileno()).st_size, _checksum(file)
             records = [self, *([Record(**self.former)] if self.former else [])]
@@ -66,7 +66,7 @@ class Record:
 
 
 class SummedFile:
-    """A file to write to, and the size and the CRC64NVME of what was written."""
+    """A file to write to, which computes the size and the CRC64NVME of its bytes."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -74,7 +74,7 @@ class SummedFile:
         self.size = 0
 
     def write(self, data: Any) -> int:
-        """Write all of it."""
+        """Write all of a buffer."""
         memory = memoryview(data).cast("B")
         self._crc = CRC64NVME.compute(memory, self._crc)
         self.size += len(memory)
@@ -82,17 +82,17 @@ class SummedFile:
         return len(memory)
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Flush the file below."""
         self._file.flush()
 
     @property
     def checksum(self) -> str:
-        """As S3 writes it."""
+        """The checksum as S3 writes it."""
         return CRC64NVME.encoded(self._crc)
 
 
 def chunks(file: Any) -> Iterator[bytes]:
-    """The bytes of a file, piece by piece."""
+    """Yield the bytes of a file in chunks."""
     while chunk := file.read(_CHUNK):
         yield chunk
 

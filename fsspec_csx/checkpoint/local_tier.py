@@ -1,8 +1,8 @@
 """LocalTier: checkpoints that are written to a local disk first, and uploaded from there.
 
-A local checkpoint is used only if its bytes are those of its record, and the remote file is the one that was uploaded;
-or, if the upload never ended, there is none, or the one that was uploaded from here before. In doubt the remote one is
-used.
+A local checkpoint is used only if its bytes match its record, and the remote file is the one that was uploaded. If the
+upload never ended, there must be no remote file, or the one that was uploaded from here before. In doubt, the remote
+file is used.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from fsspec_csx.storage.files import file_state, unwrap_filesystem
 
 logger = logging.getLogger("fsspec_csx")
 
-# Seconds after which a save that waits for the uploads of others says so.
+# A save that waits longer for other uploads logs a warning; in seconds.
 _SILENT = 60.0
-# Saves of a tier that have not ended; the next one waits.
+# The most saves of a tier in flight; the next one waits.
 _OUTSTANDING = 2
 _LOCK = ".lock"
 
 
 class LocalTier:
-    """The newest checkpoints of one remote folder, in a folder of its own on a local disk.
+    """The newest checkpoints of one remote folder, in their own folder on a local disk.
 
     Attributes:
         keep: how many checkpoints to keep there.
         resumed: whether the uploads that an earlier process left were started.
-        order: held until a save that waits for earlier ones is behind them in the queue.
-        uploading: the one whose own save has ended, and that another one uploads; empty for none.
-        ended: whether the upload was done of those that later saves uploaded, or that were deleted or given up.
+        order: a lock to hold until a save that waits for earlier ones is in the queue.
+        uploading: the name of a checkpoint whose own save has ended, and that another save uploads; empty for none.
+        ended: whether checkpoints are uploaded, by name: those that later saves uploaded, that were deleted, or given
+            up.
     """
 
     def __init__(self, folder: str) -> None:
@@ -56,18 +57,18 @@ class LocalTier:
         self.order = threading.RLock()
         self._changing = threading.RLock()
 
-    # -- what is there ----------------------------------------------------------------------------------------------
+    # -- contents ---------------------------------------------------------------------------------------------------
 
     def path_of(self, name: str) -> str:
-        """The path of a checkpoint on the local disk."""
+        """Return the path of a checkpoint on the local disk."""
         return os.path.join(self.folder, name)
 
     def pending(self) -> list[str]:
-        """The names of the checkpoints that are not uploaded, the newest last."""
+        """Return the names of the checkpoints that are not uploaded, the newest last."""
         return [name for name, record in self._records() if record.remote is None]
 
     def take_left(self, *, again: bool = False) -> list[str]:
-        """Those that no running save is to upload, with ``again`` also those that were given up before.
+        """Return the names of checkpoints that no running save will upload; with ``again``, also those given up before.
 
         Empty if the folder cannot be used.
         """
@@ -81,7 +82,7 @@ class LocalTier:
         return [name for name in self.pending() if name not in outstanding and (again or name not in self.ended)]
 
     def find(self, name: str, target: Target) -> str | None:
-        """The path of the local copy of a checkpoint; None if there is none, or the remote file is to be read."""
+        """Return the path of the local copy of a checkpoint; None if there is none, or the remote file must be read."""
         path = self.path_of(name)
         noted = Record.read(path)
         if noted is None:
@@ -93,7 +94,7 @@ class LocalTier:
         return None if flaw else path
 
     def _difference(self, record: Record, path: str, target: Target) -> str:
-        """Why the remote file is another one; empty if it is not."""
+        """Describe why the remote file is a different one; empty if it is the same."""
         state = _remote_state(target)
         if record.remote is None and state in (None, record.before):
             return ""
@@ -101,16 +102,16 @@ class LocalTier:
             return f"{target.name} was deleted"
         if record.remote:
             return "" if state == record.remote else f"{target.name} was replaced"
-        # Uploaded by a process that ended before it could note it, or by another one.
+        # Another process uploaded it, or ended before it could record the upload.
         if (state.get("size"), state.get("crc64nvme")) != (record.size, record.crc64nvme):
             return f"{target.name} is another checkpoint"
         with self._changing, contextlib.suppress(OSError):
-            if self._locked and Record.read(path) == record:  # else another process may be replacing it
+            if self._locked and Record.read(path) == record:  # without the lock, another process may be replacing it
                 replace(record, remote=state).write(path)
         return ""
 
     def _records(self) -> list[tuple[str, Record]]:
-        """The checkpoints and their records, the newest last."""
+        """Return the checkpoints and their records, the newest last."""
         with contextlib.suppress(OSError):
             names = [name.removesuffix(SUFFIX) for name in os.listdir(self.folder) if name.endswith(SUFFIX)]
             found = [(name, record) for name in names if (record := Record.read(self.path_of(name))) is not None]
@@ -120,16 +121,16 @@ class LocalTier:
     # -- saves ------------------------------------------------------------------------------------------------------
 
     def _busy(self) -> set[str]:
-        """The names of the saves that have not ended, and the one that another save uploads."""
+        """Return the names of the saves in flight, and of the checkpoint that another save uploads."""
         return {self.uploading, *(name for save, name in self._outstanding.copy().items() if not save.done())}
 
     def _others(self) -> dict[SaveFuture, str]:
-        """The saves that have not ended, less those that a handler of a signal interrupts, for which none can wait."""
+        """Return the saves in flight, except those that the current signal handler interrupts: they cannot go on."""
         own = threading.get_ident()
         return {save: name for save, name in self._outstanding.copy().items() if save.waits != own}
 
     def wait_for_room(self, name: str) -> None:
-        """Wait until fewer than two saves are outstanding, and none of this name."""
+        """Wait until fewer than two saves are in flight, and none of this name."""
         while saves := self._others():
             if len(saves) < _OUTSTANDING and name not in saves.values():
                 return
@@ -138,7 +139,7 @@ class LocalTier:
                 logger.warning("The save of %s waits for those of %s, which have not ended", name, [*saves.values()])
 
     def add(self, name: str, save: SaveFuture) -> dict[SaveFuture, str]:
-        """Note a save that has begun; those that began before it, and have not ended, and their names."""
+        """Add a save that has begun; return the earlier saves in flight, with their names."""
         with self.order:
             earlier = self._others()
             self._outstanding[save] = name
@@ -147,7 +148,7 @@ class LocalTier:
         return earlier
 
     def write(self, writer: FileWriter, target: Target, advance: Callable[[int], object]) -> None:
-        """Write a checkpoint, and before it appears its record; delete those that are too many.
+        """Write a checkpoint, with its record before it appears; delete checkpoints beyond ``keep``.
 
         Raises:
             OSError: if the disk is full or not writable, another process uses the folder, or the name is reserved.
@@ -166,19 +167,20 @@ class LocalTier:
         self._prune(waiting=True)
 
     def _following(self, path: str, record: Record) -> Record:
-        """A record as it follows that of the checkpoint that is there."""
+        """Return a record with the next number, and with the state of the checkpoint that it replaces."""
         record = replace(record, number=max((each.number for _, each in self._records()), default=0) + 1)
         old = Record.read(path)
-        if old is not None and old.former:  # a save that was cancelled, or failed, may not have replaced it
+        if old is not None and old.former:  # a cancelled or failed save may not have replaced it
             old = old.of_bytes(path)
         if old is None:
             return record
         return replace(record, before=old.remote or old.before, former=asdict(replace(old, former=None)))
 
     def note_uploaded(self, name: str, target: Target) -> None:
-        """Note the state of the remote file after an upload, and delete local ones that are too many.
+        """Record the state of the remote file after an upload, and delete checkpoints beyond ``keep``.
 
-        A ChecksumError if the remote file has other bytes.
+        Raises:
+            ChecksumError: if the remote file has other bytes.
         """
         path = self.path_of(name)
         record = Record.read(path)
@@ -186,7 +188,7 @@ class LocalTier:
             return  # deleted meanwhile
         try:
             state = _remote_state(target)
-        except OSError as error:  # the credentials may allow only to write
+        except OSError as error:  # the credentials may only allow writes
             logger.warning("The state of %s is not noted beside its local copy: %s", target.name, error)
             state = None
         size, checksum = record.size, record.crc64nvme
@@ -206,7 +208,7 @@ class LocalTier:
         if record := Record.read(path):
             try:
                 replace(record, remote={}).write(path)
-            except OSError:  # a full disk: without its record it is not used either
+            except OSError:  # a full disk: without a record the file is not used
                 os.unlink(path + SUFFIX)
 
     def delete(self, name: str) -> None:
@@ -216,9 +218,9 @@ class LocalTier:
                 os.unlink(path)
 
     def _prune(self, *, waiting: bool) -> None:
-        """Delete the oldest that are too many: those that are uploaded, or older than one that is.
+        """Delete the oldest checkpoints beyond ``keep`` that are uploaded, or older than an uploaded one.
 
-        With ``waiting`` also others whose upload has failed.
+        With ``waiting``, also delete others whose upload has failed.
         """
         records = self._records()
         busy = self._busy()
@@ -235,7 +237,7 @@ class LocalTier:
                 self.delete(name)
 
     def _prepare(self) -> None:
-        """Take the folder for this process, and delete what killed ones left; an OSError if another process uses it."""
+        """Lock the folder and delete remains of killed processes; raise an OSError if another process uses it."""
         with self._changing:
             os.makedirs(self.folder, exist_ok=True)
             if not self._locked:
@@ -251,11 +253,11 @@ class LocalTier:
                 os.unlink(self.path_of(name))
         for name, record in records:
             if record.former and (found := record.of_bytes(self.path_of(name))) not in (None, record):
-                found.write(self.path_of(name))  # killed before the new file replaced the old one
+                found.write(self.path_of(name))  # the process was killed before the new file replaced the old one
 
 
 def _remote_state(target: Target) -> dict[str, Any] | None:
-    """What changes when the remote file does, with its size; None if there is none."""
+    """Return the size and the version, such as the ETag, of a remote file; None if it does not exist."""
     fs, path, _ = unwrap_filesystem(target.fs, target.path)
     try:
         if not hasattr(fs, "object_metadata"):
@@ -268,7 +270,7 @@ def _remote_state(target: Target) -> dict[str, Any] | None:
 
 
 def _lock(path: str) -> None:
-    """Lock a file until this process ends; its forked children do not hold the lock."""
+    """Lock a file until this process ends; forked children do not hold the lock."""
     try:
         import fcntl  # only here, as not every system has it
     except ImportError:
@@ -284,5 +286,5 @@ def _lock(path: str) -> None:
 
 
 def name_of(path: str) -> str:
-    """The name of a checkpoint, the last part of its path on its filesystem."""
+    """Return the name of a checkpoint, the last part of its path."""
     return path.rpartition("/")[2]

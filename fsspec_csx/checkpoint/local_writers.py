@@ -1,4 +1,4 @@
-"""Writers of checkpoints by way of a local disk: to the disk, and from there to the remote path."""
+"""Writers for saves with ``local``: to the local disk, and from there to the remote path."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ logger = logging.getLogger("fsspec_csx")
 def open_tier(
     text: str, local: str | os.PathLike[str], keep: int, format: str | None, options: Mapping[str, Any] | None
 ) -> tuple[LocalTier, str]:
-    """The tier for a save, with room for one, and the checkpoint's name there; see ``async_save``.
+    """Return the tier for a save, when it has room for one, and the checkpoint's name there; see ``async_save``.
 
-    A ValueError for an invalid folder or number, or if the format is of more than one file.
+    Raises:
+        ValueError: if the folder or the number is invalid, or the format has many files.
     """
     check_local(local, keep)
     if registry.is_folder(registry.named(format or registry.name_for(text)).name):
@@ -45,7 +46,7 @@ def open_tier(
         for left in [] if tier.resumed else tier.take_left():
             try:
                 upload_left(text.removesuffix(name) + left, local, options)
-            except (OSError, RuntimeError) as error:  # which must not end this save
+            except (OSError, RuntimeError) as error:  # an error must not end this save
                 logger.warning("%s is not uploaded now: %s", tier.path_of(left), error)
     tier.wait_for_room(name)
     return tier, name
@@ -54,7 +55,7 @@ def open_tier(
 def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> SaveFuture:
     """Upload in the background a checkpoint that a save left on the local disk.
 
-    The save is cancelled, with a warning, if the local file is damaged, or there is another one at the path.
+    The save is cancelled, with a warning, if the local file is damaged, or the path has another checkpoint.
     """
     tier, target = tier_of(path, local, options)
     name = name_of(target.path)
@@ -70,10 +71,10 @@ def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, 
 
 @dataclass(eq=False)
 class LocalFirst(CheckpointWriter):
-    """Writes a checkpoint to the tier, and from there to its remote path; if the disk fails, straight to that.
+    """Writes a checkpoint to the tier, and from there to its remote path; if the disk fails, to that path directly.
 
-    The writer is freed when the local file is whole. Then ``future.local`` ends, or where the disk failed, when the
-    remote file is whole.
+    The writer is freed when the local file is complete. Then ``future.local`` ends, or if the disk failed, when the
+    remote file is complete.
     """
 
     tier: LocalTier
@@ -88,9 +89,9 @@ class LocalFirst(CheckpointWriter):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """See ``CheckpointWriter``; the bytes that go to the remote path count."""
+        """See ``CheckpointWriter``; the bytes written to the remote path count."""
         upload = None
-        # Nobody replaces a file that an earlier save uploads.
+        # Do not replace a file that an earlier save uploads.
         is_left = self.name in self.tier.pending()
         others = [save if is_left or name == self.name else save.local for save, name in self._earlier.items()]
         wait([save for save in others if save is not None])
@@ -116,7 +117,7 @@ class LocalFirst(CheckpointWriter):
 class Upload(CheckpointWriter):
     """Uploads a checkpoint from the tier, after the saves in ``earlier``; an interrupted upload to S3 resumes.
 
-    If an earlier save left the checkpoint, ``pass_over`` is called where it is not to be uploaded.
+    For a checkpoint that an earlier save left, ``pass_over`` is called if it must not be uploaded.
     """
 
     tier: LocalTier
@@ -158,7 +159,7 @@ class Upload(CheckpointWriter):
         )
 
     def _upload_left(self, target: Target, advance: Callable[[int], object]) -> None:
-        """Upload those that earlier saves left, the oldest first, until one fails."""
+        """Upload the checkpoints that earlier saves left, the oldest first, until one fails."""
         for left in self.tier.take_left():
             paths = (each.removesuffix(self.name) + left for each in (target.path, target.name))
             self.tier.uploading = left
@@ -168,7 +169,7 @@ class Upload(CheckpointWriter):
             except ChecksumError as error:
                 logger.warning("%s", error)
                 self.tier.ended[left] = False
-            except OSError:  # a warning has said so
+            except OSError:  # already logged
                 return
             finally:
                 self.tier.uploading = ""
@@ -181,7 +182,7 @@ class Upload(CheckpointWriter):
             self.tier.ended[self.name] = False
             self.pass_over()
             return False
-        return self.name in self.tier.pending()  # if not, only the end of its upload was not noted
+        return self.name in self.tier.pending()  # if not, it was uploaded, but not recorded as such
 
     def free(self) -> None:
         """See ``CheckpointWriter``."""

@@ -1,4 +1,4 @@
-"""SaveFuture: the result of async_save, with its progress."""
+"""SaveFuture: the result and the progress of ``async_save``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class SaveFuture(concurrent.futures.Future[None]):
     """A save in the background: a ``concurrent.futures.Future`` that can also be cancelled while it runs.
 
     Attributes:
-        local: of a save by way of a local disk: ends when the checkpoint is whole there, or, where that failed, at its
-            path; None for others.
-        waits: the number of the thread that waits for a save in the foreground; 0 for others.
+        local: for a save with ``local``, a future that ends when the checkpoint is complete on the local disk, or at
+            its path if the disk failed; else None.
+        waits: the identifier of the thread that waits for a foreground save; 0 for others.
 
     ``await asyncio.wrap_future(future)`` waits for it in an event loop; cancelling that wait cancels the save.
     """
@@ -36,10 +36,10 @@ class SaveFuture(concurrent.futures.Future[None]):
         self.local: SaveFuture | None = None
         if local:
             self.local = SaveFuture(SaveProgress(NoOpCallback(), 0))
-            self.local.set_running_or_notify_cancel()  # only the save as a whole can be cancelled
+            self.local.set_running_or_notify_cancel()  # only the whole save can be cancelled
             self.local.progress.commit()
             self.add_done_callback(SaveFuture.end_local)  # type: ignore[arg-type]
-        # Logged unless the result is retrieved.
+        # Logged if the result is not retrieved.
         self._unretrieved = ""
         _alive.add(self)
 
@@ -57,11 +57,11 @@ class SaveFuture(concurrent.futures.Future[None]):
         """Wait until the save has ended.
 
         Args:
-            timeout: in seconds; None to wait without limit.
+            timeout: in seconds; None waits without limit.
 
         Raises:
             concurrent.futures.CancelledError: if the save was cancelled and has stopped.
-            concurrent.futures.TimeoutError: if it has not ended by then.
+            concurrent.futures.TimeoutError: if the save has not ended in time.
             RuntimeError: in a forked child, which does not own the save.
             Exception: any error of ``save``.
         """
@@ -84,21 +84,21 @@ class SaveFuture(concurrent.futures.Future[None]):
         return error
 
     def cancel(self) -> bool:
-        """Keep the old file: a running save stops at its next chunk.
+        """Cancel the save and keep the old file; a running save stops at its next chunk.
 
         Returns:
-            False if the checkpoint was or is about to be published, or the save failed.
+            False if the checkpoint is being published or was published, or the save failed.
         """
         if self._owner != os.getpid():
             return False
         return super().cancel() or self.progress.cancel()
 
     def cancelled(self) -> bool:
-        """Whether the save was cancelled and has stopped."""
+        """Return whether the save was cancelled and has stopped."""
         return super().cancelled() or (self.progress.cancelled and self.done())
 
     def end_local(self) -> None:
-        """End ``local``, if it has not ended: with the error of the save if that has failed."""
+        """End ``local`` if it has not ended, with the error of a failed save."""
         if self.local is None or self.local.done():
             return
         self.local._ended = True
@@ -132,9 +132,9 @@ class SaveFuture(concurrent.futures.Future[None]):
 
 
 class SaveProgress(Callback):  # type: ignore[misc]
-    """Counts the bytes of a save, passes them to the caller's callback, and carries the request to cancel.
+    """Counts the bytes of a save, passes them to the caller's callback, and carries requests to cancel.
 
-    It has no reference to the future, which holds the error whose traceback holds this object.
+    It must not refer to the future, which holds an error whose traceback refers to this object.
     """
 
     def __init__(self, callback: Callback, size: int) -> None:
@@ -153,7 +153,7 @@ class SaveProgress(Callback):  # type: ignore[misc]
         self._callback.relative_update(inc)
 
     def cancel(self) -> bool:
-        """Stop the save at its next chunk; returns False if it is too late."""
+        """Stop the save at its next chunk; return False if it is too late."""
         with self._lock:
             self.cancelled = self.cancelled or not self._committed
             return self.cancelled
@@ -173,6 +173,6 @@ _alive: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
 
 
 def log_unretrieved() -> None:
-    """Log all failures that nobody has retrieved."""
+    """Log all failures that were not retrieved."""
     for future in list(_alive):
         future._log_unretrieved()

@@ -1,4 +1,4 @@
-"""The queue of saves in the background, and the threads that write them."""
+"""The queue of background saves, and the threads that run them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _MAX_THREADS = 2
 
 
 def add(save: Save) -> None:
-    """Run a save in the background; a RuntimeError if the main thread has already ended."""
+    """Run a save in the background; raise a RuntimeError if the main thread has already ended."""
     _saves.add(save)
 
 
 @dataclass(eq=False)
 class Save:
-    """A save that has not ended.
+    """A save in the queue.
 
     Attributes:
-        place: equal for saves that must not overtake each other.
-        line: equal for saves that must also start in their order, as later ones wait for earlier ones; empty for none.
+        place: saves with the same place run one at a time, in order.
+        line: saves with the same line start in order, because later ones wait for earlier ones; empty for none.
     """
 
     future: SaveFuture
@@ -48,9 +48,9 @@ class Save:
         _free_frames(error)
         try:
             self.future.end(error, self.target.name)
-        except BaseException:  # raised by a done callback: other saves continue
+        except BaseException:  # from a done callback: other saves continue
             logger.exception("A callback of the save to %s failed", self.target.name)
-        del self, error  # the error's traceback leads here, and from here back to it
+        del self, error  # break the cycle through the error's traceback
 
     def _failure(self) -> BaseException | None:
         try:
@@ -80,7 +80,7 @@ def _report_interrupted(save: Save) -> None:
 
 
 def _free_frames(error: BaseException | None) -> None:
-    """Free the local variables, such as tensors, of the functions that an error passed through."""
+    """Free the local variables, such as tensors, of the functions in an error's traceback."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -89,7 +89,7 @@ def _free_frames(error: BaseException | None) -> None:
 
 
 class _Saves:
-    """The queue of saves, and the threads that write them."""
+    """The queue of saves, and the threads that run them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -118,13 +118,13 @@ class _Saves:
         self._threads += 1
         try:
             threading.Thread(target=self._work, name="fsspec_csx async_save", daemon=True).start()
-        except RuntimeError:  # no more threads can be had
+        except RuntimeError:  # no thread can be started
             self._threads -= 1
             self._waiting.remove(save)
             raise
 
     def _drop(self, future: concurrent.futures.Future[None]) -> None:
-        """Drop a save that was cancelled before a thread started it, with its copy."""
+        """Drop a save, with its copy, that was cancelled before it started."""
         with self._changed:
             dropped = [save for save in self._waiting if save.future is future]
             for save in dropped:
@@ -159,7 +159,7 @@ class _Saves:
             save = self._next(save)
 
     def _next(self, ended: Save | None) -> Save | None:
-        """The first waiting save whose path is free; None ends the thread."""
+        """Return the first waiting save whose path is free; None ends the thread."""
         with self._changed:
             if ended is not None:
                 self._running.remove(ended)
@@ -180,13 +180,13 @@ _saves = _Saves()
 
 
 def _reset() -> None:
-    """A forked child has none of its parent's threads."""
+    """Start with an empty queue in a forked child, which has none of the parent's threads."""
     global _saves
     _saves = _Saves()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset)
-# Runs in reverse order: before that of concurrent.futures.thread, which ends the threads that resolve host names.
-# Functions of atexit run too late.
+# Such functions run in reverse order: this one before that of concurrent.futures.thread, which ends the threads that
+# resolve host names. Functions of atexit run too late.
 threading._register_atexit(lambda: _saves.finish())  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint on any fsspec URL: its storage classes, and functions for whole checkpoints.
+"""torch.distributed.checkpoint at any fsspec URL: storage classes, and functions for whole checkpoints.
 
     import torch.distributed.checkpoint as dcp
     from fsspec_csx.distributed import StorageReader, StorageWriter
@@ -6,10 +6,10 @@
     dcp.save(state_dict, storage_writer=StorageWriter("s3://bucket/run/checkpoint_100"))
     dcp.load(state_dict, storage_reader=StorageReader("s3://bucket/run/checkpoint_100"))
 
-A checkpoint is a folder with a shard for each rank and a manifest, ``.metadata``, which is written last and atomically:
-without it there is no checkpoint. Names of shards are unique, so the old checkpoint at a path stays complete until the
-new manifest replaces its own; then its shards are removed. torch's readers read these folders, and ``StorageReader``
-reads those of torch's writers.
+A checkpoint is a folder with a shard for each rank and a manifest, ``.metadata``. The manifest is written last and
+atomically; without it there is no checkpoint. Shard names are unique, so the old checkpoint at a path stays complete
+until the new manifest replaces the old one; then the old shards are removed. torch's readers read these folders, and
+``StorageReader`` reads those of torch's writers.
 """
 
 from fsspec_csx.distributed.api import leftovers, load, save, whole

@@ -1,4 +1,4 @@
-"""async_save: copy this rank's tensors now, and save the sharded checkpoint while the training continues."""
+"""``async_save``: copy this rank's tensors now, and save the sharded checkpoint in the background."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import AdvanceCallback
 from fsspec_csx.tensors import torch_compat
 
-_PLACE = "sharded checkpoints"  # one after the other: all ranks must save them in one order
+_PLACE = "sharded checkpoints"  # one at a time: all ranks must save in the same order
 
 
 def async_save(
@@ -40,27 +40,27 @@ def async_save(
     prefix_count: int = 0,
     callback: Callback | None = None,
 ) -> SaveFuture:
-    """Save like ``save``, but in the background; all ranks must call it, in one order.
+    """Save like ``save``, but in the background; all ranks must call it, in the same order.
 
-    Everything is copied before this returns, so the state dict may change; the copies' memory is used again, see
-    ``fsspec_csx.release_buffers``. The ranks then save in a thread, and talk to each other through a gloo group that
-    nothing else uses, made at the first call. Saves run one after the other.
+    Everything is copied before this returns, so the state dict may change afterwards; later saves reuse the memory, see
+    ``fsspec_csx.release_buffers``. The ranks save in a thread, one save after the other. They communicate through a
+    separate gloo group, which the first call creates.
 
     The arguments are those of ``save``. Nothing else may use the planner until the save has ended. The callback is
-    called in another thread; without one no progress bar shows.
+    called in another thread; by default no progress bar shows.
 
     Returns:
-        The save's future; ask each rank for its result before the process group is destroyed. An error of one rank, of
-        its copy or its credentials too, is that of all, and the old checkpoint stays; so it is where the ranks do not
-        save to the same path, or one has left a call out. Until a rank has written its shard, it can cancel the save of
-        all. A failure that is never retrieved is logged, see ``fsspec_csx.async_save``.
+        The save's future. Ask each rank for its result before the process group is destroyed. An error of one rank,
+        also in its copy or its credentials, is raised on all, and the old checkpoint stays. The same holds if the ranks
+        save to different paths, or one skips a call. Until a rank has written its shard, it can cancel the save of all.
+        A failure that is never retrieved is logged, see ``fsspec_csx.async_save``.
 
     Raises:
-        TypeError: if the state dict is no dict; where there are many ranks, this and the next two are errors of the
-            future, in all of them.
+        TypeError: if the state dict is not a dict. With several ranks, the futures of all ranks raise this and the next
+            two errors instead.
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CredentialsError: a PermissionError, if the credentials for an S3 path are missing.
-        LostProcessError: a RuntimeError, if another rank has ended before the gloo group was made.
+        LostProcessError: a RuntimeError, if another rank has ended before the gloo group was created.
         RuntimeError: if the main thread has already ended.
     """
     group = background_group(process_group)
@@ -83,7 +83,7 @@ def async_save(
 
 
 class _CollectiveFuture(SaveFuture):
-    """A save that this rank cannot leave before it has begun: the others would wait for it."""
+    """A save that cannot be cancelled silently before it begins: the other ranks would wait for it."""
 
     def cancel(self) -> bool:
         return self._owner == os.getpid() and self.progress.cancel()
@@ -96,10 +96,10 @@ class _BackgroundWriter(StorageWriter):
         super().__init__(path, **options)
         self.progress = progress
         if connect := getattr(self._folder.fs, "connect", None):
-            connect()  # now, with the credentials of this moment
+            connect()  # now, to use the current credentials
 
     def storage_meta(self) -> StorageMeta:
-        """See ``StorageWriter``; the first thing that torch asks for, and whose errors reach all ranks."""
+        """See ``StorageWriter``. torch calls this first, and passes its errors to all ranks."""
         self.progress.raise_if_cancelled()
         return super().storage_meta()
 
@@ -115,7 +115,7 @@ class _ShardedSave(CheckpointWriter):
 
     Attributes:
         writer: of its shard.
-        failure: what keeps this rank from saving; the others hear of it, and do not save with its next call.
+        failure: the error that keeps this rank from saving; all ranks raise it, so that their calls stay in step.
     """
 
     def __init__(self, path: str, planner: SavePlanner | None, group: dist.ProcessGroup | None) -> None:
@@ -151,12 +151,12 @@ class _ShardedSave(CheckpointWriter):
         self._staged, self._planner, self.writer = {}, None, None
 
 
-_counts: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()  # calls of this rank
+_counts: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()  # number of calls on this rank
 _groups: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
 
 
 def background_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The gloo group of the same ranks for saves in the background; None if this process is alone."""
+    """Return the gloo group of the same ranks for background saves; None if this process is alone."""
     group = joined(group)
     if group is None:
         return None

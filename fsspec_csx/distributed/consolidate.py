@@ -1,4 +1,4 @@
-"""to_one_file and from_one_file: a sharded checkpoint as one file and back, in bounded memory."""
+"""``to_one_file`` and ``from_one_file``: convert a sharded checkpoint to one file and back, in bounded memory."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def to_one_file(
 ) -> None:
     """Write a sharded checkpoint to one file that ``torch.load`` reads.
 
-    It needs about 50 MiB of memory, and the requests in flight.
+    It needs about 50 MiB of memory, and the memory of requests in flight.
 
     Args:
         path: the folder.
         file: the file, replaced only by a complete one.
         storage_options: arguments for the folder's filesystem.
-        file_options: arguments for the file's.
+        file_options: arguments for the file's filesystem.
         callback: see ``fsspec_csx.save``.
 
     Raises:
@@ -75,10 +75,10 @@ def from_one_file(
     storage_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Write a state dict from a file of any format as a sharded checkpoint of one shard.
+    """Write the state dict in a file of any format as a sharded checkpoint with one shard.
 
-    It needs the memory of the largest tensor, and the requests in flight. For the arguments and errors see
-    ``to_one_file``; an existing checkpoint is replaced only by a complete one.
+    It needs the memory of the largest tensor and of requests in flight. An existing checkpoint is replaced only by a
+    complete one. For the arguments and errors see ``to_one_file``.
     """
     with (
         report_progress(callback, os.fspath(path)) as progress,
@@ -91,7 +91,9 @@ def from_one_file(
 def write_sharded(source: Source, request: Request, target: Target, progress: Callback) -> Converted:
     """Write an open checkpoint of any format as a sharded one; see ``from_one_file`` and ``Format.convert``.
 
-    A CheckpointError if the source is invalid, or not a mapping; a ValueError names an entry that it cannot hold.
+    Raises:
+        CheckpointError: if the source is invalid, or not a mapping.
+        ValueError: if a sharded checkpoint cannot hold an entry, which the message names.
     """
     name = request.name
     keys = source.narrow(request.keys, name)
@@ -121,19 +123,19 @@ class _StreamingPlanner(Planner):
         self._name = name
 
     def check_value(self, name: str, value: Any) -> None:
-        """Read the tensors in a value, such as a tuple, now, as it is pickled with them."""
+        """Also read the tensors in a value, such as a tuple, since they are pickled with it."""
         super().check_value(name, value)
         there = {storage.data_ptr() for storage in Pickled(value).storages}
         if wrong := fill.fill(self._source, [self._records[each] for each in there if each in self._records]):
             raise torch_archive.damaged(self._name, names.shown([each.name for each in wrong]))
 
     def resolve_data(self, write_item: WriteItem) -> Any:
-        """A tensor with its bytes, or a value as a file."""
+        """Return a tensor with its bytes, or a value as a file."""
         given = super().resolve_data(write_item)
         if not isinstance(given, torch.Tensor):
             return given
         record = self._records.get(given.untyped_storage().data_ptr())
-        if record is None:  # it has no bytes, or was read with the structure
+        if record is None:  # empty, or read with the structure
             return given
         own = replace(record, storage=reserved(record.storage.nbytes(), torch.device("cpu")))
         if fill.fill(self._source, [own]):

@@ -1,4 +1,4 @@
-"""The manifest that a Hugging Face folder would have, so that each rank can read its own parts of it."""
+"""Makes a manifest for a Hugging Face folder, so that each rank can read its own parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fsspec_csx.storage.folder import Folder
 
 
 def metadata_of(folder: Folder) -> Metadata | None:
-    """The entries of a folder of Hugging Face, each tensor in one part; None if it is no such folder."""
+    """Return a manifest for a Hugging Face folder, with each tensor in one part; None if it is no such folder."""
     with registry.named("huggingface").open_folder(folder, functools.cache(folder.names)) as source:
         if source is None:
             return None

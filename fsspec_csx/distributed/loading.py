@@ -1,4 +1,4 @@
-"""A load as torch's ``dcp.load`` makes it, less the exchange of all plans: each rank plans its own reads."""
+"""Loads like torch's ``dcp.load``, but does not exchange all plans: each rank plans its own reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fsspec_csx.group.processes import Processes, together
 def fill(
     state_dict: dict[str, Any], reader: StorageReader, planner: LoadPlanner, group: dist.ProcessGroup | None
 ) -> None:
-    """Fill a state dict in all ranks of a group; None for this process alone. An error of one is one of all."""
+    """Fill a state dict on all ranks of a group, None for this process alone; an error of one rank is raised on all."""
     with contextlib.nullcontext() if group is None else together(group) as ranks:
         reader.ranks = ranks
         state = {
@@ -40,7 +40,7 @@ def _plan(state: dict[str, Any], reader: StorageReader, planner: LoadPlanner, ra
     planner.set_up_planner(state, metadata, rank == 0)
     reader.set_up_storage_reader(metadata, rank == 0, rank=rank, use_collectives=is_common)
     plan = reader.prepare_local_plan(planner.create_local_plan())
-    if type(planner).create_global_plan is DefaultLoadPlanner.create_global_plan:  # leaves all plans as they are
+    if type(planner).create_global_plan is DefaultLoadPlanner.create_global_plan:  # it changes no plan
         return plan
     if ranks is None or not is_common:
         return planner.create_global_plan([plan])[0]
@@ -50,7 +50,7 @@ def _plan(state: dict[str, Any], reader: StorageReader, planner: LoadPlanner, ra
 
 
 def _metadata(reader: StorageReader, rank: int) -> tuple[Metadata, bool]:
-    """The manifest of all ranks, or else, of a save whose ranks did not wait for each other, that of one."""
+    """Read the manifest of all ranks, or else this rank's own, of a save without collectives."""
     try:
         return reader.read_metadata(), True
     except FileNotFoundError as error:

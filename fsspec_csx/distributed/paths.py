@@ -1,4 +1,4 @@
-"""The folders of sharded checkpoints."""
+"""Paths and folders of sharded checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Path: TypeAlias = "str | os.PathLike[str]"
 
 
 def folder_at(path: Path | Folder, options: Mapping[str, Any] | None) -> Folder:
-    """The folder of a checkpoint; a CheckpointPathError if the path cannot name one."""
+    """Return the folder of a checkpoint; raise a CheckpointPathError if the path cannot name one."""
     if isinstance(path, Folder):
         return path
     given = os.fspath(path)
@@ -28,12 +28,12 @@ def folder_at(path: Path | Folder, options: Mapping[str, Any] | None) -> Folder:
 
 
 def shards_of(metadata: Metadata) -> set[str]:
-    """The names of the shards in a manifest."""
+    """Return the names of the shards in a manifest."""
     return {place.relative_path for place in metadata.storage_data.values()}
 
 
 class FolderStorage:
-    """What the storages that load and save share."""
+    """The base of the storage reader and writer."""
 
     def __init__(
         self, path: Path | Folder, storage_options: Mapping[str, Any] | None, callback: Callback | None
@@ -54,7 +54,8 @@ class FolderStorage:
             self._folder = folder_at(checkpoint_id, self._options)
 
     def _meter(self, size: int, *, estimated: bool = False) -> ProgressMeter:
-        return ProgressMeter(self._callback or NoOpCallback(), size, estimated=estimated)  # that cannot be pickled
+        # Not stored in self: NoOpCallback cannot be pickled.
+        return ProgressMeter(self._callback or NoOpCallback(), size, estimated=estimated)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:

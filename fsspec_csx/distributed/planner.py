@@ -1,4 +1,4 @@
-"""The planner of saves: torch's default one, but it refuses what would be lost, and keeps empty dicts."""
+"""The planner of saves: torch's default planner that also refuses what would be lost, and keeps empty dicts."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _REMEDY = "Leave it out, or save to one file, such as one that ends in .mdl: a t
 
 
 class Planner(DefaultSavePlanner):
-    """Plans a save as torch's default planner does, of a state dict that is checked first.
+    """Plans a save as torch's default planner does, after a check of the state dict.
 
-    Empty dicts become items, as values do, so that they are there again after a load; torch leaves them out. It also
-    makes text of integer keys, which ``integer_keys`` remembers.
+    Empty dicts, which torch leaves out, become items like values, so that a load restores them. torch converts integer
+    keys to text; ``integer_keys`` returns their positions.
     """
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """Check and flatten the state dict; the ValueError or TypeError for what cannot be saved names the entry."""
+        """Check and flatten the state dict; raise a ValueError or TypeError that names an entry which cannot be saved."""
         self._integers: set[_Path] = set()
         paths = _paths(state_dict, self._integers)
         super().set_up_planner(state_dict, storage_meta, is_coordinator)
         flat = dict(self.state_dict)
-        # In the order of the state dict, with what torch left out.
+        # In the order of the state dict, including what torch left out.
         self.state_dict = {name: flat.pop(name, {}) for name in paths} | flat
         self.mappings |= {name: path for name, path in paths.items() if name not in self.mappings}
         for name, value in self.state_dict.items():
@@ -45,7 +45,7 @@ class Planner(DefaultSavePlanner):
                 self.check_value(name, value)
 
     def integer_keys(self, name: str) -> tuple[int, ...]:
-        """The positions of the integers among the keys that lead to an entry."""
+        """Return the positions of integers among the keys of an entry."""
         path = self.mappings.get(name, ())
         return tuple(number for number in range(len(path)) if path[: number + 1] in self._integers)
 
@@ -53,21 +53,21 @@ class Planner(DefaultSavePlanner):
         """Refuse a value that cannot be pickled."""
         try:
             Pickled(value)
-        except Exception as error:  # whatever the value's own class raises
+        except Exception as error:  # the value's class may raise anything
             kind = ValueError if isinstance(error, (ValueError, RuntimeError)) else TypeError
             what = f"it cannot be pickled ({type(error).__name__}: {error})"
             raise kind(f"A sharded checkpoint cannot hold {shown([name])}: {what}. Leave it out.") from error
 
 
 def check_item(item: WriteItem) -> None:
-    """Refuse, by a ValueError, a sparse or quantized tensor: its item would not be what the manifest says."""
+    """Raise a ValueError for a sparse or quantized tensor, which the manifest cannot describe."""
     properties = item.tensor_data.properties if item.tensor_data else None
     if properties is not None and (flaw := _flaw_of(properties.layout, properties.dtype)):
         raise _refused(item.index.fqn, flaw)
 
 
 def _paths(state_dict: Any, integers: set[_Path]) -> dict[str, _Path]:
-    """The keys that lead to each leaf and each empty dict, by their joined name; adds integer keys to ``integers``."""
+    """Return the keys of each leaf and each empty dict, by joined name; add paths of integer keys to ``integers``."""
     structure_limits.check_depth(state_dict)
     found: dict[str, _Path] = {}
 
@@ -88,7 +88,7 @@ def _paths(state_dict: Any, integers: set[_Path]) -> dict[str, _Path]:
 
 
 def _empty(value: Any, integers: set[_Path], path: _Path = ()) -> Iterator[_Path]:
-    """The paths of empty dicts in mappings and lists; adds those of integer keys to ``integers``."""
+    """Yield the paths of empty dicts in mappings and lists; add paths of integer keys to ``integers``."""
     if isinstance(value, Mapping):
         if not value:
             yield path
@@ -104,7 +104,7 @@ def _empty(value: Any, integers: set[_Path], path: _Path = ()) -> Iterator[_Path
 
 
 def _check_keys(mapping: Mapping[Any, Any], path: _Path) -> None:
-    """Refuse keys that a load would not give back, or that have the text of another."""
+    """Refuse keys that a load would not restore, or that have the same text as another."""
     texts: set[str] = set()
     for key in mapping:
         kept = str(key) == key if isinstance(key, str) else type(key) is int
@@ -120,8 +120,8 @@ def _refused(name: str, flaw: str) -> ValueError:
 
 
 def _flaw(tensor: torch.Tensor) -> str:
-    """Why a sharded checkpoint cannot hold a tensor; empty if it can."""
-    if hasattr(tensor, "__create_write_items__"):  # DTensor, and what else knows its own parts
+    """Describe why a sharded checkpoint cannot hold a tensor; empty if it can."""
+    if hasattr(tensor, "__create_write_items__"):  # DTensor, and other classes that split themselves
         return ""
     if is_lazy(tensor):
         return "it is a parameter without a shape yet"

@@ -1,4 +1,4 @@
-"""Copies of state dicts on the CPU, so that the training may go on while they are saved."""
+"""Copies state dicts to the CPU, so that the training can continue while they are saved."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fsspec_csx.tensors.snapshot import copy_tensors
 
 
 def stage(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a state dict, of what ``state_dict()`` gives for objects that have it, complete when this returns.
+    """Copy a state dict, with objects replaced by their ``state_dict()``; the copy is complete when this returns.
 
-    Of DTensors, this process's part is copied. Tensors that share memory share it in the copy.
+    Of DTensors, only this process's part is copied. Tensors that share memory share it in the copy.
     """
     given = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
     tensors = {id(each): each for each in _tensors(given)}
     parts = {id(part): part for each in tensors.values() for part in _parts(each)}
     copies = dict(zip(parts, copy_tensors([*parts.values()]), strict=True))
     staged = {key: _staged(each, copies) for key, each in tensors.items()}
-    found: dict[str, Any] = copy.deepcopy(given, staged)  # which looks for each object there first
+    found: dict[str, Any] = copy.deepcopy(given, staged)  # deepcopy takes the copies from this memo
     return found
 
 
 def nbytes(state_dict: Mapping[str, Any]) -> int:
-    """The size of the tensors of this process in a state dict."""
+    """Return the size in bytes of this process's tensors in a state dict."""
     parts = {id(part): part for each in _tensors(state_dict) for part in _parts(each)}
     return sum(part.nbytes for part in parts.values() if part.layout == torch.strided and not part.is_nested)
 
@@ -43,7 +43,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of this process that a tensor is made of: itself, or those of one such as a DTensor."""
+    """Return this process's parts of a tensor, such as a DTensor; for a plain tensor, the tensor itself."""
     if isinstance(tensor, torch_compat.sharded_tensor()):
         return []
     if not _is_wrapper(tensor):

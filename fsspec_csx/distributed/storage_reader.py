@@ -1,4 +1,4 @@
-"""StorageReader: the storage that torch.distributed.checkpoint loads from."""
+"""StorageReader: the storage from which torch.distributed.checkpoint loads."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from fsspec_csx.storage.progress import ProgressMeter
 class StorageReader(FolderStorage, storage.StorageReader):
     """The storage of ``dcp.load`` at any fsspec URL, for checkpoints of ``StorageWriter`` or of torch's writers.
 
-    It also reads folders of Hugging Face, of which each rank reads its own parts.
+    It also reads Hugging Face folders, of which each rank reads its own parts.
 
-    With ``process_group``, as ``distributed.load`` passes it, what all ranks need is read once for all of them, but not
-    from a local path.
+    With ``process_group``, as ``distributed.load`` passes it, data that all ranks need is read once for all of them,
+    except from a local path.
 
     Args:
         path: a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
         callback: receives the bytes of this rank: the total by ``set_size``, and increments by ``relative_update``.
-        process_group: the ranks of the load, the same as that of ``dcp.load``; by default each reads for itself.
+        process_group: the ranks of the load, as for ``dcp.load``; by default each rank reads for itself.
 
     Attributes:
-        ranks: the same, if the caller passes an error of one of them on to the others.
+        ranks: the same ranks, if the caller already shares their errors.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
@@ -68,7 +68,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
 
     @contextlib.contextmanager
     def _sharing(self, *, is_common: bool) -> Iterator[Processes | None]:
-        """The ranks that read once for all; None on a local disk, which is faster than what goes between processes."""
+        """Yield the ranks that read together; None for a local disk, which is faster than sending between processes."""
         if self._folder.fs is None or self._process_group is None or not is_common:
             yield None
         elif self.ranks is not None:
@@ -83,7 +83,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
         self._metadata = Metadata({})
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the manifest, or that of one rank (``rank=``) if the ranks did not wait for each other."""
+        """Read the manifest, or that of one rank (``rank=``) if the ranks saved without collectives."""
         rank = kwargs.get("rank")
         with self._sharing(is_common=rank is None) as ranks:
             folder = self._shared(ranks)
@@ -96,7 +96,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
                 raise
 
     def _shared(self, ranks: Processes | None) -> Folder:
-        """The folder, of which all ranks make the same reads."""
+        """Return the folder, on which all ranks make the same reads."""
         if ranks is None:
             return self._folder
         fs, path = shared(self._folder.fs, self._folder.path, ranks)
@@ -143,13 +143,13 @@ class StorageReader(FolderStorage, storage.StorageReader):
         if ranks is not None:
             kinds = [(each.dtype, each.device.type, each.stride()) for each, _ in wanted]
             if any(other != kinds for other in ranks.gather("fill tensors", kinds)):
-                folder = self._folder  # each rank has to read in a way of its own
+                folder = self._folder  # each rank reads for itself
         read_tensors(folder, [each for _, each in wanted], advance=meter.advance)
         for item, (target, _) in zip(tensors, wanted, strict=True):
             planner.commit_tensor(item, target)
 
     def _value(self, item: ReadItem, data: bytes) -> io.BytesIO:
-        """A value as a file; planners load it with ``weights_only=False``, so it is made of what was read safely."""
+        """Return a value as a file. Planners load it with ``weights_only=False``, so it is read safely and saved again."""
         if not self._weights_only:
             return io.BytesIO(data)
         file = io.BytesIO()
@@ -159,7 +159,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
 
 
 def _target(item: ReadItem, place: Any, planner: LoadPlanner) -> tuple[torch.Tensor, TensorRead]:
-    """The tensor that an item goes to, and how it is read."""
+    """Return the tensor for an item, and the read that fills it."""
     name, target = item.storage_index.fqn, planner.resolve_tensor(item)
     if target.shape != item.lengths:
         reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."
@@ -168,7 +168,7 @@ def _target(item: ReadItem, place: Any, planner: LoadPlanner) -> tuple[torch.Ten
 
 
 def _common(items: Sequence[ReadItem], ranks: Processes | None) -> list[int]:
-    """The numbers of the items that all ranks need, in the same order in all."""
+    """Return the numbers of the items that all ranks need, in the same order on all ranks."""
     if ranks is None or ranks.size == 1:
         return []
     numbers = {_digest(item): number for number, item in enumerate(items)}
@@ -178,7 +178,7 @@ def _common(items: Sequence[ReadItem], ranks: Processes | None) -> list[int]:
 
 
 def _digest(item: ReadItem) -> bytes:
-    """Identifies what an item has to be read of a checkpoint."""
+    """Identify what an item reads from a checkpoint."""
     index = item.storage_index
     key = item.type.name, index.fqn, index.offset and tuple(index.offset), (*item.storage_offsets,), (*item.lengths,)
     return hashlib.blake2b(repr(key).encode(), digest_size=16).digest()

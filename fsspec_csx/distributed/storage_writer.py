@@ -1,4 +1,4 @@
-"""StorageWriter: the storage that torch.distributed.checkpoint saves to."""
+"""StorageWriter: the storage to which torch.distributed.checkpoint saves."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from fsspec_csx.tensors import memory
 class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
     """The storage of ``dcp.save`` and ``dcp.async_save`` at any fsspec URL.
 
-    ``dcp.async_save`` also takes it as its stager, unless another is given: see ``stage``.
+    ``dcp.async_save`` also uses it as the default stager, see ``stage``.
 
     Args:
         path: a folder: a local path or an fsspec URL.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
-        overwrite: whether an existing checkpoint may be replaced.
-        prefix_count: over how many folders of hashed names to spread the shards; 0 for none. S3 serves about 3,500
-            writes and 5,500 reads a second below one prefix of keys, and splits busy prefixes only by and by: thousands
-            of ranks that begin at one moment need some, such as one for each hundred ranks.
+        overwrite: whether to replace an existing checkpoint.
+        prefix_count: over how many folders with hashed names to spread the shards; 0 for none. S3 serves about 3,500
+            writes and 5,500 reads a second below one key prefix, and splits busy prefixes only gradually. Thousands of
+            ranks that begin at once need some, such as one for each hundred ranks.
         callback: receives the bytes of this rank: the total by ``set_size``, and increments by ``relative_update``.
 
     Raises:
@@ -75,20 +75,20 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         self._written = []
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """A copy of a state dict in memory of earlier copies, see ``fsspec_csx.release_buffers``."""
+        """Copy a state dict, into the memory of earlier copies; see ``fsspec_csx.release_buffers``."""
         return stage(state_dict)
 
     def synchronize_staging(self) -> None:
-        """Nothing to do: ``stage`` waits for all copies."""
+        """Do nothing: ``stage`` waits for all copies."""
 
     def close(self) -> None:
-        """Nothing to do: the next save uses the memory again."""
+        """Do nothing: the next save reuses the memory."""
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Set the role of this rank; a ValueError if the ranks do not wait for each other."""
+        """Set the role of this rank; raise a ValueError if the ranks do not wait for each other."""
         if not kwargs.get("use_collectives", True):
             msg = "A checkpoint is whole only when all ranks have written theirs. Leave use_collectives=False out."
             raise ValueError(msg)
@@ -97,10 +97,11 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         self._written = []
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Leave the plan as it is.
+        """Check the plan, and return it unchanged.
 
-        A ValueError if it has a sparse or quantized tensor, whose indices or scale would be lost; a FileExistsError if
-        there is a checkpoint, unless ``overwrite``.
+        Raises:
+            ValueError: if it has a sparse or quantized tensor, whose indices or scale would be lost.
+            FileExistsError: if a checkpoint exists and ``overwrite`` is False.
         """
         if self._is_coordinator and not self._overwrite and self._folder.exists(MANIFEST):
             msg = f"{self._folder.name} has a checkpoint already. Choose another path, or allow it to be overwritten."
@@ -120,7 +121,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the manifest, and remove the shards of the one that it replaces."""
+        """Write the manifest, and remove the shards of the old one."""
         metadata.version = manifest.VERSION
         metadata.storage_data = {each.index: each.storage_data for of_rank in results for each in of_rank}
         metadata.storage_meta = self.storage_meta()
@@ -133,9 +134,9 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
     def discard(self, failed: Collection[int] = ()) -> bool:
         """Remove the shards of this rank after a failed save, unless the manifest may have been written.
 
-        Returns whether this save has certainly no manifest; ``failed`` are the numbers of the ranks that failed.
+        ``failed`` are the numbers of the failed ranks. Return whether this save certainly wrote no manifest.
         """
-        # Rank 0 alone writes the manifest, and only when no other has failed.
+        # Only rank 0 writes the manifest, and only when no other rank has failed.
         is_none = not self._finishing if self._is_coordinator else any(failed)
         if is_none:
             self._folder.remove(self._written)
@@ -143,7 +144,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         return is_none
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        held = _returns_originals(planner)  # others may create tensors only when they are written
+        held = _returns_originals(planner)  # others may create tensors when they are written
         kinds = (WriteItemType.TENSOR, WriteItemType.SHARD)
         ready = [planner.resolve_data(item) if held and item.type in kinds else None for item in plan.items]
         given = zip(plan.items, ready, strict=True)
@@ -175,19 +176,19 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
             return shards_of(manifest.read(self._folder))
         except FileNotFoundError:
             return set()
-        except (CheckpointError, PermissionError) as error:  # some may write but not read
+        except (CheckpointError, PermissionError) as error:  # the user may have no permission to read
             logger.warning("The shards of the old checkpoint stay: its manifest cannot be read: %s", error)
             return set()
 
 
 def _nbytes(item: WriteItem) -> int:
-    """About how many bytes an item takes."""
+    """Estimate the size of an item in bytes."""
     data = item.tensor_data
     return 0 if data is None else data.chunk.sizes.numel() * data.properties.dtype.itemsize
 
 
 def _returns_originals(planner: SavePlanner) -> bool:
-    """Whether a planner returns the tensors of the state dict themselves, which live until the save ends."""
+    """Return whether a planner returns the state dict's own tensors, which live until the save ends."""
     default, kind = DefaultSavePlanner, type(planner)
     names = ("resolve_data", "lookup_object", "transform_object")
     return isinstance(planner, default) and all(getattr(kind, name) is getattr(default, name) for name in names)

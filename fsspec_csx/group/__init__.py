@@ -1,1 +1,1 @@
-"""Processes that read a checkpoint once for all of them."""
+"""Processes that together read a checkpoint once."""

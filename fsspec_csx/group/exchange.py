@@ -1,4 +1,4 @@
-"""Memories that are filled in all processes of a group, each process reading its share of the bytes."""
+"""Fills memory in all processes of a group, while each process reads only a share of the bytes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Piece(NamedTuple):
     """Bytes to read.
 
     Attributes:
-        what: says which bytes.
-        memory: where they go.
+        what: identifies the bytes.
+        memory: the memory to fill.
     """
 
     what: Any
@@ -26,11 +26,11 @@ class Piece(NamedTuple):
 
 
 Read = Callable[[Sequence[Piece], Callable[[int], object]], Sequence[int]]
-"""Fills the memories of pieces, and returns a number for each; it calls the function with the bytes as it reads."""
+"""Fills the memory of pieces, and returns a number for each; it calls the function with the bytes as it reads."""
 
 
 def share_size(total: int, processes: int) -> int:
-    """How many bytes a process reads at a time, before it gives them to the others."""
+    """Return how many bytes a process reads at a time, before it sends them to the others."""
     return max(_LEAST, min(_MOST, -(-total // processes)))
 
 
@@ -43,18 +43,20 @@ def exchange(
     advance: Callable[[int], object],
     threads: int,
 ) -> list[int]:
-    """Fill the memories of all pieces in all processes; the shares are read in turn by the first, the second, ….
+    """Fill the memory of all pieces in all processes; the processes take turns in reading the shares.
 
-    A process reads its next shares while the bytes of others arrive. All bytes go straight to where they belong.
+    A process reads its next shares while it receives those of others. All bytes are received directly into their
+    memory.
 
     Args:
-        step: see ``Processes.gather``; the shares are the same in all processes.
+        step: see ``Processes.gather``.
+        shares: the same in all processes.
         read: reads a share.
-        advance: called in this thread with the bytes that are in the memories.
+        advance: called in this thread with the number of bytes received.
         threads: how many shares a process reads at a time.
 
     Returns:
-        What ``read`` returned for each piece, in their order.
+        The numbers that ``read`` returned for each piece, in order.
     """
     step = f"{step} ({_digest(shares)})"
     stopped = threading.Event()
@@ -78,7 +80,7 @@ def exchange(
             advance(sum(len(piece.memory) for share in shares[start : start + processes.size] for piece in share))
     finally:
         stopped.set()
-        pool.shutdown(cancel_futures=True)  # the memories are the caller's again
+        pool.shutdown(cancel_futures=True)  # no thread writes to the memory any more
     return found
 
 

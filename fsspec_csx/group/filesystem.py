@@ -1,4 +1,4 @@
-"""SharedFileSystem: a filesystem whose files the processes of a group read once for all of them."""
+"""SharedFileSystem: a filesystem whose files the processes of a group read together, once."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from fsspec_csx.tensors.staging import batches
 
 _BUFFER = 2**20
 _READERS = 3
-# What a filesystem says of a file, and changes with the file.
+# The details of a file that change with its content.
 _CHANGING = ("size", "ETag", "etag", "VersionId", "LastModified", "last_modified", "mtime", "generation")
 
 
 def shared(fs: AbstractFileSystem | None, path: str, processes: Processes) -> tuple[SharedFileSystem, str]:
-    """A filesystem, the local one for None, that is read once for all, behind fsspec's caches, and a path on it."""
+    """Return a shared filesystem without fsspec's caches, and the path on it; ``fs`` is None for the local one."""
     fs, path, _ = unwrap_filesystem(fs, path)
     if fs is None:
-        fs, path = LocalFileSystem(), os.path.abspath(path)  # it would take a '~' for someone's home
+        fs, path = LocalFileSystem(), os.path.abspath(path)  # LocalFileSystem would expand '~'
     return SharedFileSystem(fs, processes), path
 
 
 class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """A filesystem to read from: all processes of a group make the same calls, in the same order.
+    """A filesystem for reading: all processes of a group make the same calls, in the same order.
 
     Args:
         fs: the same in all processes.
@@ -53,7 +53,7 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
             self.readinto_objects = self._readinto_objects
 
     def open(self, path: str, mode: str = "rb", **kwargs: Any) -> SharedFile:
-        """Open a file; the first process asks for its state, and all read this state."""
+        """Open a file. The first process opens the current version, and all others that version."""
         opened: list[IO[bytes]] = []
 
         def begin() -> tuple[int, dict[str, Any]]:
@@ -70,7 +70,7 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return SharedFile(reader)
 
     def _again(self, path: str, state: dict[str, Any]) -> IO[bytes]:
-        """Open a file in a state that another process has seen."""
+        """Open a file in the version that another process has seen."""
         if hasattr(self._fs, "open_state"):
             known: IO[bytes] = self._fs.open_state(path, state)
             return known
@@ -100,7 +100,7 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._now(f"list {redacted(path)}", operation)
 
     def _now(self, step: str, operation: Callable[[], Any]) -> Any:
-        """What the first process finds, without what the filesystem has remembered."""
+        """Return the result of the first process, without cached listings."""
 
         def fresh() -> Any:
             self._fs.invalidate_cache()
@@ -109,7 +109,7 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._processes.first(step, fresh)
 
     def _readinto_objects(self, wanted: Sequence[Any], advance: Callable[[int], object]) -> list[int]:
-        """Fill memories from many small objects; see the ``readinto_objects`` of the filesystem."""
+        """Fill memory from many small objects; see the ``readinto_objects`` of the filesystem."""
         order = sorted(range(len(wanted)), key=lambda number: wanted[number][:2])
         pieces = [Piece(wanted[number][:2], wanted[number].memory) for number in order]
         most = share_size(sum(len(piece.memory) for piece in pieces), self._processes.size)
@@ -125,7 +125,7 @@ class SharedFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
 
 class SharedFile(io.BufferedReader):
-    """A file that the processes of a group read once for all: all make the same reads, in the same order."""
+    """A file that the processes of a group read once; all make the same reads, in the same order."""
 
     def __init__(self, reader: _Reader) -> None:
         super().__init__(reader, _BUFFER)
@@ -133,7 +133,7 @@ class SharedFile(io.BufferedReader):
 
 
 class _Reader(io.RawIOBase):
-    """The same, without a buffer."""
+    """The unbuffered file behind ``SharedFile``."""
 
     def __init__(self, processes: Processes, path: str, size: int, open_it: Callable[[], IO[bytes]]) -> None:
         self._processes = processes
@@ -161,7 +161,7 @@ class _Reader(io.RawIOBase):
         return len(memory)
 
     def readall(self) -> bytes:
-        """The rest of the file, at once; Python's own would take it in small pieces."""
+        """Read the rest of the file at once; Python's method would read small pieces."""
         rest = bytearray(max(0, self._size - self._position))
         self.readinto(rest)
         return bytes(rest)
@@ -169,8 +169,8 @@ class _Reader(io.RawIOBase):
     def readinto_many(
         self, spans: Spans, *, advance: Callable[[int], object] = lambda count: None, crc32: bool = False
     ) -> list[int]:
-        """Fill many memories from many positions; returns the CRC-32 of each if ``crc32``."""
-        # In the order of the file: that of the memories differs from process to process.
+        """Fill memory from many positions; return the CRC-32 of each span if ``crc32``."""
+        # In the order of the file, which is the same in all processes.
         order = sorted(range(len(spans)), key=lambda number: (spans[number][0], len(spans[number][1])))
         total = sum(len(memory) for _, memory in spans)
         shares, numbers = _cut(spans, order, share_size(total, self._processes.size))
@@ -202,13 +202,13 @@ class _Reader(io.RawIOBase):
 
 
 def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a filesystem says of a file, without what another process may not know."""
+    """Return the details of a file with only builtin types, which other processes can unpickle."""
     kinds = (str, int, float, datetime, type(None))
     return {key: value for key, value in info.items() if isinstance(value, kinds)}
 
 
 def _cut(spans: Spans, order: Sequence[int], size: int) -> tuple[list[list[Piece]], list[int]]:
-    """Shares of so many bytes each, and the numbers of the spans to which their pieces belong."""
+    """Divide spans into shares of ``size`` bytes; also return the number of the span of each piece."""
     shares: list[list[Piece]] = []
     numbers: list[int] = []
     left = 0

@@ -1,4 +1,4 @@
-"""Processes: those of a group of torch.distributed, which do the same things in the same order."""
+"""Processes: a group of torch.distributed whose processes make the same calls in the same order."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import torch.distributed as dist
 from fsspec_csx.errors import LostProcessError
 
 _ALONE = 2**20
-"""Bytes of a message of its own; smaller ones are sent together."""
+"""In bytes; smaller messages are sent together."""
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a process answers that has failed."""
+    """The answer of a process that has failed."""
 
     error: Exception
 
 
 class Processes:
-    """The processes of a group, of which this process is one. All of them call the same methods in the same order.
+    """The processes of a group, including this one. All of them call the same methods in the same order.
 
     Attributes:
         rank: the number of this process in the group.
-        size: how many there are.
+        size: the number of processes.
 
     Raises:
         ValueError: if this process is not in the group.
@@ -43,16 +43,16 @@ class Processes:
             raise ValueError(msg)
         self.size = dist.get_world_size(group)
         self._group = group
-        self._failure: Exception | None = None  # after it the others make no more steps with this process
+        self._failure: Exception | None = None  # after an error, the processes can no longer stay in step
         on_cpu = "cpu:" in dist.get_backend_config(group)
         self._device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 
     def gather(self, step: str, answer: Any = None) -> list[Any]:
-        """The answers, which can be pickled, of all processes.
+        """Return the answers of all processes.
 
         Args:
             step: what this process does now; all must do the same.
-            answer: an object.
+            answer: any object that can be pickled.
 
         Raises:
             ValueError: in all processes, if their steps differ.
@@ -73,7 +73,7 @@ class Processes:
         return [answer for _, answer in answers]
 
     def first(self, step: str, operation: Callable[[], Any]) -> Any:
-        """What an operation returns or raises in the first process, in all of them; the others do not call it."""
+        """Run an operation in the first process only; return its result, or raise its error, in all processes."""
         outcome: tuple[Any, Exception | None] = (None, None)
         own: Exception | None = None
         if self.rank == 0:
@@ -87,10 +87,10 @@ class Processes:
                 raise own or raised
             return result
         finally:
-            own = None  # its traceback leads here
+            own = None  # break the cycle through its traceback
 
     def broadcast(self, memories: Sequence[memoryview], owner: int) -> None:
-        """Copy memories of one process to those of the same sizes of all others."""
+        """Copy memory of one process to memory of the same sizes in all others."""
         self._failure = RuntimeError("The bytes of a checkpoint were not given to all processes. Start the job again.")
         for memory in memories:
             if len(memory) >= _ALONE:
@@ -102,11 +102,11 @@ class Processes:
             for memory in small if self.rank != owner else ():
                 memory[:] = together[start : start + len(memory)]
                 start += len(memory)
-        self._failure = None  # an error on the way leaves the others in another step
+        self._failure = None  # kept after an error, when the others are in another step
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Answer the next step of the others with an error that leaves the block, unless they know of it."""
+        """Send an error that leaves the block to the other processes, unless they have it already."""
         try:
             yield
         except Exception as error:
@@ -143,7 +143,7 @@ class Processes:
 
 @contextlib.contextmanager
 def together(group: dist.ProcessGroup) -> Iterator[Processes]:
-    """The processes of a group, which all enter the block; an exception that leaves it in one leaves it in all."""
+    """Run a block in all processes of a group; an exception in one is raised in all."""
     processes = Processes(group)
     with processes.failing():
         yield processes
@@ -152,7 +152,7 @@ def together(group: dist.ProcessGroup) -> Iterator[Processes]:
 
 @contextlib.contextmanager
 def translate_lost_process() -> Iterator[None]:
-    """Raise a LostProcessError for what a collective raises where another process has ended, or hangs."""
+    """Raise a LostProcessError if a collective failed because another process has ended or hangs."""
     try:
         yield
     except RuntimeError as error:
@@ -164,7 +164,7 @@ def translate_lost_process() -> Iterator[None]:
 
 
 def _is_from_collective(error: RuntimeError) -> bool:
-    """Whether a collective of torch raised the error."""
+    """Return whether a collective of torch raised the error."""
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next
@@ -172,8 +172,8 @@ def _is_from_collective(error: RuntimeError) -> bool:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one with its text if it cannot be pickled."""
-    with contextlib.suppress(Exception):  # whatever its class raises
+    """Return the error, or one with its text if it cannot be pickled."""
+    with contextlib.suppress(Exception):  # its class may raise anything
         if str(pickle.loads(pickle.dumps(error))) == str(error):
             return error
     return (OSError if isinstance(error, OSError) else RuntimeError)(f"{type(error).__name__}: {error}")

@@ -1,1 +1,1 @@
-"""Checkpoint files on any fsspec filesystem: their paths, and writes that replace a file only when whole."""
+"""Files on any fsspec filesystem: paths, and writes that replace a file only with a complete one."""

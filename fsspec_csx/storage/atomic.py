@@ -1,4 +1,4 @@
-"""Files on any filesystem that replace the old one only when they are complete."""
+"""Writes files on any filesystem that replace the old one only when they are complete."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from fsspec_csx.storage.files import unwrap_filesystem
 from fsspec_csx.storage.local_file import atomic_local_write, clean_up, temporary_path
 
 _BUFFER = 128 * 1024
-# Errors of filesystems that cannot sync a folder, or may not open one.
+# Errors of filesystems that cannot sync a folder, or may not open it.
 _NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
 
 
 @contextlib.contextmanager
 def atomic_write(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of ``path`` when the block ends without an exception.
+    """Open a file that replaces ``path`` when the block ends without an exception.
 
-    After an exception, of any kind, ``path`` is untouched and nothing is left beside it. A process that is killed may
-    leave a file named ``.NAME.*.tmp`` there.
+    After any exception, ``path`` is untouched and nothing is left beside it. A process that is killed may leave a file
+    named ``.NAME.*.tmp`` there.
 
     Args:
-        fs: the filesystem, or None for the local one. One with a true attribute ``atomic_writes`` promises to discard
-            a file whose ``with`` block is left by an exception, and is written to directly. On others a temporary file
-            beside ``path`` is renamed.
+        fs: the filesystem, or None for the local one. A filesystem with a true attribute ``atomic_writes`` discards a
+            file if an exception leaves its ``with`` block, so it is written directly. On others a temporary file beside
+            ``path`` is renamed.
         path: the path on it; missing folders are created.
-        exclusive: whether to raise FileExistsError instead of replacing a file; only for local files and where
+        exclusive: whether to raise FileExistsError instead of replacing a file; only for local files and with
             ``atomic_writes``.
 
     Raises:
         FileExistsError: if ``exclusive`` and the file exists at the end of the block.
-        IsADirectoryError: if there is a folder at the path.
+        IsADirectoryError: if the path is a folder.
         PermissionError: if the file is write-protected.
-        OSError: if its filesystem is read-only.
+        OSError: if the filesystem is read-only.
     """
     fs, path, caches = unwrap_filesystem(fs, path)
     if fs is None or isinstance(fs, LocalFileSystem):
@@ -56,12 +56,12 @@ def atomic_write(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = 
         _forget(cache, cached)
 
 
-# -- this machine ------------------------------------------------------------------------------------------------------
+# -- local -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _write_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
-    if _is_special(path):  # a device or a FIFO is written to; a folder makes open() raise
+    if _is_special(path):  # write to a device or a FIFO; for a folder, open() raises
         with open(path, "wb", _BUFFER) as special:
             yield special
         return
@@ -74,7 +74,7 @@ def _write_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(descriptor)
         finally:
-            file.raw.close()  # after an error file.close() would write its buffer, and may fail
+            file.raw.close()  # after an error, file.close() would write its buffer and might fail
     _sync_folder(folder)
 
 
@@ -86,7 +86,7 @@ def _is_special(path: str) -> bool:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the renaming survive a power failure."""
+    """Make the rename survive a power failure."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     try:
@@ -107,7 +107,7 @@ def _sync_folder(folder: str) -> None:
 def _write_remote(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
     if fs.isdir(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    with contextlib.suppress(PermissionError):  # see fsspec.open: the folder may exist
+    with contextlib.suppress(PermissionError):  # as in fsspec.open: the folder may exist
         fs.makedirs(fs._parent(path), exist_ok=True)
     temporary = temporary_path(path, secrets.token_hex(8))
     file = None
@@ -125,19 +125,19 @@ def _write_remote(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
 
 def _move(fs: AbstractFileSystem, source: str, target: str) -> None:
     if getattr(fs.mv, "__func__", None) is AbstractFileSystem.mv:
-        # This one copies and deletes too, but reads '*', '?' and '[' in a name as a pattern.
+        # This default also copies and deletes, but expands '*', '?' and '[' in names.
         fs.cp_file(source, target)
         fs.rm_file(source)
         return
     fs.mv(source, target)
     if fs.exists(source):
-        # Some report a refused renaming only in a response that fsspec ignores.
+        # Some report a refused rename only in a response that fsspec ignores.
         msg = f"{source!r} was not moved to {target!r}. Check that the filesystem lets files be replaced."
         raise OSError(msg)
 
 
 def _forget(cache: Any, path: str) -> None:
-    """Drop a cache's copy of a file that was just replaced."""
+    """Remove a replaced file from a cache."""
     from fsspec.implementations.cached import SimpleCacheFileSystem
 
     if not isinstance(cache, SimpleCacheFileSystem):

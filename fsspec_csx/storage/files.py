@@ -1,4 +1,4 @@
-"""Files on any fsspec filesystem: find, open and measure them."""
+"""Finds, opens and measures files on any fsspec filesystem."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "cr
 def resolve_path(
     path: str | os.PathLike[str], text: str, options: Mapping[str, Any] | None
 ) -> tuple[fsspec.AbstractFileSystem | None, str]:
-    """The filesystem of a path, None for the local one, and the path on it; for ``text`` see ``checkpoint_path``."""
+    """Return the filesystem of a path, None if local, and the path on it; see ``checkpoint_path`` for ``text``."""
     if is_local(path):
         return None, text
-    # fsspec adds to the options of each link of a chained URL in place.
+    # fsspec changes the options of each link of a chained URL in place.
     own = {key: dict(value) if isinstance(value, dict) else value for key, value in (options or {}).items()}
     fs, inner = fsspec.url_to_fs(text, **own)
     return (None if isinstance(fs, LocalFileSystem) else fs), inner
 
 
 def unwrap_filesystem(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str]]]:
-    """The filesystem behind caches and ``dir::``, the path on it, and the caches with their own paths.
+    """Return the filesystem behind caches and ``dir::``, the path on it, and the caches with their own paths.
 
-    A cache publishes at close even after an error, and a temporary file would fill it.
+    Writes bypass a cache, because it publishes a file at close even after an error, and would keep temporary files.
     """
     from fsspec.implementations.cached import CachingFileSystem
     from fsspec.implementations.dirfs import DirFileSystem
@@ -49,7 +49,7 @@ def unwrap_filesystem(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str
 
 
 def path_exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:
-    """Whether there is anything at a path; a local link counts even if its target is missing."""
+    """Return whether a path exists; a local link counts even if its target is missing."""
     if fs is None:
         return os.path.lexists(path)
     invalidate_listings(fs, path)
@@ -57,7 +57,7 @@ def path_exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:
 
 
 def open_file(fs: fsspec.AbstractFileSystem | None, path: str) -> IO[bytes]:
-    """Open a file for reading, in its present state."""
+    """Open the current version of a file for reading."""
     if fs is None:
         return open(path, "rb")
     invalidate_listings(fs, path)
@@ -66,7 +66,7 @@ def open_file(fs: fsspec.AbstractFileSystem | None, path: str) -> IO[bytes]:
 
 
 def file_size(file: IO[bytes]) -> int:
-    """The size in bytes; leaves the file at its start."""
+    """Return the size of a file in bytes; leave the file at its start."""
     file.seek(0, os.SEEK_END)
     size = file.tell()
     file.seek(0)
@@ -74,7 +74,7 @@ def file_size(file: IO[bytes]) -> int:
 
 
 def file_state(fs: fsspec.AbstractFileSystem | None, path: str) -> dict[str, Any]:
-    """The details of a file that change with its content, and its ``size`` in bytes."""
+    """Return the details of a file that change with its content, with its ``size`` in bytes."""
     if fs is None:
         status = os.stat(path)
         return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}
@@ -84,7 +84,7 @@ def file_state(fs: fsspec.AbstractFileSystem | None, path: str) -> dict[str, Any
 
 
 def invalidate_listings(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Drop cached listings: another process may have written the file since."""
+    """Drop cached listings, because another process may have written the file."""
     invalidate = getattr(fs, "invalidate_cache", None)
     if invalidate is None:
         return

@@ -1,4 +1,4 @@
-"""Local files that are replaced only when the new one is complete."""
+"""Writes local files that replace the old one only when they are complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 logger = logging.getLogger("fsspec_csx")
 
 _NAME_MAX = 255
-# Errors of filesystems without room, or without room for this user.
+# Errors of a full filesystem or an exceeded quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of filesystems without hard links.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
@@ -21,9 +21,9 @@ _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLIN
 
 @contextlib.contextmanager
 def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
-    """Give the descriptor of a file that takes the place of ``path`` when the block ends without an exception.
+    """Yield the descriptor of a file that replaces ``path`` when the block ends without an exception.
 
-    Its folder exists. With ``exclusive`` a FileExistsError, instead of replacing a file.
+    The folder must exist. With ``exclusive``, raise a FileExistsError instead of replacing a file.
     """
     target, mode = resolve_target(path)
     temporary = temporary_path(target, secrets.token_hex(8))
@@ -41,14 +41,14 @@ def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
 
 
 def write_at(descriptor: int, memory: memoryview, position: int) -> None:
-    """Write all of a memory at a position of a file; the system may take less of it at a time."""
+    """Write all of a buffer at a position; one system call may write only a part."""
     while memory:
         written = os.pwrite(descriptor, memory, position)
         memory, position = memory[written:], position + written
 
 
 def _create(path: str, target: str, mode: int | None) -> int:
-    """A new file with the mode and owner of ``target``; if there is none yet (mode None), the umask decides."""
+    """Create a file with the mode and owner of ``target``; if it does not exist (mode None), the umask decides."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666 if mode is None else mode)
     try:
@@ -65,15 +65,16 @@ def _create(path: str, target: str, mode: int | None) -> int:
 
 
 def add_filename(error: BaseException, path: str) -> None:
-    """If a filesystem is full, name the folder in the error: the system's message does not."""
+    """Name the folder in the error if a filesystem is full; the system's message does not."""
     if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
         error.filename = os.path.dirname(path)
 
 
 def resolve_target(path: str) -> tuple[str, int | None]:
-    """The file to replace, the one that ``path`` links to if it is a link, and its mode; None if there is no file yet.
+    """Return the file to replace, after links, and its mode; the mode is None if the file does not exist.
 
-    A PermissionError if the file is write-protected: renaming alone would replace it.
+    Raises:
+        PermissionError: if the file is write-protected; a rename would replace it nevertheless.
     """
     target = os.path.realpath(path)
     if not os.path.exists(target):
@@ -86,7 +87,7 @@ def resolve_target(path: str) -> tuple[str, int | None]:
 
 
 def publish(temporary: str, target: str, *, exclusive: bool) -> None:
-    """Rename a complete file to its final name; a FileExistsError if ``exclusive`` and the name is taken."""
+    """Rename a complete file; with ``exclusive``, raise a FileExistsError if the name is taken."""
     if exclusive:
         try:
             os.link(temporary, target)
@@ -102,7 +103,7 @@ def publish(temporary: str, target: str, *, exclusive: bool) -> None:
 
 
 def temporary_path(path: str, token: str) -> str:
-    """The path of the file that becomes ``path`` when it is complete."""
+    """Return the temporary path of a file until it is complete."""
     folder, separator, name = path.rpartition("/") if "/" in path else path.rpartition(os.sep)
     temporary = f".{name}.{token}.tmp"
     if len(os.fsencode(temporary)) > _NAME_MAX:
@@ -111,7 +112,7 @@ def temporary_path(path: str, token: str) -> str:
 
 
 def clean_up(path: str, step: Callable[[], object]) -> None:
-    """Take a step after a failure; if it fails too, log that, so that the first error is not hidden."""
+    """Run a cleanup after a failure; if it fails too, log that, and keep the first error."""
     try:
         step()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Checks on the text of a path, before anything is opened."""
+"""Checks the text of paths before anything is opened."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fsspec_csx.redaction import without_password
 
 _S3 = ("s3", "s3a", "csx")
 _EXAMPLE = "Give bucket and object path, as in 's3://bucket/run/checkpoint_100.mdl'."
-# In place of a bucket's name: https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-access-points.html
+# ARNs in place of a bucket's name: https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-access-points.html
 _ACCESS_POINT = re.compile(r"arn:[^/]*?:(?:accesspoint|outpost[:/][^:/]+[:/](?:accesspoint|bucket))[:/][^/]+")
-# A protocol without its two slashes; a single letter is a drive.
+# A protocol without its two slashes; a single letter is a Windows drive.
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?![/\\]{2})([/\\]?)")
 
 
@@ -23,16 +23,16 @@ def checkpoint_path(path: str | os.PathLike[str]) -> str:
     """Check that a path can name a checkpoint.
 
     Args:
-        path: a local path, or any fsspec URL, chained ones (``simplecache::s3://...``) included. Every character
-            of a name is literal: nothing is decoded, expanded or removed.
+        path: a local path, or any fsspec URL, including chained ones (``simplecache::s3://...``). Every character of a
+            name is literal: nothing is decoded, expanded or removed.
 
     Returns:
         Its text.
 
     Raises:
         TypeError: if it is neither a ``str`` nor a path object made of one.
-        CheckpointPathError: if it is empty, names a folder, has an unknown protocol, or is an S3 URL that lacks one
-            of ``s3://``, bucket and object path.
+        CheckpointPathError: if it is empty, names a folder, has an unknown protocol, or is an S3 URL without ``s3://``,
+            bucket or object path.
     """
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
@@ -50,13 +50,13 @@ def checkpoint_path(path: str | os.PathLike[str]) -> str:
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is local by its form; other forms, such as ``file://`` URLs, may be local too."""
+    """Return whether a path has the form of a local path; others, such as ``file://`` URLs, may also be local."""
     text = os.fspath(path)
     return text.startswith("/") or (isinstance(path, os.PathLike) and not _PROTOCOL.match(text) and "://" not in text)
 
 
 def redacted(path: str) -> str:
-    """A path for messages, without the password or the signature of a URL."""
+    """Return a path for messages, without the password or the signature of a URL."""
     return without_password(path)
 
 
@@ -65,7 +65,7 @@ def _protocols() -> set[str]:
 
 
 def _naming_link(text: str) -> str:
-    """The part of a chained URL that names the file: the first that is more than a protocol."""
+    """Return the link of a chained URL that names the file: the first that is more than a protocol."""
     links = text.split("::")
     for link in links[:-1]:
         if not (link.endswith("://") or link in _protocols()):

@@ -1,4 +1,4 @@
-"""The progress of a save or a load, reported to an fsspec callback; by default a progress bar on a terminal."""
+"""Reports the progress of a save or a load to an fsspec callback; by default a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _STEP = 256 * 1024
 
 
 class ProgressMeter:
-    """Feeds a callback so that its value never passes its size, and is equal to it in the end.
+    """Updates a callback so that its value never exceeds its size, and equals it at the end.
 
     Args:
-        callback: receives the total by ``set_size``, and increments by ``relative_update``, in bytes. Small
-            increments are combined.
+        callback: receives the total by ``set_size``, and increments by ``relative_update``, in bytes. Small increments
+            are combined.
         estimated: whether the true total may differ; the callback's size is then corrected.
     """
 
@@ -67,7 +67,7 @@ class ProgressMeter:
 
 
 class AdvanceCallback(Callback):  # type: ignore[misc]  # fsspec has no types
-    """Passes the number of bytes on."""
+    """Passes increments on to a function."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         super().__init__()
@@ -86,12 +86,12 @@ def run_in_threads(
     threads: int,
     name: str,
 ) -> None:
-    """Process items in parallel. After a failure no other item is started, and running ones end early.
+    """Process items in parallel. After a failure no more items are started, and running ones end early.
 
     Args:
-        work: called with an item and a function that takes the number of bytes moved, at every step.
-        advance: called in this thread with every number of bytes moved.
-        threads: the largest number of threads; 1 to work in this thread.
+        work: called with an item, and a function to call with the number of bytes at each step.
+        advance: called in this thread with each number of bytes.
+        threads: the maximum number of threads; with 1, the work is done in this thread.
     """
     if len(items) == 1 or threads == 1:
         for item in items:
@@ -121,7 +121,7 @@ def run_in_threads(
         left = len(items)
         while left:
             if isinstance(event := moved.get(), Future):
-                with contextlib.suppress(_StoppedError):  # the first failure arrives as another event
+                with contextlib.suppress(_StoppedError):  # another event brings the first failure
                     event.result()
                 left -= 1
             else:
@@ -137,9 +137,9 @@ class _StoppedError(Exception):
 
 @contextlib.contextmanager
 def report_progress(callback: Callback | None, path: str) -> Iterator[Callback]:
-    """Give the caller's callback, which stays open, or a progress bar with the path's last part, closed at the end.
+    """Yield the caller's callback, or a progress bar named after the path's last part, which is closed at the end.
 
-    The bar needs tqdm and a terminal on stderr, and shows after a second. ``TQDM_DISABLE=1`` switches it off.
+    The bar needs tqdm and a terminal on stderr, and shows after a second. ``TQDM_DISABLE=1`` disables it.
     """
     if callback is not None:
         yield callback
@@ -159,7 +159,7 @@ def _bar(name: str) -> Callback:
         "desc": name,
         "delay": _DELAY,
         "dynamic_ncols": True,
-        "miniters": 1,  # tqdm's own choice expects increments of similar size
+        "miniters": 1,  # tqdm's own estimate expects increments of similar size
         "unit": "B",
         "unit_divisor": 1024,
         "unit_scale": True,

@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write them."""
+"""Parses sizes in bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", re.IGNORECASE)
 
 
 def bytes_of(size: int | str, name: str) -> int:
-    """The number of bytes of a size, or of a text such as ``5GB``; a ValueError with the name if it is none."""
+    """Return a number of bytes, or parse a text such as ``5GB``; raise a ValueError with ``name`` if it is invalid."""
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     count = int(float(found[1]) * _UNITS.get(found[2].upper() or "B", 0)) if found else size
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:

@@ -1,1 +1,1 @@
-"""What the formats share: names of entries, tensors without data, filling them, casting and comparing them."""
+"""Code that the formats share: names of entries, lazy tensors, and filling, casting and comparing them."""

@@ -1,4 +1,4 @@
-"""Pairs of tensors of two files, compared while their next bytes are read."""
+"""Compares pairs of tensors of two files, while their next bytes are read."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fsspec_csx.tensors.tensor_stream import StreamedTensor, TensorStream
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """Two tensors of one shape, each in its own dtype, and how far they are apart, as far as is known."""
+    """Two tensors of one shape, each with its dtype, and the differences found so far."""
 
     sides: tuple[StreamedTensor, StreamedTensor]
     found: NumericError = field(default_factory=NumericError)
 
 
 class File(NamedTuple):
-    """One of the two files, and the error to raise for a record whose bytes do not have their checksum."""
+    """One of two files, and a function that returns the error for a record with a wrong checksum."""
 
     source: Source
     damaged: Callable[[Record], Exception]
 
 
 def compare(files: tuple[File, File], pairs: Sequence[ComparedPair], closeness: Closeness) -> None:
-    """Find how far the tensors of each pair, which ``numeric_error.can_compare`` accepts, are apart.
+    """Compare the tensors of each pair, which ``numeric_error.can_compare`` must accept.
 
-    See ``TensorStream`` for what is in memory of each file. All that is read is compared with its checksum.
+    ``TensorStream`` limits the memory for each file. All records that are read are checked against their checksums.
     """
     pairs = [pair for pair in pairs if pair.sides[0].nbytes]
     merged = [tiling.merged(*(each.tensor for each in pair.sides)) for pair in pairs]
@@ -57,7 +57,7 @@ def _elements(pieces: Iterator[memoryview], dtype: torch.dtype) -> Iterator[torc
 def _side_by_side(
     first: Iterator[torch.Tensor], second: Iterator[torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The elements of two tensors, which come in pieces of different lengths."""
+    """Yield the elements of two tensors in pieces of equal lengths."""
     one = other = torch.empty(0)
     while True:
         one = one if len(one) else next(first, one)

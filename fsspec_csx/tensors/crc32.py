@@ -6,22 +6,22 @@ from zlib_ng import zlib_ng
 
 
 def crc32_of(data: bytes | bytearray | memoryview) -> int:
-    """The CRC-32 of some bytes."""
+    """Return the CRC-32 of bytes."""
     return int(zlib_ng.crc32(data))
 
 
 class RunningCrc32:
-    """The CRC-32 ``value`` of ``size`` bytes that passed in order, in pieces."""
+    """The CRC-32 ``value`` of ``size`` bytes, added in order in pieces."""
 
     def __init__(self) -> None:
         self.value = self.size = 0
 
     def add(self, data: bytes | bytearray | memoryview) -> None:
-        """Take in the next bytes."""
+        """Add the next bytes."""
         self.value = zlib_ng.crc32(data, self.value)
         self.size += len(data)
 
     def join(self, crc: int, size: int) -> None:
-        """Take in the next bytes, of which the CRC-32 is known."""
+        """Add the next bytes by their CRC-32."""
         self.value = zlib_ng.crc32_combine(self.value, crc, size)
         self.size += size

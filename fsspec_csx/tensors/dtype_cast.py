@@ -1,4 +1,4 @@
-"""Tensors as they are in another dtype, before there is any data: on storages that stand for those of a file."""
+"""DtypeCast: plans the cast of a file's tensors before their data is read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.names import place_of
 from fsspec_csx.tensors.tensor_stream import StreamedTensor
 
-_PACKED = getattr(torch, "float4_e2m1fn_x2", None)  # two values to the byte; torch casts none of them
+_PACKED = getattr(torch, "float4_e2m1fn_x2", None)  # two values per byte; torch cannot cast it
 
 
 class DtypeCast:
-    """Stands in for the tensors of a file, those of floating-point numbers cast, where a pickle is made of them.
+    """Replaces the floating-point tensors of a file with tensors of another dtype, to pickle in their place.
 
-    Tensors that share a storage share one afterwards, unless only some of them are cast.
+    Tensors that share a storage still share one, unless only some of them are cast.
     """
 
     def __init__(self, records: Iterable[Record], dtype: torch.dtype | None) -> None:
@@ -28,17 +28,17 @@ class DtypeCast:
         self._streamed: dict[int, StreamedTensor] = {}
 
     def dtype_of(self, tensor: torch.Tensor) -> torch.dtype:
-        """What a tensor's dtype will be."""
+        """Return the dtype that a tensor will have."""
         if self._dtype is None or not tensor.dtype.is_floating_point or tensor.dtype == _PACKED:
             return tensor.dtype
         return self._dtype
 
     def record_of(self, storage: torch.UntypedStorage) -> Record | None:
-        """The record with the bytes of a storage of the file; None if they are in memory."""
+        """Return the record of a storage of the file; None if its bytes are in memory."""
         return self._records.get(storage.data_ptr())
 
     def replaced(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """A tensor in the place of one that is to be cast; None where that stays as it is."""
+        """Return the tensor that replaces one to cast; None if the tensor stays as it is."""
         dtype = self.dtype_of(tensor)
         if dtype == tensor.dtype:
             return None
@@ -53,7 +53,7 @@ class DtypeCast:
         return made.requires_grad_(tensor.requires_grad)
 
     def streamed(self, storage: torch.UntypedStorage) -> StreamedTensor:
-        """What is to be written for a storage, be it of the file, of a tensor that was put in place, or of another."""
+        """Return what to write for a storage, which may be of the file, of a replacement, or in memory."""
         if found := self._streamed.get(torch_compat.address(storage)):
             return found
         whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)

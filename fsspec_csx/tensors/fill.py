@@ -1,6 +1,6 @@
-"""Fills storages and other memory from a file, through staging memory of a bounded size where there is no way around.
+"""Fills storages and other memory from a file, through bounded staging memory where needed.
 
-What has a checksum is checked whole.
+Records with a checksum are read whole and checked.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fsspec_csx.tensors.source import Source, memory_at, memory_of
 from fsspec_csx.tensors.staging import Staging, aligned, batches
 
 PIECE = 16 * 2**20
-"""How many bytes a transfer that is staged has at most."""
+"""The most bytes of a staged transfer."""
 
 _STAGING = 48 * 2**20
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bytes of a record that go somewhere.
+    """Bytes of a record, and where they go.
 
     Attributes:
-        start: of the first, in bytes from the start of the record.
-        size: how many they are; at most ``PIECE`` unless ``memory`` is given.
-        memory: where they go; None if they are staged.
-        deliver: takes them where they were staged, as a tensor of bytes on the CPU, which is used again afterwards; if
-            None, they are needed for the checksum alone.
+        start: the position of the first byte in the record.
+        size: the number of bytes; at most ``PIECE`` unless ``memory`` is given.
+        memory: the memory to fill; None if the bytes are staged.
+        deliver: takes the staged bytes, as a CPU tensor that is reused afterwards; None if they are needed only for the
+            checksum.
     """
 
     record: Record
@@ -43,30 +43,30 @@ class Transfer:
 
     @property
     def staged(self) -> int:
-        """How many bytes of staging memory it takes."""
+        """The staging memory that it takes, in bytes."""
         return 0 if self.memory is not None else aligned(self.size)
 
 
 def fill(source: Source, records: Sequence[Record]) -> list[Record]:
-    """Fill the storages of records; returns those whose bytes do not have the checksum that they must have."""
-    # Apart from what goes to other devices, as there may be thousands.
+    """Fill the storages of records; return the records with a wrong checksum."""
+    # A separate path for the CPU, where there may be thousands of records.
     here = [record for record in records if record.storage.device.type == "cpu"]
     there = [record for record in records if record.storage.device.type != "cpu"]
     damaged = _read(source, here, [memory_of(record.storage) for record in here])
-    # Pinned memory goes to a GPU without another copy on the way.
+    # Pinned memory goes to a GPU without another copy.
     pinned = any(record.storage.device.type == "cuda" for record in there)
     return damaged + run(source, [transfer for record in there for transfer in _transfers(record)], pinned=pinned)
 
 
 def _read(source: Source, records: Sequence[Record], memories: Sequence[memoryview]) -> list[Record]:
-    """Read records whole; returns those whose bytes do not have their checksum."""
+    """Read records whole; return those with a wrong checksum."""
     spans = [(record.offset, memory) for record, memory in zip(records, memories, strict=True)]
     crcs = source.read(spans, crc32=any(record.crc32 is not None for record in records))
     return [record for record, crc in zip(records, crcs, strict=False) if record.differs(crc)]
 
 
 def _transfers(record: Record) -> Iterator[Transfer]:
-    """Those to the storage of another device."""
+    """Yield the transfers to a storage on another device."""
     target = torch.empty(0, dtype=torch.uint8, device=record.storage.device).set_(record.storage)
     for start in range(0, len(target), PIECE):
         part = target[start : start + PIECE]
@@ -74,10 +74,10 @@ def _transfers(record: Record) -> Iterator[Transfer]:
 
 
 def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> Transfer | None:
-    """What reads a tensor of a file straight into one that exists; None if its bytes are not those of the target.
+    """Return a transfer that reads a tensor directly into the target; None if their bytes differ in order or dtype.
 
-    The record has the bytes of the storage of ``source``, whose memory is not touched. Elements of ``target`` share no
-    memory.
+    The record has the bytes of the storage of ``source``, whose memory is not touched. The elements of ``target`` do
+    not overlap.
     """
     if not _same_bytes(source, target):
         return None
@@ -91,11 +91,11 @@ def copies(
     target: torch.Tensor,
     copy: Callable[[torch.Tensor, torch.Tensor], object],
 ) -> Iterator[Transfer]:
-    """What brings a tensor of a file to another through staging memory, piece by piece, see ``direct``."""
+    """Yield transfers that copy a tensor of a file to another through staging memory; see ``direct``."""
 
     def fits(part: torch.Tensor, _: torch.Tensor) -> bool:
         size = tiling.extent(part)
-        # What lies between is read only where the checksum needs it, or there is not much of it.
+        # Gaps are read only if the checksum needs them, or they are small.
         dense = record.crc32 is not None or size <= 2 * part.nbytes or not tiling.has_gaps(part)
         return size <= PIECE and dense
 
@@ -108,12 +108,12 @@ def copies(
 
 
 def _start(tensor: torch.Tensor) -> int:
-    """Where a tensor begins in its storage, in bytes."""
+    """Return the position of a tensor in its storage, in bytes."""
     return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _same_bytes(source: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether the bytes of one tensor are those of the other, in the same order."""
+    """Return whether two tensors have the same bytes in the same order."""
     plain = type(target) in (torch.Tensor, torch.nn.Parameter) and place_of(target) is not None
     if not plain or target.device.type != "cpu" or target.dtype != source.dtype:
         return False
@@ -127,15 +127,15 @@ def _same_bytes(source: torch.Tensor, target: torch.Tensor) -> bool:
 def run(
     source: Source, transfers: Sequence[Transfer], *, pinned: bool = False, staging: Staging | None = None
 ) -> list[Record]:
-    """Do transfers, with what else must be read for the checksums of their records.
+    """Run transfers, and read what else the checksums of their records need.
 
     Args:
-        transfers: in any order. The memories of those that are not staged do not overlap.
-        pinned: whether the staging memory is to be such that a CUDA device reads it by itself.
+        transfers: in any order. The memory of those that are not staged must not overlap.
+        pinned: whether to pin the staging memory, so that a CUDA device can read it directly.
         staging: memory to use instead.
 
     Returns:
-        The records whose bytes do not have the checksum that they must have.
+        The records with a wrong checksum.
     """
     groups: dict[int, list[Transfer]] = {}
     for transfer in transfers:
@@ -167,7 +167,7 @@ def _run_parts(
         ]
         source.read([(each.record.offset + each.start, memory) for each, memory in zip(batch, memories, strict=True)])
         for each, memory, (data, _) in zip(batch, memories, slots, strict=True):
-            if crc := sums.get(id(each.record)):  # a part may come more than once
+            if crc := sums.get(id(each.record)):  # a part may be read more than once
                 crc.add(memory[max(0, crc.size - each.start) :])
             if each.deliver is not None:
                 each.deliver(data)
@@ -175,7 +175,7 @@ def _run_parts(
 
 
 def _without_gaps(record: Record, group: list[Transfer]) -> Iterator[Transfer]:
-    """The transfers of a record in order, and between them those of the rest, if it has a checksum."""
+    """Yield the transfers of a record in order, and between them the rest of it if it has a checksum."""
     position = 0
     for transfer in sorted(group, key=lambda each: (each.start, each.size)):
         yield from _unused(record, position, transfer.start)

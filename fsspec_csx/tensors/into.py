@@ -1,4 +1,4 @@
-"""Fills the tensors of an object that exists with those of a file, in place."""
+"""Fills the tensors of an existing object with those of a file, in place."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fsspec_csx.tensors.match import MatchedPair
 from fsspec_csx.tensors.names import place_of
 from fsspec_csx.tensors.source import Source, memory_of
 
-_STACK = 4  # frames from the warning to the caller of load
+_STACK = 4  # from the warning to the caller of load
 
 
 class Casts:
-    """How many tensors were cast, from which dtype to which, and how long that took."""
+    """Counts casts of tensors by dtypes, and measures their time."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[torch.dtype, torch.dtype]] = Counter()
         self._seconds = 0.0
 
     def count(self, pair: MatchedPair) -> None:
-        """Take a pair into account, once."""
+        """Count a pair, once."""
         if pair.source.dtype != pair.target.dtype:
             self._counts[pair.source.dtype, pair.target.dtype] += 1
 
@@ -39,7 +39,7 @@ class Casts:
             self._seconds += time.perf_counter() - started
 
     def warn(self) -> None:
-        """Issue a ``DtypeCastWarning`` if there is something to say."""
+        """Issue a ``DtypeCastWarning`` if tensors were cast."""
         if not self._counts:
             return
         kinds = ", ".join(f"{count} from {old} to {new}" for (old, new), count in self._counts.items())
@@ -48,9 +48,9 @@ class Casts:
 
 
 def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], casts: Casts) -> list[Record]:
-    """Fill tensors with others of a lazy object, which itself stays unfilled; ``casts`` counts what had to be cast.
+    """Fill tensors from those of a lazy object, which itself stays unfilled; ``casts`` counts the casts.
 
-    Returns the records whose bytes do not have the checksum that they must have.
+    Return the records with a wrong checksum.
     """
     records = {record.place: record for record in found.records}
     straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]] = {}

@@ -1,4 +1,4 @@
-"""What a file holds, with its tensors' memory reserved but not filled yet."""
+"""LazyObject: the content of a file whose tensors are reserved but not filled."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 @dataclass(frozen=True)
 class Record:
-    """Where the bytes of a storage lie in its file.
+    """The position of a storage's bytes in its file.
 
     Attributes:
-        name: what errors call it, where no tensor's name is known.
+        name: what errors call it, if no tensor's name is known.
         offset: of the first byte, in bytes.
-        storage: what they are to fill, all of it; on any device.
-        crc32: the CRC-32 that the bytes must have; None where the format has none.
+        storage: the storage to fill completely, on any device.
+        crc32: the expected CRC-32 of the bytes; None if the format has none.
     """
 
     name: str
@@ -26,22 +26,22 @@ class Record:
 
     @property
     def place(self) -> tuple[torch.device, int]:
-        """The place of a tensor on the storage, see ``names.place_of``."""
+        """The key of the storage, see ``names.place_of``."""
         return self.storage.device, self.storage.data_ptr()
 
     def differs(self, crc32: int) -> bool:
-        """Whether the record must have another CRC-32."""
+        """Return whether the record should have another CRC-32."""
         return self.crc32 not in (None, crc32)
 
 
 @dataclass(frozen=True)
 class LazyObject:
-    """An object as it was saved, whose tensors' storages are still to be filled.
+    """A saved object whose tensors' storages are not filled yet.
 
     Attributes:
         obj: the object; its tensors have their dtypes, shapes and strides.
-        records: one for each storage that has bytes.
-        left: whether there are storages on the CPU, as they were not wanted, that belong on other devices.
+        records: one for each storage that is not empty.
+        left: whether storages that were not wanted are on the CPU, but belong on other devices.
     """
 
     obj: Any

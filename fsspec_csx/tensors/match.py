@@ -1,4 +1,4 @@
-"""What of a file goes where in an object that exists."""
+"""Match: matches the entries of a file with those of an existing object."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _REMEDY = "Pass an object of the same structure, or only the keys that both have
 
 
 class MatchedPair(NamedTuple):
-    """A tensor of the file, and the one that takes its values."""
+    """A tensor of the file, and the one to fill with its values."""
 
     source: torch.Tensor
     target: torch.Tensor
 
 
 class Match:
-    """What of a file goes where in an object.
+    """Matches the entries of a file with those of an object.
 
     Args:
         into: a mapping or list.
-        choice: which entries of the file matter.
-        partial: whether the object may have more than these.
+        choice: the entries of the file to match.
+        partial: whether the object may have more entries.
         flattened: whether the file has strings in place of other keys, and may lack empty containers, as folders do.
 
     Attributes:
         pairs: tensors that match.
 
     Raises:
-        MismatchError: if something is missing or unexpected, or of another shape or kind; it names all of it.
-        FreedTensorError: if tensors of the object have no memory, or share it with themselves; it names them.
+        MismatchError: lists all entries that are missing, unexpected, or of another shape or kind.
+        FreedTensorError: names tensors of the object that have no memory, or whose elements overlap.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Match:
         memory.check_targets(self._targets)
 
     def replace_values(self) -> None:
-        """Put what is no tensor where it belongs."""
+        """Store the values that are not tensors in the object."""
         for container, key, value in self._values:
             container[key] = value
 
@@ -111,13 +111,13 @@ class Match:
 
 
 def _renamed(theirs: Mapping[Any, Any], ours: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The entries of a file by the keys of an object: '0' is 0 where the object has no '0'."""
+    """Return the entries of a file under the keys of an object: '0' becomes 0 if the object has no '0'."""
     keys = {str(key): key for key in ours if key not in theirs}
     return {key if key in ours else keys.get(str(key), key): value for key, value in theirs.items()}
 
 
 def _adapted(found: Any, into: Any) -> Any:
-    """A value with the keys of another, and with its empty containers."""
+    """Return a value with the keys and the empty containers of another."""
     if isinstance(found, list) and isinstance(into, list) and len(found) == len(into):
         return [_adapted(*both) for both in zip(found, into, strict=True)]
     if not isinstance(found, Mapping) or not isinstance(into, Mapping):
@@ -130,7 +130,7 @@ def _adapted(found: Any, into: Any) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value is nested containers without anything in them."""
+    """Return whether a value is nested containers with nothing in them."""
     inner = children(value)
     return inner is not None and all(_is_empty(each) for _, each in inner)
 
@@ -145,19 +145,19 @@ def _has_tensors(value: Any) -> bool:
 
 
 def fits(found: torch.Tensor, into: torch.Tensor) -> bool:
-    """Whether a tensor can take the values of another, cast to its dtype."""
+    """Return whether a tensor can take the values of another, cast to its dtype."""
     if found.is_nested or into.is_nested:
         return found.is_nested == into.is_nested and _shapes(found) == _shapes(into)
     if found.shape != into.shape or found.layout != into.layout:
         return False
-    floats = found.dtype == torch.float32 and found.is_contiguous()  # which torch quantizes
+    floats = found.dtype == torch.float32 and found.is_contiguous()  # torch quantizes these
     quantized = found.is_quantized == into.is_quantized or (into.is_quantized and floats)
     empty = found.device.type == "meta" and into.device.type != "meta"
     return quantized and not empty
 
 
 def form(tensor: Any) -> str:
-    """What has to be alike for a tensor to take the values of another: its shape, and what is not usual about it."""
+    """Describe what must match for a tensor to take the values of another: its shape, and anything unusual."""
     if not isinstance(tensor, torch.Tensor):
         return f"a {type(tensor).__name__}"
     if tensor.is_nested:

@@ -1,6 +1,6 @@
-"""The memory of tensors: to reserve it, and to refuse tensors without it.
+"""Reserves the memory of tensors, and refuses tensors without memory.
 
-To read one whose storage is too small for it, as FSDP leaves its shards, is to read foreign memory.
+A tensor whose storage is too small, as FSDP leaves its shards, must not be read: that would read foreign memory.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from fsspec_csx.errors import FreedTensorError
 from fsspec_csx.tensors.names import shown
 
 _REMEDY = "Gather the full tensors first, as FSDP's state_dict() does, or leave them out."
-_OVERLAP_MOST = 10**7  # elements of memory for which an exact answer is worth its time
+_OVERLAP_MOST = 10**7  # elements; an exact check of larger tensors takes too long
 
 
 def is_freed(tensor: torch.Tensor) -> bool:
-    """Whether the storage of a tensor is too small for it.
+    """Return whether the storage of a tensor is too small for it.
 
-    It is not so where a tensor has no storage of its own: on the meta device, sparse, nested, or standing for others.
+    False for a tensor without its own storage: a meta, sparse or nested tensor, or a wrapper of others.
     """
     if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_nested:
         return False
@@ -37,7 +37,7 @@ def is_freed(tensor: torch.Tensor) -> bool:
 
 
 def address(tensor: torch.Tensor) -> int:
-    """Where a tensor's elements begin; 0 if it has no memory of its own, and only stands for others."""
+    """Return the address of a tensor's elements; 0 if it has no memory of its own."""
     try:
         return tensor.data_ptr()
     except RuntimeError:
@@ -45,13 +45,13 @@ def address(tensor: torch.Tensor) -> int:
 
 
 def check(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Refuse, by a FreedTensorError, to save tensors whose storage is too small for them; it names them."""
+    """Raise a FreedTensorError that names tensors to save whose storage is too small."""
     if freed := [name for name, tensor in tensors if is_freed(tensor)]:
         raise refused(freed)
 
 
 def check_targets(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Refuse, by a FreedTensorError, tensors to fill that have no memory, or whose elements share some."""
+    """Raise a FreedTensorError for tensors to fill that have no memory, or whose elements overlap."""
     empty, overlapping = [], []
     for name, tensor in tensors:
         if tensor.device.type == "meta" or is_freed(tensor):
@@ -67,7 +67,7 @@ def check_targets(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
 
 
 def refused(names: list[str]) -> FreedTensorError:
-    """The error for tensors of these names, which are to be saved; none for one whose name is not known."""
+    """Return the error for tensors to save; ``names`` is empty if the name is unknown."""
     if not names:
         return FreedTensorError("A tensor has no memory: its storage is too small, as after resize_(0).", _REMEDY)
     which = f"The tensors {shown(names)} have" if len(names) > 1 else f"The tensor {shown(names)} has"
@@ -75,7 +75,7 @@ def refused(names: list[str]) -> FreedTensorError:
 
 
 def overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Whether elements of a strided tensor share memory, as in an expanded one, so that it cannot take values."""
+    """Return whether elements of a strided tensor share memory, as after expand(), so that it cannot be filled."""
     if tensor.layout != torch.strided or tensor.is_nested or not tensor.numel():
         return False
     dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
@@ -93,5 +93,5 @@ def overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def reserved(size: int, device: torch.device) -> torch.UntypedStorage:
-    """A storage of a size in bytes, not filled."""
+    """Return an unfilled storage of a size in bytes."""
     return torch.UntypedStorage(size, device=device)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The dotted names of what a checkpoint holds, and a part of it chosen by them."""
+"""Dotted names of the entries of a checkpoint, and selection by names."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ Keys: TypeAlias = Iterable[str] | Callable[[str], bool]
 _SHOWN = 5
 _NAME_SHOWN = 200
 _LONGEST = 1000
-# Comparing two names takes up to a microsecond for each character of one and of the other.
+# The comparison of two names takes up to a microsecond for each pair of characters.
 _EFFORT = 8 * 10**6
 _NOTHING = object()
 
 
 def children(value: Any) -> list[tuple[Any, Any]] | None:
-    """The entries of a mapping by their keys, or the items of a list or tuple by their numbers; None for all else."""
+    """Return the entries of a mapping, list or tuple by key or index; None for other values."""
     if isinstance(value, Mapping):
-        return list(type(value).items(value))  # not value.items(): that may be an attribute
+        return list(type(value).items(value))  # an attribute may hide value.items
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return list(enumerate(value))
     return None
 
 
 def below(name: str, key: object) -> str:
-    """The name of an entry of what has a name; the whole has the empty one."""
+    """Return the name of an entry of a named value; the root has the empty name."""
     return f"{name}.{key}" if name else str(key)
 
 
 def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """All that is no mapping, list or tuple, or an empty one, with its name, in order.
+    """Yield all entries that are not containers, and empty containers, by name, in order.
 
-    What holds itself is not walked through again.
+    A container inside itself is not walked again.
     """
     inner = children(value)
     if not inner:
         yield name, value
         return
-    # Without recursion: the remaining entries of each level, its name, and its identity.
+    # Not recursive: the remaining entries of each level, its name, and its identity.
     levels = [(iter(inner), name, id(value))]
     open_ids = {id(value)}
     while levels:
@@ -64,14 +64,14 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class Choice:
-    """Some of the names in an object.
+    """A selection of names in an object.
 
     Args:
-        keys: names, each of an entry or of all that is below it, or a function that is asked for the name of each
-            entry; None for all.
+        keys: names of entries, each of which includes all entries below it, or a function of each entry's name; None
+            for all.
 
     Raises:
-        MissingEntryError: if there is nothing of a given name.
+        MissingEntryError: if no entry has a given name.
     """
 
     def __init__(self, obj: Any, keys: Keys | None, path: str) -> None:
@@ -105,7 +105,7 @@ def _listed(present: Sequence[str], keys: Iterable[str], path: str) -> set[str]:
 
 
 def above(name: str) -> Iterator[str]:
-    """A name, and those that it is below."""
+    """Yield a name and the names of its parents."""
     yield name
     while "." in name:
         name = name.rpartition(".")[0]
@@ -130,7 +130,7 @@ def _nearest(unknown: Sequence[str], present: Sequence[str]) -> str:
 
 
 def select(obj: Any, choice: Choice) -> Any:
-    """The same nesting with only what was chosen; lists and tuples close up. None if the whole is no container."""
+    """Return the same nesting with the chosen entries only; lists and tuples are re-indexed. None if nothing is left."""
     kept = _selected(obj, "", choice, ())
     return kept if kept is not _NOTHING else _like(obj, [])
 
@@ -147,10 +147,10 @@ def _selected(value: Any, name: str, choice: Choice, above: tuple[int, ...]) -> 
 
 
 def _like(value: Any, entries: list[tuple[Any, Any]]) -> Any:
-    """A container of the kind of another."""
+    """Return a container of the same kind with other entries."""
     if isinstance(value, OrderedDict):
         made = OrderedDict(entries)
-        vars(made).update(vars(value))  # torch keeps the versions of modules there
+        vars(made).update(vars(value))  # torch stores the versions of modules there
         return made
     if isinstance(value, Mapping):
         return dict(entries)
@@ -161,28 +161,28 @@ def _like(value: Any, entries: list[tuple[Any, Any]]) -> Any:
 
 
 def listed(names: Iterable[object]) -> str:
-    """All of some names; a file may have them of any length."""
+    """List all names; each may have any length, so it is shortened."""
     return ", ".join(quoted(name, _NAME_SHOWN) for name in names)
 
 
 def quoted(name: object, most: int = 80) -> str:
-    """A name for a message: a file may have names of any kind and length."""
+    """Quote a name for a message; a file may have names of any type and length."""
     return f"{name[:most]!r}…" if isinstance(name, str) and len(name) > most else repr(name)
 
 
 def shown(names: Collection[object]) -> str:
-    """A few names, and how many more there are."""
+    """List a few names, and how many more there are."""
     return few(names, lambda name: quoted(name, _NAME_SHOWN))
 
 
 def few(items: Collection[Any], text: Callable[[Any], str] = str, *, separator: str = ", ", most: int = _SHOWN) -> str:
-    """The texts of a few items, and how many more there are."""
+    """List a few items, and how many more there are."""
     found = separator.join(map(text, itertools.islice(items, most)))
     return f"{found} and {len(items) - most} more" if len(items) > most else found
 
 
 def of_records(obj: Any, records: Collection[Record]) -> str:
-    """The tensors that records belong to; the records' own names where no tensor is found."""
+    """List the tensors of records, or a record's own name if it has no tensor."""
     owners: dict[tuple[torch.device, int], list[str]] = {}
     for name, value in walk(obj):
         if place := place_of(value):
@@ -194,10 +194,10 @@ def of_records(obj: Any, records: Collection[Record]) -> str:
 
 
 def place_of(value: Any) -> tuple[torch.device, int] | None:
-    """The device and the address of the storage of a tensor; None for what has none."""
+    """Return the device and the address of a tensor's storage; None if it has none."""
     if not isinstance(value, torch.Tensor) or value.device.type == "meta":
         return None
     try:
         return value.device, torch.Tensor.untyped_storage(value).data_ptr()
-    except (NotImplementedError, RuntimeError):  # sparse tensors, and others of no memory of their own
+    except (NotImplementedError, RuntimeError):  # sparse tensors, and others without their own memory
         return None

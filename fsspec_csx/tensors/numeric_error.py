@@ -1,4 +1,4 @@
-"""How far the elements of two tensors are apart, computed piece by piece."""
+"""Computes the differences between the elements of two tensors, piece by piece."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Elements at a time: what is made of them stays near the processor, and torch starts no threads for so few.
+# Elements at a time: their results fit the processor's cache, and torch starts no threads for so few.
 _STEP = 2**15 - 1
 _WORD = torch.int64
 _NOTHING = torch.zeros((), dtype=torch.float64, device="cpu")
@@ -15,7 +15,7 @@ _NOTHING = torch.zeros((), dtype=torch.float64, device="cpu")
 
 @dataclass(frozen=True)
 class Closeness:
-    """How far two elements that count as equal may be apart: relative to the second, and besides."""
+    """The tolerance for elements to count as equal, relative to the second element and absolute."""
 
     rtol: float = 0.0
     atol: float = 0.0
@@ -23,12 +23,12 @@ class Closeness:
 
 @dataclass
 class NumericError:
-    """How far two tensors are apart.
+    """The differences between two tensors.
 
     Attributes:
-        elements: how many of them differ.
+        elements: how many elements differ.
         absolute: the largest difference of two elements that count as different; NaN if one of them is NaN.
-        relative: the largest relative to the second tensor's element; infinite if that is 0.
+        relative: the largest difference relative to the second tensor's element; infinite if that is 0.
     """
 
     elements: int = 0
@@ -36,7 +36,7 @@ class NumericError:
     relative: float = 0.0
 
     def add(self, count: int, absolute: float, relative: float) -> None:
-        """Take in those of some more elements."""
+        """Add the differences of more elements."""
         self.elements += count
         self.absolute = _larger(self.absolute, absolute)
         self.relative = _larger(self.relative, relative)
@@ -49,10 +49,10 @@ def _larger(first: float, second: float) -> float:
 
 
 def compare(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    """Compare two tensors of the CPU, of one dimension and contiguous, and take in how far they are apart.
+    """Compare two contiguous one-dimensional CPU tensors, and add their differences.
 
-    NaN equals NaN. Whole numbers are compared exactly, and never lose a digit. Tensors of different dtypes are compared
-    as those of the one that holds both. What has no numbers that torch computes with is compared by its bytes.
+    NaN equals NaN. Integers are compared exactly. Tensors of different dtypes are compared in a dtype that holds both.
+    Elements of dtypes that torch cannot compute with are compared by their bytes.
     """
     if _same_bytes(first, second):
         return
@@ -77,12 +77,12 @@ def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
     aligned = not (one.data_ptr() % _WORD.itemsize or other.data_ptr() % _WORD.itemsize)
     if not aligned or not even:
         return torch.equal(one, other)
-    # Many times as fast in words as in bytes.
+    # Comparing words is many times faster than comparing bytes.
     return torch.equal(one[:even].view(_WORD), other[:even].view(_WORD)) and torch.equal(one[even:], other[even:])
 
 
 def _is_number(dtype: torch.dtype) -> bool:
-    """Whether torch can cast it."""
+    """Return whether torch can cast this dtype."""
     try:
         torch.empty(1, dtype=dtype, device="cpu").to(torch.complex128)
     except (NotImplementedError, RuntimeError):
@@ -91,10 +91,10 @@ def _is_number(dtype: torch.dtype) -> bool:
 
 
 def can_compare(first: torch.dtype, second: torch.dtype) -> bool:
-    """Whether the elements of tensors of these dtypes can be compared."""
+    """Return whether the elements of tensors of these dtypes can be compared."""
     if first == second:
         return True
-    # No kind of whole number holds both.
+    # No integer dtype holds both.
     beyond = torch.uint64 in (first, second) and any(_is_whole(dtype) and dtype.is_signed for dtype in (first, second))
     return _is_number(first) and _is_number(second) and not beyond
 
@@ -110,23 +110,23 @@ def _unequal(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _compare_floats(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    """Take in the elements that differ and are not close."""
+    """Add the elements that differ and are not close."""
     dtype = torch.complex128 if first.is_complex() or second.is_complex() else torch.float64
     one, other = first.to(dtype), second.to(dtype)
     apart, size = (one - other).abs(), other.abs()
     finite = math.isfinite(apart.max())
-    far = apart != 0 if finite else _unequal(one, other)  # if there is neither infinity nor NaN, the one is the other
+    far = apart != 0 if finite else _unequal(one, other)  # without infinity and NaN, both are equivalent
     if closeness.rtol or closeness.atol:
         far &= ~(apart.isfinite() & (apart <= closeness.atol + closeness.rtol * size))
     if not (count := int(far.count_nonzero())):
         return
     relative = apart / size if finite else torch.where(apart.isinf(), apart, apart / size)
-    # Not by far as an index, which takes many times as long.
+    # Not far as an index, which is many times slower.
     found.add(count, float(apart.where(far, _NOTHING).max()), float(relative.where(far, _NOTHING).max()))
 
 
 def _compare_whole(first: torch.Tensor, second: torch.Tensor, closeness: Closeness, found: NumericError) -> None:
-    """Whole numbers, by their order in 64 bits: the true difference of two takes 65."""
+    """Add the integers that differ, in a 64-bit order; the true difference of two needs 65 bits."""
     unsigned = torch.uint64 in (first.dtype, second.dtype)
     one, other = _ordered(first, unsigned), _ordered(second, unsigned)
     differing = one != other
@@ -134,7 +134,7 @@ def _compare_whole(first: torch.Tensor, second: torch.Tensor, closeness: Closene
     if not count:
         return
     apart = torch.maximum(one, other) - torch.minimum(one, other)
-    wide = apart < 0  # it wraps around where it takes the 64th bit
+    wide = apart < 0  # the difference needs the 64th bit
     sizes = (other.to(torch.float64) + 2.0**63) if unsigned else other.to(torch.float64).abs()
     true = apart.to(torch.float64)
     if wide.any():
@@ -146,7 +146,7 @@ def _compare_whole(first: torch.Tensor, second: torch.Tensor, closeness: Closene
 
 
 def _ordered(tensor: torch.Tensor, unsigned: bool) -> torch.Tensor:
-    """As int64; if any are of 64 bits without a sign, less 2**63, so that their order stays."""
+    """Convert to int64 in the same order; if either dtype is uint64, subtract 2**63."""
     if not unsigned:
         return tensor.to(torch.int64)
     if tensor.dtype == torch.uint64:

@@ -1,4 +1,4 @@
-"""Copies of tensors as they are now, at the speed of memory: by several threads, into buffers that are used again."""
+"""Copies tensors at the speed of memory, with several threads, into reusable buffers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsspec_csx.tensors.staging_buffers import Buffers
 
 _PIECE = 16 * 2**20
 _THREADS = 8
-_KEPT_FROM = 2**20  # bytes of a snapshot; for less no buffer is kept
+_KEPT_FROM = 2**20  # bytes; smaller snapshots use no buffer
 
 _Piece: TypeAlias = "tuple[torch.UntypedStorage, torch.UntypedStorage, int, int]"
 
@@ -25,7 +25,7 @@ _buffers = Buffers()
 
 
 def _reset() -> None:
-    """A forked child lets go of its parent's buffers, whose pages the parent could not write to without a copy."""
+    """Drop the parent's buffers in a forked child, so that the parent can write to their pages without a copy."""
     global _buffers
     _buffers = Buffers()
 
@@ -40,10 +40,10 @@ def release() -> None:
 
 
 def copy_storages(storages: Sequence[torch.UntypedStorage]) -> list[torch.UntypedStorage]:
-    """Copies of storages on the CPU, complete when this returns.
+    """Copy storages to the CPU; the copies are complete when this returns.
 
-    Those of the CPU lie side by side in a buffer, which is used for another snapshot when nothing refers to any of the
-    copies. Those of CUDA devices are copied to pinned memory, which torch keeps for the next.
+    Copies of CPU storages share a buffer, which is reused when nothing refers to any of them. Copies of CUDA storages
+    are in pinned memory, which torch keeps for the next snapshot.
     """
     here = [each for each in storages if each.device.type == "cpu"]
     targets = _targets([each.nbytes() for each in here])
@@ -61,9 +61,9 @@ def copy_storages(storages: Sequence[torch.UntypedStorage]) -> list[torch.Untype
 
 
 def copy_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies of tensors on the CPU, complete when this returns; those that share memory share it again.
+    """Copy tensors to the CPU; the copies are complete when this returns, and share memory like the originals.
 
-    What has no memory to copy, such as a tensor on the meta device, is returned itself.
+    Tensors without memory to copy, such as meta tensors, are returned themselves.
     """
     used: dict[int, int] = {}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -72,7 +72,7 @@ def copy_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         if place:
             used[place] = used.get(place, 0) + tensor.nbytes
             storages[place] = tensor.untyped_storage()
-    # Small parts of a large storage are copied without the rest of it.
+    # Small parts of a large storage are copied without the rest.
     storages = {place: each for place, each in storages.items() if 2 * used[place] >= each.nbytes()}
     copies = dict(zip(storages, copy_storages([*storages.values()]), strict=True))
     return [
@@ -82,7 +82,7 @@ def copy_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _place(tensor: torch.Tensor) -> int:
-    """Which storage a tensor is a view of; 0 if it is more than that, or has no memory."""
+    """Return the storage of which a tensor is a view; 0 if it is more than a view, or has no memory."""
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
     if not plain or tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg():
         return 0
@@ -102,11 +102,11 @@ def _copy_alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-# -- the CPU -----------------------------------------------------------------------------------------------------------
+# -- CPU ---------------------------------------------------------------------------------------------------------------
 
 
 def _targets(sizes: Sequence[int]) -> list[torch.UntypedStorage]:
-    """Storages of so many bytes, side by side in a buffer."""
+    """Return storages of the given sizes, consecutive in a buffer."""
     total = sum(map(aligned, sizes))
     memory = _buffers.lease(total) if total >= _KEPT_FROM else None
     targets, start = [], 0
@@ -121,7 +121,7 @@ def _targets(sizes: Sequence[int]) -> list[torch.UntypedStorage]:
 
 
 def _copy_in_threads(pairs: Sequence[tuple[torch.UntypedStorage, torch.UntypedStorage]]) -> None:
-    """Copy to the first of each two from the second."""
+    """Copy from the second of each pair to the first."""
     jobs = [*batches(_pieces(pairs), lambda piece: piece[3], _PIECE)]
     threads = min(_THREADS, os.cpu_count() or 1, len(jobs))
     if threads <= 1:
@@ -142,7 +142,7 @@ def _pieces(pairs: Sequence[tuple[torch.UntypedStorage, torch.UntypedStorage]]) 
 
 def _copy(pieces: Sequence[_Piece]) -> None:
     for target, source, start, size in pieces:
-        # Unlike torch's copy it starts no threads of its own, and it releases the GIL.
+        # Unlike torch's copy, it starts no threads and releases the GIL.
         ctypes.memmove(target.data_ptr() + start, source.data_ptr() + start, size)
 
 
@@ -150,11 +150,11 @@ def _copy(pieces: Sequence[_Piece]) -> None:
 
 
 def _start_copy(storage: torch.UntypedStorage, streams: dict[torch.device, torch.cuda.Stream]) -> torch.UntypedStorage:
-    """A copy in pinned memory, complete when the stream of the device is synchronized."""
+    """Copy to pinned memory; the copy is complete when the device's stream is synchronized."""
     device = storage.device
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        streams[device].wait_stream(torch.cuda.current_stream(device))  # the work that fills the tensors
+        streams[device].wait_stream(torch.cuda.current_stream(device))  # wait for the work that fills the tensors
     copy = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu", pin_memory=True).untyped_storage()
     with torch.cuda.stream(streams[device]):
         copy.copy_(storage, non_blocking=True)

@@ -1,4 +1,4 @@
-"""A file that is read in spans: many at once, straight into memory, and what was read before not again."""
+"""Source: reads many spans of a file at once, directly into memory, and caches its first and last bytes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Spans = Sequence[tuple[int, memoryview]]
 
 
 def memory_of(storage: torch.UntypedStorage) -> memoryview:
-    """The bytes of a storage of the CPU, writable; they keep it alive."""
+    """Return the writable bytes of a CPU storage; they keep it alive."""
     return memory_at(storage.data_ptr(), storage.nbytes(), storage)
 
 
 def memory_at(address: int, size: int, owner: object) -> memoryview:
-    """So many bytes at an address, writable; they keep alive what owns them."""
+    """Return the writable memory at an address; it keeps its owner alive."""
     array = (ctypes.c_ubyte * size).from_address(address)
     array.owner = owner  # type: ignore[attr-defined]
     return memoryview(array).cast("B") if size else memoryview(bytearray())
@@ -37,15 +37,15 @@ def memory_at(address: int, size: int, owner: object) -> memoryview:
 class Source:
     """A file that is read in spans.
 
-    Its first and last bytes are read at once, side by side, and kept.
+    Its first and last bytes are read at once, concurrently, and kept.
 
     Args:
-        file: a binary file object that can seek. If it has ``readinto_many``, as a ``CSXFile``, that is used.
-        advance: called many times with the number of bytes that were read; not of those that are kept.
+        file: a seekable binary file object; its ``readinto_many`` is used if it has one, like a ``CSXFile``.
+        advance: called many times with the number of bytes read; bytes that are kept do not count.
         tail: how many bytes at its end are read and kept.
 
     Attributes:
-        format: the format of what is read; None for a file, whose first bytes show it.
+        format: the format of the checkpoint; None for a file, whose first bytes show its format.
     """
 
     format: ClassVar[str | None] = None
@@ -65,25 +65,27 @@ class Source:
 
     @property
     def files(self) -> set[str] | None:
-        """The names of the files in the folder that it is; None for a file, or if all files belong to it."""
+        """The names of the checkpoint's files in its folder; None for a file, or if all files belong to it."""
         return None
 
     @property
     def stored(self) -> int:
-        """How many bytes it takes where it lies."""
+        """The stored size in bytes."""
         return self.size
 
     def narrow(self, keys: Any, name: str) -> Any:
-        """Leave out what is not needed for some keys, where a checkpoint consists of many files.
+        """Choose the files to read for some keys, if the checkpoint has many files.
 
-        Returns the keys, see ``checkpoint.load``, which can be gone through more than once. A MissingEntryError if a
-        checkpoint of many files has nothing of a name in ``keys``.
+        Return the keys, which can be iterated several times; see ``checkpoint.load``.
+
+        Raises:
+            MissingEntryError: if a checkpoint of many files has no entry with a name in ``keys``.
         """
         return keys if keys is None or callable(keys) or isinstance(keys, str) else list(keys)
 
     @property
     def kept(self) -> int:
-        """How many bytes are kept."""
+        """The number of bytes kept in memory."""
         return sum(len(memory) for _, memory in self._kept)
 
     def _keep(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -92,13 +94,13 @@ class Source:
         self._kept += spans
 
     def sum_up(self) -> None:
-        """Compute the checksum of what is read from now on, if the server has one of the whole file."""
+        """Compute the checksum of all further reads, if the server has one of the whole file."""
         known = self.file.object_checksum() if hasattr(self.file, "object_checksum") else None
         if known is not None:
             self._sums = WholeChecksum(*known)
 
     def verify_whole(self, name: str) -> None:
-        """Compare the checksum since ``sum_up`` with that of the server, if all of the file was read.
+        """Compare the checksum since ``sum_up`` with that of the server, if the whole file was read.
 
         Raises:
             InvalidCheckpointError: if they differ.
@@ -117,25 +119,25 @@ class Source:
         """Close the files that it opened itself."""
 
     def head(self, size: int) -> bytes:
-        """The first bytes, fewer if there are not so many."""
+        """Return the first bytes, fewer if the file is smaller."""
         (found,) = self.bytes_of([(0, min(self.size, size))])
         return found
 
     def bytes_of(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of many ranges, each given as its start and its length in bytes."""
+        """Return the bytes of many ranges, each given by start and length in bytes."""
         spans = [(start, memoryview(bytearray(length))) for start, length in ranges]
         self.read(spans)
         return [memory.tobytes() for _, memory in spans]
 
     def read(self, spans: Spans, *, crc32: bool = False) -> list[int]:
-        """Fill many memories from many positions.
+        """Fill memory from many positions.
 
         Args:
-            spans: positions in the file, in bytes, each with the writable memory (contiguous, of single bytes) that is
-                to be filled from there. In any order.
+            spans: positions in bytes, each with the writable memory to fill (contiguous, of single bytes), in any
+                order.
 
         Returns:
-            The CRC-32 of each span, in their order; an empty list unless ``crc32``.
+            The CRC-32 of each span, in order; an empty list unless ``crc32``.
         """
         missing = []
         crcs = [0] * len(spans)
@@ -168,7 +170,7 @@ class Source:
             crcs: list[int] = self.file.readinto_many(spans, advance=advance, crc32=crc32)
             return crcs
         crcs = [0] * len(spans)
-        for number in sorted(range(len(spans)), key=lambda number: spans[number][0]):  # read-ahead goes forwards
+        for number in sorted(range(len(spans)), key=lambda number: spans[number][0]):  # in file order, for read-ahead
             crcs[number] = self._read_one(*spans[number], advance, crc32=crc32)
         return crcs
 
@@ -196,7 +198,7 @@ class Source:
 
 
 class BareSource(Source):
-    """A file of which it is known where everything is, so that its ends are not read first."""
+    """A file whose first and last bytes are not needed, because all positions are known."""
 
     def _keep(self, ranges: Sequence[tuple[int, int]]) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Memory of a bounded size through which batches of bytes pass one after the other."""
+"""Staging: bounded memory that is reused for batches of bytes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ALIGNMENT = 64
 
 
 def aligned(size: int) -> int:
-    """A size in bytes, rounded up so that elements of any dtype can begin behind it."""
+    """Round a size in bytes up so that elements of any dtype can follow."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def batches(items: Iterable[T], size: Callable[[T], int], most: int, *, count: int = sys.maxsize) -> Iterator[list[T]]:
-    """Items in their order: as many at a time as have ``most`` bytes together, or a single one that has more."""
+    """Yield batches of items in order, of at most ``most`` bytes, or a single larger item."""
     batch: list[T] = []
     taken = 0
     for item in items:
@@ -40,7 +40,7 @@ def batches(items: Iterable[T], size: Callable[[T], int], most: int, *, count: i
 
 @contextlib.contextmanager
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[Iterator[T]]:
-    """The results of reads in their order; a thread does the next one, the first at once, while a result is used."""
+    """Yield an iterator over the results of reads, in order; a thread runs the next read while a result is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="fsspec_csx read ahead") as reader:
         left = iter(reads)
         following = [reader.submit(read) for read in itertools.islice(left, 1)]
@@ -55,9 +55,9 @@ def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[Iterator[T]]:
 
 
 class Staging:
-    """Memory of the CPU that is used again for each batch; one of more than ``size`` bytes gets memory of its own.
+    """CPU memory that is reused for each batch; a batch above ``size`` bytes gets its own memory.
 
-    If it is ``pinned``, a CUDA device can read it by itself.
+    If it is ``pinned``, a CUDA device can read it directly.
     """
 
     def __init__(self, size: int, *, pinned: bool = False) -> None:
@@ -65,7 +65,7 @@ class Staging:
         self._tensor = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
 
     def slots(self, sizes: Iterable[int]) -> list[tuple[torch.Tensor, memoryview]]:
-        """Places that follow each other, of so many bytes; each as a tensor of bytes, and as memory."""
+        """Return consecutive slots of the given sizes, each as a tensor of bytes and as memory."""
         sizes = list(sizes)
         total = sum(map(aligned, sizes))
         tensor = self._tensor if total <= self.size else torch.empty(total, dtype=torch.uint8, device="cpu")

@@ -1,6 +1,6 @@
-"""Buffers of the CPU for snapshots, kept and used again: to touch new memory takes longer than to copy into it.
+"""Reusable CPU buffers for snapshots: the first use of new memory takes longer than a copy.
 
-A buffer is free again when nothing refers to its memory any more, so that no upload reads from one that is written to.
+A buffer is reused only when nothing refers to its memory, so that no upload reads what a later save writes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _ROUNDED_TO = 2 * 2**20
 
 
 class _Free(NamedTuple):
-    """Memory that is not in use, and since when, by the monotonic clock."""
+    """Unused memory, and the monotonic time since when it is unused."""
 
     memory: mmap.mmap
     since: float
 
 
 def _allocated(size: int) -> mmap.mmap:
-    # By default the memory would be shared with forked children. Small pages: to find huge ones can take seconds.
+    # Private, or forked children would share the memory. Small pages, because finding huge ones can take seconds.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     try:
         return mmap.mmap(-1, -(-size // _ROUNDED_TO) * _ROUNDED_TO, **private)
@@ -35,19 +35,19 @@ def _allocated(size: int) -> mmap.mmap:
 
 
 class Buffers:
-    """Free buffers: at most two, until they have not been used for half an hour."""
+    """Free buffers: at most two, each for at most half an hour after its last use."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: deque[_Free] = deque()  # the garbage collector adds to it, and must not wait for the lock
+        self._free: deque[_Free] = deque()  # finalizers append to it, and must not wait for the lock
         self._leased: list[weakref.ref[memoryview]] = []
         self._timer: threading.Timer | None = None
 
     def lease(self, size: int) -> memoryview:
-        """At least so many bytes of memory; they are free again when nothing refers to the result any more."""
+        """Return at least ``size`` bytes of memory; they become free when nothing refers to the result."""
         with self._lock:
             buffer = self._take(size) or _allocated(size)
-            memory = memoryview(buffer)  # which lives as long as anything made of it
+            memory = memoryview(buffer)  # it lives as long as anything made from it
             weakref.finalize(memory, self._give_back, buffer).atexit = False
             self._leased = [each for each in self._leased if each() is not None] + [weakref.ref(memory)]
             if self._timer is None:
@@ -59,7 +59,9 @@ class Buffers:
         self._free.clear()
 
     def _take(self, size: int) -> mmap.mmap | None:
-        """The smallest free buffer that fits; if there is none, all go: one save shall not keep the memory of two."""
+        """Return the smallest fitting free buffer. If there is none, drop all, so that a save does not keep memory for
+        two.
+        """
         free = sorted((self._free.popleft() for _ in range(len(self._free))), key=lambda each: len(each.memory))
         for each in free:
             if size <= len(each.memory) <= 2 * size + _ROUNDED_TO:

@@ -1,4 +1,4 @@
-"""What is said of the entries of a checkpoint: a few words for each."""
+"""Short descriptions of the entries of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
 def entry(value: Any) -> str:
-    """A short text for a tensor or another value."""
+    """Describe a tensor or another value."""
     if isinstance(value, torch.Tensor):
         return f"tensor {dtype(value)} {shape(value)}"
     return short(value)
 
 
 def short(value: Any) -> str:
-    """The repr of a value, not more than a line of it."""
+    """Return the repr of a value, limited to one line."""
     made: Callable[[Any], str] = _SHOWN.repr
     try:
         return made(value)
-    except Exception:  # such as that of a number of too many digits
+    except Exception:  # such as an int with too many digits
         return f"<{type(value).__name__}>"
 
 
 def layout(tensor: torch.Tensor) -> str:
-    """How the elements of a tensor are laid out; what tensors must have in common to be compared."""
+    """Describe the layout of a tensor's elements, which must be equal for tensors to be compared."""
     if tensor.device.type == "meta":
         return "without data"
     if tensor.is_nested:
@@ -50,12 +50,12 @@ def _quantization(tensor: torch.Tensor) -> str:
 
 
 def shape(tensor: torch.Tensor) -> str:
-    """The shape of a tensor; of a nested one, that of each part."""
+    """Return the shape of a tensor, or the shapes of a nested tensor's parts."""
     if tensor.is_nested:
         return str([tuple(each.shape) for each in tensor.unbind()])
     return str(tuple(tensor.shape))
 
 
 def dtype(tensor: torch.Tensor) -> str:
-    """The type of a tensor's elements."""
+    """Return the dtype of a tensor."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Tensors of one file on their way into another: read in batches, checked, cast, and handed on in pieces."""
+"""TensorStream: reads tensors of one file in batches, checks and casts them, and yields them in pieces for another."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _BATCH = 32 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class StreamedTensor:
-    """A tensor whose elements are to be written, in their order.
+    """A tensor to write element by element.
 
     Attributes:
-        tensor: strided, on the CPU. With a record its memory stays untouched, and only says what goes where.
-        dtype: what its elements are cast to.
-        record: holds the bytes of the tensor's storage; None if they are in memory.
+        tensor: strided, on the CPU. With a record its memory is not touched; its strides only give positions.
+        dtype: the dtype to cast its elements to.
+        record: the record of the tensor's storage; None if its bytes are in memory.
     """
 
     tensor: torch.Tensor
@@ -39,7 +39,7 @@ class StreamedTensor:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes will be written."""
+        """The number of bytes to write."""
         return self.tensor.numel() * self.dtype.itemsize
 
 
@@ -47,9 +47,9 @@ class _Chunk(NamedTuple):
     """A part of a streamed tensor that is read at once.
 
     Attributes:
-        start: where its bytes begin in the record.
-        size: how many there are; 0 if there is no record.
-        in_order: whether all chunks of the tensor, one after the other, are a record with a checksum.
+        start: the position of its bytes in the record.
+        size: its size in bytes; 0 without a record.
+        in_order: whether the consecutive chunks of the tensor form a record with a checksum.
     """
 
     whole: StreamedTensor
@@ -61,17 +61,17 @@ class _Chunk(NamedTuple):
 
 
 class TensorStream:
-    """The bytes of tensors, in the order in which they are to be written.
+    """The bytes of tensors, in the order in which they are written.
 
-    A tensor whose rows lie between each other in the file, as those of a transposed one, is held in memory while it is
-    written; of others there are never more than 80 MiB. A thread reads the next of them meanwhile.
+    A tensor with interleaved rows in the file, such as a transposed one, is held in memory while it is written. Of
+    other tensors at most 80 MiB are in memory. A thread reads ahead.
 
     Args:
-        tensors: those without elements are passed over.
-        damaged: the error to raise for a record whose bytes do not have their checksum.
+        tensors: empty ones are skipped.
+        damaged: returns the error for a record with a wrong checksum.
 
     Attributes:
-        overflowed: those of the tensors, so far, with finite numbers that became infinite.
+        overflowed: tensors so far in which the cast made finite numbers infinite.
     """
 
     def __init__(
@@ -85,7 +85,9 @@ class TensorStream:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Iterator[Iterator[memoryview]]]:
-        """The pieces of each tensor that has any. They must be used up before the next one's, each before the next."""
+        """Yield the pieces of each tensor that is not empty. Use each piece before the next, and each tensor before the
+        next.
+        """
         staging = Staging(_BATCH), Staging(_BATCH)
         parts = (chunk for each in self._tensors for chunk in _chunks(each))
         grouped = batches(parts, lambda chunk: aligned(chunk.size + 1), _BATCH)
@@ -95,7 +97,7 @@ class TensorStream:
             yield (_of_one_tensor(chunks) for _ in self._tensors)
 
     def _read(self, batch: Sequence[_Chunk], staging: Staging) -> list[tuple[_Chunk, torch.Tensor, int]]:
-        """Chunks with their bytes and the CRC-32 of these."""
+        """Read chunks; return them with their bytes and CRC-32s."""
         self._check_parts(batch, staging)
         slots = staging.slots(chunk.size for chunk in batch)
         crcs = self._source.read(
@@ -108,7 +110,7 @@ class TensorStream:
     def _delivered(
         self, read: Iterable[Sequence[tuple[_Chunk, torch.Tensor, int]]]
     ) -> Iterator[tuple[bool, Iterator[memoryview]]]:
-        """Whether a chunk is the last of its tensor, and its pieces."""
+        """Yield for each chunk whether it is the last of its tensor, and its pieces."""
         crc = RunningCrc32()
         cast = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
         for batch in read:
@@ -134,7 +136,7 @@ class TensorStream:
         return memories(part, new, memory, look)
 
     def _check_parts(self, batch: Sequence[_Chunk], staging: Staging) -> None:
-        """Read over the records of which only parts are used, each once."""
+        """Verify records of which only parts are used, each once, by reading them whole."""
         records = {
             record.offset: record
             for chunk in batch
@@ -151,8 +153,8 @@ def _position(chunk: _Chunk) -> int:
 
 
 def _overflows(tensor: torch.Tensor, cast: torch.Tensor) -> bool:
-    """Whether casting made some finite numbers infinite."""
-    least, most = cast.aminmax()  # fast; NaN where there is one
+    """Return whether the cast made finite numbers infinite."""
+    least, most = cast.aminmax()  # fast; NaN if any element is NaN
     if math.isfinite(least) and math.isfinite(most):
         return False
     return not tensor.isinf().equal(cast.isinf())
@@ -183,7 +185,7 @@ def _chunks(whole: StreamedTensor) -> Iterator[_Chunk]:
 
 
 def _is_compact(part: torch.Tensor) -> bool:
-    """Whether a part takes few bytes; or its rows lie between each other, so that all of it is needed for the first."""
+    """Return whether a part has few bytes, or interleaved rows, so that its first row already needs all of it."""
     if tiling.extent(part) <= _PIECE:
         return True
     dim = tiling.first_dim(part)

@@ -1,6 +1,6 @@
-"""Strided tensors cut into parts, and the bytes of their elements in order, as files have them that know no strides.
+"""Divides strided tensors into parts, and yields their elements in order, as files without strides store them.
 
-Tensors that are cut may stand for those of a file: their memory is not touched, strides only say where an element is.
+The tensors may stand for those of a file: their memory is not touched, and their strides only give positions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from fsspec_csx.tensors.source import memory_at
 _STAGED = 16 * 2**20
 
 GAP = 64 * 2**10
-"""Bytes between those that are wanted that are read rather than passed over."""
+"""In bytes; a larger gap between wanted elements is skipped instead of read."""
 
 
 def extent(tensor: torch.Tensor) -> int:
-    """How many bytes lie between the first element of a tensor and the last, both included; 0 if it has none."""
+    """Return the bytes from the first element of a tensor to the last, both included; 0 if it is empty."""
     if not tensor.numel():
         return 0
     steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -27,12 +27,12 @@ def extent(tensor: torch.Tensor) -> int:
 
 
 def first_dim(tensor: torch.Tensor) -> int:
-    """The first dimension that can be cut; parts along it follow each other in the tensor's order."""
+    """Return the first dimension that can be divided; parts along it follow in the tensor's order."""
     return next(dim for dim, size in enumerate(tensor.shape) if size > 1)
 
 
 def widest_dim(tensor: torch.Tensor) -> int:
-    """The dimension whose elements lie the farthest from each other."""
+    """Return the dimension with the largest stride."""
     return max(range(tensor.dim()), key=lambda dim: tensor.stride(dim) if tensor.shape[dim] > 1 else -1)
 
 
@@ -41,11 +41,11 @@ def pieces(
     fits: Callable[..., bool],
     dim: Callable[[torch.Tensor], int] = first_dim,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Parts of tensors of one shape, which are cut in halves alike until each part fits, or has one element.
+    """Yield parts of tensors of one shape, halved alike until each part fits or has one element.
 
     Args:
-        fits: whether parts of all tensors need not be cut any further.
-        dim: the dimension of the first tensor along which to cut.
+        fits: whether parts of all tensors need not be divided.
+        dim: returns the dimension of the first tensor to divide.
     """
     if tensors[0].numel() <= 1 or fits(*tensors):
         yield tensors
@@ -58,7 +58,7 @@ def pieces(
 
 
 def merged(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two tensors of one shape, with no more dimensions than needed, in the order of the first's memory."""
+    """Return two tensors of one shape with as few dimensions as possible, in the memory order of the first."""
     if first.dim() == 1 and len(first) > 1:
         return first, second
     both = zip(first.stride(), second.stride(), strict=True)
@@ -77,7 +77,7 @@ def merged(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def has_gaps(tensor: torch.Tensor) -> bool:
-    """Whether there are more than ``GAP`` bytes between elements that follow each other in memory."""
+    """Return whether more than ``GAP`` bytes lie between neighboring elements in memory."""
     length = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride:
@@ -88,7 +88,7 @@ def has_gaps(tensor: torch.Tensor) -> bool:
 
 
 def on_bytes(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """A tensor that stands for bytes of a file, on those bytes."""
+    """Return a tensor that stands for bytes of a file on these bytes."""
     made = data.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
     made = made.conj() if tensor.is_conj() else made
     return torch_compat.neg_view(made) if tensor.is_neg() else made
@@ -100,14 +100,14 @@ def memories(
     staging: torch.Tensor,
     seen: Callable[[torch.Tensor, torch.Tensor], object] = lambda piece, cast: None,
 ) -> Iterator[memoryview]:
-    """The bytes of a strided tensor's elements, cast to a dtype, in pieces.
+    """Yield the elements of a strided tensor, cast to a dtype, in pieces.
 
     Args:
-        staging: bytes of the CPU that may be written to; a piece has as many of them at most.
-        seen: is given each piece that is put there, as it was, and as it is.
+        staging: CPU memory for a piece, which limits its size.
+        seen: called with each staged piece, before and after the cast.
 
     Yields:
-        Memory of the CPU, of the tensor itself where it is as wanted already; gone when the next is asked for.
+        CPU memory, directly of the tensor if possible; it is valid until the next piece.
     """
     most = len(staging) // max(tensor.element_size(), dtype.itemsize)
     for (piece,) in pieces(tensor, fits=lambda part: part.numel() <= most):
@@ -120,12 +120,12 @@ def memories(
 
 
 def memory(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, which it keeps alive."""
+    """Return the memory of a contiguous CPU tensor, which it keeps alive."""
     return memory_at(tensor.data_ptr(), tensor.nbytes, tensor)
 
 
 def staged(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The bytes of a contiguous tensor of another device, in pieces whose memory is used again."""
+    """Yield the bytes of a contiguous tensor of another device, in pieces whose memory is reused."""
     flat = tensor.reshape(-1).view(torch.uint8)
     size = min(_STAGED, len(flat))
     staging = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=flat.device.type == "cuda")

@@ -1,6 +1,6 @@
-"""Names of torch that are not public: one place, checked at import.
+"""All uses of private names of torch, checked at import.
 
-Names in pickles, such as ``torch._utils._rebuild_tensor_v2``, are a part of the format, and not called.
+Names in pickles, such as ``torch._utils._rebuild_tensor_v2``, are part of the format, and are not called.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ check(
 
 __all__ = ["NestedTensor", "location_tag", "neg_view", "tree_leaves", "tree_map"]
 
-_torch: Any = torch  # which leaves these untyped, or types them too narrowly
+_torch: Any = torch  # torch types these not at all, or too narrowly
 
 rebuild_tensor: Callable[..., torch.Tensor] = _torch._utils._rebuild_tensor_v2
 rebuild_parameter: Callable[..., torch.nn.Parameter] = _torch._utils._rebuild_parameter
@@ -54,11 +54,11 @@ set_tensor_metadata: Callable[[torch.Tensor, Any], None] = _torch._utils.set_ten
 
 
 has_names: Callable[[torch.Tensor], bool] = getattr(torch.Tensor, "has_names", lambda tensor: False)
-"""Whether dimensions have names, with which torch before 2.13 saves no tensor."""
+"""Return whether dimensions have names; torch before 2.13 cannot save such tensors."""
 
 
 def are_reductions_torchs() -> bool:
-    """Whether what torch pickles plain tensors by is its own, and not replaced by the program."""
+    """Return whether torch's own methods pickle plain tensors, and the program has not replaced them."""
     tensor: Any = torch.Tensor
     own = (
         (tensor.__reduce_ex__, _torch._tensor),
@@ -70,63 +70,63 @@ def are_reductions_torchs() -> bool:
 
 
 def address(storage: torch.UntypedStorage) -> int:
-    """The address of a storage itself, rather than of its bytes: the same for all tensors on it."""
+    """Return the address of the storage object, which is the same for all tensors on it."""
     return int(storage._cdata)
 
 
 def untyped(storage: torch.TypedStorage) -> torch.UntypedStorage:
-    """The storage without a dtype; the public method warns."""
+    """Return the untyped storage; the public method warns."""
     return storage._untyped_storage
 
 
 def typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.TypedStorage:
-    """A storage with a dtype; made without a warning."""
+    """Return a storage with a dtype; made without a warning."""
     made: torch.TypedStorage = _torch.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
     return made
 
 
 def storage_type(storage: torch.TypedStorage) -> Any:
-    """The type that a pickle names, such as torch.FloatStorage."""
+    """Return the type that a pickle names, such as torch.FloatStorage."""
     return getattr(torch, _torch.TypedStorage._pickle_storage_type(storage))
 
 
 def storage_types() -> dict[str, torch.dtype]:
-    """The dtypes of types of storages, by their full names."""
+    """Return the dtypes of storage types, by full name."""
     return {f"torch.{name}": dtype for dtype, name in _torch.storage._dtype_to_storage_type_map().items()}
 
 
 def unquantized_storage_types() -> dict[torch.dtype, Any]:
-    """Types of storages, such as torch.FloatStorage, by their dtypes."""
+    """Return storage types, such as torch.FloatStorage, by dtype."""
     types = _torch.storage._dtype_to_storage_type_map().items()
     return {dtype: getattr(torch, name) for dtype, name in types if not name.startswith("Q")}
 
 
 def renamed(module: str, name: str) -> tuple[str, str]:
-    """What torch takes for a name in a pickle: it knows some of Python 2, fewer than pickle."""
+    """Return torch's renaming of a name in a pickle; it renames fewer names of Python 2 than pickle."""
     utils = _torch._utils
     found: tuple[str, str] = utils.NAME_MAPPING.get((module, name), (utils.IMPORT_MAPPING.get(module, module), name))
     return found
 
 
 def allowed_globals() -> tuple[set[str], set[str]]:
-    """The globals that torch.load accepts: its own, which its public list lacks, and those that were added."""
+    """Return the globals that torch.load accepts: its own, which the public list lacks, and those that were added."""
     unpickler: Any = _weights_only_unpickler
     return {*unpickler._get_allowed_globals()}, {*unpickler._get_user_allowed_globals()}
 
 
 def skips_data() -> bool:
-    """Whether torch.load runs under ``torch.serialization.skip_data``."""
+    """Return whether torch.load runs under ``torch.serialization.skip_data``."""
     return bool(getattr(serialization._serialization_tls, "skip_data", False))
 
 
 def read_record(file: Any, name: str) -> bytes:
-    """Read a record of an archive, from a file at its beginning; a RuntimeError if torch cannot read it."""
+    """Read a record of an archive at the start of a file; raise a RuntimeError if torch cannot read it."""
     record: bytes = _torch._C.PyTorchFileReader(file).get_record(name)
     return record
 
 
 def serialization_id(names: Iterable[str]) -> str:
-    """The identity of an archive of torch.save with records of these names, which hold nothing, and torch's own."""
+    """Return the serialization id of an archive with empty records of these names, and torch's own."""
     writer = _torch._C.PyTorchFileWriter(os.devnull)
     for name in names:
         writer.write_record(name, b"", 0)
@@ -136,7 +136,7 @@ def serialization_id(names: Iterable[str]) -> str:
 
 
 def sharded_tensor() -> type[Any]:
-    """The class of tensors in shards; torch.distributed is imported here alone."""
+    """Return the class of sharded tensors; torch.distributed is imported only here."""
     from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
     return ShardedTensor
@@ -150,12 +150,12 @@ def traverse_state_dict(state_dict: Any, visit: Callable[[Any, Any], None]) -> N
 
 
 def forget_workers(dataloader: torch.utils.data.DataLoader[Any]) -> None:
-    """Let a data loader with persistent workers start new ones."""
+    """Make a data loader with persistent workers start new ones."""
     dataloader._iterator = None
 
 
 def group_timeout(group: Any) -> timedelta | None:
-    """How long the processes of a group wait for each other; None if it is not known."""
+    """Return the timeout of a process group; None if it is unknown."""
     for device in ("cpu", "cuda"):
         with contextlib.suppress(AttributeError, RuntimeError):  # a group without that device
             timeout: timedelta = group._get_backend(torch.device(device)).options._timeout

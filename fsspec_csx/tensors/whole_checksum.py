@@ -1,4 +1,4 @@
-"""WholeChecksum: the checksum of a file, made of those of its parts as they are read."""
+"""WholeChecksum: combines the checksum of a file from those of its parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class WholeChecksum:
 
     Args:
         algorithm: an ``Algorithm`` of ``s3.transport.checksum``.
-        expected: the checksum that the file must have, as the server writes it.
+        expected: the server's checksum of the file, as text.
     """
 
     def __init__(self, algorithm: Any, expected: str) -> None:
@@ -23,17 +23,17 @@ class WholeChecksum:
         self._parts: dict[int, tuple[int, int]] = {}
 
     def add(self, spans: Spans, checksums: Iterable[int]) -> None:
-        """Note the checksums of spans that were read."""
+        """Add the checksums of spans that were read."""
         for (start, memory), checksum in zip(spans, checksums, strict=True):
             if len(memory) > self._parts.get(start, (0, 0))[0]:
                 self._parts[start] = len(memory), checksum
 
     def of_file(self, size: int, kept: Spans) -> str | None:
-        """The checksum of the file, as the server writes it; None if not all of it was read.
+        """Return the checksum of the file as text; None if some bytes were not read.
 
         Args:
             size: of the file, in bytes.
-            kept: spans that were read too, without a checksum.
+            kept: spans that were also read, without a checksum.
         """
         position = whole = 0
         starts = [*sorted(self._parts), size]
@@ -55,7 +55,7 @@ class WholeChecksum:
 
 
 def _find(kept: Spans, position: int, end: int) -> memoryview:
-    """What is kept from a position on, up to another; empty if nothing is."""
+    """Return the kept bytes from ``position`` up to ``end`` at most; empty if there are none."""
     found = (
         memory[position - start : end - start] for start, memory in kept if start <= position < start + len(memory)
     )

@@ -1,4 +1,4 @@
-"""A real S3 server for tests; with ``pytest_plugins = ["fsspec_csx.testing"]``, pytest has the fixture ``local_s3``."""
+"""A real S3 server for tests. ``pytest_plugins = ["fsspec_csx.testing"]`` adds the pytest fixture ``local_s3``."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from fsspec_csx.testing.server import Identity, LocalS3
 
 __all__ = ["Identity", "LocalS3"]
 
-if "pytest" in sys.modules:  # importing pytest takes time
+if "pytest" in sys.modules:  # importing pytest is slow
     import pytest
 
     @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ _LARGE = 8 * 2**20
 
 
 class _Stop(Callback):  # type: ignore[misc]  # fsspec has no types
-    """Fails a save when the first bytes are written."""
+    """Fails a save when its first bytes are written."""
 
     def relative_update(self, inc: int = 1) -> None:
         """Fail."""
@@ -42,9 +42,9 @@ class FormatConformance:
         save: saves a state dict at a path; for ``check_interrupted`` it also takes a ``callback``.
         load: returns what was saved at a path.
         name: the last part of the path, with the format's suffix.
-        returned: what load is to return of a state dict.
-        refused: the kinds that the format does not hold; save raises a ValueError or TypeError that names the entry.
-        kinds: those that are tried, by name; each makes a value.
+        returned: returns what load must return for a state dict.
+        refused: the kinds that the format cannot hold; save raises a ValueError or TypeError that names the entry.
+        kinds: the kinds to test, by name, as functions that make a value.
     """
 
     save: Callable[..., object]
@@ -58,19 +58,19 @@ class FormatConformance:
         """Run all checks below a path or URL.
 
         Raises:
-            AssertionError: if one fails; it lists all that is wrong with it.
+            AssertionError: if a check fails; it lists all failures of that check.
         """
         self.check_kinds(f"{root}/kinds")
         self.check_refused(f"{root}/refused")
         self.check_interrupted(f"{root}/interrupted")
 
     def check_kinds(self, root: str) -> None:
-        """Each kind comes back the same, or is refused by the name of its entry, with nothing left behind."""
+        """Check that each kind loads unchanged, or is refused by the name of its entry with nothing left behind."""
         wrong = [f"{kind}: {flaw}" for kind in self.kinds for flaw in self.flaws(kind, root)]
         assert not wrong, "\n".join(wrong)
 
     def check_refused(self, root: str) -> None:
-        """When a save is refused, the old checkpoint stays, and nothing lies beside it."""
+        """Check that after a refused save the old checkpoint stays, with nothing beside it."""
         path = f"{root}/{self.name}"
         self.save(OLD, path)
         before = _files(root)
@@ -80,7 +80,7 @@ class FormatConformance:
         self._check_old(path, before, root)
 
     def check_interrupted(self, root: str) -> None:
-        """When a save fails on the way, the old checkpoint stays, and nothing lies beside it; or nothing at all."""
+        """Check that after a failed save only the old checkpoint stays, or nothing if there was none."""
         path, large = f"{root}/{self.name}", {"large": torch.zeros(_LARGE)}
         for before in ((), None):
             if before is None:
@@ -99,7 +99,7 @@ class FormatConformance:
                 assert _files(root) == files, "something is left behind"
 
     def flaws(self, kind: str, root: str) -> Iterator[str]:
-        """What is wrong with how a kind is saved and loaded."""
+        """Yield what is wrong with how a kind is saved and loaded."""
         state = {"before": torch.arange(3.0), "it": self.kinds[kind](), "after": torch.arange(2)}
         folder = f"{root}/{[*self.kinds].index(kind)}"
         path = f"{folder}/{self.name}"
@@ -116,7 +116,7 @@ class FormatConformance:
             yield f"returned {found.get('it', found)!r}"
 
     def refusal(self, state: Any, path: str) -> Exception | None:
-        """The error by which a save is refused; None if it is not."""
+        """Return the error by which a save is refused; None if it is not refused."""
         try:
             self.save(state, path)
         except (ValueError, TypeError) as error:
@@ -133,5 +133,5 @@ def _files(root: str) -> list[str]:
     fs.invalidate_cache()
     try:
         return sorted(fs.find(inner))
-    except FileNotFoundError:  # of a bucket that is not there
+    except FileNotFoundError:  # the bucket does not exist
         return []

@@ -1,4 +1,4 @@
-"""Kinds of tensors and values that a checkpoint may hold, one of each, and when two are the same."""
+"""Examples of all kinds of tensors and values that a checkpoint may hold, and functions that compare them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DTYPES = {
 
 
 class Subclass(torch.Tensor):
-    """A tensor of a class of the user's own."""
+    """A tensor of a user's own class."""
 
 
 def of_dtype(dtype: torch.dtype, count: int = 4) -> torch.Tensor:
-    """A tensor of a dtype, whatever its bytes say."""
+    """Return a tensor of a dtype with arbitrary bytes."""
     data = torch.arange(count * dtype.itemsize, dtype=torch.uint8)
     return (data % 2 if dtype == torch.bool else data).view(dtype)
 
@@ -97,7 +97,7 @@ TENSORS: dict[str, Callable[[], Any]] = {
     "a subclass": lambda: torch.arange(3.0).as_subclass(Subclass),
     "a parameter without a shape": lambda: torch.nn.LazyLinear(2).weight,
 }
-"""Tensors, and containers of tensors that have to do with each other."""
+"""Tensors, and containers of related tensors."""
 
 VALUES: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -146,14 +146,14 @@ VALUES: dict[str, Callable[[], Any]] = {
     "too deeply nested": lambda: _deep(400),
     "a class": lambda: argparse.Namespace(lr=0.1, layers=[1, 2]),
 }
-"""What is no tensor, and containers."""
+"""Other values, and containers."""
 
 KINDS = {**TENSORS, **VALUES}
-"""All of them, each by its name, as a function that makes one."""
+"""All kinds by name, as functions that make an example."""
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two objects are the same in types, values and every bit; NaN is NaN."""
+    """Return whether two objects have equal types, values and bits; NaN equals NaN."""
     if type(first) is not type(second):
         return False
     if isinstance(first, torch.Tensor):
@@ -171,7 +171,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def same_tensors(first: torch.Tensor, second: torch.Tensor, *, plain: bool = False) -> bool:
-    """Whether two tensors are the same; if plain, in their dtypes, shapes and elements alone."""
+    """Return whether two tensors are the same; if ``plain``, only dtypes, shapes and elements are compared."""
     if is_lazy(first):
         return is_lazy(second)
     if first.layout != second.layout or first.dtype != second.dtype or first.is_nested != second.is_nested:
@@ -204,10 +204,10 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def plain(value: Any, *, dicts: bool = False) -> Any:
-    """What formats keep that know neither parameters nor gradients: the same with plain tensors.
+    """Return a value as formats without parameters and gradients load it: with plain tensors.
 
     Args:
-        value: what is saved.
+        value: the value that is saved.
         dicts: whether all mappings become dicts.
     """
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""The processes of the local S3 server: SeaweedFS's four, and the guard that owns them.
+"""The processes of the local S3 server: four of SeaweedFS, and a guard that owns them.
 
 The guard runs this file as a script, so it imports only the standard library.
 """
@@ -20,12 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 HOST = "127.0.0.1"
-_SERVICES = ("master", "volume", "filer", "s3")  # a process each
+_SERVICES = ("master", "volume", "filer", "s3")  # one process each
 Ports = dict[str, tuple[int, int]]  # of each service, for HTTP and for gRPC
 
 
 def find_weed() -> str:
-    """The path of SeaweedFS's program."""
+    """Return the path of the SeaweedFS program."""
     folders = [str(Path(sys.executable).parent), sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
     weed = shutil.which("weed", path=os.pathsep.join(folders))
     if weed is None:
@@ -50,7 +50,7 @@ def free_ports() -> Ports:
 
 
 def commands(weed: str, ports: Ports, tls: tuple[str | Path, str | Path] | None) -> list[list[str]]:
-    """The command lines of the four processes in the order of their start; paths are relative to the folder."""
+    """Return the command lines of the four processes in starting order; paths are relative to the folder."""
 
     def command(service: str, *options: str) -> list[str]:
         http_port, grpc_port = ports[service]
@@ -79,14 +79,15 @@ def listening(*ports: int) -> bool:
 
 
 def _guard_main(owner: int, folder: str, commands: list[list[str]]) -> None:
-    """Own the processes and the folder: serve requests on stdin, and remove everything when the owner has ended.
+    """Own the processes and the folder: serve requests on stdin, and remove everything after the owner has ended.
 
-    The owner has ended at the end of stdin or, since its forked children may keep stdin open, when the parent changes.
+    The owner has ended when stdin ends, or when the parent changes, since forked children of the owner may keep stdin
+    open.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     processes: list[subprocess.Popen[bytes]] = []
-    # No environment is inherited: weed makes an administrator of AWS_ACCESS_KEY_ID, and reads variables WEED_*.
+    # Inherit no environment: weed makes AWS_ACCESS_KEY_ID an administrator, and reads variables WEED_*.
     environment = {"HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "512MiB", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
     def signal_all(number: int) -> None:

@@ -38,15 +38,15 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Identity:
-    """A user of the server, with their rights.
+    """A user of the server and their permissions.
 
     Attributes:
         name: unique on a server.
-        actions: any of ``Admin``, ``Read``, ``Write``, ``List`` and ``Tagging``, each for everything, or for one bucket
-            as ``Read:bucket``, or for some of its keys as ``Read:bucket/prefix*``. ``Admin`` includes all the others,
-            and only ``Admin`` for everything may create and delete buckets.
-        access_key: random unless given.
-        secret_key: random unless given; not in the repr.
+        actions: any of ``Admin``, ``Read``, ``Write``, ``List`` and ``Tagging``; each applies to everything, to one
+            bucket as in ``Read:bucket``, or to some of its keys as in ``Read:bucket/prefix*``. ``Admin`` includes all
+            others; only ``Admin`` for everything may create and delete buckets.
+        access_key: random by default.
+        secret_key: random by default; not in the repr.
     """
 
     name: str
@@ -56,28 +56,28 @@ class Identity:
 
     @classmethod
     def full(cls, name: str) -> Identity:
-        """An identity with all rights, such as creating and deleting buckets."""
+        """Return an identity with all permissions, including creating and deleting buckets."""
         return cls(name, ("Admin",))
 
     @classmethod
     def read_only(cls, name: str) -> Identity:
-        """An identity that may list and read every bucket."""
+        """Return an identity that may list and read every bucket."""
         return cls(name, ("Read", "List"))
 
     @classmethod
     def one_bucket(cls, name: str, bucket: str) -> Identity:
-        """An identity that may list, read and write the objects of one existing bucket."""
+        """Return an identity that may list, read and write the objects of one existing bucket."""
         return cls(name, tuple(f"{action}:{bucket}" for action in ("Read", "Write", "List", "Tagging")))
 
 
 class LocalS3:
     """An S3 server that runs during its ``with`` block.
 
-    SeaweedFS is configured to respond like Amazon S3: writing to a bucket that does not exist fails
-    with ``NoSuchBucket``, and deleting one that is not empty with ``BucketNotEmpty``.
+    SeaweedFS is configured to respond like Amazon S3: a write to a missing bucket fails with ``NoSuchBucket``, and
+    deleting a bucket that is not empty with ``BucketNotEmpty``.
 
     Args:
-        identities: who may use the server; by default one named "admin" that may do everything.
+        identities: who may use the server; by default one named "admin" with all permissions.
         tls: paths of a certificate (chain) and of its unencrypted key, both PEM; makes the endpoint https.
         directory: the parent of the temporary folder; by default the system's.
         timeout: of the start, in seconds.
@@ -104,7 +104,7 @@ class LocalS3:
         if not self.identities or len({known.name for known in self.identities}) < len(self.identities):
             raise ValueError("There is no identity, or two share a name. Give at least one, each with its own name.")
         if tls:
-            try:  # SeaweedFS would start with any files, and then not answer.
+            try:  # SeaweedFS would start with any files, and then not respond.
                 ssl.create_default_context().load_cert_chain(tls[0], tls[1], password="")
             except OSError as error:
                 problem = f"The files of `tls` cannot be used: {error}."
@@ -123,12 +123,12 @@ class LocalS3:
 
     @property
     def endpoint_url(self) -> str:
-        """Such as ``http://127.0.0.1:23456``; raises RuntimeError outside the ``with`` block."""
+        """The URL, such as ``http://127.0.0.1:23456``; raises RuntimeError outside the ``with`` block."""
         self._running_guard()
         return f"{'https' if self._tls else 'http'}://{seaweed.HOST}:{self._ports['s3'][0]}"
 
     def storage_options(self, identity: Identity | str | None = None) -> dict[str, str]:
-        """What an fsspec filesystem needs to use the server as ``identity`` (or its name; by default the first).
+        """Return the fsspec storage options for an identity or its name; by default for the first identity.
 
         Raises:
             LookupError: the server has no identity of that name.
@@ -137,7 +137,7 @@ class LocalS3:
         return {"key": found.access_key, "secret": found.secret_key, "endpoint_url": self.endpoint_url}
 
     def environment(self, identity: Identity | str | None = None) -> dict[str, str]:
-        """The environment variables that make a program use the server as ``identity``; see `storage_options`."""
+        """Return the environment variables with which a program uses the server; see `storage_options`."""
         found = self._find(identity)
         return {
             "AWS_ACCESS_KEY_ID": found.access_key,
@@ -145,7 +145,7 @@ class LocalS3:
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
             "AWS_REGION": _REGION,
             "AWS_DEFAULT_REGION": _REGION,
-            # A program that drops these credentials shall not ask the network for others.
+            # A program that drops these credentials must not request others from the network.
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
@@ -157,7 +157,7 @@ class LocalS3:
         """Stop the server if it runs, and start it again with the same endpoint and data.
 
         Raises:
-            RuntimeError: it does not start, for instance because another program has taken one of its ports.
+            RuntimeError: it does not start, for example because another program has taken one of its ports.
         """
         self.kill()
         self._start()
@@ -167,7 +167,7 @@ class LocalS3:
         self._ask("pause")
 
     def resume(self) -> None:
-        """Continue after `pause`; the server then responds to pending requests, too."""
+        """Continue after `pause`; the server then also responds to pending requests."""
         self._ask("resume")
 
     def __enter__(self) -> LocalS3:
@@ -181,7 +181,7 @@ class LocalS3:
                 break
             except BaseException as error:
                 self._remove()
-                # Another program may have taken a port since it was found free.
+                # Another program may have taken a port in the meantime.
                 if not isinstance(error, _ServerEndedError) or attempt == _ATTEMPTS:
                     raise
         return self
@@ -192,7 +192,7 @@ class LocalS3:
             self._remove()
 
     def _create(self, weed: str) -> None:
-        """Make the folder, and start the guard in it."""
+        """Create the folder, and start the guard in it."""
         self._owner = os.getpid()
         self._ports = seaweed.free_ports()
         self.folder = Path(tempfile.mkdtemp(prefix="fsspec-csx-s3-", dir=self._directory)).absolute()
@@ -200,13 +200,13 @@ class LocalS3:
         config.touch(mode=0o600)
         config.write_text(json.dumps({"identities": [_configured(known) for known in self.identities]}))
         job = json.dumps([self._owner, str(self.folder), seaweed.commands(weed, self._ports, self._tls)])
-        # The file instead of the module: importing the package would take longer than starting the server.
+        # Run the file instead of the module: importing the package would take longer than starting the server.
         command = [sys.executable, "-I", "-S", seaweed.__file__, job]
         pipe = subprocess.PIPE
         self._guard = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
 
     def _start(self) -> None:
-        """Start each process when its dependencies are up: by itself it would retry only after seconds."""
+        """Start each process after its dependencies; otherwise it would retry only after seconds."""
         deadline, expected = time.monotonic() + self._timeout, 0
         steps: tuple[tuple[int, Callable[[], bool]], ...] = (
             (1, lambda: seaweed.listening(*self._ports["master"])),
@@ -225,7 +225,7 @@ class LocalS3:
                 time.sleep(0.02)
 
     def _ready(self) -> bool:
-        """Whether the server knows the first identity, and has a volume to store data."""
+        """Return whether the server knows the first identity, and has a volume to store data."""
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
         from botocore.credentials import Credentials
@@ -246,7 +246,7 @@ class LocalS3:
         return self._guard
 
     def _ask(self, request: str) -> int:
-        """Send the guard a request; returns how many processes of the server then run."""
+        """Send the guard a request; return how many processes of the server then run."""
         guard = self._running_guard()
         assert guard.stdin
         assert guard.stdout
@@ -257,7 +257,7 @@ class LocalS3:
         raise RuntimeError("The process that supervises the local S3 server has ended. Start another LocalS3.")
 
     def _remove(self) -> None:
-        """Stop the guard, if it runs, and delete the folder."""
+        """Stop the guard if it runs, and delete the folder."""
         if guard := self._guard:
             self._guard = None
             assert guard.stdin
@@ -289,10 +289,10 @@ def _configured(identity: Identity) -> dict[str, object]:
 
 
 def _get(port: int, path: str, headers: dict[str, str] | None = None, tls: bool = False) -> str:
-    """The body of a response; empty if there is none within 5 seconds."""
+    """Return the body of a response; empty if there is none within 5 seconds."""
     connection = http.client.HTTPConnection(seaweed.HOST, port, timeout=5)
     if tls:
-        # Whether the certificate can be trusted, and for which name, is for the users of the server to check.
+        # The users of the server decide whether to trust the certificate.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         connection = http.client.HTTPSConnection(seaweed.HOST, port, timeout=5, context=context)

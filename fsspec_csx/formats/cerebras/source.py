@@ -162,7 +162,7 @@ class CerebrasSource(Source):
         return {place.name: tensor.numpy() for place, tensor in zip(places, made, strict=True)}
 
     def _reserved(self, name: str, leaf: TensorLeaf | ConstantLeaf) -> torch.Tensor:
-        """Reserve the memory of a tensor. If there is too little, check that the tensor has as many bytes as it claims."""
+        """Reserve the memory of a tensor; if there is too little, check the size that the tensor claims."""
         try:
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
         except RuntimeError as error:

@@ -33,7 +33,7 @@ def shard_name(rank: int, prefix_count: int = 0) -> str:
 
 
 def is_prefix(name: str) -> bool:
-    """Return whether a folder's name is that of a prefix folder. Eight digits, such as a step or a date, do not match."""
+    """Return whether a name is that of a prefix folder. Eight digits, such as a date, are not."""
     return name in _prefixes()
 
 

@@ -190,7 +190,7 @@ class _MalformedError(Exception):
 
 
 def _metadata(found: Any, most: int) -> Metadata:
-    """Build the manifest. It may have no more parts than its pickle has bytes: a pickle can repeat one list many times."""
+    """Build the manifest. Limit its parts by the size of its pickle, which may repeat one list many times."""
     state = _state(found, "Metadata")
     entries = _a(state.get("state_dict_metadata"), dict)
     _check(sum(map(_chunks, entries.values())) <= most, "number of chunks")

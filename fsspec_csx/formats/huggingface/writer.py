@@ -115,7 +115,7 @@ class Replacing:
             os.unlink(path) if fs is None else fs.rm_file(path)
 
     def _replaced_shards(self, manifest: str) -> set[str]:
-        """Return the shards that only the old index names. It could name any file; only safetensors files are returned."""
+        """Return the shards that only the old index names. It may name any file: return only safetensors files."""
         others = [name for name in self._present if is_index(name) and name != manifest]
         try:
             old = self._shards(manifest)
