@@ -29,7 +29,7 @@ class Planner(DefaultSavePlanner):
     """
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """Check and flatten the state dict; raise a ValueError or TypeError that names an entry which cannot be saved."""
+        """Check and flatten the state dict; raise a ValueError or TypeError for an entry that cannot be saved."""
         self._integers: set[_Path] = set()
         paths = _paths(state_dict, self._integers)
         super().set_up_planner(state_dict, storage_meta, is_coordinator)

@@ -149,7 +149,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
             planner.commit_tensor(item, target)
 
     def _value(self, item: ReadItem, data: bytes) -> io.BytesIO:
-        """Return a value as a file. Planners load it with ``weights_only=False``, so it is read safely and saved again."""
+        """Return a value as a file. Planners load it unsafely, so it is read safely and saved again."""
         if not self._weights_only:
             return io.BytesIO(data)
         file = io.BytesIO()

@@ -130,7 +130,7 @@ def _nearest(unknown: Sequence[str], present: Sequence[str]) -> str:
 
 
 def select(obj: Any, choice: Choice) -> Any:
-    """Return the same nesting with the chosen entries only; lists and tuples are re-indexed. None if nothing is left."""
+    """Return the same nesting with the chosen entries only; lists and tuples are re-indexed. None if none is left."""
     kept = _selected(obj, "", choice, ())
     return kept if kept is not _NOTHING else _like(obj, [])
 
