@@ -9,7 +9,7 @@ from typing import Any
 
 
 def check(table: dict[str, tuple[str, ...]]) -> None:
-    """Check that the installed libraries have the private names of a table; an ImportError names what is missing.
+    """Check that the installed libraries have the private names of a table; raise an ImportError for a missing one.
 
     Args:
         table: the attributes of each class, also those that it sets when it is made, and the names that each function

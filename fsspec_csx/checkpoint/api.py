@@ -145,7 +145,7 @@ def load(
 
     Args:
         path: a local path or an fsspec URL, see ``save``.
-        keys: names of entries, each of which includes all entries below it, or a function that selects entries by name.
+        keys: names, each of an entry or of all entries below it, or a function that selects entries by name.
             The result has the nesting of the file; lists and tuples are re-indexed without gaps.
         into: a mapping, such as a state dict, or a list to fill and return. Its tensors keep their memory, dtypes and
             devices; other values are replaced. Its entries must be those of the file, or of ``keys``.

@@ -47,15 +47,11 @@ def async_save(
     next process uploads it.
 
     Args:
-        obj: see ``save``.
-        path: see ``save``.
-        format: see ``save``.
-        max_shard_size: see ``save``.
+        obj, path, format, max_shard_size, storage_options: see ``save``.
         local: a folder on a local disk; the checkpoints of each remote folder have their own folder there. For
             single-file formats (torch and safetensors). ``load(path, local=…)`` reads them.
         keep_local: how many checkpoints of one remote folder to keep there. The oldest are deleted: first those that
             are uploaded, or older than an uploaded one. A warning names each that was not uploaded.
-        storage_options: see ``save``.
         callback: see ``save``; called in another thread. By default no progress bar shows.
 
     Returns:

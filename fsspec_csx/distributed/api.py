@@ -43,7 +43,7 @@ def save(
     prefix_count: int = 0,
     callback: Callback | None = None,
 ) -> None:
-    """Save a state dict, of which each rank writes its own shards; like ``dcp.save`` with a ``StorageWriter``.
+    """Save a state dict; each rank writes its own shards. Like ``dcp.save`` with a ``StorageWriter``.
 
     The old checkpoint is replaced only by a complete new one. Entries that a sharded checkpoint cannot hold are refused
     before anything is written: sparse, quantized and nested tensors, tensors of custom classes, and two entries with
@@ -150,7 +150,7 @@ def load(
     process_group: dist.ProcessGroup | None = None,
     callback: Callback | None = None,
 ) -> None:
-    """Fill a state dict, of which each rank reads its own parts; like ``dcp.load`` with a ``StorageReader``.
+    """Fill a state dict; each rank reads its own parts. Like ``dcp.load`` with a ``StorageReader``.
 
     Data that all ranks need is read once: the manifest, values, and tensors that are not DTensors. Each rank reads a
     share of it and sends it to the others. From a local path, each rank reads for itself.
@@ -158,10 +158,9 @@ def load(
     Args:
         state_dict: see ``save``, with any sharding; tensors keep their memory, other values are replaced.
         path: see ``save``; also a Hugging Face folder.
-        storage_options: see ``save``.
+        storage_options, process_group: see ``save``.
         weights_only: if False, values may run any code: only for checkpoints of authors whom you trust.
         planner: by default torch's default planner.
-        process_group: see ``save``.
         callback: see ``fsspec_csx.load``; counts the bytes of this rank. The first rank shows the progress bar.
 
     Raises:
@@ -207,14 +206,9 @@ def whole(
 
 
 def leftovers(path: Path, *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
-    """List the shards in a folder that its manifest does not name: those of killed or running saves.
+    """List the names of shards that the manifest of a checkpoint does not name: those of killed or running saves.
 
-    Args:
-        path: see ``save``.
-        storage_options: see ``save``.
-
-    Returns:
-        Their file names.
+    For the arguments see ``save``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.

@@ -83,7 +83,7 @@ def async_save(
 
 
 class _CollectiveFuture(SaveFuture):
-    """A save that cannot be cancelled silently before it begins: the other ranks would wait for it."""
+    """A save that still takes part if it is cancelled before it begins: the other ranks wait for it."""
 
     def cancel(self) -> bool:
         return self._owner == os.getpid() and self.progress.cancel()

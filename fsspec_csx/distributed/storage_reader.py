@@ -31,7 +31,7 @@ from fsspec_csx.storage.progress import ProgressMeter
 class StorageReader(FolderStorage, storage.StorageReader):
     """The storage of ``dcp.load`` at any fsspec URL, for checkpoints of ``StorageWriter`` or of torch's writers.
 
-    It also reads Hugging Face folders, of which each rank reads its own parts.
+    It also reads Hugging Face folders; each rank reads its own parts.
 
     With ``process_group``, as ``distributed.load`` passes it, data that all ranks need is read once for all of them,
     except from a local path.

@@ -110,11 +110,7 @@ class Format(ABC, Generic[S]):
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
         """Open the checkpoint that a file is or belongs to; return None if it has another format.
 
-        Args:
-            file: the file, opened.
-            head: its first bytes.
-            folder: the file's folder, under the checkpoint's name.
-            name: the file's name in the folder.
+        ``head`` has the file's first bytes. The name of ``folder`` is that of the checkpoint, ``name`` the file's.
         """
         return None
 
@@ -178,14 +174,7 @@ class Format(ABC, Generic[S]):
         return found
 
     def verify(self, source: S, name: str, progress: Callback, compute: Sum) -> Report:
-        """Read all of a checkpoint and look for damage.
-
-        Args:
-            source: the checkpoint.
-            name: what errors call it.
-            progress: receives the number of bytes read.
-            compute: computes the checksum of a whole file.
-        """
+        """Read all of a checkpoint and look for damage; ``compute`` computes the checksum of a whole file."""
         meter = ProgressMeter(progress, max(source.size, source.stored))
         source.advance = meter.advance
         report = self.examine(source, name, compute)
@@ -215,13 +204,7 @@ class Format(ABC, Generic[S]):
 
     @abstractmethod
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        """Convert a checkpoint of any format to this one.
-
-        Args:
-            source: the checkpoint.
-            request: what to convert, and how.
-            target: where to write.
-            progress: receives the number of bytes written.
+        """Convert a checkpoint of any format to this one; ``progress`` receives the number of bytes written.
 
         Raises:
             CheckpointError: if the source is invalid, or lacks an entry of ``keys``.

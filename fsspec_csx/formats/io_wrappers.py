@@ -177,7 +177,7 @@ class JoiningWriter:
         (through or self._write)(data)
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write the buffered bytes."""
         if self._joined:
             self._write(self._joined)
             self._joined.clear()

@@ -100,7 +100,7 @@ def folders(exists: Callable[[str], bool]) -> Iterator[Format[Any]]:
 
 
 def of_parts() -> list[Format[Any]]:
-    """Return the formats of many files for which ``open_file`` is to be tried."""
+    """Return the formats in which one file may stand for a checkpoint of many files."""
     return [named(name) for name, row in _ROWS.items() if not row.file and not row.manifest]
 
 

@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
 
 Read = Callable[[Sequence[Piece], Callable[[int], object]], Sequence[int]]
-"""Fills the memory of pieces, and returns a number for each; it calls the function with the bytes as it reads."""
+"""Fills the memory of pieces, and returns a number for each; it calls the function with numbers of bytes read."""
 
 
 def share_size(total: int, processes: int) -> int:
@@ -45,8 +45,7 @@ def exchange(
 ) -> list[int]:
     """Fill the memory of all pieces in all processes; the processes take turns in reading the shares.
 
-    A process reads its next shares while it receives those of others. All bytes are received directly into their
-    memory.
+    A process reads its next shares while it receives those of others. Bytes arrive directly in their memory.
 
     Args:
         step: see ``Processes.gather``.

@@ -202,7 +202,7 @@ class _Reader(io.RawIOBase):
 
 
 def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the details of a file with only builtin types, which other processes can unpickle."""
+    """Return the details of a file with simple types, which any process can unpickle."""
     kinds = (str, int, float, datetime, type(None))
     return {key: value for key, value in info.items() if isinstance(value, kinds)}
 

@@ -84,7 +84,7 @@ def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], c
 def _apart(
     straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]],
 ) -> tuple[list[Transfer], list[tuple[Transfer, MatchedPair]]]:
-    """Those whose memories meet no other, and the rest, which must be filled one after the other."""
+    """Return the transfers whose memory overlaps no other, and the rest, which must run one after the other."""
     alone: list[Transfer] = []
     meeting: list[tuple[Transfer, MatchedPair]] = []
     end = 0

@@ -67,8 +67,7 @@ class Choice:
     """A selection of names in an object.
 
     Args:
-        keys: names of entries, each of which includes all entries below it, or a function of each entry's name; None
-            for all.
+        keys: names, each of an entry or of all entries below it, or a function of an entry's name; None for all.
 
     Raises:
         MissingEntryError: if no entry has a given name.

@@ -82,7 +82,7 @@ def copy_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _place(tensor: torch.Tensor) -> int:
-    """Return the storage of which a tensor is a view; 0 if it is more than a view, or has no memory."""
+    """Return the address of the storage that a tensor views; 0 if it is more than a view, or has no memory."""
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
     if not plain or tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg():
         return 0

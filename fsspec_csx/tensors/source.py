@@ -37,7 +37,7 @@ def memory_at(address: int, size: int, owner: object) -> memoryview:
 class Source:
     """A file that is read in spans.
 
-    Its first and last bytes are read at once, concurrently, and kept.
+    Its first and last bytes are read first, concurrently, and kept.
 
     Args:
         file: a seekable binary file object; its ``readinto_many`` is used if it has one, like a ``CSXFile``.

@@ -44,7 +44,7 @@ class StreamedTensor:
 
 
 class _Chunk(NamedTuple):
-    """A part of a streamed tensor that is read at once.
+    """A part of a streamed tensor, which is read in one piece.
 
     Attributes:
         start: the position of its bytes in the record.
@@ -85,9 +85,7 @@ class TensorStream:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Iterator[Iterator[memoryview]]]:
-        """Yield the pieces of each tensor that is not empty. Use each piece before the next, and each tensor before the
-        next.
-        """
+        """Yield the pieces of each tensor that is not empty. Each piece is valid until the next is requested."""
         staging = Staging(_BATCH), Staging(_BATCH)
         parts = (chunk for each in self._tensors for chunk in _chunks(each))
         grouped = batches(parts, lambda chunk: aligned(chunk.size + 1), _BATCH)
@@ -136,7 +134,7 @@ class TensorStream:
         return memories(part, new, memory, look)
 
     def _check_parts(self, batch: Sequence[_Chunk], staging: Staging) -> None:
-        """Verify records of which only parts are used, each once, by reading them whole."""
+        """Read and verify the whole records of partly used tensors, each once."""
         records = {
             record.offset: record
             for chunk in batch

@@ -1,6 +1,6 @@
-"""A conformance suite: what save accepts, load returns; a save that fails leaves nothing behind, and the old file.
+"""A conformance suite: load returns what save accepts; a failed save leaves nothing behind, and keeps the old file.
 
-It needs no pytest. Put a format, and the filesystem behind a path, through it:
+It needs no pytest. To test a format and a filesystem:
 
     import fsspec_csx
     from fsspec_csx.testing.conformance import FormatConformance
@@ -99,7 +99,7 @@ class FormatConformance:
                 assert _files(root) == files, "something is left behind"
 
     def flaws(self, kind: str, root: str) -> Iterator[str]:
-        """Yield what is wrong with how a kind is saved and loaded."""
+        """Yield the errors in saving and loading a kind."""
         state = {"before": torch.arange(3.0), "it": self.kinds[kind](), "after": torch.arange(2)}
         folder = f"{root}/{[*self.kinds].index(kind)}"
         path = f"{folder}/{self.name}"

@@ -19,7 +19,7 @@ T = TypeVar("T")
 _BATCH = 64 * 2**20
 
 SMALL = HEAD + TAIL
-"""Items of at most so many bytes are read whole."""
+"""Items up to this size in bytes are read whole."""
 
 
 def sliced(source: Source, items: Sequence[T], place: Callable[[T], ItemLocation]) -> Iterator[list[tuple[T, Item]]]:

@@ -123,7 +123,7 @@ def _misfit(item: _Item, held: LazyObject) -> str:
 
 
 def _flaw(tensor: TensorStorageMetadata) -> str:
-    """Describe what is wrong with the division of a tensor into parts; empty if nothing is."""
+    """Describe an invalid division of a tensor into parts; empty if it is valid."""
     shape = tuple(tensor.size)
     boxes = [Box(shape, tuple(each.offsets), tuple(each.sizes)) for each in tensor.chunks]
     if not all(box.fits() for box in boxes):

@@ -27,7 +27,7 @@ from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.tiling import extent, memories, memory
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-"""The tensor classes that hold nothing besides their elements."""
+"""The tensor classes that hold only their elements."""
 
 _PIECE = 16 * 2**20
 _NAMES_SHOWN = 5

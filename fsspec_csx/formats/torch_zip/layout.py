@@ -178,7 +178,7 @@ def _is_known(alignment: int, save: object) -> bool:
 
 
 class _Sink:
-    """A file that keeps what is written, without gaps where torch seeks."""
+    """A file that keeps the bytes written, without gaps where torch seeks."""
 
     def __init__(self) -> None:
         self.written = bytearray()

@@ -1,4 +1,4 @@
-"""Limits what a pickle may make without torch: no more than its own size.
+"""Limits the objects that a pickle makes without torch to its own size.
 
 When pickle writes an object, it writes the arguments of each call where they are used. So the arguments of all calls
 together have fewer elements than the pickle has bytes. ``bytearray(10**9)``, repeated hexadecimal encoding, and one

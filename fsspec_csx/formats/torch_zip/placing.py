@@ -101,7 +101,7 @@ class ArchiveStorages:
         self._made: dict[str, torch.UntypedStorage] = {}
 
     def get(self, key: str, location: str, nbytes: int) -> torch.UntypedStorage:
-        """Return the storage with a key; raise an UnpicklingError if it does not have so many bytes."""
+        """Return the storage with a key; raise an UnpicklingError if its size is not ``nbytes``."""
         entry, offset = self._found[key.encode()]
         if entry.size != nbytes:
             raise refused("a storage that does not have the size of its record")

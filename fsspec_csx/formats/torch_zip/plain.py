@@ -1,4 +1,4 @@
-"""Loads state dicts with Python's C unpickler, which is faster than torch's, which is written in Python.
+"""Loads state dicts with Python's C unpickler. torch's own is written in Python, and slower.
 
 It accepts only a closed table of names: mappings, lists, tuples, sets, text, bytes, numbers, tensors and parameters
 with attributes, and torch's shapes, dtypes and devices. Anything else, and anything unusual, is left to torch, which

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
 _GIST_SHOWN = 200
-_LEGACY_PICKLES = 5  # a file of the format before torch 1.6 begins with so many
+_LEGACY_PICKLES = 5  # at the start of a file of the format before torch 1.6
 _PROTOCOLS = (2, 3)  # that torch reads with weights_only
 # The memory that a valid file may need: a constant, plus a multiple of its size.
 _ROOM, _HELD = 2**20, 4
