@@ -1,6 +1,6 @@
-"""Every error that this package raises on purpose, grouped by what a handler would do.
+"""The errors of this package, grouped by what a handler would do.
 
-Each message has a sentence of cause and one of remedy, and each class inherits the builtin that a caller would catch:
+Each message has one sentence for the cause and one for the remedy. Each class inherits a matching builtin exception:
 
     CSXError
     │   give other credentials
@@ -10,7 +10,7 @@ Each message has a sentence of cause and one of remedy, and each class inherits 
     │   ├── UnknownProfileError (LookupError)
     │   ├── RejectedCredentialsError
     │   └── ExpiredCredentialsError
-    ├── AccessDeniedError (PermissionError)     the credentials are valid, but lack the right
+    ├── AccessDeniedError (PermissionError)     the credentials are valid, but lack a permission
     │   correct the name, the setting or the object
     ├── BucketNotFoundError (FileNotFoundError)
     ├── ObjectNotFoundError (FileNotFoundError)
@@ -225,7 +225,7 @@ class ConfigError(CSXError, ValueError):
 
 
 class CheckpointError(CSXError, ValueError):
-    """The file is not a checkpoint that can be loaded."""
+    """The file cannot be loaded as a checkpoint."""
 
 
 class InvalidCheckpointError(CheckpointError):

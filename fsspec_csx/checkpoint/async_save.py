@@ -39,12 +39,12 @@ def async_save(
     With a concurrent ``save`` to the same path, the last to end wins. At exit, the interpreter waits for its saves;
     Ctrl-C stops them. A forked child does not inherit them.
 
-    With ``local``, the checkpoint is written to a local disk first, which frees the copy, and uploaded from there in
+    With ``local``, the checkpoint is written to a local disk first, which frees the copy. Uploads from there follow in
     the order of the saves. The future's ``local`` ends when the local file is complete. If the process is killed later,
-    or the upload fails, the next save to the same two folders uploads the rest, also in another process; interrupted
-    uploads to S3 resume. If two saves have not ended, the call waits for the first. If the disk is full or not
-    writable, the checkpoint is written to its path directly, with a warning. A cancelled save may stay on the disk; the
-    next process uploads it.
+    or the upload fails, the next save to the same two folders uploads it, also in another process. Interrupted uploads
+    to S3 resume. If two saves have not ended, the call waits for the first. If the disk is full or not writable, the
+    checkpoint is written to its path directly, with a warning. A cancelled save may stay on the disk; the next process
+    uploads it.
 
     Args:
         obj, path, format, max_shard_size, storage_options: see ``save``.
@@ -95,8 +95,8 @@ def async_save(
 def release_buffers() -> None:
     """Give the memory of earlier copies back to the system, for example after the last ``async_save``.
 
-    The memory of at most two ended saves is kept for later saves, because the first use of new memory takes several
-    times as long as a copy. It is freed when no save has used it for half an hour. Pinned memory is kept by torch.
+    The memory of at most two ended saves is kept for later saves: the first use of new memory takes several times as
+    long as a copy. It is freed when no save has used it for half an hour. torch keeps pinned memory.
     """
     if "torch" in sys.modules:
         from fsspec_csx.tensors import snapshot

@@ -20,8 +20,8 @@ class SaveFuture(concurrent.futures.Future[None]):
     """A save in the background: a ``concurrent.futures.Future`` that can also be cancelled while it runs.
 
     Attributes:
-        local: for a save with ``local``, a future that ends when the checkpoint is complete on the local disk, or at
-            its path if the disk failed; else None.
+        local: None, or for a save with ``local`` a future. It ends when the checkpoint is complete on the local disk,
+            or at its path if the disk failed.
         waits: the identifier of the thread that waits for a foreground save; 0 for others.
 
     ``await asyncio.wrap_future(future)`` waits for it in an event loop; cancelling that wait cancels the save.

@@ -112,7 +112,7 @@ class _Record:
             rest = self._inflater.unconsumed_tail
 
     def is_wrong(self) -> bool:
-        """Whether its bytes are not those that they must be."""
+        """Return whether its size or its checksum is wrong."""
         return is_checked(self.entry) and (
             self._broken or (self._crc.size, self._crc.value) != (self.entry.size, self.entry.crc32)
         )

@@ -59,7 +59,7 @@ class Buffers:
         self._free.clear()
 
     def _take(self, size: int) -> mmap.mmap | None:
-        """Return the smallest fitting free buffer. If there is none, drop all, so as not to keep memory for two saves."""
+        """Return the smallest fitting free buffer. If there is none, drop all, to keep memory for one save."""
         free = sorted((self._free.popleft() for _ in range(len(self._free))), key=lambda each: len(each.memory))
         for each in free:
             if size <= len(each.memory) <= 2 * size + _ROUNDED_TO:

@@ -3,8 +3,8 @@
     with LocalS3() as server:
         fsspec.filesystem("s3", **server.storage_options()).mkdir("a-bucket")
 
-The server is SeaweedFS, from the extra ``fsspec-csx[server]``. It listens on 127.0.0.1 only, keeps its data in a
-temporary folder, and leaves no processes or files behind, even if the process that started it is killed.
+The server is SeaweedFS, from the extra ``fsspec-csx[server]``. It listens only on 127.0.0.1, and keeps its data in a
+temporary folder. No processes or files are left behind, even if the process that started it is killed.
 
 With ``pytest_plugins = ["fsspec_csx.testing"]`` in a ``conftest.py``, pytest has the session fixture ``local_s3``.
 """

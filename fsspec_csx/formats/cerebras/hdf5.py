@@ -118,7 +118,7 @@ class Hdf5Source(CerebrasSource):
         dataset = self._dataset(place.name)
         target = numpy.frombuffer(memory, dataset.dtype.newbyteorder("=")).reshape(dataset.shape)
         with contextlib.suppress(ImportError):
-            import hdf5plugin  # noqa: F401 - has the filter by which the reference compresses
+            import hdf5plugin  # noqa: F401 - registers the filter that cerebras_pytorch uses
         with self._explained_damage(place.name):
             dataset.read_direct(target)
 

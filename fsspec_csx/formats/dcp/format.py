@@ -56,7 +56,8 @@ class DistributedFormat(Format[ShardedSource]):
 
     def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
         self.refuse_cast(request)
-        write = import_module("fsspec_csx.distributed.consolidate").write_sharded  # by name, as imports run down
+        # A dynamic import: formats must not import distributed (see fsspec_csx/README.md).
+        write = import_module("fsspec_csx.distributed.consolidate").write_sharded
         written: Converted = write(source, request, target, progress)
         return written
 
