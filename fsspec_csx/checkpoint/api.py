@@ -59,8 +59,7 @@ def save(
         obj: tensors, state dicts, and any other objects that can be pickled.
         path: a local path or an fsspec URL. An S3 URL has bucket and object path. Every character of a name is literal.
         format: ``torch``, ``safetensors``, ``huggingface``, or ``cerebras`` for the objects below an S3 path that
-            ``cerebras_pytorch`` loads. By default the suffix of the path decides; without a known suffix it is
-            ``torch``.
+            ``cerebras_pytorch`` loads. By default the suffix of the path decides; ``torch`` if it is unknown.
         max_shard_size: the maximum size of a file of the format huggingface, in bytes or as text; by default ``5GB``.
         local: a folder on a local disk, see ``async_save``; for single-file formats (torch and safetensors).
         keep_local: how many checkpoints of one remote folder to keep there, see ``async_save``.
@@ -153,8 +152,7 @@ def load(
         weights_only: if False, the file may run any code: only for files of authors whom you trust.
         local: the folder given to ``save`` or ``async_save``. The local file is read if its bytes are those that were
             saved, and the remote file is the same or does not exist yet.
-        group: processes that load together, such as ``torch.distributed.group.WORLD``; by default this process reads
-            alone.
+        group: processes that load together, such as ``torch.distributed.group.WORLD``; by default only this process.
         storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
         callback: receives the size in bytes by ``set_size``, and the bytes read by ``relative_update``. By default a
             terminal shows a progress bar after a second; ``fsspec.callbacks.NoOpCallback()`` shows none. In a group,

@@ -82,7 +82,6 @@ class SummedFile:
         return len(memory)
 
     def flush(self) -> None:
-        """Flush the file below."""
         self._file.flush()
 
     @property

@@ -42,8 +42,7 @@ class LocalTier:
         resumed: whether the uploads that an earlier process left were started.
         order: a lock to hold until a save that waits for earlier ones is in the queue.
         uploading: the name of a checkpoint whose own save has ended, and that another save uploads; empty for none.
-        ended: whether checkpoints are uploaded, by name: those that later saves uploaded, that were deleted, or given
-            up.
+        ended: whether checkpoints that a later save handled, or that were deleted or given up, are uploaded; by name.
     """
 
     def __init__(self, folder: str) -> None:

@@ -109,7 +109,6 @@ class LocalFirst(CheckpointWriter):
             upload.save(target, advance=advance, commit=commit)
 
     def free(self) -> None:
-        """See ``CheckpointWriter``."""
         self.writer.free()
 
 
@@ -131,7 +130,6 @@ class Upload(CheckpointWriter):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        """See ``CheckpointWriter``."""
         path = self.tier.path_of(self.name)
         try:
             wait(self.earlier)

@@ -62,8 +62,7 @@ def save(
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
-        ValueError: if a sharded checkpoint cannot hold an entry, which the message names, or the ranks pass different
-            paths.
+        ValueError: if the checkpoint cannot hold an entry, which the message names, or the paths of the ranks differ.
         TypeError: if a value cannot be pickled, or the state dict is not a dict.
         FileExistsError: if a checkpoint exists and ``overwrite`` is False.
         LostProcessError: a RuntimeError, if another rank has ended or does not respond in time.
@@ -187,8 +186,7 @@ def whole(
 ) -> dict[str, Any]:
     """Load all or part of a sharded checkpoint as a nested state dict, in this process alone.
 
-    Integer keys that ``save`` wrote load as integers; torch's own planner writes them as strings. For the arguments see
-    ``fsspec_csx.load``, for the path ``save``.
+    Integer keys load as integers; torch's planner writes them as strings. For the arguments see ``fsspec_csx.load``.
 
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.

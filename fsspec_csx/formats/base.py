@@ -34,8 +34,7 @@ class ReadOptions:
     Attributes:
         map_location: as for ``torch.load``; sharded checkpoints are read only to the CPU.
         weights_only: as for ``torch.load``; if False, the checkpoint may run any code.
-        wanted: the offsets of the records whose storages ``map_location`` places; the others stay on the CPU. None:
-            all.
+        wanted: the offsets of the records whose storages ``map_location`` places; others stay on the CPU. None: all.
         partial: whether objects of unknown classes become placeholders.
     """
 

@@ -31,8 +31,7 @@ from fsspec_csx.tensors.tensor_stream import StreamedTensor, TensorStream
 class Conversion:
     """A checkpoint to convert.
 
-    Its tensors are read while they are written, so that few are in memory at a time. If ``load`` reads the file whole,
-    all are in memory.
+    Few of its tensors are in memory at a time, or all if ``load`` reads the file whole.
 
     Raises:
         CheckpointError: if the source is invalid, or has no entry with a name in ``keys``.

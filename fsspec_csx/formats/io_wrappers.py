@@ -48,7 +48,6 @@ class _Tracking:
             raise
 
     def tell(self) -> int:
-        """Return the position in bytes."""
         return int(self._call(self._file.tell))
 
 
@@ -88,7 +87,6 @@ class TrackingWriter(_Tracking):
             rest = rest[written:]
 
     def flush(self) -> None:
-        """Flush the file below."""
         self._call(self._file.flush)
 
 
@@ -141,7 +139,6 @@ class TrackingReader(_Tracking):
         return line
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:

@@ -124,5 +124,4 @@ def _called(entry: ZipEntry, found: LazyObject | None) -> str:
 
 
 def _tensors(found: LazyObject | None) -> int:
-    """Count the tensors."""
     return sum(isinstance(value, torch.Tensor) for _, value in names.walk(found.obj)) if found else 0

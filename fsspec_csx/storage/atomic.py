@@ -26,8 +26,7 @@ _NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.
 def atomic_write(fs: AbstractFileSystem | None, path: str, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` when the block ends without an exception.
 
-    After any exception, ``path`` is untouched and nothing is left beside it. A process that is killed may leave a file
-    named ``.NAME.*.tmp`` there.
+    After an exception, ``path`` is untouched, with nothing left beside it. A killed process may leave ``.NAME.*.tmp``.
 
     Args:
         fs: the filesystem, or None for the local one. A filesystem with a true attribute ``atomic_writes`` discards a

@@ -23,8 +23,7 @@ class ProgressMeter:
     """Updates a callback so that its value never exceeds its size, and equals it at the end.
 
     Args:
-        callback: receives the total by ``set_size``, and increments by ``relative_update``, in bytes. Small increments
-            are combined.
+        callback: receives the total by ``set_size``, and combined increments by ``relative_update``, in bytes.
         estimated: whether the true total may differ; the callback's size is then corrected.
     """
 
@@ -74,7 +73,6 @@ class AdvanceCallback(Callback):  # type: ignore[misc]  # fsspec has no types
         self._advance = advance
 
     def relative_update(self, inc: int = 1) -> None:
-        """See ``fsspec.Callback``."""
         self._advance(inc)
 
 

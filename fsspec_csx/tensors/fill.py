@@ -31,8 +31,7 @@ class Transfer:
         start: the position of the first byte in the record.
         size: the number of bytes; at most ``PIECE`` unless ``memory`` is given.
         memory: the memory to fill; None if the bytes are staged.
-        deliver: takes the staged bytes, as a CPU tensor that is reused afterwards; None if they are needed only for the
-            checksum.
+        deliver: takes the staged bytes, as a CPU tensor that is reused; None if only the checksum needs them.
     """
 
     record: Record
@@ -76,8 +75,7 @@ def _transfers(record: Record) -> Iterator[Transfer]:
 def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> Transfer | None:
     """Return a transfer that reads a tensor directly into the target; None if their bytes differ in order or dtype.
 
-    The record has the bytes of the storage of ``source``, whose memory is not touched. The elements of ``target`` do
-    not overlap.
+    The record has the bytes of the storage of ``source``, whose memory is untouched. ``target`` does not overlap itself.
     """
     if not _same_bytes(source, target):
         return None

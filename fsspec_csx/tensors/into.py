@@ -32,7 +32,6 @@ class Casts:
             self._counts[pair.source.dtype, pair.target.dtype] += 1
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy the values of one tensor to another."""
         started = time.perf_counter()
         target.copy_(source)
         if source.dtype != target.dtype:

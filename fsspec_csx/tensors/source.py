@@ -133,8 +133,7 @@ class Source:
         """Fill memory from many positions.
 
         Args:
-            spans: positions in bytes, each with the writable memory to fill (contiguous, of single bytes), in any
-                order.
+            spans: positions in bytes, each with writable memory to fill (contiguous bytes), in any order.
 
         Returns:
             The CRC-32 of each span, in order; an empty list unless ``crc32``.

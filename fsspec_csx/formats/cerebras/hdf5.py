@@ -98,7 +98,6 @@ class Hdf5Source(CerebrasSource):
         return body.tobytes() if hasattr(body, "tobytes") else b""
 
     def close(self) -> None:
-        """Close the file."""
         self._h5.close()
 
     def _fetch(self, parts: Sequence[tuple[LeafSpan, int, memoryview]]) -> None:

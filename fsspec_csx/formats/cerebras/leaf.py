@@ -50,7 +50,6 @@ class TensorLeaf:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -64,7 +63,6 @@ class ConstantLeaf:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -110,8 +108,7 @@ Leaf: TypeAlias = "TensorLeaf | ConstantLeaf | Value | Alias | UnreadValue"
 def parsed(key: str, text: object, *, name: str, form: Form | None = None) -> Leaf:
     """Parse the metadata of a value.
 
-    ``form`` returns the shape and the NumPy dtype of a value in HDF5, which the JSON lacks; HDF5 compresses values
-    itself.
+    ``form`` returns the shape and the NumPy dtype of a value in HDF5, where the JSON lacks them.
     """
     try:
         serialized = json.loads(text) if isinstance(text, str) else {}

@@ -232,7 +232,6 @@ class CerebrasSource(Source):
         return [crc32_of(memory) for _, memory in spans] if crc32 else []
 
     def _unpack(self, packed: Mapping[str, Sequence[tuple[LeafSpan, int, memoryview]]]) -> None:
-        """Fill memory from compressed objects."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for batch in batches((parts[0][0] for parts in packed.values()), _memory_of, _BATCH):
                 for place, data in zip(batch, self._unpacked_bytes(batch, threads), strict=True):

@@ -52,7 +52,6 @@ class ShardedSource(Source):
         return self.state.stored
 
     def close(self) -> None:
-        """Close the open files."""
         self.folder.close()
 
     def structure(self, *, weights_only: bool = True, partial: bool = False) -> LazyObject:

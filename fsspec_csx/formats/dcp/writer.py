@@ -96,7 +96,6 @@ class _Counting:
         self.position = 0
 
     def write(self, data: Any) -> int:
-        """Write a buffer."""
         size = self._write(data)
         self.position += size
         return size

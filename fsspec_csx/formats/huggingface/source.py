@@ -169,7 +169,6 @@ class HuggingFaceSource(Source):
             each.verify_whole(self.name_of(shard))
 
     def close(self) -> None:
-        """Close the open files."""
         for each in self._opened.values():
             each.file.close()
         self._opened.clear()

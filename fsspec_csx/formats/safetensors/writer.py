@@ -49,8 +49,7 @@ class Prepared(NamedTuple):
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
         """Write what ``safetensors.torch.save_file(…, {"format": "pt"})`` writes; tensors need not be contiguous.
 
-        If the file has ``write_borrowed``, it receives memoryviews of the tensors' own memory, which must not change
-        until the file is closed.
+        If the file has ``write_borrowed``, it receives the tensors' memory, which must not change until it is closed.
         """
         expect_size(file, self.nbytes)
         writer = TrackingWriter(file, advance)

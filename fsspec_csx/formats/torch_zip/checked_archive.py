@@ -15,8 +15,7 @@ from fsspec_csx.tensors.source import Source
 class CheckedReader(TrackingReader):
     """A file for torch's reader, which reads each record's local header, and then its bytes at once.
 
-    It raises an InvalidCheckpointError if a checksum does not match. Compressed records, and files that are no
-    archives, are not checked.
+    It raises an InvalidCheckpointError for a wrong checksum. Compressed records, and other files, are not checked.
     """
 
     def __init__(self, source: Source, name: str) -> None:

@@ -1,7 +1,6 @@
 """Writes the archive of torch.save. torch's own writer is slower: it calls Python several times for each record.
 
-Before the first archive is written, one of torch's own is compared with ours byte by byte. If they differ, torch.save
-is used instead.
+Before the first use, an archive is compared with torch's own byte by byte. If they differ, torch.save is used instead.
 
 Format: a zip archive of uncompressed records, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT.
 Padding aligns the bytes of each record. The last record is ``.data/serialization_id``: 20 digits of a hash of the
@@ -71,8 +70,7 @@ class Layout:
         Args:
             write: takes a buffer, which may be reused when it returns.
             keep: takes the memory of a CPU tensor, which does not change while this object lives.
-            contents: the bytes of each storage that is not empty, in pieces that are reused. By default, the bytes are
-                read from the storages.
+            contents: the bytes of each storage that is not empty, in reused pieces; by default those in the storages.
         """
         joining = JoiningWriter(write)
         given = None if contents is None else iter(contents)
