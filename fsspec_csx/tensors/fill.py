@@ -75,7 +75,7 @@ def _transfers(record: Record) -> Iterator[Transfer]:
 def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> Transfer | None:
     """Return a transfer that reads a tensor directly into the target; None if their bytes differ in order or dtype.
 
-    The record has the bytes of the storage of ``source``, whose memory is untouched. ``target`` does not overlap itself.
+    The record has the bytes of the storage of ``source``, whose memory is untouched. Elements of ``target`` are apart.
     """
     if not _same_bytes(source, target):
         return None

@@ -79,8 +79,7 @@ def divided(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool 
     checkpoint, even if the metadata names them.
 
     Raises:
-        InvalidCheckpointError: with ``strict``, if the metadata names such objects, or it is unclear to whom some
-            belong.
+        InvalidCheckpointError: with ``strict``, if the metadata names such objects, or the owner of some is unclear.
     """
     held = [*held]
     try:
