@@ -23,7 +23,7 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 
 MINE, OTHERS, LOCKED = "s3://policies/mine", "s3://policies/others", "s3://policies/locked"
 STATE = {"w": torch.arange(1000)}
-LARGE = {"w": torch.zeros(9 * 2**20, dtype=torch.uint8)}
+LARGE = {"w": torch.zeros(11 * 2**20, dtype=torch.uint8)}
 DONE, FAILED = 0, 3
 _TRUST = "arn:aws:iam::123456789012:user/member"
 

@@ -136,13 +136,16 @@ async def uncancelled(awaitable: Awaitable[T], seconds: float | None = None) -> 
     if isinstance(task, asyncio.Task):
         unregister_task(task)
     cancelled: asyncio.CancelledError | None = None
+    timer: asyncio.TimerHandle | None = None
     while not task.done():
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
-            if cancelled is None and seconds is not None:
-                task.get_loop().call_later(seconds, task.cancel)
+            if timer is None and seconds is not None:
+                timer = task.get_loop().call_later(seconds, task.cancel)
             cancelled = error
+    if timer is not None:
+        timer.cancel()  # or it keeps the task until then
     if cancelled is not None:
         if not task.cancelled():
             task.exception()  # otherwise asyncio reports it as never retrieved
