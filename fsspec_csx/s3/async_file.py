@@ -15,7 +15,7 @@ from s3fs.core import version_id_kw
 from fsspec_csx.s3.file import check_absent, check_open, part_writer
 from fsspec_csx.s3.interrupt import run_in_thread
 from fsspec_csx.s3.transport.call_scope import uncancelled
-from fsspec_csx.s3.transport.event_loop import submitted
+from fsspec_csx.s3.transport.event_loop import submitted, work_for
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.unwinding import Opening
 from fsspec_csx.s3.upload import object_call
@@ -127,8 +127,8 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self.fs, self.path, self.mode = fs, path, mode
         self.loc = 0
         self._loop = asyncio.get_running_loop()
-        call, begin = object_call(fs, bucket, key, options), functools.partial(submitted, self._loop)
-        self._writer = part_writer(fs, call, begin, part, {**fs.s3_additional_kwargs, **options})
+        call, make_work = object_call(fs, bucket, key, options), functools.partial(work_for, self._loop)
+        self._writer = part_writer(fs, call, make_work, part, {**fs.s3_additional_kwargs, **options})
         self._turn = asyncio.Lock()  # for tasks that write at the same time
         self._opening = Opening(path)
         self.closed = self.forced = False

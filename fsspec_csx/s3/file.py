@@ -18,7 +18,7 @@ from fsspec_csx.s3.appending import AppendTarget, find_append_target, with_condi
 from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
-from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, start
+from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, work_for
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.unwinding import Opening
 from fsspec_csx.s3.versions import check_writable
@@ -266,8 +266,8 @@ class CSXFile(ReadFile):
 
     @functools.cached_property
     def _writer(self) -> PartWriter:
-        begin = functools.partial(_start_sending, self.fs, self.path, self._pid)
-        return part_writer(self.fs, self._request, begin, self.blocksize, self.s3_additional_kwargs)
+        make_work = functools.partial(_work_of_file, self.fs, self.path, self._pid)
+        return part_writer(self.fs, self._request, make_work, self.blocksize, self.s3_additional_kwargs)
 
     def _abort_upload(self, seconds: float) -> None:
         writer = self.__dict__.get("_writer")
@@ -291,13 +291,15 @@ def check_open(path: str, closed: bool) -> None:
         raise ValueError(msg)
 
 
-def part_writer(fs: Any, call: Call, begin: Callable[..., Work], part: int, options: Mapping[str, Any]) -> PartWriter:
-    """Return the writer of an object; it starts coroutines by ``begin``, and its first parts have ``part`` bytes."""
+def part_writer(
+    fs: Any, call: Call, make_work: Callable[..., Work], part: int, options: Mapping[str, Any]
+) -> PartWriter:
+    """Return the writer of an object; ``make_work`` is for its coroutines, and its first parts have ``part`` bytes."""
     own = any(name.startswith("Checksum") for name in options)
-    return PartWriter(call, fs.transfer, begin, first_part=part, growing=not fs.fixed_upload_size, checked=not own)
+    return PartWriter(call, fs.transfer, make_work, first_part=part, growing=not fs.fixed_upload_size, checked=not own)
 
 
-def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
+def _work_of_file(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
     try:
         check_off_loop(fs)
         if pid != os.getpid():
@@ -305,7 +307,7 @@ def _start_sending(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
     except RuntimeError:
         coroutine.close()
         raise
-    return start(fs, coroutine)
+    return work_for(fs.loop, coroutine)
 
 
 def _fork_error(path: str) -> RuntimeError:

@@ -35,7 +35,7 @@ class PartWriter:
     Args:
         call: makes requests for the object.
         transfer: moves its bytes.
-        start: schedules a coroutine on the event loop.
+        work_for: makes the work of a coroutine, which the writer schedules.
         first_part: bytes of the first parts; at most the largest part that S3 allows.
         growing: whether later parts may be larger, so that the object can reach 5 TiB.
         checked: whether to send checksums.
@@ -49,7 +49,7 @@ class PartWriter:
         self,
         call: Call,
         transfer: Transfer,
-        start: Callable[[Coroutine[Any, Any, Any]], Work],
+        work_for: Callable[[Coroutine[Any, Any, Any]], Work],
         *,
         first_part: int,
         growing: bool,
@@ -57,7 +57,7 @@ class PartWriter:
     ) -> None:
         self._call = call
         self._transfer = transfer
-        self._start = start
+        self._work_for = work_for
         self._first_part = self._part_size = min(first_part, LARGEST_PART)
         self._chosen = first_part != PART
         self._growing = growing
@@ -130,12 +130,12 @@ class PartWriter:
         if self.upload is None and not self.copied:
             payload = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
-            return self._result(self._start(sending))
+            return self._result(self._work_for(sending))
         if self._filled or not (self._number or self.copied):  # an upload has at least one part, which may be empty
             self._send_part()
         self._wait_until(lambda: not self._in_flight)
         assert self.upload is not None
-        return self._result(self._start(self.upload.complete(**conditions)))
+        return self._result(self._work_for(self.upload.complete(**conditions)))
 
     def fits(self, size: int) -> bool:
         """Return whether ``write`` can take ``size`` bytes without sending a part, and so without waiting."""
@@ -219,8 +219,9 @@ class PartWriter:
     def _begin(self) -> None:
         """Start to create the upload while its first part is being filled."""
         self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
-        self._creating = self._start(self._create(self.upload))
         self._number = len(self.copied)
+        self._creating = self._work_for(self._create(self.upload))
+        self._creating.schedule()  # only now: Ctrl-C before it is known here would leave an upload
 
     def _send_part(self) -> None:
         if self.upload is None:
@@ -238,9 +239,10 @@ class PartWriter:
         self._sent_before += payload.length
         with self._changed:
             self._buffered_in_flight += buffered
-            future = self._start(self._send(self._number, payload))
-            self._in_flight[future] = payload
-        future.add_done_callback(lambda done: self._sent(done, buffered, lent))
+            work = self._work_for(self._send(self._number, payload))
+            self._in_flight[work] = payload
+        work.add_done_callback(lambda done: self._sent(done, buffered, lent))
+        work.schedule()
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
 
@@ -282,6 +284,7 @@ class PartWriter:
     def _result(self, work: Work) -> Any:
         self._awaited = work
         try:
+            work.schedule()
             return work.result()
         except BaseException:
             work.end()

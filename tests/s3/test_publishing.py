@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import gzip
+import itertools
 import signal
 import subprocess
 import threading
@@ -23,6 +24,7 @@ from thinning import thinned
 from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.s3 import multipart
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.testing import LocalS3
 
 pytestmark = pytest.mark.adaptive
@@ -172,6 +174,25 @@ with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
         writer.send_signal(signal.SIGINT)
         _, errors = writer.communicate(timeout=100)
     assert "KeyboardInterrupt" in errors
+    assert uploads(fs, path.split("/")[0]) == 0
+    assert fs.cat_file(path) == b"old"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_ctrl_c_as_work_begins(fs: CSXFileSystem, path: str, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ctrl-C just after a request was handed to the event loop leaves no upload, and no part on its way."""
+    real, count = Work.schedule, itertools.count()
+
+    def schedule(work: Work) -> None:
+        real(work)
+        if next(count) == number:  # the creation, and the first parts
+            raise KeyboardInterrupt
+
+    file = fs.open(path, "wb", block_size=BLOCK)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), file:
+        patched.setattr(Work, "schedule", schedule)
+        for _ in range(4):
+            file.write(b"n" * BLOCK)
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
 

@@ -75,7 +75,7 @@ class Shard:
         """Let torch.save write a tensor that is empty, or more than its elements."""
         self._joining.flush()
         sink = _Counting(self._file.write)
-        torch.save(tensor.cpu(), sink)  # torch calls no other methods
+        torch.save(tensor.cpu(), sink)  # type: ignore[arg-type]  # torch calls no other methods
         self._position += sink.position
 
     def _placed(self, write: Callable[[], object]) -> ItemLocation:

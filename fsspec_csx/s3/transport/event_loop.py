@@ -122,9 +122,15 @@ def start(fs: Any, coroutine: Coroutine[Any, Any, Any]) -> Work:
 
 def submitted(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:
     """Submit a coroutine to an event loop."""
+    work = work_for(loop, coroutine)
+    work.schedule()
+    return work
+
+
+def work_for(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:
+    """Return the work of a coroutine, which is still to be scheduled."""
     work = Work(loop, lambda: coroutine)
     work.add_done_callback(lambda _: coroutine.close())  # for work that was cancelled before it began
-    work.schedule()
     return work
 
 
