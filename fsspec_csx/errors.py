@@ -85,7 +85,7 @@ class CSXError(Exception):
         """Set ``maybe_applied``, and name in the message what may have been done."""
         if not self.maybe_applied:
             self.maybe_applied = True
-            self.reason = f"{self.reason.rstrip('.')}; {what} may have been done all the same."
+            self.reason = f"{self.reason.rstrip('.')}; {what} may have been applied."
 
     def __str__(self) -> str:
         # KeyError would print its repr, OSError its errno.

@@ -82,9 +82,9 @@ def save(
     fs, inner = resolve_path(path, text, storage_options)
     with (
         report_progress(callback, text) as progress,
-        _local_first(text, local, keep_local, format, storage_options) as by_way_of_it,
+        _local_first(text, local, keep_local, format, storage_options) as wrap_writer,
     ):
-        saving = by_way_of_it(registry.writer(obj, text, format, max_shard_size=max_shard_size))
+        saving = wrap_writer(registry.writer(obj, text, format, max_shard_size=max_shard_size))
         meter = ProgressMeter(progress, saving.nbytes, estimated=True)
         saving.save(Target(fs, inner, redacted(text)), advance=meter.advance)
         saving.free()  # until the file is closed, it may use the memory
@@ -103,7 +103,7 @@ def _local_first(
 
     tier, name = open_tier(text, local, *options)
     future = SaveFuture(SaveProgress(NoOpCallback(), 0), local=True)  # other threads wait for this save
-    future.waits = threading.get_ident()
+    future.waiting_thread = threading.get_ident()
     try:
         yield lambda writer: LocalFirst(tier, name, writer, future)
     finally:

@@ -86,7 +86,7 @@ def async_save(
     save = Save(future, Target(fs, inner, redacted(text)), place, saving)
     if local is not None:
         with tier.order:
-            save_queue.add(replace(save, saving=LocalFirst(tier, name, saving, future), line=tier.folder))
+            save_queue.add(replace(save, saving=LocalFirst(tier, name, saving, future), order_key=tier.folder))
     else:
         save_queue.add(save)
     return future

@@ -25,7 +25,7 @@ def check_local(local: str | os.PathLike[str], keep: int = 1) -> None:
         msg = f"A local folder is a path on this machine, not {redacted(text)!r}. Give one such as '/nvme/checkpoints'."
         raise ValueError(msg)
     if type(keep) is not int or keep < 1:
-        msg = f"keep_local is a whole number from 1 on, not {keep!r}. Give how many checkpoints to keep."
+        msg = f"keep_local must be an integer of at least 1, not {keep!r}. Give how many checkpoints to keep."
         raise ValueError(msg)
 
 

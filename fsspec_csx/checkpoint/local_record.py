@@ -56,7 +56,7 @@ class Record:
         with atomic_write(None, path + SUFFIX) as file:
             file.write(json.dumps(asdict(self)).encode())
 
-    def of_bytes(self, path: str) -> Record | None:
+    def matching(self, path: str) -> Record | None:
         """Return this record or the former one, whichever matches the bytes at a path; None if neither does."""
         with contextlib.suppress(OSError, TypeError), open(path, "rb") as file:
             found = os.fstat(file.fileno()).st_size, _checksum(file)

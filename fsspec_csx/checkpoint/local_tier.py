@@ -66,7 +66,7 @@ class LocalTier:
         """Return the names of the checkpoints that are not uploaded, the newest last."""
         return [name for name, record in self._records() if record.remote is None]
 
-    def take_left(self, *, again: bool = False) -> list[str]:
+    def pending_from_earlier(self, *, again: bool = False) -> list[str]:
         """Return the names of checkpoints that no running save will upload; with ``again``, also those given up before.
 
         Empty if the folder cannot be used.
@@ -86,10 +86,10 @@ class LocalTier:
         noted = Record.read(path)
         if noted is None:
             return None
-        record = noted.of_bytes(path)
+        record = noted.matching(path)
         flaw = "its bytes have changed" if record is None else self._difference(record, path, target)
         if flaw:
-            logger.warning("The local copy %s is passed over: %s", path, flaw)
+            logger.warning("The local copy %s is not used: %s", path, flaw)
         return None if flaw else path
 
     def _difference(self, record: Record, path: str, target: Target) -> str:
@@ -126,7 +126,7 @@ class LocalTier:
     def _others(self) -> dict[SaveFuture, str]:
         """Return the saves in flight, except those that the current signal handler interrupts: they cannot go on."""
         own = threading.get_ident()
-        return {save: name for save, name in self._outstanding.copy().items() if save.waits != own}
+        return {save: name for save, name in self._outstanding.copy().items() if save.waiting_thread != own}
 
     def wait_for_room(self, name: str) -> None:
         """Wait until fewer than two saves are in flight, and none of this name."""
@@ -170,7 +170,7 @@ class LocalTier:
         record = replace(record, number=max((each.number for _, each in self._records()), default=0) + 1)
         old = Record.read(path)
         if old is not None and old.former:  # a cancelled or failed save may not have replaced it
-            old = old.of_bytes(path)
+            old = old.matching(path)
         if old is None:
             return record
         return replace(record, before=old.remote or old.before, former=asdict(replace(old, former=None)))
@@ -201,7 +201,7 @@ class LocalTier:
             logger.warning("%s is not noted as uploaded: %s", path, error)
         self._prune(waiting=False)
 
-    def set_aside(self, name: str) -> None:
+    def never_upload(self, name: str) -> None:
         """Never upload a checkpoint that an earlier process left."""
         path = self.path_of(name)
         if record := Record.read(path):
@@ -251,7 +251,7 @@ class LocalTier:
             if name not in known and (name.endswith(SUFFIX) or (name.startswith(".") and name.endswith(".tmp"))):
                 os.unlink(self.path_of(name))
         for name, record in records:
-            if record.former and (found := record.of_bytes(self.path_of(name))) not in (None, record):
+            if record.former and (found := record.matching(self.path_of(name))) not in (None, record):
                 found.write(self.path_of(name))  # the process was killed before the new file replaced the old one
 
 

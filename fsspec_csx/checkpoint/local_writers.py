@@ -36,14 +36,14 @@ def open_tier(
         ValueError: if the folder or the number is invalid, or the format has many files.
     """
     check_local(local, keep)
-    if registry.is_folder(registry.named(format or registry.name_for(text)).name):
-        msg = "A local disk takes checkpoints of one file. Leave out the local folder, or the format."
+    if registry.is_folder(registry.get_format(format or registry.name_for(text)).name):
+        msg = "local works only with single-file formats. Leave out local, or the format."
         raise ValueError(msg)
     tier, target = tier_of(text, local, options)
     tier.keep = keep
     name = name_of(target.path)
     with tier.order:
-        for left in [] if tier.resumed else tier.take_left():
+        for left in [] if tier.resumed else tier.pending_from_earlier():
             try:
                 upload_left(text.removesuffix(name) + left, local, options)
             except (OSError, RuntimeError) as error:  # an error must not end this save
@@ -64,8 +64,8 @@ def upload_left(path: str, local: str | os.PathLike[str], options: Mapping[str, 
     future.end_local()
     logger.warning("%s is uploaded from %s, where an earlier save left it", target.name, tier.folder)
     with tier.order:
-        upload = Upload(tier, name, tier.add(name, future), pass_over=progress.cancel)
-        save_queue.add(save_queue.Save(future, target, tier.folder, upload, line=tier.folder))
+        upload = Upload(tier, name, tier.add(name, future), on_skip=progress.cancel)
+        save_queue.add(save_queue.Save(future, target, tier.folder, upload, order_key=tier.folder))
     return future
 
 
@@ -101,7 +101,7 @@ class LocalFirst(CheckpointWriter):
             self.tier.write(self.writer, target, lambda _: advance(0))
             upload = Upload(self.tier, self.name, self._earlier)
         except OSError as error:
-            logger.warning("%s is saved without a copy in %s: %s", target.name, self.tier.folder, error)
+            logger.warning("%s is saved without a local copy in %s: %s", target.name, self.tier.folder, error)
             self.writer.save(target, advance=advance, commit=commit)
         self.free()
         self.future.end_local()
@@ -116,13 +116,13 @@ class LocalFirst(CheckpointWriter):
 class Upload(CheckpointWriter):
     """Uploads a checkpoint from the tier, after the saves in ``earlier``; an interrupted upload to S3 resumes.
 
-    For a checkpoint that an earlier save left, ``pass_over`` is called if it must not be uploaded.
+    For a checkpoint that an earlier save left, ``on_skip`` is called if it must not be uploaded.
     """
 
     tier: LocalTier
     name: str
     earlier: Collection[SaveFuture]
-    pass_over: Callable[[], object] | None = None
+    on_skip: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         self.nbytes = os.path.getsize(self.tier.path_of(self.name))
@@ -134,7 +134,7 @@ class Upload(CheckpointWriter):
         try:
             wait(self.earlier)
             advance(0)  # it may have been cancelled meanwhile
-            if self.pass_over is None:
+            if self.on_skip is None:
                 self._upload_left(target, advance)
             if not self._is_wanted(target):
                 return
@@ -148,21 +148,21 @@ class Upload(CheckpointWriter):
         reason, uploader = f" ({redacted(str(error) or type(error).__name__)})", "next save"
         if isinstance(error, CancelledError):
             reason, uploader = ", as its save was cancelled", "next process that saves"
-            if self.pass_over is None:
+            if self.on_skip is None:
                 self.tier.ended[self.name] = False  # no other save of this process uploads it
         logger.warning(
-            "%s is not uploaded%s. It is whole at %s: load(path, local=%r) reads it, and the %s with this local folder "
-            "and remote folder uploads it.",
+            "%s is not uploaded%s. It is complete at %s: load(path, local=%r) reads it, and the %s with this local "
+            "folder and remote folder uploads it.",
             *(target.name, reason, path, os.path.dirname(self.tier.folder), uploader),
         )
 
     def _upload_left(self, target: Target, advance: Callable[[int], object]) -> None:
         """Upload the checkpoints that earlier saves left, the oldest first, until one fails."""
-        for left in self.tier.take_left():
+        for left in self.tier.pending_from_earlier():
             paths = (each.removesuffix(self.name) + left for each in (target.path, target.name))
             self.tier.uploading = left
             try:
-                upload = Upload(self.tier, left, (), pass_over=lambda: None)
+                upload = Upload(self.tier, left, (), on_skip=lambda: None)
                 upload.save(Target(target.fs, *paths), advance=lambda _: advance(0))
             except ChecksumError as error:
                 logger.warning("%s", error)
@@ -174,11 +174,11 @@ class Upload(CheckpointWriter):
             self.tier.ended.setdefault(left, True)
 
     def _is_wanted(self, target: Target) -> bool:
-        if self.pass_over is None:
+        if self.on_skip is None:
             return True
         if self.tier.find(self.name, target) is None:
             self.tier.ended[self.name] = False
-            self.pass_over()
+            self.on_skip()
             return False
         return self.name in self.tier.pending()  # if not, it was uploaded, but not recorded as such
 

@@ -22,7 +22,7 @@ class SaveFuture(concurrent.futures.Future[None]):
     Attributes:
         local: None, or for a save with ``local`` a future. It ends when the checkpoint is complete on the local disk,
             or at its path if the disk failed.
-        waits: the identifier of the thread that waits for a foreground save; 0 for others.
+        waiting_thread: the identifier of the thread that waits for a foreground save; 0 for others.
 
     ``await asyncio.wrap_future(future)`` waits for it in an event loop; cancelling that wait cancels the save.
     """
@@ -32,7 +32,7 @@ class SaveFuture(concurrent.futures.Future[None]):
         self.progress = progress
         self._owner = os.getpid()
         self._ended = False
-        self.waits = 0
+        self.waiting_thread = 0
         self.local: SaveFuture | None = None
         if local:
             self.local = SaveFuture(SaveProgress(NoOpCallback(), 0))

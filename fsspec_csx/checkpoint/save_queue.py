@@ -29,15 +29,15 @@ class Save:
     """A save in the queue.
 
     Attributes:
-        place: saves with the same place run one at a time, in order.
-        line: saves with the same line start in order, because later ones wait for earlier ones; empty for none.
+        exclusion_key: saves with the same key run one at a time, in order.
+        order_key: saves with the same key start in order, because later ones wait for earlier ones; empty for none.
     """
 
     future: SaveFuture
     target: Target
-    place: str
+    exclusion_key: str
     saving: CheckpointWriter
-    line: str = ""
+    order_key: str = ""
 
     def run(self) -> None:
         """Save, free the copy, and end the future in any case."""
@@ -164,14 +164,14 @@ class _Saves:
             if ended is not None:
                 self._running.remove(ended)
                 self._changed.notify_all()
-            busy = {save.place for save in self._running}
+            busy = {save.exclusion_key for save in self._running}
             behind = set[str]()
             for save in self._waiting:
-                if save.place not in busy and not (save.line and save.line in behind):
+                if save.exclusion_key not in busy and not (save.order_key and save.order_key in behind):
                     self._waiting.remove(save)
                     self._running.append(save)
                     return save
-                behind.add(save.line)
+                behind.add(save.order_key)
             self._threads -= 1
             return None
 

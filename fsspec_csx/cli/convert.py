@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
-from fsspec_csx.manage.location import takes_names
+from fsspec_csx.manage.location import needs_source_name
 
 _NAMES_SHOWN = 20
 
@@ -47,8 +47,8 @@ def add(verbs: Verbs) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    sources = all_fitting([options.source])
-    if len(sources) > 1 and not takes_names(options.target):
+    sources = expand_paths([options.source])
+    if len(sources) > 1 and not needs_source_name(options.target):
         options.parser.error(f"several sources need a folder as the target: end {options.target} with a slash")
     done: list[ConvertResult] = []
     options.done = {"converted": done}

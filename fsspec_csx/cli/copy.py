@@ -12,7 +12,7 @@ from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
 from fsspec_csx.manage.copy import CopyResult, Transfer
 from fsspec_csx.manage.directory import strip_slashes
 from fsspec_csx.manage.file_copy import RESUME_HINT
-from fsspec_csx.manage.location import expand_pattern, takes_names
+from fsspec_csx.manage.location import expand_pattern, needs_source_name
 
 _PATHS = """
 The result appears complete or not at all. An interrupted copy from or to S3 resumes when the command is run again.
@@ -56,7 +56,7 @@ def _move(options: argparse.Namespace) -> None:
 
 
 def _transfer(options: argparse.Namespace, *, moving: bool) -> None:
-    folder = takes_names(options.target)
+    folder = needs_source_name(options.target)
     if len(options.source) > 1 and not folder:
         options.parser.error(f"several sources need a folder as DST: end {options.target} with a slash")
     pairs = _sources(options, folder)

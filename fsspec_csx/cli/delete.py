@@ -11,7 +11,7 @@ import argparse
 
 from fsspec_csx.cli import deletion
 from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths
 from fsspec_csx.manage.delete import DeleteTarget, delete, targets
 
 
@@ -22,7 +22,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _delete(options: argparse.Namespace) -> None:
-    to_delete = targets(all_fitting(options.paths))
+    to_delete = targets(expand_paths(options.paths))
     size = sum(each.size for each in to_delete)
     failed: dict[str, Exception] = {}
     if options.dry_run:

@@ -11,7 +11,7 @@ import math
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE
 from fsspec_csx.cli.format import emit, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, one_fitting, progress_of
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_one, progress_of
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
 
@@ -46,7 +46,7 @@ def _diff(options: argparse.Namespace) -> int:
         options.parser.error("equal allows no tolerance: --rtol and --atol need allclose")
     op = op or ("allclose" if given else "equal")
     callback = progress_of(options)
-    found = compare(one_fitting(options.first), one_fitting(options.second), op=op, **given, callback=callback)
+    found = compare(expand_one(options.first), expand_one(options.second), op=op, **given, callback=callback)
     lines = [_line(each) for each in found.differences]
     if found.differences:
         lines.append(f"Found {pluralize(len(lines), 'difference')}.")

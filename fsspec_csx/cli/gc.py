@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 
 from fsspec_csx.cli import deletion
 from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, table
-from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots
 from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -44,7 +44,7 @@ def _age(text: str) -> timedelta:
 
 
 def _gc(options: argparse.Namespace) -> None:
-    found = [each for root in roots_fitting(options.root) for each in leftovers(root, older_than=options.older_than)]
+    found = [each for root in expand_roots(options.root) for each in leftovers(root, older_than=options.older_than)]
     lines = table(map(_row, found), right=(1, 2))
     size = sum(each.size or 0 for each in found)
     failed: dict[str, Exception] = {}

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from fsspec_csx.cli.format import emit, in_bytes, table
-from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths
 from fsspec_csx.formats.checkpoint_info import TensorInfo
 from fsspec_csx.manage.info import Description, describe
 
@@ -30,7 +30,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    paths = all_fitting([options.path])
+    paths = expand_paths([options.path])
     if options.json:
         data = [_as_data(describe(path), all=options.list_objects) for path in paths]
         emit(options, data[0] if len(data) == 1 else data, ())

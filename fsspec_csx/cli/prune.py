@@ -13,7 +13,7 @@ import argparse
 from fsspec_csx.cli import deletion
 from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, print_status, table
 from fsspec_csx.cli.list import row
-from fsspec_csx.cli.subcommand import Verbs, add_path, roots_fitting
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, prune
 
@@ -37,7 +37,7 @@ def _number(text: str) -> int:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    roots = roots_fitting(options.root)
+    roots = expand_roots(options.root)
     planned = _joined(
         [prune(root, options.keep, every=options.keep_every, by=options.by, dry_run=True) for root in roots]
     )

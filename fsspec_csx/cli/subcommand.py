@@ -62,21 +62,21 @@ def progress_of(options: argparse.Namespace) -> Callback | None:
     return NoOpCallback() if options.quiet else None
 
 
-def all_fitting(paths: Iterable[str]) -> list[str]:
+def expand_paths(paths: Iterable[str]) -> list[str]:
     """Expand patterns to the paths of checkpoints."""
     return [each for path in paths for each in expand_pattern(path) or [path]]
 
 
-def one_fitting(path: str) -> str:
+def expand_one(path: str) -> str:
     """Expand a pattern that matches a single checkpoint; a ValueError if several match."""
-    found = all_fitting([path])
+    found = expand_paths([path])
     if len(found) > 1:
         msg = f"{len(found)} checkpoints match {path}. Name one of them."
         raise ValueError(msg)
     return found[0]
 
 
-def roots_fitting(path: str) -> list[str]:
+def expand_roots(path: str) -> list[str]:
     """Expand a pattern to the paths of folders."""
     return expand_pattern(path, folders=True) or [path]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE, as_data
 from fsspec_csx.cli.format import emit, in_bytes
-from fsspec_csx.cli.subcommand import Verbs, add_path, all_fitting, progress_of
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
 from fsspec_csx.manage.verify import VerifyResult, verify
 
 
@@ -26,7 +26,7 @@ def _verify(options: argparse.Namespace) -> int:
     lines: list[str] = []
     failure = None
     damaged = False
-    for path in all_fitting(options.paths):
+    for path in expand_paths(options.paths):
         try:
             found = verify(path, callback=progress_of(options))
         except Exception as error:  # still verify the other checkpoints

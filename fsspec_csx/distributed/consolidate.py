@@ -64,7 +64,7 @@ def to_one_file(
     fs, inner = resolve_path(file, text, file_options)
     folder = folder_at(path, storage_options)
     with report_progress(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
-        registry.named("torch").convert(source, Request(folder.name), Target(fs, inner, redacted(text)), progress)
+        registry.get_format("torch").convert(source, Request(folder.name), Target(fs, inner, redacted(text)), progress)
 
 
 def from_one_file(
@@ -96,13 +96,13 @@ def write_sharded(source: Source, request: Request, target: Target, progress: Ca
         ValueError: if a sharded checkpoint cannot hold an entry, which the message names.
     """
     name = request.name
-    keys = source.narrow(request.keys, name)
+    keys = source.select_keys(request.keys, name)
     found = reader.structure(source, name)
     obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
     if not isinstance(obj, dict):
         reason = f"{name} holds a {type(obj).__name__}, not a state dict."
         raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
-    registry.of(source).refuse_unread(obj, name)
+    registry.format_of(source).refuse_unread(obj, name)
     placeholders.refuse(obj, name)
     writer = StorageWriter(Folder(target.fs, target.path, target.name), callback=progress)
     try:

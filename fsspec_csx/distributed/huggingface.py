@@ -21,7 +21,7 @@ from fsspec_csx.storage.folder import Folder
 
 def metadata_of(folder: Folder) -> Metadata | None:
     """Return a manifest for a Hugging Face folder, with each tensor in one part; None if it is no such folder."""
-    with registry.named("huggingface").open_folder(folder, functools.cache(folder.names)) as source:
+    with registry.get_format("huggingface").open_folder(folder, functools.cache(folder.names)) as source:
         if source is None:
             return None
         assert isinstance(source, HuggingFaceSource)

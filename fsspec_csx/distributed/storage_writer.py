@@ -57,7 +57,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         callback: Callback | None = None,
     ) -> None:
         if type(prefix_count) is not int or not 0 <= prefix_count <= MOST_PREFIXES:
-            msg = f"prefix_count is a whole number to {MOST_PREFIXES}, not {prefix_count!r}. Leave it out for none."
+            msg = f"prefix_count must be an integer from 0 to {MOST_PREFIXES}, not {prefix_count!r}. Omit it for none."
             raise ValueError(msg)
         super().__init__(path, storage_options, callback)
         self._overwrite = overwrite

@@ -14,8 +14,8 @@ from typing import Any
 from fsspec_csx.doctor.bucket_checks import remove_versions
 from fsspec_csx.doctor.effective_config import ProbeFileSystem
 from fsspec_csx.s3.delete import bulk_delete
-from fsspec_csx.s3.transport.concurrency import LEAST, MOST
-from fsspec_csx.s3.transport.event_loop import finished
+from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS, MIN_REQUESTS
+from fsspec_csx.s3.transport.event_loop import run_and_wait
 
 PIECE = 3 * 2**19
 """The size of each object, 1.5 MiB: one request writes it."""
@@ -27,10 +27,10 @@ _OBJECTS = {1: 4, 4: 8, 16: 48, None: 48, 64: 64}
 MOST_WRITTEN = PIECE * sum(_OBJECTS.values())
 """The maximum of bytes that are written."""
 _LATENCY_READS = 20
-_LEAST_SECONDS = 1.0  # for a trial that runs when the time is up
+_MIN_TRIAL_SECONDS = 1.0  # for a trial that runs when the time is up
 _ENOUGH = 0.85  # of the best speed
 _GROWTH = 1.25  # more requests may help if the largest number is faster by this factor
-_HOPE = 4  # the next trial may be faster than all before by this factor
+_MAX_SPEEDUP = 4  # the next trial may be faster than all before by this factor
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Benchmark:
         self._fs.connect()
         latency = self._latency()
         trials = [self._trial(requests, objects) for requests, objects in _OBJECTS.items()]
-        trials.sort(key=lambda each: each.requests or MOST + 1)
+        trials.sort(key=lambda each: each.requests or MAX_REQUESTS + 1)
         p90 = sorted(latency)[int(0.9 * (len(latency) - 1))]
         moved = self._written, self._read, time.monotonic() - self._began
         return Measurement(self._fs._endpoint, statistics.median(latency), p90, trials, *moved)
@@ -127,7 +127,7 @@ class Benchmark:
     def remove(self) -> None:
         """Delete the objects and their versions."""
         if self._paths:
-            finished(self._fs, lambda: bulk_delete(self._fs, self._paths))
+            run_and_wait(self._fs, lambda: bulk_delete(self._fs, self._paths))
             with contextlib.suppress(OSError):  # the store may lack versions, or refuse their deletion
                 remove_versions(self._fs, self._bucket, self._stem)
 
@@ -157,7 +157,7 @@ class Benchmark:
 
     def _trial(self, requests: int | None, objects: int) -> Trial:
         """Write and read objects with so many requests in flight; fewer objects if the link is slow."""
-        speed = min(self._of_one * (requests or LEAST), _HOPE * self._of_all)
+        speed = min(self._of_one * (requests or MIN_REQUESTS), _MAX_SPEEDUP * self._of_all)
         seconds = self._left / (2 * len(_OBJECTS))
         count = min(objects, max(1, int(speed * seconds / PIECE)))
         if self._left <= 0 or (requests and count < requests):
@@ -168,7 +168,7 @@ class Benchmark:
         fixed = self._fs.transfer.slots.fixed(requests) if requests else contextlib.nullcontext()
         with fixed:
             self._report(f"upload of {nbytes / 2**20:g} MiB, {name}")
-            upload = self._timed(lambda: self._fs._pipe(data, batch_size=MOST), nbytes)
+            upload = self._timed(lambda: self._fs._pipe(data, batch_size=MAX_REQUESTS), nbytes)
             if upload is None:
                 return Trial(requests, nbytes)
             self._written += nbytes
@@ -183,7 +183,7 @@ class Benchmark:
         """Return bytes per second, and CPU seconds for 10^9 bytes; None if the time ends before the transfer."""
         began, cpu = time.monotonic(), time.process_time()
         try:
-            finished(self._fs, call, max(_LEAST_SECONDS, self._left))
+            run_and_wait(self._fs, call, max(_MIN_TRIAL_SECONDS, self._left))
         except TimeoutError:
             if self._left > 0:  # the store raised the error, not the time limit
                 raise

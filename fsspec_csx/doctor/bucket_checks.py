@@ -130,7 +130,7 @@ class BucketChecks:
 
     def _read(self) -> Check:
         if self._fs.cat_file(self._path) != _DATA:
-            return failed("read", "What is read is not what was written.", _UNEXPECTED)
+            return failed("read", "The bytes read differ from the bytes written.", _UNEXPECTED)
         return passed("read", "the same bytes")
 
     def _read_found(self) -> Check:
@@ -208,7 +208,7 @@ class BucketChecks:
             written = time.monotonic()
             same, read = self._fs.cat_file(self._path) == data, time.monotonic()
             if not same:
-                return failed("speed", "What is read is not what was written.", _UNEXPECTED)
+                return failed("speed", "The bytes read differ from the bytes written.", _UNEXPECTED)
             up, down = size / (written - began) / 1e6, size / (read - written) / 1e6
             if read - began > 1:
                 break

@@ -38,10 +38,10 @@ class Conversion:
     """
 
     def __init__(self, source: Source, request: Request) -> None:
-        keys = source.narrow(request.keys, request.name)
+        keys = source.select_keys(request.keys, request.name)
         found = reader.structure(source, request.name)
         obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, request.name))
-        format = registry.of(source)
+        format = registry.format_of(source)
         format.refuse_unread(obj, request.name)
         self._recast = DtypeCast(found.records, request.dtype)
         self._metadata = format.safetensors_metadata(source)
@@ -73,7 +73,7 @@ class Conversion:
             Each file with the names in it; and the names of duplicate tensors, each with the name that is kept.
         """
         tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
-        tensors, aliases = safetensors_writer.without_twins(safetensors_writer.named_tensors(tensors))
+        tensors, aliases = safetensors_writer.without_duplicates(safetensors_writer.named_tensors(tensors))
         sizes = {name: each.numel() * self._recast.dtype_of(each).itemsize for name, each in tensors.items()}
         made = [(part, self._part({name: tensors[name] for name in part}, {})) for part in split(sizes)]
         self._separated = tuple(sorted({second for _, second in safetensors_writer.overlapping(tensors)}))
@@ -152,7 +152,7 @@ class SafetensorsFile:
         recast: DtypeCast,
         damaged: Callable[[Record], Exception],
     ) -> None:
-        self.header, order = safetensors_writer.outlined(tensors, recast.dtype_of, metadata)
+        self.header, order = safetensors_writer.header_and_order(tensors, recast.dtype_of, metadata)
         streamed = [
             StreamedTensor(each.detach(), recast.dtype_of(each), recast.record_of(each.untyped_storage()))
             for each in map(tensors.__getitem__, order)

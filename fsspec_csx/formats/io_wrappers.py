@@ -82,7 +82,7 @@ class TrackingWriter(_Tracking):
         while rest:
             written = self._file.write(rest)
             if not written:
-                msg = f"The file took no more bytes, {len(rest)} before the end. Check that its device is ready."
+                msg = f"The file accepts no more bytes, {len(rest)} before the end. Check that its device is ready."
                 raise OSError(msg)
             rest = rest[written:]
 

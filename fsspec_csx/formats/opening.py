@@ -83,7 +83,7 @@ def _file(file: IO[bytes], fs: AbstractFileSystem | None, path: str, name: str) 
     found = Source(file, size)
     head = found.head(sniff.HEAD)
     parent, _, base = path.rpartition("/")
-    for each in registry.of_parts():
+    for each in registry.multi_file_formats():
         other = each.open_file(found, head, Folder(fs, parent, name), base)
         if other is not None:
             with contextlib.closing(other):
@@ -105,7 +105,7 @@ def _folder(fs: AbstractFileSystem | None, path: str, name: str, missing: OSErro
         if isinstance(missing, PermissionError):  # the other formats need the permission to list
             raise missing
     if has_shards(names()):
-        reason = f"{name} has shards and no manifest: a save was not finished, or a deletion."
+        reason = f"{name} has shards but no manifest: a save or a deletion did not finish."
         raise InvalidCheckpointError(reason, "Save it again, or delete it.")
     raise missing
 

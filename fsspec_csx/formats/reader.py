@@ -12,7 +12,7 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.into import Casts, fill_into
+from fsspec_csx.tensors.fill_existing import Casts, fill_into
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.match import Match
 from fsspec_csx.tensors.names import Choice, Keys, place_of
@@ -31,14 +31,14 @@ def read(
     weights_only: bool = True,
 ) -> Any:
     """Read a checkpoint or a part of it. A part may be read beside objects of unknown classes."""
-    keys = source.narrow(keys, name)
-    format = registry.of(source)
+    keys = source.select_keys(keys, name)
+    format = registry.format_of(source)
     loaded = format.load(source, keys, ReadOptions(map_location, weights_only))
     if loaded is not NotImplemented:
         return loaded
 
     if keys is None and not format.has_checksums:
-        source.sum_up()
+        source.start_checksum()
 
     def structure(wanted: Collection[int] | None) -> LazyObject:
         return format.structure(source, name, ReadOptions(map_location, weights_only, wanted, keys is not None))
@@ -49,7 +49,7 @@ def read(
         choice = Choice(found.obj, keys, name)
         chosen = _part(found, choice)
         placeholders.refuse(chosen.obj, name)
-        if found.left:
+        if found.has_unplaced:
             # Only now is it known which tensors go to other devices.
             chosen = _part(structure({record.offset for record in chosen.records}), choice)
         found = chosen
@@ -61,10 +61,10 @@ def read(
 
 def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None, weights_only: bool = True) -> None:
     """Fill an object from a checkpoint or a part of it; raise a CheckpointError if it does not fit."""
-    keys = source.narrow(keys, name)
-    format = registry.of(source)
+    keys = source.select_keys(keys, name)
+    format = registry.format_of(source)
     if keys is None and not format.has_checksums:
-        source.sum_up()
+        source.start_checksum()
     found = format.structure(source, name, ReadOptions(weights_only=weights_only, partial=keys is not None))
     structure_limits.check_use(found.obj, name)
     choice = Choice(found.obj, keys, name)
@@ -82,7 +82,7 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
 
 def describe(source: Source, *, name: str) -> CheckpointInfo:
     """Describe a checkpoint without reading tensor data; objects of unknown classes become a ``Placeholder``."""
-    return registry.of(source).info(source, name)
+    return registry.format_of(source).info(source, name)
 
 
 def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject:
@@ -91,7 +91,7 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject
     Objects of unknown classes become a ``Placeholder``. With ``bounded``, tensors of a file that would be read whole
     may have no data, to save memory.
     """
-    format = registry.of(source)
+    format = registry.format_of(source)
     if bounded and isinstance(format, FileFormat) and not format.can_defer(source, name):
         found = LazyObject(format.without_data(source, name), [])
     else:

@@ -50,7 +50,7 @@ NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not ro
 
 
 @functools.cache
-def named(name: str) -> Format[Any]:
+def get_format(name: str) -> Format[Any]:
     """Return the format of this name; raise a ValueError if there is none."""
     if name not in _ROWS:
         msg = f"There is no format {name!r}. Choose one of {', '.join(NAMES)}."
@@ -78,7 +78,7 @@ def writer(
         ValueError: if there is no such format, or it cannot hold the object, or has no shards.
         Exception: any error of pickle, for an object that cannot be pickled.
     """
-    found = named(format or name_for(path))
+    found = get_format(format or name_for(path))
     if max_shard_size is None:
         return found.writer(obj, copied=copied)
     if not found.has_shard_size:
@@ -96,18 +96,18 @@ def folders(exists: Callable[[str], bool]) -> Iterator[Format[Any]]:
     """Yield the formats that a folder may have, in the order to try; ``exists`` tells whether the folder has a file."""
     for name, row in _ROWS.items():
         if not row.file and (not row.manifest or exists(row.manifest)):
-            yield named(name)
+            yield get_format(name)
 
 
-def of_parts() -> list[Format[Any]]:
+def multi_file_formats() -> list[Format[Any]]:
     """Return the formats in which one file may stand for a checkpoint of many files."""
-    return [named(name) for name, row in _ROWS.items() if not row.file and not row.manifest]
+    return [get_format(name) for name, row in _ROWS.items() if not row.file and not row.manifest]
 
 
-def of(source: Source) -> Format[Any]:
+def format_of(source: Source) -> Format[Any]:
     """Return the format of an opened checkpoint."""
     if source.format:
-        return named(source.format)
+        return get_format(source.format)
     head = source.head(sniff.HEAD)
-    files = (named(name) for name, row in _ROWS.items() if row.file)
+    files = (get_format(name) for name, row in _ROWS.items() if row.file)
     return next(found for found in files if found.matches(head, source.size))

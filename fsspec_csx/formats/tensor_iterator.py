@@ -43,7 +43,7 @@ class TensorIterator:
     def __init__(
         self, source: Source, *, name: str, keys: Keys | None = None, device: torch.device | str | None = None
     ) -> None:
-        keys = source.narrow(keys, name)
+        keys = source.select_keys(keys, name)
         found = reader.structure(source, name)
         choice = Choice(found.obj, keys, name)
         tensors = ((key, each) for key, each in names.walk(found.obj) if isinstance(each, torch.Tensor))

@@ -64,9 +64,9 @@ class Processes:
         answers = self._gather((step, answer))
         failed = [each.error for each in answers if isinstance(each, _Failure)]
         if not failed and (number := next((n for n, each in enumerate(answers) if each[0] != answers[0][0]), 0)):
-            steps = f"the first is to {answers[0][0]}, process {number} to {answers[number][0]}"
+            steps = f"process 0 calls {answers[0][0]!r}, process {number} calls {answers[number][0]!r}"
             remedy = "Pass the same path and keys in all, and tensors of the same dtypes, layouts and kinds of device."
-            failed = [ValueError(f"The processes do not do the same: {steps}. {remedy}")]
+            failed = [ValueError(f"The processes make different calls: {steps}. {remedy}")]
         if failed:
             self._failure = failed[0]
             raise self._failure

@@ -41,10 +41,12 @@ def is_complete(root: Directory, folder: str) -> bool:
 
 def own_names(root: Directory, names: Collection[str], *, strict: bool = False) -> list[str]:
     """Return those of the names below a folder that belong to the Cerebras checkpoint in it; none without one."""
-    return divided(root, names, strict=strict)[0]
+    return own_and_unclear_names(root, names, strict=strict)[0]
 
 
-def divided(root: Directory, names: Collection[str], *, strict: bool = False) -> tuple[list[str], list[str]]:
+def own_and_unclear_names(
+    root: Directory, names: Collection[str], *, strict: bool = False
+) -> tuple[list[str], list[str]]:
     """Return the checkpoint's own names and, if its metadata is damaged, names in folders below that it may own.
 
     With ``strict``, raises an InvalidCheckpointError if the metadata names objects of checkpoints below, or does not
@@ -58,10 +60,10 @@ def divided(root: Directory, names: Collection[str], *, strict: bool = False) ->
         if strict:
             raise
         data = None
-    return metadata.divided(data or b"", names, path=redacted(root.path), strict=strict)
+    return metadata.split_owned(data or b"", names, path=redacted(root.path), strict=strict)
 
 
-def left_behind(path: str, names: Collection[str]) -> DeleteError:
+def error_for_remaining_objects(path: str, names: Collection[str]) -> DeleteError:
     """Return the error for a checkpoint that was deleted except for these objects in folders below."""
     reason = f"{redacted(path)} was deleted, but {metadata.unclear_owner(names)}. They are left."
     return DeleteError(reason, "Look at them, and delete those that nobody needs, such as by fsspec's rm_file.")

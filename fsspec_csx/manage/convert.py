@@ -13,7 +13,7 @@ from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, is_index
 from fsspec_csx.manage import naming
-from fsspec_csx.manage.location import Location, already_exists, takes_names, with_name
+from fsspec_csx.manage.location import Location, already_exists, needs_source_name, with_name
 from fsspec_csx.manage.naming import SUFFIXES
 from fsspec_csx.storage.progress import report_progress
 
@@ -91,7 +91,7 @@ def convert(
 
         cast = None if dtype is None else getattr(torch, _name(dtype))
         request = Request(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
-        found = registry.named(kind).convert(opened, request, Target(*place.through, place.display_path), progress)
+        found = registry.get_format(kind).convert(opened, request, Target(*place.through, place.display_path), progress)
     size = found.size or inspect(written).size
     return ConvertResult(place.display_path, kind, **{**vars(found), "size": size})
 
@@ -126,8 +126,8 @@ def _written(
 ) -> tuple[str | os.PathLike[str], str]:
     """Return the path to write to, and the format; in a folder the source gives the name."""
     name, text = origin.name, os.fspath(target)
-    kind = format or registry.name_for(name if takes_names(target) else text)
-    if not takes_names(target):
+    kind = format or registry.name_for(name if needs_source_name(target) else text)
+    if not needs_source_name(target):
         return target, kind
     own = registry.suffix(kind)
     if not own and not text.endswith("/") and naming.is_sharded(os.listdir(text)):

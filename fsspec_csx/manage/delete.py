@@ -153,7 +153,7 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
         if each.path not in failed:
             remove_empty(fs, each.folder)
             if each.left:
-                failed[each.path] = cerebras_folders.left_behind(each.path, each.left)
+                failed[each.path] = cerebras_folders.error_for_remaining_objects(each.path, each.left)
         elif each.path in former and each.path not in touched:
             try:  # nothing was deleted, so the checkpoint is complete
                 cerebras_folders.write_metadata(fs, str(each.folder), former[each.path])
@@ -210,7 +210,7 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
             [],
         )  # other manifests belong to files and checkpoints that stay
         below = root.files()
-        own, left = cerebras_folders.divided(root, below)
+        own, left = cerebras_folders.own_and_unclear_names(root, below)
         held = [below[name] for name in own]
     files = [root.inner(file.name) for file in held]
     size = sum(file.size or 0 for file in held)

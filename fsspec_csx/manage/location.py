@@ -161,7 +161,7 @@ class Location:
             invalidate_listings(self.fs, self.path)
 
 
-def takes_names(target: str | os.PathLike[str]) -> bool:
+def needs_source_name(target: str | os.PathLike[str]) -> bool:
     """Return whether the source's name must be added to a target."""
     text = os.fspath(target)
     return text.endswith("/") or os.path.isdir(text)
@@ -170,7 +170,7 @@ def takes_names(target: str | os.PathLike[str]) -> bool:
 def with_name(target: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
     """Return the target, with the source's name added if needed."""
     text = os.fspath(target)
-    if not takes_names(target):
+    if not needs_source_name(target):
         return target
     named = f"{text}{name}" if text.endswith("/") else f"{text}/{name}"
     return named if isinstance(target, str) else type(target)(named)  # type: ignore[call-arg]

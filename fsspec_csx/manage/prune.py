@@ -126,7 +126,7 @@ def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
     """Raise a ValueError if more than ``keep`` steps must be sorted, and some names have no step."""
     unknown = [step for step in steps if step.label.step is None]
     if len(unknown) < len(steps):
-        unknown = [step for step in unknown if not step.is_apart]
+        unknown = [step for step in unknown if not step.is_without_step]
     if unknown and len(steps) > keep:
         names = [each.path.rpartition("/")[2] for step in unknown for each in step.members]
         msg = (

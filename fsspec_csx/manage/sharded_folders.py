@@ -115,7 +115,7 @@ class FolderCopy:
         """
         self._check_places()
         self._held = _held(self._target)
-        self._own, unclear = cerebras_folders.divided(self._target, self._held)
+        self._own, unclear = cerebras_folders.own_and_unclear_names(self._target, self._held)
         self._check_held()
         cerebras_folders.warn_of_unclear(self._target, unclear)
         if self._moving and self._local and self._renamed():
@@ -153,14 +153,14 @@ class FolderCopy:
                 raise already_exists(target.path)
             if self._local and common:
                 raise already_exists(target.path_of(min(common)))
-        if self._source.is_cerebras and self._meets_others(common):
+        if self._source.is_cerebras and self._would_collide(common):
             msg = f"{redacted(target.path)} has other files, which the copy would replace. Choose another name."
             raise FileExistsError(msg)
 
-    def _meets_others(self, common: set[str]) -> bool:
+    def _would_collide(self, common: set[str]) -> bool:
         """Return whether objects would replace files below the target, or mix with a checkpoint's files there."""
         replaces = self._own and any("/" in name for name in common.difference(self._own))
-        return bool(replaces) or any(map(cerebras_metadata.of_others(self._held), self._source.names))
+        return bool(replaces) or any(map(cerebras_metadata.other_owner_test(self._held), self._source.names))
 
     def _is_resumed(self) -> bool:
         """Return whether the target has an interrupted copy of a Cerebras checkpoint."""

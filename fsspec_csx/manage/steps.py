@@ -37,7 +37,7 @@ class Step:
         return max(times) if len(times) == len(self.members) else None
 
     @property
-    def is_apart(self) -> bool:
+    def is_without_step(self) -> bool:
         """Whether this is a best, last or final file, which belongs to no step."""
         name = self.members[0].path.rpartition("/")[2]
         return bool(_APART.search(self.label.family) or _FINAL.fullmatch(name))

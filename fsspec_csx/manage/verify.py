@@ -61,7 +61,7 @@ def _verified(source: Source, name: str, progress: Callback) -> VerifyResult:
 
     checksum = source.file.object_checksum() if hasattr(source.file, "object_checksum") else None
     compute = checksum[0].compute if checksum else lambda memory, before: 0
-    found = registry.of(source).verify(source, name, progress, compute)
+    found = registry.format_of(source).verify(source, name, progress, compute)
     damage = list(found.damage)
     if checksum and checksum[0].encoded(found.checksum) != checksum[1]:
         what = f"{checksum[0].encoded(found.checksum)}, and the server has {checksum[1]}"

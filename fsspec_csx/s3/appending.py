@@ -52,14 +52,14 @@ class AppendTarget:
 
 
 async def find_append_target(
-    call: Call, transfer: Transfer, bucket: str, key: str, part: int, named: Mapping[str, Any]
+    call: Call, transfer: Transfer, bucket: str, key: str, part: int, options: Mapping[str, Any]
 ) -> AppendTarget:
     """Look up the object to append to, and read the bytes after its last full part.
 
     Args:
         call: makes requests for the object.
         part: the smallest part size, in bytes.
-        named: the options of the call and the filesystem, which override attributes of the object.
+        options: the options of the call and the filesystem, which override attributes of the object.
 
     Raises:
         ObjectChangedError: if the object changes meanwhile.
@@ -73,11 +73,11 @@ async def find_append_target(
     source = CopySource(bucket, key, None, etag, size)
     start = size // part * part
     spans = source.spans(part)[: start // part]
-    copied = [{**span.parameters, **source_key(named)} for span in spans]
+    copied = [{**span.parameters, **source_key(options)} for span in spans]
     tail = memoryview(bytearray(size - start))
     if tail:
         await _read(call, transfer, source, start, tail)
-    kept = unless_named({**of_new_state(head), **locks(head), **await tagging(call, str(source))}, named)
+    kept = unless_named({**of_new_state(head), **locks(head), **await tagging(call, str(source))}, options)
     return AppendTarget(True, etag, size, part, copied, tail, kept)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from fsspec.asyn import AbstractAsyncStreamedFile
 from s3fs.core import version_id_kw
 
+from fsspec_csx.s3.exit_calls import Opening
 from fsspec_csx.s3.file import check_absent, check_open, part_writer
 from fsspec_csx.s3.interrupt import run_in_thread
-from fsspec_csx.s3.transport.call_scope import uncancelled
-from fsspec_csx.s3.transport.event_loop import submitted, work_for
+from fsspec_csx.s3.transport.call_scope import finish_despite_cancel
+from fsspec_csx.s3.transport.event_loop import submit, work_for
 from fsspec_csx.s3.transport.request_body import single_bytes
-from fsspec_csx.s3.unwinding import Opening
 from fsspec_csx.s3.upload import object_call
 from fsspec_csx.s3.versions import check_writable
 
@@ -157,7 +157,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         async with self._turn:
             if self.closed:
                 return
-            if error := self._opening.left_by():
+            if error := self._opening.leaving_exception():
                 await self._end()
                 self._opening.report(error)
                 return
@@ -189,7 +189,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self.closed = True
         if self._loop.is_running():
             # Python may collect this during any call, whose context would cancel the abort when the call ends.
-            contextvars.Context().run(submitted, self._loop, self._writer.abandon())
+            contextvars.Context().run(submit, self._loop, self._writer.abandon())
         self._opening.warn("It was not closed.")
 
     async def _in_thread(self, work: Callable[[], Any]) -> None:
@@ -203,6 +203,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
     async def _end(self) -> None:
         self.closed = True
         try:
-            await uncancelled(self._writer.abandon())
+            await finish_despite_cancel(self._writer.abandon())
         except Exception as error:  # the first error must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)

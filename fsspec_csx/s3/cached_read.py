@@ -12,7 +12,7 @@ from zlib_ng import zlib_ng
 from fsspec_csx.s3.block_cache import BLOCK, CachedObject
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
-from fsspec_csx.s3.transport.call_scope import in_thread, scope, uncancelled
+from fsspec_csx.s3.transport.call_scope import finish_despite_cancel, in_thread, scope
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import Span
 
@@ -224,6 +224,6 @@ async def _fill(
         await gather_or_cancel(fill(each) for each in ranges)
     except BaseException:
         # The caller may reuse the memory when this raises, so nothing may write to it any more.
-        await uncancelled(transfer.released(ranges))
+        await finish_despite_cancel(transfer.release_memory(ranges))
         raise
     return damaged

@@ -16,14 +16,14 @@ from s3fs import S3FileSystem
 from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
-from fsspec_csx.s3.client import checksum_headers, credentials, half_pairs, handlers, retries
+from fsspec_csx.s3.client import checksum_headers, credentials, handlers, incomplete_credentials, retries
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
-from fsspec_csx.s3.transport.concurrency import LEAST, fair_share
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, fair_share
 from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import size_for
@@ -56,7 +56,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        half_pairs.check_options(self.key, self.secret, self.token, self.client_kwargs)
+        incomplete_credentials.check_options(self.key, self.secret, self.token, self.client_kwargs)
         for url in (self.endpoint_url, self.client_kwargs.get("endpoint_url")):
             credentials.check_endpoint(url)
         self._begin()
@@ -159,12 +159,12 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     def request_size(self, size: int) -> int:
         """Return the bytes of each request for a read of ``size`` bytes."""
         if self._s3 is None:  # in a forked process
-            return size_for(size, min(self.max_concurrency, LEAST))
+            return size_for(size, min(self.max_concurrency, MIN_REQUESTS))
         return self.transfer.request_size(size)
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
         # Requests that botocore sends itself, such as copies, need a connection each.
-        connections = {"max_pool_connections": max(LEAST, self.max_concurrency)}
+        connections = {"max_pool_connections": max(MIN_REQUESTS, self.max_concurrency)}
         return {"http_session_cls": BoundedHTTPSession, **connections, **super()._prepare_config_kwargs()}
 
     connect = sync_wrapper(set_session)

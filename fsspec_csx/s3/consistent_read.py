@@ -143,11 +143,11 @@ def verify_checksum(
     if known is None:
         return
     algorithm, expected = known
-    came = algorithm.compute(first, 0)
+    actual = algorithm.compute(first, 0)
     if ranges:
         length = sum(each.length for each in ranges)
-        came = algorithm.combine(came, checksums(ranges, 1, algorithm.combine)[0], length)
-    compare_checksum(found, algorithm, came, expected)
+        actual = algorithm.combine(actual, checksums(ranges, 1, algorithm.combine)[0], length)
+    compare_checksum(found, algorithm, actual, expected)
 
 
 def compare_checksum(name: object, algorithm: Algorithm, checksum: int, expected: str) -> None:

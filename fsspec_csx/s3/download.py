@@ -20,7 +20,7 @@ from fsspec_csx.s3.consistent_read import (
     retry_if_changed,
     verify_checksum,
 )
-from fsspec_csx.s3.head_range import HeadRange
+from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.listing import object_info
 from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
@@ -78,10 +78,10 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
         return target.getvalue(sum(each.length for each in ranges))
 
 
-async def read_whole(fs: Any, found: PinnedObject, head: HeadRange | None = None) -> bytes:
+async def read_whole(fs: Any, found: PinnedObject, head: FirstBytes | None = None) -> bytes:
     """Return the bytes of an object; ``head`` holds its first bytes, if they were read before."""
     await fs.set_session()
-    begun, head = head is not None, head or HeadRange(found)
+    begun, head = head is not None, head or FirstBytes(found)
     try:
         if not begun:
             await fs.transfer.fetch(found.get, [head])
@@ -90,7 +90,7 @@ async def read_whole(fs: Any, found: PinnedObject, head: HeadRange | None = None
         head.forget()  # an exception's traceback may keep it alive
 
 
-async def _rest_of(fs: Any, found: PinnedObject, head: HeadRange) -> bytes:
+async def _rest_of(fs: Any, found: PinnedObject, head: FirstBytes) -> bytes:
     found.etag = found.etag or head.etag
     if not head.cut_off:
         verify_checksum(found, head, head.memory, [])
@@ -113,7 +113,7 @@ async def get_file(
     version_id: str | None = None,
     mode: str = "overwrite",
     resumable: bool = False,
-    head: HeadRange | None = None,
+    head: FirstBytes | None = None,
     **kwargs: Any,
 ) -> None:
     """Download an object to a local file, which replaces a former one only when it is complete.

@@ -15,12 +15,12 @@ from fsspec.asyn import sync
 
 from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
 from fsspec_csx.s3.appending import AppendTarget, find_append_target, with_conditions
+from fsspec_csx.s3.exit_calls import Opening
 from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, work_for
 from fsspec_csx.s3.transport.request_body import single_bytes
-from fsspec_csx.s3.unwinding import Opening
 from fsspec_csx.s3.versions import check_writable
 from fsspec_csx.s3.wrappers import Instruction, calling_instruction
 from fsspec_csx.s3.writer import PartWriter
@@ -114,7 +114,7 @@ class CSXFile(ReadFile):
             self.drop()
         elif self._pid != os.getpid():
             self._discard(seconds=0)
-        elif self._opening and (error := self._opening.left_by()):
+        elif self._opening and (error := self._opening.leaving_exception()):
             self._discard(_ABORT_SECONDS)
             self._opening.report(error)
         else:
@@ -146,7 +146,8 @@ class CSXFile(ReadFile):
 
     def discard(self) -> None:
         """Discard what was written: the former object stays, and the multipart upload is aborted."""
-        error = self._opening.left_by() if self._opening and not self.autocommit else None  # a transaction's block
+        # In a transaction, the exception left the transaction's block.
+        error = self._opening.leaving_exception() if self._opening and not self.autocommit else None
         self._discard(_ABORT_SECONDS)
         if self._opening and error:
             self._opening.warn_if_silent(error)

@@ -39,7 +39,7 @@ from fsspec_csx.s3.connection import ConnectedS3, replayable
 from fsspec_csx.s3.consistent_read import object_metadata
 from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.readahead import ReadAhead
-from fsspec_csx.s3.transport.concurrency import MOST
+from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.wrappers import close_below
 from fsspec_csx.settings import backends
@@ -125,7 +125,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         cache_size: int | str | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MOST, **kwargs}  # _Cached named all
+        kwargs = {"default_cache_type": ReadAhead.name, "max_concurrency": MAX_REQUESTS, **kwargs}  # _Cached named all
         super().__init__(*args, **kwargs)
         size = DEFAULT_SIZE if cache_size is None else cache_size
         self.block_cache = BlockCache(cache_dir, size) if cache_dir else None

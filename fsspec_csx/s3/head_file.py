@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from fsspec_csx.s3.consistent_read import checksum_function
-from fsspec_csx.s3.head_range import HeadRange
+from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.storage.local_file import add_filename, atomic_local_write, write_at
 
@@ -15,8 +15,8 @@ from fsspec_csx.storage.local_file import add_filename, atomic_local_write, writ
 _STEP = 2**20
 
 
-class HeadFile(HeadRange):
-    """A request for an object of unknown size; see ``HeadRange``.
+class HeadFile(FirstBytes):
+    """A request for an object of unknown size; see ``FirstBytes``.
 
     Args:
         name: of the object, for messages.
@@ -47,7 +47,7 @@ class HeadFile(HeadRange):
         self._checksum = 0
 
     def next_buffer(self, most: int) -> memoryview:
-        """See ``HeadRange``."""
+        """See ``FirstBytes``."""
         if not self._in_steps:
             return super().next_buffer(most)
         if not self._buffer:

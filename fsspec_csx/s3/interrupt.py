@@ -12,8 +12,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync_wrapper
 
-from fsspec_csx.s3.transport.call_scope import contained, uncancelled
-from fsspec_csx.s3.transport.event_loop import finished, is_on_loop
+from fsspec_csx.s3.transport.call_scope import contained, finish_despite_cancel
+from fsspec_csx.s3.transport.event_loop import is_on_loop, run_and_wait
 
 # Coroutines that run many tasks, by fsspec's names.
 _OF_MANY = ("_cat", "_cat_ranges", "_copy", "_get", "_pipe", "_put", "_rm")
@@ -29,7 +29,7 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
         if is_on_loop(self):
             msg = "Calling sync() from within a running loop"
             raise NotImplementedError(msg)
-        return finished(self, functools.partial(coroutine, self, *args, **kwargs), timeout)
+        return run_and_wait(self, functools.partial(coroutine, self, *args, **kwargs), timeout)
 
     call.of_coroutine = coroutine  # type: ignore[attr-defined]
     return call
@@ -47,7 +47,7 @@ def walk(fs: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
     steps = fs._walk(*args, **kwargs)
     with contextlib.suppress(StopAsyncIteration):
         while True:
-            yield finished(fs, steps.__anext__)
+            yield run_and_wait(fs, steps.__anext__)
 
 
 async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
@@ -57,7 +57,7 @@ async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> 
         await asyncio.shield(running)
     except BaseException:
         stop()
-        await uncancelled(asyncio.wait([running]))
+        await finish_despite_cancel(asyncio.wait([running]))
         running.exception()
         raise
 

@@ -13,9 +13,9 @@ from fsspec.callbacks import Callback
 from fsspec_csx.s3 import transactions
 from fsspec_csx.s3.consistent_read import PinnedObject, retry_if_changed
 from fsspec_csx.s3.download import check_inside, read_whole
+from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.head_file import HeadFile
-from fsspec_csx.s3.head_range import HeadRange
-from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, has_checksum, make_alike
+from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, has_checksum, run_requests
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody, file_body, single_bytes
@@ -26,7 +26,7 @@ Options: TypeAlias = Mapping[str, Any]
 _Source: TypeAlias = tuple[bool, str | None, Callable[[], RequestBody | None]]
 
 
-def is_ours(fs: Any, name: str, function: Callable[..., Any]) -> bool:
+def is_not_overridden(fs: Any, name: str, function: Callable[..., Any]) -> bool:
     """Return whether a method of a filesystem is this function; a subclass may override how it reads objects."""
     return getattr(type(fs), name) is function and name not in vars(fs)
 
@@ -112,7 +112,7 @@ async def pipe_files(
     def finished(request: ObjectPut) -> None:
         answers[names[request.number]] = request.answer
 
-    ours = is_ours(fs, "_pipe_file", transactions.pipe_file)
+    ours = is_not_overridden(fs, "_pipe_file", transactions.pipe_file)
     await _write(fs, names, source if ours else None, options, pipe, finished, most)
     return list(answers.values())
 
@@ -152,7 +152,7 @@ async def put_files(
             child.relative_update(request.length)
         callback.relative_update(1)
 
-    ours = is_ours(fs, "_put_file", transactions.put_file)
+    ours = is_not_overridden(fs, "_put_file", transactions.put_file)
     await _write(fs, [target for _, target in pairs], source if ours else None, options, put, finished, most)
 
 
@@ -171,7 +171,7 @@ async def _write(
         return ObjectPut(bucket if small and key else None, key, named.get("ContentType"), body, number)
 
     try:
-        await make_alike(fs, [request(number) for number in range(len(paths))], *how)
+        await run_requests(fs, [request(number) for number in range(len(paths))], *how)
     finally:
         for path in paths:
             fs.invalidate_cache(path)
@@ -179,7 +179,7 @@ async def _write(
 
 async def _read(fs: Any, requests: Sequence[HeadRequest], *how: Any) -> None:
     try:
-        await make_alike(fs, requests, *how)
+        await run_requests(fs, requests, *how)
     finally:
         for each in requests:  # they are reference cycles, which would keep the memory until a garbage collection
             each.head.forget()
@@ -192,8 +192,8 @@ class HeadRequest(ObjectGet):
         head: takes the bytes; in memory by default.
     """
 
-    def __init__(self, fs: Any, number: int, path: str, head: HeadRange | None = None) -> None:
-        self.head = head or HeadRange(path)
+    def __init__(self, fs: Any, number: int, path: str, head: FirstBytes | None = None) -> None:
+        self.head = head or FirstBytes(path)
         super().__init__(PinnedObject(fs, path, None), self.head, self._accept, number)
 
     def _accept(self, _: RangeRequest) -> bool:
@@ -203,9 +203,9 @@ class HeadRequest(ObjectGet):
             return self.head.has_checksum() and self.head.store()
         return has_checksum(self.state, self.head, self.head.memory)
 
-    def begun(self) -> HeadRange | None:
+    def begun(self) -> FirstBytes | None:
         """Return the first bytes of the object, if they were read and there are more; only the first call has them."""
-        begun, self.head = self.head, HeadRange(self.state)
+        begun, self.head = self.head, FirstBytes(self.state)
         if begun.complete and begun.cut_off:
             return begun
         begun.forget()

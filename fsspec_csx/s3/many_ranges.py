@@ -12,8 +12,8 @@ from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.consistent_read import BytesBuffer, PinnedObject, retry_if_changed
 from fsspec_csx.s3.download import cat_file
 from fsspec_csx.s3.listing import object_info
-from fsspec_csx.s3.many_objects import cat_files, is_ours
-from fsspec_csx.s3.many_requests import ObjectGet, make_alike
+from fsspec_csx.s3.many_objects import cat_files, is_not_overridden
+from fsspec_csx.s3.many_requests import ObjectGet, run_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
@@ -61,7 +61,7 @@ async def cat_ranges(
             results[number] = data
 
     left = set(wanted)
-    if len(wanted) > 1 and is_ours(fs, "_cat_file", cat_file) and not kwargs:
+    if len(wanted) > 1 and is_not_overridden(fs, "_cat_file", cat_file) and not kwargs:
         spans_of = {path: [spans[number] for number in numbers] for path, numbers in wanted.items()}
         for path, found in (await _read_alike(fs, spans_of, batch_size)).items():
             left.discard(path)
@@ -168,7 +168,7 @@ async def _read_alike(fs: Any, spans: Mapping[str, list[tuple[Any, Any]]], most:
             each.error = each.error or error
 
     requests = [ObjectGet(each.state, request, bool, number) for number, (each, request) in enumerate(wanted)]
-    await make_alike(fs, requests, alone, lambda _: None, most)
+    await run_requests(fs, requests, alone, lambda _: None, most)
     found.update({path: data for path, each in objects.items() if (data := each.found()) is not None})
     return found
 

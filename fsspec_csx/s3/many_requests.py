@@ -78,7 +78,7 @@ def has_checksum(state: PinnedObject, wanted: RangeRequest, memory: memoryview) 
     return True
 
 
-async def make_alike(
+async def run_requests(
     fs: Any,
     requests: Sequence[R],
     alone: Callable[[R], Awaitable[None]],

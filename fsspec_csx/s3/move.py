@@ -51,7 +51,7 @@ async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
         raise FileExpired(pair.source, before["ETag"])
     of_content = not any(is_directory_bucket(fs.split_path(path)[0]) for path in (pair.source, pair.target))
     if copied["ContentLength"] != before["ContentLength"] or not _may_be_equal(before, copied, of_content):
-        reason = f"The copy of {pair.source!r} at {pair.target!r} is not what its source is; no source was deleted."
+        reason = f"The copy of {pair.source!r} at {pair.target!r} differs from its source; no source was deleted."
         raise ChecksumError(reason, "Move it again; if that does not help, the server damages data.")
 
 

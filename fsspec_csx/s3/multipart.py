@@ -17,7 +17,7 @@ from typing import Any
 from fsspec_csx.errors import ExpiredCredentialsError, ObjectChangedError
 from fsspec_csx.s3.client.error_mapping import BUSY, code_of
 from fsspec_csx.s3.put_object import Call, with_checksum
-from fsspec_csx.s3.transport.call_scope import in_thread, tidying, uncancelled
+from fsspec_csx.s3.transport.call_scope import cleanup_scope, finish_despite_cancel, in_thread
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
@@ -78,8 +78,8 @@ class MultipartUpload:
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # An exception ended the block before the upload was completed.
         if error is not None and not (self._record and _is_resumable(error)):
-            with contextlib.suppress(Exception), tidying():  # the first error must not be hidden
-                await uncancelled(self.abort())
+            with contextlib.suppress(Exception), cleanup_scope():  # the first error must not be hidden
+                await finish_despite_cancel(self.abort())
 
     async def resume_or_create(self, part: int) -> int:
         """Resume the recorded upload if its source is unchanged, or create one; return the bytes of each of its parts.
@@ -137,10 +137,10 @@ class MultipartUpload:
     async def create(self) -> None:
         """Create the upload; a cancellation first waits for the server's answer, whose id it needs to abort."""
         try:
-            await uncancelled(self._create(), _ANSWER_SECONDS)
+            await finish_despite_cancel(self._create(), _ANSWER_SECONDS)
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception), tidying():
-                await uncancelled(self.abort())
+            with contextlib.suppress(Exception), cleanup_scope():
+                await finish_despite_cancel(self.abort())
             raise
 
     async def _create(self) -> None:
@@ -255,7 +255,7 @@ async def gather_or_cancel(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
     try:
         await asyncio.gather(*tasks)
     except BaseException:
-        await uncancelled(_ended(tasks))
+        await finish_despite_cancel(_ended(tasks))
         raise
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from fsspec_csx.s3.consistent_read import PinnedObject, checksum_function, retry_if_changed, verify_checksum
-from fsspec_csx.s3.many_requests import ObjectGet, has_checksum, make_alike
+from fsspec_csx.s3.many_requests import ObjectGet, has_checksum, run_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
@@ -50,11 +50,11 @@ async def readinto_objects(
     if len(small) > _MANY:
 
         def finished(request: ObjectGet) -> None:
-            came = request.body
-            found[request.number] = came.length if came.total is None else came.total
+            body = request.body
+            found[request.number] = body.length if body.total is None else body.total
             advance(len(wanted[request.number][2]))
 
-        await make_alike(fs, small, lambda request: read(request.number), finished)
+        await run_requests(fs, small, lambda request: read(request.number), finished)
     await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
     return [found[number] for number in range(len(wanted))]
 
@@ -63,7 +63,7 @@ def _small_read(fs: Any, number: int, wanted: ObjectRead) -> ObjectGet:
     path, _, memory, _ = wanted
     state, request = PinnedObject(fs, path, None), RangeRequest(0, probing=True)
     request.add(0, 0, memory)
-    check = lambda came: has_checksum(state, came, memory[: came.length])  # noqa: E731
+    check = lambda body: has_checksum(state, body, memory[: body.length])  # noqa: E731
     return ObjectGet(state, request, check, number)
 
 

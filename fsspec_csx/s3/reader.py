@@ -21,7 +21,7 @@ from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread
 from fsspec_csx.s3.transport.checksum import CRC32, Algorithm, of_object
-from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, finished, start
+from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, run_and_wait, start
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
@@ -205,7 +205,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         if "checksum" not in self.details:  # the details come from s3fs, for a version, or from the caller
             version = version_id_kw(self.version_id)
             check_off_loop(self.fs)
-            answer = finished(
+            answer = run_and_wait(
                 self.fs, functools.partial(self._request, "head_object", ChecksumMode="ENABLED", **version)
             )
             if (answer.get("ETag") or "") != (self.details.get("ETag") or ""):
@@ -216,7 +216,7 @@ class ReadFile(S3File):  # type: ignore[misc]
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         check_off_loop(self.fs)
-        data: bytes = finished(self.fs, functools.partial(self._read, start, end))
+        data: bytes = run_and_wait(self.fs, functools.partial(self._read, start, end))
         return data
 
     def _fetch_bytes(self, start: int, end: int) -> Future[bytes]:
@@ -312,7 +312,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         payer = getattr(self, "_request_payer_kw", self.req_kw)
         check_off_loop(self.fs)
         call = functools.partial(self.fs._call_s3, method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs)
-        return finished(self.fs, call)
+        return run_and_wait(self.fs, call)
 
     def _start(self, coroutine: Any) -> Future[Any]:
         return start(self.fs, coroutine)

@@ -18,9 +18,9 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.implementations import cached
 
 from fsspec_csx.s3 import upload
+from fsspec_csx.s3.exit_calls import Opening, innermost_error
 from fsspec_csx.s3.interrupt import interruptible, run_in_thread
 from fsspec_csx.s3.part_sizes import LEAST_PART
-from fsspec_csx.s3.unwinding import Opening, innermost_error
 
 _PIECE = 8 * 2**20
 

@@ -19,9 +19,9 @@ from fsspec.utils import is_exception
 
 from fsspec_csx.s3.download import cat_file
 from fsspec_csx.s3.download import get_file as get_one
-from fsspec_csx.s3.head_range import HeadRange
+from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.listing import check_depth
-from fsspec_csx.s3.many_objects import cat_files, get_files, is_ours, pipe_files, put_files
+from fsspec_csx.s3.many_objects import cat_files, get_files, is_not_overridden, pipe_files, put_files
 from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
 from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
@@ -158,9 +158,9 @@ async def get(
     size = kwargs.pop("batch_size", fs.batch_size)
     callback.set_size(len(files))
     get_file = callback.branch_coro(fs._get_file)
-    if is_ours(fs, "_get_file", get_one) and not kwargs:
+    if is_not_overridden(fs, "_get_file", get_one) and not kwargs:
 
-        async def alone(number: int, head: HeadRange | None) -> None:
+        async def alone(number: int, head: FirstBytes | None) -> None:
             await _unless_folder(fs, get_file, files[number], **({"head": head} if head else {}))
 
         return await get_files(fs, [(each.source, each.target) for each in files], alone, callback, size)
@@ -181,7 +181,7 @@ async def cat(
     if not names:
         raise not_found_error(path)
     size = batch_size or fs.batch_size
-    if is_ours(fs, "_cat_file", cat_file) and not kwargs:
+    if is_not_overridden(fs, "_cat_file", cat_file) and not kwargs:
         read = await cat_files(fs, names, size)
     else:
         calls = [fs._cat_file(each, **kwargs) for each in names]

@@ -11,7 +11,7 @@ from typing import Any
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.put_object import Call, put
-from fsspec_csx.s3.transport.concurrency import LEAST
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
@@ -159,7 +159,7 @@ class PartWriter:
             payload.given_up = True
         for future in running:
             future.cancel()
-        await self._transfer.ended(payloads)
+        await self._transfer.give_up_and_wait(payloads)
         if self._creating is not None and not self._creating.done():
             # Cancelling the creation only cancels copies of parts: the upload's id is needed to abort it.
             self._creating.cancel()
@@ -171,7 +171,8 @@ class PartWriter:
         """Choose the size of the first parts, once."""
         if not self._chosen:
             self._chosen = True
-            if self._transfer.width > LEAST and not self.copied:  # so that the same memory holds more parts in flight
+            # With small parts, the same memory holds more parts in flight.
+            if self._transfer.width > MIN_REQUESTS and not self.copied:
                 self._first_part = self._part_size = LEAST_PART
 
     # -- the part that is being filled ------------------------------------------------------------------------------

@@ -13,6 +13,6 @@ def bytes_of(size: int | str, name: str) -> int:
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     count = int(float(found[1]) * _UNITS.get(found[2].upper() or "B", 0)) if found else size
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        msg = f"{name} is {size!r}, which is no size. Give a number of bytes, or a text such as '5GB'."
+        msg = f"{name} is {size!r}, which is not a size. Give a number of bytes, or a text such as '5GB'."
         raise ValueError(msg)
     return count

@@ -41,9 +41,9 @@ class LazyObject:
     Attributes:
         obj: the object; its tensors have their dtypes, shapes and strides.
         records: one for each storage that is not empty.
-        left: whether storages that were not wanted are on the CPU, but belong on other devices.
+        has_unplaced: whether storages that were not wanted are on the CPU, but belong on other devices.
     """
 
     obj: Any
     records: list[Record]
-    left: bool = False
+    has_unplaced: bool = False

@@ -73,7 +73,7 @@ class Source:
         """The stored size in bytes."""
         return self.size
 
-    def narrow(self, keys: Any, name: str) -> Any:
+    def select_keys(self, keys: Any, name: str) -> Any:
         """Choose the files to read for some keys, if the checkpoint has many files.
 
         Return the keys, which can be iterated several times; see ``checkpoint.load``.
@@ -93,25 +93,25 @@ class Source:
         self._read(spans, lambda count: None, crc32=False)
         self._kept += spans
 
-    def sum_up(self) -> None:
+    def start_checksum(self) -> None:
         """Compute the checksum of all further reads, if the server has one of the whole file."""
         known = self.file.object_checksum() if hasattr(self.file, "object_checksum") else None
         if known is not None:
             self._sums = WholeChecksum(*known)
 
     def verify_whole(self, name: str) -> None:
-        """Compare the checksum since ``sum_up`` with that of the server, if the whole file was read.
+        """Compare the checksum since ``start_checksum`` with that of the server, if the whole file was read.
 
         Raises:
             InvalidCheckpointError: if they differ.
         """
         if self._sums is None:
             return
-        came = self._sums.of_file(self.size, self._kept)
-        if came not in (None, self._sums.expected):
+        actual = self._sums.of_file(self.size, self._kept)
+        if actual not in (None, self._sums.expected):
             if hasattr(self.file, "forget_cached"):
                 self.file.forget_cached()
-            reason = f"{name} is damaged: the checksum of all that was read is {came}; the server has "
+            reason = f"{name} is damaged: the checksum of all that was read is {actual}; the server has "
             remedy = "Load it again; if that does not help, the network or the server damages data."
             raise InvalidCheckpointError(f"{reason}{self._sums.expected}.", remedy)
 

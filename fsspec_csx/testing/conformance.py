@@ -18,7 +18,7 @@ import fsspec
 import torch
 from fsspec.callbacks import Callback
 
-from fsspec_csx.testing.kinds_of_values import KINDS, same
+from fsspec_csx.testing.example_values import KINDS, same
 
 OLD = {"old": torch.arange(2.0)}
 _LARGE = 8 * 2**20

@@ -189,6 +189,6 @@ def check_hooks(callbacks: Iterable[Callback]) -> None:
             near = difflib.get_close_matches(name, known, 1, _ALIKE)
             if name.startswith("_") or not (near or name.startswith(_BEGINNINGS)):
                 continue
-            remedy = f"Did you mean {near[0]}?" if near else "Rename it if it is no hook."
+            remedy = f"Did you mean {near[0]}?" if near else "Rename it if it is not a hook."
             msg = f"The Trainer never calls {type(callback).__name__}.{name}. {remedy}"
             warnings.warn(msg, stacklevel=3)

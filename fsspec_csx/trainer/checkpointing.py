@@ -21,7 +21,7 @@ from fsspec_csx.trainer.pending_saves import PendingSaves
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
-_ONE_FILE = "local_dir takes checkpoints of one file. Leave it out, or use sharded=False and no format."
+_ONE_FILE = "local_dir works only with single-file formats. Leave it out, or use sharded=False and no format."
 
 
 @dataclass(eq=False, repr=False)
@@ -182,7 +182,7 @@ class Checkpoint(Callback):
         path = checkpoint_root.join(self.root, name)
         try:
             # After a failed upload, a request to the root may take as long as the next failure.
-            taken = self.local is not None and (self.saves.has_left or name in self.local.tier.pending())
+            taken = self.local is not None and (self.saves.has_failed_uploads or name in self.local.tier.pending())
             taken = taken or checkpoint_root.exists(path, sharded=self._in_parts, format=self.format)
         except OSError:
             if self.local is None:
@@ -191,7 +191,7 @@ class Checkpoint(Callback):
         return checkpoint_root.join(self.root, self._names.of(step, taken=True)) if taken else path
 
     def on_fit_start(self, trainer: Trainer, train_dataloader: Any, val_dataloader: Any, loop: Any) -> None:
-        self._upload_left(anew=self.saved_at is None)
+        self._upload_left(is_new_run=self.saved_at is None)
 
     def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
         self.saves.wait(trainer)  # no process may end before the checkpoint is complete
@@ -266,7 +266,7 @@ class Checkpoint(Callback):
                 if inspect(self._find(path)).format == "distributed":
                     check_complete(path)
             except (CheckpointError, FileNotFoundError, IsADirectoryError) as error:  # a folder without its manifest
-                trainer.logger.warning("%s is passed over: %s", redacted(path), error)
+                trainer.logger.warning("%s is skipped: %s", redacted(path), error)
                 continue
             return path
         return None
@@ -293,10 +293,10 @@ class Checkpoint(Callback):
             self._upload_left()
             self.saves.wait(trainer)
 
-    def _upload_left(self, *, anew: bool = False) -> None:
+    def _upload_left(self, *, is_new_run: bool = False) -> None:
         """Upload what earlier processes left on the local disk, see ``LocalDisk.upload_left``."""
         if self.local is not None and processes.is_first():
-            for path, upload in self.local.upload_left(self._names.order, anew=anew):
+            for path, upload in self.local.upload_left(self._names.order, is_new_run=is_new_run):
                 self.saves.add(path, upload)
 
     def step_of(self, path: str) -> int:

@@ -39,7 +39,7 @@ def select(device: str | torch.device | None, backend: Any) -> torch.device:
 def _of_backend(device: Any, backend: Any) -> str:
     """Return the name of a backend: the string itself, or the ``backend_type`` of a mapping or an object."""
     if device is not None:
-        msg = "The Trainer takes a device or a backend, not both. Leave one of them away."
+        msg = "The Trainer takes a device or a backend, not both. Remove one of them."
         raise ValueError(msg)
     kind = backend.get("backend_type") if isinstance(backend, Mapping) else getattr(backend, "backend_type", backend)
     name = getattr(kind, "name", kind)

@@ -65,8 +65,8 @@ class LocalDisk:
 
     def not_uploaded(self, path: str, error: BaseException | None) -> OSError:
         """Return the error at the end of a training for a checkpoint that is only on the disk."""
-        msg = f"{path} is not uploaded ({error}). It is whole at {self.tier.path_of(name_of(path))}, and the next run "
-        msg += "with this local_dir resumes from it and uploads it, unless there is a newer one."
+        msg = f"{path} is not uploaded ({error}). It is complete at {self.tier.path_of(name_of(path))}, and the next "
+        msg += "run with this local_dir resumes from it and uploads it, unless there is a newer one."
         return OSError(getattr(error, "errno", None) or errno.EIO, redacted(msg))
 
     def warn_if_alone(self, order: _Order) -> None:
@@ -74,23 +74,23 @@ class LocalDisk:
         if (pending := self.tier.pending()) and not self._at_root(order):
             logger.warning(
                 "%s has no checkpoints, and %s is only in %s: an earlier run did not upload it. It is resumed from. To "
-                "begin anew, use ckpt_path=None, or delete that folder.",
+                "start a new training, use ckpt_path=None, or delete that folder.",
                 *(redacted(self.root), pending[-1], self.tier.folder),
             )
 
-    def upload_left(self, order: _Order, *, anew: bool = False) -> Iterator[tuple[str, SaveFuture]]:
+    def upload_left(self, order: _Order, *, is_new_run: bool = False) -> Iterator[tuple[str, SaveFuture]]:
         """Upload in the background the checkpoints of earlier processes that are newer than the root's, in order.
 
-        ``anew`` says that this run neither loaded nor saved a checkpoint of the root. Then, if the root has none,
+        ``is_new_run`` says that this run neither loaded nor saved a checkpoint of the root. Then, if the root has none,
         nothing is uploaded, as the next run would resume from it.
         """
-        left = self.tier.take_left(again=True)
+        left = self.tier.pending_from_earlier(again=True)
         at_root = self._at_root(order) if left else []
         newest = max(at_root, default=(0, "", ""))
         for name in left:
-            if anew and not at_root:
-                self.tier.set_aside(name)
-                reason = "the training begins anew, and may replace or delete it. Copy it to keep it"
+            if is_new_run and not at_root:
+                self.tier.never_upload(name)
+                reason = "this is a new training, and may replace or delete it. Copy it to keep it"
                 logger.warning("%s, which an earlier run left, is not uploaded: %s.", self.tier.path_of(name), reason)
             elif order(name) > newest:
                 path = checkpoint_root.join(self.root, name)

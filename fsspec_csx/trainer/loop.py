@@ -62,7 +62,7 @@ class TrainingLoop(Callback):
             check_count(name, getattr(self, name))
         in_steps = self.num_steps is not None or self.max_steps is not None
         if self.num_epochs is not None and in_steps:
-            msg = "A loop has a number of epochs or of steps, not both. Leave one of them away."
+            msg = "A loop has a number of epochs or of steps, not both. Remove one of them."
             raise ValueError(msg)
         frequency = self.eval_frequency or 0
         if not frequency >= 0 or (isinstance(frequency, float) and frequency > 1):

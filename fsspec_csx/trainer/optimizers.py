@@ -183,7 +183,7 @@ class Muon(torch.optim.Muon):
         super().add_param_group(param_group)
         for each in self.param_groups[-1]["params"]:
             if each.ndim != 2:
-                msg = f"Muon trains matrices alone, and a parameter has shape {tuple(each.shape)}. "
+                msg = f"Muon trains only matrices, and a parameter has shape {tuple(each.shape)}. "
                 raise ValueError(f"{msg}Set requires_grad=False for it, or give another optimizer.")
 
 

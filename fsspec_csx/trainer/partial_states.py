@@ -50,7 +50,7 @@ class SaveCheckpointState(Callback):
 
     def __post_init__(self) -> None:
         if type(self.k) is not int or self.k < 1:
-            msg = f"k is a whole number from 1 on, not {self.k!r}. Give the checkpoints for each file."
+            msg = f"k must be an integer of at least 1, not {self.k!r}. Give the checkpoints for each file."
             raise ValueError(msg)
         fields = {name for _, name, _, _ in Formatter().parse(self.checkpoint_name) if name is not None}
         if fields != {"checkpoint_states", "ckpt_name"}:

@@ -52,7 +52,7 @@ class PendingSaves:
         return any(self._state(*each) == "failed" for each in self._saves)
 
     @property
-    def has_left(self) -> bool:
+    def has_failed_uploads(self) -> bool:
         """Whether a failed upload must be retried."""
         return any(self._state(*each) == "left" for each in self._saves)
 
@@ -140,13 +140,13 @@ class PendingSaves:
         """Log once which checkpoint is only on the local disk, and which one is uploaded."""
         loaded = trainer.checkpoint.resumed_from
         newest = self._complete or (loaded if loaded not in self.paths else None)
-        safe = f"{redacted(newest)} is safe" if newest else "none is at the root yet"
+        safe = f"{redacted(newest)} is uploaded" if newest else "none is uploaded yet"
         for path, save in self._saves:
             if path not in self._warned and self._state(path, save) == "left":
                 self._warned.add(path)
                 trainer.logger.warning(
-                    "The upload of step %d failed (%s). %s is whole on the local disk; %s. The training continues, and "
-                    "the next save uploads what is left.",
+                    "The upload of step %d failed (%s). %s is complete on the local disk; %s. The training continues, "
+                    "and the next save uploads what is left.",
                     *(trainer.checkpoint.step_of(path), save.exception(), redacted(path).rpartition("/")[2], safe),
                 )
         for path, save in self._saves[-1:]:

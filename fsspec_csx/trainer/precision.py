@@ -31,10 +31,10 @@ class Precision(Callback):
     def __init__(self, max_gradient_norm: float | None = None, max_gradient_value: float | None = None) -> None:
         for name, value in (("max_gradient_norm", max_gradient_norm), ("max_gradient_value", max_gradient_value)):
             if value is not None and not value > 0:
-                msg = f"{name} must be above 0, not {value}. Leave it away for no clipping."
+                msg = f"{name} must be above 0, not {value}. Remove it for no clipping."
                 raise ValueError(msg)
         if max_gradient_norm is not None and max_gradient_value is not None:
-            msg = "Gradients are clipped by their norm or by value, not both. Leave one of them away."
+            msg = "Gradients are clipped by their norm or by value, not both. Remove one of them."
             raise ValueError(msg)
         self.max_gradient_norm = max_gradient_norm
         self.max_gradient_value = max_gradient_value

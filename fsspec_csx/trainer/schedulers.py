@@ -211,7 +211,7 @@ class CosineAnnealingWarmRestarts(Scheduler):
 
     def __post_init__(self) -> None:
         if self.T_mult != 1:
-            msg = f"T_mult is 1 in the ModelZoo, not {self.T_mult!r}. Leave it away, or use the scheduler of torch."
+            msg = f"T_mult is 1 in the ModelZoo, not {self.T_mult!r}. Remove it, or use the scheduler of torch."
             raise ValueError(msg)
         super().__post_init__()
 

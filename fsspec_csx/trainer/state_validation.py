@@ -48,7 +48,7 @@ def restoring(path: str, what: str) -> Iterator[None]:
 def check_count(name: str, value: Any, remedy: str = "Give such a number.", *, least: int = 1) -> None:
     """Raise a ValueError unless a value is None or an integer of at least ``least``."""
     if value is not None and (type(value) is not int or value < least):
-        msg = f"{name} is a whole number from {least} on, not {value!r}. {remedy}"
+        msg = f"{name} must be an integer of at least {least}, not {value!r}. {remedy}"
         raise ValueError(msg)
 
 

@@ -91,7 +91,7 @@ class Trainer:
             msg = f"model is a module or a function that makes one, not {type(model).__name__}. Give one of these."
             raise TypeError(msg)
         if sparsity is not None:
-            msg = "Sparsity needs Cerebras hardware: torch's optimizers train dense weights. Leave sparsity away."
+            msg = "Sparsity needs Cerebras hardware: torch's optimizers train dense weights. Remove sparsity."
             raise ValueError(msg)
         self.model_dir = os.fspath(model_dir)
         self.precision = precision or Precision()

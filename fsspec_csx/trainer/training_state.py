@@ -90,7 +90,7 @@ def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
         raise
     except _DAMAGED as damage:
         error = damage
-        trainer.logger.warning("%s is passed over: %s", redacted(path), error)
+        trainer.logger.warning("%s is skipped: %s", redacted(path), error)
     (failed,) = processes.any_process(error is not None)
     return None if failed else found
 

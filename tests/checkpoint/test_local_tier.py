@@ -114,7 +114,7 @@ def job(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
 def says_where(logged: str, disk: Path, step: int) -> bool:
     """Whether a log says where the local copy of a step is, and how to load it."""
     (path,) = disk.glob(f"*/{step}.mdl")
-    return f"It is whole at {path}: load(path, local={str(disk)!r}) reads it" in logged
+    return f"It is complete at {path}: load(path, local={str(disk)!r}) reads it" in logged
 
 
 @pytest.fixture
@@ -266,7 +266,8 @@ def test_failed_upload(server: LocalS3, run: str, tmp_path: Path, caplog: pytest
     with pytest.raises(PermissionError):
         future.result()
     assert (
-        f"It is whole at {next(tmp_path.glob('*/1.mdl'))}: load(path, local={str(tmp_path)!r}) reads it" in caplog.text
+        f"It is complete at {next(tmp_path.glob('*/1.mdl'))}: load(path, local={str(tmp_path)!r}) reads it"
+        in caplog.text
     )
     assert is_step(load(f"{run}/1.mdl", local=tmp_path), 1)
     local_folder._tiers.clear()  # as in another process
@@ -299,7 +300,7 @@ def test_uploaded_by_a_later_save(
     save(state(5), f"{run}/5.mdl", **options)
     assert sent == ["1.mdl", "3.mdl", "4.mdl", "5.mdl"]
     assert all(is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 3, 4, 5))
-    assert caplog.text.count("2.mdl is passed over") == 1
+    assert caplog.text.count("2.mdl is not used") == 1
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -501,7 +502,7 @@ def test_disk_full(run: str, tmp_path: Path) -> None:
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({MIB // 2}, {MIB // 2}))"
     for first, program in ((1, JOB), (3, BLOCKING)):
         done = job(run, tmp_path / "disk", first, first + 1, before=limit, program=program)
-        assert done.stderr.count("is saved without a copy in") == 2
+        assert done.stderr.count("is saved without a local copy in") == 2
     assert [is_step(load(f"{run}/{step}.mdl"), step) for step in range(1, 5)] == [True] * 4
     assert {path.name for path in tmp_path.glob("disk/*/*")} == {".lock"}
 
@@ -512,7 +513,7 @@ def test_refused(run: str, tmp_path: Path) -> None:
         for each in (save, async_save):
             with pytest.raises(ValueError, match="local"):
                 each({"w": torch.ones(3)}, f"{run}/x.mdl", local=tmp_path / "disk", **options)
-    with pytest.raises(ValueError, match="A local disk takes checkpoints of one file"):
+    with pytest.raises(ValueError, match="local works only with single-file formats"):
         save({"w": torch.ones(3)}, f"{run}/x/model.safetensors.index.json", local=tmp_path / "disk")
     with pytest.raises(ValueError, match="local"):
         async_save({"w": torch.ones(3)}, f"{run}/x.mdl", local="s3://bucket/disk")
@@ -556,7 +557,7 @@ def test_killed(run: str, tmp_path: Path, seed: int) -> None:
             assert is_step(load(f"{run}/{whole}.mdl", local=tmp_path), whole)
         step = whole + 1
     last = job(run, tmp_path, step, step, 20)
-    assert "passed over" not in last.stderr
+    assert "is not used" not in last.stderr
     for each in range(1, step + 1):
         assert is_step(load(f"{run}/{each}.mdl"), each)
     assert local_steps(tmp_path) == [step - 1, step]

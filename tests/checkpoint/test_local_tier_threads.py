@@ -116,7 +116,7 @@ def test_cleaned_up_before_it_is_used(run: str, tmp_path: Path, monkeypatch: pyt
             return super().write(data)
 
     tier, _ = local_folder.tier_of(f"{run}/1.mdl", tmp_path)
-    cleaner = threading.Thread(target=lambda: (tier.take_left(), cleaned.set()))
+    cleaner = threading.Thread(target=lambda: (tier.pending_from_earlier(), cleaned.set()))
     monkeypatch.setattr(local_tier.os, "listdir", listed)
     monkeypatch.setattr(local_tier, "SummedFile", Signalling)
     cleaner.start()
@@ -220,11 +220,11 @@ def test_names_of_the_folder_itself(run: str, tmp_path: Path, caplog: pytest.Log
     for step, name in enumerate((".lock", "a.json"), 2):
         async_save(state(step), f"{run}/{name}", local=tmp_path).result(SECONDS)
         assert load(f"{run}/{name}", local=tmp_path)["step"] == step
-        assert f"{run}/{name} is saved without a copy" in caplog.text
+        assert f"{run}/{name} is saved without a local copy" in caplog.text
     assert pending(tmp_path) == []
     caplog.clear()
     assert load(f"{run}/a", local=tmp_path)["step"] == 1
-    assert "passed over" not in caplog.text
+    assert "is not used" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["other.mdl", "latest.mdl"])

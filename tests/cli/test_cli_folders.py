@@ -131,10 +131,10 @@ def test_unfinished_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for verb in (("info", folder), ("diff", folder, folder)):
         assert run(*verb) == 3
         cause, remedy = capsys.readouterr().err.splitlines()
-        assert "has shards and no manifest" in cause
+        assert "has shards but no manifest" in cause
         assert "Save it again, or delete it." in remedy
     assert run("verify", folder) == 1
-    assert "  it has shards and no manifest: a save was not finished, or a deletion" in capsys.readouterr().out
+    assert "  it has shards but no manifest: a save or a deletion did not finish" in capsys.readouterr().out
 
 
 # -- diff --------------------------------------------------------------------------------------------------------------

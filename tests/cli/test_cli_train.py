@@ -155,7 +155,7 @@ def test_wrong_profile(aws_files: Path, tmp_path: Path) -> None:
     ("changes", "cause", "remedy"),
     [
         ({"init__checkpoint": {"stepps": 1}}, "There is no trainer.init.checkpoint.stepps.", "Did you mean 'steps'?"),
-        ({"init__checkpoint": {"steps": -1}}, "trainer.init.checkpoint: steps is a whole", "Give the steps"),
+        ({"init__checkpoint": {"steps": -1}}, "trainer.init.checkpoint: steps must be an integer", "Give the steps"),
         ({"init__model": {"class_path": "training.Modl"}}, "there is no 'Modl' in training.", "'Model'?"),
         ({"fit": ...}, "There is no trainer.fit.", "Give it, with its train_dataloader."),
         ({"fit__ckpt_path": "/missing.mdl"}, "/missing.mdl", "Check the path."),

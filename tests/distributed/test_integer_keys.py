@@ -15,7 +15,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
 from fsspec_csx.manage.convert import convert
-from fsspec_csx.testing.kinds_of_values import same
+from fsspec_csx.testing.example_values import same
 
 Number = IntEnum("Number", "ONE")
 

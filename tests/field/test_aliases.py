@@ -11,7 +11,7 @@ import torch
 
 from fsspec_csx import inspect, load, save
 from fsspec_csx.manage.convert import convert
-from fsspec_csx.testing.kinds_of_values import same
+from fsspec_csx.testing.example_values import same
 
 
 class Tied(torch.nn.Module):

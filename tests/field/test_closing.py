@@ -22,7 +22,7 @@ import pytest
 from forked import python
 
 from fsspec_csx.errors import DiscardedFileWarning
-from fsspec_csx.s3 import unwinding
+from fsspec_csx.s3 import exit_calls
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -454,7 +454,7 @@ def test_python_without_the_instruction(
     fs: CSXFileSystem, path: str, open_file: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where Python's instructions are others, a file closed while an exception is handled is discarded."""
-    monkeypatch.setattr(unwinding, "_WITH_EXCEPT_START", None)
+    monkeypatch.setattr(exit_calls, "_WITH_EXCEPT_START", None)
     with pytest.raises(StopError), io.TextIOWrapper(write(open_file)):
         raise StopError
     assert fs.cat_file(path) == b"old"

@@ -19,7 +19,7 @@ from fsspec_csx.errors import CheckpointError, UnsafeCheckpointError
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.tensors import names
 from fsspec_csx.testing.conformance import FormatConformance
-from fsspec_csx.testing.kinds_of_values import KINDS, TENSORS, of_dtype, plain, same
+from fsspec_csx.testing.example_values import KINDS, TENSORS, of_dtype, plain, same
 
 pytestmark = pytest.mark.adaptive
 

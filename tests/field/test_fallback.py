@@ -55,7 +55,7 @@ def test_damaged_file(root: str, damage: Callable[[str], None], caplog: pytest.L
         begun = {"checkpoint_6.mdl": 4, "checkpoint_4.mdl": 2}[damaged]
         assert losses == whole[begun:]
         assert trainer.checkpoint.resumed_from == f"{root}/run/checkpoint_{begun}.mdl"
-        assert f"{damaged} is passed over" in caplog.text
+        assert f"{damaged} is skipped" in caplog.text
         cut(f"{root}/run/checkpoint_4.mdl")
 
 
@@ -72,7 +72,7 @@ def test_shard_missing(root: str, caplog: pytest.LogCaptureFixture) -> None:
     _, losses = trained(f"{root}/run", sharded=True)
     assert losses == whole[2:]
     for name in ("checkpoint_6.mdl", "checkpoint_4.mdl"):
-        assert f"{name} is passed over" in caplog.text
+        assert f"{name} is skipped" in caplog.text
 
 
 def test_unfinished_cerebras_checkpoint(environment: LocalS3, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,7 +90,7 @@ def test_unfinished_cerebras_checkpoint(environment: LocalS3, bucket: str, caplo
     trainer.fit(loader())
     assert trainer.checkpoint.resumed_from == f"{root}/checkpoint_7.mdl"
     assert len(losses) == 1
-    assert "checkpoint_8.mdl is passed over" in caplog.text
+    assert "checkpoint_8.mdl is skipped" in caplog.text
 
 
 def test_nothing_whole(tmp_path: Path) -> None:

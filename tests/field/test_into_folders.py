@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from fsspec_csx import distributed, load, save
-from fsspec_csx.testing.kinds_of_values import plain, same
+from fsspec_csx.testing.example_values import plain, same
 
 
 def trained(value: float) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_muon(tmp_path: Path) -> None:
     assert (first["lr"], first["weight_decay"], len(first["params"])) == (0.1, 0.01, 1)
     arguments["bias"] = True
     with pytest.raises(
-        ConfigError, match=r"optimizer\.Muon: Muon trains matrices alone, .* shape \(2,\)\. Set requires"
+        ConfigError, match=r"optimizer\.Muon: Muon trains only matrices, .* shape \(2,\)\. Set requires"
     ):
         trainer(tmp_path, model=model, optimizer={"muon": {}})
 

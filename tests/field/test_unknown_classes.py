@@ -20,13 +20,13 @@ import torch
 from fsspec_csx import inspect, load
 from fsspec_csx.cli import main
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.torch_zip import opaque
+from fsspec_csx.formats.torch_zip import placeholder_reader
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder, equal, is_free
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.verify import verify
 from fsspec_csx.tensors.source import Source
-from fsspec_csx.testing.kinds_of_values import TENSORS, plain, same
+from fsspec_csx.testing.example_values import TENSORS, plain, same
 
 
 class Config:
@@ -85,7 +85,7 @@ def test_info_names_what_is_not_loaded(path: str, capsys: pytest.CaptureFixture[
     assert shown.keys() == {f"hyper_parameters.{name}" for name in UNKNOWN}
     assert shown["hyper_parameters.own"] == "<test_unknown_classes.Config, not loaded>"
     assert shown["hyper_parameters.array"] == "<numpy.ndarray, not loaded>"
-    assert shown["hyper_parameters.subclass"] == "<fsspec_csx.testing.kinds_of_values.Subclass, not loaded>"
+    assert shown["hyper_parameters.subclass"] == "<fsspec_csx.testing.example_values.Subclass, not loaded>"
     assert found.values["epoch"] == 3
     assert found.values["bytes"] == b"\xff"
     assert main(["checkpoint", "info", "-l", path]) == 0
@@ -242,4 +242,4 @@ def test_other_pickles_are_left_to_torch(tmp_path: Path) -> None:
     """A file that is no archive of torch.save has no structure to be read by itself."""
     (tmp_path / "x").write_bytes(pickle.dumps(Config()))
     with open(tmp_path / "x", "rb") as file:
-        assert opaque.structure(Source(file, (tmp_path / "x").stat().st_size), name="x") is None
+        assert placeholder_reader.structure(Source(file, (tmp_path / "x").stat().st_size), name="x") is None

@@ -15,7 +15,7 @@ from roots import left
 from fsspec_csx import copy, distributed, load, move, save
 from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.cerebras.metadata import NAME, decoded, divided, encoded
+from fsspec_csx.formats.cerebras.metadata import NAME, decoded, encoded, split_owned
 from fsspec_csx.manage.delete import delete, targets
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.info import describe
@@ -178,14 +178,14 @@ def test_own_names(tmp_path: Path) -> None:
     """Metadata that may not name all objects has those of the folder itself; what was marked has what it names."""
     held = [NAME, "w", "b/w", "b/c/w", "notes.txt"]
     finished = {"w.__metadata__": "{}", "b/c/w.__metadata__": "{}", "__SUCCESS__": True}
-    assert divided(encoded(finished), held)[0] == [NAME, "w", "b/c/w"]
+    assert split_owned(encoded(finished), held)[0] == [NAME, "w", "b/c/w"]
     begun = {**finished, "__SUCCESS__": None}
-    assert divided(encoded(begun), held)[0] == [NAME, "w", "b/c/w", "notes.txt"]
+    assert split_owned(encoded(begun), held)[0] == [NAME, "w", "b/c/w", "notes.txt"]
     for damaged in (b"", b"nothing", encoded({})):
-        assert divided(damaged, held)[0] == [NAME, "w", "notes.txt"]
-    assert divided(encoded({"__fsspec_csx__": '{"objects": ["b/w"]}'}), held)[0] == [NAME, "b/w"]
+        assert split_owned(damaged, held)[0] == [NAME, "w", "notes.txt"]
+    assert split_owned(encoded({"__fsspec_csx__": '{"objects": ["b/w"]}'}), held)[0] == [NAME, "b/w"]
     for wrong in ("[]", "nothing", "{}", '{"objects": 1}', '{"objects": [["w"], "w"]}', '{"objects": [1, {}]}'):
-        assert NAME in divided(encoded({"__fsspec_csx__": wrong}), held)[0]
+        assert NAME in split_owned(encoded({"__fsspec_csx__": wrong}), held)[0]
     assert decoded((changed(tmp_path / "x", "bf16") / NAME).read_bytes(), name="x")
 
 

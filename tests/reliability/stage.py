@@ -94,7 +94,7 @@ class Stage:
         except FileNotFoundError:
             return None
         except InvalidCheckpointError as error:
-            if "was not finished" in str(error):
+            if "not finish" in str(error):
                 return None
             raise
         expected = state(loaded["step"])

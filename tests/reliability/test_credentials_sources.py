@@ -99,7 +99,7 @@ def test_role_that_can_be_assumed_no_more(server: LocalS3, role: Listener, fs: C
             role.answer = lambda heard: refused("AccessDenied", "no longer allowed")
     assert fs.cat_file(f"{bucket}/key") == b"old"
     role.answer = lambda heard: refused("ExpiredToken", "The security token included in the request is expired")
-    with pytest.raises(ExpiredCredentialsError, match=r"'default' gets its credentials with has expired.*Renew"):
+    with pytest.raises(ExpiredCredentialsError, match=r"credential source of profile 'default' has expired.*Renew"):
         mine.exists(f"{bucket}/key")
     role.answer = lambda heard: assumed(server, 3600)
     assert mine.cat_file(f"{bucket}/key") == b"old"
@@ -109,7 +109,7 @@ def test_sts_that_is_down(role: Listener, closed_port: int, monkeypatch: pytest.
     """An STS that cannot be reached is an error that names it, and the profile, not the bucket's endpoint."""
     url = f"http://127.0.0.1:{closed_port}"
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
-    with pytest.raises(EndpointError, match=f"profile 'default' gets its credentials from cannot be reached.*{url}"):
+    with pytest.raises(EndpointError, match=f"credential source of profile 'default' cannot be reached.*{url}"):
         opened().ls("")
 
 

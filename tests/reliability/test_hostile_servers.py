@@ -85,9 +85,12 @@ PAGES: dict[str, tuple[Answer, str]] = {
     "no_key": (listed(entry("run/a"), f"<Contents><Size>1</Size>{WHEN}</Contents>"), "Contents without Key"),
     "empty_key": (listed(entry("")), "Contents without Key"),
     "no_size": (listed(f"<Contents><Key>run/a</Key>{WHEN}</Contents>"), "Contents without Size"),
-    "no_number": (listed(entry("run/a", "many")), "a number or a date in it is none"),
+    "no_number": (listed(entry("run/a", "many")), "it has an invalid number or date"),
     "negative": (listed(entry("run/a", -5)), "a Size of -5"),
-    "no_date": (listed(entry("run/a", when="<LastModified>yesterday, or so</LastModified>")), "a date in it is none"),
+    "no_date": (
+        listed(entry("run/a", when="<LastModified>yesterday, or so</LastModified>")),
+        "it has an invalid number or date",
+    ),
     "without_date": (listed(entry("run/a", when="")), "Contents without LastModified"),
     "no_prefix": (listed("<CommonPrefixes><Wrong>run/</Wrong></CommonPrefixes>"), "CommonPrefixes without Prefix"),
     "foreign": (listed(entry("run/a"), entry("elsewhere/b")), "'elsewhere/b' in a listing of what begins with 'run/'"),
@@ -96,9 +99,9 @@ PAGES: dict[str, tuple[Answer, str]] = {
         "'runs/' in a listing of what begins with 'run/'",
     ),
     "no_token": (listed(entry("run/a"), more="<IsTruncated>true</IsTruncated>"), "without NextContinuationToken"),
-    "same_token": (listed(entry("run/a"), more=on("again")), "begins over and over|same next token"),
-    "no_xml": ((200, {}, b"all is well"), r"500 \(in truth 200, but its body is no XML"),
-    "empty": ((200, {}, b""), "as no server of S3 does: a body without XML"),
+    "same_token": (listed(entry("run/a"), more=on("again")), "repeats itself|same next token"),
+    "no_xml": ((200, {}, b"all is well"), r"500 \(the status was 200, but its body is no XML"),
+    "empty": ((200, {}, b""), "gave an invalid S3 response to .*: a body without XML"),
     "page": (
         (200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><html><body>Log in</body></html>"),
         "a web page",
@@ -141,7 +144,7 @@ def test_listing_without_end(server: Listener, fs: CSXFileSystem, kind: str, mon
         return listed(report, more=on(str(number % 3) if kind == "tokens" else f"token-{number}"))
 
     server.answer = answer
-    with pytest.raises(EndpointError, match="a listing that begins over and over"):
+    with pytest.raises(EndpointError, match="a listing that repeats itself"):
         fs.find("bucket/run")
     assert len(server.heard) == (4 if kind == "tokens" else 6 if kind == "empty" else 7)
 

@@ -138,7 +138,7 @@ def test_a_device_that_is_none(tmp_path: Path) -> None:
 def test_a_number_that_is_remembered(tmp_path: Path) -> None:
     """What a pickle remembers by a large number, for which Python would reserve memory, is refused."""
     path = written(tmp_path, archive(b"\x80\x02}r\xff\xff\xff\x7f."))
-    with little_memory(), pytest.raises(InvalidCheckpointError, match="numbers beyond its length"):
+    with little_memory(), pytest.raises(InvalidCheckpointError, match="memo indexes beyond its length"):
         load(path)
 
 

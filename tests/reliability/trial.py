@@ -32,7 +32,7 @@ _ATTEMPTS = 2
 """s3fs's own: so every request is made 6 times at most."""
 LONGEST = 60.0
 """Seconds of a trial, which is lost if it takes longer."""
-_MAY_BE_DONE = "may have been done all the same"
+_MAY_BE_DONE = "may have been applied"
 _ENDING_SECONDS = 5.0
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, ConcurrencyLimit
 
 pytestmark = pytest.mark.adaptive
 
@@ -35,7 +35,7 @@ class Link:
 
 def simulated(limit: ConcurrencyLimit, link: Link, seconds: float, start: float = 0.0) -> list[int]:
     """Keep as many requests in flight as may be; the number in each round."""
-    for _ in range(LEAST):
+    for _ in range(MIN_REQUESTS):
         limit.answered(link.seconds)
     now, numbers = start, []
     while now < start + seconds:
@@ -51,7 +51,7 @@ def simulated(limit: ConcurrencyLimit, link: Link, seconds: float, start: float 
         (Link(25 * MB, 10_000 * MB, 0.02), 64, 64),  # a far store gives each connection a share
         (Link(85 * MB, 10_000 * MB, 0.1), 64, 64),
         (Link(25 * MB, 10_000 * MB, 0.001), 64, 64),  # answers are fast, but more requests bring more all the same
-        (Link(100 * MB, 800 * MB, 0.001), LEAST, LEAST),  # ten fill the link
+        (Link(100 * MB, 800 * MB, 0.001), MIN_REQUESTS, MIN_REQUESTS),  # ten fill the link
         (Link(100 * MB, 1600 * MB, 0.001), 20, 20),
         (Link(25 * MB, 600 * MB, 0.02), 32, 32),  # of a far store too
     ],
@@ -78,7 +78,7 @@ def test_far_store_is_known_by_its_first_answers() -> None:
         for seconds in (0.03, 0.03, 0.001):
             near.answered(seconds)
         assert not near.far
-        assert near.limit == LEAST
+        assert near.limit == MIN_REQUESTS
 
 
 @pytest.mark.parametrize("most", [1, 4, 12, 200])
@@ -86,7 +86,7 @@ def test_bound(most: int) -> None:
     """No trial goes beyond ``most``; what is below the first number bounds each filesystem by itself."""
     limit = ConcurrencyLimit(most=most)
     numbers = simulated(limit, Link(25 * MB, 1e12, 0.02), 20)
-    assert max(numbers) == max(most, LEAST)
+    assert max(numbers) == max(most, MIN_REQUESTS)
 
 
 def test_busy_processors_stop_the_growth() -> None:
@@ -94,7 +94,7 @@ def test_busy_processors_stop_the_growth() -> None:
     limit = ConcurrencyLimit(most=64)
     for step in range(100):
         limit.measured(step * 0.05, limit.limit * MB, cpu=0.95)
-    assert limit.limit == LEAST
+    assert limit.limit == MIN_REQUESTS
 
 
 def test_busy_store() -> None:

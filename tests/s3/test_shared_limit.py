@@ -17,7 +17,7 @@ from listener import Answer, Heard, Listener, listening
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_copies import COPIED_PART
-from fsspec_csx.s3.transport.concurrency import LEAST, ConcurrencyLimit, Slots, fair_share
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, ConcurrencyLimit, RequestSlots, fair_share
 from fsspec_csx.testing import LocalS3
 
 pytestmark = pytest.mark.adaptive
@@ -87,7 +87,7 @@ def read(fs: CSXFileSystem, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("delay", "options", "least", "most"), [(0.05, {}, LEAST + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)]
+    ("delay", "options", "least", "most"), [(0.05, {}, MIN_REQUESTS + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)]
 )
 def test_far_store(delay: float, options: dict[str, int], least: int, most: int) -> None:
     """A store whose answers take long gets many requests at a time, and never more than ``max_concurrency``."""
@@ -123,13 +123,13 @@ def _xml(name: str, content: str) -> Answer:
 
 @pytest.mark.parametrize(
     ("delay", "options", "least", "most"),
-    [(0.05, {}, 2, LEAST), (0.05, {}, LEAST + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)],
+    [(0.05, {}, 2, MIN_REQUESTS), (0.05, {}, MIN_REQUESTS + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)],
 )
 def test_copies_take_turns(
     monkeypatch: pytest.MonkeyPatch, delay: float, options: dict[str, int], least: int, most: int
 ) -> None:
     """Parts that the server copies take turns as all requests do."""
-    if most == LEAST:  # a near store, from whose answers nothing is learned here
+    if most == MIN_REQUESTS:  # a near store, from whose answers nothing is learned here
         monkeypatch.setattr(ConcurrencyLimit, "answered", lambda *_: None)
         monkeypatch.setattr(ConcurrencyLimit, "measured", lambda *_: None)
     store = CopyingStore(delay)
@@ -173,7 +173,7 @@ def test_filesystems_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             reader.start()
         for reader in readers:
             reader.join()
-        assert LEAST / 2 < max(store.at_a_time) <= LEAST
+        assert MIN_REQUESTS / 2 < max(store.at_a_time) <= MIN_REQUESTS
         third.connect()
         assert first.transfer.slots is second.transfer.slots is not third.transfer.slots
 
@@ -188,7 +188,7 @@ def far_store() -> Iterator[tuple[Store, CSXFileSystem, Listener]]:
     with listening(store.answer) as listener:
         fs = connected(listener)
         read(fs, 100)
-        assert fs.transfer.slots.limit > LEAST
+        assert fs.transfer.slots.limit > MIN_REQUESTS
         store.data = LARGE
         listener.heard.clear()
         store.at_a_time.clear()
@@ -238,19 +238,19 @@ def test_processes_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_far_store_that_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """A far store is known by its answers to writes too, also where a busy thread is late to see that it has sent."""
-    moved = Slots.moved
+    moved = RequestSlots.moved
 
-    def late(self: Slots, count: int) -> None:
+    def late(self: RequestSlots, count: int) -> None:
         time.sleep(0.05)
         moved(self, count)
 
-    monkeypatch.setattr(Slots, "moved", late)
+    monkeypatch.setattr(RequestSlots, "moved", late)
     with listening(Store(0.03).answer) as listener:
         fs = connected(listener)
         for number in range(2):
             fs.pipe_file(f"bucket/{number}", BODY)
         assert fs.transfer.slots.far
-        assert fs.transfer.slots.limit > LEAST
+        assert fs.transfer.slots.limit > MIN_REQUESTS
 
 
 FORKED = """
@@ -284,9 +284,9 @@ def test_threads_end_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(Store(0.03).answer) as listener:
         fs = connected(listener)
         read(fs, 200)
-        assert len(fs.transfer._threads) > LEAST
+        assert len(fs.transfer._threads) > MIN_REQUESTS
         deadline = time.monotonic() + 60
-        while len(fs.transfer._threads) > LEAST and time.monotonic() < deadline:
+        while len(fs.transfer._threads) > MIN_REQUESTS and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(fs.transfer._threads) <= LEAST
+        assert len(fs.transfer._threads) <= MIN_REQUESTS
         read(fs, 20)

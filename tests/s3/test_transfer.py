@@ -17,7 +17,7 @@ import fsspec_csx
 from fsspec_csx.errors import AccessDeniedError, EndpointError
 from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.concurrency import LEAST
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.testing import Identity, LocalS3
 
@@ -48,7 +48,7 @@ def test_readinto(fs: CSXFileSystem, path: str, start: int, length: int) -> None
 
 def test_one_request_a_part(fs: CSXFileSystem, path: str) -> None:
     """A large read of a near store asks for each part once, and for nothing else."""
-    with fs.open(path, "rb") as file, fs.transfer.slots.fixed(LEAST), recorded_requests() as operations:
+    with fs.open(path, "rb") as file, fs.transfer.slots.fixed(MIN_REQUESTS), recorded_requests() as operations:
         file.readinto(bytearray(len(DATA)))
     assert operations == ["GetObject"] * 6
 

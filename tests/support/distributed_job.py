@@ -283,7 +283,7 @@ def background(root: str) -> None:
     both = distributed.async_save(state(4), f"{path}{dist.get_rank()}")
     _raises(Exception, failing)
     _raises(ValueError, both)
-    with pytest.raises(ValueError, match="The processes do not do the same"):
+    with pytest.raises(ValueError, match="The processes make different calls"):
         distributed.save(state(4), f"{path}{dist.get_rank()}")
     _holds(path, 3)
     saving = distributed.async_save(state(5), path, callback=Slow())

@@ -317,7 +317,7 @@ def test_refused() -> None:
         (
             {"init/model": {"class_path": "training.Model", "init_args": {"hidden": 1}}},
             "There is no trainer.init.model.init_args.hidden.",
-            "Leave it away.",
+            "Remove it.",
         ),
         (
             {"init/optimizer/init_args/lrr": 1},
@@ -355,11 +355,11 @@ def test_top_refused() -> None:
 def test_refused_when_made() -> None:
     """What a class does not accept is an error with its path in the file."""
     for changes, cause, remedy in (
-        ({"init/checkpoint": {"steps": -1}}, "trainer.init.checkpoint: steps is a whole number", "Give the steps"),
-        ({"init/loop": {"max_steps": 0}}, "trainer.init.loop: max_steps is a whole number from 1 on", "Give such"),
+        ({"init/checkpoint": {"steps": -1}}, "trainer.init.checkpoint: steps must be an integer", "Give the steps"),
+        ({"init/loop": {"max_steps": 0}}, "trainer.init.loop: max_steps must be an integer of at least 1", "Give such"),
         (
             {"init/callbacks": [{"KeepNCheckpoints": {"n": 0}}]},
-            "trainer.init.callbacks[0].KeepNCheckpoints: n is a whole number from 1 on",
+            "trainer.init.callbacks[0].KeepNCheckpoints: n must be an integer of at least 1",
             "Give how many",
         ),
         (
@@ -639,7 +639,7 @@ def test_no_yaml(tmp_path: Path) -> None:
     """Invalid YAML, and tags that make objects, are errors with their place."""
     for content, cause in (
         (b"trainer:\n  init: {a: 1\n  fit: 2", "line 3, column 6: expected ',' or '}', but got ':'."),
-        (b"a: 1\nb: 2\na: 3", "line 3, column 1: 'a' is there twice."),
+        (b"a: 1\nb: 2\na: 3", "line 3, column 1: key 'a' occurs twice."),
         (b"a: !!python/object/apply:os.system ['true']", "line 1, column 4: could not determine a constructor"),
         (b"a: *b", "line 1, column 4: found undefined alias."),
         (b"a: 1\n---\nb: 2", "line 2, column 1: but found another document."),

@@ -119,7 +119,7 @@ def test_only_on_the_disk(on_s3: Run, logged: pytest.LogCaptureFixture, monkeypa
 
     monkeypatch.setattr(CSXFileSystem, "put_file", held)
     on_s3.fit(6, release)
-    assert "checkpoint_2.mdl is only on the local disk; none is at the root yet" in logged.text
+    assert "checkpoint_2.mdl is only on the local disk; none is uploaded yet" in logged.text
     assert on_s3.steps() == [2, 4, 6]
 
 
@@ -189,7 +189,7 @@ def test_not_resumed_from(on_s3: Run, logged: pytest.LogCaptureFixture) -> None:
         logged.clear()
         assert len(run.fit(8)) == 8 - step
         assert run.trainer.checkpoint.resumed_from == run.remote(6)
-        assert ("is passed over" in logged.text) == on_s3.local(6).exists(), logged.text
+        assert ("is not used" in logged.text) == on_s3.local(6).exists(), logged.text
 
 
 def test_deleted_at_the_root(on_s3: Run) -> None:
@@ -249,7 +249,7 @@ def test_disk_unusable(run: Run, logged: pytest.LogCaptureFixture) -> None:
     run.disk.write_text("no folder")
     assert len(run.fit(4)) == 4
     assert run.steps() == [2, 4]
-    assert logged.text.count("without a copy in") == 2
+    assert logged.text.count("without a local copy in") == 2
 
 
 def test_thinned_on_both_sides(run: Run) -> None:

@@ -90,7 +90,7 @@ def test_recovers(
     assert outage.saved == steps_at(f"s3://{bucket}/run") == [2, 4, 6, 8, 10, 12]
     failed = [caplog.text.count(f"The upload of step {step} failed (") for step in range(2, 13, 2)]
     assert failed == [0, 1, 1, 1, 0, 0]
-    assert f"s3://{bucket}/run/checkpoint_2.mdl is safe. The training continues" in caplog.text
+    assert f"s3://{bucket}/run/checkpoint_2.mdl is uploaded. The training continues" in caplog.text
     assert losses == fit(12, root="whole")[1]
 
 
@@ -111,11 +111,11 @@ def test_never_recovers(
     """The end of the training raises an error that says where the newest is; the next run resumes and uploads it."""
     outage = Outage(range(4, 99))
     proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **BUSY)]
-    _, losses = fit(8, outage, error="is whole at .*, and the next run with this local_dir resumes from it")
+    _, losses = fit(8, outage, error="is complete at .*, and the next run with this local_dir resumes from it")
     assert outage.saved == [2]
     newest = max((tmp_path / "disk").glob("*/*.mdl"), key=lambda path: path.stat().st_mtime_ns)
     assert load(str(newest))["global_step"] == 8
-    assert f"whole at {newest}" in caplog.text
+    assert f"complete at {newest}" in caplog.text
     outage.down = False
     again = Outage(range(0))
     resumed, more = fit(10, again)
@@ -129,7 +129,7 @@ def test_one_is_refused(proxy: FaultProxy, fit: Any, bucket: str) -> None:
     """Newer ones are uploaded all the same, and the error at the end names the one that is not."""
     outage = Outage(range(0))
     proxy.faults = [Fault("PUT", when=lambda request: "/checkpoint_4" in request.path, times=9999, **DENIED)]
-    fit(8, outage, error=r"run/checkpoint_4\.mdl is not uploaded .* is whole at")
+    fit(8, outage, error=r"run/checkpoint_4\.mdl is not uploaded .* is complete at")
     assert outage.saved == steps_at(f"s3://{bucket}/run") == [2, 6, 8]
 
 
@@ -179,5 +179,5 @@ def test_many_processes(proxy: FaultProxy, bucket: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=JOB.parent, check=False, **options)
     assert done.returncode != 0
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "3", "4", "5", "6"]
-    assert "is whole at" in done.stderr
+    assert "is complete at" in done.stderr
     assert "Another process did not save the last checkpoint" in done.stderr

@@ -213,8 +213,8 @@ def test_newest_whole_one(root: str, caplog: pytest.LogCaptureFixture) -> None:
     trainer, losses = made(f"{root}/run", loop={"max_steps": 5, "eval_frequency": 0})
     trainer.fit(loader())
     assert len(losses) == 1
-    assert "checkpoint_10.mdl is passed over" in caplog.text
-    assert "checkpoint_9.mdl is passed over" in caplog.text
+    assert "checkpoint_10.mdl is skipped" in caplog.text
+    assert "checkpoint_9.mdl is skipped" in caplog.text
 
 
 def test_paths(tmp_path: Path) -> None:

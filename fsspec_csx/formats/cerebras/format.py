@@ -21,7 +21,7 @@ from fsspec_csx.formats.cerebras.source import CerebrasSource
 from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.scan import Sum
-from fsspec_csx.formats.torch_zip.placing import placed
+from fsspec_csx.formats.torch_zip.storage_placement import placed
 from fsspec_csx.formats.verify_report import Report, damage_of
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder

@@ -71,7 +71,9 @@ def unfinished(names: Iterable[str]) -> bytes:
     return encoded({OWN: json.dumps({"objects": sorted(names)})})
 
 
-def divided(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool = False) -> tuple[list[str], list[str]]:
+def split_owned(
+    data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool = False
+) -> tuple[list[str], list[str]]:
     """Return the names of the objects below a folder that belong to the checkpoint, and of those that may belong to it.
 
     Damaged metadata, or unfinished metadata of another program, may lack names. Then all objects directly in the folder
@@ -89,7 +91,7 @@ def divided(data: bytes, held: Iterable[str], *, path: str = NAME, strict: bool 
     named = {NAME, *(each for each in own_entry(found, "objects", list) if isinstance(each, str))}
     named |= {key.removesuffix(LEAF) for key in found if key.endswith(LEAF)}
     is_known = bool(found.get(SUCCESS)) or OWN in found
-    is_other = of_others(held)
+    is_other = other_owner_test(held)
     if strict and (others := [name for name in held if name in named and is_other(name)]):
         raise damaged(path, f"its {NAME} names {others[0][:_SHOWN]!r}, which is of the checkpoint in that folder")
     own = [name for name in held if (name in named and not is_other(name)) or not (is_known or "/" in name)]
@@ -106,7 +108,7 @@ def unclear_owner(names: Collection[str]) -> str:
     return f"its {NAME} does not say whether these objects in folders below are of it: {shown}{more}"
 
 
-def of_others(held: Iterable[str]) -> Callable[[str], bool]:
+def other_owner_test(held: Iterable[str]) -> Callable[[str], bool]:
     """Return a function that tells whether a name belongs to a checkpoint in a subfolder, given all names."""
     folders = {name.rpartition("/")[0] for name in held if "/" in name and name.endswith(_MANIFESTS)}
 
@@ -164,7 +166,7 @@ def _check_opcodes(data: bytes, name: str) -> None:
         if isinstance(argument, int) and argument.bit_length() > 64:  # huge keys could all have one hash
             raise damaged(name, f"its {NAME} has a number of {argument.bit_length()} bits")
         if opcode.name.endswith("PUT") and int(argument or 0) > len(data):  # the memo reserves memory up to this index
-            raise damaged(name, f"its {NAME} remembers by numbers beyond its length")
+            raise damaged(name, f"its {NAME} has memo indexes beyond its length")
     if dicts > 1:
         raise damaged(name, f"its {NAME} is no flat dict")
 

@@ -88,9 +88,9 @@ def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
     former: list[str] = []
     unclear: list[str] = []
     if cerebras_metadata.NAME in held:
-        former, unclear = cerebras_metadata.divided(_former(fs, metadata), held)
+        former, unclear = cerebras_metadata.split_owned(_former(fs, metadata), held)
     others = {*held} - {*former}
-    is_other = cerebras_metadata.of_others(held)
+    is_other = cerebras_metadata.other_owner_test(held)
     if (held and not former) or not others.isdisjoint(plan.bodies) or any(map(is_other, plan.bodies)):
         msg = f"{name} has other files, which a Cerebras checkpoint would replace. Delete them, or choose another name."
         raise FileExistsError(msg)

@@ -192,14 +192,14 @@ class _MalformedError(Exception):
 def _metadata(found: Any, most: int) -> Metadata:
     """Build the manifest. Limit its parts by the size of its pickle, which may repeat one list many times."""
     state = _state(found, "Metadata")
-    entries = _a(state.get("state_dict_metadata"), dict)
+    entries = _expect(state.get("state_dict_metadata"), dict)
     _check(sum(map(_chunks, entries.values())) <= most, "number of chunks")
-    tensors = {_a(name, str): _entry(each) for name, each in entries.items()}
+    tensors = {_expect(name, str): _entry(each) for name, each in entries.items()}
     metadata = Metadata(tensors)
     paths = _paths(state.get("planner_data"))
     _check(sum(map(len, (paths or {}).values())) <= most, "number of names")
     metadata.planner_data = paths
-    stored = {_index(key): _place(each) for key, each in _a(state.get("storage_data"), dict).items()}
+    stored = {_index(key): _place(each) for key, each in _expect(state.get("storage_data"), dict).items()}
     metadata.storage_data = stored
     meta = state.get("storage_meta")
     save_id = _state(meta, "StorageMeta").get("save_id") if isinstance(meta, _Named) else None
@@ -218,14 +218,14 @@ def _entry(found: Any) -> TensorStorageMetadata | BytesStorageMetadata:
         return BytesStorageMetadata()
     state = _state(found, "TensorStorageMetadata")
     size = _size(state.get("size"))
-    chunks = [_chunk(each, size) for each in _a(state.get("chunks"), list)]
+    chunks = [_chunk(each, size) for each in _expect(state.get("chunks"), list)]
     return TensorStorageMetadata(_properties(state.get("properties")), size, chunks)
 
 
 def _properties(found: Any) -> TensorProperties:
-    state = _a(_a(found, _Named).state, tuple)
+    state = _expect(_expect(found, _Named).state, tuple)
     _check(len(state) in (5, 6), "properties")
-    made = TensorProperties(dtype=_a(state[0], torch.dtype), requires_grad=_a(state[2], bool))
+    made = TensorProperties(dtype=_expect(state[0], torch.dtype), requires_grad=_expect(state[2], bool))
     if len(state) == 6 and state[5] is not None and hasattr(made, "strides"):  # in torch 2.15, not in 2.13
         made.strides = tuple(_size(state[5]))
     return made
@@ -244,23 +244,25 @@ def _index(found: Any) -> MetadataIndex:
     offset = state.get("offset")
     index = state.get("index")
     return MetadataIndex(
-        _a(state.get("fqn"), str), None if offset is None else _size(offset), index if isinstance(index, int) else None
+        _expect(state.get("fqn"), str),
+        None if offset is None else _size(offset),
+        index if isinstance(index, int) else None,
     )
 
 
 def _place(found: Any) -> ItemLocation:
     state = _state(found, "_StorageInfo")
-    path = _a(state.get("relative_path"), str)
+    path = _expect(state.get("relative_path"), str)
     parts = path.replace("\\", "/").split("/")
     inside = bool(parts[-1]) and ".." not in parts and bool(parts[0]) and ":" not in path and "\0" not in path
     _check(inside and path.isprintable() and len(path) <= _PATH_MAX, f"path {path[:_SHOWN]!r}")
     made = place(path, _count(state.get("offset")), _count(state.get("length")), _plain(state.get("plain")))
     if integers := state.get("integer_keys"):
-        _check(len(_a(integers, tuple)) <= DEPTH, "number of keys")
+        _check(len(_expect(integers, tuple)) <= DEPTH, "number of keys")
         made = with_integer_keys(made, tuple(map(_count, integers)))
     if transforms := state.get("transform_descriptors"):
-        _check(len(_a(transforms, list)) <= _DIMENSIONS, "number of extensions")
-        made.transform_descriptors = [_a(each, str) for each in transforms]
+        _check(len(_expect(transforms, list)) <= _DIMENSIONS, "number of extensions")
+        made.transform_descriptors = [_expect(each, str) for each in transforms]
     return made
 
 
@@ -269,7 +271,7 @@ def _plain(found: Any) -> Plain | None:
         return None
     _check(isinstance(found, tuple) and len(found) == 4, "place")
     start, dtype, shape, crc32 = found
-    return Plain(_count(start), _a(dtype, torch.dtype), _size(shape), None if crc32 is None else _count(crc32))
+    return Plain(_count(start), _expect(dtype, torch.dtype), _size(shape), None if crc32 is None else _count(crc32))
 
 
 def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
@@ -278,7 +280,7 @@ def _paths(found: Any) -> dict[str, tuple[str | int, ...]] | None:
         return None
     _check(all(len(path) <= DEPTH for path in found.values()), f"nesting deeper than {DEPTH}")
     return {
-        _a(name, str): tuple(each if isinstance(each, str) else _count(each) for each in path)
+        _expect(name, str): tuple(each if isinstance(each, str) else _count(each) for each in path)
         for name, path in found.items()
     }
 
@@ -287,25 +289,25 @@ def _state(found: Any, kind: str) -> dict[str, Any]:
     if not isinstance(found, _Named) or type(found).__name__ != kind:
         msg = f"no {kind}"
         raise _MalformedError(msg)
-    state: dict[str, Any] = _a(found.state, dict)
+    state: dict[str, Any] = _expect(found.state, dict)
     return state
 
 
 def _size(found: Any) -> torch.Size:
-    _check(len(_a(found, tuple)) <= _DIMENSIONS, "number of dimensions")
+    _check(len(_expect(found, tuple)) <= _DIMENSIONS, "number of dimensions")
     counts = [_count(each) for each in found]
     return found if type(found) is torch.Size else torch.Size(counts)
 
 
 def _count(found: Any) -> int:
-    number: int = _a(found, int)
+    number: int = _expect(found, int)
     if not 0 <= number < 2**63:
         msg = f"number {number}"
         raise _MalformedError(msg)
     return number
 
 
-def _a(found: Any, kind: type[T] | Callable[..., T]) -> Any:
+def _expect(found: Any, kind: type[T] | Callable[..., T]) -> Any:
     if not isinstance(found, kind):  # type: ignore[arg-type]
         msg = f"{type(found).__name__} for a {kind.__name__}"
         raise _MalformedError(msg)

@@ -18,7 +18,7 @@ from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import Frames, Item, sliced
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import opaque, placeholders
+from fsspec_csx.formats.torch_zip import placeholder_reader, placeholders
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors import fill, memory
@@ -85,7 +85,7 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
         return torch_zip_reader.read(file, name=name, size=len(data), map_location="cpu", weights_only=weights_only)
     except UnsafeCheckpointError:
         source = Source(io.BytesIO(data), len(data))
-        found = opaque.structure(source, name)
+        found = placeholder_reader.structure(source, name)
         if found is None or not (partial or placeholders.is_free(found.obj)):
             raise
         torch_zip_reader.complete(source, found, name=name)

@@ -13,9 +13,9 @@ from fsspec_csx.formats.base import ON_CPU, Converted, Format, ReadOptions, Requ
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
-from fsspec_csx.formats.huggingface.writer import SHARD_SIZE, HuggingFaceWriter, Replacing, split
+from fsspec_csx.formats.huggingface.writer import SHARD_SIZE, FolderReplacement, HuggingFaceWriter, split
 from fsspec_csx.formats.scan import Sum
-from fsspec_csx.formats.torch_zip.placing import placed
+from fsspec_csx.formats.torch_zip.storage_placement import placed
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
@@ -86,7 +86,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         parts, aliases = conversion.safetensors_files(lambda sizes: split(sizes, request.max_shard_size))
         meter = ProgressMeter(progress, sum(file.nbytes for _, file in parts), estimated=True)
         size = 0
-        with Replacing(target, [names for names, _ in parts]) as replacing:
+        with FolderReplacement(target, [names for names, _ in parts]) as replacing:
             for shard, (_, file) in zip(replacing.names, parts, strict=True):
                 with replacing.folder.creating(shard) as opened:
                     size += conversion.stream(file, opened, meter.advance)

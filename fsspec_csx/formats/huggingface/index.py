@@ -79,7 +79,7 @@ def is_plain(shard: str) -> bool:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        msg = "a name is there twice"
+        msg = "a name occurs twice"
         raise ValueError(msg)
     return found
 

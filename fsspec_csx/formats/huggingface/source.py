@@ -77,9 +77,9 @@ class HuggingFaceSource(Source):
             self._index = Index(dict.fromkeys(names, self.manifest), aliases, texts)
         return self._index
 
-    def narrow(self, keys: Any, name: str) -> Any:
+    def select_keys(self, keys: Any, name: str) -> Any:
         """Read only the shards with these keys."""
-        keys = super().narrow(keys, name)
+        keys = super().select_keys(keys, name)
         if keys is not None:
             present = dict.fromkeys([*self.index.weight_map, *self.index.aliases])
             choice = Choice(present, keys, name)
@@ -87,7 +87,7 @@ class HuggingFaceSource(Source):
         return keys
 
     def tensors(self) -> LazyObject:
-        """Return the tensors, or those that ``narrow`` chose, with records of where their bytes are."""
+        """Return the tensors, or those that ``select_keys`` chose, with records of where their bytes are."""
         weight_map, aliases = self.index.weight_map, self.index.aliases
         chosen = [name for name in (*weight_map, *aliases) if self._chosen is None or name in self._chosen]
         stored = {aliases.get(name, name): None for name in chosen}
@@ -129,7 +129,7 @@ class HuggingFaceSource(Source):
                 return
             opened = Source(file, file_size(file), tail=0)
             if self._summing:
-                opened.sum_up()
+                opened.start_checksum()
             self._opened[shard] = opened
 
         self._in_threads(open_one, [each for each in shards if each not in self._opened])
@@ -157,11 +157,11 @@ class HuggingFaceSource(Source):
         self._in_threads(read_one, sorted(by_shard))
         return crcs if crc32 else []
 
-    def sum_up(self) -> None:
+    def start_checksum(self) -> None:
         """Sum up each shard."""
         self._summing = True
         for each in self._opened.values():
-            each.sum_up()
+            each.start_checksum()
 
     def verify_whole(self, name: str) -> None:
         """Verify each shard that was read whole."""

@@ -26,7 +26,7 @@ class HuggingFaceWriter(CheckpointWriter):
     """Writes a Hugging Face checkpoint: a mapping of names to tensors; tied tensors are stored once."""
 
     def __init__(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> None:
-        tensors, self._aliases = writer.without_twins(writer.named_tensors(obj))
+        tensors, self._aliases = writer.without_duplicates(writer.named_tensors(obj))
         self._tensors = writer.checked(tensors)
         sizes = {name: each.nbytes for name, each in self._tensors.items()}
         self._parts = split(sizes, max_shard_size)
@@ -38,11 +38,11 @@ class HuggingFaceWriter(CheckpointWriter):
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        tensors = self._copy.thawed() if self._copy else self._tensors
-        replacing = Replacing(target, self._parts)
+        tensors = self._copy.rebuilt() if self._copy else self._tensors
+        replacing = FolderReplacement(target, self._parts)
 
         def write_one(number: int, advance: Callable[[int], object]) -> None:
-            parts = writer.laid_out({each: tensors[each] for each in self._parts[number]})
+            parts = writer.file_of({each: tensors[each] for each in self._parts[number]})
             with replacing.folder.creating(replacing.names[number]) as file:
                 parts.write(file, advance=advance)
 
@@ -56,7 +56,7 @@ class HuggingFaceWriter(CheckpointWriter):
         self._tensors, self._copy = {}, None
 
 
-class Replacing:
+class FolderReplacement:
     """Replaces the checkpoint of a folder: writes new shards first, then the index, then removes the old files.
 
     As a context manager, it removes the new shards if its block fails before the index is written.
@@ -75,7 +75,7 @@ class Replacing:
         self._writes_index = False
         self._present: list[str] = []
 
-    def __enter__(self) -> Replacing:
+    def __enter__(self) -> FolderReplacement:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # listing may be forbidden
             self._present = self.folder.names()
         if self._is_folder and not _OTHER_FORMATS.isdisjoint(self._present):

@@ -9,7 +9,7 @@ from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
 from fsspec_csx.formats.safetensors import layout, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.pickled import Pickled
-from fsspec_csx.formats.torch_zip.placing import placed
+from fsspec_csx.formats.torch_zip.storage_placement import placed
 from fsspec_csx.formats.writer import FileWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -53,7 +53,7 @@ class SafetensorsWriter(FileWriter):
         self._copy = Pickled(obj, copied=True) if copied else None
 
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
-        parts = self._parts or writer.prepared(self._copy.thawed() if self._copy else {})
+        parts = self._parts or writer.prepared(self._copy.rebuilt() if self._copy else {})
         parts.write(file, advance=advance)
 
     def free(self) -> None:

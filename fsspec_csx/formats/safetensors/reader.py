@@ -128,7 +128,7 @@ def _items(header: bytes) -> Iterable[tuple[str, Any]]:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        msg = "a name is there twice"
+        msg = "a name occurs twice"
         raise ValueError(msg)
     if not all(map(is_text, found)):
         msg = "a name is no valid Unicode"

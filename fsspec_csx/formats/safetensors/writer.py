@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
 
 def prepared(obj: object) -> Prepared:
     """Return the file of an object; raise a ValueError that names an entry which the format cannot hold."""
-    return laid_out(checked(obj))
+    return file_of(checked(obj))
 
 
 def checked(obj: object) -> dict[str, torch.Tensor]:
@@ -89,13 +89,13 @@ def named_tensors(obj: object) -> dict[str, torch.Tensor]:
     return dict(obj)
 
 
-def laid_out(tensors: Mapping[str, torch.Tensor]) -> Prepared:
+def file_of(tensors: Mapping[str, torch.Tensor]) -> Prepared:
     """Return the file of tensors that were checked."""
     ordered = _in_order([*tensors.items()])
     return Prepared(_header(ordered), [tensor for _, tensor in ordered])
 
 
-def without_twins(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def without_duplicates(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Leave out duplicates, such as tied weights: tensors with the same memory, shape and dtype.
 
     Returns:
@@ -114,7 +114,7 @@ def without_twins(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.
     return kept, aliases
 
 
-def outlined(
+def header_and_order(
     tensors: Mapping[str, torch.Tensor],
     dtype_of: Callable[[torch.Tensor], torch.dtype],
     extra: Mapping[str, str],

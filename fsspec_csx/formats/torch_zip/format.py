@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
-from fsspec_csx.formats.torch_zip import archive, opaque, reader
+from fsspec_csx.formats.torch_zip import archive, placeholder_reader, reader
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -29,7 +29,7 @@ class TorchFormat(FileFormat):
         try:
             return reader.structure(source, name, options)
         except UnsafeCheckpointError:
-            known = opaque.structure(source, name, options) if options.partial else None
+            known = placeholder_reader.structure(source, name, options) if options.partial else None
             if known is None:
                 raise
             return known

@@ -164,7 +164,7 @@ def _is_known(alignment: int, save: object) -> bool:
     sizes = (0, 1, FULL_32 - 1, 0, FULL_32, 2**33, 0, 5)
     storage_of: Callable[..., torch.UntypedStorage] = torch.UntypedStorage
     pickled = Pickled([storage_of(size, device="meta") for size in sizes])  # their bytes are left out
-    by_torch, own = _Sink(), bytearray()
+    by_torch, own = _BytesRecorder(), bytearray()
     try:
         with torch.serialization.skip_data():
             # torch would report Ctrl-C as a RuntimeError, which would look like another layout.
@@ -175,7 +175,7 @@ def _is_known(alignment: int, save: object) -> bool:
     return own == by_torch.written
 
 
-class _Sink:
+class _BytesRecorder:
     """A file that keeps the bytes written, without gaps where torch seeks."""
 
     def __init__(self) -> None:

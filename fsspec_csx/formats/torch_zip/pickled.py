@@ -63,7 +63,7 @@ class Pickled:
         ready = SimpleNamespace(__name__="ready", Pickler=_ReadyPickler)
         torch.save(self, file, pickle_module=ready)
 
-    def thawed(self) -> Any:
+    def rebuilt(self) -> Any:
         """Return the object with its tensors in the memory of the storages, for formats other than pickles."""
         unpickler = _Unpickler(io.BytesIO(self.data))
         unpickler.storages = [

@@ -20,8 +20,8 @@ from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn
 from fsspec_csx.formats.torch_zip.pickle_scan import scan
-from fsspec_csx.formats.torch_zip.placing import ArchiveStorages, StoragePlacer
 from fsspec_csx.formats.torch_zip.rebuilding import refused
+from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -57,7 +57,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BufferedReader(io.BytesIO(archive.pickle)))
         self.bounds = Bounds(len(archive.pickle))
         self._storages = ArchiveStorages(archive, placer)
-        functions = rebuilding.functions(_held, indexes=True)
+        functions = rebuilding.functions(_storage_and_dtype, indexes=True)
         self._rebuild = [functions["torch._utils", f"_rebuild_tensor_{version}"] for version in ("v2", "v3")]
         self._names = {
             **self.bounds.names,
@@ -93,7 +93,7 @@ class _Unpickler(pickle.Unpickler):
         return _with_state(made, state)
 
 
-def _held(stored: Any) -> tuple[torch.UntypedStorage, torch.dtype]:
+def _storage_and_dtype(stored: Any) -> tuple[torch.UntypedStorage, torch.dtype]:
     if type(stored) is not _PickledStorage:
         raise refused("a tensor without a storage")
     return stored
@@ -138,4 +138,4 @@ def load(archive: Archive, source: Source, name: str, options: ReadOptions = ON_
         return None
     if any(map(structure_limits.has_callables, [obj, *map(vars, unpickler.bounds.ordered)])):
         return None
-    return LazyObject(obj, placer.records, placer.left)
+    return LazyObject(obj, placer.records, placer.has_unplaced)

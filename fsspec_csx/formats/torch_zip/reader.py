@@ -197,7 +197,7 @@ def _unreadable(file: TrackingReader, name: str) -> CheckpointError:
         protocol, named = _pickles(file)
         if protocol not in _PROTOCOLS or not _allowed().issuperset(named):
             return _unsafe(name, protocol, named)
-        what = "its pickle remembers by numbers beyond its length, or has opcodes that torch.save does not write"
+        what = "its pickle has memo indexes beyond its length, or has opcodes that torch.save does not write"
         return InvalidCheckpointError(f"{name} is damaged: {what}.", sniff.AGAIN)
 
     return file.unmasked(explain)
@@ -299,9 +299,9 @@ def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError
         remedy = "Load the other entries by keys=[...], allow classes that you trust with"
         remedy += f" torch.serialization.add_safe_globals([...]), or {trust}."
     elif protocol not in _PROTOCOLS:
-        reason = f"{name} is pickled with protocol {protocol}, which torch reads only where code may run."
+        reason = f"{name} is pickled with protocol {protocol}, which torch reads only with weights_only=False."
         remedy = f"Save it with the default protocol, or {trust}."
     else:
-        reason = f"{name} holds what torch reads only where code may run."
+        reason = f"{name} has content that torch reads only with weights_only=False."
         remedy = f"See torch's error above for what it is, and {trust}."
     return UnsafeCheckpointError(reason, remedy)

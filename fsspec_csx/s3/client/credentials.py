@@ -25,7 +25,7 @@ from botocore.session import Session
 
 from fsspec_csx import errors
 from fsspec_csx.redaction import redact, without_user
-from fsspec_csx.s3.client.half_pairs import CLIENT_SECRETS, check_session
+from fsspec_csx.s3.client.incomplete_credentials import CLIENT_SECRETS, check_session
 from fsspec_csx.s3.transport.failures import RedirectedError
 
 # The options of a filesystem that identify the user, by the rules above.
@@ -175,7 +175,7 @@ def _explained(error: Exception, session: Session) -> errors.CSXError:
     if isinstance(error, boto.PartialCredentialsError):
         return errors.IncompleteCredentialsError(f"Half a pair of credentials: {said}.", _BOTH)
     if isinstance(error, boto.ConfigParseError):
-        return errors.CredentialsError(f"An AWS file cannot be read: {said}.", "Mend the file named, or remove it.")
+        return errors.CredentialsError(f"An AWS file cannot be read: {said}.", "Correct the file named, or remove it.")
     if isinstance(error, (boto.SSOError, boto.TokenRetrievalError)):
         reason = f"The SSO session of profile {profile!r} is missing or has expired."
         return errors.ExpiredCredentialsError(reason, f"Run: aws sso login --profile {profile}")
@@ -188,18 +188,18 @@ def _explained(error: Exception, session: Session) -> errors.CSXError:
         remedy = "Check the addresses that the AWS_* variables and the profile name, and what answers there."
         return errors.CredentialsError(f"{reason} {error.location}, which is not followed.", remedy)
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
-        reason = f"What profile {profile!r} gets its credentials from cannot be reached: {said}."
+        reason = f"The credential source of profile {profile!r} cannot be reached: {said}."
         return errors.EndpointError(
             reason, "Check the network, and the addresses that the profile and the environment name."
         )
     if isinstance(error, boto.ClientError) and error.response.get("Error", {}).get("Code") in _EXPIRED:
-        reason = f"What profile {profile!r} gets its credentials with has expired: {said}."
+        reason = f"The credential source of profile {profile!r} has expired: {said}."
         return errors.ExpiredCredentialsError(reason, "Renew the credentials, or the token, that the profile names.")
     if owner := _OWNERS.get(str(getattr(error, "kwargs", {}).get("provider"))):
         reason = f"{owner[:1].upper()}{owner[1:]} gives no credentials: {said}."
         return errors.CredentialsError(reason, "Check who gives them, and the AWS_* variables of the environment.")
     reason = f"Profile {profile!r} gives no credentials: {said or type(error).__name__}."
-    return errors.CredentialsError(reason, "Mend the profile in the AWS files, or name another.")
+    return errors.CredentialsError(reason, "Correct the profile in the AWS files, or name another.")
 
 
 def _profile(session: Session) -> str:
@@ -210,7 +210,7 @@ def _none_found(session: Session) -> errors.NoCredentialsError:
     files = " and ".join(_shown_files())
     named = session.instance_variables().get("profile")
     if named is not None:
-        reason = f"Profile {named!r} gives no credentials: {files} hold none for it, and nor does any role or instance."
+        reason = f"Profile {named!r} gives no credentials: {files} have none for it, nor does any role or instance."
         return errors.NoCredentialsError(reason, _REMEDY)
     by_environment = session.get_config_variable("profile") or "not set"
     tried = (

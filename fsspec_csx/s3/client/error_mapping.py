@@ -118,7 +118,7 @@ def _unreachable(error: BaseException, request: Request) -> errors.EndpointError
     endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
     said = str(getattr(error, "kwargs", {}).get("error", error))
     if any(sign in said for sign in _SPOILT):
-        reason = f"What came by TLS from or to {endpoint} was damaged on the way: {said}."
+        reason = f"TLS data from or to {endpoint} was damaged in transit: {said}."
         return errors.EndpointError(reason, "Try again; if that does not help, have what is on the way there checked.")
     if isinstance(error, boto.SSLError):
         return _insecure(endpoint, said)
@@ -141,7 +141,7 @@ def _unreachable(error: BaseException, request: Request) -> errors.EndpointError
 
 
 def _meaningless(request: Request, what: str) -> errors.EndpointError:
-    reason = f"{request.endpoint} answered {request.operation} on {request.target} as no server of S3 does: {what}."
+    reason = f"{request.endpoint} gave an invalid S3 response to {request.operation} on {request.target}: {what}."
     return errors.EndpointError(reason, "Check that the address is that of S3, and that no proxy answers in its place.")
 
 
@@ -150,7 +150,7 @@ def _insecure(endpoint: str, said: str) -> errors.EndpointError:
         reason = f"The endpoint {endpoint} does not speak TLS: {said}."
         return errors.EndpointError(reason, "Name it with http:// if the network is to be trusted, or check the port.")
     if not any(sign in said for sign in ("certificate verify failed", *_BAD_CERTIFICATES)):
-        reason = f"No connection by TLS to {endpoint} came about: {said}."
+        reason = f"The TLS connection to {endpoint} failed: {said}."
         return errors.EndpointError(reason, "Try again; if that does not help, check that it speaks TLS 1.2 or later.")
     remedy = "Point AWS_CA_BUNDLE, or ca_bundle in the profile, at the certificate of the authority that signed it."
     for sign, instead in _BAD_CERTIFICATES.items():
@@ -239,7 +239,7 @@ _TABLE: dict[str, tuple[type[errors.CSXError], str, str]] = {
     ),
     "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch": (
         errors.ChecksumError,
-        "What {operation} sent to {target} was damaged on the way{said}.",
+        "The data that {operation} sent to {target} was damaged in transit{said}.",
         "Send it again; if that does not help, the network or the server damages data.",
     ),
     "NoSuchUpload": (

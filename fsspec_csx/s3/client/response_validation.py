@@ -56,7 +56,7 @@ class _Listing:
         self._idle += not entries or page in self._first_and_last
         self._first_and_last.add(page)
         if following in self._names or self._idle > _IDLE_PAGES:
-            _refuse("a listing that begins over and over")
+            _refuse("a listing that repeats itself")
         self._names.add(following)
 
 
@@ -89,7 +89,7 @@ class _Parser:
             raise ResponseParserError(_DAMAGED) from None
         except Exception as error:
             retries.note_unclear()
-            msg = f"a number or a date in it is none, or it is too deep ({type(error).__name__})"
+            msg = f"it has an invalid number or date, or is nested too deeply ({type(error).__name__})"
             raise InvalidResponseError(msg) from error
 
 
@@ -105,7 +105,7 @@ def explain_damage(response: Any = None, **_: Any) -> None:
     if response is not None and getattr(response[0].raw, "status", None) == 200:
         details = response[1].get("Error", {})
         if details.get("Code") == "500":
-            details["Message"] = f"in truth 200, but {_DAMAGED}"
+            details["Message"] = f"the status was 200, but {_DAMAGED}"
 
 
 def note_request(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
@@ -142,7 +142,7 @@ def _check_page(parsed: Mapping[str, Any], asked: Mapping[str, Any], name: str) 
             _refuse(f"a listing that goes on, without {name}")
         following = following, parsed.get("NextVersionIdMarker", "")
         if following == (asked.get("ContinuationToken") or asked.get("KeyMarker"), asked.get("VersionIdMarker", "")):
-            _refuse("a listing that begins over and over")
+            _refuse("a listing that repeats itself")
         if (pages := current().listing) is not None:
             pages.add(following, entries)
 

@@ -89,7 +89,7 @@ async def _read(response: Any, seconds: float, exchange: _Exchange | None) -> by
     del response.read  # it is a reference cycle with the response
     if exchange is not None:
         exchange.was_read = True
-    taken = Taken(response.status)
+    taken = LimitedBody(response.status)
 
     async def read() -> None:
         async for piece in response.content.iter_any():
@@ -118,7 +118,7 @@ def _endless(seconds: float) -> InvalidResponseError:
     return InvalidResponseError(f"its body has not ended after {seconds:.0f} s")
 
 
-class Taken:
+class LimitedBody:
     """The bytes of a body that have arrived; ``status`` is that of the response."""
 
     def __init__(self, status: int) -> None:
@@ -158,7 +158,7 @@ def taken_from(read: Callable[[int], bytes], status: int) -> bytes:
         read: returns at most the given number of bytes, and none at the end.
         status: of the response.
     """
-    taken, began = Taken(status), time.monotonic()
+    taken, began = LimitedBody(status), time.monotonic()
     while (piece := read(2**16)) and taken.add(piece):
         if time.monotonic() - began > _READ_SECONDS:
             raise _endless(_READ_SECONDS)

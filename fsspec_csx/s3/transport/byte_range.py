@@ -112,7 +112,7 @@ class RangeRequest:
             interrupt()
 
     @property
-    def harmful(self) -> bool:
+    def uses_caller_memory(self) -> bool:
         """Whether a thread fills the range now."""
         return self.interrupt is not None
 

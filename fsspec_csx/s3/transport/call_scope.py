@@ -32,7 +32,7 @@ class Body(Protocol):
         """Make the thread end soon."""
 
     @property
-    def harmful(self) -> bool:
+    def uses_caller_memory(self) -> bool:
         """Whether the thread uses the caller's memory or file now."""
 
 
@@ -119,12 +119,12 @@ def scope() -> Scope:
     return current().scope or _no_call
 
 
-def tidying() -> contextlib.AbstractContextManager[None]:
+def cleanup_scope() -> contextlib.AbstractContextManager[None]:
     """Let a block make requests although its call may be over, to clean up after it."""
     return using(scope=None)
 
 
-async def uncancelled(awaitable: Awaitable[T], seconds: float | None = None) -> T:
+async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None = None) -> T:
     """Await something to its end; a cancellation, also by the end of the event loop, takes effect afterwards.
 
     Args:
@@ -155,7 +155,7 @@ async def uncancelled(awaitable: Awaitable[T], seconds: float | None = None) -> 
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
     """Call a function in a thread; a cancellation takes effect after it has returned."""
-    return await uncancelled(asyncio.to_thread(call, *args))
+    return await finish_despite_cancel(asyncio.to_thread(call, *args))
 
 
 class ThreadedContext(Generic[T]):
@@ -182,7 +182,7 @@ async def within(new: Scope, call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
         except BaseException as error:
-            await uncancelled(new.end(asyncio.current_task()))
+            await finish_despite_cancel(new.end(asyncio.current_task()))
             _close_coroutines(error)
             raise
         finally:
@@ -210,4 +210,4 @@ def contained(coroutine: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
 
 def wait_for_threads(bodies: list[Body]) -> None:
     """Wait until no thread uses the caller's memory."""
-    wait([body.thread for body in bodies if body.thread is not None and body.harmful])
+    wait([body.thread for body in bodies if body.thread is not None and body.uses_caller_memory])

@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-LEAST = 10
+MIN_REQUESTS = 10
 """The number of requests in flight at first, and where more are not faster."""
 
-MOST = 64
+MAX_REQUESTS = 64
 """The default of ``max_concurrency``."""
 
-MOST_OF_NODE = 256
+MAX_REQUESTS_OF_NODE = 256
 """The most requests of all processes of a node together; each process may have ten in any case."""
 
 _FAR = 32  # the first number for a far store; 64 slows down machines with few processors, and a trial soon finds it
@@ -53,8 +53,8 @@ class ConcurrencyLimit:
             far: whether answers take so long that many requests are needed.
     """
 
-    most: int = LEAST
-    limit: int = LEAST
+    most: int = MIN_REQUESTS
+    limit: int = MIN_REQUESTS
     far: bool = False
     _answers: int = 0
     _fastest: float = float("inf")
@@ -79,15 +79,15 @@ class ConcurrencyLimit:
         if self.far and self._fastest < _FAR_SECONDS:
             self.far = False
             if self._base is None and self.limit == self._far_limit:
-                self._change(LEAST)
+                self._change(MIN_REQUESTS)
         elif not self.far and self._answers == _ANSWERS and self._fastest >= _FAR_SECONDS:
             self.far = True
-            if self._base is None and self.limit == LEAST:
+            if self._base is None and self.limit == MIN_REQUESTS:
                 self._change(self._far_limit)
 
     @property
     def _far_limit(self) -> int:
-        return max(LEAST, min(_FAR, self.most))
+        return max(MIN_REQUESTS, min(_FAR, self.most))
 
     def measured(self, now: float, rate: float, cpu: float) -> None:
         """Record the throughput of a round during which the limit was nearly used up.
@@ -158,10 +158,10 @@ class _FixedLimit(ConcurrencyLimit):
         """Change nothing."""
 
 
-class Slots:
-    """The turns of the requests to one store. Event loops wait for turns; threads report bytes and response times.
+class RequestSlots:
+    """The slots for requests to one store. Event loops wait for a turn; threads report bytes and response times.
 
-    ``async with`` waits for a turn, and returns it at the end of the block.
+    ``async with`` waits for a turn, and frees the slot at the end of the block.
     """
 
     def __init__(self) -> None:
@@ -301,20 +301,20 @@ def fair_share(most: int) -> int:
     ranks, data = os.environ.get("LOCAL_WORLD_SIZE", ""), sys.modules.get("torch.utils.data")
     worker = data.get_worker_info() if data is not None else None
     processes = (int(ranks) if ranks.isdecimal() else 1) * (worker.num_workers if worker else 1)
-    return most if processes <= 1 else max(min(most, LEAST), min(most, MOST_OF_NODE // processes))
+    return most if processes <= 1 else max(min(most, MIN_REQUESTS), min(most, MAX_REQUESTS_OF_NODE // processes))
 
 
-_of_endpoints: dict[str, Slots] = {}
+_of_endpoints: dict[str, RequestSlots] = {}
 
 
-def slots_for(endpoint: str, most: int) -> Slots:
+def slots_for(endpoint: str, most: int) -> RequestSlots:
     """Return the turns of this process at an endpoint; a forked process gets new ones.
 
     Args:
         endpoint: its URL.
         most: the most requests in flight of the caller; the limit of all together is the largest such number.
     """
-    slots = _of_endpoints.setdefault(endpoint, Slots())
+    slots = _of_endpoints.setdefault(endpoint, RequestSlots())
     slots.allow(most)
     return slots
 

@@ -117,10 +117,10 @@ class Work(Future[Any]):
 
 def start(fs: Any, coroutine: Coroutine[Any, Any, Any]) -> Work:
     """Submit a coroutine to the event loop of a filesystem."""
-    return submitted(fs.loop, coroutine)
+    return submit(fs.loop, coroutine)
 
 
-def submitted(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:
+def submit(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:
     """Submit a coroutine to an event loop."""
     work = work_for(loop, coroutine)
     work.schedule()
@@ -134,7 +134,7 @@ def work_for(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any
     return work
 
 
-def finished(fs: Any, call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> Any:
+def run_and_wait(fs: Any, call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> Any:
     """Run a coroutine on the event loop of a filesystem, and return its result; Ctrl-C ends the coroutine too."""
     return Work(fs.loop, call).wait(timeout)
 

@@ -17,7 +17,7 @@ from urllib3.exceptions import ClosedPoolError, HTTPError
 
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
@@ -56,7 +56,7 @@ class Exchange:
     """
 
     def __init__(
-        self, client: Any, verify: bool | str, in_flight: int, slots: Slots, former: Exchange | None = None
+        self, client: Any, verify: bool | str, in_flight: int, slots: RequestSlots, former: Exchange | None = None
     ) -> None:
         config, url = client.meta.config, client.meta.endpoint_url
         self._plain = url.startswith("http:")

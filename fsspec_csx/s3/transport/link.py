@@ -19,7 +19,7 @@ from urllib3.util.connection import is_connection_dropped
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.bounded_body import taken_from
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.memory import populate
 from fsspec_csx.s3.transport.request_body import RequestBody
@@ -65,7 +65,7 @@ class Link:
         began: whether bytes of the last request may have been sent.
     """
 
-    def __init__(self, pool: Any, slots: Slots) -> None:
+    def __init__(self, pool: Any, slots: RequestSlots) -> None:
         self.began = False
         self._until = 0.0
         self._pool, self._slots = pool, slots
@@ -253,7 +253,7 @@ class _Rest(io.RawIOBase):
 def _chunk(source: io.BufferedIOBase) -> bytes:
     """Return the next chunk of a chunked body; empty at its end."""
     if (found := _CHUNK.fullmatch(source.readline(MOST_BYTES))) is None:
-        msg = "A chunk of a response does not begin as one."
+        msg = "A chunk of a response has no valid size line."
         raise UnusualResponseError(msg)
     data = _exactly(source, int(found[1], 16))
     if data:

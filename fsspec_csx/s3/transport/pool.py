@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from aiobotocore.awsrequest import AioAWSResponse
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.call_scope import Body, scope, uncancelled
-from fsspec_csx.s3.transport.concurrency import LEAST, slots_for
+from fsspec_csx.s3.transport.call_scope import Body, finish_despite_cancel, scope
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
 from fsspec_csx.s3.transport.learned_template import Learned, LearnedTemplate
 from fsspec_csx.s3.transport.queued_requests import SignedRead
@@ -71,7 +71,7 @@ class Transfer:
             self._own_slots: asyncio.Semaphore = former._own_slots
             self.checksums = former.checksums
         else:
-            self._threads = Threads(in_flight, kept=LEAST)
+            self._threads = Threads(in_flight, kept=MIN_REQUESTS)
             self._own_slots = asyncio.Semaphore(in_flight)
 
     @contextlib.asynccontextmanager
@@ -81,7 +81,7 @@ class Transfer:
             try:
                 yield
             finally:
-                self._threads.rest()
+                self._threads.start_idle_timer()
 
     def in_thread(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """Run a function in one of the threads."""
@@ -143,7 +143,7 @@ class Transfer:
                     await fetch_one(each)
         except BaseException:
             # The caller may reuse the memory when this raises, so nothing may write to it any more.
-            await uncancelled(self._given_up(tasks, ranges))
+            await finish_despite_cancel(self._given_up(tasks, ranges))
             raise
 
     def _signed(
@@ -163,24 +163,26 @@ class Transfer:
 
     @property
     def width(self) -> int:
-        """How many requests may be in flight now; more than ``LEAST`` only with a far store."""
+        """How many requests may be in flight now; more than ``MIN_REQUESTS`` only with a far store."""
         return min(self.in_flight, self.slots.limit)
 
     def request_size(self, size: int) -> int:
         """Return the bytes of each request for a read of ``size`` bytes."""
-        if self.width <= LEAST:
-            return size_for(size, min(LEAST, self.in_flight))
+        if self.width <= MIN_REQUESTS:
+            return size_for(size, min(MIN_REQUESTS, self.in_flight))
         return size_for(size, min(self.in_flight, self.slots.free), far=True)  # fewer requests if others are in flight
 
     @property
     def buffered_bytes(self) -> int:
         """The most copied bytes that may be in flight: with a far store, enough for all its requests."""
-        return _BUFFERED_NEAR if self.width <= LEAST else min(max(_BUFFERED_NEAR, self.width * PART), _BUFFERED_FAR)
+        return (
+            _BUFFERED_NEAR if self.width <= MIN_REQUESTS else min(max(_BUFFERED_NEAR, self.width * PART), _BUFFERED_FAR)
+        )
 
     @property
     def ahead_bytes(self) -> int:
         """How many bytes a file reads ahead; 0 with a near store, where reading ahead is not faster."""
-        return 0 if self.width <= LEAST else min(self.width * PART, _AHEAD_FAR)
+        return 0 if self.width <= MIN_REQUESTS else min(self.width * PART, _AHEAD_FAR)
 
     async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[RangeRequest]) -> None:
         for task in tasks:
@@ -188,7 +190,7 @@ class Transfer:
         for each in ranges:
             each.give_up()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.ended(ranges)
+        await self.give_up_and_wait(ranges)
 
     async def send(self, put: Callable[[], Awaitable[T]], payload: RequestBody) -> T:
         """Send a body when it gets a turn; when this returns, no thread uses the body any more.
@@ -201,22 +203,22 @@ class Transfer:
             async with self.turn():
                 return await put()
         except BaseException:
-            await uncancelled(self.ended([payload]))
+            await finish_despite_cancel(self.give_up_and_wait([payload]))
             raise
 
     @staticmethod
-    async def ended(bodies: Sequence[Body]) -> None:
+    async def give_up_and_wait(bodies: Sequence[Body]) -> None:
         """Give up bodies; wait until no thread uses the caller's memory, and up to a second for the other threads."""
-        await Transfer.released(bodies)
+        await Transfer.release_memory(bodies)
         await _threads_ended([each for each in bodies if each.thread and not each.thread.done()], _STUCK_SECONDS)
 
     @staticmethod
-    async def released(bodies: Sequence[Body]) -> None:
+    async def release_memory(bodies: Sequence[Body]) -> None:
         """Give up bodies, and wait until no thread uses the caller's memory."""
         for body in bodies:
             body.give_up()
         running = [each for each in bodies if each.thread and not each.thread.done()]
-        await _threads_ended([each for each in running if each.harmful], None)
+        await _threads_ended([each for each in running if each.uses_caller_memory], None)
 
     async def exchanged(self, request: Any, body: RequestBody | RangeRequest) -> AioAWSResponse:
         """Make a request in the thread of its body."""

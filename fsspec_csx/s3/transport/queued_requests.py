@@ -48,7 +48,7 @@ class SignedRead:
         logger.debug("Sending GetObject for %s, %s", request.url, self.body.header() or "all of it")
         return (link or transfer.exchange).get(request, self.body)
 
-    def understood(self, answer: Any) -> bool:
+    def is_valid_response(self, answer: Any) -> bool:
         """Return whether a response is valid for this request."""
         return self.body.complete and bool(answer.headers.get("ETag"))
 
@@ -96,7 +96,7 @@ class SignedWrite:
         """Make the request in a thread, and return the response."""
         self.body = body = self._open_body()
         if body is None or self._given_up:
-            msg = "It is not sent so."
+            msg = "The body cannot be sent from a template."
             raise OSError(msg)
         body.prepare()
         request = template.request(self.key, self._type, body)
@@ -110,7 +110,7 @@ class SignedWrite:
             self.first = FirstAttempt(transfer, outcome)
         return outcome
 
-    def understood(self, answer: Any) -> bool:
+    def is_valid_response(self, answer: Any) -> bool:
         """Return whether a response is valid for this request."""
         self.answer = stored(answer)
         return self.answer is not None

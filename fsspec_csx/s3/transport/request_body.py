@@ -57,7 +57,7 @@ class RequestBody(io.RawIOBase):
         self.given_up = True
 
     @property
-    def harmful(self) -> bool:
+    def uses_caller_memory(self) -> bool:
         """Whether no thread may use it after the call has ended, as the memory may then be freed."""
         return not self.owned
 

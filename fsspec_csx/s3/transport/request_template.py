@@ -129,7 +129,7 @@ class PartTemplate(Template):
 
     def __init__(self, request: Any, credentials: Any) -> None:
         super().__init__(request, credentials, {_CRC64NVME})
-        self._checked = _says_nothing_else(request)
+        self._checked = _has_package_checksum(request)
         before, *after = re.split(r"(?<=[?&]partNumber=)\d+(?=&|$)", request.url)
         if len(after) != 1 or not urlsplit(before).query:
             msg = "The request's URL has no number of a part."
@@ -158,7 +158,7 @@ class PutTemplate(Template):
 
     def __init__(self, request: Any, credentials: Any, key: str) -> None:
         super().__init__(request, credentials, {_CRC64NVME, _TYPE})
-        self._checked = _says_nothing_else(request)
+        self._checked = _has_package_checksum(request)
         self.url = _above(request.url, key)
 
     def request(self, key: str, content_type: str | None, body: RequestBody) -> SignedRequest:
@@ -178,7 +178,7 @@ def _above(url: str, key: str) -> str:
     return url.removesuffix(tail)
 
 
-def _says_nothing_else(request: Any) -> bool:
+def _has_package_checksum(request: Any) -> bool:
     """Return whether a request with a body carries the checksum of this package.
 
     Raises:
@@ -188,7 +188,7 @@ def _says_nothing_else(request: Any) -> bool:
     if _text(request.headers.get(_HASH, "")) != _UNSIGNED or any(
         name.startswith(_OF_BODY) for name in names - {_CRC64NVME}
     ):
-        msg = "The request says of its body what cannot be said of another."
+        msg = "The request has headers valid only for its own body."
         raise ValueError(msg)
     return _CRC64NVME in names
 

@@ -53,11 +53,11 @@ def response_head(data: bytes) -> ResponseHead:
     """
     first, *lines = data.split(b"\r\n")
     if (begin := _STATUS.fullmatch(first)) is None:
-        raise _unusual("it does not begin as one")
+        raise _unusual("invalid status line")
     headers = Headers()
     for line in lines:
         if (found := _LINE.fullmatch(line)) is None:
-            raise _unusual("a line is no header")
+            raise _unusual("invalid header line")
         name, value = found[1].decode().lower(), found[2].decode("latin-1").rstrip(" \t")
         if name in headers and name in _ONCE:
             raise _unusual(f"it has {name} twice")
@@ -68,7 +68,7 @@ def response_head(data: bytes) -> ResponseHead:
     if status >= 300 and headers.get("Transfer-Encoding", "").lower() == "chunked" and not length:
         return ResponseHead(status, headers, None, reusable=False)
     if status >= 200 and ("transfer-encoding" in headers or not _LENGTH.fullmatch(length)):
-        raise _unusual("its length is not said")
+        raise _unusual("no valid Content-Length")
     return ResponseHead(status, headers, int(length) if status >= 200 else 0, reusable)
 
 

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsspec_csx.errors import EndpointError
-from fsspec_csx.s3.transport.call_scope import Scope, scope, uncancelled
+from fsspec_csx.s3.transport.call_scope import Scope, finish_despite_cancel, scope
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.learned_template import FAILURES
 from fsspec_csx.s3.transport.link import Link
@@ -59,10 +59,10 @@ class _Turn:
             request.give_up()
 
     @property
-    def harmful(self) -> bool:
+    def uses_caller_memory(self) -> bool:
         """Whether the thread uses the caller's memory, or processes received bytes."""
         body = None if (request := self.request) is None else request.body
-        return self.accepting or (body is not None and body.harmful)
+        return self.accepting or (body is not None and body.uses_caller_memory)
 
 
 class SignedRequests(Generic[R]):
@@ -99,7 +99,7 @@ class SignedRequests(Generic[R]):
         self._slow = SlowConnections(lambda: bool(self._queue))
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refused, self._refusals = False, 0
-        self._strange = 0  # how many consecutive responses were not valid for their requests
+        self._invalid_responses = 0  # how many consecutive responses were not valid for their requests
 
     async def run(self) -> None:
         """Make the requests; when this returns or raises, no thread uses their memory any more."""
@@ -115,8 +115,8 @@ class SignedRequests(Generic[R]):
             self._queue.clear()
             for task in tasks:
                 task.cancel()
-            await uncancelled(self._transfer.ended(self._scope.close()))
-            await uncancelled(_ended(tasks))
+            await finish_despite_cancel(self._transfer.give_up_and_wait(self._scope.close()))
+            await finish_despite_cancel(_ended(tasks))
 
     def _fail(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and not self._done.done() and (error := task.exception()) is not None:
@@ -174,7 +174,7 @@ class SignedRequests(Generic[R]):
                     request = self._queue.popleft()
                 except IndexError:
                     break
-                wait = 0.0 if self._refused or self._strange >= FAILURES else self._try(turn, request, link)
+                wait = 0.0 if self._refused or self._invalid_responses >= FAILURES else self._try(turn, request, link)
                 if wait is not None:
                     return request, wait
                 self._ended.append(request)
@@ -212,10 +212,10 @@ class SignedRequests(Generic[R]):
         self._refused = self._refused or answer.status_code in _REFUSED
         if answer.status_code >= 300:
             return 0.0
-        if not request.understood(answer):
-            self._strange += 1
+        if not request.is_valid_response(answer):
+            self._invalid_responses += 1
             return 0.0
-        self._strange, turn.accepting = 0, True
+        self._invalid_responses, turn.accepting = 0, True
         return None if not turn.given_up and request.accept() else 0.0
 
 

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.sockets import noting_connection, shut_down
+from fsspec_csx.s3.transport.sockets import reporting_connection, shut_down
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -81,7 +81,7 @@ class SlowConnections:
         attempt = _Attempt(wanted)
         self._running.add(attempt)
         try:
-            with noting_connection(attempt.note):
+            with reporting_connection(attempt.note):
                 yield attempt
             if wanted.complete:
                 self._taken.append((time.monotonic() - attempt.began, attempt.length))

@@ -25,7 +25,7 @@ _of_thread = threading.local()
 
 
 @contextlib.contextmanager
-def noting_connection(note: Callable[[Any], object]) -> Iterator[None]:
+def reporting_connection(note: Callable[[Any], object]) -> Iterator[None]:
     """Within a block, in this thread, call ``note`` with a connection that waits for a response, and then with None."""
     _of_thread.note = note
     try:

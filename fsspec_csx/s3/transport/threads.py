@@ -55,7 +55,7 @@ class Threads:
         with self._lock:
             self._busy -= 1
 
-    def rest(self) -> None:
+    def start_idle_timer(self) -> None:
         """Start the idle timer again; the event loop calls this after each use."""
         if self._timer is not None:
             self._timer.cancel()

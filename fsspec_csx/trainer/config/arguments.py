@@ -45,7 +45,7 @@ _SECRET = re.compile("secret|token|passw|passphrase|credential|connection_string
 _LONGEST = 80
 
 
-class Later:
+class Deferred:
     """A value that is created later; it is accepted for every type."""
 
 
@@ -78,7 +78,7 @@ def explain(error: pydantic.ValidationError, node: Any, path: str, hints: Mappin
     if first["type"] == "extra_forbidden":
         for key in keys[:-1]:
             hints = fields_of(hints.get(key)) if isinstance(key, str) else hints
-        listed = f"Its keys are {', '.join(hints)}." if hints else "Leave it away."
+        listed = f"Its keys are {', '.join(hints)}." if hints else "Remove it."
         return ConfigError(f"There is no {where}.", suggestion(str(name), hints, listed))
     if first["type"] == "missing":
         lacking = f"element {name}" if isinstance(name, int) else repr(name)
@@ -135,7 +135,7 @@ def fields_of(hint: Any) -> dict[str, Any]:
 
 
 def _unless_later(value: Any, read: Callable[[Any], Any]) -> Any:
-    return value if isinstance(value, Later) else read(value)
+    return value if isinstance(value, Deferred) else read(value)
 
 
 def _unchanged(value: Any, read: Callable[[Any], Any]) -> Any:

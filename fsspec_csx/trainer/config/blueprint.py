@@ -15,12 +15,12 @@ import pydantic
 
 from fsspec_csx.errors import ConfigError, CSXError
 from fsspec_csx.redaction import redact
-from fsspec_csx.trainer.config.arguments import Later, check, display, explain, fields_of
+from fsspec_csx.trainer.config.arguments import Deferred, check, display, explain, fields_of
 from fsspec_csx.trainer.config.import_path import import_name, is_import_path
 
 
 @dataclass(eq=False)
-class Blueprint(Later):
+class Blueprint(Deferred):
     """A class or a function with its arguments."""
 
     path: str  # the path in the configuration

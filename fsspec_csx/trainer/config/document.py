@@ -32,7 +32,9 @@ def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
     if not isinstance(trainers, list):
         return [Config(_with(content, words), **changes)]
     if not trainers or len(content) > 1:
-        raise ConfigError("A list of trainings is empty, or is not alone.", "Give 'trainer: [{trainer: {…}}, …]'.")
+        raise ConfigError(
+            "The list of trainings is empty, or not the only key.", "Give 'trainer: [{trainer: {…}}, …]'."
+        )
     return [Config(_with(each, words), f"trainer[{number}]", **changes) for number, each in enumerate(trainers)]
 
 

@@ -74,7 +74,7 @@ def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
         if part.reader is not None:
             return part.reader(node, path)
         if isinstance(node, Mapping) and (name := next((each for each in node if each in _ABSENT), None)):
-            raise ConfigError(f"{path}.{name} is not there: {_ABSENT[name]}.", "Leave it away.")
+            raise ConfigError(f"{path}.{name} is not supported: {_ABSENT[name]}.", "Remove it.")
         return named(node, path, home=trainer_module, default=part.default)
 
     if part.several is False or (part.several is None and not isinstance(node, list)):

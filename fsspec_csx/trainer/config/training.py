@@ -187,7 +187,7 @@ def _without_cluster(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any]
     check(others, dict.fromkeys(_BACKEND.split(), Any), f"{path}.backend")
     for key in ("compile_only", "validate_only"):
         if backend.get(key):
-            raise ConfigError(f"{path}.backend.{key} needs Cerebras hardware.", "Leave it away.")
+            raise ConfigError(f"{path}.backend.{key} needs Cerebras hardware.", "Remove it.")
     del plain["backend"]
     if backend.get("backend_type") is not None:
         plain |= {"device": None, "backend": backend["backend_type"]}

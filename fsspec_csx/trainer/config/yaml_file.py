@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         node.nodes = 1 + sum(each.nodes for each in inner)
         node.height = 1 + max((each.height for each in inner), default=0)
         if node.nodes > _NODES or node.height > _DEPTH:
-            what = f"it has more than {_NODES} values, or is nested deeper than {_DEPTH}, with what aliases repeat"
+            what = f"it has more than {_NODES} values, or is nested deeper than {_DEPTH}, counting aliases"
             raise yaml.composer.ComposerError(None, None, what, mark)
         return node
 
@@ -57,14 +57,14 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
                 raise ValueError
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, OverflowError) as error:
-            what = f"what stands there is no {node.tag.rpartition(':')[2]}"  # the value may be a secret
+            what = f"the value is not a valid {node.tag.rpartition(':')[2]}"  # the value may be a secret
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         known: set[str] = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value in known:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} occurs twice", key.start_mark)
             known |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
         made: dict[Any, Any] = super().construct_mapping(node, deep)
         return made

@@ -240,7 +240,7 @@ def test_large_records(forgotten: None) -> None:
     full = 2**32 - 1
     for sizes in ([full], [full - 1, 1], [full - 800, 3, 0, 5], [2**33, 0, 2**40, 1], [0, full + 1, 7]):
         large = Pickled([torch.UntypedStorage(size, device="meta") for size in sizes])
-        own, by_torch = bytearray(), torch_layout._Sink()
+        own, by_torch = bytearray(), torch_layout._BytesRecorder()
         with torch.serialization.skip_data():
             large.torch_save(by_torch)
         layout = plan_archive(large)
@@ -264,7 +264,7 @@ def test_other_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
     real = Pickled.torch_save
 
     def changed(self: Pickled, file: Any) -> None:
-        if type(file).__name__ != "_Sink":  # the file itself
+        if type(file).__name__ != "_BytesRecorder":  # the file itself
             real(self, file)
             return
         between = Changed(file, CHANGES[case])
@@ -342,7 +342,7 @@ def test_replaced_reduction(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
 def test_interrupted_check(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> None:
     """Ctrl-C while torch's archive is compared reaches the caller, and the next save compares it again."""
 
-    real, calls = torch_layout._Sink.write, itertools.count()
+    real, calls = torch_layout._BytesRecorder.write, itertools.count()
 
     def interrupted(self: Any, data: Any) -> int:
         if next(calls) == 4:  # torch reports it as an error of its own
@@ -350,7 +350,7 @@ def test_interrupted_check(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> 
         return real(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch_layout._Sink, "write", interrupted)
+        patch.setattr(torch_layout._BytesRecorder, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             plan_archive(Pickled(STATE))
     assert plan_archive(Pickled(STATE)) is not None

@@ -15,9 +15,9 @@ from handshakes import Handshakes
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
-from fsspec_csx.s3.head_range import HeadRange
+from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.concurrency import Slots
+from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import MemoryBody
@@ -98,7 +98,7 @@ def linked(*answers: Sequence[bytes], early: bool = False, limit: float = 60.0) 
     server = Server(answers, early=early)
     timeout = Timeout(connect=60, read=None)
     pool = PlainPool("127.0.0.1", server.port, timeout=timeout, socket_options=socket_options(limit))
-    link = Link(pool, Slots())
+    link = Link(pool, RequestSlots())
     try:
         yield link, server
     finally:
@@ -175,7 +175,7 @@ def test_what_follows_an_answer_by_tls(tmp_path: Path) -> None:
     pool = TLSPool("127.0.0.1", server.port, cert_reqs="CERT_REQUIRED", ca_certs=str(handshakes.trusted), timeout=60)
     came = []
     for length in (size, 5, 5):
-        link = Link(pool, Slots())
+        link = Link(pool, RequestSlots())
         came.append(fetched(link, length))
         link.give_back()
     pool.close()
@@ -212,7 +212,7 @@ def test_the_rest_without_the_size() -> None:
     first = HEAD.replace(b"5", b"%d" % size) + b"x" * 1000
     rest = HEAD.replace(b"200 OK", b"206 OK").replace(b"5", b"%d" % (most - 1000))
     rest = rest.replace(b"ETag", b"Content-Range: bytes 1000-%d/*\r\nETag" % (most - 1))
-    wanted = HeadRange("object")
+    wanted = FirstBytes("object")
     with linked([first, b""], [rest + b"x" * (most - 1000)]) as (link, _):
         with pytest.raises(OSError, match="ended"):
             link.get(request(), wanted)
@@ -239,7 +239,7 @@ def test_no_request_without_tls() -> None:
     """Where TLS could not begin, no request goes over the connection that was made for it."""
     server = Server([[GOOD]])
     pool = TLSPool("127.0.0.1", server.port, timeout=60, cert_reqs="CERT_REQUIRED", ca_certs="/no/such/file")
-    link = Link(pool, Slots())
+    link = Link(pool, RequestSlots())
     try:
         for _ in range(2):
             with pytest.raises(HTTPError, match="No such file"):

@@ -21,8 +21,8 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
-from fsspec_csx.formats.torch_zip.placing import ArchiveStorages, StoragePlacer
 from fsspec_csx.formats.torch_zip.rebuilding import refused
+from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -52,7 +52,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, RuntimeError, OverflowError):
         return None
     structure_limits.check(obj, name)
-    return LazyObject(obj, placer.records, placer.left)
+    return LazyObject(obj, placer.records, placer.has_unplaced)
 
 
 class _Named:
@@ -205,7 +205,7 @@ def _checked_key(value: Any) -> Any:
     return value
 
 
-def _held(stored: Any) -> tuple[torch.UntypedStorage, torch.dtype]:
+def _storage_and_dtype(stored: Any) -> tuple[torch.UntypedStorage, torch.dtype]:
     if type(stored) is torch.TypedStorage:
         return torch_compat.untyped(stored), stored.dtype
     if type(stored) is not torch.UntypedStorage:
@@ -223,7 +223,10 @@ def _parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any)
 _REBUILT: dict[str, Callable[..., Any]] = {
     "_io.BytesIO": lambda: io.BytesIO(),
     "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
-    **{f"{module}.{name}": made for (module, name), made in rebuilding.functions(_held, indexes=False).items()},
+    **{
+        f"{module}.{name}": made
+        for (module, name), made in rebuilding.functions(_storage_and_dtype, indexes=False).items()
+    },
 }
 
 

@@ -23,13 +23,13 @@ class StoragePlacer:
 
     Attributes:
         records: of the storages to fill; storages for a callable are filled at once.
-        left: see ``LazyObject``.
+        has_unplaced: see ``LazyObject``.
         failure: the error of the file or of the callable.
     """
 
     def __init__(self, source: Source, name: str, options: ReadOptions) -> None:
         self.records: list[Record] = []
-        self.left = False
+        self.has_unplaced = False
         self.failure: BaseException | None = None
         self._source = source
         self._name = name
@@ -42,7 +42,7 @@ class StoragePlacer:
         size = record.storage.nbytes()
         stays = self.stays(location)
         if stays or (size and self._wanted is not None and record.offset not in self._wanted):
-            self.left |= not stays
+            self.has_unplaced |= not stays
             self.records += [record] if size else []
             return record.storage
         device = self._device(location)
@@ -127,4 +127,4 @@ def placed(source: Source, found: LazyObject, name: str, options: ReadOptions) -
         storage = placer.place(record, "cpu")
         obj[key] = torch.empty(0, dtype=tensor.dtype, device=storage.device)
         obj[key].set_(storage, 0, tensor.shape, tensor.stride())
-    return LazyObject(obj, placer.records, placer.left)
+    return LazyObject(obj, placer.records, placer.has_unplaced)

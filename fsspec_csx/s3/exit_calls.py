@@ -34,7 +34,7 @@ class Opening:
         self._path = path
         self._cleanups = [frame for frame, _ in running_cleanups()]
 
-    def left_by(self) -> Error | None:
+    def leaving_exception(self) -> Error | None:
         """Return the exception of an ``__exit__`` that began after the opening and is running, if any."""
         for frame, error in running_cleanups():
             if not any(frame is earlier for earlier in self._cleanups):

@@ -1,4 +1,4 @@
-"""HeadRange: a request for the first bytes of an object, which may be the whole object."""
+"""FirstBytes: a request for the first bytes of an object, which may be the whole object."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 
 
-class HeadRange(RangeRequest):
+class FirstBytes(RangeRequest):
     """A request for an object of unknown size; its memory is allocated when the response gives the size.
 
     Args:
