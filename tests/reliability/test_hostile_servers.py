@@ -101,7 +101,7 @@ PAGES: dict[str, tuple[Answer, str]] = {
     "no_token": (listed(entry("run/a"), more="<IsTruncated>true</IsTruncated>"), "without NextContinuationToken"),
     "same_token": (listed(entry("run/a"), more=on("again")), "repeats itself|same next token"),
     "no_xml": ((200, {}, b"all is well"), r"500 \(the status was 200, but its body is no XML"),
-    "empty": ((200, {}, b""), "gave an invalid S3 response to .*: a body without XML"),
+    "empty": ((200, {}, b""), "a body without XML"),
     "page": (
         (200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><html><body>Log in</body></html>"),
         "a web page",
@@ -123,9 +123,8 @@ def test_listing_that_is_none(server: Listener, fs: CSXFileSystem, operation: st
     answer, said = PAGES[page]
     server.answer = lambda heard: answer if heard.method == "GET" else (404, {}, b"")
     began = time.monotonic()
-    with pytest.raises(
-        EndpointError, match=rf"(?s) answered ListObjectsV2 on s3://bucket.*({said}).*(Check|Try again)"
-    ):
+    what = "(answered|gave an invalid S3 response to) ListObjectsV2 on s3://bucket"
+    with pytest.raises(EndpointError, match=rf"(?s) {what}.*({said}).*(Check|Try again)"):
         LISTINGS[operation](fs, server)
     assert time.monotonic() - began < SOON
     assert not [one for one in server.heard if one.method in ("POST", "DELETE")]
