@@ -562,8 +562,8 @@ def test_killed(run: str, tmp_path: Path, seed: int) -> None:
         assert is_step(load(f"{run}/{each}.mdl"), each)
     assert local_steps(tmp_path) == [step - 1, step]
     assert not [*tmp_path.glob("*/.*.tmp")]
-    # One that was killed when its upload had just ended leaves the journal, but no upload. One that was killed while the
-    # server created its upload cannot know its id: that upload has no parts, and gc deletes it.
+    # One that was killed when its upload had just ended leaves the journal, but no upload. One that was killed while
+    # the server created its upload cannot know its id: that upload has no parts, and gc deletes it.
     assert [each for each in unfinished_uploads(*fsspec.url_to_fs(run)) if each.size] == []
 
 
