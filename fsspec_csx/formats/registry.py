@@ -93,7 +93,7 @@ def name_for(path: str) -> str:
 
 
 def folders(exists: Callable[[str], bool]) -> Iterator[Format[Any]]:
-    """Yield the formats that a folder may have, in the order to try; ``exists`` tells whether the folder has a file."""
+    """Yield the formats that a folder may have, in the order to try; ``exists`` says whether the folder has a file."""
     for name, row in _ROWS.items():
         if not row.file and (not row.manifest or exists(row.manifest)):
             yield get_format(name)

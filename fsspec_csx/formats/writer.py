@@ -77,6 +77,6 @@ class FileWriter(CheckpointWriter):
 
 
 def expect_size(file: Any, size: int) -> None:
-    """Tell a file about how many bytes to expect, if it has such a method."""
+    """Announce to a file about how many bytes it will get, if it has such a method."""
     if hasattr(file, "expect_size"):
         file.expect_size(size)

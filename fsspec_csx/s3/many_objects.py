@@ -63,7 +63,7 @@ async def get_files(
     Args:
         pairs: of objects and files.
         alone: downloads one by its number; it takes the first bytes of the object, if they were read.
-        callback: is told of each file.
+        callback: counts the files.
         most: how many at a time.
     """
 
@@ -130,7 +130,7 @@ async def put_files(
     Args:
         pairs: of files and objects.
         alone: uploads one by its number.
-        callback: is told of each file.
+        callback: counts the files.
         options: of the call.
         most: how many at a time.
     """

@@ -109,7 +109,7 @@ def unclear_owner(names: Collection[str]) -> str:
 
 
 def other_owner_test(held: Iterable[str]) -> Callable[[str], bool]:
-    """Return a function that tells whether a name belongs to a checkpoint in a subfolder, given all names."""
+    """Return a function that says whether a name belongs to a checkpoint in a subfolder, given all names."""
     folders = {name.rpartition("/")[0] for name in held if "/" in name and name.endswith(_MANIFESTS)}
 
     def is_other(name: str) -> bool:
