@@ -42,18 +42,18 @@ for step in range(int(first), int(last) + 1):
     future.local.result()
     print(step, flush=True)
 """
-# The same by save, whose uploads wait for a line on stdin: ROOT DISK FIRST LAST MIB.
+# The same by save, whose uploads wait until they are cancelled: ROOT DISK FIRST LAST MIB.
 BLOCKING = """
-import sys, torch
+import sys, time, torch
 from fsspec_csx import save
 from fsspec_csx.s3.filesystem import CSXFileSystem
 root, disk, first, last, size = sys.argv[1:]
-put_file = CSXFileSystem.put_file
-def gated(*arguments, **options):
+def blocked(*arguments, callback, **options):
     print("uploading", flush=True)
-    sys.stdin.readline()
-    return put_file(*arguments, **options)
-CSXFileSystem.put_file = gated
+    while True:
+        callback.relative_update(0)
+        time.sleep(0.01)
+CSXFileSystem.put_file = blocked
 for step in range(int(first), int(last) + 1):
     state = {"w": torch.full((int(size) * 2**18,), float(step)), "step": step}
     save(state, f"{root}/{step}.mdl", local=disk)
@@ -172,7 +172,7 @@ def test_save_stopped_between_the_halves(run: str, tmp_path: Path, number: signa
     """The local copy is whole, is loaded, and is uploaded by the next process."""
     disk, pipe = tmp_path / "disk", subprocess.PIPE
     arguments = command(run, disk, 1, 1, program=BLOCKING)
-    with running(arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with running(arguments, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "uploading\n"
         process.send_signal(number)
