@@ -131,8 +131,6 @@ def _advice(found: Measurement) -> Iterator[str]:
         yield f"the default reaches {100 * share:.0f} % of the best fixed number of requests, {direction}"
     if (number := found.max_concurrency) is None:
         yield "max_concurrency: leave the default; the link is too slow to compare numbers of requests"
-    elif found.may_use_more:
-        yield "max_concurrency: 128 may be faster, as 64 requests were still faster than 16"
     elif found.is_default_enough:
         yield f"max_concurrency: leave the default; {number} would do, to spare a line that others use"
     else:

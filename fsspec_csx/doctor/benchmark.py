@@ -29,7 +29,6 @@ MOST_WRITTEN = PIECE * sum(_OBJECTS.values())
 _LATENCY_READS = 20
 _MIN_TRIAL_SECONDS = 1.0  # for a trial that runs when the time is up
 _ENOUGH = 0.85  # of the best speed
-_GROWTH = 1.25  # more requests may help if the largest number is faster by this factor
 _MAX_SPEEDUP = 4  # the next trial may be faster than all before by this factor
 
 
@@ -88,13 +87,6 @@ class Measurement:
                 return None
             enough.append(min(number for number, speed in speeds.items() if speed >= _ENOUGH * max(speeds.values())))
         return max(enough)
-
-    @property
-    def may_use_more(self) -> bool:
-        """Whether more requests may help, as the largest number was much faster than the one before."""
-        before, last = sorted(number for number in _OBJECTS if number)[-2:]
-        found = map(self._speeds, _DIRECTIONS)
-        return any(each.get(last, 0.0) >= _GROWTH * each[before] for each in found if before in each)
 
     def _speeds(self, direction: str) -> dict[int | None, float]:
         return {each.requests: speed for each in self.trials if (speed := getattr(each, direction))}

@@ -102,7 +102,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
 
     Args:
         profile: name of a profile in the AWS files; ``profile_name`` means the same.
-        max_concurrency: the most requests at a time, 64 by default; the actual number adapts to the link.
+        max_concurrency: the most requests at a time, 128 by default; the actual number adapts to the link.
         cache_dir: a local folder that caches the bytes that open files read; None for no cache.
         cache_size: the most bytes in it, as a number or a text such as "50GB", the default.
         kwargs: those of ``s3fs.S3FileSystem``.

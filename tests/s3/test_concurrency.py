@@ -90,11 +90,12 @@ def test_bound(most: int) -> None:
 
 
 def test_busy_processors_stop_the_growth() -> None:
-    """Where this process has no processor left, more requests are not tried."""
-    limit = ConcurrencyLimit(most=64)
-    for step in range(100):
-        limit.measured(step * 0.05, limit.limit * MB, cpu=0.95)
-    assert limit.limit == MIN_REQUESTS
+    """Where this process would have no processor left, more requests are not tried."""
+    for cpu_of_each, number in ((0.095, MIN_REQUESTS), (0.05, MIN_REQUESTS), (0.01, 8 * MIN_REQUESTS)):
+        limit = ConcurrencyLimit(most=128)
+        for step in range(100):
+            limit.measured(step * 0.05, limit.limit * MB, cpu=limit.limit * cpu_of_each)
+        assert limit.limit == number
 
 
 def test_busy_store() -> None:

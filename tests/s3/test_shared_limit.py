@@ -17,7 +17,7 @@ from listener import Answer, Heard, Listener, listening
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_copies import COPIED_PART
-from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, ConcurrencyLimit, RequestSlots, fair_share
+from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS, MIN_REQUESTS, ConcurrencyLimit, RequestSlots, fair_share
 from fsspec_csx.testing import LocalS3
 
 pytestmark = pytest.mark.adaptive
@@ -87,7 +87,8 @@ def read(fs: CSXFileSystem, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("delay", "options", "least", "most"), [(0.05, {}, MIN_REQUESTS + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)]
+    ("delay", "options", "least", "most"),
+    [(0.05, {}, MIN_REQUESTS + 1, MAX_REQUESTS), (0.05, {"max_concurrency": 4}, 4, 4)],
 )
 def test_far_store(delay: float, options: dict[str, int], least: int, most: int) -> None:
     """A store whose answers take long gets many requests at a time, and never more than ``max_concurrency``."""
@@ -123,7 +124,7 @@ def _xml(name: str, content: str) -> Answer:
 
 @pytest.mark.parametrize(
     ("delay", "options", "least", "most"),
-    [(0.05, {}, 2, MIN_REQUESTS), (0.05, {}, MIN_REQUESTS + 1, 64), (0.05, {"max_concurrency": 4}, 4, 4)],
+    [(0.05, {}, 2, MIN_REQUESTS), (0.05, {}, MIN_REQUESTS + 1, MAX_REQUESTS), (0.05, {"max_concurrency": 4}, 4, 4)],
 )
 def test_copies_take_turns(
     monkeypatch: pytest.MonkeyPatch, delay: float, options: dict[str, int], least: int, most: int

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 MIN_REQUESTS = 10
 """The number of requests in flight at first, and where more are not faster."""
 
-MAX_REQUESTS = 64
+MAX_REQUESTS = 128
 """The default of ``max_concurrency``."""
 
 MAX_REQUESTS_OF_NODE = 256
@@ -40,7 +40,7 @@ _ROUNDS = 3  # how many rates start a trial where answers are fast, and end a fa
 _HOLD_SECONDS, _LONGEST_HOLD = 1.0, 30.0  # wait after a failed trial: the first, and the longest
 _PAUSE_SECONDS = 0.1  # between two halvings, and before the first recovery
 _FILLED = 0.75  # the share of the limit that must be in flight for a rate to count
-_CPU = 0.85  # the share of the processors above which more requests are not faster
+_CPU = 0.85  # the most of the processors' time that the requests of a trial may be expected to take
 
 
 @dataclass
@@ -132,9 +132,10 @@ class ConcurrencyLimit:
             self._fail(now)
 
     def _try_more(self, rate: float, cpu: float) -> None:
-        if cpu < _CPU and self.limit < self.most:
+        more = min(2 * self.limit, self.most)
+        if more > self.limit and cpu * more / self.limit < _CPU:
             self._base = self.limit, rate
-            self._change(min(2 * self.limit, self.most))
+            self._change(more)
 
     def _fail(self, now: float) -> None:
         self._next_trial = now + self._hold
