@@ -51,7 +51,20 @@ and two warnings:
 from __future__ import annotations
 
 import errno
+import itertools
 import typing
+from collections.abc import Callable, Collection
+
+# The system's numbers of builtin exceptions, unless a class has another.
+_NUMBERS = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
+
+
+def few(
+    items: Collection[typing.Any], text: Callable[[typing.Any], str] = str, *, separator: str = ", ", most: int = 5
+) -> str:
+    """List a few items in a message, and how many more there are."""
+    found = separator.join(map(text, itertools.islice(items, most)))
+    return f"{found} and {len(items) - most} more" if len(items) > most else found
 
 
 class CSXError(Exception):
@@ -93,13 +106,11 @@ class CSXError(Exception):
 
 
 def _set_number(error: OSError, number: int | None) -> None:
-    error.errno = number
+    error.errno = number or next((each for kind, each in _NUMBERS.items() if isinstance(error, kind)), None)
 
 
 class CredentialsError(CSXError, PermissionError):
     """The credentials could not be found, or the server does not accept them."""
-
-    _number = errno.EACCES
 
 
 class NoCredentialsError(CredentialsError):
@@ -125,25 +136,17 @@ class ExpiredCredentialsError(CredentialsError):
 class AccessDeniedError(CSXError, PermissionError):
     """The server accepts the credentials, but they lack a permission."""
 
-    _number = errno.EACCES
-
 
 class BucketNotFoundError(CSXError, FileNotFoundError):
     """The bucket does not exist."""
-
-    _number = errno.ENOENT
 
 
 class ObjectNotFoundError(CSXError, FileNotFoundError):
     """The object does not exist."""
 
-    _number = errno.ENOENT
-
 
 class ObjectExistsError(CSXError, FileExistsError):
     """An object to create already exists."""
-
-    _number = errno.EEXIST
 
 
 class ObjectChangedError(CSXError, OSError):
@@ -156,8 +159,6 @@ class InvalidBucketNameError(CSXError, ValueError):
 
 class ClockSkewError(CSXError, PermissionError):
     """This machine's clock is too far from the server's."""
-
-    _number = errno.EACCES
 
 
 class WrongRegionError(CSXError, OSError):

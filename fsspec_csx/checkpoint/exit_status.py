@@ -55,7 +55,6 @@ def _replace_stderr() -> None:
         sys.stderr = _FailingStream(sys.stderr or io.StringIO())
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset)
+os.register_at_fork(after_in_child=_reset)
 # Runs after functions that are registered later, such as the wait for saves.
 threading._register_atexit(_replace_stderr)  # type: ignore[attr-defined]

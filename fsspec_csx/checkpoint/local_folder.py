@@ -14,8 +14,7 @@ from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 _tiers: dict[str, LocalTier] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_tiers.clear)
+os.register_at_fork(after_in_child=_tiers.clear)
 
 
 def check_local(local: str | os.PathLike[str], keep: int = 1) -> None:

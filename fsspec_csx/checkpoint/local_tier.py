@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import threading
@@ -270,10 +271,6 @@ def _remote_state(target: Target) -> dict[str, Any] | None:
 
 def _lock(path: str) -> None:
     """Lock a file until this process ends; forked children do not hold the lock."""
-    try:
-        import fcntl  # only here, as not every system has it
-    except ImportError:
-        return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

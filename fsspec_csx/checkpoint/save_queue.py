@@ -185,8 +185,7 @@ def _reset() -> None:
     _saves = _Saves()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset)
+os.register_at_fork(after_in_child=_reset)
 # Such functions run in reverse order: this one before that of concurrent.futures.thread, which ends the threads that
 # resolve host names. Functions of atexit run too late.
 threading._register_atexit(lambda: _saves.finish())  # type: ignore[attr-defined]

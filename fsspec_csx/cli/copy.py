@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
@@ -32,8 +33,9 @@ move s3://bucket/run/model.mdl s3://bucket/archive/model.mdl
 
 
 def add(verbs: Verbs) -> None:
-    _add_arguments(verbs.add("copy", _copy, _COPY, help="copy checkpoints, byte for byte"))
-    _add_arguments(verbs.add("move", _move, _MOVE, help="move checkpoints"))
+    copy, move = partial(_transfer, moving=False), partial(_transfer, moving=True)
+    _add_arguments(verbs.add("copy", copy, _COPY, help="copy checkpoints, byte for byte"))
+    _add_arguments(verbs.add("move", move, _MOVE, help="move checkpoints"))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +47,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     for side, path in (("source", "SRC"), ("dest", "DST")):
         sides.add_argument(f"--{side}-profile", metavar="NAME", help=f"the AWS profile for {path}")
         sides.add_argument(f"--{side}-endpoint-url", metavar="URL", help=f"the S3 endpoint for {path}")
-
-
-def _copy(options: argparse.Namespace) -> None:
-    _transfer(options, moving=False)
-
-
-def _move(options: argparse.Namespace) -> None:
-    _transfer(options, moving=True)
 
 
 def _transfer(options: argparse.Namespace, *, moving: bool) -> None:

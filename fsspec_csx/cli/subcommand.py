@@ -10,8 +10,7 @@ import shtab
 from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.manage.location import expand_pattern
-
-_S3 = ("s3://", "s3a://", "csx://")
+from fsspec_csx.storage.paths import S3
 
 
 class Verbs:
@@ -83,4 +82,4 @@ def expand_roots(path: str) -> list[str]:
 
 def s3_options(path: str, **options: str | None) -> dict[str, str]:
     """Return the given options as storage options for a path on S3; none for other paths."""
-    return {name: value for name, value in options.items() if value and path.startswith(_S3)}
+    return {name: value for name, value in options.items() if value and path.partition("://")[0] in S3}

@@ -13,9 +13,9 @@ import fsspec
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
 from fsspec_csx.errors import CheckpointPathError, CredentialsError
+from fsspec_csx.storage.paths import S3
 
 _PACKAGES = ("fsspec-csx", "s3fs", "fsspec", "aiobotocore", "botocore", "torch")
-_SCHEMES = ("s3", "s3a", "csx")
 _EXAMPLE = "Give a bucket, or a folder in one, as in 's3://bucket/run'."
 
 
@@ -38,7 +38,7 @@ def checks(
 def parse_url(url: str) -> tuple[str, str]:
     """Return the bucket and the prefix (empty or with a final slash); a CheckpointPathError without a bucket."""
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in _SCHEMES:
+    if not separator or scheme not in S3:
         raise CheckpointPathError(f"{url!r} is not an S3 URL.", _EXAMPLE)
     from fsspec_csx.s3.filesystem import CSXFileSystem  # only here, as it imports s3fs
 

@@ -17,7 +17,7 @@ from fsspec_csx.group.processes import Processes
 from fsspec_csx.storage.files import file_size, open_file, unwrap_filesystem
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors.crc32 import RunningCrc32
-from fsspec_csx.tensors.source import BareSource, Spans
+from fsspec_csx.tensors.source import BareSource, SpanReader, Spans
 from fsspec_csx.tensors.staging import batches
 
 _BUFFER = 2**20
@@ -132,37 +132,19 @@ class SharedFile(io.BufferedReader):
         self.readinto_many = reader.readinto_many
 
 
-class _Reader(io.RawIOBase):
+class _Reader(SpanReader):
     """The unbuffered file behind ``SharedFile``."""
 
     def __init__(self, processes: Processes, path: str, size: int, open_it: Callable[[], IO[bytes]]) -> None:
         self._processes = processes
         self._path = path
-        self._size = size
+        self.size = size
         self._open = open_it
         self._file: Any = open_it() if not processes.rank else None
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = max(0, offset + (0, self._position, self._size)[whence])
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; only at the end of the file it is not filled."""
-        memory = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
-        self.readinto_many([(self._position, memory)])
-        self._position += len(memory)
-        return len(memory)
 
     def readall(self) -> bytes:
         """Read the rest of the file at once; Python's method would read small pieces."""
-        rest = bytearray(max(0, self._size - self._position))
+        rest = bytearray(max(0, self.size - self._position))
         self.readinto(rest)
         return bytes(rest)
 
@@ -183,7 +165,7 @@ class _Reader(io.RawIOBase):
             if own:
                 crcs: list[int] = self._file.readinto_many(share, advance=advance, crc32=crc32, total=total)
             else:
-                crcs = BareSource(self._file, self._size, advance).read(share, crc32=crc32)
+                crcs = BareSource(self._file, self.size, advance).read(share, crc32=crc32)
             return crcs or [0] * len(share)
 
         step, threads = f"read {redacted(self._path)}", _READERS if own else 1

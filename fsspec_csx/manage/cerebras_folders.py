@@ -110,7 +110,7 @@ def write_metadata(fs: Any, folder: str, data: bytes) -> None:
 
 def check_target(source: Directory, target: Directory) -> None:
     """Raise a CheckpointPathError if a target cannot hold the user metadata of a checkpoint on S3."""
-    if _is_bulk(source.fs) and not _is_bulk(target.fs):
+    if Location.below(source, "x").bulk and not Location.below(target, "x").bulk:
         reason = f"{redacted(target.path)} cannot hold the user metadata of the objects of {redacted(source.path)}."
         raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")
 
@@ -121,7 +121,3 @@ def same_user_metadata(one: Location, other: Location) -> bool:
     if stamps[0] is None or stamps[1] is None:
         return True
     return bool(stamps[0].headers.get("Metadata") == stamps[1].headers.get("Metadata"))
-
-
-def _is_bulk(fs: Any) -> bool:
-    return hasattr(fs, "take_file")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fsspec_csx.checkpoint.api import inspect
-from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.errors import InvalidCheckpointError, few
 from fsspec_csx.formats.huggingface import names as huggingface
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.manage import naming
@@ -17,7 +17,6 @@ from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
 
 _NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[^.]+)", re.DOTALL)
-_SHOWN = 3
 _REMEDY = "Copy it again, or delete it."
 
 
@@ -85,15 +84,9 @@ def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_pa
     if missing := sorted(name for name in ends if name not in held):
         raise _incomplete(display_path, missing, "its manifest names")
     if short := sorted(name for name, end in ends.items() if (size := held[name]) is not None and size < end):
-        reason = f"{display_path} is incomplete: {listed(short)} {'is' if len(short) == 1 else 'are'} truncated."
+        reason = f"{display_path} is incomplete: {few(short)} {'is' if len(short) == 1 else 'are'} truncated."
         raise InvalidCheckpointError(reason, _REMEDY)
 
 
 def _incomplete(display_path: str, missing: list[str], what: str) -> InvalidCheckpointError:
-    return InvalidCheckpointError(f"{display_path} is incomplete: it lacks {listed(missing)}, which {what}.", _REMEDY)
-
-
-def listed(names: list[str]) -> str:
-    """Return the first names, and the number of the others."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return InvalidCheckpointError(f"{display_path} is incomplete: it lacks {few(missing)}, which {what}.", _REMEDY)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,15 +118,14 @@ class _Comparison:
     def __init__(self, sides: tuple[_Side, _Side], closeness: Closeness | None) -> None:
         self._sides = sides
         self._closeness = closeness
-        self._differences: list[Difference] = []
+        # In place of a difference of values, a function that returns it, if there is one, after the tensors are read.
+        self._found: list[Difference | Callable[[], Difference | None]] = []
         self._tensors = self._values = 0
         self._pairs: list[ComparedPair] = []
-        # The index of the difference, the name, the number of elements, the error, and how often elements repeat.
-        self._waiting: list[tuple[int, str, int, NumericError, int]] = []
         self._known: dict[Any, NumericError] = {}
 
     def report(self, name: str, what: str, first: str | None, second: str | None) -> None:
-        self._differences.append(Difference(name, what, first, second))
+        self._found.append(Difference(name, what, first, second))
 
     def compare(self, name: str, first: Any, second: Any) -> None:
         """Compare two entries of one name; ``finish`` reads the tensors."""
@@ -165,7 +165,7 @@ class _Comparison:
             first, second, times = _without_repeats(first, second)
             stored = self._sides[0].stored(first), self._sides[1].stored(second)
             found = self._add_stored(stored, found)
-        self._waiting.append((len(self._differences), name, total, found, times))
+        self._found.append(partial(_difference, name, total, found, times))
 
     def _add_stored(self, stored: tuple[StreamedTensor, StreamedTensor], found: NumericError) -> NumericError:
         identities = tuple(_identity(each) for each in stored)
@@ -180,16 +180,15 @@ class _Comparison:
         files = self._sides[0].file, self._sides[1].file
         self._pairs.sort(key=lambda pair: pair.sides[0].record.offset if pair.sides[0].record else -1)
         compare_tensors.compare(files, self._pairs, self._closeness or Closeness())
-        differences: list[Difference] = []
-        reached = 0
-        for index, name, total, found, times in self._waiting:
-            differences += self._differences[reached:index]
-            reached = index
-            if found.elements:
-                count, absolute, relative = times * found.elements, found.absolute, found.relative
-                differences.append(Difference(name, "value", None, None, count, total, absolute, relative))
-        differences += self._differences[reached:]
-        return Comparison(tuple(differences), self._tensors, self._values, 0)
+        found = (each if isinstance(each, Difference) else each() for each in self._found)
+        return Comparison(tuple(each for each in found if each), self._tensors, self._values, 0)
+
+
+def _difference(name: str, total: int, found: NumericError, times: int) -> Difference | None:
+    """Return the difference of two tensors of ``total`` elements, each of which is repeated; None if they are equal."""
+    if not found.elements:
+        return None
+    return Difference(name, "value", None, None, times * found.elements, total, found.absolute, found.relative)
 
 
 def _without_repeats(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:

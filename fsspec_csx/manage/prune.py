@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fsspec_csx.checkpoint.api import inspect
-from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, few
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage.completeness import check_complete, listed
+from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, sort_key
 from fsspec_csx.manage.steps import Step, steps_of
 from fsspec_csx.storage.paths import redacted
@@ -130,7 +130,7 @@ def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
     if unknown and len(steps) > keep:
         names = [each.path.rpartition("/")[2] for step in unknown for each in step.members]
         msg = (
-            f"The order of the checkpoints under {root} is unknown: {redacted(listed(names))} "
+            f"The order of the checkpoints under {root} is unknown: {redacted(few(names))} "
             f"{'has' if len(names) == 1 else 'have'} no step in the name."
         )
         raise ValueError(f"{msg} Move these elsewhere, or sort by the time of writing: --by time or by='time'.")

@@ -138,7 +138,7 @@ class FolderCopy:
             reason = f"{redacted(target.path)} is the source folder, or inside it."
             raise CheckpointPathError(reason, "Name another target.")
         for name in self._source.names if self._local else ():
-            if {".", ".."} & set(name.replace(os.sep, "/").split("/")) or "\0" in name:
+            if {".", ".."} & set(name.split("/")) or "\0" in name:
                 reason = f"{redacted(source.path)} has the file {name!r}, which would be outside the folder."
                 raise CheckpointPathError(reason, "Do not copy it, and ask its author.")
         if self._source.is_cerebras:

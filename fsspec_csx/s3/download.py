@@ -173,6 +173,6 @@ def check_inside(rpath: str, lpath: str) -> None:
     parts = str(rpath).split("/")
     if ".." in parts:
         upwards = "/".join(parts[parts.index("..") :])
-        if str(lpath).replace(os.sep, "/").endswith(upwards):
+        if str(lpath).endswith(upwards):
             msg = f"The key {rpath!r} leads out of the folder it is fetched to. Fetch it alone, to a name of your own."
             raise ValueError(msg)

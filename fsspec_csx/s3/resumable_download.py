@@ -166,7 +166,7 @@ def _opened(
             return
         file = PartialFile(descriptor, stamp.size)
         try:
-            if mode is not None and hasattr(os, "fchmod"):
+            if mode is not None:
                 os.fchmod(descriptor, mode)
             if os.fstat(descriptor).st_size != file.whole:
                 _begin(file, path)
@@ -183,8 +183,8 @@ def _opened(
 
 def _begin(file: PartialFile, path: str) -> None:
     os.ftruncate(file.descriptor, 0)
-    status = os.fstatvfs(file.descriptor) if hasattr(os, "fstatvfs") else None
-    if status and status.f_blocks and status.f_bavail * status.f_frsize < file.whole:
+    status = os.fstatvfs(file.descriptor)
+    if status.f_blocks and status.f_bavail * status.f_frsize < file.whole:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.dirname(path))
     os.ftruncate(file.descriptor, file.whole)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -158,10 +159,6 @@ def digest(*texts: str) -> str:
 def lock(descriptor: int) -> bool:
     """Lock a file until its descriptor is closed; False if another process holds it, or the system has no locks."""
     try:
-        import fcntl  # imported here, as Windows lacks it
-    except ImportError:
-        return False
-    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
@@ -177,11 +174,9 @@ def open_owned(path: str | Path, mode: int) -> int:
     Raises:
         OSError: if it cannot be opened, is a link or not a regular file, or belongs to another user.
     """
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), mode)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     status = os.fstat(descriptor)
-    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
-    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_uid == user:
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_uid == os.geteuid():
         return descriptor
     os.close(descriptor)
     raise PermissionError(errno.EPERM, "This file was not made by this user", os.fspath(path))

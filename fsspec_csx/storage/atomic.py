@@ -86,8 +86,6 @@ def _is_special(path: str) -> bool:
 
 def _sync_folder(folder: str) -> None:
     """Make the rename survive a power failure."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

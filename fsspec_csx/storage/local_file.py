@@ -49,10 +49,9 @@ def write_at(descriptor: int, memory: memoryview, position: int) -> None:
 
 def _create(path: str, target: str, mode: int | None) -> int:
     """Create a file with the mode and owner of ``target``; if it does not exist (mode None), the umask decides."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o666 if mode is None else mode)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
     try:
-        if mode is not None and hasattr(os, "fchmod"):
+        if mode is not None:
             former, made = os.stat(target), os.fstat(descriptor)
             if (made.st_uid, made.st_gid) != (former.st_uid, former.st_gid):
                 with contextlib.suppress(PermissionError):  # only root may give files away
@@ -80,8 +79,7 @@ def resolve_target(path: str) -> tuple[str, int | None]:
     if not os.path.exists(target):
         return target, None
     if not os.access(target, os.W_OK):
-        read_only = hasattr(os, "statvfs") and os.statvfs(target).f_flag & os.ST_RDONLY
-        number = errno.EROFS if read_only else errno.EACCES
+        number = errno.EROFS if os.statvfs(target).f_flag & os.ST_RDONLY else errno.EACCES
         raise OSError(number, os.strerror(number), path)
     return target, stat.S_IMODE(os.stat(target).st_mode)
 
@@ -104,7 +102,7 @@ def publish(temporary: str, target: str, *, exclusive: bool) -> None:
 
 def temporary_path(path: str, token: str) -> str:
     """Return the temporary path of a file until it is complete."""
-    folder, separator, name = path.rpartition("/") if "/" in path else path.rpartition(os.sep)
+    folder, separator, name = path.rpartition("/")
     temporary = f".{name}.{token}.tmp"
     if len(os.fsencode(temporary)) > _NAME_MAX:
         temporary = f".{token}.tmp"

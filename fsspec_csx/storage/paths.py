@@ -11,7 +11,9 @@ from fsspec.registry import registry
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.redaction import without_password
 
-_S3 = ("s3", "s3a", "csx")
+S3 = ("s3", "s3a", "csx")
+"""The protocols of S3."""
+
 _EXAMPLE = "Give bucket and object path, as in 's3://bucket/run/checkpoint_100.mdl'."
 # ARNs in place of a bucket's name: https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-access-points.html
 _ACCESS_POINT = re.compile(r"arn:[^/]*?:(?:accesspoint|outpost[:/][^:/]+[:/](?:accesspoint|bucket))[:/][^/]+")
@@ -44,7 +46,7 @@ def checkpoint_path(path: str | os.PathLike[str]) -> str:
     if not is_local(path):
         name = _naming_link(text)
         _check_protocol(text, name)
-    if name.endswith(("/", os.sep)):
+    if name.endswith("/"):
         raise CheckpointPathError(f"{redacted(text)!r} ends in a slash: it names a folder.", "Add the file's name.")
     return text
 
@@ -85,7 +87,7 @@ def _check_protocol(text: str, name: str) -> None:
                 raise CheckpointPathError(reason, f"Write {lower!r}.")
             raise CheckpointPathError(reason, "Check its spelling, or install the package that provides it.")
     protocol, _, rest = name.partition("://")
-    if protocol in _S3:
+    if protocol in S3:
         _check_s3(shown, rest)
         if "::" in text[text.index(name) :]:
             reason = f"{shown!r} has '::' in its object path, which chains URLs in fsspec."
@@ -93,7 +95,7 @@ def _check_protocol(text: str, name: str) -> None:
 
 
 def _check_slashes(shown: str, protocol: str, slash: str) -> None:
-    if protocol in _S3:
+    if protocol in S3:
         found = "one slash" if slash else "none"
         reason = f"{shown!r} is no S3 URL: '{protocol}:' must be followed by two slashes, here there is {found}."
     elif slash and protocol in _protocols() - {"file", "local"}:

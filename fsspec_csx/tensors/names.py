@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from fsspec_csx.errors import MissingEntryError
+from fsspec_csx.errors import few as few
 from fsspec_csx.tensors.lazy_object import Record
 
 Keys: TypeAlias = Iterable[str] | Callable[[str], bool]
@@ -172,12 +172,6 @@ def quoted(name: object, most: int = 80) -> str:
 def shown(names: Collection[object]) -> str:
     """List a few names, and how many more there are."""
     return few(names, lambda name: quoted(name, _NAME_SHOWN))
-
-
-def few(items: Collection[Any], text: Callable[[Any], str] = str, *, separator: str = ", ", most: int = _SHOWN) -> str:
-    """List a few items, and how many more there are."""
-    found = separator.join(map(text, itertools.islice(items, most)))
-    return f"{found} and {len(items) - most} more" if len(items) > most else found
 
 
 def of_records(obj: Any, records: Collection[Record]) -> str:

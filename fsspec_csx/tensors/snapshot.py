@@ -30,8 +30,7 @@ def _reset() -> None:
     _buffers = Buffers()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset)
+os.register_at_fork(after_in_child=_reset)
 
 
 def release() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -194,6 +195,34 @@ class Source:
         data = self.file.read(len(memory))
         memory[: len(data)] = data
         return len(data)
+
+
+class SpanReader(io.RawIOBase):
+    """An unbuffered file for reading, of ``size`` bytes; subclasses define how to read them."""
+
+    size: int
+    _position = 0
+
+    def readinto_many(self, spans: Spans) -> list[int]:
+        """Fill memory from many positions, see ``CSXFile.readinto_many``."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = max(0, offset + (0, self._position, self.size)[whence])
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; only at the end of the file it is not filled."""
+        memory = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        self.readinto_many([(self._position, memory)])
+        self._position += len(memory)
+        return len(memory)
 
 
 class BareSource(Source):

@@ -26,9 +26,8 @@ class _Free(NamedTuple):
 
 def _allocated(size: int) -> mmap.mmap:
     # Private, or forked children would share the memory. Small pages, because finding huge ones can take seconds.
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     try:
-        return mmap.mmap(-1, -(-size // _ROUNDED_TO) * _ROUNDED_TO, **private)
+        return mmap.mmap(-1, -(-size // _ROUNDED_TO) * _ROUNDED_TO, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         msg = f"There is no memory for a copy of {size} bytes of tensors. Use save, which needs none."
         raise MemoryError(msg) from error

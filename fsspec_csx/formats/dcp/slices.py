@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain
 from fsspec_csx.formats.torch_zip.single_tensor_archive import Frame, frame
 from fsspec_csx.tensors.crc32 import crc32_of
-from fsspec_csx.tensors.source import HEAD, TAIL, Source, memory_of
+from fsspec_csx.tensors.source import HEAD, TAIL, Source, SpanReader, Spans, memory_of
 from fsspec_csx.tensors.staging import batches
 
 T = TypeVar("T")
@@ -72,7 +71,7 @@ class Frames:
         return None
 
 
-class Item(io.RawIOBase):
+class Item(SpanReader):
     """A part of a shard as a file, with its ends in memory.
 
     Attributes:
@@ -85,7 +84,6 @@ class Item(io.RawIOBase):
     def __init__(self, source: Source, place: ItemLocation) -> None:
         super().__init__()
         self._source = source
-        self._position = 0
         self.start = place.offset
         self.size = place.length
         self.parts = [(0, HEAD), (self.size - TAIL, TAIL)] if self.size > SMALL else [(0, self.size)]
@@ -98,12 +96,11 @@ class Item(io.RawIOBase):
 
     def readinto_many(
         self,
-        spans: Sequence[tuple[int, memoryview]],
+        spans: Spans,
         *,
         advance: Callable[[int], object] | None = None,
         crc32: bool = False,
     ) -> list[int]:
-        """Fill memory, like ``CSXFile.readinto_many``."""
         if not crc32 and all(self._answered(start, memory) for start, memory in spans):
             return []
         return self._source.read([(self.start + start, memory) for start, memory in spans], crc32=crc32)
@@ -116,25 +113,6 @@ class Item(io.RawIOBase):
                 return True
         return False
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, self.size)[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
     def read(self, size: int = -1) -> bytes | None:
         left = max(0, self.size - self._position)  # a damaged file may ask for any size
         return super().read(left if size < 0 else min(size, left))
-
-    def readinto(self, buffer: Any) -> int:
-        memory = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
-        self.readinto_many([(self._position, memory)])
-        self._position += len(memory)
-        return len(memory)
