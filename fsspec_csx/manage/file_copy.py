@@ -8,12 +8,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from fsspec.callbacks import Callback
-
 from fsspec_csx.errors import ChecksumError, CSXError
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.local_file import publish, resolve_target
+from fsspec_csx.storage.progress import AdvanceCallback
 
 _CHUNK = 16 * 2**20
 RESUME_HINT = "Run the same command again to resume."
@@ -36,11 +35,11 @@ def copy_file(
     mode = "overwrite" if overwrite else "create"
     try:
         try:
-            _copy(source, target, _Forward(advance), mode)
+            _copy(source, target, advance, mode)
         except Exception as error:
             if not _is_unsupported(error):
                 raise
-            _copy_in_chunks(source, target, _Forward(advance).relative_update, mode)
+            _copy_in_chunks(source, target, advance, mode)
     except CSXError as error:
         if isinstance(error, (ConnectionError, TimeoutError)) and _resumable(source, target):
             error.remedy = f"{error.remedy} {RESUME_HINT}".lstrip()
@@ -73,10 +72,10 @@ def rename_file(source: Location, target: Location, *, overwrite: bool) -> bool:
     return True
 
 
-def _copy(source: Location, target: Location, callback: Callback, mode: str) -> None:
-    options: dict[str, Any] = {"callback": callback, "mode": mode, "resumable": True}
+def _copy(source: Location, target: Location, advance: Callable[[int], object], mode: str) -> None:
+    options: dict[str, Any] = {"callback": AdvanceCallback(advance), "mode": mode, "resumable": True}
     if not _resumable(source, target):
-        _copy_in_chunks(source, target, callback.relative_update, mode)
+        _copy_in_chunks(source, target, advance, mode)
     elif target.fs is None:
         source.fs.get_file(source.path, target.path, **options)
     elif source.fs is None:
@@ -100,20 +99,6 @@ def _copy_in_chunks(source: Location, target: Location, advance: Callable[[int],
             written.write(chunk)
             advance(len(chunk))
         source.check_state(before)
-
-
-class _Forward(Callback):  # type: ignore[misc]
-    """Reports the progress of one file to ``advance``."""
-
-    def __init__(self, advance: Callable[[int], object]) -> None:
-        super().__init__()
-        self._advance = advance
-        self._reported = 0
-
-    def call(self, *args: Any, **kwargs: Any) -> None:
-        # Bytes that are fetched again after damage count only once.
-        self._advance(max(0, self.value - self._reported))
-        self._reported = max(self._reported, self.value)
 
 
 def _is_unsupported(error: Exception) -> bool:

@@ -140,32 +140,35 @@ async def get_file(
     exclusive = mode == "create"
     if resumable and await resume(fs, rpath, version_id, lpath, callback, exclusive=exclusive):
         return
+    heads = [] if head is None else [head]
     with atomic_local_write(lpath, exclusive=exclusive) as descriptor:
+        await retry_if_changed(
+            lambda: _fetch(
+                fs, PinnedObject(fs, rpath, version_id), descriptor, heads.pop() if heads else None, callback
+            )
+        )
 
-        async def fetch() -> None:
-            nonlocal head
-            found, read, head = PinnedObject(fs, rpath, version_id), head, None
-            probe: RangeRequest = read or FileRange(descriptor, 0, MIN_REQUEST, probing=True)
-            if read is not None:
-                write_at(descriptor, read.memory, 0)
-                read.forget()
-            else:
-                await fs.transfer.fetch(found.get, [probe])
-            found.etag = found.etag or probe.etag
-            total = probe.total or probe.length
-            callback.set_size(total)
-            callback.absolute_update(probe.length)
-            part = fs.request_size(total)
-            ranges = [
-                FileRange(descriptor, start, min(part, total - start), check=checksum_function(probe))
-                for start in range(probe.length, total, part)
-            ]
-            await fs.transfer.fetch(found.get, ranges, callback.relative_update)
-            os.ftruncate(descriptor, total)  # a former state of the object may have been longer
-            first = memoryview(os.pread(descriptor, probe.length, 0))
-            verify_checksum(found, probe, first, ranges)
 
-        await retry_if_changed(fetch)
+async def _fetch(fs: Any, found: PinnedObject, descriptor: int, head: FirstBytes | None, callback: Callback) -> None:
+    """Write an object to an open file."""
+    probe: RangeRequest = head or FileRange(descriptor, 0, MIN_REQUEST, probing=True)
+    if head is not None:
+        write_at(descriptor, head.memory, 0)
+        head.forget()
+    else:
+        await fs.transfer.fetch(found.get, [probe])
+    found.etag = found.etag or probe.etag
+    total = probe.total or probe.length
+    callback.set_size(total)
+    callback.absolute_update(probe.length)
+    part = fs.request_size(total)
+    ranges = [
+        FileRange(descriptor, start, min(part, total - start), check=checksum_function(probe))
+        for start in range(probe.length, total, part)
+    ]
+    await fs.transfer.fetch(found.get, ranges, callback.relative_update)
+    os.ftruncate(descriptor, total)  # a former state of the object may have been longer
+    verify_checksum(found, probe, memoryview(os.pread(descriptor, probe.length, 0)), ranges)
 
 
 def check_inside(rpath: str, lpath: str) -> None:

@@ -14,7 +14,13 @@ from fsspec.callbacks import Callback
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
-from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata, retry_if_changed
+from fsspec_csx.s3.consistent_read import (
+    ObjectMetadata,
+    PinnedObject,
+    compare_checksum,
+    object_metadata,
+    retry_if_changed,
+)
 from fsspec_csx.s3.transport.byte_range import FileRange
 from fsspec_csx.s3.transport.call_scope import ThreadedContext, in_thread
 from fsspec_csx.s3.transport.checksum import CRC64NVME, Algorithm
@@ -118,9 +124,8 @@ class PartialFile:
         elif algorithm is not None:
             for number in self._parts:
                 crc = self._computed(algorithm, number, crc)
-        if algorithm is not None and algorithm.encoded(crc) != stamp.checksum:
-            reason = f"What arrived of {name} has the checksum {algorithm.encoded(crc)}, not {stamp.checksum}."
-            raise ChecksumError(reason, "Read it again; if that does not help, the network or the server damages data.")
+        if algorithm is not None:
+            compare_checksum(name, algorithm, crc, stamp.checksum)
         os.ftruncate(self.descriptor, self._size)
         os.fsync(self.descriptor)
 

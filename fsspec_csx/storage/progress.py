@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fsspec.callbacks import Callback, NoOpCallback, TqdmCallback
 
@@ -66,14 +66,16 @@ class ProgressMeter:
 
 
 class AdvanceCallback(Callback):  # type: ignore[misc]  # fsspec has no types
-    """Passes increments on to a function."""
+    """Passes the progress of one file on to a function; bytes that are fetched again after damage count only once."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         super().__init__()
         self._advance = advance
+        self._reported = 0
 
-    def relative_update(self, inc: int = 1) -> None:
-        self._advance(inc)
+    def call(self, *args: Any, **kwargs: Any) -> None:
+        self._advance(max(0, self.value - self._reported))
+        self._reported = max(self._reported, self.value)
 
 
 def run_in_threads(
