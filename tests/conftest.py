@@ -82,7 +82,12 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[LocalS3]:
     """The S3 server of the suite, with an identity of each kind."""
-    identities = [Identity.full("admin"), Identity.read_only("reader"), Identity.one_bucket("tenant", TENANT_BUCKET)]
+    identities = [
+        Identity.full("admin"),
+        Identity.read_only("reader"),
+        Identity.one_bucket("tenant", TENANT_BUCKET),
+        Identity("blind", ("Read:nothing",)),
+    ]
     with LocalS3(identities=identities) as running:
         yield running
 

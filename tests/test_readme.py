@@ -59,6 +59,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "language", "code"), RECIPES, ids=[code.splitlines()[-1][:50] for *_, code in RECIPES]
 )

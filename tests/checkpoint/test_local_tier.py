@@ -497,6 +497,7 @@ LocalTier.write = slow
     assert is_step(load(f"{run}/1.mdl"), 1)
 
 
+@pytest.mark.slow
 def test_disk_full(run: str, tmp_path: Path) -> None:
     """What the disk does not take goes straight to the path, with a warning, and nothing is left on the disk."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({MIB // 2}, {MIB // 2}))"

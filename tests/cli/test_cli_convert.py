@@ -156,6 +156,7 @@ def test_failures(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert names(str(tmp_path)) == ["damaged.mdl", "home", "model.mdl", "text.mdl"]
 
 
+@pytest.mark.slow
 def test_failures_of_s3(source: str, bucket: str, server: LocalS3, new_bucket: str) -> None:
     """S3's refusals are reported in processes of their own: a user who may only read, and a wrong secret."""
     save(STATE, f"s3://{bucket}/x.mdl", storage_options=server.storage_options())

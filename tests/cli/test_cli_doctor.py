@@ -471,6 +471,7 @@ def test_terminated(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
         assert fs.find(bucket) == []
 
 
+@pytest.mark.slow
 def test_slow_server_is_measured_with_little(server: LocalS3, bucket: str) -> None:
     """Where a small object takes long, no large one is sent."""
     with fault_proxy(server.endpoint_url) as proxy:
@@ -702,6 +703,7 @@ def test_command(server: LocalS3, aws_files: Path, bucket: str) -> None:
         assert secret not in done.stdout
 
 
+@pytest.mark.slow
 def test_command_that_fails(server: LocalS3, bucket: str) -> None:
     """A check that failed has its remedy on the next line, and the command fails."""
     done = cszoo("doctor", f"s3://{bucket}", environment=server.environment("reader"))

@@ -46,7 +46,7 @@ def test_json(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
 
 def test_objects_have_names_that_gc_knows(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """What a killed process leaves are objects that gc deletes."""
-    with benchmark((bucket, "run/"), seconds=1):
+    with benchmark((bucket, "run/"), seconds=0.2):
         left = fs.find(bucket)
         found = leftovers(f"s3://{bucket}/run", older_than=timedelta(0))
     assert left
@@ -57,7 +57,7 @@ def test_objects_have_names_that_gc_knows(environment: LocalS3, fs: CSXFileSyste
 def test_versions_are_deleted(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """In a bucket that keeps versions, none of its objects stay."""
     fs.call_s3("put_bucket_versioning", Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    with benchmark((bucket, ""), seconds=1):
+    with benchmark((bucket, ""), seconds=0.2):
         pass
     kept = fs.call_s3("list_object_versions", Bucket=bucket)
     assert not kept.get("Versions")

@@ -130,6 +130,7 @@ def test_deleted(held: str, fs: CSXFileSystem, capsys: pytest.CaptureFixture[str
     assert run("delete", f"s3://{held}/plain.mdl", "--yes") == FAILED
 
 
+@pytest.mark.slow
 def test_in_processes(held: str, tmp_path: Path) -> None:
     """The commands as they are typed."""
     listed = cszoo("list", f"s3://{held}", "--latest")

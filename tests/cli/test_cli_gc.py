@@ -279,6 +279,7 @@ def test_no_root(root: str) -> None:
         leftovers(f"{root}/missing")
 
 
+@pytest.mark.slow
 def test_refusals(
     server: LocalS3, bucket: str, fs: CSXFileSystem, aws_files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -270,6 +270,7 @@ def test_command(environment: LocalS3, bucket: str) -> None:
     assert remedy == "Check its name."
 
 
+@pytest.mark.slow
 def test_refusals(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who may only read may list; a wrong secret and an endpoint that is down are reported as such."""
     fill(f"s3://{bucket}", "checkpoint_1.mdl", **server.storage_options())

@@ -268,6 +268,7 @@ def test_name_that_no_path_can_have(bucket: str, environment: LocalS3) -> None:
     assert left(f"s3://{bucket}") == ["a::step_1.mdl", "a::step_2.mdl"]
 
 
+@pytest.mark.slow
 def test_refusals(server: LocalS3, bucket: str) -> None:
     """A wrong secret, a missing bucket and an endpoint that is down are reported as such."""
     store = server.storage_options()

@@ -41,6 +41,7 @@ def test_names() -> None:
             distributed.StorageWriter("/x/y", prefix_count=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_every_command_finds_them(root: str) -> None:
     """Such a checkpoint is loaded, listed, verified, copied, moved, pruned and deleted as any other."""
     for step in (1, 2):

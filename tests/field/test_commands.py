@@ -237,6 +237,7 @@ def test_password_of_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
 # -- several sources, options of many words, and patterns --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_sources_are_gone_on_with(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same command again copies what is missing; what is there and the same is skipped, anything else an error."""
     for name in ("a", "b", "c"):

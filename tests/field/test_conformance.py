@@ -233,6 +233,7 @@ def test_each_format_to_each(tmp_path: Path, bucket: str) -> None:
         assert same(dict(load(path(first, second))), MODEL), (first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_a_sharded_checkpoint_holds_is_converted(tmp_path: Path) -> None:
     """What a sharded checkpoint holds goes to a torch file and to another folder, as load gives it."""

@@ -344,6 +344,7 @@ def test_customer_keys_of_parts(server: LocalS3, bucket: str, proxy: FaultProxy,
     assert fs.list_multipart_uploads(bucket) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, PART - 1, PART, 3 * PART, 3 * PART + 17])
 def test_append_in_parts_of_one_size(
     server: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch, size: int

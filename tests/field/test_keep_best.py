@@ -35,6 +35,7 @@ def run(root: str, steps: int, values: dict[int, float], keep: Any, every: int =
     return sorted(name.removeprefix("checkpoint_").removesuffix(".mdl") for name in names if name.endswith(".mdl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_best_after_many_resumes(root: str, mode: str) -> None:
     """The best one stays, whether it was saved in this process, resumed from, or saved long ago."""

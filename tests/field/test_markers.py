@@ -124,6 +124,7 @@ def test_data_under_a_name_with_a_slash(moto_store: Store) -> None:
     assert store.contents() == {"d/f": b"F"}
 
 
+@pytest.mark.slow
 def test_pyarrow_reads_a_folder_with_markers(moto_store: Store) -> None:
     """pyarrow reads a data set from a folder that was made in a console."""
     table = pyarrow.table({"a": [1, 2, 3]})

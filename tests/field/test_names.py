@@ -238,6 +238,7 @@ def test_what_is_listed_can_be_handed_back(moto_store: Store, keys: set[str], ch
 FOLDERS = {"run[1]/a": b"1", "run[1]/s/b": b"2", "run1/a": b"3", "run1/s/b": b"4", "run": b"5"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_folders_with_special_characters(store: Store, tmp_path: Path, slash: str) -> None:
     """A folder whose name looks like a pattern is that folder, with all below it."""

@@ -252,6 +252,7 @@ def lengths(proxy: FaultProxy) -> list[int]:
 STATE = {f"t{number}": torch.full((5_000_000,), float(number)) for number in range(15)}  # 300 MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "suffix"),
     thinned(

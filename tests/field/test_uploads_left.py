@@ -110,6 +110,7 @@ def test_merge_into_one_of_its_sources(fs: CSXFileSystem, bucket: str, large: bo
     assert fs.cat_file(f"{bucket}/a") == first + b"second\n"
 
 
+@pytest.mark.slow
 def test_merge_copies_what_it_can(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy) -> None:
     """Only the parts that are of two objects are read; all parts but the last are of one size."""
     fs.pipe_file(f"{bucket}/a", os.urandom(20 * MIB))

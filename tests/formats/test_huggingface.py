@@ -247,6 +247,7 @@ def test_requests(bucket: str, environment: LocalS3) -> None:
     assert {*requests} <= {"GetObject", "HeadObject"}
 
 
+@pytest.mark.slow
 def test_convert(root: str) -> None:
     """Into each format and back, with dtypes, keys and what was tied."""
     state = {**STATE, "tied": STATE["layer.2.w"]}
@@ -308,6 +309,7 @@ def test_folder_of_other_files(root: str) -> None:
             refused()
 
 
+@pytest.mark.slow
 def test_list_and_prune(root: str) -> None:
     """Whole folders count, those that lack a shard do not; a folder of other checkpoints is none."""
     for step in (1, 2, 3):
@@ -350,6 +352,7 @@ def test_leftovers_are_no_shards(root: str) -> None:
     assert not leftovers(root, older_than=timedelta(seconds=-60))
 
 
+@pytest.mark.slow
 def test_copy_and_move(root: str) -> None:
     """A folder is copied with all its files, the index last; the index alone is no checkpoint."""
     save(STATE, f"{root}/a/m", format="huggingface", max_shard_size="4KB")

@@ -115,6 +115,7 @@ def test_cerebras_checkpoints_alone_are_moved(bucket: str) -> None:
     assert {each.path for each in checkpoints(root, recursive=True)} == {*folders, f"{root}/step_1", f"{root}/copy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", FOLDERS[1:])
 def test_other_folders_are_moved_whole(bucket: str, outer: str) -> None:
     """A folder of shards is moved with all that lies below it, and nothing is lost."""
@@ -258,6 +259,7 @@ def test_saved_anew_before_it_is_copied(bucket: str) -> None:
     assert torch.equal(load(root)["more"], torch.ones(1))
 
 
+@pytest.mark.slow
 def test_damaged_metadata_and_objects_below(
     fs: CSXFileSystem, bucket: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -214,7 +214,7 @@ def test_server_copies_itself(folder: Callable[[str], str], monkeypatch: pytest.
     assert (head["Metadata"], head["ContentType"]) == ({"run": "7"}, "application/x-run")
 
 
-@pytest.mark.parametrize("size", thinned([0, MIB, len(DATA)], len(DATA)))
+@pytest.mark.parametrize("size", thinned([0, MIB, len(DATA)], MIB))
 def test_across_servers(
     environment: LocalS3, aws_files: Path, folder: Callable[[str], str], size: int, tmp_path: Path
 ) -> None:
@@ -412,6 +412,7 @@ def test_is_loaded_again(root: str, tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "x.mdl")["x"], torch.arange(1000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", KINDS)
 @pytest.mark.parametrize("here", KINDS)
 def test_sameness(folder: Callable[[str], str], here: str, there: str) -> None:
@@ -445,6 +446,7 @@ def held(path: str) -> dict[str, bytes]:
     return {name[len(inner) + 1 :]: fs.cat_file(name) for name in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", KINDS)
 @pytest.mark.parametrize("here", KINDS)
 def test_sharded(folder: Callable[[str], str], here: str, there: str) -> None:

@@ -272,6 +272,7 @@ def test_plain_uploads_leave_nothing(
     assert (uploads(fs, target), records(tmp_path)) == ([], [])
 
 
+@pytest.mark.slow
 def test_server_side_copy_goes_on(
     far: FaultProxy, fs: CSXFileSystem, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -301,6 +302,7 @@ def place(fs: CSXFileSystem, url: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
+@pytest.mark.slow
 def test_copy_through_memory_goes_on(
     far: FaultProxy, fs: CSXFileSystem, server: LocalS3, target: str, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_files(express: DirectoryBucket) -> None:
     assert 1 <= express.sessions <= 3  # requests at the same time may each make the first one
 
 
+@pytest.mark.slow
 def test_checkpoints(express: DirectoryBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints of each kind are saved, loaded, listed by step, copied, moved, pruned and deleted."""
     monkeypatch.setattr(manage_s3, "PAGE", 2)

@@ -94,18 +94,25 @@ def test_far_store(delay: float, options: dict[str, int], least: int, most: int)
     """A store whose answers take long gets many requests at a time, and never more than ``max_concurrency``."""
     store = Store(delay)
     with listening(store.answer) as listener:
-        read(connected(listener, **options), 300 if most > 4 else 60)
+        read(connected(listener, **options), 300 if most > 4 else 20)
     assert least <= max(store.at_a_time) <= most
 
 
+@dataclass
 class CopyingStore(Store):
-    """A store of one large object, which it copies in parts."""
+    """A store of one large object, which it copies in parts.
+
+    Attributes:
+        parts: how many.
+    """
+
+    parts: int = 100
 
     def answer(self, heard: Heard) -> Answer:
         """Answer a request; only parts are counted."""
         if heard.method == "HEAD":
             time.sleep(self.delay)
-            return 200, {"ETag": ETAG, "Content-Length": str(100 * COPIED_PART)}, b""
+            return 200, {"ETag": ETAG, "Content-Length": str(self.parts * COPIED_PART)}, b""
         if "partNumber=" in heard.path:
             with self._counted():
                 time.sleep(self.delay)
@@ -133,11 +140,11 @@ def test_copies_take_turns(
     if most == MIN_REQUESTS:  # a near store, from whose answers nothing is learned here
         monkeypatch.setattr(ConcurrencyLimit, "answered", lambda *_: None)
         monkeypatch.setattr(ConcurrencyLimit, "measured", lambda *_: None)
-    store = CopyingStore(delay)
+    store = CopyingStore(delay, parts=20 if options else 100)
     with listening(store.answer) as listener:
         fs = connected(listener, **options)
         fs.cp_file("bucket/one", "bucket/other")
-    assert len(store.at_a_time) == 100
+    assert len(store.at_a_time) == store.parts
     assert least <= max(store.at_a_time) <= most
 
 
@@ -284,7 +291,7 @@ def test_threads_end_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fsspec_csx.s3.transport.threads.IDLE_SECONDS", 0.1)
     with listening(Store(0.03).answer) as listener:
         fs = connected(listener)
-        read(fs, 200)
+        read(fs, 100)
         assert len(fs.transfer._threads) > MIN_REQUESTS
         deadline = time.monotonic() + 60
         while len(fs.transfer._threads) > MIN_REQUESTS and time.monotonic() < deadline:

@@ -19,7 +19,7 @@ from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.pool import PART
-from fsspec_csx.testing import Identity, LocalS3
+from fsspec_csx.testing import LocalS3
 
 DATA = os.urandom(3 * PART + 12345)
 
@@ -114,14 +114,9 @@ def test_memory_is_the_callers_again_after_an_error(fs: CSXFileSystem, bucket: s
 
 def test_refused_read_is_reported(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
     """A refusal of a part is reported as that of any request."""
-    blind = Identity("blind", ("Read:nothing",))
-    known = fs.info(path)
-    with LocalS3(identities=[Identity.full("admin"), blind]) as own:
-        admin = fsspec.filesystem("s3", **own.storage_options())
-        admin.pipe_file(path, DATA)
-        file = CSXFile(fsspec.filesystem("s3", **own.storage_options("blind")), path, size=known["size"])
-        with file, pytest.raises(AccessDeniedError, match=path):
-            file.readinto(bytearray(2 * PART))
+    blind = fsspec.filesystem("s3", **server.storage_options("blind"))
+    with CSXFile(blind, path, size=fs.size(path)) as file, pytest.raises(AccessDeniedError, match=path):
+        file.readinto(bytearray(2 * PART))
 
 
 def test_versions(server: LocalS3, bucket: str) -> None:

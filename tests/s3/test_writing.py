@@ -197,6 +197,7 @@ def test_append_to_nothing(fs: CSXFileSystem, folder: str) -> None:
     assert fs.cat_file(f"{folder}/object") == b"new"
 
 
+@pytest.mark.slow
 def test_text_and_compression(fs: CSXFileSystem, folder: str) -> None:
     """Text and compressed bytes are the same when read again, larger ones than a part too."""
     lines = [f"{number} größer\n" for number in range(400_000)]
@@ -534,6 +535,7 @@ def test_options_of_s3_reach_the_requests(
     assert fs.info(f"{folder}/object")["size"] == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 2 * BLOCK + 1])
 def test_customer_keys(server: LocalS3, folder: str, tmp_path: Path, size: int) -> None:
     """Objects encrypted by a key of the user's own are written and read in every way, and not without the key."""

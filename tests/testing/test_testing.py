@@ -274,6 +274,7 @@ def test_paused_server_hangs_until_resumed(server: LocalS3) -> None:
     assert read(client(server), "bucket-a", "key") == b"data"
 
 
+@pytest.mark.slow
 def test_killed_server_comes_back_with_its_data(server: LocalS3) -> None:
     """After kill nobody answers, and after restart the same endpoint has the same data and takes more."""
     s3 = client(server)
@@ -285,6 +286,7 @@ def test_killed_server_comes_back_with_its_data(server: LocalS3) -> None:
     s3.put_object(Bucket="bucket-a", Key="later", Body=b"more")
 
 
+@pytest.mark.slow
 def test_two_servers_at_once(server: LocalS3) -> None:
     """A second server has another endpoint and none of the first one's data."""
     with LocalS3() as other:

@@ -228,6 +228,7 @@ def test_exact(name: str, environment: LocalS3, bucket: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_exact_from_the_initial_checkpoint(environment: LocalS3, bucket: str) -> None:
     """SGD has no momentum before its first step, and damps none of that step's gradient."""
     root = f"s3://{bucket}/run"
@@ -258,6 +259,7 @@ def test_exact_schedulers(name: str, environment: LocalS3, bucket: str) -> None:
     check_exact(f"s3://{bucket}", schedulers=SCHEDULERS[name])
 
 
+@pytest.mark.slow
 def test_before_the_first_step(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
     """A training resumes exactly from its initial checkpoint, too."""
     checkpoint = Checkpoint(20, save_initial_checkpoint=True, checkpoint_root=f"s3://{bucket}", format="cerebras")

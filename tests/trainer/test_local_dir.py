@@ -252,6 +252,7 @@ def test_disk_unusable(run: Run, logged: pytest.LogCaptureFixture) -> None:
     assert logged.text.count("without a local copy in") == 2
 
 
+@pytest.mark.slow
 def test_thinned_on_both_sides(run: Run) -> None:
     """What retention deletes, it deletes on the disk too, and no best one is lost to uploads that come late."""
     run.fit(8, KeepNCheckpoints(1), keep_local=9)
@@ -286,6 +287,7 @@ def test_refused() -> None:
             Checkpoint(2, **options)
 
 
+@pytest.mark.slow
 def test_yaml(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
     """A file names the disk."""
     checkpoint = {"steps": 2, "checkpoint_root": f"s3://{bucket}/run", "local_dir": str(tmp_path / "disk")}
