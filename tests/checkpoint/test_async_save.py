@@ -697,7 +697,7 @@ if __name__ == "__main__":
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 SLOW = """
-import sys, threading, time, torch
+import sys, threading, time, torch, traceback
 from fsspec.callbacks import Callback
 from fsspec_csx.checkpoint.async_save import async_save
 
@@ -705,9 +705,13 @@ class Slow(Callback):
     def relative_update(self, inc=1):
         time.sleep(0.3)
 
+def watch(main):
+    while "_close" not in [each.name for each in traceback.extract_stack(sys._current_frames()[main])]:
+        time.sleep(0.01)
+    print("waiting", flush=True)
+
 kept = [async_save([torch.ones(2**16) for _ in range(200)], sys.argv[1], callback=Slow()) for _ in range(2)]
-# Called right before what waits for the saves, which the import registered.
-threading._register_atexit(lambda: print("ending", flush=True))
+threading.Thread(target=watch, args=[threading.main_thread().ident], daemon=True).start()
 """
 LATE = """
 import atexit, sys, threading
@@ -755,7 +759,7 @@ folder = sys.argv[1]
 over = async_save([0], folder + "/over.pt")
 over.result()
 futures = [async_save({"x": torch.ones(2**20)}, folder + "/parent.pt", callback=Gate()) for _ in range(2)]
-assert reached.wait(30)
+assert reached.wait(90)
 forked(lambda: None)
 forked(others)
 forked(lambda: async_save([1], folder + "/child.pt"))
@@ -820,8 +824,7 @@ def test_ctrl_c_at_exit(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SLOW, str(tmp_path / "x.pt")]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ending\n"
-        time.sleep(0.3)  # until it waits
+        assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         _, errors = process.communicate(timeout=100)

@@ -81,10 +81,11 @@ with fsspec.open("s3://{bucket}/run/x.mdl", "wb") as file:
     with running([*python(), "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"written\n"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not sum(each.size or 0 for each in s3.unfinished_uploads(fs, bucket)) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=100)
     assert run(f"s3://{bucket}/run", "--older-than", "0s", "--json", "--dry-run") == DONE
     (report,) = json.loads(capsys.readouterr().out)["leftovers"]
     assert (report["kind"], report["path"]) == ("upload", f"s3://{bucket}/run/x.mdl")

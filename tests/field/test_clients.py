@@ -59,7 +59,7 @@ def test_body_that_is_read_during_a_renewal(server: LocalS3, fs: CSXFileSystem, 
         rest: bytes = await answer["Body"].read()
         return first + rest
 
-    assert asyncio.run_coroutine_threadsafe(read(), far.loop).result(20) == data
+    assert asyncio.run_coroutine_threadsafe(read(), far.loop).result(60) == data
 
 
 def test_clients_of_regions(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def uploads(fs: CSXFileSystem, url: str) -> list[str]:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Wait until something is so."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -112,9 +112,9 @@ def broken_off(
         wait_for(lambda: when() or process.poll() is not None)
         process.send_signal(number)
         # It says that it was interrupted, or nothing: on a busy machine it may take long to see the signal.
-        select.select([process.stderr], [], [], 30)
+        select.select([process.stderr], [], [], 60)
         going_on.set()
-        _, report = process.communicate(timeout=40)
+        _, report = process.communicate(timeout=100)
     far.faults = []
     return process.returncode, report
 

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -272,6 +273,7 @@ def test_killed_process_leaves_no_partial_data(url: str, folder: Path, slow: Fau
     killed = subprocess.Popen([*python(), "-c", READ, url, str(folder)], stdout=subprocess.DEVNULL)
     while not files(folder) or used(folder) < 3 * MIB:
         assert killed.poll() is None
+        time.sleep(0.01)
     killed.kill()
     killed.wait()
     slow.faults = []

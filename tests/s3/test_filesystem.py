@@ -202,7 +202,7 @@ def test_many_threads(server: LocalS3, bucket: str) -> None:
     barrier = threading.Barrier(8)
 
     def work(number: int) -> bytes:
-        barrier.wait(30)
+        barrier.wait(60)
         with fsspec.open(f"s3://{bucket}/key-{number}", "wb", **server.storage_options()) as file:
             file.write(str(number).encode())
         with fsspec.open(f"s3://{bucket}/key-{number}", "rb", **server.storage_options()) as file:

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import fsspec
 import pytest
@@ -240,8 +241,7 @@ def test_end_of_a_loop_while_the_server_does_not_answer(
     own = CSXFileSystem(asynchronous=True, skip_instance_cache=True, **server.storage_options())
     errors = []
 
-    async def write() -> None:
-        client = await own.set_session()
+    async def write(client: Any) -> None:
         try:
             await own._pipe_file(path, b"n" * (4 * BLOCK), chunksize=BLOCK)
         except asyncio.CancelledError as error:
@@ -250,8 +250,9 @@ def test_end_of_a_loop_while_the_server_does_not_answer(
             await client.close()
 
     async def leave() -> None:
+        client = await own.set_session()
         server.pause()
-        await asyncio.wait([asyncio.create_task(write())], timeout=0.2)
+        await asyncio.wait([asyncio.create_task(write(client))], timeout=0.2)
 
     began = time.monotonic()
     try:

@@ -115,7 +115,7 @@ def test_training_goes_on_during_the_upload(tmp_path: Path, monkeypatch: pytest.
     def slowly(obj: Any, path: str, **options: Any) -> Any:
         class Waiting(fsspec.callbacks.NoOpCallback):
             def set_size(self, size: int) -> None:
-                assert go.wait(30)
+                assert go.wait(60)
 
         return real(obj, path, callback=Waiting(), **options)
 
