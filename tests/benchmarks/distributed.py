@@ -1,15 +1,15 @@
 """Sharded checkpoints: each library's storage for torch.distributed.checkpoint, in processes that share tensors.
 
 Each of the two processes has its rows of every tensor, as DTensors. "columns" is a load by processes that have columns
-of what was saved by rows. An operation is measured from barrier to barrier, with the processor time of all processes.
-So is a load of one file that every process needs whole.
+of what was saved by rows. An operation is measured from barrier to barrier, with the processor time and the extra
+memory of all processes. So is a load of one file that every process needs whole.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from usage import cpu_seconds, extra_memory
 
 if TYPE_CHECKING:
     from measure import Result, Task
@@ -139,7 +140,7 @@ def _run_whole(client: Whole, task: Task, there: str) -> Result:
     client.load(there + FIRST.key("torch"))
     loaded: list[State] = []
     path = there + task.case.key("torch")
-    found = _measured(lambda: loaded.append(client.load(path)), client.settings)
+    found = _measured(lambda: loaded.append(client.load(path)), client.settings, task.case.nbytes)
     return replace(found, error=difference(task.case.state(), loaded[0])) if task.check else found
 
 
@@ -166,24 +167,22 @@ def _state(case: Case, mesh: DeviceMesh, dimension: int, *, filled: bool) -> dic
     return made
 
 
-def _measured(operation: Callable[[], object], settings: str) -> Result:
+def _measured(operation: Callable[[], object], settings: str, own: int = 0) -> Result:
+    """Measure in all ranks; ``own`` is the memory in bytes of what a rank loads."""
     from measure import Result
 
     gc.collect()
     gc.freeze()  # see measure.py
     dist.barrier()
-    cpu, start = _cpu_seconds(), time.perf_counter()
-    operation()
-    dist.barrier()
-    seconds = time.perf_counter() - start
-    spent = torch.tensor(_cpu_seconds() - cpu)
-    dist.all_reduce(spent)
-    return Result(seconds, spent.item(), settings=settings)
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    with extra_memory() as extra:
+        cpu, start = cpu_seconds(), time.perf_counter()
+        operation()
+        dist.barrier()
+        seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    taken = torch.tensor([cpu, extra[0] - own if extra else math.nan], dtype=torch.float64)
+    dist.all_reduce(taken)
+    cpu, most = taken.tolist()
+    return Result(seconds, cpu, None if math.isnan(most) else int(most), settings=settings)
 
 
 def write(folder: Path, case: Case) -> None:

@@ -8,16 +8,13 @@ import gc
 import importlib
 import json
 import os
-import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,12 +25,11 @@ from cases import WARM_UP, Case, State, difference
 from many_files import call_of
 from peers import PEERS, Client, Peer
 from target import Target, memory_folder
+from usage import cpu_seconds, extra_memory, page_faults
 
 _TIMEOUT = 900.0
-_PROC = Path("/proc/self")
 _CERTIFICATES = Path("/etc/ssl/certs")
 _ERROR_LENGTH = 160
-_SAMPLE_SECONDS = 0.002
 _POLL_SECONDS = 0.01
 
 
@@ -208,66 +204,14 @@ def _measured(operation: Callable[[], State | None], own: int, target: Target) -
     gc.collect()
     gc.freeze()  # else it is luck whether all objects of the process are gone through once more meanwhile
     requests = target.requests()
-    before = _status("VmRSS")
-    with _peak() as peak:
-        faults, cpu, start = _page_faults(), _cpu_seconds(), time.perf_counter()
+    with extra_memory() as peak:
+        faults, cpu, start = page_faults(), cpu_seconds(), time.perf_counter()
         state = operation()
-        seconds, cpu, faults = time.perf_counter() - start, _cpu_seconds() - cpu, _page_faults() - faults
-    extra = None if before is None or not peak else peak[0] - before - own
+        seconds, cpu, faults = time.perf_counter() - start, cpu_seconds() - cpu, page_faults() - faults
+    extra = peak[0] - own if peak else None
     after = target.requests()
     sent = None if after is None or requests is None else after - requests
     return Result(seconds, cpu, extra, sent, faults), state
-
-
-@contextlib.contextmanager
-def _peak() -> Iterator[list[int]]:
-    """The most memory of the process within the block, in a list filled when it is left; empty if unknown."""
-    peak: list[int] = []
-    try:
-        (_PROC / "clear_refs").write_text("5")
-    except OSError:  # not every container may
-        with _sampled(peak):
-            yield peak
-        return
-    yield peak
-    if (found := _status("VmHWM")) is not None:
-        peak.append(found)
-
-
-@contextlib.contextmanager
-def _sampled(peak: list[int]) -> Iterator[None]:
-    ended = threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(_SAMPLE_SECONDS):
-            if (found := _status("VmRSS")) is not None:
-                peak[:] = [max(found, *peak)] if peak else [found]
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _status(name: str) -> int | None:
-    """A line of the kernel's account of this process, in bytes."""
-    try:
-        found = re.search(rf"^{name}:\s*(\d+) kB", (_PROC / "status").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _task(given: dict[str, Any]) -> Task:

@@ -40,6 +40,7 @@ _OF_FILES = tuple(
     name for name, peer in PEERS.items() if peer.ranks == 1 and name not in (*_FIXED, "sockets-64", *_OF_MANY)
 )
 _SHARED = (*OPERATIONS, "columns")
+_COST = ("cpu", "extra")
 _START_SECONDS = 8.0  # of a server, its checkpoints and the process that forks
 
 
@@ -89,7 +90,7 @@ SECTIONS = (
         ("nginx",),
         (LARGE,),
         ("ours", _OPEN, "ours-stream", *_RIVALS, "crt", "sockets", "sockets-checked", *_SAFETENSORS),
-        ("cpu", "extra", "requests"),
+        (*_COST, "requests"),
         seconds=2.4,
         seldom=("ours-stream", "s3fs", "boto3", "sockets", *_SAFETENSORS),
     ),
@@ -98,7 +99,7 @@ SECTIONS = (
         ("nginx-tls",),
         (LARGE,),
         ("ours", _OPEN, *_RIVALS, "crt", "sockets", "sockets-checked"),
-        ("cpu", "extra"),
+        _COST,
         seconds=2.9,
         seldom=("s3fs", "boto3", "sockets-checked"),
     ),
@@ -107,17 +108,18 @@ SECTIONS = (
         ("far-25", "far-85"),
         (LARGE,),
         ("ours", *_FIXED, _OPEN, *_RIVALS, "sockets-64"),
-        ("extra",),
+        _COST,
         seldom=("ours-32", "boto3", "sockets-64"),
         slow=(("large", "save", "s3fs"), ("large", "load", "s3fs"), ("large", "load", "obstore")),
         seconds=2.8,
     ),
-    Section("small", ("nginx", "far-25"), (SMALL,), ("ours", _OPEN, *_RIVALS), rounds=3, seconds=1.7),
+    Section("small", ("nginx", "far-25"), (SMALL,), ("ours", _OPEN, *_RIVALS), _COST, rounds=3, seconds=1.7),
     Section(
         "files",
         ("far-25", "nginx"),
         (FILES,),
         _OF_MANY,
+        _COST,
         operations=FILE_OPERATIONS,
         rounds=2,
         slow=tuple(
@@ -135,8 +137,8 @@ SECTIONS = (
         slow=tuple(("sharded", operation, "sharded-s3fs") for operation in _SHARED),
         seconds=3.0,
     ),
-    Section("mixed", ("nginx",), (MIXED,), ("ours", _OPEN, *_RIVALS), rounds=1, seconds=1.7),
-    Section("group", ("nginx", "far-25"), (LARGE,), ("ours-once", "ours-each"), ("cpu",), ("load",), rounds=1),
+    Section("mixed", ("nginx",), (MIXED,), ("ours", _OPEN, *_RIVALS), _COST, rounds=1, seconds=1.7),
+    Section("group", ("nginx", "far-25"), (LARGE,), ("ours-once", "ours-each"), _COST, ("load",), rounds=1),
 )
 """Those of the README, as they are measured."""
 
@@ -144,9 +146,9 @@ SECTIONS = (
 def asked(servers: Sequence[str], cases: Sequence[str], peers: Sequence[str]) -> tuple[Section, ...]:
     """The sections of a command line that names any of these; what it does not name is as many as there are."""
     kinds = (
-        (CASES, _OF_FILES, OPERATIONS, ("cpu", "extra", "requests")),
-        (SHARDED, _OF_SHARDS, _SHARED, ("cpu",)),
-        ((FILES,), _OF_MANY, FILE_OPERATIONS, ()),
+        (CASES, _OF_FILES, OPERATIONS, (*_COST, "requests")),
+        (SHARDED, _OF_SHARDS, _SHARED, _COST),
+        ((FILES,), _OF_MANY, FILE_OPERATIONS, _COST),
     )
     found = []
     for existing, able, operations, cost in kinds:

@@ -238,6 +238,7 @@ def test_ranks_share_a_checkpoint() -> None:
         for peer, operation in (("sharded", "save"), ("sharded", "columns"), ("sharded-s3fs", "save")):
             found = launcher.run(Task(peer, operation, case, target, check=True))
             assert (found.error, found.seconds > 0) == (None, True), (peer, operation)
+            assert found.extra_bytes is not None
 
 
 @pytest.mark.slow

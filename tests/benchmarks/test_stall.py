@@ -1,4 +1,4 @@
-"""The benchmark of how long saves hold the training measures every way; nothing about times."""
+"""The benchmarks of how long saves hold the training measure every way; nothing about times."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import stall
+import training_stalls
 
 
 @pytest.mark.slow
@@ -18,3 +19,14 @@ def test_every_way_is_measured(tmp_path: Path) -> None:
     lines = stall.table(ways).splitlines()
     assert len(lines) == 2 + len(ways)
     assert "(1.0x)" in lines[2]
+
+
+@pytest.mark.slow
+def test_every_way_to_train_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each way, with and without a Trainer, saves, and the table has a row for it."""
+    monkeypatch.setattr(training_stalls.os, "environ", dict(training_stalls.os.environ))
+    training_stalls.main(["--disk", str(tmp_path), "--mib", "16", "--saves", "1", "--seconds", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == [*training_stalls.WAYS]
