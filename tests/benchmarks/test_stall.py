@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_every_way_to_train_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each way, with and without a Trainer, saves, and the table has a row for it."""
-    monkeypatch.setattr(training_stalls.os, "environ", dict(training_stalls.os.environ))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     training_stalls.main(["--disk", str(tmp_path), "--mib", "16", "--saves", "1", "--seconds", "0"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("`")[1] for line in lines if line.startswith("| `")] == [*training_stalls.WAYS]
