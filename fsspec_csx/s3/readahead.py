@@ -24,6 +24,12 @@ _SHARES = 4
 # each record, and back.
 _GAP = 64 * 1024
 _BEHIND = 2**20
+# How zip files begin and end. torch.load reads the beginning, then the end and the directory before it, and then the
+# records from front to back; so _TAIL bytes of the end are fetched at once, and _FIRST_RECORDS bytes of the records.
+_ZIP_BEGIN, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+_TAIL, _FIRST_RECORDS = 512 * 1024, 4 * 2**20
+# A kept end of less than the first number is extended, by less than the second, to a read that begins before it.
+_SMALL_TAIL, _LARGEST_DIRECTORY = 2**21, 2**23
 # The chunks that are fetched ahead of large reads, in requests of AHEAD_REQUEST bytes.
 _CHUNK = 8 * 2**20
 AHEAD_REQUEST = 4 * 2**20
@@ -50,7 +56,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
     """Fetches what follows the last read before it is needed; the longer the sequential reads go on, the more.
 
     It also keeps some bytes before the position, for small steps back. A read elsewhere discards all that, and
-    fetches little more than its own bytes.
+    fetches little more than its own bytes. The end of the file, if it is read by a jump, is kept until the file is
+    closed.
 
     Args:
         ahead: the most bytes to fetch ahead, except after large reads.
@@ -73,8 +80,21 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._free: list[memoryview] = []
         self._chunks: deque[Chunk] = deque()
         self._window = 0
+        self._tail = b""
+        self._recent: tuple[int, bytes] = (0, b"")  # the chunk that was read last, and its position
         self._lock = threading.RLock()
         self._pid = os.getpid()
+
+    @property
+    def is_zip(self) -> bool:
+        """Whether the end record of a zip file was read."""
+        return _ZIP_END in self._tail[-_GAP:]
+
+    def recent_bytes(self, start: int, length: int) -> bytes | None:
+        """Return bytes of the chunk that was read last, or None if it has not all of them; it needs no lock."""
+        position, data = self._recent
+        first = start - position
+        return data[first : first + length] if 0 <= first < first + length <= len(data) else None
 
     @property
     def lock(self) -> threading.RLock:
@@ -88,6 +108,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         if start >= stop:
             return b""
         with self.lock:
+            if (data := self._read_tail(start, stop)) is not None:
+                return data
             self._forget_before(start)
             if self._chunks:
                 self._fetch_ahead(stop)
@@ -141,9 +163,45 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         done.set_result(data)
         self._chunks.append(Chunk(start, start + len(data), done))
 
+    def _read_tail(self, start: int, stop: int) -> bytes | None:
+        """Return bytes near the end of the file; None if they are part of sequential reads, or not near the end."""
+        begin = self.size - len(self._tail)
+        if start < begin:
+            if self._continues(start):
+                return None
+            if not self._tail and self.size - start <= min(_GAP, self.blocksize):
+                begin = min(start, max(0, self.size - min(_TAIL, self.blocksize))) if self._begins_as_zip else start
+                self._tail = self._fetch_now(begin, self.size)
+                self._fetch_first_records()
+            elif 0 < len(self._tail) < _SMALL_TAIL and begin - _GAP <= stop and begin - start < _LARGEST_DIRECTORY:
+                begin, end = max(0, start - _GAP), begin
+                self._tail = self._fetch_now(begin, end) + self._tail
+            else:
+                return None
+        self._recent = begin, self._tail
+        return self._tail[start - begin : stop - begin]
+
+    @property
+    def _begins_as_zip(self) -> bool:
+        """Whether the first bytes of a zip file are cached."""
+        first = self._chunks[0] if self._chunks else None
+        return first is not None and first.start == 0 and bytes(first.data.result()[:4]) == _ZIP_BEGIN
+
+    def _fetch_first_records(self) -> None:
+        """Fetch the first records of a zip file of which the beginning and the end were read."""
+        if self.is_zip and self._begins_as_zip:
+            self._window = min(_FIRST_RECORDS, self.blocksize)
+            self._fetch_ahead(self._chunks[-1].end)
+
+    def close(self) -> None:
+        """Discard everything, and cancel the requests."""
+        self._tail = b""
+        self.clear()
+
     def clear(self) -> None:
         """Discard all chunks, and cancel their requests."""
         self._forget_parents()
+        self._recent = 0, b""
         for chunk in self._chunks:
             chunk.data.cancel()
         self._chunks.clear()
@@ -154,8 +212,12 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._forget_parents()
         while len(self._chunks) > 1 and self._chunks[0].end + behind <= start:
             self._chunks.popleft()
-        if self._chunks and not self._chunks[0].start <= start <= self._chunks[-1].end + _GAP:
+        if not self._continues(start):
             self.clear()
+
+    def _continues(self, start: int) -> bool:
+        """Whether a read continues those before it."""
+        return bool(self._chunks) and self._chunks[0].start <= start <= self._chunks[-1].end + _GAP
 
     def _forget_parents(self) -> None:
         """In a forked child, discard the chunks of the parent, whose requests never finish here."""
@@ -197,9 +259,19 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
                 break
             done = last
             data = chunk.data.result()
+            if type(data) is bytes:  # a buffer that is lent may be filled again
+                self._recent = chunk.start, data
             pieces.append(data if last - first == len(data) else data[first - chunk.start : last - chunk.start])
         if done != stop:  # another thread reads the same file, and has changed the chunks
-            return bytes(self._start(start, stop).result())
+            return self._fetch_now(start, stop)
         if len(self._chunks) == 1 and self._chunks[0].end == stop and stop - self._chunks[0].start > _LEAST:
             self.clear()  # the reader has read all of it
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+    def _fetch_now(self, start: int, stop: int) -> bytes:
+        work = self._start(start, stop)
+        try:
+            return bytes(work.result())
+        except BaseException:
+            work.cancel()
+            raise

@@ -29,8 +29,7 @@ from fsspec_csx.s3.transport.request_body import single_bytes
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
-# The signature of a zip file's end record; the first large read after it fetches this many times its size ahead.
-_ZIP_END = b"PK\x05\x06"
+# The first large read of a zip file, after its end record, fetches this many times its size ahead.
 _FIRST_AHEAD = 4
 # ``readline`` searches this many bytes at a time.
 _LINE = 64 * 1024
@@ -46,8 +45,8 @@ class ReadFile(S3File):  # type: ignore[misc]
     loc: int
     cache: Any = None
     _details: Any = None
+    _recent_bytes: Callable[[int, int], bytes | None] = staticmethod(lambda start, length: None)
     _large_end = -(2**62)  # where the last large read ended
-    _is_zip = False  # whether the end record of a zip file was read
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         own = kwargs.get("cache_type") == ReadAhead.name
@@ -61,6 +60,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             raise ObjectNotFoundError(reason, "Name one of them.")
         if own:
             self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self._fetch_into, self.size)
+            self._recent_bytes = self.cache.recent_bytes
 
     @property
     def details(self) -> Any:
@@ -79,6 +79,14 @@ class ReadFile(S3File):  # type: ignore[misc]
         # fsspec would copy a whole block for each line.
         return bytes(self.readuntil(b"\n", min(self.blocksize, _LINE)))
 
+    def read(self, length: int | None = -1) -> bytes:
+        """Read up to ``length`` bytes from the current position, or to the end."""
+        if type(length) is int and (data := self._recent_bytes(self.loc, length)) is not None:
+            self.loc += length
+            return data
+        found: bytes = super().read(-1 if length is None else length)
+        return found
+
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer from the current position and return the bytes read, fewer than the buffer only at the end.
 
@@ -88,12 +96,15 @@ class ReadFile(S3File):  # type: ignore[misc]
             s3fs.utils.FileExpired: an OSError, if the object was replaced since it was opened.
         """
         whole = single_bytes(buffer)
+        if len(whole) < _PARALLEL_FROM and (data := self._recent_bytes(self.loc, len(whole))) is not None:
+            whole[:] = data
+            self.loc += len(data)
+            return len(data)
         memory = whole[: max(0, self.size - self.loc)] if self.mode == "rb" and not self.closed else whole[:0]
         if len(memory) < _PARALLEL_FROM:
-            count = int(super().readinto(whole))
-            if self.loc == self.size and _ZIP_END in bytes(whole[:count][-_FOLLOWING:]):
-                self._is_zip = True
-            return count
+            data = self.read(len(whole))
+            whole[: len(data)] = data
+            return len(data)
         self._fill(memory)
         self.loc += len(memory)
         return len(memory)
@@ -139,7 +150,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         if goes_on:
             return beyond
         # A reader of a zip file reads on after its directory, starting at the first large record.
-        return min(beyond, _FIRST_AHEAD * (end - start) + _FOLLOWING) if first and self._is_zip else 0
+        return min(beyond, _FIRST_AHEAD * (end - start) + _FOLLOWING) if first and self.cache.is_zip else 0
 
     def _begin_rest(self, spans: Sequence[Span]) -> Work:
         total = sum(len(memory) for _, memory in spans)

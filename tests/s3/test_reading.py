@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import random
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, fault_proxy, through
@@ -274,6 +276,38 @@ def test_zip_file_is_read_ahead(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPat
             assert record == DATA[5 * MIB : 9 * MIB]
 
 
+def test_torch_reads_an_archive_by_few_requests(fs: CSXFileSystem) -> None:
+    """torch.load begins at both ends: one request each, and one for each MiB between them."""
+    state, archive = {str(number): torch.full((256,), number) for number in range(1000)}, io.BytesIO()
+    torch.save(state, archive)
+    fs.pipe_file("reading/archive", archive.getvalue())
+    with recorded_requests() as operations, fs.open("reading/archive", "rb") as file:
+        loaded = torch.load(file, weights_only=True)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert operations == ["HeadObject"] + ["GetObject"] * (2 + math.ceil((archive.tell() - MIB // 4) / MIB))
+
+
+def test_end_of_a_file_is_kept(fs: CSXFileSystem) -> None:
+    """A reader that begins at the end takes few requests for it, and reads elsewhere meanwhile; little is kept."""
+    step = 50_000
+    with fs.open(PATH, "rb") as file, recorded_requests() as operations:
+        for end in range(len(DATA), len(DATA) - 4 * MIB, -step):
+            file.seek(end - step)
+            assert file.read(step) == DATA[end - step : end]
+            assert len(file.cache._tail) < 3 * MIB
+        assert len(operations) < 80
+        operations.clear()
+        for position in (0, 100, len(DATA) - MIB, len(DATA) - 1, 1000, len(DATA) - 10):
+            file.seek(position)
+            piece = bytearray(min(50, len(DATA) - position))
+            assert file.readinto(piece) == len(piece)
+            assert piece == DATA[position:][:50]
+        assert operations == ["GetObject"]
+    for size in (0, 10):
+        with pytest.raises(ValueError, match="closed"):
+            file.readinto(bytearray(size))
+
+
 # -- vectored reads ---------------------------------------------------------------------------------------------------
 
 
@@ -478,3 +512,7 @@ def test_replaced_between_the_reads_of_a_file(fs: CSXFileSystem, bucket: str) ->
             file.read()
         with pytest.raises(FileExpired):
             file.readinto(bytearray(4 * MIB))
+        for _ in range(2):
+            file.seek(-10, 2)
+            with pytest.raises(FileExpired):
+                file.read(10)
