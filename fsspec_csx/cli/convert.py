@@ -14,6 +14,7 @@ import argparse
 
 from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
+from fsspec_csx.errors import few
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
 from fsspec_csx.manage.location import needs_source_name
 
@@ -84,5 +85,4 @@ def _describe(source: str, converted: ConvertResult) -> list[str]:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more (see --json)" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
+    return few(names, most=_NAMES_SHOWN) + (" (see --json)" if len(names) > _NAMES_SHOWN else "")

@@ -10,7 +10,7 @@ from functools import partial
 
 from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
-from fsspec_csx.manage.copy import CopyResult, Transfer
+from fsspec_csx.manage.copy import CheckpointTransfer, CopyResult
 from fsspec_csx.manage.directory import strip_slashes
 from fsspec_csx.manage.file_copy import RESUME_HINT
 from fsspec_csx.manage.location import expand_pattern, needs_source_name
@@ -58,7 +58,7 @@ def _transfer(options: argparse.Namespace, *, moving: bool) -> None:
     options.done = {"moved" if moving else "copied": done}
     for source, source_options in pairs:
         own = s3_options(options.target, profile=options.dest_profile, endpoint_url=options.dest_endpoint_url)
-        transfer = Transfer(source, options.target, source_options, own)
+        transfer = CheckpointTransfer(source, options.target, source_options, own)
         # An interrupted earlier call may have copied some of them.
         if len(pairs) > 1 and not options.force and (there := transfer.find(moving=moving)):
             why = "was moved before" if moving else "exists already, with the same bytes"

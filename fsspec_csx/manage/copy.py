@@ -58,7 +58,7 @@ def copy(
         IsADirectoryError: if the source is a folder but not a checkpoint, or the target is a folder.
         OSError: if the source changed during the copy, or for an error of a filesystem.
     """
-    transfer = Transfer(source, target, source_options, target_options)
+    transfer = CheckpointTransfer(source, target, source_options, target_options)
     return transfer.run(moving=False, overwrite=overwrite, callback=callback).target
 
 
@@ -79,11 +79,11 @@ def move(
     Raises:
         ChecksumError: an OSError, if the copy differs; the source stays.
     """
-    transfer = Transfer(source, target, source_options, target_options)
+    transfer = CheckpointTransfer(source, target, source_options, target_options)
     return transfer.run(moving=True, overwrite=overwrite, callback=callback).target
 
 
-class Transfer:
+class CheckpointTransfer:
     """A copy or move of a checkpoint; for the arguments see ``copy``."""
 
     def __init__(

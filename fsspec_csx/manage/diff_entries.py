@@ -18,7 +18,7 @@ from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.manage.diff import Comparison
 from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries, torch_compat
-from fsspec_csx.tensors.compare_tensors import ComparedPair, File
+from fsspec_csx.tensors.compare_tensors import ComparedFile, ComparedPair
 from fsspec_csx.tensors.numeric_error import Closeness, NumericError
 from fsspec_csx.tensors.source import Source
 from fsspec_csx.tensors.tensor_stream import StreamedTensor
@@ -45,7 +45,9 @@ class _Side:
         self._source = source
         others = {key: leaf for (key, _), leaf in self.leaves.items() if isinstance(leaf, UnreadValue)}
         refuse_unread({key: leaf for key, leaf in others.items() if not leaf.runs_code}, name)
-        self.file = File(source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, [wrong])))
+        self.file = ComparedFile(
+            source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, [wrong]))
+        )
 
     def pickle_of(self, value: UnreadValue) -> bytes:
         """Return the bytes of a pickle."""

@@ -24,14 +24,14 @@ class ComparedPair:
     found: NumericError = field(default_factory=NumericError)
 
 
-class File(NamedTuple):
+class ComparedFile(NamedTuple):
     """One of two files, and a function that returns the error for a record with a wrong checksum."""
 
     source: Source
     damaged: Callable[[Record], Exception]
 
 
-def compare(files: tuple[File, File], pairs: Sequence[ComparedPair], closeness: Closeness) -> None:
+def compare(files: tuple[ComparedFile, ComparedFile], pairs: Sequence[ComparedPair], closeness: Closeness) -> None:
     """Compare the tensors of each pair, which ``numeric_error.can_compare`` must accept.
 
     ``TensorStream`` limits the memory for each file. All records that are read are checked against their checksums.

@@ -27,7 +27,7 @@ from fsspec_csx.errors import (
     ObjectNotFoundError,
 )
 from fsspec_csx.manage import file_copy
-from fsspec_csx.manage.copy import Transfer
+from fsspec_csx.manage.copy import CheckpointTransfer
 from fsspec_csx.manage.file_copy import same_content
 from fsspec_csx.manage.location import Location, expand_pattern
 from fsspec_csx.s3 import server_copy
@@ -454,7 +454,7 @@ def test_sharded(folder: Callable[[str], str], here: str, there: str) -> None:
     source = sharded(f"{folder(here)}/ckpt", SHARDED)
     target = folder(there)
     noting = Noting()
-    done = Transfer(source, f"{target}/new").run(moving=False, callback=noting)
+    done = CheckpointTransfer(source, f"{target}/new").run(moving=False, callback=noting)
     size = sum(map(len, SHARDED.values()))
     assert (done.target, done.bytes, noting.states[-1]) == (f"{target}/new", size, (size, size))
     assert held(f"{target}/new") == SHARDED

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError, few
 from fsspec_csx.formats.sniff import AGAIN
 
 NAME = "__METADATA__"
@@ -103,9 +103,8 @@ def split_owned(
 
 def unclear_owner(names: Collection[str]) -> str:
     """Describe objects in subfolders whose owner is unclear, as part of a sentence."""
-    shown = ", ".join(repr(name[:_SHOWN]) for name in [*names][:_NAMED])
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"its {NAME} does not say whether these objects in folders below are of it: {shown}{more}"
+    shown = few(names, lambda name: repr(name[:_SHOWN]), most=_NAMED)
+    return f"its {NAME} does not say whether these objects in folders below are of it: {shown}"
 
 
 def other_owner_test(held: Iterable[str]) -> Callable[[str], bool]:
