@@ -82,4 +82,5 @@ def expand_roots(path: str) -> list[str]:
 
 def s3_options(path: str, **options: str | None) -> dict[str, str]:
     """Return the given options as storage options for a path on S3; none for other paths."""
-    return {name: value for name, value in options.items() if value and path.partition("://")[0] in S3}
+    is_s3 = path.startswith(tuple(f"{protocol}://" for protocol in S3))
+    return {name: value for name, value in options.items() if value and is_s3}

@@ -191,7 +191,7 @@ async def list_keys(
     outcome = RequestOutcome()
     while True:
         try:
-            with response_validation.listing(), using(outcome=outcome):
+            with response_validation.one_listing(), using(outcome=outcome):
                 listed = fs._iterdir(bucket, versions=versions, **options)
                 return sorted([each async for each in listed], key=_name)
         except NotStartedError as error:  # older releases of s3fs do not list by _call_s3, which waits too

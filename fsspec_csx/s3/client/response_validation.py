@@ -60,7 +60,7 @@ class _Listing:
         self._names.add(following)
 
 
-def listing() -> AbstractContextManager[None]:
+def one_listing() -> AbstractContextManager[None]:
     """Treat the pages requested within a block as one listing."""
     return using(listing=_Listing())
 
