@@ -13,7 +13,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fsspec_csx.cli.errors import DONE, FAILED
 from fsspec_csx.cli.format import emit, in_bytes, table
@@ -97,11 +97,8 @@ def _measure(options: argparse.Namespace, storage_options: dict[str, str]) -> No
     with benchmark(
         parse_url(options.url), storage_options=storage_options, seconds=options.seconds, report=report
     ) as found:
-        emit(options, _as_data(found), _table_lines(found))
-
-
-def _as_data(found: Measurement) -> dict[str, Any]:
-    return {**asdict(found), "default_reaches": found.default_reaches, "max_concurrency": found.max_concurrency}
+        advice = {name: getattr(found, name) for name in ("default_reaches", "max_concurrency")}
+        emit(options, {**asdict(found), **advice}, _table_lines(found))
 
 
 def _table_lines(found: Measurement) -> Iterator[str]:

@@ -24,6 +24,7 @@ class _Row:
         folder: its folder in ``formats/``; the module ``format`` in it defines ``FORMAT``.
         suffixes: ``save`` uses the format for paths with these suffixes.
         suffix: the suffix of converted checkpoints; empty if they have none.
+        others: further suffixes of files of the format.
         file: whether a checkpoint is a single file.
         manifest: a file that every folder of the format has; if empty, ``open_folder`` looks at the folder itself.
     """
@@ -31,6 +32,7 @@ class _Row:
     folder: str
     suffixes: tuple[str, ...] = ()
     suffix: str = ""
+    others: tuple[str, ...] = ()
     file: bool = False
     manifest: str = ""
 
@@ -42,8 +44,11 @@ _ROWS = {
     "distributed": _Row("dcp", manifest=".metadata"),
     "huggingface": _Row("huggingface", (".safetensors.index.json",)),
     "safetensors": _Row("safetensors", (".safetensors",), ".safetensors", file=True),
-    "torch": _Row("torch_zip", ("",), ".mdl", file=True),
+    "torch": _Row("torch_zip", ("",), ".mdl", (".pt", ".pth", ".bin", ".ckpt"), file=True),
 }
+
+SUFFIXES = tuple(each for row in _ROWS.values() if row.file for each in (row.suffix, *row.others))
+"""The suffixes of checkpoint files."""
 
 NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not row.file))
 """The names of all formats; all can be written."""

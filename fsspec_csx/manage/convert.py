@@ -14,7 +14,6 @@ from fsspec_csx.formats import registry
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, is_index
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.location import Location, already_exists, needs_source_name, with_name
-from fsspec_csx.manage.naming import SUFFIXES
 from fsspec_csx.storage.progress import report_progress
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def _written(
     own = registry.suffix(kind)
     if not own and not text.endswith("/") and naming.is_sharded(os.listdir(text)):
         return target, kind  # the target itself is a checkpoint
-    suffix = next((each for each in (INDEX_SUFFIX, *SUFFIXES) if name.endswith(each) and name != each), "")
+    suffix = next((each for each in (INDEX_SUFFIX, *registry.SUFFIXES) if name.endswith(each) and name != each), "")
     if format is None and suffix == INDEX_SUFFIX:
         return with_name(target, name), kind
     of_folder = not suffix and own and origin.is_folder()

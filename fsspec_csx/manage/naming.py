@@ -23,10 +23,8 @@ from dataclasses import dataclass
 from fsspec_csx.formats.dcp import folder as dcp
 from fsspec_csx.formats.dcp.folder import is_prefix
 from fsspec_csx.formats.huggingface import names as huggingface
+from fsspec_csx.formats.registry import SUFFIXES
 from fsspec_csx.manage.directory import Directory, File, map_parallel
-
-SUFFIXES = (".mdl", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-"""The suffixes of checkpoint files."""
 
 METADATA = "__METADATA__"
 """The metadata object of a Cerebras checkpoint; the other objects are beside and below it."""

@@ -98,18 +98,15 @@ def _remove_batch(fs: Any, bucket: str, paths: Sequence[str]) -> dict[str, Excep
 def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
     """Return the unfinished uploads to an object or bucket, and to the folder of that name, sorted by key."""
     bucket, key, _ = fs.split_path(path.rstrip("/"))
+    # Directory buckets list only prefixes that end with a slash.
+    prefix = key[: key.rfind("/") + 1] if is_directory_bucket(bucket) else key
     listed = [
         each
-        for each in _listed(fs, bucket, _prefix(bucket, key))
+        for each in _listed(fs, bucket, prefix)
         if not key or each["Key"] == key or each["Key"].startswith(f"{key}/")
     ]
     found = map_parallel(fs, lambda each: _upload(fs, bucket, each), listed)
     return sorted((each for each in found if each), key=lambda each: (each.key, each.modified))
-
-
-def _prefix(bucket: str, key: str) -> str:
-    """Return the prefix to list the keys of a bucket that begin with a key."""
-    return key[: key.rfind("/") + 1] if is_directory_bucket(bucket) else key
 
 
 def abort(fs: Any, upload: UnfinishedUpload) -> None:

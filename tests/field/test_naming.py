@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsspec_csx.manage.naming import SUFFIXES, parse_name, shard_set, step_of
+from fsspec_csx.formats.registry import SUFFIXES
+from fsspec_csx.manage.naming import parse_name, shard_set, step_of
 
 STEPS = {
     "checkpoint_{}.mdl",
